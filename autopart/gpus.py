@@ -1,0 +1,108 @@
+"""Known GPUs: peak rates and sizes from their makers' datasheets, each with its source.
+
+Dense rates without sparsity. `link_bandwidth` is one direction between two GPUs of a node.
+A roofline reaches a fraction of the peak: `compute_efficiency` and `memory_efficiency` say which,
+and are assumptions, not measurements, so profiles made from them are marked `analytic`.
+"""
+
+import msgspec
+
+from autopart.errors import ClusterError
+
+GiB = 1 << 30
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of device."""
+
+    name: str
+    memory_bytes: int
+    flops: dict[str, float]
+    """Peak multiply-add operations a second (counted as two each), by dtype."""
+    memory_bandwidth: float
+    link_bandwidth: float
+    compute_efficiency: float = 0.6
+    memory_efficiency: float = 0.8
+    action_overhead: float = 2e-5
+    sends_overlap: bool = True
+    source: str
+
+
+GPUS: dict[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu(
+            name="v100-sxm-32gb",
+            memory_bytes=32 * GiB,
+            flops={"float16": 125e12, "bfloat16": 15.7e12, "float32": 15.7e12},
+            memory_bandwidth=900e9,
+            link_bandwidth=150e9,
+            source="NVIDIA V100 datasheet (2020): 125 TFLOPS tensor, 900 GB/s, NVLink 300 GB/s both ways",
+        ),
+        Gpu(
+            name="a100-sxm-40gb",
+            memory_bytes=40 * GiB,
+            flops={"float16": 312e12, "bfloat16": 312e12, "float32": 19.5e12},
+            memory_bandwidth=1555e9,
+            link_bandwidth=300e9,
+            source="NVIDIA A100 datasheet (2021): 312 TFLOPS bf16, 1555 GB/s, NVLink 600 GB/s both ways",
+        ),
+        Gpu(
+            name="a100-sxm-80gb",
+            memory_bytes=80 * GiB,
+            flops={"float16": 312e12, "bfloat16": 312e12, "float32": 19.5e12},
+            memory_bandwidth=2039e9,
+            link_bandwidth=300e9,
+            source="NVIDIA A100 datasheet (2021): 312 TFLOPS bf16, 2039 GB/s, NVLink 600 GB/s both ways",
+        ),
+        Gpu(
+            name="h100-sxm",
+            memory_bytes=80 * GiB,
+            flops={"float16": 989.4e12, "bfloat16": 989.4e12, "float32": 66.9e12},
+            memory_bandwidth=3.35e12,
+            link_bandwidth=450e9,
+            source="NVIDIA H100 datasheet (2023): 989.4 TFLOPS bf16 dense, 3.35 TB/s, NVLink 900 GB/s both ways",
+        ),
+        Gpu(
+            name="h200-sxm",
+            memory_bytes=141 * 10**9,
+            flops={"float16": 989.4e12, "bfloat16": 989.4e12, "float32": 66.9e12},
+            memory_bandwidth=4.8e12,
+            link_bandwidth=450e9,
+            source="NVIDIA H200 datasheet (2024): 989 TFLOPS bf16 dense, 4.8 TB/s, 141 GB, NVLink 900 GB/s both ways",
+        ),
+        Gpu(
+            name="l40s",
+            memory_bytes=48 * GiB,
+            flops={"float16": 362.05e12, "bfloat16": 362.05e12, "float32": 91.6e12},
+            memory_bandwidth=864e9,
+            link_bandwidth=32e9,
+            source="NVIDIA L40S datasheet (2023): 362.05 TFLOPS bf16 dense, 864 GB/s, PCIe 4.0 x16 32 GB/s",
+        ),
+        Gpu(
+            name="rtx-4090",
+            memory_bytes=24 * GiB,
+            flops={"float16": 165.2e12, "bfloat16": 165.2e12, "float32": 82.6e12},
+            memory_bandwidth=1008e9,
+            link_bandwidth=32e9,
+            source="NVIDIA Ada whitepaper (2022): 165.2 TFLOPS fp16 with fp32 sum, 1008 GB/s, PCIe 4.0 x16 32 GB/s",
+        ),
+        Gpu(
+            name="cpu",
+            memory_bytes=4 * GiB,
+            flops={"float64": 25e9, "float32": 50e9, "bfloat16": 25e9, "float16": 10e9},
+            memory_bandwidth=10e9,
+            link_bandwidth=3.7e9,
+            action_overhead=2.5e-4,
+            sends_overlap=False,
+            source="one x86 core, order of magnitude; gloo over loopback 3.7 GB/s as measured with torch 2.13",
+        ),
+    )
+}
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU called `name`; raises ClusterError listing the known ones."""
+    if name not in GPUS:
+        raise ClusterError(f"unknown GPU '{name}'; known: {', '.join(GPUS)}")
+    return GPUS[name]

@@ -1,0 +1,159 @@
+"""Layers and the graph that they form, in one fixed topological order.
+
+A layer is never split. A value is a tensor that one layer hands to later ones; it crosses each cut
+between its producer and its last consumer exactly once, however many consumers wait behind it.
+A model input (token ids, an image, a mask) is read by every rank from its own data loader, so it
+crosses no cut.
+"""
+
+import msgspec
+import networkx as nx
+
+from autopart.errors import ProfileError
+from autopart.units import Bytes, Count, Seconds
+
+
+class Recompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What running a layer's forward again in backward, instead of keeping its stash, changes."""
+
+    extra_time: Seconds
+    """Seconds added to the layer's backward."""
+    stash_bytes: Bytes
+    """What still stays per microbatch from forward to backward, apart from the layer's inputs."""
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One layer: its times and bytes for one microbatch on one device."""
+
+    name: str
+    """The module path in the user's model, `transformer.h.3`; a second call of it is `…@1`."""
+    kind: str
+    """The class of the module, `GPT2Block`, or what the layer stands for, `loss`."""
+    forward_time: Seconds
+    input_grad_time: Seconds
+    """The gradient of the layer's inputs only (I)."""
+    weight_grad_time: Seconds
+    """The rest of the whole backward (W = B - I)."""
+    update_time: Seconds = 0.0
+    """The optimizer's step over the layer's parameters, once per batch."""
+    forward_spread: Seconds = 0.0
+    """Interquartile range of the measured `forward_time`; 0 where nothing was measured."""
+    input_grad_spread: Seconds = 0.0
+    weight_grad_spread: Seconds = 0.0
+    forward_flops: Count = 0
+    param_bytes: Bytes = 0
+    """Every parameter that the layer reads, tied ones included."""
+    grad_bytes: Bytes = 0
+    """The part of `param_bytes` that is trained, in the parameters' own precision."""
+    num_trainable: Count = 0
+    """Number of trained parameter elements, tied ones included."""
+    buffer_bytes: Bytes = 0
+    stash_bytes: Bytes = 0
+    """Kept from forward to backward inside the layer: no parameters, inputs, or `Value`s."""
+    workspace_bytes: Bytes = 0
+    """The transient peak of a forward or backward above what is kept before and after it."""
+    recompute: Recompute | None = None
+    same_as: str | None = None
+    """The identical layer whose measurement this is, or None where it was measured itself."""
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tensor that one layer hands to later layers."""
+
+    name: str
+    producer: str
+    consumers: tuple[str, ...]
+    bytes: Bytes
+    has_gradient: bool
+    """Whether a gradient of the same size flows back."""
+    kept_by: tuple[str, ...] = ()
+    """The layers, its producer among them perhaps, whose backward needs it."""
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tensor of the batch, read by each rank whose layers need it."""
+
+    name: str
+    consumers: tuple[str, ...]
+    bytes: Bytes
+
+
+class TiedParameter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One parameter that several layers read: each stage that holds one keeps a copy."""
+
+    name: str
+    layers: tuple[str, ...]
+    param_bytes: Bytes
+    grad_bytes: Bytes
+    num_trainable: Count
+
+
+class LayerGraph(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Layers in a topological order, and the values between them."""
+
+    layers: tuple[Layer, ...]
+    values: tuple[Value, ...] = ()
+    inputs: tuple[Input, ...] = ()
+    tied: tuple[TiedParameter, ...] = ()
+
+
+def positions(graph: LayerGraph) -> dict[str, int]:
+    """The place of each layer in the graph's order, counted from 0."""
+    return {layer.name: place for place, layer in enumerate(graph.layers)}
+
+
+def edges(graph: LayerGraph) -> list[tuple[int, int]]:
+    """Every (u, v), u < v, where layer v consumes a value of layer u; sorted, each once."""
+    place = positions(graph)
+    pairs = {(place[v.producer], place[c]) for v in graph.values for c in v.consumers}
+    return sorted(pairs)
+
+
+def is_chain(graph: LayerGraph) -> bool:
+    """Whether the graph's order is its only topological order."""
+    present = set(edges(graph))
+    return all((u, u + 1) in present for u in range(len(graph.layers) - 1))
+
+
+def as_networkx(graph: LayerGraph) -> "nx.DiGraph[int]":
+    """The layers' positions as a networkx directed graph."""
+    directed: nx.DiGraph[int] = nx.DiGraph()
+    directed.add_nodes_from(range(len(graph.layers)))
+    directed.add_edges_from(edges(graph))
+    return directed
+
+
+def check_graph(graph: LayerGraph, where: str = "layer graph") -> None:
+    """Raise ProfileError unless names are unique and known and every edge goes forward."""
+    if not graph.layers:
+        raise ProfileError(f"{where}: it has no layers")
+    place = positions(graph)
+    if len(place) != len(graph.layers):
+        names = [layer.name for layer in graph.layers]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ProfileError(f"{where}: layer '{twice}' stands in it twice")
+    _check_names_known(graph, place, where)
+    for value in graph.values:
+        for consumer in value.consumers:
+            if place[consumer] <= place[value.producer]:
+                raise ProfileError(
+                    f"{where}: value '{value.name}' goes from layer '{value.producer}' back to "
+                    f"'{consumer}'; layers must stand in a topological order"
+                )
+    for layer in graph.layers:
+        if layer.grad_bytes > layer.param_bytes:
+            raise ProfileError(
+                f"{where}: layer '{layer.name}' has {layer.grad_bytes} bytes of gradients but "
+                f"only {layer.param_bytes} bytes of parameters"
+            )
+
+
+def _check_names_known(graph: LayerGraph, place: dict[str, int], where: str) -> None:
+    named = [(f"value '{v.name}'", (v.producer, *v.consumers, *v.kept_by)) for v in graph.values]
+    named += [(f"input '{i.name}'", i.consumers) for i in graph.inputs]
+    named += [(f"tied parameter '{t.name}'", t.layers) for t in graph.tied]
+    named += [(f"layer '{la.name}'", (la.same_as,)) for la in graph.layers if la.same_as]
+    for owner, names in named:
+        for name in names:
+            if name not in place:
+                raise ProfileError(f"{where}: {owner} names an unknown layer '{name}'")

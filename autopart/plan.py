@@ -1,0 +1,179 @@
+"""A plan: which layers run where, in which order, what that should cost, and how good it is."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from autopart.cluster import Cluster
+from autopart.errors import PlanError
+from autopart.files import encode, read_file, write_file
+from autopart.schedule import Schedule, check_schedule, format_order, parse_order
+from autopart.units import Bytes, Count, PositiveCount, Seconds
+
+FORMAT = "autopart-plan"
+VERSION = 1
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Layers that run together; its replicas are its ranks."""
+
+    layers: tuple[str, ...]
+    ranks: tuple[Count, ...]
+    recompute: tuple[str, ...] = ()
+    offload: tuple[str, ...] = ()
+
+
+class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bytes of one rank at its peak, by what they are."""
+
+    weights: Bytes
+    gradients: Bytes
+    optimizer: Bytes
+    stash: Bytes
+    """Over all microbatches in flight."""
+    workspace: Bytes
+    buffers: Bytes
+    """Send and receive buffers, and the batch."""
+    reserve: Bytes
+
+
+class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one rank of a stage is expected to need."""
+
+    forward_time: Seconds
+    """The layers' own time for one microbatch, without sends and fixed costs."""
+    backward_time: Seconds
+    busy_time: Seconds
+    """Forward, backward, fixed costs and what sends keep the rank busy, for one microbatch."""
+    send_time: Seconds
+    """The activations' way to the next stage, for one microbatch; 0 for the last stage."""
+    send_back_time: Seconds
+    """The gradients' way to the previous stage, for one microbatch; 0 for the first stage."""
+    update_time: Seconds
+    """The optimizer's step, once a batch."""
+    in_flight: PositiveCount
+    stash_bytes: Bytes
+    """Kept for one microbatch in flight."""
+    memory: MemoryUse
+    peak_bytes: Bytes
+
+
+class Sync(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One all-reduce of gradients at the end of a step: over the replicas of a stage, or over the
+    stages that hold copies of a tied parameter."""
+
+    what: str
+    ranks: tuple[Count, ...]
+    time: Seconds
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the simulator says of the plan."""
+
+    step_time: Seconds
+    bubble: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+    """Idle share of rank-seconds over the ranks in use."""
+    stages: tuple[StagePrediction, ...]
+    syncs: tuple[Sync, ...]
+
+
+class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """No plan for the same problem is faster than `lower_bound`."""
+
+    lower_bound: Seconds
+    gap: Annotated[float, msgspec.Meta(ge=0.0)]
+    """step_time / lower_bound - 1."""
+    assumes: str
+    """What the bound is a bound over."""
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the plan was made from, so that a run can be held against it."""
+
+    model: str
+    graph_hash: str
+    profile_hash: str
+    method: Literal["measured", "analytic", "imported"]
+    dtype: str
+    solver: str
+    solve_seconds: Seconds
+    autopart: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A complete decision, with its prediction and its certificate."""
+
+    format: Literal["autopart-plan"] = FORMAT
+    version: Literal[1] = VERSION
+    origin: Origin
+    cluster: Cluster
+    microbatch_size: PositiveCount
+    num_microbatches: PositiveCount
+    """Microbatches of one optimizer step, over all replicas together."""
+    optimizer_bytes: Count
+    stages: tuple[Stage, ...]
+    schedule: str
+    """The name of the schedule that the orders follow."""
+    orders: tuple[str, ...]
+    """For each rank its actions, separated by spaces."""
+    prediction: Prediction
+    certificate: Certificate
+
+
+def stage_ranks(plan: Plan) -> tuple[tuple[int, ...], ...]:
+    """The ranks of each stage."""
+    return tuple(stage.ranks for stage in plan.stages)
+
+
+def schedule_of(plan: Plan) -> Schedule:
+    """The plan's orders as actions; raises ScheduleError where one cannot be read."""
+    return tuple(parse_order(order) for order in plan.orders)
+
+
+def orders_of(schedule: Schedule) -> tuple[str, ...]:
+    """The reverse of `schedule_of`."""
+    return tuple(format_order(order) for order in schedule)
+
+
+def num_ranks(plan: Plan) -> int:
+    """Processes that the plan runs on."""
+    return len(plan.orders)
+
+
+def check_plan(plan: Plan, where: str = "plan") -> None:
+    """Raise PlanError unless the plan is whole in itself: every layer once, every rank one stage,
+    orders complete and free of deadlock. Whether it matches a profile is `verify`'s question."""
+    if not plan.stages:
+        raise PlanError(f"{where}: it has no stages")
+    home: dict[str, int] = {}
+    for index, stage in enumerate(plan.stages):
+        if not stage.layers or not stage.ranks:
+            raise PlanError(f"{where}: stage {index} has no {'ranks' if stage.layers else 'layers'}")
+        for name in stage.layers:
+            if name in home:
+                raise PlanError(f"{where}: layer '{name}' is on stages {home[name]} and {index}")
+            home[name] = index
+        for name in (*stage.recompute, *stage.offload):
+            if name not in stage.layers:
+                raise PlanError(f"{where}: stage {index} treats layer '{name}', which it does not have")
+    used = [rank for stage in plan.stages for rank in stage.ranks]
+    twice = {rank for rank in used if used.count(rank) > 1}
+    if twice:
+        raise PlanError(f"{where}: rank {min(twice)} stands in two stages")
+    beyond = max(used)
+    if beyond >= len(plan.orders):
+        raise PlanError(f"{where}: rank {beyond} has a stage but no order ({len(plan.orders)} orders)")
+    check_schedule(schedule_of(plan), stage_ranks(plan), plan.num_microbatches)
+
+
+def load_plan(path: Path | str) -> Plan:
+    """Read a plan file strictly; raises FileError or PlanError."""
+    plan = read_file(Path(path), Plan, FORMAT, VERSION)
+    check_plan(plan, where=str(path))
+    return plan
+
+
+def save_plan(plan: Plan, path: Path | str) -> None:
+    """Write a plan file whole or not at all."""
+    write_file(Path(path), encode(plan))
