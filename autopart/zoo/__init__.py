@@ -1,0 +1,26 @@
+"""Built-in example models, each a small file of its own; torch is imported with the model."""
+
+import importlib
+
+from autopart.errors import ModelError
+from autopart.zoo.source import ModelSource
+
+__all__ = ["ModelSource", "zoo_names", "zoo_source"]
+
+_SIZES = {
+    "gpt2": ("tiny", "124m", "350m", "774m", "1.3b"),
+}
+"""The sizes of each model; the key is the file that builds it, and the first part of its name."""
+
+
+def zoo_names() -> tuple[str, ...]:
+    """The names of the built-in models: `gpt2-tiny`, `gpt2-124m`, …"""
+    return tuple(f"{model}-{size}" for model, sizes in _SIZES.items() for size in sizes)
+
+
+def zoo_source(name: str) -> ModelSource:
+    """The built-in model called `name`, without ``zoo:``; raises ModelError listing the known."""
+    if name not in zoo_names():
+        raise ModelError(f"there is no example model '{name}'; known: {', '.join(zoo_names())}")
+    model, _, size = name.partition("-")
+    return importlib.import_module(f"autopart.zoo.{model}").source(f"zoo:{name}", size)
