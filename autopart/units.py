@@ -77,3 +77,19 @@ def format_bandwidth(bandwidth: float) -> str:
 def format_share(share: float) -> str:
     """Write a share as per cent: ``12.5 %``."""
     return f"{share * 100:.1f} %"
+
+
+def time_unit(largest: float) -> tuple[str, float]:
+    """The unit, and its seconds, in which a column of times up to `largest` reads best."""
+    for unit in ("s", "ms", "µs"):
+        if largest >= _TIME[unit]:
+            return unit, _TIME[unit]
+    return "µs", _TIME["µs"]
+
+
+def bytes_unit(largest: float) -> tuple[str, float]:
+    """The binary unit, and its bytes, in which a column of sizes up to `largest` reads best."""
+    for prefix in ("Gi", "Mi", "Ki"):
+        if largest >= _BINARY[prefix]:
+            return f"{prefix}B", float(_BINARY[prefix])
+    return "B", 1.0
