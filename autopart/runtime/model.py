@@ -1,7 +1,7 @@
 """A model as training sees it: inputs and target go in, a scalar loss comes out."""
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -78,7 +78,7 @@ def build_training_model(
     advice = "build it with --device cpu if it reads values while it is built" if on_meta else ""
     call = f"{source.name}: {getattr(source.build_model, '__name__', 'build_model')}()"
     with _seeded(seed), torch.device("meta" if on_meta else "cpu"), user_code(call, advice):
-        built = source.build_model()
+        built: Any = source.build_model()
     if not isinstance(built, nn.Module):
         raise ModelError(f"{call} returned {_describe(built)}; return a torch.nn.Module")
     if on_meta:
@@ -219,7 +219,7 @@ def _empty_to_meta(model: nn.Module) -> None:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded(seed: int) -> Generator[None]:
     """Seed torch, numpy and random for the block, and give the caller's states back after it."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
@@ -235,7 +235,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def _buffers_kept(model: nn.Module) -> Generator[None]:
     """BatchNorm counts a trial forward as a step; take that back."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:

@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -103,7 +103,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 @contextmanager
-def _siblings_importable(directory: Path) -> Iterator[None]:
+def _siblings_importable(directory: Path) -> Generator[None]:
     """Put `directory` first on the import path, as ``python model.py`` does; afterwards last, so
     that imports inside the user's functions still work. On failure the modules from it go too."""
     before = set(sys.modules)

@@ -1,7 +1,7 @@
 """The boundary to the user's own code: what it raises becomes one ModelError line with its place."""
 
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import FrameSummary, extract_tb
@@ -14,7 +14,7 @@ _LONGEST_MESSAGE = 400
 
 
 @contextmanager
-def user_code(deed: str, advice: str = "") -> Iterator[None]:
+def user_code(deed: str, advice: str = "") -> Generator[None]:
     """Run the user's code; whatever it raises becomes ``ModelError('{deed} raised …')``.
 
     The message carries the error's own type and text, and the innermost line of the user's code.

@@ -9,6 +9,12 @@ __all__ = ["ModelSource", "zoo_names", "zoo_source"]
 
 _SIZES = {
     "gpt2": ("tiny", "124m", "350m", "774m", "1.3b"),
+    "llama": ("tiny", "1b", "8b"),
+    "resnet": ("tiny", "50"),
+    "unet": ("tiny", "base"),
+    "encdec": ("tiny", "base"),
+    "moe": ("tiny", "small"),
+    "mlp": ("tiny", "64"),
 }
 """The sizes of each model; the key is the file that builds it, and the first part of its name."""
 
