@@ -75,7 +75,7 @@ def cluster_of(gpu: str, gpus: int, nodes: int = 1, gpus_per_node: int | None = 
 
     Raises ClusterError where the counts contradict each other or the GPU is unknown.
     """
-    per_node = _gpus_per_node(gpus, nodes, gpus_per_node)
+    per_node = gpus_on_each_node(gpus, nodes, gpus_per_node)
     known = find_gpu(gpu)
     return Cluster(
         gpu=known.name,
@@ -93,7 +93,8 @@ def cluster_of(gpu: str, gpus: int, nodes: int = 1, gpus_per_node: int | None = 
     )
 
 
-def _gpus_per_node(gpus: int, nodes: int, per_node: int | None) -> int:
+def gpus_on_each_node(gpus: int, nodes: int, per_node: int | None = None) -> int:
+    """GPUs of a node, for `gpus` in all; raises ClusterError where the counts contradict."""
     if gpus < 1 or nodes < 1:
         raise ClusterError(f"{gpus} GPUs on {nodes} nodes: both must be at least 1")
     if per_node is not None and per_node * nodes != gpus:

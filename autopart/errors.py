@@ -1,6 +1,7 @@
 """Every error that autopart raises for something a user can mend.
 
     AutopartError            exit code 1
+    ├── UsageError           exit code 2: options that are missing or contradict each other
     ├── FileError            a file that is missing, truncated, of another format or version
     │   └── ProfileError     a profile whose content contradicts itself
     ├── ModelError           a model file, builder or input that cannot be used
@@ -20,6 +21,12 @@ class AutopartError(Exception):
     """Something that the user can mend; the command line prints it without a traceback."""
 
     exit_code = 1
+
+
+class UsageError(AutopartError):
+    """Options of a command line that are missing or contradict each other."""
+
+    exit_code = 2
 
 
 class FileError(AutopartError):

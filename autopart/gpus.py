@@ -25,6 +25,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     memory_efficiency: float = 0.8
     action_overhead: float = 2e-5
     sends_overlap: bool = True
+    cuda_names: tuple[str, ...] = ()
+    """What CUDA calls the device, so that a profile measured on it finds its figures."""
     source: str
 
 
@@ -37,6 +39,10 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 125e12, "bfloat16": 15.7e12, "float32": 15.7e12},
             memory_bandwidth=900e9,
             link_bandwidth=150e9,
+            cuda_names=(
+                "Tesla V100-SXM2-32GB",
+                "Tesla V100-SXM3-32GB",
+            ),
             source="NVIDIA V100 datasheet (2020): 125 TFLOPS tensor, 900 GB/s, NVLink 300 GB/s both ways",
         ),
         Gpu(
@@ -45,6 +51,7 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 312e12, "bfloat16": 312e12, "float32": 19.5e12},
             memory_bandwidth=1555e9,
             link_bandwidth=300e9,
+            cuda_names=("NVIDIA A100-SXM4-40GB",),
             source="NVIDIA A100 datasheet (2021): 312 TFLOPS bf16, 1555 GB/s, NVLink 600 GB/s both ways",
         ),
         Gpu(
@@ -53,6 +60,7 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 312e12, "bfloat16": 312e12, "float32": 19.5e12},
             memory_bandwidth=2039e9,
             link_bandwidth=300e9,
+            cuda_names=("NVIDIA A100-SXM4-80GB",),
             source="NVIDIA A100 datasheet (2021): 312 TFLOPS bf16, 2039 GB/s, NVLink 600 GB/s both ways",
         ),
         Gpu(
@@ -61,6 +69,7 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 989.4e12, "bfloat16": 989.4e12, "float32": 66.9e12},
             memory_bandwidth=3.35e12,
             link_bandwidth=450e9,
+            cuda_names=("NVIDIA H100 80GB HBM3",),
             source="NVIDIA H100 datasheet (2023): 989.4 TFLOPS bf16 dense, 3.35 TB/s, NVLink 900 GB/s both ways",
         ),
         Gpu(
@@ -69,6 +78,7 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 989.4e12, "bfloat16": 989.4e12, "float32": 66.9e12},
             memory_bandwidth=4.8e12,
             link_bandwidth=450e9,
+            cuda_names=("NVIDIA H200",),
             source="NVIDIA H200 datasheet (2024): 989 TFLOPS bf16 dense, 4.8 TB/s, 141 GB, NVLink 900 GB/s both ways",
         ),
         Gpu(
@@ -77,6 +87,7 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 362.05e12, "bfloat16": 362.05e12, "float32": 91.6e12},
             memory_bandwidth=864e9,
             link_bandwidth=32e9,
+            cuda_names=("NVIDIA L40S",),
             source="NVIDIA L40S datasheet (2023): 362.05 TFLOPS bf16 dense, 864 GB/s, PCIe 4.0 x16 32 GB/s",
         ),
         Gpu(
@@ -85,6 +96,7 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 165.2e12, "bfloat16": 165.2e12, "float32": 82.6e12},
             memory_bandwidth=1008e9,
             link_bandwidth=32e9,
+            cuda_names=("NVIDIA GeForce RTX 4090",),
             source="NVIDIA Ada whitepaper (2022): 165.2 TFLOPS fp16 with fp32 sum, 1008 GB/s, PCIe 4.0 x16 32 GB/s",
         ),
         Gpu(
