@@ -196,7 +196,8 @@ def _all_text(keys: Iterable[object]) -> bool:
 
 def _describe(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}".replace("torch.", "")
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"a tensor of shape {tuple(value.shape)} and type {dtype}"
     if value is None:
         return "None"
     if isinstance(value, list | tuple):
