@@ -1,0 +1,94 @@
+"""What a GPU's kernels keep for backward, on meta tensors.
+
+Which kernel runs, and so what autograd saves, is decided by the device. On meta, attention is
+decomposed and keeps its whole matrix of scores, and dropout keeps a noise tensor in the input's
+precision; a GPU runs fused kernels that keep neither. This context puts the fused operation in
+their place, for tensors on meta only.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
+
+_ATTENTION = frozenset(
+    {F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default}
+)
+_DROPOUT = frozenset({F.dropout, torch.dropout, aten.dropout.default})
+
+
+class FusedOps(TorchFunctionMode):
+    """A context in which attention and dropout on meta tensors are the fused kernels."""
+
+    def __init__(self, *, dropout: bool = True) -> None:
+        """Without `dropout`, as on a CPU, whose dropout is not fused."""
+        super().__init__()
+        self._dropout = dropout
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ATTENTION and _has_fused_attention(*args, **kwargs):
+            return _attention(*args, **kwargs)
+        if self._dropout and func in _DROPOUT and _is_meta(args):
+            return _dropout(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _has_fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *_: Any,
+    **__: Any,
+) -> bool:
+    """The conditions of torch's fused kernels that can be told from shapes."""
+    plain = query.is_meta and query.dim() == 4 and query.shape[-1] == value.shape[-1]
+    return plain and (attn_mask is None or not attn_mask.requires_grad)
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    # The CPU's flash kernel has the shapes of the GPU's, takes a mask, and needs no GPU to be
+    # traced. Dropout inside the GPU's kernel keeps only a seed.
+    output, _ = aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+    )
+    return output
+
+
+def _is_meta(args: tuple[Any, ...]) -> bool:
+    return bool(args) and isinstance(args[0], torch.Tensor) and args[0].is_meta
+
+
+def _dropout(func: Any, *args: Any, **kwargs: Any) -> Any:
+    if func is F.dropout:
+        return _functional_dropout(func, *args, **kwargs)
+    return _plain_dropout(func, *args, **kwargs)
+
+
+def _functional_dropout(
+    func: Any, input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
+    if inplace or not training or not 0.0 < p < 1.0:
+        return func(input, p, training, inplace)
+    return aten.native_dropout(input, p, True)[0]
+
+
+def _plain_dropout(func: Any, input: torch.Tensor, p: float, train: bool) -> torch.Tensor:
+    if not train or not 0.0 < p < 1.0:
+        return func(input, p, train)
+    return aten.native_dropout(input, p, True)[0]

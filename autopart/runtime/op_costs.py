@@ -1,0 +1,136 @@
+"""Floating-point operations and bytes moved, operation by operation.
+
+Operations are counted where they reach a kernel, below autograd, so that a backward is counted
+like a forward and an input gradient alone costs what it really runs. FLOPs are torch's own count
+(a multiply-add is two; a causal attention mask saves nothing). Bytes are each operand read once
+and each result written once: what fusion would save and what a cache would miss are not known here.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import (
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+aten = torch.ops.aten
+
+_GATHERS = frozenset(
+    {
+        aten.embedding,
+        aten.gather,
+        aten.index,
+        aten.index_select,
+        aten.nll_loss2d_forward,
+        aten.nll_loss_forward,
+    }
+)
+"""Read of a large operand only as much as they write."""
+
+_WRITES_ONLY = frozenset(
+    {
+        aten.full_like,
+        aten.new_full,
+        aten.new_ones,
+        aten.new_zeros,
+        aten.ones_like,
+        aten.zero_,
+        aten.zeros_like,
+    }
+)
+"""Have an operand for its shape and never read it."""
+
+_FREE = frozenset(
+    {
+        aten._unsafe_view,
+        aten.empty,
+        aten.empty_like,
+        aten.empty_strided,
+        aten.lift_fresh,
+        aten.new_empty,
+        aten.new_empty_strided,
+    }
+)
+"""Touch no element, like the views, and start no kernel."""
+
+
+class OpCost(NamedTuple):
+    """One operation that starts a kernel."""
+
+    flops: int
+    moved_bytes: int
+    dtype: torch.dtype
+    """Of the first floating operand, which decides the rate of its arithmetic."""
+
+
+class OpCosts(TorchDispatchMode):
+    """A context that lists the cost of every operation run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._costs: list[OpCost] = []
+
+    def take(self) -> list[OpCost]:
+        """The operations since the last call."""
+        taken, self._costs = self._costs, []
+        return taken
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        packet = getattr(func, "overloadpacket", func)
+        if not getattr(func, "is_view", False) and packet not in _FREE:
+            operands = _tensors((args, kwargs))
+            self._costs.append(
+                OpCost(
+                    flops=_flops(packet, args, kwargs, result),
+                    moved_bytes=_moved_bytes(packet, operands, _tensors(result)),
+                    dtype=_arithmetic_dtype(operands),
+                )
+            )
+        return result
+
+
+def _flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    if packet is aten._scaled_dot_product_flash_attention_for_cpu:
+        query, key, value = args[:3]
+        return sdpa_flop_count(query.shape, key.shape, value.shape)
+    if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        shapes = [tensor.shape for tensor in args[:4]]
+        return sdpa_backward_flop_count(*shapes)
+    count = flop_registry.get(packet)
+    return 0 if count is None else int(count(*args, **kwargs, out_val=result))
+
+
+def _moved_bytes(
+    packet: Any, operands: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
+) -> int:
+    written = sum(_touched_bytes(tensor) for tensor in results)
+    if packet in _WRITES_ONLY:
+        return written
+    if packet in _GATHERS:
+        indices = sum(_touched_bytes(t) for t in operands if not t.is_floating_point())
+        return 2 * written + indices
+    # A result that is also an operand (an operation in place) is read, and then written.
+    return written + sum(_touched_bytes(tensor) for tensor in operands)
+
+
+def _touched_bytes(tensor: torch.Tensor) -> int:
+    """An expanded tensor repeats elements that lie in memory once."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def _arithmetic_dtype(operands: Sequence[torch.Tensor]) -> torch.dtype:
+    floating = (tensor.dtype for tensor in operands if tensor.is_floating_point())
+    return next(floating, torch.float32)
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
