@@ -14,7 +14,6 @@ import msgspec
 
 from autopart.errors import FileError
 
-
 T = TypeVar("T", bound=msgspec.Struct)
 
 

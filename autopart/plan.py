@@ -8,6 +8,7 @@ import msgspec
 from autopart.cluster import Cluster
 from autopart.errors import PlanError
 from autopart.files import encode, read_file, write_file
+from autopart.problem import Demands
 from autopart.schedule import Schedule, check_schedule, format_order, parse_order
 from autopart.units import Bytes, Count, PositiveCount, Seconds
 
@@ -112,6 +113,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     num_microbatches: PositiveCount
     """Microbatches of one optimizer step, over all replicas together."""
     optimizer_bytes: Count
+    """Of optimizer state and master copy, for each trained element."""
+    demands: Demands
     stages: tuple[Stage, ...]
     schedule: str
     """The name of the schedule that the orders follow."""
@@ -149,21 +152,27 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
     home: dict[str, int] = {}
     for index, stage in enumerate(plan.stages):
         if not stage.layers or not stage.ranks:
-            raise PlanError(f"{where}: stage {index} has no {'ranks' if stage.layers else 'layers'}")
+            raise PlanError(
+                f"{where}: stage {index} has no {'ranks' if stage.layers else 'layers'}"
+            )
         for name in stage.layers:
             if name in home:
                 raise PlanError(f"{where}: layer '{name}' is on stages {home[name]} and {index}")
             home[name] = index
         for name in (*stage.recompute, *stage.offload):
             if name not in stage.layers:
-                raise PlanError(f"{where}: stage {index} treats layer '{name}', which it does not have")
+                raise PlanError(
+                    f"{where}: stage {index} treats layer '{name}', which it does not have"
+                )
     used = [rank for stage in plan.stages for rank in stage.ranks]
     twice = {rank for rank in used if used.count(rank) > 1}
     if twice:
         raise PlanError(f"{where}: rank {min(twice)} stands in two stages")
     beyond = max(used)
     if beyond >= len(plan.orders):
-        raise PlanError(f"{where}: rank {beyond} has a stage but no order ({len(plan.orders)} orders)")
+        raise PlanError(
+            f"{where}: rank {beyond} has a stage but no order ({len(plan.orders)} orders)"
+        )
     check_schedule(schedule_of(plan), stage_ranks(plan), plan.num_microbatches)
 
 

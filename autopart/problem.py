@@ -18,6 +18,14 @@ MASTER_BYTES = 4
 """A float32 master copy for each trained element, where training runs in 16 bits."""
 
 
+class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the user fixed beforehand; None and several schedules leave the choice to the planner."""
+
+    num_stages: PositiveCount | None = None
+    num_replicas: PositiveCount | None = None
+    schedules: tuple[ScheduleName, ...] = SCHEDULES
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A layer graph to be cut for a cluster."""
 
@@ -28,17 +36,22 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Microbatches of one optimizer step, over all replicas together."""
     optimizer_bytes: int = OPTIMIZER_BYTES["adamw"]
     """Bytes of optimizer state (and master copy) for each trained element."""
-    schedules: tuple[ScheduleName, ...] = SCHEDULES
-    num_stages: int | None = None
-    num_replicas: int | None = None
+    demands: Demands = Demands()
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """Every decision but the partition: how many stages, on which ranks, under which schedule."""
+
+    schedule: ScheduleName
+    stage_ranks: tuple[tuple[int, ...], ...]
+    microbatches: int
+    """Microbatches that each rank runs in a step."""
 
 
 def optimizer_bytes(optimizer: str, dtype: str) -> int:
     """Bytes for each trained element: the optimizer's state, and a master copy for 16-bit weights."""
     if optimizer not in OPTIMIZER_BYTES:
-        raise AutopartError(
-            f"unknown optimizer '{optimizer}'; known: {', '.join(OPTIMIZER_BYTES)}"
-        )
+        raise AutopartError(f"unknown optimizer '{optimizer}'; known: {', '.join(OPTIMIZER_BYTES)}")
     master = MASTER_BYTES if dtype in ("bfloat16", "float16") else 0
     return OPTIMIZER_BYTES[optimizer] + master
 
@@ -47,27 +60,48 @@ def shapes(problem: Problem) -> list[tuple[int, int]]:
     """Every (stages, replicas) that the problem allows, fewest stages first.
 
     Replicas divide the microbatches, so that each pipeline does the same work.
-    Raises InfeasibleError where the demands leave none.
+    Raises InfeasibleError where the demands leave none, or where some GPU must stay idle.
     """
     layers, gpus = len(problem.graph.layers), num_gpus(problem.cluster)
-    if problem.num_stages is not None and problem.num_stages > min(layers, gpus):
+    demands = problem.demands
+    if demands.num_stages is not None and demands.num_stages > min(layers, gpus):
         limit = f"the model has {layers} layers" if layers < gpus else f"there are {gpus} GPUs"
         raise InfeasibleError(
-            f"{problem.num_stages} stages cannot be made: {limit}; "
+            f"{demands.num_stages} stages cannot be made: {limit}; "
             f"ask for at most {min(layers, gpus)} stages"
+        )
+    if gpus > layers * problem.num_microbatches:
+        raise InfeasibleError(
+            f"{gpus} GPUs cannot be used: {layers} layers and {problem.num_microbatches} "
+            f"microbatches employ at most {layers * problem.num_microbatches}; "
+            "take fewer GPUs or a larger --global-batch"
         )
     allowed = [
         (k, r)
         for k in range(1, min(layers, gpus) + 1)
         for r in range(1, gpus // k + 1)
         if problem.num_microbatches % r == 0
-        and problem.num_stages in (None, k)
-        and problem.num_replicas in (None, r)
+        and demands.num_stages in (None, k)
+        and demands.num_replicas in (None, r)
     ]
     if not allowed:
         raise InfeasibleError(
-            f"no shape with {problem.num_replicas} replicas: it must divide "
-            f"{problem.num_microbatches} microbatches and leave a GPU for each of "
-            f"{problem.num_stages or 1} stages on {gpus} GPUs"
+            f"no way to make {demands.num_replicas} replicas: they must divide the "
+            f"{problem.num_microbatches} microbatches, and {demands.num_stages or 1} stages "
+            f"of each must fit on {gpus} GPUs"
         )
     return allowed
+
+
+def layouts(problem: Problem, num_stages: int, num_replicas: int) -> list[Layout]:
+    """The layouts of one shape: each schedule, with the replicas of a stage side by side (the
+    pipeline crosses the nodes) and with each pipeline side by side (the gradient syncs cross)."""
+    k, r = num_stages, num_replicas
+    replicas_together = tuple(tuple(range(s * r, s * r + r)) for s in range(k))
+    pipeline_together = tuple(tuple(range(s, k * r, k)) for s in range(k))
+    places = dict.fromkeys((replicas_together, pipeline_together))
+    return [
+        Layout(schedule=name, stage_ranks=place, microbatches=problem.num_microbatches // r)
+        for place in places
+        for name in problem.demands.schedules
+    ]

@@ -39,7 +39,9 @@ def parse_action(text: str) -> Action:
     """Read `2F0`; raises ScheduleError on anything else."""
     match = _ACTION.fullmatch(text)
     if match is None:
-        raise ScheduleError(f"'{text}' is not an action; write stage, one of F B I W, microbatch: 2F0")
+        raise ScheduleError(
+            f"'{text}' is not an action; write stage, one of F B I W, microbatch: 2F0"
+        )
     return Action(int(match[1]), match[2], int(match[3]))  # pyright: ignore[reportArgumentType]
 
 
@@ -124,7 +126,9 @@ def check_schedule(schedule: Schedule, stage_ranks: StageRanks, num_microbatches
     """Raise ScheduleError unless every stage runs every microbatch once, on the rank it is dealt
     to, backward after forward, and nothing waits in a circle."""
     expected = {
-        (rank_of(ranks, m), stage, m) for stage, ranks in enumerate(stage_ranks) for m in range(num_microbatches)
+        (rank_of(ranks, m), stage, m)
+        for stage, ranks in enumerate(stage_ranks)
+        for m in range(num_microbatches)
     }
     for op, seen in _by_op(schedule).items():
         for place in sorted(expected - seen):
@@ -155,7 +159,7 @@ def predecessors(action: Action, num_stages: int) -> list[Action]:
     if op == "F":
         return [Action(stage - 1, "F", m)] if stage > 0 else []
     needs = [Action(stage, "F", m)]
-    return needs + [Action(stage + 1, "B", m)] if stage + 1 < num_stages else needs
+    return [*needs, Action(stage + 1, "B", m)] if stage + 1 < num_stages else needs
 
 
 def _check_progress(schedule: Schedule, num_stages: int, stage_ranks: StageRanks) -> None:
@@ -165,10 +169,16 @@ def _check_progress(schedule: Schedule, num_stages: int, stage_ranks: StageRanks
     while moved:
         moved = False
         for rank, order in enumerate(schedule):
-            while at[rank] < len(order) and done.issuperset(predecessors(order[at[rank]], num_stages)):
+            while at[rank] < len(order) and done.issuperset(
+                predecessors(order[at[rank]], num_stages)
+            ):
                 done.add(order[at[rank]])
                 at[rank] += 1
                 moved = True
-    stuck = [f"rank {r} on {o[i]}" for r, (o, i) in enumerate(zip(schedule, at, strict=True)) if i < len(o)]
+    stuck = [
+        f"rank {r} on {o[i]}"
+        for r, (o, i) in enumerate(zip(schedule, at, strict=True))
+        if i < len(o)
+    ]
     if stuck:
         raise ScheduleError(f"the schedule deadlocks: {', '.join(stuck)}")

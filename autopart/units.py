@@ -81,10 +81,11 @@ def format_share(share: float) -> str:
 
 def time_unit(largest: float) -> tuple[str, float]:
     """The unit, and its seconds, in which a column of times up to `largest` reads best."""
-    for unit in ("s", "ms", "µs"):
+    for unit in ("s", "ms"):
         if largest >= _TIME[unit]:
             return unit, _TIME[unit]
-    return "µs", _TIME["µs"]
+    unit = "µs" if largest > 0 else "ms"
+    return unit, _TIME[unit]
 
 
 def bytes_unit(largest: float) -> tuple[str, float]:

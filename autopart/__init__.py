@@ -1,0 +1,77 @@
+"""Automatic stage partitioning for pipeline-parallel training in PyTorch.
+
+    profile = autopart.profile_model("zoo:gpt2-tiny")
+    plan = autopart.solve(profile, autopart.cluster_of("h100-sxm", gpus=8, nodes=2))
+    autopart.save_plan(plan, "plan.json")
+
+A name is imported when it is first used, so that `import autopart` stays quick and never imports
+torch; only `profile_model`, `run_local` and `run_rank` need it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from autopart.certificate import Check, verify
+    from autopart.cluster import Cluster, Link, cluster_of, load_cluster, save_cluster
+    from autopart.errors import (
+        AutopartError,
+        ClusterError,
+        ExportRefused,
+        FileError,
+        InfeasibleError,
+        ModelError,
+        PlanError,
+        ProfileError,
+        RunError,
+        ScheduleError,
+    )
+    from autopart.graph import Input, Layer, LayerGraph, Recompute, TiedParameter, Value
+    from autopart.plan import Plan, Stage, load_plan, save_plan
+    from autopart.planner import baselines, solve
+    from autopart.problem import Problem
+    from autopart.profile import Profile, load_profile, save_profile
+    from autopart.simulator import Timeline
+    from autopart.simulator import simulate_plan as simulate
+
+_HOMES = {
+    "autopart.certificate": ("Check", "verify"),
+    "autopart.cluster": ("Cluster", "Link", "cluster_of", "load_cluster", "save_cluster"),
+    "autopart.errors": (
+        "AutopartError",
+        "ClusterError",
+        "ExportRefused",
+        "FileError",
+        "InfeasibleError",
+        "ModelError",
+        "PlanError",
+        "ProfileError",
+        "RunError",
+        "ScheduleError",
+    ),
+    "autopart.graph": ("Input", "Layer", "LayerGraph", "Recompute", "TiedParameter", "Value"),
+    "autopart.plan": ("Plan", "Stage", "load_plan", "save_plan"),
+    "autopart.planner": ("baselines", "solve"),
+    "autopart.problem": ("Problem",),
+    "autopart.profile": ("Profile", "load_profile", "save_profile"),
+    "autopart.simulator": ("Timeline", "simulate"),
+}
+_OTHER_NAMES = {"simulate": "simulate_plan"}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "__version__",
+    *sorted(_HOME_OF),
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'autopart' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME_OF[name]), _OTHER_NAMES.get(name, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

@@ -1,0 +1,221 @@
+"""What a plan carries as proof, and the check of it that needs no solver.
+
+`verify` takes the plan and the profile it was made from, and recomputes every number in the plan
+with the cost model, the simulator and the bounds: nothing of a solver's code or state is used.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from autopart.bounds import lower_bound
+from autopart.cost import Partition, predict
+from autopart.errors import PlanError
+from autopart.graph import LayerGraph, is_chain, positions
+from autopart.plan import Certificate, Plan, Prediction, check_plan, schedule_of, stage_ranks
+from autopart.problem import Layout, Problem
+from autopart.profile import Profile, profile_hash
+from autopart.schedule import make_schedule
+from autopart.simulator import simulate_plan
+from autopart.units import format_bytes, format_share, format_time
+
+TOLERANCE = 1e-9
+"""Relative difference below which two times that were added up in different orders are equal."""
+
+
+class Check(NamedTuple):
+    """One question that `verify` asked of a plan, and the answer."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def certify(problem: Problem, step_time: float) -> Certificate:
+    """The certificate of a plan that takes `step_time` seconds."""
+    bound = min(lower_bound(problem), step_time)
+    gap = step_time / bound - 1 if bound > 0 else 0.0
+    return Certificate(lower_bound=bound, gap=max(0.0, gap), assumes=_assumes(problem))
+
+
+def _assumes(problem: Problem) -> str:
+    cuts = "every cut of the chain" if is_chain(problem.graph) else "every cut of the graph"
+    demands = problem.demands
+    stages = f"{demands.num_stages} stages" if demands.num_stages else "any number of stages"
+    replicas = f"{demands.num_replicas} replicas" if demands.num_replicas else "any replicas"
+    return (
+        f"{cuts}, {stages}, {replicas} (as many for every stage), any placement, "
+        f"{problem.num_microbatches} microbatches, whole backwards, no recomputation or offload"
+    )
+
+
+def problem_of(plan: Plan, graph: LayerGraph) -> Problem:
+    """The problem that a plan says it solves, for the layer graph of its profile."""
+    return Problem(
+        graph=graph,
+        cluster=plan.cluster,
+        microbatch_size=plan.microbatch_size,
+        num_microbatches=plan.num_microbatches,
+        optimizer_bytes=plan.optimizer_bytes,
+        demands=plan.demands,
+    )
+
+
+def partition_of(plan: Plan, graph: LayerGraph) -> Partition:
+    """The positions of each stage's layers in the graph; raises PlanError on an unknown layer."""
+    place = positions(graph)
+    for index, stage in enumerate(plan.stages):
+        for name in stage.layers:
+            if name not in place:
+                raise PlanError(
+                    f"stage {index} holds layer '{name}', which the profile does not know"
+                )
+    return tuple(tuple(place[name] for name in stage.layers) for stage in plan.stages)
+
+
+def verify(plan: Plan, profile: Profile) -> tuple[Check, ...]:
+    """Check a plan against its profile without any solver.
+
+    The checks stand on each other: the first that fails is the last one reported.
+    """
+    checks: list[Check] = []
+    for name, question in _QUESTIONS.items():
+        try:
+            checks.append(Check(name, True, question(plan, profile)))
+        except PlanError as error:
+            checks.append(Check(name, False, str(error)))
+            break
+    return tuple(checks)
+
+
+def _orders_whole(plan: Plan, profile: Profile) -> str:
+    check_plan(plan)
+    return f"{sum(len(order.split()) for order in plan.orders)} actions, complete, no deadlock"
+
+
+def _profile_matches(plan: Plan, profile: Profile) -> str:
+    found = profile_hash(profile)
+    if plan.origin.profile_hash != found:
+        raise PlanError(
+            f"the plan was made from profile {plan.origin.profile_hash}, this one is {found}; "
+            "take the profile that it was solved with, or solve again"
+        )
+    if plan.microbatch_size != profile.microbatch_size:
+        raise PlanError(
+            f"the plan runs microbatches of {plan.microbatch_size}, "
+            f"the profile was taken with {profile.microbatch_size}"
+        )
+    return f"profile {found}"
+
+
+def _layers_once(plan: Plan, profile: Profile) -> str:
+    partition = partition_of(plan, profile.graph)
+    held = {layer for stage in partition for layer in stage}
+    missing = [la.name for at, la in enumerate(profile.graph.layers) if at not in held]
+    if missing:
+        raise PlanError(f"no stage holds layer '{missing[0]}' ({len(missing)} layers are missing)")
+    return f"{len(held)} layers, each on one stage"
+
+
+def _edges_forward(plan: Plan, profile: Profile) -> str:
+    home = {name: index for index, stage in enumerate(plan.stages) for name in stage.layers}
+    for value in profile.graph.values:
+        for consumer in value.consumers:
+            if home[consumer] < home[value.producer]:
+                raise PlanError(
+                    f"'{value.producer}' on stage {home[value.producer]} feeds '{consumer}' on the "
+                    f"earlier stage {home[consumer]}"
+                )
+    return f"{len(profile.graph.values)} values, none goes back"
+
+
+def _demands_kept(plan: Plan, profile: Profile) -> str:
+    demands, ranks = plan.demands, stage_ranks(plan)
+    replicas = {len(own) for own in ranks}
+    if len(replicas) > 1 or plan.num_microbatches % min(replicas):
+        raise PlanError(
+            f"stages have {sorted(replicas)} replicas: all must have as many, "
+            f"and they must divide the {plan.num_microbatches} microbatches"
+        )
+    gpus = plan.cluster.num_nodes * plan.cluster.gpus_per_node
+    beyond = max(rank for own in ranks for rank in own)
+    if beyond >= gpus:
+        raise PlanError(f"rank {beyond} stands on no GPU: the cluster has {gpus}")
+    if demands.num_stages not in (None, len(ranks)):
+        raise PlanError(f"{demands.num_stages} stages were demanded, the plan has {len(ranks)}")
+    if demands.num_replicas not in (None, *replicas):
+        raise PlanError(f"{demands.num_replicas} replicas were demanded, not {max(replicas)}")
+    if plan.schedule not in demands.schedules:
+        raise PlanError(f"schedule '{plan.schedule}' was not among {list(demands.schedules)}")
+    if make_schedule(plan.schedule, ranks, plan.num_microbatches) != schedule_of(plan):
+        raise PlanError(f"the orders are not those of schedule '{plan.schedule}'")
+    return f"{len(ranks)} stages x {max(replicas)} replicas, {plan.schedule}"
+
+
+def _prediction_reproduced(plan: Plan, profile: Profile) -> str:
+    layout = Layout(
+        schedule=plan.schedule,  # pyright: ignore[reportArgumentType]
+        stage_ranks=stage_ranks(plan),
+        microbatches=plan.num_microbatches // len(plan.stages[0].ranks),
+    )
+    problem = problem_of(plan, profile.graph)
+    stages, syncs = predict(problem, layout, partition_of(plan, profile.graph))
+    costs = Prediction(step_time=0.0, bubble=0.0, stages=stages, syncs=syncs)
+    timeline = simulate_plan(msgspec.structs.replace(plan, prediction=costs))
+    ours = msgspec.structs.replace(costs, step_time=timeline.makespan, bubble=timeline.bubble)
+    difference = _difference(msgspec.to_builtins(ours), msgspec.to_builtins(plan.prediction), "")
+    if difference:
+        raise PlanError(f"the prediction is not reproduced: {difference}")
+    return f"step time {format_time(timeline.makespan)}, bubble {format_share(timeline.bubble)}"
+
+
+def _difference(ours: object, theirs: object, path: str) -> str | None:
+    """The first place where two trees of plain values differ by more than TOLERANCE."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        pairs = [(f"{path}.{key}", ours[key], theirs[key]) for key in ours]
+    elif isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        if len(ours) != len(theirs):
+            return f"prediction{path} has {len(theirs)} entries, recomputed {len(ours)}"
+        pairs = [(f"{path}[{i}]", a, b) for i, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    elif isinstance(ours, float) and isinstance(theirs, int | float):
+        near = abs(ours - theirs) <= TOLERANCE * max(abs(ours), abs(theirs))
+        return None if near else f"prediction{path} is {theirs}, recomputed {ours}"
+    else:
+        return None if ours == theirs else f"prediction{path} is {theirs}, recomputed {ours}"
+    return next((found for at, a, b in pairs if (found := _difference(a, b, at))), None)
+
+
+def _memory_kept(plan: Plan, profile: Profile) -> str:
+    limit = plan.cluster.memory_bytes
+    peaks = [stage.peak_bytes for stage in plan.prediction.stages]
+    worst = max(range(len(peaks)), key=peaks.__getitem__)
+    if peaks[worst] > limit:
+        raise PlanError(
+            f"stage {worst} needs {format_bytes(peaks[worst])} of {format_bytes(limit)}"
+        )
+    return f"at most {format_bytes(peaks[worst])} of {format_bytes(limit)}, on stage {worst}"
+
+
+def _bound_holds(plan: Plan, profile: Profile) -> str:
+    carried, step = plan.certificate, plan.prediction.step_time
+    ours = certify(problem_of(plan, profile.graph), step)
+    for what in ("lower_bound", "gap"):
+        a, b = getattr(carried, what), getattr(ours, what)
+        if abs(a - b) > TOLERANCE * max(1.0 if what == "gap" else 0.0, abs(a), abs(b)):
+            raise PlanError(f"the plan says {what} {a}, recomputed {b}")
+    if carried.assumes != ours.assumes:
+        raise PlanError(f"the bound holds for {ours.assumes}, not for {carried.assumes}")
+    return f"no plan is faster than {format_time(carried.lower_bound)}: gap {format_share(carried.gap)}"
+
+
+_QUESTIONS: dict[str, Callable[[Plan, Profile], str]] = {
+    "orders": _orders_whole,
+    "profile": _profile_matches,
+    "layers": _layers_once,
+    "edges": _edges_forward,
+    "demands": _demands_kept,
+    "prediction": _prediction_reproduced,
+    "memory": _memory_kept,
+    "bound": _bound_holds,
+}

@@ -1,0 +1,1 @@
+"""One file per method: a problem and a layout in, partitions out."""

@@ -1,0 +1,266 @@
+"""Integer program over all cuts of a layer graph that is no chain.
+
+Symbols   l, u, w   layers        v   a value, made by p(v), read by its consumers
+          s         a stage, 0 … k - 1        m   microbatches that a rank runs
+          z[l, s]   1 where layer l is on stage s or an earlier one; z[l, -1] = 0, z[l, k-1] = 1
+          x[l, s]   z[l, s] - z[l, s-1]: 1 where layer l is on stage s
+          c[v, s]   1 where v crosses the cut behind stage s
+          T         when the last stage finishes; minimised
+
+    (1) z[l, s] <= z[l, s+1]                       a layer that is placed stays placed
+    (2) z[u, s] >= z[w, s]        for edges u -> w: no edge goes back
+    (3) sum over l of x[l, s] >= 1                 no stage is empty
+    (4) c[v, s] >= z[p(v), s] - z[w, s]            for consumers w: v is sent on
+    (5) only[v, s] >= c[v, s] + x[p(v), s] - 1     v kept for its sending alone
+    (6) any[g, s] >= x[l, s]      for the layers l of a group g (a tied parameter, a model input)
+    (7) work[s] >= workspace of l * x[l, s]
+    (8) memory of stage s <= memory of a GPU       the cost model's own formula, linear in the above
+    (9) T >= sum over l of (f + b)_l z[l, s-1] + m * period[s]
+   (10) T <= the value of the best chain plan, where there is one
+
+All of c, only, any, work and T are continuous: each is pushed down by (8) and (9), and at whole z the
+smallest value that (4)-(7) allow is the exact one. The cumulative z make precedence (2) tight in the
+relaxation. Solved by HiGHS through PuLP; on a time-out the best solution found so far is taken.
+Derivation: docs/solvers.md.
+"""
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pulp
+
+from autopart.cost import (
+    Partition,
+    StageLoad,
+    Traffic,
+    busy_time,
+    cut_links,
+    in_flight,
+    links_around,
+    memory,
+    stage_loads,
+    total,
+    traffic_times,
+)
+from autopart.graph import edges, positions
+from autopart.problem import Layout, Problem
+
+SEND_SHARE = 0.5
+"""How much of the sends around a stage counts to its period where they overlap compute: the cycle
+through two neighbours carries both directions of the cut between them once (see solvers/chain.py)."""
+
+SECONDS_PER_LAYOUT = 10.0
+
+Expression = Any
+"""A PuLP affine expression, or a number."""
+
+
+def solve(
+    problem: Problem, layout: Layout, chain_plan: Partition | None, deadline: float
+) -> Partition | None:
+    """The best partition that the time allows; None where there is none better than `chain_plan`.
+
+    `deadline` is a reading of `time.perf_counter()`.
+    """
+    seconds = min(SECONDS_PER_LAYOUT, deadline - time.perf_counter())
+    if seconds <= 0:
+        return None
+    program = _Program(problem, layout)
+    if chain_plan is not None:
+        program.must_beat(_finish_of(problem, layout, chain_plan))
+    return program.solve(seconds)
+
+
+def _finish_of(problem: Problem, layout: Layout, partition: Partition) -> float:
+    """The objective (9) of a given partition."""
+    loads = stage_loads(problem.graph, partition)
+    ahead, finish = 0.0, 0.0
+    for stage, load in enumerate(loads):
+        finish = max(finish, ahead + layout.microbatches * _period(problem, layout, stage, load))
+        ahead += load.forward_time + load.backward_time
+    return finish
+
+
+def _period(problem: Problem, layout: Layout, stage: int, load: StageLoad) -> Expression:
+    before, after = links_around(cut_links(problem.cluster, layout.stage_ranks), stage)
+    period = busy_time(load, problem.cluster, before, after)
+    if not problem.cluster.sends_overlap:
+        return period
+    sends = sum(traffic_times(load.sent, after)) + sum(traffic_times(load.received, before))
+    return period + SEND_SHARE * sends
+
+
+class _Program:
+    """The integer program of one layout."""
+
+    def __init__(self, problem: Problem, layout: Layout) -> None:
+        self.problem, self.layout = problem, layout
+        self.graph, self.place = problem.graph, positions(problem.graph)
+        self.k = len(layout.stage_ranks)
+        layers = self.graph.layers
+        self.work = [la.forward_time + la.input_grad_time + la.weight_grad_time for la in layers]
+        self.second = sum(self.work) * layout.microbatches or 1.0
+        """Times stand in the program as shares of this, so that coefficients are near 1."""
+        self.program: Any = pulp.LpProblem("stages", pulp.LpMinimize)
+        self.finish: Any = pulp.LpVariable("T", lowBound=0)
+        self.program += self.finish
+        self._place_layers()
+        self._cross_cuts()
+        for stage in range(self.k):
+            self._bound_stage(stage)
+
+    def must_beat(self, finish: float) -> None:
+        self.program += self.finish <= finish / self.second, "chain"  # (10)
+
+    def solve(self, seconds: float) -> Partition | None:
+        solver = pulp.HiGHS(msg=False, timeLimit=seconds, threads=1, gapRel=1e-6)
+        self.program.solve(solver)
+        if self.program.sol_status not in (
+            pulp.LpSolutionOptimal,
+            pulp.LpSolutionIntegerFeasible,
+        ):
+            return None
+        stages: list[list[int]] = [[] for _ in range(self.k)]
+        for layer, row in enumerate(self.placed):
+            stages[sum(variable.value() < 0.5 for variable in row)].append(layer)
+        return tuple(map(tuple, stages))
+
+    def _place_layers(self) -> None:
+        cuts = range(self.k - 1)
+        self.placed: list[list[Any]] = [
+            [pulp.LpVariable(f"z_{l}_{s}", cat=pulp.LpBinary) for s in cuts]
+            for l in range(len(self.work))
+        ]
+        for row in self.placed:
+            for earlier, later in itertools.pairwise(row):
+                self.program += earlier <= later  # (1)
+        for u, w in edges(self.graph):
+            for s in cuts:
+                self.program += self.placed[u][s] >= self.placed[w][s]  # (2)
+        for s in range(self.k):
+            on_it = [self._on(l, s) for l in range(len(self.work))]
+            self.program += pulp.lpSum(on_it) >= 1  # (3)
+
+    def _by(self, layer: int, stage: int) -> Expression:
+        """z[layer, stage]."""
+        if stage < 0:
+            return 0
+        return self.placed[layer][stage] if stage < self.k - 1 else 1
+
+    def _on(self, layer: int, stage: int) -> Expression:
+        """x[layer, stage]."""
+        return self._by(layer, stage) - self._by(layer, stage - 1)
+
+    def _cross_cuts(self) -> None:
+        self.crosses: list[list[Any]] = []
+        for number, value in enumerate(self.graph.values):
+            row = [pulp.LpVariable(f"c_{number}_{s}", 0, 1) for s in range(self.k - 1)]
+            for s, variable in enumerate(row):
+                made = self._by(self.place[value.producer], s)
+                for name in value.consumers:
+                    self.program += variable >= made - self._by(self.place[name], s)  # (4)
+            self.crosses.append(row)
+
+    def _bound_stage(self, stage: int) -> None:
+        problem, layout = self.problem, self.layout
+        load = self._load(stage)
+        held = in_flight(layout.schedule, self.k, stage, layout.microbatches)
+        limit = problem.cluster.memory_bytes
+        needed = total(memory(load, problem, layout.microbatches, held))
+        self.program += needed * (1 / limit) <= 1.0, f"memory_{stage}"  # (8)
+        ahead = pulp.lpSum(t * self._by(l, stage - 1) for l, t in enumerate(self.work))
+        finish = ahead + layout.microbatches * _period(problem, layout, stage, load)
+        self.program += self.finish >= finish * (1 / self.second), f"finish_{stage}"  # (9)
+
+    def _load(self, stage: int) -> StageLoad:
+        """The stage's load as expressions."""
+        layers = self.graph.layers
+        tied = self.graph.tied
+        copies = [
+            self._any([self.place[n] for n in t.layers], f"t_{i}_{stage}", stage)
+            for i, t in enumerate(tied)
+        ]
+        read = [
+            (i, self._any([self.place[n] for n in i.consumers], f"i_{number}_{stage}", stage))
+            for number, i in enumerate(self.graph.inputs)
+        ]
+        inner = self._sum(stage, [la.stash_bytes for la in layers]) + pulp.lpSum(
+            v.bytes * self._on(self.place[v.producer], stage)
+            for v in self.graph.values
+            if v.kept_by
+        )
+        received, sent = self._traffic(stage - 1), self._traffic(stage)
+
+        def once(per_layer: Sequence[int], per_tied: Sequence[int]) -> Expression:
+            alone = list(per_layer)
+            for t, size in zip(tied, per_tied, strict=True):
+                for name in t.layers:
+                    alone[self.place[name]] -= size
+            return self._sum(stage, alone) + pulp.lpSum(
+                size * copy for size, copy in zip(per_tied, copies, strict=True)
+            )
+
+        return StageLoad(
+            forward_time=self._sum(stage, [la.forward_time for la in layers]),
+            backward_time=self._sum(
+                stage, [la.input_grad_time + la.weight_grad_time for la in layers]
+            ),
+            update_time=self._sum(stage, [la.update_time for la in layers]),
+            weight_bytes=once(
+                [la.param_bytes + la.buffer_bytes for la in layers], [t.param_bytes for t in tied]
+            ),
+            grad_bytes=once([la.grad_bytes for la in layers], [t.grad_bytes for t in tied]),
+            num_trainable=once(
+                [la.num_trainable for la in layers], [t.num_trainable for t in tied]
+            ),
+            stash_bytes=inner + received.bytes + self._sent_only(stage),
+            inner_stash_bytes=inner,
+            workspace_bytes=self._largest(stage, [la.workspace_bytes for la in layers]),
+            input_bytes=pulp.lpSum(i.bytes * taken for i, taken in read),
+            received=received,
+            sent=sent,
+        )
+
+    def _sum(self, stage: int, per_layer: Sequence[float]) -> Expression:
+        return pulp.lpSum(size * self._on(l, stage) for l, size in enumerate(per_layer) if size)
+
+    def _any(self, members: Sequence[int], name: str, stage: int) -> Expression:
+        variable: Any = pulp.LpVariable(f"any_{name}", 0, 1)
+        for layer in members:
+            self.program += variable >= self._on(layer, stage)  # (6)
+        return variable
+
+    def _largest(self, stage: int, sizes: Sequence[int]) -> Expression:
+        variable: Any = pulp.LpVariable(f"work_{stage}", 0)
+        scale = max(sizes) or 1
+        for layer, size in enumerate(sizes):
+            if size:
+                self.program += variable >= size / scale * self._on(layer, stage)  # (7)
+        return scale * variable
+
+    def _sent_only(self, stage: int) -> Expression:
+        kept: list[Expression] = []
+        for number, value in enumerate(self.graph.values):
+            if value.kept_by or stage == self.k - 1:
+                continue
+            variable: Any = pulp.LpVariable(f"only_{number}_{stage}", 0, 1)
+            here = self._on(self.place[value.producer], stage)
+            self.program += variable >= self.crosses[number][stage] + here - 1  # (5)
+            kept.append(value.bytes * variable)
+        return pulp.lpSum(kept)
+
+    def _traffic(self, cut: int) -> Traffic:
+        """What crosses the cut behind stage `cut`."""
+        inside = 0 <= cut < self.k - 1
+        over = [
+            (v, row[cut]) for v, row in zip(self.graph.values, self.crosses, strict=True) if inside
+        ]
+        back = [(v, crossing) for v, crossing in over if v.has_gradient]
+        return Traffic(
+            bytes=pulp.lpSum(v.bytes * crossing for v, crossing in over),
+            tensors=pulp.lpSum(crossing for _, crossing in over),
+            grad_bytes=pulp.lpSum(v.bytes * crossing for v, crossing in back),
+            grad_tensors=pulp.lpSum(crossing for _, crossing in back),
+        )

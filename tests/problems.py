@@ -1,0 +1,147 @@
+"""Small problems that tests draw from: chains and branching graphs with every kind of term."""
+
+import random
+
+from autopart.cluster import Cluster, Link
+from autopart.graph import Input, Layer, LayerGraph, TiedParameter, Value
+from autopart.problem import Demands, Problem
+from autopart.profile import Device, Profile, Source
+
+
+def layer(name: str, **fields: float) -> Layer:
+    """A layer with a forward of 1 s and a backward of 2 s unless `fields` say otherwise."""
+    base = {"forward_time": 1.0, "input_grad_time": 1.0, "weight_grad_time": 1.0}
+    return Layer(name=name, kind="Linear", **(base | fields))
+
+
+def value(producer: str, *consumers: str, **fields: object) -> Value:
+    """A value of 8 bytes with a gradient unless `fields` say otherwise."""
+    base = {"bytes": 8, "has_gradient": True}
+    return Value(name=f"{producer}.out", producer=producer, consumers=consumers, **(base | fields))
+
+
+def chain_graph(*layers: Layer, num_bytes: int = 8) -> LayerGraph:
+    """Layers in a row, each handing `num_bytes` to the next."""
+    pairs = zip(layers, layers[1:], strict=False)
+    values = tuple(value(a.name, b.name, bytes=num_bytes) for a, b in pairs)
+    return LayerGraph(layers=layers, values=values)
+
+
+def cluster(num_nodes: int = 1, gpus_per_node: int = 4, **fields: object) -> Cluster:
+    """A cluster with fast free links and plenty of memory unless `fields` say otherwise."""
+    base = {
+        "memory_bytes": 1 << 40,
+        "intra_node": Link(bandwidth=1e12),
+        "inter_node": Link(bandwidth=1e11),
+    }
+    return Cluster(gpu="test", num_nodes=num_nodes, gpus_per_node=gpus_per_node, **(base | fields))
+
+
+def problem(graph: LayerGraph, num_microbatches: int = 4, **fields: object) -> Problem:
+    """A problem over `graph` on one node of four GPUs unless `fields` say otherwise."""
+    base = {"cluster": cluster(), "microbatch_size": 1, "demands": Demands()}
+    return Problem(graph=graph, num_microbatches=num_microbatches, **(base | fields))
+
+
+def profile(graph: LayerGraph) -> Profile:
+    """A profile that holds `graph`."""
+    return Profile(
+        method="imported",
+        source=Source(model="test", graph_hash="0" * 16, num_params=0, software={}),
+        device=Device(kind="cpu", name="test"),
+        dtype="float32",
+        microbatch_size=1,
+        graph=graph,
+    )
+
+
+def random_graph(rng: random.Random, num_layers: int, branching: bool) -> LayerGraph:
+    """A graph whose layers, values, inputs and tied parameters are drawn from `rng`; a chain with
+    skips unless `branching`."""
+    names = [f"layer{i}" for i in range(num_layers)]
+    layers = tuple(_random_layer(rng, name) for name in names)
+    values = [
+        _random_value(rng, f"v{i}", names[i], names[i + 1 : i + 2])
+        for i in range(num_layers - 1)
+        if not branching or rng.random() < 0.6
+    ]
+    for number in range(rng.randrange(num_layers)):
+        if num_layers > 1:
+            at = rng.randrange(num_layers - 1)
+            later = rng.sample(names[at + 1 :], rng.randint(1, min(2, num_layers - at - 1)))
+            values.append(_random_value(rng, f"skip{number}", names[at], later))
+    inputs = tuple(
+        Input(
+            name=f"in{i}",
+            consumers=tuple(rng.sample(names, min(2, num_layers))),
+            bytes=rng.randrange(9),
+        )
+        for i in range(rng.randrange(3))
+    )
+    tied = _random_tied(rng, layers)
+    return LayerGraph(layers=layers, values=tuple(values), inputs=inputs, tied=tied)
+
+
+def random_problem(rng: random.Random, branching: bool, tight: bool) -> Problem:
+    """A problem with at most six layers and four GPUs; `tight` memory binds often."""
+    graph = random_graph(rng, rng.randint(1, 6), branching)
+    nodes, per_node = rng.choice([(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (1, 4)])
+    state = sum(la.param_bytes + la.grad_bytes + 8 * la.num_trainable for la in graph.layers)
+    memory = max(1, int(state * rng.uniform(0.3, 1.5)) + rng.randrange(200)) if tight else 1 << 40
+    machine = cluster(
+        nodes,
+        per_node,
+        memory_bytes=memory,
+        reserve_bytes=rng.randrange(8),
+        intra_node=Link(bandwidth=rng.choice([20.0, 1000.0]), latency=rng.choice([0.0, 0.05])),
+        inter_node=Link(bandwidth=rng.choice([5.0, 100.0]), latency=rng.choice([0.0, 0.2])),
+        action_overhead=rng.choice([0.0, 0.1]),
+        sends_overlap=rng.random() < 0.5,
+    )
+    return problem(graph, num_microbatches=rng.choice([4, 6, 8]), cluster=machine)
+
+
+def _random_layer(rng: random.Random, name: str) -> Layer:
+    params = rng.choice([0, rng.randrange(1, 40)])
+    return layer(
+        name,
+        forward_time=rng.choice([0.0, 1.0, rng.uniform(0.1, 4)]),
+        input_grad_time=rng.uniform(0, 4),
+        weight_grad_time=rng.uniform(0, 4),
+        update_time=rng.uniform(0, 0.5),
+        param_bytes=4 * params,
+        grad_bytes=4 * params,
+        num_trainable=params,
+        buffer_bytes=rng.randrange(10),
+        stash_bytes=rng.randrange(30),
+        workspace_bytes=rng.randrange(30),
+    )
+
+
+def _random_value(rng: random.Random, name: str, producer: str, consumers: list[str]) -> Value:
+    keepers = [who for who in (producer, *consumers) if rng.random() < 0.4]
+    return Value(
+        name=name,
+        producer=producer,
+        consumers=tuple(consumers),
+        bytes=rng.randrange(1, 30),
+        has_gradient=rng.random() < 0.8,
+        kept_by=tuple(keepers),
+    )
+
+
+def _random_tied(rng: random.Random, layers: tuple[Layer, ...]) -> tuple[TiedParameter, ...]:
+    holders = [la for la in layers if la.param_bytes]
+    if len(holders) < 2 or rng.random() < 0.5:
+        return ()
+    chosen = sorted(rng.sample(holders, rng.randint(2, len(holders))), key=layers.index)
+    size = min(la.num_trainable for la in chosen)
+    return (
+        TiedParameter(
+            name="tied",
+            layers=tuple(la.name for la in chosen),
+            param_bytes=4 * size,
+            grad_bytes=4 * size,
+            num_trainable=size,
+        ),
+    )
