@@ -1,0 +1,98 @@
+"""What a run of a plan measured, beside what the plan predicted."""
+
+from typing import Annotated
+
+import msgspec
+
+from autopart.plan import StagePrediction
+from autopart.units import Bytes, Count, PositiveCount, Seconds
+
+
+class RunSlice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One action of the last step on one rank; seconds from the start of the step."""
+
+    action: str
+    start: Seconds
+    """The rank turned to the action."""
+    ready: Seconds
+    """What the action needs had arrived."""
+    end: Seconds
+
+
+class StageRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One stage as it ran: medians over its ranks' actions in all steps but the first."""
+
+    ranks: tuple[Count, ...]
+    forward_time: Seconds
+    """One microbatch, without waiting."""
+    backward_time: Seconds
+    busy_time: Seconds
+    """Forward, backward and everything between actions but waiting, for one microbatch."""
+    wait_time: Seconds
+    """Waiting for messages to arrive or to be received, in one step."""
+    sync_time: Seconds
+    """Summing gradients over replicas and tied copies, with waiting for them, in one step."""
+    update_time: Seconds
+    """The optimizer's step."""
+    peak_bytes: Bytes
+    """The most that one of its ranks held; see `RunResult.memory`."""
+    predicted: StagePrediction
+
+
+class CheckResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far the pipeline is from the plain model; every difference is within its tolerance.
+
+    A tensor's difference is the largest absolute difference of an element over the largest
+    absolute element of the plain model's tensor (docs/runtime.md: the check's tolerance).
+    """
+
+    tolerance: float
+    floor: float
+    """Differences up to this share of the model's largest gradient count as rounding."""
+    losses: float
+    """The largest relative difference of a step's loss."""
+    gradients: float
+    """The largest difference of a gradient after the first step that is no rounding; 0 if all are."""
+    worst_gradient: str
+    """The parameter that it belongs to."""
+    parameters: float
+    """The largest difference of a parameter after the last step."""
+    worst_parameter: str
+    num_parameters: PositiveCount
+    """Parameters compared, each on every rank that holds it."""
+    num_buffers: Count
+    """Buffers compared; 0 with replicas, each of which sees only its own microbatches."""
+    dropouts: Count
+    """Dropout operations that were switched off in both models."""
+    notes: tuple[str, ...] = ()
+    """What was not compared, and why."""
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One run of a plan on real ranks."""
+
+    model: str
+    device: str
+    """cpu, or the name of the GPU."""
+    backend: str
+    """What carried the messages: gloo or nccl."""
+    dtype: str
+    optimizer: str
+    num_ranks: PositiveCount
+    num_microbatches: PositiveCount
+    microbatch_size: PositiveCount
+    losses: tuple[float, ...]
+    """The mean loss of each step's batch."""
+    step_times: tuple[Seconds, ...]
+    """Each step from the moment that all ranks stood ready until the last rank's update."""
+    step_time: Seconds
+    """The median of `step_times`, without the first where there are more."""
+    predicted_step_time: Seconds
+    error: float
+    """predicted / measured - 1."""
+    stages: tuple[StageRun, ...]
+    memory: Annotated[str, msgspec.Meta(description="how peak_bytes was measured")]
+    check: CheckResult | None = None
+    trace: tuple[tuple[RunSlice, ...], ...] = ()
+    """For each rank its actions in the last step."""
+    notes: tuple[str, ...] = ()
