@@ -61,9 +61,43 @@ _HOMES = {
 _OTHER_NAMES = {"simulate": "simulate_plan"}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "AutopartError",
+    "Check",
+    "Cluster",
+    "ClusterError",
+    "ExportRefused",
+    "FileError",
+    "InfeasibleError",
+    "Input",
+    "Layer",
+    "LayerGraph",
+    "Link",
+    "ModelError",
+    "Plan",
+    "PlanError",
+    "Problem",
+    "Profile",
+    "ProfileError",
+    "Recompute",
+    "RunError",
+    "ScheduleError",
+    "Stage",
+    "TiedParameter",
+    "Timeline",
+    "Value",
     "__version__",
-    *sorted(_HOME_OF),
+    "baselines",
+    "cluster_of",
+    "load_cluster",
+    "load_plan",
+    "load_profile",
+    "save_cluster",
+    "save_plan",
+    "save_profile",
+    "simulate",
+    "solve",
+    "verify",
 ]
 
 

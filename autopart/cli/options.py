@@ -1,0 +1,40 @@
+"""Options and arguments that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from autopart.errors import AutopartError
+
+T = TypeVar("T")
+
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print the result as one JSON document on stdout, all else on stderr."
+    ),
+]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="model.py, path.py:function, package.module:function, or a built-in zoo:NAME.",
+    ),
+]
+PlanFile = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="A plan file, as 'autopart solve' writes it.")
+]
+
+
+def usage_checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """`parse`, whose complaint about the text is one about usage, and names the option."""
+
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except AutopartError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parsed

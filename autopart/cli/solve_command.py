@@ -1,0 +1,111 @@
+"""`autopart solve`: cut a profiled model for a cluster."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from autopart.cli.cluster_options import ClusterOptions, chosen_cluster, notes_on
+from autopart.cli.console import check_may_write, print_result, warn
+from autopart.cli.options import AsJson, usage_checked
+from autopart.plan import FORMAT, save_plan
+from autopart.planner import baselines, solve
+from autopart.profile import load_profile, newest_profile
+from autopart.report.plan_table import comparison_table, plan_report, reading_of
+from autopart.report.summary import solve_summary
+from autopart.units import parse_bandwidth, parse_bytes
+
+EXAMPLE = "autopart solve --gpus 8 --nodes 2 --memory 80GiB --global-batch 64 -o plan.json"
+
+_SIZE = usage_checked(parse_bytes)
+_BANDWIDTH = usage_checked(parse_bandwidth)
+
+
+def command(
+    profile: Annotated[
+        Path | None, typer.Option(help="A profile; default: the newest one in this folder.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs in all, over all nodes.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default 1.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of one node.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="The kind of GPU; default: what the profile was measured on."),
+    ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(metavar="SIZE", parser=_SIZE, help="Memory of one GPU, such as 80GiB."),
+    ] = None,
+    intra_bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE", parser=_BANDWIDTH, help="Between GPUs of a node, such as 450GB/s."
+        ),
+    ] = None,
+    inter_bandwidth: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", parser=_BANDWIDTH, help="Between nodes, such as 200Gbit/s."),
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="A cluster file, instead of --gpu and the counts.")
+    ] = None,
+    global_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples of one optimizer step, over all replicas together."),
+    ] = None,
+    schedule: Annotated[Literal["auto", "gpipe", "1f1b"], typer.Option()] = "auto",
+    stages: Annotated[int | None, typer.Option(min=1, help="Number of stages.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each stage.")] = None,
+    solver: Annotated[
+        Literal["auto", "dp", "ilp", "uniform", "parameters"],
+        typer.Option(help="dp and ilp are exact; uniform and parameters are the usual splits."),
+    ] = "auto",
+    optimizer: Annotated[
+        Literal["adamw", "sgd-momentum", "sgd"], typer.Option(help="Whose state must be held.")
+    ] = "adamw",
+    time_limit: Annotated[
+        float, typer.Option(min=0.0, help="Seconds for the ILP, where it is needed.")
+    ] = 60.0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The plan file.")] = Path(
+        "plan.json"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Decide how a profiled model is cut for a cluster, and say how good that is."""
+    check_may_write(output, FORMAT)
+    path = profile or newest_profile(Path())
+    measured = load_profile(path)
+    typed = ClusterOptions(
+        gpus, nodes, gpus_per_node, gpu, memory, intra_bandwidth, inter_bandwidth, cluster
+    )
+    target = chosen_cluster(typed, measured)
+    plan = solve(
+        measured,
+        target,
+        global_batch=global_batch,
+        schedule=schedule,
+        solver=solver,
+        num_stages=stages,
+        num_replicas=replicas,
+        optimizer=optimizer,
+        time_limit=time_limit,
+    )
+    save_plan(plan, output)
+    beside = baselines(measured, plan)
+    reading, notes = (
+        reading_of(plan, batch_given=global_batch is not None),
+        notes_on(measured, target),
+    )
+    warn(notes)
+    summary = solve_summary(
+        plan, str(output), profile=str(path), reading=reading, notes=notes, baselines=beside
+    )
+    print_result(
+        summary,
+        f"profile {path}",
+        reading,
+        plan_report(plan),
+        comparison_table(plan, beside),
+        f"plan written to {output}",
+        as_json=as_json,
+    )

@@ -1,0 +1,34 @@
+"""`autopart verify`: check a plan against its profile, without a solver."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autopart.certificate import verify
+from autopart.cli.console import print_result
+from autopart.cli.options import AsJson, PlanFile
+from autopart.files import read_file
+from autopart.plan import FORMAT, VERSION, Plan
+from autopart.profile import load_profile
+from autopart.report.step_table import check_table
+from autopart.report.summary import verify_summary
+
+EXAMPLE = "autopart verify plan.json --profile gpt2-tiny-cpu-mb1.json"
+
+
+def command(
+    plan: PlanFile,
+    profile: Annotated[Path, typer.Option(help="The profile that the plan was made from.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a plan: each layer once, edges forward, memory kept, the prediction reproduced.
+
+    Exits with 1 where a check fails.
+    """
+    asked = read_file(plan, Plan, FORMAT, VERSION)
+    checks = verify(asked, load_profile(profile))
+    summary = verify_summary(checks, str(plan), str(profile))
+    print_result(summary, check_table(checks, f"{plan} against {profile}"), as_json=as_json)
+    if not summary.passed:
+        raise typer.Exit(1)

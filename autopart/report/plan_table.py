@@ -1,0 +1,157 @@
+"""A plan on the terminal: its stages, its memory, its prediction and how good it is."""
+
+from collections.abc import Mapping
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autopart.cluster import Cluster, num_gpus
+from autopart.plan import MemoryUse, Plan
+from autopart.report.columns import add_number, add_text, new_table, sizes, times
+from autopart.report.names import layers_label, ranks_label
+from autopart.units import format_bytes, format_share, format_time
+
+
+def plan_report(plan: Plan) -> RenderableType:
+    """The stages, their memory, and the figures of the whole step."""
+    return Group(stage_table(plan), memory_table(plan), *(Text(line) for line in figures(plan)))
+
+
+def plan_title(plan: Plan) -> str:
+    """`zoo:gpt2-tiny in 4 stages x 2 replicas on 8 of 8 cpu`, and the kind of profile."""
+    replicas = sorted({len(stage.ranks) for stage in plan.stages})
+    copies = "" if replicas == [1] else f" x {'/'.join(map(str, replicas))} replicas"
+    used = sum(len(stage.ranks) for stage in plan.stages)
+    stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}"
+    return (
+        f"{plan.origin.model} in {stages}{copies} "
+        f"on {used} of {num_gpus(plan.cluster)} {plan.cluster.gpu} ({plan.origin.method})"
+    )
+
+
+def stage_table(plan: Plan) -> Table:
+    """One row a stage: what runs where, how long, and what it holds."""
+    stages = plan.prediction.stages
+    bottleneck = max(stage.busy_time for stage in stages)
+    columns = [
+        ("F", times([stage.forward_time for stage in stages])),
+        ("B", times([stage.backward_time for stage in stages])),
+        ("busy", times([stage.busy_time for stage in stages])),
+        ("peak", sizes([stage.peak_bytes for stage in stages])),
+    ]
+    table = new_table(plan_title(plan))
+    add_number(table, "stage")
+    add_text(table, "layers")
+    add_text(table, "ranks")
+    add_text(table, "nodes")
+    for head, (unit, _) in columns[:3]:
+        add_number(table, f"{head}\n{unit}")
+    add_number(table, "in\nflight")
+    add_number(table, f"peak\n{columns[3][1][0]}")
+    add_number(table, "load\n%")
+    for place, (stage, predicted) in enumerate(zip(plan.stages, stages, strict=True)):
+        cells = [cells[place] for _, (_, cells) in columns]
+        load = 100 * predicted.busy_time / bottleneck if bottleneck else 0.0
+        table.add_row(
+            str(place),
+            layers_label(stage.layers),
+            ranks_label(stage.ranks),
+            ranks_label(nodes_of(plan.cluster, stage.ranks)),
+            *cells[:3],
+            str(predicted.in_flight),
+            cells[3],
+            f"{load:.0f}",
+        )
+    return table
+
+
+def nodes_of(cluster: Cluster, ranks: tuple[int, ...]) -> list[int]:
+    """The nodes that `ranks` sit on, each once."""
+    return sorted({rank // cluster.gpus_per_node for rank in ranks})
+
+
+def memory_table(plan: Plan) -> Table:
+    """One row a stage: the peak of one rank by what it is made of."""
+    stages = plan.prediction.stages
+    kinds = MemoryUse.__struct_fields__
+    unit, _ = sizes([stage.peak_bytes for stage in stages])
+    table = new_table(f"memory of one rank at its peak, {unit}")
+    add_number(table, "stage")
+    heads = {"gradients": "grads", "optimizer": "optim.", "workspace": "work"}
+    for kind in kinds:
+        add_number(table, heads.get(kind, kind))
+    for head in ("peak", "of limit"):
+        add_number(table, head)
+    for place, stage in enumerate(stages):
+        parts: list[int] = list(msgspec.structs.astuple(stage.memory))
+        _, cells = sizes([*parts, stage.peak_bytes, *(s.peak_bytes for s in stages)])
+        share = stage.peak_bytes / plan.cluster.memory_bytes
+        table.add_row(str(place), *cells[: len(parts) + 1], format_share(share))
+    return table
+
+
+def figures(plan: Plan) -> list[str]:
+    """The step, the bound and the recipe, a line each, within 80 columns where words allow."""
+    prediction, certificate = plan.prediction, plan.certificate
+    batch = plan.num_microbatches * plan.microbatch_size
+    lines = [
+        f"step {format_time(prediction.step_time)}, "
+        f"lower bound {format_time(certificate.lower_bound)}, "
+        f"gap {format_share(certificate.gap)}, bubble {format_share(prediction.bubble)}",
+        f"schedule {plan.schedule}, {plan.num_microbatches} microbatches of "
+        f"{plan.microbatch_size} = batch of {batch}; "
+        f"solver {plan.origin.solver}, {format_time(plan.origin.solve_seconds)}",
+        f"the bound holds for {certificate.assumes}",
+    ]
+    syncs = [f"{sync.what} {format_time(sync.time)}" for sync in prediction.syncs]
+    if syncs:
+        lines.append(f"gradient syncs once a step: {'; '.join(syncs)}")
+    return lines
+
+
+def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
+    """The plan beside other ways to cut the same model for the same cluster."""
+    made = {"this plan": plan, **{n: p for n, p in baselines.items() if isinstance(p, Plan)}}
+    unit, steps = times([other.prediction.step_time for other in made.values()])
+    peaks_unit, peaks = sizes([peak_bytes(other) for other in made.values()])
+    table = new_table("beside the usual ways to cut")
+    add_text(table, "split")
+    add_number(table, f"step {unit}")
+    add_number(table, "slower by")
+    add_number(table, "bubble")
+    add_number(table, f"peak {peaks_unit}")
+    add_text(table, "")
+    for (name, other), step, peak in zip(made.items(), steps, peaks, strict=True):
+        slower = other.prediction.step_time / plan.prediction.step_time - 1
+        bubble = format_share(other.prediction.bubble)
+        table.add_row(name, step, format_share(slower), bubble, peak, "")
+    for name, reason in baselines.items():
+        if isinstance(reason, str):
+            table.add_row(name, "-", "-", "-", "-", reason)
+    return table
+
+
+def peak_bytes(plan: Plan) -> int:
+    """The most that any rank holds."""
+    return max(stage.peak_bytes for stage in plan.prediction.stages)
+
+
+def reading_of(plan: Plan, *, batch_given: bool) -> str:
+    """How the counts were read: `8 GPUs in all: 2 nodes x 4, …; a step of 32 samples …`."""
+    cluster, per_gpu = plan.cluster, plan.num_microbatches / num_gpus(plan.cluster)
+    batch = plan.num_microbatches * plan.microbatch_size
+    default = (
+        "" if batch_given else f" ({per_gpu:g} for each GPU, where no --global-batch is named)"
+    )
+    return (
+        f"{num_gpus(cluster)} GPUs in all: {_nodes(cluster.num_nodes)} x {cluster.gpus_per_node}, "
+        f"each {cluster.gpu} with {format_bytes(cluster.memory_bytes)}; "
+        f"a step of {batch} samples: {plan.num_microbatches} microbatches of "
+        f"{plan.microbatch_size}{default}"
+    )
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' if count > 1 else ''}"
