@@ -43,8 +43,9 @@ def times(values: Sequence[float]) -> tuple[str, list[str]]:
 def sizes(values: Sequence[float]) -> tuple[str, list[str]]:
     """A column of bytes: its unit, and its cells."""
     unit, scale = bytes_unit(max(values, default=0.0))
-    cells = _cells(value / scale for value in values)
-    return unit, [cell.removesuffix(".0") for cell in cells] if unit == "B" else cells
+    if unit == "B":
+        return unit, [f"{value:.0f}" for value in values]
+    return unit, _cells(value / scale for value in values)
 
 
 def _cells(values: Iterable[float]) -> list[str]:

@@ -1,0 +1,72 @@
+from autopart.plan import stage_ranks
+from autopart.report.timeline import MOST_RANKS, timeline_text
+from autopart.schedule import Action, parse_action
+from autopart.simulator import Slice, Timeline, simulate_plan
+from tests.samples import sample_plan
+
+
+def _timeline(*ranks: str, makespan: float, sync_end: float, rank_end: float) -> Timeline:
+    """Slices written as `0F0:0-4`; every rank syncs and ends at the same time."""
+    slices = tuple(tuple(map(_slice, rank.split())) for rank in ranks)
+    return Timeline(
+        slices=slices,
+        sync_end=(sync_end,) * len(ranks),
+        rank_end=(rank_end,) * len(ranks),
+        makespan=makespan,
+        bubble=0.0,
+        in_flight=(1,) * len(ranks),
+    )
+
+
+def _slice(text: str) -> Slice:
+    action, _, times = text.partition(":")
+    start, _, end = times.partition("-")
+    return Slice(parse_action(action), float(start), float(end))
+
+
+def test_wide_actions_carry_their_names() -> None:
+    timeline = _timeline(
+        "0F0:0-5 0F1:5-10 0B0:21-30 0B1:39-48",
+        "1F0:5-10 1B0:10-19 1F1:20-25 1B1:25-34",
+        makespan=52,
+        sync_end=50,
+        rank_end=52,
+    )
+    lines = timeline_text(sample_plan(), timeline, width=8 + 52).plain.splitlines()
+    assert lines == [
+        "rank 0  0F0- 0F1- ...........0B0----- .........0B1----- ~~++",
+        "rank 1  .....1F0- 1B0----- .1F1- 1B1----- ~~~~~~~~~~~~~~~~++",
+        "a column is 1.00 s",
+        "F forward, B backward, ~ gradient sync, + optimizer, . idle",
+    ]
+
+
+def test_narrow_actions_are_letters_that_tell_neighbours_apart() -> None:
+    timeline = _timeline(
+        "0F0:0-2 0F1:2-4 0B0:8-11 0B1:11-14", makespan=14, sync_end=14, rank_end=14
+    )
+    line = timeline_text(sample_plan(), timeline, width=8 + 14).plain.splitlines()[0]
+    assert line == "rank 0  FFff....BBBbbb"
+
+
+def test_every_line_keeps_within_the_width_asked_for() -> None:
+    plan = sample_plan(num_stages=4, num_replicas=2, num_microbatches=64)
+    for width in (40, 80, 200):
+        text = timeline_text(plan, simulate_plan(plan), width).plain
+        ranks = [line for line in text.splitlines() if line.startswith("rank ")]
+        assert len(ranks) == 8
+        assert {len(line) for line in ranks} == {width}
+
+
+def test_many_ranks_are_drawn_by_one_rank_of_each_stage() -> None:
+    plan = sample_plan(num_stages=2, num_replicas=MOST_RANKS, num_microbatches=4 * MOST_RANKS)
+    text = timeline_text(plan, simulate_plan(plan), 80).plain
+    drawn = [line.split()[1] for line in text.splitlines() if line.startswith("rank ")]
+    assert drawn == [str(min(ranks)) for ranks in stage_ranks(plan)]
+    assert f"one rank of each stage, of {2 * MOST_RANKS} ranks" in text
+
+
+def test_a_step_that_takes_no_time_is_still_drawn() -> None:
+    nothing = Slice(Action(0, "F", 0), 0.0, 0.0)
+    timeline = Timeline(((nothing,),), (0.0,), (0.0,), 0.0, 0.0, (1,))
+    assert timeline_text(sample_plan(), timeline, 20).plain.startswith("rank 0  ............\n")
