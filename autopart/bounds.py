@@ -13,7 +13,8 @@ its way down and back after the stage's other forwards:
     step >= F[n] + B[n] + 2 k o + 2 (k - 1) send + (m - 1) (max(f, b) + o)                          (2)
     memory >= state + y * (what the stage keeps inside) + workspace + batch + reserve               (3)
 
-with `send` the cheapest cut over the fastest link. Every term grows with j, and for a fixed j none
+with `send` the cheapest cut over the fastest link; where sends do not overlap compute, they also
+count to the stage's work, and the hop next to the stage is then left out of its way. Every term grows with j, and for a fixed j none
 grows with i, so taking each stage as long as (1)-(3) allow covers the chain with k stages exactly
 when any k consecutive stages do: one O(k log n) sweep decides a value, bisection finds the bound.
 
@@ -113,8 +114,9 @@ class _Sweep:
         """The right-hand sides of (1) and (2) for stages that start at layer `at`, by their end."""
         loads, m, o = self.loads, self.m, self.overhead
         forward, backward = loads.forward_time, loads.backward_time
-        down = forward[0, at] + stage * (o + self.send)
-        back = backward[0, at] + stage * (o + self.send_back)
+        hops = stage if self.problem.cluster.sends_overlap else max(0, stage - 1)
+        down = forward[0, at] + stage * o + hops * self.send
+        back = backward[0, at] + stage * o + hops * self.send_back
         work = forward[at] + backward[at] + 2 * o + self._sends_of_its_own(stage)
         alone = down + m * work + np.maximum(back, self.after[at])
         return np.maximum(
@@ -122,6 +124,8 @@ class _Sweep:
         )
 
     def _sends_of_its_own(self, stage: int) -> float:
+        """Seconds that sends keep the stage busy for each microbatch; the hop next to it is then
+        counted here and not in the way through the stages ahead."""
         if self.problem.cluster.sends_overlap:
             return 0.0
         return ((stage > 0) + (stage < self.k - 1)) * (self.send + self.send_back)

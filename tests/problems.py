@@ -1,5 +1,6 @@
 """Small problems that tests draw from: chains and branching graphs with every kind of term."""
 
+import itertools
 import random
 
 from autopart.cluster import Cluster, Link
@@ -22,7 +23,7 @@ def value(producer: str, *consumers: str, **fields: object) -> Value:
 
 def chain_graph(*layers: Layer, num_bytes: int = 8) -> LayerGraph:
     """Layers in a row, each handing `num_bytes` to the next."""
-    pairs = zip(layers, layers[1:], strict=False)
+    pairs = itertools.pairwise(layers)
     values = tuple(value(a.name, b.name, bytes=num_bytes) for a, b in pairs)
     return LayerGraph(layers=layers, values=values)
 

@@ -104,7 +104,7 @@ class _Program:
         self.second = sum(self.work) * layout.microbatches or 1.0
         """Times stand in the program as shares of this, so that coefficients are near 1."""
         self.program: Any = pulp.LpProblem("stages", pulp.LpMinimize)
-        self.finish: Any = pulp.LpVariable("T", lowBound=0)
+        self.finish: Any = self.program.add_variable("T", 0)
         self.program += self.finish
         self._place_layers()
         self._cross_cuts()
@@ -130,7 +130,7 @@ class _Program:
     def _place_layers(self) -> None:
         cuts = range(self.k - 1)
         self.placed: list[list[Any]] = [
-            [pulp.LpVariable(f"z_{l}_{s}", cat=pulp.LpBinary) for s in cuts]
+            [self.program.add_variable(f"z_{l}_{s}", cat=pulp.LpBinary) for s in cuts]
             for l in range(len(self.work))
         ]
         for row in self.placed:
@@ -156,7 +156,7 @@ class _Program:
     def _cross_cuts(self) -> None:
         self.crosses: list[list[Any]] = []
         for number, value in enumerate(self.graph.values):
-            row = [pulp.LpVariable(f"c_{number}_{s}", 0, 1) for s in range(self.k - 1)]
+            row = [self.program.add_variable(f"c_{number}_{s}", 0, 1) for s in range(self.k - 1)]
             for s, variable in enumerate(row):
                 made = self._by(self.place[value.producer], s)
                 for name in value.consumers:
@@ -227,13 +227,13 @@ class _Program:
         return pulp.lpSum(size * self._on(l, stage) for l, size in enumerate(per_layer) if size)
 
     def _any(self, members: Sequence[int], name: str, stage: int) -> Expression:
-        variable: Any = pulp.LpVariable(f"any_{name}", 0, 1)
+        variable: Any = self.program.add_variable(f"any_{name}", 0, 1)
         for layer in members:
             self.program += variable >= self._on(layer, stage)  # (6)
         return variable
 
     def _largest(self, stage: int, sizes: Sequence[int]) -> Expression:
-        variable: Any = pulp.LpVariable(f"work_{stage}", 0)
+        variable: Any = self.program.add_variable(f"work_{stage}", 0)
         scale = max(sizes) or 1
         for layer, size in enumerate(sizes):
             if size:
@@ -245,7 +245,7 @@ class _Program:
         for number, value in enumerate(self.graph.values):
             if value.kept_by or stage == self.k - 1:
                 continue
-            variable: Any = pulp.LpVariable(f"only_{number}_{stage}", 0, 1)
+            variable: Any = self.program.add_variable(f"only_{number}_{stage}", 0, 1)
             here = self._on(self.place[value.producer], stage)
             self.program += variable >= self.crosses[number][stage] + here - 1  # (5)
             kept.append(value.bytes * variable)

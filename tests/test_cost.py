@@ -1,0 +1,143 @@
+import random
+
+import pytest
+
+from autopart.cluster import Link
+from autopart.cost import (
+    all_reduce_time,
+    cut_links,
+    in_flight,
+    interval_loads,
+    predict,
+    send_time,
+    stage_loads,
+)
+from autopart.graph import Input, LayerGraph, TiedParameter
+from autopart.problem import Layout
+from tests.problems import chain_graph, cluster, layer, problem, random_graph, value
+
+
+def test_a_send_is_latency_for_each_tensor_and_bandwidth_for_all_bytes():
+    assert send_time(Link(bandwidth=100.0, latency=0.5), 200, 3) == pytest.approx(3.5)
+
+
+def test_a_ring_over_one_rank_takes_no_time_and_over_two_moves_the_bytes_once():
+    link = Link(bandwidth=10.0, latency=1.0)
+    assert all_reduce_time(link, 100, 1) == 0
+    assert all_reduce_time(link, 100, 2) == pytest.approx(2 * (1 + 5))
+
+
+def test_gpipe_holds_everything_and_one_f_one_b_the_way_to_the_end():
+    assert in_flight("gpipe", 4, 0, 9) == 9
+    assert [in_flight("1f1b", 4, s, 9) for s in range(4)] == [4, 3, 2, 1]
+    assert in_flight("1f1b", 4, 0, 2) == 2
+
+
+def test_an_output_with_two_consumers_crosses_a_cut_once():
+    layers = (layer("a"), layer("b"), layer("c"))
+    graph = LayerGraph(layers=layers, values=(value("a", "b", "c", bytes=10),))
+    first, second = stage_loads(graph, ((0,), (1, 2)))
+    assert first.sent.bytes == second.received.bytes == 10
+    assert (first.sent.tensors, first.sent.grad_bytes) == (1, 10)
+
+
+def test_a_skip_is_relayed_and_held_by_every_stage_between():
+    layers = (layer("a"), layer("b"), layer("c"))
+    values = (value("a", "b", bytes=10), value("b", "c", bytes=20))
+    skip = value("a", "c", bytes=7, has_gradient=False)
+    graph = LayerGraph(layers=layers, values=(*values, skip))
+    first, middle, last = stage_loads(graph, ((0,), (1,), (2,)))
+    assert (first.sent.bytes, middle.sent.bytes) == (17, 27)
+    assert middle.sent.grad_bytes == 20
+    assert (first.stash_bytes, middle.stash_bytes, last.stash_bytes) == (17, 10 + 7 + 20, 27)
+
+
+def test_a_value_inside_a_stage_is_kept_only_where_backward_needs_it():
+    layers = (layer("a"), layer("b"), layer("c"))
+    needed, free = value("a", "b", bytes=10, kept_by=("b",)), value("b", "c", bytes=20)
+    graph = LayerGraph(layers=layers, values=(needed, free))
+    (whole,) = stage_loads(graph, ((0, 1, 2),))
+    assert whole.stash_bytes == whole.inner_stash_bytes == 10
+
+
+def test_a_tied_parameter_counts_once_on_a_stage_and_once_on_each_of_two():
+    sizes = {"param_bytes": 40, "grad_bytes": 40, "num_trainable": 10}
+    tied = TiedParameter(name="w", layers=("a", "c"), **sizes)
+    layers = (layer("a", **sizes), layer("b"), layer("c", **sizes))
+    graph = LayerGraph(layers=layers, tied=(tied,))
+    (whole,) = stage_loads(graph, ((0, 1, 2),))
+    assert (whole.weight_bytes, whole.grad_bytes, whole.num_trainable) == (40, 40, 10)
+    first, last = stage_loads(graph, ((0,), (1, 2)))
+    assert (first.weight_bytes, last.weight_bytes) == (40, 40)
+
+
+def test_an_input_that_two_layers_read_is_held_once():
+    mask = Input(name="mask", consumers=("a", "b"), bytes=5)
+    graph = LayerGraph(layers=(layer("a"), layer("b")), inputs=(mask,))
+    assert [s.input_bytes for s in stage_loads(graph, ((0, 1),))] == [5]
+    assert [s.input_bytes for s in stage_loads(graph, ((0,), (1,)))] == [5, 5]
+
+
+def test_the_memory_of_a_rank_is_the_sum_of_what_it_holds():
+    fields = {"param_bytes": 40, "grad_bytes": 40, "num_trainable": 10, "buffer_bytes": 3}
+    graph = chain_graph(
+        layer("a", stash_bytes=100, workspace_bytes=17, **fields), layer("b", workspace_bytes=9)
+    )
+    asked = problem(graph, 4, cluster=cluster(reserve_bytes=1000))
+    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), microbatches=4)
+    (first, last), syncs = predict(asked, layout, ((0,), (1,)))
+    use = first.memory
+    assert (use.weights, use.gradients, use.optimizer) == (43, 40, 80)
+    assert (use.stash, use.workspace, use.reserve) == (2 * (100 + 8), 17, 1000)
+    assert use.buffers == 2 * 8
+    assert first.peak_bytes == 43 + 40 + 80 + 216 + 17 + 16 + 1000
+    assert (last.in_flight, last.memory.buffers) == (1, 8 + 2 * 8)
+    assert syncs == ()
+
+
+def test_replicas_and_tied_stages_sync_over_the_slowest_link_they_use():
+    sizes = {"param_bytes": 40, "grad_bytes": 40, "num_trainable": 10}
+    tied = TiedParameter(name="w", layers=("a", "b"), **sizes)
+    graph = LayerGraph(layers=(layer("a", **sizes), layer("b", **sizes)), tied=(tied,))
+    machine = cluster(2, 2, intra_node=Link(bandwidth=40.0), inter_node=Link(bandwidth=4.0))
+    layout = Layout(schedule="1f1b", stage_ranks=((0, 1), (2, 3)), microbatches=2)
+    _, syncs = predict(problem(graph, cluster=machine), layout, ((0,), (1,)))
+    assert [(s.what, s.ranks) for s in syncs] == [
+        ("stage 0", (0, 1)), ("stage 1", (2, 3)), ("w", (0, 1, 2, 3)),
+    ]  # fmt: skip
+    assert [s.time for s in syncs] == pytest.approx([1.0, 1.0, 15.0])
+
+
+def test_a_cut_uses_the_slowest_link_of_its_replicas():
+    machine = cluster(2, 3)
+    assert cut_links(machine, ((0, 1), (2, 3))) == [machine.inter_node]
+    assert cut_links(machine, ((0,), (1,), (3,))) == [machine.intra_node, machine.inter_node]
+
+
+def test_sends_that_do_not_overlap_count_to_the_busy_time_of_both_ranks():
+    graph = chain_graph(layer("a"), layer("b"), layer("c"), num_bytes=10)
+    slow = cluster(1, 3, intra_node=Link(bandwidth=100.0), sends_overlap=False, action_overhead=0.5)
+    layout = Layout(schedule="gpipe", stage_ranks=((0,), (1,), (2,)), microbatches=4)
+    stages, _ = predict(problem(graph, cluster=slow), layout, ((0,), (1,), (2,)))
+    assert [s.busy_time for s in stages] == pytest.approx([4.2, 4.4, 4.2])
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_load_of_an_interval_is_the_load_of_the_same_stage(seed: int):
+    rng = random.Random(seed)
+    graph = random_graph(rng, rng.randint(1, 9), branching=rng.random() < 0.5)
+    n = len(graph.layers)
+    cuts = sorted(rng.sample(range(1, n), rng.randint(0, n - 1)))
+    ends = list(zip([0, *cuts], [*cuts, n], strict=True))
+    matrices = interval_loads(graph)
+    for (i, j), load in zip(
+        ends, stage_loads(graph, tuple(tuple(range(a, b)) for a, b in ends)), strict=True
+    ):
+        for field, number in load._asdict().items():
+            if field == "received":
+                found = [t[i, 0] for t in matrices.received]
+            elif field == "sent":
+                found = [t[0, j] for t in matrices.sent]
+            else:
+                found = getattr(matrices, field)[i, j]
+            assert found == pytest.approx(number, rel=1e-12, abs=1e-12), (field, i, j)

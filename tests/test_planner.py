@@ -1,0 +1,138 @@
+import random
+
+import msgspec
+import pytest
+
+from autopart.bounds import lower_bound
+from autopart.cluster import Link, cluster_of
+from autopart.errors import AutopartError, InfeasibleError
+from autopart.graph import is_chain
+from autopart.plan import check_plan, load_plan, save_plan
+from autopart.planner import baselines, solve
+from tests.oracle import best_step_time
+from tests.problems import chain_graph, cluster, layer, profile, random_problem
+
+ROW = profile(chain_graph(*(layer(f"l{i}", param_bytes=400, grad_bytes=400, num_trainable=100) for i in range(6))))  # fmt: skip
+
+
+def head_heavy():
+    """Eight equal layers and a head that costs as much as four of them."""
+    body = [layer(f"l{i}") for i in range(8)]
+    return profile(chain_graph(*body, layer("head", forward_time=4.0, input_grad_time=8.0)))
+
+
+def test_a_plan_is_whole_and_survives_its_file(tmp_path):
+    plan = solve(ROW, cluster(2, 2), global_batch=8)
+    check_plan(plan)
+    save_plan(plan, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+    assert plan.num_microbatches == 8
+    assert sum(len(stage.layers) for stage in plan.stages) == 6
+
+
+def test_the_plan_beats_equal_layer_counts_where_the_head_is_heavy():
+    plan = solve(head_heavy(), cluster(), num_microbatches=8, num_stages=4)
+    uniform = baselines(head_heavy(), plan)["uniform"]
+    assert not isinstance(uniform, str)
+    assert plan.prediction.step_time < 0.9 * uniform.prediction.step_time
+    assert plan.stages[-1].layers == ("head",)
+
+
+def test_slow_links_get_the_traffic_that_hurts_least():
+    """Two nodes with a slow link between them: the gradients of heavy layers stay inside a node."""
+    sizes = {"param_bytes": 10**6, "grad_bytes": 10**6, "num_trainable": 250_000}
+    heavy = profile(chain_graph(*(layer(f"l{i}", **sizes) for i in range(8))))
+    slow = cluster(2, 2, intra_node=Link(bandwidth=1e7), inter_node=Link(bandwidth=1e4))
+    plan = solve(heavy, slow, num_microbatches=8)
+    for stage in plan.stages:
+        assert len({rank // 2 for rank in stage.ranks}) == 1
+    assert len(plan.stages) > 1
+
+
+def test_a_demand_for_stages_replicas_and_schedule_is_kept():
+    plan = solve(ROW, cluster(), num_microbatches=8, num_stages=2, num_replicas=2, schedule="gpipe")
+    assert [len(stage.ranks) for stage in plan.stages] == [2, 2]
+    assert plan.schedule == "gpipe"
+
+
+def test_one_f_one_b_is_chosen_where_gpipe_does_not_fit():
+    rows = profile(chain_graph(*(layer(f"l{i}", stash_bytes=100) for i in range(4)), num_bytes=0))
+    plan = solve(rows, cluster(1, 2, memory_bytes=500), num_microbatches=8, num_stages=2)
+    assert plan.schedule == "1f1b"
+    with pytest.raises(InfeasibleError):
+        solve(
+            rows,
+            cluster(1, 2, memory_bytes=500),
+            num_microbatches=8,
+            num_stages=2,
+            schedule="gpipe",
+        )
+
+
+def test_memory_too_small_names_the_least_that_would_do_and_that_does():
+    with pytest.raises(
+        InfeasibleError, match=r"nothing fits into 500 B .*\((\d+) bytes\)"
+    ) as caught:
+        solve(ROW, cluster(memory_bytes=500), num_microbatches=8)
+    least = int(str(caught.value).split("(")[1].split(" bytes")[0])
+    solve(ROW, cluster(memory_bytes=least), num_microbatches=8)
+    with pytest.raises(InfeasibleError):
+        solve(ROW, cluster(memory_bytes=least - 1), num_microbatches=8)
+
+
+@pytest.mark.parametrize(
+    ("demand", "message"),
+    [
+        ({"schedule": "zigzag"}, "unknown schedule 'zigzag'; known: auto, gpipe, 1f1b"),
+        ({"solver": "magic"}, "unknown solver 'magic'; known: auto, dp"),
+        ({"optimizer": "lion"}, "unknown optimizer 'lion'"),
+        ({"num_stages": 0}, "0 stages: there must be at least 1"),
+        ({"num_microbatches": 0}, "0 microbatches: there must be at least 1"),
+    ],
+)
+def test_a_demand_that_means_nothing_is_refused(demand: dict[str, object], message: str):
+    with pytest.raises(AutopartError, match=message):
+        solve(ROW, cluster(), **demand)  # pyright: ignore
+
+
+def test_a_batch_that_is_no_multiple_of_the_microbatch_names_two_that_are():
+    odd = msgspec.structs.replace(ROW, microbatch_size=4)
+    with pytest.raises(AutopartError, match="try 8 or 12"):
+        solve(odd, cluster(), global_batch=10)
+
+
+@pytest.mark.parametrize("solver", ["dp", "ilp", "uniform", "parameters", "auto"])
+def test_every_solver_gives_a_plan(solver: str):
+    plan = solve(ROW, cluster(1, 2), num_microbatches=4, solver=solver)
+    check_plan(plan)
+    assert plan.origin.solver == ("dp" if solver == "auto" else solver)
+
+
+def test_baselines_say_why_they_do_not_fit():
+    rows = profile(chain_graph(*(layer(f"l{i}", stash_bytes=100) for i in range(6)), num_bytes=0))
+    plan = solve(rows, cluster(1, 2, memory_bytes=420), num_microbatches=8, num_stages=2)
+    found = baselines(rows, plan)
+    assert isinstance(found["uniform"], str)
+    assert "the least that would do is 600 B" in found["uniform"]
+
+
+def test_a_known_cluster_and_a_default_batch_need_no_further_word():
+    plan = solve(ROW, cluster_of("h100-sxm", 2))
+    assert plan.num_microbatches == 8
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_a_plan_is_feasible_exactly_when_some_plan_is_and_never_below_its_bound(seed: int):
+    rng = random.Random(seed)
+    asked = random_problem(rng, branching=rng.random() < 0.4, tight=rng.random() < 0.5)
+    best = best_step_time(asked)
+    try:
+        plan = solve(profile(asked.graph), asked.cluster, num_microbatches=asked.num_microbatches)
+    except InfeasibleError:
+        assert best is None
+        return
+    assert best is not None
+    assert lower_bound(asked) <= best * (1 + 1e-9)
+    assert plan.certificate.lower_bound <= best * (1 + 1e-9)
+    assert plan.prediction.step_time >= best * (1 - 1e-9)
+    assert plan.prediction.step_time <= best * (1.3 if is_chain(asked.graph) else 1.5)

@@ -1,0 +1,106 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopart.errors import ScheduleError
+from autopart.schedule import (
+    Action,
+    Schedule,
+    check_schedule,
+    dealt,
+    format_order,
+    gpipe,
+    make_schedule,
+    one_f_one_b,
+    parse_action,
+    parse_order,
+)
+
+
+def picture(*orders: str) -> Schedule:
+    return tuple(parse_order(order) for order in orders)
+
+
+def test_gpipe_is_its_picture():
+    assert gpipe([[0], [1]], 3) == picture(
+        "0F0 0F1 0F2 0B0 0B1 0B2",
+        "1F0 1F1 1F2 1B0 1B1 1B2",
+    )
+
+
+def test_one_forward_one_backward_is_its_picture():
+    assert one_f_one_b([[0], [1], [2]], 4) == picture(
+        "0F0 0F1 0F2 0B0 0F3 0B1 0B2 0B3",
+        "1F0 1F1 1B0 1F2 1B1 1F3 1B2 1B3",
+        "2F0 2B0 2F1 2B1 2F2 2B2 2F3 2B3",
+    )
+
+
+def test_fewer_microbatches_than_stages_only_shorten_the_warm_up():
+    assert one_f_one_b([[0], [1], [2]], 1) == picture("0F0 0B0", "1F0 1B0", "2F0 2B0")
+
+
+def test_replicas_take_turns():
+    assert one_f_one_b([[0, 1], [2, 3]], 4) == picture(
+        "0F0 0F2 0B0 0B2",
+        "0F1 0F3 0B1 0B3",
+        "1F0 1B0 1F2 1B2",
+        "1F1 1B1 1F3 1B3",
+    )
+    assert list(dealt((2, 3), 3, 5)) == [1, 3]
+
+
+def test_a_rank_without_a_stage_has_an_empty_order():
+    assert gpipe([[0], [2]], 1)[1] == ()
+
+
+@given(
+    st.sampled_from(["gpipe", "1f1b"]),
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(1, 12),
+)
+def test_every_generated_schedule_is_complete_and_free_of_deadlock(
+    name: str, stages: int, replicas: int, microbatches: int
+):
+    ranks = [range(s * replicas, (s + 1) * replicas) for s in range(stages)]
+    check_schedule(make_schedule(name, ranks, microbatches), ranks, microbatches)
+
+
+@given(st.integers(0, 99), st.sampled_from("FBIW"), st.integers(0, 999))
+def test_an_action_prints_and_parses(stage: int, op: str, microbatch: int):
+    action = Action(stage, op, microbatch)  # pyright: ignore[reportArgumentType]
+    assert parse_action(str(action)) == action
+    assert parse_order(format_order((action, action))) == (action, action)
+
+
+@pytest.mark.parametrize("text", ["1F", "F0", "1X0", "1F0garbage", "", "-1F0", "1F0 "])
+def test_what_is_no_action_is_refused(text: str):
+    with pytest.raises(ScheduleError, match="is not an action"):
+        parse_action(text)
+
+
+def test_an_unknown_schedule_lists_the_known():
+    with pytest.raises(ScheduleError, match="unknown schedule 'zigzag'; known: gpipe, 1f1b"):
+        make_schedule("zigzag", [[0]], 1)
+
+
+RANKS = [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("orders", "message"),
+    [
+        (("0F0 0B0", "1F0"), "rank 1 never runs 1B0"),
+        (("0F0 0B0 0F1", "1F0 1B0"), "rank 0 runs 0F1, which is not its own"),
+        (("0F0 0F0 0B0", "1F0 1B0"), "rank 0 runs 0F0 twice"),
+        (("0F0 0B0 1F0", "1B0"), "rank 1 never runs 1F0"),
+        (("0B0 0F0", "1F0 1B0"), "deadlocks: rank 0 on 0B0, rank 1 on 1F0"),
+        (("0F0 0I0 0W0", "1F0 1B0"), "rank 0: 0I0: split backwards are not run yet"),
+    ],
+)
+def test_a_broken_schedule_is_refused_by_the_name_of_the_action(
+    orders: tuple[str, str], message: str
+):
+    with pytest.raises(ScheduleError, match=message):
+        check_schedule(picture(*orders), RANKS, 1)
