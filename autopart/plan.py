@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from autopart.cluster import Cluster
-from autopart.errors import PlanError
+from autopart.errors import PlanError, ScheduleError
 from autopart.files import encode, read_file, write_file
 from autopart.problem import Demands
 from autopart.schedule import Schedule, check_schedule, format_order, parse_order
@@ -173,7 +173,10 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
         raise PlanError(
             f"{where}: rank {beyond} has a stage but no order ({len(plan.orders)} orders)"
         )
-    check_schedule(schedule_of(plan), stage_ranks(plan), plan.num_microbatches)
+    try:
+        check_schedule(schedule_of(plan), stage_ranks(plan), plan.num_microbatches)
+    except ScheduleError as error:
+        raise ScheduleError(f"{where}: {error}") from None
 
 
 def load_plan(path: Path | str) -> Plan:

@@ -64,11 +64,7 @@ def _recounted(cluster: Cluster, options: ClusterOptions) -> Cluster:
 
 def _refined(cluster: Cluster, options: ClusterOptions) -> Cluster:
     if options.memory is not None:
-        cluster = msgspec.structs.replace(
-            cluster,
-            memory_bytes=options.memory,
-            reserve_bytes=min(cluster.reserve_bytes, options.memory // 16),
-        )
+        cluster = msgspec.structs.replace(cluster, memory_bytes=options.memory)
     return msgspec.structs.replace(
         cluster,
         intra_node=_link(cluster.intra_node, options.intra_bandwidth),

@@ -1,0 +1,103 @@
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+import autopart
+from autopart.cli import COMMANDS
+from autopart.errors import AutopartError, ExportRefused, InfeasibleError, UsageError
+
+Cli = Callable[..., object]
+
+
+def test_without_arguments_the_commands_are_listed(cli: Cli) -> None:
+    outcome = cli()
+    assert outcome.code == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in outcome.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_ends_with_a_real_example_of_the_command(cli: Cli, name: str) -> None:
+    outcome = cli(name, "--help")
+    assert outcome.code == 0
+    lines = [line.strip() for line in outcome.out.rstrip().splitlines()]
+    example = " ".join(lines[max(i for i, line in enumerate(lines) if not line) + 1 :])
+    assert example.startswith(f"Example: autopart {name} ")
+    assert "--json" in outcome.out
+
+
+def test_the_version_is_that_of_the_package(cli: Cli) -> None:
+    assert cli("--version").out == f"autopart {autopart.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sovle"], "No such command 'sovle'"),
+        (["solve", "--gpu-count", "8"], "No such option: --gpu-count"),
+        (["show"], "Missing argument 'PLAN'"),
+        (["solve", "--gpus", "many"], "--gpus"),
+        (["solve", "--gpus", "0"], "--gpus"),
+        (["solve", "--gpus", "8", "--memory", "80 apples"], "is not a size"),
+        (["solve", "--gpus", "8", "--inter-bandwidth", "0GB/s"], "is not a bandwidth"),
+        (["solve", "--gpus", "8", "--schedule", "zigzag"], "--schedule"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(cli: Cli, arguments: list[str], words: str) -> None:
+    outcome = cli(*arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.startswith("error: ")
+    assert words in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(AutopartError, 1), (UsageError, 2), (InfeasibleError, 3), (ExportRefused, 4)],
+)
+def test_each_kind_of_error_has_its_exit_code(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, kind: type[AutopartError], code: int
+) -> None:
+    def refuse(path: object) -> None:
+        raise kind("the first line\n  and the second")
+
+    monkeypatch.setattr("autopart.cli.show_command.load_plan", refuse)
+    outcome = cli("show", "plan.json")
+    assert (outcome.code, outcome.out) == (code, "")
+    assert outcome.err == "error: the first line and the second\n"
+
+
+def test_a_fault_of_the_program_is_not_dressed_up_as_one_of_the_user(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("autopart.cli.show_command.load_plan", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli("show", "plan.json")
+
+
+def test_python_dash_m_is_the_command_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "autopart", "show", "absent.json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: absent.json: there is no such file\n"
+
+
+def test_planning_never_imports_torch() -> None:
+    """A planner that needs torch cannot run on the login node of a cluster."""
+    program = (
+        "import sys, autopart.cli\n"
+        "autopart.cli.app()\n"
+        "sys.exit(any(name.partition('.')[0] == 'torch' for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=60)
+    assert done.returncode == 0

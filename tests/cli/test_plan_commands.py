@@ -1,0 +1,99 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from autopart.plan import load_plan
+from autopart.profile import save_profile
+from tests.samples import sample_profile
+
+Cli = Callable[..., object]
+
+
+def _schema(name: str) -> object:
+    folder = Path(__file__).parents[2] / "docs" / "schemas"
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_show_prints_stages_memory_and_a_timeline(cli: Cli, plan_file: Path) -> None:
+    outcome = cli("show", "plan.json")
+    assert outcome.code == 0
+    for words in ("2 stages x 2 replicas", "memory of one rank", "rank 3  ", "a column is"):
+        assert words in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80
+
+
+def test_show_draws_as_wide_as_the_terminal(
+    cli: Cli, plan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    lines = cli("show", "plan.json").out.splitlines()
+    assert {len(line) for line in lines if line.startswith("rank ")} == {160}
+
+
+def test_simulate_says_makespan_bubble_and_the_peak_of_every_rank(
+    cli: Cli, plan_file: Path
+) -> None:
+    outcome = cli("simulate", "plan.json", "--json")
+    document, plan = outcome.document, load_plan("plan.json")
+    jsonschema.validate(document, _schema("simulate-summary"))
+    assert document["makespan"] == pytest.approx(plan.prediction.step_time)
+    assert document["bubble"] == pytest.approx(plan.prediction.bubble)
+    for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True):
+        peaks = [rank["peak_bytes"] for rank in document["ranks"] if rank["rank"] in stage.ranks]
+        assert peaks == [predicted.peak_bytes] * len(stage.ranks)
+    for rank in document["ranks"]:
+        order = " ".join(piece["action"] for piece in rank["slices"])
+        assert order == plan.orders[rank["rank"]]
+    assert "makespan" in outcome.err
+    assert "makespan" in cli("simulate", "plan.json").out
+
+
+def test_verify_passes_a_plan_of_its_profile(cli: Cli, plan_file: Path) -> None:
+    outcome = cli("verify", "plan.json", "--profile", "profile.json", "--json")
+    assert outcome.code == 0
+    jsonschema.validate(outcome.document, _schema("verify-summary"))
+    assert outcome.document["passed"] is True
+    assert len(outcome.document["checks"]) >= 5
+
+
+def test_verify_fails_a_plan_of_another_profile_and_lists_what_failed(
+    cli: Cli, folder: Path, plan_file: Path
+) -> None:
+    save_profile(sample_profile(dtype="float64"), folder / "other.json")
+    outcome = cli("verify", "plan.json", "--profile", "other.json")
+    assert outcome.code == 1
+    assert "FAILED" in outcome.out
+    document = cli("verify", "plan.json", "--profile", "other.json", "--json").document
+    assert document["passed"] is False
+
+
+def test_verify_fails_a_plan_whose_prediction_was_flattered(
+    cli: Cli, folder: Path, plan_file: Path
+) -> None:
+    plan = json.loads(plan_file.read_text())
+    plan["prediction"]["step_time"] *= 0.9
+    plan_file.write_text(json.dumps(plan))
+    document = cli("verify", "plan.json", "--profile", "profile.json", "--json").document
+    assert {check["name"] for check in document["checks"] if not check["passed"]} >= {"prediction"}
+
+
+def test_verify_lists_a_layer_that_stands_on_two_stages(
+    cli: Cli, folder: Path, plan_file: Path
+) -> None:
+    plan = json.loads(plan_file.read_text())
+    plan["stages"][1]["layers"].insert(0, plan["stages"][0]["layers"][-1])
+    plan_file.write_text(json.dumps(plan))
+    assert cli("show", "plan.json").code == 1
+    outcome = cli("verify", "plan.json", "--profile", "profile.json")
+    assert outcome.code == 1
+    assert "FAILED" in outcome.out
+
+
+def test_show_as_json_is_the_plan_in_figures(cli: Cli, plan_file: Path) -> None:
+    document = cli("show", "plan.json", "--json").document
+    jsonschema.validate(document, _schema("show-summary"))
+    assert document["plan"] == "plan.json"
+    assert sum(len(stage["layers"]) for stage in document["stages"]) == 10
