@@ -25,7 +25,7 @@ def user_code(deed: str, advice: str = "") -> Generator[None]:
         raise
     # Any exception may come out of code that is not ours, and SystemExit out of a script's main.
     except (Exception, SystemExit) as error:
-        place = _place(error)
+        place = error_place(error)
         text = f"{deed} raised {describe_error(error)}{f' ({place})' if place else ''}"
         raise ModelError(f"{text}; {advice}" if advice else text) from error
 
@@ -39,7 +39,7 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _place(error: BaseException) -> str | None:
+def error_place(error: BaseException) -> str | None:
     """`file:line` of the innermost frame of the user's own code, or failing that of a library
     that the user called (transformers), which torch and autopart's runtime are not."""
     if isinstance(error, SyntaxError) and error.filename:
