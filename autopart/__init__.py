@@ -5,7 +5,7 @@
     autopart.save_plan(plan, "plan.json")
 
 A name is imported when it is first used, so that `import autopart` stays quick and never imports
-torch; only `profile_model`, `run_local` and `run_rank` need it.
+torch; only `profile_model` and `run_plan` need it.
 """
 
 import importlib
@@ -27,12 +27,17 @@ if TYPE_CHECKING:
         ProfileError,
         RunError,
         ScheduleError,
+        UsageError,
     )
+    from autopart.exporters import export_plan
     from autopart.graph import Input, Layer, LayerGraph, Recompute, TiedParameter, Value
     from autopart.plan import Plan, Stage, load_plan, save_plan
     from autopart.planner import baselines, solve
     from autopart.problem import Problem
     from autopart.profile import Profile, load_profile, save_profile
+    from autopart.run_result import RunResult
+    from autopart.runtime.launch import run_plan
+    from autopart.runtime.profiler import profile_model
     from autopart.simulator import Timeline
     from autopart.simulator import simulate_plan as simulate
 
@@ -50,12 +55,17 @@ _HOMES = {
         "ProfileError",
         "RunError",
         "ScheduleError",
+        "UsageError",
     ),
+    "autopart.exporters": ("export_plan",),
     "autopart.graph": ("Input", "Layer", "LayerGraph", "Recompute", "TiedParameter", "Value"),
     "autopart.plan": ("Plan", "Stage", "load_plan", "save_plan"),
     "autopart.planner": ("baselines", "solve"),
     "autopart.problem": ("Problem",),
     "autopart.profile": ("Profile", "load_profile", "save_profile"),
+    "autopart.run_result": ("RunResult",),
+    "autopart.runtime.launch": ("run_plan",),
+    "autopart.runtime.profiler": ("profile_model",),
     "autopart.simulator": ("Timeline", "simulate"),
 }
 _OTHER_NAMES = {"simulate": "simulate_plan"}
@@ -81,17 +91,22 @@ __all__ = [
     "ProfileError",
     "Recompute",
     "RunError",
+    "RunResult",
     "ScheduleError",
     "Stage",
     "TiedParameter",
     "Timeline",
+    "UsageError",
     "Value",
     "__version__",
     "baselines",
     "cluster_of",
+    "export_plan",
     "load_cluster",
     "load_plan",
     "load_profile",
+    "profile_model",
+    "run_plan",
     "save_cluster",
     "save_plan",
     "save_profile",

@@ -18,6 +18,7 @@ from autopart.cluster import Cluster
 from autopart.plan import Plan
 from autopart.profile import Profile
 from autopart.report import summary
+from autopart.run_result import RunResult
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 
@@ -28,9 +29,10 @@ DOCUMENTS = {
     "show-summary": summary.PlanSummary,
     "simulate-summary": summary.SimulateSummary,
     "verify-summary": summary.VerifySummary,
+    "run-summary": RunResult,
     "export-summary": summary.ExportSummary,
 }
-TORCH_FREE = ("graph", "profile", "cluster", "problem", "plan", "report.summary")
+TORCH_FREE = ("graph", "profile", "cluster", "problem", "plan", "run_result", "report.summary")
 
 
 def schemas() -> dict[str, bytes]:

@@ -72,12 +72,12 @@ def check_may_write(path: Path, file_format: str) -> None:
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(200)
+            return file.read(1000)
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-EXPORT_MARK = b"autopart"
+EXPORT_MARK = b"Written by autopart"
 
 
 def check_may_replace(path: Path, text: str) -> None:

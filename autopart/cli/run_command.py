@@ -1,0 +1,77 @@
+"""`autopart run`: train a few steps of a plan on real ranks."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from autopart.cli.console import print_result, progress_bar
+from autopart.cli.options import AsJson, ModelName, PlanFile
+from autopart.errors import UsageError
+from autopart.plan import load_plan, num_ranks
+from autopart.report.run_table import run_report
+
+EXAMPLE = "autopart run two-ranks.json zoo:gpt2-tiny --local --steps 5 --check"
+
+
+def command(
+    plan: PlanFile,
+    model: ModelName,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 5,
+    local: Annotated[
+        bool, typer.Option("--local", help="Start all ranks on this machine, without torchrun.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Compare losses and gradients with the plain model."),
+    ] = False,
+    optimizer: Annotated[
+        Literal["adamw", "sgd-momentum", "sgd"] | None,
+        typer.Option(help="Default: adamw, and sgd where the run is checked."),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help="Learning rate.")] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None,
+        typer.Option(help="Default: cuda where each rank has a GPU of its own, else cpu."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1.0, help="Seconds without progress after which all ranks stop.")
+    ] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of the weights and the example data.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a plan with MODEL: under torchrun on its ranks, or with --local on this machine.
+
+    Prints measured beside predicted times. Exits with 1 where a rank dies, or where --check finds
+    the pipeline and the plain model to differ.
+    """
+    from autopart.runtime.launch import run_plan
+    from autopart.runtime.rank import is_rank
+
+    asked = load_plan(plan)
+    if not local and not is_rank(os.environ):
+        raise UsageError(_how_to_start(num_ranks(asked), plan, model))
+    with progress_bar("starting the ranks") if local else nullcontext() as progress:
+        result = run_plan(
+            asked,
+            model,
+            steps=steps,
+            check=check,
+            optimizer=optimizer,
+            lr=lr,
+            timeout=timeout,
+            device=device,
+            seed=seed,
+            report=progress,
+        )
+    if result is not None:
+        print_result(result, run_report(result), as_json=as_json)
+
+
+def _how_to_start(ranks: int, plan: Path, model: str) -> str:
+    return (
+        f"the plan has {ranks} ranks and torchrun started none of them; add --local to start all on "
+        f"this machine, or type: torchrun --nproc-per-node {ranks} -m autopart run {plan} {model}"
+    )

@@ -1,0 +1,76 @@
+"""A run on the terminal: measured beside predicted, and the plain model beside the pipeline."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autopart.report.columns import add_number, add_text, new_table, sizes, times
+from autopart.report.names import ranks_label
+from autopart.run_result import CheckResult, RunResult
+from autopart.units import format_time
+
+
+def run_report(run: RunResult) -> RenderableType:
+    """The stages as measured and as predicted, the step, the losses and the check."""
+    lines = [_step_line(run), _loss_line(run), f"peak: {run.memory}", *run.notes]
+    if run.check is not None:
+        lines += check_lines(run.check)
+    return Group(stage_table(run), *(Text(line) for line in lines))
+
+
+def stage_table(run: RunResult) -> Table:
+    """Two rows a stage: measured and predicted, for one microbatch; waiting and peak for a step."""
+    rows = [row for stage in run.stages for row in (stage, stage.predicted)]
+    columns = [
+        ("F", times([row.forward_time for row in rows])),
+        ("B", times([row.backward_time for row in rows])),
+        ("busy", times([row.busy_time for row in rows])),
+        ("update", times([row.update_time for row in rows])),
+        ("peak", sizes([row.peak_bytes for row in rows])),
+    ]
+    table = new_table(f"{run.model} on {run.num_ranks} ranks, {run.device} ({run.backend})")
+    add_number(table, "stage")
+    add_text(table, "ranks")
+    add_text(table, "")
+    for head, (unit, _) in columns:
+        add_number(table, f"{head}\n{unit}")
+    add_number(table, "wait a\nstep")
+    for place, stage in enumerate(run.stages):
+        cells = [cells[2 * place : 2 * place + 2] for _, (_, cells) in columns]
+        wait = format_time(stage.wait_time)
+        first = [str(place), ranks_label(stage.ranks), "measured"]
+        table.add_row(*first, *(cell[0] for cell in cells), wait)
+        table.add_row("", "", "predicted", *(cell[1] for cell in cells), "")
+    return table
+
+
+def _step_line(run: RunResult) -> str:
+    return (
+        f"step {format_time(run.step_time)} measured, "
+        f"{format_time(run.predicted_step_time)} predicted ({run.error:+.1%}); "
+        f"{len(run.step_times)} steps of {run.num_microbatches} microbatches of "
+        f"{run.microbatch_size}, {run.optimizer}, {run.dtype}"
+    )
+
+
+def _loss_line(run: RunResult) -> str:
+    if len(run.losses) == 1:
+        return f"loss {run.losses[0]:.6g}"
+    return f"loss {run.losses[0]:.6g} in the first step, {run.losses[-1]:.6g} in the last"
+
+
+def check_lines(check: CheckResult) -> list[str]:
+    """That the pipeline equals the plain model, and how closely."""
+    buffers = f" and {check.num_buffers} buffers" if check.num_buffers else ""
+    return [
+        f"equal to the plain model, {check.num_parameters} parameters{buffers} compared, "
+        f"tolerance {check.tolerance:.0e}:",
+        f"  losses      {check.losses:.1e}",
+        f"  gradients   {check.gradients:.1e}{_at(check.worst_gradient)}",
+        f"  parameters  {check.parameters:.1e}{_at(check.worst_parameter)} after the last step",
+        *(f"  {note}" for note in check.notes),
+    ]
+
+
+def _at(name: str) -> str:
+    return f" ({name})" if name else ""
