@@ -44,7 +44,9 @@ def warn(warnings: Iterable[str]) -> None:
 def progress_bar(what: str) -> Generator["Bar"]:
     """A progress bar on stderr, gone when the work is done; nothing where stderr is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         yield Bar(progress, what)
 
 
