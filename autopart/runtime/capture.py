@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx, nn
 
 from autopart.errors import ModelError
-from autopart.runtime.dataflow import Dataflow, observe
+from autopart.runtime.dataflow import Dataflow, facts_and_writes, find_dependencies
 from autopart.runtime.fingerprint import graph_hash, layer_fingerprint
 from autopart.runtime.layers import Group, group_nodes
 from autopart.runtime.model import Batch, TrainingModel
+from autopart.runtime.opaque import trace_model
 from autopart.runtime.program import part_nodes
-from autopart.runtime.tracing import Traced, batch_leaf_names, lookup, trace_loss
+from autopart.runtime.simplify import copy_changed_inputs, simplify
+from autopart.runtime.tracing import Traced, batch_leaf_names, lookup
 
 Granularity = Literal["block", "module"]
 
@@ -91,11 +93,11 @@ def capture_model(
     module. Works on the meta device. The model and its parameters are left as they are. Raises
     ModelError where the model does not run on the batch or its loss cannot be trained.
     """
-    traced = trace_loss(model.train(), batch)
-    flow = observe(traced)
+    traced = trace_model(model.train(), batch)
+    flow = _observe(traced)
     grouping = group_nodes(traced.module.graph, flow, model.model, granularity)
-    for node, fact in flow.facts.items():
-        node.meta["val"] = fact.value if node.op != "get_attr" else None
+    for node in traced.module.graph.nodes:
+        node.meta["val"] = _example(flow.facts[node].value) if node.op != "get_attr" else None
     traced.module.recompile()
     return _described(traced, flow, grouping.groups, (*traced.notes, *grouping.notes))
 
@@ -132,6 +134,21 @@ def batch_leaves(captured: Captured, batch: Batch) -> dict[str, torch.Tensor]:
                 "profile the model for this shape"
             )
     return {name: tensors[name] for name in wanted}
+
+
+def _observe(traced: Traced) -> Dataflow:
+    flow = facts_and_writes(traced)
+    if copy_changed_inputs(traced.module.graph, flow):
+        traced.module.recompile()
+        flow = facts_and_writes(traced)
+    simplify(traced.module.graph, flow)
+    find_dependencies(traced.module, flow)
+    return flow
+
+
+def _example(value: object) -> object:
+    """A fake tensor without the autograd graph behind it."""
+    return value.detach() if isinstance(value, torch.Tensor) else None
 
 
 def _same_constant(value: object, constant: object) -> bool:

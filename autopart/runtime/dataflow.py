@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from autopart.runtime.stash import storage_key
 from autopart.runtime.tracing import Traced, lookup
+from autopart.runtime.yields import META_KEY, fake_output
 
 _HIDDEN_WRITES = {
     torch.ops.aten.batch_norm.default: (3, 4, 5),
@@ -55,17 +56,23 @@ class Dataflow:
     without parameters or randomness."""
 
 
-def observe(traced: Traced) -> Dataflow:
-    """Run the graph on fake tensors, drop what the loss does not need, and see the rest."""
-    flow = _facts_and_writes(traced)
-    graph = traced.module.graph
-    if _copy_changed_inputs(graph, flow):
-        traced.module.recompile()
-        flow = _facts_and_writes(traced)
-    _order_after_writers(graph, flow)
-    _erase_dead(graph, flow)
-    flow.replicable = _replicable(traced.module, flow)
+def facts_and_writes(traced: Traced) -> Dataflow:
+    """Run the graph on fake tensors: what each node yields, and into what it writes."""
+    flow = Dataflow()
+    _run_on_fakes(traced, flow)
+    for node in traced.module.graph.nodes:
+        written = _writes(node, flow)
+        if written:
+            flow.writes[node] = written
     return flow
+
+
+def find_dependencies(module: fx.GraphModule, flow: Dataflow) -> None:
+    """Complete `flow`: the order that writing demands, and what is replicable. Drops the nodes
+    that neither the loss nor the model's state needs."""
+    _order_after_writers(module.graph, flow)
+    _erase_dead(module.graph, flow)
+    flow.replicable = _replicable(module, flow)
 
 
 def dependencies(node: fx.Node, flow: Dataflow) -> Iterator[fx.Node]:
@@ -84,27 +91,6 @@ def read_storages(node: fx.Node, flow: Dataflow) -> frozenset[int]:
     return frozenset().union(*(flow.facts[n].storages for n in node.all_input_nodes))
 
 
-def _facts_and_writes(traced: Traced) -> Dataflow:
-    flow = Dataflow()
-    _run_on_fakes(traced, flow)
-    for node in traced.module.graph.nodes:
-        written = _writes(node, flow, traced.module)
-        if written:
-            flow.writes[node] = written
-    return flow
-
-
-def _copy_changed_inputs(graph: fx.Graph, flow: Dataflow) -> bool:
-    """Let a model that writes into its batch write into a copy: stages share the batch."""
-    changed = _storages_of(flow.writes.values())
-    places = [n for n in graph.find_nodes(op="placeholder") if flow.facts[n].storages & changed]
-    for place in places:
-        with graph.inserting_after(place):
-            copy = graph.call_function(torch.ops.aten.clone.default, (place,))
-        place.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
-    return bool(places)
-
-
 class _Recorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, mode: FakeTensorMode, flow: Dataflow) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -120,17 +106,36 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         inputs = tensors_of([self.env[i] for i in n.all_input_nodes])
         before = [tensor._version for tensor in inputs]
-        value = super().run_node(n)
+        if META_KEY in n.meta:
+            value = self._run_opaque(n, inputs)
+        else:
+            value = super().run_node(n)
         if not isinstance(n.target, OpOverload):
             changed = [t for t, v in zip(inputs, before, strict=True) if t._version != v]
             if changed:
-                self._flow.writes[n] = frozenset(map(storage_key, changed))
+                before_now = self._flow.writes.get(n, frozenset())
+                self._flow.writes[n] = before_now | frozenset(map(storage_key, changed))
         storages = frozenset(map(storage_key, tensors_of(value)))
         self._flow.facts[n] = Fact(value, storages)
         if n.op == "get_attr":
             for storage in storages:
                 self._flow.state.setdefault(storage, str(n.target))
         return value
+
+    def _run_opaque(self, node: fx.Node, inputs: list[torch.Tensor]) -> Any:
+        """A module that the graph cannot look into may write into each of its buffers."""
+        parameters: list[torch.Tensor] = []
+        if node.op == "call_module":
+            inside = lookup(self.module, str(node.target))
+            parameters = [
+                self._mode.from_tensor(p, static_shapes=True) for p in inside.parameters()
+            ]
+            written: list[int] = []
+            for name, buffer in inside.named_buffers():
+                written.append(storage_key(self._mode.from_tensor(buffer, static_shapes=True)))
+                self._flow.state.setdefault(written[-1], f"{node.target}.{name}")
+            self._flow.writes[node] = frozenset(written)
+        return fake_output(node.meta[META_KEY], [*inputs, *parameters])
 
 
 def _run_on_fakes(traced: Traced, flow: Dataflow) -> None:
@@ -165,12 +170,7 @@ def _gradient_edges(loss: torch.Tensor) -> set[tuple[GradNode, int]]:
     return reached
 
 
-def _writes(node: fx.Node, flow: Dataflow, module: fx.GraphModule) -> frozenset[int]:
-    if node.op == "call_module":
-        inside = lookup(module, str(node.target))
-        return frozenset(
-            storage for storage, name in flow.state.items() if _is_buffer_of(inside, name, node)
-        )
+def _writes(node: fx.Node, flow: Dataflow) -> frozenset[int]:
     if not isinstance(node.target, OpOverload):
         return flow.writes.get(node, frozenset())
     written: set[int] = set()
@@ -182,11 +182,6 @@ def _writes(node: fx.Node, flow: Dataflow, module: fx.GraphModule) -> frozenset[
         if node.args[flag]:
             written |= set().union(*(_storages(node.args[place], flow) for place in places))
     return frozenset(written)
-
-
-def _is_buffer_of(inside: nn.Module, name: str, node: fx.Node) -> bool:
-    prefix = f"{node.target}."
-    return name.startswith(prefix) and name.removeprefix(prefix) in dict(inside.named_buffers())
 
 
 def _argument(node: fx.Node, place: int, name: str) -> Any:

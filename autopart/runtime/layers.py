@@ -8,6 +8,7 @@ are merged, with a note that says why. Replicable nodes (masks, position ids) ar
 stage computes those that it needs.
 """
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -107,18 +108,24 @@ class _Draft:
             self._add(node, latest)
 
     def place_sources(self, backwards: Iterable[fx.Node], root_kind: str) -> None:
-        """Put glue that needs parameters only into the layer of its first consumer."""
+        """Put glue without producers (it needs parameters only) into the layer of its first
+        consumer. Where only the loss consumes it, or nothing, it joins the layer before it."""
         for node in backwards:
             if node in self.layer_of:
                 continue
             users = sorted(
                 (u for u in node.users if u in self.layer_of), key=self.index.__getitem__
             )
-            name = self.layer_of[users[0]] if users else LOSS
-            if name == LOSS:
-                name = ROOT
-                self.layers.setdefault(ROOT, _Layer(root_kind, start=self.index[node]))
-            self._add(node, name)
+            names = [self.layer_of[user] for user in users if self.layer_of[user] != LOSS]
+            self._add(node, names[0] if names else self._layer_before(node, root_kind))
+
+    def _layer_before(self, node: fx.Node, root_kind: str) -> str:
+        started = [name for name, layer in self.layers.items() if name != LOSS and layer.start]
+        earlier = [n for n in started if (self.layers[n].start or 0) < self.index[node]]
+        if started:
+            return earlier[-1] if earlier else started[0]
+        self.layers.setdefault(ROOT, _Layer(root_kind, start=self.index[node]))
+        return ROOT
 
     def _add(self, node: fx.Node, name: str) -> None:
         layer = self.layers[name]
@@ -145,7 +152,8 @@ class _Draft:
 
 
 def _takes_part(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", "") == "getitem"
+    """Whether the node is one part of a structured output: it stays with its producer."""
+    return node.target in (operator.getitem, getattr)
 
 
 def _merge(draft: _Draft, graph: fx.Graph) -> list[str]:
@@ -187,8 +195,8 @@ def _inseparable(draft: _Draft, graph: fx.Graph) -> Iterable[tuple[set[fx.Node],
     for node in graph.nodes:
         if node in draft.bound and not _can_be_sent(draft.flow.facts[node].value):
             users = {user for user in node.users if user in draft.bound}
-            if isinstance(draft.flow.facts[node].value, list | tuple):
-                continue  # its parts are taken in its own layer
+            if all(map(_takes_part, users)):
+                continue  # which happens in its own layer
             why = (
                 f"'{node.name}' is a number or a tensor whose shape depends on the data, and only "
                 "tensors of fixed shapes can be sent"

@@ -1,6 +1,7 @@
 """Which modules are layers, and which are opened to look for layers inside."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import fx, nn
@@ -11,6 +12,9 @@ from autopart.runtime.tracing import WRAPPED, user_name
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _DOMINANT = 0.5
 """A module with more than this share of all parameters is worth opening."""
+_SMALL = 4
+"""A list's element that is a plain sequence of at most so many modules with parameters
+(convolution, norm, activation, …) is a block."""
 
 
 class Call(NamedTuple):
@@ -51,7 +55,8 @@ def opened_modules(
 
     With granularity "module" these are all modules that have children. With "block" they are
 
-    - lists (``Sequential``, ``ModuleList``, ``ModuleDict``),
+    - lists (``Sequential``, ``ModuleList``, ``ModuleDict``), but for short sequences of leaf modules
+      that are themselves elements of a list,
     - modules that have below them a list of composite modules which run one after another:
       then it is a list of layers. Experts beside each other are none,
     - a module that has most of the model's parameters and is no list's element, if its composite
@@ -62,10 +67,26 @@ def opened_modules(
         return frozenset(path for path, module in modules.items() if _is_composite(module))
     runs = _Runs(nodes, index, flow, modules)
     layered = [path for path in runs.lists() if runs.is_list_of_layers(path)]
-    opened = {path for path, module in modules.items() if isinstance(module, _LISTS)}
+    opened = {
+        path
+        for path, module in modules.items()
+        if isinstance(module, _LISTS) and not _is_small_block(path, modules)
+    }
     for path in [*layered, *runs.dominant_chains(model)]:
         opened.update(_and_above(path))
     return frozenset(opened)
+
+
+def _is_small_block(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    children = list(modules[path].children())
+    with_parameters = [c for c in children if next(c.parameters(), None) is not None]
+    return (
+        bool(path)
+        and isinstance(modules[path.rpartition(".")[0]], _LISTS)
+        and isinstance(modules[path], nn.Sequential)
+        and not any(map(_is_composite, children))
+        and len(with_parameters) <= _SMALL
+    )
 
 
 class _Runs:
@@ -121,10 +142,7 @@ class _Runs:
 
     def _is_chain(self, parts: list[list[fx.Node]]) -> bool:
         ordered = sorted(parts, key=lambda nodes: self._index[nodes[0]])
-        return all(
-            self._depends(later, earlier)
-            for earlier, later in zip(ordered, ordered[1:], strict=False)
-        )
+        return all(self._depends(later, earlier) for earlier, later in pairwise(ordered))
 
     def _depends(self, later: Iterable[fx.Node], earlier: Sequence[fx.Node]) -> bool:
         goal, start = set(earlier), self._index[earlier[0]]

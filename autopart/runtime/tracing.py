@@ -6,10 +6,8 @@ objects under the user's names (without the ``model.`` that the wrapper adds).
 """
 
 import operator
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +15,13 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from autopart.errors import ModelError
+from autopart.runtime.exporting import (
+    assignments_as_writes,
+    attribute_notes,
+    attributes_kept,
+    quiet,
+    write_at_the_end,
+)
 
 WRAPPED = "model."
 """What the wrapper around the user's model puts before each of its names."""
@@ -52,25 +57,25 @@ def user_name(name: str) -> str:
 
 
 def batch_leaf_names(batch: object) -> list[tuple[str, object]]:
-    """The leaves of a batch ``(inputs, target)`` with a name from each one's place in it."""
+    """The leaves of a batch ``(inputs, target)``, each with a name from its place in it.
+
+    A keyword argument has its own name, a positional one is ``inputs_0``. Where that is no name
+    that a graph can use (``input``), a number stands behind it.
+    """
     found, _ = pytree.tree_flatten_with_path(batch)
-    return [(_leaf_name(path), leaf) for path, leaf in found]
+    names = fx.graph._Namespace()
+    return [(names.create_name(_leaf_name(path), None), leaf) for path, leaf in found]
 
 
 def trace_loss(model: nn.Module, batch: tuple[Any, Any]) -> Traced:
     """Export ``model(*batch)``; raises whatever the exporter or the model raises."""
-    with quiet():
+    with quiet() as said, attributes_kept(model), assignments_as_writes() as assigned:
         program = torch.export.export(model, _distinct(batch), strict=False)
         raw = program.module(check_guards=False)
-    return _rebuilt(raw, model, batch_leaf_names(batch))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporter's warnings about itself from the user."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    traced = _rebuilt(raw, model, batch_leaf_names(batch))
+    write_at_the_end(traced.module.graph, assigned)
+    traced.module.recompile()
+    return replace(traced, notes=attribute_notes(said))
 
 
 def attach(root: nn.Module, name: str, value: object, *, persistent: bool = True) -> None:
@@ -108,13 +113,14 @@ def is_persistent(root: nn.Module, name: str) -> bool:
 
 
 def _leaf_name(path: tuple[Any, ...]) -> str:
-    """``inputs`` or ``target`` and the keys below it; a keyword argument is named by itself."""
     keys = [
         str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
     ]
     root = ("inputs", "target")[int(keys[0])]
-    keyword = root == "inputs" and len(keys) > 1 and isinstance(path[1], pytree.MappingKey)
-    return "_".join(keys[1:] if keyword else [root, *keys[1:]])
+    by_keyword = root == "inputs" and len(keys) > 1 and isinstance(path[1], pytree.MappingKey)
+    if by_keyword and keys[1] != "target":
+        return "_".join(keys[1:])
+    return "_".join([root, *keys[1:]])
 
 
 def _distinct(batch: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -143,7 +149,7 @@ def _rebuilt(raw: fx.GraphModule, model: nn.Module, named: list[tuple[str, objec
         if isinstance(value, torch.Tensor):
             copier.env[place] = copier.graph.placeholder(name)
             copier.env[place].meta = dict(place.meta)
-            name = copier.env[place].name
+            assert copier.env[place].name == name
         leaves.append(Leaf(name, value))
     (loss,) = copier.copy_nodes(raw)
     copier.graph.output(loss)
@@ -161,8 +167,8 @@ class _Copier:
         self._module = module
         self._names: dict[str, str] = {}
         self._attributes: dict[str, fx.Node] = {}
-        self.user_names = _first_names(model)
-        self._persistent = _persistent_buffers(model)
+        self.user_names = user_names(model)
+        self._persistent = persistent_buffers(model)
         self._num_regions = 0
 
     def copy_nodes(self, owner: fx.GraphModule) -> list[Any]:
@@ -230,7 +236,8 @@ def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
 
 
-def _persistent_buffers(model: nn.Module) -> frozenset[int]:
+def persistent_buffers(model: nn.Module) -> frozenset[int]:
+    """The ids of the buffers that are part of the model's state dict."""
     return frozenset(
         id(buffer)
         for module in model.modules()
@@ -239,7 +246,7 @@ def _persistent_buffers(model: nn.Module) -> frozenset[int]:
     )
 
 
-def _first_names(model: nn.Module) -> Mapping[int, str]:
+def user_names(model: nn.Module) -> Mapping[int, str]:
     """The user's first name of each parameter and buffer object."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {id(value): user_name(name) for name, value in named}

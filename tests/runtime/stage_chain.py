@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def random_cuts(captured: Captured, num_stages: int, seed: int) -> list[list[str
     names = [layer.name for layer in captured.layers]
     places = torch.randperm(len(names) - 1, generator=generator)[: num_stages - 1] + 1
     bounds = [0, *sorted(places.tolist()), len(names)]
-    return [names[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [names[a:b] for a, b in pairwise(bounds)]
 
 
 def _run_chain(programs: Sequence[StageProgram], leaves: Leaves) -> torch.Tensor:

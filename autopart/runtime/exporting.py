@@ -1,0 +1,136 @@
+"""What surrounds a call of ``torch.export``: silence, a model left as it was, and buffers that the
+model replaces instead of writing into them."""
+
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules.module import register_module_buffer_registration_hook
+
+_ATTRIBUTES = re.compile(r"tensor attributes? (.*?) (?:was|were) assigned during export")
+_MARK = {"non_blocking": True}
+"""Tells the copies that stand for assignments from the model's own."""
+
+
+@contextmanager
+def quiet() -> Iterator[list[warnings.WarningMessage]]:
+    """Keep from the user what the exporter says about itself: warnings, logs, printed graphs.
+
+    Yields the list of warnings.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(record=True) as said, redirect_stderr(io.StringIO()):
+            warnings.simplefilter("always")
+            yield said
+    finally:
+        logging.disable(level)
+
+
+def attribute_notes(said: Iterable[warnings.WarningMessage]) -> tuple[str, ...]:
+    """Of the exporter's warnings the one that concerns the model: tensors kept in attributes."""
+    found = [_ATTRIBUTES.search(str(warning.message)) for warning in said]
+    return tuple(
+        f"the model keeps tensors in attributes while it runs ({match[1]}); stages do not carry "
+        "them from one microbatch to the next: register them as buffers if they matter"
+        for match in found
+        if match
+    )
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Take back what a traced forward leaves in the modules: fake tensors as attributes, in lists
+    and in dictionaries."""
+    kept = [(module, _copied(module.__dict__)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, before in kept:
+            _restore(module.__dict__, before)
+
+
+def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {
+        name: (value, value.copy() if type(value) in (list, dict) else None)
+        for name, value in attributes.items()
+    }
+
+
+def _restore(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
+    for name in attributes.keys() - before.keys():
+        del attributes[name]
+    for name, (value, content) in before.items():
+        if type(value) is list:
+            value[:] = content
+        elif type(value) is dict:
+            value.clear()
+            value.update(content)
+        attributes[name] = value
+
+
+@contextmanager
+def assignments_as_writes() -> Iterator[list[int]]:
+    """Trace ``self.buffer = new``, which the exporter forgets, as a marked copy into the buffer.
+
+    Yields a list that holds one entry for each such assignment that was seen.
+    """
+    assigned: list[int] = []
+    first: dict[tuple[int, str], torch.Tensor] = {}
+
+    def hook(module: nn.Module, name: str, value: torch.Tensor | None) -> None:
+        old = module._buffers.get(name)
+        if old is value or not isinstance(old, FakeTensor) or not isinstance(value, FakeTensor):
+            return
+        buffer = first.setdefault((id(module), name), old)
+        if (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+            raise ValueError(
+                f"buffer '{name}' of {type(module).__name__} is replaced by one of another shape "
+                f"or dtype ({tuple(buffer.shape)} by {tuple(value.shape)})"
+            )
+        torch.ops.aten.copy_.default(buffer, value.detach(), **_MARK)
+        assigned.append(len(assigned))
+
+    handle = register_module_buffer_registration_hook(hook)
+    try:
+        yield assigned
+    finally:
+        handle.remove()
+
+
+def write_at_the_end(graph: fx.Graph, assigned: list[int]) -> None:
+    """Move the marked copies behind everything else; until then the old buffer is read, from a
+    copy of it, because autograd may need it after the write."""
+    if not assigned:
+        return
+    output = graph.output_node()
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.copy_.default and dict(node.kwargs) == _MARK:
+            buffer = node.args[0]
+            assert isinstance(buffer, fx.Node) and buffer.op == "get_attr"
+            node.replace_all_uses_with(buffer)
+            output.prepend(node)
+    for buffer in graph.find_nodes(op="get_attr"):
+        copies = [user for user in buffer.users if dict(user.kwargs) == _MARK]
+        if copies:
+            _read_from_a_copy(graph, buffer, copies)
+
+
+def _read_from_a_copy(graph: fx.Graph, buffer: fx.Node, writers: list[fx.Node]) -> None:
+    readers = sorted(user for user in buffer.users if user not in writers)
+    if not readers:
+        return
+    first = readers[0]
+    with graph.inserting_before(first):
+        old = graph.call_function(torch.ops.aten.clone.default, (buffer,))
+    old.meta = dict(first.meta)
+    keep = {*writers, old}
+    buffer.replace_all_uses_with(old, delete_user_cb=lambda user: user not in keep)
