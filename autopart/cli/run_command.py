@@ -47,12 +47,11 @@ def command(
     Prints measured beside predicted times. Exits with 1 where a rank dies, or where --check finds
     the pipeline and the plain model to differ.
     """
-    from autopart.runtime.launch import run_plan
-    from autopart.runtime.rank import is_rank
-
     asked = load_plan(plan)
-    if not local and not is_rank(os.environ):
+    if not local and not {"RANK", "WORLD_SIZE"} <= set(os.environ):
         raise UsageError(_how_to_start(num_ranks(asked), plan, model))
+    from autopart.runtime.launch import run_plan  # and with it torch: seconds
+
     with progress_bar("starting the ranks") if local else nullcontext() as progress:
         result = run_plan(
             asked,

@@ -1,0 +1,67 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from tests.cli.test_profile_command import MODEL
+
+Cli = Callable[..., object]
+
+
+@pytest.fixture
+def two_ranks(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`plan.json` in `folder`: `model.py` in two stages."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (folder / "model.py").write_text(MODEL)
+    assert cli("profile", "model.py", "--warmup", "0", "--repeats", "1").code == 0
+    asked = "solve --gpus 2 --stages 2 --global-batch 4"
+    assert cli(*asked.split()).code == 0
+    return folder / "plan.json"
+
+
+def test_without_torchrun_the_user_is_told_what_to_type(cli: Cli, plan_file: Path) -> None:
+    outcome = cli("run", "plan.json", "model.py")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("\n") == 1
+    assert "--local" in outcome.err
+    assert "torchrun --nproc-per-node 4 -m autopart run plan.json model.py" in outcome.err
+
+
+def test_a_local_run_equals_the_plain_model_and_says_so(cli: Cli, two_ranks: Path) -> None:
+    outcome = cli("run", "plan.json", "model.py", "--local", "--steps", "2", "--check", "--json")
+    assert outcome.code == 0, outcome.err
+    schema = Path(__file__).parents[2] / "docs" / "schemas" / "run-summary.json"
+    jsonschema.validate(outcome.document, json.loads(schema.read_text()))
+    check = outcome.document["check"]
+    assert check["num_parameters"] == 4
+    assert max(check["losses"], check["gradients"]) <= check["tolerance"] == 1e-5
+    for words in ("measured", "predicted", "equal to the plain model, 4 parameters"):
+        assert words in outcome.err
+    assert max(map(len, outcome.err.splitlines())) <= 80
+
+
+def test_a_model_that_is_not_the_plans_is_refused_with_the_layer(
+    cli: Cli, folder: Path, two_ranks: Path
+) -> None:
+    (folder / "model.py").write_text(MODEL.replace("nn.ReLU(),", "nn.ReLU(), nn.Tanh(),"))
+    outcome = cli("run", "plan.json", "model.py", "--local", "--steps", "1")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_and_rank_0_speaks(folder: Path, two_ranks: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("-m", "autopart", "run", "plan.json", "model.py", "--steps", "2", "--check", "--json"),
+    ]
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["num_ranks"] == 2
