@@ -109,9 +109,7 @@ def take_account(
             backward_peaks[call.index] = peak + call.pending_bytes
             return gradients
 
-        run_backward(
-            segments, run_forward(segments, around_forward), around_backward, whole=True
-        )
+        run_backward(segments, run_forward(segments, around_forward), around_backward, whole=True)
     return _close(segments, ledger, forwards, backward_peaks)
 
 
@@ -121,9 +119,7 @@ def whole_stash_bytes(account: Account, value_bytes: Mapping[str, int]) -> int:
     return inside + sum(value_bytes[name] for name in account.kept_by)
 
 
-def _with_peak(
-    run: Callable[[], T], live: LiveStorages, device: torch.device
-) -> tuple[T, int]:
+def _with_peak(run: Callable[[], T], live: LiveStorages, device: torch.device) -> tuple[T, int]:
     """The result, and the most that was alive during the call above what was before it.
 
     On a GPU the allocator also knows the kernels' scratch memory: the larger figure counts.
@@ -145,7 +141,9 @@ def _enter_outputs(
     ledger: _Ledger, received: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]
 ) -> None:
     """Note whose storage each output has: a received value's, the state's, or a new one."""
-    from_outside = {storage_key(tensor): name for name, tensor in reversed(received.items())}
+    from_outside: dict[int, str] = {}
+    for name, tensor in received.items():
+        from_outside.setdefault(storage_key(tensor), name)
     made: dict[int, list[str]] = {}
     for name, tensor in outputs.items():
         key = storage_key(tensor)

@@ -14,9 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
 
-_ATTENTION = frozenset(
-    {F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default}
-)
+_ATTENTION = frozenset({F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default})
 _DROPOUT = frozenset({F.dropout, torch.dropout, aten.dropout.default})
 
 

@@ -14,8 +14,6 @@ Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009; e, g and o are a
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-import torch
-
 from autopart.errors import ClusterError
 from autopart.gpus import Gpu
 from autopart.runtime.op_costs import OpCost, OpCosts
@@ -69,10 +67,7 @@ def update_time(gpu: Gpu, num_trainable: int, element_size: int) -> float:
     """
     moments = 4 * 4
     gradient = element_size
-    if element_size < 4:
-        parameter = 2 * 4 + element_size
-    else:
-        parameter = 2 * element_size
+    parameter = 2 * 4 + element_size if element_size < 4 else 2 * element_size
     moved = num_trainable * (moments + gradient + parameter)
     return moved / (gpu.memory_bandwidth * gpu.memory_efficiency)
 

@@ -50,9 +50,7 @@ class SavedStorages:
 
     def held(self) -> dict[int, int]:
         """Bytes by storage, of those that somebody still holds."""
-        return {
-            key: size for key, (storage, size) in self._seen.items() if not storage.expired()
-        }
+        return {key: size for key, (storage, size) in self._seen.items() if not storage.expired()}
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         key = storage_key(tensor)

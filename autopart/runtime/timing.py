@@ -6,12 +6,11 @@ GPU that is not at hand is `autopart.runtime.roofline`.
 """
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-import torch
-
-from autopart.runtime.clock import clock_of
+from autopart.runtime.clock import StreamClock
 
 T = TypeVar("T")
 
@@ -31,11 +30,43 @@ class Stopwatch(Protocol):
         ...
 
 
-class DeviceStopwatch:
-    """The device's own clock: a monotonic one on a CPU, events on the stream of a GPU."""
+class HostStopwatch:
+    """The time of actions that have finished when they return, as on a CPU.
 
-    def __init__(self, device: torch.device) -> None:
-        self._clock = clock_of(device)
+    One thread's time is counted while it runs, so that a machine that others use too changes
+    little: a whole step would otherwise be interrupted more often than a layer of it. Several
+    threads are timed by the clock on the wall.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._own = time.thread_time if threads == 1 else time.perf_counter
+        self._wall_time = 0.0
+        self._run_time = 0.0
+
+    def measure(self, action: Callable[[], T]) -> tuple[T, Reading]:
+        wall, own = time.perf_counter(), self._own()
+        result = action()
+        elapsed = self._own() - own
+        self._wall_time += time.perf_counter() - wall
+        self._run_time += elapsed
+        return result, lambda: elapsed
+
+    def settle(self) -> None:
+        """Nothing is ever outstanding."""
+
+    @property
+    def waiting_share(self) -> float:
+        """The share of all measured time in which others had the core; 0 for several threads."""
+        return max(0.0, 1 - self._run_time / self._wall_time) if self._wall_time else 0.0
+
+
+class StreamStopwatch:
+    """The time of actions that only enqueue their work, between events on a GPU's stream."""
+
+    waiting_share = 0.0
+
+    def __init__(self) -> None:
+        self._clock = StreamClock()
 
     def measure(self, action: Callable[[], T]) -> tuple[T, Reading]:
         start = self._clock.mark()

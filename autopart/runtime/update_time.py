@@ -4,22 +4,28 @@ from collections.abc import Sequence
 
 import torch
 
-from autopart.runtime.timing import Stopwatch, Summary, summarize
+from autopart.runtime.optimizer import Optimizer
+from autopart.runtime.timing import Stopwatch, summarize
 
 
 def measure_update(
     parameters: Sequence[torch.nn.Parameter], stopwatch: Stopwatch, repeats: int
-) -> Summary:
-    """Seconds of a step of `torch.optim.AdamW`, as torch runs it by default on the device.
+) -> float:
+    """Seconds of the step of AdamW that a run makes over these parameters, the median of `repeats`.
 
-    The parameters must have gradients. They are not changed: the learning rate is 0, which costs
-    the same. The first step makes the optimizer's state and is not counted.
+    Their gradients must be there and are there again afterwards. The parameters are not changed:
+    the learning rate is 0, which costs the same. The first step, which makes the optimizer's
+    state, does not count.
     """
-    trained = [p for p in parameters if p.requires_grad and p.grad is not None]
-    if not trained:
-        return Summary(0.0, 0.0)
-    optimizer = torch.optim.AdamW(trained, lr=0.0)
-    optimizer.step()
-    readings = [stopwatch.measure(optimizer.step)[1] for _ in range(max(1, repeats))]
-    stopwatch.settle()
-    return summarize([reading() for reading in readings])
+    gradients = {p: p.grad for p in parameters if p.requires_grad and p.grad is not None}
+    if not gradients:
+        return 0.0
+    optimizer = Optimizer("adamw", tuple(gradients), lr=0.0)
+    samples: list[float] = []
+    for _ in range(repeats + 1):
+        _, reading = stopwatch.measure(optimizer.step)
+        stopwatch.settle()
+        samples.append(reading())
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+    return summarize(samples[1:]).median
