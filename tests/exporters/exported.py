@@ -1,0 +1,112 @@
+"""Exported modules, imported from their text, and the plain model's training to hold them against."""
+
+import sys
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from autopart.runtime.model import TrainingModel, build_training_model, example_batch, load_model
+
+LEARNING_RATE = 0.05
+MOMENTUM = 0.9
+STEPS = 2
+
+
+class Trained(NamedTuple):
+    """What a few steps of training leave behind."""
+
+    losses: list[float]
+    gradients: dict[str, np.ndarray]
+    """Of the last step."""
+    parameters: dict[str, np.ndarray]
+
+
+def import_text(text: str, name: str = "exported_pipeline") -> ModuleType:
+    """A module from its source text; dataclasses look it up by name."""
+    module = ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(text, f"{name}.py", "exec"), module.__dict__)
+    return module
+
+
+def train_exported(
+    rank: int, text: str, model: str, microbatch_size: int, max_norm: float | None
+) -> Trained:
+    """The steps of one rank; its part of the gradients and parameters."""
+    warnings.simplefilter("error")
+    pipeline = import_text(text)
+    source = load_model(model)
+    training = build_training_model(source)
+    example = example_batch(source, microbatch_size, seed=99)
+    stage = pipeline.build_stage(training.model, training.loss_fn, example, rank, "cpu")
+    schedule = pipeline.build_schedule(stage)
+    optimizer = torch.optim.SGD(stage.module.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    mine = range(stage.replica, pipeline.NUM_MICROBATCHES, pipeline.NUM_REPLICAS)
+    losses = []
+    for step in range(STEPS):
+        microbatches = [example_batch(source, microbatch_size, seed=1000 * step + m) for m in mine]
+        loss = pipeline.train_step(stage, schedule, optimizer, microbatches, max_norm)
+        losses.append(loss.item())
+    return Trained(losses, *_arrays(dict(stage.module.named_parameters())))
+
+
+def train_plain(
+    model: str, microbatch_size: int, num_microbatches: int, max_norm: float | None
+) -> Trained:
+    """The same steps by the plain model in this process."""
+    source = load_model(model)
+    training = build_training_model(source)
+    parameters = dict(training.model.named_parameters())
+    optimizer = torch.optim.SGD(parameters.values(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = sum(
+            _backward(
+                training,
+                example_batch(source, microbatch_size, seed=1000 * step + m),
+                num_microbatches,
+            )
+            for m in range(num_microbatches)
+        )
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), max_norm)
+        optimizer.step()
+        losses.append(float(loss))
+    return Trained(losses, *_arrays(parameters))
+
+
+def assert_same(plain: Trained, ranks: list[Trained], tolerance: float = 1e-5) -> None:
+    """Every rank has the plain model's losses, and of each tensor all or nothing; together they
+    have every tensor."""
+    seen: set[str] = set()
+    for rank, trained in enumerate(ranks):
+        np.testing.assert_allclose(
+            trained.losses, plain.losses, rtol=tolerance, err_msg=f"rank {rank}"
+        )
+        for name in trained.parameters:
+            for what in ("gradients", "parameters"):
+                expected, actual = getattr(plain, what).get(name), getattr(trained, what).get(name)
+                assert (expected is None) == (actual is None), f"{what} of {name} on rank {rank}"
+                if expected is not None:
+                    error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12)
+                    assert error <= tolerance, f"{what} of {name} on rank {rank}: {error:.2g}"
+            seen.add(name)
+    assert seen == set(plain.parameters)
+
+
+def _backward(training: TrainingModel, batch: Any, num_microbatches: int) -> float:
+    loss = training(*batch) / num_microbatches
+    loss.backward()
+    return loss.item()
+
+
+def _arrays(
+    parameters: Mapping[str, torch.nn.Parameter],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    gradients = {n: p.grad.numpy().copy() for n, p in parameters.items() if p.grad is not None}
+    return gradients, {n: p.detach().numpy().copy() for n, p in parameters.items()}

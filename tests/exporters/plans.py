@@ -1,0 +1,62 @@
+"""Plans made by hand, whole enough to be exported."""
+
+from collections.abc import Sequence
+
+from autopart.cluster import Cluster, Link
+from autopart.plan import (
+    Certificate,
+    MemoryUse,
+    Origin,
+    Plan,
+    Prediction,
+    Stage,
+    StagePrediction,
+    check_plan,
+    orders_of,
+)
+from autopart.problem import Demands
+from autopart.schedule import make_schedule
+
+LINK = Link(bandwidth=1e9)
+NOTHING = MemoryUse(weights=0, gradients=0, optimizer=0, stash=0, workspace=0, buffers=0, reserve=0)
+UNPREDICTED = StagePrediction(
+    forward_time=0.0, backward_time=0.0, busy_time=0.0, send_time=0.0, send_back_time=0.0,
+    update_time=0.0, in_flight=1, stash_bytes=0, memory=NOTHING, peak_bytes=0,
+)  # fmt: skip
+
+
+def make_plan(
+    layers: Sequence[Sequence[str]],
+    ranks: Sequence[Sequence[int]],
+    num_microbatches: int,
+    schedule: str = "1f1b",
+    microbatch_size: int = 2,
+) -> Plan:
+    """A checked plan with these stages, whose prediction says nothing."""
+    stages = tuple(
+        Stage(layers=tuple(names), ranks=tuple(on)) for names, on in zip(layers, ranks, strict=True)
+    )
+    num_ranks = sum(len(on) for on in ranks)
+    plan = Plan(
+        origin=Origin(
+            model="model.py", graph_hash="", profile_hash="", method="measured", dtype="float32",
+            solver="by hand", solve_seconds=0.0, autopart="0",
+        ),
+        cluster=Cluster(
+            gpu="cpu", num_nodes=1, gpus_per_node=num_ranks, memory_bytes=1 << 40,
+            intra_node=LINK, inter_node=LINK,
+        ),
+        microbatch_size=microbatch_size,
+        num_microbatches=num_microbatches,
+        optimizer_bytes=0,
+        demands=Demands(),
+        stages=stages,
+        schedule=schedule,
+        orders=orders_of(make_schedule(schedule, ranks, num_microbatches)),
+        prediction=Prediction(
+            step_time=0.0, bubble=0.0, stages=(UNPREDICTED,) * len(stages), syncs=()
+        ),
+        certificate=Certificate(lower_bound=0.0, gap=0.0, simulated=0, assumes=""),
+    )  # fmt: skip
+    check_plan(plan)
+    return plan

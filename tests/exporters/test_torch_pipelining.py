@@ -1,0 +1,260 @@
+"""A plan as a module of plain torch.distributed.pipelining: it trains as the plain model does."""
+
+import ast
+import random
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from autopart.errors import ExportRefused, UsageError
+from autopart.exporters import TARGETS, export_plan
+from autopart.plan import Plan, Stage, schedule_of
+from autopart.runtime.capture import capture_model
+from autopart.runtime.model import build_training_model, example_batch, load_model
+from tests.exporters.exported import assert_same, import_text, train_exported, train_plain
+from tests.exporters.plans import make_plan
+from tests.runtime.rank_pool import RankPool
+
+MODELS = Path(__file__).parents[1] / "models"
+BLOCKS = [f"blocks.{index}" for index in range(8)]
+GPT2 = [["tokens", "positions", *BLOCKS[:3]], [*BLOCKS[3:], "norm", "head", "loss"]]
+UNET = [
+    ["encoder.0", "pool"],
+    ["encoder.1", "pool@1", "encoder.2"],
+    ["pool@2", "bottom", "decoder.0"],
+    ["decoder.1", "decoder.2", "head", "loss"],
+]
+UNET_HALVES = [UNET[0] + UNET[1], UNET[2] + UNET[3]]
+
+
+def exported(plan: Plan) -> str:
+    (text,) = export_plan(plan, "torch").values()
+    return text
+
+
+def check_training(pool: RankPool, plan: Plan, model: str, max_norm: float | None = None) -> None:
+    size = plan.microbatch_size
+    plain = train_plain(model, size, plan.num_microbatches, max_norm)
+    assert_same(plain, pool.call(train_exported, exported(plan), model, size, max_norm))
+
+
+@pytest.mark.parametrize(("schedule", "microbatches"), [("gpipe", 3), ("1f1b", 3), ("gpipe", 1)])
+def test_two_stages_share_the_gradient_of_a_tied_head(
+    two_ranks: RankPool, schedule: str, microbatches: int
+) -> None:
+    plan = make_plan(GPT2, [(0,), (1,)], microbatches, schedule)
+    check_training(two_ranks, plan, "zoo:gpt2-tiny")
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_skips_cross_the_cut(two_ranks: RankPool, schedule: str) -> None:
+    plan = make_plan(UNET_HALVES, [(1,), (0,)], 4, schedule)
+    check_training(two_ranks, plan, "zoo:unet-tiny")
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_skips_are_relayed_through_the_stages_between(four_ranks: RankPool, schedule: str) -> None:
+    plan = make_plan(UNET, [(0,), (3,), (1,), (2,)], 5, schedule)
+    check_training(four_ranks, plan, "zoo:unet-tiny")
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_replicas_of_two_stages_sum_their_gradients_even_with_uneven_shares(
+    four_ranks: RankPool, schedule: str
+) -> None:
+    plan = make_plan(GPT2, [(0, 3), (2, 1)], 5, schedule)
+    check_training(four_ranks, plan, "zoo:gpt2-tiny")
+
+
+def test_one_stage_on_two_ranks_is_data_parallel(two_ranks: RankPool) -> None:
+    layers = [[str(index) for index in range(16)] + ["loss"]]
+    check_training(two_ranks, make_plan(layers, [(0, 1)], 3), "zoo:mlp-tiny")
+
+
+def test_gradients_are_clipped_by_the_norm_over_all_stages_counting_tied_ones_once(
+    four_ranks: RankPool,
+) -> None:
+    plan = make_plan(GPT2, [(0, 1), (2, 3)], 4)
+    check_training(four_ranks, plan, "zoo:gpt2-tiny", max_norm=0.1)
+
+
+def test_a_model_with_its_own_loss_and_shared_masks_trains(two_ranks: RankPool) -> None:
+    pytest.importorskip("transformers")
+    encoder = ["encoder.embed_tokens", "encoder.block.0", "encoder.block.1"]
+    decoder = ["decoder.block.0", "decoder.block.1", "decoder.final_layer_norm", "lm_head"]
+    layers = [[*encoder, "decoder.embed_tokens"], ["encoder.final_layer_norm", *decoder]]
+    check_training(two_ranks, make_plan(layers, [(0,), (1,)], 3), str(MODELS / "hf_t5.py"))
+
+
+ZOO = [f"zoo:{n}-tiny" for n in ("gpt2", "llama", "resnet", "unet", "encdec", "moe", "mlp")]
+HUGGING_FACE = [str(MODELS / f"hf_{name}.py") for name in ("gpt2", "llama", "bert", "t5")]
+
+
+@pytest.mark.parametrize("model", [*ZOO, *HUGGING_FACE], ids=lambda model: Path(model).stem)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_stages_cut_at_random_layers_compute_the_models_loss_and_gradients(
+    model: str, seed: int
+) -> None:
+    if model in HUGGING_FACE:
+        pytest.importorskip("transformers")
+    source = load_model(model)
+    training, batch = build_training_model(source), example_batch(source, 3)
+    names = [layer.name for layer in capture_model(training, batch).layers]
+    layers = cut_at_random(names, seed)
+    plan = make_plan(layers, [(index,) for index in range(len(layers))], len(layers))
+    pipeline = import_text(exported(plan))
+
+    twin = build_training_model(source)
+    expected = twin(*batch)
+    expected.backward()
+    loss = run_chain(pipeline, training, batch)
+
+    torch.testing.assert_close(loss, expected)
+    of_twin = dict(twin.named_parameters())
+    for name, parameter in training.named_parameters():
+        torch.testing.assert_close(parameter.grad, of_twin[name].grad, rtol=1e-5, atol=1e-6)
+
+
+def cut_at_random(names: Sequence[str], seed: int) -> list[Sequence[str]]:
+    generator = random.Random(seed)
+    count = generator.choice((2, 3, 4))
+    cuts = [0, *sorted(generator.sample(range(1, len(names)), count - 1)), len(names)]
+    return [names[a:b] for a, b in pairwise(cuts)]
+
+
+def run_chain(pipeline, training, batch) -> torch.Tensor:
+    """Forward and backward of one microbatch through all stages, one after another."""
+    graph, names = pipeline._trace(training.model, training.loss_fn, batch)
+    stages = [
+        pipeline._cut_stage(graph, names, index, torch.device("cpu"))
+        for index in range(pipeline.NUM_STAGES)
+    ]
+    leaves, outputs, ran = pipeline._leaves_of(batch), (), []
+    for stage in stages:
+        received = tuple(out.detach().requires_grad_(out.requires_grad) for out in outputs)
+        for tensor, example in zip(received, stage.received_examples, strict=True):
+            assert (tensor.shape, tensor.dtype) == (example.shape, example.dtype)
+            assert tensor.requires_grad == example.requires_grad
+        outputs = stage(*received, **{n: leaves[place][None] for n, place in stage.leaves.items()})
+        ran.append((received, outputs))
+    loss, gradients = outputs, [torch.ones(1)]
+    ran[-1] = (ran[-1][0], (loss,))
+    for received, outputs in reversed(ran):
+        given = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
+        torch.autograd.backward([o for o, _ in given], [g for _, g in given])
+        gradients = [tensor.grad for tensor in received]
+    return loss.sum()
+
+
+# The text
+
+
+def test_the_module_stands_alone_and_carries_the_plan_as_literals() -> None:
+    text = exported(make_plan(GPT2, [(0, 3), (2, 1)], 4, microbatch_size=7))
+    tree = ast.parse(text)
+    imported = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert imported - set(sys.stdlib_module_names) == {"torch"}
+    module = import_text(text)
+    assert tuple(tuple(layers) for layers in GPT2) == module.STAGES
+    assert module.RANKS == ((0, 3), (2, 1))
+    assert (module.NUM_MICROBATCHES, module.MICROBATCH_SIZE) == (4, 7)
+    assert module.SCHEDULE is torch.distributed.pipelining.Schedule1F1B
+    assert [module.place_of(rank) for rank in range(4)] == [(0, 0), (1, 1), (1, 0), (0, 1)]
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_equal_plans_give_equal_text() -> None:
+    plans = [make_plan(GPT2, [(0,), (1,)], 4) for _ in range(2)]
+    assert exported(plans[0]) == exported(plans[1])
+
+
+def test_long_stages_and_odd_names_survive_the_literals() -> None:
+    odd = ['a"b', "c\\d", "e'f", *(f"a.rather.long.layer.name.{index}" for index in range(30))]
+    module = import_text(exported(make_plan([odd, ["x"]], [(0,), (1,)], 2)))
+    assert (tuple(odd), ("x",)) == module.STAGES
+
+
+def test_a_models_name_cannot_break_out_of_the_docstring() -> None:
+    plan = make_plan(GPT2, [(0,), (1,)], 4)
+    origin = msgspec.structs.replace(plan.origin, model='m"""\nimport os\n$stages\\')
+    text = exported(msgspec.structs.replace(plan, origin=origin))
+    assert "import os" in ast.get_docstring(ast.parse(text)).splitlines()[0]
+
+
+def test_a_plan_of_another_model_is_refused_when_it_runs() -> None:
+    layers = [["tokens", "blocks.99"], ["head", "loss"]]
+    pipeline = import_text(exported(make_plan(layers, [(0,), (1,)], 2)))
+    source = load_model("zoo:gpt2-tiny")
+    training = build_training_model(source)
+    with pytest.raises(ValueError, match=r"the model has no layer 'blocks.99'"):
+        pipeline._trace(training.model, training.loss_fn, example_batch(source, 1))
+
+
+# What torch's schedules cannot express
+
+
+def refusal(plan: Plan) -> str:
+    with pytest.raises(ExportRefused) as caught:
+        export_plan(plan, "torch")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_1f1b_with_too_few_microbatches_says_how_many_would_do() -> None:
+    message = refusal(make_plan(UNET, [(0, 4), (1, 5), (2, 6), (3, 7)], 7))
+    assert "Schedule1F1B needs at least 4 microbatches for 4 stages, and a replica has 3" in message
+    assert "the nearest plan has 8 microbatches instead of 7, or schedule gpipe" in message
+    export_plan(make_plan(UNET, [(0, 4), (1, 5), (2, 6), (3, 7)], 8), "torch")
+    export_plan(make_plan(UNET, [(0, 4), (1, 5), (2, 6), (3, 7)], 7, "gpipe"), "torch")
+
+
+def test_stages_with_different_numbers_of_replicas_are_refused() -> None:
+    message = refusal(make_plan(GPT2, [(0, 1), (2,)], 4))
+    assert "these have 2, 1; the nearest plan has 1 on every stage" in message
+
+
+def test_orders_of_ones_own_are_refused() -> None:
+    plan = make_plan(GPT2, [(0,), (1,)], 2, "gpipe")
+    first = " ".join(map(str, schedule_of(plan)[0]))
+    other = msgspec.structs.replace(
+        plan, orders=(first.replace("0B0 0B1", "0B1 0B0"), plan.orders[1])
+    )
+    assert "cannot be told another order; solve with --schedule gpipe" in refusal(other)
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    plan = msgspec.structs.replace(make_plan(GPT2, [(0,), (1,)], 2), schedule="zero-bubble")
+    assert "schedule 'zero-bubble' is none of those exported to torch" in refusal(plan)
+
+
+def test_an_idle_rank_is_refused() -> None:
+    plan = make_plan(GPT2, [(0,), (1,)], 2)
+    idle = msgspec.structs.replace(plan, orders=(*plan.orders, ""))
+    assert refusal(idle).startswith(
+        "rank 2 has no stage, and torch gives each rank one; solve for 2"
+    )
+
+
+@pytest.mark.parametrize("deed", ["recompute", "offload"])
+def test_recomputed_and_offloaded_layers_are_refused(deed: str) -> None:
+    plan = make_plan(GPT2, [(0,), (1,)], 2)
+    stage = msgspec.structs.replace(plan.stages[1], **{deed: ("blocks.5",)})
+    changed = msgspec.structs.replace(plan, stages=(plan.stages[0], stage))
+    assert isinstance(stage, Stage)
+    message = refusal(changed)
+    assert f"stage 1 {deed}" in message and "layer 'blocks.5'" in message
+
+
+def test_an_unknown_target_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="cannot export to 'jax'; known: torch"):
+        export_plan(make_plan(GPT2, [(0,), (1,)], 2), "jax")
+    assert list(TARGETS) == ["torch"]
