@@ -1,197 +1,246 @@
-"""Lower bounds on the step time of a problem, each a short sweep over prefix sums.
+"""Lower bounds on the step time: closed forms that no schedule of a partition can beat.
 
-Symbols   k stages, r replicas, m microbatches a rank runs; F[i], B[i] forward and backward seconds of
-          the layers before i; f, b forward and backward of a stage; o the fixed cost of an action;
-          y in flight
+Symbols   k stages, m microbatches that a rank runs, r replicas; o the fixed cost of an action
+          f, b      forward and backward seconds of stage s (from 0), with o
+          F, B      forward and backward seconds of all layers ahead of the stage
+          T         forward and backward of the whole model and every stage's o
+          y         in flight: microbatches past F and before B on the stage
+          S         all sends of one microbatch, there and back: the stage's own two cuts exactly,
+                    the other cuts at their cheapest
 
-Bound of one shape (k, r). Stage s of layers i … j - 1 cannot start before one microbatch came
-through the stages ahead, then works m times, and after its last backward that microbatch goes back
-through the stages ahead, or the stage syncs and updates; nor can the last microbatch take less than
-its way down and back after the stage's other forwards:
+Each bound follows one chain of actions that must wait for each other. Stage s of layers i … j - 1:
 
-    step >= F[i] + s (o + send) + m (f + b + 2 o) + max( B[i] + s (o + send), sync + update )       (1)
-    step >= F[n] + B[n] + 2 k o + 2 (k - 1) send + (m - 1) (max(f, b) + o)                          (2)
-    memory >= state + y * (what the stage keeps inside) + workspace + batch + reserve               (3)
+    fill, all its work, drain or sync   F + s o + m (f + b) + max(B + s o, sync + update)           (1)
+    one microbatch's whole way, and the stage's other actions that must lie before or behind it:
+        GPipe                           T + S + (m - 1) (f + b)                                     (2)
+        1F1B                            T + S + (m - y) (f + b) + (y - 1) max(f, b)                 (3)
+    d turns, each down from the stage and back, y microbatches apart (1F1B, d = floor(m / y)):
+                                        F + B + sends ahead + d (f + b + below) + the actions left  (4)
+    a link that queues                  T + S + (m - 1) max(send, send back)                        (5)
 
-with `send` the cheapest cut over the fastest link; where sends do not overlap compute, they also
-count to the stage's work, and the hop next to the stage is then left out of its way. Every term grows with j, and for a fixed j none
-grows with i, so taking each stage as long as (1)-(3) allow covers the chain with k stages exactly
-when any k consecutive stages do: one O(k log n) sweep decides a value, bisection finds the bound.
+with the sends on the way added to each, and stage 0's sync and update behind (2)-(5) and behind the
+drain. All depend on s, i and j only, so no partition of a layout is faster than the smallest
+possible largest bound of a stage, and any partition that is faster than a value has only stages whose
+bounds are below it. `partitions_below` lists those; where none is left, the value is proven.
 
-Where the graph has other orders, stages need not be intervals of this one; then
+Whatever the order of the graph's layers, for a shape (k, r):
 
-    step >= T / (1 - (1 - 1/m)^k)         every stage fills at most what (1) leaves, T = F[n] + B[n]  (4)
-    step >= m (f + b)_l + the (f + b) of all layers ahead of l, for each layer l                      (5)
-    k * memory >= all state + all that is kept inside + k * reserve                                   (6)
-
-The bound of a problem is the smallest over its shapes. It holds for every schedule in which a stage
-runs whole forwards and backwards of its microbatches, on any placement of the ranks.
+    step >= T' / (1 - (1 - 1/m)^k)       every stage fills at most what (1) leaves; T' without o     (6)
+    step >= m (f + b)_l + the (f + b) of all layers ahead of l, for each layer l                     (7)
+    step >= T' + (m - 1) max(f, b)_l     for each layer l                                            (8)
+    k * memory >= all state + all that is kept inside + k * reserve                                  (9)
 """
 
-import math
+from collections.abc import Iterator, Sequence
 
 import networkx as nx
 import numpy as np
 
+from autopart.cluster import Link, slowest_link
 from autopart.cost import (
     Number,
+    Partition,
     StageLoad,
     all_reduce_time,
+    cut_links,
     in_flight,
-    interval_loads,
+    links_around,
     memory,
-    send_time,
     total,
+    traffic_times,
 )
-from autopart.errors import InfeasibleError
-from autopart.graph import as_networkx, is_chain
-from autopart.problem import Problem, shapes
-
-BISECTIONS = 60
+from autopart.graph import as_networkx, positions
+from autopart.problem import Layout, Problem
 
 
-def lower_bound(problem: Problem) -> float:
-    """Seconds that no plan of the problem can beat; raises InfeasibleError where no shape fits."""
-    bounds = shape_bounds(problem)
-    if not bounds:
-        raise InfeasibleError("no number of stages and replicas fits into memory")
-    return min(bounds.values())
+def shape_bound(problem: Problem, num_stages: int, num_replicas: int) -> float | None:
+    """Seconds that no plan of a shape can beat, by (6)-(8); None where (9) says it cannot fit."""
+    return shape_bounds(problem, [(num_stages, num_replicas)])[num_stages, num_replicas]
 
 
-def shape_bounds(problem: Problem) -> dict[tuple[int, int], float]:
-    """For each (stages, replicas) that may fit into memory, seconds that no plan of it can beat."""
-    loads = interval_loads(problem.graph)
-    bound = _chain_bound if is_chain(problem.graph) else _any_order_bound
-    found = {shape: bound(problem, loads, *shape) for shape in shapes(problem)}
-    return {shape: value for shape, value in found.items() if value is not None}
-
-
-def _chain_bound(problem: Problem, loads: StageLoad, k: int, r: int) -> float | None:
-    sweep = _Sweep(problem, loads, k, r)
-    if not sweep.covers(math.inf):
-        return None
-    low, high = sweep.at_least, max(sweep.at_least, float(sweep.finish(0, 0)[-1]))
-    if sweep.covers(low):
-        return low
-    while not sweep.covers(high):
-        low, high = high, 2 * high
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if sweep.covers(middle):
-            high = middle
-        else:
-            low = middle
-    return low
-
-
-class _Sweep:
-    """Decides whether k consecutive stages can each stay within a time and the memory."""
-
-    def __init__(self, problem: Problem, loads: StageLoad, k: int, r: int) -> None:
-        self.problem, self.loads, self.k = problem, loads, k
-        self.m = problem.num_microbatches // r
-        self.overhead = problem.cluster.action_overhead
-        self.send, self.send_back = _cheapest_cut(problem, loads) if k > 1 else (0.0, 0.0)
-        self.after = loads.update_time + _least_sync(problem, loads.grad_bytes, r)
-        whole = loads.forward_time[0, -1] + loads.backward_time[0, -1]
-        moving = (k - 1) * (self.send + self.send_back)
-        self.round_trip = whole + 2 * k * self.overhead + moving
-        self.at_least = float(self.round_trip)
-
-    def covers(self, seconds: float) -> bool:
-        at, last = 0, self.loads.forward_time.shape[0] - 1
-        for stage in range(self.k):
-            within = (self.finish(stage, at) <= seconds) & self._fits(stage, at)
-            reach = at + int(np.argmin(np.append(within[at + 1 :], False)))
-            if reach == at:
-                return False
-            at = reach
-            if at == last:
-                return True
-        return False
-
-    def finish(self, stage: int, at: int) -> Number:
-        """The right-hand sides of (1) and (2) for stages that start at layer `at`, by their end."""
-        loads, m, o = self.loads, self.m, self.overhead
-        forward, backward = loads.forward_time, loads.backward_time
-        hops = stage if self.problem.cluster.sends_overlap else max(0, stage - 1)
-        down = forward[0, at] + stage * o + hops * self.send
-        back = backward[0, at] + stage * o + hops * self.send_back
-        work = forward[at] + backward[at] + 2 * o + self._sends_of_its_own(stage)
-        alone = down + m * work + np.maximum(back, self.after[at])
-        return np.maximum(
-            alone, self.round_trip + (m - 1) * (np.maximum(forward[at], backward[at]) + o)
-        )
-
-    def _sends_of_its_own(self, stage: int) -> float:
-        """Seconds that sends keep the stage busy for each microbatch; the hop next to it is then
-        counted here and not in the way through the stages ahead."""
-        if self.problem.cluster.sends_overlap:
-            return 0.0
-        return ((stage > 0) + (stage < self.k - 1)) * (self.send + self.send_back)
-
-    def _fits(self, stage: int, at: int) -> Number:
-        held = min(
-            in_flight(name, self.k, stage, self.m) for name in self.problem.demands.schedules
-        )
-        return _least_memory(self.problem, self.loads, at, self.m, held)
-
-
-def _least_memory(problem: Problem, loads: StageLoad, at: int, m: int, held: int) -> Number:
-    """(3), for stages that start at layer `at`, by their end."""
-    row = StageLoad(*(None if isinstance(x, tuple) else x[at] for x in loads))  # pyright: ignore[reportArgumentType]
-    nothing = loads.sent._replace(bytes=0, grad_bytes=0)
-    alone = row._replace(stash_bytes=row.inner_stash_bytes, received=nothing, sent=nothing)
-    return total(memory(alone, problem, m, held)) <= problem.cluster.memory_bytes
-
-
-def _cheapest_cut(problem: Problem, loads: StageLoad) -> tuple[float, float]:
-    """Seconds of the activations' and of the gradients' way over the cheapest cut."""
-    sent, links = loads.sent, (problem.cluster.intra_node, problem.cluster.inter_node)
-    inner = slice(1, -1)
-    forward = min(
-        float(send_time(link, sent.bytes[0, inner], sent.tensors[0, inner]).min()) for link in links
-    )
-    backward = min(
-        float(send_time(link, sent.grad_bytes[0, inner], sent.grad_tensors[0, inner]).min())
-        for link in links
-    )
-    return forward, backward
-
-
-def _least_sync(problem: Problem, grad_bytes: Number, r: int) -> Number:
-    """Seconds of the replicas' all-reduce in the best placement."""
-    cluster = problem.cluster
-    inter = all_reduce_time(cluster.inter_node, grad_bytes, r)
-    if r > cluster.gpus_per_node:
-        return inter
-    return np.minimum(inter, all_reduce_time(cluster.intra_node, grad_bytes, r))
-
-
-def _any_order_bound(problem: Problem, loads: StageLoad, k: int, r: int) -> float | None:
-    m = problem.num_microbatches // r
-    whole = StageLoad(*(None if isinstance(x, tuple) else x[0, -1] for x in loads))  # pyright: ignore[reportArgumentType]
-    if not _fits_at_all(problem, whole, k):
-        return None
+def shape_bounds(
+    problem: Problem, shapes: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], float | None]:
+    """`shape_bound` of several shapes, with what they share computed once."""
     layers = problem.graph.layers
-    work = [la.forward_time + la.input_grad_time + la.weight_grad_time for la in layers]
-    ahead = as_networkx(problem.graph)
-    behind_others = max(
-        m * t + sum(work[u] for u in nx.ancestors(ahead, place)) for place, t in enumerate(work)
-    )
-    fills = sum(work) / (1 - (1 - 1 / m) ** k)
-    halves = max(max(la.forward_time, la.input_grad_time + la.weight_grad_time) for la in layers)
-    way = sum(work) + (m - 1) * halves
-    return max(fills, behind_others, way) + 2 * m * problem.cluster.action_overhead
-
-
-def _fits_at_all(problem: Problem, whole: StageLoad, k: int) -> bool:
-    """(6): the whole model, with one microbatch in flight, in the memory of k GPUs."""
-    needed = (
-        whole.weight_bytes
-        + whole.grad_bytes
-        + whole.num_trainable * problem.optimizer_bytes
-        + whole.inner_stash_bytes
-    )
+    halves = [(la.forward_time, la.input_grad_time + la.weight_grad_time) for la in layers]
+    work = [f + b for f, b in halves]
+    directed = as_networkx(problem.graph)
+    ahead = [sum(work[u] for u in nx.ancestors(directed, at)) for at in range(len(layers))]
+    half = max(max(pair) for pair in halves)
+    fixed = 2 * problem.cluster.action_overhead
     usable = problem.cluster.memory_bytes - problem.cluster.reserve_bytes
-    return int(needed) <= k * usable
+    needed = _least_bytes(problem)
+
+    def bound(k: int, r: int) -> float | None:
+        if needed > k * usable:
+            return None
+        m = problem.num_microbatches // r
+        fills = sum(work) / (1 - (1 - 1 / m) ** k)
+        behind = max(m * t + before for t, before in zip(work, ahead, strict=True))
+        return max(fills, behind, sum(work) + (m - 1) * half) + m * fixed
+
+    return {(k, r): bound(k, r) for k, r in shapes}
+
+
+def _least_bytes(problem: Problem) -> int:
+    """State of the whole model, each tied parameter once, and one microbatch's inner stash."""
+    graph = problem.graph
+    state = sum(
+        la.param_bytes
+        + la.buffer_bytes
+        + la.grad_bytes
+        + la.num_trainable * problem.optimizer_bytes
+        for la in graph.layers
+    )
+    spare = sum(
+        (len(set(t.layers)) - 1)
+        * (t.param_bytes + t.grad_bytes + t.num_trainable * problem.optimizer_bytes)
+        for t in graph.tied
+    )
+    kept = sum(la.stash_bytes for la in graph.layers)
+    return state - spare + kept + sum(v.bytes for v in graph.values if v.kept_by)
+
+
+def stage_bounds(problem: Problem, layout: Layout, loads: StageLoad) -> list[Number]:
+    """For each stage of a layout the bounds (1)-(5) of every interval [i, j], as matrices of shape
+    (n + 1, n + 1); infinite where the interval is empty or does not fit into memory."""
+    links = cut_links(problem.cluster, layout.stage_ranks)
+    cheapest = [_cheapest(loads, link) for link in links]
+    size = loads.forward_time.shape[0]
+    ahead = np.arange(size)[:, None] < np.arange(size)[None, :]
+    k, bounds = len(layout.stage_ranks), []
+    for stage in range(k):
+        held = in_flight(layout.schedule, k, stage, layout.microbatches)
+        use = memory(loads, problem, layout.microbatches, held)
+        fits = ahead & (total(use) <= problem.cluster.memory_bytes)
+        paths = _Paths(problem, layout, loads, stage, links, cheapest)
+        bounds.append(np.where(fits, paths.longest(held), np.inf))
+    return bounds
+
+
+def _cheapest(loads: StageLoad, link: Link) -> tuple[float, float]:
+    """Seconds of the activations' and the gradients' way over the cheapest cut, on `link`."""
+    forward, backward = traffic_times(loads.sent, link)
+    return float(forward[0, 1:-1].min()), float(backward[0, 1:-1].min())
+
+
+class _Paths:
+    """The chains of waiting actions through one stage, for all its intervals at once."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        layout: Layout,
+        loads: StageLoad,
+        stage: int,
+        links: Sequence[Link],
+        cheapest: Sequence[tuple[float, float]],
+    ) -> None:
+        self.k, self.m, self.stage = len(layout.stage_ranks), layout.microbatches, stage
+        self.schedule, self.overlap = layout.schedule, problem.cluster.sends_overlap
+        self.o = o = problem.cluster.action_overhead
+        before, after = links_around(links, stage)
+        self.into, self.back_out = traffic_times(loads.received, before)
+        self.out, self.back_in = traffic_times(loads.sent, after)
+        farther = cheapest[: max(0, stage - 1)]
+        self.fill_sends = sum(forward for forward, _ in farther)
+        self.drain_sends = sum(backward for _, backward in farther)
+        self.below_sends = sum(f + b for f, b in cheapest[stage + 1 :])
+        forward, backward = loads.forward_time, loads.backward_time
+        self.f, self.b = forward + o, backward + o
+        self.ahead_f = forward[0][:, None] + stage * o
+        self.ahead_b = backward[0][:, None] + stage * o
+        self.whole = forward[0, -1] + backward[0, -1] + 2 * self.k * o
+        after_j = (forward[0, -1] - forward[0] + backward[0, -1] - backward[0])[None, :]
+        self.below = after_j + 2 * (self.k - 1 - stage) * o
+        self.after, self.after_first = _after(problem, layout, loads, stage)
+
+    def longest(self, held: int) -> Number:
+        busy_f, busy_b = self.f, self.b
+        if not self.overlap:
+            busy_f = busy_f + self.into + self.out
+            busy_b = busy_b + self.back_in + self.back_out
+        m = self.m
+        way = self.whole + self.fill_sends + self.drain_sends + self.below_sends
+        way = way + self.into + self.back_out + self.out + self.back_in
+        if self.schedule == "gpipe":
+            others = (m - 1) * (busy_f + busy_b)
+        else:
+            others = (m - held) * (busy_f + busy_b) + (held - 1) * np.maximum(busy_f, busy_b)
+        longest = way + others
+        if self.overlap:
+            longest = np.maximum(longest, way + (m - 1) * np.maximum(self.out, self.back_in))
+        if self.schedule == "1f1b" and m // held > 1:
+            longest = np.maximum(longest, self._turns(m // held, held, busy_f, busy_b))
+        return np.maximum(longest + self.after_first, self._alone(busy_f + busy_b))
+
+    def _alone(self, busy: Number) -> Number:
+        """(1); where sends do not overlap, the hops next to the stage are part of its work."""
+        fill, drain = self.ahead_f + self.fill_sends, self.ahead_b + self.drain_sends
+        if self.overlap:
+            fill, drain = fill + self.into, drain + self.back_out
+        return fill + self.m * busy + np.maximum(drain + self.after_first, self.after)
+
+    def _turns(self, turns: int, held: int, busy_f: Number, busy_b: Number) -> Number:
+        """(4)."""
+        turn = self.f + self.b + self.below + self.out + self.back_in + self.below_sends
+        around = self.ahead_f + self.ahead_b + self.fill_sends + self.drain_sends
+        left = (self.m - (turns - 1) * held - 1) * busy_b + (self.m - turns * held) * busy_f
+        return around + self.into + self.back_out + turns * turn + left
+
+
+def _after(problem: Problem, layout: Layout, loads: StageLoad, stage: int) -> tuple[Number, Number]:
+    """Seconds of sync and update behind the last backward: of the stage itself by [i, j], and of
+    stage 0 at least, when stage `stage` starts at layer i."""
+    own = _sync_and_update(problem, layout, loads, stage)
+    if stage == 0:
+        return own, own
+    first = _sync_and_update(problem, layout, loads, 0)[0]
+    if stage == 1:
+        return own, first[:, None]
+    least = np.full_like(first, first[1:].min())
+    return own, least[:, None]
+
+
+def _sync_and_update(problem: Problem, layout: Layout, loads: StageLoad, stage: int) -> Number:
+    ranks = layout.stage_ranks[stage]
+    link = slowest_link(problem.cluster, ranks)
+    behind = loads.update_time + all_reduce_time(link, loads.grad_bytes, len(ranks))
+    others = [own for at, own in enumerate(layout.stage_ranks) if at != stage]
+    size = loads.forward_time.shape[0]
+    starts, ends = np.arange(size)[:, None], np.arange(size)[None, :]
+    place = positions(problem.graph)
+    for tied in problem.graph.tied:
+        spots = sorted({place[name] for name in tied.layers})
+        rings = [
+            all_reduce_time(slowest_link(problem.cluster, both), tied.grad_bytes, len(both))
+            for both in ((*ranks, *other) for other in others)
+        ]
+        inside = sum(((starts <= spot) & (spot < ends)).astype(np.int64) for spot in spots)
+        shared = (inside > 0) & (inside < len(spots))
+        behind = behind + shared * min(rings, default=0.0)
+    return behind
+
+
+def partitions_below(bounds: Sequence[Number], seconds: float) -> Iterator[Partition]:
+    """Every cut of a chain whose stages all have a bound below `seconds`."""
+    allowed = [bound < seconds for bound in bounds]
+    last = allowed[0].shape[0] - 1
+    ends = [np.zeros(last + 1, dtype=bool) for _ in range(len(bounds) + 1)]
+    """ends[s][i]: whether stages s … can still cover the layers from i on."""
+    ends[-1][last] = True
+    for stage in reversed(range(len(bounds))):
+        ends[stage] = (allowed[stage] & ends[stage + 1][None, :]).any(axis=1)
+    yield from _continue(allowed, ends, 0, 0, ())
+
+
+def _continue(
+    allowed: Sequence[Number], ends: Sequence[Number], stage: int, at: int, chosen: Partition
+) -> Iterator[Partition]:
+    if stage == len(allowed):
+        if ends[stage][at]:
+            yield chosen
+        return
+    for end in np.flatnonzero(allowed[stage][at] & ends[stage + 1]):
+        yield from _continue(allowed, ends, stage + 1, int(end), (*chosen, tuple(range(at, end))))

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from autopart.bounds import lower_bound
-from autopart.cost import Partition, predict
+from autopart.bounds import partitions_below, shape_bounds, stage_bounds
+from autopart.cost import Partition, interval_loads, predict
 from autopart.errors import PlanError
 from autopart.graph import LayerGraph, is_chain, positions
 from autopart.plan import Certificate, Plan, Prediction, check_plan, schedule_of, stage_ranks
-from autopart.problem import Layout, Problem
+from autopart.pricing import price
+from autopart.problem import Layout, Problem, layouts, shapes
 from autopart.profile import Profile, profile_hash
 from autopart.schedule import make_schedule
 from autopart.simulator import simulate_plan
@@ -32,11 +33,15 @@ class Check(NamedTuple):
     detail: str
 
 
-def certify(problem: Problem, step_time: float) -> Certificate:
-    """The certificate of a plan that takes `step_time` seconds."""
-    bound = min(lower_bound(problem), step_time)
-    gap = step_time / bound - 1 if bound > 0 else 0.0
-    return Certificate(lower_bound=bound, gap=max(0.0, gap), assumes=_assumes(problem))
+def certificate(
+    problem: Problem, step_time: float, lower_bound: float, simulated: int
+) -> Certificate:
+    """The certificate of a plan that takes `step_time` seconds, for a bound that was proven by
+    simulating `simulated` partitions."""
+    gap = step_time / lower_bound - 1 if lower_bound > 0 else 0.0
+    return Certificate(
+        lower_bound=lower_bound, gap=max(0.0, gap), simulated=simulated, assumes=_assumes(problem)
+    )
 
 
 def _assumes(problem: Problem) -> str:
@@ -198,15 +203,50 @@ def _memory_kept(plan: Plan, profile: Profile) -> str:
 
 
 def _bound_holds(plan: Plan, profile: Profile) -> str:
-    carried, step = plan.certificate, plan.prediction.step_time
-    ours = certify(problem_of(plan, profile.graph), step)
-    for what in ("lower_bound", "gap"):
-        a, b = getattr(carried, what), getattr(ours, what)
-        if abs(a - b) > TOLERANCE * max(1.0 if what == "gap" else 0.0, abs(a), abs(b)):
-            raise PlanError(f"the plan says {what} {a}, recomputed {b}")
+    carried, problem = plan.certificate, problem_of(plan, profile.graph)
+    step = plan.prediction.step_time
+    ours = certificate(problem, step, carried.lower_bound, carried.simulated)
+    if abs(ours.gap - carried.gap) > TOLERANCE * (1 + ours.gap):
+        raise PlanError(f"the plan says gap {carried.gap}, recomputed {ours.gap}")
+    if carried.lower_bound > step * (1 + TOLERANCE):
+        raise PlanError(f"the bound {carried.lower_bound} lies above the step time {step}")
     if carried.assumes != ours.assumes:
         raise PlanError(f"the bound holds for {ours.assumes}, not for {carried.assumes}")
-    return f"no plan is faster than {format_time(carried.lower_bound)}: gap {format_share(carried.gap)}"
+    simulated = _nothing_beats(problem, carried.lower_bound, carried.simulated)
+    return (
+        f"no plan is faster than {format_time(carried.lower_bound)}: "
+        f"gap {format_share(carried.gap)}, {simulated} partitions simulated"
+    )
+
+
+def _nothing_beats(problem: Problem, value: float, expected: int) -> int:
+    """Go over every shape and layout: either its bounds reach `value`, or each partition that
+    they leave open is simulated. Raises PlanError where something is faster, or where there are
+    other than the `expected` number of partitions to simulate."""
+    quick = shape_bounds(problem, shapes(problem))
+    loads = interval_loads(problem.graph)
+    least = value * (1 - TOLERANCE)
+    simulated = 0
+    for (k, r), bound in quick.items():
+        if bound is None or bound >= value:
+            continue
+        if not is_chain(problem.graph):
+            raise PlanError(
+                f"with {k} stages and {r} replicas only {bound} s is proven, not {value} s"
+            )
+        for layout in layouts(problem, k, r):
+            for partition in partitions_below(stage_bounds(problem, layout, loads), value):
+                simulated += 1
+                step = price(problem, layout, partition).prediction.step_time
+                if simulated > expected or step < least:
+                    raise PlanError(
+                        f"the bound {value} is not proven: {k} stages of {r} replicas cut at "
+                        f"{[stage[0] for stage in partition[1:]]} take {step} s, or need more than "
+                        f"the {expected} simulations that the plan names"
+                    )
+    if simulated != expected:
+        raise PlanError(f"{expected} partitions should need simulating, found {simulated}")
+    return simulated
 
 
 _QUESTIONS: dict[str, Callable[[Plan, Profile], str]] = {

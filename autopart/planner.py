@@ -1,22 +1,17 @@
 """A profile and a cluster in, a checked plan out: the only crossroads.
 
-The planner walks over the shapes (stages, replicas), those with the smallest lower bound first; for
-each layout of a shape a solver proposes partitions, the cost model prices them, the simulator says
-how long the step takes, and the fastest is kept. A shape whose bound is no smaller than the best
-step so far is passed over: nothing in it can win.
+It turns a user's words into a problem, lets the search find the fastest decision and its lower bound,
+and writes both down as a plan; where nothing fits, it says the least memory that would do.
 """
 
 import time
-from typing import Literal, NamedTuple
 
 from autopart import __version__
-from autopart.bounds import shape_bounds
-from autopart.certificate import certify, problem_of
+from autopart.certificate import certificate, problem_of
 from autopart.cluster import Cluster, num_gpus
-from autopart.cost import Partition, StageLoad, interval_loads, predict
+from autopart.cost import StageLoad, interval_loads, predict
 from autopart.errors import AutopartError, InfeasibleError
-from autopart.graph import is_chain
-from autopart.plan import Origin, Plan, Prediction, Stage, orders_of
+from autopart.plan import Origin, Plan, Stage, orders_of
 from autopart.problem import (
     SCHEDULES,
     Demands,
@@ -27,24 +22,12 @@ from autopart.problem import (
     shapes,
 )
 from autopart.profile import Profile, profile_hash
-from autopart.schedule import make_schedule
-from autopart.simulator import simulate
-from autopart.solvers import chain, ilp, parameters, uniform
+from autopart.search import SOLVERS, Outcome, SolverName, search
+from autopart.solvers import chain, parameters, uniform
 from autopart.units import format_bytes
-
-SolverName = Literal["auto", "dp", "ilp", "uniform", "parameters"]
-SOLVERS: tuple[SolverName, ...] = ("auto", "dp", "ilp", "uniform", "parameters")
 
 MICROBATCHES_PER_GPU = 4
 """Where no batch is named: enough that a pipeline over all GPUs idles less than a quarter."""
-
-
-class _Candidate(NamedTuple):
-    layout: Layout
-    partition: Partition
-    prediction: Prediction
-    orders: tuple[str, ...]
-    solver: str
 
 
 def solve(
@@ -76,8 +59,8 @@ def solve(
         num_replicas=num_replicas,
         optimizer=optimizer,
     )
-    best = _search(problem, _solver_name(solver), began + time_limit)
-    return _plan(profile, problem, best, time.perf_counter() - began)
+    found = search(problem, _solver_name(solver), began + time_limit)
+    return _plan(profile, problem, found, began)
 
 
 def make_problem(
@@ -114,12 +97,12 @@ def baselines(profile: Profile, plan: Plan) -> dict[str, Plan | str]:
     """What uniform layers and balanced parameters would give with the plan's stages and replicas
     (any, where they are one stage): a plan, or why there is none."""
     found: dict[str, Plan | str] = {}
-    for name in ("uniform", "parameters"):
+    names: tuple[SolverName, ...] = ("uniform", "parameters")
+    for name in names:
         began = time.perf_counter()
         problem = problem_of(plan, profile.graph)
         try:
-            best = _search(problem, name, began)
-            found[name] = _plan(profile, problem, best, time.perf_counter() - began)
+            found[name] = _plan(profile, problem, search(problem, name, began), began)
         except InfeasibleError as error:
             found[name] = str(error)
     return found
@@ -151,76 +134,8 @@ def _microbatches(
     return global_batch // size
 
 
-def _search(problem: Problem, solver: SolverName, deadline: float) -> _Candidate:
-    bounds = shape_bounds(problem)
+def _why_infeasible(problem: Problem, solver: SolverName) -> str:
     loads = interval_loads(problem.graph)
-    best: _Candidate | None = None
-    for shape in sorted(bounds, key=lambda s: (bounds[s], s)):
-        if best is not None and bounds[shape] >= best.prediction.step_time:
-            break
-        for layout in layouts(problem, *shape):
-            for partition, by in _partitions(problem, layout, loads, solver, deadline):
-                candidate = _price(problem, layout, partition, by)
-                if _fits(problem, candidate) and _better(candidate, best):
-                    best = candidate
-    if best is None:
-        raise InfeasibleError(_why_infeasible(problem, loads, solver))
-    return best
-
-
-def _partitions(
-    problem: Problem,
-    layout: Layout,
-    loads: StageLoad,
-    solver: SolverName,
-    deadline: float,
-) -> list[tuple[Partition, str]]:
-    num_stages = len(layout.stage_ranks)
-    if solver == "uniform":
-        return [(uniform.solve(len(problem.graph.layers), num_stages), solver)]
-    if solver == "parameters":
-        return [(parameters.solve(loads.weight_bytes, num_stages), solver)]
-    found = [] if solver == "ilp" else [(p, "dp") for p in chain.solve(problem, layout, loads)]
-    branching = num_stages > 1 and not is_chain(problem.graph)
-    if solver == "ilp" or (solver == "auto" and branching):
-        partition = ilp.solve(problem, layout, found[0][0] if found else None, deadline)
-        found += [(partition, "ilp")] if partition is not None else []
-    return found
-
-
-def _price(problem: Problem, layout: Layout, partition: Partition, solver: str) -> _Candidate:
-    stages, syncs = predict(problem, layout, partition)
-    schedule = make_schedule(layout.schedule, layout.stage_ranks, problem.num_microbatches)
-    timeline = simulate(
-        schedule,
-        layout.stage_ranks,
-        stages,
-        syncs,
-        action_overhead=problem.cluster.action_overhead,
-        sends_overlap=problem.cluster.sends_overlap,
-    )
-    prediction = Prediction(
-        step_time=timeline.makespan, bubble=timeline.bubble, stages=stages, syncs=syncs
-    )
-    return _Candidate(layout, partition, prediction, orders_of(schedule), solver)
-
-
-def _fits(problem: Problem, candidate: _Candidate) -> bool:
-    peaks = [stage.peak_bytes for stage in candidate.prediction.stages]
-    return max(peaks) <= problem.cluster.memory_bytes
-
-
-def _better(candidate: _Candidate, best: _Candidate | None) -> bool:
-    if best is None:
-        return True
-
-    def rank(c: _Candidate) -> tuple[float, int]:
-        return c.prediction.step_time, max(s.peak_bytes for s in c.prediction.stages)
-
-    return rank(candidate) < rank(best)
-
-
-def _why_infeasible(problem: Problem, loads: StageLoad, solver: SolverName) -> str:
     limit = format_bytes(problem.cluster.memory_bytes)
     needs = [
         (_least_memory(problem, layout, loads, solver), shape)
@@ -236,14 +151,20 @@ def _why_infeasible(problem: Problem, loads: StageLoad, solver: SolverName) -> s
 
 
 def _least_memory(problem: Problem, layout: Layout, loads: StageLoad, solver: SolverName) -> int:
-    if solver in ("auto", "dp", "ilp"):
+    num_stages = len(layout.stage_ranks)
+    if solver == "uniform":
+        partition = uniform.solve(len(problem.graph.layers), num_stages)
+    elif solver == "parameters":
+        partition = parameters.solve(loads.weight_bytes, num_stages)
+    else:
         return chain.least_memory(problem, layout, loads)
-    (partition, _), *_ = _partitions(problem, layout, loads, solver, 0.0)
     return max(stage.peak_bytes for stage in predict(problem, layout, partition)[0])
 
 
-def _plan(profile: Profile, problem: Problem, best: _Candidate, seconds: float) -> Plan:
-    layers = problem.graph.layers
+def _plan(profile: Profile, problem: Problem, found: Outcome, began: float) -> Plan:
+    if found.best is None:
+        raise InfeasibleError(_why_infeasible(problem, found.solver))
+    layers, best = problem.graph.layers, found.best
     return Plan(
         origin=Origin(
             model=profile.source.model,
@@ -251,8 +172,8 @@ def _plan(profile: Profile, problem: Problem, best: _Candidate, seconds: float) 
             profile_hash=profile_hash(profile),
             method=profile.method,
             dtype=profile.dtype,
-            solver=best.solver,
-            solve_seconds=seconds,
+            solver=found.solver,
+            solve_seconds=time.perf_counter() - began,
             autopart=__version__,
         ),
         cluster=problem.cluster,
@@ -265,7 +186,9 @@ def _plan(profile: Profile, problem: Problem, best: _Candidate, seconds: float) 
             for members, ranks in zip(best.partition, best.layout.stage_ranks, strict=True)
         ),
         schedule=best.layout.schedule,
-        orders=best.orders,
+        orders=orders_of(best.schedule),
         prediction=best.prediction,
-        certificate=certify(problem, best.prediction.step_time),
+        certificate=certificate(
+            problem, best.prediction.step_time, found.lower_bound, found.simulated
+        ),
     )

@@ -3,11 +3,10 @@
 import itertools
 from collections.abc import Iterator
 
-from autopart.cost import Partition, predict
+from autopart.cost import Partition
 from autopart.graph import edges
+from autopart.pricing import fits, price
 from autopart.problem import Layout, Problem, layouts, shapes
-from autopart.schedule import make_schedule
-from autopart.simulator import simulate
 
 
 def partitions(problem: Problem, num_stages: int) -> Iterator[Partition]:
@@ -23,18 +22,8 @@ def partitions(problem: Problem, num_stages: int) -> Iterator[Partition]:
 
 def step_time(problem: Problem, layout: Layout, partition: Partition) -> float | None:
     """Simulated seconds of a step; None where it does not fit."""
-    stages, syncs = predict(problem, layout, partition)
-    if max(stage.peak_bytes for stage in stages) > problem.cluster.memory_bytes:
-        return None
-    schedule = make_schedule(layout.schedule, layout.stage_ranks, problem.num_microbatches)
-    return simulate(
-        schedule,
-        layout.stage_ranks,
-        stages,
-        syncs,
-        action_overhead=problem.cluster.action_overhead,
-        sends_overlap=problem.cluster.sends_overlap,
-    ).makespan
+    decision = price(problem, layout, partition)
+    return decision.prediction.step_time if fits(problem, decision) else None
 
 
 def best_step_time(problem: Problem) -> float | None:

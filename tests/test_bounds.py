@@ -1,47 +1,99 @@
 import random
 
+import numpy as np
 import pytest
 
-from autopart.bounds import lower_bound, shape_bounds
-from autopart.errors import InfeasibleError
-from autopart.problem import Demands, layouts, shapes
+from autopart.bounds import partitions_below, shape_bound, shape_bounds, stage_bounds
+from autopart.cost import interval_loads
+from autopart.problem import Layout, layouts, shapes
+from autopart.solvers.chain import cut_chain
 from tests.oracle import layout_stages, partitions, step_time
 from tests.problems import chain_graph, cluster, layer, problem, random_problem
 
 
-def test_the_bound_of_equal_stages_is_their_step():
+def smallest_bound(asked, schedule: str, num_stages: int) -> float:
+    ranks = tuple((s,) for s in range(num_stages))
+    layout = Layout(schedule=schedule, stage_ranks=ranks, microbatches=asked.num_microbatches)  # pyright: ignore
+    cut = cut_chain(stage_bounds(asked, layout, interval_loads(asked.graph)))
+    assert cut is not None
+    return cut.largest
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+def test_equal_stages_take_exactly_their_bound(schedule: str, num_stages: int):
     graph = chain_graph(*(layer(f"l{i}") for i in range(4)), num_bytes=0)
-    asked = problem(graph, 8, demands=Demands(num_stages=4, num_replicas=1))
-    assert lower_bound(asked) == pytest.approx(3 * (8 + 4 - 1), rel=1e-12)
+    asked = problem(graph, 8)
+    size = 4 // num_stages
+    assert smallest_bound(asked, schedule, num_stages) == pytest.approx(
+        3 * size * (8 + num_stages - 1), rel=1e-12
+    )
 
 
-def test_one_stage_alone_is_bounded_by_its_own_work():
+def test_one_stage_alone_is_bounded_by_its_own_work_and_update():
     graph = chain_graph(layer("a"), layer("b", update_time=0.5), num_bytes=0)
-    asked = problem(graph, 3, cluster=cluster(1, 1))
-    assert lower_bound(asked) == pytest.approx(3 * 6 + 0.5, rel=1e-12)
+    assert smallest_bound(problem(graph, 3), "1f1b", 1) == pytest.approx(3 * 6 + 0.5, rel=1e-12)
 
 
-def test_a_shape_that_cannot_fit_has_no_bound():
+def test_a_shape_whose_state_fits_nowhere_has_no_bound():
+    state = {"param_bytes": 40, "grad_bytes": 40, "num_trainable": 10}
+    graph = chain_graph(layer("a", **state), layer("b", **state), num_bytes=0)
+    tight = problem(graph, 8, cluster=cluster(1, 2, memory_bytes=170))
+    assert shape_bound(tight, 1, 1) is None
+    assert shape_bound(tight, 2, 1) is not None
+
+
+def test_an_interval_that_does_not_fit_is_excluded():
     graph = chain_graph(*(layer(f"l{i}", stash_bytes=100) for i in range(2)), num_bytes=0)
-    tight = problem(graph, 8, cluster=cluster(1, 2, memory_bytes=200))
-    assert (1, 1) in shape_bounds(tight) and (2, 1) in shape_bounds(tight)
-    tighter = problem(graph, 8, cluster=cluster(1, 2, memory_bytes=199))
-    assert shape_bounds(tighter) == {}
-    with pytest.raises(InfeasibleError, match="fits into memory"):
-        lower_bound(tighter)
+    tight = problem(graph, 8, cluster=cluster(1, 2, memory_bytes=250))
+    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), microbatches=8)
+    first, last = stage_bounds(tight, layout, interval_loads(graph))
+    assert np.isfinite(first[0, 1]) and np.isinf(first[0, 2])
+    assert np.isfinite(last[0, 2]) and np.isinf(last[1, 1])
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_no_plan_of_a_shape_beats_the_bound_of_that_shape(seed: int):
+def test_no_partition_is_faster_than_the_bounds_of_its_stages(seed: int):
     rng = random.Random(1000 + seed)
-    asked = random_problem(rng, branching=rng.random() < 0.5, tight=rng.random() < 0.5)
-    bounds = shape_bounds(asked)
+    asked = random_problem(rng, branching=False, tight=rng.random() < 0.5)
+    loads = interval_loads(asked.graph)
     for shape in shapes(asked):
-        times = [
-            time
-            for layout in layouts(asked, *shape)
-            for partition in partitions(asked, layout_stages(layout))
-            if (time := step_time(asked, layout, partition)) is not None
-        ]
-        if times:
-            assert bounds[shape] <= min(times) * (1 + 1e-9)
+        quick = shape_bound(asked, *shape)
+        for layout in layouts(asked, *shape):
+            bounds = stage_bounds(asked, layout, loads)
+            for partition in partitions(asked, layout_stages(layout)):
+                time = step_time(asked, layout, partition)
+                own = max(b[s[0], s[-1] + 1] for b, s in zip(bounds, partition, strict=True))
+                if time is None:
+                    assert np.isinf(own)
+                else:
+                    assert quick is not None and quick <= time * (1 + 1e-9)
+                    assert own <= time * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_no_plan_of_a_branching_graph_is_faster_than_the_bound_of_its_shape(seed: int):
+    asked = random_problem(random.Random(seed), branching=True, tight=seed % 2 == 0)
+    bounds = shape_bounds(asked, shapes(asked))
+    for shape, quick in bounds.items():
+        for layout in layouts(asked, *shape):
+            for partition in partitions(asked, layout_stages(layout)):
+                time = step_time(asked, layout, partition)
+                assert time is None or (quick is not None and quick <= time * (1 + 1e-9))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_partitions_below_a_value_are_all_of_them(seed: int):
+    rng = np.random.default_rng(seed)
+    size, stages = int(rng.integers(1, 7)), int(rng.integers(1, 4))
+    bounds = [rng.integers(0, 9, (size + 1, size + 1)).astype(float) for _ in range(stages)]
+    ahead = np.triu(np.ones_like(bounds[0], dtype=bool), 1)
+    bounds = [np.where(ahead, b, np.inf) for b in bounds]
+    graph = chain_graph(*(layer(f"l{i}") for i in range(size)))
+    expected = {
+        p
+        for p in partitions(problem(graph), stages)
+        if all(b[s[0], s[-1] + 1] < 5 for b, s in zip(bounds, p, strict=True))
+    }
+    found = list(partitions_below(bounds, 5.0))
+    assert set(found) == expected and len(found) == len(expected)
