@@ -6,6 +6,8 @@ else finds it on the board and stops. A run in which no rank notes anything new 
 stuck, and the rank that is working, not waiting, is the one to name.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 import os
 import threading
 import time
@@ -21,7 +23,10 @@ from autopart.runtime.faults import Failure
 SETTING_UP = 10.0
 """Building and capturing a model, or running it whole, may take this many times the timeout."""
 
-_FAILURE = "autopart/failure"
+LEAVE_SECONDS = 5.0
+"""How long a process whose run failed may take to end by itself."""
+
+_FAILURE = "failure"
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +41,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     """The rank that it waits for, if it is one."""
     patience: float = 1.0
     """How many timeouts this may take."""
+    step: int = 0
+    """Steps that the rank has done."""
 
 
 class Board:
@@ -47,6 +54,7 @@ class Board:
         self._rank = rank
         self._num_ranks = num_ranks
         self._count = 0
+        self.step = 0
         self.last: Note | None = None
 
     def working(self, on: str, patience: float = 1.0) -> None:
@@ -78,7 +86,9 @@ class Board:
 
     def _note(self, on: str, state: str, peer: int | None, patience: float) -> None:
         self._count += 1
-        self.last = Note(count=self._count, on=on, state=state, peer=peer, patience=patience)
+        self.last = Note(
+            count=self._count, on=on, state=state, peer=peer, patience=patience, step=self.step
+        )
         self._store.set(_key(self._rank), msgspec.json.encode(self.last).decode())
 
     def _read(self, rank: int) -> Note | None:
@@ -160,39 +170,52 @@ class Guard(threading.Thread):
         self._progress = Progress(timeout, time.monotonic())
         self._interval = min(1.0, timeout / 4)
         self._last_words = last_words
-        self._stopped = threading.Event()
+        self._calm = threading.Event()
+        self._leaving = threading.Event()
 
-    def stop(self) -> None:
-        """Let the process live."""
-        self._stopped.set()
+    def stand_down(self) -> None:
+        """The run is over and went well."""
+        self._calm.set()
+
+    def leave_soon(self) -> None:
+        """The run has failed here: give the process `LEAVE_SECONDS` to say why and end by itself."""
+        self._leaving.set()
 
     def run(self) -> None:
-        while not self._stopped.wait(self._interval):
-            try:
-                over = self._is_over()
-            except RuntimeError:  # The store's host is gone, and with it whoever started this run.
-                over = True
-            if over and not self._stopped.wait(self._interval):
+        while not self._calm.wait(self._interval):
+            if self._leaving.is_set() or self._is_over():
+                self._calm.wait(LEAVE_SECONDS if self._leaving.is_set() else self._interval)
                 os._exit(1)
 
     def _is_over(self) -> bool:
-        if self._board.failure() is not None:
-            return True
-        stuck = self._progress.look(self._board.notes(), time.monotonic())
-        if stuck is None:
-            return False
-        mine = stuck_failure(stuck)
-        if self._board.claim(mine) == mine:
-            self._last_words(mine)
+        try:
+            if self._board.failure() is not None:
+                return True
+            stuck = self._progress.look(self._board.notes(), time.monotonic())
+            if stuck is None:
+                return False
+            mine = stuck_failure(stuck)
+            if self._board.claim(mine) == mine:
+                self._last_words(mine)
+        except RuntimeError:  # The store's host is gone, and with it whoever started this run.
+            pass
         return True
 
 
-def connect(host: str, port: int, timeout: float) -> distributed.Store:
-    """A connection to the job's store, which must be there within `timeout` seconds."""
-    return distributed.TCPStore(
-        host, port, None, is_master=False, timeout=timedelta(seconds=timeout), wait_for_workers=False
+def connect(host: str, port: int, attempt: str, seconds: float) -> distributed.Store:
+    """A new connection to the job's store, which must be there within `seconds`."""
+    timeout = timedelta(seconds=seconds)
+    store = distributed.TCPStore(
+        host, port, None, is_master=False, timeout=timeout, wait_for_workers=False
     )
+    return job_store(store, attempt)
+
+
+def job_store(store: distributed.Store, attempt: str) -> distributed.Store:
+    """The part of the store that is ours. Whoever starts a job again counts `attempt` up, so that
+    the notes of the last attempt are not read."""
+    return distributed.PrefixStore(f"autopart/{attempt}", store)
 
 
 def _key(rank: int | None) -> str:
-    return f"autopart/rank/{rank}"
+    return f"rank/{rank}"

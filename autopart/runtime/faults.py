@@ -23,6 +23,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     message: str
     kind: str = "RunError"
     """The class in errors.py that the message belongs to."""
+    is_guess: bool = False
+    """Whether it was seen from another rank, as a message that did not come."""
 
 
 def failure_of(error: BaseException, rank: int, deed: str) -> Failure:

@@ -7,14 +7,13 @@ when it is needed. Of torch's stage only what versions 2.10 to 2.13 agree on is 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import torch
 from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage
 
-if TYPE_CHECKING:
-    from autopart.runtime.split import StageProgram, TensorMeta
+from autopart.runtime.split import StageProgram, TensorMeta
 
 Leaves = Mapping[str, torch.Tensor]
 """The tensors of one microbatch by input name."""
@@ -25,7 +24,7 @@ class TorchStage(PipelineStage):
 
     def __init__(
         self,
-        program: "StageProgram",
+        program: StageProgram,
         index: int,
         num_stages: int,
         num_microbatches: int,
@@ -35,7 +34,7 @@ class TorchStage(PipelineStage):
         """`group` holds this rank alone: torch would refuse more ranks than stages, and the peers
         are not its business. Whoever waits for results sends and receives through the executor."""
         super().__init__(
-            _Ports(program.module, program.inputs),
+            _ByName(program.module, program.inputs),
             index,
             num_stages,
             device,
@@ -110,9 +109,8 @@ class TorchStage(PipelineStage):
             self.args_recv_info[0] = ()
 
 
-class _Ports(nn.Module):
-    """A stage's module with its batch tensors by name, and a port at every tensor that requires a
-    gradient and comes from or goes to another stage."""
+class _ByName(nn.Module):
+    """A stage's module that takes its batch tensors by name."""
 
     def __init__(self, module: nn.Module, inputs: Sequence[str]) -> None:
         super().__init__()
@@ -120,32 +118,10 @@ class _Ports(nn.Module):
         self.inputs = tuple(inputs)
 
     def forward(self, *received: torch.Tensor, **leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = self.module(*map(_port, received), *(leaves[name] for name in self.inputs))
-        return tuple(map(_port, outputs))
+        return self.module(*received, *(leaves[name] for name in self.inputs))
 
 
-class _Port(torch.autograd.Function):
-    """Identity, contiguous both ways, whose output shares memory with its input but is no view of
-    it: a message must be contiguous, a leaf must not be changed in place, and torch's stage
-    detaches outputs in place, which views forbid."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.data.contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient,) = gradients
-        return gradient.contiguous()
-
-
-def _port(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.requires_grad:
-        return cast(torch.Tensor, _Port.apply(tensor))
-    return tensor.contiguous()
-
-
-def _examples(metas: Sequence["TensorMeta"]) -> tuple[torch.Tensor, ...]:
+def _examples(metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:
     return tuple(
         torch.empty(meta.shape, dtype=meta.dtype, device="meta").requires_grad_(meta.requires_grad)
         for meta in metas
@@ -153,7 +129,7 @@ def _examples(metas: Sequence["TensorMeta"]) -> tuple[torch.Tensor, ...]:
 
 
 def _spread(
-    gradients: Sequence[torch.Tensor], metas: Sequence["TensorMeta"]
+    gradients: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
 ) -> tuple[torch.Tensor | None, ...]:
     """One place for each output, None where it requires no gradient."""
     given = iter(gradients)

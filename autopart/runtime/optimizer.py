@@ -1,0 +1,49 @@
+"""The optimizers that a plan's memory is reckoned for, made by torch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+LEARNING_RATES = {"adamw": 1e-3, "sgd-momentum": 1e-2, "sgd": 1e-2}
+"""Used where the caller names none; the keys are those of `problem.OPTIMIZER_BYTES`."""
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class Optimizer:
+    """Steps parameters, those in 16 bits through a float32 master copy, as the plan counts them."""
+
+    def __init__(self, name: str, parameters: Sequence[nn.Parameter], lr: float | None) -> None:
+        """`name` is a key of `LEARNING_RATES`, and so is the default of `lr`."""
+        self.name = name
+        self.lr = LEARNING_RATES[name] if lr is None else lr
+        self._parameters = [p for p in parameters if p.requires_grad]
+        self._masters = [_master(p) for p in self._parameters]
+        self._torch = _torch_optimizer(name, self._masters, self.lr) if self._masters else None
+
+    def step(self) -> None:
+        """Apply the gradients and clear them."""
+        if self._torch is None:
+            return
+        pairs = list(zip(self._parameters, self._masters, strict=True))
+        for parameter, master in pairs:
+            if master is not parameter and parameter.grad is not None:
+                master.grad = parameter.grad.to(master.dtype)
+        self._torch.step()
+        self._torch.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for parameter, master in pairs:
+                if master is not parameter:
+                    parameter.copy_(master)
+                    parameter.grad = None
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().float()) if parameter.dtype in _HALF else parameter
+
+
+def _torch_optimizer(name: str, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr)
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9 if name == "sgd-momentum" else 0.0)

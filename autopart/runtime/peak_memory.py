@@ -1,0 +1,41 @@
+"""The most memory that this process held, for as long as it was watched."""
+
+import re
+import resource
+from pathlib import Path
+
+import torch
+
+_CLEAR = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_RESET_PEAK = "5"
+"""What proc(5) wants written to clear_refs to set the peak back to the present size."""
+
+
+def how_measured(device: torch.device) -> str:
+    """What `peak_bytes` counts on `device`."""
+    if device.type == "cuda":
+        return "most bytes of tensors allocated on the GPU"
+    return "largest resident set of the process, Python and torch included"
+
+
+def watch_peak(device: torch.device) -> None:
+    """Start to watch, from what is held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        try:
+            _CLEAR.write_text(_RESET_PEAK)
+        except OSError:
+            return  # Some containers forbid it; the peak then counts from the process's start.
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most bytes held since `watch_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if _STATUS.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+        if found is not None:
+            return int(found[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

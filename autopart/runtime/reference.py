@@ -1,0 +1,67 @@
+"""The plain model on one process: what the pipeline is checked against."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from autopart.runtime.dropout import DropNothing
+from autopart.runtime.model import Batch, TrainingModel
+from autopart.runtime.optimizer import Optimizer
+from autopart.runtime.tracing import user_name
+
+Tensors = Mapping[str, torch.Tensor]
+"""Tensors by the user's own names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the plain model computed, on the CPU."""
+
+    losses: tuple[float, ...]
+    """The mean loss of each step's batch."""
+    gradients: Tensors
+    """After the first step; a parameter that has none is missing."""
+    parameters: Tensors
+    """After the last step."""
+    buffers: Tensors
+
+
+def run_reference(
+    model: TrainingModel,
+    microbatch: Callable[[int, int], Batch],
+    *,
+    steps: int,
+    num_microbatches: int,
+    optimizer: Callable[[list[torch.nn.Parameter]], Optimizer],
+    note: Callable[[str], None],
+) -> Reference:
+    """Train the user's own module as anybody would: gradients of all microbatches added up, each
+    loss divided by their number, then a step. `microbatch(step, m)` gives each one."""
+    parameters = {user_name(name): p for name, p in model.named_parameters()}
+    stepper = optimizer(list(parameters.values()))
+    losses: list[float] = []
+    gradients: dict[str, torch.Tensor] = {}
+    for step in range(steps):
+        total = 0.0
+        for m in range(num_microbatches):
+            note(f"the plain model's microbatch {m} of step {step + 1}")
+            inputs, target = microbatch(step, m)
+            with DropNothing():
+                loss = model(inputs, target) / num_microbatches
+            loss.backward()
+            total += loss.item()
+        losses.append(total)
+        if step == 0:
+            gradients = _copies({n: p.grad for n, p in parameters.items() if p.grad is not None})
+        stepper.step()
+    return Reference(
+        losses=tuple(losses),
+        gradients=gradients,
+        parameters=_copies(parameters),
+        buffers=_copies({user_name(name): buffer for name, buffer in model.named_buffers()}),
+    )
+
+
+def _copies(tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

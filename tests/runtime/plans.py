@@ -1,0 +1,99 @@
+"""Plans for tests of the executor: stages as asked for, predictions that claim nothing."""
+
+from collections.abc import Sequence
+
+from autopart.cluster import cluster_of
+from autopart.plan import Certificate, MemoryUse, Origin, Plan, Prediction, Stage, StagePrediction, orders_of
+from autopart.problem import Demands
+from autopart.runtime.capture import Captured, capture_model
+from autopart.runtime.model import build_training_model, example_batch, load_model
+from autopart.schedule import make_schedule
+
+
+def capture(model: str, microbatch_size: int = 2, dtype: str = "float32") -> Captured:
+    source = load_model(model)
+    batch = example_batch(source, microbatch_size, dtype=dtype)
+    return capture_model(build_training_model(source, dtype=dtype), batch)
+
+
+def plan_for(
+    model: str,
+    captured: Captured,
+    cuts: Sequence[float],
+    *,
+    schedule: str = "1f1b",
+    num_microbatches: int = 4,
+    replicas: int = 1,
+    microbatch_size: int = 2,
+    dtype: str = "float32",
+) -> Plan:
+    """A plan whose stages end at the given shares of the layers; the last one ends at the end."""
+    names = [layer.name for layer in captured.layers]
+    ends = [max(1, round(cut * len(names))) for cut in cuts] + [len(names)]
+    begins = [0, *ends[:-1]]
+    return plan_of(
+        model,
+        captured,
+        [names[begin:end] for begin, end in zip(begins, ends, strict=True)],
+        schedule=schedule,
+        num_microbatches=num_microbatches,
+        replicas=replicas,
+        microbatch_size=microbatch_size,
+        dtype=dtype,
+    )
+
+
+def plan_of(
+    model: str,
+    captured: Captured,
+    layers: Sequence[Sequence[str]],
+    *,
+    schedule: str,
+    num_microbatches: int,
+    replicas: int,
+    microbatch_size: int,
+    dtype: str,
+) -> Plan:
+    ranks = [tuple(range(s * replicas, (s + 1) * replicas)) for s in range(len(layers))]
+    return Plan(
+        origin=Origin(
+            model=model,
+            graph_hash=captured.graph_hash,
+            profile_hash="",
+            method="measured",
+            dtype=dtype,
+            solver="by hand",
+            solve_seconds=0.0,
+            autopart="0",
+        ),
+        cluster=cluster_of("cpu", gpus=len(layers) * replicas),
+        microbatch_size=microbatch_size,
+        num_microbatches=num_microbatches,
+        optimizer_bytes=8,
+        demands=Demands(),
+        stages=tuple(Stage(layers=tuple(la), ranks=on) for la, on in zip(layers, ranks, strict=True)),
+        schedule=schedule,
+        orders=orders_of(make_schedule(schedule, ranks, num_microbatches)),
+        prediction=Prediction(
+            step_time=1.0, bubble=0.0, stages=tuple(_nothing() for _ in layers), syncs=()
+        ),
+        certificate=Certificate(lower_bound=1.0, gap=0.0, simulated=0, assumes="nothing"),
+    )
+
+
+def _nothing() -> StagePrediction:
+    memory = MemoryUse(
+        weights=0, gradients=0, optimizer=0, stash=0, workspace=0, buffers=0, reserve=0
+    )
+    return StagePrediction(
+        forward_time=0.0,
+        backward_time=0.0,
+        busy_time=0.0,
+        send_time=0.0,
+        send_back_time=0.0,
+        update_time=0.0,
+        in_flight=1,
+        stash_bytes=0,
+        memory=memory,
+        peak_bytes=0,
+    )

@@ -1,0 +1,85 @@
+"""Processes that stay alive between tests and run functions as ranks of a gloo process group."""
+
+import os
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import distributed
+
+START_SECONDS = 120.0
+CALL_SECONDS = 120.0
+
+
+class RankPool:
+    """`num_ranks` processes; `call` runs one function on all of them at once."""
+
+    def __init__(self, num_ranks: int) -> None:
+        self._store = distributed.TCPStore(
+            "127.0.0.1",
+            0,
+            None,
+            is_master=True,
+            timeout=timedelta(seconds=60),
+            wait_for_workers=False,
+        )
+        context = get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(num_ranks):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(theirs, rank, num_ranks, self._store.port), daemon=True
+            )
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        self._collect(START_SECONDS)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """`function(rank, *arguments)` on every rank; the ranks' results. After a failure or a
+        timeout the pool is closed, since its ranks may no longer be in step."""
+        for pipe in self._pipes:
+            pipe.send((function, arguments))
+        return self._collect(CALL_SECONDS)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join(10)
+
+    def _collect(self, seconds: float) -> list[Any]:
+        results: list[Any] = []
+        try:
+            for rank, pipe in enumerate(self._pipes):
+                assert pipe.poll(seconds), f"rank {rank} did not answer within {seconds} s"
+                failed, result = pipe.recv()
+                assert not failed, f"rank {rank}:\n{result}"
+                results.append(result)
+        except BaseException:
+            self.close()
+            raise
+        return results
+
+
+def _serve(pipe: Connection, rank: int, num_ranks: int, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    store = distributed.TCPStore("127.0.0.1", port, None, is_master=False)
+    distributed.init_process_group(
+        "gloo", store=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=60)
+    )
+    pipe.send((False, None))
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((False, function(rank, *arguments)))
+        except Exception:
+            pipe.send((True, traceback.format_exc()))
