@@ -44,9 +44,9 @@ def _step(name: str, other: str) -> int | None:
 
 
 def run_label(names: Sequence[str], run: range) -> str:
-    """`h.0`, or `h.0 … h.11 (x12)` for a run of several."""
-    if len(run) == 1:
-        return names[run.start]
+    """`h.0`, `h.0, h.1`, or `h.0 … h.11 (x12)` for a run of more."""
+    if len(run) <= 2:
+        return ", ".join(names[place] for place in run)
     return f"{names[run.start]} … {names[run[-1]]} (x{len(run)})"
 
 

@@ -124,7 +124,8 @@ def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
     add_number(table, f"peak {peaks_unit}")
     add_text(table, "")
     for (name, other), step, peak in zip(made.items(), steps, peaks, strict=True):
-        slower = other.prediction.step_time / plan.prediction.step_time - 1
+        # Rounded here, and -0 made 0, so that a tie does not read "-0.0 %".
+        slower = round(other.prediction.step_time / plan.prediction.step_time - 1, 4) + 0.0
         bubble = format_share(other.prediction.bubble)
         table.add_row(name, step, format_share(slower), bubble, peak, "")
     for name, reason in baselines.items():

@@ -33,11 +33,12 @@ def test_siblings_that_are_not_alike_stay_apart() -> None:
 def test_a_run_says_its_ends_and_its_length() -> None:
     names = ["h.0", "h.1", "h.2", "head"]
     assert run_label(names, range(3)) == "h.0 … h.2 (x3)"
+    assert run_label(names, range(2)) == "h.0, h.1"
     assert run_label(names, range(3, 4)) == "head"
 
 
 def test_a_stage_of_many_runs_says_only_its_ends() -> None:
-    assert layers_label(["embed", "h.0", "h.1"]) == "embed, h.0 … h.1 (x2)"
+    assert layers_label(["embed", "h.0", "h.1"]) == "embed, h.0, h.1"
     assert layers_label(list("abcdef")) == "a … f (6 layers)"
 
 
