@@ -82,7 +82,7 @@ def train_plain(
 
 def assert_same(plain: Trained, ranks: list[Trained], tolerance: float = 1e-5) -> None:
     """Every rank has the plain model's losses, and of each tensor all or nothing; together they
-    have every tensor."""
+    have every tensor that is trained."""
     seen: set[str] = set()
     for rank, trained in enumerate(ranks):
         np.testing.assert_allclose(
@@ -96,7 +96,7 @@ def assert_same(plain: Trained, ranks: list[Trained], tolerance: float = 1e-5) -
                     error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12)
                     assert error <= tolerance, f"{what} of {name} on rank {rank}: {error:.2g}"
             seen.add(name)
-    assert seen == set(plain.parameters)
+    assert seen >= set(plain.gradients)
 
 
 def _backward(training: TrainingModel, batch: Any, num_microbatches: int) -> float:

@@ -91,6 +91,54 @@ def test_a_model_with_its_own_loss_and_shared_masks_trains(two_ranks: RankPool) 
     check_training(two_ranks, make_plan(layers, [(0,), (1,)], 3), str(MODELS / "hf_t5.py"))
 
 
+ODD = """
+import torch
+from torch import nn
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8))
+        self.frozen = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True)).requires_grad_(False)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.unused = nn.Linear(8, 8)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x, bias, temperature, doubled=False, extra=None):
+        assert doubled and extra is None
+        scale = self.scale.exp()
+        x = self.frozen(x) + bias
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            x.mul_(scale)
+            x = self.act(x) if index < 3 else x
+        return {"logits": x, "loss": (x * temperature).square().mean()}
+
+def build_model():
+    return Odd()
+
+def example_inputs(microbatch_size):
+    x = torch.randn(microbatch_size, 8)
+    return {
+        "x": x, "bias": torch.randn(1, 8), "doubled": True, "extra": None,
+        "temperature": torch.rand(()),
+    }
+"""
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_frozen_stages_scalar_inputs_flags_and_writes_in_place_do_no_harm(
+    two_ranks: RankPool, tmp_path: Path, schedule: str
+) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    layers = [["frozen.0"], ["layers.0", "layers.1", "layers.2", "layers.3"]]
+    plan = make_plan(layers, [(0,), (1,)], 3, schedule)
+    check_training(two_ranks, plan, str(tmp_path / "odd.py"))
+    layers = [["frozen.0", "layers.0", "layers.1"], ["layers.2", "layers.3"]]
+    plan = make_plan(layers, [(0,), (1,)], 3, schedule)
+    check_training(two_ranks, plan, str(tmp_path / "odd.py"))
+
+
 ZOO = [f"zoo:{n}-tiny" for n in ("gpt2", "llama", "resnet", "unet", "encdec", "moe", "mlp")]
 HUGGING_FACE = [str(MODELS / f"hf_{name}.py") for name in ("gpt2", "llama", "bert", "t5")]
 
@@ -129,11 +177,7 @@ def cut_at_random(names: Sequence[str], seed: int) -> list[Sequence[str]]:
 
 def run_chain(pipeline, training, batch) -> torch.Tensor:
     """Forward and backward of one microbatch through all stages, one after another."""
-    graph, names = pipeline._trace(training.model, training.loss_fn, batch)
-    stages = [
-        pipeline._cut_stage(graph, names, index, torch.device("cpu"))
-        for index in range(pipeline.NUM_STAGES)
-    ]
+    stages = pipeline.cut_model(training.model, training.loss_fn, batch, torch.device("cpu"))
     leaves, outputs, ran = pipeline._leaves_of(batch), (), []
     for stage in stages:
         received = tuple(out.detach().requires_grad_(out.requires_grad) for out in outputs)
@@ -196,7 +240,7 @@ def test_a_plan_of_another_model_is_refused_when_it_runs() -> None:
     source = load_model("zoo:gpt2-tiny")
     training = build_training_model(source)
     with pytest.raises(ValueError, match=r"the model has no layer 'blocks.99'"):
-        pipeline._trace(training.model, training.loss_fn, example_batch(source, 1))
+        pipeline.cut_model(training.model, training.loss_fn, example_batch(source, 1), "cpu")
 
 
 # What torch's schedules cannot express
