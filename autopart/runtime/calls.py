@@ -1,6 +1,8 @@
 """What each module of a model was given and returned, in one real run."""
 
-from collections.abc import Iterator
+# pyright: reportPrivateUsage=false
+
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +39,7 @@ def record_calls(model: TrainingModel, batch: Batch) -> dict[str, list[ModuleCal
 
 
 @contextmanager
-def _recording(model: TrainingModel, calls: dict[str, list[ModuleCall]]) -> Iterator[None]:
+def _recording(model: TrainingModel, calls: dict[str, list[ModuleCall]]) -> Generator[None]:
     versions: list[list[tuple[torch.Tensor, int]]] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -63,7 +65,7 @@ def _recording(model: TrainingModel, calls: dict[str, list[ModuleCall]]) -> Iter
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
+def _as_it_was(model: nn.Module) -> Generator[None]:
     """Take back what the run does to buffers (objects and values) and to the random state."""
     kept = [
         (module, name, buffer, buffer.clone())

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from autopart.errors import ModelError
+from autopart.runtime.attributes import lookup
 from autopart.runtime.dataflow import Dataflow, facts_and_writes, find_dependencies
 from autopart.runtime.fingerprint import graph_hash, layer_fingerprint
 from autopart.runtime.layers import Group, group_nodes
@@ -15,7 +16,7 @@ from autopart.runtime.model import Batch, TrainingModel
 from autopart.runtime.opaque import trace_model
 from autopart.runtime.program import part_nodes
 from autopart.runtime.simplify import copy_changed_inputs, simplify
-from autopart.runtime.tracing import Traced, batch_leaf_names, lookup
+from autopart.runtime.tracing import Traced, batch_leaf_names
 
 Granularity = Literal["block", "module"]
 
@@ -95,6 +96,7 @@ def capture_model(
     """
     traced = trace_model(model.train(), batch)
     flow = _observe(traced)
+    _check_trainable(traced.module, flow, model.name)
     grouping = group_nodes(traced.module.graph, flow, model.model, granularity)
     for node in traced.module.graph.nodes:
         node.meta["val"] = _example(flow.facts[node].value) if node.op != "get_attr" else None
@@ -144,6 +146,15 @@ def _observe(traced: Traced) -> Dataflow:
     simplify(traced.module.graph, flow)
     find_dependencies(traced.module, flow)
     return flow
+
+
+def _check_trainable(module: fx.GraphModule, flow: Dataflow, name: str) -> None:
+    loss = module.graph.output_node().args[0]
+    if not isinstance(loss, fx.Node) or not flow.facts[loss].has_gradient:
+        raise ModelError(
+            f"{name}: no parameter that requires a gradient has a part in the loss; unfreeze one, "
+            "and check that the loss is not computed under no_grad"
+        )
 
 
 def _example(value: object) -> object:

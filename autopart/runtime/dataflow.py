@@ -5,6 +5,8 @@ storages without data. That shows which nodes share a storage, so that a node wh
 depends on the nodes that have written into it before, and which tensors a gradient flows back to.
 """
 
+# pyright: reportPrivateUsage=false
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +20,9 @@ from torch.autograd.graph import get_gradient_edge
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from autopart.runtime.attributes import lookup
 from autopart.runtime.stash import storage_key
-from autopart.runtime.tracing import Traced, lookup
+from autopart.runtime.tracing import Traced
 from autopart.runtime.yields import META_KEY, fake_output
 
 _HIDDEN_WRITES = {
@@ -106,10 +109,8 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         inputs = tensors_of([self.env[i] for i in n.all_input_nodes])
         before = [tensor._version for tensor in inputs]
-        if META_KEY in n.meta:
-            value = self._run_opaque(n, inputs)
-        else:
-            value = super().run_node(n)
+        opaque = META_KEY in n.meta
+        value = self._run_opaque(n, inputs) if opaque else super().run_node(n)
         if not isinstance(n.target, OpOverload):
             changed = [t for t, v in zip(inputs, before, strict=True) if t._version != v]
             if changed:

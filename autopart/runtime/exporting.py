@@ -1,12 +1,15 @@
 """What surrounds a call of ``torch.export``: silence, a model left as it was, and buffers that the
 model replaces instead of writing into them."""
 
+# pyright: reportPrivateUsage=false
+
 import io
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +18,65 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_buffer_registration_hook
 
 _ATTRIBUTES = re.compile(r"tensor attributes? (.*?) (?:was|were) assigned during export")
+_HARMLESS = ("_NoopSaveInputs",)
+"""Autograd functions that compute nothing: torch's checkpointing without reentrance has one."""
+_RECURRENT = "._flat_weights["
+"""Where torch's recurrent modules list their own parameters."""
 _MARK = {"non_blocking": True}
 """Tells the copies that stand for assignments from the model's own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an export said and did; complete when it is over."""
+
+    said: list[warnings.WarningMessage]
+    assigned: list[int]
+    """One entry for each assignment to a buffer."""
+
+
+class UncapturableError(Exception):
+    """A graph would silently compute something else than the code."""
+
+
 @contextmanager
-def quiet() -> Iterator[list[warnings.WarningMessage]]:
+def hidden_gradients_refused() -> Generator[None]:
+    """Stop at what changes gradients behind the exporter's back: it would trace the forward of an
+    autograd function of the user's, or a tensor with a hook, and forget about the backward."""
+    function, tensor = torch.autograd.Function, torch.Tensor
+    apply, register_hook = function.__dict__["apply"], tensor.register_hook
+
+    def checked(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if cls.__name__ in _HARMLESS:
+            return apply.__func__(cls, *args, **kwargs)
+        raise UncapturableError(f"it uses the autograd function {cls.__name__}")
+
+    def refused(_tensor: torch.Tensor, _hook: object) -> None:
+        raise UncapturableError("it registers a hook for the gradient of a tensor")
+
+    function.apply = classmethod(checked)  # pyright: ignore[reportAttributeAccessIssue]
+    tensor.register_hook = refused  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        function.apply = apply
+        tensor.register_hook = register_hook
+
+
+@contextmanager
+def export_surroundings(model: nn.Module) -> Generator[Surroundings]:
+    """All that an export needs around it."""
+    with (
+        quiet() as said,
+        attributes_kept(model),
+        hidden_gradients_refused(),
+        assignments_as_writes() as assigned,
+    ):
+        yield Surroundings(said, assigned)
+
+
+@contextmanager
+def quiet() -> Generator[list[warnings.WarningMessage]]:
     """Keep from the user what the exporter says about itself: warnings, logs, printed graphs.
 
     Yields the list of warnings.
@@ -38,16 +94,18 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
 def attribute_notes(said: Iterable[warnings.WarningMessage]) -> tuple[str, ...]:
     """Of the exporter's warnings the one that concerns the model: tensors kept in attributes."""
     found = [_ATTRIBUTES.search(str(warning.message)) for warning in said]
-    return tuple(
-        f"the model keeps tensors in attributes while it runs ({match[1]}); stages do not carry "
-        "them from one microbatch to the next: register them as buffers if they matter"
-        for match in found
-        if match
+    names = [name for match in found if match for name in match[1].split(", ")]
+    told = [name.removeprefix("self.model.") for name in names if _RECURRENT not in name]
+    if not told:
+        return ()
+    return (
+        f"the model keeps tensors in attributes while it runs ({', '.join(told)}); stages do not "
+        "carry them from one microbatch to the next: register them as buffers if they matter",
     )
 
 
 @contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[None]:
+def attributes_kept(model: nn.Module) -> Generator[None]:
     """Take back what a traced forward leaves in the modules: fake tensors as attributes, in lists
     and in dictionaries."""
     kept = [(module, _copied(module.__dict__)) for module in model.modules()]
@@ -78,7 +136,7 @@ def _restore(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> 
 
 
 @contextmanager
-def assignments_as_writes() -> Iterator[list[int]]:
+def assignments_as_writes() -> Generator[list[int]]:
     """Trace ``self.buffer = new``, which the exporter forgets, as a marked copy into the buffer.
 
     Yields a list that holds one entry for each such assignment that was seen.

@@ -6,13 +6,18 @@ depends on the values of parameters, nor on the device.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._ops import HigherOrderOperator, OpOverload
 
-from autopart.runtime.tracing import lookup
+from autopart.runtime.attributes import lookup
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Where an object without a name lies in memory."""
 
 Describe = Callable[[fx.Node], object]
 
@@ -83,8 +88,8 @@ def _target(module: fx.GraphModule, node: fx.Node, describe: Describe) -> str:
     if node.op == "call_module":
         inside = lookup(module, str(target))
         state = [_shape(value) for value in (*inside.parameters(), *inside.buffers())]
-        return f"module {type(inside).__qualname__} {inside} {state}"
-    if isinstance(target, torch._ops.OpOverload | torch._ops.HigherOrderOperator):
+        return f"module {type(inside).__qualname__} {_ADDRESS.sub('', repr(inside))} {state}"
+    if isinstance(target, OpOverload | HigherOrderOperator):
         return str(target)
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
 
@@ -110,4 +115,4 @@ def _text(argument: Any, describe: Describe) -> str:
         return f"slice {_text((argument.start, argument.stop, argument.step), describe)}"
     if isinstance(argument, torch.device):
         return "device"
-    return repr(argument)
+    return _ADDRESS.sub("", repr(argument))

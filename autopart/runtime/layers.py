@@ -11,6 +11,7 @@ stage computes those that it needs.
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import networkx as nx
 import torch
@@ -18,6 +19,8 @@ from torch import fx, nn
 
 from autopart.runtime.dataflow import Dataflow, dependencies, read_storages
 from autopart.runtime.opening import Call, call_stack, opened_modules
+
+Merged: TypeAlias = "nx.utils.UnionFind[str]"
 
 LOSS = "loss"
 ROOT = "model"
@@ -158,7 +161,7 @@ def _takes_part(node: fx.Node) -> bool:
 
 def _merge(draft: _Draft, graph: fx.Graph) -> list[str]:
     notes: list[str] = []
-    merged: nx.utils.UnionFind = nx.utils.UnionFind(draft.layers)
+    merged: Merged = nx.utils.UnionFind(draft.layers)
     in_place: list[tuple[str, ...]] = []
     for members, reason in _inseparable(draft, graph):
         names = _in_order(draft, {draft.layer_of[n] for n in members})
@@ -176,7 +179,7 @@ def _merge(draft: _Draft, graph: fx.Graph) -> list[str]:
             f"layers that write in place into what an earlier layer made are part of it: "
             f"{told}{more}"
         )
-    circles = nx.utils.UnionFind(draft.layers)
+    circles: Merged = nx.utils.UnionFind(draft.layers)
     for circle in nx.strongly_connected_components(_quotient(draft)):
         if len(circle) > 1:
             names = _in_order(draft, circle)
@@ -205,7 +208,10 @@ def _inseparable(draft: _Draft, graph: fx.Graph) -> Iterable[tuple[set[fx.Node],
 
 
 def _can_be_sent(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and all(isinstance(size, int) for size in value.shape)
+    """A tensor whose shape is no matter of the data."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return not any(isinstance(size, torch.SymInt) for size in value.shape)
 
 
 def _sharing_a_storage(draft: _Draft) -> Iterable[tuple[set[fx.Node], str]]:
@@ -250,7 +256,7 @@ def _in_order(draft: _Draft, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: _start(draft, name)))
 
 
-def _rename(draft: _Draft, merged: "nx.utils.UnionFind") -> None:
+def _rename(draft: _Draft, merged: Merged) -> None:
     """Make each set of merged layers one, under the name of the first."""
     for members in list(merged.to_sets()):
         first, *others = _in_order(draft, members)
@@ -262,9 +268,8 @@ def _rename(draft: _Draft, merged: "nx.utils.UnionFind") -> None:
 
 
 def _ordered(draft: _Draft) -> tuple[Group, ...]:
-    order = nx.lexicographical_topological_sort(
-        _quotient(draft), key=lambda name: _start(draft, name)
-    )
+    starts = {name: _start(draft, name) for name in draft.layers}
+    order = nx.lexicographical_topological_sort(_quotient(draft), key=starts.__getitem__)
     return tuple(
         Group(
             name=name,

@@ -8,9 +8,10 @@ the root's own code offends, the whole model is one call.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from autopart.errors import AutopartError, ModelError
 from autopart.runtime.calls import ModuleCall, record_calls
-from autopart.runtime.exporting import attributes_kept, quiet
+from autopart.runtime.exporting import UncapturableError, export_surroundings
 from autopart.runtime.model import Batch, TrainingModel
 from autopart.runtime.standin import StandIns, can_stand_in
 from autopart.runtime.tracing import Traced, trace_loss
@@ -52,13 +53,8 @@ def trace_model(model: TrainingModel, batch: Batch) -> Traced:
 
 
 def _trace_around(model: TrainingModel, batch: Batch, error: Exception) -> Traced:
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ModelError(
-            f"{model.name}: the model cannot be captured on the meta device, where nothing can be "
-            f"run to look inside it: {_reason(error)}; use --device cpu"
-        ) from error
     with _without_cache(model):
-        calls = record_calls(model, batch)
+        calls = _recorded(model, batch, error)
         reasons: dict[str, str] = {}
         while True:
             stand_ins = StandIns(model.model, {path: calls[path] for path in reasons})
@@ -76,6 +72,18 @@ def _trace_around(model: TrainingModel, batch: Batch, error: Exception) -> Trace
             reasons = _outermost({**reasons, **found})
 
 
+def _recorded(model: TrainingModel, batch: Batch, error: Exception) -> Calls:
+    try:
+        return record_calls(model, batch)
+    except ModelError as failed:
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            raise
+        raise ModelError(
+            f"{model.name}: the model cannot be captured on the meta device, where it cannot be "
+            f"run to look inside it: {_reason(error)}; use --device cpu"
+        ) from failed
+
+
 def _noted(traced: Traced, reasons: Mapping[str, str]) -> Traced:
     notes = tuple(
         f"'{path}' is run as it is, in one layer, because it cannot be captured: {reason}"
@@ -85,10 +93,10 @@ def _noted(traced: Traced, reasons: Mapping[str, str]) -> Traced:
 
 
 @contextmanager
-def _without_cache(model: TrainingModel) -> Iterator[None]:
+def _without_cache(model: TrainingModel) -> Generator[None]:
     """Hugging Face models make a key/value cache even in training, an object that blocks write
     into and that a graph cannot hold. The loss does not depend on it."""
-    config = getattr(model.model, "config", None)
+    config: Any = getattr(model.model, "config", None)
     if getattr(config, "use_cache", None) is not True:
         yield
         return
@@ -154,10 +162,14 @@ class _Alone(nn.Module):
         self.module = module
         leaves, self._structure = pytree.tree_flatten((call.args, call.kwargs))
         self._constants = [None if isinstance(x, torch.Tensor) else (x,) for x in leaves]
-        self.tensors = tuple(x.detach() for x in leaves if isinstance(x, torch.Tensor))
+        self.tensors = tuple(
+            x.detach().requires_grad_(x.requires_grad)
+            for x in leaves
+            if isinstance(x, torch.Tensor)
+        )
 
     def forward(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        given = iter(tensors)
+        given = (tensor.view_as(tensor) for tensor in tensors)  # in-place operations refuse leaves
         leaves = [next(given) if c is None else copy.copy(c[0]) for c in self._constants]
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
         output = self.module(*args, **kwargs)
@@ -167,7 +179,7 @@ class _Alone(nn.Module):
 def _why_not_alone(module: nn.Module, call: ModuleCall) -> str | None:
     alone = _Alone(module, call)
     try:
-        with quiet(), attributes_kept(alone):
+        with export_surroundings(alone):
             torch.export.export(alone, alone.tensors, strict=False)
     except Exception as error:  # the exporter runs the user's code, as above
         return _reason(error)
@@ -175,7 +187,9 @@ def _why_not_alone(module: nn.Module, call: ModuleCall) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    if type(error).__name__ in _DATA_DEPENDENT or "data-dependent" in str(error):
+    if isinstance(error, UncapturableError):
+        text = str(error)
+    elif type(error).__name__ in _DATA_DEPENDENT or "data-dependent" in str(error):
         text = "what it does depends on the values of tensors"
     else:
         text = describe_error(error)

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
+from autopart.runtime.attributes import WRAPPED, user_name
 from autopart.runtime.dataflow import Dataflow, dependencies
-from autopart.runtime.tracing import WRAPPED, user_name
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _DOMINANT = 0.5
 """A module with more than this share of all parameters is worth opening."""
+_COMPUTED = "parametrizations"
+"""Where torch keeps the modules that compute a module's weight; they are no layers."""
 _SMALL = 4
 """A list's element that is a plain sequence of at most so many modules with parameters
 (convolution, norm, activation, …) is a block."""
@@ -111,7 +113,11 @@ class _Runs:
                 self._path_of[call.name] = call.path
 
     def lists(self) -> list[str]:
-        return [path for path in self._parts if isinstance(self._modules[path], _LISTS)]
+        return [
+            path
+            for path in self._parts
+            if isinstance(self._modules[path], _LISTS) and _COMPUTED not in path.split(".")
+        ]
 
     def is_list_of_layers(self, path: str) -> bool:
         """Whether the list's composite elements run one after another."""
@@ -175,7 +181,7 @@ def _and_above(path: str) -> list[str]:
 
 
 def _is_composite(module: nn.Module) -> bool:
-    return next(module.children(), None) is not None
+    return any(name != _COMPUTED for name, _ in module.named_children())
 
 
 def _call_suffix(key: str) -> str:

@@ -50,7 +50,8 @@ def copy_changed_inputs(graph: fx.Graph, flow: Dataflow) -> bool:
     for place in places:
         with graph.inserting_after(place):
             copy = graph.call_function(_ATEN.clone.default, (place,))
-        place.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+        for user in [user for user in place.users if user is not copy]:
+            user.replace_input_with(place, copy)
     return bool(places)
 
 
@@ -60,7 +61,7 @@ def _yields_its_argument(node: fx.Node, flow: Dataflow) -> bool:
 
 
 def _is_fixed(tensor: Any) -> bool:
-    return all(isinstance(size, int) for size in tensor.shape)
+    return not any(isinstance(size, torch.SymInt) for size in tensor.shape)
 
 
 def _filled(graph: fx.Graph, node: fx.Node, flow: Dataflow) -> fx.Node:

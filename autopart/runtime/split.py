@@ -14,9 +14,9 @@ import torch
 from torch import fx
 
 from autopart.errors import PlanError
+from autopart.runtime.attributes import attach, is_persistent, lookup
 from autopart.runtime.capture import Captured, CapturedValue
 from autopart.runtime.program import part_nodes
-from autopart.runtime.tracing import attach, is_persistent, lookup
 
 LOSS_OUTPUT = "loss"
 
@@ -77,8 +77,7 @@ def split_stages(captured: Captured, stages: Sequence[Sequence[str]]) -> tuple[S
     end = len(stages) - 1
     first = {value.name: home[value.producer] for value in captured.values}
     last = {value.name: max(home[c] for c in value.consumers) for value in captured.values}
-    loss = captured.module.graph.output_node().args[0]
-    assert isinstance(loss, fx.Node)
+    loss = _loss_node(captured.module)
     first[loss.name], last[loss.name] = home[captured.layer_of[loss.name]], end
     crossing = [
         [name for name in _in_graph_order(captured, first) if first[name] < cut <= last[name]]
@@ -93,8 +92,7 @@ def split_stages(captured: Captured, stages: Sequence[Sequence[str]]) -> tuple[S
 def split_layers(captured: Captured) -> tuple[StageProgram, ...]:
     """Each layer as a stage of its own that receives and returns exactly its values; the layer
     that makes the loss returns it last."""
-    loss = captured.module.graph.output_node().args[0]
-    assert isinstance(loss, fx.Node)
+    loss = _loss_node(captured.module)
     programs: list[StageProgram] = []
     for layer in captured.layers:
         received = [v.name for v in captured.values if layer.name in v.consumers]
@@ -110,33 +108,41 @@ def _check_stages(captured: Captured, stages: Sequence[Sequence[str]]) -> dict[s
     known = [layer.name for layer in captured.layers]
     home: dict[str, int] = {}
     if not stages:
-        raise PlanError(
-            f"the plan has no stages; the model's {len(known)} layers need at least one"
-        )
+        raise PlanError("the plan has no stages; the model's layers need at least one")
     for index, layers in enumerate(stages):
-        if isinstance(layers, str) or not layers:
-            what = f"is the text '{layers}'" if layers else "has no layers"
-            raise PlanError(f"stage {index} {what}; give each stage a list of layer names")
+        _check_stage(index, layers, known)
         for name in layers:
-            if name not in known:
-                raise PlanError(
-                    f"stage {index} has layer '{name}', which the model does not have; its layers "
-                    f"are {_some(known)}"
-                )
             if name in home:
                 raise PlanError(f"layer '{name}' is in stage {home[name]} and in stage {index}")
             home[name] = index
     missing = [name for name in known if name not in home]
     if missing:
         raise PlanError(f"{len(missing)} layers of the model are in no stage: {_some(missing)}")
+    _check_forward(captured, home)
+    return home
+
+
+def _check_stage(index: int, layers: Sequence[str], known: Sequence[str]) -> None:
+    if isinstance(layers, str) or not layers:
+        what = f"is the text '{layers}'" if layers else "has no layers"
+        raise PlanError(f"stage {index} {what}; give each stage a list of layer names")
+    for name in layers:
+        if name not in known:
+            raise PlanError(
+                f"stage {index} has layer '{name}', which the model does not have; its "
+                f"{len(known)} layers are {_some(known)}"
+            )
+
+
+def _check_forward(captured: Captured, home: Mapping[str, int]) -> None:
     for value in captured.values:
         for consumer in value.consumers:
             if home[consumer] < home[value.producer]:
                 raise PlanError(
                     f"layer '{consumer}' in stage {home[consumer]} needs '{value.name}' of layer "
-                    f"'{value.producer}' in the later stage {home[value.producer]}"
+                    f"'{value.producer}' in the later stage {home[value.producer]}; put "
+                    f"'{consumer}' into stage {home[value.producer]} or later"
                 )
-    return home
 
 
 def _some(names: Sequence[str]) -> str:
@@ -173,10 +179,15 @@ def _program(
 
 def _metas(captured: Captured) -> dict[str, TensorMeta]:
     metas = {v.name: _meta(v) for v in captured.values}
-    loss = captured.module.graph.output_node().args[0]
-    assert isinstance(loss, fx.Node)
+    loss = _loss_node(captured.module)
     scalar = TensorMeta((), loss.meta["val"].dtype, requires_grad=True)
     return {**metas, loss.name: scalar, LOSS_OUTPUT: scalar}
+
+
+def _loss_node(module: fx.GraphModule) -> fx.Node:
+    loss = module.graph.output_node().args[0]
+    assert isinstance(loss, fx.Node)
+    return loss
 
 
 def _meta(value: CapturedValue) -> TensorMeta:
@@ -206,10 +217,9 @@ def _stage_module(
         env[node].meta["layer"] = captured.layer_of.get(node.name)
         if node.op in ("get_attr", "call_module"):
             _share(source, module, str(node.target))
-    loss = source.graph.output_node().args[0]
     results: list[fx.Node] = []
     for name in outputs:
-        made = env[loss if name == LOSS_OUTPUT else by_name[name]]
+        made = env[_loss_node(source) if name == LOSS_OUTPUT else by_name[name]]
         if not metas[name].requires_grad:
             made = graph.call_function(torch.ops.aten.detach.default, (made,))
         results.append(graph.call_function(port, (made,)))

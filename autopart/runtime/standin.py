@@ -1,7 +1,7 @@
 """Stand-ins for modules that cannot be exported, and calls of the modules in their place."""
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -9,8 +9,9 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from autopart.runtime.attributes import attach
 from autopart.runtime.calls import ModuleCall
-from autopart.runtime.tracing import Traced, attach
+from autopart.runtime.tracing import Traced
 from autopart.runtime.yields import META_KEY, Yields, empty_tensors, with_tensors, yields_of
 
 _NAMESPACE = "autopart_standin"
@@ -62,7 +63,7 @@ class StandIns:
         self._given: dict[str, tuple[list[Any], pytree.TreeSpec]] = {}
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> Generator[None]:
         """Let the modules' calls leave one operation each in a trace."""
         library = torch.library.Library(_NAMESPACE, "FRAGMENT")
         try:
@@ -73,7 +74,7 @@ class StandIns:
                     stack.enter_context(_forward_replaced(self._root, path, self._forward(path)))
                 yield
         finally:
-            library._destroy()
+            library._destroy()  # pyright: ignore[reportPrivateUsage]
 
     def replaced(self, traced: Traced) -> Traced:
         """The trace with calls of the modules themselves where stand-ins were."""
@@ -111,13 +112,15 @@ class StandIns:
             call.meta = {**node.meta, META_KEY: self._yields[key]}
             parts = [_part(module.graph, call, steps) for steps in self._yields[key].paths()]
         for user in list(node.users):
-            user.replace_all_uses_with(parts[user.args[1]])
+            place = user.args[1]
+            assert isinstance(place, int), "an operation that returns a list is only indexed"
+            user.replace_all_uses_with(parts[place])
             module.graph.erase_node(user)
         module.graph.erase_node(node)
 
 
 @contextmanager
-def _forward_replaced(root: nn.Module, path: str, forward: Any) -> Iterator[None]:
+def _forward_replaced(root: nn.Module, path: str, forward: Any) -> Generator[None]:
     module = root.get_submodule(path)
     own = module.__dict__.get("forward")
     module.forward = forward

@@ -7,17 +7,9 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from autopart.runtime.attributes import WRAPPED, attach, persistent_buffers, user_name, user_names
 from autopart.runtime.model import Batch, TrainingModel
-from autopart.runtime.tracing import (
-    WRAPPED,
-    Leaf,
-    Traced,
-    attach,
-    batch_leaf_names,
-    persistent_buffers,
-    user_name,
-    user_names,
-)
+from autopart.runtime.tracing import Leaf, Traced, batch_leaf_names
 from autopart.runtime.yields import META_KEY, TensorShape, Yields
 
 
