@@ -106,8 +106,13 @@ def _whole_lines(profile: Profile) -> list[str]:
         return ["not held against the whole model: nothing was run"]
     layers = whole.layers_forward_time + whole.layers_backward_time
     return [
-        f"held against the whole model: time {time_error(whole):+.1%} "
+        f"held against the whole model: time {_signed(time_error(whole))} "
         f"({format_time(layers)} of {format_time(whole.forward_time + whole.backward_time)}), "
-        f"stash {stash_error(whole):+.1%} "
+        f"stash {_signed(stash_error(whole))} "
         f"({format_bytes(whole.layers_stash_bytes)} of {format_bytes(whole.stash_bytes)})"
     ]
+
+
+def _signed(difference: float) -> str:
+    """A difference as per cent, in which nothing is `+0.0%` from either side."""
+    return f"{round(difference, 3) + 0.0:+.1%}"
