@@ -8,7 +8,7 @@ Symbols   k stages, m microbatches that a rank runs, r replicas; o the fixed cos
           S         all sends of one microbatch, there and back: the stage's own two cuts exactly,
                     the other cuts at their cheapest
 
-Each bound follows one chain of actions that must wait for each other. Stage s of layers i … j - 1:
+Each bound follows one chain of actions that must wait for each other. Stage s between cuts i and j:
 
     fill, all its work, drain or sync   F + s o + m (f + b) + max(B + s o, sync + update)           (1)
     one microbatch's whole way, and the stage's other actions that must lie before or behind it:
@@ -38,9 +38,6 @@ import numpy as np
 
 from autopart.cluster import Link, slowest_link
 from autopart.cost import (
-    Number,
-    Partition,
-    StageLoad,
     all_reduce_time,
     cut_links,
     in_flight,
@@ -49,8 +46,10 @@ from autopart.cost import (
     total,
     traffic_times,
 )
+from autopart.cuts import Cuts, count_inside, partition_of
 from autopart.graph import as_networkx, positions
 from autopart.problem import Layout, Problem
+from autopart.stage_load import Number, Partition, StageLoad
 
 
 def shape_bound(problem: Problem, num_stages: int, num_replicas: int) -> float | None:
@@ -102,19 +101,17 @@ def _least_bytes(problem: Problem) -> int:
     return state - spare + kept + sum(v.bytes for v in graph.values if v.kept_by)
 
 
-def stage_bounds(problem: Problem, layout: Layout, loads: StageLoad) -> list[Number]:
-    """For each stage of a layout the bounds (1)-(5) of every interval [i, j], as matrices of shape
-    (n + 1, n + 1); infinite where the interval is empty or does not fit into memory."""
-    links = cut_links(problem.cluster, layout.stage_ranks)
+def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
+    """For each stage of a layout the bounds (1)-(5) of every stage [i, j] between two of N
+    cuts, as matrices of shape (N, N); infinite where that is no stage or does not fit."""
+    loads, links = cuts.loads, cut_links(problem.cluster, layout.stage_ranks)
     cheapest = [_cheapest(loads, link) for link in links]
-    size = loads.forward_time.shape[0]
-    ahead = np.arange(size)[:, None] < np.arange(size)[None, :]
     k, bounds = len(layout.stage_ranks), []
     for stage in range(k):
         held = in_flight(layout.schedule, k, stage, layout.microbatches)
         use = memory(loads, problem, layout.microbatches, held)
-        fits = ahead & (total(use) <= problem.cluster.memory_bytes)
-        paths = _Paths(problem, layout, loads, stage, links, cheapest)
+        fits = cuts.nested & (total(use) <= problem.cluster.memory_bytes)
+        paths = _Paths(problem, layout, cuts, stage, links, cheapest)
         bounds.append(np.where(fits, paths.longest(held), np.inf))
     return bounds
 
@@ -132,11 +129,12 @@ class _Paths:
         self,
         problem: Problem,
         layout: Layout,
-        loads: StageLoad,
+        cuts: Cuts,
         stage: int,
         links: Sequence[Link],
         cheapest: Sequence[tuple[float, float]],
     ) -> None:
+        loads = cuts.loads
         self.k, self.m, self.stage = len(layout.stage_ranks), layout.microbatches, stage
         self.schedule, self.overlap = layout.schedule, problem.cluster.sends_overlap
         self.o = o = problem.cluster.action_overhead
@@ -154,7 +152,7 @@ class _Paths:
         self.whole = forward[0, -1] + backward[0, -1] + 2 * self.k * o
         after_j = (forward[0, -1] - forward[0] + backward[0, -1] - backward[0])[None, :]
         self.below = after_j + 2 * (self.k - 1 - stage) * o
-        self.after, self.after_first = _after(problem, layout, loads, stage)
+        self.after, self.after_first = _after(problem, layout, cuts, stage)
 
     def longest(self, held: int) -> Number:
         busy_f, busy_b = self.f, self.b
@@ -190,26 +188,25 @@ class _Paths:
         return around + self.into + self.back_out + turns * turn + left
 
 
-def _after(problem: Problem, layout: Layout, loads: StageLoad, stage: int) -> tuple[Number, Number]:
+def _after(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> tuple[Number, Number]:
     """Seconds of sync and update behind the last backward: of the stage itself by [i, j], and of
     stage 0 at least, when stage `stage` starts at layer i."""
-    own = _sync_and_update(problem, layout, loads, stage)
+    own = _sync_and_update(problem, layout, cuts, stage)
     if stage == 0:
         return own, own
-    first = _sync_and_update(problem, layout, loads, 0)[0]
+    first = _sync_and_update(problem, layout, cuts, 0)[0]
     if stage == 1:
         return own, first[:, None]
     least = np.full_like(first, first[1:].min())
     return own, least[:, None]
 
 
-def _sync_and_update(problem: Problem, layout: Layout, loads: StageLoad, stage: int) -> Number:
+def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> Number:
+    loads = cuts.loads
     ranks = layout.stage_ranks[stage]
     link = slowest_link(problem.cluster, ranks)
     behind = loads.update_time + all_reduce_time(link, loads.grad_bytes, len(ranks))
     others = [own for at, own in enumerate(layout.stage_ranks) if at != stage]
-    size = loads.forward_time.shape[0]
-    starts, ends = np.arange(size)[:, None], np.arange(size)[None, :]
     place = positions(problem.graph)
     for tied in problem.graph.tied:
         spots = sorted({place[name] for name in tied.layers})
@@ -217,30 +214,31 @@ def _sync_and_update(problem: Problem, layout: Layout, loads: StageLoad, stage: 
             all_reduce_time(slowest_link(problem.cluster, both), tied.grad_bytes, len(both))
             for both in ((*ranks, *other) for other in others)
         ]
-        inside = sum(((starts <= spot) & (spot < ends)).astype(np.int64) for spot in spots)
+        inside = count_inside(cuts.ahead, spots)
         shared = (inside > 0) & (inside < len(spots))
         behind = behind + shared * min(rings, default=0.0)
     return behind
 
 
-def partitions_below(bounds: Sequence[Number], seconds: float) -> Iterator[Partition]:
-    """Every cut of a chain whose stages all have a bound below `seconds`."""
+def partitions_below(cuts: Cuts, bounds: Sequence[Number], seconds: float) -> Iterator[Partition]:
+    """Every partition along the cuts whose stages all have a bound below `seconds`."""
     allowed = [bound < seconds for bound in bounds]
     last = allowed[0].shape[0] - 1
     ends = [np.zeros(last + 1, dtype=bool) for _ in range(len(bounds) + 1)]
-    """ends[s][i]: whether stages s … can still cover the layers from i on."""
+    """ends[s][i]: whether stages s … can still go from cut i to the last."""
     ends[-1][last] = True
     for stage in reversed(range(len(bounds))):
         ends[stage] = (allowed[stage] & ends[stage + 1][None, :]).any(axis=1)
-    yield from _continue(allowed, ends, 0, 0, ())
+    for path in _continue(allowed, ends, 0, (0,)):
+        yield partition_of(cuts, path)
 
 
 def _continue(
-    allowed: Sequence[Number], ends: Sequence[Number], stage: int, at: int, chosen: Partition
-) -> Iterator[Partition]:
+    allowed: Sequence[Number], ends: Sequence[Number], stage: int, path: tuple[int, ...]
+) -> Iterator[tuple[int, ...]]:
     if stage == len(allowed):
-        if ends[stage][at]:
-            yield chosen
+        if ends[stage][path[-1]]:
+            yield path
         return
-    for end in np.flatnonzero(allowed[stage][at] & ends[stage + 1]):
-        yield from _continue(allowed, ends, stage + 1, int(end), (*chosen, tuple(range(at, end))))
+    for end in np.flatnonzero(allowed[stage][path[-1]] & ends[stage + 1]):
+        yield from _continue(allowed, ends, stage + 1, (*path, int(end)))

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from autopart.bounds import partitions_below, shape_bounds, stage_bounds
-from autopart.cost import Partition, interval_loads, predict
+from autopart.cost import predict
+from autopart.cuts import all_cuts
 from autopart.errors import PlanError
 from autopart.graph import LayerGraph, is_chain, positions
 from autopart.plan import Certificate, Plan, Prediction, check_plan, schedule_of, stage_ranks
@@ -19,6 +20,7 @@ from autopart.problem import Layout, Problem, layouts, shapes
 from autopart.profile import Profile, profile_hash
 from autopart.schedule import make_schedule
 from autopart.simulator import simulate_plan
+from autopart.stage_load import Partition
 from autopart.units import format_bytes, format_share, format_time
 
 TOLERANCE = 1e-9
@@ -224,18 +226,18 @@ def _nothing_beats(problem: Problem, value: float, expected: int) -> int:
     they leave open is simulated. Raises PlanError where something is faster, or where there are
     other than the `expected` number of partitions to simulate."""
     quick = shape_bounds(problem, shapes(problem))
-    loads = interval_loads(problem.graph)
+    cuts = all_cuts(problem.graph)
     least = value * (1 - TOLERANCE)
     simulated = 0
     for (k, r), bound in quick.items():
         if bound is None or bound >= value:
             continue
-        if not is_chain(problem.graph):
+        if not cuts.complete:
             raise PlanError(
                 f"with {k} stages and {r} replicas only {bound} s is proven, not {value} s"
             )
         for layout in layouts(problem, k, r):
-            for partition in partitions_below(stage_bounds(problem, layout, loads), value):
+            for partition in partitions_below(cuts, stage_bounds(problem, layout, cuts), value):
                 simulated += 1
                 step = price(problem, layout, partition).prediction.step_time
                 if simulated > expected or step < least:

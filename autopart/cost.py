@@ -1,62 +1,19 @@
 """Seconds and bytes: the only room in which they are computed.
 
-Symbols   i, j   a stage of consecutive layers i … j - 1, in the graph's order
-          v      a value, made by layer p(v), read last by layer q(v)
-          m      microbatches that one rank runs in a step
-
-The formulas work on one stage (plain numbers) and on all n² intervals of a chain at once (numpy
-matrices indexed [i, j]), so that a solver and the evaluation of its plan cannot disagree.
-
-Stash of a stage, per microbatch in flight: what its layers keep inside themselves, plus every value
-that it receives (kept until backward, and passed on from there), plus every value that it makes and
-that is sent on or that some layer's backward needs. Each is counted once.
+The formulas work on one stage (plain numbers), on all stages between two cuts of a graph at once
+(numpy matrices) and on the affine expressions of an integer program, so that a solver and the
+evaluation of its plan cannot disagree.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from autopart.cluster import Cluster, Link, link_between, slowest_link
-from autopart.graph import LayerGraph, Value, positions
+from autopart.graph import positions
 from autopart.plan import MemoryUse, StagePrediction, Sync
 from autopart.problem import Layout, Problem
-
-Number = Any
-"""A float or int, or a numpy matrix of them over intervals [i, j]."""
-
-Partition = tuple[tuple[int, ...], ...]
-"""For each stage, the positions of its layers in the graph's order."""
-
-
-class Traffic(NamedTuple):
-    """What crosses one cut for one microbatch."""
-
-    bytes: Number
-    tensors: Number
-    grad_bytes: Number
-    grad_tensors: Number
-
-
-class StageLoad(NamedTuple):
-    """What a stage is, before it has ranks, links or a schedule."""
-
-    forward_time: Number
-    backward_time: Number
-    update_time: Number
-    weight_bytes: Number
-    """Parameters, a tied one once, and the model's buffers."""
-    grad_bytes: Number
-    num_trainable: Number
-    stash_bytes: Number
-    inner_stash_bytes: Number
-    """The part of the stash that every larger stage keeps too: no more than the stage's own."""
-    workspace_bytes: Number
-    input_bytes: Number
-    """The part of the batch that the stage reads, for one microbatch."""
-    received: Traffic
-    sent: Traffic
+from autopart.stage_load import Number, Partition, StageLoad, Traffic, stage_loads
 
 
 class Memory(NamedTuple):
@@ -215,165 +172,3 @@ def _syncs(
 
 def _sync_time(problem: Problem, ranks: tuple[int, ...], num_bytes: int) -> float:
     return all_reduce_time(slowest_link(problem.cluster, ranks), num_bytes, len(ranks))
-
-
-def stage_loads(graph: LayerGraph, partition: Partition) -> tuple[StageLoad, ...]:
-    """The load of each stage of any partition whose edges all go forward."""
-    stage_of = {layer: stage for stage, layers in enumerate(partition) for layer in layers}
-    place = positions(graph)
-    spans = [
-        (v, stage_of[place[v.producer]], max(stage_of[place[c]] for c in v.consumers))
-        for v in graph.values
-    ]
-    return tuple(_stage_load(graph, place, spans, s, layers) for s, layers in enumerate(partition))
-
-
-def _stage_load(
-    graph: LayerGraph,
-    place: dict[str, int],
-    spans: Sequence[tuple[Value, int, int]],
-    stage: int,
-    members: Sequence[int],
-) -> StageLoad:
-    layers = [graph.layers[m] for m in sorted(members)]
-    inside = set(members)
-    spare = [
-        (t, sum(place[name] in inside for name in t.layers) - 1)
-        for t in graph.tied
-        if sum(place[name] in inside for name in t.layers) > 1
-    ]
-    received = [v for v, made, last in spans if made < stage <= last]
-    kept = [v for v, made, last in spans if made == stage and (v.kept_by or last > stage)]
-    inner = sum(la.stash_bytes for la in layers) + sum(v.bytes for v in kept if v.kept_by)
-    read = [i for i in graph.inputs if any(place[c] in inside for c in i.consumers)]
-    return StageLoad(
-        forward_time=sum(la.forward_time for la in layers),
-        backward_time=sum(la.input_grad_time + la.weight_grad_time for la in layers),
-        update_time=sum(la.update_time for la in layers),
-        weight_bytes=sum(la.param_bytes + la.buffer_bytes for la in layers)
-        - sum(t.param_bytes * extra for t, extra in spare),
-        grad_bytes=sum(la.grad_bytes for la in layers)
-        - sum(t.grad_bytes * extra for t, extra in spare),
-        num_trainable=sum(la.num_trainable for la in layers)
-        - sum(t.num_trainable * extra for t, extra in spare),
-        stash_bytes=inner
-        + sum(v.bytes for v in received)
-        + sum(v.bytes for v in kept if not v.kept_by),
-        inner_stash_bytes=inner,
-        workspace_bytes=max(la.workspace_bytes for la in layers),
-        input_bytes=sum(i.bytes for i in read),
-        received=_traffic(received),
-        sent=_traffic([v for v, made, last in spans if made <= stage < last]),
-    )
-
-
-def _traffic(values: Sequence[Value]) -> Traffic:
-    back = [v for v in values if v.has_gradient]
-    return Traffic(
-        bytes=sum(v.bytes for v in values),
-        tensors=len(values),
-        grad_bytes=sum(v.bytes for v in back),
-        grad_tensors=len(back),
-    )
-
-
-def interval_loads(graph: LayerGraph) -> StageLoad:
-    """The loads of all stages of consecutive layers: matrices of shape (n + 1, n + 1) whose
-    entry [i, j], i < j, is the stage of layers i … j - 1; other entries mean nothing. O(n²)."""
-    place = positions(graph)
-    spans = [
-        (v, place[v.producer], max(place[c] for c in v.consumers))
-        for v in graph.values
-        if v.consumers
-    ]
-    crossing = _crossing(len(graph.layers), spans)
-    layers = graph.layers
-    made_here = [0] * len(layers)
-    for v, made, _ in spans:
-        made_here[made] += v.bytes if v.kept_by else 0
-    inner = _sums([la.stash_bytes + kept for la, kept in zip(layers, made_here, strict=True)])
-    return StageLoad(
-        forward_time=_sums([la.forward_time for la in layers]),
-        backward_time=_sums([la.input_grad_time + la.weight_grad_time for la in layers]),
-        update_time=_sums([la.update_time for la in layers]),
-        weight_bytes=_sums([la.param_bytes + la.buffer_bytes for la in layers])
-        - _twice(graph, place, [t.param_bytes for t in graph.tied]),
-        grad_bytes=_sums([la.grad_bytes for la in layers])
-        - _twice(graph, place, [t.grad_bytes for t in graph.tied]),
-        num_trainable=_sums([la.num_trainable for la in layers])
-        - _twice(graph, place, [t.num_trainable for t in graph.tied]),
-        stash_bytes=inner + crossing.bytes[:, None] + _sent_only(len(layers), spans),
-        inner_stash_bytes=inner,
-        workspace_bytes=_maxima([la.workspace_bytes for la in layers]),
-        input_bytes=_inputs(graph, place),
-        received=Traffic(*(t[:, None] for t in crossing)),
-        sent=Traffic(*(t[None, :] for t in crossing)),
-    )
-
-
-def _crossing(num_layers: int, spans: Sequence[tuple[Value, int, int]]) -> Traffic:
-    """What crosses each cut c (between layers c - 1 and c): the values with p < c <= q."""
-    steps = np.zeros((4, num_layers + 2), dtype=np.int64)
-    for v, made, last in spans:
-        what = np.array([v.bytes, 1, v.bytes * v.has_gradient, v.has_gradient], dtype=np.int64)
-        steps[:, made + 1] += what
-        steps[:, last + 1] -= what
-    return Traffic(*steps.cumsum(axis=1)[:, : num_layers + 1])
-
-
-def _sums(per_layer: Sequence[float]) -> Number:
-    prefix = np.concatenate(([0], np.cumsum(np.asarray(per_layer))))
-    return prefix[None, :] - prefix[:, None]
-
-
-def _maxima(per_layer: Sequence[int]) -> Number:
-    n = len(per_layer)
-    wide = np.zeros((n + 1, n + 1), dtype=np.int64)
-    wide[:n, 1:] = np.triu(np.broadcast_to(np.asarray(per_layer, dtype=np.int64), (n, n)))
-    return np.maximum.accumulate(wide, axis=1)
-
-
-def _rectangles(num_layers: int, corners: Sequence[tuple[int, int, int, int]]) -> Number:
-    """Sum of rectangles (last i, first j, last j, bytes): `bytes` wherever i <= last i and
-    first j <= j <= last j."""
-    steps = np.zeros((num_layers + 2, num_layers + 2), dtype=np.int64)
-    for last_i, first_j, last_j, num in corners:
-        steps[0, first_j] += num
-        steps[0, last_j + 1] -= num
-        steps[last_i + 1, first_j] -= num
-        steps[last_i + 1, last_j + 1] += num
-    return steps.cumsum(axis=0).cumsum(axis=1)[: num_layers + 1, : num_layers + 1]
-
-
-def _sent_only(num_layers: int, spans: Sequence[tuple[Value, int, int]]) -> Number:
-    """Values that only their sending keeps: made inside [i, j), read at j or behind."""
-    corners = [(made, made + 1, last, v.bytes) for v, made, last in spans if not v.kept_by]
-    return _rectangles(num_layers, corners)
-
-
-def _pairs(spots: set[int], num: int, num_layers: int) -> list[tuple[int, int, int, int]]:
-    ordered = sorted(spots)
-    return [(a, b + 1, num_layers, num) for a, b in itertools.pairwise(ordered)]
-
-
-def _twice(graph: LayerGraph, place: dict[str, int], sizes: Sequence[int]) -> Number:
-    """What tied parameters would be counted too often when several holders share a stage."""
-    n = len(graph.layers)
-    corners = [
-        corner
-        for tied, size in zip(graph.tied, sizes, strict=True)
-        for corner in _pairs({place[name] for name in tied.layers}, size, n)
-    ]
-    return _rectangles(n, corners)
-
-
-def _inputs(graph: LayerGraph, place: dict[str, int]) -> Number:
-    n = len(graph.layers)
-    per_layer = [0] * n
-    corners: list[tuple[int, int, int, int]] = []
-    for leaf in graph.inputs:
-        spots = {place[name] for name in leaf.consumers}
-        corners += _pairs(spots, leaf.bytes, n)
-        for spot in spots:
-            per_layer[spot] += leaf.bytes
-    return _sums(per_layer) - _rectangles(n, corners)

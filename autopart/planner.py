@@ -9,7 +9,8 @@ import time
 from autopart import __version__
 from autopart.certificate import certificate, problem_of
 from autopart.cluster import Cluster, num_gpus
-from autopart.cost import StageLoad, interval_loads, predict
+from autopart.cost import predict
+from autopart.cuts import Cuts, all_cuts
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.plan import Origin, Plan, Stage, orders_of
 from autopart.problem import (
@@ -135,10 +136,10 @@ def _microbatches(
 
 
 def _why_infeasible(problem: Problem, solver: SolverName) -> str:
-    loads = interval_loads(problem.graph)
+    cuts = all_cuts(problem.graph)
     limit = format_bytes(problem.cluster.memory_bytes)
     needs = [
-        (_least_memory(problem, layout, loads, solver), shape)
+        (_least_memory(problem, layout, cuts, solver), shape)
         for shape in shapes(problem)
         for layout in layouts(problem, *shape)
     ]
@@ -150,14 +151,14 @@ def _why_infeasible(problem: Problem, solver: SolverName) -> str:
     )
 
 
-def _least_memory(problem: Problem, layout: Layout, loads: StageLoad, solver: SolverName) -> int:
+def _least_memory(problem: Problem, layout: Layout, cuts: Cuts, solver: SolverName) -> int:
     num_stages = len(layout.stage_ranks)
     if solver == "uniform":
         partition = uniform.solve(len(problem.graph.layers), num_stages)
     elif solver == "parameters":
-        partition = parameters.solve(loads.weight_bytes, num_stages)
+        partition = parameters.solve(cuts, num_stages)
     else:
-        return chain.least_memory(problem, layout, loads)
+        return chain.least_memory(problem, layout, cuts)
     return max(stage.peak_bytes for stage in predict(problem, layout, partition)[0])
 
 

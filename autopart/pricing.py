@@ -2,11 +2,12 @@
 
 from typing import NamedTuple
 
-from autopart.cost import Partition, predict
+from autopart.cost import predict
 from autopart.plan import Prediction
 from autopart.problem import Layout, Problem
 from autopart.schedule import Schedule, make_schedule
 from autopart.simulator import simulate
+from autopart.stage_load import Partition
 
 
 class Decision(NamedTuple):

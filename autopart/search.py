@@ -8,8 +8,9 @@ whose stages all have bounds below a value is simulated, for values that rise fr
 the best step, until the layout is closed or the budget is spent. The lower bound is the best step,
 or the smallest value up to which some layout is not yet closed.
 
-A layer graph with several topological orders has no such list of all partitions: there the chain
-solver's and the integer program's proposals are taken, and the lower bound is that of the shapes.
+A layer graph with too many cuts to list them has no such list of all partitions: there the chain
+solver's proposals along the graph's own order and the integer program's are taken, and the lower
+bound is that of the shapes.
 """
 
 import itertools
@@ -17,12 +18,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from autopart.bounds import partitions_below, shape_bounds, stage_bounds
-from autopart.cost import Number, Partition, StageLoad, interval_loads
-from autopart.graph import is_chain
+from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.pricing import Decision, fits, most_bytes, price
 from autopart.problem import Layout, Problem, layouts, shapes
 from autopart.solvers import chain, ilp, parameters, uniform
+from autopart.stage_load import Number, Partition
 
 SolverName = Literal["auto", "dp", "ilp", "uniform", "parameters"]
 SOLVERS: tuple[SolverName, ...] = ("auto", "dp", "ilp", "uniform", "parameters")
@@ -63,10 +66,9 @@ class _Search:
     def __init__(self, problem: Problem, solver: SolverName, deadline: float) -> None:
         self.problem, self.deadline = problem, deadline
         self.solver: SolverName = solver
-        self.loads: StageLoad = interval_loads(problem.graph)
-        self.chain = is_chain(problem.graph)
-        self.best: Decision | None = None
         self.by: SolverName = solver
+        self.cuts: Cuts = all_cuts(problem.graph)
+        self.best: Decision | None = None
 
     def run(self) -> Outcome:
         quick = shape_bounds(self.problem, shapes(self.problem))
@@ -79,7 +81,7 @@ class _Search:
                 open_layouts += self._visit(layout, bound)
         if self.best is None:
             return Outcome(None, self.solver, 0.0, 0)
-        return self._prove(sorted(open_layouts, key=lambda o: o.bound))
+        return self._prove(sorted(open_layouts, key=lambda place: place.bound))
 
     @property
     def step_time(self) -> float:
@@ -87,105 +89,107 @@ class _Search:
 
     def _visit(self, layout: Layout, quick: float) -> list[_Open]:
         """Try the proposals for a layout; it stays open where its bound allows a faster step."""
-        if not self.chain:
+        if self.solver in ("uniform", "parameters"):
+            self._take(layout, self._baseline(len(layout.stage_ranks)), self.solver)
+        elif self.solver == "ilp" or not self.cuts.complete:
             self._propose_any_order(layout)
+        if not self.cuts.complete:
             return [_Open(quick, layout)]
-        bounds = stage_bounds(self.problem, layout, self.loads)
-        cut = chain.cut_chain(bounds)
-        if cut is None:
+        bounds = stage_bounds(self.problem, layout, self.cuts)
+        least = chain.best_path(bounds, self.cuts.nested)
+        if least is None:
             return []
-        if cut.largest < self.step_time or self.solver in ("uniform", "parameters"):
-            self._propose_cuts(layout, bounds, cut.partition)
-        return [_Open(cut.largest, layout)]
+        if self.solver in ("auto", "dp") and least.largest < self.step_time:
+            self._propose_along_cuts(layout, bounds, least.path)
+        return [_Open(least.largest, layout)]
 
-    def _propose_cuts(self, layout: Layout, bounds: Sequence[Number], by_bounds: Partition) -> None:
+    def _baseline(self, num_stages: int) -> Partition:
+        if self.solver == "uniform":
+            return uniform.solve(len(self.problem.graph.layers), num_stages)
+        return parameters.solve(self.cuts, num_stages)
+
+    def _propose_along_cuts(
+        self, layout: Layout, bounds: Sequence[Number], by_bounds: tuple[int, ...]
+    ) -> None:
+        """The chain solver's paths, then the best of them with its cuts moved while that helps."""
         before = self.best
-        if self.solver in ("auto", "dp"):
-            proposals = dict.fromkeys((by_bounds, *chain.solve(self.problem, layout, self.loads)))
-            for partition in proposals:
-                self._take(layout, partition, "dp")
-            if self.best is not None and self.best is not before:
-                self._move_cuts(bounds)
-        else:
-            self._propose_any_order(layout)
+        paths = dict.fromkeys((by_bounds, *chain.solve(self.problem, layout, self.cuts)))
+        here = min(paths, key=lambda path: self._take_path(layout, path))
+        while self.best is not before and time.perf_counter() < self.deadline:
+            before = self.best
+            for path in self._neighbours(here):
+                if _largest(bounds, path) < self.step_time:
+                    last = self.best
+                    self._take_path(layout, path)
+                    here = here if self.best is last else path
+
+    def _take_path(self, layout: Layout, path: tuple[int, ...]) -> float:
+        return self._take(layout, partition_of(self.cuts, path), "dp")
 
     def _propose_any_order(self, layout: Layout) -> None:
-        num_stages = len(layout.stage_ranks)
-        if self.solver == "uniform":
-            self._take(layout, uniform.solve(len(self.problem.graph.layers), num_stages), "uniform")
-        elif self.solver == "parameters":
-            cut = parameters.solve(self.loads.weight_bytes, num_stages)
-            self._take(layout, cut, "parameters")
-        else:
-            self._propose_dp_and_ilp(layout)
-
-    def _propose_dp_and_ilp(self, layout: Layout) -> None:
-        cuts = [] if self.solver == "ilp" else chain.solve(self.problem, layout, self.loads)
-        for partition in cuts:
-            self._take(layout, partition, "dp")
+        paths = [] if self.solver == "ilp" else chain.solve(self.problem, layout, self.cuts)
+        for path in paths:
+            self._take_path(layout, path)
         if self.solver != "dp" and (len(layout.stage_ranks) > 1 or self.solver == "ilp"):
-            first = cuts[0] if cuts else None
+            first = partition_of(self.cuts, paths[0]) if paths else None
             found = ilp.solve(self.problem, layout, first, self.deadline)
             if found is not None:
                 self._take(layout, found, "ilp")
 
-    def _take(self, layout: Layout, partition: Partition, by: SolverName) -> None:
+    def _take(self, layout: Layout, partition: Partition, by: SolverName) -> float:
+        """Price a partition and keep it where it is the best; returns its step time."""
         decision = price(self.problem, layout, partition)
-        if fits(self.problem, decision) and _rank(decision) < _rank(self.best):
+        if not fits(self.problem, decision):
+            return float("inf")
+        if _rank(decision) < _rank(self.best):
             self.best, self.by = decision, by
+        return decision.prediction.step_time
 
-    def _move_cuts(self, bounds: Sequence[Number]) -> None:
-        """Move single cuts of the best partition by one layer while that helps."""
-        moved = True
-        while moved and self.best is not None and time.perf_counter() < self.deadline:
-            here = self.best
-            for partition in _neighbours(here.partition):
-                if _largest(bounds, partition) < self.step_time:
-                    self._take(here.layout, partition, "dp")
-            moved = self.best is not here
+    def _neighbours(self, path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        """Paths in which one cut has moved by one layer."""
+        nested, sizes = self.cuts.nested, self.cuts.ahead.sum(axis=1)
+        for at in range(1, len(path) - 1):
+            between = nested[path[at - 1]] & nested[:, path[at + 1]]
+            near = np.abs(sizes - sizes[path[at]]) <= 1
+            for other in np.flatnonzero(between & near):
+                if other != path[at]:
+                    yield (*path[:at], int(other), *path[at + 1 :])
 
     def _prove(self, open_layouts: Sequence[_Open]) -> Outcome:
         assert self.best is not None
-        left = SIMULATIONS if self.chain and self.solver in ("auto", "dp") else 0
+        left = SIMULATIONS if self.cuts.complete and self.solver in ("auto", "dp") else 0
         proven = self.step_time
         for place in open_layouts:
-            if place.bound >= min(proven, self.step_time):
-                continue
-            value, spent = self._close(place, left)
-            left -= spent
-            proven = min(proven, value)
+            if place.bound < min(proven, self.step_time):
+                value, spent = self._close(place, left)
+                left -= spent
+                proven = min(proven, value)
         proven = min(proven, self.step_time)
-        return Outcome(self.best, self.by, proven, self._simulated_below(open_layouts, proven))
+        simulated = sum(
+            sum(1 for _ in self._below(place.layout, proven))
+            for place in open_layouts
+            if self.cuts.complete and place.bound < proven
+        )
+        return Outcome(self.best, self.by, proven, simulated)
 
     def _close(self, place: _Open, budget: int) -> tuple[float, int]:
         """Simulate what a layout may hold below the best step; returns the value up to which
         nothing is faster, and how many partitions were simulated."""
-        if budget <= 0:
-            return place.bound, 0
-        bounds = stage_bounds(self.problem, place.layout, self.loads)
         proven, spent = place.bound, 0
         for share in STEPS_TO_BEST:
             aim = place.bound + share * (self.step_time - place.bound)
-            below = list(itertools.islice(partitions_below(bounds, aim), budget - spent + 1))
+            below = list(itertools.islice(self._below(place.layout, aim), budget - spent + 1))
+            if spent + len(below) > budget or time.perf_counter() > self.deadline:
+                return proven, spent
             spent += len(below)
-            if spent > budget or time.perf_counter() > self.deadline:
-                return proven, budget
             for partition in below:
                 self._take(place.layout, partition, "dp")
             proven = min(aim, self.step_time)
         return proven, spent
 
-    def _simulated_below(self, open_layouts: Sequence[_Open], value: float) -> int:
-        """How many partitions the check of `value` will have to simulate."""
-        if not self.chain:
-            return 0
-        return sum(
-            sum(
-                1 for _ in partitions_below(stage_bounds(self.problem, o.layout, self.loads), value)
-            )
-            for o in open_layouts
-            if o.bound < value
-        )
+    def _below(self, layout: Layout, value: float) -> Iterator[Partition]:
+        bounds = stage_bounds(self.problem, layout, self.cuts)
+        return partitions_below(self.cuts, bounds, value)
 
 
 def _rank(decision: Decision | None) -> tuple[float, int]:
@@ -194,18 +198,6 @@ def _rank(decision: Decision | None) -> tuple[float, int]:
     return decision.prediction.step_time, most_bytes(decision)
 
 
-def _neighbours(partition: Partition) -> Iterator[Partition]:
-    ends = [stage[-1] + 1 for stage in partition]
-    for cut in range(len(ends) - 1):
-        for by in (-1, 1):
-            moved = [*ends[:cut], ends[cut] + by, *ends[cut + 1 :]]
-            starts = [0, *moved[:-1]]
-            if all(a < b for a, b in zip(starts, moved, strict=True)):
-                yield tuple(tuple(range(a, b)) for a, b in zip(starts, moved, strict=True))
-
-
-def _largest(bounds: Sequence[Number], partition: Partition) -> float:
-    return max(
-        float(bound[stage[0], stage[-1] + 1])
-        for bound, stage in zip(bounds, partition, strict=True)
-    )
+def _largest(bounds: Sequence[Number], path: Sequence[int]) -> float:
+    stages = zip(bounds, path, path[1:], strict=False)
+    return max(float(bound[i, j]) for bound, i, j in stages)

@@ -3,10 +3,10 @@
 import itertools
 from collections.abc import Iterator
 
-from autopart.cost import Partition
 from autopart.graph import edges
 from autopart.pricing import fits, price
 from autopart.problem import Layout, Problem, layouts, shapes
+from autopart.stage_load import Partition
 
 
 def partitions(problem: Problem, num_stages: int) -> Iterator[Partition]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from autopart.bounds import partitions_below, shape_bound, shape_bounds, stage_bounds
-from autopart.cost import interval_loads
+from autopart.cuts import Cuts, all_cuts
 from autopart.problem import Layout, layouts, shapes
-from autopart.solvers.chain import cut_chain
+from autopart.solvers.chain import best_path
 from tests.oracle import layout_stages, partitions, step_time
 from tests.problems import chain_graph, cluster, layer, problem, random_problem
 
@@ -14,9 +14,19 @@ from tests.problems import chain_graph, cluster, layer, problem, random_problem
 def smallest_bound(asked, schedule: str, num_stages: int) -> float:
     ranks = tuple((s,) for s in range(num_stages))
     layout = Layout(schedule=schedule, stage_ranks=ranks, microbatches=asked.num_microbatches)  # pyright: ignore
-    cut = cut_chain(stage_bounds(asked, layout, interval_loads(asked.graph)))
-    assert cut is not None
-    return cut.largest
+    cuts = all_cuts(asked.graph)
+    best = best_path(stage_bounds(asked, layout, cuts), cuts.nested)
+    assert best is not None
+    return best.largest
+
+
+def largest(cuts: Cuts, bounds, partition) -> float:
+    """The largest bound of a partition's stages."""
+    path, ahead = [0], np.zeros(cuts.ahead.shape[1], dtype=bool)
+    for stage in partition:
+        ahead = ahead | np.isin(np.arange(len(ahead)), stage)
+        path.append(int(np.flatnonzero((cuts.ahead == ahead).all(axis=1))[0]))
+    return max(b[i, j] for b, i, j in zip(bounds, path, path[1:], strict=False))
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
@@ -47,7 +57,7 @@ def test_an_interval_that_does_not_fit_is_excluded():
     graph = chain_graph(*(layer(f"l{i}", stash_bytes=100) for i in range(2)), num_bytes=0)
     tight = problem(graph, 8, cluster=cluster(1, 2, memory_bytes=250))
     layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), microbatches=8)
-    first, last = stage_bounds(tight, layout, interval_loads(graph))
+    first, last = stage_bounds(tight, layout, all_cuts(graph))
     assert np.isfinite(first[0, 1]) and np.isinf(first[0, 2])
     assert np.isfinite(last[0, 2]) and np.isinf(last[1, 1])
 
@@ -55,15 +65,15 @@ def test_an_interval_that_does_not_fit_is_excluded():
 @pytest.mark.parametrize("seed", range(150))
 def test_no_partition_is_faster_than_the_bounds_of_its_stages(seed: int):
     rng = random.Random(1000 + seed)
-    asked = random_problem(rng, branching=False, tight=rng.random() < 0.5)
-    loads = interval_loads(asked.graph)
+    asked = random_problem(rng, branching=rng.random() < 0.4, tight=rng.random() < 0.5)
+    cuts = all_cuts(asked.graph)
     for shape in shapes(asked):
         quick = shape_bound(asked, *shape)
         for layout in layouts(asked, *shape):
-            bounds = stage_bounds(asked, layout, loads)
+            bounds = stage_bounds(asked, layout, cuts)
             for partition in partitions(asked, layout_stages(layout)):
                 time = step_time(asked, layout, partition)
-                own = max(b[s[0], s[-1] + 1] for b, s in zip(bounds, partition, strict=True))
+                own = largest(cuts, bounds, partition)
                 if time is None:
                     assert np.isinf(own)
                 else:
@@ -90,10 +100,7 @@ def test_the_partitions_below_a_value_are_all_of_them(seed: int):
     ahead = np.triu(np.ones_like(bounds[0], dtype=bool), 1)
     bounds = [np.where(ahead, b, np.inf) for b in bounds]
     graph = chain_graph(*(layer(f"l{i}") for i in range(size)))
-    expected = {
-        p
-        for p in partitions(problem(graph), stages)
-        if all(b[s[0], s[-1] + 1] < 5 for b, s in zip(bounds, p, strict=True))
-    }
-    found = list(partitions_below(bounds, 5.0))
+    cuts = all_cuts(graph)
+    expected = {p for p in partitions(problem(graph), stages) if largest(cuts, bounds, p) < 5}
+    found = list(partitions_below(cuts, bounds, 5.0))
     assert set(found) == expected and len(found) == len(expected)

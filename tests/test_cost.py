@@ -1,5 +1,3 @@
-import random
-
 import pytest
 
 from autopart.cluster import Link
@@ -7,14 +5,13 @@ from autopart.cost import (
     all_reduce_time,
     cut_links,
     in_flight,
-    interval_loads,
     predict,
     send_time,
-    stage_loads,
 )
 from autopart.graph import Input, LayerGraph, TiedParameter
 from autopart.problem import Layout
-from tests.problems import chain_graph, cluster, layer, problem, random_graph, value
+from autopart.stage_load import stage_loads
+from tests.problems import chain_graph, cluster, layer, problem, value
 
 
 def test_a_send_is_latency_for_each_tensor_and_bandwidth_for_all_bytes():
@@ -120,24 +117,3 @@ def test_sends_that_do_not_overlap_count_to_the_busy_time_of_both_ranks():
     layout = Layout(schedule="gpipe", stage_ranks=((0,), (1,), (2,)), microbatches=4)
     stages, _ = predict(problem(graph, cluster=slow), layout, ((0,), (1,), (2,)))
     assert [s.busy_time for s in stages] == pytest.approx([4.2, 4.4, 4.2])
-
-
-@pytest.mark.parametrize("seed", range(200))
-def test_the_load_of_an_interval_is_the_load_of_the_same_stage(seed: int):
-    rng = random.Random(seed)
-    graph = random_graph(rng, rng.randint(1, 9), branching=rng.random() < 0.5)
-    n = len(graph.layers)
-    cuts = sorted(rng.sample(range(1, n), rng.randint(0, n - 1)))
-    ends = list(zip([0, *cuts], [*cuts, n], strict=True))
-    matrices = interval_loads(graph)
-    for (i, j), load in zip(
-        ends, stage_loads(graph, tuple(tuple(range(a, b)) for a, b in ends)), strict=True
-    ):
-        for field, number in load._asdict().items():
-            if field == "received":
-                found = [t[i, 0] for t in matrices.received]
-            elif field == "sent":
-                found = [t[0, j] for t in matrices.sent]
-            else:
-                found = getattr(matrices, field)[i, j]
-            assert found == pytest.approx(number, rel=1e-12, abs=1e-12), (field, i, j)

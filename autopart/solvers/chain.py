@@ -1,20 +1,21 @@
-"""Exact dynamic program over the cuts of the graph's order.
+"""Exact dynamic program over the cuts of a layer graph.
 
-Symbols   n        layers, cut only between neighbours in the graph's topological order
-          c_s[i,j] the cost of layers i … j - 1 as stage s (from 0), infinite where they do not fit
+Symbols   N        cuts, D_i the layers ahead of cut i (autopart/cuts.py); n + 1 of them on a chain
+          c_s[i,j] the cost of D_j - D_i as stage s (from 0), infinite where D_i is not inside D_j
+                   or the stage does not fit
           k        stages
 
-D(s, j) is the smallest possible largest cost of the first s stages when they hold layers 0 … j - 1:
+D(s, j) is the smallest possible largest cost of the first s stages when they hold the layers D_j:
 
     D(0, 0) = 0
-    D(s, j) = min { max( D(s - 1, i), c_{s-1}[i, j] ) :  i < j }
+    D(s, j) = min { max( D(s - 1, i), c_{s-1}[i, j] ) :  D_i inside D_j }
 
 It is exact because max is monotone: the best first s - 1 stages never hurt the last one. The stage
 index is in the state, so a cost may depend on the stage's place: its links, its microbatches in
-flight, the stages that must have run before it. O(n² k) time, O(n²) memory.
+flight, the stages that must have run before it. O(N² k) time, O(N²) memory.
 
 The costs tried for a layout (m microbatches a rank, f[i] and b[i] the forward and backward of the
-layers before i):
+layers D_i):
 
     period    busy + a share of the stage's sends          the steady state
     finish    f[i] + b[i] + m * period                     fill, steady state and drain of stage s
@@ -24,16 +25,12 @@ large a part depends on the schedule, so the shares 0, 1/2 and 1 are tried and t
 Derivation: docs/solvers.md.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from autopart.cost import (
-    Number,
-    Partition,
-    StageLoad,
     busy_time,
     cut_links,
     in_flight,
@@ -42,66 +39,67 @@ from autopart.cost import (
     total,
     traffic_times,
 )
+from autopart.cuts import Cuts
 from autopart.problem import Layout, Problem
+from autopart.stage_load import Number, StageLoad
 
 SEND_SHARES = (0.0, 0.5, 1.0)
 
 
-class Cut(NamedTuple):
-    """An optimal cut: the largest cost of a stage, and the stages."""
+class Path(NamedTuple):
+    """The best path over the cuts, and the largest cost of its stages."""
 
     largest: float
-    partition: Partition
+    path: tuple[int, ...]
+    """The cuts between the stages, the first and the last cut among them."""
 
 
-def solve(problem: Problem, layout: Layout, loads: StageLoad) -> list[Partition]:
-    """The partitions that are best for each cost above, each once; none where nothing fits."""
+def solve(problem: Problem, layout: Layout, cuts: Cuts) -> list[tuple[int, ...]]:
+    """The paths that are best for each cost above, each once; none where nothing fits."""
+    loads = cuts.loads
     fits = [total(use) <= problem.cluster.memory_bytes for use in _memories(problem, layout, loads)]
-    found: dict[Partition, None] = {}
+    found: dict[tuple[int, ...], None] = {}
     for share in SEND_SHARES:
         periods = _periods(problem, layout, loads, share)
         before = loads.forward_time[0] + loads.backward_time[0]
         finishes = [before[:, None] + layout.microbatches * period for period in periods]
         for costs in (periods, finishes):
             within = [np.where(fit, cost, np.inf) for fit, cost in zip(fits, costs, strict=True)]
-            cut = cut_chain(within)
-            if cut is None:
+            best = best_path(within, cuts.nested)
+            if best is None:
                 return []
-            found[cut.partition] = None
+            found[best.path] = None
     return list(found)
 
 
-def least_memory(problem: Problem, layout: Layout, loads: StageLoad) -> int:
+def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> int:
     """The smallest memory of a GPU, in bytes, with which some cut of the layout fits."""
-    costs = [total(use).astype(float) for use in _memories(problem, layout, loads)]
-    cut = cut_chain(costs)
-    assert cut is not None, "every cost is finite"
-    return int(cut.largest)
+    costs = [total(use).astype(float) for use in _memories(problem, layout, cuts.loads)]
+    best = best_path(costs, cuts.nested)
+    assert best is not None, "every cost is finite"
+    return int(best.largest)
 
 
-def cut_chain(costs: Sequence[Number]) -> Cut | None:
-    """Cut a chain into len(costs) stages so that the largest costs[s][i, j] is smallest.
+def best_path(costs: Sequence[Number], nested: Number) -> Path | None:
+    """Go from the first cut to the last in len(costs) stages whose largest costs[s][i, j] is smallest.
 
-    Each costs[s] has shape (n + 1, n + 1); only entries i < j are read. None where every cut has an
-    infinite cost.
+    Each costs[s] has the shape (N, N) of `nested`, which says where there is a stage at all. None
+    where every way has an infinite cost.
     """
-    size = costs[0].shape[0]
-    ahead = np.arange(size)[:, None] < np.arange(size)[None, :]
+    size = nested.shape[0]
     best = np.full(size, np.inf)
     best[0] = 0.0
     choices: list[Number] = []
     for cost in costs:
-        reached = np.where(ahead, np.maximum(best[:, None], cost), np.inf)
+        reached = np.where(nested, np.maximum(best[:, None], cost), np.inf)
         choices.append(reached.argmin(axis=0))
         best = reached.min(axis=0)
     if not np.isfinite(best[-1]):
         return None
-    ends = [size - 1]
+    path = [size - 1]
     for choice in reversed(choices):
-        ends.append(int(choice[ends[-1]]))
-    ends.reverse()
-    partition = tuple(tuple(range(a, b)) for a, b in itertools.pairwise(ends))
-    return Cut(float(best[-1]), partition)
+        path.append(int(choice[path[-1]]))
+    return Path(float(best[-1]), tuple(reversed(path)))
 
 
 def _memories(problem: Problem, layout: Layout, loads: StageLoad) -> list[Number]:

@@ -32,20 +32,17 @@ from typing import Any
 import pulp
 
 from autopart.cost import (
-    Partition,
-    StageLoad,
-    Traffic,
     busy_time,
     cut_links,
     in_flight,
     links_around,
     memory,
-    stage_loads,
     total,
     traffic_times,
 )
 from autopart.graph import edges, positions
 from autopart.problem import Layout, Problem
+from autopart.stage_load import Partition, StageLoad, Traffic, stage_loads
 
 SEND_SHARE = 0.5
 """How much of the sends around a stage counts to its period where they overlap compute: the cycle

@@ -5,7 +5,7 @@ Stage s of k takes layers ceil(s n / k) … ceil((s + 1) n / k) - 1.
 
 import itertools
 
-from autopart.cost import Partition
+from autopart.stage_load import Partition
 
 
 def solve(num_layers: int, num_stages: int) -> Partition:

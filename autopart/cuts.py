@@ -1,0 +1,155 @@
+"""Every place where a layer graph can be cut, and the load of every stage between two cuts.
+
+Symbols   D_i     the layers ahead of cut i: a downset, closed under predecessors; D_0 is empty, the
+                  last holds every layer
+          [i, j]  the stage between cuts i and j, D_j - D_i, where D_i lies inside D_j
+
+A chain of n layers has n + 1 cuts. A graph with branches has one for each of its downsets, up to
+exponentially many: past a limit only the prefixes of the graph's own order are listed, and the list is
+then not complete.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from autopart.graph import LayerGraph, edges, positions
+from autopart.stage_load import Number, Partition, StageLoad, Traffic
+
+MOST_CUTS = 600
+"""Cuts up to which all are listed: matrices over pairs of cuts then stay below 3 MB each."""
+
+
+class Cuts(NamedTuple):
+    """N cuts in the order of their sizes, and all stages between two of them."""
+
+    ahead: Number
+    """Boolean, shape (N, n): whether layer l lies ahead of cut i."""
+    nested: Number
+    """Boolean, shape (N, N): whether [i, j] is a stage, with at least one layer."""
+    complete: bool
+    """Whether these are all cuts of the graph."""
+    loads: StageLoad
+    """Matrices of shape (N, N), or that broadcast to it; entries that are no stage mean nothing."""
+
+
+def all_cuts(graph: LayerGraph, most: int = MOST_CUTS) -> Cuts:
+    """Every cut of a graph; only the prefixes of its order where there are more than `most`."""
+    n = len(graph.layers)
+    found = _downsets(graph, max(most, n + 1))
+    complete = found is not None
+    if found is None:
+        found = [(1 << size) - 1 for size in range(n + 1)]
+    ahead = np.array([[mask >> l & 1 for l in range(n)] for mask in found], dtype=bool)
+    outside = ahead.astype(float) @ (~ahead).T.astype(float)
+    sizes = ahead.sum(axis=1)
+    nested = (outside == 0) & (sizes[:, None] < sizes[None, :])
+    return Cuts(ahead, nested, complete, _cut_loads(graph, ahead))
+
+
+def partition_of(cuts: Cuts, path: Sequence[int]) -> Partition:
+    """The stages between the cuts of a path, which starts at the first cut and ends at the last."""
+    pairs = itertools.pairwise(path)
+    return tuple(
+        tuple(int(l) for l in np.flatnonzero(cuts.ahead[j] & ~cuts.ahead[i])) for i, j in pairs
+    )
+
+
+def _downsets(graph: LayerGraph, most: int) -> list[int] | None:
+    """All downsets as bit masks, smallest first; None where there are more than `most`."""
+    n = len(graph.layers)
+    needs = [0] * n
+    for u, w in edges(graph):
+        needs[w] |= 1 << u
+    level, found = {0}, [0]
+    for _ in range(n):
+        level = {
+            mask | 1 << l
+            for mask in level
+            for l in range(n)
+            if not mask >> l & 1 and needs[l] & ~mask == 0
+        }
+        found += sorted(level)
+        if len(found) > most:
+            return None
+    return found
+
+
+def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
+    layers, place = graph.layers, positions(graph)
+
+    def sums(per_layer: Sequence[float]) -> Number:
+        upto = ahead @ np.asarray(per_layer)
+        return upto[None, :] - upto[:, None]
+
+    def whole(per_layer: Sequence[int]) -> Number:
+        return np.rint(sums([float(size) for size in per_layer])).astype(np.int64)
+
+    values = [v for v in graph.values if v.consumers]
+    made = ahead[:, [place[v.producer] for v in values]]
+    read = [ahead[:, [place[c] for c in v.consumers]].all(axis=1) for v in values]
+    crosses = made & ~np.stack(read, axis=1) if values else made
+    kept = [0] * len(layers)
+    for v in values:
+        kept[place[v.producer]] += v.bytes if v.kept_by else 0
+    inner = whole([la.stash_bytes + more for la, more in zip(layers, kept, strict=True)])
+    sizes = np.array([v.bytes for v in values], dtype=float)
+    back = np.array([v.has_gradient for v in values], dtype=float)
+    crossing = [
+        np.rint(crosses @ what).astype(np.int64)
+        for what in (sizes, np.ones(len(values)), sizes * back, back)
+    ]
+    free = np.array([0 if v.kept_by else v.bytes for v in values], dtype=float)
+    sent_only = np.rint((~made * free) @ crosses.T).astype(np.int64)
+    copies = [_copies(ahead, [place[name] for name in set(t.layers)]) for t in graph.tied]
+
+    def once(per_layer: Sequence[int], per_tied: Sequence[int]) -> Number:
+        spare = [size * more for size, more in zip(per_tied, copies, strict=True)]
+        return whole(per_layer) - sum(spare, start=np.int64(0))
+
+    return StageLoad(
+        forward_time=sums([la.forward_time for la in layers]),
+        backward_time=sums([la.input_grad_time + la.weight_grad_time for la in layers]),
+        update_time=sums([la.update_time for la in layers]),
+        weight_bytes=once(
+            [la.param_bytes + la.buffer_bytes for la in layers], [t.param_bytes for t in graph.tied]
+        ),
+        grad_bytes=once([la.grad_bytes for la in layers], [t.grad_bytes for t in graph.tied]),
+        num_trainable=once(
+            [la.num_trainable for la in layers], [t.num_trainable for t in graph.tied]
+        ),
+        stash_bytes=inner + crossing[0][:, None] + sent_only,
+        inner_stash_bytes=inner,
+        workspace_bytes=_largest(ahead, [la.workspace_bytes for la in layers]),
+        input_bytes=sum(
+            (
+                i.bytes * (count_inside(ahead, [place[c] for c in set(i.consumers)]) > 0)
+                for i in graph.inputs
+            ),
+            start=np.zeros((len(ahead), len(ahead)), dtype=np.int64),
+        ),
+        received=Traffic(*(what[:, None] for what in crossing)),
+        sent=Traffic(*(what[None, :] for what in crossing)),
+    )
+
+
+def count_inside(ahead: Number, members: Sequence[int]) -> Number:
+    """How many of some layers each stage holds."""
+    upto = ahead[:, members].sum(axis=1)
+    return upto[None, :] - upto[:, None]
+
+
+def _copies(ahead: Number, holders: Sequence[int]) -> Number:
+    """How often the holders of a tied parameter would count it too often in each stage."""
+    return np.maximum(count_inside(ahead, holders) - 1, 0)
+
+
+def _largest(ahead: Number, per_layer: Sequence[int]) -> Number:
+    sizes = np.asarray(per_layer, dtype=np.int64)
+    largest = np.zeros((len(ahead), len(ahead)), dtype=np.int64)
+    for size in np.unique(sizes):
+        upto = ahead[:, sizes >= size].sum(axis=1)
+        largest[upto[None, :] > upto[:, None]] = size
+    return largest

@@ -1,0 +1,68 @@
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from autopart.cuts import all_cuts, partition_of
+from autopart.graph import LayerGraph, edges
+from autopart.stage_load import stage_loads
+from tests.problems import chain_graph, layer, random_graph, value
+
+
+def test_a_chain_has_a_cut_between_all_neighbours():
+    cuts = all_cuts(chain_graph(layer("a"), layer("b"), layer("c")))
+    assert cuts.complete
+    assert cuts.ahead.astype(int).tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert cuts.nested.tolist() == np.triu(np.ones((4, 4)), 1).astype(bool).tolist()
+
+
+def test_two_branches_can_be_cut_in_either_order():
+    layers = (layer("a"), layer("left"), layer("right"), layer("join"))
+    values = (value("a", "left", "right"), value("left", "join"), value("right", "join"))
+    cuts = all_cuts(LayerGraph(layers=layers, values=values))
+    assert len(cuts.ahead) == 6
+    left, right = (cuts.ahead.tolist().index([True, l, not l, False]) for l in (True, False))
+    assert not cuts.nested[left, right] and not cuts.nested[right, left]
+
+
+def test_past_the_limit_only_the_prefixes_of_the_order_are_listed():
+    cuts = all_cuts(LayerGraph(layers=tuple(layer(f"l{i}") for i in range(12))), most=100)
+    assert not cuts.complete
+    assert len(cuts.ahead) == 13 and cuts.nested[0, 12]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_cuts_are_all_downsets(seed: int):
+    rng = random.Random(seed)
+    graph = random_graph(rng, rng.randint(1, 7), branching=True)
+    n, pairs = len(graph.layers), edges(graph)
+    expected = {
+        marks
+        for marks in itertools.product([False, True], repeat=n)
+        if all(marks[u] or not marks[w] for u, w in pairs)
+    }
+    found = [tuple(row) for row in all_cuts(graph).ahead.tolist()]
+    assert set(found) == expected and len(found) == len(expected)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_load_between_two_cuts_is_the_load_of_the_same_stage(seed: int):
+    rng = random.Random(seed)
+    graph = random_graph(rng, rng.randint(1, 8), branching=rng.random() < 0.5)
+    cuts = all_cuts(graph)
+    path = [0]
+    while path[-1] != len(cuts.ahead) - 1:
+        path.append(int(rng.choice(np.flatnonzero(cuts.nested[path[-1]]))))
+    matrices = cuts.loads
+    for (i, j), load in zip(
+        itertools.pairwise(path), stage_loads(graph, partition_of(cuts, path)), strict=True
+    ):
+        for field, number in load._asdict().items():
+            if field == "received":
+                found = [what[i, 0] for what in matrices.received]
+            elif field == "sent":
+                found = [what[0, j] for what in matrices.sent]
+            else:
+                found = getattr(matrices, field)[i, j]
+            assert found == pytest.approx(number, rel=1e-12, abs=1e-12), (field, i, j)
