@@ -144,7 +144,7 @@ HUGGING_FACE = [str(MODELS / f"hf_{name}.py") for name in ("gpt2", "llama", "ber
 
 
 @pytest.mark.parametrize("model", [*ZOO, *HUGGING_FACE], ids=lambda model: Path(model).stem)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_stages_cut_at_random_layers_compute_the_models_loss_and_gradients(
     model: str, seed: int
 ) -> None:
