@@ -33,6 +33,9 @@ SOLVERS: tuple[SolverName, ...] = ("auto", "dp", "ilp", "uniform", "parameters")
 SIMULATIONS = 2000
 """Partitions simulated to close what the bounds leave open, for each problem."""
 
+ROUNDING = 1e-12
+"""Relative difference of two step times that add the same numbers up in different orders."""
+
 STEPS_TO_BEST = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Values between a layout's bound and the best step at which the lower bound is raised."""
 
@@ -141,7 +144,7 @@ class _Search:
         decision = price(self.problem, layout, partition)
         if not fits(self.problem, decision):
             return float("inf")
-        if _rank(decision) < _rank(self.best):
+        if _better(decision, self.best):
             self.best, self.by = decision, by
         return decision.prediction.step_time
 
@@ -157,7 +160,7 @@ class _Search:
 
     def _prove(self, open_layouts: Sequence[_Open]) -> Outcome:
         assert self.best is not None
-        left = SIMULATIONS if self.cuts.complete and self.solver in ("auto", "dp") else 0
+        left = SIMULATIONS if self.solver in ("auto", "dp") else 0
         proven = self.step_time
         for place in open_layouts:
             if place.bound < min(proven, self.step_time):
@@ -176,6 +179,8 @@ class _Search:
         """Simulate what a layout may hold below the best step; returns the value up to which
         nothing is faster, and how many partitions were simulated."""
         proven, spent = place.bound, 0
+        if not self.cuts.complete:
+            return proven, spent
         for share in STEPS_TO_BEST:
             aim = place.bound + share * (self.step_time - place.bound)
             below = list(itertools.islice(self._below(place.layout, aim), budget - spent + 1))
@@ -192,10 +197,14 @@ class _Search:
         return partitions_below(self.cuts, bounds, value)
 
 
-def _rank(decision: Decision | None) -> tuple[float, int]:
-    if decision is None:
-        return float("inf"), 0
-    return decision.prediction.step_time, most_bytes(decision)
+def _better(decision: Decision, best: Decision | None) -> bool:
+    """Faster, or as fast (but for the order in which floats were added up) with fewer bytes."""
+    if best is None:
+        return True
+    step, least = decision.prediction.step_time, best.prediction.step_time
+    if abs(step - least) <= ROUNDING * least:
+        return most_bytes(decision) < most_bytes(best)
+    return step < least
 
 
 def _largest(bounds: Sequence[Number], path: Sequence[int]) -> float:
