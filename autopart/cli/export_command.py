@@ -23,7 +23,7 @@ def command(
     ] = Path("exported"),
     as_json: AsJson = False,
 ) -> None:
-    """Write a plan as code that runs without autopart's executor."""
+    """Write a plan as code that runs without autopart."""
     files = {output / name: text for name, text in export_plan(load_plan(plan), target).items()}
     for path, text in files.items():
         check_may_replace(path, text)

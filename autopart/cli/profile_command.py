@@ -12,7 +12,7 @@ from autopart.profile import FORMAT, Profile, save_profile
 from autopart.report.profile_table import profile_report
 from autopart.report.summary import profile_summary
 
-EXAMPLE = "autopart profile zoo:gpt2-tiny --microbatch-size 4 -o gpt2-tiny.json"
+EXAMPLE = "autopart profile zoo:gpt2-tiny --microbatch-size 4 -o gpt2.json"
 
 
 def command(

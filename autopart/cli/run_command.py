@@ -42,8 +42,9 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the weights and the example data.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run a plan with MODEL: under torchrun on its ranks, or with --local on this machine.
+    """Run a plan with MODEL on real ranks, and time it.
 
+    Under torchrun this process is one of its ranks; --local starts them all on this machine.
     Prints measured beside predicted times. Exits with 1 where a rank dies, or where --check finds
     the pipeline and the plain model to differ.
     """

@@ -12,7 +12,7 @@ EXAMPLE = "autopart show plan.json"
 
 
 def command(plan: PlanFile, as_json: AsJson = False) -> None:
-    """Show a plan: its stages, its memory, and one step as a timeline."""
+    """Show a plan: stages, memory, and one step as a timeline."""
     shown = load_plan(plan)
     console = results_console(as_json=as_json)
     drawing = timeline_text(shown, simulate_plan(shown), console.width)

@@ -11,7 +11,7 @@ EXAMPLE = "autopart simulate plan.json --json"
 
 
 def command(plan: PlanFile, as_json: AsJson = False) -> None:
-    """Run one step of a plan on paper: makespan, bubble, and the peak of every rank."""
+    """Run one step on paper: makespan, bubble, peak of each rank."""
     shown = load_plan(plan)
     summary = simulate_summary(shown, simulate_plan(shown), str(plan))
     print_result(summary, rank_table(summary), as_json=as_json)

@@ -15,7 +15,7 @@ from autopart.report.plan_table import comparison_table, plan_report, reading_of
 from autopart.report.summary import solve_summary
 from autopart.units import parse_bandwidth, parse_bytes
 
-EXAMPLE = "autopart solve --gpus 8 --nodes 2 --memory 80GiB --global-batch 64 -o plan.json"
+EXAMPLE = "autopart solve --gpus 8 --nodes 2 --memory 80GiB -o plan.json"
 
 _SIZE = usage_checked(parse_bytes)
 _BANDWIDTH = usage_checked(parse_bandwidth)
@@ -53,7 +53,9 @@ def command(
         int | None,
         typer.Option(min=1, help="Samples of one optimizer step, over all replicas together."),
     ] = None,
-    schedule: Annotated[Literal["auto", "gpipe", "1f1b"], typer.Option()] = "auto",
+    schedule: Annotated[
+        Literal["auto", "gpipe", "1f1b"], typer.Option(help="The order of each rank.")
+    ] = "auto",
     stages: Annotated[int | None, typer.Option(min=1, help="Number of stages.")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each stage.")] = None,
     solver: Annotated[
@@ -71,9 +73,9 @@ def command(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """Decide how a profiled model is cut for a cluster, and say how good that is."""
+    """Cut a profiled model for a cluster, and say how good the cut is."""
     check_may_write(output, FORMAT)
-    path = profile or newest_profile(Path())
+    path = profile or Path(newest_profile(Path.cwd()).name)
     measured = load_profile(path)
     typed = ClusterOptions(
         gpus, nodes, gpus_per_node, gpu, memory, intra_bandwidth, inter_bandwidth, cluster

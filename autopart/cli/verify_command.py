@@ -22,9 +22,10 @@ def command(
     profile: Annotated[Path, typer.Option(help="The profile that the plan was made from.")],
     as_json: AsJson = False,
 ) -> None:
-    """Check a plan: each layer once, edges forward, memory kept, the prediction reproduced.
+    """Check a plan against the profile that it was made from.
 
-    Exits with 1 where a check fails.
+    Each layer once, edges forward, memory kept, the prediction reproduced, the bound proved again;
+    no solver is asked. Exits with 1 where a check fails.
     """
     asked = read_file(plan, Plan, FORMAT, VERSION)
     checks = verify(asked, load_profile(profile))

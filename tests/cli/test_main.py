@@ -22,9 +22,8 @@ def test_without_arguments_the_commands_are_listed(cli: Cli) -> None:
 def test_every_help_ends_with_a_real_example_of_the_command(cli: Cli, name: str) -> None:
     outcome = cli(name, "--help")
     assert outcome.code == 0
-    lines = [line.strip() for line in outcome.out.rstrip().splitlines()]
-    example = " ".join(lines[max(i for i, line in enumerate(lines) if not line) + 1 :])
-    assert example.startswith(f"Example: autopart {name} ")
+    last = outcome.out.rstrip().splitlines()[-1]
+    assert last.startswith(f"  Example: autopart {name} ")
     assert "--json" in outcome.out
 
 
