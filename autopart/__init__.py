@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from autopart.plan import Plan, Stage, load_plan, save_plan
     from autopart.planner import baselines, solve
     from autopart.problem import Problem
-    from autopart.profile import Profile, load_profile, save_profile
+    from autopart.profile import Device, Profile, Source, WholeModel, load_profile, save_profile
     from autopart.run_result import RunResult
     from autopart.runtime.launch import run_plan
     from autopart.runtime.profiler import profile_model
@@ -62,7 +62,14 @@ _HOMES = {
     "autopart.plan": ("Plan", "Stage", "load_plan", "save_plan"),
     "autopart.planner": ("baselines", "solve"),
     "autopart.problem": ("Problem",),
-    "autopart.profile": ("Profile", "load_profile", "save_profile"),
+    "autopart.profile": (
+        "Device",
+        "Profile",
+        "Source",
+        "WholeModel",
+        "load_profile",
+        "save_profile",
+    ),
     "autopart.run_result": ("RunResult",),
     "autopart.runtime.launch": ("run_plan",),
     "autopart.runtime.profiler": ("profile_model",),
@@ -76,6 +83,7 @@ __all__ = [
     "Check",
     "Cluster",
     "ClusterError",
+    "Device",
     "ExportRefused",
     "FileError",
     "InfeasibleError",
@@ -93,11 +101,13 @@ __all__ = [
     "RunError",
     "RunResult",
     "ScheduleError",
+    "Source",
     "Stage",
     "TiedParameter",
     "Timeline",
     "UsageError",
     "Value",
+    "WholeModel",
     "__version__",
     "baselines",
     "cluster_of",

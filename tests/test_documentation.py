@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jsonschema
 import pytest
 
+import autopart
 from autopart.cli import COMMANDS, exit_code
 from autopart.plan import save_plan
 from autopart.profile import save_profile
@@ -106,6 +107,12 @@ def test_a_command_line_in_the_documents_uses_options_that_exist(
     known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out))
     given = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
     assert given <= known, f"{page.name}: {given - known}"
+
+
+def test_every_public_name_is_in_the_page_on_python() -> None:
+    text = _FENCE.sub("", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"))
+    code = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", text))))
+    assert {name for name in autopart.__all__ if not name.startswith("_")} <= code
 
 
 def test_every_script_that_is_named_is_there() -> None:
