@@ -22,8 +22,8 @@ _HARMLESS = ("_NoopSaveInputs",)
 """Autograd functions that compute nothing: torch's checkpointing without reentrance has one."""
 _RECURRENT = "._flat_weights["
 """Where torch's recurrent modules list their own parameters."""
-_MARK = {"non_blocking": True}
-"""Tells the copies that stand for assignments from the model's own."""
+_MARK = (True,)
+"""``non_blocking``, which tells the copies that stand for assignments from the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def assignments_as_writes() -> Generator[list[int]]:
                 f"buffer '{name}' of {type(module).__name__} is replaced by one of another shape "
                 f"or dtype ({tuple(buffer.shape)} by {tuple(value.shape)})"
             )
-        torch.ops.aten.copy_.default(buffer, value.detach(), **_MARK)
+        torch.ops.aten.copy_.default(buffer, value.detach(), *_MARK)
         assigned.append(len(assigned))
 
     handle = register_module_buffer_registration_hook(hook)
@@ -167,28 +167,23 @@ def assignments_as_writes() -> Generator[list[int]]:
 def write_at_the_end(graph: fx.Graph, assigned: list[int]) -> None:
     """Move the marked copies behind everything else; until then the old buffer is read, from a
     copy of it, because autograd may need it after the write."""
-    if not assigned:
-        return
-    output = graph.output_node()
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten.copy_.default and dict(node.kwargs) == _MARK:
+    writers: dict[fx.Node, list[fx.Node]] = {}
+    for node in list(graph.nodes) if assigned else []:
+        if node.target is torch.ops.aten.copy_.default and node.args[2:] == _MARK:
             buffer = node.args[0]
             assert isinstance(buffer, fx.Node) and buffer.op == "get_attr"
             node.replace_all_uses_with(buffer)
-            output.prepend(node)
-    for buffer in graph.find_nodes(op="get_attr"):
-        copies = [user for user in buffer.users if dict(user.kwargs) == _MARK]
-        if copies:
-            _read_from_a_copy(graph, buffer, copies)
+            graph.output_node().prepend(node)
+            writers.setdefault(buffer, []).append(node)
+    for buffer, copies in writers.items():
+        _read_from_a_copy(graph, buffer, copies)
 
 
 def _read_from_a_copy(graph: fx.Graph, buffer: fx.Node, writers: list[fx.Node]) -> None:
     readers = sorted(user for user in buffer.users if user not in writers)
-    if not readers:
-        return
-    first = readers[0]
-    with graph.inserting_before(first):
-        old = graph.call_function(torch.ops.aten.clone.default, (buffer,))
-    old.meta = dict(first.meta)
-    keep = {*writers, old}
-    buffer.replace_all_uses_with(old, delete_user_cb=lambda user: user not in keep)
+    if readers:
+        with graph.inserting_before(readers[0]):
+            old = graph.call_function(torch.ops.aten.clone.default, (buffer,))
+        old.meta = dict(readers[0].meta)
+        for reader in readers:
+            reader.replace_input_with(buffer, old)

@@ -134,20 +134,20 @@ class _Runs:
             if path and not isinstance(parent, _LISTS):
                 own = sum(p.numel() for p in self._modules[path].parameters())
                 chain = self._composite_parts(path)
-                if own > _DOMINANT * total and len(chain) > 1 and self._is_chain(chain):
+                several = len({self._path_of[name] for name in chain}) > 1
+                if own > _DOMINANT * total and several and self._is_chain(chain):
                     found.append(path)
         return found
 
-    def _composite_parts(self, path: str) -> list[list[fx.Node]]:
-        parts = self._parts[path]
-        return [
-            nodes
-            for name, nodes in parts.items()
+    def _composite_parts(self, path: str) -> dict[str, list[fx.Node]]:
+        return {
+            name: nodes
+            for name, nodes in self._parts[path].items()
             if _is_composite(self._modules[self._path_of[name]])
-        ]
+        }
 
-    def _is_chain(self, parts: list[list[fx.Node]]) -> bool:
-        ordered = sorted(parts, key=lambda nodes: self._index[nodes[0]])
+    def _is_chain(self, parts: Mapping[str, list[fx.Node]]) -> bool:
+        ordered = sorted(parts.values(), key=lambda nodes: self._index[nodes[0]])
         return all(self._depends(later, earlier) for earlier, later in pairwise(ordered))
 
     def _depends(self, later: Iterable[fx.Node], earlier: Sequence[fx.Node]) -> bool:

@@ -18,8 +18,8 @@ Step = tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
 def plain_step(model: TrainingModel, batch: tuple[Any, Any], *, seed: int = 0) -> Step:
-    """What the user's own model computes; the model given is left as it is."""
-    plain = copy.deepcopy(model)
+    """What the user's own model computes; the model and the batch given are left as they are."""
+    plain, batch = copy.deepcopy((model, batch))
     torch.manual_seed(seed)
     loss = plain(*batch)
     loss.backward()
