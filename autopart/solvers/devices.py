@@ -38,9 +38,10 @@ import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-Array = Any
-"""A numpy array of one dimension."""
+Array = npt.NDArray[Any]
+"""Of one dimension."""
 
 
 class Options(NamedTuple):
@@ -121,17 +122,18 @@ class _Search:
         self.most_devices, self.most_replicas = devices, replicas
         self.num_states, self.levels = len(levels), levels
         o = options
-        order = np.lexsort((-o.behind, o.replicas, o.width, o.end, o.start, -levels[o.start]))
+        behind = np.minimum(o.behind, replicas)
+        stage = (o.start - self.num_states * levels[o.start]) * self.num_states + o.end
+        stage = stage * (o.width.max(initial=0) + 1) + o.width
+        order = np.lexsort((o.replicas * (replicas + 1) + replicas - behind, stage))
         self.place = order
         self.start, self.end = o.start[order], o.end[order]
         self.replicas = o.replicas[order].astype(np.int64)
         self.devices = self.replicas * o.width[order]
         self.time = o.time[order]
-        stage = np.stack([self.start, self.end, o.width[order]])
-        new = np.ones(len(order), dtype=bool)
-        new[1:] = (stage[:, 1:] != stage[:, :-1]).any(axis=0)
+        new = np.diff(stage[order], prepend=-np.inf) != 0
         self.group = np.cumsum(new) - 1
-        self.key = self.group * (replicas + 1) + np.minimum(o.behind[order], replicas)
+        self.key = self.group * (replicas + 1) + behind[order]
 
     def path(self, time: float) -> DevicePath | None:
         """A path of options within `time` with the fewest devices, or None."""

@@ -1,0 +1,167 @@
+"""Stages that choose their own data- and tensor-parallel degrees, for the smallest bottleneck.
+
+States are the down-sets of the graph, so that every division into stages whose edges go forward is
+a path through them; the stages between two states are priced in autopart/loads/piper_stages.py, and
+the path is found through the dual in autopart/solvers/devices.py. Nothing is lost on the way:
+
+(1) Only stages within a time limit are priced. Where a plan exists within the limit, its stages are
+    among them; where none exists, the limit is raised, at last to infinity.
+(2) With more down-sets than `MANY_STATES`, the limit comes from the best plan along one topological
+    order, which is a plan of the whole problem too.
+(3) With more down-sets than `MOST_STATES`, that order's plan is the answer, and the lower bound is
+    the compute of all nodes over all devices: not exact, and said so.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from autopart.errors import InfeasibleError
+from autopart.loads.piper import Limits, Net, Price, price, topological_order
+from autopart.loads.piper_stages import StageOptions, least_work, most_replicas, stage_options
+from autopart.solvers import devices
+
+Array = npt.NDArray[Any]
+"""A numpy array."""
+
+MANY_STATES = 1_000
+MOST_STATES = 40_000
+
+LIMITS = (1.05, 1.2, 1.5, 2.0, 4.0, 16.0, np.inf)
+"""Time limits to try, as multiples of the compute bound."""
+
+MEMORY_STEP = 1e-3
+"""How closely the memory that would do is found, relatively."""
+
+ROUNDING = 1e-9
+"""Relative difference at which two sums of times are the same."""
+
+
+class WideStage(NamedTuple):
+    """A stage on `replicas` replicas of `width` devices each."""
+
+    nodes: tuple[int, ...]
+    """Positions in the net."""
+    replicas: int
+    width: int
+    in_flight: int
+    price: Price
+
+
+class WidePlan(NamedTuple):
+    """The stages, the first of the pipeline first."""
+
+    bottleneck: float
+    lower_bound: float
+    """No plan has a smaller bottleneck; equal to it where the plan is proven optimal."""
+    infeasible: float | None
+    """The next smaller time of any stage, within which there is no plan."""
+    stages: tuple[WideStage, ...]
+
+
+def solve(net: Net, limits: Limits) -> WidePlan:
+    """The plan with the smallest largest stage time; raises InfeasibleError where none fits."""
+    for node in net.nodes:
+        if not node.choices:
+            raise InfeasibleError(f"node {node.id} ({node.name}) has no way to run: no choices")
+    order = list(topological_order(net))
+    chain = np.tri(len(order) + 1, len(order), -1, dtype=bool)
+    along = np.zeros_like(chain)
+    along[:, order] = chain
+    every = down_sets(net, MOST_STATES)
+    bound = float(least_work(net).sum()) / limits.devices
+    if every is not None and len(every) <= MANY_STATES:
+        found = _rising(net, limits, every, bound)
+    else:
+        found = _rising(net, limits, along, bound)
+        if every is not None:
+            found = _within(net, limits, every, np.inf if found is None else found.bottleneck)
+    if found is None:
+        raise InfeasibleError(_why(net, limits, along))
+    return found if every is not None else found._replace(lower_bound=bound, infeasible=None)
+
+
+def down_sets(net: Net, most: int) -> Array | None:
+    """[set, node] every set of nodes that holds the sources of all its edges, smaller sets first;
+    None where there are more than `most`."""
+    needs = [0] * len(net.nodes)
+    for edge in net.edges:
+        needs[edge.target] |= 1 << edge.source
+    size: list[int] = [0]
+    found: list[int] = []
+    while size:
+        found += size
+        if len(found) > most:
+            return None
+        size = sorted({whole | 1 << v for whole in size for v in _addable(whole, needs)})
+    sets = np.zeros((len(found), len(needs)), dtype=bool)
+    for row, whole in enumerate(found):
+        sets[row] = [whole >> v & 1 for v in range(len(needs))]
+    return sets
+
+
+def _addable(whole: int, needs: list[int]) -> Iterator[int]:
+    return (v for v, need in enumerate(needs) if not whole >> v & 1 and not need & ~whole)
+
+
+def _rising(net: Net, limits: Limits, states: Array, bound: float) -> WidePlan | None:
+    """The best plan over `states`, with the time limit raised until there is one."""
+    for factor in LIMITS if bound > 0 else (np.inf,):
+        found = _within(net, limits, states, factor * bound if bound > 0 else factor)
+        if found is not None:
+            return found
+    return None
+
+
+def _within(net: Net, limits: Limits, states: Array, most_time: float) -> WidePlan | None:
+    options = stage_options(net, limits, states, most_time * (1 + ROUNDING))
+    best = devices.solve(
+        devices.Options(*options[:6]), states.sum(axis=1), limits.devices, most_replicas(limits)
+    )
+    if best is None:
+        return None
+    stages = _stages(net, limits, states, options, best.options)
+    bottleneck = max(stage.price.time for stage in stages)
+    return WidePlan(bottleneck, bottleneck, best.infeasible, stages)
+
+
+def _stages(
+    net: Net, limits: Limits, states: Array, options: StageOptions, taken: tuple[int, ...]
+) -> tuple[WideStage, ...]:
+    behind = 0
+    stages: list[WideStage] = []
+    for at in reversed(taken):
+        nodes = tuple(np.flatnonzero(states[options.end[at]] & ~states[options.start[at]]).tolist())
+        replicas, width = int(options.replicas[at]), int(options.width[at])
+        in_flight = 1 - (-behind // replicas)
+        cost = price(net, limits, nodes, width, replicas, in_flight)
+        time = float(options.time[at])
+        if cost is None or cost.time > time * (1 + ROUNDING):
+            # Piper's rule does better here when it makes room for more than there is.
+            cost = price(net, limits, nodes, width, replicas, int(options.in_flight[at]))
+        assert cost is not None, "the option was priced with that many in flight"
+        stages.append(WideStage(nodes, replicas, width, in_flight, cost))
+        behind += replicas
+    return tuple(reversed(stages))
+
+
+def _why(net: Net, limits: Limits, along: Array) -> str:
+    """Why nothing fits, and the memory that would do, to a thousandth."""
+    asked = f"no stages on {limits.devices} devices fit into {limits.memory_bytes:.0f} bytes each"
+    low, high = limits.memory_bytes, 2 * limits.memory_bytes
+    if _within(net, limits._replace(memory_bytes=np.inf), along, np.inf) is None:
+        return (
+            f"no stages on {limits.devices} devices, however much memory they have: some node has no "
+            "choice for so few; try more devices"
+        )
+    while _within(net, limits._replace(memory_bytes=high), along, np.inf) is None:
+        low, high = high, 2 * high
+    while high > low * (1 + MEMORY_STEP):
+        middle = (low + high) / 2
+        if _within(net, limits._replace(memory_bytes=middle), along, np.inf) is None:
+            low = middle
+        else:
+            high = middle
+    return f"{asked}; {high:.0f} would do; try more memory or more devices"
