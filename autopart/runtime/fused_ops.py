@@ -60,6 +60,9 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        added = torch.zeros_like(attn_mask, dtype=query.dtype)
+        attn_mask = added.masked_fill_(attn_mask.logical_not(), float("-inf"))
     # The CPU's flash kernel has the shapes of the GPU's, takes a mask, and needs no GPU to be
     # traced. Dropout inside the GPU's kernel keeps only a seed.
     output, _ = aten._scaled_dot_product_flash_attention_for_cpu(

@@ -7,11 +7,11 @@ import torch
 
 from autopart.graph import Input, Layer, LayerGraph, Recompute, TiedParameter, Value
 from autopart.runtime.accounting import Account, LayerBytes
+from autopart.runtime.attributes import lookup
 from autopart.runtime.capture import Captured, CapturedLayer
 from autopart.runtime.rounds import LayerTimes
 from autopart.runtime.subject import Subject
 from autopart.runtime.timing import summarize
-from autopart.runtime.tracing import lookup
 
 
 class Measured(NamedTuple):

@@ -5,8 +5,6 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch
-
 from autopart.gpus import Gpu
 from autopart.runtime.layer_graph import identical_layers
 from autopart.runtime.op_costs import OpCosts
@@ -14,7 +12,7 @@ from autopart.runtime.progress import Steps
 from autopart.runtime.roofline import RooflineStopwatch, update_time
 from autopart.runtime.rounds import Round, measure_round
 from autopart.runtime.subject import Subject
-from autopart.runtime.timing import HostStopwatch, Stopwatch, StreamStopwatch, relative_spread
+from autopart.runtime.timing import Stopwatch, relative_spread
 from autopart.runtime.update_time import measure_update
 from autopart.runtime.whole_model import Forward, StepReadings, run_step
 
@@ -35,20 +33,24 @@ class Times(NamedTuple):
 
 
 def measure_times(
-    subject: Subject, whole: Forward, warmup: int, repeats: int, steps: Steps
+    subject: Subject,
+    whole: Forward,
+    stopwatch: Stopwatch,
+    *,
+    warmup: int,
+    repeats: int,
+    steps: Steps,
 ) -> Times:
     """Run `warmup` rounds that do not count and `repeats` that do, more where they scatter."""
-    on_host = subject.leaves[0].device.type == "cpu"
-    stopwatch = HostStopwatch(torch.get_num_threads()) if on_host else StreamStopwatch()
     rounds: list[Round] = []
     with _garbage_uncollected():
         for index in range(warmup):
             steps.next(f"warmup {index + 1} of {warmup}")
-            _round(subject, whole, stopwatch, idle=on_host)
+            _round(subject, whole, stopwatch)
         wanted = repeats
         while len(rounds) < wanted:
             steps.next(f"round {len(rounds) + 1} of {wanted}")
-            rounds.append(_round(subject, whole, stopwatch, idle=on_host))
+            rounds.append(_round(subject, whole, stopwatch))
             scattered = spread_of(rounds) > MAX_SPREAD
             if scattered and len(rounds) == wanted and wanted < MAX_REPEATS * repeats:
                 wanted += repeats
@@ -62,7 +64,7 @@ def compute_times(subject: Subject, whole: Forward, gpu: Gpu, dtype: str) -> Tim
     """One round under the stopwatch of `gpu`'s roofline."""
     with OpCosts() as costs:
         stopwatch = RooflineStopwatch(gpu, costs, dtype)
-        rounds = (_round(subject, whole, stopwatch, idle=False),)
+        rounds = (_round(subject, whole, stopwatch),)
     updates = (
         sum(update_time(gpu, p.numel(), p.element_size()) for p in parameters if p.requires_grad)
         for parameters in subject.parameters
@@ -75,11 +77,11 @@ def spread_of(rounds: Sequence[Round]) -> float:
     return relative_spread([sum(la.forward + la.backward for la in r.layers) for r in rounds])
 
 
-def _round(subject: Subject, whole: Forward, stopwatch: Stopwatch, *, idle: bool) -> Round:
+def _round(subject: Subject, whole: Forward, stopwatch: Stopwatch) -> Round:
     def whole_step() -> StepReadings:
         return run_step(whole, stopwatch)
 
-    return measure_round(subject.timed, whole_step, stopwatch, idle=idle)
+    return measure_round(subject.timed, whole_step, stopwatch)
 
 
 def _measure_updates(subject: Subject, stopwatch: Stopwatch) -> tuple[float, ...]:

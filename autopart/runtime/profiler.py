@@ -33,7 +33,7 @@ from autopart.runtime.measurement import (
 from autopart.runtime.model import dtype_of
 from autopart.runtime.progress import Progress, Steps
 from autopart.runtime.subject import Subject, prepare_subject
-from autopart.runtime.timing import summarize
+from autopart.runtime.timing import stopwatch_of, summarize
 from autopart.runtime.whole_model import (
     Forward,
     graph_forward,
@@ -99,31 +99,37 @@ def profile_model(
         whole, notes = runnable_forward(subject) if roofline_gpu else (own_forward(subject), ())
         found = _take_bytes(subject, whole)
         if roofline_gpu is None:
-            times = measure_times(subject, whole, warmup, repeats, steps)
+            stopwatch = stopwatch_of(torch.device(kind))
+            times = measure_times(
+                subject, whole, stopwatch, warmup=warmup, repeats=repeats, steps=steps
+            )
         else:
             steps.next("times of each layer")
             times = compute_times(subject, whole, roofline_gpu, dtype)
     steps.finish()
-    measured = roofline_gpu is None
     graph = layer_graph(subject, found.account, _measured(subject, times, each), found.once)
     against = _whole_model(graph, found, times)
     return Profile(
-        method="measured" if measured else "analytic",
-        source=Source(
-            model=model,
-            graph_hash=subject.captured.graph_hash,
-            num_params=sum(parameter.numel() for parameter in subject.model.parameters()),
-            software=software_versions(),
-        ),
+        method="analytic" if roofline_gpu else "measured",
+        source=_source(model, subject),
         device=describe_device(kind, roofline_gpu),
         dtype=dtype,
         microbatch_size=microbatch_size,
-        warmup=warmup if measured else 0,
-        repeats=len(times.rounds) if measured else 0,
+        warmup=0 if roofline_gpu else warmup,
+        repeats=0 if roofline_gpu else len(times.rounds),
         graph=graph,
         whole=against,
         warnings=(*subject.captured.warnings, *notes, *_warnings(against, found, times)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _source(model: str, subject: Subject) -> Source:
+    return Source(
+        model=model,
+        graph_hash=subject.captured.graph_hash,
+        num_params=sum(parameter.numel() for parameter in subject.model.parameters()),
+        software=software_versions(),
     )
 
 

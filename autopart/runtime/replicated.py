@@ -8,6 +8,7 @@ more, which no layer's time contains: a few operations without parameters.)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import fx
@@ -71,5 +72,6 @@ def _hand_on(program: SharingProgram, names: Sequence[str]) -> None:
     graph = program.module.graph
     by_name = {node.name: node for node in graph.nodes}
     output = graph.output_node()
-    output.args = ((*output.args[0], *(by_name[name] for name in names)),)
+    results = cast(tuple[fx.Node, ...], output.args[0])
+    output.args = ((*results, *(by_name[name] for name in names)),)
     program.outputs = (*program.outputs, *names)

@@ -29,6 +29,9 @@ magnitude, not a measurement. It decides small operations (norms of a few rows, 
 class RooflineStopwatch:
     """A stopwatch that reads what `gpu` would need, whatever the device that runs the action."""
 
+    counts_host_work = False
+    waiting_share = 0.0
+
     def __init__(self, gpu: Gpu, costs: OpCosts, dtype: str) -> None:
         """`costs` is the active context; `dtype` is the model's, which the GPU must know."""
         if dtype not in gpu.flops:

@@ -12,7 +12,8 @@ round, and its times are taken off the others'.
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.graph import get_gradient_edge
@@ -78,19 +79,18 @@ def measure_layers(segments: Segments, stopwatch: Stopwatch, *, whole: bool) -> 
 
 
 def measure_round(
-    segments: Segments, whole_step: Callable[[], StepReadings], stopwatch: Stopwatch, *, idle: bool
+    segments: Segments, whole_step: Callable[[], StepReadings], stopwatch: Stopwatch
 ) -> Round:
     """One round on a device; `whole_step` runs the whole model.
 
-    With `idle` the times of a layer that does nothing are taken off: on a CPU, where they are part
-    of every layer's, but not on a GPU, which has its work queued while the host starts autograd.
+    The times of a layer that does nothing are taken off on a CPU, where they are part of every
+    layer's, but not on a GPU, which has work queued while the host starts autograd.
     """
     backwards = measure_layers(segments, stopwatch, whole=True)
     whole = whole_step()
     inputs = measure_layers(segments, stopwatch, whole=False)
-    nothing = [_measure_idle_layer(stopwatch) for _ in range(_IDLE_REPEATS)] if idle else []
+    off = _measure_idle(stopwatch) if stopwatch.counts_host_work else _NONE
     stopwatch.settle()
-    off = LayerTimes(*(statistics.median(t) for t in zip(*nothing, strict=True))) if idle else _NONE
     return Round(
         layers=_resolve(segments, backwards, inputs, off),
         whole_forward=whole.forward(),
@@ -98,14 +98,18 @@ def measure_round(
     )
 
 
-def _measure_idle_layer(stopwatch: Stopwatch) -> LayerTimes:
-    """A layer that hands on what it received."""
-    leaf = torch.zeros((), requires_grad=True)
-    edge, gradient = cast(Any, get_gradient_edge(leaf)), torch.ones(())
-    _, forward = stopwatch.measure(lambda: (leaf,))
-    _, backward = stopwatch.measure(lambda: torch.autograd.backward([edge], [gradient]))
-    _, inward = stopwatch.measure(lambda: torch.autograd.grad([edge], [leaf], [gradient]))
-    return LayerTimes(forward(), backward(), inward())
+def _measure_idle(stopwatch: Stopwatch) -> LayerTimes:
+    """A layer that hands on what it received: the median of several."""
+    samples: list[LayerTimes] = []
+    for _ in range(_IDLE_REPEATS):
+        leaf, gradients = torch.zeros((), requires_grad=True), [torch.ones(())]
+        edges: Any = [get_gradient_edge(leaf)]
+        _, forward = stopwatch.measure(lambda: ())
+        _, backward = stopwatch.measure(partial(torch.autograd.backward, edges, gradients))
+        _, inward = stopwatch.measure(partial(torch.autograd.grad, edges, [leaf], gradients))
+        stopwatch.settle()
+        samples.append(LayerTimes(forward(), backward(), inward()))
+    return LayerTimes(*(statistics.median(column) for column in zip(*samples, strict=True)))
 
 
 def _resolve(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from autopart.runtime.attributes import lookup
 from autopart.runtime.capture import (
     Captured,
     CapturedLayer,
@@ -24,7 +25,6 @@ from autopart.runtime.model import (
 from autopart.runtime.replicated import SharingProgram, share_replicated
 from autopart.runtime.segments import Segment, Segments
 from autopart.runtime.split import LOSS_OUTPUT, port, split_layers
-from autopart.runtime.tracing import lookup
 
 
 @dataclass(frozen=True, slots=True)

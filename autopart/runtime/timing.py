@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
+import torch
+
 from autopart.runtime.clock import StreamClock
 
 T = TypeVar("T")
@@ -20,6 +22,16 @@ Reading = Callable[[], float]
 
 class Stopwatch(Protocol):
     """What can tell how long an action takes on a device."""
+
+    @property
+    def counts_host_work(self) -> bool:
+        """Whether the host's work around the kernels (Python, autograd) is part of a reading."""
+        ...
+
+    @property
+    def waiting_share(self) -> float:
+        """The share of all measured time in which something else had the processor."""
+        ...
 
     def measure(self, action: Callable[[], T]) -> tuple[T, Reading]:
         """Run `action` once; its result, and what tells its seconds."""
@@ -37,6 +49,8 @@ class HostStopwatch:
     little: a whole step would otherwise be interrupted more often than a layer of it. Several
     threads are timed by the clock on the wall.
     """
+
+    counts_host_work = True
 
     def __init__(self, threads: int) -> None:
         self._own = time.thread_time if threads == 1 else time.perf_counter
@@ -56,13 +70,14 @@ class HostStopwatch:
 
     @property
     def waiting_share(self) -> float:
-        """The share of all measured time in which others had the core; 0 for several threads."""
+        """As the protocol says; 0 for several threads, where it is not known."""
         return max(0.0, 1 - self._run_time / self._wall_time) if self._wall_time else 0.0
 
 
 class StreamStopwatch:
     """The time of actions that only enqueue their work, between events on a GPU's stream."""
 
+    counts_host_work = False
     waiting_share = 0.0
 
     def __init__(self) -> None:
@@ -76,6 +91,11 @@ class StreamStopwatch:
 
     def settle(self) -> None:
         self._clock.wait()
+
+
+def stopwatch_of(device: torch.device) -> Stopwatch:
+    """The stopwatch for actions that really run, on a CPU or a GPU."""
+    return StreamStopwatch() if device.type == "cuda" else HostStopwatch(torch.get_num_threads())
 
 
 class Summary(NamedTuple):

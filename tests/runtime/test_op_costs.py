@@ -1,0 +1,76 @@
+"""FLOPs and bytes of single operations, by hand."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from autopart.runtime.op_costs import OpCosts
+
+
+def test_a_linear_layer_costs_two_flops_a_weight_and_row_and_twice_that_in_backward() -> None:
+    layer, x = nn.Linear(8, 16), torch.randn(32, 8, requires_grad=True)
+    with OpCosts() as costs:
+        y = layer(x)
+        forward = costs.take()
+        y.backward(torch.ones_like(y))
+        backward = costs.take()
+    assert sum(cost.flops for cost in forward) == 2 * 32 * 8 * 16
+    assert sum(cost.flops for cost in backward) == 2 * (2 * 32 * 8 * 16)
+    assert forward[0].moved_bytes == 4 * (16 + 32 * 8 + 8 * 16 + 32 * 16)
+
+
+def test_the_input_gradient_alone_costs_half_a_linear_layers_backward() -> None:
+    layer, x = nn.Linear(8, 16), torch.randn(32, 8, requires_grad=True)
+    y = layer(x)
+    with OpCosts() as costs:
+        torch.autograd.grad(y, x, torch.ones_like(y))
+        assert sum(cost.flops for cost in costs.take()) == 2 * 32 * 8 * 16
+
+
+def test_views_and_empty_tensors_cost_nothing() -> None:
+    x = torch.randn(4, 8)
+    with OpCosts() as costs:
+        x.t().view(8, 2, 2)[3:].expand(5, 2, 2)
+        torch.empty_like(x)
+        assert costs.take() == []
+
+
+def test_a_lookup_reads_only_the_rows_that_it_copies() -> None:
+    table, ids = torch.randn(1000, 16), torch.tensor([1, 2, 3])
+    with OpCosts() as costs:
+        F.embedding(ids, table)
+        (cost,) = costs.take()
+    assert cost.moved_bytes == 2 * (3 * 16 * 4) + 3 * 8
+
+
+def test_an_expanded_operand_is_read_once() -> None:
+    row, matrix = torch.randn(1, 64).expand(64, 64), torch.randn(64, 64)
+    with OpCosts() as costs:
+        _ = row * matrix
+        (cost,) = costs.take()
+    assert cost.moved_bytes == 4 * (64 + 2 * 64 * 64)
+
+
+def test_an_operation_in_place_reads_and_writes() -> None:
+    x = torch.randn(64)
+    with OpCosts() as costs:
+        x.add_(1.0)
+        x.zero_()
+        assert [cost.moved_bytes for cost in costs.take()] == [2 * 256, 256]
+
+
+def test_attention_counts_its_two_products_and_the_five_of_its_backward() -> None:
+    q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
+    product = 2 * 2 * 16 * 16 * 8
+    with OpCosts() as costs:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        assert sum(cost.flops for cost in costs.take()) == 2 * product
+        y.backward(torch.ones_like(y))
+        assert sum(cost.flops for cost in costs.take()) == 5 * product
+
+
+def test_the_rate_is_that_of_the_first_floating_operand() -> None:
+    with OpCosts() as costs:
+        _ = torch.ones(4, dtype=torch.bfloat16) * 2
+        torch.arange(3)
+        assert [cost.dtype for cost in costs.take()][-2:] == [torch.bfloat16, torch.float32]

@@ -1,0 +1,128 @@
+"""Rounds of measurement under stopwatches whose readings are known."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import count, cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autopart.runtime.measurement import MAX_REPEATS, measure_times, spread_of
+from autopart.runtime.progress import Steps
+from autopart.runtime.rounds import measure_round
+from autopart.runtime.subject import Subject, prepare_subject
+from autopart.runtime.update_time import measure_update
+from autopart.runtime.whole_model import StepReadings, own_forward
+
+PROFILED = Path(__file__).parents[1] / "models" / "profiled.py"
+
+
+class ScriptedStopwatch:
+    """Runs every action and reads the next of the given seconds."""
+
+    waiting_share = 0.25
+
+    def __init__(self, seconds: Iterator[float], *, counts_host_work: bool = False) -> None:
+        self._seconds = seconds
+        self.counts_host_work = counts_host_work
+
+    def measure(self, action: Callable[[], Any]) -> tuple[Any, Callable[[], float]]:
+        result, seconds = action(), next(self._seconds)
+        return result, lambda: seconds
+
+    def settle(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def perceptron() -> Subject:
+    return prepare_subject(
+        f"{PROFILED}:build_perceptron", 4, dtype="float32", device="cpu", granularity="module"
+    )
+
+
+def _whole() -> StepReadings:
+    return StepReadings(lambda: 100.0, lambda: 200.0)
+
+
+def test_a_round_reads_forward_backward_and_input_gradient_of_each_layer(
+    perceptron: Subject,
+) -> None:
+    # Forwards 1-4 and backwards 5-8 of the layers 0, 1, 2, loss; then forwards again, and the
+    # input gradients of loss, 2 and 1: the first layer has nobody to hand one to.
+    stopwatch = ScriptedStopwatch(map(float, count(1)))
+    measured = measure_round(perceptron.timed, _whole, stopwatch)
+    assert [layer.forward for layer in measured.layers] == [1, 2, 3, 4]
+    assert [layer.backward for layer in measured.layers] == [8, 7, 6, 5]
+    first, relu, linear, loss = (layer.input_grad for layer in measured.layers)
+    assert first == 0.0
+    assert (relu, loss) == (7, 5), "without parameters all of backward is the input gradient"
+    assert linear == 6, "14 seconds were read: no more than the whole backward"
+    assert (measured.whole_forward, measured.whole_backward) == (100, 200)
+
+
+def test_a_layer_that_does_nothing_is_taken_off_where_the_host_is_timed(
+    perceptron: Subject,
+) -> None:
+    constant = ScriptedStopwatch(cycle([5.0]), counts_host_work=True)
+    measured = measure_round(perceptron.timed, _whole, constant)
+    assert {tuple(layer) for layer in measured.layers} == {(0.0, 0.0, 0.0)}
+    assert measured.whole_forward == 100
+
+
+def test_rounds_that_agree_are_not_repeated(perceptron: Subject) -> None:
+    told: list[tuple[int, int]] = []
+    steps = Steps(lambda done, total, what: told.append((done, total)), total=5)
+    times = measure_times(
+        perceptron,
+        own_forward(perceptron),
+        ScriptedStopwatch(cycle([1.0])),
+        warmup=1,
+        repeats=3,
+        steps=steps,
+    )
+    assert len(times.rounds) == 3
+    assert spread_of(times.rounds) == 0.0
+    assert times.waiting_share == 0.25
+    assert times.updates == (1.0, 0.0, 1.0, 0.0), "of the two layers that have parameters"
+    assert told == [(0, 5), (1, 5), (2, 5), (3, 5), (4, 5)]
+
+
+def test_rounds_that_scatter_are_repeated_up_to_a_bound(perceptron: Subject) -> None:
+    told: list[int] = []
+    steps = Steps(lambda done, total, what: told.append(total), total=3)
+    times = measure_times(
+        perceptron,
+        own_forward(perceptron),
+        ScriptedStopwatch(2.0 ** (n // 17 % 3) for n in count()),
+        warmup=0,
+        repeats=2,
+        steps=steps,
+    )
+    assert len(times.rounds) == MAX_REPEATS * 2
+    assert spread_of(times.rounds) > 0.1
+    assert told[-1] == 3 + 4, "the bar learns of the rounds that were added"
+
+
+def test_measuring_the_optimizer_changes_neither_parameters_nor_gradients() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 4))
+    weight.grad = torch.randn(4, 4)
+    before, gradient = weight.detach().clone(), weight.grad
+    calls: Counter[str] = Counter()
+
+    def seconds() -> Iterator[float]:
+        for second in (50.0, 1.0, 2.0, 3.0):
+            calls["read"] += 1
+            yield second
+
+    assert measure_update([weight], ScriptedStopwatch(seconds()), repeats=3) == 2.0
+    assert calls["read"] == 4, "the first step makes the optimizer's state and does not count"
+    assert torch.equal(weight, before)
+    assert weight.grad is gradient
+
+
+def test_frozen_parameters_are_not_stepped() -> None:
+    frozen = torch.nn.Parameter(torch.randn(4), requires_grad=False)
+    assert measure_update([frozen], ScriptedStopwatch(iter([])), repeats=3) == 0.0
