@@ -16,6 +16,14 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from autopart.runtime.attributes import lookup
 
+_TRANSPARENT = frozenset(
+    (
+        torch.ops.aten.contiguous.default,
+        torch.ops.aten.lift_fresh_copy.default,
+        torch.ops.aten.detach_.default,
+        torch.ops.aten.alias.default,
+    )
+)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 """Where an object without a name lies in memory."""
 
@@ -43,7 +51,7 @@ def layer_fingerprint(
 
     for node in inside:
         if node in made:
-            call = f"{_target(module, node, describe)} {_text((node.args, node.kwargs), describe)}"
+            call = f"{_target(module, node)} {_text((node.args, node.kwargs), describe)}"
             numbers.setdefault(node, len(numbers))
             handed_on = f"out {has_gradient.get(node)}" if node in outputs else ""
             lines.append(f"{numbers[node]} = {call} {_meta(node)} {handed_on}")
@@ -51,20 +59,29 @@ def layer_fingerprint(
 
 
 def graph_hash(module: fx.GraphModule) -> str:
-    """The hash of a whole captured graph, names included."""
+    """The hash of a whole captured graph, with the names of parameters, buffers and inputs.
+
+    The exporter records a few operations on one device and not on another, where a tensor has the
+    layout already or is a constant already. They change no number and do not count.
+    """
+    numbers: dict[fx.Node, int] = {}
     lines: list[str] = []
 
     def describe(node: fx.Node) -> object:
-        return node.name
+        return numbers[node]
 
     for node in module.graph.nodes:
+        if node.target in _TRANSPARENT and isinstance(node.args[0], fx.Node):
+            numbers[node] = numbers[node.args[0]]
+            continue
+        numbers[node] = len(lines)
         if node.op in ("placeholder", "get_attr"):
             call = f"{node.target} {_source(module, node)}"
         elif node.op == "output":
             call = _text(node.args, describe)
         else:
-            call = f"{_target(module, node, describe)} {_text((node.args, node.kwargs), describe)}"
-        lines.append(f"{node.op} {node.name} {call} {_meta(node)}")
+            call = f"{_target(module, node)} {_text((node.args, node.kwargs), describe)}"
+        lines.append(f"{node.op} {numbers[node]} {call} {_meta(node)}")
     return _digest(lines)
 
 
@@ -83,7 +100,7 @@ def _source(module: fx.GraphModule, node: fx.Node) -> str:
     return "input" if node.op == "placeholder" else "value"
 
 
-def _target(module: fx.GraphModule, node: fx.Node, describe: Describe) -> str:
+def _target(module: fx.GraphModule, node: fx.Node) -> str:
     target = node.target
     if node.op == "call_module":
         inside = lookup(module, str(target))
