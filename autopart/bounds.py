@@ -21,7 +21,7 @@ Each bound follows one chain of actions that must wait for each other. Stage s b
 with the sends on the way added to each, and stage 0's sync and update behind (2)-(5) and behind the
 drain. All depend on s, i and j only, so no partition of a layout is faster than the smallest
 possible largest bound of a stage, and any partition that is faster than a value has only stages whose
-bounds are below it. `partitions_below` lists those; where none is left, the value is proven.
+bounds are below it. `paths_below` lists those; where none is left, the value is proven.
 
 Whatever the order of the graph's layers, for a shape (k, r):
 
@@ -46,10 +46,10 @@ from autopart.cost import (
     total,
     traffic_times,
 )
-from autopart.cuts import Cuts, count_inside, partition_of
+from autopart.cuts import Cuts, count_inside
 from autopart.graph import as_networkx, positions
 from autopart.problem import Layout, Problem
-from autopart.stage_load import Number, Partition, StageLoad
+from autopart.stage_load import Number, StageLoad
 
 
 def shape_bound(problem: Problem, num_stages: int, num_replicas: int) -> float | None:
@@ -220,8 +220,8 @@ def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -
     return behind
 
 
-def partitions_below(cuts: Cuts, bounds: Sequence[Number], seconds: float) -> Iterator[Partition]:
-    """Every partition along the cuts whose stages all have a bound below `seconds`."""
+def paths_below(bounds: Sequence[Number], seconds: float) -> Iterator[tuple[int, ...]]:
+    """Every path over the cuts whose stages all have a bound below `seconds`."""
     allowed = [bound < seconds for bound in bounds]
     last = allowed[0].shape[0] - 1
     ends = [np.zeros(last + 1, dtype=bool) for _ in range(len(bounds) + 1)]
@@ -229,8 +229,7 @@ def partitions_below(cuts: Cuts, bounds: Sequence[Number], seconds: float) -> It
     ends[-1][last] = True
     for stage in reversed(range(len(bounds))):
         ends[stage] = (allowed[stage] & ends[stage + 1][None, :]).any(axis=1)
-    for path in _continue(allowed, ends, 0, (0,)):
-        yield partition_of(cuts, path)
+    yield from _continue(allowed, ends, 0, (0,))
 
 
 def _continue(

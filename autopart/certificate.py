@@ -4,18 +4,19 @@
 with the cost model, the simulator and the bounds: nothing of a solver's code or state is used.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
 
-from autopart.bounds import partitions_below, shape_bounds, stage_bounds
+from autopart.bounds import paths_below, shape_bounds, stage_bounds
 from autopart.cost import predict
 from autopart.cuts import all_cuts
 from autopart.errors import PlanError
 from autopart.graph import LayerGraph, is_chain, positions
 from autopart.plan import Certificate, Plan, Prediction, check_plan, schedule_of, stage_ranks
-from autopart.pricing import price
+from autopart.pricing import compile_layout, price_paths
 from autopart.problem import Layout, Problem, layouts, shapes
 from autopart.profile import Profile, profile_hash
 from autopart.schedule import make_schedule
@@ -237,15 +238,17 @@ def _nothing_beats(problem: Problem, value: float, expected: int) -> int:
                 f"with {k} stages and {r} replicas only {bound} s is proven, not {value} s"
             )
         for layout in layouts(problem, k, r):
-            for partition in partitions_below(cuts, stage_bounds(problem, layout, cuts), value):
-                simulated += 1
-                step = price(problem, layout, partition).prediction.step_time
-                if simulated > expected or step < least:
-                    raise PlanError(
-                        f"the bound {value} is not proven: {k} stages of {r} replicas cut at "
-                        f"{[stage[0] for stage in partition[1:]]} take {step} s, or need more than "
-                        f"the {expected} simulations that the plan names"
-                    )
+            below = paths_below(stage_bounds(problem, layout, cuts), value)
+            paths = list(itertools.islice(below, expected - simulated + 1))
+            simulated += len(paths)
+            steps = (
+                price_paths(problem, layout, compile_layout(layout), cuts, paths) if paths else []
+            )
+            if simulated > expected or min(steps, default=value) < least:
+                raise PlanError(
+                    f"the bound {value} is not proven: with {k} stages of {r} replicas a plan takes "
+                    f"{min(steps, default=value)} s, or more than {expected} need simulating"
+                )
     if simulated != expected:
         raise PlanError(f"{expected} partitions should need simulating, found {simulated}")
     return simulated

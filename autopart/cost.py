@@ -154,21 +154,35 @@ def total(use: MemoryUse | Memory) -> Number:
 def _syncs(
     problem: Problem, layout: Layout, partition: Partition, loads: Sequence[StageLoad]
 ) -> tuple[Sync, ...]:
+    place = positions(problem.graph)
+    members = [{place[name] for name in tied.layers} for tied in problem.graph.tied]
+    holders = [
+        tuple(s for s, layers in enumerate(partition) if own.intersection(layers))
+        for own in members
+    ]
+    return sync_times(problem, layout, [load.grad_bytes for load in loads], holders)
+
+
+def sync_times(
+    problem: Problem,
+    layout: Layout,
+    grad_bytes: Sequence[Number],
+    holders: Sequence[tuple[int, ...]],
+) -> tuple[Sync, ...]:
+    """The gradient syncs of a step: of each stage over its replicas, then of each tied parameter
+    over all ranks of the stages that hold it. `holders` says which, for each tied parameter."""
     syncs = [
-        Sync(what=f"stage {stage}", ranks=ranks, time=_sync_time(problem, ranks, load.grad_bytes))
-        for stage, (ranks, load) in enumerate(zip(layout.stage_ranks, loads, strict=True))
+        Sync(what=f"stage {stage}", ranks=ranks, time=_sync_time(problem, ranks, size))
+        for stage, (ranks, size) in enumerate(zip(layout.stage_ranks, grad_bytes, strict=True))
         if len(ranks) > 1
     ]
-    place = positions(problem.graph)
-    for tied in problem.graph.tied:
-        members = {place[name] for name in tied.layers}
-        holders = [s for s, layers in enumerate(partition) if members.intersection(layers)]
-        if len(holders) > 1:
-            ranks = tuple(sorted(rank for s in holders for rank in layout.stage_ranks[s]))
+    for tied, stages in zip(problem.graph.tied, holders, strict=True):
+        if len(stages) > 1:
+            ranks = tuple(sorted(rank for s in stages for rank in layout.stage_ranks[s]))
             time = _sync_time(problem, ranks, tied.grad_bytes)
             syncs.append(Sync(what=tied.name, ranks=ranks, time=time))
     return tuple(syncs)
 
 
-def _sync_time(problem: Problem, ranks: tuple[int, ...], num_bytes: int) -> float:
+def _sync_time(problem: Problem, ranks: tuple[int, ...], num_bytes: Number) -> Number:
     return all_reduce_time(slowest_link(problem.cluster, ranks), num_bytes, len(ranks))

@@ -23,6 +23,7 @@ from autopart.problem import (
     shapes,
 )
 from autopart.profile import Profile, profile_hash
+from autopart.schedule import make_schedule
 from autopart.search import SOLVERS, Outcome, SolverName, search
 from autopart.solvers import chain, parameters, uniform
 from autopart.units import format_bytes
@@ -187,7 +188,9 @@ def _plan(profile: Profile, problem: Problem, found: Outcome, began: float) -> P
             for members, ranks in zip(best.partition, best.layout.stage_ranks, strict=True)
         ),
         schedule=best.layout.schedule,
-        orders=orders_of(best.schedule),
+        orders=orders_of(
+            make_schedule(best.layout.schedule, best.layout.stage_ranks, problem.num_microbatches)
+        ),
         prediction=best.prediction,
         certificate=certificate(
             problem, best.prediction.step_time, found.lower_bound, found.simulated

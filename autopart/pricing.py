@@ -1,13 +1,28 @@
-"""What one complete decision costs: the stages' predictions and the simulated step."""
+"""What complete decisions cost: the stages' predictions and the simulated step.
 
+Replicas of a stage are alike: each runs as many microbatches, over links that are priced alike. So the
+step of one replica of the pipeline is the step of all, and only that one is simulated.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from autopart.cost import predict
-from autopart.plan import Prediction
+import numpy as np
+
+from autopart.cost import cut_links, links_around, predict, sync_times, traffic_times
+from autopart.cuts import Cuts
+from autopart.plan import Prediction, Sync
 from autopart.problem import Layout, Problem
-from autopart.schedule import Schedule, make_schedule
-from autopart.simulator import simulate
-from autopart.stage_load import Partition
+from autopart.schedule import make_schedule
+from autopart.simulator import (
+    Program,
+    StageTimes,
+    SyncTime,
+    compile_schedule,
+    simulate,
+    step_times,
+)
+from autopart.stage_load import Number, Partition, StageLoad, Traffic
 
 
 class Decision(NamedTuple):
@@ -15,26 +30,24 @@ class Decision(NamedTuple):
 
     layout: Layout
     partition: Partition
-    schedule: Schedule
     prediction: Prediction
 
 
 def price(problem: Problem, layout: Layout, partition: Partition) -> Decision:
     """Predict every stage and simulate the step."""
     stages, syncs = predict(problem, layout, partition)
-    schedule = make_schedule(layout.schedule, layout.stage_ranks, problem.num_microbatches)
     timeline = simulate(
-        schedule,
-        layout.stage_ranks,
+        make_schedule(layout.schedule, _one_replica(layout), layout.microbatches),
+        _one_replica(layout),
         stages,
-        syncs,
+        [Sync(what=s.what, ranks=_stages_of(layout, s.ranks), time=s.time) for s in syncs],
         action_overhead=problem.cluster.action_overhead,
         sends_overlap=problem.cluster.sends_overlap,
     )
     prediction = Prediction(
         step_time=timeline.makespan, bubble=timeline.bubble, stages=stages, syncs=syncs
     )
-    return Decision(layout, partition, schedule, prediction)
+    return Decision(layout, partition, prediction)
 
 
 def fits(problem: Problem, decision: Decision) -> bool:
@@ -45,3 +58,89 @@ def fits(problem: Problem, decision: Decision) -> bool:
 def most_bytes(decision: Decision) -> int:
     """The peak bytes of the fullest rank."""
     return max(stage.peak_bytes for stage in decision.prediction.stages)
+
+
+def compile_layout(layout: Layout) -> Program:
+    """One replica's schedule, ready for any partition of the layout."""
+    schedule = make_schedule(layout.schedule, _one_replica(layout), layout.microbatches)
+    return compile_schedule(schedule, _one_replica(layout))
+
+
+def price_paths(
+    problem: Problem, layout: Layout, program: Program, cuts: Cuts, paths: Sequence[Sequence[int]]
+) -> Number:
+    """The simulated step times of several paths over the cuts, as an array; memory is not asked."""
+    ways = np.asarray(paths)
+    prices = np.empty(len(ways))
+    holders = _holders(problem, cuts, ways)
+    for pattern in np.unique(holders.reshape(len(ways), -1), axis=0):
+        alike = (holders.reshape(len(ways), -1) == pattern).all(axis=1)
+        held = pattern.reshape(holders.shape[1:])
+        prices[alike] = _price_alike(problem, layout, program, cuts, ways[alike], held)
+    return prices
+
+
+def _holders(problem: Problem, cuts: Cuts, ways: Number) -> Number:
+    """Boolean, shape (paths, tied parameters, stages): whether a stage holds a copy."""
+    place = {layer.name: at for at, layer in enumerate(problem.graph.layers)}
+    rows = [
+        np.diff(cuts.ahead[:, [place[name] for name in set(tied.layers)]].sum(axis=1)[ways]) > 0
+        for tied in problem.graph.tied
+    ]
+    shape = (len(ways), 0, ways.shape[1] - 1)
+    return np.stack(rows, axis=1) if rows else np.zeros(shape, dtype=bool)
+
+
+def _price_alike(
+    problem: Problem, layout: Layout, program: Program, cuts: Cuts, ways: Number, held: Number
+) -> Number:
+    """Price paths whose tied parameters lie on the same stages."""
+    links = cut_links(problem.cluster, layout.stage_ranks)
+    stages: list[StageTimes] = []
+    grad_bytes: list[Number] = []
+    for stage in range(len(layout.stage_ranks)):
+        load = _load_at(cuts.loads, ways[:, stage], ways[:, stage + 1])
+        before, after = links_around(links, stage)
+        stages.append(
+            StageTimes(
+                forward_time=load.forward_time,
+                backward_time=load.backward_time,
+                send_time=traffic_times(load.sent, after)[0],
+                send_back_time=traffic_times(load.received, before)[1],
+                update_time=load.update_time,
+            )
+        )
+        grad_bytes.append(load.grad_bytes)
+    tied = [tuple(int(s) for s in np.flatnonzero(row)) for row in held]
+    syncs = sync_times(problem, layout, grad_bytes, tied)
+    return step_times(
+        program,
+        _one_replica(layout),
+        stages,
+        [SyncTime(_stages_of(layout, s.ranks), s.time) for s in syncs],
+        action_overhead=problem.cluster.action_overhead,
+        sends_overlap=problem.cluster.sends_overlap,
+    )
+
+
+def _load_at(loads: StageLoad, starts: Number, ends: Number) -> StageLoad:
+    """The loads of the stages [start, end], one for each path."""
+    received = Traffic(*(what[starts, 0] for what in loads.received))
+    sent = Traffic(*(what[0, ends] for what in loads.sent))
+    fields = {
+        name: loads_of[starts, ends]
+        for name, loads_of in loads._asdict().items()
+        if name not in ("received", "sent")
+    }
+    return StageLoad(**fields, received=received, sent=sent)
+
+
+def _one_replica(layout: Layout) -> tuple[tuple[int, ...], ...]:
+    """Stage s on rank s."""
+    return tuple((stage,) for stage in range(len(layout.stage_ranks)))
+
+
+def _stages_of(layout: Layout, ranks: Sequence[int]) -> tuple[int, ...]:
+    """The stages whose ranks are among `ranks`: their ranks in the one replica."""
+    asked = set(ranks)
+    return tuple(s for s, own in enumerate(layout.stage_ranks) if asked.intersection(own))

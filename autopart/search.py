@@ -20,18 +20,19 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from autopart.bounds import partitions_below, shape_bounds, stage_bounds
+from autopart.bounds import paths_below, shape_bounds, stage_bounds
 from autopart.cuts import Cuts, all_cuts, partition_of
-from autopart.pricing import Decision, fits, most_bytes, price
+from autopart.pricing import Decision, compile_layout, fits, most_bytes, price, price_paths
 from autopart.problem import Layout, Problem, layouts, shapes
+from autopart.simulator import Program
 from autopart.solvers import chain, ilp, parameters, uniform
 from autopart.stage_load import Number, Partition
 
 SolverName = Literal["auto", "dp", "ilp", "uniform", "parameters"]
 SOLVERS: tuple[SolverName, ...] = ("auto", "dp", "ilp", "uniform", "parameters")
 
-SIMULATIONS = 2000
-"""Partitions simulated to close what the bounds leave open, for each problem."""
+ACTIONS = 20_000_000
+"""Actions simulated, over all partitions, to close what the bounds leave open: a few seconds."""
 
 ROUNDING = 1e-12
 """Relative difference of two step times that add the same numbers up in different orders."""
@@ -103,7 +104,7 @@ class _Search:
         if least is None:
             return []
         if self.solver in ("auto", "dp") and least.largest < self.step_time:
-            self._propose_along_cuts(layout, bounds, least.path)
+            self._propose_along_cuts(layout, bounds, least.path, least.largest)
         return [_Open(least.largest, layout)]
 
     def _baseline(self, num_stages: int) -> Partition:
@@ -112,19 +113,31 @@ class _Search:
         return parameters.solve(self.cuts, num_stages)
 
     def _propose_along_cuts(
-        self, layout: Layout, bounds: Sequence[Number], by_bounds: tuple[int, ...]
+        self, layout: Layout, bounds: Sequence[Number], by_bounds: tuple[int, ...], least: float
     ) -> None:
-        """The chain solver's paths, then the best of them with its cuts moved while that helps."""
-        before = self.best
-        paths = dict.fromkeys((by_bounds, *chain.solve(self.problem, layout, self.cuts)))
-        here = min(paths, key=lambda path: self._take_path(layout, path))
-        while self.best is not before and time.perf_counter() < self.deadline:
-            before = self.best
-            for path in self._neighbours(here):
-                if _largest(bounds, path) < self.step_time:
-                    last = self.best
-                    self._take_path(layout, path)
-                    here = here if self.best is last else path
+        """The path of the smallest bound, which is the best where it attains it; else the chain
+        solver's paths, and the best of all with its cuts moved while that helps."""
+        if self._take_path(layout, by_bounds) <= least * (1 + ROUNDING):
+            return
+        program = compile_layout(layout)
+        paths = [by_bounds, *chain.solve(self.problem, layout, self.cuts)]
+        here, step = self._fastest(layout, program, paths)
+        while time.perf_counter() < self.deadline:
+            near = [path for path in self._neighbours(here) if _largest(bounds, path) < step]
+            if not near:
+                break
+            best, faster = self._fastest(layout, program, near)
+            if faster >= step * (1 - ROUNDING):
+                break
+            here, step = best, faster
+        self._take_path(layout, here)
+
+    def _fastest(
+        self, layout: Layout, program: Program, paths: Sequence[tuple[int, ...]]
+    ) -> tuple[tuple[int, ...], float]:
+        steps = price_paths(self.problem, layout, program, self.cuts, paths)
+        at = int(np.argmin(steps))
+        return paths[at], float(steps[at])
 
     def _take_path(self, layout: Layout, path: tuple[int, ...]) -> float:
         return self._take(layout, partition_of(self.cuts, path), "dp")
@@ -160,7 +173,7 @@ class _Search:
 
     def _prove(self, open_layouts: Sequence[_Open]) -> Outcome:
         assert self.best is not None
-        left = SIMULATIONS if self.solver in ("auto", "dp") else 0
+        left = ACTIONS if self.solver in ("auto", "dp") else 0
         proven = self.step_time
         for place in open_layouts:
             if place.bound < min(proven, self.step_time):
@@ -177,24 +190,27 @@ class _Search:
 
     def _close(self, place: _Open, budget: int) -> tuple[float, int]:
         """Simulate what a layout may hold below the best step; returns the value up to which
-        nothing is faster, and how many partitions were simulated."""
+        nothing is faster, and how many actions were simulated."""
         proven, spent = place.bound, 0
         if not self.cuts.complete:
             return proven, spent
+        program = compile_layout(place.layout)
         for share in STEPS_TO_BEST:
             aim = place.bound + share * (self.step_time - place.bound)
-            below = list(itertools.islice(self._below(place.layout, aim), budget - spent + 1))
-            if spent + len(below) > budget or time.perf_counter() > self.deadline:
+            most = (budget - spent) // len(program.steps)
+            below = list(itertools.islice(self._below(place.layout, aim), most + 1))
+            if len(below) > most or time.perf_counter() > self.deadline:
                 return proven, spent
-            spent += len(below)
-            for partition in below:
-                self._take(place.layout, partition, "dp")
+            if below:
+                path, step = self._fastest(place.layout, program, below)
+                if step < self.step_time:
+                    self._take_path(place.layout, path)
+            spent += len(below) * len(program.steps)
             proven = min(aim, self.step_time)
         return proven, spent
 
-    def _below(self, layout: Layout, value: float) -> Iterator[Partition]:
-        bounds = stage_bounds(self.problem, layout, self.cuts)
-        return partitions_below(self.cuts, bounds, value)
+    def _below(self, layout: Layout, value: float) -> Iterator[tuple[int, ...]]:
+        return paths_below(stage_bounds(self.problem, layout, self.cuts), value)
 
 
 def _better(decision: Decision, best: Decision | None) -> bool:

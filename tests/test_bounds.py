@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 
-from autopart.bounds import partitions_below, shape_bound, shape_bounds, stage_bounds
-from autopart.cuts import Cuts, all_cuts
+from autopart.bounds import paths_below, shape_bound, shape_bounds, stage_bounds
+from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.problem import Layout, layouts, shapes
 from autopart.solvers.chain import best_path
 from tests.oracle import layout_stages, partitions, step_time
@@ -102,5 +102,5 @@ def test_the_partitions_below_a_value_are_all_of_them(seed: int):
     graph = chain_graph(*(layer(f"l{i}") for i in range(size)))
     cuts = all_cuts(graph)
     expected = {p for p in partitions(problem(graph), stages) if largest(cuts, bounds, p) < 5}
-    found = list(partitions_below(cuts, bounds, 5.0))
+    found = [partition_of(cuts, path) for path in paths_below(bounds, 5.0)]
     assert set(found) == expected and len(found) == len(expected)
