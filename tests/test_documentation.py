@@ -141,9 +141,15 @@ def _anchors(page: Path) -> set[str]:
 
 
 def test_every_page_of_docs_is_reached_from_the_readme() -> None:
-    linked = set(_LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
-    pages = {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"}
-    assert pages <= linked, pages - linked
+    found, ahead = set[Path](), [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        if page in found or page.suffix != ".md" or not page.is_file():
+            continue
+        found.add(page)
+        links = _LINK.findall(page.read_text(encoding="utf-8"))
+        ahead += [(page.parent / link.partition("#")[0]).resolve() for link in links]
+    assert {page for page in PAGES if page.parent.name == "docs"} <= found
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in _blocks("python")}), ids=_named)
