@@ -76,6 +76,7 @@ class Captured:
     tied: Mapping[str, tuple[str, ...]]
     """Parameters that more than one layer reads, and those layers."""
     graph_hash: str
+    """Of the layers' computation: names, operations, shapes, dtypes; not of weights or device."""
     warnings: tuple[str, ...]
     layer_of: Mapping[str, str]
     """Node name to layer name; nodes that are missing are computed by whoever needs them."""
@@ -189,7 +190,7 @@ def _described(
             for node in graph.find_nodes(op="placeholder")
         ),
         tied={name: tuple(layers) for name, layers in tied.items() if len(layers) > 1},
-        graph_hash=graph_hash(traced.module),
+        graph_hash=graph_hash(traced.module, layer_of, set(traced.names.values())),
         warnings=notes,
         layer_of=layer_of,
         after=after,

@@ -175,6 +175,8 @@ def _writes(node: fx.Node, flow: Dataflow) -> frozenset[int]:
     if not isinstance(node.target, OpOverload):
         return flow.writes.get(node, frozenset())
     written: set[int] = set()
+    if node.target is torch.ops.aten.detach_.default:
+        return frozenset()  # it changes the tensor's history, not its values
     for place, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             written |= _storages(_argument(node, place, argument.name), flow)

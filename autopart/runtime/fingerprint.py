@@ -58,30 +58,32 @@ def layer_fingerprint(
     return _digest(lines)
 
 
-def graph_hash(module: fx.GraphModule) -> str:
-    """The hash of a whole captured graph, with the names of parameters, buffers and inputs.
+def graph_hash(module: fx.GraphModule, layer_of: Mapping[str, str], state: Collection[str]) -> str:
+    """The hash of what the layers of a captured graph do, with the names of inputs, layers and of
+    `state`: parameters and buffers.
 
-    The exporter records a few operations on one device and not on another, where a tensor has the
-    layout already or is a constant already. They change no number and do not count.
+    The exporter records some operations differently on different devices: those that make masks
+    and constants, and those that do nothing where a tensor has the layout already. They do not
+    count, so that a plan made on one device can be held against the model on another.
     """
-    numbers: dict[fx.Node, int] = {}
+    numbers: dict[fx.Node, object] = {}
     lines: list[str] = []
-
-    def describe(node: fx.Node) -> object:
-        return numbers[node]
-
     for node in module.graph.nodes:
-        if node.target in _TRANSPARENT and isinstance(node.args[0], fx.Node):
+        if node.op == "placeholder":
+            numbers[node] = node.name
+            lines.append(f"input {node.name} {_meta(node)}")
+        elif node.op == "get_attr":
+            named = node.target if node.target in state else "constant"
+            numbers[node] = f"{named} {_source(module, node)}"
+        elif node.op != "output" and node.name not in layer_of:
+            numbers[node] = f"constant buffer {_meta(node)} False"
+        elif node.target in _TRANSPARENT and isinstance(node.args[0], fx.Node):
             numbers[node] = numbers[node.args[0]]
-            continue
-        numbers[node] = len(lines)
-        if node.op in ("placeholder", "get_attr"):
-            call = f"{node.target} {_source(module, node)}"
-        elif node.op == "output":
-            call = _text(node.args, describe)
         else:
-            call = f"{_target(module, node)} {_text((node.args, node.kwargs), describe)}"
-        lines.append(f"{node.op} {numbers[node]} {call} {_meta(node)}")
+            numbers[node] = len(lines)
+            arguments = _text((node.args, node.kwargs), numbers.__getitem__)
+            call = f"{_target(module, node)} {arguments}"
+            lines.append(f"{layer_of.get(node.name)} {node.op} {call} {_meta(node)}")
     return _digest(lines)
 
 
@@ -94,10 +96,14 @@ def _source(module: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "get_attr":
         value = lookup(module, str(node.target))
         if isinstance(value, fx.GraphModule):
-            return f"region {graph_hash(value)}"
+            return f"region {_region_hash(value)}"
         kind = "parameter" if isinstance(value, nn.Parameter) else "buffer"
         return f"{kind} {_shape(value)} {value.requires_grad}"
     return "input" if node.op == "placeholder" else "value"
+
+
+def _region_hash(region: fx.GraphModule) -> str:
+    return graph_hash(region, {node.name: "" for node in region.graph.nodes}, ())
 
 
 def _target(module: fx.GraphModule, node: fx.Node) -> str:

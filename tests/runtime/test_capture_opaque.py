@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from autopart.errors import ModelError
 from autopart.runtime.capture import Captured, capture_model
 from autopart.runtime.model import TrainingModel
+from tests.runtime.hugging_face import hugging_face, mixtral
 from tests.runtime.small_models import (
     WIDTH,
     Batch,
@@ -18,9 +19,7 @@ from tests.runtime.small_models import (
     Hesitating,
     Rounding,
     batch,
-    hugging_face,
     linear,
-    mixtral,
     training,
 )
 from tests.runtime.stage_chain import assert_same_step, plain_step, random_cuts, stages_step

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from autopart.runtime.capture import Captured, capture_model
+from tests.runtime.hugging_face import hugging_face
 from tests.runtime.small_models import (
     WIDTH,
     Block,
@@ -16,7 +17,6 @@ from tests.runtime.small_models import (
     batch,
     decoder_batch,
     decoder_loss,
-    hugging_face,
     linear,
     training,
 )

@@ -10,6 +10,7 @@ from autopart.errors import PlanError
 from autopart.runtime.capture import Captured, capture_model
 from autopart.runtime.model import TrainingModel
 from autopart.runtime.split import port, split_layers, split_stages
+from tests.runtime.hugging_face import hugging_face
 from tests.runtime.small_models import (
     WIDTH,
     Batch,
@@ -22,7 +23,6 @@ from tests.runtime.small_models import (
     batch,
     decoder_batch,
     decoder_loss,
-    hugging_face,
     linear,
     square_loss,
     training,
