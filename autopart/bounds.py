@@ -46,7 +46,7 @@ from autopart.cost import (
     total,
     traffic_times,
 )
-from autopart.cuts import Cuts, count_inside
+from autopart.cuts import Cuts, allowed, count_inside
 from autopart.graph import as_networkx, positions
 from autopart.problem import Layout, Problem
 from autopart.stage_load import Number, StageLoad
@@ -103,14 +103,16 @@ def _least_bytes(problem: Problem) -> int:
 
 def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
     """For each stage of a layout the bounds (1)-(5) of every stage [i, j] between two of N
-    cuts, as matrices of shape (N, N); infinite where that is no stage or does not fit."""
+    cuts, as matrices of shape (N, N); infinite where that is no stage, breaks a pin, or
+    does not fit into memory."""
     loads, links = cuts.loads, cut_links(problem.cluster, layout.stage_ranks)
     cheapest = [_cheapest(loads, link) for link in links]
     k, bounds = len(layout.stage_ranks), []
     for stage in range(k):
         held = in_flight(layout.schedule, k, stage, layout.microbatches)
         use = memory(loads, problem, layout.microbatches, held)
-        fits = cuts.nested & (total(use) <= problem.cluster.memory_bytes)
+        may = allowed(cuts, problem.graph, problem.demands, stage)
+        fits = may & (total(use) <= problem.cluster.memory_bytes)
         paths = _Paths(problem, layout, cuts, stage, links, cheapest)
         bounds.append(np.where(fits, paths.longest(held), np.inf))
     return bounds

@@ -52,8 +52,10 @@ def _assumes(problem: Problem) -> str:
     demands = problem.demands
     stages = f"{demands.num_stages} stages" if demands.num_stages else "any number of stages"
     replicas = f"{demands.num_replicas} replicas" if demands.num_replicas else "any replicas"
+    num_pins = len(demands.pins) + len(demands.same_stage) + len(demands.different_stage)
+    pins = f", {num_pins} pins kept" if num_pins else ""
     return (
-        f"{cuts}, {stages}, {replicas} (as many for every stage), any placement, "
+        f"{cuts}{pins}, {stages}, {replicas} (as many for every stage), any placement, "
         f"{problem.num_microbatches} microbatches, whole backwards, no recomputation or offload"
     )
 
@@ -154,11 +156,29 @@ def _demands_kept(plan: Plan, profile: Profile) -> str:
         raise PlanError(f"{demands.num_stages} stages were demanded, the plan has {len(ranks)}")
     if demands.num_replicas not in (None, *replicas):
         raise PlanError(f"{demands.num_replicas} replicas were demanded, not {max(replicas)}")
+    _pins_kept(plan)
     if plan.schedule not in demands.schedules:
         raise PlanError(f"schedule '{plan.schedule}' was not among {list(demands.schedules)}")
     if make_schedule(plan.schedule, ranks, plan.num_microbatches) != schedule_of(plan):
         raise PlanError(f"the orders are not those of schedule '{plan.schedule}'")
     return f"{len(ranks)} stages x {max(replicas)} replicas, {plan.schedule}"
+
+
+def _pins_kept(plan: Plan) -> None:
+    home = {name: index for index, stage in enumerate(plan.stages) for name in stage.layers}
+    for pin in plan.demands.pins:
+        if home[pin.layer] != pin.stage:
+            raise PlanError(
+                f"layer '{pin.layer}' is pinned to stage {pin.stage}, but on stage {home[pin.layer]}"
+            )
+    for group in plan.demands.same_stage:
+        if len({home[name] for name in group}) > 1:
+            raise PlanError(
+                f"{list(group)} must share a stage, but are on {[home[n] for n in group]}"
+            )
+    for group in plan.demands.different_stage:
+        if len({home[name] for name in group}) < len(set(group)):
+            raise PlanError(f"{list(group)} must lie apart, but are on {[home[n] for n in group]}")
 
 
 def _prediction_reproduced(plan: Plan, profile: Profile) -> str:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.graph import LayerGraph, edges, positions
+from autopart.problem import Demands
 from autopart.stage_load import Number, Partition, StageLoad, Traffic
 
 MOST_CUTS = 600
@@ -55,6 +56,24 @@ def partition_of(cuts: Cuts, path: Sequence[int]) -> Partition:
     return tuple(
         tuple(int(l) for l in np.flatnonzero(cuts.ahead[j] & ~cuts.ahead[i])) for i, j in pairs
     )
+
+
+def allowed(cuts: Cuts, graph: LayerGraph, demands: Demands, stage: int) -> Number:
+    """Boolean, shape (N, N): whether [i, j] may be stage number `stage` under the user's pins."""
+    place, may = positions(graph), cuts.nested
+
+    def holds(name: str) -> Number:
+        at = place[name]
+        return cuts.ahead[None, :, at] & ~cuts.ahead[:, None, at]
+
+    for pin in demands.pins:
+        may = may & (holds(pin.layer) == (pin.stage == stage))
+    for group in demands.same_stage:
+        inside = sum(holds(name).astype(int) for name in group)
+        may = may & ((inside == 0) | (inside == len(group)))
+    for group in demands.different_stage:
+        may = may & (sum(holds(name).astype(int) for name in group) <= 1)
+    return may
 
 
 def _downsets(graph: LayerGraph, most: int) -> list[int] | None:

@@ -4,7 +4,12 @@ It turns a user's words into a problem, lets the search find the fastest decisio
 and writes both down as a plan; where nothing fits, it says the least memory that would do.
 """
 
+import difflib
+import itertools
 import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from autopart import __version__
 from autopart.certificate import certificate, problem_of
@@ -12,11 +17,13 @@ from autopart.cluster import Cluster, num_gpus
 from autopart.cost import predict
 from autopart.cuts import Cuts, all_cuts
 from autopart.errors import AutopartError, InfeasibleError
+from autopart.graph import positions
 from autopart.plan import Origin, Plan, Stage, orders_of
 from autopart.problem import (
     SCHEDULES,
     Demands,
     Layout,
+    Pin,
     Problem,
     layouts,
     optimizer_bytes,
@@ -42,13 +49,18 @@ def solve(
     solver: str = "auto",
     num_stages: int | None = None,
     num_replicas: int | None = None,
+    pins: Mapping[str, int] | None = None,
+    same_stage: Sequence[Sequence[str]] = (),
+    different_stage: Sequence[Sequence[str]] = (),
     optimizer: str = "adamw",
     time_limit: float = 60.0,
 ) -> Plan:
     """The fastest plan found for a profile on a cluster, with its certificate.
 
     `global_batch` counts samples of one optimizer step, `num_microbatches` microbatches of the
-    profile's size; give one of them or neither. `time_limit` bounds the ILP, in seconds.
+    profile's size; give one of them or neither. `pins` puts layers on stages (counted from 0); the
+    groups of `same_stage` must share a stage, those of `different_stage` must not. `time_limit` is in
+    seconds; what it leaves open widens the certificate's gap.
     Raises InfeasibleError, naming the least memory that would do, where nothing fits.
     """
     began = time.perf_counter()
@@ -59,6 +71,9 @@ def solve(
         schedule=schedule,
         num_stages=num_stages,
         num_replicas=num_replicas,
+        pins=pins,
+        same_stage=same_stage,
+        different_stage=different_stage,
         optimizer=optimizer,
     )
     found = search(problem, _solver_name(solver), began + time_limit)
@@ -73,6 +88,9 @@ def make_problem(
     schedule: str = "auto",
     num_stages: int | None = None,
     num_replicas: int | None = None,
+    pins: Mapping[str, int] | None = None,
+    same_stage: Sequence[Sequence[str]] = (),
+    different_stage: Sequence[Sequence[str]] = (),
     optimizer: str = "adamw",
 ) -> Problem:
     """The problem as the solvers are told it; raises AutopartError on an unknown word."""
@@ -81,28 +99,51 @@ def make_problem(
     for what, count in (("stages", num_stages), ("replicas", num_replicas)):
         if count is not None and count < 1:
             raise AutopartError(f"{count} {what}: there must be at least 1")
+    demands = Demands(
+        num_stages=num_stages,
+        num_replicas=num_replicas,
+        schedules=SCHEDULES if schedule == "auto" else (schedule,),
+        pins=tuple(Pin(layer=name, stage=stage) for name, stage in (pins or {}).items()),
+        same_stage=tuple(map(tuple, same_stage)),
+        different_stage=tuple(map(tuple, different_stage)),
+    )
+    _check_pins(profile, demands)
     return Problem(
         graph=profile.graph,
         cluster=cluster,
         microbatch_size=profile.microbatch_size,
         num_microbatches=num_microbatches,
         optimizer_bytes=optimizer_bytes(optimizer, profile.dtype),
-        demands=Demands(
-            num_stages=num_stages,
-            num_replicas=num_replicas,
-            schedules=SCHEDULES if schedule == "auto" else (schedule,),
-        ),
+        demands=demands,
     )
+
+
+def _check_pins(profile: Profile, demands: Demands) -> None:
+    known = positions(profile.graph)
+    groups = (*demands.same_stage, *demands.different_stage)
+    for name in (*(pin.layer for pin in demands.pins), *itertools.chain(*groups)):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3) or list(known)[:3]
+            raise AutopartError(
+                f"the profile knows no layer '{name}' to pin; near it: {', '.join(near)}"
+            )
+    for pin in demands.pins:
+        if pin.stage < 0 or (demands.num_stages is not None and pin.stage >= demands.num_stages):
+            raise AutopartError(
+                f"layer '{pin.layer}' is pinned to stage {pin.stage}; stages count from 0"
+                + (f" to {demands.num_stages - 1}" if demands.num_stages else "")
+            )
 
 
 def baselines(profile: Profile, plan: Plan) -> dict[str, Plan | str]:
     """What uniform layers and balanced parameters would give with the plan's stages and replicas
-    (any, where they are one stage): a plan, or why there is none."""
+    (any, where they are one stage), without its pins: a plan, or why there is none."""
     found: dict[str, Plan | str] = {}
     names: tuple[SolverName, ...] = ("uniform", "parameters")
     for name in names:
         began = time.perf_counter()
-        problem = problem_of(plan, profile.graph)
+        demands = msgspec.structs.replace(plan.demands, pins=(), same_stage=(), different_stage=())
+        problem = msgspec.structs.replace(problem_of(plan, profile.graph), demands=demands)
         try:
             found[name] = _plan(profile, problem, search(problem, name, began), began)
         except InfeasibleError as error:
@@ -140,10 +181,13 @@ def _why_infeasible(problem: Problem, solver: SolverName) -> str:
     cuts = all_cuts(problem.graph)
     limit = format_bytes(problem.cluster.memory_bytes)
     needs = [
-        (_least_memory(problem, layout, cuts, solver), shape)
+        (least, shape)
         for shape in shapes(problem)
         for layout in layouts(problem, *shape)
+        if (least := _least_memory(problem, layout, cuts, solver)) is not None
     ]
+    if not needs:
+        return "no partition keeps all pins at once, whatever the memory; drop one of them"
     least, (k, r) = min(needs)
     return (
         f"nothing fits into {limit} a GPU: the least that would do is {format_bytes(least)} "
@@ -152,7 +196,7 @@ def _why_infeasible(problem: Problem, solver: SolverName) -> str:
     )
 
 
-def _least_memory(problem: Problem, layout: Layout, cuts: Cuts, solver: SolverName) -> int:
+def _least_memory(problem: Problem, layout: Layout, cuts: Cuts, solver: SolverName) -> int | None:
     num_stages = len(layout.stage_ranks)
     if solver == "uniform":
         partition = uniform.solve(len(problem.graph.layers), num_stages)

@@ -7,7 +7,7 @@ import msgspec
 from autopart.cluster import Cluster, num_gpus
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.graph import LayerGraph
-from autopart.units import PositiveCount
+from autopart.units import Count, PositiveCount
 
 ScheduleName = Literal["gpipe", "1f1b"]
 SCHEDULES: tuple[ScheduleName, ...] = ("gpipe", "1f1b")
@@ -18,12 +18,24 @@ MASTER_BYTES = 4
 """A float32 master copy for each trained element, where training runs in 16 bits."""
 
 
+class Pin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One layer that must lie on one stage (counted from 0)."""
+
+    layer: str
+    stage: Count
+
+
 class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the user fixed beforehand; None and several schedules leave the choice to the planner."""
 
     num_stages: PositiveCount | None = None
     num_replicas: PositiveCount | None = None
     schedules: tuple[ScheduleName, ...] = SCHEDULES
+    pins: tuple[Pin, ...] = ()
+    same_stage: tuple[tuple[str, ...], ...] = ()
+    """Groups of layers, each of which must share a stage."""
+    different_stage: tuple[tuple[str, ...], ...] = ()
+    """Groups of layers, of which no two may share a stage."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,6 +1,6 @@
 """Options and arguments that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -38,3 +38,15 @@ def usage_checked(parse: Callable[[str], T]) -> Callable[[str], T]:
             raise typer.BadParameter(str(error)) from None
 
     return parsed
+
+
+def parse_pins(texts: Sequence[str]) -> dict[str, int]:
+    """Read `LAYER=STAGE` pins."""
+    pins: dict[str, int] = {}
+    for text in texts:
+        layer, _, stage = text.rpartition("=")
+        if not layer or not stage.isdecimal():
+            raise typer.BadParameter(f"'{text}' is no pin; write a layer and a stage: head=3")
+        if pins.setdefault(layer, int(stage)) != int(stage):
+            raise typer.BadParameter(f"layer '{layer}' is pinned to {pins[layer]} and to {stage}")
+    return pins

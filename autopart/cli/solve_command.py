@@ -7,7 +7,7 @@ import typer
 
 from autopart.cli.cluster_options import ClusterOptions, chosen_cluster, notes_on
 from autopart.cli.console import check_may_write, print_result, warn
-from autopart.cli.options import AsJson, usage_checked
+from autopart.cli.options import AsJson, parse_pins, usage_checked
 from autopart.plan import FORMAT, save_plan
 from autopart.planner import baselines, solve
 from autopart.profile import load_profile, newest_profile
@@ -58,6 +58,16 @@ def command(
     ] = "auto",
     stages: Annotated[int | None, typer.Option(min=1, help="Number of stages.")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each stage.")] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER=STAGE", help="Put a layer on a stage, counted from 0."),
+    ] = None,
+    same_stage: Annotated[
+        list[str] | None, typer.Option(metavar="A,B", help="Layers that must share a stage.")
+    ] = None,
+    different_stage: Annotated[
+        list[str] | None, typer.Option(metavar="A,B", help="Layers that must not share a stage.")
+    ] = None,
     solver: Annotated[
         Literal["auto", "dp", "ilp", "uniform", "parameters"],
         typer.Option(help="dp and ilp are exact; uniform and parameters are the usual splits."),
@@ -66,7 +76,7 @@ def command(
         Literal["adamw", "sgd-momentum", "sgd"], typer.Option(help="Whose state must be held.")
     ] = "adamw",
     time_limit: Annotated[
-        float, typer.Option(min=0.0, help="Seconds for the ILP, where it is needed.")
+        float, typer.Option(min=0.0, help="Seconds; what it leaves open widens the gap.")
     ] = 60.0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The plan file.")] = Path(
         "plan.json"
@@ -89,6 +99,9 @@ def command(
         solver=solver,
         num_stages=stages,
         num_replicas=replicas,
+        pins=parse_pins(pin or []),
+        same_stage=[group.split(",") for group in same_stage or []],
+        different_stage=[group.split(",") for group in different_stage or []],
         optimizer=optimizer,
         time_limit=time_limit,
     )

@@ -39,7 +39,7 @@ from autopart.cost import (
     total,
     traffic_times,
 )
-from autopart.cuts import Cuts
+from autopart.cuts import Cuts, allowed
 from autopart.problem import Layout, Problem
 from autopart.stage_load import Number, StageLoad
 
@@ -57,7 +57,11 @@ class Path(NamedTuple):
 def solve(problem: Problem, layout: Layout, cuts: Cuts) -> list[tuple[int, ...]]:
     """The paths that are best for each cost above, each once; none where nothing fits."""
     loads = cuts.loads
-    fits = [total(use) <= problem.cluster.memory_bytes for use in _memories(problem, layout, loads)]
+    memory_bytes = problem.cluster.memory_bytes
+    fits = [
+        (total(use) <= memory_bytes) & allowed(cuts, problem.graph, problem.demands, stage)
+        for stage, use in enumerate(_memories(problem, layout, loads))
+    ]
     found: dict[tuple[int, ...], None] = {}
     for share in SEND_SHARES:
         periods = _periods(problem, layout, loads, share)
@@ -72,12 +76,15 @@ def solve(problem: Problem, layout: Layout, cuts: Cuts) -> list[tuple[int, ...]]
     return list(found)
 
 
-def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> int:
-    """The smallest memory of a GPU, in bytes, with which some cut of the layout fits."""
-    costs = [total(use).astype(float) for use in _memories(problem, layout, cuts.loads)]
+def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> int | None:
+    """The smallest memory of a GPU, in bytes, with which some cut of the layout fits; None where the
+    user's pins allow no cut at all."""
+    costs = [
+        np.where(allowed(cuts, problem.graph, problem.demands, stage), total(use), np.inf)
+        for stage, use in enumerate(_memories(problem, layout, cuts.loads))
+    ]
     best = best_path(costs, cuts.nested)
-    assert best is not None, "every cost is finite"
-    return int(best.largest)
+    return None if best is None else int(best.largest)
 
 
 def best_path(costs: Sequence[Number], nested: Number) -> Path | None:

@@ -16,7 +16,9 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
     (7) work[s] >= workspace of l * x[l, s]
     (8) memory of stage s <= memory of a GPU       the cost model's own formula, linear in the above
     (9) T >= sum over l of (f + b)_l z[l, s-1] + m * period[s]
-   (10) T <= the value of the best chain plan, where there is one
+   (10) x[l, s] = 1 for a pin of l to s; x[l, s] = x[u, s] for layers of one stage; the sum of x[l, s] over
+        layers that must lie apart is at most 1
+   (11) T <= the value of the best chain plan, where there is one
 
 All of c, only, any, work and T are continuous: each is pushed down by (8) and (9), and at whole z the
 smallest value that (4)-(7) allow is the exact one. The cumulative z make precedence (2) tight in the
@@ -104,12 +106,13 @@ class _Program:
         self.finish: Any = self.program.add_variable("T", 0)
         self.program += self.finish
         self._place_layers()
+        self._keep_demands()
         self._cross_cuts()
         for stage in range(self.k):
             self._bound_stage(stage)
 
     def must_beat(self, finish: float) -> None:
-        self.program += self.finish <= finish / self.second, "chain"  # (10)
+        self.program += self.finish <= finish / self.second, "chain"  # (11)
 
     def solve(self, seconds: float) -> Partition | None:
         solver = pulp.HiGHS(msg=False, timeLimit=seconds, threads=1, gapRel=1e-6)
@@ -139,6 +142,18 @@ class _Program:
         for s in range(self.k):
             on_it = [self._on(l, s) for l in range(len(self.work))]
             self.program += pulp.lpSum(on_it) >= 1  # (3)
+
+    def _keep_demands(self) -> None:
+        demands, place = self.problem.demands, self.place  # (10)
+        for stage in range(self.k):
+            for pin in demands.pins:
+                self.program += self._on(place[pin.layer], stage) == int(pin.stage == stage)
+            for first, *others in demands.same_stage:
+                for other in others:
+                    here = self._on(place[first], stage)
+                    self.program += self._on(place[other], stage) == here
+            for group in demands.different_stage:
+                self.program += pulp.lpSum(self._on(place[l], stage) for l in group) <= 1
 
     def _by(self, layer: int, stage: int) -> Expression:
         """z[layer, stage]."""

@@ -1,0 +1,134 @@
+import itertools
+import json
+import random
+
+import msgspec
+import pytest
+
+from autopart.certificate import verify
+from autopart.cli import exit_code
+from autopart.errors import AutopartError, InfeasibleError
+from autopart.planner import solve
+from autopart.problem import Demands, layouts, shapes
+from autopart.profile import save_profile
+from tests.oracle import layout_stages, partitions, step_time
+from tests.problems import chain_graph, cluster, layer, profile, random_problem
+
+ROW = profile(chain_graph(*(layer(f"l{i}") for i in range(6))))
+
+
+def homes(plan) -> dict[str, int]:
+    return {name: index for index, stage in enumerate(plan.stages) for name in stage.layers}
+
+
+@pytest.mark.parametrize("solver", ["auto", "ilp"])
+def test_pins_are_kept_where_they_cost_time(solver: str):
+    plan = solve(
+        ROW, cluster(1, 2), num_microbatches=8, num_stages=2, pins={"l4": 0}, solver=solver
+    )
+    assert homes(plan)["l4"] == 0
+    plan = solve(
+        ROW,
+        cluster(1, 2),
+        num_microbatches=8,
+        num_stages=2,
+        same_stage=[("l0", "l4")],
+        solver=solver,
+    )
+    assert homes(plan)["l0"] == homes(plan)["l4"]
+    plan = solve(
+        ROW,
+        cluster(1, 2),
+        num_microbatches=8,
+        num_stages=2,
+        different_stage=[("l4", "l5")],
+        solver=solver,
+    )
+    assert homes(plan)["l4"] != homes(plan)["l5"]
+
+
+def test_pins_that_contradict_each_other_leave_no_plan():
+    with pytest.raises(InfeasibleError, match="no partition keeps all pins at once"):
+        solve(ROW, cluster(1, 2), num_microbatches=8, num_stages=2, pins={"l0": 1})
+
+
+@pytest.mark.parametrize(
+    ("pins", "message"),
+    [
+        ({"l9": 0}, "no layer 'l9' to pin; near it: l0, l1, l2"),
+        ({"l1": 2}, "pinned to stage 2; stages count from 0 to 1"),
+    ],
+)
+def test_a_pin_that_means_nothing_is_refused(pins: dict[str, int], message: str):
+    with pytest.raises(AutopartError, match=message):
+        solve(ROW, cluster(1, 2), num_microbatches=8, num_stages=2, pins=pins)
+
+
+def test_a_plan_that_breaks_its_pin_is_refused():
+    plan = solve(ROW, cluster(1, 2), num_microbatches=8, num_stages=2, pins={"l4": 0})
+    demands = msgspec.structs.replace(
+        plan.demands, pins=(msgspec.structs.replace(plan.demands.pins[0], stage=1),)
+    )
+    check = verify(msgspec.structs.replace(plan, demands=demands), ROW)[-1]
+    assert not check.passed and "pinned to stage 1, but on stage 0" in check.detail
+
+
+def drawn(rng: random.Random, names: list[str], num_stages: int) -> dict[str, object]:
+    chosen = rng.sample(names, min(2, len(names)))
+    if len(chosen) < 2 or rng.random() < 0.4:
+        return {"pins": {chosen[0]: rng.randrange(num_stages)}}
+    return {rng.choice(["same_stage", "different_stage"]): [tuple(chosen)]}
+
+
+def keeps(partition, names: list[str], pins) -> bool:
+    home = {names[at]: index for index, stage in enumerate(partition) for at in stage}
+    groups = {kind: pins.get(kind, []) for kind in ("same_stage", "different_stage")}
+    return (
+        all(home[name] == stage for name, stage in pins.get("pins", {}).items())
+        and all(home[a] == home[b] for a, b in groups["same_stage"])
+        and all(home[a] != home[b] for a, b in groups["different_stage"])
+    )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_pinned_plan_is_the_fastest_of_those_that_keep_the_pins(seed: int):
+    rng = random.Random(seed)
+    asked = random_problem(rng, branching=rng.random() < 0.5, tight=False)
+    names = [la.name for la in asked.graph.layers]
+    gpus = asked.cluster.num_nodes * asked.cluster.gpus_per_node
+    num_stages = rng.randint(1, min(len(names), gpus))
+    pins = drawn(rng, names, num_stages)
+    demanded = msgspec.structs.replace(asked, demands=Demands(num_stages=num_stages))
+    times = [
+        step_time(demanded, layout, partition)
+        for layout in itertools.chain(*(layouts(demanded, *shape) for shape in shapes(demanded)))
+        for partition in partitions(demanded, layout_stages(layout))
+        if keeps(partition, names, pins)
+    ]
+    fast = min((time for time in times if time is not None), default=None)
+    given = profile(asked.graph)
+    try:
+        plan = solve(
+            given,
+            asked.cluster,
+            num_microbatches=asked.num_microbatches,
+            num_stages=num_stages,
+            **pins,
+        )  # pyright: ignore
+    except InfeasibleError:
+        assert fast is None
+        return
+    assert plan.prediction.step_time == pytest.approx(fast, rel=1e-9)
+    assert all(check.passed for check in verify(plan, given))
+
+
+def test_pins_are_typed_on_the_command_line(tmp_path, capsys):
+    save_profile(ROW, tmp_path / "row.json")
+    typed = (
+        f"solve --profile {tmp_path}/row.json --gpus 2 --stages 2 --json -o {tmp_path}/plan.json"
+    )
+    assert exit_code([*typed.split(), "--pin", "l4=0", "--different-stage", "l4,l5"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert "l4" in stages[0]["layers"] and "l5" in stages[1]["layers"]
+    assert exit_code([*typed.split(), "--pin", "l4"]) == 2
+    assert "write a layer and a stage: head=3" in capsys.readouterr().err
