@@ -10,7 +10,7 @@ the stopwatch of a GPU's roofline.
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 
@@ -88,6 +88,9 @@ def profile_model(
     """
     kind, roofline_gpu = checked_device(device, gpu)
     dtype_of(dtype)
+    if granularity not in get_args(Granularity):
+        known = ", ".join(get_args(Granularity))
+        raise UsageError(f"unknown granularity '{granularity}'; known: {known}")
     _check_counts(microbatch_size=(microbatch_size, 1), warmup=(warmup, 0), repeats=(repeats, 1))
     steps = Steps(progress, 3 if roofline_gpu else warmup + repeats + 3)
     steps.next("building and capturing the model")
@@ -219,6 +222,7 @@ def _warnings(whole: WholeModel, found: _Bytes, times: Times) -> Sequence[str]:
         notes.append(
             f"the layers' stash adds up to {format_share(1 + stash_error(whole))} of what autograd "
             f"holds for the whole model; the captured graph as one holds {format_share(of_graph)}, "
-            "since models may take another path while they are exported (masks written out)"
+            "since an exported model may take another path (masks are written out, "
+            "torch.utils.checkpoint is left out)"
         )
     return notes

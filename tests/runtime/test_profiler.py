@@ -269,6 +269,7 @@ def test_measuring_leaves_the_callers_random_numbers_alone() -> None:
         ({"microbatch_size": 0}, UsageError, r"--microbatch-size 0: it must be at least 1"),
         ({"repeats": 0}, UsageError, r"--repeats 0"),
         ({"warmup": -1}, UsageError, r"--warmup -1"),
+        ({"granularity": "op"}, UsageError, r"unknown granularity 'op'; known: block, module"),
         (
             {"device": "meta", "gpu": "h100-sxm", "dtype": "float64"},
             ClusterError,
