@@ -1,5 +1,7 @@
 """Tiny models of transformers, unmodified."""
 
+from functools import cache
+
 import torch
 from torch import nn
 from transformers import (
@@ -15,6 +17,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from autopart.runtime.capture import Captured, capture_model
 from autopart.runtime.model import TrainingModel
 from tests.runtime.small_models import Batch
 
@@ -27,6 +30,13 @@ def hugging_face(name: str) -> tuple[TrainingModel, Batch]:
     mask = (torch.arange(8) < torch.tensor([[8], [5]])).long()
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids}
     return TrainingModel(model, name=name).train(), (inputs, None)
+
+
+@cache
+def captured_hugging_face(name: str) -> tuple[TrainingModel, Batch, Captured]:
+    """The same, captured once for all tests that only look at it."""
+    model, example = hugging_face(name)
+    return model, example, capture_model(model, example)
 
 
 def _gpt2() -> nn.Module:

@@ -21,7 +21,7 @@ from autopart.graph import Layer as GraphLayer
 from autopart.graph import LayerGraph, Value, check_graph
 from autopart.runtime.capture import Captured, batch_leaves, capture_model
 from autopart.runtime.model import TrainingModel
-from tests.runtime.hugging_face import hugging_face
+from tests.runtime.hugging_face import captured_hugging_face, hugging_face
 from tests.runtime.small_models import (
     WIDTH,
     Block,
@@ -102,9 +102,8 @@ def test_leaves_are_named_by_keyword_or_place_and_no_name_is_taken_twice() -> No
 
 
 def test_labels_that_are_the_input_ids_themselves_are_an_input_of_their_own() -> None:
-    model, (inputs, _) = hugging_face("gpt2")
+    model, (inputs, _), captured = captured_hugging_face("gpt2")
     assert inputs["labels"] is inputs["input_ids"]
-    captured = capture_model(model, (inputs, None))
     consumers = {leaf.name: leaf.consumers for leaf in captured.inputs}
     assert consumers["input_ids"] == ("transformer.wte",)
     assert consumers["labels"] == ("lm_head",)
@@ -157,7 +156,7 @@ def fingerprints(*blocks: nn.Module) -> list[str]:
 def test_identical_blocks_share_a_fingerprint_whatever_their_weights() -> None:
     assert len(set(fingerprints(Block(), Block(), Block()))) == 1
     for name in ("gpt2", "llama", "bert"):
-        captured = capture_model(*hugging_face(name))
+        captured = captured_hugging_face(name)[2]
         blocks = {la.fingerprint for la in captured.layers if la.kind.endswith(("Block", "Layer"))}
         assert len(blocks) == 1, name
 
@@ -242,8 +241,7 @@ def test_hashes_are_the_same_in_every_process() -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])
 def test_a_model_on_the_meta_device_is_captured_as_the_same_graph(name: str) -> None:
     """The plan that was made from an analytic profile is run on a real device."""
-    model, example = hugging_face(name)
-    real = capture_model(model, example)
+    _, example, real = captured_hugging_face(name)
     with torch.device("meta"):
         empty = hugging_face(name)[0].to("meta")
     moved = {key: value.to("meta") for key, value in example[0].items()}
@@ -279,7 +277,7 @@ def test_a_model_of_billions_of_parameters_is_captured_without_memory_for_them()
 
 def test_layers_and_values_make_a_layer_graph() -> None:
     for name in ("gpt2", "t5"):
-        captured = capture_model(*hugging_face(name))
+        captured = captured_hugging_face(name)[2]
         zero = {"forward_time": 0.0, "input_grad_time": 0.0, "weight_grad_time": 0.0}
         layers = tuple(GraphLayer(name=la.name, kind=la.kind, **zero) for la in captured.layers)
         fields = ("name", "producer", "consumers", "bytes", "has_gradient")
@@ -288,7 +286,7 @@ def test_layers_and_values_make_a_layer_graph() -> None:
 
 
 def test_every_node_is_in_one_layer_or_depends_on_no_parameter() -> None:
-    captured = capture_model(*hugging_face("llama"))
+    captured = captured_hugging_face("llama")[2]
     nodes = [name for layer in captured.layers for name in layer.nodes]
     assert len(nodes) == len(set(nodes))
     assert captured.layer_of == {n: la.name for la in captured.layers for n in la.nodes}

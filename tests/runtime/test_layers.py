@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from autopart.runtime.capture import Captured, capture_model
-from tests.runtime.hugging_face import hugging_face
+from tests.runtime.hugging_face import captured_hugging_face
 from tests.runtime.small_models import (
     WIDTH,
     Block,
@@ -39,7 +39,7 @@ def layers_of(model: nn.Module, granularity: str = "block") -> list[str]:
     ],
 )
 def test_a_transformers_blocks_are_its_layers(model: str, expected: str) -> None:
-    captured = capture_model(*hugging_face(model))
+    captured = captured_hugging_face(model)[2]
     prefix, head = {
         "gpt2": ("transformer", "lm_head"),
         "llama": ("model", "lm_head"),
@@ -50,7 +50,7 @@ def test_a_transformers_blocks_are_its_layers(model: str, expected: str) -> None
 
 
 def test_an_encoder_decoder_has_the_layers_of_both() -> None:
-    captured = capture_model(*hugging_face("t5"))
+    captured = captured_hugging_face("t5")[2]
     found = names(captured)
     assert found[0] == "encoder.embed_tokens" and found[-1] == "lm_head"
     for block in range(2):

@@ -10,7 +10,7 @@ from autopart.errors import PlanError
 from autopart.runtime.capture import Captured, capture_model
 from autopart.runtime.model import TrainingModel
 from autopart.runtime.split import port, split_layers, split_stages
-from tests.runtime.hugging_face import hugging_face
+from tests.runtime.hugging_face import captured_hugging_face
 from tests.runtime.small_models import (
     WIDTH,
     Batch,
@@ -37,18 +37,28 @@ def check_cuts(
 ) -> Captured:
     """Each layer alone, and stages cut at random places, agree with the plain model."""
     captured = capture_model(model, example)
+    check_captured(captured, model, example, tolerance, cuts)
+    return captured
+
+
+def check_captured(
+    captured: Captured,
+    model: TrainingModel,
+    example: Batch,
+    tolerance: float,
+    cuts: Sequence[int] = (2, 3, 4),
+) -> None:
     plain = plain_step(model, example)
     assert_same_step(plain, stages_step(model, captured, example), tolerance)
     for seed, num_stages in enumerate(cuts):
         stages = random_cuts(captured, min(num_stages, len(captured.layers)), seed)
         assert_same_step(plain, stages_step(model, captured, example, stages), tolerance)
-    return captured
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])
 def test_hugging_face_models_keep_their_loss_and_every_gradient(name: str) -> None:
-    model, example = hugging_face(name)
-    check_cuts(model, example, FLOAT32)
+    model, example, captured = captured_hugging_face(name)
+    check_captured(captured, model, example, FLOAT32)
 
 
 class Attentive(nn.Module):
