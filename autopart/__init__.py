@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from autopart.exporters import export_plan
     from autopart.graph import Input, Layer, LayerGraph, Recompute, TiedParameter, Value
+    from autopart.importers import import_profile
     from autopart.plan import Plan, Stage, load_plan, save_plan
     from autopart.planner import baselines, solve
     from autopart.problem import Problem
@@ -59,6 +60,7 @@ _HOMES = {
     ),
     "autopart.exporters": ("export_plan",),
     "autopart.graph": ("Input", "Layer", "LayerGraph", "Recompute", "TiedParameter", "Value"),
+    "autopart.importers": ("import_profile",),
     "autopart.plan": ("Plan", "Stage", "load_plan", "save_plan"),
     "autopart.planner": ("baselines", "solve"),
     "autopart.problem": ("Problem",),
@@ -112,6 +114,7 @@ __all__ = [
     "baselines",
     "cluster_of",
     "export_plan",
+    "import_profile",
     "load_cluster",
     "load_plan",
     "load_profile",
