@@ -40,10 +40,11 @@ class StageRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class CheckResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far the pipeline is from the plain model; every difference is within its tolerance.
+    """How far the pipeline is from the plain model; nothing is further off than docs/runtime.md
+    allows (The check).
 
     A tensor's difference is the largest absolute difference of an element over the largest
-    absolute element of the plain model's tensor (docs/runtime.md: the check's tolerance).
+    absolute element of the plain model's tensor, unless its field says otherwise.
     """
 
     tolerance: float
@@ -52,12 +53,16 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     losses: float
     """The largest relative difference of a step's loss."""
     gradients: float
-    """The largest difference of a gradient after the first step that is no rounding; 0 if all are."""
+    """The largest difference of a gradient of the first step; what is mere rounding counts as 0."""
     worst_gradient: str
     """The parameter that it belongs to."""
     parameters: float
-    """The largest difference of a parameter after the last step."""
+    """The largest difference of a parameter after the last step: the root mean square of the
+    difference over that of the way that the parameter has gone since the start."""
     worst_parameter: str
+    first_update: float | None = None
+    """The largest difference of a parameter after the first step; None with AdamW, which divides
+    each element's gradient by its own size."""
     num_parameters: PositiveCount
     """Parameters compared, each on every rank that holds it."""
     num_buffers: Count

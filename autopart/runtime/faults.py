@@ -30,10 +30,12 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def failure_of(error: BaseException, rank: int, deed: str) -> Failure:
     """The failure that `error`, raised on `rank` while it was at `deed`, stands for.
 
-    What the user can mend (a model file, a plan) is the same on every rank and keeps its words.
+    What the user can mend (a model file, a plan) is mostly the same on every rank, and keeps its
+    words.
     """
     if isinstance(error, AutopartError):
-        return Failure(rank=rank, message=str(error), kind=type(error).__name__)
+        where = f" (on rank {rank})" if rank else ""
+        return Failure(rank=rank, message=f"{error}{where}", kind=type(error).__name__)
     cause = _innermost(error)
     text = " ".join(str(cause).split())[:400]
     return Failure(

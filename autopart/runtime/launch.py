@@ -232,7 +232,9 @@ class _Job:
         claimed = self._board.failure()
         if claimed is not None and not (claimed.is_guess and first):
             return claimed
-        rank = claimed.rank if claimed is not None and claimed.rank in first else first[0]
+        rank = claimed.rank if claimed is not None else first[0]
+        if rank not in first:  # The guess came from a rank that itself ended in a usual way.
+            rank = min(first, key=lambda r: self._ranks[r].returncode == 1)
         where = describe(self._board.notes()[rank])
         how = _cause_of_death(self._ranks[rank].returncode)
         said = self._last_line(rank)

@@ -1,5 +1,7 @@
 """A plan held against the model that it is to run."""
 
+from typing import NamedTuple
+
 import torch
 from torch import fx
 from torch.fx.node import Argument, map_aggregate
@@ -18,16 +20,16 @@ def capture_for_plan(plan: Plan, model: TrainingModel, batch: Batch) -> Captured
     Raises PlanError where the plan was made from another model, another microbatch size or dtype,
     or from another division into layers.
     """
-    unknown: list[str] = []
-    missing: list[str] = []
+    least: _Difference | None = None
     for granularity in _GRANULARITIES:
         captured = capture_model(model, batch, granularity=granularity)
-        unknown, missing = _difference(plan, captured)
-        if captured.graph_hash != plan.origin.graph_hash:
-            raise PlanError(_other_model(plan, model.name, unknown, missing))
-        if not unknown and not missing:
+        found = _difference(plan, captured)
+        if found == _Difference(is_other_graph=False, unknown=[], missing=[]):
             return captured
-    raise PlanError(_other_layers(plan, model.name, unknown, missing))
+        if least is None or found.size < least.size:
+            least = found
+    assert least is not None
+    raise PlanError(_told(plan, model.name, least))
 
 
 def place_on(module: fx.GraphModule, device: torch.device) -> None:
@@ -46,33 +48,49 @@ def place_on(module: fx.GraphModule, device: torch.device) -> None:
             part.recompile()
 
 
-def _difference(plan: Plan, captured: Captured) -> tuple[list[str], list[str]]:
-    """Layers of the plan that the model lacks, and layers of the model that the plan lacks."""
+class _Difference(NamedTuple):
+    """How a plan and a captured model differ."""
+
+    is_other_graph: bool
+    unknown: list[str]
+    """Layers of the plan that the model lacks."""
+    missing: list[str]
+    """Layers of the model that the plan lacks."""
+
+    @property
+    def size(self) -> int:
+        return len(self.unknown) + len(self.missing)
+
+
+def _difference(plan: Plan, captured: Captured) -> _Difference:
     planned = [name for stage in plan.stages for name in stage.layers]
     known = [layer.name for layer in captured.layers]
-    return [n for n in planned if n not in known], [n for n in known if n not in planned]
+    return _Difference(
+        is_other_graph=captured.graph_hash != plan.origin.graph_hash,
+        unknown=[name for name in planned if name not in known],
+        missing=[name for name in known if name not in planned],
+    )
 
 
-def _other_model(plan: Plan, model: str, unknown: list[str], missing: list[str]) -> str:
-    made = f"the plan was made from {plan.origin.model}, whose graph has the hash {plan.origin.graph_hash}"
-    if unknown or missing:
-        return f"{made}; {model} differs: {_listed(unknown, missing)}; profile and solve it anew"
+def _told(plan: Plan, model: str, found: _Difference) -> str:
+    if not found.is_other_graph:
+        return f"the plan's layers are not those of {model}: {_layers(found)}"
+    made = f"the plan was made from {plan.origin.model} (graph {plan.origin.graph_hash[:16]})"
+    if found.size:
+        return f"{made}; {model} differs: {_layers(found)}; profile and solve it anew"
     return (
         f"{made}; {model} has the same layers, but its operations or shapes differ at microbatch "
         f"size {plan.microbatch_size} and {plan.origin.dtype}; profile and solve it anew"
     )
 
 
-def _other_layers(plan: Plan, model: str, unknown: list[str], missing: list[str]) -> str:
-    return f"the plan's layers are not those of {model}: {_listed(unknown, missing)}"
-
-
-def _listed(unknown: list[str], missing: list[str]) -> str:
-    parts = [
-        (unknown, "the plan has", "which the model lacks"),
-        (missing, "the model has", "which the plan lacks"),
-    ]
-    return "; ".join(f"{who} {_some(names)}, {lacks}" for names, who, lacks in parts if names)
+def _layers(found: _Difference) -> str:
+    parts: list[str] = []
+    if found.unknown:
+        parts.append(f"the plan has {_some(found.unknown)}, which the model lacks")
+    if found.missing:
+        parts.append(f"the model has {_some(found.missing)}, which the plan lacks")
+    return "; ".join(parts)
 
 
 def _some(names: list[str]) -> str:

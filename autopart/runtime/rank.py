@@ -23,8 +23,9 @@ CONNECT_SECONDS = 60.0
 """How long the ranks may take to find each other."""
 _TRANSPORT_TIMEOUTS = 3 * SETTING_UP
 """Torch's own limit on a wait, in timeouts: a backstop behind the guard, who knows more."""
-_BETTER_KNOWN = 1.0
-"""Seconds that a rank which lost another waits for that one's own account."""
+_BETTER_KNOWN = 0.05
+"""Seconds that a rank which lost another waits for that one's own account, which was written
+before it ended, if at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ def _guess(error: LostPeer, rank: int, board: Board) -> Failure | None:
     while time.monotonic() < until:
         if board.failure() is not None:
             return None
-        time.sleep(0.05)
+        time.sleep(_BETTER_KNOWN / 5)
     if error.peer is None:
         text = f"rank {rank} lost another rank in {error}"
         return Failure(rank=rank, message=text, is_guess=True)
@@ -196,5 +197,5 @@ def _wrong_size(plan: Plan, world: World) -> str:
 
 def _last_words(failure: Failure) -> None:
     """The thread that finds the run stuck cannot raise in a thread that waits inside torch."""
-    sys.stderr.write(f"autopart: {failure.message}\n")
+    sys.stderr.write(f"error: {failure.message}\n")
     sys.stderr.flush()

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from autopart.runtime.attributes import user_name
 from autopart.runtime.dropout import DropNothing
 from autopart.runtime.model import Batch, TrainingModel
 from autopart.runtime.optimizer import Optimizer
-from autopart.runtime.tracing import user_name
 
 Tensors = Mapping[str, torch.Tensor]
 """Tensors by the user's own names."""
@@ -20,11 +20,17 @@ class Reference:
 
     losses: tuple[float, ...]
     """The mean loss of each step's batch."""
+    loss_dtype: torch.dtype
     gradients: Tensors
-    """After the first step; a parameter that has none is missing."""
-    parameters: Tensors
-    """After the last step."""
+    """Of the first step; a parameter that has none is missing."""
+    start: Tensors
+    """The parameters before the first step,"""
+    first: Tensors
+    """after it,"""
+    last: Tensors
+    """and after the last one."""
     buffers: Tensors
+    """After the last step."""
 
 
 def run_reference(
@@ -41,7 +47,9 @@ def run_reference(
     parameters = {user_name(name): p for name, p in model.named_parameters()}
     stepper = optimizer(list(parameters.values()))
     losses: list[float] = []
-    gradients: dict[str, torch.Tensor] = {}
+    loss_dtype = torch.float32
+    start = _copies(parameters)
+    gradients, first = dict[str, torch.Tensor](), start
     for step in range(steps):
         total = 0.0
         for m in range(num_microbatches):
@@ -51,14 +59,21 @@ def run_reference(
                 loss = model(inputs, target) / num_microbatches
             loss.backward()
             total += loss.item()
+            loss_dtype = loss.dtype
         losses.append(total)
-        if step == 0:
-            gradients = _copies({n: p.grad for n, p in parameters.items() if p.grad is not None})
+        if step > 0:
+            stepper.step()
+            continue
+        gradients = _copies({n: p.grad for n, p in parameters.items() if p.grad is not None})
         stepper.step()
+        first = _copies(parameters)
     return Reference(
         losses=tuple(losses),
+        loss_dtype=loss_dtype,
         gradients=gradients,
-        parameters=_copies(parameters),
+        start=start,
+        first=first,
+        last=first if steps == 1 else _copies(parameters),
         buffers=_copies({user_name(name): buffer for name, buffer in model.named_buffers()}),
     )
 

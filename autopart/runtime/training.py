@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import msgspec
@@ -18,7 +19,7 @@ from autopart.runtime.board import SETTING_UP, Board
 from autopart.runtime.capture import Captured
 from autopart.runtime.check import Check
 from autopart.runtime.clock import Clock, clock_of
-from autopart.runtime.dropout import drop_nothing, random_operations
+from autopart.runtime.dropout import DropNothing, drop_nothing, random_operations
 from autopart.runtime.measured import (
     RankRun,
     StepRun,
@@ -28,7 +29,7 @@ from autopart.runtime.measured import (
     step_times_of,
 )
 from autopart.runtime.microbatches import Microbatches
-from autopart.runtime.model import ModelSource, build_training_model, dtype_of, example_batch
+from autopart.runtime.model import ModelSource, build_training_model, example_batch
 from autopart.runtime.model_file import load_model
 from autopart.runtime.optimizer import LEARNING_RATES, Optimizer
 from autopart.runtime.peak_memory import how_measured, peak_bytes, watch_peak
@@ -176,8 +177,7 @@ class _Run:
         optimizer = self._make_optimizer([])
         return Check(
             reference=reference,
-            dtype=dtype_of(dtype),
-            tolerance=checks.TOLERANCES[dtype],
+            dtype=dtype,
             steps=settings.steps,
             optimizer=optimizer.name,
             lr=optimizer.lr,
@@ -190,14 +190,20 @@ class _Run:
         board.waiting(f"the start of step {step + 1}", None)
         distributed.barrier()
         begin = time.perf_counter()
-        loss = self._executor.step(microbatches)
+        # The graph's own dropouts are off already; modules that run as they are have theirs.
+        with DropNothing() if self._settings.check else nullcontext():
+            loss = self._executor.step(microbatches)
         clock.wait()
         done = time.perf_counter()
-        if self._settings.check and step == 0:
+        is_compared = self._settings.check and step == 0
+        if is_compared:
             board.waiting("the comparison of gradients", None)
             checks.compare_gradients(self._check, self._gradients())
         board.working("the optimizer's step")
         update_time = _timed_update(self._optimizer, clock)
+        if is_compared:
+            board.waiting("the comparison of parameters", None)
+            checks.compare_first_update(self._check, self._parameters)
         board.step = step + 1
         return StepRun(
             loss=None if loss is None else loss.item(),
@@ -229,7 +235,7 @@ class _Run:
             notes.append(f"dropout was off in both models ({self._dropouts} operations)")
         if not self._compares_buffers():
             notes.append("buffers were not compared: each replica sees its own microbatches only")
-        return checks.finish(self._check, losses, self._dropouts, self._random, notes)
+        return checks.outcome(self._check, losses, self._dropouts, self._random, notes)
 
 
 def _timed_update(optimizer: Optimizer, clock: Clock) -> float:

@@ -2,12 +2,23 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from autopart.cluster import cluster_of
-from autopart.plan import Certificate, MemoryUse, Origin, Plan, Prediction, Stage, StagePrediction, orders_of
+from autopart.plan import (
+    Certificate,
+    MemoryUse,
+    Origin,
+    Plan,
+    Prediction,
+    Stage,
+    StagePrediction,
+    orders_of,
+)
 from autopart.problem import Demands
 from autopart.runtime.capture import Captured, capture_model
 from autopart.runtime.model import build_training_model, example_batch, load_model
-from autopart.schedule import make_schedule
+from autopart.schedule import Schedule, make_schedule
 
 
 def capture(model: str, microbatch_size: int = 2, dtype: str = "float32") -> Captured:
@@ -71,7 +82,9 @@ def plan_of(
         num_microbatches=num_microbatches,
         optimizer_bytes=8,
         demands=Demands(),
-        stages=tuple(Stage(layers=tuple(la), ranks=on) for la, on in zip(layers, ranks, strict=True)),
+        stages=tuple(
+            Stage(layers=tuple(la), ranks=on) for la, on in zip(layers, ranks, strict=True)
+        ),
         schedule=schedule,
         orders=orders_of(make_schedule(schedule, ranks, num_microbatches)),
         prediction=Prediction(
@@ -97,3 +110,8 @@ def _nothing() -> StagePrediction:
         memory=memory,
         peak_bytes=0,
     )
+
+
+def with_orders(plan: Plan, schedule: Schedule) -> Plan:
+    """The plan with other orders."""
+    return msgspec.structs.replace(plan, orders=orders_of(schedule))

@@ -1,0 +1,91 @@
+"""What the ranks of a pool do in tests; each function runs on every rank at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import distributed
+
+from autopart.errors import RunError
+from autopart.plan import Plan
+from autopart.run_result import CheckResult, RunResult
+from autopart.runtime import check as checks
+from autopart.runtime.board import Board
+from autopart.runtime.gradient_sum import GradientSum, Holders
+from autopart.runtime.reference import Reference
+from autopart.runtime.training import Place, RunSettings, train
+
+
+def run(rank: int, plan: Plan, settings: RunSettings) -> RunResult | None:
+    """A whole run, as one rank of the pool's process group."""
+    size = distributed.get_world_size()
+    place = Place(rank, size, torch.device("cpu"), "gloo")
+    return train(plan, settings, place, Board(distributed.HashStore(), rank, size))
+
+
+def run_without_sums(rank: int, plan: Plan, settings: RunSettings) -> str:
+    """A checked run whose gradients are not summed over their holders: what it complains of."""
+    kept, GradientSum.run = GradientSum.run, lambda self: None
+    try:
+        return complaint_of(rank, plan, settings)
+    finally:
+        GradientSum.run = kept
+
+
+def run_with_double_loss(rank: int, plan: Plan, settings: RunSettings) -> str:
+    """A checked run whose loss counts for more than its share: what it complains of."""
+    from autopart.runtime.stage import TorchStage
+
+    kept = TorchStage.backward
+    TorchStage.backward = lambda self, m, given, scale: kept(self, m, given, scale * 1.0001)
+    try:
+        return complaint_of(rank, plan, settings)
+    finally:
+        TorchStage.backward = kept
+
+
+def complaint_of(rank: int, plan: Plan, settings: RunSettings) -> str:
+    """What a run complains of on this rank; empty where it does not."""
+    try:
+        run(rank, plan, settings)
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def summed_gradients(
+    rank: int, holders: Sequence[Holders], gradients: Sequence[dict[str, torch.Tensor | None]]
+) -> dict[str, torch.Tensor | None]:
+    """Each rank starts with its own `gradients`; what it has after the sum."""
+    mine = gradients[rank]
+    held = {n for h in holders if rank in h.ranks for n in h.names}
+    shapes = {n: g for of in gradients for n, g in of.items() if g is not None}
+    parameters = {
+        n: torch.nn.Parameter(torch.zeros_like(shapes.get(n, torch.zeros(2)))) for n in held
+    }
+    for name, parameter in parameters.items():
+        parameter.grad = mine.get(name)
+    GradientSum(holders, parameters, rank).run()
+    return {name: parameter.grad for name, parameter in parameters.items()}
+
+
+def checked(
+    rank: int,
+    reference: Reference,
+    held: Sequence[dict[str, dict[str, torch.Tensor]]],
+    losses: Sequence[float],
+    optimizer: str,
+) -> CheckResult | str | None:
+    """The check of tensors that each rank claims to have: its result, or its complaint."""
+    steps = len(reference.losses)
+    check = checks.Check(reference, "float32", steps, optimizer, lr=0.1) if rank == 0 else None
+    mine = held[rank]
+    checks.compare_gradients(check, mine["gradients"])
+    checks.compare_first_update(check, mine["first"])
+    checks.compare_parameters(check, mine["last"])
+    checks.compare_buffers(check, mine["buffers"])
+    if check is None:
+        return None
+    try:
+        return checks.outcome(check, losses, 0, (), ())
+    except RunError as error:
+        return str(error)

@@ -1,0 +1,165 @@
+"""The executor against the plain model, on processes that share a pool.
+
+The plans cut unevenly, through skips and between tied layers. Every case trains a few steps and
+compares losses, all gradients and all parameters with the model run as one (`check`).
+"""
+
+from functools import cache
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from autopart.plan import Plan, schedule_of
+from autopart.run_result import CheckResult, RunResult
+from autopart.runtime.training import RunSettings
+from autopart.schedule import Schedule
+from tests.runtime.on_ranks import complaint_of, run, run_with_double_loss, run_without_sums
+from tests.runtime.orders import valid_orders
+from tests.runtime.plans import capture, plan_for, with_orders
+from tests.runtime.rank_pool import RankPool
+
+captured = cache(capture)
+
+
+def plan(model: str, *cuts: float, dtype: str = "float32", **options: str | int) -> Plan:
+    return plan_for(model, captured(model, 2, dtype), cuts, dtype=dtype, **options)
+
+
+def checked(pool: RankPool, of: Plan, **options: str | int | None) -> RunResult:
+    """The result of a checked run, which has raised if anything differs."""
+    settings = RunSettings(model=of.origin.model, check=True, **{"steps": 2, **options})
+    results = pool.call(run, of, settings)
+    assert results[1:] == [None] * (len(results) - 1)
+    return results[0]
+
+
+def check_of(result: RunResult) -> CheckResult:
+    assert result.check is not None
+    return result.check
+
+
+def test_tied_weights_on_different_stages_train_as_one(two_ranks: RankPool):
+    result = checked(two_ranks, plan("zoo:gpt2-tiny", 0.3), steps=3)
+    check = check_of(result)
+    assert check.gradients <= 1e-6 and check.losses <= 1e-6
+    assert check.num_parameters == 100
+
+
+def test_gradients_of_tied_weights_that_are_not_summed_are_noticed(two_ranks: RankPool):
+    of = plan("zoo:gpt2-tiny", 0.3)
+    settings = RunSettings(model=of.origin.model, check=True, steps=1)
+    complaint, other = two_ranks.call(run_without_sums, of, settings)
+    assert "the gradient of tokens.weight on rank" in complaint and other == ""
+
+
+def test_a_loss_that_counts_for_a_ten_thousandth_more_is_noticed(two_ranks: RankPool):
+    of = plan("zoo:mlp-tiny", 0.5)
+    settings = RunSettings(model=of.origin.model, check=True, steps=1)
+    complaint, _ = two_ranks.call(run_with_double_loss, of, settings)
+    assert "by 0.0001 (1e-05 allowed), and 31 more" in complaint
+
+
+def test_skips_over_many_layers_cross_the_cut(two_ranks: RankPool):
+    check = check_of(checked(two_ranks, plan("zoo:unet-tiny", 0.5, schedule="gpipe")))
+    assert check.gradients <= 1e-6
+
+
+def test_batchnorm_statistics_are_those_of_the_plain_model(two_ranks: RankPool):
+    check = check_of(checked(two_ranks, plan("zoo:resnet-tiny", 0.6)))
+    assert check.num_buffers == 87
+
+
+def test_in_float64_gradients_agree_to_twelve_digits(two_ranks: RankPool):
+    check = check_of(checked(two_ranks, plan("zoo:encdec-tiny", 0.7, dtype="float64")))
+    assert check.tolerance == 1e-12 and check.gradients <= 1e-12
+
+
+def test_two_stages_of_two_replicas_train_as_one_model(four_ranks: RankPool):
+    check = check_of(checked(four_ranks, plan("zoo:gpt2-tiny", 0.4, replicas=2), steps=3))
+    assert check.gradients <= 1e-6
+    assert any("buffers were not compared" in note for note in check.notes)
+
+
+def test_adamw_and_more_microbatches_than_stages(two_ranks: RankPool):
+    of = plan("zoo:mlp-tiny", 0.25, num_microbatches=7)
+    result = checked(two_ranks, of, steps=3, optimizer="adamw")
+    assert result.optimizer == "adamw" and result.losses[2] < result.losses[0]
+
+
+def test_the_trace_is_the_plan_s_order_with_times_that_follow_each_other(two_ranks: RankPool):
+    of = plan("zoo:mlp-tiny", 0.5)
+    result = checked(two_ranks, of)
+    for order, slices in zip(schedule_of(of), result.trace, strict=True):
+        assert [s.action for s in slices] == list(map(str, order))
+        assert all(s.start <= s.ready <= s.end for s in slices)
+        assert all(a.end <= b.start for a, b in pairwise(slices))
+    sender, receiver = ({s.action: s for s in slices} for slices in result.trace)
+    assert receiver["1F0"].ready > sender["0F0"].start
+
+
+def test_measured_times_stand_beside_the_prediction(two_ranks: RankPool):
+    of = plan("zoo:mlp-tiny", 0.5)
+    result = checked(two_ranks, of, steps=3)
+    assert len(result.step_times) == len(result.losses) == 3
+    assert result.step_time == pytest.approx(sum(sorted(result.step_times[1:])) / 2)
+    assert result.error == pytest.approx(1.0 / result.step_time - 1.0)
+    for stage, planned in zip(result.stages, of.prediction.stages, strict=True):
+        assert stage.predicted == planned
+        assert 0 < stage.forward_time < stage.busy_time < result.step_time
+        assert stage.peak_bytes > 1 << 20
+
+
+@settings(
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(valid_orders([[0], [1]], 4))
+def test_any_valid_order_trains_the_same(two_ranks: RankPool, schedule: Schedule):
+    of = with_orders(plan("zoo:mlp-tiny", 0.6, dtype="float64"), schedule)
+    assert check_of(checked(two_ranks, of, steps=1)).gradients <= 1e-12
+
+
+AWKWARD = "tests/runtime/models/awkward.py:"
+
+
+def test_a_frozen_first_stage_gets_and_sends_no_gradients(two_ranks: RankPool):
+    check = check_of(checked(two_ranks, plan(AWKWARD + "frozen_start", 0.4), optimizer="adamw"))
+    assert check.num_parameters == 8
+
+
+def test_a_parameter_without_a_part_in_the_loss_is_left_alone(two_ranks: RankPool):
+    check = check_of(checked(two_ranks, plan(AWKWARD + "partly_used", 0.4), optimizer="adamw"))
+    assert check.num_parameters == 8
+
+
+def test_integers_and_booleans_cross_the_cut(two_ranks: RankPool):
+    check = check_of(checked(two_ranks, plan(AWKWARD + "masked", 0.5, dtype="float64")))
+    assert check.gradients <= 1e-12
+
+
+def test_dropout_is_off_in_a_check_and_the_result_says_so(two_ranks: RankPool):
+    check = check_of(checked(two_ranks, plan(AWKWARD + "with_dropout", 0.5)))
+    assert check.dropouts == 4
+    assert "dropout was off in both models (4 operations)" in check.notes
+
+
+def test_without_a_check_dropout_is_on(two_ranks: RankPool):
+    of = plan(AWKWARD + "with_dropout", 0.5)
+    dropping = two_ranks.call(run, of, RunSettings(model=of.origin.model, steps=1))[0]
+    assert dropping.check is None
+    assert dropping.losses != checked(two_ranks, of, steps=1).losses
+
+
+def test_random_numbers_that_are_no_dropout_are_named_as_the_cause(two_ranks: RankPool):
+    of = plan(AWKWARD + "noisy", 0.5)
+    settings = RunSettings(model=of.origin.model, check=True, steps=1)
+    complaint, _ = two_ranks.call(complaint_of, of, settings)
+    assert "draws random numbers besides dropout" in complaint and "aten.rand_like" in complaint
+
+
+def test_a_module_that_cannot_be_captured_runs_as_it_is(two_ranks: RankPool):
+    check = check_of(checked(two_ranks, plan(AWKWARD + "data_dependent", 0.5)))
+    assert check.num_parameters == 10
