@@ -16,7 +16,8 @@ devices) with which the rest of the model behind state x can be placed within ta
     F(tau, x)   = Pareto { (r + o.replicas, k + o.devices) :  o.start = x, o.time <= tau,
                            (r, k) in F(tau, o.end), r <= o.behind }
 
-cut down to r <= R, k <= K and to the pairs that no other pair beats in both numbers.
+cut down to r <= R, k <= K, less the devices that the known work ahead of x needs within tau, and to
+the pairs that no other pair beats in both numbers.
 
 Dropping a beaten pair is exact: whatever can be placed ahead of it can be placed ahead of the pair
 that beats it, since every option ahead asks only that *at most* so many replicas stand behind it.
@@ -39,6 +40,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+ROUNDING = 1e-9
+"""Of a device: what a quotient may be off by before it counts as one more."""
 
 Array = npt.NDArray[Any]
 """Of one dimension."""
@@ -66,17 +70,20 @@ class DevicePath(NamedTuple):
     """Positions in the options, the first stage first."""
     devices: int
     infeasible: float | None
-    """The largest time of an option below `bottleneck`: no plan keeps within it. None where no
+    """The largest time of an option below `bottleneck`: no path keeps within it. None where no
     option takes less than `bottleneck`."""
 
 
-def solve(options: Options, levels: Array, devices: int, replicas: int) -> DevicePath | None:
+def solve(
+    options: Options, levels: Array, work: Array, devices: int, replicas: int
+) -> DevicePath | None:
     """The path from the first state to the last with the smallest largest time, on at most
     `devices` devices and `replicas` replicas; None where there is no path.
 
-    `levels` [state] orders the states: a stage leads from a lower to a higher level.
+    `levels` [state] orders the states: a stage leads from a lower to a higher level. `work` [state]
+    are device-seconds that the stages ahead of a state take at least, as far as they are known.
     """
-    search = _Search(options, levels, devices, replicas)
+    search = _Search(options, levels, work, devices, replicas)
     times = np.unique(options.time)
     best = search.path(times[-1]) if len(times) else None
     if best is None:
@@ -118,9 +125,11 @@ class _Search:
     """The options in an order in which a round needs no more sorting: stages that start at a higher
     level first, then by stage and width, replicas up, room behind down."""
 
-    def __init__(self, options: Options, levels: Array, devices: int, replicas: int) -> None:
+    def __init__(
+        self, options: Options, levels: Array, work: Array, devices: int, replicas: int
+    ) -> None:
         self.most_devices, self.most_replicas = devices, replicas
-        self.num_states, self.levels = len(levels), levels
+        self.num_states, self.levels, self.work = len(levels), levels, work
         o = options
         behind = np.minimum(o.behind, replicas)
         stage = (o.start - self.num_states * levels[o.start]) * self.num_states + o.end
@@ -140,7 +149,9 @@ class _Search:
         rows = np.flatnonzero(self.time <= time)
         highest = np.maximum.accumulate(self.key[rows])
         rows = rows[np.concatenate(([True], highest[1:] > highest[:-1]))[: len(rows)]]
-        points = self._points(rows)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ahead = np.nan_to_num(np.ceil(self.work / time - ROUNDING))
+        points = self._points(rows, self.most_devices - ahead)
         if not points.count[0]:
             return None
         mine = slice(points.first[0], points.first[0] + points.count[0])
@@ -157,8 +168,9 @@ class _Search:
             infeasible=None,
         )
 
-    def _points(self, rows: Array) -> _Points:
-        """F of every state, by levels from the last; `rows` increase in room within a group."""
+    def _points(self, rows: Array, most: Array) -> _Points:
+        """F of every state, by levels from the last, on at most `most` [state] devices; `rows`
+        increase in room within a group."""
         points = _Points(self.num_states)
         keys = self.key[rows]
         groups, first = np.unique(self.group[rows], return_index=True)
@@ -178,13 +190,15 @@ class _Search:
             chosen = rows[found]
             inside = self.group[chosen] == groups[which]
             inside &= keys[found] >= asked
-            self._extend(points, starts[which[inside]], chosen[inside], behind[inside])
+            self._extend(points, most, starts[which[inside]], chosen[inside], behind[inside])
         return points
 
-    def _extend(self, points: _Points, states: Array, chosen: Array, behind: Array) -> None:
+    def _extend(
+        self, points: _Points, most: Array, states: Array, chosen: Array, behind: Array
+    ) -> None:
         replicas = points.columns[0, behind] + self.replicas[chosen]
         devices = points.columns[1, behind] + self.devices[chosen]
-        fits = (replicas <= self.most_replicas) & (devices <= self.most_devices)
+        fits = (replicas <= self.most_replicas) & (devices <= most[states])
         states, replicas, devices = states[fits], replicas[fits], devices[fits]
         scale = self.most_devices + 1
         order = np.argsort((states * (self.most_replicas + 1) + replicas) * scale + devices)

@@ -57,7 +57,8 @@ class WidePlan(NamedTuple):
     lower_bound: float
     """No plan has a smaller bottleneck; equal to it where the plan is proven optimal."""
     infeasible: float | None
-    """The next smaller time of any stage, within which there is no plan."""
+    """The next smaller time of a stage that leaves the rest enough devices for its compute: there
+    is no plan within it. None where there is no such stage, or the bound is another."""
     stages: tuple[WideStage, ...]
 
 
@@ -118,7 +119,11 @@ def _rising(net: Net, limits: Limits, states: Array, bound: float) -> WidePlan |
 def _within(net: Net, limits: Limits, states: Array, most_time: float) -> WidePlan | None:
     options = stage_options(net, limits, states, most_time * (1 + ROUNDING))
     best = devices.solve(
-        devices.Options(*options[:6]), states.sum(axis=1), limits.devices, most_replicas(limits)
+        devices.Options(*options[:6]),
+        levels=states.sum(axis=1),
+        work=states @ least_work(net),
+        devices=limits.devices,
+        replicas=most_replicas(limits),
     )
     if best is None:
         return None

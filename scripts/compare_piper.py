@@ -1,0 +1,122 @@
+"""Piper's inputs under Piper's own objective, beside what Piper answered where that is known.
+
+    python scripts/compare_piper.py FILE... --devices K --microbatches N --memory BYTES --bandwidth B
+
+Limits that are not given are the file's own. Prints one JSON line for each file:
+
+    objective        Piper's time per sample: the largest time of a stage, in the file's seconds; null
+                     where nothing fits, and `infeasible` says why
+    lower_bound      no plan has a smaller one; equal to `objective` where it is proven optimal
+    infeasible_at    the next smaller time of any stage, within which there is no plan
+    solve_seconds    processor time of the solver
+    stages           the file's node ids, replicas (data-parallel degree), tensor_parallel (devices of a
+                     replica), recompute (the nodes that do), in_flight, time, memory_bytes
+    peer_*           what Piper answered to the same question, in ../shared/data/baselines.json
+                     or the folder that AUTOPART_DATA names
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+from autopart.errors import AutopartError, InfeasibleError
+from autopart.importers import piper
+from autopart.importers.piper import Instance
+from autopart.loads.piper import Limits, Net
+from autopart.solvers.stage_widths import WidePlan, WideStage, solve
+from autopart.units import parse_bandwidth, parse_bytes
+
+DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--devices", type=int)
+    parser.add_argument("--microbatches", type=int)
+    parser.add_argument("--memory", type=parse_bytes, help="of a device, for example 8GiB")
+    parser.add_argument("--bandwidth", type=parse_bandwidth, help="for example 25GB/s")
+    asked = parser.parse_args()
+    try:
+        for path in asked.files:
+            instance = piper.read(path)
+            print(json.dumps(row(path, instance.net, _limits(instance, asked))), flush=True)
+    except AutopartError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+
+
+def row(path: Path, net: Net, limits: Limits) -> dict[str, object]:
+    """What is printed of one file."""
+    began = time.process_time()
+    found: dict[str, object]
+    try:
+        plan = solve(net, limits)
+    except InfeasibleError as error:
+        found = {"objective": None, "lower_bound": None, "infeasible": str(error)}
+    else:
+        found = _answer(net, plan)
+    seconds = time.process_time() - began
+    return {"instance": str(path), **found, "solve_seconds": seconds, **_peer(path, limits)}
+
+
+def _answer(net: Net, plan: WidePlan) -> dict[str, object]:
+    return {
+        "objective": plan.bottleneck,
+        "lower_bound": plan.lower_bound,
+        "infeasible_at": plan.infeasible,
+        "stages": [_stage(net, stage) for stage in plan.stages],
+    }
+
+
+def _stage(net: Net, stage: WideStage) -> dict[str, object]:
+    nodes = [net.nodes[v] for v in stage.nodes]
+    return {
+        "nodes": [node.id for node in nodes],
+        "replicas": stage.replicas,
+        "kind": "accelerator",
+        "tensor_parallel": stage.width,
+        "recompute": [
+            node.id for node, at in zip(nodes, stage.price.choices, strict=True) if at == 1
+        ],
+        "in_flight": stage.in_flight,
+        "time": stage.price.time,
+        "memory_bytes": stage.price.memory_bytes,
+    }
+
+
+def _limits(instance: Instance, asked: argparse.Namespace) -> Limits:
+    given = {
+        "devices": asked.devices,
+        "microbatches": asked.microbatches,
+        "memory_bytes": asked.memory,
+        "bandwidth": asked.bandwidth,
+    }
+    return instance.limits._replace(**{k: v for k, v in given.items() if v is not None})
+
+
+def _peer(path: Path, limits: Limits) -> dict[str, object]:
+    try:
+        runs = json.loads((DATA / "baselines.json").read_text())["piper"]
+    except (OSError, KeyError):
+        return {}
+    for run in runs:
+        same = (
+            run["input"] == path.stem
+            and not run.get("transformer_layers")
+            and run["maxDevices"] == limits.devices
+            and run["mbsInBatch"] == limits.microbatches
+            and math.isclose(run["maxMemoryPerDevice"], limits.memory_bytes)
+            and math.isclose(run["bandwidth"], limits.bandwidth)
+        )
+        if same:
+            return {"peer_objective": run["TPS"], "peer_seconds": run["user_s"]}
+    return {}
+
+
+if __name__ == "__main__":
+    main()
