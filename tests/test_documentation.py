@@ -175,11 +175,11 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_the_commands_of_the_readme_do_what_they_say(tmp_path: Path) -> None:
-    """All of them, in order, on the model file that the README shows."""
+    """In order, on the model file that the README shows; `import` needs another planner's file."""
     model = next(block.text for block in _blocks("python") if block.text.startswith("# model.py"))
     (tmp_path / "model.py").write_text(model)
     for page, words in _command_lines():
-        if page.name != "README.md" or words[0] != "autopart":
+        if page.name != "README.md" or words[0] != "autopart" or words[1] == "import":
             continue
         done = subprocess.run(
             [sys.executable, "-m", *words],
