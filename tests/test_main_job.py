@@ -1,0 +1,62 @@
+"""The whole path on every example model: profile, solve, verify, run against the plain model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autopart.cli import exit_code
+from autopart.zoo import zoo_names
+
+MODELS = Path(__file__).parent / "models"
+HUGGING_FACE = ("hf_gpt2", "hf_llama", "hf_bert", "hf_t5")
+TINY = tuple(name for name in zoo_names() if name.endswith("-tiny"))
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    """Run one command line and return its JSON document."""
+    capsys.readouterr()
+    code = exit_code([*arguments, "--json"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return json.loads(out)
+
+
+def main_job(
+    capsys: pytest.CaptureFixture[str], folder: Path, model: str, *demands: str
+) -> dict[str, object]:
+    profile, plan = str(folder / "profile.json"), str(folder / "plan.json")
+    command(capsys, "profile", model, "--microbatch-size", "2", "--repeats", "2", "-o", profile)
+    ranks = ("--gpus", "2", "--stages", "2", "--global-batch", "8")
+    command(capsys, "solve", "--profile", profile, *ranks, *demands, "-o", plan)
+    command(capsys, "verify", plan, "--profile", profile)
+    run = ("run", plan, model, "--local", "--steps", "2", "--check", "--timeout", "120")
+    return command(capsys, *run)
+
+
+def assert_equal_to_the_plain_model(result: dict[str, object]) -> None:
+    check = result["check"]
+    assert isinstance(check, dict)
+    assert check["num_parameters"] > 0
+    for what in ("losses", "gradients", "parameters"):
+        assert 0.0 <= check[what] <= 1e-5, what
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("name", TINY)
+def test_the_main_job_on_a_built_in_model(
+    name: str, schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = main_job(capsys, tmp_path, f"zoo:{name}", "--schedule", schedule)
+    assert_equal_to_the_plain_model(result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_the_main_job_on_a_hugging_face_model(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    result = main_job(capsys, tmp_path, str(MODELS / f"{name}.py"))
+    assert_equal_to_the_plain_model(result)
