@@ -169,7 +169,7 @@ class _Alone(nn.Module):
         )
 
     def forward(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        given = (tensor.view_as(tensor) for tensor in tensors)  # in-place operations refuse leaves
+        given = (tensor.clone() for tensor in tensors)  # what writes in place refuses leaves
         leaves = [next(given) if c is None else copy.copy(c[0]) for c in self._constants]
         args, kwargs = pytree.tree_unflatten(leaves, self._structure)
         output = self.module(*args, **kwargs)

@@ -51,16 +51,25 @@ def stages_step(
 
 
 def assert_same_step(plain: Step, stages: Step, tolerance: float) -> None:
-    """Loss, every gradient and every buffer agree up to `tolerance` of the largest element."""
+    """Loss, every gradient and every buffer agree up to `tolerance` of the largest element.
+
+    Some gradients are zero but for rounding (of a bias before a norm): they agree up to `tolerance`
+    of a hundredth of the largest gradient of all.
+    """
     assert plain[1].keys() == stages[1].keys()
     assert plain[2].keys() == stages[2].keys()
-    pairs = [("loss", plain[0], stages[0])]
-    pairs += [(name, plain[1][name], stages[1][name]) for name in plain[1]]
-    pairs += [(name, plain[2][name], stages[2][name]) for name in plain[2]]
-    for name, one, two in pairs:
-        scale = max(float(one.abs().max()), 1e-12) if one.numel() else 1.0
-        error = float((one - two).abs().max()) / scale if one.numel() else 0.0
+    least = max((_largest(gradient) for gradient in plain[1].values()), default=0.0) / 100
+    pairs = [("loss", plain[0], stages[0], 0.0)]
+    pairs += [(name, plain[1][name], stages[1][name], least) for name in plain[1]]
+    pairs += [(name, plain[2][name], stages[2][name], 0.0) for name in plain[2]]
+    for name, one, two, floor in pairs:
+        scale = max(_largest(one), floor, 1e-12)
+        error = _largest(one - two) / scale
         assert error <= tolerance, f"{name} differs by {error:.3g} of its largest element"
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
 def random_cuts(captured: Captured, num_stages: int, seed: int) -> list[list[str]]:

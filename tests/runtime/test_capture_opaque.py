@@ -16,6 +16,7 @@ from tests.runtime.small_models import (
     Batch,
     Block,
     Blocks,
+    Hesitant,
     Hesitating,
     Rounding,
     batch,
@@ -93,6 +94,16 @@ def test_the_block_around_a_hidden_offender_is_run_as_it_is() -> None:
     captured = check(training(Blocks(Block(), Outer(), Block())), batch())
     assert names(captured) == ["first", "blocks.0", "blocks.1", "blocks.2", "last", "loss"]
     assert [w.split("'")[1] for w in captured.warnings] == ["blocks.1"]
+
+
+def test_a_block_that_writes_into_its_input_beside_an_offender_is_none_itself() -> None:
+    class Careful(Hesitant):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+            return super().forward(x)["y"]
+
+    captured = check(training(Blocks(Block(), nn.ReLU(inplace=True), Careful())), batch())
+    assert [w.split("'")[1] for w in captured.warnings if "as it is" in w] == ["blocks.2"]
+    assert names(captured) == ["first", "blocks.0", "blocks.2", "last", "loss"]
 
 
 def test_a_model_whose_own_code_offends_is_one_layer_that_still_trains() -> None:
