@@ -15,6 +15,7 @@ import pytest
 
 import autopart
 from autopart.cli import COMMANDS, exit_code
+from autopart.importers import FORMATS
 from autopart.plan import save_plan
 from autopart.profile import save_profile
 from tests.samples import sample_plan, sample_profile
@@ -103,6 +104,7 @@ def test_a_command_line_in_the_documents_uses_options_that_exist(
     page: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert words[0] in COMMANDS
+    assert words[0] != "import" or words[1] in FORMATS
     assert exit_code([words[0], "--help"]) == 0
     known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out))
     given = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
