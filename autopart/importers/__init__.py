@@ -14,6 +14,8 @@ from autopart.profile import Profile
 
 FORMATS: Mapping[str, str] = MappingProxyType(
     {
+        "dapple": "autopart.importers.dapple",
+        "pipedream": "autopart.importers.pipedream",
         "piper": "autopart.importers.piper",
     }
 )

@@ -17,7 +17,8 @@ from autopart.loads.pipedream import (
 )
 from autopart.solvers.replicated import Flags
 from autopart.solvers.replicated_downsets import Choice, Costs, Memory, stashes
-from autopart.solvers.two_levels import MatrixLoads, NodeLoads
+from autopart.solvers.replicated_matrices import MatrixLoads, MatrixMemory
+from autopart.solvers.two_levels import NodeLoads
 
 
 def level_costs(sums: Sums, network: Network, *, all_sends: bool, level: int = 0) -> Costs:
@@ -120,7 +121,16 @@ def outer_loads(pipelines: Floats, sums: Sums, network: Network, *, all_sends: b
             load[0] = np.maximum(load[0], send)
         loads.append(load)
     work = sums.compute / network.machines[0]
-    return MatrixLoads(counts, loads, work, _memory(sums, network))
+    if network.memory_bytes is None:
+        return MatrixLoads(counts, loads, work)
+
+    def held(choice: int, later: int) -> int:
+        return stashes(later, counts[choice])
+
+    kept = sums.parameters + sums.outputs
+    stash = kept - kept[:, None]
+    memory = MatrixMemory([0.0] * len(counts), stash, held, network.memory_bytes)
+    return MatrixLoads(counts, loads, work, memory)
 
 
 def within_node(costs: Costs, states: list[int]) -> Costs:

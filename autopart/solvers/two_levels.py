@@ -23,63 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.solvers.replicated import TOLERANCE, Flags, Floats, Ints, Stage
-from autopart.solvers.replicated_downsets import Memory, stashes
+from autopart.solvers.replicated import Flags, Floats
 
 Fits = Callable[[int, int], Flags]
 """Whether each pair of states, for a choice and machines behind, fits into memory."""
-
-
-class MatrixLoads:
-    """Loads that `fewest_machines` asks about, given for all pairs of states."""
-
-    def __init__(
-        self,
-        machines: Sequence[int],
-        loads: Sequence[Floats],
-        work: Floats,
-        memory: Memory | None = None,
-    ) -> None:
-        """`loads`, one for each choice, at [start, end], infinite where there is no stage; row 0 is
-        the first stage's. A stage on q machines within T seconds holds at most q T of `work`."""
-        self.machines = machines
-        self.loads = np.ascontiguousarray(np.swapaxes(np.array(loads), 1, 2))
-        self.work, self.memory = work, memory
-        self.num_states = len(work)
-
-    def load(self, stage: Stage) -> float:
-        """Seconds of one stage."""
-        return float(self.loads[stage.choice, stage.end, stage.start])
-
-    def machines_ahead(self, limit: float) -> Ints:
-        """Machines that everything ahead of each state needs at least within `limit` seconds."""
-        if limit <= 0:
-            return np.zeros(self.num_states, dtype=np.int64)
-        return np.ceil(self.work / limit * (1 - 1e-12) - 1e-12).astype(np.int64)
-
-    def reach(
-        self, choices: Ints, limit: float, later: int, ends: Ints, room: Ints
-    ) -> tuple[int, Flags]:
-        """As `replicated.Loads.reach`."""
-        rows = self.loads[choices[:, None], ends, 1:] <= limit
-        rows &= (self.work[1:] <= (room * limit * (1 + TOLERANCE))[:, None])[:, None, :]
-        if self.memory is not None:
-            key = self.memory.key
-            held = self._held(choices, later)
-            rows &= held * (key[ends][:, None] - key[1:]) <= self.memory.limit
-        return 1, rows
-
-    def first_reach(self, choices: Ints, limit: float, later: int, ends: Ints) -> Flags:
-        """As `replicated.Loads.first_reach`."""
-        flags = self.loads[choices[:, None], ends, 0] <= limit
-        if self.memory is not None:
-            key = self.memory.key
-            flags &= self._held(choices, later)[:, :, 0] * (key[ends] - key[0]) <= self.memory.limit
-        return flags
-
-    def _held(self, choices: Ints, later: int) -> Ints:
-        held = [stashes(later, self.machines[choice]) for choice in choices.tolist()]
-        return np.array(held)[:, None, None]
 
 
 class NodeLoads(NamedTuple):
