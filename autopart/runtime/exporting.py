@@ -18,8 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_buffer_registration_hook
 
 _ATTRIBUTES = re.compile(r"tensor attributes? (.*?) (?:was|were) assigned during export")
-_HARMLESS = ("_NoopSaveInputs",)
-"""Autograd functions that compute nothing: torch's checkpointing without reentrance has one."""
+_HARMLESS = ("_NoopSaveInputs", "GeneratedBackwardFor_")
+"""How autograd functions begin that may be traced: one computes nothing (torch's checkpointing
+without reentrance has it), others belong to custom operations, which are in the graph as such."""
 _RECURRENT = "._flat_weights["
 """Where torch's recurrent modules list their own parameters."""
 _MARK = (True,)
@@ -47,7 +48,7 @@ def hidden_gradients_refused() -> Generator[None]:
     apply, register_hook = function.__dict__["apply"], tensor.register_hook
 
     def checked(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if cls.__name__ in _HARMLESS:
+        if cls.__name__.startswith(_HARMLESS):
             return apply.__func__(cls, *args, **kwargs)
         raise UncapturableError(f"it uses the autograd function {cls.__name__}")
 

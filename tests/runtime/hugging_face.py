@@ -97,8 +97,8 @@ def _t5() -> nn.Module:
     )
 
 
-def mixtral(*, use_cache: bool) -> nn.Module:
-    """Experts as a loop over those that were hit, which depends on the data."""
+def mixtral(*, use_cache: bool, experts: str = "eager") -> nn.Module:
+    """ "eager" experts are a loop over those that were hit, which depends on the data."""
     return MixtralForCausalLM(
         MixtralConfig(
             vocab_size=64,
@@ -109,7 +109,7 @@ def mixtral(*, use_cache: bool) -> nn.Module:
             num_key_value_heads=2,
             num_local_experts=4,
             use_cache=use_cache,
-            experts_implementation="eager",
+            experts_implementation=experts,
         )
     )
 

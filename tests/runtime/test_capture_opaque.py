@@ -194,6 +194,15 @@ def test_experts_in_a_loop_over_the_data_make_opaque_layers_of_hugging_faces_mix
     assert model.model.config.use_cache == use_cache
 
 
+def test_a_custom_operation_with_a_backward_is_an_operation_as_any_other() -> None:
+    """Mixtral's grouped experts are such a one on a CPU."""
+    torch.manual_seed(0)
+    model = TrainingModel(mixtral(use_cache=False, experts="grouped_mm"), name="mixtral").train()
+    captured = check(model, hugging_face("llama")[1], 1e-6)
+    assert len(captured.layers) == 5 and captured.warnings == ()
+    assert any("grouped_mm" in node for node in captured.layers[1].nodes)
+
+
 def test_a_model_that_depends_on_values_cannot_be_captured_on_the_meta_device() -> None:
     model = training(Hesitating()).to("meta")
     with pytest.raises(ModelError, match=r"meta device.*depends on the values.*--device cpu"):
