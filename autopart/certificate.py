@@ -12,7 +12,7 @@ import msgspec
 
 from autopart.bounds import paths_below, shape_bounds, stage_bounds
 from autopart.cost import predict
-from autopart.cuts import all_cuts
+from autopart.cuts import all_cuts, list_all
 from autopart.errors import PlanError
 from autopart.graph import LayerGraph, is_chain, positions
 from autopart.plan import Certificate, Plan, Prediction, check_plan, schedule_of, stage_ranks
@@ -253,7 +253,7 @@ def _nothing_beats(problem: Problem, value: float, expected: int) -> int:
     for (k, r), bound in quick.items():
         if bound is None or bound >= value:
             continue
-        if not cuts.complete:
+        if not list_all(cuts, k):
             raise PlanError(
                 f"with {k} stages and {r} replicas only {bound} s is proven, not {value} s"
             )

@@ -50,6 +50,11 @@ def all_cuts(graph: LayerGraph, most: int = MOST_CUTS) -> Cuts:
     return Cuts(ahead, nested, complete, _cut_loads(graph, ahead))
 
 
+def list_all(cuts: Cuts, num_stages: int) -> bool:
+    """Whether the paths over the cuts are all partitions into `num_stages` stages."""
+    return cuts.complete or num_stages == 1
+
+
 def partition_of(cuts: Cuts, path: Sequence[int]) -> Partition:
     """The stages between the cuts of a path, which starts at the first cut and ends at the last."""
     pairs = itertools.pairwise(path)

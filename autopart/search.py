@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from autopart.bounds import paths_below, shape_bounds, stage_bounds
-from autopart.cuts import Cuts, all_cuts, partition_of
+from autopart.cuts import Cuts, all_cuts, list_all, partition_of
 from autopart.pricing import Decision, compile_layout, fits, most_bytes, price, price_paths
 from autopart.problem import Layout, Problem, layouts, shapes
 from autopart.simulator import Program
@@ -93,11 +93,12 @@ class _Search:
 
     def _visit(self, layout: Layout, quick: float) -> list[_Open]:
         """Try the proposals for a layout; it stays open where its bound allows a faster step."""
+        listed = list_all(self.cuts, len(layout.stage_ranks))
         if self.solver in ("uniform", "parameters"):
             self._take(layout, self._baseline(len(layout.stage_ranks)), self.solver)
-        elif self.solver == "ilp" or not self.cuts.complete:
+        elif self.solver == "ilp" or not listed:
             self._propose_any_order(layout)
-        if not self.cuts.complete:
+        if not listed:
             return [_Open(quick, layout)]
         bounds = stage_bounds(self.problem, layout, self.cuts)
         least = chain.best_path(bounds, self.cuts.nested)
@@ -184,7 +185,7 @@ class _Search:
         simulated = sum(
             sum(1 for _ in self._below(place.layout, proven))
             for place in open_layouts
-            if self.cuts.complete and place.bound < proven
+            if place.bound < proven and list_all(self.cuts, len(place.layout.stage_ranks))
         )
         return Outcome(self.best, self.by, proven, simulated)
 
@@ -192,7 +193,7 @@ class _Search:
         """Simulate what a layout may hold below the best step; returns the value up to which
         nothing is faster, and how many actions were simulated."""
         proven, spent = place.bound, 0
-        if not self.cuts.complete:
+        if not list_all(self.cuts, len(place.layout.stage_ranks)):
             return proven, spent
         program = compile_layout(place.layout)
         for share in STEPS_TO_BEST:
