@@ -2,7 +2,7 @@
 
 The launcher hosts the key-value store through which the ranks meet. When a rank fails, the others
 end themselves; whoever is left after `GRACE_SECONDS` is killed, and so are all when the launcher
-itself is interrupted. If it is killed outright, the ranks notice that their store is gone.
+itself is interrupted. If it is killed outright, the pipe from it breaks, and the ranks end.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -188,7 +188,7 @@ class _Job:
                     subprocess.Popen(
                         command,
                         env=self._environment(rank),
-                        stdin=subprocess.DEVNULL,
+                        stdin=subprocess.PIPE,
                         stdout=output,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
@@ -223,6 +223,8 @@ class _Job:
                     os.killpg(process.pid, signal.SIGKILL)
         for process in self._ranks:
             process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
     def _blame(self, first: list[int]) -> Failure:
         """Why the run failed; `first` are the ranks that were seen dead before all others."""

@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from autopart.errors import RunError
 from autopart.plan import Plan
 from autopart.run_result import CheckResult, RunResult
 from autopart.runtime import check as checks
+from autopart.runtime.assembly import make_executor, stage_parameters
 from autopart.runtime.board import Board
+from autopart.runtime.capture import batch_leaves, capture_model
 from autopart.runtime.gradient_sum import GradientSum, Holders
+from autopart.runtime.model import build_training_model, example_batch, load_model
 from autopart.runtime.reference import Reference
+from autopart.runtime.split import StageProgram, TensorMeta, split_stages
 from autopart.runtime.training import Place, RunSettings, train
+
+Gradients = dict[str, torch.Tensor]
 
 
 def run(rank: int, plan: Plan, settings: RunSettings) -> RunResult | None:
@@ -50,6 +57,56 @@ def complaint_of(rank: int, plan: Plan, settings: RunSettings) -> str:
     except RunError as error:
         return str(error)
     return ""
+
+
+class ByName(nn.Module):
+    """A stage's module that takes its batch tensors by name, as torch's schedules hand them out."""
+
+    def __init__(self, program: StageProgram) -> None:
+        super().__init__()
+        self.module, self.inputs = program.module, program.inputs
+
+    def forward(self, *received: torch.Tensor, **leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.module(*received, *(leaves[f"leaf_{name}"] for name in self.inputs))
+
+
+def ours_and_torchs(rank: int, plan: Plan) -> tuple[Gradients, Gradients]:
+    """The gradients of this rank's stage by our executor, and by torch's own 1F1B schedule."""
+    source, count = load_model(plan.origin.model), plan.num_microbatches
+    batches = [example_batch(source, plan.microbatch_size, seed=m) for m in range(count)]
+    captured = capture_model(build_training_model(source), batches[0])
+    programs = split_stages(captured, [stage.layers for stage in plan.stages])
+    leaves = [batch_leaves(captured, batch) for batch in batches]
+    mine = programs[rank]
+
+    make_executor(plan, programs, device=torch.device("cpu")).step(dict(enumerate(leaves)))
+    ours = _taken(mine)
+
+    def examples(metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            torch.empty(m.shape, dtype=m.dtype).requires_grad_(m.requires_grad) for m in metas
+        )
+
+    stage = PipelineStage(
+        ByName(mine),
+        rank,
+        len(programs),
+        torch.device("cpu"),
+        input_args=examples(mine.received_meta),
+        output_args=examples(mine.output_meta),
+    )
+    schedule = Schedule1F1B(stage, count, loss_fn=lambda output, _: output[0])
+    whole = {f"leaf_{name}": torch.cat([of[name] for of in leaves]) for name in mine.inputs}
+    schedule.step(target=torch.zeros(count), losses=[], return_outputs=False, **whole)
+    return ours, _taken(mine)
+
+
+def _taken(program: StageProgram) -> Gradients:
+    found: Gradients = {}
+    for name, parameter in stage_parameters(program).items():
+        assert parameter.grad is not None
+        found[name], parameter.grad = parameter.grad, None
+    return found
 
 
 def summed_gradients(

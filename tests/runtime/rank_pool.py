@@ -1,11 +1,12 @@
 """Processes that stay alive between tests and run functions as ranks of a gloo process group."""
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -53,17 +54,21 @@ class RankPool:
             process.join(10)
 
     def _collect(self, seconds: float) -> list[Any]:
-        results: list[Any] = []
+        """What each rank answers, in the ranks' order; the first failure ends the pool."""
+        until = time.monotonic() + seconds
+        answers: dict[int, Any] = {}
         try:
-            for rank, pipe in enumerate(self._pipes):
-                assert pipe.poll(seconds), f"rank {rank} did not answer within {seconds} s"
-                failed, result = pipe.recv()
-                assert not failed, f"rank {rank}:\n{result}"
-                results.append(result)
+            while len(answers) < len(self._pipes):
+                missing = {p: r for r, p in enumerate(self._pipes) if r not in answers}
+                ready = wait(list(missing), until - time.monotonic())
+                assert ready, f"ranks {sorted(missing.values())} did not answer in {seconds} s"
+                for pipe in ready:
+                    failed, answers[missing[pipe]] = pipe.recv()
+                    assert not failed, f"rank {missing[pipe]}:\n{answers[missing[pipe]]}"
         except BaseException:
             self.close()
             raise
-        return results
+        return [answers[rank] for rank in range(len(self._pipes))]
 
 
 def _serve(pipe: Connection, rank: int, num_ranks: int, port: int) -> None:

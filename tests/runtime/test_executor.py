@@ -8,13 +8,20 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 
 from autopart.plan import Plan, schedule_of
 from autopart.run_result import CheckResult, RunResult
 from autopart.runtime.training import RunSettings
 from autopart.schedule import Schedule
-from tests.runtime.on_ranks import complaint_of, run, run_with_double_loss, run_without_sums
+from tests.runtime.on_ranks import (
+    complaint_of,
+    ours_and_torchs,
+    run,
+    run_with_double_loss,
+    run_without_sums,
+)
 from tests.runtime.orders import valid_orders
 from tests.runtime.plans import capture, plan_for, with_orders
 from tests.runtime.rank_pool import RankPool
@@ -108,6 +115,13 @@ def test_measured_times_stand_beside_the_prediction(two_ranks: RankPool):
         assert stage.predicted == planned
         assert 0 < stage.forward_time < stage.busy_time < result.step_time
         assert stage.peak_bytes > 1 << 20
+
+
+def test_gradients_are_those_of_torch_s_own_schedule(two_ranks: RankPool):
+    for ours, torchs in two_ranks.call(ours_and_torchs, plan("zoo:mlp-tiny", 0.6)):
+        assert ours.keys() == torchs.keys() and len(ours) > 0
+        for name, gradient in ours.items():
+            torch.testing.assert_close(gradient, torchs[name], rtol=1e-6, atol=1e-9)
 
 
 @settings(

@@ -1,0 +1,191 @@
+"""Runs as a user starts them, and ranks that come to grief in them: really killed, really hung."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from autopart.errors import ModelError, PlanError, RunError, UsageError
+from autopart.plan import Plan, save_plan
+from autopart.run_result import RunResult
+from autopart.runtime.launch import run_local
+from tests.runtime.plans import capture, plan_for
+
+FAULTY = "tests/runtime/models/faulty.py"
+TIMEOUT = 4.0
+"""Seconds without progress; the machine may be busy, so starting up has ten times as long."""
+BOUND = 60.0
+"""Seconds in which the slowest of these runs must have ended, start included."""
+
+
+@cache
+def plan(fate: str = "well") -> Plan:
+    model = f"{FAULTY}:{fate}"
+    return plan_for(model, capture(f"{FAULTY}:well"), [0.34])
+
+
+def left_behind() -> list[str]:
+    """Command lines of the ranks of these tests' runs that still run."""
+    found: list[str] = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if "autopart.runtime.rank_process" in text and FAULTY in text:
+            found.append(text)
+    return found
+
+
+def complaint(fate: str) -> str:
+    """What a run says in which rank 1 meets this fate; it must end in time and leave nobody."""
+    begin = time.monotonic()
+    with pytest.raises(RunError) as raised:
+        run_local(plan_with(fate), f"{FAULTY}:{fate}", steps=3, timeout=TIMEOUT)
+    assert time.monotonic() - begin < BOUND
+    assert left_behind() == []
+    return str(raised.value)
+
+
+def plan_with(fate: str) -> Plan:
+    """The fate is an argument in the graph, so each has a hash of its own."""
+    return plan_for(f"{FAULTY}:{fate}", capture(f"{FAULTY}:{fate}"), [0.34])
+
+
+def test_a_local_run_brings_back_what_its_ranks_measured():
+    seen: list[tuple[int, int, str]] = []
+    result = run_local(
+        plan(), f"{FAULTY}:well", steps=3, check=True, report=lambda *at: seen.append(at)
+    )
+    assert len(result.losses) == 3 and result.check is not None
+    assert (result.num_ranks, result.backend, result.device) == (2, "gloo", "cpu")
+    assert seen and all(of == 3 for _, of, _ in seen)
+    assert msgspec.json.decode(msgspec.json.encode(result), type=RunResult) == result
+    assert left_behind() == []
+
+
+def test_a_rank_that_is_killed_is_named_with_its_signal_and_action():
+    assert complaint("killed") == "rank 1 was killed by SIGKILL on 1F1"
+
+
+def test_a_rank_that_hangs_stops_the_run_and_is_named_with_its_action():
+    assert complaint("hanging").startswith("rank 1 hangs on 1F1: no rank made progress for ")
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_with_the_interpreter_s_lock_is_ended_too():
+    assert complaint("stuck").startswith("rank 1 hangs on 1F1: no rank made progress for ")
+
+
+@pytest.mark.slow
+def test_a_rank_that_raises_is_named_with_its_action_and_the_error():
+    assert complaint("raising") == "rank 1 raised ValueError on 1F1: no room left on the device"
+
+
+@pytest.mark.slow
+def test_a_rank_that_leaves_is_named_with_its_exit_code():
+    assert complaint("leaving") == "rank 1 ended with exit code 3 on 1F1"
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_built_on_one_rank_shows_its_own_error():
+    with pytest.raises(ModelError, match=r"raised OSError: weights.bin is gone .* \(on rank 1\)"):
+        run_local(plan(), f"{FAULTY}:raising_while_built", steps=1, timeout=TIMEOUT)
+    assert left_behind() == []
+
+
+@pytest.mark.slow
+def test_a_plan_of_another_model_is_refused_before_anything_is_trained():
+    with pytest.raises(PlanError, match="which the plan lacks"):
+        run_local(plan(), "zoo:mlp-tiny", steps=1)
+    assert left_behind() == []
+
+
+def test_options_that_make_no_run_are_refused_before_anything_is_started():
+    with pytest.raises(UsageError, match="0 steps"):
+        run_local(plan(), FAULTY, steps=0)
+    with pytest.raises(UsageError, match="unknown optimizer 'adam'; known: adamw, "):
+        run_local(plan(), FAULTY, steps=1, optimizer="adam")
+    with pytest.raises(UsageError, match="a timeout of 0"):
+        run_local(plan(), FAULTY, steps=1, timeout=0.0)
+
+
+START = """
+import sys
+from autopart.runtime.launch import run_{how}
+result = run_{how}(sys.argv[1], sys.argv[2], steps=int(sys.argv[3]), check=True, timeout=4.0)
+if result is not None:
+    sys.stdout.write(f"losses {{len(result.losses)}} check {{result.check.num_parameters}}")
+"""
+
+
+@pytest.mark.slow
+def test_ranks_end_by_themselves_when_their_launcher_is_killed(tmp_path: Path):
+    save_plan(plan_with("hanging"), tmp_path / "plan.json")
+    script = tmp_path / "start.py"
+    script.write_text(START.format(how="local"))
+    launcher = subprocess.Popen(
+        [sys.executable, script, tmp_path / "plan.json", f"{FAULTY}:hanging", "3"],
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    await_(lambda: len(left_behind()) == 2)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    await_(lambda: left_behind() == [])
+
+
+def await_(condition, seconds: float = BOUND) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, left_behind()
+        time.sleep(0.1)
+
+
+def torchrun(tmp_path: Path, of: Plan, model: str, ranks: int) -> subprocess.CompletedProcess[str]:
+    save_plan(of, tmp_path / "plan.json")
+    script = tmp_path / "start.py"
+    script.write_text(START.format(how="rank"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*command, f"--nproc-per-node={ranks}", script, tmp_path / "plan.json", model, "2"],
+        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_ranks_that_torchrun_starts_run_the_plan_and_one_of_them_has_the_result(tmp_path: Path):
+    done = torchrun(tmp_path, plan(), f"{FAULTY}:well", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "losses 2 check 6"
+
+
+@pytest.mark.slow
+def test_under_torchrun_one_rank_says_what_went_wrong_and_all_of_them_stop(tmp_path: Path):
+    done = torchrun(tmp_path, plan_with("raising"), f"{FAULTY}:raising", ranks=2)
+    assert done.returncode == 1
+    said = "RunError: rank 1 raised ValueError on 1F1: no room left on the device"
+    assert done.stderr.count(said) == 1
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_hang_is_ended_and_named(tmp_path: Path):
+    done = torchrun(tmp_path, plan_with("hanging"), f"{FAULTY}:hanging", ranks=2)
+    assert done.returncode == 1
+    assert done.stderr.count("error: rank 1 hangs on 1F1: no rank made progress for ") == 1
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_than_the_plan_s_is_refused_once(tmp_path: Path):
+    done = torchrun(tmp_path, plan(), f"{FAULTY}:well", ranks=3)
+    assert done.returncode == 1
+    assert done.stderr.count("PlanError: the plan is for 2 ranks, but 3 were started") == 1
