@@ -42,9 +42,9 @@ def plan_for(
     names = [layer.name for layer in captured.layers]
     ends = [max(1, round(cut * len(names))) for cut in cuts] + [len(names)]
     begins = [0, *ends[:-1]]
-    return plan_of(
+    return _plan(
         model,
-        captured,
+        captured.graph_hash,
         [names[begin:end] for begin, end in zip(begins, ends, strict=True)],
         schedule=schedule,
         num_microbatches=num_microbatches,
@@ -54,9 +54,9 @@ def plan_for(
     )
 
 
-def plan_of(
+def _plan(
     model: str,
-    captured: Captured,
+    graph_hash: str,
     layers: Sequence[Sequence[str]],
     *,
     schedule: str,
@@ -69,7 +69,7 @@ def plan_of(
     return Plan(
         origin=Origin(
             model=model,
-            graph_hash=captured.graph_hash,
+            graph_hash=graph_hash,
             profile_hash="",
             method="measured",
             dtype=dtype,
@@ -91,6 +91,20 @@ def plan_of(
             step_time=1.0, bubble=0.0, stages=tuple(_nothing() for _ in layers), syncs=()
         ),
         certificate=Certificate(lower_bound=1.0, gap=0.0, simulated=0, assumes="nothing"),
+    )
+
+
+def two_stage_plan() -> Plan:
+    """A plan of no model: one layer on each of two ranks, one microbatch."""
+    return _plan(
+        "model.py",
+        "0" * 16,
+        [["first"], ["last"]],
+        schedule="1f1b",
+        num_microbatches=1,
+        replicas=1,
+        microbatch_size=1,
+        dtype="float32",
     )
 
 

@@ -1,0 +1,60 @@
+import pytest
+
+from autopart.runtime.clock import Slice
+from autopart.runtime.executor import StepTrace
+from autopart.runtime.measured import (
+    RankRun,
+    StepRun,
+    last_slices,
+    losses_of,
+    stages_of,
+    step_times_of,
+)
+from autopart.schedule import parse_action
+from tests.runtime.plans import two_stage_plan
+
+
+def step(loss: float | None, time: float, scale: float, stage: int = 0) -> StepRun:
+    """One forward of 2 s that waits 1 s for its input, one backward of 4 s that waits 3 s; then
+    half a second until the last send is received and a quarter of a second of sums."""
+    slices = (
+        Slice(parse_action(f"{stage}F0"), 0.0, 1.0 * scale, 3.0 * scale),
+        Slice(parse_action(f"{stage}B0"), 3.0 * scale, 6.0 * scale, 10.0 * scale),
+    )
+    trace = StepTrace(slices, 0.5 * scale, 0.25 * scale, 10.75 * scale)
+    return StepRun(loss, trace, time, update_time=0.1 * scale)
+
+
+RUNS = [
+    RankRun((step(None, 90.0, 9.0), step(None, 11.0, 1.0), step(None, 13.0, 1.0)), 100),
+    RankRun((step(4.0, 80.0, 9.0, 1), step(3.0, 12.0, 2.0, 1), step(2.0, 12.5, 2.0, 1)), 200),
+]
+
+
+def test_a_step_ends_with_its_last_rank():
+    assert step_times_of(RUNS) == (90.0, 12.0, 13.0)
+
+
+def test_the_loss_is_the_sum_of_the_shares_of_those_that_have_one():
+    assert losses_of(RUNS) == (4.0, 3.0, 2.0)
+    replicas = [RankRun((step(1.5, 1.0, 1.0),), 0), RankRun((step(2.0, 1.0, 1.0),), 0)]
+    assert losses_of(replicas) == (3.5,)
+
+
+def test_a_stage_s_times_leave_out_the_first_step_and_what_it_waited_for():
+    first, second = stages_of(two_stage_plan(), RUNS)
+    assert (first.forward_time, first.backward_time) == (2.0, 4.0)
+    assert (second.forward_time, second.backward_time) == (4.0, 8.0)
+    assert first.wait_time == pytest.approx(1.0 + 3.0 + 0.5)
+    assert first.busy_time == pytest.approx(10.5 - 4.5)
+    assert (first.sync_time, first.update_time) == (0.25, 0.1)
+    assert (first.peak_bytes, second.peak_bytes) == (100, 200)
+
+
+def test_a_single_step_counts_itself():
+    only = [RankRun((run.steps[0],), run.peak_bytes) for run in RUNS]
+    assert stages_of(two_stage_plan(), only)[0].forward_time == pytest.approx(18.0)
+
+
+def test_the_trace_is_that_of_the_last_step():
+    assert [(s.action, s.end) for s in last_slices(RUNS[1])] == [("1F0", 6.0), ("1B0", 20.0)]
