@@ -11,7 +11,7 @@ from autopart.runtime.gradient_sum import GradientSum, holders_of
 from autopart.runtime.messages import write_messages
 from autopart.runtime.plan_match import place_on
 from autopart.runtime.split import StageProgram
-from autopart.runtime.stage import TorchStage
+from autopart.runtime.stage import TorchStage, stage_parameters
 
 
 class Unwatched:
@@ -54,18 +54,6 @@ def make_executor(
         device=device,
         watcher=watcher or Unwatched(),
     )
-
-
-def stage_parameters(program: StageProgram) -> dict[str, torch.nn.Parameter]:
-    """The stage's parameters by the user's names; a tied one has the first of its names."""
-    found = dict(program.module.named_parameters(remove_duplicate=False))
-    return {name: found[name] for name in program.parameters}
-
-
-def stage_buffers(program: StageProgram) -> dict[str, torch.Tensor]:
-    """The stage's buffers by the user's names."""
-    found = dict(program.module.named_buffers(remove_duplicate=False))
-    return {name: found[name] for name in program.buffers}
 
 
 def _alone(rank: int) -> distributed.ProcessGroup:

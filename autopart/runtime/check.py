@@ -262,9 +262,12 @@ def _drift(check: Check, name: str, mine: torch.Tensor) -> float:
     """The root mean square of the difference over that of the parameter's way from the start."""
     plain, start = check.reference.last[name].double(), check.reference.start[name].double()
     apart, way = _rms(mine.double() - plain), _rms(plain - start)
-    if apart <= _rounding_of_drift(check, name):
-        return 0.0
-    return apart / way if math.isfinite(apart) and way > 0.0 else math.inf
+    if not math.isfinite(apart):
+        return math.inf
+    is_rounding = apart <= _rounding_of_drift(check, name)
+    if way > 0.0 and not (is_rounding and apart / way > check.drift(check.steps)):
+        return apart / way
+    return 0.0 if is_rounding else math.inf
 
 
 def _rounding_of_drift(check: Check, name: str) -> float:

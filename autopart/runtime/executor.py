@@ -21,7 +21,7 @@ from autopart.runtime.clock import Mark, Slice, clock_of
 from autopart.runtime.faults import LostPeer
 from autopart.runtime.gradient_sum import GradientSum
 from autopart.runtime.messages import Program, Receive, Send
-from autopart.runtime.stage import Leaves, TorchStage
+from autopart.runtime.stage import Leaves, TorchStage, stage_buffers, stage_parameters
 from autopart.schedule import Action
 
 T = TypeVar("T")
@@ -74,6 +74,27 @@ class Executor:
         self._clock = clock_of(device)
         self._watcher = watcher
         self._marks: _Marks | None = None
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Those of this rank's stage by the user's names, for an optimizer."""
+        return {} if self.stage is None else stage_parameters(self.stage.program)
+
+    @property
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """Those of this rank's stage by the user's names."""
+        return {} if self.stage is None else stage_buffers(self.stage.program)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tensors of the batch that this rank's stage reads."""
+        return () if self.stage is None else self.stage.program.inputs
+
+    @property
+    def microbatches(self) -> tuple[int, ...]:
+        """The microbatches that this rank was dealt."""
+        actions = [event for event in self._program if isinstance(event, Action)]
+        return tuple(sorted({action.microbatch for action in actions}))
 
     def step(self, microbatches: Mapping[int, Leaves]) -> torch.Tensor | None:
         """Run one batch: afterwards every parameter's ``grad`` is that of the batch's mean loss.

@@ -109,6 +109,18 @@ class TorchStage(PipelineStage):
             self.args_recv_info[0] = ()
 
 
+def stage_parameters(program: StageProgram) -> dict[str, torch.nn.Parameter]:
+    """The stage's parameters by the user's names; a tied one has the first of its names."""
+    found = dict(program.module.named_parameters(remove_duplicate=False))
+    return {name: found[name] for name in program.parameters}
+
+
+def stage_buffers(program: StageProgram) -> dict[str, torch.Tensor]:
+    """The stage's buffers by the user's names."""
+    found = dict(program.module.named_buffers(remove_duplicate=False))
+    return {name: found[name] for name in program.buffers}
+
+
 class _ByName(nn.Module):
     """A stage's module that takes its batch tensors by name."""
 

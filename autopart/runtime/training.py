@@ -1,5 +1,6 @@
 """One rank's part of a run: from the user's model to what was measured."""
 
+import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ import torch
 from torch import distributed
 
 from autopart.errors import UsageError
-from autopart.plan import Plan, stage_ranks
+from autopart.plan import Plan
 from autopart.run_result import CheckResult, RunResult
 from autopart.runtime import check as checks
-from autopart.runtime.assembly import make_executor, stage_buffers, stage_parameters
+from autopart.runtime.assembly import make_executor
 from autopart.runtime.board import SETTING_UP, Board
 from autopart.runtime.capture import Captured
 from autopart.runtime.check import Check
@@ -35,9 +36,8 @@ from autopart.runtime.optimizer import LEARNING_RATES, Optimizer
 from autopart.runtime.peak_memory import how_measured, peak_bytes, watch_peak
 from autopart.runtime.plan_match import capture_for_plan
 from autopart.runtime.reference import run_reference
-from autopart.runtime.split import StageProgram, split_stages
+from autopart.runtime.split import split_stages
 from autopart.runtime.stage import Leaves
-from autopart.schedule import dealt
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,16 +105,14 @@ class _Run:
         self._data = Microbatches(plan, source, captured, settings.seed)
         self._check = self._reference(source) if settings.check and place.rank == 0 else None
         programs = split_stages(captured, [stage.layers for stage in plan.stages])
-        del captured  # And with it, as the programs go, the weights of other ranks' stages.
         self._executor = make_executor(plan, programs, device=place.device, watcher=board)
-        stage = self._executor.stage
-        self._program: StageProgram | None = None if stage is None else stage.program
-        self._parameters = stage_parameters(self._program) if self._program else {}
+        self._parameters = self._executor.parameters
         self._optimizer = self._make_optimizer(list(self._parameters.values()))
         torch.manual_seed(settings.seed + place.rank)
 
     def steps(self) -> RankRun:
         """Train; every rank must call it."""
+        gc.collect()  # Graphs are circles, and hold the weights of the other ranks' stages.
         watch_peak(self._place.device)
         done = tuple(self._step(step) for step in range(self._settings.steps))
         peak = peak_bytes(self._place.device)
@@ -122,8 +120,7 @@ class _Run:
             self._board.waiting("the comparison of parameters", None)
             checks.compare_parameters(self._check, self._parameters)
             if self._compares_buffers():
-                buffers = stage_buffers(self._program) if self._program else {}
-                checks.compare_buffers(self._check, buffers)
+                checks.compare_buffers(self._check, self._executor.buffers)
         return RankRun(done, peak)
 
     def result(self, runs: Sequence[RankRun]) -> RunResult:
@@ -213,12 +210,8 @@ class _Run:
         )
 
     def _microbatches(self, step: int) -> dict[int, Leaves]:
-        stage = self._executor.stage
-        if stage is None or self._program is None:
-            return {}
-        ranks = stage_ranks(self._plan)[stage.stage_index]
-        mine = dealt(ranks, self._place.rank, self._plan.num_microbatches)
-        return self._data.of_step(step, mine, self._program.inputs, self._place.device)
+        mine = self._executor
+        return self._data.of_step(step, mine.microbatches, mine.inputs, self._place.device)
 
     def _gradients(self) -> dict[str, torch.Tensor]:
         named = self._parameters.items()

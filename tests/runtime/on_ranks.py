@@ -1,6 +1,8 @@
 """What the ranks of a pool do in tests; each function runs on every rank at once."""
 
+import gc
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -10,13 +12,14 @@ from autopart.errors import RunError
 from autopart.plan import Plan
 from autopart.run_result import CheckResult, RunResult
 from autopart.runtime import check as checks
-from autopart.runtime.assembly import make_executor, stage_parameters
+from autopart.runtime.assembly import make_executor
 from autopart.runtime.board import Board
 from autopart.runtime.capture import batch_leaves, capture_model
 from autopart.runtime.gradient_sum import GradientSum, Holders
 from autopart.runtime.model import build_training_model, example_batch, load_model
 from autopart.runtime.reference import Reference
 from autopart.runtime.split import StageProgram, TensorMeta, split_stages
+from autopart.runtime.stage import TorchStage, stage_parameters
 from autopart.runtime.training import Place, RunSettings, train
 
 Gradients = dict[str, torch.Tensor]
@@ -40,14 +43,32 @@ def run_without_sums(rank: int, plan: Plan, settings: RunSettings) -> str:
 
 def run_with_double_loss(rank: int, plan: Plan, settings: RunSettings) -> str:
     """A checked run whose loss counts for more than its share: what it complains of."""
-    from autopart.runtime.stage import TorchStage
-
     kept = TorchStage.backward
     TorchStage.backward = lambda self, m, given, scale: kept(self, m, given, scale * 1.0001)
     try:
         return complaint_of(rank, plan, settings)
     finally:
         TorchStage.backward = kept
+
+
+def live_parameters(rank: int, plan: Plan, settings: RunSettings) -> tuple[int, int]:
+    """Elements of all parameters that this process holds in the middle of a run, and of those
+    that belong to its stage."""
+    seen: list[tuple[int, int]] = []
+    kept = TorchStage.forward
+
+    def counting(self: TorchStage, *arguments: Any) -> Any:
+        live = [o for o in gc.get_objects() if type(o) is nn.Parameter and not o.is_meta]
+        own = stage_parameters(self.program).values()
+        seen.append((sum(p.numel() for p in live), sum(p.numel() for p in own)))
+        return kept(self, *arguments)
+
+    TorchStage.forward = counting
+    try:
+        run(rank, plan, settings)
+    finally:
+        TorchStage.forward = kept
+    return seen[0]
 
 
 def complaint_of(rank: int, plan: Plan, settings: RunSettings) -> str:

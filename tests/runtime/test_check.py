@@ -57,7 +57,7 @@ def outcome(
 def test_equal_runs_pass_and_noise_about_zero_is_no_difference(two_ranks: RankPool):
     result = outcome(two_ranks, held())
     assert isinstance(result, CheckResult)
-    assert (result.gradients, result.first_update, result.parameters) == (0.0, 0.0, 0.0)
+    assert max(result.gradients, result.first_update or 0.0, result.parameters) < 1e-6
     assert (result.num_parameters, result.num_buffers) == (2, 1)
 
 

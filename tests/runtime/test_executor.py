@@ -17,6 +17,7 @@ from autopart.runtime.training import RunSettings
 from autopart.schedule import Schedule
 from tests.runtime.on_ranks import (
     complaint_of,
+    live_parameters,
     ours_and_torchs,
     run,
     run_with_double_loss,
@@ -92,6 +93,14 @@ def test_adamw_and_more_microbatches_than_stages(two_ranks: RankPool):
     of = plan("zoo:mlp-tiny", 0.25, num_microbatches=7)
     result = checked(two_ranks, of, steps=3, optimizer="adamw")
     assert result.optimizer == "adamw" and result.losses[2] < result.losses[0]
+
+
+def test_a_rank_holds_the_weights_of_its_own_stage_only(two_ranks: RankPool):
+    of = plan("zoo:mlp-tiny", 0.25)
+    settings = RunSettings(model=of.origin.model, steps=1)
+    (first, first_own), (second, second_own) = two_ranks.call(live_parameters, of, settings)
+    assert (first, second) == (first_own, second_own)
+    assert first_own + second_own == 16 * (192 * 192 + 192)
 
 
 def test_the_trace_is_the_plan_s_order_with_times_that_follow_each_other(two_ranks: RankPool):
