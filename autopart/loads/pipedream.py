@@ -218,12 +218,29 @@ def _reread(nodes: Nodes) -> list[int]:
 
 
 def score(graph: LayerGraph, network: Network, plan: Sequence[Part], *, all_sends: bool) -> float:
-    """(4) of a plan, in seconds; with `all_sends` the first stages' sends are charged too."""
+    """(4) of a plan, in seconds; with `all_sends` the first stages' sends are charged too.
+
+    Raises ValueError where the plan does not hold every layer once, after all that it reads.
+    """
     nodes = nodes_of(graph)
+    _check_plan(nodes, plan, tuple(range(len(nodes.compute))))
     ends = list(_ends(plan, 0))
     tops = [sum(1 << v for v in bits(ahead) if not nodes.after[v] & ahead) for ahead in ends]
     cuts = dict(zip(ends, _cuts(nodes, tops), strict=True))
     return _level(nodes, network, len(network.machines) - 1, plan, 0, cuts, all_sends)
+
+
+def _check_plan(nodes: Nodes, plan: Sequence[Part], layers: Sequence[int]) -> None:
+    held = [v for part in plan for v in part.layers]
+    if sorted(held) != sorted(layers):
+        raise ValueError("a plan must hold each of its layers once")
+    missing = sum(1 << v for v in layers)
+    for part in plan:
+        missing &= ~sum(1 << v for v in part.layers)
+        if any(nodes.before[v] & missing for v in part.layers):
+            raise ValueError("a layer must not stand ahead of what it reads")
+        if part.inner:
+            _check_plan(nodes, part.inner, part.layers)
 
 
 def _ends(plan: Sequence[Part], ahead: int) -> Iterator[int]:

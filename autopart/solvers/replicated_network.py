@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from autopart.graph import LayerGraph
-from autopart.loads.pipedream import Network, Part, bits, check_network, nodes_of, score
+from autopart.loads.pipedream import Network, Part, bits, check_network, nodes_of, score, state_sums
 from autopart.solvers.network_task import (
     Best,
     Probe,
@@ -36,8 +36,18 @@ from autopart.solvers.replicated_downsets import (
     prefixes,
 )
 from autopart.solvers.replicated_order import OrderProbe
-from autopart.solvers.replicated_regions import RULES, Graph, around_cuts, ordered, split_evenly
+from autopart.solvers.replicated_regions import (
+    RULES,
+    Graph,
+    Rule,
+    around_cuts,
+    ordered,
+    split_evenly,
+)
 from autopart.solvers.two_level_network import two_levels
+
+REGION_LIMITS = (250, 1500)
+"""Downsets around one cut, first and last."""
 
 
 class NetworkPlan(NamedTuple):
@@ -115,14 +125,20 @@ def _improved(task: Task, best: Best, probe: Probe, costs: Costs, states: States
 
 
 def _in_regions(task: Task, best: Best) -> Best:
-    """The better of `best` and what searches around cuts end with, from plans along some orders and
-    from the best plan with one machine a stage."""
+    """The better of `best` and what searches around cuts end with: from plans along some orders, from
+    the smallest cuts of these, and from the best plan with one machine a stage."""
     nodes = task.nodes
     graph = Graph(nodes.before, nodes.after, nodes.outputs.tolist())
     everything = (1 << len(nodes.before)) - 1
+    orders = [list(range(len(nodes.before)))]
+    orders += [ordered(graph, 0, everything, rule) for rule in RULES]
     start = best
-    for rule in RULES:
-        start = _along(task, start, ordered(graph, 0, everything, rule))
+    for order in orders:
+        start = _along(task, start, order)
+    for order, rule in zip(orders, (RULES[0], *RULES), strict=True):
+        if task.in_time() and not start.proven:
+            cuts = _smallest_cuts(task, order)
+            start = _around(task, start, graph, cuts, rule, REGION_LIMITS[0])
     found = [_descend(task, start, graph)]
     if not task.network.straight:
         straight = task._replace(network=task.network._replace(straight=True))
@@ -131,26 +147,47 @@ def _in_regions(task: Task, best: Best) -> Best:
     return min(found, key=lambda plan: plan.value)._replace(bound=best.bound)
 
 
+def _smallest_cuts(task: Task, order: Sequence[int]) -> list[int]:
+    """Prefixes of an order, the one with the smallest cut for each share of the compute."""
+    states = prefixes(task.nodes.before, order)
+    sums = state_sums(task.nodes, states.grown, states.tops)
+    shares = sums.compute * (2 * task.network.machines[0] / (sums.compute[-1] or 1.0))
+    smallest: dict[int, int] = {}
+    for at in range(1, len(order)):
+        share = int(shares[at])
+        if share not in smallest or sums.cut[at] < sums.cut[smallest[share]]:
+            smallest[share] = at
+    return [*(states.masks[at] for at in sorted(smallest.values())), states.masks[-1]]
+
+
 def _descend(task: Task, best: Best, graph: Graph) -> Best:
-    """Regions around the cuts of the best plan, by one rule after the other, until none helps."""
-    machines = task.network.machines[0]
-    most = MOST_PAIRED_STATES if task.network.memory_bytes else MOST_STATES // 4
+    """Regions around the cuts of the best plan, by one rule after the other, until none helps; then
+    larger ones."""
     work: list[float] = task.nodes.compute.tolist()
-    fruitless = 0
-    for rule in itertools.cycle(RULES):
-        if fruitless == len(RULES) or best.proven or not task.in_time():
-            break
-        cuts: list[int] = []
-        for start, cut in spans(0, best.cuts):
-            cuts += split_evenly(graph, work, start, cut.ahead, cut.replicas, rule)
-            cuts.append(cut.ahead)
-        states, pieces = around_cuts(graph, cuts, rule, most)
-        costs = task.costs(states, pieces)
-        if len(states.masks) > MOST_PAIRED_STATES:
-            probe: Probe = LevelProbe(states, costs, machines)
-        else:
-            probe = pair_probe(costs, states, machines)
-        better = _improved(task, best, probe, costs, states)
-        fruitless = 0 if better.value < best.value else fruitless + 1
-        best = better
+    for limit in REGION_LIMITS:
+        fruitless = 0
+        for rule in itertools.cycle(RULES):
+            if fruitless == len(RULES) or best.proven or not task.in_time():
+                break
+            cuts: list[int] = []
+            for start, cut in spans(0, best.cuts):
+                cuts += split_evenly(graph, work, start, cut.ahead, cut.replicas, rule)
+                cuts.append(cut.ahead)
+            better = _around(task, best, graph, cuts, rule, limit)
+            fruitless = 0 if better.value < best.value else fruitless + 1
+            best = better
     return best
+
+
+def _around(
+    task: Task, best: Best, graph: Graph, cuts: Sequence[int], rule: Rule, limit: int
+) -> Best:
+    """The better of `best` and the best plan over the downsets around cuts, `limit` for each."""
+    if task.network.memory_bytes:
+        limit = min(limit, MOST_PAIRED_STATES // len(cuts))
+    states, pieces = around_cuts(graph, cuts, rule, limit)
+    costs = task.costs(states, pieces)
+    machines = task.network.machines[0]
+    if len(states.masks) > MOST_PAIRED_STATES and not task.network.memory_bytes:
+        return _improved(task, best, LevelProbe(states, costs, machines), costs, states)
+    return _improved(task, best, pair_probe(costs, states, machines), costs, states)

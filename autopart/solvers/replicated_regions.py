@@ -19,8 +19,6 @@ from autopart.solvers.replicated_downsets import States, bits, downsets
 Rule = Callable[["Graph", Sequence[int], int], int]
 """Which of the layers that are ready comes next, given the bits of those placed."""
 
-MOST_DOWNSETS = 2000
-"""Between two middles."""
 LONGEST = 48
 """Layers of a head or a tail."""
 
@@ -95,20 +93,24 @@ def split_evenly(
 
 
 def around_cuts(
-    graph: Graph, cuts: Sequence[int], rule: Rule, most: int
+    graph: Graph, cuts: Sequence[int], rule: Rule, limit: int
 ) -> tuple[States, list[list[int]]]:
-    """At most about `most` downsets around the cuts of a plan, the last of which holds every layer,
-    and the pieces that they grow by."""
-    limit = min(MOST_DOWNSETS, most // len(cuts))
-    everything = cuts[-1]
+    """The downsets around the cuts of a plan, at most `limit` each but always some, and the pieces
+    that they grow by; the last cut holds every layer."""
     back = reverse(graph)
-    stages = [end & ~start for start, end in zip([0, *cuts], cuts, strict=False)]
-    reach = [min(LONGEST, (stage.bit_count() - 1) // 2) for stage in stages]
-    regions: list[list[int]] = []
-    for i, cut in enumerate(cuts[:-1]):
-        tail = ordered(back, everything & ~cut, stages[i], rule)[: reach[i]]
-        head = ordered(graph, cut, stages[i + 1], rule)[: reach[i + 1]]
-        regions.append(_within_limit(graph, tail, head, limit))
+    heads: list[list[int]] = []
+    tails: list[list[int]] = []
+    for start, end in zip([0, *cuts], cuts, strict=False):
+        members = end & ~start
+        reach = min(LONGEST, (members.bit_count() - 1) // 2)
+        heads.append(ordered(graph, start, members, rule)[:reach])
+        # Two orders may differ so much that a layer is early in one and late in the other.
+        others = members & ~sum(1 << v for v in heads[-1])
+        tails.append(ordered(back, cuts[-1] & ~end, others, rule)[:reach])
+    regions = [
+        _within_limit(graph, tail, head, limit)
+        for tail, head in zip(tails, heads[1:], strict=False)
+    ]
     pieces, needs = _in_series(graph, cuts, regions)
     after = [0] * len(needs)
     for piece, mask in enumerate(needs):
