@@ -9,7 +9,7 @@ from autopart.plan import Plan, schedule_of, stage_ranks
 from autopart.runtime.executor import Executor, Watcher
 from autopart.runtime.gradient_sum import GradientSum, holders_of
 from autopart.runtime.messages import write_messages
-from autopart.runtime.plan_match import place_on
+from autopart.runtime.plan_match import check_can_run, place_on
 from autopart.runtime.split import StageProgram
 from autopart.runtime.stage import TorchStage, stage_parameters
 
@@ -35,7 +35,9 @@ def make_executor(
 
     `programs` are those of `split_stages` for the plan's stages, made on every rank from equal
     weights. Every rank of the default process group must call this: it makes process groups.
+    Raises PlanError where the plan asks for what is not run yet.
     """
+    check_can_run(plan)
     rank, ranks = distributed.get_rank(), stage_ranks(plan)
     index = next((i for i, on in enumerate(ranks) if rank in on), None)
     parameters: dict[str, torch.nn.Parameter] = {}

@@ -26,6 +26,7 @@ from autopart.plan import Plan, check_plan, load_plan, num_ranks, save_plan
 from autopart.run_result import RunResult
 from autopart.runtime.board import Board, Note, Progress, describe, job_store, stuck_failure
 from autopart.runtime.faults import Failure, as_error
+from autopart.runtime.plan_match import check_can_run
 from autopart.runtime.rank import CONNECT_SECONDS, is_rank, read_world, run_as_rank
 from autopart.runtime.training import RunSettings, check_settings
 
@@ -149,9 +150,11 @@ def _locally(plan: Plan | Path | str, settings: RunSettings, report: Report | No
 
 
 def _loaded(plan: Plan | Path | str) -> Plan:
-    if not isinstance(plan, Plan):
-        return load_plan(plan)
-    check_plan(plan)
+    if isinstance(plan, Plan):
+        check_plan(plan)
+    else:
+        plan = load_plan(plan)
+    check_can_run(plan)
     return plan
 
 

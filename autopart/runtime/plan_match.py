@@ -32,6 +32,17 @@ def capture_for_plan(plan: Plan, model: TrainingModel, batch: Batch) -> Captured
     raise PlanError(_told(plan, model.name, least))
 
 
+def check_can_run(plan: Plan) -> None:
+    """Raise PlanError for what plans can say and the executor cannot do."""
+    for index, stage in enumerate(plan.stages):
+        for name, what in ((stage.recompute, "recompute"), (stage.offload, "offload")):
+            if name:
+                raise PlanError(
+                    f"stage {index} is to {what} layer '{name[0]}', which is not run yet; "
+                    f"solve for a plan that does not {what}"
+                )
+
+
 def place_on(module: fx.GraphModule, device: torch.device) -> None:
     """Move a stage's tensors to `device`, and with them the device that its graph has burned in
     for the tensors that it makes itself (masks, position ids)."""

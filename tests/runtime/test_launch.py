@@ -1,6 +1,7 @@
 """Runs as a user starts them, and ranks that come to grief in them: really killed, really hung."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from autopart.run_result import RunResult
 from autopart.runtime.launch import run_local
 from tests.runtime.plans import capture, plan_for
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 FAULTY = "tests/runtime/models/faulty.py"
 TIMEOUT = 4.0
 """Seconds without progress; the machine may be busy, so starting up has ten times as long."""
@@ -151,15 +153,35 @@ def torchrun(tmp_path: Path, of: Plan, model: str, ranks: int) -> subprocess.Com
     save_plan(of, tmp_path / "plan.json")
     script = tmp_path / "start.py"
     script.write_text(START.format(how="rank"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
-        [*command, f"--nproc-per-node={ranks}", script, tmp_path / "plan.json", model, "2"],
+        [*TORCHRUN, f"--nproc-per-node={ranks}", script, tmp_path / "plan.json", model, "2"],
         env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=BOUND,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_the_training_script_of_the_documentation_trains(tmp_path: Path):
+    page = Path("docs/runtime.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "train.py").write_text(text)
+    of = plan_for("zoo:mlp-tiny", capture("zoo:mlp-tiny"), [0.5])
+    save_plan(of, tmp_path / "plan.json")
+    done = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node=2", "train.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.rpartition(" ")[2]) for line in done.stdout.splitlines()]
+    assert len(losses) == 3 and losses[2] < losses[0]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from autopart.errors import PlanError
 from autopart.plan import Plan
 from autopart.runtime.capture import capture_model
 from autopart.runtime.model import TrainingModel
-from autopart.runtime.plan_match import capture_for_plan, place_on
+from autopart.runtime.plan_match import capture_for_plan, check_can_run, place_on
 from tests.runtime.plans import plan_for
 
 BATCH = ((torch.zeros(2, 8),), None)
@@ -67,6 +67,14 @@ def test_layers_that_no_division_gives_are_named():
     renamed = msgspec.structs.replace(second, layers=("elsewhere", *second.layers[1:]))
     with pytest.raises(PlanError, match=r"the plan has 'elsewhere', which the model lacks"):
         capture_for_plan(msgspec.structs.replace(of, stages=(first, renamed)), model(), BATCH)
+
+
+@pytest.mark.parametrize("what", ["recompute", "offload"])
+def test_what_the_executor_cannot_do_is_refused_and_not_left_out(what: str):
+    of = plan(model())
+    first = msgspec.structs.replace(of.stages[0], **{what: of.stages[0].layers[:1]})
+    with pytest.raises(PlanError, match=f"stage 0 is to {what} layer '0', which is not run yet"):
+        check_can_run(msgspec.structs.replace(of, stages=(first, *of.stages[1:])))
 
 
 class WithPositions(nn.Module):
