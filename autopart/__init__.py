@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from autopart.problem import Problem
     from autopart.profile import Device, Profile, Source, WholeModel, load_profile, save_profile
     from autopart.run_result import RunResult
-    from autopart.runtime.launch import run_plan
-    from autopart.runtime.profiler import profile_model
+    from autopart.runtime.execution.launch import run_plan
+    from autopart.runtime.profiling.profiler import profile_model
     from autopart.simulator import Timeline
     from autopart.simulator import simulate_plan as simulate
 
@@ -73,8 +73,8 @@ _HOMES = {
         "save_profile",
     ),
     "autopart.run_result": ("RunResult",),
-    "autopart.runtime.launch": ("run_plan",),
-    "autopart.runtime.profiler": ("profile_model",),
+    "autopart.runtime.execution.launch": ("run_plan",),
+    "autopart.runtime.profiling.profiler": ("profile_model",),
     "autopart.simulator": ("Timeline", "simulate"),
 }
 _OTHER_NAMES = {"simulate": "simulate_plan"}

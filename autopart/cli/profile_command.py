@@ -46,8 +46,8 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Measure MODEL layer by layer and write a profile."""
-    from autopart.runtime.profiler import profile_model
-    from autopart.runtime.threads import use_threads
+    from autopart.runtime.execution.threads import use_threads
+    from autopart.runtime.profiling.profiler import profile_model
 
     use_threads(threads)
     if output is not None:

@@ -51,7 +51,7 @@ def command(
     asked = load_plan(plan)
     if not local and not {"RANK", "WORLD_SIZE"} <= set(os.environ):
         raise UsageError(_how_to_start(num_ranks(asked), plan, model))
-    from autopart.runtime.launch import run_plan  # and with it torch: seconds
+    from autopart.runtime.execution.launch import run_plan  # and with it torch: seconds
 
     with progress_bar("starting the ranks") if local else nullcontext() as progress:
         result = run_plan(

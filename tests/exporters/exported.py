@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from autopart.runtime.model import TrainingModel, build_training_model, example_batch, load_model
+from autopart.runtime.models.model import (
+    TrainingModel,
+    build_training_model,
+    example_batch,
+    load_model,
+)
 
 LEARNING_RATE = 0.05
 MOMENTUM = 0.9

@@ -14,8 +14,8 @@ import torch
 from autopart.errors import ExportRefused, UsageError
 from autopart.exporters import TARGETS, export_plan
 from autopart.plan import Plan, Stage, schedule_of
-from autopart.runtime.capture import capture_model
-from autopart.runtime.model import build_training_model, example_batch, load_model
+from autopart.runtime.capture.capture import capture_model
+from autopart.runtime.models.model import build_training_model, example_batch, load_model
 from tests.exporters.exported import assert_same, import_text, train_exported, train_plain
 from tests.exporters.plans import make_plan
 from tests.runtime.rank_pool import RankPool

@@ -17,8 +17,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from autopart.runtime.capture import Captured, capture_model
-from autopart.runtime.model import TrainingModel
+from autopart.runtime.capture.capture import Captured, capture_model
+from autopart.runtime.models.model import TrainingModel
 from tests.runtime.small_models import Batch
 
 

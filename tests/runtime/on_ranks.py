@@ -11,16 +11,16 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from autopart.errors import RunError
 from autopart.plan import Plan
 from autopart.run_result import CheckResult, RunResult
-from autopart.runtime import check as checks
-from autopart.runtime.assembly import make_executor
-from autopart.runtime.board import Board
-from autopart.runtime.capture import batch_leaves, capture_model
-from autopart.runtime.gradient_sum import GradientSum, Holders
-from autopart.runtime.model import build_training_model, example_batch, load_model
-from autopart.runtime.reference import Reference
-from autopart.runtime.split import StageProgram, TensorMeta, split_stages
-from autopart.runtime.stage import TorchStage, stage_parameters
-from autopart.runtime.training import Place, RunSettings, train
+from autopart.runtime.capture.capture import batch_leaves, capture_model
+from autopart.runtime.capture.split import StageProgram, TensorMeta, split_stages
+from autopart.runtime.execution import check as checks
+from autopart.runtime.execution.assembly import make_executor
+from autopart.runtime.execution.board import Board
+from autopart.runtime.execution.gradient_sum import GradientSum, Holders
+from autopart.runtime.execution.reference import Reference
+from autopart.runtime.execution.stage import TorchStage, stage_parameters
+from autopart.runtime.execution.training import Place, RunSettings, train
+from autopart.runtime.models.model import build_training_model, example_batch, load_model
 
 Gradients = dict[str, torch.Tensor]
 

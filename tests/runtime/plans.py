@@ -16,8 +16,8 @@ from autopart.plan import (
     orders_of,
 )
 from autopart.problem import Demands
-from autopart.runtime.capture import Captured, capture_model
-from autopart.runtime.model import build_training_model, example_batch, load_model
+from autopart.runtime.capture.capture import Captured, capture_model
+from autopart.runtime.models.model import build_training_model, example_batch, load_model
 from autopart.schedule import Schedule, make_schedule
 
 

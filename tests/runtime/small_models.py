@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from autopart.runtime.model import TrainingModel
+from autopart.runtime.models.model import TrainingModel
 
 Batch = tuple[Any, Any]
 WIDTH = 8

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopart.runtime.capture import Captured, batch_leaves
-from autopart.runtime.model import TrainingModel
-from autopart.runtime.split import StageProgram, split_layers, split_stages
+from autopart.runtime.capture.capture import Captured, batch_leaves
+from autopart.runtime.capture.split import StageProgram, split_layers, split_stages
+from autopart.runtime.models.model import TrainingModel
 
 Leaves = Mapping[str, torch.Tensor]
 Step = tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]

@@ -1,8 +1,8 @@
 import pytest
 from torch import distributed
 
-from autopart.runtime.board import Board, Note, Progress, describe, stuck_failure
-from autopart.runtime.faults import Failure
+from autopart.runtime.execution.board import Board, Note, Progress, describe, stuck_failure
+from autopart.runtime.execution.faults import Failure
 
 
 def note(count: int, on: str, state: str = "working", **fields: float) -> Note:

@@ -19,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from autopart.errors import ModelError
 from autopart.graph import Layer as GraphLayer
 from autopart.graph import LayerGraph, Value, check_graph
-from autopart.runtime.capture import Captured, batch_leaves, capture_model
-from autopart.runtime.model import TrainingModel
+from autopart.runtime.capture.capture import Captured, batch_leaves, capture_model
+from autopart.runtime.models.model import TrainingModel
 from tests.runtime.hugging_face import captured_hugging_face, hugging_face
 from tests.runtime.small_models import (
     WIDTH,
@@ -210,7 +210,7 @@ def test_the_graph_hash_does_not_change_with_the_weights() -> None:
 
 
 _HASHES = """
-from autopart.runtime.capture import capture_model
+from autopart.runtime.capture.capture import capture_model
 from tests.runtime.small_models import Hesitating, TiedDecoder, batch, decoder_batch, decoder_loss, training
 for model, example in (
     (training(TiedDecoder(), decoder_loss), decoder_batch()),

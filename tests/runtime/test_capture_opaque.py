@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from autopart.errors import ModelError
-from autopart.runtime.capture import Captured, capture_model
-from autopart.runtime.model import TrainingModel
+from autopart.runtime.capture.capture import Captured, capture_model
+from autopart.runtime.models.model import TrainingModel
 from tests.runtime.hugging_face import hugging_face, mixtral
 from tests.runtime.small_models import (
     WIDTH,

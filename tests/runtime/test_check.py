@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autopart.run_result import CheckResult
-from autopart.runtime.reference import Reference
+from autopart.runtime.execution.reference import Reference
 from tests.runtime.on_ranks import checked
 from tests.runtime.rank_pool import RankPool
 

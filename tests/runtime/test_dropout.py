@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autopart.runtime.capture import capture_model
-from autopart.runtime.dropout import DropNothing, drop_nothing, random_operations
-from autopart.runtime.model import TrainingModel
+from autopart.runtime.capture.capture import capture_model
+from autopart.runtime.execution.dropout import DropNothing, drop_nothing, random_operations
+from autopart.runtime.models.model import TrainingModel
 
 X = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
 

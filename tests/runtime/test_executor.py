@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from autopart.plan import Plan, schedule_of
 from autopart.run_result import CheckResult, RunResult
-from autopart.runtime.training import RunSettings
+from autopart.runtime.execution.training import RunSettings
 from autopart.schedule import Schedule
 from tests.runtime.on_ranks import (
     complaint_of,

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autopart.runtime.fused_ops import FusedOps
-from autopart.runtime.stash import SavedStorages
+from autopart.runtime.profiling.fused_ops import FusedOps
+from autopart.runtime.profiling.stash import SavedStorages
 
 
 def _meta(*shape: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 import torch
 
-from autopart.runtime.gradient_sum import Holders, holders_of
+from autopart.runtime.execution.gradient_sum import Holders, holders_of
 from tests.runtime.on_ranks import summed_gradients
 from tests.runtime.rank_pool import RankPool
 

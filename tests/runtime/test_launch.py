@@ -15,7 +15,7 @@ import pytest
 from autopart.errors import ModelError, PlanError, RunError, UsageError
 from autopart.plan import Plan, save_plan
 from autopart.run_result import RunResult
-from autopart.runtime.launch import run_local
+from autopart.runtime.execution.launch import run_local
 from tests.runtime.plans import capture, plan_for
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -40,7 +40,7 @@ def left_behind() -> list[str]:
             text = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if "autopart.runtime.rank_process" in text and FAULTY in text:
+        if "autopart.runtime.execution.rank_process" in text and FAULTY in text:
             found.append(text)
     return found
 
@@ -120,7 +120,7 @@ def test_options_that_make_no_run_are_refused_before_anything_is_started():
 
 START = """
 import sys
-from autopart.runtime.launch import run_{how}
+from autopart.runtime.execution.launch import run_{how}
 result = run_{how}(sys.argv[1], sys.argv[2], steps=int(sys.argv[3]), check=True, timeout=4.0)
 if result is not None:
     sys.stdout.write(f"losses {{len(result.losses)}} check {{result.check.num_parameters}}")

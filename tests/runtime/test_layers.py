@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autopart.runtime.capture import Captured, capture_model
+from autopart.runtime.capture.capture import Captured, capture_model
 from tests.runtime.hugging_face import captured_hugging_face
 from tests.runtime.small_models import (
     WIDTH,

@@ -2,7 +2,7 @@
 
 import torch
 
-from autopart.runtime.liveness import LiveStorages
+from autopart.runtime.profiling.liveness import LiveStorages
 
 
 def test_the_peak_is_the_most_that_was_alive_at_once() -> None:

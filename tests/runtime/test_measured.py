@@ -1,8 +1,8 @@
 import pytest
 
-from autopart.runtime.clock import Slice
-from autopart.runtime.executor import StepTrace
-from autopart.runtime.measured import (
+from autopart.runtime.execution.clock import Slice
+from autopart.runtime.execution.executor import StepTrace
+from autopart.runtime.execution.measured import (
     RankRun,
     StepRun,
     last_slices,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopart.runtime.messages import Program, Receive, Send, write_messages
+from autopart.runtime.execution.messages import Program, Receive, Send, write_messages
 from autopart.schedule import (
     Action,
     Schedule,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autopart.errors import ModelError
-from autopart.runtime.model import (
+from autopart.runtime.models.model import (
     ModelSource,
     TrainingModel,
     build_training_model,

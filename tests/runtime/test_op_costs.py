@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autopart.runtime.op_costs import OpCosts
+from autopart.runtime.profiling.op_costs import OpCosts
 
 
 def test_a_linear_layer_costs_two_flops_a_weight_and_row_and_twice_that_in_backward() -> None:

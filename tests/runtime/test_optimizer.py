@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from autopart.problem import OPTIMIZER_BYTES
-from autopart.runtime.optimizer import LEARNING_RATES, Optimizer
+from autopart.runtime.execution.optimizer import LEARNING_RATES, Optimizer
 
 
 def parameter(*values: float, dtype: torch.dtype = torch.float32) -> nn.Parameter:

@@ -5,9 +5,9 @@ from torch import fx, nn
 
 from autopart.errors import PlanError
 from autopart.plan import Plan
-from autopart.runtime.capture import capture_model
-from autopart.runtime.model import TrainingModel
-from autopart.runtime.plan_match import capture_for_plan, check_can_run, place_on
+from autopart.runtime.capture.capture import capture_model
+from autopart.runtime.execution.plan_match import capture_for_plan, check_can_run, place_on
+from autopart.runtime.models.model import TrainingModel
 from tests.runtime.plans import plan_for
 
 BATCH = ((torch.zeros(2, 8),), None)

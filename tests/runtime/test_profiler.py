@@ -11,7 +11,7 @@ import torch
 from autopart.errors import AutopartError, ClusterError, ModelError, UsageError
 from autopart.graph import Layer, Value
 from autopart.profile import Profile, load_profile, save_profile, stash_error
-from autopart.runtime.profiler import profile_model
+from autopart.runtime.profiling.profiler import profile_model
 
 MODELS = Path(__file__).parents[1] / "models"
 QUICK = ("gpt2", "resnet", "encdec")

@@ -3,8 +3,8 @@ import torch
 
 from autopart import errors
 from autopart.errors import ModelError, PlanError, RunError, UsageError
-from autopart.runtime.faults import Failure, LostPeer, as_error, failure_of
-from autopart.runtime.rank import is_rank, read_world
+from autopart.runtime.execution.faults import Failure, LostPeer, as_error, failure_of
+from autopart.runtime.execution.rank import is_rank, read_world
 
 TORCHRUN = {
     "RANK": "3",

@@ -5,8 +5,8 @@ import torch
 
 from autopart.errors import ClusterError
 from autopart.gpus import Gpu, find_gpu
-from autopart.runtime.op_costs import OpCost, OpCosts
-from autopart.runtime.roofline import (
+from autopart.runtime.profiling.op_costs import OpCost, OpCosts
+from autopart.runtime.profiling.roofline import (
     LAUNCH_TIME,
     RooflineStopwatch,
     roofline_time,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from autopart.runtime.measurement import MAX_REPEATS, measure_times, spread_of
-from autopart.runtime.progress import Steps
-from autopart.runtime.rounds import measure_round
-from autopart.runtime.subject import Subject, prepare_subject
-from autopart.runtime.update_time import measure_update
-from autopart.runtime.whole_model import StepReadings, own_forward
+from autopart.runtime.profiling.measurement import MAX_REPEATS, measure_times, spread_of
+from autopart.runtime.profiling.progress import Steps
+from autopart.runtime.profiling.rounds import measure_round
+from autopart.runtime.profiling.subject import Subject, prepare_subject
+from autopart.runtime.profiling.update_time import measure_update
+from autopart.runtime.profiling.whole_model import StepReadings, own_forward
 
 PROFILED = Path(__file__).parents[1] / "models" / "profiled.py"
 

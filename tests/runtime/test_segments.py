@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from autopart.runtime.accounting import take_account, whole_stash_bytes
-from autopart.runtime.segments import Segments, run_backward, run_forward
-from autopart.runtime.subject import Subject, prepare_subject
-from autopart.runtime.whole_model import own_forward
+from autopart.runtime.profiling.accounting import take_account, whole_stash_bytes
+from autopart.runtime.profiling.segments import Segments, run_backward, run_forward
+from autopart.runtime.profiling.subject import Subject, prepare_subject
+from autopart.runtime.profiling.whole_model import own_forward
 
 PROFILED = Path(__file__).parents[1] / "models" / "profiled.py"
 

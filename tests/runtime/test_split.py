@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from autopart.errors import PlanError
-from autopart.runtime.capture import Captured, capture_model
-from autopart.runtime.model import TrainingModel
-from autopart.runtime.split import port, split_layers, split_stages
+from autopart.runtime.capture.capture import Captured, capture_model
+from autopart.runtime.capture.split import port, split_layers, split_stages
+from autopart.runtime.models.model import TrainingModel
 from tests.runtime.hugging_face import captured_hugging_face
 from tests.runtime.small_models import (
     WIDTH,

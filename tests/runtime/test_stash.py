@@ -5,7 +5,7 @@ import weakref
 
 import torch
 
-from autopart.runtime.stash import SavedStorages, storage_key, storage_keys
+from autopart.runtime.profiling.stash import SavedStorages, storage_key, storage_keys
 
 
 def _held(saved: SavedStorages) -> list[int]:

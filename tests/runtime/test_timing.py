@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from autopart.runtime.timing import HostStopwatch, relative_spread, summarize
+from autopart.runtime.profiling.timing import HostStopwatch, relative_spread, summarize
 
 
 def _busy(seconds: float) -> str:

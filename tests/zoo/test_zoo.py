@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from autopart.errors import ModelError
-from autopart.runtime.model import build_training_model, check_model, example_batch, load_model
+from autopart.runtime.models.model import (
+    build_training_model,
+    check_model,
+    example_batch,
+    load_model,
+)
 from autopart.zoo import zoo_names, zoo_source
 
 TINY = [name for name in zoo_names() if name.endswith("-tiny")]

@@ -1,0 +1,64 @@
+"""From a plan and the programs of its stages to the executor of one rank."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import distributed
+
+from autopart.plan import Plan, schedule_of, stage_ranks
+from autopart.runtime.capture.split import StageProgram
+from autopart.runtime.execution.executor import Executor, Watcher
+from autopart.runtime.execution.gradient_sum import GradientSum, holders_of
+from autopart.runtime.execution.messages import write_messages
+from autopart.runtime.execution.plan_match import check_can_run, place_on
+from autopart.runtime.execution.stage import TorchStage, stage_parameters
+
+
+class Unwatched:
+    """A watcher for programs that have their own way of noticing a hang."""
+
+    def working(self, on: str) -> None:
+        pass
+
+    def waiting(self, on: str, peer: int | None) -> None:
+        pass
+
+
+def make_executor(
+    plan: Plan,
+    programs: Sequence[StageProgram],
+    *,
+    device: torch.device,
+    watcher: Watcher | None = None,
+) -> Executor:
+    """This rank's executor; its stage's tensors are moved to `device`.
+
+    `programs` are those of `split_stages` for the plan's stages, made on every rank from equal
+    weights. Every rank of the default process group must call this: it makes process groups.
+    Raises PlanError where the plan asks for what is not run yet.
+    """
+    check_can_run(plan)
+    rank, ranks = distributed.get_rank(), stage_ranks(plan)
+    index = next((i for i, on in enumerate(ranks) if rank in on), None)
+    parameters: dict[str, torch.nn.Parameter] = {}
+    stage: TorchStage | None = None
+    if index is not None:
+        program = programs[index]
+        place_on(program.module, device)
+        parameters = stage_parameters(program)
+        stage = TorchStage(program, index, len(ranks), plan.num_microbatches, device, _alone(rank))
+    holders = holders_of([program.parameters for program in programs], ranks)
+    return Executor(
+        stage,
+        write_messages(schedule_of(plan), ranks)[rank],
+        GradientSum(holders, parameters, rank),
+        num_microbatches=plan.num_microbatches,
+        device=device,
+        watcher=watcher or Unwatched(),
+    )
+
+
+def _alone(rank: int) -> distributed.ProcessGroup:
+    group = distributed.new_group([rank], use_local_synchronization=True)
+    assert isinstance(group, distributed.ProcessGroup)
+    return group

@@ -1,0 +1,109 @@
+"""A plan held against the model that it is to run."""
+
+from typing import NamedTuple
+
+import torch
+from torch import fx
+from torch.fx.node import Argument, map_aggregate
+
+from autopart.errors import PlanError
+from autopart.plan import Plan
+from autopart.runtime.capture.capture import Captured, Granularity, capture_model
+from autopart.runtime.models.model import Batch, TrainingModel
+
+_GRANULARITIES: tuple[Granularity, ...] = ("block", "module")
+
+
+def capture_for_plan(plan: Plan, model: TrainingModel, batch: Batch) -> Captured:
+    """Capture the model in the layers that the plan names.
+
+    Raises PlanError where the plan was made from another model, another microbatch size or dtype,
+    or from another division into layers.
+    """
+    least: _Difference | None = None
+    for granularity in _GRANULARITIES:
+        captured = capture_model(model, batch, granularity=granularity)
+        found = _difference(plan, captured)
+        if found == _Difference(is_other_graph=False, unknown=[], missing=[]):
+            return captured
+        if least is None or found.size < least.size:
+            least = found
+    assert least is not None
+    raise PlanError(_told(plan, model.name, least))
+
+
+def check_can_run(plan: Plan) -> None:
+    """Raise PlanError for what plans can say and the executor cannot do."""
+    for index, stage in enumerate(plan.stages):
+        for name, what in ((stage.recompute, "recompute"), (stage.offload, "offload")):
+            if name:
+                raise PlanError(
+                    f"stage {index} is to {what} layer '{name[0]}', which is not run yet; "
+                    f"solve for a plan that does not {what}"
+                )
+
+
+def place_on(module: fx.GraphModule, device: torch.device) -> None:
+    """Move a stage's tensors to `device`, and with them the device that its graph has burned in
+    for the tensors that it makes itself (masks, position ids)."""
+
+    def moved(argument: Argument) -> Argument:
+        return device if isinstance(argument, torch.device) else argument
+
+    module.to(device)
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            for node in part.graph.nodes:
+                node.args = map_aggregate(node.args, moved)
+                node.kwargs = map_aggregate(node.kwargs, moved)
+            part.recompile()
+
+
+class _Difference(NamedTuple):
+    """How a plan and a captured model differ."""
+
+    is_other_graph: bool
+    unknown: list[str]
+    """Layers of the plan that the model lacks."""
+    missing: list[str]
+    """Layers of the model that the plan lacks."""
+
+    @property
+    def size(self) -> int:
+        return len(self.unknown) + len(self.missing)
+
+
+def _difference(plan: Plan, captured: Captured) -> _Difference:
+    planned = [name for stage in plan.stages for name in stage.layers]
+    known = [layer.name for layer in captured.layers]
+    return _Difference(
+        is_other_graph=captured.graph_hash != plan.origin.graph_hash,
+        unknown=[name for name in planned if name not in known],
+        missing=[name for name in known if name not in planned],
+    )
+
+
+def _told(plan: Plan, model: str, found: _Difference) -> str:
+    if not found.is_other_graph:
+        return f"the plan's layers are not those of {model}: {_layers(found)}"
+    made = f"the plan was made from {plan.origin.model} (graph {plan.origin.graph_hash[:16]})"
+    if found.size:
+        return f"{made}; {model} differs: {_layers(found)}; profile and solve it anew"
+    return (
+        f"{made}; {model} has the same layers, but its operations or shapes differ at microbatch "
+        f"size {plan.microbatch_size} and {plan.origin.dtype}; profile and solve it anew"
+    )
+
+
+def _layers(found: _Difference) -> str:
+    parts: list[str] = []
+    if found.unknown:
+        parts.append(f"the plan has {_some(found.unknown)}, which the model lacks")
+    if found.missing:
+        parts.append(f"the model has {_some(found.missing)}, which the plan lacks")
+    return "; ".join(parts)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(f"'{name}'" for name in names[:4]) + more

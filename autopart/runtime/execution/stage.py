@@ -1,0 +1,148 @@
+"""One stage on one rank: torch's `PipelineStage`, fed by us.
+
+Torch keeps the forward's outputs until their backward, runs the backward over them and hands out
+the gradients of what was received. What arrives and leaves is ours: torch would keep one receive
+buffer for every microbatch for as long as the stage lives, a stage here is handed each message
+when it is needed. Of torch's stage only what versions 2.10 to 2.13 agree on is used.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import distributed, nn
+from torch.distributed.pipelining import PipelineStage
+
+from autopart.runtime.capture.split import StageProgram, TensorMeta
+
+Leaves = Mapping[str, torch.Tensor]
+"""The tensors of one microbatch by input name."""
+
+
+class TorchStage(PipelineStage):
+    """The stage `index` of a pipeline, on `device`; every microbatch is named by its number."""
+
+    def __init__(
+        self,
+        program: StageProgram,
+        index: int,
+        num_stages: int,
+        num_microbatches: int,
+        device: torch.device,
+        group: distributed.ProcessGroup,
+    ) -> None:
+        """`group` holds this rank alone: torch would refuse more ranks than stages, and the peers
+        are not its business. Whoever waits for results sends and receives through the executor."""
+        super().__init__(
+            _ByName(program.module, program.inputs),
+            index,
+            num_stages,
+            device,
+            input_args=_examples(program.received_meta),
+            output_args=_examples(program.output_meta),
+            group=group,
+        )
+        self.program = program
+        self.has_backward = True
+        self.chunks = num_microbatches
+        self._arrived: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._gradients: dict[int, tuple[torch.Tensor | None, ...]] = {}
+        self._fix_metadata()
+
+    def forward(
+        self, microbatch: int, received: Sequence[torch.Tensor], leaves: Leaves
+    ) -> tuple[torch.Tensor, ...]:
+        """Run one microbatch; gives the outputs, cut off from autograd."""
+        for tensor, meta in zip(received, self.program.received_meta, strict=True):
+            tensor.requires_grad_(meta.requires_grad)
+        self._arrived[microbatch] = tuple(received)
+        inputs = {name: leaves[name] for name in self.program.inputs}
+        outputs = self.forward_one_chunk(microbatch, (), inputs)
+        self.output_chunks.clear()
+        return tuple(output.detach() for output in outputs)
+
+    def backward(
+        self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float
+    ) -> tuple[torch.Tensor, ...]:
+        """Add the microbatch's gradients to the parameters' ``grad``.
+
+        `gradients` belong to the outputs that require one, in their order; the last stage needs
+        none and multiplies its loss by `loss_scale`. Gives the gradients of the received tensors
+        that require one, zeros where nothing depends on them.
+        """
+        metas = self.program.received_meta
+        of_received = self._backward(microbatch, gradients, loss_scale)
+        return tuple(
+            torch.zeros(meta.shape, dtype=meta.dtype, device=self.device) if grad is None else grad
+            for grad, meta in zip(of_received, metas, strict=True)
+            if meta.requires_grad
+        )
+
+    def _backward(
+        self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float
+    ) -> Sequence[torch.Tensor | None]:
+        num_received = len(self.program.received_meta)
+        if self.is_last:
+            (loss,) = cast(tuple[torch.Tensor], self.fwd_cache[microbatch][0])
+            self.backward_one_chunk(microbatch, loss=loss * loss_scale)
+        elif any(meta.requires_grad for meta in self.program.output_meta):
+            self._gradients[microbatch] = _spread(gradients, self.program.output_meta)
+            self.backward_one_chunk(microbatch)
+        else:  # Nothing here is trained, and autograd has no backward of nothing.
+            self.fwd_cache.pop(microbatch)
+            return [None] * num_received
+        return self.bwd_cache.pop(microbatch)[:num_received]
+
+    def _retrieve_recv_activations(self, fwd_chunk_id: int) -> tuple[torch.Tensor, ...]:
+        return self._arrived.pop(fwd_chunk_id)
+
+    def _retrieve_recv_grads(self, bwd_chunk_id: int) -> tuple[torch.Tensor | None, ...]:
+        return self._gradients.pop(bwd_chunk_id)
+
+    def _fix_metadata(self) -> None:
+        """Tell torch that shapes are known: a stage that is asked to find them out runs itself on
+        uninitialised memory, which spoils BatchNorm's statistics."""
+        known = getattr(self, "_user_meta", None)
+        if known is not None:
+            self._stage_meta = known
+        else:  # Before 2.12: the first stage compares its positional arguments, of which it has none.
+            self.args_recv_info[0] = ()
+
+
+def stage_parameters(program: StageProgram) -> dict[str, torch.nn.Parameter]:
+    """The stage's parameters by the user's names; a tied one has the first of its names."""
+    found = dict(program.module.named_parameters(remove_duplicate=False))
+    return {name: found[name] for name in program.parameters}
+
+
+def stage_buffers(program: StageProgram) -> dict[str, torch.Tensor]:
+    """The stage's buffers by the user's names."""
+    found = dict(program.module.named_buffers(remove_duplicate=False))
+    return {name: found[name] for name in program.buffers}
+
+
+class _ByName(nn.Module):
+    """A stage's module that takes its batch tensors by name."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.inputs = tuple(inputs)
+
+    def forward(self, *received: torch.Tensor, **leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.module(*received, *(leaves[name] for name in self.inputs))
+
+
+def _examples(metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        torch.empty(meta.shape, dtype=meta.dtype, device="meta").requires_grad_(meta.requires_grad)
+        for meta in metas
+    )
+
+
+def _spread(
+    gradients: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
+) -> tuple[torch.Tensor | None, ...]:
+    """One place for each output, None where it requires no gradient."""
+    given = iter(gradients)
+    return tuple(next(given) if meta.requires_grad else None for meta in metas)

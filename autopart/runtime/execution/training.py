@@ -1,0 +1,242 @@
+"""One rank's part of a run: from the user's model to what was measured."""
+
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import msgspec
+import torch
+from torch import distributed
+
+from autopart.errors import UsageError
+from autopart.plan import Plan
+from autopart.run_result import CheckResult, RunResult
+from autopart.runtime.capture.capture import Captured
+from autopart.runtime.capture.split import split_stages
+from autopart.runtime.execution import check as checks
+from autopart.runtime.execution.assembly import make_executor
+from autopart.runtime.execution.board import SETTING_UP, Board
+from autopart.runtime.execution.check import Check
+from autopart.runtime.execution.clock import Clock, clock_of
+from autopart.runtime.execution.dropout import DropNothing, drop_nothing, random_operations
+from autopart.runtime.execution.measured import (
+    RankRun,
+    StepRun,
+    last_slices,
+    losses_of,
+    stages_of,
+    step_times_of,
+)
+from autopart.runtime.execution.microbatches import Microbatches
+from autopart.runtime.execution.optimizer import LEARNING_RATES, Optimizer
+from autopart.runtime.execution.peak_memory import how_measured, peak_bytes, watch_peak
+from autopart.runtime.execution.plan_match import capture_for_plan
+from autopart.runtime.execution.reference import run_reference
+from autopart.runtime.execution.stage import Leaves
+from autopart.runtime.models.model import ModelSource, build_training_model, example_batch
+from autopart.runtime.models.model_file import load_model
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to run and how; the same on every rank."""
+
+    model: str
+    steps: int
+    check: bool = False
+    optimizer: str | None = None
+    """A key of `optimizer.LEARNING_RATES`; None: sgd where the run is checked, else adamw."""
+    lr: float | None = None
+    timeout: float = 60.0
+    """Seconds without progress on any rank after which the run stops; building and capturing a
+    model may take ten times as long."""
+    device: str | None = None
+    """cpu or cuda; None: cuda where each rank has a GPU of its own."""
+    seed: int = 0
+
+
+def check_settings(settings: RunSettings) -> None:
+    """Raise UsageError unless there is something to run with a known optimizer."""
+    if settings.steps < 1:
+        raise UsageError(f"{settings.steps} steps: run at least 1")
+    if not settings.timeout > 0.0:
+        raise UsageError(f"a timeout of {settings.timeout} s: give more than 0")
+    if settings.optimizer is not None and settings.optimizer not in LEARNING_RATES:
+        known = ", ".join(LEARNING_RATES)
+        raise UsageError(f"unknown optimizer '{settings.optimizer}'; known: {known}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this process stands."""
+
+    rank: int
+    num_ranks: int
+    device: torch.device
+    backend: str
+    """What carries messages on `device`: gloo or nccl."""
+
+
+def train(plan: Plan, settings: RunSettings, place: Place, board: Board) -> RunResult | None:
+    """Run the plan's steps as one rank of an initialised process group; the result on rank 0.
+
+    Raises ModelError for a model that cannot be used, PlanError for a plan of another model,
+    LostPeer where another rank is gone, and on rank 0 RunError where a check fails.
+    """
+    run = _Run(plan, settings, place, board)
+    mine = run.steps()
+    board.waiting("the end of the run", None)
+    runs: list[RankRun] = [mine] * place.num_ranks
+    distributed.all_gather_object(runs, mine)
+    return run.result(runs) if place.rank == 0 else None
+
+
+class _Run:
+    """One rank's run between its set-up and its result."""
+
+    def __init__(self, plan: Plan, settings: RunSettings, place: Place, board: Board) -> None:
+        self._plan, self._settings, self._place, self._board = plan, settings, place, board
+        source = load_model(settings.model)
+        captured = self._captured(source)
+        self._dropouts = drop_nothing(captured.module) if settings.check else 0
+        self._random = random_operations(captured.module)
+        self._data = Microbatches(plan, source, captured, settings.seed)
+        self._check = self._reference(source) if settings.check and place.rank == 0 else None
+        programs = split_stages(captured, [stage.layers for stage in plan.stages])
+        self._executor = make_executor(plan, programs, device=place.device, watcher=board)
+        self._parameters = self._executor.parameters
+        self._optimizer = self._make_optimizer(list(self._parameters.values()))
+        torch.manual_seed(settings.seed + place.rank)
+
+    def steps(self) -> RankRun:
+        """Train; every rank must call it."""
+        gc.collect()  # Graphs are circles, and hold the weights of the other ranks' stages.
+        watch_peak(self._place.device)
+        done = tuple(self._step(step) for step in range(self._settings.steps))
+        peak = peak_bytes(self._place.device)
+        if self._settings.check:
+            self._board.waiting("the comparison of parameters", None)
+            checks.compare_parameters(self._check, self._parameters)
+            if self._compares_buffers():
+                checks.compare_buffers(self._check, self._executor.buffers)
+        return RankRun(done, peak)
+
+    def result(self, runs: Sequence[RankRun]) -> RunResult:
+        """What all ranks measured; raises RunError where the check failed."""
+        plan, times = self._plan, step_times_of(runs)
+        losses = losses_of(runs)
+        measured = statistics.median(times[1:] or times)
+        return RunResult(
+            model=self._settings.model,
+            device=_device_name(self._place.device),
+            backend=self._place.backend,
+            dtype=plan.origin.dtype,
+            optimizer=self._optimizer.name,
+            num_ranks=self._place.num_ranks,
+            num_microbatches=plan.num_microbatches,
+            microbatch_size=plan.microbatch_size,
+            losses=losses,
+            step_times=times,
+            step_time=measured,
+            predicted_step_time=plan.prediction.step_time,
+            error=plan.prediction.step_time / measured - 1.0,
+            stages=stages_of(plan, runs),
+            memory=how_measured(self._place.device),
+            check=self._outcome(losses),
+            trace=tuple(map(last_slices, runs)),
+        )
+
+    def _captured(self, source: ModelSource) -> Captured:
+        plan, seed = self._plan, self._settings.seed
+        self._board.working("building the model", SETTING_UP)
+        model = build_training_model(source, dtype=plan.origin.dtype, seed=seed)
+        batch = example_batch(source, plan.microbatch_size, dtype=plan.origin.dtype, seed=seed)
+        self._board.working("capturing the model", SETTING_UP)
+        return capture_for_plan(plan, model, batch)
+
+    def _make_optimizer(self, parameters: list[torch.nn.Parameter]) -> Optimizer:
+        name = self._settings.optimizer or ("sgd" if self._settings.check else "adamw")
+        return Optimizer(name, parameters, self._settings.lr)
+
+    def _reference(self, source: ModelSource) -> Check:
+        plan, settings, device = self._plan, self._settings, str(self._place.device)
+        dtype = plan.origin.dtype
+        reference = run_reference(
+            build_training_model(source, dtype=dtype, device=device, seed=settings.seed),
+            lambda step, m: self._data.batch(step, m, device),
+            steps=settings.steps,
+            num_microbatches=plan.num_microbatches,
+            optimizer=self._make_optimizer,
+            note=lambda text: self._board.working(text, SETTING_UP),
+        )
+        optimizer = self._make_optimizer([])
+        return Check(
+            reference=reference,
+            dtype=dtype,
+            steps=settings.steps,
+            optimizer=optimizer.name,
+            lr=optimizer.lr,
+        )
+
+    def _step(self, step: int) -> StepRun:
+        clock, board = clock_of(self._place.device), self._board
+        board.working(f"the data of step {step + 1}")
+        microbatches = self._microbatches(step)
+        board.waiting(f"the start of step {step + 1}", None)
+        distributed.barrier()
+        begin = time.perf_counter()
+        # The graph's own dropouts are off already; modules that run as they are have theirs.
+        with DropNothing() if self._settings.check else nullcontext():
+            loss = self._executor.step(microbatches)
+        clock.wait()
+        done = time.perf_counter()
+        is_compared = self._settings.check and step == 0
+        if is_compared:
+            board.waiting("the comparison of gradients", None)
+            checks.compare_gradients(self._check, self._gradients())
+        board.working("the optimizer's step")
+        update_time = _timed_update(self._optimizer, clock)
+        if is_compared:
+            board.waiting("the comparison of parameters", None)
+            checks.compare_first_update(self._check, self._parameters)
+        board.step = step + 1
+        return StepRun(
+            loss=None if loss is None else loss.item(),
+            trace=self._executor.trace(),
+            time=done - begin + update_time,
+            update_time=update_time,
+        )
+
+    def _microbatches(self, step: int) -> dict[int, Leaves]:
+        mine = self._executor
+        return self._data.of_step(step, mine.microbatches, mine.inputs, self._place.device)
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        named = self._parameters.items()
+        return {name: p.grad for name, p in named if p.grad is not None}
+
+    def _compares_buffers(self) -> bool:
+        return all(len(stage.ranks) == 1 for stage in self._plan.stages)
+
+    def _outcome(self, losses: Sequence[float]) -> CheckResult | None:
+        if self._check is None:
+            return None
+        notes: list[str] = []
+        if self._dropouts:
+            notes.append(f"dropout was off in both models ({self._dropouts} operations)")
+        if not self._compares_buffers():
+            notes.append("buffers were not compared: each replica sees its own microbatches only")
+        return checks.outcome(self._check, losses, self._dropouts, self._random, notes)
+
+
+def _timed_update(optimizer: Optimizer, clock: Clock) -> float:
+    begin = time.perf_counter()
+    optimizer.step()
+    clock.wait()
+    return time.perf_counter() - begin
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

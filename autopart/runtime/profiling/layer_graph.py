@@ -1,0 +1,131 @@
+"""A captured model and what was measured of it, as the layer graph of a profile."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from autopart.graph import Input, Layer, LayerGraph, Recompute, TiedParameter, Value
+from autopart.runtime.capture.capture import Captured, CapturedLayer
+from autopart.runtime.models.attributes import lookup
+from autopart.runtime.profiling.accounting import Account, LayerBytes
+from autopart.runtime.profiling.rounds import LayerTimes
+from autopart.runtime.profiling.subject import Subject
+from autopart.runtime.profiling.timing import summarize
+
+
+class Measured(NamedTuple):
+    """The times of one layer in every round, and of identical layers where these are pooled."""
+
+    times: tuple[LayerTimes, ...]
+    update_time: float
+    same_as: str | None = None
+
+
+class ParameterSize(NamedTuple):
+    """What parameters weigh."""
+
+    param_bytes: int
+    grad_bytes: int
+    num_trainable: int
+
+
+def layer_graph(
+    subject: Subject, account: Account, measured: Sequence[Measured], once: frozenset[str]
+) -> LayerGraph:
+    """The graph that the profile holds; `once` are layers that must not be recomputed."""
+    captured = subject.captured
+    layers = zip(captured.layers, subject.parameters, account.layers, measured, strict=True)
+    return LayerGraph(
+        layers=tuple(
+            _layer(
+                layer,
+                sizes=size_of(parameters),
+                buffer_bytes=_buffer_bytes(captured, layer),
+                held=held,
+                measured=times,
+                can_recompute=layer.name not in once,
+            )
+            for layer, parameters, held, times in layers
+        ),
+        values=tuple(
+            Value(
+                name=value.name,
+                producer=value.producer,
+                consumers=value.consumers,
+                bytes=value.bytes,
+                has_gradient=value.has_gradient,
+                kept_by=account.kept_by.get(value.name, ()),
+            )
+            for value in captured.values
+        ),
+        inputs=tuple(
+            Input(name=leaf.name, consumers=leaf.consumers, bytes=leaf.bytes)
+            for leaf in captured.inputs
+        ),
+        tied=tuple(
+            TiedParameter(
+                name=name, layers=layers, **size_of([lookup(captured.module, name)])._asdict()
+            )
+            for name, layers in captured.tied.items()
+        ),
+    )
+
+
+def identical_layers(layers: Sequence[CapturedLayer]) -> Mapping[str, tuple[int, ...]]:
+    """The places of the layers that run the same computation, by its fingerprint."""
+    groups: dict[str, tuple[int, ...]] = {}
+    for place, layer in enumerate(layers):
+        groups[layer.fingerprint] = (*groups.get(layer.fingerprint, ()), place)
+    return groups
+
+
+def size_of(parameters: Iterable[torch.nn.Parameter]) -> ParameterSize:
+    """Bytes and trained elements of different parameters."""
+    everything = list(parameters)
+    trained = [parameter for parameter in everything if parameter.requires_grad]
+    return ParameterSize(
+        param_bytes=sum(parameter.nbytes for parameter in everything),
+        grad_bytes=sum(parameter.nbytes for parameter in trained),
+        num_trainable=sum(parameter.numel() for parameter in trained),
+    )
+
+
+def _buffer_bytes(captured: Captured, layer: CapturedLayer) -> int:
+    found = [lookup(captured.module, name) for name in layer.buffers]
+    return sum(buffer.nbytes for buffer in {id(buffer): buffer for buffer in found}.values())
+
+
+def _layer(
+    layer: CapturedLayer,
+    *,
+    sizes: ParameterSize,
+    buffer_bytes: int,
+    held: LayerBytes,
+    measured: Measured,
+    can_recompute: bool,
+) -> Layer:
+    forward = summarize([times.forward for times in measured.times])
+    backward = summarize([times.backward for times in measured.times])
+    inward = summarize([times.input_grad for times in measured.times])
+    rest = summarize([times.backward - times.input_grad for times in measured.times])
+    input_grad_time = min(inward.median, backward.median)
+    extra = Recompute(extra_time=forward.median, stash_bytes=0)
+    return Layer(
+        name=layer.name,
+        kind=layer.kind,
+        forward_time=forward.median,
+        input_grad_time=input_grad_time,
+        weight_grad_time=backward.median - input_grad_time,
+        update_time=measured.update_time,
+        forward_spread=forward.spread,
+        input_grad_spread=inward.spread,
+        weight_grad_spread=rest.spread,
+        forward_flops=held.forward_flops,
+        **sizes._asdict(),
+        buffer_bytes=buffer_bytes,
+        stash_bytes=held.stash_bytes,
+        workspace_bytes=held.workspace_bytes,
+        recompute=extra if held.stash_bytes and can_recompute else None,
+        same_as=measured.same_as,
+    )

@@ -1,0 +1,63 @@
+"""How many bytes of tensors are alive, operation by operation.
+
+Sees what operations return. Scratch memory inside one kernel (im2col buffers, matmul workspaces)
+is invisible here; on a GPU the allocator's own peak is read beside it.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autopart.runtime.profiling.stash import storage_key
+
+
+class LiveStorages(TorchDispatchMode):
+    """A context that counts the bytes of storages made inside it, as they come and go.
+
+    Works on real and on meta tensors: a meta storage has a size though it has no memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live_bytes = 0
+        self._peak_bytes = 0
+        self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def reset_peak(self) -> None:
+        """Let the peak start again from what is alive now."""
+        self._peak_bytes = self.live_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was alive at once since the last reset."""
+        return self._peak_bytes
+
+    def ignore(self, tensor: torch.Tensor) -> None:
+        """Never count the tensor's storage: a parameter, a buffer, an input."""
+        self._watch(tensor, size=0)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._watch(leaf, size=leaf.untyped_storage().nbytes())
+        self._peak_bytes = max(self._peak_bytes, self.live_bytes)
+        return result
+
+    def _watch(self, tensor: torch.Tensor, size: int) -> None:
+        key = storage_key(tensor)
+        if key in self._references:
+            return
+
+        def forget(_: object) -> None:
+            self.live_bytes -= size
+            del self._references[key]
+
+        # The Python object of a storage lives as long as the storage itself.
+        self._references[key] = weakref.ref(tensor.untyped_storage(), forget)
+        self.live_bytes += size

@@ -1,0 +1,109 @@
+"""The times of a model's layers and of the whole model: measured, or from a roofline."""
+
+import gc
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from autopart.gpus import Gpu
+from autopart.runtime.profiling.layer_graph import identical_layers
+from autopart.runtime.profiling.op_costs import OpCosts
+from autopart.runtime.profiling.progress import Steps
+from autopart.runtime.profiling.roofline import RooflineStopwatch, update_time
+from autopart.runtime.profiling.rounds import Round, measure_round
+from autopart.runtime.profiling.subject import Subject
+from autopart.runtime.profiling.timing import Stopwatch, relative_spread
+from autopart.runtime.profiling.update_time import measure_update
+from autopart.runtime.profiling.whole_model import Forward, StepReadings, run_step
+
+MAX_SPREAD = 0.10
+"""Interquartile range over median of the sum of the layers, above which more is measured."""
+MAX_REPEATS = 3
+"""How many times `repeats` rounds are measured at most while the spread stays above."""
+_UPDATE_REPEATS = 5
+
+
+class Times(NamedTuple):
+    """Every round that counts, and the optimizer's step over each layer's parameters."""
+
+    rounds: tuple[Round, ...]
+    updates: tuple[float, ...]
+    waiting_share: float = 0.0
+    """The share of the measurement in which something else had the core."""
+
+
+def measure_times(
+    subject: Subject,
+    whole: Forward,
+    stopwatch: Stopwatch,
+    *,
+    warmup: int,
+    repeats: int,
+    steps: Steps,
+) -> Times:
+    """Run `warmup` rounds that do not count and `repeats` that do, more where they scatter."""
+    rounds: list[Round] = []
+    with _garbage_uncollected():
+        for index in range(warmup):
+            steps.next(f"warmup {index + 1} of {warmup}")
+            _round(subject, whole, stopwatch)
+        wanted = repeats
+        while len(rounds) < wanted:
+            steps.next(f"round {len(rounds) + 1} of {wanted}")
+            rounds.append(_round(subject, whole, stopwatch))
+            scattered = spread_of(rounds) > MAX_SPREAD
+            if scattered and len(rounds) == wanted and wanted < MAX_REPEATS * repeats:
+                wanted += repeats
+                steps.add(repeats)
+        steps.next("optimizer step of each layer")
+        updates = _measure_updates(subject, stopwatch)
+    return Times(tuple(rounds), updates, stopwatch.waiting_share)
+
+
+def compute_times(subject: Subject, whole: Forward, gpu: Gpu, dtype: str) -> Times:
+    """One round under the stopwatch of `gpu`'s roofline."""
+    with OpCosts() as costs:
+        stopwatch = RooflineStopwatch(gpu, costs, dtype)
+        rounds = (_round(subject, whole, stopwatch),)
+    updates = (
+        sum(update_time(gpu, p.numel(), p.element_size()) for p in parameters if p.requires_grad)
+        for parameters in subject.parameters
+    )
+    return Times(rounds, tuple(updates))
+
+
+def spread_of(rounds: Sequence[Round]) -> float:
+    """Interquartile range over median of the sum of all layers, a share."""
+    return relative_spread([sum(la.forward + la.backward for la in r.layers) for r in rounds])
+
+
+def _round(subject: Subject, whole: Forward, stopwatch: Stopwatch) -> Round:
+    def whole_step() -> StepReadings:
+        return run_step(whole, stopwatch)
+
+    return measure_round(subject.timed, whole_step, stopwatch)
+
+
+def _measure_updates(subject: Subject, stopwatch: Stopwatch) -> tuple[float, ...]:
+    """Layers with equal computations have equal parameters: one of them is measured."""
+    layers = subject.captured.layers
+    updates = [0.0] * len(layers)
+    for places in identical_layers(layers).values():
+        parameters = subject.parameters[places[0]]
+        measured = measure_update(parameters, stopwatch, _UPDATE_REPEATS)
+        for place in places:
+            updates[place] = measured
+    return tuple(updates)
+
+
+@contextmanager
+def _garbage_uncollected() -> Generator[None]:
+    """Keep Python's garbage collector from running inside a measurement."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
