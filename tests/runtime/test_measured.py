@@ -7,6 +7,7 @@ from autopart.runtime.execution.measured import (
     StepRun,
     last_slices,
     losses_of,
+    share_of_core,
     stages_of,
     step_times_of,
 )
@@ -14,14 +15,16 @@ from autopart.schedule import parse_action
 from tests.runtime.plans import two_stage_plan
 
 
-def step(loss: float | None, time: float, scale: float, stage: int = 0) -> StepRun:
+def step(
+    loss: float | None, time: float, scale: float, stage: int = 0, core: float | None = None
+) -> StepRun:
     """One forward of 2 s that waits 1 s for its input, one backward of 4 s that waits 3 s; then
     half a second until the last send is received and a quarter of a second of sums."""
     slices = (
         Slice(parse_action(f"{stage}F0"), 0.0, 1.0 * scale, 3.0 * scale),
         Slice(parse_action(f"{stage}B0"), 3.0 * scale, 6.0 * scale, 10.0 * scale),
     )
-    trace = StepTrace(slices, 0.5 * scale, 0.25 * scale, 10.75 * scale)
+    trace = StepTrace(slices, 0.5 * scale, 0.25 * scale, 10.75 * scale, core)
     return StepRun(loss, trace, time, update_time=0.1 * scale)
 
 
@@ -54,6 +57,13 @@ def test_a_stage_s_times_leave_out_the_first_step_and_what_it_waited_for():
 def test_a_single_step_counts_itself():
     only = [RankRun((run.steps[0],), run.peak_bytes) for run in RUNS]
     assert stages_of(two_stage_plan(), only)[0].forward_time == pytest.approx(18.0)
+
+
+def test_the_share_of_the_cores_is_that_of_the_actions_without_the_first_step():
+    shared = RankRun((step(None, 1.0, 9.0), step(None, 1.0, 1.0, core=4.5)), 0)
+    assert share_of_core([RankRun(shared.steps[1:], 0)]) == pytest.approx(4.5 / 6.0)
+    assert share_of_core([shared]) == pytest.approx(4.5 / 6.0)
+    assert share_of_core(RUNS) == 1.0, "nobody counted"
 
 
 def test_the_trace_is_that_of_the_last_step():

@@ -8,6 +8,7 @@ At most `MAX_SENDS` sends are under way, and room for a message exists only from
 its action, so nothing grows with the number of microbatches but what the schedule holds.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,9 @@ class StepTrace(NamedTuple):
     """Summing gradients over replicas and tied copies, and waiting for them."""
     end: float
     """From the start of the step to the end of the sums."""
+    core_time: float | None
+    """What this thread had of a core during the actions, on a CPU with one thread: less than they
+    took where other processes wanted the cores too."""
 
 
 class Executor:
@@ -72,6 +76,7 @@ class Executor:
         self._sums = sums
         self._num_microbatches = num_microbatches
         self._clock = clock_of(device)
+        self._has_core_time = device.type == "cpu" and torch.get_num_threads() == 1
         self._watcher = watcher
         self._marks: _Marks | None = None
 
@@ -135,6 +140,7 @@ class Executor:
             blocked_time=sum(seconds(start, end) for start, end in marks.blocked),
             sync_time=seconds(marks.acted, marks.summed),
             end=seconds(marks.begin, marks.summed),
+            core_time=marks.core_time if self._has_core_time else None,
         )
 
     def _act(self, action: Action, run: "_Run", marks: "_Marks") -> None:
@@ -144,9 +150,10 @@ class Executor:
             self._watcher.waiting(str(action), peer)
         needed = run.arrived(action)
         self._watcher.working(str(action))
-        ready = self._clock.mark()
+        ready, core = self._clock.mark(), time.thread_time()
         run.compute(action, needed)
         marks.actions.append((action, (start, ready, self._clock.mark())))
+        marks.core_time += time.thread_time() - core
 
     def _drain(self, run: "_Run", most: int, marks: "_Marks") -> None:
         """Wait until at most `most` sends are under way."""
@@ -165,6 +172,7 @@ class _Marks:
     begin: Mark
     actions: list[tuple[Action, tuple[Mark, Mark, Mark]]] = field(default_factory=list)
     blocked: list[tuple[Mark, Mark]] = field(default_factory=list)
+    core_time: float = 0.0
     acted: Mark | None = None
     summed: Mark | None = None
 

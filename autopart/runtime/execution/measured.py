@@ -63,6 +63,15 @@ def stages_of(plan: Plan, runs: Sequence[RankRun]) -> tuple[StageRun, ...]:
     )
 
 
+def share_of_core(runs: Iterable[RankRun]) -> float:
+    """The part of the actions' time in which their threads had a core; 1 where nobody counted."""
+    steps = [step.trace for run in runs for step in settled(run.steps)]
+    took = sum(s.end - s.ready for trace in steps for s in trace.slices)
+    if took == 0.0 or any(trace.core_time is None for trace in steps):
+        return 1.0
+    return min(1.0, sum(trace.core_time or 0.0 for trace in steps) / took)
+
+
 def last_slices(run: RankRun) -> tuple[RunSlice, ...]:
     """The actions of the last step."""
     return tuple(

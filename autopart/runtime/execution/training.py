@@ -27,6 +27,7 @@ from autopart.runtime.execution.measured import (
     StepRun,
     last_slices,
     losses_of,
+    share_of_core,
     stages_of,
     step_times_of,
 )
@@ -38,6 +39,9 @@ from autopart.runtime.execution.reference import run_reference
 from autopart.runtime.execution.stage import Leaves
 from autopart.runtime.models.model import ModelSource, build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
+
+_UNDISTURBED = 0.95
+"""Ranks that had less of their cores were not alone."""
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,6 +150,7 @@ class _Run:
             memory=how_measured(self._place.device),
             check=self._outcome(losses),
             trace=tuple(map(last_slices, runs)),
+            notes=_notes(runs),
         )
 
     def _captured(self, source: ModelSource) -> Captured:
@@ -236,6 +241,20 @@ def _timed_update(optimizer: Optimizer, clock: Clock) -> float:
     optimizer.step()
     clock.wait()
     return time.perf_counter() - begin
+
+
+def _notes(runs: Sequence[RankRun]) -> tuple[str, ...]:
+    """What the reader of the times should know."""
+    notes: list[str] = []
+    if len(runs[0].steps) == 1:
+        notes.append("one step only: its time includes connecting and first allocations")
+    core = share_of_core(runs)
+    if core < _UNDISTURBED:
+        notes.append(
+            f"other processes used the cores: the ranks had {core:.0%} of the time of their "
+            "actions, and the measured times are that much too long"
+        )
+    return tuple(notes)
 
 
 def _device_name(device: torch.device) -> str:
