@@ -73,26 +73,26 @@ def test_a_local_run_brings_back_what_its_ranks_measured():
 
 
 def test_a_rank_that_is_killed_is_named_with_its_signal_and_action():
-    assert complaint("killed") == "rank 1 was killed by SIGKILL on 1F1"
+    assert complaint("killed") == "rank 1 was killed by SIGKILL on 1F2"
 
 
 def test_a_rank_that_hangs_stops_the_run_and_is_named_with_its_action():
-    assert complaint("hanging").startswith("rank 1 hangs on 1F1: no rank made progress for ")
+    assert complaint("hanging").startswith("rank 1 hangs on 1F2: no rank made progress for ")
 
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_with_the_interpreter_s_lock_is_ended_too():
-    assert complaint("stuck").startswith("rank 1 hangs on 1F1: no rank made progress for ")
+    assert complaint("stuck").startswith("rank 1 hangs on 1F2: no rank made progress for ")
 
 
 @pytest.mark.slow
 def test_a_rank_that_raises_is_named_with_its_action_and_the_error():
-    assert complaint("raising") == "rank 1 raised ValueError on 1F1: no room left on the device"
+    assert complaint("raising") == "rank 1 raised ValueError on 1F2: no room left on the device"
 
 
 @pytest.mark.slow
 def test_a_rank_that_leaves_is_named_with_its_exit_code():
-    assert complaint("leaving") == "rank 1 ended with exit code 3 on 1F1"
+    assert complaint("leaving") == "rank 1 ended with exit code 3 on 1F2"
 
 
 @pytest.mark.slow
@@ -195,7 +195,7 @@ def test_ranks_that_torchrun_starts_run_the_plan_and_one_of_them_has_the_result(
 def test_under_torchrun_one_rank_says_what_went_wrong_and_all_of_them_stop(tmp_path: Path):
     done = torchrun(tmp_path, plan_with("raising"), f"{FAULTY}:raising", ranks=2)
     assert done.returncode == 1
-    said = "RunError: rank 1 raised ValueError on 1F1: no room left on the device"
+    said = "RunError: rank 1 raised ValueError on 1F2: no room left on the device"
     assert done.stderr.count(said) == 1
 
 
@@ -203,7 +203,7 @@ def test_under_torchrun_one_rank_says_what_went_wrong_and_all_of_them_stop(tmp_p
 def test_under_torchrun_a_hang_is_ended_and_named(tmp_path: Path):
     done = torchrun(tmp_path, plan_with("hanging"), f"{FAULTY}:hanging", ranks=2)
     assert done.returncode == 1
-    assert done.stderr.count("error: rank 1 hangs on 1F1: no rank made progress for ") == 1
+    assert done.stderr.count("error: rank 1 hangs on 1F2: no rank made progress for ") == 1
 
 
 @pytest.mark.slow
