@@ -67,7 +67,7 @@ def check_lines(check: CheckResult) -> list[str]:
         f"tolerance {check.tolerance:.0e}:",
         f"  losses      {check.losses:.1e}",
         f"  gradients   {check.gradients:.1e}{_at(check.worst_gradient)}",
-        f"  parameters  {check.parameters:.1e}{_at(check.worst_parameter)} after the last step",
+        f"  parameters  {check.parameters:.1e}{_at(check.worst_parameter)} at the end",
         *(f"  {note}" for note in check.notes),
     ]
 

@@ -94,7 +94,7 @@ def test_a_check_says_how_close_and_where_it_is_worst() -> None:
         "equal to the plain model, 12 parameters compared, tolerance 1e-05:",
         "  losses      6.9e-08",
         "  gradients   1.2e-07 (h.3.weight)",
-        "  parameters  0.0e+00 after the last step",
+        "  parameters  0.0e+00 at the end",
     ]
     assert "equal to the plain model" in _printed(_result(check=CHECK))
     assert "equal to the plain model" not in _printed(_result())
