@@ -32,6 +32,7 @@ ROOMS = (
     "cuts",
     "pricing",
     "bounds",
+    "states",
     "loads",
     "importers",
     "solvers",

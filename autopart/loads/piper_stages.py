@@ -22,14 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.loads.piper import SMALLEST_SAVING, Choice, Limits, Net, work
+from autopart.states import ROUNDING, Pairs, nested_pairs
 
 Array = npt.NDArray[Any]
 """A numpy array."""
 
-PAIRS_AT_ONCE = 20_000
-
-ROUNDING = 1e-9
-"""Relative slack with which a stage may be left out as hopeless."""
+PAIRS_AT_ONCE = 100_000
 
 
 class StageOptions(NamedTuple):
@@ -47,15 +45,6 @@ class StageOptions(NamedTuple):
     time: Array
     in_flight: Array
     """The microbatches in flight with which Piper's rule gives this time."""
-
-
-class _Pairs(NamedTuple):
-    """Stages between two states."""
-
-    low: Array
-    high: Array
-    spare: Array
-    """The devices that the rest of the model leaves them at most."""
 
 
 class _Nodes(NamedTuple):
@@ -103,45 +92,32 @@ def most_replicas(limits: Limits) -> int:
     return min(limits.microbatches, limits.devices)
 
 
+def all_widths(net: Net) -> list[int]:
+    """Every width that some node has a choice for, ascending."""
+    return sorted({width for node in net.nodes for width in node.choices})
+
+
 def stage_options(net: Net, limits: Limits, states: Array, most_time: float) -> StageOptions:
     """Every option of a stage that takes at most `most_time` seconds and leaves the rest of the model
-    the devices that it needs for that.
+    the devices that it needs for that; raises TooManyPairs.
 
     `states` [state, node] says which nodes are placed, smaller states first.
     """
     pricer = _Pricer(net, limits, states, most_time)
-    widths = sorted({width for node in net.nodes for width in node.choices})
-    nodes = [_nodes(net, width) for width in widths if width <= limits.devices]
-    parts = list(_parts(_pairs(net, limits, states, most_time)))
+    widths = [width for width in all_widths(net) if width <= limits.devices]
+    nodes = [_nodes(net, width) for width in widths]
+    counts = np.unique(np.outer(widths, replica_counts(limits)))
+    pairs = nested_pairs(states, least_work(net), limits.devices, counts, most_time)
+    parts = list(_parts(pairs))
     found = [pricer.options(part, of_width) for part in parts for of_width in nodes]
     if not found:
         return StageOptions(*(np.zeros(0, dtype=np.int64) for _ in StageOptions._fields))
     return StageOptions(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def _pairs(net: Net, limits: Limits, states: Array, most_time: float) -> _Pairs:
-    """The pairs of nested states between which a stage within `most_time` leaves the rest of the
-    model enough devices: compute alone needs work / time of them, rounded up on either side."""
-    done = states @ least_work(net)
-    packed = np.packbits(states, axis=1)
-    words = np.zeros((len(states), -(-packed.shape[1] // 8) * 8), dtype=np.uint8)
-    words[:, : packed.shape[1]] = packed
-    words = words.view(np.uint64)
-    before = np.ceil(done / most_time - ROUNDING)
-    after = np.ceil((done[-1] - done) / most_time - ROUNDING)
-    rows: list[tuple[Array, Array, Array]] = []
-    for low in range(len(states) - 1):
-        spare = limits.devices - before[low] - after[low + 1 :]
-        fits = spare * most_time >= (done[low + 1 :] - done[low]) * (1 - ROUNDING)
-        high = low + 1 + np.flatnonzero(fits & (spare >= 1))
-        high = high[((words[low] & ~words[high]) == 0).all(axis=1)]
-        rows.append((np.full(len(high), low), high, spare[high - low - 1].astype(np.int64)))
-    return _Pairs(*(np.concatenate(column) for column in zip(*rows, strict=True)))
-
-
-def _parts(pairs: _Pairs) -> Iterator[_Pairs]:
+def _parts(pairs: Pairs) -> Iterator[Pairs]:
     for begin in range(0, len(pairs.low), PAIRS_AT_ONCE):
-        yield _Pairs(*(column[begin : begin + PAIRS_AT_ONCE] for column in pairs))
+        yield Pairs(*(column[begin : begin + PAIRS_AT_ONCE] for column in pairs))
 
 
 def _nodes(net: Net, width: int) -> _Nodes:
@@ -174,11 +150,12 @@ class _Pricer:
         self.crossing = made & ~read
         self.unmade, self.read = ~made, read
         self.replicas = replica_counts(limits)
+        self.widest = all_widths(net)[-1]
+        self.most_bytes = limits.memory_bytes * (1 + ROUNDING)
 
-    def options(self, pairs: _Pairs, nodes: _Nodes) -> StageOptions:
+    def options(self, pairs: Pairs, nodes: _Nodes) -> StageOptions:
         """All options of `pairs` with the width of `nodes`."""
-        unknown = self.states @ ~nodes.known
-        pairs = _Pairs(*(column[unknown[pairs.high] == unknown[pairs.low]] for column in pairs))
+        pairs = self._possible(pairs, nodes)
         enters = (self.crossing[pairs.low] & self.read[pairs.high]).astype(float)
         leaves = (self.crossing[pairs.high] & self.unmade[pairs.low]).astype(float)
         alike = all((a[0] == a[1]).all() for a in (nodes.weights, nodes.entering, nodes.leaving))
@@ -192,35 +169,51 @@ class _Pricer:
         ]
         return StageOptions(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
-    def _common_order(self, pairs: _Pairs, nodes: _Nodes, moved: Array) -> StageOptions:
+    def _possible(self, pairs: Pairs, nodes: _Nodes) -> Pairs:
+        """The pairs that some number of replicas could run by compute alone, with the least bytes of
+        every node and no more in flight than what comes after them makes necessary."""
+        least = [nodes.compute, nodes.stash, nodes.state]
+        per_node = [quantity.min(axis=0) for quantity in least] + [~nodes.known]
+        upto = self.states @ np.stack(per_node, axis=1).astype(float)
+        compute, a, b, unknown = (upto[pairs.high] - upto[pairs.low]).T
+        d = self.replicas
+        fits = a[:, None] * self._least_in_flight(pairs.after) + b[:, None] <= self.most_bytes
+        possible = fits & (compute[:, None] <= self.most_time * d * (1 + ROUNDING))
+        possible &= d * nodes.width <= pairs.spare[:, None]
+        kept = possible.any(axis=1) & (unknown < 0.5)
+        return Pairs(*(column[kept] for column in pairs))
+
+    def _least_in_flight(self, after: Array) -> Array:
+        """[stage, d] what is in flight at least, with `after` devices behind the stage at least."""
+        return 1 + np.ceil(np.ceil(after / self.widest)[:, None] / self.replicas)
+
+    def _common_order(self, pairs: Pairs, nodes: _Nodes, moved: Array) -> StageOptions:
         quick = (nodes.compute[1] < nodes.compute[0]).astype(np.int64)
         each = np.arange(len(quick))
         stash, state = nodes.stash[quick, each], nodes.state[quick, each]
         per_node = [nodes.compute.min(axis=0), nodes.weights[0], stash, state]
         per_node += [nodes.stash.min(axis=0), nodes.state.min(axis=0)]
         upto = self.states @ np.stack(per_node, axis=1)
-        compute, weights, a, b, least_a, least_b = (upto[pairs.high] - upto[pairs.low]).T
-        allowed = self._within(nodes, pairs.spare, compute, moved, weights)
+        sums = upto[pairs.high] - upto[pairs.low]
+        allowed = self._within(nodes, pairs.spare, sums[:, 0], moved, sums[:, 1])
         kept = allowed.any(axis=1)
-        fewest = self.replicas[allowed[kept].argmax(axis=1)] if kept.any() else np.ones(0)
-        most = np.ceil(most_replicas(self.limits) / fewest).astype(np.int64)
-        memory = self.limits.memory_bytes
-        free = _most_in_flight(memory, a[kept], b[kept], most)
-        saved = _most_in_flight(memory, least_a[kept], least_b[kept], most)
-        rows, in_flight = _ranges(free + 1, saved)
-        low, high = pairs.low[kept][rows], pairs.high[kept][rows]
-        need = a[kept][rows] * in_flight + b[kept][rows] - memory
+        pairs, allowed, moved = Pairs(*(c[kept] for c in pairs)), allowed[kept], moved[kept]
+        compute, weights, a, b, least_a, least_b = sums[kept].T
+        held = np.where(allowed, self._least_in_flight(pairs.after), np.inf).min(
+            axis=1, initial=np.inf
+        )
+        most = np.where(allowed, -(-most_replicas(self.limits) // self.replicas), 0)
+        most = most.max(axis=1, initial=0)
+        free = _most_in_flight(self.limits.memory_bytes, a, b, most)
+        saved = _most_in_flight(self.limits.memory_bytes, least_a, least_b, most)
+        rows, in_flight = _ranges(np.maximum(free + 1, held.astype(np.int64)), saved)
+        low, high = pairs.low[rows], pairs.high[rows]
+        need = a[rows] * in_flight + b[rows] - self.limits.memory_bytes
         delta = (stash - nodes.stash[1 - quick, each], state - nodes.state[1 - quick, each])
         extra = np.abs(nodes.compute[1] - nodes.compute[0])
         added = self._flip_in_order(extra, delta, low, high, in_flight, need)
-        steps = _levels(free, rows, in_flight, added)
         return self._expand(
-            nodes,
-            _Pairs(*(c[kept] for c in pairs)),
-            steps,
-            compute[kept],
-            moved[kept],
-            weights[kept],
+            nodes, pairs, _levels(free, rows, in_flight, added), compute, moved, weights
         )
 
     def _within(
@@ -266,7 +259,7 @@ class _Pricer:
     def _expand(
         self,
         nodes: _Nodes,
-        pairs: _Pairs,
+        pairs: Pairs,
         steps: _Steps,
         compute: Array,
         moved: Array,
@@ -282,15 +275,15 @@ class _Pricer:
             self.limits,
         )
         time = total / d
-        step, column = np.nonzero(
-            (time <= self.most_time) & (d * nodes.width <= pairs.spare[at][:, None])
-        )
+        possible = (time <= self.most_time) & (d * nodes.width <= pairs.spare[at][:, None])
+        possible &= steps.in_flight[:, None] >= self._least_in_flight(pairs.after[at])
+        step, column = np.nonzero(possible)
         return self._pack(nodes, pairs, steps, step, d[column], time[step, column])
 
     def _pack(
         self,
         nodes: _Nodes,
-        pairs: _Pairs,
+        pairs: Pairs,
         steps: _Steps,
         step: Array,
         replicas: Array,
@@ -308,7 +301,7 @@ class _Pricer:
         )
 
     def _own_order(
-        self, pairs: _Pairs, nodes: _Nodes, replicas: int, enters: Array, leaves: Array
+        self, pairs: Pairs, nodes: _Nodes, replicas: int, enters: Array, leaves: Array
     ) -> StageOptions:
         """The options on `replicas` replicas where choices differ in the bytes that they move."""
         inside = self.states[pairs.high] - self.states[pairs.low]
@@ -329,7 +322,7 @@ class _Pricer:
         second = both[1] < both[0]
         least = (np.minimum(*both) * inside).sum(axis=1)
         fits = (least / replicas <= self.most_time) & (replicas * nodes.width <= pairs.spare)
-        pairs = _Pairs(*(column[fits] for column in pairs))
+        pairs = Pairs(*(column[fits] for column in pairs))
         stash = np.where(second, nodes.stash[1], nodes.stash[0])[fits] * inside[fits]
         state = np.where(second, nodes.state[1], nodes.state[0])[fits] * inside[fits]
         delta_stash = 2 * stash - nodes.stash.sum(axis=0) * inside[fits]

@@ -8,11 +8,11 @@ the path is found through the dual in autopart/solvers/devices.py. Nothing is lo
     among them; where none exists, the limit is raised, at last to infinity.
 (2) With more down-sets than `MANY_STATES`, the limit comes from the best plan along one topological
     order, which is a plan of the whole problem too.
-(3) With more down-sets than `MOST_STATES`, that order's plan is the answer, and the lower bound is
-    the compute of all nodes over all devices: not exact, and said so.
+(3) With more down-sets than `MOST_STATES`, or more stages between them than fit into memory, that
+    order's plan is the answer, and the lower bound is what is known of all down-sets: the limit
+    within which they have no plan, or the compute of all nodes over all devices.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +20,15 @@ import numpy.typing as npt
 
 from autopart.errors import InfeasibleError
 from autopart.loads.piper import Limits, Net, Price, price, topological_order
-from autopart.loads.piper_stages import StageOptions, least_work, most_replicas, stage_options
+from autopart.loads.piper_stages import (
+    StageOptions,
+    all_widths,
+    least_work,
+    most_replicas,
+    stage_options,
+)
 from autopart.solvers import devices
+from autopart.states import TooManyPairs, down_sets, prefixes
 
 Array = npt.NDArray[Any]
 """A numpy array."""
@@ -29,7 +36,7 @@ Array = npt.NDArray[Any]
 MANY_STATES = 1_000
 MOST_STATES = 40_000
 
-LIMITS = (1.05, 1.2, 1.5, 2.0, 4.0, 16.0, np.inf)
+LIMITS = (1.01, 1.05, 1.2, 1.5, 2.0, 4.0, 16.0)
 """Time limits to try, as multiples of the compute bound."""
 
 MEMORY_STEP = 1e-3
@@ -67,53 +74,58 @@ def solve(net: Net, limits: Limits) -> WidePlan:
     for node in net.nodes:
         if not node.choices:
             raise InfeasibleError(f"node {node.id} ({node.name}) has no way to run: no choices")
-    order = list(topological_order(net))
-    chain = np.tri(len(order) + 1, len(order), -1, dtype=bool)
-    along = np.zeros_like(chain)
-    along[:, order] = chain
-    every = down_sets(net, MOST_STATES)
+    # More devices than all replicas of the greatest width cannot be used.
+    usable = min(limits.devices, most_replicas(limits) * all_widths(net)[-1])
+    limits = limits._replace(devices=usable)
+    along = prefixes(topological_order(net))
+    edges = ((edge.source, edge.target) for edge in net.edges)
+    every = down_sets(len(net.nodes), edges, MOST_STATES)
     bound = float(least_work(net).sum()) / limits.devices
     if every is not None and len(every) <= MANY_STATES:
-        found = _rising(net, limits, every, bound)
+        rise = _rising(net, limits, every, bound, np.inf)
     else:
-        found = _rising(net, limits, along, bound)
-        if every is not None:
-            found = _within(net, limits, every, np.inf if found is None else found.bottleneck)
-    if found is None:
-        raise InfeasibleError(_why(net, limits, along))
-    return found if every is not None else found._replace(lower_bound=bound, infeasible=None)
+        rise = _along_then_all(net, limits, along, every, bound)
+    if rise.plan is None:
+        raise InfeasibleError(_why(net, limits, along, proven=rise.complete))
+    return rise.plan
 
 
-def down_sets(net: Net, most: int) -> Array | None:
-    """[set, node] every set of nodes that holds the sources of all its edges, smaller sets first;
-    None where there are more than `most`."""
-    needs = [0] * len(net.nodes)
-    for edge in net.edges:
-        needs[edge.target] |= 1 << edge.source
-    size: list[int] = [0]
-    found: list[int] = []
-    while size:
-        found += size
-        if len(found) > most:
-            return None
-        size = sorted({whole | 1 << v for whole in size for v in _addable(whole, needs)})
-    sets = np.zeros((len(found), len(needs)), dtype=bool)
-    for row, whole in enumerate(found):
-        sets[row] = [whole >> v & 1 for v in range(len(needs))]
-    return sets
+class _Rise(NamedTuple):
+    """What came of raising the time limit."""
+
+    plan: WidePlan | None
+    failed: float
+    """The largest limit within which there is no plan."""
+    complete: bool
+    """Whether it was raised as far as was asked for, or to a plan."""
 
 
-def _addable(whole: int, needs: list[int]) -> Iterator[int]:
-    return (v for v, need in enumerate(needs) if not whole >> v & 1 and not need & ~whole)
+def _along_then_all(
+    net: Net, limits: Limits, along: Array, every: Array | None, bound: float
+) -> _Rise:
+    """(2) and (3) above."""
+    first = _rising(net, limits, along, bound, np.inf).plan
+    most = np.inf if first is None else first.bottleneck
+    rise = _Rise(None, bound, complete=False)
+    if every is not None:
+        rise = _rising(net, limits, every, bound, most)
+    if rise.complete or first is None:
+        return rise
+    return rise._replace(plan=first._replace(lower_bound=rise.failed, infeasible=None))
 
 
-def _rising(net: Net, limits: Limits, states: Array, bound: float) -> WidePlan | None:
-    """The best plan over `states`, with the time limit raised until there is one."""
-    for factor in LIMITS if bound > 0 else (np.inf,):
-        found = _within(net, limits, states, factor * bound if bound > 0 else factor)
+def _rising(net: Net, limits: Limits, states: Array, bound: float, most: float) -> _Rise:
+    """The best plan over `states`, with the time limit raised until there is one, up to `most`."""
+    failed = bound
+    for limit in (*(bound * factor for factor in LIMITS if bound * factor < most), most):
+        try:
+            found = _within(net, limits, states, limit)
+        except TooManyPairs:
+            return _Rise(None, failed, complete=False)
         if found is not None:
-            return found
-    return None
+            return _Rise(found, failed, complete=True)
+        failed = limit
+    return _Rise(None, failed, complete=True)
 
 
 def _within(net: Net, limits: Limits, states: Array, most_time: float) -> WidePlan | None:
@@ -152,9 +164,10 @@ def _stages(
     return tuple(reversed(stages))
 
 
-def _why(net: Net, limits: Limits, along: Array) -> str:
+def _why(net: Net, limits: Limits, along: Array, *, proven: bool) -> str:
     """Why nothing fits, and the memory that would do, to a thousandth."""
-    asked = f"no stages on {limits.devices} devices fit into {limits.memory_bytes:.0f} bytes each"
+    where = "" if proven else ", cut along one order,"
+    asked = f"no stages on {limits.devices} devices{where} fit into {limits.memory_bytes:.0f} bytes each"
     low, high = limits.memory_bytes, 2 * limits.memory_bytes
     if _within(net, limits._replace(memory_bytes=np.inf), along, np.inf) is None:
         return (
