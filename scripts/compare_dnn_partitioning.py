@@ -1,0 +1,101 @@
+"""dnn-partitioning's inputs under its own objective, beside what the published programs answered.
+
+    python scripts/compare_dnn_partitioning.py FILE... [--no-contiguity] [--time-limit SECONDS]
+
+Prints one JSON line for each file; loads are in the file's own unit:
+
+    objective        the largest load of a device, recomputed from the split and the file alone; null
+                     where nothing fits, and `infeasible` says why
+    lower_bound      no split has a smaller one; equal to `objective` where it is proven optimal. Where
+                     the time limit came first, a line on the error output says so
+    proof            what the lower bound rests on
+    solve_seconds    processor time of the solver
+    stages           the file's node ids and the kind of device, in pipeline order; each has one replica
+    peer_*           what the published program answered: its exact one, or with --no-contiguity its
+                     local search; in ../shared/data/baselines.json or the folder that AUTOPART_DATA
+                     names. `peer_objective` is null where it did not end
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from autopart.errors import AutopartError, InfeasibleError
+from autopart.importers.dnn_partitioning import read
+from autopart.loads.dnn_partitioning import check_split
+from autopart.solvers.splits import solve
+
+DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+MODES = {True: ("dp", "dp_lean"), False: ("localSearch",)}
+"""The published programs by contiguity; the second one where the first did not end."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument(
+        "--no-contiguity", action="store_true", help="a device may hold several pieces of the graph"
+    )
+    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds, for each file")
+    asked = parser.parse_args()
+    try:
+        for path in asked.files:
+            found = row(path, contiguous=not asked.no_contiguity, time_limit=asked.time_limit)
+            print(json.dumps(found), flush=True)
+    except AutopartError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+
+
+def row(path: Path, *, contiguous: bool, time_limit: float) -> dict[str, object]:
+    """What is printed of one file."""
+    instance = read(path)
+    began = time.process_time()
+    found: dict[str, object]
+    try:
+        answer = solve(instance, contiguous=contiguous, time_limit=time_limit)
+    except InfeasibleError as error:
+        found = {"objective": None, "lower_bound": None, "infeasible": str(error)}
+        seconds = time.process_time() - began
+    else:
+        seconds = time.process_time() - began
+        objective = check_split(instance, answer.stages, contiguous=contiguous)
+        if answer.lower_bound < objective:
+            gap = objective / answer.lower_bound - 1 if answer.lower_bound else float("inf")
+            sys.stderr.write(
+                f"{path}: not proven optimal within {time_limit:g} s: at most {gap:.2%} above the "
+                "best; allow more with --time-limit\n"
+            )
+        found = {
+            "objective": objective,
+            "lower_bound": answer.lower_bound,
+            "proof": answer.proof,
+            "stages": [
+                {"nodes": list(stage.nodes), "replicas": 1, "kind": stage.kind}
+                for stage in answer.stages
+            ],
+        }
+    return {"instance": str(path), **found, "solve_seconds": seconds, **_peer(path, contiguous)}
+
+
+def _peer(path: Path, contiguous: bool) -> dict[str, object]:
+    try:
+        runs = json.loads((DATA / "baselines.json").read_text())["dnn-partitioning"]
+    except (OSError, KeyError):
+        return {}
+    name = f"{path.parent.name}/{path.stem}"
+    of_mode = {run["mode"]: run for run in runs if run["instance"] == name}
+    ran = [of_mode[mode] for mode in MODES[contiguous] if mode in of_mode]
+    if not ran:
+        return {}
+    ended = [run["max_load"] for run in ran if run["max_load"] is not None]
+    return {"peer_objective": min(ended, default=None), "peer_seconds": ran[0]["user_s"]}
+
+
+if __name__ == "__main__":
+    main()
