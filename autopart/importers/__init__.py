@@ -15,6 +15,7 @@ from autopart.profile import Profile
 FORMATS: Mapping[str, str] = MappingProxyType(
     {
         "dapple": "autopart.importers.dapple",
+        "dnn-partitioning": "autopart.importers.dnn_partitioning",
         "pipedream": "autopart.importers.pipedream",
         "piper": "autopart.importers.piper",
     }

@@ -32,10 +32,15 @@ import numpy.typing as npt
 
 from autopart.errors import UsageError
 from autopart.graph import LayerGraph, positions
+from autopart.loads.bit_sums import merge_bits, pack, sum_bits
 
 Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.intp]
 Number = Any
 """A float, or a numpy array of them."""
+
+MANY = 2000
+"""Downsets from which on their cuts are summed up by tables."""
 
 
 class Network(NamedTuple):
@@ -179,7 +184,37 @@ def state_sums(
             total.append(total[parent] + each[piece])
         sums.append(np.array(total))
     compute, parameters, outputs = sums
-    return Sums(compute, parameters, outputs, np.array(_cuts(nodes, tops)))
+    many = len(tops) > MANY
+    cuts = _many_cuts(nodes, tops) if many else np.array(_cuts(nodes, tops))
+    return Sums(compute, parameters, outputs, cuts)
+
+
+def downset_sums(nodes: Nodes, masks: Sequence[int], tops: Sequence[int]) -> Sums:
+    """As `state_sums`, of any downsets, given by the bits of their layers."""
+    rows = pack(masks, len(nodes.compute))
+    compute, parameters, outputs = (
+        sum_bits(rows, amounts) for amounts in (nodes.compute, nodes.parameters, nodes.outputs)
+    )
+    return Sums(compute, parameters, outputs, _many_cuts(nodes, tops))
+
+
+def join_sums(
+    nodes: Nodes, ahead: Sequence[int], left: Places, right: Places
+) -> tuple[Floats, Floats]:
+    """Compute and out of the unions of two layers with all that is ahead of them, `ahead` of each
+    layer given with itself; none of two may be ahead of the other."""
+    width = len(nodes.compute)
+    rows = pack(ahead, width)
+    around = pack([1 << v | mask for v, mask in enumerate(_reread(nodes))], width)
+    compute = sum_bits(rows[left] | rows[right], nodes.compute)
+    return compute, sum_bits(around[left] | around[right], nodes.outputs)
+
+
+def _many_cuts(nodes: Nodes, tops: Sequence[int]) -> Floats:
+    """As `_cuts`."""
+    width = len(nodes.compute)
+    around = [1 << v | mask for v, mask in enumerate(_reread(nodes))]
+    return sum_bits(merge_bits(pack(tops, width), around, width), nodes.outputs)
 
 
 def _cuts(nodes: Nodes, tops: Sequence[int]) -> list[float]:

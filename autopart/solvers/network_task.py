@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from autopart.loads.pipedream import Network, Nodes, floor, state_sums
+from autopart.loads.pipedream import Network, Nodes, Sums, downset_sums, floor, state_sums
 from autopart.solvers.replicated import (
     TOLERANCE,
     Found,
@@ -54,10 +54,15 @@ class Task(NamedTuple):
         """Whether there is time left."""
         return time.perf_counter() < self.deadline
 
+    def sums(self, states: States, pieces: Sequence[Sequence[int]] | None = None) -> Sums:
+        """The sums of states, given the pieces that they grow by if these are not single layers."""
+        if states.grown is None:
+            return downset_sums(self.nodes, states.masks, states.tops)
+        return state_sums(self.nodes, states.grown, states.tops, pieces)
+
     def costs(self, states: States, pieces: Sequence[Sequence[int]] | None = None) -> Costs:
         """What stages of the inner level, or of the only one, cost."""
-        sums = state_sums(self.nodes, states.grown, states.tops, pieces)
-        return level_costs(sums, self.network, all_sends=self.all_sends)
+        return level_costs(self.sums(states, pieces), self.network, all_sends=self.all_sends)
 
 
 def spans(start: int, cuts: Sequence[Cut]) -> list[tuple[int, Cut]]:

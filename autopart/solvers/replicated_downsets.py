@@ -27,6 +27,8 @@ from autopart.solvers.replicated import TOLERANCE, Flags, Floats, Ints, Stage
 
 MOST_STATES = 300_000
 """Downsets up to which all of them are looked at."""
+MOST_SPANNING_LAYERS = 1500
+"""Layers up to which the irreducible downsets are looked at, two for each."""
 MOST_PAIRED_STATES = 1500
 """States up to which all pairs are looked at."""
 
@@ -38,8 +40,9 @@ class States(NamedTuple):
     """The bits of each one's layers."""
     tops: Sequence[int]
     """The bits of its layers that none of its layers reads."""
-    grown: Sequence[tuple[int, int]]
-    """For each but the first an earlier state and the layer, or the piece, that it has besides."""
+    grown: Sequence[tuple[int, int]] | None
+    """For each but the first an earlier state and the layer, or the piece, that it has besides; None
+    where these are just some downsets."""
     covers: tuple[Ints, Ints] | None
     """The states that one layer or piece leads out of, ascending, and into; None where some downsets
     of the layers or pieces are missing."""
@@ -164,6 +167,34 @@ def prefixes(before: Sequence[int], order: Sequence[int]) -> States:
         masks.append(masks[-1] | 1 << v)
         tops.append(tops[-1] & ~before[v] | 1 << v)
     return States(masks, tops, list(enumerate(order)), None)
+
+
+def with_ahead(before: Sequence[int]) -> list[int]:
+    """The bits of each layer and of all that is ahead of it."""
+    found: list[int] = []
+    for v, sources in enumerate(before):
+        mask = 1 << v
+        for u in bits(sources):
+            mask |= found[u]
+        found.append(mask)
+    return found
+
+
+def irreducibles(before: Sequence[int], after: Sequence[int], others: Sequence[int] = ()) -> States:
+    """The downsets that a graph is spanned by, and others: for each layer it and all ahead of it, and
+    all but it and what is behind it. Each has one layer that nothing of it reads, or lacks one that
+    is ready: the cuts with the least to send are often among them."""
+    everything = (1 << len(before)) - 1
+    behind = [0] * len(before)
+    for v in reversed(range(len(before))):
+        behind[v] = 1 << v
+        for w in bits(after[v]):
+            behind[v] |= behind[w]
+    found = {0, everything, *others, *with_ahead(before)}
+    found.update(everything & ~mask for mask in behind)
+    masks = sorted(found, key=lambda mask: (mask.bit_count(), mask))
+    tops = [sum(1 << v for v in bits(mask) if not after[v] & mask) for mask in masks]
+    return States(masks, tops, None, None)
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -392,7 +423,7 @@ class LevelProbe:
 
 
 def _levels(states: States) -> list[_Level]:
-    assert states.covers is not None
+    assert states.covers is not None and states.grown is not None
     parents, children = states.covers
     depths = [0]
     for parent, _ in states.grown:

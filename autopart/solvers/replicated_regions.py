@@ -172,6 +172,7 @@ def _of_layers(graph: Graph, found: States, pieces: Sequence[Sequence[int]]) -> 
         for v in piece:
             reads[at] |= graph.before[v]
     masks, tops = [0], [0]
+    assert found.grown is not None, "all downsets of the pieces were listed"
     for parent, at in found.grown:
         masks.append(masks[parent] | members[at])
         tops.append((tops[parent] | members[at]) & ~reads[at])

@@ -3,10 +3,12 @@
 The prefixes of the graph's own order are solved first, by matrices over their pairs
 (solvers/two_levels.py). Then all downsets: by probes that need no matrices
 (solvers/two_level_probe.py) up to MOST_PAIRED_STATES of them, and where those leave a question open
-and there are at most MOST_NODE_STATES, by the matrices again. With more downsets there is only a bound,
-from two levels taken as one (solvers/replicated_costs.py).
+and there are at most MOST_NODE_STATES, by the matrices again. With more downsets the bound is that of
+two levels taken as one (solvers/replicated_costs.py), and plans are sought along other orders and in
+regions around the cuts of the best one (solvers/replicated_regions.py).
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -17,8 +19,8 @@ from autopart.loads.pipedream import (
     Sums,
     busy_time,
     replica_counts,
-    state_sums,
 )
+from autopart.solvers.network_regions import spanning_states
 from autopart.solvers.network_task import Best, Cut, Task, on_one_machine, pair_probe, tightened
 from autopart.solvers.replicated import (
     TOLERANCE,
@@ -49,6 +51,7 @@ from autopart.solvers.replicated_downsets import (
     nesting,
     prefixes,
 )
+from autopart.solvers.replicated_regions import RULES, Graph, around_cuts, ordered
 from autopart.solvers.two_level_probe import NodeProbe, OuterStage
 from autopart.solvers.two_levels import node_pipelines
 
@@ -69,17 +72,44 @@ def two_levels(task: Task) -> tuple[Best, int | None]:
         return best, None
     states = downsets(nodes.before, nodes.after, MOST_STATES)
     if states is None:
-        return best, None
+        return _around_cuts(task, best), None
     if len(states.masks) > MOST_PAIRED_STATES:
-        return best._replace(bound=_relaxed_bound(task, best, states)), len(states.masks)
-    if task.network.memory_bytes is None:
+        best = best._replace(bound=_relaxed_bound(task, best, states))
+    elif task.network.memory_bytes is None:
         best = _by_probes(task, best, states)
     else:
         roomy = task._replace(network=task.network._replace(memory_bytes=None))
         best = best._replace(bound=_by_probes(roomy, best, states).bound)
-    if not best.proven and len(states.masks) <= MOST_NODE_STATES and task.in_time():
-        best = _on_nodes(task, best, states)
-    return best, len(states.masks)
+    if best.proven or not task.in_time():
+        return best, len(states.masks)
+    if len(states.masks) <= MOST_NODE_STATES:
+        return _on_nodes(task, best, states, complete=True), len(states.masks)
+    return _around_cuts(task, best), len(states.masks)
+
+
+def _around_cuts(task: Task, best: Best) -> Best:
+    """The better of `best` and plans along other orders, or around the cuts of the best one, on both
+    levels, until none helps."""
+    nodes = task.nodes
+    graph = Graph(nodes.before, nodes.after, nodes.outputs.tolist())
+    everything = (1 << len(nodes.before)) - 1
+    spanning = spanning_states(nodes)
+    if spanning is not None:
+        best = _on_nodes(task, best, spanning)
+    for rule in RULES:
+        if task.in_time() and not best.proven:
+            states = prefixes(nodes.before, ordered(graph, 0, everything, rule))
+            best = _on_nodes(task, best, states)
+    fruitless = 0
+    for rule in itertools.cycle(RULES):
+        if fruitless == len(RULES) or best.proven or not task.in_time():
+            break
+        cuts = [cut.ahead for pipeline in best.inner for cut in pipeline]
+        limit = max(2, MOST_NODE_STATES // len(cuts) - 2)
+        better = _on_nodes(task, best, *around_cuts(graph, cuts, rule, limit))
+        fruitless = 0 if better.value < best.value else fruitless + 1
+        best = better
+    return best
 
 
 def _by_probes(task: Task, best: Best, states: States) -> Best:
@@ -103,7 +133,7 @@ class _Stages:
     """Probes for stages of both levels, and what those that were found really cost."""
 
     def __init__(self, task: Task, states: States) -> None:
-        sums = state_sums(task.nodes, states.grown, states.tops)
+        sums = task.sums(states)
         self.task, self.sums = task, sums
         self.nested = nesting(states)
         self.level = level_costs(sums, task.network, all_sends=task.all_sends)
@@ -182,7 +212,7 @@ def _states_between(nested: Flags, start: int, end: int) -> list[int]:
 
 def _relaxed_bound(task: Task, best: Best, states: States) -> float:
     """A bound over all downsets, from two levels as one."""
-    sums = state_sums(task.nodes, states.grown, states.tops)
+    sums = task.sums(states)
     costs = relaxed_costs(sums, task.network)
     machines = math.prod(task.network.machines)
     if len(costs.choices) * machines > MOST_PAIRS:
@@ -194,16 +224,22 @@ def _relaxed_bound(task: Task, best: Best, states: States) -> float:
     return tightened(task, best, probe, costs, states).bound
 
 
-def _on_nodes(task: Task, best: Best, states: States) -> Best:
+def _on_nodes(
+    task: Task,
+    best: Best,
+    states: States,
+    pieces: Sequence[Sequence[int]] | None = None,
+    *,
+    complete: bool = False,
+) -> Best:
     """The better of `best` and the best plan of two levels over states; its bound is kept unless
-    these are all downsets."""
-    sums = state_sums(task.nodes, states.grown, states.tops)
+    these are `complete`: all downsets, and few enough."""
+    sums = task.sums(states, pieces)
     chosen = _thinned(sums)
     sums = Sums(*(array[chosen] for array in sums))
     nested = nesting(states)[np.ix_(chosen, chosen)]
     masks = [states.masks[at] for at in chosen.tolist()]
     pipelines, found = _over_pairs(task, best, sums, nested)
-    complete = states.covers is not None and len(chosen) == len(states.masks)
     bound = found.lower_bound if complete else best.bound
     if not found.stages:
         return best._replace(bound=bound)

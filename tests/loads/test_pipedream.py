@@ -4,6 +4,7 @@ import random
 import pytest
 
 from autopart.errors import UsageError
+from autopart.loads import pipedream
 from autopart.loads.pipedream import (
     Network,
     Part,
@@ -168,3 +169,17 @@ def test_times_work_on_numbers_as_on_arrays():
 def test_a_network_that_cannot_be_meant_is_refused(network: Network, words: str):
     with pytest.raises(UsageError, match=words):
         check_network(network)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_many_cuts_are_summed_up_like_few(seed: int, monkeypatch: pytest.MonkeyPatch):
+    graph = random_graph(random.Random(seed), 20, 0.3)
+    nodes = nodes_of(graph)
+    grown, tops = [], [0]
+    for at in range(len(nodes.before)):
+        grown.append((at, at))
+        tops.append(tops[-1] & ~nodes.before[at] | 1 << at)
+    few = state_sums(nodes, grown, tops)
+    monkeypatch.setattr(pipedream, "MANY", 0)
+    many = state_sums(nodes, grown, tops)
+    assert few.cut.tolist() == many.cut.tolist()

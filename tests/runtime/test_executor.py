@@ -134,7 +134,7 @@ def test_gradients_are_those_of_torch_s_own_schedule(two_ranks: RankPool):
 
 
 @settings(
-    max_examples=5,
+    max_examples=3,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -167,6 +167,14 @@ def test_too_many_states_are_cut_along_one_order_and_the_bound_says_so():
     assert plan.infeasible is None
 
 
+def test_too_many_stages_are_cut_along_one_order_and_the_bound_is_what_failed(monkeypatch):
+    exact = stage_widths.solve(antichain(11), Limits(3, 1e9, 1.0, microbatches=7))
+    monkeypatch.setattr("autopart.states.MOST_PAIRS", 100)
+    plan = stage_widths.solve(antichain(11), Limits(3, 1e9, 1.0, microbatches=7))
+    assert plan.lower_bound <= exact.bottleneck < plan.bottleneck
+    check_plan(antichain(11), Limits(3, 1e9, 1.0, microbatches=7), plan)
+
+
 def test_down_sets_of_many_orders_are_all_searched():
     """11 nodes without edges have 2048 down-sets: first one order, then all of them within its time."""
     plan = stage_widths.solve(antichain(11), Limits(3, 1e9, 1.0, microbatches=7))
