@@ -157,7 +157,7 @@ def load(path: Path | str) -> Profile:
     instance = read(path)
     sizes = _tensor_bytes(_decode(Path(path)))
     home, order = _layers_of(instance)
-    names = _names(instance, home, order)
+    names = _names(order)
     layers = tuple(_layer(nodes, name) for name, nodes in names)
     values, dropped = _values(instance, home, [name for name, _ in names], sizes)
     graph = LayerGraph(layers=layers, values=values)
@@ -216,22 +216,15 @@ def _layers_of(instance: Instance) -> tuple[dict[int, int], list[list[Node]]]:
     return home, layers
 
 
-def _names(
-    instance: Instance, home: Mapping[int, int], layers: Iterable[list[Node]]
-) -> list[tuple[str, list[Node]]]:
-    """Each layer by its first forward node: its name, with the id where the name is not unique."""
-    twice = {n.name for n in instance.nodes} if _has_twins(instance) else {""}
-    named: list[tuple[str, list[Node]]] = []
-    for nodes in layers:
-        chief = next((node for node in nodes if not node.backward), nodes[0])
-        name = f"{chief.name or 'node'}.{chief.id}" if chief.name in twice else chief.name
-        named.append((name, nodes))
-    return named
-
-
-def _has_twins(instance: Instance) -> bool:
-    names = [node.name for node in instance.nodes]
-    return len(set(names)) < len(names)
+def _names(layers: Iterable[list[Node]]) -> list[tuple[str, list[Node]]]:
+    """Each layer by its first forward node: by name, with the id if that does not tell all apart."""
+    chiefs = [
+        (next((node for node in nodes if not node.backward), nodes[0]), nodes) for nodes in layers
+    ]
+    plain = {chief.name for chief, _ in chiefs} - {""}
+    if len(plain) == len(chiefs):
+        return [(chief.name, nodes) for chief, nodes in chiefs]
+    return [(f"{chief.name or 'node'}.{chief.id}", nodes) for chief, nodes in chiefs]
 
 
 def _layer(nodes: Iterable[Node], name: str) -> Layer:
