@@ -8,7 +8,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from autopart.errors import RunError
+from autopart.errors import AutopartError, RunError
 from autopart.plan import Plan
 from autopart.run_result import CheckResult, RunResult
 from autopart.runtime.capture.capture import batch_leaves, capture_model
@@ -75,7 +75,7 @@ def complaint_of(rank: int, plan: Plan, settings: RunSettings) -> str:
     """What a run complains of on this rank; empty where it does not."""
     try:
         run(rank, plan, settings)
-    except RunError as error:
+    except AutopartError as error:
         return str(error)
     return ""
 

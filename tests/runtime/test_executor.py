@@ -183,6 +183,13 @@ def test_random_numbers_that_are_no_dropout_are_named_as_the_cause(two_ranks: Ra
     assert "draws random numbers besides dropout" in complaint and "aten.rand_like" in complaint
 
 
+def test_weights_that_differ_between_ranks_are_refused(two_ranks: RankPool):
+    of = plan(AWKWARD + "unseeded", 0.5)
+    settings = RunSettings(model=of.origin.model, steps=1)
+    for complaint in two_ranks.call(complaint_of, of, settings):
+        assert "rank 1 built other weights than rank 0" in complaint and "'2.0.bias'" in complaint
+
+
 def test_a_module_that_cannot_be_captured_runs_as_it_is(two_ranks: RankPool):
     check = check_of(checked(two_ranks, plan(AWKWARD + "data_dependent", 0.5)))
     assert check.num_parameters == 10

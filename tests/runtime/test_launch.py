@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -111,6 +112,13 @@ def test_a_rank_that_leaves_is_named_with_its_exit_code():
 
 
 @pytest.mark.slow
+def test_a_rank_that_is_killed_before_the_first_step_is_named_too():
+    with pytest.raises(RunError, match="rank 1 was killed by SIGKILL on building the model"):
+        run_local(plan(), f"{FAULTY}:killed_while_built", steps=1)
+    assert left_behind() == []
+
+
+@pytest.mark.slow
 def test_a_model_that_cannot_be_built_on_one_rank_shows_its_own_error():
     with pytest.raises(ModelError, match=r"raised OSError: weights.bin is gone .* \(on rank 1\)"):
         run_local(plan(), f"{FAULTY}:raising_while_built", steps=1, timeout=TIMEOUT)
@@ -205,6 +213,29 @@ def test_ranks_that_torchrun_starts_run_the_plan_and_one_of_them_has_the_result(
     done = torchrun(tmp_path, plan(), f"{FAULTY}:well", ranks=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "losses 2 check 6"
+
+
+@pytest.mark.slow
+def test_ranks_started_by_hand_need_no_torchrun(tmp_path: Path):
+    save_plan(plan(), tmp_path / "plan.json")
+    script = tmp_path / "start.py"
+    script.write_text(START.format(how="rank"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, tmp_path / "plan.json", f"{FAULTY}:well", "2"],
+            env={**os.environ, "PYTHONPATH": ".", **world, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=BOUND)[0] for rank in ranks]
+    assert said == ["losses 2 check 6", ""]
+    assert [rank.returncode for rank in ranks] == [0, 0]
 
 
 @pytest.mark.slow

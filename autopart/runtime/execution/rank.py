@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+import msgspec
 import torch
 from torch import distributed
 
@@ -85,6 +86,8 @@ def run_as_rank(plan: Plan, settings: RunSettings, world: World) -> RunResult | 
     guard.start()
     try:
         result = _run(plan, settings, world, board, store)
+        # Until here the store is there: its host may be a rank that ends now.
+        guard.stand_down()
     # Whatever ends this rank, the user's own code included, must be known to the others.
     except Exception as error:
         guard.leave_soon()
@@ -92,7 +95,7 @@ def run_as_rank(plan: Plan, settings: RunSettings, world: World) -> RunResult | 
         if failure is None:
             raise SystemExit(1) from error
         raise as_error(failure) from error
-    guard.stand_down()
+    distributed.destroy_process_group()
     return result
 
 
@@ -110,10 +113,8 @@ def _run(
     )
     _agree(plan, settings)
     result = train(plan, settings, place, board)
-    board.waiting("the end of the run", None)
-    distributed.barrier()
     board.done()
-    distributed.destroy_process_group()
+    distributed.barrier()
     return result
 
 
@@ -139,7 +140,8 @@ def _place(settings: RunSettings, world: World) -> Place:
 
 def _agree(plan: Plan, settings: RunSettings) -> None:
     """Raise RunError where ranks were started with different plans, options or versions."""
-    mine = {"plan": content_hash(plan), "torch": str(torch.__version__), "options": str(settings)}
+    options = str(msgspec.structs.replace(settings, model=""))  # Paths may differ between hosts.
+    mine = {"plan": content_hash(plan), "torch": str(torch.__version__), "options": options}
     all_of: list[dict[str, str]] = [mine] * distributed.get_world_size()
     distributed.all_gather_object(all_of, mine)
     for rank, theirs in enumerate(all_of):
@@ -153,18 +155,22 @@ def _agree(plan: Plan, settings: RunSettings) -> None:
 
 def _account(error: Exception, rank: int, board: Board) -> Failure | None:
     """This rank's failure, written where all can read it; None where another rank's stands there."""
+    lost = _as_lost(error, board)
     try:
-        mine = (
-            _guess(error, rank, board) if isinstance(error, LostPeer) else _own(error, rank, board)
-        )
+        mine = _guess(lost, rank, board) if lost else failure_of(error, rank, describe(board.last))
         written = mine if mine is None else board.claim(mine)
     except RuntimeError:  # The store is gone too.
         return Failure(rank=rank, message=f"rank {rank} lost the host of the run's store: {error}")
     return mine if written == mine else None
 
 
-def _own(error: Exception, rank: int, board: Board) -> Failure:
-    return failure_of(error, rank, describe(board.last))
+def _as_lost(error: Exception, board: Board) -> LostPeer | None:
+    """The error as one of another rank's, which it is where torch raised it in a wait for others."""
+    if isinstance(error, LostPeer):
+        return error
+    if isinstance(error, RuntimeError) and board.last and board.last.state == "waiting":
+        return LostPeer(None, board.last.on, " ".join(str(error).split()))
+    return None
 
 
 def _guess(error: LostPeer, rank: int, board: Board) -> Failure | None:

@@ -1,5 +1,7 @@
 """Small models, each awkward to train in a pipeline in its own way."""
 
+import os
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -58,6 +60,13 @@ class Selective(nn.Module):
 
 def data_dependent() -> nn.Module:
     return nn.Sequential(*linears(2), Selective(), *linears(2))
+
+
+def unseeded() -> nn.Module:
+    """Every process has weights of its own."""
+    model = linears(4)
+    nn.init.constant_(model[2][0].bias, os.getpid() / 1e6)
+    return model
 
 
 class Masked(nn.Module):

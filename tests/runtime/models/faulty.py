@@ -85,6 +85,12 @@ def raising_while_built() -> nn.Module:
     return _build("well")
 
 
+def killed_while_built() -> nn.Module:
+    if os.environ.get("RANK") == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _build("well")
+
+
 def example_inputs(microbatch_size: int) -> tuple[torch.Tensor]:
     return (torch.randn(microbatch_size, 8),)
 
