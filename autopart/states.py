@@ -4,7 +4,7 @@ A state is a set of nodes that holds the sources of all edges into it: what the 
 place may hold. Where a graph has few, searching over them searches over every order of its nodes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,19 +31,53 @@ class Pairs(NamedTuple):
     """The devices that what comes after them needs at least."""
 
 
-def down_sets(num_nodes: int, edges: Iterable[tuple[int, int]], most: int) -> Array | None:
-    """[set, node] every down-set, smaller ones first; None where there are more than `most`."""
-    needs = [0] * num_nodes
+class Growth(NamedTuple):
+    """Every down-set, smaller ones first, and every way to add one node to one of them; the ways are
+    sorted by the down-set that they lead to."""
+
+    sets: tuple[int, ...]
+    """Node v as bit v."""
+    sizes: Array
+    source: Array
+    target: Array
+    node: Array
+
+
+def grow(num_nodes: int, edges: Iterable[tuple[int, int]], most: int) -> Growth | None:
+    """Every down-set of a graph; None where there are more than `most`."""
+    needs, readers = [0] * num_nodes, [list[int]() for _ in range(num_nodes)]
     for source, target in edges:
         needs[target] |= 1 << source
-    size: list[int] = [0]
-    found: list[int] = []
-    while size:
-        found += size
-        if len(found) > most:
+        readers[source].append(target)
+    found, sizes = [0], [0]
+    ways: list[tuple[int, int, int]] = []
+    addable = {0: [v for v in range(num_nodes) if not needs[v]]}
+    for size in range(1, num_nodes + 1):
+        made: dict[int, list[tuple[int, int]]] = {}
+        grown: dict[int, list[int]] = {}
+        for at, (whole, ready) in enumerate(addable.items(), len(found) - len(addable)):
+            for v in ready:
+                more = whole | 1 << v
+                if more not in made:
+                    made[more] = []
+                    freed = [x for x in readers[v] if not needs[x] & ~more]
+                    grown[more] = [x for x in ready if x != v] + freed
+                made[more].append((at, v))
+        if len(found) + len(made) > most:
             return None
-        size = sorted({whole | 1 << v for whole in size for v in _addable(whole, needs)})
-    return _flags(found, num_nodes)
+        for target, origins in enumerate(made.values(), len(found)):
+            ways += [(at, target, v) for at, v in origins]
+        found += made
+        sizes += [size] * len(made)
+        addable = grown
+    columns = np.array(ways, dtype=np.int64).reshape(-1, 3).T
+    return Growth(tuple(found), np.array(sizes), *columns)
+
+
+def down_sets(num_nodes: int, edges: Iterable[tuple[int, int]], most: int) -> Array | None:
+    """[set, node] every down-set, smaller ones first; None where there are more than `most`."""
+    growth = grow(num_nodes, edges, most)
+    return None if growth is None else _flags(growth.sets, num_nodes)
 
 
 def prefixes(order: Sequence[int]) -> Array:
@@ -94,10 +128,6 @@ def _words(states: Array) -> Array:
     padded = np.zeros((len(states), -(-packed.shape[1] // 8) * 8), dtype=np.uint8)
     padded[:, : packed.shape[1]] = packed
     return padded.view(np.uint64)
-
-
-def _addable(whole: int, needs: Sequence[int]) -> Iterator[int]:
-    return (v for v, need in enumerate(needs) if not whole >> v & 1 and not need & ~whole)
 
 
 def _flags(sets: Sequence[int], num_nodes: int) -> Array:
