@@ -78,6 +78,7 @@ def test_batchnorm_statistics_are_those_of_the_plain_model(two_ranks: RankPool):
     assert check.num_buffers == 87
 
 
+@pytest.mark.slow
 def test_in_float64_gradients_agree_to_twelve_digits(two_ranks: RankPool):
     check = check_of(checked(two_ranks, plan("zoo:encdec-tiny", 0.7, dtype="float64")))
     assert check.tolerance == 1e-12 and check.gradients <= 1e-12
