@@ -5,14 +5,15 @@
 FILE is a profile of PipeDream's, DAPPLE's, Piper's, dnn-partitioning's or autopart's own. A layer
 weighs its forward and backward. Prints one JSON line for each file:
 
-    objective        milliseconds of the heaviest stage
+    objective        milliseconds of the heaviest stage; null where there are more stages than layers
     lower_bound      no stages of any order of the layers have less; equal to `objective` where it is
                      proven optimal
     order_optimal    true: no cut of the order in which the stages stand has less (always proven)
     solve_seconds    processor time of the solver
     stages           the layers' names in the file (ids, where the file has them), in pipeline order
     peers            for torchgpipe and deepspeed, where they can be imported: the heaviest stage on the
-                     file's own order and on the order of the stages, the better of the two
+                     file's own order and on the order of the stages, the better of the two, and
+                     the processor time for both
     peer_*           the better of the peers; where none can be imported, what ../shared/data/
                      baselines.json (or the folder that AUTOPART_DATA names) has of them
 """
@@ -30,7 +31,7 @@ from pathlib import Path
 import networkx as nx
 
 import autopart
-from autopart.errors import AutopartError, FileError
+from autopart.errors import AutopartError, FileError, InfeasibleError
 from autopart.graph import LayerGraph, as_networkx
 from autopart.importers import import_profile
 from autopart.profile import Profile
@@ -68,7 +69,10 @@ def row(path: Path, asked: argparse.Namespace) -> dict[str, object]:
     ]
     given = _file_order(path, profile.graph)
     began = time.process_time()
-    found = solve(profile.graph, weights, asked.stages, [given])
+    try:
+        found = solve(profile.graph, weights, asked.stages, [given])
+    except InfeasibleError as error:
+        return {"instance": str(path), "objective": None, "infeasible": str(error)}
     seconds = time.process_time() - began
     return {
         "instance": str(path),
