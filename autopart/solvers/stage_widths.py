@@ -6,15 +6,17 @@ the path is found through the dual in autopart/solvers/devices.py. Nothing is lo
 
 (1) Only stages within a time limit are priced. Where a plan exists within the limit, its stages are
     among them; where none exists, the limit is raised, at last to infinity.
-(2) With more down-sets than `MANY_STATES`, the limit comes from the best plan along one topological
-    order, which is a plan of the whole problem too.
+(2) With more down-sets than `MANY_STATES`, the highest limit comes from the best plan along some
+    topological orders, which is a plan of the whole problem too.
 (3) With more down-sets than `MOST_STATES`, or more stages between them than fit into memory, that
-    order's plan is the answer, and the lower bound is what is known of all down-sets: the limit
+    plan is the answer, and the lower bound is what is known of all down-sets: the limit
     within which they have no plan, or the compute of all nodes over all devices.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
@@ -36,13 +38,13 @@ Array = npt.NDArray[Any]
 MANY_STATES = 1_000
 MOST_STATES = 40_000
 
-LIMITS = (1.01, 1.05, 1.2, 1.5, 2.0, 4.0, 16.0)
+LIMITS = (1.01, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 16.0)
 """Time limits to try, as multiples of the compute bound."""
 
 MEMORY_STEP = 1e-3
 """How closely the memory that would do is found, relatively."""
 
-ROUNDING = 1e-9
+ROUNDING = 1e-11
 """Relative difference at which two sums of times are the same."""
 
 
@@ -77,15 +79,15 @@ def solve(net: Net, limits: Limits) -> WidePlan:
     # More devices than all replicas of the greatest width cannot be used.
     usable = min(limits.devices, most_replicas(limits) * all_widths(net)[-1])
     limits = limits._replace(devices=usable)
-    along = prefixes(topological_order(net))
     edges = ((edge.source, edge.target) for edge in net.edges)
     every = down_sets(len(net.nodes), edges, MOST_STATES)
     bound = float(least_work(net).sum()) / limits.devices
     if every is not None and len(every) <= MANY_STATES:
         rise = _rising(net, limits, every, bound, np.inf)
     else:
-        rise = _along_then_all(net, limits, along, every, bound)
+        rise = _orders_then_all(net, limits, every, bound)
     if rise.plan is None:
+        along = prefixes(topological_order(net))
         raise InfeasibleError(_why(net, limits, along, proven=rise.complete))
     return rise.plan
 
@@ -100,18 +102,36 @@ class _Rise(NamedTuple):
     """Whether it was raised as far as was asked for, or to a plan."""
 
 
-def _along_then_all(
-    net: Net, limits: Limits, along: Array, every: Array | None, bound: float
-) -> _Rise:
+def _orders_then_all(net: Net, limits: Limits, every: Array | None, bound: float) -> _Rise:
     """(2) and (3) above."""
-    first = _rising(net, limits, along, bound, np.inf).plan
-    most = np.inf if first is None else first.bottleneck
+    first: WidePlan | None = None
+    for order in _orders(net):
+        found = _rising(net, limits, prefixes(order), bound, _below(first)).plan
+        first = first if found is None else found
     rise = _Rise(None, bound, complete=False)
     if every is not None:
-        rise = _rising(net, limits, every, bound, most)
-    if rise.complete or first is None:
+        rise = _rising(net, limits, every, bound, _below(first))
+    if rise.plan is not None or first is None:
         return rise
-    return rise._replace(plan=first._replace(lower_bound=rise.failed, infeasible=None))
+    proven = first.bottleneck if rise.complete else rise.failed
+    return rise._replace(plan=first._replace(lower_bound=proven, infeasible=None))
+
+
+def _below(plan: WidePlan | None) -> float:
+    """A time limit within which only better plans lie."""
+    return np.inf if plan is None else plan.bottleneck * (1 - 3 * ROUNDING)
+
+
+def _orders(net: Net) -> Iterator[tuple[int, ...]]:
+    """Topological orders in which nodes stand as early or as late as edges allow, those first in the
+    file before the others or behind them."""
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(net.nodes)))
+    graph.add_edges_from((edge.source, edge.target) for edge in net.edges)
+    behind = graph.reverse()
+    for keys in (range(len(net.nodes)), range(0, -len(net.nodes), -1)):
+        yield tuple(nx.lexicographical_topological_sort(graph, key=keys.__getitem__))
+        yield tuple(nx.lexicographical_topological_sort(behind, key=keys.__getitem__))[::-1]
 
 
 def _rising(net: Net, limits: Limits, states: Array, bound: float, most: float) -> _Rise:
@@ -166,7 +186,7 @@ def _stages(
 
 def _why(net: Net, limits: Limits, along: Array, *, proven: bool) -> str:
     """Why nothing fits, and the memory that would do, to a thousandth."""
-    where = "" if proven else ", cut along one order,"
+    where = "" if proven else ", cut along some orders,"
     asked = f"no stages on {limits.devices} devices{where} fit into {limits.memory_bytes:.0f} bytes each"
     low, high = limits.memory_bytes, 2 * limits.memory_bytes
     if _within(net, limits._replace(memory_bytes=np.inf), along, np.inf) is None:
