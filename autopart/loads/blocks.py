@@ -174,23 +174,23 @@ class BlockLoads:
         """The file's time for a number of quanta."""
         return quanta / self.scale
 
-    def intervals(self, order: Sequence[int]) -> tuple[Ints, Ints]:
-        """Loads on an accelerator and on a CPU of the blocks order[i:j], at [i, j] for i <= j."""
-        place = np.empty(len(order), dtype=np.int64)
-        place[np.array(order, dtype=np.int64)] = np.arange(len(order))
+    def intervals(self, order: Sequence[int], cuts: Ints) -> tuple[Ints, Ints]:
+        """Loads on an accelerator and on a CPU of the blocks order[cuts[i] : cuts[j]], at [i, j] for
+        i <= j; `cuts` are ascending places, 0 and the last one among them."""
         at = np.array(order, dtype=np.int64)
-        loads = self._split_costs(place)
-        prefix = _prefix(self.work[at])
+        piece = np.empty(len(order), dtype=np.int64)
+        piece[at] = np.searchsorted(cuts, np.arange(len(order)), side="right") - 1
+        loads = self._split_costs(piece, len(cuts))
+        prefix = _prefix(self.work[at])[cuts]
         loads += prefix[None, :] - prefix[:, None]
-        sizes, barred = _prefix(self.sizes[at]), _prefix(self.barred[at])
+        sizes, barred = _prefix(self.sizes[at])[cuts], _prefix(self.barred[at])[cuts]
         too_large = sizes[None, :] - sizes[:, None] > self.size_limit
         loads[too_large | (barred[None, :] > barred[:, None])] = TOO_MUCH
-        cpu = _prefix(self.cpu_work[at])
+        cpu = _prefix(self.cpu_work[at])[cuts]
         return loads, cpu[None, :] - cpu[:, None]
 
-    def _split_costs(self, place: Ints) -> Ints:
-        """The costs of the links that an interval of places splits, at [i, j]."""
-        size = len(place) + 1
+    def _split_costs(self, piece: Ints, size: int) -> Ints:
+        """The costs of the links that the pieces i … j - 1 split, at [i, j]; `piece` is each block's."""
         change = np.zeros((size + 1, size + 1), dtype=np.int64)
 
         def add(first: int, last: int, low: int, high: int, cost: int) -> None:
@@ -201,7 +201,7 @@ class BlockLoads:
             change[last, high] += cost
 
         for link, cost in zip(self.blocks.links, self.costs.tolist(), strict=True):
-            ends = np.sort(place[list(link.blocks)]).tolist()
+            ends = np.sort(piece[list(link.blocks)]).tolist()
             add(0, size, 0, size, cost)
             for low, high in zip([-1, *ends], [*ends, size - 1], strict=True):
                 add(low + 1, high + 1, low + 1, high + 1, -cost)  # holds none

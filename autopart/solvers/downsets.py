@@ -70,6 +70,19 @@ def enumerate_downsets(before: Sequence[Sequence[int]], chunk: int) -> Iterator[
             waiting += [(element, rows[middle:]), (element, rows[:middle])]
 
 
+def estimated_downsets(before: Sequence[Sequence[int]], sample: int) -> float:
+    """About how many downsets there are: how much each element multiplies those of a sample."""
+    words = max(1, -(-len(before) // WORD))
+    rows, factor = np.zeros((1, words), dtype=np.uint64), 1.0
+    rng = np.random.default_rng(0)
+    for element, row in enumerate(before):
+        rows = _with_element(rows, element, _mask(row, words))
+        if len(rows) > sample:
+            factor *= len(rows) / sample
+            rows = rows[rng.choice(len(rows), sample, replace=False)]
+    return factor * len(rows)
+
+
 def _mask(elements: Sequence[int], words: int) -> Bits:
     mask = np.zeros(words, dtype=np.uint64)
     for element in elements:
@@ -101,6 +114,12 @@ class Kind(NamedTuple):
     loads: StageLoads
     reach: int
     """A stage whose weight is above this has a load that is no longer below tau."""
+    more: Floats | None = None
+    """By row: a stage that ends here could hold one more heavy element for at most this much load, and
+    end at another of all downsets that may end a stage; infinite where there is none. Rows that can be
+    passed so are not worth a label. None: not known, or some downsets are no rows."""
+    excess: Floats | None = None
+    """By row: the load of a stage is at most its weight and the excess of both its rows."""
 
 
 class Rows(NamedTuple):
@@ -148,22 +167,33 @@ def undominated(rows: Rows, sources: Ints, known: Ints) -> Ints:
     order = np.argsort(keys, kind="stable")
     keys, known = keys[order], known[order]
     for element in np.flatnonzero(rows.heavy).tolist():
-        word, bit = element // WORD, np.uint64(1 << (element % WORD))
-        may = (rows.bits[word, sources] & bit) == 0
-        for index, mask in enumerate(_mask(rows.before[element], len(rows.bits))):
-            if mask:
-                may &= (rows.bits[index, sources] & mask) == mask
-        places = np.flatnonzero(may)
-        if not len(places):
+        smaller = _may_follow(rows, element, sources)
+        if not len(smaller):
             continue
-        larger = rows.bits[:, sources[places]]
-        larger[word] |= bit
+        larger = rows.bits[:, smaller]
+        larger[element // WORD] |= np.uint64(1 << (element % WORD))
         found = np.minimum(np.searchsorted(keys, hashes(larger)), len(keys) - 1)
         beaten = (rows.bits[:, known[found]] == larger).all(axis=0)
-        keep = np.ones(len(sources), dtype=bool)
-        keep[places[beaten]] = False
-        sources = sources[keep]
+        sources = np.setdiff1d(sources, smaller[beaten], assume_unique=True)
     return sources
+
+
+def least_more(rows: Rows, elements: Flags, loads: Ints) -> Floats:
+    """By row, the least of the loads of those elements that may come next."""
+    found = np.full(len(rows.weight), np.inf)
+    for element in np.flatnonzero(elements).tolist():
+        next_ones = _may_follow(rows, element, np.arange(len(rows.weight)))
+        found[next_ones] = np.minimum(found[next_ones], loads[element])
+    return found
+
+
+def _may_follow(rows: Rows, element: int, places: Ints) -> Ints:
+    """Those of the places whose downset lacks the element and has all that precede it."""
+    may = (rows.bits[element // WORD, places] & np.uint64(1 << (element % WORD))) == 0
+    masks = _mask(rows.before[element], len(rows.bits))
+    for word in np.flatnonzero(masks):
+        may &= (rows.bits[word, places] & masks[word]) == masks[word]
+    return places[may]
 
 
 def hashes(columns: Bits) -> Bits:
@@ -223,6 +253,8 @@ class _Search:
         without, reached = self.without[:, targets], weight[targets]
         begins = np.searchsorted(targets, sources, side="right")
         ends = np.searchsorted(reached, weight[sources] + kind.reach, side="right")
+        more = None if kind.more is None else kind.more[targets]
+        least, most = self._worthwhile(sources, targets, kind)
         for at in range(0, len(sources), BLOCK):
             block = sources[at : at + BLOCK]
             last = int(ends[min(at + BLOCK, len(sources)) - 1])
@@ -230,13 +262,25 @@ class _Search:
                 if time.perf_counter() > self.deadline:
                     raise TimeIsUp("the search over downsets did not end in time")
                 tile = np.arange(begin, min(begin + TILE, last))
+                tile = tile[most[tile] >= least[at : at + BLOCK].min()]
                 inside = self._includes(block, without[:, tile])
                 useful = inside.any(axis=0)
                 tile, inside = tile[useful], inside[:, useful]
                 if len(tile):
                     loads = loads_from(block, tile)
-                    loads[~inside] = np.inf
+                    loads[~inside | (targets[tile] == block[:, None])] = np.inf
+                    if more is not None:
+                        loads[loads + more[tile] < self.tau] = np.inf
                     self._put(block, targets[tile], loads, kind is self.second, step)
+
+    def _worthwhile(self, sources: Ints, targets: Ints, kind: Kind) -> tuple[Floats, Floats]:
+        """Two numbers for sources and targets: a target of a smaller one than the source's is always
+        passed."""
+        if kind.more is None or kind.excess is None:
+            return np.zeros(len(sources)), np.zeros(len(targets))
+        weight = self.rows.weight.astype(float)
+        least = weight[sources] - kind.excess[sources] + self.tau
+        return least, weight[targets] + kind.excess[targets] + kind.more[targets]
 
     def _includes(self, sources: Ints, without: Bits) -> Flags:
         """Whether each target includes each source, at [source, target]."""

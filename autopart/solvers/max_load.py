@@ -15,6 +15,7 @@ Derivation and proof: docs/solvers.md.
 """
 
 import contextlib
+import heapq
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.loads.blocks import Bits, BlockLoads, Blocks, Flags, depth_first_order
+from autopart.loads.blocks import Bits, BlockLoads, Blocks, Flags, Ints, depth_first_order
 from autopart.loads.downsets import (
     AcceleratorLoads,
     CpuLoads,
@@ -35,12 +36,15 @@ from autopart.loads.downsets import (
     sums,
 )
 from autopart.solvers.downsets import (
+    MANY,
     Kind,
     Piece,
     Rows,
     TimeIsUp,
     enumerate_downsets,
+    estimated_downsets,
     fewest_devices,
+    least_more,
 )
 from autopart.solvers.load_bounds import counting_bound
 from autopart.solvers.neighbourhood import downsets_near
@@ -52,6 +56,12 @@ FLAGS = 1 << 21
 
 TABLE_BYTES = 1 << 27
 """Most memory for the downsets that are kept."""
+
+MOST_CUTS = 1_500
+"""Places where an order may be cut."""
+
+FIRST_LIMIT = 2
+"""The first order is cut below this multiple of the lower bound, then below larger ones."""
 
 FEW_DOWNSETS = 50_000
 """Where there are more, the upper bound is polished before all are enumerated."""
@@ -75,7 +85,19 @@ FARTHEST = 8_000
 """Downsets around each end of a stage that it ends with."""
 
 POLISH_SHARE = 0.3
-"""Of the time, what polishing may take."""
+"""Of the time, what polishing may take before the downsets are enumerated."""
+
+SAMPLE = 2_000
+"""Downsets from which the number of all is estimated."""
+
+DOWNSETS_PER_SECOND = 1e6
+"""How many can be enumerated in a second, about; above that, the time goes into a better division."""
+
+ORDERS = 20
+"""Orders near the best division that are cut between two rounds of polishing."""
+
+RANK_SPREAD = 0.3
+"""How far such an order moves blocks, in stages, as a standard deviation."""
 
 
 class Stage(NamedTuple):
@@ -134,7 +156,7 @@ class _Minimiser:
     def run(self) -> Outcome:
         for order in _orders(self.blocks):
             self._cut(order)
-            if self.lower >= self.upper:
+            if self.lower >= self.upper or time.perf_counter() > self.deadline:
                 break
         with contextlib.suppress(TimeIsUp):
             self._close()
@@ -145,14 +167,33 @@ class _Minimiser:
 
     def _cut(self, order: Sequence[int]) -> None:
         """Lower the upper bound to the best cut of one order."""
-        loads = self.loads.intervals(order)
-        cut = cut_order(*loads, self.num_accelerators, self.num_cpus)
-        if cut is not None and cut.largest < self.upper:
+        cuts = self._cuts(order)
+        loads = self.loads.intervals(order, cuts)
+        counts = self.num_accelerators, self.num_cpus
+        limit, cut = min(self.upper, FIRST_LIMIT * self.lower + 1), None
+        while cut is None and limit < self.upper:
+            cut = cut_order(*loads, *counts, limit)
+            limit *= 4
+        if cut is None:
+            cut = cut_order(*loads, *counts, self.upper)
+        if cut is not None:
             self.upper = cut.largest
+            ends = cuts.tolist()
             self.best = Division(
                 cut.largest,
-                tuple(Stage(p.second, tuple(order[p.first : p.last])) for p in cut.pieces),
+                tuple(
+                    Stage(p.second, tuple(order[ends[p.first] : ends[p.last]])) for p in cut.pieces
+                ),
             )
+
+    def _cuts(self, order: Sequence[int]) -> Ints:
+        """The places where an order may be cut: all, or those that part the work most evenly."""
+        size = len(order)
+        if size <= MOST_CUTS:
+            return np.arange(size + 1)
+        work = np.cumsum(self.loads.work[np.array(order)] + 1)
+        even = np.searchsorted(work, np.linspace(0, work[-1], MOST_CUTS))
+        return np.unique(np.concatenate([[0, size], even]))
 
     def _close(self) -> None:
         """Bring the bounds together."""
@@ -160,7 +201,11 @@ class _Minimiser:
             return
         limit, table = self._downsets(self.upper, FEW_DOWNSETS)
         if limit < self.upper or self._pairs(table) > EASY_PAIRS:
-            self._polish()
+            self._polish(FARTHEST, POLISH_SHARE)
+            number = estimated_downsets(self.blocks.before, SAMPLE)
+            if number > DOWNSETS_PER_SECOND * (self.deadline - time.perf_counter()):
+                self._wander()
+                raise TimeIsUp("there are too many downsets to enumerate in time")
             limit, table = self._downsets(self.upper, None)
         while self.lower < self.upper:
             self._climb(limit, table)
@@ -192,22 +237,33 @@ class _Minimiser:
         self.upper, self.best = found.largest, found
         self._cut([block for stage in found.stages for block in stage.blocks])
 
-    def _polish(self) -> None:
-        """Lower the upper bound by searches among the downsets around the ends of the stages."""
+    def _wander(self) -> None:
+        """Lower the upper bound until the time is over: orders that are near the best division, and
+        searches farther and farther around the ends of its stages."""
+        rng, farthest = np.random.default_rng(0), FARTHEST
+        while self.lower < self.upper and time.perf_counter() < self.deadline:
+            if self.best is not None:
+                for _ in range(ORDERS):
+                    self._cut(_order_near(self.blocks, self.best, rng))
+            else:
+                self._cut(_order_near(self.blocks, Division(0, ()), rng))
+            self._polish(farthest, 0.5)
+            farthest = min(2 * farthest, 16 * FARTHEST)
+
+    def _polish(self, farthest: int, share: float) -> None:
+        """Lower the upper bound by searches among the downsets around the ends of the stages, up to
+        `farthest` for each, in a share of the time that is left."""
         count, began = NEAR, time.perf_counter()
-        until = began + POLISH_SHARE * (self.deadline - began)
-        while self.best is not None and self.lower < self.upper:
+        until = began + share * (self.deadline - began)
+        while self.best is not None and self.lower < self.upper and count <= farthest:
             rows = downsets_near(self.blocks.before, self._ends(), count)
-            bounds = self._windows(self.upper)
-            table = _sorted(_inside(self.loads, rows, bounds))
+            table = _sorted(_inside(self.loads, rows, self._windows(self.upper)))
             try:
-                found = self._search(table, self.upper, until)
+                found = self._search(table, self.upper, until, whole=False)
             except TimeIsUp:
                 return
             if found is not None:
                 self._improve(found)
-            elif count >= FARTHEST:
-                return
             else:
                 count *= 4
 
@@ -249,7 +305,11 @@ class _Minimiser:
                 kept = [chosen(t, bounds.inside(t.sums, t.split)) for t in kept]
         return tau, _sorted(_joined(kept))
 
-    def _search(self, table: Table, tau: int, deadline: float) -> Division | None:
+    def _search(
+        self, table: Table, tau: int, deadline: float, *, whole: bool = True
+    ) -> Division | None:
+        """The division on the fewest accelerators below `tau`; `whole` says that every downset that
+        may end a stage below it is in the table."""
         bounds = self._windows(tau)
         table = chosen(table, bounds.inside(table.sums, table.split))
         size = len(self.blocks.work)
@@ -263,14 +323,11 @@ class _Minimiser:
             before=self.blocks.before,
             heavy=self.loads.heavy,
         )
-        reach = bounds.relief[min(1, self.num_cpus)]
-        pieces = fewest_devices(
-            rows,
-            Kind(self.num_accelerators, on_accelerator, tau - 1),
-            Kind(self.num_cpus, on_cpu, reach),
-            tau,
-            deadline,
-        )
+        first = Kind(self.num_accelerators, on_accelerator, tau - 1)
+        second = Kind(self.num_cpus, on_cpu, bounds.relief[min(1, self.num_cpus)])
+        if whole and len(rows.weight) > MANY:
+            first, second = self._with_more(rows, first, second, table)
+        pieces = fewest_devices(rows, first, second, tau, deadline)
         if pieces is None:
             return None
         kinds = (on_accelerator, on_cpu)
@@ -287,6 +344,14 @@ class _Minimiser:
             ),
         )
 
+    def _with_more(self, rows: Rows, first: Kind, second: Kind, table: Table) -> tuple[Kind, Kind]:
+        loads = self.loads
+        cpu = least_more(rows, loads.heavy, loads.cpu_work)
+        if loads.binding:
+            return first, second._replace(more=cpu)
+        accelerator = least_more(rows, loads.heavy & (loads.barred == 0), loads.alone)
+        return first._replace(more=accelerator, excess=table.split), second._replace(more=cpu)
+
 
 def _orders(blocks: Blocks) -> Iterator[list[int]]:
     """Topological orders that are worth a try."""
@@ -299,6 +364,29 @@ def _orders(blocks: Blocks) -> Iterator[list[int]]:
     yield depth_first_order(after)[::-1]
     mirrored = [[size - 1 - q for q in row] for row in reversed(after)]
     yield [size - 1 - block for block in depth_first_order(mirrored)][::-1]
+
+
+def _order_near(blocks: Blocks, best: Division, rng: np.random.Generator) -> list[int]:
+    """A topological order that goes stage by stage, but for blocks near the ends."""
+    size = len(blocks.work)
+    rank = rng.normal(0.0, RANK_SPREAD, size)
+    for index, stage in enumerate(best.stages):
+        rank[list(stage.blocks)] += index
+    after: list[list[int]] = [[] for _ in range(size)]
+    waiting = [len(row) for row in blocks.before]
+    for block, row in enumerate(blocks.before):
+        for earlier in row:
+            after[earlier].append(block)
+    ready = [(float(rank[b]), b) for b in range(size) if not waiting[b]]
+    heapq.heapify(ready)
+    order: list[int] = []
+    while ready:
+        order.append(heapq.heappop(ready)[1])
+        for later in after[order[-1]]:
+            waiting[later] -= 1
+            if not waiting[later]:
+                heapq.heappush(ready, (float(rank[later]), later))
+    return order
 
 
 def _inside(loads: BlockLoads, rows: Bits, bounds: Windows) -> Table:

@@ -155,8 +155,15 @@ class _Contiguous:
             lower = self.best.objective
         else:
             lower = loads.time(outcome.lower)
+        proof = _proof(outcome)
+        if not outcome.closed:
+            upper = TOO_MUCH if outcome.best is None else outcome.best.largest
+            accelerators, cpus = self.instance.num_accelerators, self.instance.num_cpus
+            simple, why = _bound(loads, accelerators, cpus, upper)
+            if loads.time(simple) > lower:
+                lower, proof = loads.time(simple), why
         if lower > self.lower or not self.proof:
-            self.lower, self.proof = lower, _proof(outcome)
+            self.lower, self.proof = lower, proof
 
     def _infeasible(self) -> InfeasibleError:
         instance = self.instance

@@ -37,31 +37,62 @@ class Cut(NamedTuple):
     pieces: tuple[Piece, ...]
 
 
-def cut_order(first: Ints, second: Ints, num_first: int, num_second: int) -> Cut | None:
-    """The best cut for loads first[i, j] and second[i, j]; None where every cut is too much."""
+def cut_order(
+    first: Ints, second: Ints, num_first: int, num_second: int, limit: int = TOO_MUCH
+) -> Cut | None:
+    """The best cut for loads first[i, j] and second[i, j], if its largest load is below `limit`.
+
+    Only pairs i, j with a load below the limit are looked at: those lie in a band along i = j.
+    """
+    bands = [_band(load, limit) for load in (first, second)]
+    width = max(len(band) for band in bands)
     size = len(first)
-    backward = np.tri(size, k=-1, dtype=bool)
-    loads = [np.where(backward, TOO_MUCH, first), np.where(backward, TOO_MUCH, second)]
+    behind = np.arange(size)[None, :] - np.arange(width)[:, None]
     start = np.full(size, TOO_MUCH)
     start[0] = 0
     best: dict[tuple[int, int], Ints] = {(0, 0): start}
     came: dict[tuple[int, int], tuple[Ints, Ints]] = {}
     for m in range(num_second + 1):
         for k in range(num_first + 1):
-            options = [(best[m, k - 1], loads[0])] if k else []
-            options += [(best[m - 1, k], loads[1])] if m else []
+            options = [(best[m, k - 1], bands[0], 0)] if k else []
+            options += [(best[m - 1, k], bands[1], 1)] if m else []
             if not options:
                 continue
-            reached = [np.maximum(before[:, None], load) for before, load in options]
-            values = np.array([table.min(axis=0) for table in reached])
-            kind = values.argmin(axis=0)
-            source = np.array([table.argmin(axis=0) for table in reached])
-            best[m, k] = values.min(axis=0)
-            came[m, k] = (kind + (k == 0), np.take_along_axis(source, kind[None], axis=0)[0])
+            values, sources = zip(
+                *(_extended(old, band, behind) for old, band, _ in options), strict=True
+            )
+            chosen = np.argmin(values, axis=0)[None]
+            kinds = np.array([kind for _, _, kind in options])
+            best[m, k] = np.take_along_axis(np.array(values), chosen, axis=0)[0]
+            came[m, k] = (
+                kinds[chosen[0]],
+                np.take_along_axis(np.array(sources), chosen, axis=0)[0],
+            )
     largest = int(best[num_second, num_first][-1])
-    if largest >= TOO_MUCH:
+    if largest >= limit:
         return None
     return Cut(largest, _pieces(came, num_first, num_second, size - 1))
+
+
+def _band(loads: Ints, limit: int) -> Ints:
+    """loads[j - d, j] at [d, j], up to the last d at which one is below the limit."""
+    size = len(loads)
+    below = np.triu(loads < limit)
+    farthest = int((np.arange(size) - below.argmax(axis=0))[below.any(axis=0)].max(initial=0))
+    band = np.full((farthest + 1, size), TOO_MUCH)
+    for distance in range(farthest + 1):
+        band[distance, distance:] = np.diagonal(loads, distance)
+    band[band >= limit] = TOO_MUCH
+    return band
+
+
+def _extended(best: Ints, band: Ints, behind: Ints) -> tuple[Ints, Ints]:
+    """The smallest largest load for each end j, and the i with which it is reached."""
+    before = behind[: len(band)]
+    table = np.maximum(best[before], band)
+    distance = table.argmin(axis=0)
+    ends = np.arange(len(best))
+    return table[distance, ends], ends - distance
 
 
 def _pieces(

@@ -130,7 +130,7 @@ def test_loads_of_all_intervals_of_an_order_are_those_of_the_stages() -> None:
         loads = BlockLoads(blocks, problem.size_limit, span=1e3)
         order = list(range(len(blocks.work)))
         rng.shuffle(order)
-        on_accelerator, on_cpu = loads.intervals(order)
+        on_accelerator, on_cpu = loads.intervals(order, np.arange(len(order) + 1))
         for i in range(len(order) + 1):
             for j in range(i, len(order) + 1):
                 nodes = sorted(n for block in order[i:j] for n in blocks.members[block])
@@ -144,6 +144,21 @@ def test_loads_of_all_intervals_of_an_order_are_those_of_the_stages() -> None:
                     assert got == pytest.approx(expected, rel=1e-9, abs=1e-12)
                 else:
                     assert on_accelerator[i, j] == TOO_MUCH
+
+
+def test_an_order_may_be_cut_at_some_places_only() -> None:
+    rng = random.Random(7)
+    for _ in range(40):
+        problem = random_instance(rng)
+        blocks = blocks_of(problem)
+        loads = BlockLoads(blocks, problem.size_limit)
+        size = len(blocks.work)
+        order = rng.sample(range(size), size)
+        cuts = np.array(sorted({0, size, *rng.sample(range(size + 1), size // 2)}))
+        everywhere = loads.intervals(order, np.arange(size + 1))
+        for few, all_of_them in zip(loads.intervals(order, cuts), everywhere, strict=True):
+            ahead = np.triu(np.ones(few.shape, dtype=bool))
+            assert (few == all_of_them[np.ix_(cuts, cuts)])[ahead].all()
 
 
 def test_quanta_add_up_exactly() -> None:
