@@ -74,6 +74,15 @@ def test_an_order_that_is_given_is_never_better():
     assert balance.solve(graph, weights, 4, [given]).bottleneck <= chain.bottleneck
 
 
+def test_layers_that_weigh_nothing_do_not_multiply_the_orders():
+    """40 leaves without weight have 2^40 down-sets, and the one order of the others matters."""
+    graph = fan(43)
+    weights = [1.0, *([0.0] * 40), 2.0, 3.0, 3.5]
+    found = balance.solve(graph, weights, 2)
+    assert found.bottleneck == found.lower_bound == 5.0
+    check(graph, weights, 2, found)
+
+
 def test_layers_that_weigh_nothing_fill_the_stages_that_are_asked_for():
     found = balance.solve(fan(5), [0.0] * 6, 4)
     assert found.bottleneck == 0.0
