@@ -5,7 +5,8 @@
 Prints one JSON line for each file; loads are in the file's own unit:
 
     objective        the largest load of a device, recomputed from the split and the file alone; null
-                     where nothing fits, and `infeasible` says why
+                     where nothing fits, and `infeasible` says why, or where nothing was found in
+                     time, and `unsolved` says so
     lower_bound      no split has a smaller one; equal to `objective` where it is proven optimal. Where
                      the time limit came first, a line on the error output says so
     proof            what the lower bound rests on
@@ -59,8 +60,9 @@ def row(path: Path, *, contiguous: bool, time_limit: float) -> dict[str, object]
     found: dict[str, object]
     try:
         answer = solve(instance, contiguous=contiguous, time_limit=time_limit)
-    except InfeasibleError as error:
-        found = {"objective": None, "lower_bound": None, "infeasible": str(error)}
+    except AutopartError as error:
+        why = "infeasible" if isinstance(error, InfeasibleError) else "unsolved"
+        found = {"objective": None, "lower_bound": None, why: str(error)}
         seconds = time.process_time() - began
     else:
         seconds = time.process_time() - began

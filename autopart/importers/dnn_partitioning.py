@@ -179,6 +179,8 @@ def _warnings(instance: Instance, dropped: int) -> tuple[str, ...]:
         "whatever is in flight; it knows neither gradients nor optimizer",
         f"what the layers take on a CPU ({instance.num_cpus} are allowed there) is left out",
     ]
+    if any(node.backward for node in instance.nodes):
+        found.append("the file does not split a backward: I and W take half of it each")
     if dropped:
         found.append(
             f"{dropped} tensors that only a backward of an earlier layer reads are left out"

@@ -118,11 +118,11 @@ class Outcome(NamedTuple):
     """What a search came to."""
 
     best: Division | None
-    """The best division; None where none was found below the caller's bound."""
+    """The best division; None where none was found better than a start without stages."""
     lower: int
     """No division's largest load is smaller, in quanta."""
     closed: bool
-    """Whether it is proven that no division is better than `best`, or than the caller's bound."""
+    """Whether it is proven that no division is better than `best`, or than the start."""
     downsets: int
     """How many downsets were enumerated, 0 where no search was needed."""
     searched: bool
@@ -130,26 +130,39 @@ class Outcome(NamedTuple):
 
 
 def minimise(
-    loads: BlockLoads, num_accelerators: int, num_cpus: int, upper: int, deadline: float
+    loads: BlockLoads,
+    num_accelerators: int,
+    num_cpus: int,
+    start: Division,
+    deadline: float,
+    enough: int = 0,
 ) -> Outcome:
-    """The best division whose largest load lies below `upper` quanta.
+    """The best division; only what is better than `start` is looked for, which may have no stages.
 
-    `deadline` is a reading of `time.perf_counter()`.
+    A largest load of at most `enough` need not be bettered. `deadline` is a reading of
+    `time.perf_counter()`.
     """
-    return _Minimiser(loads, num_accelerators, num_cpus, upper, deadline).run()
+    minimiser = _Minimiser(loads, num_accelerators, num_cpus, start, deadline)
+    minimiser.lower = max(minimiser.lower, enough)
+    return minimiser.run()
 
 
 class _Minimiser:
     def __init__(
-        self, loads: BlockLoads, num_accelerators: int, num_cpus: int, upper: int, deadline: float
+        self,
+        loads: BlockLoads,
+        num_accelerators: int,
+        num_cpus: int,
+        start: Division,
+        deadline: float,
     ) -> None:
         self.loads, self.blocks = loads, loads.blocks
         size = len(self.blocks.work)
         self.num_accelerators = min(num_accelerators, size)
         self.num_cpus = min(num_cpus, size)
         self.deadline = deadline
-        self.best: Division | None = None
-        self.upper = upper
+        self.best = start if start.stages else None
+        self.upper = start.largest
         self.lower = counting_bound(loads, self.num_accelerators, self.num_cpus)
         self.enumerated, self.searched = 0, False
 
@@ -248,7 +261,7 @@ class _Minimiser:
             else:
                 self._cut(_order_near(self.blocks, Division(0, ()), rng))
             self._polish(farthest, 0.5)
-            farthest = min(2 * farthest, 16 * FARTHEST)
+            farthest = min(2 * farthest, 4 * FARTHEST)
 
     def _polish(self, farthest: int, share: float) -> None:
         """Lower the upper bound by searches among the downsets around the ends of the stages, up to

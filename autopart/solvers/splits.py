@@ -8,6 +8,7 @@ Not contiguous. The contiguous optimum is the start of a search without order (s
 three bounds hold for every split (solvers/load_bounds.py).
 """
 
+import dataclasses
 import math
 import time
 from typing import NamedTuple
@@ -20,10 +21,16 @@ from autopart.loads.dnn_partitioning import Instance, Stage, check_split, size_o
 from autopart.solvers import local_search, max_load
 from autopart.solvers.absorb import Absorbed, Mode, absorb
 from autopart.solvers.load_bounds import counting_bound, cut_bound, packing_bound
-from autopart.solvers.max_load import Outcome, minimise
+from autopart.solvers.max_load import Division, Outcome, minimise
 
 TOLERANCE = 1e-9
 """Relative difference below which two loads that were added up in different ways are equal."""
+
+NOTHING = Division(TOO_MUCH - 1, ())
+"""No division to start from."""
+
+FIT_SHARE = 0.3
+"""Of the time, what finding a split that fits at all may take."""
 
 CONTIGUOUS_SHARE = 0.5
 """Of the time for a split that need not be contiguous, what the contiguous start may take."""
@@ -51,7 +58,10 @@ def solve(instance: Instance, *, contiguous: bool = True, time_limit: float = 60
     _check_devices(instance)
     if contiguous:
         return _Contiguous(instance, began + time_limit).solve()
-    start = _Contiguous(instance, began + CONTIGUOUS_SHARE * time_limit).solve()
+    try:
+        start = _Contiguous(instance, began + CONTIGUOUS_SHARE * time_limit).solve()
+    except AutopartError:
+        start = _any_that_fits(instance)
     return _without_order(instance, start, began + time_limit)
 
 
@@ -70,24 +80,51 @@ class _Contiguous:
     def __init__(self, instance: Instance, deadline: float) -> None:
         self.instance, self.deadline = instance, deadline
         self.whole = blocks_of(instance)
+        self.binding = math.fsum(self.whole.sizes) > instance.size_limit
         self.best: Answer | None = None
         self.lower = 0.0
         self.proof = ""
 
     def solve(self) -> Answer:
         exact = absorb(self.whole, self.instance.size_limit, "exact")
-        relaxed = absorb(self.whole, self.instance.size_limit, "relaxed")
-        if len(relaxed.left) < len(exact.left):
-            self._search(relaxed, "relaxed", 0.4)
-            if not self._closed():
-                packed = absorb(self.whole, self.instance.size_limit, "packed")
-                self._search(packed, "packed", 0.4)
+        if self.binding and not self.instance.num_cpus:
+            self._fit(exact)
+        if self.binding:
+            relaxed = absorb(self.whole, self.instance.size_limit, "relaxed")
+            if len(relaxed.left) < len(exact.left):
+                self._search(relaxed, "relaxed", 0.4)
+                if not self._closed():
+                    packed = absorb(self.whole, self.instance.size_limit, "packed")
+                    self._search(packed, "packed", 0.4)
         if not self._closed():
             self._search(exact, "exact", 1.0)
         if self.best is None:
-            raise self._failure()
+            raise AutopartError(
+                "no split was found that fits into memory, and none was ruled out, within the time "
+                "limit; allow more time, more memory or a CPU"
+            )
         lower = self.best.objective if self._closed() else self.lower
         return self.best._replace(lower_bound=lower, proof=self.proof)
+
+    def _fit(self, absorbed: Absorbed) -> None:
+        """Find some split that fits, by the same search over sizes instead of loads."""
+        instance, blocks = self.instance, absorbed.blocks
+        by_size = dataclasses.replace(
+            blocks, work=blocks.sizes, sizes=(0.0,) * len(blocks.sizes), links=()
+        )
+        loads = BlockLoads(by_size, 1.0)
+        enough = math.floor(instance.size_limit * loads.scale)
+        deadline = time.perf_counter() + FIT_SHARE * (self.deadline - time.perf_counter())
+        found = minimise(loads, instance.num_accelerators, 0, NOTHING, deadline, enough)
+        assert found.best is not None, "without a limit every cut of an order fits"
+        self._offer(self._stages(absorbed, found.best.stages))
+        if self.best is None and found.closed:
+            least = math.ceil(loads.time(found.best.largest))
+            raise InfeasibleError(
+                f"no contiguous split fits: {instance.num_accelerators} accelerators hold "
+                f"{instance.size_limit:.0f} bytes each, the least that would do is {least} bytes; "
+                "take that, more accelerators, or a CPU"
+            )
 
     def _closed(self) -> bool:
         return self.best is not None and self.lower >= self.best.objective * (1 - TOLERANCE)
@@ -97,36 +134,52 @@ class _Contiguous:
         deadline = now + share * (self.deadline - now)
         blocks = absorbed.blocks
         most = math.fsum((*blocks.work, *blocks.cpu_work, *(link.cost for link in blocks.links)))
+        start = self._stages_of_blocks(absorbed) if mode == "exact" else ()
         for span in (None, most):
             loads = BlockLoads(blocks, self.instance.size_limit, span)
-            outcome = self._minimise(loads, mode, deadline)
-            if outcome.best is not None and outcome.best.largest < CLIPPED:
+            outcome = self._minimise(loads, start, deadline)
+            if not outcome.closed or (outcome.best and outcome.best.largest < CLIPPED):
                 break
-            if not outcome.closed or (mode == "exact" and self.best is not None):
-                break
-        if outcome.best is not None and not loads.is_fine_for(loads.time(outcome.best.largest)):
-            closer = BlockLoads(
-                blocks, self.instance.size_limit, loads.time(2 * outcome.best.largest)
-            )
-            again = self._minimise(closer, mode, deadline)
-            if again.best is not None:
-                loads, outcome = closer, again
-        if outcome.best is not None:
-            self._offer(self._stages(absorbed, outcome))
+        if outcome.best and not loads.is_fine_for(loads.time(outcome.best.largest)):
+            span = loads.time(2 * outcome.best.largest)
+            loads = BlockLoads(blocks, self.instance.size_limit, span)
+            outcome = self._minimise(loads, outcome.best.stages, deadline)
+        if outcome.best:
+            self._offer(self._stages(absorbed, outcome.best.stages))
         if mode != "packed":
             self._raise_bound(loads, outcome)
 
-    def _minimise(self, loads: BlockLoads, mode: Mode, deadline: float) -> Outcome:
-        upper = TOO_MUCH - 1
-        if self.best is not None and mode == "exact":
-            upper = min(upper, loads.quanta(self.best.objective))
-        accelerators, cpus = self.instance.num_accelerators, self.instance.num_cpus
-        return minimise(loads, accelerators, cpus, upper, deadline)
+    def _minimise(
+        self, loads: BlockLoads, stages: tuple[max_load.Stage, ...], deadline: float
+    ) -> Outcome:
+        instance = self.instance
+        start = NOTHING
+        if stages:
+            order = [block for stage in stages for block in stage.blocks]
+            ends = np.cumsum([0, *(len(stage.blocks) for stage in stages)])
+            on_each = loads.intervals(order, ends)
+            largest = max(int(on_each[s.on_cpu][i, i + 1]) for i, s in enumerate(stages))
+            start = Division(min(largest, NOTHING.largest), stages)
+        return minimise(loads, instance.num_accelerators, instance.num_cpus, start, deadline)
 
-    def _stages(self, absorbed: Absorbed, outcome: Outcome) -> tuple[Stage, ...]:
-        assert outcome.best is not None
+    def _stages_of_blocks(self, absorbed: Absorbed) -> tuple[max_load.Stage, ...]:
+        """The best split in blocks of the search."""
+        if self.best is None:
+            return ()
+        home = {node: at for at, stage in enumerate(self.best.stages) for node in stage.nodes}
+        blocks: list[list[int]] = [[] for _ in self.best.stages]
+        for block, members in enumerate(absorbed.blocks.members):
+            blocks[home[members[0]]].append(block)
+        return tuple(
+            max_load.Stage(stage.kind == "cpu", tuple(row))
+            for stage, row in zip(self.best.stages, blocks, strict=True)
+            if row
+        )
+
+    def _stages(self, absorbed: Absorbed, found: tuple[max_load.Stage, ...]) -> tuple[Stage, ...]:
+        """A division's stages in the file's nodes."""
         anywhere = max_load.Stage(on_cpu=self.instance.num_cpus > 0, blocks=())
-        stages = outcome.best.stages or (anywhere,)  # none where all blocks were absorbed
+        stages = found or (anywhere,)  # none where all blocks were absorbed
         home = [0] * len(absorbed.left)
         for index, stage in enumerate(stages):
             for block in stage.blocks:
@@ -149,13 +202,12 @@ class _Contiguous:
             self.best = Answer(stages, objective, 0.0, "")
 
     def _raise_bound(self, loads: BlockLoads, outcome: Outcome) -> None:
+        lower, proof = loads.time(outcome.lower), _proof(outcome)
         if outcome.closed and outcome.best is None:
-            if self.best is None:
-                raise self._infeasible()
-            lower = self.best.objective
-        else:
-            lower = loads.time(outcome.lower)
-        proof = _proof(outcome)
+            raise InfeasibleError(
+                f"no contiguous split fits: {self.instance.num_accelerators} accelerators hold "
+                f"{self.instance.size_limit:.0f} bytes each; take more of them, or a CPU"
+            )
         if not outcome.closed:
             upper = TOO_MUCH if outcome.best is None else outcome.best.largest
             accelerators, cpus = self.instance.num_accelerators, self.instance.num_cpus
@@ -164,34 +216,6 @@ class _Contiguous:
                 lower, proof = loads.time(simple), why
         if lower > self.lower or not self.proof:
             self.lower, self.proof = lower, proof
-
-    def _infeasible(self) -> InfeasibleError:
-        instance = self.instance
-        whole = self.whole
-        by_size = Blocks(
-            members=whole.members,
-            work=whole.sizes,
-            cpu_work=whole.cpu_work,
-            sizes=(0.0,) * len(whole.sizes),
-            on_accelerator=whole.on_accelerator,
-            before=whole.before,
-            links=(),
-        )
-        loads = BlockLoads(by_size, 1.0)
-        found = minimise(loads, instance.num_accelerators, 0, TOO_MUCH - 1, self.deadline)
-        assert found.best is not None, "without a limit every cut of an order fits"
-        least = math.ceil(loads.time(found.best.largest))
-        return InfeasibleError(
-            f"no contiguous split fits: {instance.num_accelerators} accelerators hold "
-            f"{instance.size_limit:.0f} bytes each, {'the least that would do is' if found.closed else 'enough would be'} "
-            f"{least} bytes; take that, more accelerators, or a CPU"
-        )
-
-    def _failure(self) -> AutopartError:
-        return AutopartError(
-            "no split was found that fits into memory, and none was ruled out, within the time "
-            "limit; allow more time, more memory or a CPU"
-        )
 
 
 def _proof(outcome: Outcome) -> str:
@@ -220,6 +244,36 @@ def _without_order(instance: Instance, start: Answer, deadline: float) -> Answer
     if objective >= start.objective:
         stages, objective = start.stages, start.objective
     return Answer(stages, objective, min(objective, loads.time(lower)), proof)
+
+
+def _any_that_fits(instance: Instance) -> Answer:
+    """Some split without CPUs: the largest groups first, each to the accelerator it fills best.
+
+    Raises InfeasibleError where none can fit, AutopartError where this one does not.
+    """
+    whole = blocks_of(instance, contiguous=False)
+    room = [instance.size_limit] * instance.num_accelerators
+    nodes: list[list[int]] = [[] for _ in room]
+    for block in sorted(range(len(whole.sizes)), key=lambda b: -whole.sizes[b]):
+        size = whole.sizes[block]
+        fitting = [device for device, left in enumerate(room) if size <= left]
+        if not fitting:
+            total, largest = math.fsum(whole.sizes), max(whole.sizes)
+            least = max(largest, total / max(1, len(room)))
+            if least > instance.size_limit:
+                raise InfeasibleError(
+                    f"no split fits: {len(room)} accelerators hold {instance.size_limit:.0f} bytes "
+                    f"each, at least {math.ceil(least)} are needed; take more, or a CPU"
+                )
+            raise AutopartError(
+                "no split was found that fits into memory, and none was ruled out; allow more "
+                "memory or a CPU"
+            )
+        device = min(fitting, key=room.__getitem__)
+        room[device] -= size
+        nodes[device] += whole.members[block]
+    stages = tuple(Stage("accelerator", tuple(sorted(row))) for row in nodes if row)
+    return Answer(stages, check_split(instance, stages, contiguous=False), 0.0, "")
 
 
 def _devices(blocks: Blocks, stages: tuple[Stage, ...], num_accelerators: int) -> Ints:
