@@ -127,6 +127,7 @@ def _predict_stage(
     return StagePrediction(
         forward_time=load.forward_time,
         backward_time=load.backward_time,
+        weight_grad_time=load.weight_grad_time,
         busy_time=busy_time(load, problem.cluster, before, after),
         send_time=traffic_times(load.sent, after)[0],
         send_back_time=traffic_times(load.received, before)[1],

@@ -45,6 +45,8 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     forward_time: Seconds
     """The layers' own time for one microbatch, without sends and fixed costs."""
     backward_time: Seconds
+    weight_grad_time: Seconds
+    """The part of the backward that W runs where it is split into I and W."""
     busy_time: Seconds
     """Forward, backward, fixed costs and what sends keep the rank busy, for one microbatch."""
     send_time: Seconds

@@ -31,6 +31,8 @@ class StageLoad(NamedTuple):
 
     forward_time: Number
     backward_time: Number
+    weight_grad_time: Number
+    """The part of the backward that W runs where it is split into I and W."""
     update_time: Number
     weight_bytes: Number
     """Parameters, a tied one once, and the model's buffers."""
@@ -78,6 +80,7 @@ def _stage_load(
     return StageLoad(
         forward_time=sum(la.forward_time for la in layers),
         backward_time=sum(la.input_grad_time + la.weight_grad_time for la in layers),
+        weight_grad_time=sum(la.weight_grad_time for la in layers),
         update_time=sum(la.update_time for la in layers),
         weight_bytes=sum(la.param_bytes + la.buffer_bytes for la in layers)
         - sum(t.param_bytes * extra for t, extra in spare),

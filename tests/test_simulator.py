@@ -23,7 +23,12 @@ NOTHING = MemoryUse(weights=0, gradients=0, optimizer=0, stash=0, workspace=0, b
 
 
 def stage(forward: float = 1.0, backward: float = 2.0, **fields: float) -> StagePrediction:
-    base = {"send_time": 0.0, "send_back_time": 0.0, "update_time": 0.0}
+    base = {
+        "weight_grad_time": backward / 2,
+        "send_time": 0.0,
+        "send_back_time": 0.0,
+        "update_time": 0.0,
+    }
     return StagePrediction(
         forward_time=forward,
         backward_time=backward,

@@ -20,8 +20,8 @@ from autopart.schedule import make_schedule
 LINK = Link(bandwidth=1e9)
 NOTHING = MemoryUse(weights=0, gradients=0, optimizer=0, stash=0, workspace=0, buffers=0, reserve=0)
 UNPREDICTED = StagePrediction(
-    forward_time=0.0, backward_time=0.0, busy_time=0.0, send_time=0.0, send_back_time=0.0,
-    update_time=0.0, in_flight=1, stash_bytes=0, memory=NOTHING, peak_bytes=0,
+    forward_time=0.0, backward_time=0.0, weight_grad_time=0.0, busy_time=0.0, send_time=0.0,
+    send_back_time=0.0, update_time=0.0, in_flight=1, stash_bytes=0, memory=NOTHING, peak_bytes=0,
 )  # fmt: skip
 
 

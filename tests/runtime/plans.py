@@ -115,6 +115,7 @@ def _nothing() -> StagePrediction:
     return StagePrediction(
         forward_time=0.0,
         backward_time=0.0,
+        weight_grad_time=0.0,
         busy_time=0.0,
         send_time=0.0,
         send_back_time=0.0,
