@@ -27,7 +27,7 @@ from pathlib import Path
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.importers.dnn_partitioning import read
 from autopart.loads.dnn_partitioning import check_split
-from autopart.solvers.splits import solve
+from autopart.solvers.max_load.splits import solve
 
 DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

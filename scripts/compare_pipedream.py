@@ -30,7 +30,7 @@ from autopart.errors import AutopartError
 from autopart.graph import LayerGraph
 from autopart.importers import import_profile
 from autopart.loads.pipedream import Network, Part, score
-from autopart.solvers.replicated_network import NetworkPlan, solve
+from autopart.solvers.replication.network import NetworkPlan, solve
 from autopart.units import parse_bandwidth, parse_bytes
 
 DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))

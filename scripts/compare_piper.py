@@ -26,7 +26,7 @@ from autopart.errors import AutopartError, InfeasibleError
 from autopart.importers import piper
 from autopart.importers.piper import Instance
 from autopart.loads.piper import Limits, Net
-from autopart.solvers.stage_widths import WidePlan, WideStage, solve
+from autopart.solvers.tensor_parallel.stage_widths import WidePlan, WideStage, solve
 from autopart.units import parse_bandwidth, parse_bytes
 
 DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -115,6 +115,17 @@ def test_every_room_has_its_place_in_the_house() -> None:
     assert {module.room for module in MODULES} - {""} <= set(ROOMS)
 
 
+def test_folders_of_solvers_know_nothing_of_each_other() -> None:
+    """Each answers to one kind of objective; what two of them need stands in a room below."""
+    for module in MODULES:
+        home = module.name.split(".")[1:]
+        if home[:1] != ["solvers"] or len(home) < 3:
+            continue
+        for name in _ours(module):
+            other = name.split(".")[1:]
+            assert other[:1] != ["solvers"] or other[1] == home[1], f"{module.name} imports {name}"
+
+
 def test_no_import_goes_in_a_circle() -> None:
     """Imports inside functions count: a circle hidden in a function body is one all the same."""
     imports: nx.DiGraph[str] = nx.DiGraph()

@@ -51,7 +51,7 @@ class Table(NamedTuple):
     """Downsets and what is known of each; the last axis of every array is the downset."""
 
     bits: Bits
-    """By word and downset; solvers/downsets.py says how."""
+    """By word and downset; solvers/max_load/downsets.py says how."""
     sums: Sums
     counts: Counts
     """n(e, D), by link and downset."""

@@ -10,7 +10,7 @@ Symbols   r   ranks of a stage, each of which runs every r-th microbatch;  m  mi
 `busy` and `sends`, there and back, are those of autopart/cost.py over one link, `sync` is an all-reduce
 over r ranks by the same link, once a step. The load is compared over all stages; fill and drain are the
 simulator's. States are the cuts of the graph, so on a chain, and wherever all cuts are listed, the
-answer is exact (solvers/replicated.py). Idle ranks are allowed.
+answer is exact (solvers/replication/dual.py). Idle ranks are allowed.
 """
 
 import math
@@ -24,8 +24,8 @@ from autopart.cost import all_reduce_time, busy_time, memory, total, traffic_tim
 from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import InfeasibleError
 from autopart.problem import Problem
-from autopart.solvers.replicated import Floats, bottleneck, fewest_machines, tighten
-from autopart.solvers.replicated_matrices import MatrixLoads, MatrixMemory
+from autopart.solvers.replication.dual import Floats, bottleneck, fewest_machines, tighten
+from autopart.solvers.replication.matrices import MatrixLoads, MatrixMemory
 from autopart.stage_load import Partition
 from autopart.units import format_bytes
 

@@ -7,7 +7,7 @@ from autopart.importers import import_profile
 from autopart.loads.pipedream import Network, nodes_of, score
 from autopart.planner import solve as plan_for
 from autopart.profile import load_profile, save_profile
-from autopart.solvers.replicated_network import solve
+from autopart.solvers.replication.network import solve
 from tests.shared_data import DATA, needs_data, published
 
 NODES = """\

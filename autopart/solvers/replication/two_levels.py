@@ -1,6 +1,6 @@
 """Stages of a network with two levels: machines within nodes, and nodes.
 
-Symbols   i < k < j      states: solvers/replicated.py;  n  machines of a node
+Symbols   i < k < j      states: solvers/replication/dual.py;  n  machines of a node
           r              the inner choices: replicas within a node
           first_r(i, j)  the load of a stage that is the first one of its node, without transfers
           load_r(k, j)   the load of one that is not, with what it receives and sends
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.solvers.replicated import Flags, Floats
+from autopart.solvers.replication.dual import Flags, Floats
 
 Fits = Callable[[int, int], Flags]
 """Whether each pair of states, for a choice and machines behind, fits into memory."""

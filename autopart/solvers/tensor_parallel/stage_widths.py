@@ -2,7 +2,7 @@
 
 States are the down-sets of the graph, so that every division into stages whose edges go forward is
 a path through them; the stages between two states are priced in autopart/loads/piper_stages.py, and
-the path is found through the dual in autopart/solvers/devices.py. Nothing is lost on the way:
+the path is found through the dual in autopart/solvers/tensor_parallel/devices.py. Nothing is lost on the way:
 
 (1) Only stages within a time limit are priced. Where a plan exists within the limit, its stages are
     among them; where none exists, the limit is raised, at last to infinity.
@@ -29,7 +29,7 @@ from autopart.loads.piper_stages import (
     most_replicas,
     stage_options,
 )
-from autopart.solvers import devices
+from autopart.solvers.tensor_parallel import devices
 from autopart.states import TooManyPairs, down_sets, prefixes
 
 Array = npt.NDArray[Any]

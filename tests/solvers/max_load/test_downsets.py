@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autopart.solvers import downsets
-from autopart.solvers.downsets import (
+from autopart.solvers.max_load import downsets
+from autopart.solvers.max_load.downsets import (
     Kind,
     Piece,
     Rows,
@@ -20,7 +20,7 @@ from autopart.solvers.downsets import (
     fewest_devices,
     undominated,
 )
-from autopart.solvers.neighbourhood import downsets_near
+from autopart.solvers.max_load.neighbourhood import downsets_near
 
 
 def random_order(rng: random.Random, size: int) -> list[list[int]]:

@@ -1,11 +1,11 @@
 """The smallest bottleneck on a network of two levels: pipelines within nodes, and of nodes.
 
 The prefixes of the graph's own order are solved first, by matrices over their pairs
-(solvers/two_levels.py). Then all downsets: by probes that need no matrices
-(solvers/two_level_probe.py) up to MOST_PAIRED_STATES of them, and where those leave a question open
+(solvers/replication/two_levels.py). Then all downsets: by probes that need no matrices
+(solvers/replication/two_level_probe.py) up to MOST_PAIRED_STATES of them, and where those leave a question open
 and there are at most MOST_NODE_STATES, by the matrices again. With more downsets the bound is that of
-two levels taken as one (solvers/replicated_costs.py), and plans are sought along other orders and in
-regions around the cuts of the best one (solvers/replicated_regions.py).
+two levels taken as one (solvers/replication/pipedream_costs.py), and plans are sought along other orders and in
+regions around the cuts of the best one (solvers/replication/regions.py).
 """
 
 import itertools
@@ -20,27 +20,7 @@ from autopart.loads.pipedream import (
     busy_time,
     replica_counts,
 )
-from autopart.solvers.network_regions import spanning_states
-from autopart.solvers.network_task import Best, Cut, Task, on_one_machine, pair_probe, tightened
-from autopart.solvers.replicated import (
-    TOLERANCE,
-    Flags,
-    Found,
-    Ints,
-    Stage,
-    bottleneck,
-    fewest_machines,
-    tighten,
-)
-from autopart.solvers.replicated_costs import (
-    least_outer_costs,
-    level_costs,
-    node_loads,
-    outer_loads,
-    relaxed_costs,
-    within_node,
-)
-from autopart.solvers.replicated_downsets import (
+from autopart.solvers.replication.downsets import (
     MOST_PAIRED_STATES,
     MOST_STATES,
     Costs,
@@ -51,9 +31,36 @@ from autopart.solvers.replicated_downsets import (
     nesting,
     prefixes,
 )
-from autopart.solvers.replicated_regions import RULES, Graph, around_cuts, ordered
-from autopart.solvers.two_level_probe import NodeProbe, OuterStage
-from autopart.solvers.two_levels import node_pipelines
+from autopart.solvers.replication.dual import (
+    TOLERANCE,
+    Flags,
+    Found,
+    Ints,
+    Stage,
+    bottleneck,
+    fewest_machines,
+    tighten,
+)
+from autopart.solvers.replication.network_regions import spanning_states
+from autopart.solvers.replication.network_task import (
+    Best,
+    Cut,
+    Task,
+    on_one_machine,
+    pair_probe,
+    tightened,
+)
+from autopart.solvers.replication.pipedream_costs import (
+    least_outer_costs,
+    level_costs,
+    node_loads,
+    outer_loads,
+    relaxed_costs,
+    within_node,
+)
+from autopart.solvers.replication.regions import RULES, Graph, around_cuts, ordered
+from autopart.solvers.replication.two_level_probe import NodeProbe, OuterStage
+from autopart.solvers.replication.two_levels import node_pipelines
 
 MOST_NODE_STATES = 600
 """States up to which the pipelines within a node are found for all pairs."""

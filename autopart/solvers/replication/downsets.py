@@ -2,7 +2,7 @@
 
 Symbols   D       a state: a downset of the graph;  D ⊂ D' is a cover where D' has one layer more
           c       a choice, with a key: the busy time of the stage D' - D is key_c(D') - key_c(D)
-          T, G    a bottleneck, and the fewest machines behind a state: solvers/replicated.py
+          T, G    a bottleneck, and the fewest machines behind a state: solvers/replication/dual.py
 
 Where states are few, all pairs are looked at as one boolean matrix (`PairLoads`). Where they are many
 (`LevelProbe`), a second recurrence along covers does instead, since busy times are differences: for
@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from autopart.solvers.replicated import TOLERANCE, Flags, Floats, Ints, Stage
+from autopart.solvers.replication.dual import TOLERANCE, Flags, Floats, Ints, Stage
 
 MOST_STATES = 300_000
 """Downsets up to which all of them are looked at."""
@@ -266,7 +266,7 @@ class PairLoads:
     def reach(
         self, choices: Ints, limit: float, later: int, ends: Ints, room: Ints
     ) -> tuple[int, Flags]:
-        """As `replicated.Loads.reach`."""
+        """As `dual.Loads.reach`."""
         least = self.key[choices][:, ends] - limit
         begin = min(
             int(np.searchsorted(self.highest[choice], lowest))
@@ -288,7 +288,7 @@ class PairLoads:
         return begin, rows
 
     def first_reach(self, choices: Ints, limit: float, later: int, ends: Ints) -> Flags:
-        """As `replicated.Loads.first_reach`."""
+        """As `dual.Loads.first_reach`."""
         if self.stages != "all":
             return np.zeros((len(choices), len(ends)), dtype=bool)
         flags = (self.first[choices][:, ends] <= limit) & (ends > 0)

@@ -5,7 +5,7 @@ Symbols   T       a largest load, in quanta
           K, M    accelerators and CPUs
 
 Counting  K accelerators must be enough for all work that M CPUs cannot relieve them of
-          (solvers/windows.py), and each block must run somewhere: T >= w, or T >= q on a CPU.
+          (solvers/max_load/windows.py), and each block must run somewhere: T >= w, or T >= q on a CPU.
 
 Packing   Blocks that no CPU can run within T, those of at least T / 8, must fit into K bins of T. Their
           work is rounded down to a few values, so that a bin holds one of few patterns; which
@@ -28,7 +28,7 @@ import numpy as np
 
 from autopart.loads.blocks import BlockLoads, Flags
 from autopart.loads.downsets import Sums
-from autopart.solvers.windows import windows
+from autopart.solvers.max_load.windows import windows
 
 SMALLEST_SHARE = 8
 """Packing looks at blocks of at least T over this."""

@@ -4,10 +4,10 @@ import random
 import pytest
 
 from autopart.loads.pipedream import Network, bits, downset_sums, join_sums, nodes_of
-from autopart.solvers.network_regions import in_regions, spanning_states
-from autopart.solvers.network_task import Task, on_one_machine
-from autopart.solvers.replicated_downsets import irreducibles, with_ahead
-from autopart.solvers.replicated_network import solve
+from autopart.solvers.replication.downsets import irreducibles, with_ahead
+from autopart.solvers.replication.network import solve
+from autopart.solvers.replication.network_regions import in_regions, spanning_states
+from autopart.solvers.replication.network_task import Task, on_one_machine
 from tests import pipedream_graphs
 
 

@@ -1,10 +1,10 @@
 """The smallest bottleneck on a network of one level or two, loads counted as PipeDream counts them.
 
-States are downsets of the layer graph (solvers/replicated_downsets.py). PipeDream's own states are
+States are downsets of the layer graph (solvers/replication/downsets.py). PipeDream's own states are
 antichains, each of which stands for one downset, so with all downsets no plan of its is missed. The
 prefixes of the graph's order come first: they are few, and may already meet a bound. Where there are
 more than MOST_STATES downsets, regions around the cuts of the best plan are searched instead
-(solvers/replicated_regions.py). Machines may stay idle. Two levels: solvers/two_level_network.py.
+(solvers/replication/regions.py). Machines may stay idle. Two levels: solvers/replication/two_level_network.py.
 
 What the bound assumes: nothing, where all downsets are states. Else it is that of a relaxation over all
 downsets, or the larger of a share of all compute and of the heaviest layer by itself.
@@ -15,8 +15,15 @@ from typing import NamedTuple
 
 from autopart.graph import LayerGraph
 from autopart.loads.pipedream import Network, Part, bits, check_network, nodes_of, score
-from autopart.solvers.network_regions import along, in_regions
-from autopart.solvers.network_task import (
+from autopart.solvers.replication.downsets import (
+    MOST_PAIRED_STATES,
+    MOST_STATES,
+    Costs,
+    LevelProbe,
+    downsets,
+)
+from autopart.solvers.replication.network_regions import along, in_regions
+from autopart.solvers.replication.network_task import (
     Best,
     Task,
     on_one_machine,
@@ -24,14 +31,7 @@ from autopart.solvers.network_task import (
     spans,
     tightened,
 )
-from autopart.solvers.replicated_downsets import (
-    MOST_PAIRED_STATES,
-    MOST_STATES,
-    Costs,
-    LevelProbe,
-    downsets,
-)
-from autopart.solvers.two_level_network import two_levels
+from autopart.solvers.replication.two_level_network import two_levels
 
 MOST_CHEAP_STATES = 50_000
 """States from which on each look at all of them costs so much that a good plan is sought first."""

@@ -1,6 +1,6 @@
 """Whether stages of a network with two levels can keep within a bottleneck, without all pairs.
 
-Symbols   as in solvers/two_levels.py;  T  a bottleneck;  M  nodes behind a state;  q  nodes of a stage
+Symbols   as in solvers/replication/two_levels.py;  T  a bottleneck;  M  nodes behind a state;  q  nodes of a stage
 
 S_M, the states behind which everything runs on M nodes, grows from S_0 = {N - 1}. On one node (q = 1)
 an outer stage keeps T if each of its inner stages does, so all outer stages into S_{M-1} come out of
@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.solvers.replicated import Flags, Ints, Labels, Stage, settle, stages_into
-from autopart.solvers.replicated_downsets import Costs, PairLoads
+from autopart.solvers.replication.downsets import Costs, PairLoads
+from autopart.solvers.replication.dual import Flags, Ints, Labels, Stage, settle, stages_into
 
 ANY_ROOM = 1 << 30
 """Machines ahead of a node's pipeline: those of other nodes, not looked at here."""

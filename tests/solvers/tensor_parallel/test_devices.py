@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopart.solvers import devices
-from autopart.solvers.devices import Options
+from autopart.solvers.tensor_parallel import devices
+from autopart.solvers.tensor_parallel.devices import Options
 
 
 def options(*rows):

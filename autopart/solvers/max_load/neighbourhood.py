@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from autopart.loads.blocks import WORD, Bits, Flags, Ints
-from autopart.solvers.downsets import hashes
+from autopart.solvers.max_load.downsets import hashes
 
 
 def downsets_near(before: Sequence[Sequence[int]], centres: Flags, count: int) -> Bits:
     """About `count` downsets nearest to each row of `centres`, or all that there are; each once.
 
     `before[e]` names the elements that precede e; centres are downsets as flags at [row, element]. The
-    result is rows of bits as in solvers/downsets.py.
+    result is rows of bits as in solvers/max_load/downsets.py.
     """
     size = centres.shape[1]
     precedes = np.zeros((size, size), dtype=np.float32)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from autopart.loads.pipedream import Network, Nodes, Sums, downset_sums, floor, state_sums
-from autopart.solvers.replicated import (
+from autopart.solvers.replication.downsets import Costs, PairLoads, States, nesting
+from autopart.solvers.replication.dual import (
     TOLERANCE,
     Found,
     Stage,
@@ -13,8 +14,7 @@ from autopart.solvers.replicated import (
     fewest_machines,
     tighten,
 )
-from autopart.solvers.replicated_costs import level_costs
-from autopart.solvers.replicated_downsets import Costs, PairLoads, States, nesting
+from autopart.solvers.replication.pipedream_costs import level_costs
 
 Probe = Callable[[float], tuple[Stage, ...] | None]
 """Stages that keep within a bottleneck, or None."""

@@ -1,11 +1,11 @@
-"""Loads of stages given as matrices over pairs of states: for any cost model (solvers/replicated.py)."""
+"""Loads of stages given as matrices over pairs of states: for any cost model (solvers/replication/dual.py)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from autopart.solvers.replicated import TOLERANCE, Flags, Floats, Ints, Stage
+from autopart.solvers.replication.dual import TOLERANCE, Flags, Floats, Ints, Stage
 
 
 class MatrixMemory(NamedTuple):
@@ -54,7 +54,7 @@ class MatrixLoads:
     def reach(
         self, choices: Ints, limit: float, later: int, ends: Ints, room: Ints
     ) -> tuple[int, Flags]:
-        """As `replicated.Loads.reach`."""
+        """As `dual.Loads.reach`."""
         rows = self.loads[choices[:, None], ends, 1:] <= limit
         rows &= (self.work[1:] <= (room * limit * (1 + TOLERANCE))[:, None])[:, None, :]
         if self.memory is not None:
@@ -62,7 +62,7 @@ class MatrixLoads:
         return 1, rows
 
     def first_reach(self, choices: Ints, limit: float, later: int, ends: Ints) -> Flags:
-        """As `replicated.Loads.first_reach`."""
+        """As `dual.Loads.first_reach`."""
         flags = self.loads[choices[:, None], ends, 0] <= limit
         if self.memory is not None:
             kept = self._bytes(choices, later, ends, slice(0, 1))[:, :, 0]

@@ -16,17 +16,17 @@ from autopart.errors import InfeasibleError
 from autopart.loads.pipedream import nodes_of, state_sums
 from autopart.problem import Demands
 from autopart.solvers import replicated_stages
-from autopart.solvers.replicated import Found, Stage, bottleneck, fewest_machines, tighten
-from autopart.solvers.replicated_costs import level_costs
-from autopart.solvers.replicated_downsets import (
+from autopart.solvers.replication.downsets import (
     LevelProbe,
     PairLoads,
     downsets,
     nesting,
     prefixes,
 )
-from autopart.solvers.replicated_matrices import MatrixLoads, MatrixMemory
-from autopart.solvers.replicated_order import OrderProbe
+from autopart.solvers.replication.dual import Found, Stage, bottleneck, fewest_machines, tighten
+from autopart.solvers.replication.matrices import MatrixLoads, MatrixMemory
+from autopart.solvers.replication.order import OrderProbe
+from autopart.solvers.replication.pipedream_costs import level_costs
 from autopart.stage_load import stage_loads
 from tests import pipedream_graphs
 from tests.oracle import partitions

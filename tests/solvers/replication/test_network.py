@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from autopart.errors import UsageError
 from autopart.loads.pipedream import Network, Part, score
-from autopart.solvers import replicated_network, two_level_network
-from autopart.solvers.replicated_network import NetworkPlan, solve
+from autopart.solvers.replication import network as network_solver
+from autopart.solvers.replication import two_level_network
+from autopart.solvers.replication.network import NetworkPlan, solve
 from tests.pipedream_graphs import fits, net, plans, random_graph, random_network
 
 CLOSE = 1e-9
@@ -154,7 +155,7 @@ def test_many_downsets_are_searched_level_by_level_with_the_same_answer(
     graph = two_branches(9)
     paired = solve(graph, network)
     assert paired.lower_bound == paired.objective
-    monkeypatch.setattr(replicated_network, "MOST_PAIRED_STATES", 20)
+    monkeypatch.setattr(network_solver, "MOST_PAIRED_STATES", 20)
     monkeypatch.setattr(two_level_network, "MOST_PAIRED_STATES", 20)
     levelled = solve(graph, network)
     check_plan(graph, network, levelled, all_sends=False)
@@ -172,7 +173,7 @@ def test_too_many_downsets_leave_a_good_plan_and_an_honest_bound(
 ):
     graph = two_branches(9)
     best = solve(graph, network).objective
-    monkeypatch.setattr(replicated_network, "MOST_STATES", 30)
+    monkeypatch.setattr(network_solver, "MOST_STATES", 30)
     monkeypatch.setattr(two_level_network, "MOST_STATES", 30)
     found = solve(graph, network)
     check_plan(graph, network, found, all_sends=False)

@@ -15,8 +15,8 @@ block, are left out.
 
 With T = 0 loads become even, with T just below the best largest load the last bit is gained; a round
 does one after the other. It starts with some blocks of the best division moved at random or, every
-other time, with blocks that share expensive links joined (solvers/coarsen.py), which moves whole
-regions at a time. It proves nothing; lower bounds come from solvers/load_bounds.py.
+other time, with blocks that share expensive links joined (solvers/max_load/coarsen.py), which moves whole
+regions at a time. It proves nothing; lower bounds come from solvers/max_load/bounds.py.
 """
 
 import itertools
@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.loads.blocks import BlockLoads, Ints
-from autopart.solvers.coarsen import coarsen
+from autopart.solvers.max_load.coarsen import coarsen
 
 TARGETS = (0.0, 0.999)
 """T as shares of the best largest load, taken in turn, no lower than the lower bound but for 0."""

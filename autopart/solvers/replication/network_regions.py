@@ -2,7 +2,7 @@
 
 First the best plans over some downsets: the prefixes of a few orders, and the irreducible ones, among
 which are those with the least to send. Then, from the best of these, and from the best one with one
-machine a stage, searches over all downsets around its cuts (solvers/replicated_regions.py), until none
+machine a stage, searches over all downsets around its cuts (solvers/replication/regions.py), until none
 helps. Nothing is proven here.
 """
 
@@ -12,16 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autopart.loads.pipedream import Nodes, join_sums
-from autopart.solvers.network_task import (
-    Best,
-    Probe,
-    Task,
-    on_one_machine,
-    pair_probe,
-    spans,
-    tightened,
-)
-from autopart.solvers.replicated_downsets import (
+from autopart.solvers.replication.downsets import (
     MOST_PAIRED_STATES,
     MOST_SPANNING_LAYERS,
     Costs,
@@ -32,8 +23,17 @@ from autopart.solvers.replicated_downsets import (
     unpack,
     with_ahead,
 )
-from autopart.solvers.replicated_order import OrderProbe
-from autopart.solvers.replicated_regions import (
+from autopart.solvers.replication.network_task import (
+    Best,
+    Probe,
+    Task,
+    on_one_machine,
+    pair_probe,
+    spans,
+    tightened,
+)
+from autopart.solvers.replication.order import OrderProbe
+from autopart.solvers.replication.regions import (
     RULES,
     Graph,
     Rule,

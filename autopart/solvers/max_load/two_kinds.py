@@ -12,7 +12,7 @@ device may be empty, and the kinds may alternate in any way:
 
 It is exact since max is monotone: the best devices before the last one never hurt it. O(n² k m) time.
 For one order of a graph this is an upper bound; the best over all orders is the optimum, which
-solvers/downsets.py finds. Derivation: docs/solvers.md.
+solvers/max_load/downsets.py finds. Derivation: docs/solvers.md.
 """
 
 from typing import NamedTuple

@@ -15,10 +15,10 @@ from autopart.loads.pipedream import (
     replica_counts,
     transfer_time,
 )
-from autopart.solvers.replicated import Flags
-from autopart.solvers.replicated_downsets import Choice, Costs, Memory, stashes
-from autopart.solvers.replicated_matrices import MatrixLoads, MatrixMemory
-from autopart.solvers.two_levels import NodeLoads
+from autopart.solvers.replication.downsets import Choice, Costs, Memory, stashes
+from autopart.solvers.replication.dual import Flags
+from autopart.solvers.replication.matrices import MatrixLoads, MatrixMemory
+from autopart.solvers.replication.two_levels import NodeLoads
 
 
 def level_costs(sums: Sums, network: Network, *, all_sends: bool, level: int = 0) -> Costs:

@@ -6,8 +6,8 @@ import pytest
 
 from autopart.loads.blocks import BlockLoads, blocks_of
 from autopart.loads.dnn_partitioning import Instance, load
-from autopart.solvers.load_bounds import counting_bound, cut_bound, packing_bound
-from autopart.solvers.two_kinds import cut_order
+from autopart.solvers.max_load.bounds import counting_bound, cut_bound, packing_bound
+from autopart.solvers.max_load.two_kinds import cut_order
 from tests.dnn_instances import best_load, instance, node, random_instance, stage
 
 

@@ -1,11 +1,11 @@
 """Splits of a dnn-partitioning instance: contiguous ones to optimality, others by search, with bounds.
 
-Contiguous. Blocks without latency are absorbed first (solvers/absorb.py), which is exact unless memory
+Contiguous. Blocks without latency are absorbed first (solvers/max_load/absorb.py), which is exact unless memory
 binds. Where it does, the relaxed problem gives a lower bound and perhaps a split that fits; the
 packed one gives a split; only where these differ is the full problem searched, below that split.
 
-Not contiguous. The contiguous optimum is the start of a search without order (solvers/local_search.py);
-three bounds hold for every split (solvers/load_bounds.py).
+Not contiguous. The contiguous optimum is the start of a search without order (solvers/max_load/local_search.py);
+three bounds hold for every split (solvers/max_load/bounds.py).
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ import numpy as np
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.loads.blocks import CLIPPED, TOO_MUCH, BlockLoads, Blocks, Ints, blocks_of
 from autopart.loads.dnn_partitioning import Instance, Stage, check_split, size_of
-from autopart.solvers import local_search, max_load
-from autopart.solvers.absorb import Absorbed, Mode, absorb
-from autopart.solvers.load_bounds import counting_bound, cut_bound, packing_bound
-from autopart.solvers.max_load import Division, Outcome, minimise
+from autopart.solvers.max_load import contiguous, local_search
+from autopart.solvers.max_load.absorb import Absorbed, Mode, absorb
+from autopart.solvers.max_load.bounds import counting_bound, cut_bound, packing_bound
+from autopart.solvers.max_load.contiguous import Division, Outcome, minimise
 
 TOLERANCE = 1e-9
 """Relative difference below which two loads that were added up in different ways are equal."""
@@ -150,7 +150,7 @@ class _Contiguous:
             self._raise_bound(loads, outcome)
 
     def _minimise(
-        self, loads: BlockLoads, stages: tuple[max_load.Stage, ...], deadline: float
+        self, loads: BlockLoads, stages: tuple[contiguous.Stage, ...], deadline: float
     ) -> Outcome:
         instance = self.instance
         start = NOTHING
@@ -162,7 +162,7 @@ class _Contiguous:
             start = Division(min(largest, NOTHING.largest), stages)
         return minimise(loads, instance.num_accelerators, instance.num_cpus, start, deadline)
 
-    def _stages_of_blocks(self, absorbed: Absorbed) -> tuple[max_load.Stage, ...]:
+    def _stages_of_blocks(self, absorbed: Absorbed) -> tuple[contiguous.Stage, ...]:
         """The best split in blocks of the search."""
         if self.best is None:
             return ()
@@ -171,14 +171,14 @@ class _Contiguous:
         for block, members in enumerate(absorbed.blocks.members):
             blocks[home[members[0]]].append(block)
         return tuple(
-            max_load.Stage(stage.kind == "cpu", tuple(row))
+            contiguous.Stage(stage.kind == "cpu", tuple(row))
             for stage, row in zip(self.best.stages, blocks, strict=True)
             if row
         )
 
-    def _stages(self, absorbed: Absorbed, found: tuple[max_load.Stage, ...]) -> tuple[Stage, ...]:
+    def _stages(self, absorbed: Absorbed, found: tuple[contiguous.Stage, ...]) -> tuple[Stage, ...]:
         """A division's stages in the file's nodes."""
-        anywhere = max_load.Stage(on_cpu=self.instance.num_cpus > 0, blocks=())
+        anywhere = contiguous.Stage(on_cpu=self.instance.num_cpus > 0, blocks=())
         stages = found or (anywhere,)  # none where all blocks were absorbed
         home = [0] * len(absorbed.left)
         for index, stage in enumerate(stages):

@@ -2,11 +2,11 @@
 
 Symbols   tau   a threshold, in quanta;  UB, LB   the best division's largest load, and a lower bound
 
- 1. Blocks that take no time leave the search (solvers/absorb.py).
- 2. UB: a few topological orders are cut exactly (solvers/two_kinds.py).
- 3. LB: the counting bound (solvers/load_bounds.py).
+ 1. Blocks that take no time leave the search (solvers/max_load/absorb.py).
+ 2. UB: a few topological orders are cut exactly (solvers/max_load/two_kinds.py).
+ 3. LB: the counting bound (solvers/max_load/bounds.py).
  4. While LB < UB: the downsets that may end a stage of a division below tau are enumerated, and the
-    fewest devices for tau = UB sought (solvers/downsets.py). What is found lowers UB; if nothing is,
+    fewest devices for tau = UB sought (solvers/max_load/downsets.py). What is found lowers UB; if nothing is,
     LB = UB, and the search itself is the proof.
 
 Where the downsets that may end a stage below UB are too many, or their pairs, tau is taken lower: an
@@ -35,7 +35,8 @@ from autopart.loads.downsets import (
     split_costs,
     sums,
 )
-from autopart.solvers.downsets import (
+from autopart.solvers.max_load.bounds import counting_bound
+from autopart.solvers.max_load.downsets import (
     MANY,
     Kind,
     Piece,
@@ -46,10 +47,9 @@ from autopart.solvers.downsets import (
     fewest_devices,
     least_more,
 )
-from autopart.solvers.load_bounds import counting_bound
-from autopart.solvers.neighbourhood import downsets_near
-from autopart.solvers.two_kinds import cut_order
-from autopart.solvers.windows import Windows, windows
+from autopart.solvers.max_load.neighbourhood import downsets_near
+from autopart.solvers.max_load.two_kinds import cut_order
+from autopart.solvers.max_load.windows import Windows, windows
 
 FLAGS = 1 << 21
 """Blocks times downsets that are looked at at a time while downsets are enumerated."""

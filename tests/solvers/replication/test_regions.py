@@ -3,8 +3,8 @@ import random
 import pytest
 
 from autopart.loads.pipedream import bits, nodes_of, state_sums
-from autopart.solvers.replicated_downsets import nesting
-from autopart.solvers.replicated_regions import (
+from autopart.solvers.replication.downsets import nesting
+from autopart.solvers.replication.regions import (
     RULES,
     Graph,
     around_cuts,

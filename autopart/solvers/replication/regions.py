@@ -14,7 +14,7 @@ long as the downsets between two middles stay within a limit.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from autopart.solvers.replicated_downsets import States, bits, downsets
+from autopart.solvers.replication.downsets import States, bits, downsets
 
 Rule = Callable[["Graph", Sequence[int], int], int]
 """Which of the layers that are ready comes next, given the bits of those placed."""

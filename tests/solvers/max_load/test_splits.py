@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.importers.dnn_partitioning import read
 from autopart.loads.dnn_partitioning import Instance, check_split
-from autopart.solvers import downsets, max_load
-from autopart.solvers.splits import solve
+from autopart.solvers.max_load import contiguous, downsets
+from autopart.solvers.max_load.splits import solve
 from tests.dnn_instances import best_load, instance, node, random_instance
 from tests.shared_data import DATA, needs_data, published
 
@@ -56,7 +56,7 @@ def test_large_searches_go_the_same_way(monkeypatch: pytest.MonkeyPatch):
     """Every constant that only matters for many downsets is set so that few are many."""
     few = {"FEW_DOWNSETS": 1, "EASY_PAIRS": 0, "NEAR": 2, "FARTHEST": 8, "FLAGS": 32}
     for name, value in few.items():
-        monkeypatch.setattr(max_load, name, value)
+        monkeypatch.setattr(contiguous, name, value)
     for name, value in {"MANY": 0, "BLOCK": 2, "TILE": 3}.items():
         monkeypatch.setattr(downsets, name, value)
     rng = random.Random(12)

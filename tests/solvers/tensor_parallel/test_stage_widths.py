@@ -8,7 +8,7 @@ import pytest
 from autopart.errors import InfeasibleError
 from autopart.importers import piper
 from autopart.loads.piper import Choice, Edge, Limits, Net, Node, price
-from autopart.solvers import stage_widths
+from autopart.solvers.tensor_parallel import stage_widths
 from tests.piper_nets import random_limits, random_net
 from tests.shared_data import DATA, needs_data, published
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from autopart.solvers.replicated import Flags, Stage
-from autopart.solvers.replicated_downsets import Costs, stashes
+from autopart.solvers.replication.downsets import Costs, stashes
+from autopart.solvers.replication.dual import Flags, Stage
 
 FIRST = -1
 """The choice of the first stage, of which no send is known before it is chosen."""
