@@ -1,7 +1,8 @@
 """Lower bounds on the step time: closed forms that no schedule of a partition can beat.
 
-Symbols   k stages, m microbatches that a rank runs, r replicas; o the fixed cost of an action
-          f, b      forward and backward seconds of stage s (from 0), with o
+Symbols   k stages, r replicas of stage s (from 0), m microbatches that its first rank runs, which are
+          no fewer than its others run; o the fixed cost of an action
+          f, b      forward and backward seconds of stage s, with o
           F, B      forward and backward seconds of all layers ahead of the stage
           T         forward and backward of the whole model and every stage's o
           y         in flight: microbatches past F and before B on the stage
@@ -12,13 +13,17 @@ Each bound follows one chain of actions that must wait for each other. Stage s b
 
     fill, all its work, drain or sync   F + s o + m (f + b) + max(B + s o, sync + update)           (1)
     one microbatch's whole way, and the stage's other actions that must lie before or behind it:
-        GPipe                           T + S + (m - 1) (f + b)                                     (2)
+        GPipe, all stages as many r     T + S + (m - 1) (f + b)                                     (2)
         1F1B                            T + S + (m - y) (f + b) + (y - 1) max(f, b)                 (3)
     d turns, each down from the stage and back, y microbatches apart (1F1B, d = floor(m / y)):
                                         F + B + sends ahead + d (f + b + below) + the actions left  (4)
-    a link that queues                  T + S + (m - 1) max(send, send back)                        (5)
+    a link that queues q sends          T + S + (q - 1) max(send, send back)                        (5)
 
-with the sends on the way added to each, and stage 0's sync and update behind (2)-(5) and behind the
+(3) holds for any schedule with y = m. A link from a stage of r to one of r' ranks carries
+q = ceil(microbatches / lcm(r, r')) sends. Where GPUs differ, a stage takes the speed of its slowest rank,
+and the layers ahead and behind that of the fastest stage there.
+
+(1)-(5) come with the sends on the way added to each, and stage 0's sync and update behind (2)-(5) and behind the
 drain. All depend on s, i and j only, so no partition of a layout is faster than the smallest
 possible largest bound of a stage, and any partition that is faster than a value has only stages whose
 bounds are below it. `paths_below` lists those; where none is left, the value is proven.
@@ -31,24 +36,33 @@ Whatever the order of the graph's layers, for a shape (k, r):
     k * memory >= all state + all that is kept inside + k * reserve                                  (9)
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import networkx as nx
 import numpy as np
 
-from autopart.cluster import Link, slowest_link
+from autopart.cluster import (
+    Link,
+    fastest_speed,
+    largest_memory,
+    slowest_link,
+    slowest_speed,
+    smallest_memory,
+)
 from autopart.cost import (
     all_reduce_time,
     cut_links,
     in_flight,
     links_around,
     memory,
+    on_ranks,
     total,
     traffic_times,
 )
 from autopart.cuts import Cuts, allowed, count_inside
 from autopart.graph import as_networkx, positions
-from autopart.problem import Layout, Problem
+from autopart.problem import Layout, Problem, own_microbatches
 from autopart.stage_load import Number, StageLoad
 
 
@@ -62,19 +76,23 @@ def shape_bounds(
 ) -> dict[tuple[int, int], float | None]:
     """`shape_bound` of several shapes, with what they share computed once."""
     layers = problem.graph.layers
-    halves = [(la.forward_time, la.input_grad_time + la.weight_grad_time) for la in layers]
+    speed = fastest_speed(problem.cluster)
+    halves = [
+        (la.forward_time / speed, (la.input_grad_time + la.weight_grad_time) / speed)
+        for la in layers
+    ]
     work = [f + b for f, b in halves]
     directed = as_networkx(problem.graph)
     ahead = [sum(work[u] for u in nx.ancestors(directed, at)) for at in range(len(layers))]
     half = max(max(pair) for pair in halves)
     fixed = 2 * problem.cluster.action_overhead
-    usable = problem.cluster.memory_bytes - problem.cluster.reserve_bytes
+    usable = largest_memory(problem.cluster) - problem.cluster.reserve_bytes
     needed = _least_bytes(problem)
 
     def bound(k: int, r: int) -> float | None:
         if needed > k * usable:
             return None
-        m = problem.num_microbatches // r
+        m = math.ceil(problem.num_microbatches / r)
         fills = sum(work) / (1 - (1 - 1 / m) ** k)
         behind = max(m * t + before for t, before in zip(work, ahead, strict=True))
         return max(fills, behind, sum(work) + (m - 1) * half) + m * fixed
@@ -109,16 +127,17 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
     cheapest = [_cheapest(loads, link) for link in links]
     k, bounds = len(layout.stage_ranks), []
     for stage in range(k):
-        held = in_flight(layout.schedule, k, stage, layout.microbatches)
-        use = memory(loads, problem, layout.microbatches, held)
+        held = in_flight(layout, stage)
+        use = memory(loads, problem, own_microbatches(layout, stage), held)
         may = allowed(cuts, problem.graph, problem.demands, stage)
-        fits = may & (total(use) <= problem.cluster.memory_bytes)
+        limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
+        fits = may & (total(use) <= limit)
         paths = _Paths(problem, layout, cuts, stage, links, cheapest)
         bounds.append(np.where(fits, paths.longest(held), np.inf))
     return bounds
 
 
-def _cheapest(loads: StageLoad, link: Link) -> tuple[float, float]:
+def _cheapest(loads: StageLoad, link: Link | None) -> tuple[float, float]:
     """Seconds of the activations' and the gradients' way over the cheapest cut, on `link`."""
     forward, backward = traffic_times(loads.sent, link)
     return float(forward[0, 1:-1].min()), float(backward[0, 1:-1].min())
@@ -133,12 +152,16 @@ class _Paths:
         layout: Layout,
         cuts: Cuts,
         stage: int,
-        links: Sequence[Link],
+        links: Sequence[Link | None],
         cheapest: Sequence[tuple[float, float]],
     ) -> None:
-        loads = cuts.loads
-        self.k, self.m, self.stage = len(layout.stage_ranks), layout.microbatches, stage
+        loads = on_ranks(cuts.loads, problem, layout, stage)
+        self.k, self.m, self.stage = len(layout.stage_ranks), own_microbatches(layout, stage), stage
         self.schedule, self.overlap = layout.schedule, problem.cluster.sends_overlap
+        counts = [len(ranks) for ranks in layout.stage_ranks]
+        self.equal = len(set(counts)) == 1
+        turns = math.lcm(*counts[stage : stage + 2])
+        self.queued = math.ceil(layout.num_microbatches / turns)
         self.o = o = problem.cluster.action_overhead
         before, after = links_around(links, stage)
         self.into, self.back_out = traffic_times(loads.received, before)
@@ -147,13 +170,17 @@ class _Paths:
         self.fill_sends = sum(forward for forward, _ in farther)
         self.drain_sends = sum(backward for _, backward in farther)
         self.below_sends = sum(f + b for f, b in cheapest[stage + 1 :])
-        forward, backward = loads.forward_time, loads.backward_time
-        self.f, self.b = forward + o, backward + o
-        self.ahead_f = forward[0][:, None] + stage * o
-        self.ahead_b = backward[0][:, None] + stage * o
-        self.whole = forward[0, -1] + backward[0, -1] + 2 * self.k * o
-        after_j = (forward[0, -1] - forward[0] + backward[0, -1] - backward[0])[None, :]
-        self.below = after_j + 2 * (self.k - 1 - stage) * o
+        self.f, self.b = loads.forward_time + o, loads.backward_time + o
+        forward, backward = cuts.loads.forward_time[0], cuts.loads.backward_time[0]
+        speeds = [slowest_speed(problem.cluster, ranks) for ranks in layout.stage_ranks]
+        ahead, behind = max(speeds[:stage], default=1.0), max(speeds[stage + 1 :], default=1.0)
+        self.ahead_f = forward[:, None] / ahead + stage * o
+        self.ahead_b = backward[:, None] / ahead + stage * o
+        after_j = (forward[-1] - forward + backward[-1] - backward)[None, :]
+        self.below = after_j / behind + 2 * (self.k - 1 - stage) * o
+        self.whole = (forward[-1] + backward[-1]) / speeds[0] + 2 * self.k * o
+        if len(set(speeds)) > 1:
+            self.whole = self.ahead_f + self.ahead_b + self.f + self.b + self.below
         self.after, self.after_first = _after(problem, layout, cuts, stage)
 
     def longest(self, held: int) -> Number:
@@ -164,13 +191,15 @@ class _Paths:
         m = self.m
         way = self.whole + self.fill_sends + self.drain_sends + self.below_sends
         way = way + self.into + self.back_out + self.out + self.back_in
-        if self.schedule == "gpipe":
+        if self.schedule == "gpipe" and self.equal:
             others = (m - 1) * (busy_f + busy_b)
         else:
             others = (m - held) * (busy_f + busy_b) + (held - 1) * np.maximum(busy_f, busy_b)
         longest = way + others
         if self.overlap:
-            longest = np.maximum(longest, way + (m - 1) * np.maximum(self.out, self.back_in))
+            longest = np.maximum(
+                longest, way + (self.queued - 1) * np.maximum(self.out, self.back_in)
+            )
         if self.schedule == "1f1b" and m // held > 1:
             longest = np.maximum(longest, self._turns(m // held, held, busy_f, busy_b))
         return np.maximum(longest + self.after_first, self._alone(busy_f + busy_b))
@@ -204,7 +233,7 @@ def _after(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> tuple[Nu
 
 
 def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> Number:
-    loads = cuts.loads
+    loads = on_ranks(cuts.loads, problem, layout, stage)
     ranks = layout.stage_ranks[stage]
     link = slowest_link(problem.cluster, ranks)
     behind = loads.update_time + all_reduce_time(link, loads.grad_bytes, len(ranks))

@@ -185,7 +185,7 @@ def _prediction_reproduced(plan: Plan, profile: Profile) -> str:
     layout = Layout(
         schedule=plan.schedule,  # pyright: ignore[reportArgumentType]
         stage_ranks=stage_ranks(plan),
-        microbatches=plan.num_microbatches // len(plan.stages[0].ranks),
+        num_microbatches=plan.num_microbatches,
     )
     problem = problem_of(plan, profile.graph)
     stages, syncs = predict(problem, layout, partition_of(plan, profile.graph))

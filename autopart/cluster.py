@@ -1,5 +1,7 @@
 """Clusters: nodes of GPUs, the links between them, and what every rank can hold."""
 
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,8 +33,18 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     latency: Seconds = 0.0
 
 
+class GpuGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """GPUs of one kind on consecutive ranks."""
+
+    count: PositiveCount
+    name: str
+    memory_bytes: Bytes
+    speed: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
+    """Relative to the profile's device: 0.5 takes twice its times."""
+
+
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Equal nodes of equal GPUs; rank r sits on node r // gpus_per_node."""
+    """Equal nodes of GPUs; rank r sits on node r // gpus_per_node."""
 
     format: Literal["autopart-cluster"] = FORMAT
     version: Literal[1] = VERSION
@@ -40,7 +52,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     num_nodes: PositiveCount
     gpus_per_node: PositiveCount
     memory_bytes: Bytes
-    """Memory of one GPU (or of one process, on a CPU)."""
+    """Memory of one GPU (or of one process, on a CPU), of the smallest where `gpus` differ."""
     reserve_bytes: Bytes = 0
     """The part of `memory_bytes` that the framework holds for itself."""
     intra_node: Link
@@ -49,6 +61,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Fixed cost of one action of the executor, beside the layers' own time."""
     sends_overlap: bool = True
     """Whether a send runs beside compute (GPU) or keeps both ranks busy (gloo on a CPU)."""
+    gpus: tuple[GpuGroup, ...] = ()
+    """Where GPUs differ, all of them in the order of the ranks; empty where all are alike."""
     source: str = ""
     """Where the numbers come from."""
 
@@ -56,6 +70,59 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def num_gpus(cluster: Cluster) -> int:
     """All GPUs of the cluster."""
     return cluster.num_nodes * cluster.gpus_per_node
+
+
+def check_cluster(cluster: Cluster, where: str = "cluster") -> None:
+    """Raise ClusterError where the groups of different GPUs contradict the other figures."""
+    if not cluster.gpus:
+        return
+    listed = sum(group.count for group in cluster.gpus)
+    if listed != num_gpus(cluster):
+        raise ClusterError(
+            f"{where}: gpus lists {listed} GPUs, but {cluster.num_nodes} nodes of "
+            f"{cluster.gpus_per_node} are {num_gpus(cluster)}; the counts must add up to that"
+        )
+    least = min(group.memory_bytes for group in cluster.gpus)
+    if cluster.memory_bytes != least:
+        raise ClusterError(
+            f"{where}: memory_bytes is {cluster.memory_bytes}, but the smallest of gpus has "
+            f"{least}; write {least}"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _by_rank(gpus: tuple[GpuGroup, ...]) -> tuple[int, ...]:
+    """For each rank its group."""
+    return tuple(at for at, group in enumerate(gpus) for _ in range(group.count))
+
+
+def group_of(cluster: Cluster, rank: int) -> int:
+    """Which of `gpus` a rank belongs to; 0 where all GPUs are alike."""
+    return _by_rank(cluster.gpus)[rank] if cluster.gpus else 0
+
+
+def slowest_speed(cluster: Cluster, ranks: Iterable[int]) -> float:
+    """The speed of the slowest of `ranks`, relative to the profile's device."""
+    if not cluster.gpus:
+        return 1.0
+    return min(cluster.gpus[group_of(cluster, rank)].speed for rank in ranks)
+
+
+def fastest_speed(cluster: Cluster) -> float:
+    """The speed of the fastest GPU, relative to the profile's device."""
+    return max((group.speed for group in cluster.gpus), default=1.0)
+
+
+def smallest_memory(cluster: Cluster, ranks: Iterable[int]) -> int:
+    """Bytes of the smallest GPU of `ranks`."""
+    if not cluster.gpus:
+        return cluster.memory_bytes
+    return min(cluster.gpus[group_of(cluster, rank)].memory_bytes for rank in ranks)
+
+
+def largest_memory(cluster: Cluster) -> int:
+    """Bytes of the largest GPU."""
+    return max((group.memory_bytes for group in cluster.gpus), default=cluster.memory_bytes)
 
 
 def link_between(cluster: Cluster, rank: int, other: int) -> Link:
@@ -118,8 +185,10 @@ def _source(gpu: Gpu) -> str:
 
 
 def load_cluster(path: Path | str) -> Cluster:
-    """Read a cluster file strictly; raises FileError."""
-    return read_file(Path(path), Cluster, FORMAT, VERSION)
+    """Read a cluster file strictly; raises FileError, or ClusterError where it contradicts itself."""
+    cluster = read_file(Path(path), Cluster, FORMAT, VERSION)
+    check_cluster(cluster, str(path))
+    return cluster
 
 
 def save_cluster(cluster: Cluster, path: Path | str) -> None:

@@ -6,13 +6,15 @@ evaluation of its plan cannot disagree.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from autopart.cluster import Cluster, Link, link_between, slowest_link
+from autopart.cluster import Cluster, Link, link_between, slowest_link, slowest_speed
 from autopart.graph import positions
 from autopart.plan import MemoryUse, StagePrediction, Sync
-from autopart.problem import Layout, Problem
+from autopart.problem import Layout, Problem, own_microbatches
+from autopart.schedule import warmup
 from autopart.stage_load import Number, Partition, StageLoad, Traffic, stage_loads
 
 
@@ -40,10 +42,28 @@ def all_reduce_time(link: Link, num_bytes: Number, num_ranks: int) -> Number:
     return steps * (link.latency + num_bytes / num_ranks / link.bandwidth)
 
 
-def in_flight(schedule: str, num_stages: int, stage: int, microbatches: int) -> int:
-    """Most microbatches past F and before B on stage `stage` (from 0): GPipe holds all that it
-    runs, 1F1B as many as there are stages from it to the end."""
-    return microbatches if schedule == "gpipe" else min(num_stages - stage, microbatches)
+def in_flight(layout: Layout, stage: int) -> int:
+    """Most microbatches past F and before B on a rank of stage `stage` (from 0): GPipe holds all that
+    it runs, 1F1B those of its warmup."""
+    own = own_microbatches(layout, stage)
+    return own if layout.schedule == "gpipe" else min(warmup(layout.stage_ranks, stage), own)
+
+
+def slowed(load: StageLoad, speed: float) -> StageLoad:
+    """The load on a GPU of `speed`, relative to the profile's device: every time grows by 1 / speed."""
+    if speed == 1.0:
+        return load
+    return load._replace(
+        forward_time=load.forward_time / speed,
+        backward_time=load.backward_time / speed,
+        weight_grad_time=load.weight_grad_time / speed,
+        update_time=load.update_time / speed,
+    )
+
+
+def on_ranks(load: StageLoad, problem: Problem, layout: Layout, stage: int) -> StageLoad:
+    """The load as stage `stage` of a layout: its slowest rank sets the pace."""
+    return slowed(load, slowest_speed(problem.cluster, layout.stage_ranks[stage]))
 
 
 def memory(
@@ -85,17 +105,20 @@ def busy_time(load: StageLoad, cluster: Cluster, before: Link | None, after: Lin
     return busy + sum(traffic_times(load.received, before)) + sum(traffic_times(load.sent, after))
 
 
-def cut_links(cluster: Cluster, stage_ranks: Sequence[Sequence[int]]) -> list[Link]:
-    """For each cut the slowest link that a replica's sends over it use."""
-    links: list[Link] = []
+def cut_links(cluster: Cluster, stage_ranks: Sequence[Sequence[int]]) -> list[Link | None]:
+    """For each cut the slowest link that its sends use, when microbatch m goes from the rank
+    m mod r of one stage to the rank m mod r of the next; None where no send leaves its rank."""
+    links: list[Link | None] = []
     for here, there in itertools.pairwise(stage_ranks):
-        pairs = zip(here, there, strict=True)
-        used = [link_between(cluster, a, b) for a, b in pairs]
-        links.append(min(used, key=lambda link: (link.bandwidth, -link.latency)))
+        turns = math.lcm(len(here), len(there))
+        pairs = {(here[m % len(here)], there[m % len(there)]) for m in range(turns)}
+        used = [link_between(cluster, a, b) for a, b in pairs if a != b]
+        slowest = min(used, key=lambda link: (link.bandwidth, -link.latency), default=None)
+        links.append(slowest)
     return links
 
 
-def links_around(links: Sequence[Link], stage: int) -> tuple[Link | None, Link | None]:
+def links_around(links: Sequence[Link | None], stage: int) -> tuple[Link | None, Link | None]:
     """The links before and after a stage; None at the ends."""
     before = links[stage - 1] if stage > 0 else None
     return before, links[stage] if stage < len(links) else None
@@ -108,7 +131,13 @@ def predict(
     loads = stage_loads(problem.graph, partition)
     links = cut_links(problem.cluster, layout.stage_ranks)
     stages = tuple(
-        _predict_stage(problem, layout, stage, load, *links_around(links, stage))
+        _predict_stage(
+            problem,
+            layout,
+            stage,
+            on_ranks(load, problem, layout, stage),
+            *links_around(links, stage),
+        )
         for stage, load in enumerate(loads)
     )
     return stages, _syncs(problem, layout, partition, loads)
@@ -122,8 +151,8 @@ def _predict_stage(
     before: Link | None,
     after: Link | None,
 ) -> StagePrediction:
-    held = in_flight(layout.schedule, len(layout.stage_ranks), stage, layout.microbatches)
-    use = MemoryUse(**memory(load, problem, layout.microbatches, held)._asdict())
+    held = in_flight(layout, stage)
+    use = MemoryUse(**memory(load, problem, own_microbatches(layout, stage), held)._asdict())
     return StagePrediction(
         forward_time=load.forward_time,
         backward_time=load.backward_time,

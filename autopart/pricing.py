@@ -1,7 +1,8 @@
 """What complete decisions cost: the stages' predictions and the simulated step.
 
-Replicas of a stage are alike: each runs as many microbatches, over links that are priced alike. So the
-step of one replica of the pipeline is the step of all, and only that one is simulated.
+The ranks of a stage are priced alike. Where every stage has as many of them, and they run as many
+microbatches each, the step of one replica of the pipeline is the step of all, and only that one is
+simulated; else all ranks are.
 """
 
 from collections.abc import Sequence
@@ -9,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.cost import cut_links, links_around, predict, sync_times, traffic_times
+from autopart.cluster import smallest_memory
+from autopart.cost import cut_links, links_around, on_ranks, predict, sync_times, traffic_times
 from autopart.cuts import Cuts
 from autopart.plan import Prediction, Sync
-from autopart.problem import Layout, Problem
+from autopart.problem import Layout, Problem, alike, own_microbatches
 from autopart.schedule import make_schedule
 from autopart.simulator import (
     Program,
@@ -36,11 +38,12 @@ class Decision(NamedTuple):
 def price(problem: Problem, layout: Layout, partition: Partition) -> Decision:
     """Predict every stage and simulate the step."""
     stages, syncs = predict(problem, layout, partition)
+    shown = _simulated(layout)
     timeline = simulate(
-        make_schedule(layout.schedule, _one_replica(layout), layout.microbatches),
-        _one_replica(layout),
+        make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches),
+        shown.stage_ranks,
         stages,
-        [Sync(what=s.what, ranks=_stages_of(layout, s.ranks), time=s.time) for s in syncs],
+        [Sync(what=s.what, ranks=_seen(layout, s.ranks), time=s.time) for s in syncs],
         action_overhead=problem.cluster.action_overhead,
         sends_overlap=problem.cluster.sends_overlap,
     )
@@ -51,8 +54,13 @@ def price(problem: Problem, layout: Layout, partition: Partition) -> Decision:
 
 
 def fits(problem: Problem, decision: Decision) -> bool:
-    """Whether every rank stays within the memory of a GPU."""
-    return most_bytes(decision) <= problem.cluster.memory_bytes
+    """Whether every rank stays within the memory of its GPU."""
+    return all(
+        stage.peak_bytes <= smallest_memory(problem.cluster, ranks)
+        for stage, ranks in zip(
+            decision.prediction.stages, decision.layout.stage_ranks, strict=True
+        )
+    )
 
 
 def most_bytes(decision: Decision) -> int:
@@ -61,9 +69,10 @@ def most_bytes(decision: Decision) -> int:
 
 
 def compile_layout(layout: Layout) -> Program:
-    """One replica's schedule, ready for any partition of the layout."""
-    schedule = make_schedule(layout.schedule, _one_replica(layout), layout.microbatches)
-    return compile_schedule(schedule, _one_replica(layout))
+    """The schedule to simulate, ready for any partition of the layout."""
+    shown = _simulated(layout)
+    schedule = make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
+    return compile_schedule(schedule, shown.stage_ranks)
 
 
 def price_paths(
@@ -100,6 +109,7 @@ def _price_alike(
     grad_bytes: list[Number] = []
     for stage in range(len(layout.stage_ranks)):
         load = _load_at(cuts.loads, ways[:, stage], ways[:, stage + 1])
+        load = on_ranks(load, problem, layout, stage)
         before, after = links_around(links, stage)
         stages.append(
             StageTimes(
@@ -115,9 +125,9 @@ def _price_alike(
     syncs = sync_times(problem, layout, grad_bytes, tied)
     return step_times(
         program,
-        _one_replica(layout),
+        _simulated(layout).stage_ranks,
         stages,
-        [SyncTime(_stages_of(layout, s.ranks), s.time) for s in syncs],
+        [SyncTime(_seen(layout, s.ranks), s.time) for s in syncs],
         action_overhead=problem.cluster.action_overhead,
         sends_overlap=problem.cluster.sends_overlap,
     )
@@ -135,12 +145,20 @@ def _load_at(loads: StageLoad, starts: Number, ends: Number) -> StageLoad:
     return StageLoad(**fields, received=received, sent=sent)
 
 
-def _one_replica(layout: Layout) -> tuple[tuple[int, ...], ...]:
-    """Stage s on rank s."""
-    return tuple((stage,) for stage in range(len(layout.stage_ranks)))
+def _simulated(layout: Layout) -> Layout:
+    """One replica, stage s on rank s, where all are alike; else the layout itself."""
+    if not alike(layout):
+        return layout
+    return Layout(
+        schedule=layout.schedule,
+        stage_ranks=tuple((stage,) for stage in range(len(layout.stage_ranks))),
+        num_microbatches=own_microbatches(layout, 0),
+    )
 
 
-def _stages_of(layout: Layout, ranks: Sequence[int]) -> tuple[int, ...]:
-    """The stages whose ranks are among `ranks`: their ranks in the one replica."""
+def _seen(layout: Layout, ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """The ranks of a sync among those that are simulated."""
+    if not alike(layout):
+        return ranks
     asked = set(ranks)
     return tuple(s for s, own in enumerate(layout.stage_ranks) if asked.intersection(own))

@@ -1,5 +1,6 @@
 """Everything that a solver is told, as one value."""
 
+import math
 from typing import Literal
 
 import msgspec
@@ -56,8 +57,21 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 
     schedule: ScheduleName
     stage_ranks: tuple[tuple[int, ...], ...]
-    microbatches: int
-    """Microbatches that each rank runs in a step."""
+    """For each stage its ranks, as many as it has replicas."""
+    num_microbatches: int
+    """Microbatches of a step, which the ranks of a stage run in turn."""
+
+
+def own_microbatches(layout: Layout, stage: int) -> int:
+    """Microbatches that the first rank of a stage runs in a step; no rank of it runs more."""
+    return math.ceil(layout.num_microbatches / len(layout.stage_ranks[stage]))
+
+
+def alike(layout: Layout) -> bool:
+    """Whether every rank runs as many microbatches, each with the same ranks: then each replica of
+    the whole pipeline does the same."""
+    counts = {len(ranks) for ranks in layout.stage_ranks}
+    return len(counts) == 1 and layout.num_microbatches % counts.pop() == 0
 
 
 def optimizer_bytes(optimizer: str, dtype: str) -> int:
@@ -114,7 +128,7 @@ def layouts(problem: Problem, num_stages: int, num_replicas: int) -> list[Layout
     pipeline_together = tuple(tuple(range(s, k * r, k)) for s in range(k))
     places = dict.fromkeys((replicas_together, pipeline_together))
     return [
-        Layout(schedule=name, stage_ranks=place, microbatches=problem.num_microbatches // r)
+        Layout(schedule=name, stage_ranks=place, num_microbatches=problem.num_microbatches)
         for place in places
         for name in sorted(problem.demands.schedules)
     ]

@@ -5,6 +5,7 @@ Microbatch m of a stage with r ranks runs on the rank m mod r of that stage, so 
 turns and a schedule without replicas is the case r = 1.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -66,6 +67,14 @@ def gpipe(stage_ranks: StageRanks, num_microbatches: int) -> Schedule:
     return _orders(stage_ranks, num_microbatches, lambda stage, mine: len(mine))
 
 
+def warmup(stage_ranks: StageRanks, stage: int) -> int:
+    """Forwards of a rank of `stage` before its first backward in 1F1B: what keeps every rank from
+    there to the end fed, ceil(ranks from the stage on / ranks of the stage) (NOAM of Narayanan et al.,
+    PipeDream, SOSP 2019); k - s where all of k stages have as many ranks."""
+    behind = sum(len(ranks) for ranks in stage_ranks[stage:])
+    return math.ceil(behind / len(stage_ranks[stage]))
+
+
 def one_f_one_b(stage_ranks: StageRanks, num_microbatches: int) -> Schedule:
     """Warm up, then one forward and one backward in turn, then cool down
     (Narayanan et al., PipeDream-Flush, ICML 2021; Fan et al., DAPPLE, PPoPP 2021).
@@ -73,10 +82,16 @@ def one_f_one_b(stage_ranks: StageRanks, num_microbatches: int) -> Schedule:
         rank 0  0F0 0F1  .  0B0 0F2 0B1  .  0B2
         rank 1   .  1F0 1B0 1F1 1B1 1F2 1B2  .
 
-    Stage s of k (from 0) holds at most k - s microbatches of each replica.
+    A rank holds at most `warmup` microbatches. Nothing waits in a circle: with R ranks from a stage
+    on, r of its own and a warmup of w, its backward of microbatch b needs forwards up to
+    b + (w - 1) r < b + R, and the stage ahead runs those before its backward of b: its w r is not
+    below its own R.
     """
-    depth = len(stage_ranks)
-    return _orders(stage_ranks, num_microbatches, lambda stage, mine: min(depth - stage, len(mine)))
+    return _orders(
+        stage_ranks,
+        num_microbatches,
+        lambda stage, mine: min(warmup(stage_ranks, stage), len(mine)),
+    )
 
 
 GENERATORS: dict[str, Callable[[StageRanks, int], Schedule]] = {

@@ -108,7 +108,7 @@ def real(profile: Profile, stages: int) -> LayoutChain:
     cluster = autopart.cluster_of(GPU, gpus=stages)
     problem = make_problem(profile, cluster, num_microbatches=4 * stages, schedule="1f1b")
     ranks = tuple((rank,) for rank in range(stages))
-    layout = Layout(schedule="1f1b", stage_ranks=ranks, microbatches=4 * stages)
+    layout = Layout(schedule="1f1b", stage_ranks=ranks, num_microbatches=4 * stages)
     return chain_of(problem, layout, all_cuts(profile.graph, most=0).loads, send_share=1.0)
 
 

@@ -13,7 +13,7 @@ from tests.problems import chain_graph, cluster, layer, problem, random_problem
 
 def smallest_bound(asked, schedule: str, num_stages: int) -> float:
     ranks = tuple((s,) for s in range(num_stages))
-    layout = Layout(schedule=schedule, stage_ranks=ranks, microbatches=asked.num_microbatches)  # pyright: ignore
+    layout = Layout(schedule=schedule, stage_ranks=ranks, num_microbatches=asked.num_microbatches)  # pyright: ignore
     cuts = all_cuts(asked.graph)
     best = best_path(stage_bounds(asked, layout, cuts), cuts.nested)
     assert best is not None
@@ -56,7 +56,7 @@ def test_a_shape_whose_state_fits_nowhere_has_no_bound():
 def test_an_interval_that_does_not_fit_is_excluded():
     graph = chain_graph(*(layer(f"l{i}", stash_bytes=100) for i in range(2)), num_bytes=0)
     tight = problem(graph, 8, cluster=cluster(1, 2, memory_bytes=250))
-    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), microbatches=8)
+    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), num_microbatches=8)
     first, last = stage_bounds(tight, layout, all_cuts(graph))
     assert np.isfinite(first[0, 1]) and np.isinf(first[0, 2])
     assert np.isfinite(last[0, 2]) and np.isinf(last[1, 1])

@@ -1,6 +1,7 @@
+import msgspec
 import pytest
 
-from autopart.cluster import Link
+from autopart.cluster import GpuGroup, Link
 from autopart.cost import (
     all_reduce_time,
     cut_links,
@@ -9,7 +10,7 @@ from autopart.cost import (
     send_time,
 )
 from autopart.graph import Input, LayerGraph, TiedParameter
-from autopart.problem import Layout
+from autopart.problem import Layout, own_microbatches
 from autopart.stage_load import stage_loads
 from tests.problems import chain_graph, cluster, layer, problem, value
 
@@ -25,9 +26,20 @@ def test_a_ring_over_one_rank_takes_no_time_and_over_two_moves_the_bytes_once():
 
 
 def test_gpipe_holds_everything_and_one_f_one_b_the_way_to_the_end():
-    assert in_flight("gpipe", 4, 0, 9) == 9
-    assert [in_flight("1f1b", 4, s, 9) for s in range(4)] == [4, 3, 2, 1]
-    assert in_flight("1f1b", 4, 0, 2) == 2
+    row = ((0,), (1,), (2,), (3,))
+    assert in_flight(Layout(schedule="gpipe", stage_ranks=row, num_microbatches=9), 0) == 9
+    layout = Layout(schedule="1f1b", stage_ranks=row, num_microbatches=9)
+    assert [in_flight(layout, s) for s in range(4)] == [4, 3, 2, 1]
+    assert in_flight(msgspec.structs.replace(layout, num_microbatches=2), 0) == 2
+
+
+def test_stages_of_unequal_replicas_hold_what_feeds_all_ranks_behind_them():
+    ranks = ((0, 1), (2,), (3, 4, 5))
+    layout = Layout(schedule="1f1b", stage_ranks=ranks, num_microbatches=12)
+    assert [in_flight(layout, s) for s in range(3)] == [3, 4, 1]
+    assert [own_microbatches(layout, s) for s in range(3)] == [6, 12, 4]
+    gpipe = msgspec.structs.replace(layout, schedule="gpipe")
+    assert [in_flight(gpipe, s) for s in range(3)] == [6, 12, 4]
 
 
 def test_an_output_with_two_consumers_crosses_a_cut_once():
@@ -81,7 +93,7 @@ def test_the_memory_of_a_rank_is_the_sum_of_what_it_holds():
         layer("a", stash_bytes=100, workspace_bytes=17, **fields), layer("b", workspace_bytes=9)
     )
     asked = problem(graph, 4, cluster=cluster(reserve_bytes=1000))
-    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), microbatches=4)
+    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), num_microbatches=4)
     (first, last), syncs = predict(asked, layout, ((0,), (1,)))
     use = first.memory
     assert (use.weights, use.gradients, use.optimizer) == (43, 40, 80)
@@ -97,7 +109,7 @@ def test_replicas_and_tied_stages_sync_over_the_slowest_link_they_use():
     tied = TiedParameter(name="w", layers=("a", "b"), **sizes)
     graph = LayerGraph(layers=(layer("a", **sizes), layer("b", **sizes)), tied=(tied,))
     machine = cluster(2, 2, intra_node=Link(bandwidth=40.0), inter_node=Link(bandwidth=4.0))
-    layout = Layout(schedule="1f1b", stage_ranks=((0, 1), (2, 3)), microbatches=2)
+    layout = Layout(schedule="1f1b", stage_ranks=((0, 1), (2, 3)), num_microbatches=2)
     _, syncs = predict(problem(graph, cluster=machine), layout, ((0,), (1,)))
     assert [(s.what, s.ranks) for s in syncs] == [
         ("stage 0", (0, 1)), ("stage 1", (2, 3)), ("w", (0, 1, 2, 3)),
@@ -109,11 +121,27 @@ def test_a_cut_uses_the_slowest_link_of_its_replicas():
     machine = cluster(2, 3)
     assert cut_links(machine, ((0, 1), (2, 3))) == [machine.inter_node]
     assert cut_links(machine, ((0,), (1,), (3,))) == [machine.intra_node, machine.inter_node]
+    assert cut_links(machine, ((0,), (1, 2), (0, 3))) == [machine.intra_node, machine.inter_node]
+    assert cut_links(machine, ((0,), (0,))) == [None]
+
+
+def test_a_stage_takes_the_time_of_its_slowest_gpu():
+    kinds = (
+        GpuGroup(count=2, name="new", memory_bytes=9),
+        GpuGroup(count=2, name="old", memory_bytes=7, speed=0.5),
+    )
+    machine = cluster(1, 4, memory_bytes=7, gpus=kinds)
+    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1, 2), (3,)), num_microbatches=4)
+    graph = chain_graph(*(layer(f"l{i}", update_time=0.25) for i in range(3)))
+    stages, _ = predict(problem(graph, cluster=machine), layout, ((0,), (1,), (2,)))
+    assert [s.forward_time for s in stages] == [1.0, 2.0, 2.0]
+    assert [s.busy_time for s in stages] == [3.0, 6.0, 6.0]
+    assert [s.update_time for s in stages] == [0.25, 0.5, 0.5]
 
 
 def test_sends_that_do_not_overlap_count_to_the_busy_time_of_both_ranks():
     graph = chain_graph(layer("a"), layer("b"), layer("c"), num_bytes=10)
     slow = cluster(1, 3, intra_node=Link(bandwidth=100.0), sends_overlap=False, action_overhead=0.5)
-    layout = Layout(schedule="gpipe", stage_ranks=((0,), (1,), (2,)), microbatches=4)
+    layout = Layout(schedule="gpipe", stage_ranks=((0,), (1,), (2,)), num_microbatches=4)
     stages, _ = predict(problem(graph, cluster=slow), layout, ((0,), (1,), (2,)))
     assert [s.busy_time for s in stages] == pytest.approx([4.2, 4.4, 4.2])

@@ -38,7 +38,7 @@ def test_a_layout_keeps_replicas_or_pipelines_side_by_side():
     found = layouts(two_layers(), 2, 2)
     assert {layout.stage_ranks for layout in found} == {((0, 1), (2, 3)), ((0, 2), (1, 3))}
     assert {layout.schedule for layout in found} == {"gpipe", "1f1b"}
-    assert {layout.microbatches for layout in found} == {2}
+    assert {layout.num_microbatches for layout in found} == {4}
 
 
 def test_training_in_16_bits_adds_a_master_copy():

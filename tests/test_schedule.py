@@ -104,3 +104,22 @@ def test_a_broken_schedule_is_refused_by_the_name_of_the_action(
 ):
     with pytest.raises(ScheduleError, match=message):
         check_schedule(picture(*orders), RANKS, 1)
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    st.integers(1, 20),
+    st.sampled_from(["gpipe", "1f1b"]),
+)
+def test_stages_of_unequal_replicas_are_complete_and_never_deadlock(counts, microbatches, name):
+    first = [sum(counts[:s]) for s in range(len(counts))]
+    ranks = [list(range(a, a + r)) for a, r in zip(first, counts, strict=True)]
+    check_schedule(make_schedule(name, ranks, microbatches), ranks, microbatches)
+
+
+def test_a_stage_of_one_rank_ahead_of_two_warms_up_for_both():
+    assert one_f_one_b([[0], [1, 2]], 4) == (
+        parse_order("0F0 0F1 0F2 0B0 0F3 0B1 0B2 0B3"),
+        parse_order("1F0 1B0 1F2 1B2"),
+        parse_order("1F1 1B1 1F3 1B3"),
+    )

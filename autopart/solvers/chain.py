@@ -14,11 +14,11 @@ It is exact because max is monotone: the best first s - 1 stages never hurt the 
 index is in the state, so a cost may depend on the stage's place: its links, its microbatches in
 flight, the stages that must have run before it. O(N² k) time, O(N²) memory.
 
-The costs tried for a layout (m microbatches a rank, f[i] and b[i] the forward and backward of the
-layers D_i):
+The costs tried for a layout (m microbatches that a rank of the stage runs, f[i] and b[i] the forward
+and backward of the layers D_i):
 
-    period    busy + a share of the stage's sends          the steady state
-    finish    f[i] + b[i] + m * period                     fill, steady state and drain of stage s
+    period    m * (busy + a share of the stage's sends)    the steady state
+    finish    f[i] + b[i] + period                         fill, steady state and drain of stage s
 
 A send that overlaps compute still takes part of the period of the cycle through two neighbours; how
 large a part depends on the schedule, so the shares 0, 1/2 and 1 are tried and the simulator decides.
@@ -30,17 +30,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autopart.cluster import smallest_memory
 from autopart.cost import (
     busy_time,
     cut_links,
     in_flight,
     links_around,
     memory,
+    on_ranks,
     total,
     traffic_times,
 )
 from autopart.cuts import Cuts, allowed
-from autopart.problem import Layout, Problem
+from autopart.problem import Layout, Problem, own_microbatches
 from autopart.stage_load import Number, StageLoad
 
 SEND_SHARES = (0.0, 0.5, 1.0)
@@ -57,16 +59,16 @@ class Path(NamedTuple):
 def solve(problem: Problem, layout: Layout, cuts: Cuts) -> list[tuple[int, ...]]:
     """The paths that are best for each cost above, each once; none where nothing fits."""
     loads = cuts.loads
-    memory_bytes = problem.cluster.memory_bytes
     fits = [
-        (total(use) <= memory_bytes) & allowed(cuts, problem.graph, problem.demands, stage)
+        (total(use) <= smallest_memory(problem.cluster, layout.stage_ranks[stage]))
+        & allowed(cuts, problem.graph, problem.demands, stage)
         for stage, use in enumerate(_memories(problem, layout, loads))
     ]
     found: dict[tuple[int, ...], None] = {}
     for share in SEND_SHARES:
         periods = _periods(problem, layout, loads, share)
         before = loads.forward_time[0] + loads.backward_time[0]
-        finishes = [before[:, None] + layout.microbatches * period for period in periods]
+        finishes = [before[:, None] + period for period in periods]
         for costs in (periods, finishes):
             within = [np.where(fit, cost, np.inf) for fit, cost in zip(fits, costs, strict=True)]
             best = best_path(within, cuts.nested)
@@ -110,15 +112,9 @@ def best_path(costs: Sequence[Number], nested: Number) -> Path | None:
 
 
 def _memories(problem: Problem, layout: Layout, loads: StageLoad) -> list[Number]:
-    stages = len(layout.stage_ranks)
     return [
-        memory(
-            loads,
-            problem,
-            layout.microbatches,
-            in_flight(layout.schedule, stages, stage, layout.microbatches),
-        )
-        for stage in range(stages)
+        memory(loads, problem, own_microbatches(layout, stage), in_flight(layout, stage))
+        for stage in range(len(layout.stage_ranks))
     ]
 
 
@@ -127,11 +123,12 @@ def _periods(problem: Problem, layout: Layout, loads: StageLoad, share: float) -
     periods: list[Number] = []
     for stage in range(len(layout.stage_ranks)):
         before, after = links_around(links, stage)
-        period = busy_time(loads, problem.cluster, before, after)
+        load = on_ranks(loads, problem, layout, stage)
+        period = busy_time(load, problem.cluster, before, after)
         if problem.cluster.sends_overlap:
             sends = sum(traffic_times(loads.sent, after)) + sum(
                 traffic_times(loads.received, before)
             )
             period = period + share * sends
-        periods.append(period)
+        periods.append(own_microbatches(layout, stage) * period)
     return periods

@@ -33,17 +33,19 @@ from typing import Any
 
 import pulp
 
+from autopart.cluster import smallest_memory
 from autopart.cost import (
     busy_time,
     cut_links,
     in_flight,
     links_around,
     memory,
+    on_ranks,
     total,
     traffic_times,
 )
 from autopart.graph import edges, positions
-from autopart.problem import Layout, Problem
+from autopart.problem import Layout, Problem, own_microbatches
 from autopart.stage_load import Partition, StageLoad, Traffic, stage_loads
 
 SEND_SHARE = 0.5
@@ -77,7 +79,9 @@ def _finish_of(problem: Problem, layout: Layout, partition: Partition) -> float:
     loads = stage_loads(problem.graph, partition)
     ahead, finish = 0.0, 0.0
     for stage, load in enumerate(loads):
-        finish = max(finish, ahead + layout.microbatches * _period(problem, layout, stage, load))
+        load = on_ranks(load, problem, layout, stage)
+        own = own_microbatches(layout, stage)
+        finish = max(finish, ahead + own * _period(problem, layout, stage, load))
         ahead += load.forward_time + load.backward_time
     return finish
 
@@ -100,7 +104,7 @@ class _Program:
         self.k = len(layout.stage_ranks)
         layers = self.graph.layers
         self.work = [la.forward_time + la.input_grad_time + la.weight_grad_time for la in layers]
-        self.second = sum(self.work) * layout.microbatches or 1.0
+        self.second = sum(self.work) * layout.num_microbatches or 1.0
         """Times stand in the program as shares of this, so that coefficients are near 1."""
         self.program: Any = pulp.LpProblem("stages", pulp.LpMinimize)
         self.finish: Any = self.program.add_variable("T", 0)
@@ -177,13 +181,13 @@ class _Program:
 
     def _bound_stage(self, stage: int) -> None:
         problem, layout = self.problem, self.layout
-        load = self._load(stage)
-        held = in_flight(layout.schedule, self.k, stage, layout.microbatches)
-        limit = problem.cluster.memory_bytes
-        needed = total(memory(load, problem, layout.microbatches, held))
+        load = on_ranks(self._load(stage), problem, layout, stage)
+        own = own_microbatches(layout, stage)
+        limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
+        needed = total(memory(load, problem, own, in_flight(layout, stage)))
         self.program += needed * (1 / limit) <= 1.0, f"memory_{stage}"  # (8)
         ahead = pulp.lpSum(t * self._by(l, stage - 1) for l, t in enumerate(self.work))
-        finish = ahead + layout.microbatches * _period(problem, layout, stage, load)
+        finish = ahead + own * _period(problem, layout, stage, load)
         self.program += self.finish >= finish * (1 / self.second), f"finish_{stage}"  # (9)
 
     def _load(self, stage: int) -> StageLoad:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autopart.cluster import Link
 from autopart.cost import cut_links, in_flight, memory, total, traffic_times
-from autopart.problem import Layout, Problem
+from autopart.problem import Layout, Problem, own_microbatches
 from autopart.solvers.probe import Chain, Memory
 from autopart.stage_load import StageLoad
 
@@ -23,14 +24,14 @@ class LayoutChain(NamedTuple):
 
 
 def chain_of(problem: Problem, layout: Layout, loads: StageLoad, send_share: float) -> LayoutChain:
-    """The layout's stages over the cuts of a chain; `loads` are matrices [i, j] over its cuts, and
+    """The stages of a layout with equal replicas on equal GPUs over the cuts of a chain; `loads` are matrices [i, j] over its cuts, and
     `send_share` of a send counts to the period where sends overlap compute."""
     cluster, stages = problem.cluster, len(layout.stage_ranks)
     links = cut_links(cluster, layout.stage_ranks)
-    kinds = list(dict.fromkeys(links)) or [cluster.intra_node]
+    kinds: list[Link | None] = list(dict.fromkeys(links)) or [cluster.intra_node]
     share = send_share if cluster.sends_overlap else 1.0
     work = loads.forward_time[0] + loads.backward_time[0]
-    nothing_in_flight = total(memory(loads, problem, layout.microbatches, 0))
+    nothing_in_flight = total(memory(loads, problem, own_microbatches(layout, 0), 0))
     return LayoutChain(
         chain=Chain(
             work=np.asarray(work, dtype=float),
@@ -42,8 +43,5 @@ def chain_of(problem: Problem, layout: Layout, loads: StageLoad, send_share: flo
             memory=Memory(cluster.memory_bytes, nothing_in_flight, loads.stash_bytes),
         ),
         links=tuple(kinds.index(link) for link in links),
-        in_flight=tuple(
-            in_flight(layout.schedule, stages, stage, layout.microbatches)
-            for stage in range(stages)
-        ),
+        in_flight=tuple(in_flight(layout, stage) for stage in range(stages)),
     )

@@ -49,14 +49,14 @@ def proposed(asked, layout):
 def test_a_heavy_head_gets_a_stage_with_fewer_layers():
     layers = [layer(f"l{i}") for i in range(6)] + [layer("head", forward_time=3.0)]
     asked = problem(chain_graph(*layers), 16)
-    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), microbatches=16)
+    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), num_microbatches=16)
     assert ((0, 1, 2, 3), (4, 5, 6)) in proposed(asked, layout)
 
 
 def test_memory_pushes_layers_off_the_first_stage():
     layers = [layer(f"l{i}", stash_bytes=100) for i in range(6)]
     tight = problem(chain_graph(*layers, num_bytes=0), 8, cluster=cluster(memory_bytes=420))
-    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), microbatches=8)
+    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), num_microbatches=8)
     assert set(proposed(tight, layout)) == {((0, 1), (2, 3, 4, 5))}
     assert chain.least_memory(tight, layout, all_cuts(tight.graph)) == 400
 
@@ -64,7 +64,7 @@ def test_memory_pushes_layers_off_the_first_stage():
 def test_nothing_is_proposed_where_nothing_fits():
     layers = [layer(f"l{i}", stash_bytes=100) for i in range(2)]
     tight = problem(chain_graph(*layers), 8, cluster=cluster(memory_bytes=150))
-    layout = Layout(schedule="gpipe", stage_ranks=((0,), (1,)), microbatches=8)
+    layout = Layout(schedule="gpipe", stage_ranks=((0,), (1,)), num_microbatches=8)
     assert proposed(tight, layout) == []
 
 

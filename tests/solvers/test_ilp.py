@@ -30,7 +30,7 @@ def test_two_towers_are_cut_across_the_order():
     )
     slow = cluster(1, 2, intra_node=cluster().intra_node)
     asked = problem(LayerGraph(layers=layers, values=values), 8, cluster=slow)
-    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), microbatches=8)
+    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), num_microbatches=8)
     found = solved(asked, layout)
     assert found is not None
     first = {layers[at].name for at in found[0]}
@@ -68,14 +68,14 @@ def test_the_integer_program_equals_trying_everything(seed: int):
 def test_a_chain_plan_that_cannot_be_beaten_leaves_nothing_to_find():
     layers = (layer("a"), layer("b", forward_time=2.0))
     asked = problem(LayerGraph(layers=layers, values=(value("a", "b"),)), 4)
-    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), microbatches=4)
+    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), num_microbatches=4)
     assert solved(asked, layout, ((0,), (1,))) in (None, ((0,), (1,)))
 
 
 def test_no_time_is_no_answer():
     layers = (layer("a"), layer("b"))
     asked = problem(LayerGraph(layers=layers), 4)
-    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), microbatches=4)
+    layout = Layout(schedule="1f1b", stage_ranks=((0,), (1,)), num_microbatches=4)
     assert ilp.solve(asked, layout, None, time.perf_counter() - 1) is None
 
 
