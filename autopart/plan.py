@@ -149,14 +149,13 @@ def num_ranks(plan: Plan) -> int:
 
 
 def check_plan(plan: Plan, where: str = "plan") -> None:
-    """Raise PlanError unless the plan is whole in itself: every layer once, every rank one stage,
-    orders complete and free of deadlock. Whether it matches a profile is `verify`'s question."""
+    """Raise PlanError unless the plan is whole in itself: every layer once, every rank at most once
+    in a stage, orders complete and free of deadlock. Whether it matches a profile is `verify`'s question."""
     _check_layers(plan, where)
-    used = [rank for stage in plan.stages for rank in stage.ranks]
-    twice = {rank for rank in used if used.count(rank) > 1}
-    if twice:
-        raise PlanError(f"{where}: rank {min(twice)} stands in two stages")
-    beyond = max(used)
+    for index, stage in enumerate(plan.stages):
+        if len(set(stage.ranks)) < len(stage.ranks):
+            raise PlanError(f"{where}: stage {index} names a rank twice: {stage.ranks}")
+    beyond = max(rank for stage in plan.stages for rank in stage.ranks)
     if beyond >= len(plan.orders):
         raise PlanError(
             f"{where}: rank {beyond} has a stage but no order ({len(plan.orders)} orders)"

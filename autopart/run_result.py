@@ -26,12 +26,15 @@ class StageRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     forward_time: Seconds
     """One microbatch, without waiting."""
     backward_time: Seconds
+    """Both halves together where the backward is split."""
     busy_time: Seconds
-    """Forward, backward and everything between actions but waiting, for one microbatch."""
+    """Forward, backward and the stage's share, by its number of actions, of everything that its
+    ranks do between actions but waiting, for one microbatch."""
     wait_time: Seconds
     """Waiting for messages to arrive or to be received, in one step."""
     sync_time: Seconds
-    """Summing gradients over replicas and tied copies, with waiting for them, in one step."""
+    """Summing gradients over replicas and tied copies, with waiting for them, in one step; of the
+    whole rank, as are the next two."""
     update_time: Seconds
     """The optimizer's step."""
     peak_bytes: Bytes

@@ -44,7 +44,9 @@ def run_without_sums(rank: int, plan: Plan, settings: RunSettings) -> str:
 def run_with_double_loss(rank: int, plan: Plan, settings: RunSettings) -> str:
     """A checked run whose loss counts for more than its share: what it complains of."""
     kept = TorchStage.backward
-    TorchStage.backward = lambda self, m, given, scale: kept(self, m, given, scale * 1.0001)
+    TorchStage.backward = lambda self, m, given, scale, **how: kept(
+        self, m, given, scale * 1.0001, **how
+    )
     try:
         return complaint_of(rank, plan, settings)
     finally:

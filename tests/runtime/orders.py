@@ -1,28 +1,67 @@
 """Orders that no generator makes, for tests that must hold for any valid one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
 
-from autopart.schedule import Action, Schedule, predecessors, rank_of
+from autopart.schedule import Action, Schedule, rank_of
+
+Ranks = Sequence[Sequence[int]]
 
 
 @st.composite
 def valid_orders(
-    draw: st.DrawFn, stage_ranks: Sequence[Sequence[int]], num_microbatches: int
+    draw: st.DrawFn, stage_ranks: Ranks, num_microbatches: int, *, halves: bool = False
 ) -> Schedule:
-    """At each point some rank runs one of the actions that have become possible."""
+    """At each point some rank runs one of the actions that have become possible; with `halves`,
+    each backward is whole or split."""
+    split = {
+        (stage, m)
+        for stage in range(len(stage_ranks))
+        for m in range(num_microbatches)
+        if halves and draw(st.booleans())
+    }
+    return _orders(stage_ranks, num_microbatches, split, lambda ready: draw(st.sampled_from(ready)))
+
+
+def backward_first(stage_ranks: Ranks, num_microbatches: int, *, halves: bool = False) -> Schedule:
+    """The same order at each call, whatever the placement: backwards as soon as they can run, then
+    forwards of the last stages, weights' halves at the end."""
+    every = {(s, m) for s in range(len(stage_ranks)) for m in range(num_microbatches)}
+
+    def choose(ready: list[Action]) -> Action:
+        return min(ready, key=lambda a: ("BIFW".index(a.op), a.microbatch, -a.stage))
+
+    return _orders(stage_ranks, num_microbatches, every if halves else set(), choose)
+
+
+def _orders(
+    stage_ranks: Ranks,
+    num_microbatches: int,
+    split: set[tuple[int, int]],
+    choose: Callable[[list[Action]], Action],
+) -> Schedule:
     num_stages = len(stage_ranks)
     waiting = {
         Action(stage, op, m)
         for stage in range(num_stages)
-        for op in ("F", "B")
         for m in range(num_microbatches)
+        for op in ("FIW" if (stage, m) in split else "FB")
     }
     orders: list[list[Action]] = [[] for _ in range(1 + max(map(max, stage_ranks)))]
     while waiting:
-        ready = sorted(a for a in waiting if not waiting & set(predecessors(a, num_stages)))
-        action = draw(st.sampled_from(ready))
+        ready = sorted(a for a in waiting if not waiting & set(_before(a, num_stages)))
+        action = choose(ready)
         waiting.remove(action)
         orders[rank_of(stage_ranks[action.stage], action.microbatch)].append(action)
     return tuple(map(tuple, orders))
+
+
+def _before(action: Action, num_stages: int) -> list[Action]:
+    stage, op, m = action
+    if op == "F":
+        return [Action(stage - 1, "F", m)] if stage > 0 else []
+    if op == "W":
+        return [Action(stage, "I", m)]
+    ahead = [Action(stage + 1, half, m) for half in ("B", "I")] if stage + 1 < num_stages else []
+    return [Action(stage, "F", m), *ahead]

@@ -37,8 +37,14 @@ def plan_for(
     replicas: int = 1,
     microbatch_size: int = 2,
     dtype: str = "float32",
+    ranks: Sequence[Sequence[int]] | None = None,
+    orders: Schedule | None = None,
 ) -> Plan:
-    """A plan whose stages end at the given shares of the layers; the last one ends at the end."""
+    """A plan whose stages end at the given shares of the layers; the last one ends at the end.
+
+    `ranks` places the stages freely, else each has `replicas` ranks of its own; `orders` replaces
+    the schedule's.
+    """
     names = [layer.name for layer in captured.layers]
     ends = [max(1, round(cut * len(names))) for cut in cuts] + [len(names)]
     begins = [0, *ends[:-1]]
@@ -51,6 +57,8 @@ def plan_for(
         replicas=replicas,
         microbatch_size=microbatch_size,
         dtype=dtype,
+        ranks=ranks,
+        orders=orders,
     )
 
 
@@ -64,8 +72,11 @@ def _plan(
     replicas: int,
     microbatch_size: int,
     dtype: str,
+    ranks: Sequence[Sequence[int]] | None = None,
+    orders: Schedule | None = None,
 ) -> Plan:
-    ranks = [tuple(range(s * replicas, (s + 1) * replicas)) for s in range(len(layers))]
+    if ranks is None:
+        ranks = [range(s * replicas, (s + 1) * replicas) for s in range(len(layers))]
     return Plan(
         origin=Origin(
             model=model,
@@ -77,16 +88,16 @@ def _plan(
             solve_seconds=0.0,
             autopart="0",
         ),
-        cluster=cluster_of("cpu", gpus=len(layers) * replicas),
+        cluster=cluster_of("cpu", gpus=1 + max(map(max, ranks))),
         microbatch_size=microbatch_size,
         num_microbatches=num_microbatches,
         optimizer_bytes=8,
         demands=Demands(),
         stages=tuple(
-            Stage(layers=tuple(la), ranks=on) for la, on in zip(layers, ranks, strict=True)
+            Stage(layers=tuple(la), ranks=tuple(on)) for la, on in zip(layers, ranks, strict=True)
         ),
         schedule=schedule,
-        orders=orders_of(make_schedule(schedule, ranks, num_microbatches)),
+        orders=orders_of(orders or make_schedule(schedule, ranks, num_microbatches)),
         prediction=Prediction(
             step_time=1.0, bubble=0.0, stages=tuple(_nothing() for _ in layers), syncs=()
         ),

@@ -8,12 +8,11 @@ from autopart.runtime.execution.messages import Program, Receive, Send, write_me
 from autopart.schedule import (
     Action,
     Schedule,
-    check_schedule,
     gpipe,
     make_schedule,
     one_f_one_b,
 )
-from tests.runtime.orders import valid_orders
+from tests.runtime.orders import backward_first, valid_orders
 
 
 def told(program: Program) -> str:
@@ -40,6 +39,13 @@ def test_replicas_send_to_the_rank_that_is_dealt_the_microbatch():
     assert receives == {"0B0": 1, "0B1": 2, "0B2": 1}
 
 
+def test_stages_of_one_rank_say_nothing_to_each_other():
+    ranks = [[0], [1], [1]]
+    first, second = write_messages(backward_first(ranks, 1, halves=True), ranks)
+    assert told(first) == "0F0 0F0>1 0I0<1 0I0 0W0"
+    assert told(second) == "1F0<0 1F0 2F0 2I0 1I0 1I0>0 2W0 1W0"
+
+
 def test_a_single_stage_says_nothing():
     assert told(write_messages(one_f_one_b([[0]], 2), [[0]])[0]) == "0F0 0B0 0F1 0B1"
 
@@ -55,9 +61,17 @@ def layouts(draw: st.DrawFn) -> tuple[list[list[int]], int]:
 
 
 @st.composite
+def placements(draw: st.DrawFn) -> tuple[list[list[int]], int]:
+    """Stages anywhere: on ranks of their own, on shared ones, on several."""
+    one_stage = st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True)
+    ranks = draw(st.lists(one_stage, min_size=1, max_size=6))
+    return ranks, draw(st.integers(max(map(len, ranks)), 6))
+
+
+@st.composite
 def schedules(draw: st.DrawFn) -> tuple[Schedule, list[list[int]]]:
-    ranks, num_microbatches = draw(layouts())
-    return draw(valid_orders(ranks, num_microbatches)), ranks
+    ranks, num_microbatches = draw(st.one_of(layouts(), placements()))
+    return draw(valid_orders(ranks, num_microbatches, halves=True)), ranks
 
 
 def deadlock(programs: tuple[Program, ...]) -> list[str]:
@@ -91,11 +105,16 @@ def deadlock(programs: tuple[Program, ...]) -> list[str]:
 @given(schedules())
 def test_any_valid_order_runs_even_where_sends_block(case: tuple[Schedule, list[list[int]]]):
     schedule, ranks = case
-    check_schedule(schedule, ranks, 1 + max(a.microbatch for order in schedule for a in order))
     programs = write_messages(schedule, ranks)
     assert deadlock(programs) == []
     for order, program in zip(schedule, programs, strict=True):
         assert order == tuple(e for e in program if isinstance(e, Action))
+
+
+def reader(sent: Action) -> tuple[int, bool, int]:
+    """The stage that reads the results of an action, whether in a forward, and for which microbatch."""
+    is_forward = sent.op == "F"
+    return sent.stage + (1 if is_forward else -1), is_forward, sent.microbatch
 
 
 @given(schedules())
@@ -106,13 +125,9 @@ def test_between_two_ranks_messages_are_received_in_the_order_in_which_they_are_
     programs = write_messages(schedule, ranks)
     for a in range(len(programs)):
         for b in range(len(programs)):
-            sent = [
-                (e.action.op, e.action.microbatch)
-                for e in programs[a]
-                if isinstance(e, Send) and e.peer == b
-            ]
+            sent = [reader(e.action) for e in programs[a] if isinstance(e, Send) and e.peer == b]
             received = [
-                (e.action.op, e.action.microbatch)
+                (e.action.stage, e.action.op == "F", e.action.microbatch)
                 for e in programs[b]
                 if isinstance(e, Receive) and e.peer == a
             ]

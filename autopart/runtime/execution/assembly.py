@@ -12,6 +12,7 @@ from autopart.runtime.execution.gradient_sum import GradientSum, holders_of
 from autopart.runtime.execution.messages import write_messages
 from autopart.runtime.execution.plan_match import check_can_run, place_on
 from autopart.runtime.execution.stage import TorchStage, stage_parameters
+from autopart.runtime.execution.weight_gradients import split_backwards
 
 
 class Unwatched:
@@ -31,27 +32,32 @@ def make_executor(
     device: torch.device,
     watcher: Watcher | None = None,
 ) -> Executor:
-    """This rank's executor; its stage's tensors are moved to `device`.
+    """This rank's executor; its stages' tensors are moved to `device`.
 
     `programs` are those of `split_stages` for the plan's stages, made on every rank from equal
     weights. Every rank of the default process group must call this: it makes process groups.
     Raises PlanError where the plan asks for what is not run yet.
     """
     check_can_run(plan)
-    rank, ranks = distributed.get_rank(), stage_ranks(plan)
-    index = next((i for i, on in enumerate(ranks) if rank in on), None)
-    parameters: dict[str, torch.nn.Parameter] = {}
-    stage: TorchStage | None = None
-    if index is not None:
-        program = programs[index]
-        place_on(program.module, device)
-        parameters = stage_parameters(program)
-        stage = TorchStage(program, index, len(ranks), plan.num_microbatches, device, _alone(rank))
+    rank, ranks, schedule = distributed.get_rank(), stage_ranks(plan), schedule_of(plan)
+    halved = {action.stage for order in schedule for action in order if action.op == "W"}
+    stages: dict[int, TorchStage] = {}
+    alone = _alone(rank)
+    for index, on in enumerate(ranks):
+        if rank in on:
+            program = programs[index]
+            place_on(program.module, device)
+            if index in halved:
+                split_backwards(program.module)
+            stages[index] = TorchStage(
+                program, index, len(ranks), plan.num_microbatches, device, alone
+            )
     holders = holders_of([program.parameters for program in programs], ranks)
+    mine = {n: p for stage in stages.values() for n, p in stage_parameters(stage.program).items()}
     return Executor(
-        stage,
-        write_messages(schedule_of(plan), ranks)[rank],
-        GradientSum(holders, parameters, rank),
+        stages,
+        write_messages(schedule, ranks)[rank],
+        GradientSum(holders, mine, rank),
         num_microbatches=plan.num_microbatches,
         device=device,
         watcher=watcher or Unwatched(),

@@ -1,7 +1,8 @@
 """Runs one rank's part of a step: its program, event by event. It decides nothing.
 
     receive   make fresh room for a message and let it arrive in the background
-    F, B      wait for what the action needs, then let the stage compute
+    F, B, I   wait for what the action needs, then let the stage compute
+    W         compute what I has put off
     send      hand the results to the peer in the background
 
 At most `MAX_SENDS` sends are under way, and room for a message exists only from its receive to
@@ -9,23 +10,19 @@ its action, so nothing grows with the number of microbatches but what the schedu
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import distributed
 
 from autopart.runtime.execution.clock import Mark, Slice, clock_of
-from autopart.runtime.execution.faults import LostPeer
 from autopart.runtime.execution.gradient_sum import GradientSum
+from autopart.runtime.execution.held import Held, Stages
 from autopart.runtime.execution.messages import Program, Receive, Send
-from autopart.runtime.execution.stage import Leaves, TorchStage, stage_buffers, stage_parameters
+from autopart.runtime.execution.stage import Leaves, stage_buffers, stage_parameters
+from autopart.runtime.execution.transfers import carried
 from autopart.schedule import Action
-
-T = TypeVar("T")
 
 MAX_SENDS = 2
 """Sends under way at once; the next one waits for the oldest to be received."""
@@ -59,11 +56,11 @@ class StepTrace(NamedTuple):
 
 
 class Executor:
-    """One rank's stage and its program; a rank without a stage takes part in nothing but sums."""
+    """One rank's stages and its program; a rank without a stage takes part in nothing but sums."""
 
     def __init__(
         self,
-        stage: TorchStage | None,
+        stages: Stages,
         program: Program,
         sums: GradientSum,
         *,
@@ -71,7 +68,7 @@ class Executor:
         device: torch.device,
         watcher: Watcher,
     ) -> None:
-        self.stage = stage
+        self.stages = dict(stages)
         self._program = program
         self._sums = sums
         self._num_microbatches = num_microbatches
@@ -82,18 +79,21 @@ class Executor:
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Those of this rank's stage by the user's names, for an optimizer."""
-        return {} if self.stage is None else stage_parameters(self.stage.program)
+        """Those of this rank's stages by the user's names, for an optimizer."""
+        programs = [stage.program for stage in self.stages.values()]
+        return {name: p for program in programs for name, p in stage_parameters(program).items()}
 
     @property
     def buffers(self) -> dict[str, torch.Tensor]:
-        """Those of this rank's stage by the user's names."""
-        return {} if self.stage is None else stage_buffers(self.stage.program)
+        """Those of this rank's stages by the user's names."""
+        programs = [stage.program for stage in self.stages.values()]
+        return {name: b for program in programs for name, b in stage_buffers(program).items()}
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The tensors of the batch that this rank's stage reads."""
-        return () if self.stage is None else self.stage.program.inputs
+        """The tensors of the batch that this rank's stages read."""
+        read = [name for stage in self.stages.values() for name in stage.program.inputs]
+        return tuple(dict.fromkeys(read))
 
     @property
     def microbatches(self) -> tuple[int, ...]:
@@ -101,30 +101,36 @@ class Executor:
         actions = [event for event in self._program if isinstance(event, Action)]
         return tuple(sorted({action.microbatch for action in actions}))
 
-    def step(self, microbatches: Mapping[int, Leaves]) -> torch.Tensor | None:
-        """Run one batch: afterwards every parameter's ``grad`` is that of the batch's mean loss.
+    def step(
+        self, microbatches: Mapping[int, Leaves], *, scale: float = 1.0, sync: bool = True
+    ) -> torch.Tensor | None:
+        """Run one batch: afterwards every parameter's ``grad`` is that of the batch's mean loss,
+        times `scale`, added to what was there.
 
         `microbatches` holds, for each microbatch that this rank was dealt, the tensors that its
-        stage reads. Gradients must be None or zero before. Gives, on a rank of the last stage, its
-        share of the loss: the sum over its microbatches divided by the number of all microbatches.
+        stages read. Where gradients of several batches are to add up, `sync` must be False for all
+        but the last: sums over replicas and tied copies are made once, of everything, and after
+        them ``grad`` must be cleared. Gives, on a rank of the last stage, its share of the loss: the
+        sum over its microbatches divided by the number of all microbatches, without `scale`.
         Raises LostPeer where another rank is gone.
         """
         marks = self._marks = _Marks(self._clock.mark())
-        run = _Run(self.stage, microbatches, 1.0 / self._num_microbatches)
+        held = Held(self.stages, microbatches, scale / self._num_microbatches)
         for event in self._program:
             if isinstance(event, Receive):
-                run.post(event)
+                held.post(event)
             elif isinstance(event, Send):
-                run.send(event)
-                self._drain(run, MAX_SENDS, marks)
+                held.send(event)
+                self._drain(held, MAX_SENDS, marks)
             else:
-                self._act(event, run, marks)
-        self._drain(run, 0, marks)
+                self._act(event, held, marks)
+        self._drain(held, 0, marks)
         marks.acted = self._clock.mark()
-        self._watcher.waiting("the sum of gradients", None)
-        _carried(self._sums.run, None, "the sum of gradients")
+        if sync:
+            self._watcher.waiting("the sum of gradients", None)
+            carried(self._sums.run, None, "the sum of gradients")
         marks.summed = self._clock.mark()
-        return run.loss
+        return None if held.loss is None else held.loss / self._num_microbatches
 
     def trace(self) -> StepTrace:
         """The last step's times; waits until its work is done."""
@@ -143,22 +149,22 @@ class Executor:
             core_time=marks.core_time if self._has_core_time else None,
         )
 
-    def _act(self, action: Action, run: "_Run", marks: "_Marks") -> None:
+    def _act(self, action: Action, held: Held, marks: "_Marks") -> None:
         start = self._clock.mark()
-        peer = run.sender(action)
+        peer = held.sender(action)
         if peer is not None:
             self._watcher.waiting(str(action), peer)
-        needed = run.arrived(action)
+        needed = held.needed(action)
         self._watcher.working(str(action))
         ready, core = self._clock.mark(), time.thread_time()
-        run.compute(action, needed)
+        held.compute(action, needed)
         marks.actions.append((action, (start, ready, self._clock.mark())))
         marks.core_time += time.thread_time() - core
 
-    def _drain(self, run: "_Run", most: int, marks: "_Marks") -> None:
+    def _drain(self, held: Held, most: int, marks: "_Marks") -> None:
         """Wait until at most `most` sends are under way."""
-        while len(run.sends) > most:
-            send = run.sends.popleft()
+        while len(held.sends) > most:
+            send = held.sends.popleft()
             start = self._clock.mark()
             self._watcher.waiting(f"{send.action}'s results being received", send.peer)
             send.wait()
@@ -175,92 +181,3 @@ class _Marks:
     core_time: float = 0.0
     acted: Mark | None = None
     summed: Mark | None = None
-
-
-class _Message(NamedTuple):
-    """Tensors on their way; the buffers must live until they have arrived."""
-
-    action: Action
-    peer: int
-    tensors: tuple[torch.Tensor, ...]
-    works: tuple[distributed.Work, ...]
-
-    def wait(self) -> None:
-        for work in self.works:
-            _carried(work.wait, self.peer, str(self.action))
-
-
-class _Run:
-    """What one rank holds in the middle of a step."""
-
-    def __init__(
-        self, stage: TorchStage | None, microbatches: Mapping[int, Leaves], loss_scale: float
-    ) -> None:
-        self._stage = stage
-        self._microbatches = microbatches
-        self._loss_scale = loss_scale
-        self._arriving: dict[Action, _Message] = {}
-        self._results: dict[Action, tuple[torch.Tensor, ...]] = {}
-        self.sends: deque[_Message] = deque()
-        self.loss: torch.Tensor | None = None
-
-    def post(self, event: Receive) -> None:
-        assert self._stage is not None
-        program = self._stage.program
-        metas = program.received_meta if event.action.op == "F" else program.output_meta
-        buffers = tuple(
-            torch.empty(meta.shape, dtype=meta.dtype, device=self._stage.device)
-            for meta in metas
-            if event.action.op == "F" or meta.requires_grad
-        )
-        works = _carry(distributed.irecv, buffers, event.peer, event.action)
-        self._arriving[event.action] = _Message(event.action, event.peer, buffers, works)
-
-    def send(self, event: Send) -> None:
-        tensors = self._results.pop(event.action)
-        works = _carry(distributed.isend, tensors, event.peer, event.action)
-        self.sends.append(_Message(event.action, event.peer, tensors, works))
-
-    def sender(self, action: Action) -> int | None:
-        message = self._arriving.get(action)
-        return None if message is None else message.peer
-
-    def arrived(self, action: Action) -> tuple[torch.Tensor, ...]:
-        message = self._arriving.pop(action, None)
-        if message is None:
-            return ()
-        message.wait()
-        return message.tensors
-
-    def compute(self, action: Action, needed: tuple[torch.Tensor, ...]) -> None:
-        stage = self._stage
-        assert stage is not None and action.stage == stage.stage_index
-        if action.op == "B":
-            results = stage.backward(action.microbatch, needed, self._loss_scale)
-        else:
-            leaves = self._microbatches[action.microbatch]
-            results = stage.forward(action.microbatch, needed, leaves)
-        if action.op == "F" and stage.is_last:
-            share = results[0] * self._loss_scale
-            self.loss = share if self.loss is None else self.loss + share
-        elif not (action.op == "B" and stage.is_first):
-            self._results[action] = results
-
-
-def _carry(
-    transfer: Callable[[torch.Tensor, int], distributed.Work | None],
-    tensors: Sequence[torch.Tensor],
-    peer: int,
-    action: Action,
-) -> tuple[distributed.Work, ...]:
-    works = [_carried(partial(transfer, tensor, peer), peer, str(action)) for tensor in tensors]
-    return tuple(work for work in works if work is not None)
-
-
-def _carried(deed: Callable[[], T], peer: int | None, waiting_for: str) -> T:
-    """Do what needs another rank. Every transport reports a peer that is gone, or that is late
-    beyond the process group's timeout, as a RuntimeError."""
-    try:
-        return deed()
-    except RuntimeError as error:
-        raise LostPeer(peer, waiting_for, " ".join(str(error).split())) from error

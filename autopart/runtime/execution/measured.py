@@ -2,11 +2,14 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from autopart.plan import Plan
 from autopart.run_result import RunSlice, StageRun
+from autopart.runtime.execution.clock import Slice
 from autopart.runtime.execution.executor import StepTrace
+from autopart.schedule import Op
 
 
 class StepRun(NamedTuple):
@@ -49,16 +52,18 @@ def stages_of(plan: Plan, runs: Sequence[RankRun]) -> tuple[StageRun, ...]:
     return tuple(
         StageRun(
             ranks=stage.ranks,
-            forward_time=_median_action("F", mine),
-            backward_time=_median_action("B", mine),
-            busy_time=_median(mine, _busy_time),
-            wait_time=_median(mine, _wait_time),
+            forward_time=_median_action(index, "F", mine),
+            backward_time=_backward_time(index, mine),
+            busy_time=_median(mine, partial(_busy_time, index)),
+            wait_time=_median(mine, partial(_wait_time, index)),
             sync_time=_median(mine, lambda step: step.trace.sync_time),
             update_time=_median(mine, lambda step: step.update_time),
             peak_bytes=max(run.peak_bytes for run in mine),
             predicted=predicted,
         )
-        for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True)
+        for index, (stage, predicted) in enumerate(
+            zip(plan.stages, plan.prediction.stages, strict=True)
+        )
         for mine in [[runs[rank] for rank in stage.ranks]]
     )
 
@@ -84,22 +89,40 @@ def _median(runs: Iterable[RankRun], value: Callable[[StepRun], float]) -> float
     return statistics.median(value(step) for run in runs for step in settled(run.steps))
 
 
-def _median_action(op: str, runs: Iterable[RankRun]) -> float:
-    return statistics.median(
+def _median_action(stage: int, op: Op, runs: Iterable[RankRun]) -> float:
+    """0 where the stage runs no such action."""
+    times = [
         s.end - s.ready
         for run in runs
         for step in settled(run.steps)
         for s in step.trace.slices
-        if s.action.op == op
-    )
+        if s.action.op == op and s.action.stage == stage
+    ]
+    return statistics.median(times) if times else 0.0
 
 
-def _wait_time(step: StepRun) -> float:
-    return step.trace.blocked_time + sum(s.ready - s.start for s in step.trace.slices)
+def _backward_time(stage: int, runs: Sequence[RankRun]) -> float:
+    """Of a whole backward; of both halves together where the stage runs no whole ones."""
+    whole = _median_action(stage, "B", runs)
+    return whole or _median_action(stage, "I", runs) + _median_action(stage, "W", runs)
 
 
-def _busy_time(step: StepRun) -> float:
-    """For one microbatch: the time of the step's actions and what lies between, without waiting."""
-    num_forwards = sum(s.action.op == "F" for s in step.trace.slices)
-    whole = step.trace.end - step.trace.sync_time
-    return max(0.0, whole - _wait_time(step)) / num_forwards
+def _wait_time(stage: int, step: StepRun) -> float:
+    """The waits before the stage's actions, with its share of the waits for sends."""
+    mine = _slices_of(step, stage)
+    blocked = step.trace.blocked_time * len(mine) / len(step.trace.slices)
+    return blocked + sum(s.ready - s.start for s in mine)
+
+
+def _busy_time(stage: int, step: StepRun) -> float:
+    """For one microbatch: the time of the stage's actions and its share, by their number, of what
+    the rank does between actions, without waiting."""
+    slices, mine = step.trace.slices, _slices_of(step, stage)
+    acting = sum(s.end - s.start for s in slices)
+    between = step.trace.end - step.trace.sync_time - step.trace.blocked_time - acting
+    own = sum(s.end - s.ready for s in mine) + max(0.0, between) * len(mine) / len(slices)
+    return own / sum(s.action.op == "F" for s in mine)
+
+
+def _slices_of(step: StepRun, stage: int) -> list[Slice]:
+    return [s for s in step.trace.slices if s.action.stage == stage]

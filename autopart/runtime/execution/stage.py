@@ -14,6 +14,7 @@ from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage
 
 from autopart.runtime.capture.split import StageProgram, TensorMeta
+from autopart.runtime.execution.weight_gradients import Deed, put_off
 
 Leaves = Mapping[str, torch.Tensor]
 """The tensors of one microbatch by input name."""
@@ -47,6 +48,7 @@ class TorchStage(PipelineStage):
         self.chunks = num_microbatches
         self._arrived: dict[int, tuple[torch.Tensor, ...]] = {}
         self._gradients: dict[int, tuple[torch.Tensor | None, ...]] = {}
+        self._put_off: dict[int, list[Deed]] = {}
         self._fix_metadata()
 
     def forward(
@@ -62,21 +64,38 @@ class TorchStage(PipelineStage):
         return tuple(output.detach() for output in outputs)
 
     def backward(
-        self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float
+        self,
+        microbatch: int,
+        gradients: Sequence[torch.Tensor],
+        loss_scale: float,
+        *,
+        puts_off: bool = False,
     ) -> tuple[torch.Tensor, ...]:
         """Add the microbatch's gradients to the parameters' ``grad``.
 
         `gradients` belong to the outputs that require one, in their order; the last stage needs
         none and multiplies its loss by `loss_scale`. Gives the gradients of the received tensors
-        that require one, zeros where nothing depends on them.
+        that require one, zeros where nothing depends on them. With `puts_off`, what of the weights'
+        gradients can wait does so until `weight_backward` is called.
         """
         metas = self.program.received_meta
-        of_received = self._backward(microbatch, gradients, loss_scale)
+        if puts_off:
+            with put_off(self._put_off.setdefault(microbatch, [])):
+                of_received = self._backward(microbatch, gradients, loss_scale)
+        else:
+            of_received = self._backward(microbatch, gradients, loss_scale)
         return tuple(
             torch.zeros(meta.shape, dtype=meta.dtype, device=self.device) if grad is None else grad
             for grad, meta in zip(of_received, metas, strict=True)
             if meta.requires_grad
         )
+
+    def weight_backward(self, microbatch: int) -> None:
+        """Add the gradients that `backward` has put off to the parameters' ``grad``."""
+        deeds = self._put_off.pop(microbatch)
+        deeds.reverse()
+        while deeds:  # Each one's tensors are free once it has run.
+            deeds.pop()()
 
     def _backward(
         self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float

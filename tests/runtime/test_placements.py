@@ -1,0 +1,172 @@
+"""Stages placed freely on ranks, trained in any valid order and held against the plain model."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autopart.plan import Plan
+from autopart.run_result import RunResult
+from autopart.runtime.execution.training import RunSettings
+from autopart.schedule import Schedule
+from tests.runtime.on_ranks import run, run_without_sums
+from tests.runtime.orders import backward_first, valid_orders
+from tests.runtime.plans import capture, plan_for
+from tests.runtime.rank_pool import RankPool
+
+captured = cache(capture)
+
+Ranks = Sequence[Sequence[int]]
+
+LOOP = [[0], [1], [0], [1]]
+V = [[0], [1], [1], [0]]
+PIPEDREAM = [[0, 1], [2], [3]]
+
+any_order = settings(
+    max_examples=3,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def plan(
+    model: str,
+    ranks: Ranks,
+    *,
+    orders: Schedule | None = None,
+    num_microbatches: int = 4,
+    dtype: str = "float64",
+    halves: bool = False,
+) -> Plan:
+    """Uneven stages on the ranks given."""
+    cuts = [(s / len(ranks)) ** 1.3 for s in range(1, len(ranks))]
+    return plan_for(
+        model,
+        captured(model, 2, dtype),
+        cuts,
+        num_microbatches=num_microbatches,
+        dtype=dtype,
+        ranks=ranks,
+        orders=orders or backward_first(ranks, num_microbatches, halves=halves),
+    )
+
+
+def checked(pool: RankPool, of: Plan, steps: int = 2) -> RunResult:
+    """The result of a checked run, which has raised if anything differs."""
+    settings = RunSettings(model=of.origin.model, check=True, steps=steps)
+    result = pool.call(run, of, settings)[0]
+    assert result.check is not None and result.check.gradients <= result.check.tolerance
+    return result
+
+
+@pytest.mark.parametrize("ranks", [LOOP, V, [[1], [0], [0]]], ids=["loop", "V", "neighbours"])
+def test_several_stages_of_a_rank_train_as_the_plain_model(two_ranks: RankPool, ranks: Ranks):
+    checked(two_ranks, plan("zoo:mlp-tiny", ranks))
+
+
+@pytest.mark.parametrize("ranks", [LOOP, V], ids=["loop", "V"])
+def test_in_float32_to_five_digits(two_ranks: RankPool, ranks: Ranks):
+    assert checked(two_ranks, plan("zoo:unet-tiny", ranks, dtype="float32")).check
+
+
+def test_tied_weights_on_stages_of_the_same_rank_are_one_parameter(two_ranks: RankPool):
+    """The embedding and the head stand on rank 0, the blocks between them on rank 1."""
+    result = checked(two_ranks, plan("zoo:gpt2-tiny", [[0], [1], [0]]), steps=3)
+    assert result.check is not None and result.check.num_parameters == 100
+
+
+def test_tied_weights_on_stages_of_two_ranks_are_summed_over_both(two_ranks: RankPool):
+    of = plan("zoo:gpt2-tiny", LOOP)
+    checked(two_ranks, of)
+    settings = RunSettings(model=of.origin.model, check=True, steps=1)
+    complaint, _ = two_ranks.call(run_without_sums, of, settings)
+    assert "the gradient of tokens.weight on rank" in complaint
+
+
+@pytest.mark.parametrize(
+    "ranks",
+    [[[0], [1], [2], [3]] * 2, [[0], [1], [2], [3], [3], [2], [1], [0]]],
+    ids=["loop", "V"],
+)
+@pytest.mark.slow
+def test_eight_stages_on_four_ranks_train_as_the_plain_model(four_ranks: RankPool, ranks: Ranks):
+    checked(four_ranks, plan("zoo:mlp-tiny", ranks, num_microbatches=6))
+
+
+def test_a_stage_with_more_replicas_than_the_next_trains_as_the_plain_model(four_ranks: RankPool):
+    """Two, one and one ranks: whole microbatches are dealt in turn."""
+    result = checked(four_ranks, plan("zoo:gpt2-tiny", PIPEDREAM, num_microbatches=5))
+    dealt = [{s.action[2:] for s in slices} for slices in result.trace]
+    assert dealt == [{"0", "2", "4"}, {"1", "3"}, *[{"0", "1", "2", "3", "4"}] * 2]
+
+
+@pytest.mark.parametrize("ranks", [[[0], [1, 2, 3]], [[2, 0, 3], [1]]], ids=["1+3", "3+1"])
+def test_one_rank_and_three_replicas_train_as_the_plain_model(four_ranks: RankPool, ranks: Ranks):
+    checked(four_ranks, plan("zoo:mlp-tiny", ranks, num_microbatches=7))
+
+
+def test_gradients_of_unequal_replicas_that_are_not_summed_are_noticed(four_ranks: RankPool):
+    of = plan("zoo:mlp-tiny", PIPEDREAM)
+    settings = RunSettings(model=of.origin.model, check=True, steps=1)
+    assert "differs from the plain model" in four_ranks.call(run_without_sums, of, settings)[0]
+
+
+def test_a_rank_may_stand_in_a_replicated_stage_and_in_one_of_its_own(two_ranks: RankPool):
+    checked(two_ranks, plan("zoo:mlp-tiny", [[0, 1], [0], [1]], num_microbatches=5))
+
+
+def test_times_of_each_stage_stand_apart(two_ranks: RankPool):
+    result = checked(two_ranks, plan("zoo:mlp-tiny", V))
+    assert [stage.ranks for stage in result.stages] == [(0,), (1,), (1,), (0,)]
+    for rank in (0, 1):
+        busy = sum(stage.busy_time for stage in result.stages if stage.ranks == (rank,))
+        assert 0 < 4 * busy <= 1.5 * result.step_time
+
+
+@pytest.mark.parametrize("ranks", [[[0], [1]], LOOP, V], ids=["single", "loop", "V"])
+def test_backward_in_two_halves_trains_as_the_plain_model(two_ranks: RankPool, ranks: Ranks):
+    result = checked(two_ranks, plan("zoo:gpt2-tiny", ranks, halves=True))
+    ops = {slice.action.lstrip("0123456789")[0] for of in result.trace for slice in of}
+    assert ops == {"F", "I", "W"}
+    assert all(stage.backward_time > 0 for stage in result.stages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet", "unet", "moe", "encdec", "llama", "mlp"])
+def test_every_example_trains_in_two_halves(two_ranks: RankPool, name: str):
+    checked(two_ranks, plan(f"zoo:{name}-tiny", V, halves=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hf_gpt2", "hf_llama", "hf_bert", "hf_t5"])
+def test_hugging_face_models_train_in_two_halves(two_ranks: RankPool, name: str):
+    pytest.importorskip("transformers")
+    checked(two_ranks, plan(f"tests/models/{name}.py", [[0], [1]], halves=True))
+
+
+def test_halves_with_replicas_are_summed_after_the_last_one(four_ranks: RankPool):
+    checked(four_ranks, plan("zoo:gpt2-tiny", PIPEDREAM, num_microbatches=5, halves=True))
+
+
+def test_a_frozen_stage_has_nothing_to_put_off(two_ranks: RankPool):
+    checked(
+        two_ranks, plan("tests/runtime/models/awkward.py:frozen_start", [[0], [1]], halves=True)
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Ranks, Schedule]:
+    ranks = draw(st.sampled_from([LOOP, V, [[1], [0], [0]], [[0], [0], [1], [1]], [[0, 1], [1]]]))
+    return ranks, draw(valid_orders(ranks, 3, halves=True))
+
+
+@any_order
+@given(cases())
+def test_any_valid_order_on_any_placement_trains_the_same(
+    two_ranks: RankPool, case: tuple[Ranks, Schedule]
+):
+    ranks, orders = case
+    checked(two_ranks, plan("zoo:mlp-tiny", ranks, orders=orders, num_microbatches=3), steps=1)
