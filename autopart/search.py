@@ -198,7 +198,7 @@ class _Search:
         program = compile_layout(place.layout)
         for share in STEPS_TO_BEST:
             aim = place.bound + share * (self.step_time - place.bound)
-            most = (budget - spent) // len(program.steps)
+            most = (budget - spent) // program.num_actions
             below = list(itertools.islice(self._below(place.layout, aim), most + 1))
             if len(below) > most or time.perf_counter() > self.deadline:
                 return proven, spent
@@ -206,7 +206,7 @@ class _Search:
                 path, step = self._fastest(place.layout, program, below)
                 if step < self.step_time:
                     self._take_path(place.layout, path)
-            spent += len(below) * len(program.steps)
+            spent += len(below) * program.num_actions
             proven = min(aim, self.step_time)
         return proven, spent
 

@@ -9,6 +9,7 @@ from autopart.plan import MemoryUse, Plan
 from autopart.profile import Profile, stash_error, time_error
 from autopart.report.plan_table import peak_bytes
 from autopart.simulator import Timeline
+from autopart.simulator.timeline import rank_slices, used_ranks
 
 
 class LayerSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,7 +274,7 @@ def _baseline(other: Plan | str) -> Baseline:
 
 def simulate_summary(plan: Plan, timeline: Timeline, path: str) -> SimulateSummary:
     """What every rank does in a step."""
-    used = [rank for rank, slices in enumerate(timeline.slices) if slices]
+    used = used_ranks(timeline)
     return SimulateSummary(
         plan=path,
         makespan=timeline.makespan,
@@ -285,7 +286,8 @@ def simulate_summary(plan: Plan, timeline: Timeline, path: str) -> SimulateSumma
 def _rank_summary(plan: Plan, timeline: Timeline, rank: int) -> RankSummary:
     places = [place for place, stage in enumerate(plan.stages) if rank in stage.ranks]
     predicted = [plan.prediction.stages[place] for place in places]
-    busy = sum(piece.end - piece.start for piece in timeline.slices[rank])
+    slices = rank_slices(timeline, rank)
+    busy = sum(piece.end - piece.start for piece in slices)
     sync = sum(sync.time for sync in plan.prediction.syncs if rank in sync.ranks)
     update = sum(stage.update_time for stage in predicted)
     return RankSummary(
@@ -299,7 +301,7 @@ def _rank_summary(plan: Plan, timeline: Timeline, rank: int) -> RankSummary:
         peak_bytes=max(stage.peak_bytes for stage in predicted),
         slices=tuple(
             SliceSummary(action=str(piece.action), start=piece.start, end=piece.end)
-            for piece in timeline.slices[rank]
+            for piece in slices
         ),
     )
 

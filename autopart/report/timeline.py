@@ -9,6 +9,7 @@ from rich.text import Text
 from autopart.plan import Plan
 from autopart.schedule import Action
 from autopart.simulator import Timeline
+from autopart.simulator.timeline import rank_slices, used_ranks
 from autopart.units import format_time
 
 MOST_RANKS = 16
@@ -46,7 +47,7 @@ def timeline_text(plan: Plan, timeline: Timeline, width: int) -> Text:
 
 
 def _drawn_ranks(plan: Plan, timeline: Timeline) -> list[int]:
-    busy = [rank for rank, slices in enumerate(timeline.slices) if slices]
+    busy = used_ranks(timeline)
     if len(busy) <= MOST_RANKS:
         return busy
     return [min(stage.ranks) for stage in plan.stages]
@@ -54,7 +55,7 @@ def _drawn_ranks(plan: Plan, timeline: Timeline) -> list[int]:
 
 def _scale(timeline: Timeline, ranks: list[int], columns: int) -> _Scale:
     """Actions are named where half of the forwards have room for name and gap."""
-    drawn = [piece for rank in ranks for piece in timeline.slices[rank]]
+    drawn = [piece for rank in ranks for piece in rank_slices(timeline, rank)]
     seconds = timeline.makespan or 1.0
     room = [
         (piece.end - piece.start) * columns / seconds - len(str(piece.action))
@@ -66,9 +67,10 @@ def _scale(timeline: Timeline, ranks: list[int], columns: int) -> _Scale:
 
 def _row(timeline: Timeline, rank: int, scale: _Scale) -> Text:
     row = Text("." * scale.columns, style="dim")
-    slices = timeline.slices[rank]
-    sync = _span(slices[-1].end, timeline.sync_end[rank], scale)
-    row = _paint(row, sync, "~" * len(sync), "magenta")
+    slices = rank_slices(timeline, rank)
+    for _, start, stop in timeline.syncs[rank]:
+        sync = _span(start, stop, scale)
+        row = _paint(row, sync, "~" * len(sync), "magenta")
     update = _span(timeline.sync_end[rank], timeline.rank_end[rank], scale)
     row = _paint(row, update, "+" * len(update), "")
     turns: Counter[str] = Counter()
@@ -108,7 +110,7 @@ def _legend(timeline: Timeline, ranks: list[int], scale: _Scale) -> str:
     lines = [f"a column is {format_time(scale.seconds / scale.columns)}"]
     if not scale.named:
         lines[0] += "; capital and small letters in turn, a wider terminal has room for names"
-    if len(ranks) < sum(map(bool, timeline.slices)):
-        lines.append(f"one rank of each stage, of {len(timeline.slices)} ranks")
+    if len(ranks) < len(used_ranks(timeline)):
+        lines.append(f"one rank of each stage, of {len(timeline.actions.schedule)} ranks")
     lines.append("F forward, B backward, ~ gradient sync, + optimizer, . idle")
     return "\n".join(lines)

@@ -1,15 +1,26 @@
+import itertools
+
 from autopart.plan import stage_ranks
 from autopart.report.timeline import MOST_RANKS, timeline_text
-from autopart.schedule import Action, parse_action
+from autopart.schedule import parse_action
 from autopart.simulator import Slice, Timeline, simulate_plan
+from autopart.simulator.actions import encode
+from autopart.simulator.clock import Times
+from autopart.simulator.syncs import SyncSlice
 from tests.samples import sample_plan
 
 
 def _timeline(*ranks: str, makespan: float, sync_end: float, rank_end: float) -> Timeline:
     """Slices written as `0F0:0-4`; every rank syncs and ends at the same time."""
-    slices = tuple(tuple(map(_slice, rank.split())) for rank in ranks)
+    slices = [list(map(_slice, rank.split())) for rank in ranks]
+    actions = encode(tuple(tuple(s.action for s in own) for own in slices), len(ranks))
+    flat = list(itertools.chain(*slices))
+    ends = [s.end for s in flat]
+    times = Times([s.start for s in flat], ends, ends, ends, [0.0] * len(flat))
     return Timeline(
-        slices=slices,
+        actions=actions,
+        times=times,
+        syncs=tuple((SyncSlice(0, own[-1].end, sync_end),) for own in slices),
         sync_end=(sync_end,) * len(ranks),
         rank_end=(rank_end,) * len(ranks),
         makespan=makespan,
@@ -67,6 +78,5 @@ def test_many_ranks_are_drawn_by_one_rank_of_each_stage() -> None:
 
 
 def test_a_step_that_takes_no_time_is_still_drawn() -> None:
-    nothing = Slice(Action(0, "F", 0), 0.0, 0.0)
-    timeline = Timeline(((nothing,),), (0.0,), (0.0,), 0.0, 0.0, (1,))
+    timeline = _timeline("0F0:0-0", makespan=0, sync_end=0, rank_end=0)
     assert timeline_text(sample_plan(), timeline, 20).plain.startswith("rank 0  ............\n")

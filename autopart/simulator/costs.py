@@ -1,0 +1,85 @@
+"""What actions, sends and syncs take, in arrays by kind of action."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from autopart.simulator.actions import Actions, Array, B, F, I, W
+
+Time = Any
+"""Seconds: a float, or a numpy array of them, one for each of several partitions."""
+
+
+class StageCosts(Protocol):
+    """What the simulator reads of a stage, as StagePrediction has it; seconds.
+
+    The time of recomputation is part of `backward_time`; in a split backward it falls to I.
+    """
+
+    @property
+    def forward_time(self) -> Time: ...
+    @property
+    def backward_time(self) -> Time: ...
+    @property
+    def weight_grad_time(self) -> Time: ...
+    @property
+    def send_time(self) -> Time: ...
+    @property
+    def send_back_time(self) -> Time: ...
+    @property
+    def update_time(self) -> Time: ...
+
+
+class StageTimes(NamedTuple):
+    """The times of one stage that `step_times` needs: those of StagePrediction, as arrays."""
+
+    forward_time: Time
+    backward_time: Time
+    send_time: Time
+    send_back_time: Time
+    update_time: Time
+    weight_grad_time: Time = 0.0
+    """The part of the backward that W runs; asked for where backwards are split."""
+
+
+class SyncTime(NamedTuple):
+    """A gradient sync whose time may be an array."""
+
+    ranks: tuple[int, ...]
+    time: Time
+
+
+class KindCosts(NamedTuple):
+    """Seconds by kind of action: shape (kinds,), or (kinds, partitions)."""
+
+    compute: Array
+    """With the fixed cost of an action."""
+    moving: Array
+    """Of the send of its result; 0 for W."""
+
+
+def kind_costs(stages: Sequence[StageCosts], action_overhead: float) -> KindCosts:
+    """The costs of F, B, I and W of each stage, in the order of their kinds."""
+    compute: list[Time] = []
+    moving: list[Time] = []
+    for stage in stages:
+        whole, half = stage.backward_time, stage.weight_grad_time
+        times = {F: stage.forward_time, B: whole, I: whole - half, W: half}
+        compute += [times[op] + action_overhead for op in range(4)]
+        moving += [stage.send_time, stage.send_back_time, stage.send_back_time, 0.0 * whole]
+    return KindCosts(
+        np.array(np.broadcast_arrays(*compute), dtype=float),
+        np.array(np.broadcast_arrays(*moving), dtype=float),
+    )
+
+
+def time_to_result(actions: Actions, costs: KindCosts, *, sends_overlap: bool) -> Array:
+    """Seconds from each action's start to its result: compute and, where sends do not overlap with it,
+    the receive before; shape (actions, ...)."""
+    time = costs.compute[actions.kind]
+    if sends_overlap:
+        return time
+    received = np.flatnonzero(actions.need < actions.num_actions)
+    time[received] += costs.moving[actions.kind[actions.need[received]]]
+    return time
