@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from autopart.exporters import export_plan
+    from autopart.foreign import ForeignAnswer, ForeignStage, solve_foreign
+    from autopart.foreign import Limits as ForeignLimits
     from autopart.graph import Input, Layer, LayerGraph, Recompute, TiedParameter, Value
     from autopart.importers import import_profile
     from autopart.plan import Plan, Stage, load_plan, save_plan
@@ -59,6 +61,7 @@ _HOMES = {
         "UsageError",
     ),
     "autopart.exporters": ("export_plan",),
+    "autopart.foreign": ("ForeignAnswer", "ForeignLimits", "ForeignStage", "solve_foreign"),
     "autopart.graph": ("Input", "Layer", "LayerGraph", "Recompute", "TiedParameter", "Value"),
     "autopart.importers": ("import_profile",),
     "autopart.plan": ("Plan", "Stage", "load_plan", "save_plan"),
@@ -77,7 +80,7 @@ _HOMES = {
     "autopart.runtime.profiling.profiler": ("profile_model",),
     "autopart.simulator": ("Timeline", "simulate"),
 }
-_OTHER_NAMES = {"simulate": "simulate_plan"}
+_OTHER_NAMES = {"simulate": "simulate_plan", "ForeignLimits": "Limits"}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -88,6 +91,9 @@ __all__ = [
     "Device",
     "ExportRefused",
     "FileError",
+    "ForeignAnswer",
+    "ForeignLimits",
+    "ForeignStage",
     "InfeasibleError",
     "Input",
     "Layer",
@@ -125,6 +131,7 @@ __all__ = [
     "save_profile",
     "simulate",
     "solve",
+    "solve_foreign",
     "verify",
 ]
 

@@ -24,10 +24,10 @@ import sys
 import time
 from pathlib import Path
 
-from autopart.errors import AutopartError, InfeasibleError
-from autopart.importers.dnn_partitioning import read
-from autopart.loads.dnn_partitioning import check_split
-from autopart.solvers.max_load.splits import solve
+import msgspec
+
+import autopart
+from autopart.errors import AutopartError, FileError, InfeasibleError
 
 DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -55,33 +55,30 @@ def main() -> None:
 
 def row(path: Path, *, contiguous: bool, time_limit: float) -> dict[str, object]:
     """What is printed of one file."""
-    instance = read(path)
+    limits = autopart.ForeignLimits(contiguous=contiguous, time_limit=time_limit)
     began = time.process_time()
     found: dict[str, object]
     try:
-        answer = solve(instance, contiguous=contiguous, time_limit=time_limit)
+        answer = autopart.solve_foreign("dnn-partitioning", path, limits)
+    except FileError:
+        raise
     except AutopartError as error:
         why = "infeasible" if isinstance(error, InfeasibleError) else "unsolved"
         found = {"objective": None, "lower_bound": None, why: str(error)}
-        seconds = time.process_time() - began
     else:
-        seconds = time.process_time() - began
-        objective = check_split(instance, answer.stages, contiguous=contiguous)
-        if answer.lower_bound < objective:
-            gap = objective / answer.lower_bound - 1 if answer.lower_bound else float("inf")
+        if answer.lower_bound < answer.objective:
+            gap = float("inf") if answer.gap is None else answer.gap
             sys.stderr.write(
                 f"{path}: not proven optimal within {time_limit:g} s: at most {gap:.2%} above the "
                 "best; allow more with --time-limit\n"
             )
         found = {
-            "objective": objective,
+            "objective": answer.objective,
             "lower_bound": answer.lower_bound,
             "proof": answer.proof,
-            "stages": [
-                {"nodes": list(stage.nodes), "replicas": 1, "kind": stage.kind}
-                for stage in answer.stages
-            ],
+            "stages": msgspec.to_builtins(answer.stages),
         }
+    seconds = time.process_time() - began
     return {"instance": str(path), **found, "solve_seconds": seconds, **_peer(path, contiguous)}
 
 

@@ -26,11 +26,13 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
+
+import autopart
+from autopart import ForeignAnswer
+from autopart import ForeignLimits as Limits
 from autopart.errors import AutopartError
-from autopart.graph import LayerGraph
-from autopart.importers import import_profile
-from autopart.loads.pipedream import Network, Part, score
-from autopart.solvers.replication.network import NetworkPlan, solve
+from autopart.loads.pipedream import Network
 from autopart.units import parse_bandwidth, parse_bytes
 
 DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -65,53 +67,39 @@ def main() -> None:
 
 def row(path: Path, network: Network, time_limit: float) -> dict[str, object]:
     """What is printed of one file."""
-    graph = import_profile("pipedream", path).graph
+    limits = Limits(
+        gpus=network.machines,
+        bandwidths=network.bandwidths,
+        memory_bytes=network.memory_bytes,
+        one_gpu_a_stage=network.straight,
+        compression=network.compression,
+        time_limit=time_limit,
+    )
     began = time.process_time()
-    plan = solve(graph, network, time_limit=time_limit)
+    found = autopart.solve_foreign("pipedream", path, limits)
     seconds = time.process_time() - began
     return {
         "instance": str(path),
-        "objective": plan.objective,
-        "lower_bound": plan.lower_bound,
+        "objective": found.objective,
+        "lower_bound": found.lower_bound,
         "solve_seconds": seconds,
-        "stages": _stages(graph, plan),
-        **_all_sends(graph, network, plan, time_limit),
-        "downsets": plan.num_downsets,
+        "stages": msgspec.to_builtins(found.stages),
+        **_all_sends(path, limits, found),
+        "downsets": found.num_downsets,
         **_peer(path, network),
     }
 
 
-def _stages(graph: LayerGraph, plan: NetworkPlan) -> list[dict[str, object]]:
-    stages: list[dict[str, object]] = []
-    for number, part in enumerate(plan.parts):
-        for inner in part.inner:
-            levels = {
-                "outer_stage": number,
-                "outer_replicas": part.replicas,
-                "inner_replicas": inner.replicas,
-            }
-            stages.append(_stage(graph, inner, part.replicas * inner.replicas) | levels)
-        if not part.inner:
-            stages.append(_stage(graph, part, part.replicas))
-    return stages
-
-
-def _stage(graph: LayerGraph, part: Part, replicas: int) -> dict[str, object]:
-    nodes = [graph.layers[at].name for at in part.layers]
-    return {"nodes": nodes, "replicas": replicas, "kind": "accelerator"}
-
-
-def _all_sends(
-    graph: LayerGraph, network: Network, plan: NetworkPlan, time_limit: float
-) -> dict[str, object]:
-    same = score(graph, network, plan.parts, all_sends=True)
-    if same == plan.objective:
+def _all_sends(path: Path, limits: Limits, found: ForeignAnswer) -> dict[str, object]:
+    same = found.objective_with_all_sends
+    assert same is not None, "the convention has it"
+    if same == found.objective:
         return {
             "all_sends": same,
             "all_sends_optimum": same,
-            "all_sends_lower_bound": plan.lower_bound,
+            "all_sends_lower_bound": found.lower_bound,
         }
-    best = solve(graph, network, all_sends=True, time_limit=time_limit)
+    best = autopart.solve_foreign("pipedream", path, limits._replace(all_sends=True))
     return {
         "all_sends": same,
         "all_sends_optimum": min(same, best.objective),

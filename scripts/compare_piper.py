@@ -22,11 +22,13 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
+
+import autopart
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.importers import piper
 from autopart.importers.piper import Instance
-from autopart.loads.piper import Limits, Net
-from autopart.solvers.tensor_parallel.stage_widths import WidePlan, WideStage, solve
+from autopart.loads.piper import Limits
 from autopart.units import parse_bandwidth, parse_bytes
 
 DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -44,49 +46,37 @@ def main() -> None:
     asked = parser.parse_args()
     try:
         for path in asked.files:
-            instance = piper.read(path)
-            print(json.dumps(row(path, instance.net, _limits(instance, asked))), flush=True)
+            print(json.dumps(row(path, _limits(piper.read(path), asked))), flush=True)
     except AutopartError as error:
         parser.exit(error.exit_code, f"{error}\n")
 
 
-def row(path: Path, net: Net, limits: Limits) -> dict[str, object]:
+def row(path: Path, limits: Limits) -> dict[str, object]:
     """What is printed of one file."""
     began = time.process_time()
     found: dict[str, object]
     try:
-        plan = solve(net, limits)
+        answer = autopart.solve_foreign("piper", path, _asked(limits))
     except InfeasibleError as error:
         found = {"objective": None, "lower_bound": None, "infeasible": str(error)}
     else:
-        found = _answer(net, plan)
+        found = {
+            "objective": answer.objective,
+            "lower_bound": answer.lower_bound,
+            "infeasible_at": answer.infeasible_at,
+            "stages": msgspec.to_builtins(answer.stages),
+        }
     seconds = time.process_time() - began
     return {"instance": str(path), **found, "solve_seconds": seconds, **_peer(path, limits)}
 
 
-def _answer(net: Net, plan: WidePlan) -> dict[str, object]:
-    return {
-        "objective": plan.bottleneck,
-        "lower_bound": plan.lower_bound,
-        "infeasible_at": plan.infeasible,
-        "stages": [_stage(net, stage) for stage in plan.stages],
-    }
-
-
-def _stage(net: Net, stage: WideStage) -> dict[str, object]:
-    nodes = [net.nodes[v] for v in stage.nodes]
-    return {
-        "nodes": [node.id for node in nodes],
-        "replicas": stage.replicas,
-        "kind": "accelerator",
-        "tensor_parallel": stage.width,
-        "recompute": [
-            node.id for node, at in zip(nodes, stage.price.choices, strict=True) if at == 1
-        ],
-        "in_flight": stage.in_flight,
-        "time": stage.price.time,
-        "memory_bytes": stage.price.memory_bytes,
-    }
+def _asked(limits: Limits) -> autopart.ForeignLimits:
+    return autopart.ForeignLimits(
+        gpus=(limits.devices,),
+        bandwidths=(limits.bandwidth,),
+        memory_bytes=limits.memory_bytes,
+        num_microbatches=limits.microbatches,
+    )
 
 
 def _limits(instance: Instance, asked: argparse.Namespace) -> Limits:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from autopart.cluster import Cluster
+from autopart.foreign import ForeignAnswer
 from autopart.plan import Plan
 from autopart.profile import Profile
 from autopart.report import summary
@@ -26,13 +27,23 @@ FILES = {"profile": Profile, "cluster": Cluster, "plan": Plan}
 DOCUMENTS = {
     "profile-summary": summary.ProfileSummary,
     "solve-summary": summary.SolveSummary,
+    "bottleneck-summary": ForeignAnswer,
     "show-summary": summary.PlanSummary,
     "simulate-summary": summary.SimulateSummary,
     "verify-summary": summary.VerifySummary,
     "run-summary": RunResult,
     "export-summary": summary.ExportSummary,
 }
-TORCH_FREE = ("graph", "profile", "cluster", "problem", "plan", "run_result", "report.summary")
+TORCH_FREE = (
+    "graph",
+    "profile",
+    "cluster",
+    "problem",
+    "plan",
+    "run_result",
+    "foreign",
+    "report.summary",
+)
 
 
 def schemas() -> dict[str, bytes]:

@@ -36,6 +36,7 @@ ROOMS = (
     "loads",
     "importers",
     "solvers",
+    "foreign",
     "search",
     "certificate",
     "planner",

@@ -13,7 +13,17 @@ import typer
 
 from autopart.errors import AutopartError
 
-COMMANDS = ("profile", "import", "solve", "show", "simulate", "verify", "run", "export")
+COMMANDS = (
+    "profile",
+    "import",
+    "bottleneck",
+    "solve",
+    "show",
+    "simulate",
+    "verify",
+    "run",
+    "export",
+)
 
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 """The base of every complaint about usage; typer releases differ in the module it comes from."""
