@@ -19,7 +19,7 @@ from autopart.plan import Certificate, Plan, Prediction, check_plan, schedule_of
 from autopart.pricing import compile_layout, price_paths
 from autopart.problem import Layout, Problem, layouts, shapes
 from autopart.profile import Profile, profile_hash
-from autopart.schedule import make_schedule
+from autopart.schedules import make_schedule
 from autopart.simulator import simulate_plan
 from autopart.stage_load import Partition
 from autopart.units import format_bytes, format_share, format_time

@@ -30,7 +30,7 @@ from autopart.problem import (
     shapes,
 )
 from autopart.profile import Profile, profile_hash
-from autopart.schedule import make_schedule
+from autopart.schedules import make_schedule
 from autopart.search import SOLVERS, Outcome, SolverName, search
 from autopart.solvers import chain, parameters, uniform
 from autopart.units import format_bytes

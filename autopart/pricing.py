@@ -15,7 +15,7 @@ from autopart.cost import cut_links, links_around, on_ranks, predict, sync_times
 from autopart.cuts import Cuts
 from autopart.plan import Prediction, Sync
 from autopart.problem import Layout, Problem, alike, own_microbatches
-from autopart.schedule import make_schedule
+from autopart.schedules import make_schedule
 from autopart.simulator import (
     Program,
     StageTimes,

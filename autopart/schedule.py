@@ -2,13 +2,25 @@
 
 An action prints and parses as torch's own letters, `2F0`: stage 2, forward, microbatch 0.
 Microbatch m of a stage with r ranks runs on the rank m mod r of that stage, so replicas take
-turns and a schedule without replicas is the case r = 1.
+turns and a schedule without replicas is the case r = 1. A rank may run several stages.
+
+Needs of an action, all but the first on its own rank where stages of a rank hand over:
+
+    F of stage s    F of stage s - 1, unless s is the first of a pipeline
+    B or I of s     F of s, and B or I of stage s + 1, unless s is the last of a pipeline
+    W of s          I of s
+
+A microbatch has on each stage either B, or both I and W.
 """
 
+import itertools
 import math
+import operator
 import re
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from autopart.errors import ScheduleError
 
@@ -56,55 +68,12 @@ def format_order(order: Order) -> str:
     return " ".join(map(str, order))
 
 
-def gpipe(stage_ranks: StageRanks, num_microbatches: int) -> Schedule:
-    """All forwards, then all backwards (Huang et al., GPipe, NeurIPS 2019).
-
-        rank 0  0F0 0F1 0F2  .   .   .  0B0 0B1 0B2
-        rank 1   .  1F0 1F1 1F2 1B0 1B1 1B2  .   .
-
-    A rank holds every microbatch that it was dealt.
-    """
-    return _orders(stage_ranks, num_microbatches, lambda stage, mine: len(mine))
-
-
 def warmup(stage_ranks: StageRanks, stage: int) -> int:
     """Forwards of a rank of `stage` before its first backward in 1F1B: what keeps every rank from
     there to the end fed, ceil(ranks from the stage on / ranks of the stage) (NOAM of Narayanan et al.,
     PipeDream, SOSP 2019); k - s where all of k stages have as many ranks."""
     behind = sum(len(ranks) for ranks in stage_ranks[stage:])
     return math.ceil(behind / len(stage_ranks[stage]))
-
-
-def one_f_one_b(stage_ranks: StageRanks, num_microbatches: int) -> Schedule:
-    """Warm up, then one forward and one backward in turn, then cool down
-    (Narayanan et al., PipeDream-Flush, ICML 2021; Fan et al., DAPPLE, PPoPP 2021).
-
-        rank 0  0F0 0F1  .  0B0 0F2 0B1  .  0B2
-        rank 1   .  1F0 1B0 1F1 1B1 1F2 1B2  .
-
-    A rank holds at most `warmup` microbatches. Nothing waits in a circle: with R ranks from a stage
-    on, r of its own and a warmup of w, its backward of microbatch b needs forwards up to
-    b + (w - 1) r < b + R, and the stage ahead runs those before its backward of b: its w r is not
-    below its own R.
-    """
-    return _orders(
-        stage_ranks,
-        num_microbatches,
-        lambda stage, mine: min(warmup(stage_ranks, stage), len(mine)),
-    )
-
-
-GENERATORS: dict[str, Callable[[StageRanks, int], Schedule]] = {
-    "gpipe": gpipe,
-    "1f1b": one_f_one_b,
-}
-
-
-def make_schedule(name: str, stage_ranks: StageRanks, num_microbatches: int) -> Schedule:
-    """The schedule called `name`; raises ScheduleError listing the known ones."""
-    if name not in GENERATORS:
-        raise ScheduleError(f"unknown schedule '{name}'; known: {', '.join(GENERATORS)}")
-    return GENERATORS[name](stage_ranks, num_microbatches)
 
 
 def dealt(ranks: Sequence[int], rank: int, num_microbatches: int) -> range:
@@ -117,83 +86,188 @@ def rank_of(ranks: Sequence[int], microbatch: int) -> int:
     return ranks[microbatch % len(ranks)]
 
 
-def _orders(
-    stage_ranks: StageRanks, num_microbatches: int, in_flight: Callable[[int, range], int]
-) -> Schedule:
-    num_ranks = 1 + max(rank for ranks in stage_ranks for rank in ranks)
-    orders: list[Order] = [()] * num_ranks
-    for stage, ranks in enumerate(stage_ranks):
-        for rank in ranks:
-            mine = dealt(ranks, rank, num_microbatches)
-            orders[rank] = _one_rank(stage, mine, in_flight(stage, mine))
-    return tuple(orders)
-
-
-def _one_rank(stage: int, mine: range, in_flight: int) -> Order:
-    order = [Action(stage, "F", m) for m in mine[:in_flight]]
-    for done, later in zip(mine, mine[in_flight:], strict=False):
-        order += [Action(stage, "B", done), Action(stage, "F", later)]
-    order += [Action(stage, "B", m) for m in mine[len(mine) - in_flight :]]
-    return tuple(order)
-
-
-def check_schedule(schedule: Schedule, stage_ranks: StageRanks, num_microbatches: int) -> None:
-    """Raise ScheduleError unless every stage runs every microbatch once, on the rank it is dealt
-    to, backward after forward, and nothing waits in a circle."""
-    expected = {
-        (rank_of(ranks, m), stage, m)
-        for stage, ranks in enumerate(stage_ranks)
-        for m in range(num_microbatches)
-    }
-    for op, seen in _by_op(schedule).items():
-        for place in sorted(expected - seen):
-            rank, stage, m = place
-            raise ScheduleError(f"rank {rank} never runs {stage}{op}{m}")
-        for place in sorted(seen - expected):
-            rank, stage, m = place
-            raise ScheduleError(f"rank {rank} runs {stage}{op}{m}, which is not its own")
-    _check_progress(schedule, len(stage_ranks), stage_ranks)
-
-
-def _by_op(schedule: Schedule) -> dict[Op, set[tuple[int, int, int]]]:
-    seen: dict[Op, set[tuple[int, int, int]]] = {"F": set(), "B": set()}
-    for rank, order in enumerate(schedule):
-        for action in order:
-            if action.op not in seen:
-                raise ScheduleError(f"rank {rank}: {action}: split backwards are not run yet")
-            place = (rank, action.stage, action.microbatch)
-            if place in seen[action.op]:
-                raise ScheduleError(f"rank {rank} runs {action} twice")
-            seen[action.op].add(place)
-    return seen
-
-
-def predecessors(action: Action, num_stages: int) -> list[Action]:
-    """The actions whose results `action` needs."""
+def predecessors(
+    action: Action,
+    num_stages: int,
+    backwards: Iterable[Op] = ("B",),
+    pipeline_starts: Sequence[int] = (0,),
+) -> list[Action]:
+    """The actions whose results `action` needs: those that the schedule has of them, where
+    `backwards` says how backwards begin in it, whole (B), in halves (I), or either."""
     stage, op, m = action
     if op == "F":
-        return [Action(stage - 1, "F", m)] if stage > 0 else []
-    needs = [Action(stage, "F", m)]
-    return [*needs, Action(stage + 1, "B", m)] if stage + 1 < num_stages else needs
+        return [] if stage in pipeline_starts else [Action(stage - 1, "F", m)]
+    if op == "W":
+        return [Action(stage, "I", m)]
+    last = stage + 1 in (*pipeline_starts, num_stages)
+    behind = [] if last else [Action(stage + 1, half, m) for half in backwards]
+    return [Action(stage, "F", m), *behind]
 
 
-def _check_progress(schedule: Schedule, num_stages: int, stage_ranks: StageRanks) -> None:
-    done: set[Action] = set()
-    at = [0] * len(schedule)
-    moved = True
-    while moved:
-        moved = False
-        for rank, order in enumerate(schedule):
-            while at[rank] < len(order) and done.issuperset(
-                predecessors(order[at[rank]], num_stages)
-            ):
-                done.add(order[at[rank]])
-                at[rank] += 1
-                moved = True
+def check_schedule(
+    schedule: Schedule,
+    stage_ranks: StageRanks,
+    num_microbatches: int,
+    pipeline_starts: Sequence[int] = (0,),
+) -> None:
+    """Raise ScheduleError, naming the action, unless every stage runs every microbatch once, on the
+    rank it is dealt to, with a whole backward or both halves, and nothing waits in a circle.
+
+    `pipeline_starts` are the stages that are the first of a pipeline: (0,), or (0, k) where stages k
+    and on are a second pipeline; each microbatch then runs through one of them.
+
+    What passes can also run with sends that block until they are received: the actions have an
+    order of all ranks together in which each comes after what it needs, and there a receive can
+    stand right behind its send.
+    """
+    table = _Table(schedule, stage_ranks, num_microbatches, pipeline_starts)
+    table.refuse_doubles()
+    table.refuse_missing()
+    table.refuse_foreign()
+    _refuse_circles(schedule, table)
+
+
+_CODE = np.full(256, -1)
+_CODE[[ord(op) for op in "FBIW"]] = range(4)
+_PHASE = np.array([0, 1, 1, 2])
+"""B and I stand in one place: they are what the stage ahead waits for."""
+Array = Any
+"""A numpy array."""
+
+
+class _Table:
+    """The actions of a schedule as arrays, one entry each, rank after rank."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        stage_ranks: StageRanks,
+        num_microbatches: int,
+        pipeline_starts: Sequence[int],
+    ) -> None:
+        self.actions = list(itertools.chain.from_iterable(schedule))
+        count = len(self.actions)
+        self.rank = np.repeat(np.arange(len(schedule)), [len(order) for order in schedule])
+        self.stage = np.fromiter(map(operator.itemgetter(0), self.actions), np.int64, count)
+        letters = "".join(map(operator.itemgetter(1), self.actions)).encode()
+        self.op = _CODE[np.frombuffer(letters, np.uint8)]
+        self.microbatch = np.fromiter(map(operator.itemgetter(2), self.actions), np.int64, count)
+        self.shape = (len(stage_ranks), num_microbatches)
+        self.starts = pipeline_starts
+        turns = np.arange(num_microbatches)
+        self.owner = np.array([np.asarray(r)[turns % len(r)] for r in stage_ranks])
+        self.known = (self.stage < self.shape[0]) & (self.microbatch < num_microbatches)
+        where = (self.stage[self.known] * num_microbatches + self.microbatch[self.known]) * 4
+        times = np.bincount(where + self.op[self.known], minlength=4 * self.owner.size)
+        self.times = times.reshape(*self.shape, 4)
+
+    def place(self, at: int) -> str:
+        return f"rank {self.rank[at]} runs {self.actions[at]}"
+
+    def refuse_doubles(self) -> None:
+        if self.times.max(initial=0) < 2:
+            return
+        seen: set[tuple[int, Action]] = set()
+        for rank, action in zip(self.rank.tolist(), self.actions, strict=True):
+            if (rank, action) in seen:
+                raise ScheduleError(f"rank {rank} runs {action} twice")
+            seen.add((rank, action))
+
+    def refuse_missing(self) -> None:
+        own = self.known.copy()
+        stage, microbatch = self.stage[own], self.microbatch[own]
+        own[own] = self.owner[stage, microbatch] == self.rank[own]
+        there = np.zeros((*self.shape, 4), dtype=bool)
+        there[self.stage[own], self.microbatch[own], self.op[own]] = True
+        forward, whole, half, weights = (there[..., op] for op in range(4))
+        wanted = self._wanted(there)
+        both = whole & (half | weights)
+        for lacks, op in (
+            (wanted & ~forward, "F"),
+            (wanted & ~(whole | half | weights), "B"),
+            (wanted & ~whole & ~half, "I"),
+            (wanted & ~whole & ~weights, "W"),
+        ):
+            for stage, microbatch in np.argwhere(lacks)[:1]:
+                rank = self.owner[stage, microbatch]
+                raise ScheduleError(f"rank {rank} never runs {stage}{op}{microbatch}")
+        for stage, microbatch in np.argwhere(both)[:1]:
+            other = "I" if half[stage, microbatch] else "W"
+            raise ScheduleError(
+                f"rank {self.owner[stage, microbatch]} runs {stage}B{microbatch} and "
+                f"{stage}{other}{microbatch}; a backward is whole or in halves"
+            )
+
+    def _wanted(self, there: Array) -> Array:
+        """Whether a stage is to run a microbatch: where there are several pipelines, if the
+        microbatch shows up in that pipeline, or in none and this is the first."""
+        bounds = (*self.starts, self.shape[0])
+        parts = list(itertools.pairwise(bounds))
+        shows = np.array([there[a:b].any(axis=(0, 2)) for a, b in parts])
+        for microbatch in np.flatnonzero(shows.sum(axis=0) > 1)[:1]:
+            first, second = (self.starts[p] for p in np.flatnonzero(shows[:, microbatch])[:2])
+            raise ScheduleError(
+                f"microbatch {microbatch} runs through two pipelines, from stage {first} and from "
+                f"stage {second}"
+            )
+        shows[0] |= ~shows.any(axis=0)
+        return np.repeat(shows, [b - a for a, b in parts], axis=0)
+
+    def refuse_foreign(self) -> None:
+        foreign = ~self.known
+        stage, microbatch = self.stage[self.known], self.microbatch[self.known]
+        foreign[self.known] = self.owner[stage, microbatch] != self.rank[self.known]
+        for at in np.flatnonzero(foreign)[:1]:
+            raise ScheduleError(f"{self.place(at)}, which is not its own")
+
+    def awaited(self) -> Array:
+        """For each action of a complete schedule the action of another rank that it awaits; the
+        number of actions where it awaits none, one more where it stands before what it needs of
+        its own rank."""
+        count = len(self.actions)
+        here, free, never = np.arange(count), count, count + 1
+        at = np.full((self.shape[0], 3, self.shape[1]), never)
+        at[self.stage, _PHASE[self.op], self.microbatch] = here
+        ends = np.zeros(self.shape[0] + 1, dtype=bool)
+        ends[[*self.starts, self.shape[0]]] = True
+        before = np.full(count, free)
+        forward = (self.op == 0) & ~ends[self.stage]
+        before[forward] = at[self.stage[forward] - 1, 0, self.microbatch[forward]]
+        backward = ((self.op == 1) | (self.op == 2)) & ~ends[self.stage + 1]
+        before[backward] = at[self.stage[backward] + 1, 1, self.microbatch[backward]]
+        later = self.op > 0
+        own = np.full(count, -1)
+        own[later] = at[self.stage[later], _PHASE[self.op[later]] - 1, self.microbatch[later]]
+        local = np.append(self.rank, [-1, -1])[before] == self.rank
+        before[local] = np.where(before[local] < here[local], free, never)
+        before[own > here] = never
+        return before
+
+
+def _refuse_circles(schedule: Schedule, table: _Table) -> None:
+    awaited = table.awaited().tolist()
+    count = len(awaited)
+    done = [False] * count + [True, False]
+    first = [0, *itertools.accumulate(map(len, schedule))]
+    at, stops = first[:-1], first[1:]
+    sleeper: dict[int, int] = {}
+    ready = list(range(len(schedule)))
+    while ready:
+        rank = ready.pop()
+        for i in range(at[rank], stops[rank]):
+            if not done[awaited[i]]:
+                sleeper[awaited[i]] = rank
+                at[rank] = i
+                break
+            done[i] = True
+            if i in sleeper:
+                ready.append(sleeper.pop(i))
+        else:
+            at[rank] = stops[rank]
     stuck = [
-        f"rank {r} on {o[i]}"
-        for r, (o, i) in enumerate(zip(schedule, at, strict=True))
-        if i < len(o)
+        f"rank {r} on {table.actions[i]}"
+        for r, (i, stop) in enumerate(zip(at, stops, strict=True))
+        if i < stop
     ]
     if stuck:
         raise ScheduleError(f"the schedule deadlocks: {', '.join(stuck)}")

@@ -24,6 +24,7 @@ ROOMS = (
     "cluster",
     "problem",
     "schedule",
+    "schedules",
     "plan",
     "simulator",
     "run_result",

@@ -7,7 +7,7 @@ from autopart.errors import FileError, PlanError, ScheduleError
 from autopart.files import encode
 from autopart.plan import Plan, check_plan, load_plan, num_ranks, schedule_of, stage_ranks
 from autopart.planner import solve
-from autopart.schedule import make_schedule
+from autopart.schedules import make_schedule
 from tests.problems import chain_graph, cluster, layer, profile
 
 PLAN = solve(

@@ -7,7 +7,7 @@ from autopart.cuts import all_cuts, partition_of
 from autopart.plan import Sync
 from autopart.pricing import compile_layout, price, price_paths
 from autopart.problem import layouts, shapes
-from autopart.schedule import make_schedule
+from autopart.schedules import make_schedule
 from autopart.simulator import simulate
 from tests.problems import random_problem
 

@@ -9,12 +9,12 @@ from autopart.schedule import (
     check_schedule,
     dealt,
     format_order,
-    gpipe,
-    make_schedule,
-    one_f_one_b,
     parse_action,
     parse_order,
 )
+from autopart.schedules import make_schedule
+from autopart.schedules.gpipe import gpipe
+from autopart.schedules.one_f_one_b import one_f_one_b
 
 
 def picture(*orders: str) -> Schedule:
@@ -96,7 +96,10 @@ RANKS = [[0], [1]]
         (("0F0 0F0 0B0", "1F0 1B0"), "rank 0 runs 0F0 twice"),
         (("0F0 0B0 1F0", "1B0"), "rank 1 never runs 1F0"),
         (("0B0 0F0", "1F0 1B0"), "deadlocks: rank 0 on 0B0, rank 1 on 1F0"),
-        (("0F0 0I0 0W0", "1F0 1B0"), "rank 0: 0I0: split backwards are not run yet"),
+        (("0F0 0I0", "1F0 1B0"), "rank 0 never runs 0W0"),
+        (("0F0 0W0", "1F0 1B0"), "rank 0 never runs 0I0"),
+        (("0F0 0B0 0W0", "1F0 1B0"), "rank 0 runs 0B0 and 0W0"),
+        (("0F0 0W0 0I0", "1F0 1B0"), "deadlocks: rank 0 on 0W0"),
     ],
 )
 def test_a_broken_schedule_is_refused_by_the_name_of_the_action(

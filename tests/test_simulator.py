@@ -10,13 +10,13 @@ from autopart.schedule import (
     Action,
     Schedule,
     StageRanks,
-    gpipe,
-    make_schedule,
-    one_f_one_b,
     parse_order,
     predecessors,
     rank_of,
 )
+from autopart.schedules import make_schedule
+from autopart.schedules.gpipe import gpipe
+from autopart.schedules.one_f_one_b import one_f_one_b
 from autopart.simulator import Timeline, simulate
 
 NOTHING = MemoryUse(weights=0, gradients=0, optimizer=0, stash=0, workspace=0, buffers=0, reserve=0)

@@ -12,7 +12,8 @@ from string import Template
 
 from autopart.errors import ExportRefused
 from autopart.plan import Plan, orders_of, stage_ranks
-from autopart.schedule import dealt, make_schedule
+from autopart.schedule import dealt
+from autopart.schedules import make_schedule
 
 _SCHEDULES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B"}
 _WIDTH = 96

@@ -15,7 +15,7 @@ from autopart.plan import (
     orders_of,
 )
 from autopart.problem import Demands
-from autopart.schedule import make_schedule
+from autopart.schedules import make_schedule
 
 LINK = Link(bandwidth=1e9)
 NOTHING = MemoryUse(weights=0, gradients=0, optimizer=0, stash=0, workspace=0, buffers=0, reserve=0)

@@ -18,7 +18,8 @@ from autopart.plan import (
 from autopart.problem import Demands
 from autopart.runtime.capture.capture import Captured, capture_model
 from autopart.runtime.models.model import build_training_model, example_batch, load_model
-from autopart.schedule import Schedule, make_schedule
+from autopart.schedule import Schedule
+from autopart.schedules import make_schedule
 
 
 def capture(model: str, microbatch_size: int = 2, dtype: str = "float32") -> Captured:

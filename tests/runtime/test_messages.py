@@ -8,10 +8,10 @@ from autopart.runtime.execution.messages import Program, Receive, Send, write_me
 from autopart.schedule import (
     Action,
     Schedule,
-    gpipe,
-    make_schedule,
-    one_f_one_b,
 )
+from autopart.schedules import make_schedule
+from autopart.schedules.gpipe import gpipe
+from autopart.schedules.one_f_one_b import one_f_one_b
 from tests.runtime.orders import backward_first, valid_orders
 
 

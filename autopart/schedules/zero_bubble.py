@@ -1,0 +1,93 @@
+"""Backwards in halves, the gradients of the weights where a rank would idle
+(Qi et al., Zero Bubble Pipeline Parallelism, ICLR 2024).
+
+ZB-H1 (ZB1P) holds no more than 1F1B's first rank. Rank r runs its W r microbatches behind its I, so
+that the drain has work:
+
+    rank 0  0F0 0F1  .  0I0 0W0 0F2 0I1 0W1 0I2 0W2
+    rank 1   .  1F0 1I0 1F1 1I1 1W0 1F2 1I2 1W1 1W2
+
+ZB-H2 (ZB2P) runs 2 (k - r) - 1 forwards ahead and W 2 r behind: no rank idles between its first
+action and its last where F, I and W take as long, for nearly twice the memory:
+
+    rank 0  0F0 0F1 0F2 0I0 0W0 0I1 0W1 0I2 0W2  .
+    rank 1   .  1F0 1I0 1F1 1I1 1F2 1I2 1W0 1W1 1W2
+
+Interleaved zero bubble is ZB-H1 in rounds over several stages a rank, stage s on rank s mod k.
+"""
+
+from autopart.schedule import Schedule
+from autopart.schedules.interleaved import (
+    ROUNDS_RULE,
+    fills_rounds,
+    interleaved_order,
+    round_size,
+)
+from autopart.schedules.kind import Kind
+from autopart.schedules.pipeline import Pipeline
+
+
+def zb_h1(pipeline: Pipeline) -> Schedule:
+    """ZB-H1, and interleaved zero bubble where ranks have several stages."""
+    return tuple(
+        interleaved_order(pipeline, r, _ahead(pipeline, r), weights_behind=r)
+        for r in range(pipeline.num_ranks)
+    )
+
+
+def zb_h2(pipeline: Pipeline) -> Schedule:
+    """ZB-H2."""
+    return tuple(
+        interleaved_order(pipeline, r, _deep(pipeline, r), weights_behind=2 * r)
+        for r in range(pipeline.num_ranks)
+    )
+
+
+def _ahead(pipeline: Pipeline, rank: int) -> int:
+    ahead = (pipeline.stages_per_rank - 1) * round_size(pipeline) + pipeline.num_ranks - 1 - rank
+    return min(ahead, pipeline.num_microbatches * pipeline.stages_per_rank)
+
+
+def _deep(pipeline: Pipeline, rank: int) -> int:
+    return min(2 * (pipeline.num_ranks - 1 - rank), pipeline.num_microbatches)
+
+
+def _h1_in_flight(pipeline: Pipeline) -> tuple[int, ...]:
+    most = pipeline.num_microbatches * pipeline.stages_per_rank
+    return tuple(min(_ahead(pipeline, r) + 1 + r, most) for r in range(pipeline.num_ranks))
+
+
+def _h2_in_flight(pipeline: Pipeline) -> tuple[int, ...]:
+    most = min(2 * pipeline.num_ranks - 1, pipeline.num_microbatches)
+    return (most,) * pipeline.num_ranks
+
+
+ZB_H1 = Kind(
+    name="zb-h1",
+    generate=zb_h1,
+    in_flight=_h1_in_flight,
+    source="Qi et al., Zero Bubble Pipeline Parallelism, ICLR 2024",
+    pictured=Pipeline(2, 1, 3),
+    splits_backward=True,
+)
+
+ZB_H2 = Kind(
+    name="zb-h2",
+    generate=zb_h2,
+    in_flight=_h2_in_flight,
+    source="Qi et al., Zero Bubble Pipeline Parallelism, ICLR 2024",
+    pictured=Pipeline(2, 1, 3),
+    splits_backward=True,
+)
+
+INTERLEAVED_ZERO_BUBBLE = Kind(
+    name="interleaved-zb",
+    generate=zb_h1,
+    in_flight=_h1_in_flight,
+    source="Qi et al., Zero Bubble Pipeline Parallelism, ICLR 2024; as torch 2.13 generates it",
+    pictured=Pipeline(2, 2, 2),
+    stages_per_rank=None,
+    splits_backward=True,
+    takes=fills_rounds,
+    rule=ROUNDS_RULE,
+)
