@@ -5,20 +5,22 @@ with the cost model, the simulator and the bounds: nothing of a solver's code or
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from autopart.bounds import paths_below, shape_bounds, stage_bounds
+from autopart.cluster import smallest_memory
 from autopart.cost import predict
-from autopart.cuts import all_cuts, list_all
+from autopart.cuts import Cuts, all_cuts, list_all
 from autopart.errors import PlanError
 from autopart.graph import LayerGraph, is_chain, positions
 from autopart.plan import Certificate, Plan, Prediction, check_plan, schedule_of, stage_ranks
 from autopart.pricing import compile_layout, price_paths
-from autopart.problem import Layout, Problem, layouts, shapes
+from autopart.problem import Layout, Problem, layouts, layouts_of, shapes
 from autopart.profile import Profile, profile_hash
+from autopart.replica_bounds import MOST_COUNTS, ReplicaBounds, counts_below, value_in_any_order
 from autopart.schedules import make_schedule
 from autopart.simulator import simulate_plan
 from autopart.stage_load import Partition
@@ -52,10 +54,14 @@ def _assumes(problem: Problem) -> str:
     demands = problem.demands
     stages = f"{demands.num_stages} stages" if demands.num_stages else "any number of stages"
     replicas = f"{demands.num_replicas} replicas" if demands.num_replicas else "any replicas"
+    counts = f"{replicas} (as many for every stage)"
+    if demands.replicas_per_stage:
+        counts = "replicas of their own for every stage"
+    place = "GPUs in their order" if problem.cluster.gpus else "any placement"
     num_pins = len(demands.pins) + len(demands.same_stage) + len(demands.different_stage)
     pins = f", {num_pins} pins kept" if num_pins else ""
     return (
-        f"{cuts}{pins}, {stages}, {replicas} (as many for every stage), any placement, "
+        f"{cuts}{pins}, {stages}, {counts}, {place}, "
         f"{problem.num_microbatches} microbatches, whole backwards, no recomputation or offload"
     )
 
@@ -143,7 +149,12 @@ def _edges_forward(plan: Plan, profile: Profile) -> str:
 def _demands_kept(plan: Plan, profile: Profile) -> str:
     demands, ranks = plan.demands, stage_ranks(plan)
     replicas = {len(own) for own in ranks}
-    if len(replicas) > 1 or plan.num_microbatches % min(replicas):
+    if demands.replicas_per_stage:
+        if max(replicas) > plan.num_microbatches:
+            raise PlanError(
+                f"a stage has {max(replicas)} replicas for {plan.num_microbatches} microbatches"
+            )
+    elif len(replicas) > 1 or plan.num_microbatches % min(replicas):
         raise PlanError(
             f"stages have {sorted(replicas)} replicas: all must have as many, "
             f"and they must divide the {plan.num_microbatches} microbatches"
@@ -161,7 +172,7 @@ def _demands_kept(plan: Plan, profile: Profile) -> str:
         raise PlanError(f"schedule '{plan.schedule}' was not among {list(demands.schedules)}")
     if make_schedule(plan.schedule, ranks, plan.num_microbatches) != schedule_of(plan):
         raise PlanError(f"the orders are not those of schedule '{plan.schedule}'")
-    return f"{len(ranks)} stages x {max(replicas)} replicas, {plan.schedule}"
+    return f"{len(ranks)} stages x {'/'.join(map(str, sorted(replicas)))} replicas, {plan.schedule}"
 
 
 def _pins_kept(plan: Plan) -> None:
@@ -215,14 +226,13 @@ def _difference(ours: object, theirs: object, path: str) -> str | None:
 
 
 def _memory_kept(plan: Plan, profile: Profile) -> str:
-    limit = plan.cluster.memory_bytes
     peaks = [stage.peak_bytes for stage in plan.prediction.stages]
-    worst = max(range(len(peaks)), key=peaks.__getitem__)
-    if peaks[worst] > limit:
-        raise PlanError(
-            f"stage {worst} needs {format_bytes(peaks[worst])} of {format_bytes(limit)}"
-        )
-    return f"at most {format_bytes(peaks[worst])} of {format_bytes(limit)}, on stage {worst}"
+    limits = [smallest_memory(plan.cluster, ranks) for ranks in stage_ranks(plan)]
+    worst = max(range(len(peaks)), key=lambda stage: peaks[stage] - limits[stage])
+    peak, limit = format_bytes(peaks[worst]), format_bytes(limits[worst])
+    if peaks[worst] > limits[worst]:
+        raise PlanError(f"stage {worst} needs {peak} of {limit}")
+    return f"at most {peak} of {limit}, on stage {worst}"
 
 
 def _bound_holds(plan: Plan, profile: Profile) -> str:
@@ -235,7 +245,8 @@ def _bound_holds(plan: Plan, profile: Profile) -> str:
         raise PlanError(f"the bound {carried.lower_bound} lies above the step time {step}")
     if carried.assumes != ours.assumes:
         raise PlanError(f"the bound holds for {ours.assumes}, not for {carried.assumes}")
-    simulated = _nothing_beats(problem, carried.lower_bound, carried.simulated)
+    nothing_beats = _no_replicas_beat if problem.demands.replicas_per_stage else _nothing_beats
+    simulated = nothing_beats(problem, carried.lower_bound, carried.simulated)
     return (
         f"no plan is faster than {format_time(carried.lower_bound)}: "
         f"gap {format_share(carried.gap)}, {simulated} partitions simulated"
@@ -248,8 +259,7 @@ def _nothing_beats(problem: Problem, value: float, expected: int) -> int:
     other than the `expected` number of partitions to simulate."""
     quick = shape_bounds(problem, shapes(problem))
     cuts = all_cuts(problem.graph)
-    least = value * (1 - TOLERANCE)
-    simulated = 0
+    open_layouts: list[Layout] = []
     for (k, r), bound in quick.items():
         if bound is None or bound >= value:
             continue
@@ -257,18 +267,43 @@ def _nothing_beats(problem: Problem, value: float, expected: int) -> int:
             raise PlanError(
                 f"with {k} stages and {r} replicas only {bound} s is proven, not {value} s"
             )
-        for layout in layouts(problem, k, r):
-            below = paths_below(stage_bounds(problem, layout, cuts), value)
-            paths = list(itertools.islice(below, expected - simulated + 1))
-            simulated += len(paths)
-            steps = (
-                price_paths(problem, layout, compile_layout(layout), cuts, paths) if paths else []
+        open_layouts += layouts(problem, k, r)
+    return _simulate_open(problem, cuts, open_layouts, value, expected)
+
+
+def _no_replicas_beat(problem: Problem, value: float, expected: int) -> int:
+    """`_nothing_beats` where each stage may have replicas of its own."""
+    cuts = all_cuts(problem.graph)
+    if not cuts.complete:
+        if value > value_in_any_order(problem) * (1 + TOLERANCE):
+            raise PlanError(f"only {value_in_any_order(problem)} s is proven, not {value} s")
+        return _simulate_open(problem, cuts, [], value, expected)
+    below = counts_below(ReplicaBounds(problem, cuts), value)
+    counts = list(itertools.islice(below, MOST_COUNTS + 1))
+    if len(counts) > MOST_COUNTS:
+        raise PlanError(
+            f"the bound {value} is not proven: more than {MOST_COUNTS} lists of replicas are open"
+        )
+    open_layouts = [layout for own in counts for layout in layouts_of(problem, own)]
+    return _simulate_open(problem, cuts, open_layouts, value, expected)
+
+
+def _simulate_open(
+    problem: Problem, cuts: Cuts, open_layouts: Sequence[Layout], value: float, expected: int
+) -> int:
+    """Simulate every partition of some layouts that the bounds leave open below `value`."""
+    least, simulated = value * (1 - TOLERANCE), 0
+    for layout in open_layouts:
+        below = paths_below(stage_bounds(problem, layout, cuts), value)
+        paths = list(itertools.islice(below, expected - simulated + 1))
+        simulated += len(paths)
+        steps = price_paths(problem, layout, compile_layout(layout), cuts, paths) if paths else []
+        if simulated > expected or min(steps, default=value) < least:
+            counts = [len(ranks) for ranks in layout.stage_ranks]
+            raise PlanError(
+                f"the bound {value} is not proven: on stages of {counts} replicas a plan takes "
+                f"{min(steps, default=value)} s, or more than {expected} need simulating"
             )
-            if simulated > expected or min(steps, default=value) < least:
-                raise PlanError(
-                    f"the bound {value} is not proven: with {k} stages of {r} replicas a plan takes "
-                    f"{min(steps, default=value)} s, or more than {expected} need simulating"
-                )
     if simulated != expected:
         raise PlanError(f"{expected} partitions should need simulating, found {simulated}")
     return simulated

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from autopart import __version__
+from autopart import __version__, replica_search
 from autopart.certificate import certificate, problem_of
-from autopart.cluster import Cluster, num_gpus
+from autopart.cluster import Cluster, check_cluster, num_gpus
 from autopart.cost import predict
 from autopart.cuts import Cuts, all_cuts
 from autopart.errors import AutopartError, InfeasibleError
@@ -30,6 +30,7 @@ from autopart.problem import (
     shapes,
 )
 from autopart.profile import Profile, profile_hash
+from autopart.replica_bounds import missing_bytes
 from autopart.schedules import make_schedule
 from autopart.search import SOLVERS, Outcome, SolverName, search
 from autopart.solvers import chain, parameters, uniform
@@ -49,6 +50,7 @@ def solve(
     solver: str = "auto",
     num_stages: int | None = None,
     num_replicas: int | None = None,
+    replicas_per_stage: bool = False,
     pins: Mapping[str, int] | None = None,
     same_stage: Sequence[Sequence[str]] = (),
     different_stage: Sequence[Sequence[str]] = (),
@@ -58,7 +60,8 @@ def solve(
     """The fastest plan found for a profile on a cluster, with its certificate.
 
     `global_batch` counts samples of one optimizer step, `num_microbatches` microbatches of the
-    profile's size; give one of them or neither. `pins` puts layers on stages (counted from 0); the
+    profile's size; give one of them or neither. `replicas_per_stage` lets each stage have replicas of
+    its own; else all have as many, `num_replicas` where that is given. `pins` puts layers on stages (counted from 0); the
     groups of `same_stage` must share a stage, those of `different_stage` must not. `time_limit` is in
     seconds; what it leaves open widens the certificate's gap.
     Raises InfeasibleError, naming the least memory that would do, where nothing fits.
@@ -71,12 +74,14 @@ def solve(
         schedule=schedule,
         num_stages=num_stages,
         num_replicas=num_replicas,
+        replicas_per_stage=replicas_per_stage,
         pins=pins,
         same_stage=same_stage,
         different_stage=different_stage,
         optimizer=optimizer,
     )
-    found = search(problem, _solver_name(solver), began + time_limit)
+    find = replica_search.search if replicas_per_stage else search
+    found = find(problem, _solver_name(solver), began + time_limit)
     return _plan(profile, problem, found, began)
 
 
@@ -88,6 +93,7 @@ def make_problem(
     schedule: str = "auto",
     num_stages: int | None = None,
     num_replicas: int | None = None,
+    replicas_per_stage: bool = False,
     pins: Mapping[str, int] | None = None,
     same_stage: Sequence[Sequence[str]] = (),
     different_stage: Sequence[Sequence[str]] = (),
@@ -99,9 +105,15 @@ def make_problem(
     for what, count in (("stages", num_stages), ("replicas", num_replicas)):
         if count is not None and count < 1:
             raise AutopartError(f"{count} {what}: there must be at least 1")
+    if replicas_per_stage and num_replicas is not None:
+        raise AutopartError(
+            f"{num_replicas} replicas for every stage, or replicas of their own: ask for one of them"
+        )
+    check_cluster(cluster)
     demands = Demands(
         num_stages=num_stages,
         num_replicas=num_replicas,
+        replicas_per_stage=replicas_per_stage,
         schedules=SCHEDULES if schedule == "auto" else (schedule,),
         pins=tuple(Pin(layer=name, stage=stage) for name, stage in (pins or {}).items()),
         same_stage=tuple(map(tuple, same_stage)),
@@ -142,7 +154,9 @@ def baselines(profile: Profile, plan: Plan) -> dict[str, Plan | str]:
     names: tuple[SolverName, ...] = ("uniform", "parameters")
     for name in names:
         began = time.perf_counter()
-        demands = msgspec.structs.replace(plan.demands, pins=(), same_stage=(), different_stage=())
+        demands = msgspec.structs.replace(
+            plan.demands, pins=(), same_stage=(), different_stage=(), replicas_per_stage=False
+        )
         problem = msgspec.structs.replace(problem_of(plan, profile.graph), demands=demands)
         try:
             found[name] = _plan(profile, problem, search(problem, name, began), began)
@@ -179,6 +193,8 @@ def _microbatches(
 
 def _why_infeasible(problem: Problem, solver: SolverName) -> str:
     cuts = all_cuts(problem.graph)
+    if problem.demands.replicas_per_stage or problem.cluster.gpus:
+        return _what_is_missing(problem, cuts)
     limit = format_bytes(problem.cluster.memory_bytes)
     needs = [
         (least, shape)
@@ -193,6 +209,23 @@ def _why_infeasible(problem: Problem, solver: SolverName) -> str:
         f"nothing fits into {limit} a GPU: the least that would do is {format_bytes(least)} "
         f"({least} bytes), with {k} stages and {r} replicas; try more memory, more GPUs, a smaller "
         "--microbatch-size, or another --optimizer"
+    )
+
+
+def _what_is_missing(problem: Problem, cuts: Cuts) -> str:
+    missing = missing_bytes(problem, cuts)
+    least = problem.cluster.memory_bytes + missing
+    if missing == 0:
+        return (
+            "no stages were found that fit and keep all demands at once; drop a demand, "
+            "or give the search more --time-limit"
+        )
+    would_do = f"the least that would do is {format_bytes(least)} ({least} bytes)"
+    if problem.cluster.gpus:
+        would_do = f"each GPU would need {format_bytes(missing)} ({missing} bytes) more at least"
+    return (
+        f"nothing fits into {format_bytes(problem.cluster.memory_bytes)} a GPU: {would_do}; try "
+        "more memory, more GPUs, a smaller --microbatch-size, or another --optimizer"
     )
 
 

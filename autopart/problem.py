@@ -1,11 +1,13 @@
 """Everything that a solver is told, as one value."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from autopart.cluster import Cluster, num_gpus
+from autopart.cluster import Cluster, group_of, num_gpus
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.graph import LayerGraph
 from autopart.units import Count, PositiveCount
@@ -31,6 +33,9 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     num_stages: PositiveCount | None = None
     num_replicas: PositiveCount | None = None
+    """Of every stage."""
+    replicas_per_stage: bool = False
+    """Whether each stage may have a number of replicas of its own."""
     schedules: tuple[ScheduleName, ...] = SCHEDULES
     pins: tuple[Pin, ...] = ()
     same_stage: tuple[tuple[str, ...], ...] = ()
@@ -52,11 +57,15 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     demands: Demands = Demands()
 
 
+StageRanks = tuple[tuple[int, ...], ...]
+"""For each stage its ranks."""
+
+
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """Every decision but the partition: how many stages, on which ranks, under which schedule."""
 
     schedule: ScheduleName
-    stage_ranks: tuple[tuple[int, ...], ...]
+    stage_ranks: StageRanks
     """For each stage its ranks, as many as it has replicas."""
     num_microbatches: int
     """Microbatches of a step, which the ranks of a stage run in turn."""
@@ -122,13 +131,89 @@ def shapes(problem: Problem) -> list[tuple[int, int]]:
 def layouts(problem: Problem, num_stages: int, num_replicas: int) -> list[Layout]:
     """The layouts of one shape: each schedule, with the replicas of a stage side by side (the
     pipeline crosses the nodes) and with each pipeline side by side (the gradient syncs cross).
-    1F1B comes before GPipe: where both are as fast, it holds less."""
+    1F1B comes before GPipe: where both are as fast, it holds less. Where GPUs differ, only the former,
+    from each rank on."""
     k, r = num_stages, num_replicas
-    replicas_together = tuple(tuple(range(s * r, s * r + r)) for s in range(k))
+    side_by_side = _side_by_side((r,) * k)
+    if problem.cluster.gpus:
+        return _laid_out(problem, _shifted(problem.cluster, side_by_side))
     pipeline_together = tuple(tuple(range(s, k * r, k)) for s in range(k))
-    places = dict.fromkeys((replicas_together, pipeline_together))
+    return _laid_out(problem, [side_by_side, pipeline_together])
+
+
+def layouts_of(problem: Problem, counts: Sequence[int]) -> list[Layout]:
+    """The layouts of stages with `counts` replicas, which the cluster has room for: those of a shape
+    where all have as many, and beside the ranks in their order each stage within a node where there
+    is room in one, and each stage spread evenly over all nodes, so that only syncs cross."""
+    cluster, side_by_side = problem.cluster, _side_by_side(counts)
+    if cluster.gpus:
+        return _laid_out(problem, _shifted(cluster, side_by_side))
+    places = [side_by_side, _within_nodes(cluster, counts)]
+    if all(count % cluster.num_nodes == 0 for count in counts):
+        places.append(_over_nodes(cluster, counts))
+    if len(set(counts)) == 1:
+        k, r = len(counts), counts[0]
+        places.append(tuple(tuple(range(s, k * r, k)) for s in range(k)))
+    return _laid_out(problem, places)
+
+
+def _laid_out(problem: Problem, places: Sequence[StageRanks]) -> list[Layout]:
+    """Each schedule on each of `places` that costs differ on."""
+    differing = {_what_costs(problem.cluster, place): place for place in reversed(places)}
     return [
         Layout(schedule=name, stage_ranks=place, num_microbatches=problem.num_microbatches)
-        for place in places
+        for place in reversed(differing.values())
         for name in sorted(problem.demands.schedules)
     ]
+
+
+def _what_costs(cluster: Cluster, place: StageRanks) -> tuple[object, ...]:
+    """The nodes and the GPUs of the ranks, with nodes numbered as they come."""
+    names: dict[int, int] = {}
+    return tuple(
+        tuple(
+            (
+                names.setdefault(rank // cluster.gpus_per_node, len(names)),
+                group_of(cluster, rank),
+            )
+            for rank in ranks
+        )
+        for ranks in place
+    )
+
+
+def _side_by_side(counts: Sequence[int]) -> StageRanks:
+    ends = list(itertools.accumulate(counts))
+    return tuple(tuple(range(end - r, end)) for end, r in zip(ends, counts, strict=True))
+
+
+def _shifted(cluster: Cluster, place: StageRanks) -> list[StageRanks]:
+    used = sum(map(len, place))
+    return [
+        tuple(tuple(rank + by for rank in ranks) for ranks in place)
+        for by in range(num_gpus(cluster) - used + 1)
+    ]
+
+
+def _within_nodes(cluster: Cluster, counts: Sequence[int]) -> StageRanks:
+    """Each stage, the largest first, on the first node with room for all of it, else on what is left."""
+    free = [list(ranks) for ranks in _node_ranks(cluster)]
+    place: list[tuple[int, ...]] = [()] * len(counts)
+    for stage in sorted(range(len(counts)), key=lambda s: -counts[s]):
+        count = counts[stage]
+        room = next((own for own in free if len(own) >= count), None)
+        chosen = (room or list(itertools.chain(*free)))[:count]
+        free = [[rank for rank in own if rank not in chosen] for own in free]
+        place[stage] = tuple(chosen)
+    return tuple(place)
+
+
+def _over_nodes(cluster: Cluster, counts: Sequence[int]) -> StageRanks:
+    """Rank i of each stage on node i mod nodes: microbatch m then stays on node m mod nodes."""
+    free = [iter(ranks) for ranks in _node_ranks(cluster)]
+    return tuple(tuple(next(free[i % len(free)]) for i in range(count)) for count in counts)
+
+
+def _node_ranks(cluster: Cluster) -> list[range]:
+    size = cluster.gpus_per_node
+    return [range(node * size, node * size + size) for node in range(cluster.num_nodes)]

@@ -56,17 +56,19 @@ def search(problem: Problem, solver: SolverName, deadline: float) -> Outcome:
 
     `deadline` is a reading of `time.perf_counter()`; what is open then lowers the bound.
     """
-    return _Search(problem, solver, deadline).run()
+    return LayoutSearch(problem, solver, deadline).run()
 
 
-class _Open(NamedTuple):
+class Open(NamedTuple):
     """A layout whose smallest bound lies below the best step."""
 
     bound: float
     layout: Layout
 
 
-class _Search:
+class LayoutSearch:
+    """The best decision so far, and what layouts add to it."""
+
     def __init__(self, problem: Problem, solver: SolverName, deadline: float) -> None:
         self.problem, self.deadline = problem, deadline
         self.solver: SolverName = solver
@@ -75,23 +77,25 @@ class _Search:
         self.best: Decision | None = None
 
     def run(self) -> Outcome:
+        """Visit every shape, and prove what is best."""
         quick = shape_bounds(self.problem, shapes(self.problem))
         order = sorted((bound, shape) for shape, bound in quick.items() if bound is not None)
-        open_layouts: list[_Open] = []
+        open_layouts: list[Open] = []
         for bound, shape in order:
             if bound >= self.step_time:
                 break
             for layout in layouts(self.problem, *shape):
-                open_layouts += self._visit(layout, bound)
+                open_layouts += self.visit(layout, bound)
         if self.best is None:
             return Outcome(None, self.solver, 0.0, 0)
         return self._prove(sorted(open_layouts, key=lambda place: place.bound))
 
     @property
     def step_time(self) -> float:
+        """Seconds of the best decision so far."""
         return float("inf") if self.best is None else self.best.prediction.step_time
 
-    def _visit(self, layout: Layout, quick: float) -> list[_Open]:
+    def visit(self, layout: Layout, quick: float) -> list[Open]:
         """Try the proposals for a layout; it stays open where its bound allows a faster step."""
         listed = list_all(self.cuts, len(layout.stage_ranks))
         if self.solver in ("uniform", "parameters"):
@@ -99,14 +103,14 @@ class _Search:
         elif self.solver == "ilp" or not listed:
             self._propose_any_order(layout)
         if not listed:
-            return [_Open(quick, layout)]
+            return [Open(quick, layout)]
         bounds = stage_bounds(self.problem, layout, self.cuts)
         least = chain.best_path(bounds, self.cuts.nested)
         if least is None:
             return []
         if self.solver in ("auto", "dp") and least.largest < self.step_time:
             self._propose_along_cuts(layout, bounds, least.path, least.largest)
-        return [_Open(least.largest, layout)]
+        return [Open(least.largest, layout)]
 
     def _baseline(self, num_stages: int) -> Partition:
         if self.solver == "uniform":
@@ -118,7 +122,7 @@ class _Search:
     ) -> None:
         """The path of the smallest bound, which is the best where it attains it; else the chain
         solver's paths, and the best of all with its cuts moved while that helps."""
-        if self._take_path(layout, by_bounds) <= least * (1 + ROUNDING):
+        if self.take_path(layout, by_bounds) <= least * (1 + ROUNDING):
             return
         program = compile_layout(layout)
         paths = [by_bounds, *chain.solve(self.problem, layout, self.cuts)]
@@ -131,7 +135,7 @@ class _Search:
             if faster >= step * (1 - ROUNDING):
                 break
             here, step = best, faster
-        self._take_path(layout, here)
+        self.take_path(layout, here)
 
     def _fastest(
         self, layout: Layout, program: Program, paths: Sequence[tuple[int, ...]]
@@ -140,13 +144,22 @@ class _Search:
         at = int(np.argmin(steps))
         return paths[at], float(steps[at])
 
-    def _take_path(self, layout: Layout, path: tuple[int, ...]) -> float:
+    def take_fastest(
+        self, layout: Layout, program: Program, paths: Sequence[tuple[int, ...]]
+    ) -> None:
+        """Simulate paths of a layout, and keep the fastest where it is the best so far."""
+        path, step = self._fastest(layout, program, paths)
+        if step < self.step_time:
+            self.take_path(layout, path)
+
+    def take_path(self, layout: Layout, path: tuple[int, ...]) -> float:
+        """`_take` of the partition between the cuts of a path."""
         return self._take(layout, partition_of(self.cuts, path), "dp")
 
     def _propose_any_order(self, layout: Layout) -> None:
         paths = [] if self.solver == "ilp" else chain.solve(self.problem, layout, self.cuts)
         for path in paths:
-            self._take_path(layout, path)
+            self.take_path(layout, path)
         if self.solver != "dp" and (len(layout.stage_ranks) > 1 or self.solver == "ilp"):
             first = partition_of(self.cuts, paths[0]) if paths else None
             found = ilp.solve(self.problem, layout, first, self.deadline)
@@ -172,24 +185,24 @@ class _Search:
                 if other != path[at]:
                     yield (*path[:at], int(other), *path[at + 1 :])
 
-    def _prove(self, open_layouts: Sequence[_Open]) -> Outcome:
+    def _prove(self, open_layouts: Sequence[Open]) -> Outcome:
         assert self.best is not None
         left = ACTIONS if self.solver in ("auto", "dp") else 0
         proven = self.step_time
         for place in open_layouts:
             if place.bound < min(proven, self.step_time):
-                value, spent = self._close(place, left)
+                value, spent = self.close(place, left)
                 left -= spent
                 proven = min(proven, value)
         proven = min(proven, self.step_time)
         simulated = sum(
-            sum(1 for _ in self._below(place.layout, proven))
+            sum(1 for _ in self.below(place.layout, proven))
             for place in open_layouts
             if place.bound < proven and list_all(self.cuts, len(place.layout.stage_ranks))
         )
         return Outcome(self.best, self.by, proven, simulated)
 
-    def _close(self, place: _Open, budget: int) -> tuple[float, int]:
+    def close(self, place: Open, budget: int) -> tuple[float, int]:
         """Simulate what a layout may hold below the best step; returns the value up to which
         nothing is faster, and how many actions were simulated."""
         proven, spent = place.bound, 0
@@ -199,18 +212,17 @@ class _Search:
         for share in STEPS_TO_BEST:
             aim = place.bound + share * (self.step_time - place.bound)
             most = (budget - spent) // program.num_actions
-            below = list(itertools.islice(self._below(place.layout, aim), most + 1))
+            below = list(itertools.islice(self.below(place.layout, aim), most + 1))
             if len(below) > most or time.perf_counter() > self.deadline:
                 return proven, spent
             if below:
-                path, step = self._fastest(place.layout, program, below)
-                if step < self.step_time:
-                    self._take_path(place.layout, path)
+                self.take_fastest(place.layout, program, below)
             spent += len(below) * program.num_actions
             proven = min(aim, self.step_time)
         return proven, spent
 
-    def _below(self, layout: Layout, value: float) -> Iterator[tuple[int, ...]]:
+    def below(self, layout: Layout, value: float) -> Iterator[tuple[int, ...]]:
+        """The paths whose stages all have bounds below `value`."""
         return paths_below(stage_bounds(self.problem, layout, self.cuts), value)
 
 

@@ -3,9 +3,10 @@
 import itertools
 from collections.abc import Iterator
 
+from autopart.cluster import num_gpus
 from autopart.graph import edges
 from autopart.pricing import fits, price
-from autopart.problem import Layout, Problem, layouts, shapes
+from autopart.problem import Layout, Problem, layouts, layouts_of, shapes
 from autopart.stage_load import Partition
 
 
@@ -30,12 +31,24 @@ def best_step_time(problem: Problem) -> float | None:
     """The smallest simulated step time of any plan; None where nothing fits."""
     times = [
         time
-        for shape in shapes(problem)
-        for layout in layouts(problem, *shape)
+        for layout in every_layout(problem)
         for partition in partitions(problem, layout_stages(layout))
         if (time := step_time(problem, layout, partition)) is not None
     ]
     return min(times, default=None)
+
+
+def every_layout(problem: Problem) -> Iterator[Layout]:
+    """The layouts of every number of replicas that the problem allows."""
+    if not problem.demands.replicas_per_stage:
+        yield from itertools.chain(*(layouts(problem, *shape) for shape in shapes(problem)))
+        return
+    gpus, most = num_gpus(problem.cluster), problem.num_microbatches
+    demanded = problem.demands.num_stages
+    for k in [demanded] if demanded else range(1, min(gpus, len(problem.graph.layers)) + 1):
+        for counts in itertools.product(range(1, min(gpus, most) + 1), repeat=k):
+            if sum(counts) <= gpus:
+                yield from layouts_of(problem, counts)
 
 
 def layout_stages(layout: Layout) -> int:

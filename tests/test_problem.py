@@ -5,9 +5,9 @@ from autopart.problem import Demands, layouts, optimizer_bytes, shapes
 from tests.problems import chain_graph, cluster, layer, problem
 
 
-def two_layers(num_microbatches: int = 4, gpus: int = 4, **demands: object):
+def two_layers(num_microbatches: int = 4, gpus: int = 4, nodes: int = 1, **demands: object):
     graph = chain_graph(layer("a"), layer("b"))
-    machine = cluster(1, gpus)
+    machine = cluster(nodes, gpus // nodes)
     return problem(graph, num_microbatches, cluster=machine, demands=Demands(**demands))  # pyright: ignore
 
 
@@ -35,7 +35,7 @@ def test_gpus_that_no_plan_could_use_are_refused_with_how_many_could_be():
 
 
 def test_a_layout_keeps_replicas_or_pipelines_side_by_side():
-    found = layouts(two_layers(), 2, 2)
+    found = layouts(two_layers(nodes=2), 2, 2)
     assert {layout.stage_ranks for layout in found} == {((0, 1), (2, 3)), ((0, 2), (1, 3))}
     assert {layout.schedule for layout in found} == {"gpipe", "1f1b"}
     assert {layout.num_microbatches for layout in found} == {4}

@@ -40,6 +40,13 @@ def usage_checked(parse: Callable[[str], T]) -> Callable[[str], T]:
     return parsed
 
 
+def parse_replicas(text: str) -> int:
+    """Read a number of replicas."""
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"'{text}' is no number of replicas; write auto, 4 or per-stage")
+    return int(text)
+
+
 def parse_pins(texts: Sequence[str]) -> dict[str, int]:
     """Read `LAYER=STAGE` pins."""
     pins: dict[str, int] = {}

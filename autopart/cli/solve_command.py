@@ -7,7 +7,7 @@ import typer
 
 from autopart.cli.cluster_options import ClusterOptions, chosen_cluster, notes_on
 from autopart.cli.console import check_may_write, print_result, warn
-from autopart.cli.options import AsJson, parse_pins, usage_checked
+from autopart.cli.options import AsJson, parse_pins, parse_replicas, usage_checked
 from autopart.plan import FORMAT, save_plan
 from autopart.planner import baselines, solve
 from autopart.profile import load_profile, newest_profile
@@ -57,7 +57,13 @@ def command(
         Literal["auto", "gpipe", "1f1b"], typer.Option(help="The order of each rank.")
     ] = "auto",
     stages: Annotated[int | None, typer.Option(min=1, help="Number of stages.")] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each stage.")] = None,
+    replicas: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N|per-stage",
+            help="Copies of each stage: as many for all, N, or as many as suit each.",
+        ),
+    ] = "auto",
     pin: Annotated[
         list[str] | None,
         typer.Option(metavar="LAYER=STAGE", help="Put a layer on a stage, counted from 0."),
@@ -98,7 +104,8 @@ def command(
         schedule=schedule,
         solver=solver,
         num_stages=stages,
-        num_replicas=replicas,
+        num_replicas=None if replicas in ("auto", "per-stage") else parse_replicas(replicas),
+        replicas_per_stage=replicas == "per-stage",
         pins=parse_pins(pin or []),
         same_stage=[group.split(",") for group in same_stage or []],
         different_stage=[group.split(",") for group in different_stage or []],

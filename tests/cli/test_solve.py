@@ -145,3 +145,15 @@ def test_the_named_solver_makes_the_plan(cli: Cli, profile_file: Path, solver: s
 def test_the_named_schedule_is_kept(cli: Cli, profile_file: Path, schedule: str) -> None:
     asked = ["solve", "--gpus", "2", "--stages", "2", "--schedule", schedule, "--json"]
     assert cli(*asked).document["schedule"] == schedule
+
+
+def test_replicas_are_as_many_for_all_or_each_stage_has_its_own(
+    cli: Cli, profile_file: Path
+) -> None:
+    assert cli("solve", "--gpus", "3", "--replicas", "per-stage").code == 0
+    assert load_plan("plan.json").demands.replicas_per_stage
+    assert cli("verify", "plan.json", "--profile", "profile.json").code == 0
+    assert cli("solve", "--gpus", "4", "--replicas", "2").code == 0
+    assert {len(stage.ranks) for stage in load_plan("plan.json").stages} == {2}
+    refused = cli("solve", "--gpus", "4", "--replicas", "some")
+    assert refused.code == 2 and "write auto, 4 or per-stage" in refused.err
