@@ -112,8 +112,7 @@ def _needs(
     # What the own rank makes is there when the action's turn comes, if it stands before it.
     ranks = np.append(rank, [-1, -1])
     local = ranks[need] == rank
-    need[local & (need < here)] = count
-    need[local & (need >= here)] = count + 1
+    need[local] = np.where(need < here, count, count + 1)[local]
     need[later & ((ranks[own] != rank) | (own >= here))] = count + 1
     return need
 
