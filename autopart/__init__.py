@@ -5,7 +5,7 @@
     autopart.save_plan(plan, "plan.json")
 
 A name is imported when it is first used, so that `import autopart` stays quick and never imports
-torch; only `profile_model` and `run_plan` need it.
+torch; only `profile_model`, `run_plan` and `make_pipeline` need it.
 """
 
 import importlib
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from autopart.profile import Device, Profile, Source, WholeModel, load_profile, save_profile
     from autopart.run_result import RunResult
     from autopart.runtime.execution.launch import run_plan
+    from autopart.runtime.execution.pipeline import Pipeline, make_pipeline, split_batch
     from autopart.runtime.profiling.profiler import profile_model
     from autopart.simulator import Timeline
     from autopart.simulator import simulate_plan as simulate
@@ -77,6 +78,7 @@ _HOMES = {
     ),
     "autopart.run_result": ("RunResult",),
     "autopart.runtime.execution.launch": ("run_plan",),
+    "autopart.runtime.execution.pipeline": ("Pipeline", "make_pipeline", "split_batch"),
     "autopart.runtime.profiling.profiler": ("profile_model",),
     "autopart.simulator": ("Timeline", "simulate"),
 }
@@ -100,6 +102,7 @@ __all__ = [
     "LayerGraph",
     "Link",
     "ModelError",
+    "Pipeline",
     "Plan",
     "PlanError",
     "Problem",
@@ -124,6 +127,7 @@ __all__ = [
     "load_cluster",
     "load_plan",
     "load_profile",
+    "make_pipeline",
     "profile_model",
     "run_plan",
     "save_cluster",
@@ -132,6 +136,7 @@ __all__ = [
     "simulate",
     "solve",
     "solve_foreign",
+    "split_batch",
     "verify",
 ]
 

@@ -110,6 +110,7 @@ def test_both_halves_make_the_gradients_of_the_whole(name: str):
         assert all(p.grad is None for p in model.parameters()), "all of it was put off"
     for deed in deeds:
         deed()
+    assert not any(p.grad is not None and p.grad.requires_grad for p in model.parameters())
     torch.testing.assert_close(gradients_of(model), whole, rtol=1e-12, atol=1e-14)
 
 

@@ -61,7 +61,19 @@ def make_executor(
         num_microbatches=plan.num_microbatches,
         device=device,
         watcher=watcher or Unwatched(),
+        owned=_owned([program.parameters for program in programs], ranks, rank),
     )
+
+
+def _owned(
+    names_of_stages: Sequence[Sequence[str]], ranks: Sequence[Sequence[int]], rank: int
+) -> tuple[str, ...]:
+    """The parameters of which `rank` is the first to hold a copy."""
+    first: dict[str, int] = {}
+    for names, on in zip(names_of_stages, ranks, strict=True):
+        for name in names:
+            first[name] = min(first.get(name, min(on)), *on)
+    return tuple(name for name, owner in first.items() if owner == rank)
 
 
 def _alone(rank: int) -> distributed.ProcessGroup:

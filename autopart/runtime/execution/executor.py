@@ -10,7 +10,7 @@ its action, so nothing grows with the number of microbatches but what the schedu
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -67,8 +67,13 @@ class Executor:
         num_microbatches: int,
         device: torch.device,
         watcher: Watcher,
+        owned: Sequence[str] = (),
     ) -> None:
         self.stages = dict(stages)
+        self.device = device
+        self.owned = tuple(owned)
+        """Those of this rank's parameters that no rank before it holds: over all ranks, each
+        parameter of the model once."""
         self._program = program
         self._sums = sums
         self._num_microbatches = num_microbatches

@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 import torch
-from torch import fx
+from torch import distributed, fx
 from torch.fx.node import Argument, map_aggregate
 
-from autopart.errors import PlanError
+from autopart.errors import ModelError, PlanError
 from autopart.plan import Plan
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
+from autopart.runtime.models.attributes import user_name
 from autopart.runtime.models.model import Batch, TrainingModel
 
 _GRANULARITIES: tuple[Granularity, ...] = ("block", "module")
@@ -41,6 +42,22 @@ def check_can_run(plan: Plan) -> None:
                     f"stage {index} is to {what} layer '{name[0]}', which is not run yet; "
                     f"solve for a plan that does not {what}"
                 )
+
+
+def check_same_weights(model: TrainingModel) -> None:
+    """Raise ModelError where ranks built different weights from the same seed: the copies of a
+    parameter would be trained apart without a sign of it."""
+    sums = {user_name(n): float(p.detach().double().sum()) for n, p in model.named_parameters()}
+    all_of: list[dict[str, float]] = [sums] * distributed.get_world_size()
+    distributed.all_gather_object(all_of, sums)
+    for rank, theirs in enumerate(all_of):
+        apart = [name for name, value in theirs.items() if value != all_of[0].get(name)]
+        if apart or len(theirs) != len(all_of[0]):
+            raise ModelError(
+                f"{model.name}: rank {rank} built other weights than rank 0 from the same seed, "
+                f"'{apart[0] if apart else '?'}' for one; draw random numbers from torch, numpy or random, "
+                "without seeds of their own"
+            )
 
 
 def place_on(module: fx.GraphModule, device: torch.device) -> None:

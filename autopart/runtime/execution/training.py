@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import distributed
 
-from autopart.errors import ModelError, UsageError
+from autopart.errors import UsageError
 from autopart.plan import Plan
 from autopart.run_result import CheckResult, RunResult
 from autopart.runtime.capture.capture import Captured
@@ -34,13 +34,11 @@ from autopart.runtime.execution.measured import (
 from autopart.runtime.execution.microbatches import Microbatches
 from autopart.runtime.execution.optimizer import LEARNING_RATES, Optimizer
 from autopart.runtime.execution.peak_memory import how_measured, peak_bytes, watch_peak
-from autopart.runtime.execution.plan_match import capture_for_plan
+from autopart.runtime.execution.plan_match import capture_for_plan, check_same_weights
 from autopart.runtime.execution.reference import run_reference
 from autopart.runtime.execution.stage import Leaves
-from autopart.runtime.models.attributes import user_name
 from autopart.runtime.models.model import (
     ModelSource,
-    TrainingModel,
     build_training_model,
     example_batch,
 )
@@ -165,7 +163,7 @@ class _Run:
         self._board.working("building the model", SETTING_UP)
         model = build_training_model(source, dtype=plan.origin.dtype, seed=seed)
         self._board.waiting("the comparison of weights", None)
-        _check_same_weights(model)
+        check_same_weights(model)
         batch = example_batch(source, plan.microbatch_size, dtype=plan.origin.dtype, seed=seed)
         self._board.working("capturing the model", SETTING_UP)
         return capture_for_plan(plan, model, batch)
@@ -243,22 +241,6 @@ class _Run:
         if not self._compares_buffers():
             notes.append("buffers were not compared: each replica sees its own microbatches only")
         return checks.outcome(self._check, losses, self._dropouts, self._random, notes)
-
-
-def _check_same_weights(model: TrainingModel) -> None:
-    """Raise ModelError where ranks built different weights from the same seed: the copies of a
-    parameter would be trained apart without a sign of it."""
-    sums = {user_name(n): float(p.detach().double().sum()) for n, p in model.named_parameters()}
-    all_of: list[dict[str, float]] = [sums] * distributed.get_world_size()
-    distributed.all_gather_object(all_of, sums)
-    for rank, theirs in enumerate(all_of):
-        apart = [name for name, value in theirs.items() if value != all_of[0].get(name)]
-        if apart or len(theirs) != len(all_of[0]):
-            raise ModelError(
-                f"{model.name}: rank {rank} built other weights than rank 0 from the same seed, "
-                f"'{apart[0] if apart else '?'}' for one; draw random numbers from torch, numpy or random, "
-                "without seeds of their own"
-            )
 
 
 def _timed_update(optimizer: Optimizer, clock: Clock) -> float:

@@ -169,6 +169,7 @@ class _Twin(torch.autograd.Function):
             of_weight, of_bias = parts()
             return None, of_input, of_weight, of_bias if needs[3] else None, None
 
+        @torch.no_grad()
         def deed() -> None:
             of_weight, of_bias = parts()
             _add(weight, of_weight)
@@ -180,11 +181,10 @@ class _Twin(torch.autograd.Function):
 
 
 def _add(parameter: nn.Parameter, gradient: torch.Tensor) -> None:
-    with torch.no_grad():
-        if parameter.grad is None:
-            parameter.grad = gradient
-        else:
-            parameter.grad += gradient
+    if parameter.grad is None:
+        parameter.grad = gradient
+    else:
+        parameter.grad += gradient
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:

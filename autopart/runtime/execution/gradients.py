@@ -1,0 +1,53 @@
+"""What a training loop does to the gradients of all stages at once: clip them, undo a loss scale."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import distributed
+
+from autopart.runtime.execution.executor import Executor
+
+_TINY = 1e-6
+"""Added to the norm by torch's own clipping."""
+
+
+def clip(executor: Executor, max_norm: float) -> torch.Tensor:
+    """Scale all gradients so that the norm of the whole model's is at most `max_norm`.
+
+    The norm is that of all gradients as one vector, in which copies of a parameter count once. Gives
+    the norm before. Every rank must call this; equal copies stay equal.
+    """
+    norm = global_norm(executor)
+    factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
+    for gradient in _gradients(executor, executor.parameters):
+        gradient.mul_(factor.to(gradient.dtype))
+    return norm
+
+
+def global_norm(executor: Executor) -> torch.Tensor:
+    """The Euclidean norm of the whole model's gradients, on every rank, in float64."""
+    total = torch.zeros((), dtype=torch.float64, device=executor.device)
+    for gradient in _gradients(executor, executor.owned):
+        total += torch.linalg.vector_norm(gradient, dtype=_wide(gradient)).double().square()
+    distributed.all_reduce(total)
+    return total.sqrt()
+
+
+def unscale(executor: Executor, scale: float) -> bool:
+    """Divide all gradients by `scale`; whether all of them, on all ranks, are finite numbers."""
+    bad = torch.zeros((), dtype=torch.int32, device=executor.device)
+    for gradient in _gradients(executor, executor.parameters):
+        gradient.div_(scale)
+        bad += torch.isfinite(gradient).logical_not().any().int()
+    distributed.all_reduce(bad)
+    return bad.item() == 0
+
+
+def _gradients(executor: Executor, names: Iterable[str]) -> list[torch.Tensor]:
+    parameters = executor.parameters
+    found = [parameters[name].grad for name in names]
+    return [gradient for gradient in found if gradient is not None]
+
+
+def _wide(gradient: torch.Tensor) -> torch.dtype:
+    return torch.float64 if gradient.dtype == torch.float64 else torch.float32
