@@ -1,7 +1,7 @@
 """Clusters: nodes of GPUs, the links between them, and what every rank can hold."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -158,6 +158,50 @@ def cluster_of(gpu: str, gpus: int, nodes: int = 1, gpus_per_node: int | None = 
         sends_overlap=known.sends_overlap,
         source=_source(known),
     )
+
+
+def mixed_cluster(
+    kinds: Sequence[tuple[str, int]], reference: str, dtype: str, nodes: int = 1
+) -> Cluster:
+    """A cluster of known GPUs of several kinds, (name, count) in the order of the ranks.
+
+    Speeds are those of published peak rates in `dtype`, as far as they are reached, relative to the
+    `reference` GPU of the profile: an assumption. Links are as fast as the slowest kind's.
+    Raises ClusterError where a GPU is unknown, or the reference has no figures for `dtype`.
+    """
+    gpus = sum(count for _, count in kinds)
+    known = [(find_gpu(name), count) for name, count in kinds]
+    clusters = [cluster_of(gpu.name, gpus, nodes) for gpu, _ in known]
+    pace = _pace(find_gpu(reference), dtype)
+    groups = tuple(
+        GpuGroup(
+            count=count,
+            name=gpu.name,
+            memory_bytes=gpu.memory_bytes,
+            speed=_pace(gpu, dtype) / pace,
+        )
+        for gpu, count in known
+    )
+    return msgspec.structs.replace(
+        min(clusters, key=lambda one: one.intra_node.bandwidth),
+        gpu="+".join(dict.fromkeys(gpu.name for gpu, _ in known)),
+        memory_bytes=min(group.memory_bytes for group in groups),
+        reserve_bytes=max(one.reserve_bytes for one in clusters),
+        action_overhead=max(one.action_overhead for one in clusters),
+        sends_overlap=all(one.sends_overlap for one in clusters),
+        gpus=groups,
+        source="; ".join(dict.fromkeys(one.source for one in clusters))
+        + f"; speeds from peak {dtype} rates relative to {reference}",
+    )
+
+
+def _pace(gpu: Gpu, dtype: str) -> float:
+    if dtype not in gpu.flops:
+        raise ClusterError(
+            f"{gpu.name}: no rate is known for {dtype}; known: {', '.join(gpu.flops)}; "
+            "write the speeds into a cluster file"
+        )
+    return gpu.flops[dtype] * gpu.compute_efficiency
 
 
 def gpus_on_each_node(gpus: int, nodes: int, per_node: int | None = None) -> int:

@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from autopart.cluster import Cluster, Link, cluster_of, gpus_on_each_node, load_cluster
+from autopart.cluster import (
+    Cluster,
+    Link,
+    cluster_of,
+    gpus_on_each_node,
+    load_cluster,
+    mixed_cluster,
+)
 from autopart.errors import ClusterError, UsageError
 from autopart.gpus import GPUS
 from autopart.profile import Profile
@@ -25,15 +32,36 @@ class ClusterOptions(NamedTuple):
 
 
 def chosen_cluster(options: ClusterOptions, profile: Profile) -> Cluster:
-    """The cluster file, or the named GPU's published figures; single options replace figures.
+    """The cluster file, or the named GPUs' published figures; single options replace figures.
 
     Raises ClusterError where the counts contradict each other, UsageError without any.
     """
     if options.cluster is not None:
         base = _recounted(load_cluster(options.cluster), options)
+    elif options.gpu is not None and ":" in options.gpu:
+        base = _mixed(options.gpu, options, profile)
     else:
         base = cluster_of(_gpu_name(options, profile), *_counts(options))
     return _refined(base, options)
+
+
+def _mixed(text: str, options: ClusterOptions, profile: Profile) -> Cluster:
+    """Read `h100-sxm:4,a100-sxm-80gb:4`, the GPUs in the order of the ranks."""
+    kinds: list[tuple[str, int]] = []
+    for part in text.split(","):
+        name, _, count = part.partition(":")
+        if not count.isdecimal() or int(count) < 1:
+            raise UsageError(f"--gpu {text}: '{part}' has no count; write h100-sxm:4,l40s:4")
+        kinds.append((name, int(count)))
+    total = sum(count for _, count in kinds)
+    per_node = options.gpus_per_node
+    nodes = options.nodes or (total // per_node if per_node else 1)
+    if options.gpus not in (None, total) or per_node not in (None, total / nodes):
+        raise UsageError(
+            f"--gpu {text} names {total} GPUs; leave the other counts out, or say as many"
+        )
+    reference = _gpu_name(options._replace(gpu=None), profile)
+    return mixed_cluster(kinds, reference, profile.dtype, nodes)
 
 
 def _counts(options: ClusterOptions) -> tuple[int, int, int | None]:
@@ -63,6 +91,8 @@ def _recounted(cluster: Cluster, options: ClusterOptions) -> Cluster:
 
 
 def _refined(cluster: Cluster, options: ClusterOptions) -> Cluster:
+    if options.memory is not None and cluster.gpus:
+        raise UsageError("--memory is for equal GPUs; these are listed, each with its own")
     if options.memory is not None:
         cluster = msgspec.structs.replace(cluster, memory_bytes=options.memory)
     return msgspec.structs.replace(
@@ -97,6 +127,10 @@ def _gpu_name(options: ClusterOptions, profile: Profile) -> str:
 def notes_on(profile: Profile, cluster: Cluster) -> list[str]:
     """What to keep in mind of a plan of this profile for this cluster."""
     notes: list[str] = []
+    if cluster.gpus and len({group.name for group in cluster.gpus}) > 1:
+        notes.append(
+            "the GPUs differ: each layer is taken to be faster or slower by its GPU's one speed"
+        )
     if profile.method != "measured":
         notes.append(f"the times are {profile.method}: no layer was run on the device")
     elif profile.device.kind == "cpu" and cluster.gpu != "cpu":

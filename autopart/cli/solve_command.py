@@ -30,7 +30,10 @@ def command(
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of one node.")] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="The kind of GPU; default: what the profile was measured on."),
+        typer.Option(
+            help="The kind of GPU, or kinds in the order of the ranks: h100-sxm:4,l40s:4; "
+            "default: what the profile was measured on."
+        ),
     ] = None,
     memory: Annotated[
         int | None,

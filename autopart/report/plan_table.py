@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autopart.cluster import Cluster, num_gpus
+from autopart.cluster import Cluster, num_gpus, smallest_memory
 from autopart.plan import MemoryUse, Plan
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
 from autopart.report.names import layers_label, ranks_label
@@ -87,7 +87,7 @@ def memory_table(plan: Plan) -> Table:
     for place, stage in enumerate(stages):
         parts: list[int] = list(msgspec.structs.astuple(stage.memory))
         _, cells = sizes([*parts, stage.peak_bytes, *(s.peak_bytes for s in stages)])
-        share = stage.peak_bytes / plan.cluster.memory_bytes
+        share = stage.peak_bytes / smallest_memory(plan.cluster, plan.stages[place].ranks)
         table.add_row(str(place), *cells[: len(parts) + 1], format_share(share))
     return table
 
@@ -148,9 +148,19 @@ def reading_of(plan: Plan, *, batch_given: bool) -> str:
     )
     return (
         f"{num_gpus(cluster)} GPUs in all: {_nodes(cluster.num_nodes)} x {cluster.gpus_per_node}, "
-        f"each {cluster.gpu} with {format_bytes(cluster.memory_bytes)}; "
+        f"{_gpus(cluster)}; "
         f"a step of {batch} samples: {plan.num_microbatches} microbatches of "
         f"{plan.microbatch_size}{default}"
+    )
+
+
+def _gpus(cluster: Cluster) -> str:
+    if not cluster.gpus:
+        return f"each {cluster.gpu} with {format_bytes(cluster.memory_bytes)}"
+    return ", then ".join(
+        f"{group.count} x {group.name} with {format_bytes(group.memory_bytes)} at {group.speed:.3g} "
+        "of the profile's speed"
+        for group in cluster.gpus
     )
 
 

@@ -157,3 +157,19 @@ def test_replicas_are_as_many_for_all_or_each_stage_has_its_own(
     assert {len(stage.ranks) for stage in load_plan("plan.json").stages} == {2}
     refused = cli("solve", "--gpus", "4", "--replicas", "some")
     assert refused.code == 2 and "write auto, 4 or per-stage" in refused.err
+
+
+def test_gpus_of_several_kinds_are_read_in_the_order_of_the_ranks(
+    cli: Cli, profile_file: Path
+) -> None:
+    document = cli("solve", "--gpu", "h100-sxm:1,cpu:1", "--json").document
+    assert "1 x h100-sxm" in document["reading"] and "1 x cpu" in document["reading"]
+    assert [group.name for group in load_plan("plan.json").cluster.gpus] == ["h100-sxm", "cpu"]
+    assert cli("verify", "plan.json", "--profile", "profile.json").code == 0
+    for words, told in [
+        (("--gpu", "h100-sxm:1,cpu"), "'cpu' has no count"),
+        (("--gpu", "h100-sxm:2,cpu:2", "--gpus", "8"), "names 4 GPUs"),
+        (("--gpu", "h100-sxm:1,cpu:1", "--memory", "8GiB"), "--memory is for equal GPUs"),
+    ]:
+        refused = cli("solve", *words)
+        assert refused.code == 2 and told in " ".join(refused.err.split())
