@@ -9,11 +9,18 @@ from collections.abc import Sequence
 
 from autopart.errors import ScheduleError
 from autopart.schedule import Action, Order, Schedule, StageRanks
+from autopart.schedules.chimera import CHIMERA
+from autopart.schedules.controllable import V_HALF, V_MIN
+from autopart.schedules.dualpipev import DUALPIPEV
+from autopart.schedules.gems import GEMS
 from autopart.schedules.gpipe import GPIPE
+from autopart.schedules.hanayo import HANAYO
 from autopart.schedules.interleaved import INTERLEAVED
 from autopart.schedules.kind import Kind, pipeline_starts, twin
+from autopart.schedules.looped_bfs import LOOPED_BFS
 from autopart.schedules.one_f_one_b import EAGER_ONE_F_ONE_B, ONE_F_ONE_B, one_f_one_b
 from autopart.schedules.pipeline import Pipeline
+from autopart.schedules.zbv import ZBV
 from autopart.schedules.zero_bubble import INTERLEAVED_ZERO_BUBBLE, ZB_H1, ZB_H2
 
 KINDS: dict[str, Kind] = {
@@ -23,9 +30,17 @@ KINDS: dict[str, Kind] = {
         ONE_F_ONE_B,
         EAGER_ONE_F_ONE_B,
         INTERLEAVED,
+        LOOPED_BFS,
         ZB_H1,
         ZB_H2,
         INTERLEAVED_ZERO_BUBBLE,
+        ZBV,
+        V_HALF,
+        V_MIN,
+        DUALPIPEV,
+        CHIMERA,
+        GEMS,
+        HANAYO,
     )
 }
 

@@ -49,7 +49,7 @@ def _doing(op: Op, stages: list[int]) -> list[Step]:
 
 
 def round_size(pipeline: Pipeline) -> int:
-    """Microbatches that run on one stage before the rank turns to its next: all, if it has no other."""
+    """Microbatches that a rank runs on one stage before it turns to its next, all if it has none."""
     if pipeline.stages_per_rank == 1:
         return pipeline.num_microbatches
     return pipeline.num_microbatches // max(1, pipeline.num_microbatches // pipeline.num_ranks)

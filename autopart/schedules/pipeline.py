@@ -1,4 +1,4 @@
-"""What a generator is told, and what it hands back before ranks and microbatches get their names."""
+"""What a generator is told, and the turns in which stages take their microbatches."""
 
 from collections import deque
 from collections.abc import Iterable

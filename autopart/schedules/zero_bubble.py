@@ -13,7 +13,10 @@ action and its last where F, I and W take as long, for nearly twice the memory:
     rank 0  0F0 0F1 0F2 0I0 0W0 0I1 0W1 0I2 0W2  .
     rank 1   .  1F0 1I0 1F1 1I1 1F2 1I2 1W0 1W1 1W2
 
-Interleaved zero bubble is ZB-H1 in rounds over several stages a rank, stage s on rank s mod k.
+Interleaved zero bubble is ZB-H1 in rounds over several stages a rank, stage s on rank s mod k:
+
+    rank 0  0F0 0F1 2F0 2F1  .  2I0 2W0 2I1 2W1 0I0 0W0 0I1 0W1
+    rank 1   .  1F0 1F1 3F0 3I0 3F1 3I1 3W0 1I0 3W1 1I1 1W0 1W1
 """
 
 from autopart.schedule import Schedule

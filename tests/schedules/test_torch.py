@@ -1,0 +1,120 @@
+"""Schedules that torch generates too, held against torch's own, action by action."""
+
+import re
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch.distributed.pipelining import schedules as pipelining
+from torch.distributed.pipelining._utils import generate_stage_to_rank_mapping
+
+from autopart.schedule import Action, Schedule, parse_action
+from autopart.schedules import KINDS, Pipeline
+
+
+class Stage(NamedTuple):
+    """What the constructors of torch's schedules read of a stage; no process group is needed."""
+
+    stage_index: int
+    num_stages: int
+    group_size: int
+    group_rank: int
+    stage_index_to_group_rank: dict[int, int]
+    submod: torch.nn.Module = torch.nn.Identity()
+    is_first: bool = False
+    is_last: bool = True
+    has_backward: bool = True
+    device: torch.device = torch.device("cpu")
+    group: None = None
+
+
+class MutableStage:
+    """A stage whose attributes torch's V-shaped schedules may set."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.__dict__.update(stage._asdict())
+
+
+class Recorder(MutableStage):
+    """A stage that notes what it is told to run; all else that a schedule asks of it does nothing."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage._replace(is_last=False))
+        self.ran: list[Action] = []
+
+    def forward_one_chunk(self, microbatch: int, *_: Any, **__: Any) -> None:
+        self.ran.append(Action(self.stage_index, "F", microbatch))
+
+    def backward_one_chunk(self, microbatch: int, **_: Any) -> None:
+        self.ran.append(Action(self.stage_index, "B", microbatch))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: []
+
+
+def torch_orders(name: str, pipeline: Pipeline, style: str) -> Schedule:
+    """The compute actions of each rank of torch's schedule `name`: as it runs them where a rank has
+    one stage (what ScheduleSingle says of its order is off by one microbatch on the last rank of
+    1F1B), as it says where a rank may have several."""
+    k, num_stages = pipeline.num_ranks, pipeline.num_stages
+    where = generate_stage_to_rank_mapping(k, num_stages, style=style)
+    facts = [Stage(s, num_stages, k, where[s], where) for s in range(num_stages)]
+    kind = getattr(pipelining, name)
+    if issubclass(kind, pipelining.PipelineScheduleSingle):
+        return tuple(_run(kind, stage, pipeline.num_microbatches) for stage in facts)
+    mine: list[Any] = [MutableStage(stage) for stage in facts if stage.group_rank == 0]
+    made = kind(mine, pipeline.num_microbatches, loss_fn=lambda *_: None)
+    return tuple(
+        tuple(parse_action(str(a)) for a in _flat(made.pipeline_order[rank])) for rank in range(k)
+    )
+
+
+def _run(kind: Any, stage: Stage, num_microbatches: int) -> tuple[Action, ...]:
+    recorder: Any = Recorder(stage)
+    made = kind(recorder, num_microbatches, loss_fn=lambda *_: None)
+    nothing = [()] * num_microbatches
+    made._step_microbatches(nothing, [{}] * num_microbatches, nothing, None)
+    return tuple(recorder.ran)
+
+
+def _flat(order: list[Any]) -> list[Any]:
+    """The actions that compute, those that torch may overlap one after the other."""
+    actions: list[Any] = []
+    for action in order:
+        if action is not None:
+            actions += action.sub_actions or [action]
+    return [a for a in actions if re.fullmatch("[0-9]+[FBIW][0-9]+", str(a))]
+
+
+CASES = {
+    "gpipe": ("ScheduleGPipe", "loop", (1,)),
+    "1f1b": ("Schedule1F1B", "loop", (1,)),
+    "looped-bfs": ("ScheduleLoopedBFS", "loop", (1, 2, 3)),
+    "interleaved-1f1b": ("ScheduleInterleaved1F1B", "loop", (1, 2, 3)),
+    "interleaved-zb": ("ScheduleInterleavedZeroBubble", "loop", (1, 2, 3)),
+    "zb-h1": ("ScheduleInterleavedZeroBubble", "loop", (1,)),
+    "zbv": ("ScheduleZBVZeroBubble", "v", (2,)),
+    "dualpipev": ("ScheduleDualPipeV", "v", (2,)),
+}
+
+
+def _torch_takes(name: str, pipeline: Pipeline) -> bool:
+    m, k = pipeline.num_microbatches, pipeline.num_ranks
+    if "Interleaved" in name:
+        return m % max(1, m // k) == 0
+    return name != "Schedule1F1B" or m >= k  # its constructor refuses fewer
+
+
+@pytest.mark.parametrize("ours", CASES)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8])
+def test_torch_makes_the_same_orders(ours: str, ranks: int):
+    theirs, style, per_rank = CASES[ours]
+    kind = KINDS[ours]
+    compared = 0
+    for v in per_rank:
+        for microbatches in (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 24):
+            pipeline = Pipeline(ranks, v, microbatches)
+            if kind.takes(pipeline) and _torch_takes(theirs, pipeline):
+                assert kind.generate(pipeline) == torch_orders(theirs, pipeline, style)
+                compared += 1
+    assert compared >= 3
