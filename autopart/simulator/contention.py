@@ -4,7 +4,7 @@ Who is served first on a shared link depends on when sends are ready, so here ev
 order of time. On an equal time ends of actions come first, lower ranks first.
 
 Each rank has one link to its host, which it uses for both directions, first in, first out. The stash
-of a microbatch leaves when its F has ended. It returns while the action before its B (or I) runs: the
+of a microbatch leaves when its F is computed. It returns while the action before its B (or I) runs: the
 way back is asked for when that action starts, or when the stash has left, if that is later.
 """
 

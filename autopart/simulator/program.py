@@ -59,12 +59,12 @@ def compile_schedule(
 ) -> Program:
     """Order a schedule's actions; raises ScheduleError, naming every blocked rank, on a deadlock."""
     actions = encode(schedule, len(ranks), pipeline_starts)
-    order = _work_order(actions)
+    order = work_order(actions)
     steps, num_slots = _steps(actions, order)
     return Program(actions, steps, num_slots)
 
 
-def _work_order(actions: Actions) -> list[int]:
+def work_order(actions: Actions) -> list[int]:
     """The actions, wave after wave."""
     needs = actions.need.tolist()
     wave = [0] * actions.num_actions + [0, 0]

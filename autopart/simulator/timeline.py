@@ -148,8 +148,7 @@ def _timeline(
 def busy_times(actions: Actions, times: Times) -> list[float]:
     """Seconds of each rank's actions."""
     spent = np.asarray(times.end) - np.asarray(times.start)
-    upto = np.concatenate([[0.0], np.cumsum(spent)])
-    return np.diff(upto[list(actions.first)]).tolist()
+    return [float(own.sum()) for own in np.split(spent, actions.first[1:-1])]
 
 
 def exposed_time(syncs: Sequence[SyncSlice], free: float) -> float:

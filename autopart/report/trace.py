@@ -1,0 +1,132 @@
+"""A simulated step as a Chrome trace, which Perfetto and chrome://tracing open.
+
+A process is a rank. Its threads are its actions, the sends on each of its links, its gradient syncs and
+optimizer step, its link to the host, and its idle time by cause; arrows lead from a result to the
+action that awaited it, and a counter shows its bytes by kind. Times in a trace are microseconds.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from autopart.plan import Plan, stage_ranks
+from autopart.simulator import Timeline
+from autopart.simulator.idle import Idle, idle_pieces
+from autopart.simulator.memory import MemoryCurve, memory_over_time
+from autopart.simulator.timeline import rank_slices, used_ranks
+
+FORMAT = "autopart-trace"
+ACTIONS, SYNCS, HOST, IDLE, SENDS = range(5)
+"""Threads of a rank; its sends stand on `SENDS` + the number of their link."""
+
+Event = dict[str, Any]
+
+
+def trace(plan: Plan, timeline: Timeline) -> bytes:
+    """The trace as JSON: metadata first, then events in the order of their time."""
+    curves = memory_over_time(timeline, stage_ranks(plan), plan.prediction.stages)
+    ranks, idle = used_ranks(timeline), idle_pieces(timeline)
+    events = [
+        *(e for rank in ranks for e in _rank_events(timeline, rank, idle[rank])),
+        *_send_events(timeline, overlap=plan.cluster.sends_overlap),
+        *_arrows(timeline),
+        *(e for rank in ranks for e in _memory_events(curves[rank], rank)),
+    ]
+    events.sort(key=lambda event: event["ts"])
+    document = {
+        "otherData": {"format": FORMAT, "makespan_seconds": timeline.makespan},
+        "displayTimeUnit": "ms",
+        "traceEvents": [*_names(plan, timeline), *events],
+    }
+    return msgspec.json.encode(document) + b"\n"
+
+
+def _names(plan: Plan, timeline: Timeline) -> Iterator[Event]:
+    used = used_ranks(timeline)
+    threads = {ACTIONS: "actions", SYNCS: "syncs and update", HOST: "host link", IDLE: "idle"}
+    named: dict[int, dict[int, str]] = {rank: dict(threads) for rank in used}
+    for place, (sender, receiver) in enumerate(timeline.actions.links):
+        named[sender][SENDS + place] = f"sends to rank {receiver}"
+    for rank in used:
+        stages = [str(s) for s, own in enumerate(stage_ranks(plan)) if rank in own]
+        title = f"rank {rank}, stage{'s' if len(stages) > 1 else ''} {', '.join(stages)}"
+        yield _named("process_name", rank, 0, name=title)
+        yield _named("process_sort_index", rank, 0, sort_index=rank)
+        for thread, name in named[rank].items():
+            yield _named("thread_name", rank, thread, name=name)
+
+
+def _named(what: str, rank: int, thread: int, **args: object) -> Event:
+    return {"name": what, "ph": "M", "ts": 0.0, "pid": rank, "tid": thread, "args": args}
+
+
+def _slice(
+    name: str, category: str, rank: int, thread: int, start: float, end: float, **args: object
+) -> Event:
+    return {
+        "name": name,
+        "cat": category,
+        "ph": "X",
+        "ts": start * 1e6,
+        "dur": (end - start) * 1e6,
+        "pid": rank,
+        "tid": thread,
+        "args": args,
+    }
+
+
+def _rank_events(timeline: Timeline, rank: int, idle: Sequence[Idle]) -> Iterator[Event]:
+    for action, start, end in rank_slices(timeline, rank):
+        about = action._asdict()
+        yield _slice(str(action), action.op, rank, ACTIONS, start, end, **about)
+    for sync, start, end in timeline.syncs[rank]:
+        yield _slice(f"sync {sync}", "sync", rank, SYNCS, start, end)
+    start, end = timeline.sync_end[rank], timeline.rank_end[rank]
+    if end > start:
+        yield _slice("optimizer step", "update", rank, SYNCS, start, end)
+    for piece in idle:
+        yield _slice(piece.cause, "idle", rank, IDLE, piece.start, piece.end)
+
+
+def _send_events(timeline: Timeline, *, overlap: bool) -> Iterator[Event]:
+    """The sends beside compute; those that are not stand within their actions."""
+    actions, times = timeline.actions, timeline.times
+    flat = [action for order in actions.schedule for action in order]
+    for i, link in enumerate(actions.link.tolist()):
+        if link >= 0 and overlap:
+            sender, _ = actions.links[link]
+            span = times.send_start[i], times.arrival[i]
+            yield _slice(f"{flat[i]}", "send", sender, SENDS + link, *span)
+    for move in times.host_moves:
+        way = "out" if flat[move.action].op == "F" else "back"
+        yield _slice(f"{flat[move.action]} {way}", "host", move.rank, HOST, move.start, move.end)
+
+
+def _arrows(timeline: Timeline) -> Iterator[Event]:
+    """From the end of an action to the start of that of another rank which awaited its result."""
+    actions, times = timeline.actions, timeline.times
+    needs, ranks = actions.need.tolist(), actions.rank.tolist()
+    for i, need in enumerate(needs):
+        if need < actions.num_actions:
+            both = {"name": "awaits", "cat": "send", "id": i, "tid": ACTIONS}
+            computed = min(times.end[need], times.send_start[need])
+            yield {**both, "ph": "s", "ts": computed * 1e6, "pid": ranks[need]}
+            yield {**both, "ph": "f", "bp": "e", "ts": times.start[i] * 1e6, "pid": ranks[i]}
+
+
+def _memory_events(curve: MemoryCurve, rank: int) -> Iterator[Event]:
+    times: Sequence[float] = curve.times.tolist()
+    stash, workspace = curve.stash.tolist(), curve.workspace.tolist()
+    for place, time in enumerate(times):
+        if place + 1 == len(times) or times[place + 1] > time:
+            held = {"stash": stash[place], "workspace": workspace[place]}
+            args = {**curve.constant, **held}
+            yield {
+                "name": "memory",
+                "ph": "C",
+                "ts": time * 1e6,
+                "pid": rank,
+                "tid": 0,
+                "args": args,
+            }

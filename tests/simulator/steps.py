@@ -1,0 +1,137 @@
+"""Random steps on whole-number costs, so that sums are exact: every schedule, and orders of no name."""
+
+import random
+from typing import NamedTuple
+
+from autopart.errors import ScheduleError
+from autopart.plan import MemoryUse, StagePrediction, Sync
+from autopart.schedule import Action, Op, Schedule, StageRanks, predecessors, rank_of
+from autopart.schedules import KINDS, make_schedule, pipeline_starts, place_stages
+from autopart.simulator import Timeline, simulate
+
+NOTHING = MemoryUse(weights=0, gradients=0, optimizer=0, stash=0, workspace=0, buffers=0, reserve=0)
+
+
+def stage(
+    forward: float = 1.0, backward: float = 2.0, memory: MemoryUse = NOTHING, **fields: float
+) -> StagePrediction:
+    base = {
+        "weight_grad_time": backward / 2,
+        "send_time": 0.0,
+        "send_back_time": 0.0,
+        "update_time": 0.0,
+        "stash_bytes": 0,
+    }
+    return StagePrediction(
+        forward_time=forward,
+        backward_time=backward,
+        busy_time=forward + backward,
+        in_flight=1,
+        memory=memory,
+        peak_bytes=0,
+        **(base | fields),
+    )
+
+
+class Step(NamedTuple):
+    """What `simulate` is asked, and by which name the schedule goes."""
+
+    name: str
+    schedule: Schedule
+    ranks: StageRanks
+    stages: list[StagePrediction]
+    syncs: tuple[Sync, ...]
+    starts: tuple[int, ...]
+    overhead: float
+    overlap: bool
+
+    def simulate(self, **more: object) -> Timeline:
+        return simulate(
+            self.schedule,
+            self.ranks,
+            self.stages,
+            self.syncs,
+            action_overhead=self.overhead,
+            sends_overlap=self.overlap,
+            pipeline_starts=self.starts,
+            **more,
+        )
+
+
+def random_stage(rng: random.Random) -> StagePrediction:
+    backward = rng.randint(0, 6)
+    return stage(
+        rng.randint(0, 4),
+        backward,
+        weight_grad_time=rng.randint(0, backward),
+        send_time=rng.choice([0, 0, 1, 3]),
+        send_back_time=rng.choice([0, 0, 1, 3]),
+        update_time=rng.randint(0, 2),
+        stash_bytes=rng.randint(0, 9),
+        memory=MemoryUse(
+            **{kind: rng.randint(0, 9) for kind in MemoryUse.__struct_fields__},
+        ),
+    )
+
+
+def random_step(rng: random.Random) -> Step:
+    """A step under a schedule of a name, or in a random order."""
+    name = rng.choice([*KINDS, "random", "random"])
+    made = _random_order(rng) if name == "random" else _of_kind(rng, name)
+    schedule, ranks, starts = made
+    syncs = tuple(
+        Sync(what=f"stage {s}", ranks=tuple(own), time=rng.randint(0, 4))
+        for s, own in enumerate(ranks)
+        if len(own) > 1
+    )
+    stages = [random_stage(rng) for _ in ranks]
+    overlap = rng.random() < 0.7
+    return Step(name, schedule, ranks, stages, syncs, starts, rng.randint(0, 1), overlap)
+
+
+def _of_kind(rng: random.Random, name: str) -> tuple[Schedule, StageRanks, tuple[int, ...]]:
+    kind = KINDS[name]
+    while True:
+        each = kind.stages_per_rank or rng.randint(1, 3)
+        ranks = place_stages(kind, rng.randint(1, 5), each)
+        if kind.uneven and rng.random() < 0.5:
+            counts = [rng.randint(1, 3) for _ in ranks]
+            ranks = [
+                tuple(range(sum(counts[:s]), sum(counts[: s + 1]))) for s in range(len(counts))
+            ]
+        try:
+            schedule = make_schedule(name, ranks, rng.randint(1, 10))
+        except ScheduleError:
+            continue
+        return schedule, ranks, pipeline_starts(kind, len(ranks))
+
+
+def _random_order(rng: random.Random) -> tuple[Schedule, StageRanks, tuple[int, ...]]:
+    """Whatever may run next runs next, on any placement, with backwards whole or in halves."""
+    num_stages, num_ranks = rng.randint(1, 6), rng.randint(1, 4)
+    ranks = [
+        tuple(rng.sample(range(num_ranks), rng.randint(1, num_ranks))) for _ in range(num_stages)
+    ]
+    halves: dict[tuple[int, int], tuple[Op, ...]] = {}
+    todo: set[Action] = set()
+    for s in range(num_stages):
+        for m in range(4):
+            halves[s, m] = rng.choice([("B",), ("I", "W")])
+            todo |= {Action(s, op, m) for op in ("F", *halves[s, m])}
+    orders: list[list[Action]] = [[] for _ in range(num_ranks)]
+    done: set[Action] = set()
+    while todo:
+        able = [a for a in sorted(todo) if done.issuperset(needs(a, num_stages, halves))]
+        action = rng.choice(able)
+        orders[rank_of(ranks[action.stage], action.microbatch)].append(action)
+        done.add(action)
+        todo.remove(action)
+    return tuple(map(tuple, orders)), ranks, (0,)
+
+
+def needs(
+    action: Action, num_stages: int, halves: dict[tuple[int, int], tuple[Op, ...]]
+) -> list[Action]:
+    """What `action` needs, where `halves` says how each backward begins."""
+    behind = halves.get((action.stage + 1, action.microbatch), ("B",))
+    return predecessors(action, num_stages, behind[:1])

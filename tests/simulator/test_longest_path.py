@@ -1,0 +1,127 @@
+"""The simulator against a second computation: longest paths in a graph of events."""
+
+import graphlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from autopart.schedule import Action, Op, rank_of
+from autopart.simulator import StageTimes, SyncTime, compile_schedule, step_times
+from autopart.simulator.timeline import rank_slices
+from tests.simulator.steps import Step, needs, random_step
+
+Event = tuple[str, Action]
+
+
+def longest_paths(step: Step) -> dict[Event, float]:
+    """When each action starts ("start"), has its result ("result"), leaves its rank free ("free") and
+    has its result on the next rank ("there"): the longest path to each event."""
+    arcs = _arcs(step)
+    when: dict[Event, float] = {}
+    graph = {event: [source for source, _ in into] for event, into in arcs.items()}
+    for event in graphlib.TopologicalSorter(graph).static_order():
+        when[event] = max((when[source] + length for source, length in arcs[event]), default=0.0)
+    return when
+
+
+def _arcs(step: Step) -> dict[Event, list[tuple[Event, float]]]:
+    every = {action for order in step.schedule for action in order}
+    halves: dict[tuple[int, int], tuple[Op, ...]] = {
+        (a.stage, a.microbatch): (a.op,) for a in every if a.op in "BI"
+    }
+    arcs: dict[Event, list[tuple[Event, float]]] = {}
+    last_on: dict[tuple[int, int], Action] = {}
+    for rank, order in enumerate(step.schedule):
+        for at, action in enumerate(order):
+            remote = [n for n in _needed(step, action, halves) if _home(step, n) != rank]
+            target = _receiver(step, action, every)
+            sends = target is not None and target != rank
+            start = [(("free", order[at - 1]), 0.0)] if at else []
+            arcs["start", action] = [*start, *((("there", n), 0.0) for n in remote)]
+            received = 0.0 if step.overlap else sum(_send(step, n) for n in remote)
+            arcs["result", action] = [(("start", action), _compute(step, action) + received)]
+            send = _send(step, action) if sends else 0.0
+            busy, beside = (0.0, send) if step.overlap else (send, 0.0)
+            arcs["free", action] = [(("result", action), busy)]
+            arcs["there", action] = [(("result", action), beside)]
+            if sends and step.overlap:
+                if (rank, target) in last_on:
+                    arcs["there", action].append((("there", last_on[rank, target]), send))
+                last_on[rank, target] = action
+    return arcs
+
+
+def _needed(
+    step: Step, action: Action, halves: dict[tuple[int, int], tuple[Op, ...]]
+) -> Iterator[Action]:
+    for needed in needs(action, len(step.ranks), halves):
+        forward = needed.op == "F" and needed.stage != action.stage
+        across = action.stage in step.starts if forward else needed.stage in step.starts
+        if needed.stage == action.stage or not across:
+            yield needed
+
+
+def _home(step: Step, action: Action) -> int:
+    return next(rank for rank, order in enumerate(step.schedule) if action in order)
+
+
+def _receiver(step: Step, action: Action, every: set[Action]) -> int | None:
+    s, op, m = action
+    if op == "W":
+        return None
+    ahead = s + 1 if op == "F" else s - 1
+    crosses = (s + 1 if op == "F" else s) in step.starts
+    if not 0 <= ahead < len(step.ranks) or crosses:
+        return None
+    return rank_of(step.ranks[ahead], m)
+
+
+def _compute(step: Step, action: Action) -> float:
+    cost = step.stages[action.stage]
+    halves = {"I": cost.backward_time - cost.weight_grad_time, "W": cost.weight_grad_time}
+    times = {"F": cost.forward_time, "B": cost.backward_time, **halves}
+    return step.overhead + times[action.op]
+
+
+def _send(step: Step, action: Action) -> float:
+    cost = step.stages[action.stage]
+    return cost.send_time if action.op == "F" else cost.send_back_time
+
+
+@pytest.mark.parametrize("part", range(20))
+def test_every_action_starts_and_ends_at_its_longest_path(part: int):
+    for seed in range(100 * part, 100 * part + 100):
+        step = random_step(random.Random(seed))
+        expected = longest_paths(step)
+        timeline = step.simulate()
+        for rank in range(len(step.schedule)):
+            for piece in rank_slices(timeline, rank):
+                found = (piece.start, piece.end)
+                assert found == (expected["start", piece.action], expected["free", piece.action]), (
+                    f"{step.name}, seed {seed}, {piece.action}"
+                )
+
+
+@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("width", [1, 9])
+def test_many_partitions_at_once_take_what_each_takes_alone(seed: int, width: int):
+    rng = random.Random(seed)
+    step = random_step(rng)
+    program = compile_schedule(step.schedule, step.ranks, step.starts)
+    scales = np.arange(1, width + 1)
+    stages = [
+        StageTimes(**{name: getattr(cost, name) * scales for name in StageTimes._fields})
+        for cost in step.stages
+    ]
+    times = step_times(
+        program,
+        step.ranks,
+        stages,
+        [SyncTime(sync.ranks, sync.time * scales) for sync in step.syncs],
+        action_overhead=0.0,
+        sends_overlap=step.overlap,
+    )
+    alone = step._replace(overhead=0).simulate().makespan
+    assert times.tolist() == [alone * scale for scale in scales]
