@@ -77,20 +77,22 @@ class _ReplicaSearch:
 
     def _propose(self, bounds: ReplicaBounds) -> None:
         """Stages that fit, those that attain the bound, and those of the smallest bottleneck."""
-        for value in (math.inf, self.layouts.step_time):
-            needs = fewest_ranks(bounds, value)
+        self._propose_below(bounds, math.inf)
+        if self.layouts.best is None:
+            return
+        self._propose_below(bounds, least_value(bounds, self.layouts.step_time) * (1 + 1e-6))
+        cluster = self.problem.cluster
+        for link in dict.fromkeys((cluster.intra_node, cluster.inter_node)):
+            self._propose_bottleneck(link)
+
+    def _propose_below(self, bounds: ReplicaBounds, value: float) -> None:
+        for schedule in self.problem.demands.schedules:
+            needs = fewest_ranks(bounds, schedule, value)
             if needs[-1].ranks[0] <= bounds.gpus:
                 path, counts = stages_of(needs)
                 self._visit(counts)
                 for layout in layouts_of(self.problem, counts):
                     self.layouts.take_path(layout, path)
-        least = least_value(bounds, self.layouts.step_time)
-        needs = fewest_ranks(bounds, least * (1 + 1e-6))
-        if needs[-1].ranks[0] <= bounds.gpus:
-            self._visit(stages_of(needs)[1])
-        cluster = self.problem.cluster
-        for link in dict.fromkeys((cluster.intra_node, cluster.inter_node)):
-            self._propose_bottleneck(link)
 
     def _propose_bottleneck(self, link: object) -> None:
         demanded = self.problem.demands.num_stages
