@@ -1,0 +1,128 @@
+"""How long each schedule takes against the closed form of its paper, and of its generator.
+
+Sends are free, all stages alike; k ranks, v stages a rank, m microbatches. What is compared is the
+whole step in slots of one stage, found by going round the ranks (pictures.slots).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autopart.schedules import KINDS, Pipeline, pipeline_starts
+from tests.schedules.pictures import slots
+
+HALVES = {"F": 1, "B": 2, "I": 1, "W": 1}
+ALIKE = {"F": 1, "B": 1, "I": 1, "W": 1}
+
+
+def makespan(name: str, pipeline: Pipeline, lengths: dict[str, int]) -> tuple[int, list[int]]:
+    """The whole step, and each rank's idle slots between its first action and its last."""
+    kind = KINDS[name]
+    schedule = kind.generate(pipeline)
+    starts = pipeline_starts(kind, pipeline.num_stages)
+    start = slots(schedule, pipeline.num_stages, starts, lengths)
+    end = {action: at + lengths[action.op] for action, at in start.items()}
+    idle = [end[o[-1]] - start[o[0]] - sum(lengths[a.op] for a in o) for o in schedule]
+    return max(end.values()), idle
+
+
+class Form(NamedTuple):
+    name: str
+    per_rank: int
+    slots: Callable[[int, int, int], int]
+    """The step of k ranks, v stages a rank, m microbatches."""
+    lengths: dict[str, int] = HALVES
+    multiple: bool = False
+    """Whether m must be a multiple of k, and k even."""
+
+
+FORMS = [
+    Form("gpipe", 1, lambda k, v, m: 3 * (m + k - 1)),
+    Form("1f1b", 1, lambda k, v, m: 3 * (m + k - 1)),
+    Form("eager-1f1b", 1, lambda k, v, m: 3 * (m + k - 1)),
+    Form("looped-bfs", 2, lambda k, v, m: 3 * (v * m + k - 1)),
+    Form("looped-bfs", 4, lambda k, v, m: 3 * (v * m + k - 1)),
+    Form("interleaved-1f1b", 2, lambda k, v, m: 3 * (v * m + k - 1), multiple=True),
+    Form("interleaved-1f1b", 3, lambda k, v, m: 3 * (v * m + k - 1), multiple=True),
+    Form("interleaved-zb", 2, lambda k, v, m: 3 * v * m + k - 1, multiple=True),
+    Form("interleaved-zb", 3, lambda k, v, m: 3 * v * m + k - 1, multiple=True),
+    Form("zb-h1", 1, lambda k, v, m: 3 * m + k - 1),
+    Form("zb-h2", 1, lambda k, v, m: 3 * m + k - 1),
+    Form("zbv", 2, lambda k, v, m: 6 * m + k - 1),
+    Form("v-half", 2, lambda k, v, m: 6 * m + max(3, 3 * k - 4)),
+    Form("v-min", 2, lambda k, v, m: 6 * m + 4 * k - (3 if k % 3 == 0 else 5)),
+    Form("dualpipev", 2, lambda k, v, m: 6 * m + k - 1),
+    Form("chimera", 2, lambda k, v, m: 2 * m + k - 2, ALIKE, multiple=True),
+    Form("chimera", 2, lambda k, v, m: 3 * m + (k - 2) * (m // k + 1), multiple=True),
+    Form("gems", 2, lambda k, v, m: (2 * k + 1) * m + k - 1),
+    Form("hanayo", 2, lambda k, v, m: 2 * v * m + 2 * (k - 1), ALIKE, multiple=True),
+    Form("hanayo", 4, lambda k, v, m: 2 * v * m + 2 * (k - 1), ALIKE, multiple=True),
+    Form("hanayo", 4, lambda k, v, m: 3 * v * m + 2 * (k - 1) * (m // k + 1), multiple=True),
+]
+
+
+@settings(max_examples=20)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name}-{form.per_rank}")
+@given(half=st.integers(1, 5), odd=st.booleans(), times=st.integers(1, 4), rest=st.integers(0, 7))
+def test_a_step_takes_what_the_closed_form_says(
+    form: Form, half: int, odd: bool, times: int, rest: int
+):
+    ranks = 2 * half if form.multiple else 2 * half + odd
+    microbatches = ranks * times if form.multiple else 2 * (ranks * times + rest)
+    pipeline = Pipeline(ranks, form.per_rank, microbatches)
+    expected = form.slots(ranks, form.per_rank, microbatches)
+    assert makespan(form.name, pipeline, form.lengths)[0] == expected
+
+
+def test_every_schedule_has_a_closed_form():
+    assert {form.name for form in FORMS} == set(KINDS)
+
+
+@given(st.integers(1, 10), st.integers(0, 20), st.sampled_from(["zb-h2", "zbv"]))
+def test_no_rank_of_a_zero_bubble_schedule_idles_once_it_has_begun(
+    ranks: int, more: int, name: str
+):
+    pipeline = Pipeline(ranks, KINDS[name].stages_per_rank or 1, 2 * ranks - 1 + more)
+    assert makespan(name, pipeline, HALVES)[1] == [0] * ranks
+
+
+@given(st.integers(1, 8), st.integers(0, 20), st.integers(1, 9), st.integers(1, 9))
+def test_h1_hides_the_gradients_of_the_weights_in_the_drain(
+    ranks: int, more: int, both: int, weights: int
+):
+    """The bubble (k - 1) (F + I - W) of the paper, where F = I and W is not longer."""
+    weights = min(weights, both)
+    lengths = {"F": both, "I": both, "W": weights, "B": both + weights}
+    step, _idle = makespan("zb-h1", Pipeline(ranks, 1, ranks + more), lengths)
+    busy = (ranks + more) * (2 * both + weights)
+    assert step == busy + (ranks - 1) * (2 * both - weights)
+
+
+@settings(max_examples=10)
+@given(st.integers(2, 10))
+def test_bubbles_are_those_of_the_papers(ranks: int):
+    """Hanayo's (2 k - 2) / (3 k w + 2 k - 2) for w waves and Chimera's (k - 2) / (3 k / 2 + k - 2),
+    both with k microbatches and B = 2 F; GEMS's (k - 1) / (k + 1 / 2) in its steady state."""
+    for waves in (1, 2):
+        step, _ = makespan("hanayo", Pipeline(ranks, 2 * waves, ranks), HALVES)
+        bubble = 1 - 6 * waves * ranks / step
+        paper = (2 * ranks - 2) / (3 * ranks * waves + 2 * ranks - 2)
+        assert bubble == pytest.approx(paper)
+    even = 2 * (ranks // 2)
+    step, _ = makespan("chimera", Pipeline(even, 2, even), HALVES)
+    assert 1 - 3 * even / step == pytest.approx((even - 2) / (1.5 * even + even - 2))
+    more, _ = makespan("gems", Pipeline(ranks, 2, 6), HALVES)
+    less, _ = makespan("gems", Pipeline(ranks, 2, 4), HALVES)
+    assert 1 - 6 / (more - less) == pytest.approx((ranks - 1) / (ranks + 0.5))
+
+
+@given(st.integers(2, 10))
+def test_schedules_with_controlled_memory_hold_about_a_half_and_a_third(ranks: int):
+    pipeline = Pipeline(ranks, 2, 6 * ranks)
+    full = 2 * ranks
+    assert max(KINDS["zbv"].in_flight(pipeline)) == full
+    assert max(KINDS["v-half"].in_flight(pipeline)) <= full / 2 + 2
+    assert max(KINDS["v-min"].in_flight(pipeline)) <= full / 3 + 8 / 3
