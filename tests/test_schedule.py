@@ -11,6 +11,7 @@ from autopart.schedule import (
     format_order,
     parse_action,
     parse_order,
+    predecessors,
 )
 from autopart.schedules import make_schedule
 from autopart.schedules.gpipe import gpipe
@@ -126,3 +127,45 @@ def test_a_stage_of_one_rank_ahead_of_two_warms_up_for_both():
         parse_order("1F0 1B0 1F2 1B2"),
         parse_order("1F1 1B1 1F3 1B3"),
     )
+
+
+BOTH_WAYS = [[0], [1], [1], [0]]
+"""Stages 0 and 1 down, 2 and 3 up: two pipelines over two ranks."""
+
+
+@pytest.mark.parametrize(
+    ("orders", "message"),
+    [
+        (("0F0 0B0", "1F0 1B0"), "rank 0 never runs 0F1"),
+        (("0F0 0B0 3F1 3B1", "2F1 1F0 1B0"), "rank 1 never runs 2B1"),
+        (("0F0 0B0 3F0 3B0", "1F0 1B0 2F0 2B0"), "microbatch 0 runs through two pipelines, from stage 0"),
+        (("0F0 0B0 3B1 3F1", "1F0 1B0 2F1 2B1"), "deadlocks: rank 0 on 3B1, rank 1 on 2B1"),
+    ],
+)  # fmt: skip
+def test_each_microbatch_runs_through_one_of_two_pipelines(orders: tuple[str, str], message: str):
+    with pytest.raises(ScheduleError, match=message):
+        check_schedule(picture(*orders), BOTH_WAYS, 2, pipeline_starts=(0, 2))
+
+
+def test_two_pipelines_need_nothing_of_each_other():
+    schedule = picture("0F0 0B0 3F1 3B1", "2F1 1F0 1B0 2B1")
+    check_schedule(schedule, BOTH_WAYS, 2, pipeline_starts=(0, 2))
+    one_line = picture("0F0 0F1 3F0 3F1", "1F0 1F1 2F0 2F1")
+    with pytest.raises(ScheduleError, match="rank 0 never runs 0B0"):
+        check_schedule(one_line, BOTH_WAYS, 2)
+
+
+def test_stages_of_one_rank_hand_over_in_the_order_of_the_rank():
+    check_schedule(picture("0F0 1F0 1B0 0B0"), [[0], [0]], 1)
+    with pytest.raises(ScheduleError, match="deadlocks: rank 0 on 1F0"):
+        check_schedule(picture("1F0 0F0 1B0 0B0"), [[0], [0]], 1)
+
+
+def test_a_backward_in_halves_is_waited_for_like_a_whole_one():
+    check_schedule(picture("0F0 0I0 0W0", "1F0 1B0"), RANKS, 1)
+    check_schedule(picture("0F0 0B0", "1F0 1I0 1W0"), RANKS, 1)
+    assert predecessors(Action(0, "I", 3), 2) == [Action(0, "F", 3), Action(1, "B", 3)]
+    assert predecessors(Action(0, "B", 3), 2, "I") == [Action(0, "F", 3), Action(1, "I", 3)]
+    assert predecessors(Action(1, "B", 3), 4, "I", (0, 2)) == [Action(1, "F", 3)]
+    assert predecessors(Action(2, "F", 3), 4, "I", (0, 2)) == []
+    assert predecessors(Action(1, "W", 3), 2) == [Action(1, "I", 3)]
