@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from autopart.plan import Plan
 from autopart.run_result import RunResult
 from autopart.runtime.execution.training import RunSettings
-from autopart.schedule import Schedule
+from autopart.schedule import Schedule, check_schedule
+from autopart.schedules import KINDS, make_schedule, place_stages
 from tests.runtime.on_ranks import run, run_without_sums
 from tests.runtime.orders import backward_first, valid_orders
 from tests.runtime.plans import capture, plan_for
@@ -155,6 +156,33 @@ def test_a_frozen_stage_has_nothing_to_put_off(two_ranks: RankPool):
     checked(
         two_ranks, plan("tests/runtime/models/awkward.py:frozen_start", [[0], [1]], halves=True)
     )
+
+
+ONE_DIRECTION = [name for name, kind in KINDS.items() if not kind.bidirectional]
+
+
+def named(name: str, num_ranks: int, num_microbatches: int) -> Plan:
+    """A plan in the schedule called `name`, with two stages a rank where it takes several."""
+    ranks = place_stages(KINDS[name], num_ranks, KINDS[name].stages_per_rank or 2)
+    orders = make_schedule(name, ranks, num_microbatches)
+    check_schedule(orders, ranks, num_microbatches)
+    return plan("zoo:mlp-tiny", ranks, orders=orders, num_microbatches=num_microbatches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_DIRECTION)
+def test_every_named_schedule_trains_as_the_plain_model_on_two_ranks(
+    two_ranks: RankPool, name: str
+):
+    checked(two_ranks, named(name, 2, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_DIRECTION)
+def test_every_named_schedule_trains_as_the_plain_model_on_four_ranks(
+    four_ranks: RankPool, name: str
+):
+    checked(four_ranks, named(name, 4, 8), steps=1)
 
 
 @st.composite

@@ -34,6 +34,8 @@ class TensorMeta:
 class StageProgram:
     """One stage."""
 
+    layers: tuple[str, ...]
+    """In the model's own order of execution."""
     module: fx.GraphModule
     """Takes ``(*received, *inputs)`` and returns a flat tuple of `outputs`."""
     received: tuple[str, ...]
@@ -166,6 +168,7 @@ def _program(
     }
     metas = _metas(captured)
     return StageProgram(
+        layers=tuple(layer.name for layer in captured.layers if layer.name in layers),
         module=_stage_module(captured, nodes, received, inputs, outputs, metas),
         received=tuple(received),
         inputs=tuple(inputs),

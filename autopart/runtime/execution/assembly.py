@@ -12,6 +12,7 @@ from autopart.runtime.execution.gradient_sum import GradientSum, holders_of
 from autopart.runtime.execution.messages import write_messages
 from autopart.runtime.execution.plan_match import check_can_run, place_on
 from autopart.runtime.execution.stage import TorchStage, stage_parameters
+from autopart.runtime.execution.treated_layers import treat_layers
 from autopart.runtime.execution.weight_gradients import split_backwards
 
 
@@ -49,6 +50,7 @@ def make_executor(
             place_on(program.module, device)
             if index in halved:
                 split_backwards(program.module)
+            treat_layers(program, plan.stages[index].recompute, plan.stages[index].offload)
             stages[index] = TorchStage(
                 program, index, len(ranks), plan.num_microbatches, device, alone
             )

@@ -11,7 +11,7 @@ received. Stages on the same rank hand their results over without a message.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from autopart.schedule import Action, Op, Schedule, StageRanks, rank_of
+from autopart.schedule import Action, Op, Schedule, StageRanks, predecessors, rank_of
 
 
 class Send(NamedTuple):
@@ -68,15 +68,8 @@ def consumer(action: Action, num_stages: int, backwards: Backwards) -> Action | 
 
 def _needs(action: Action, num_stages: int, backwards: Backwards) -> list[Action]:
     """The actions that must have run before `action`."""
-    stage, op, m = action
-    if op == "F":
-        return [Action(stage - 1, "F", m)] if stage > 0 else []
-    if op == "W":
-        return [Action(stage, "I", m)]
-    needs = [Action(stage, "F", m)]
-    if stage + 1 < num_stages:
-        needs.append(Action(stage + 1, backwards[stage + 1, m], m))
-    return needs
+    ahead = backwards.get((action.stage + 1, action.microbatch), "B")
+    return predecessors(action, num_stages, (ahead,))
 
 
 def _rounds(schedule: Schedule, num_stages: int, backwards: Backwards) -> list[tuple[int, Action]]:

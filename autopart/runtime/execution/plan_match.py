@@ -36,12 +36,12 @@ def capture_for_plan(plan: Plan, model: TrainingModel, batch: Batch) -> Captured
 def check_can_run(plan: Plan) -> None:
     """Raise PlanError for what plans can say and the executor cannot do."""
     for index, stage in enumerate(plan.stages):
-        for name, what in ((stage.recompute, "recompute"), (stage.offload, "offload")):
-            if name:
-                raise PlanError(
-                    f"stage {index} is to {what} layer '{name[0]}', which is not run yet; "
-                    f"solve for a plan that does not {what}"
-                )
+        both = [name for name in stage.recompute if name in stage.offload]
+        if both:
+            raise PlanError(
+                f"stage {index} is to recompute and to offload layer '{both[0]}'; what is "
+                "recomputed keeps nothing that could be offloaded: name it in one of the two"
+            )
 
 
 def check_same_weights(model: TrainingModel) -> None:
