@@ -1,4 +1,4 @@
-"""Lower bounds on the step time that hold for every order of actions, whatever its schedule's name.
+"""Bounds of every order for one partition on its ranks.
 
 Symbols   f, i, w   forward, input-gradient and weight-gradient seconds of a stage, with fixed costs; where
                     backwards are whole, i is all of the backward and w = 0
@@ -34,8 +34,7 @@ backwards have ended, and backward j ends a stay, f + U + D + i + w, after F j h
 apart and ends g, which is i, or w where backwards are split. So a stay over y is a memory-bound period.
 Where sends do not overlap compute, a receive is part of f and i, and a send keeps its rank busy behind
 them, while its result goes on: all of it counts in a sum over a rank, the last one's not on its way out.
-`least_step` takes the largest for a partition. `stage_bounds_of_any_order` are the same for every stage
-between two cuts, one stage at a time: the other stages at their cheapest, as in autopart/bounds.py.
+`least_step` takes the largest.
 """
 
 import math
