@@ -1,10 +1,12 @@
 """What a plan carries as proof, and the check of it that needs no solver.
 
-`verify` takes the plan and the profile it was made from, and recomputes every number in the plan
+`verify` takes the plan and the profile it was made from, or all of them where several microbatch sizes
+were searched, and recomputes every number in the plan
 with the cost model, the simulator and the bounds: nothing of a solver's code or state is used.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,20 +16,33 @@ from autopart.bounds import paths_below, shape_bounds, stage_bounds
 from autopart.cluster import smallest_memory
 from autopart.cost import predict
 from autopart.cuts import Cuts, all_cuts, list_all
-from autopart.errors import PlanError
+from autopart.errors import InfeasibleError, PlanError, ProfileError
 from autopart.graph import LayerGraph, is_chain, positions
-from autopart.plan import Certificate, Plan, Prediction, check_plan, schedule_of, stage_ranks
-from autopart.pricing import compile_layout, price_paths
+from autopart.plan import (
+    Certificate,
+    Plan,
+    Prediction,
+    SearchedSize,
+    check_plan,
+    schedule_of,
+    stage_ranks,
+)
+from autopart.pricing import compile_layout, minimised, price_paths
 from autopart.problem import Layout, Problem, layouts, layouts_of, shapes
 from autopart.profile import Profile, profile_hash
 from autopart.replica_bounds import MOST_COUNTS, ReplicaBounds, counts_below, value_in_any_order
 from autopart.schedules import make_schedule
 from autopart.simulator import simulate_plan
+from autopart.sizes import Sized, at_size, check_same_model
 from autopart.stage_load import Partition
+from autopart.steady import shape_bottlenecks, stage_bottlenecks
 from autopart.units import format_bytes, format_share, format_time
 
 TOLERANCE = 1e-9
 """Relative difference below which two times that were added up in different orders are equal."""
+
+
+Profiles = tuple[Profile, ...]
 
 
 class Check(NamedTuple):
@@ -38,18 +53,19 @@ class Check(NamedTuple):
     detail: str
 
 
-def certificate(
-    problem: Problem, step_time: float, lower_bound: float, simulated: int
-) -> Certificate:
-    """The certificate of a plan that takes `step_time` seconds, for a bound that was proven by
-    simulating `simulated` partitions."""
-    gap = step_time / lower_bound - 1 if lower_bound > 0 else 0.0
+def certificate(problem: Problem, value: float, sizes: Sequence[SearchedSize]) -> Certificate:
+    """The certificate of a plan for `problem` that takes `value` seconds of what is minimised, when
+    `sizes` says what is proven of each microbatch size that was searched."""
+    bound = min(size.lower_bound for size in sizes if size.lower_bound is not None)
     return Certificate(
-        lower_bound=lower_bound, gap=max(0.0, gap), simulated=simulated, assumes=_assumes(problem)
+        lower_bound=bound,
+        gap=max(0.0, value / bound - 1) if bound > 0 else 0.0,
+        simulated=sum(size.simulated for size in sizes),
+        assumes=_assumes(problem, sizes),
     )
 
 
-def _assumes(problem: Problem) -> str:
+def _assumes(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
     cuts = "every cut of the chain" if is_chain(problem.graph) else "every cut of the graph"
     demands = problem.demands
     stages = f"{demands.num_stages} stages" if demands.num_stages else "any number of stages"
@@ -62,12 +78,57 @@ def _assumes(problem: Problem) -> str:
     pins = f", {num_pins} pins kept" if num_pins else ""
     return (
         f"{cuts}{pins}, {stages}, {counts}, {place}, "
-        f"{problem.num_microbatches} microbatches, whole backwards, no recomputation or offload"
+        f"{_microbatches(problem, sizes)}, whole backwards, no recomputation or offload"
     )
 
 
+def _microbatches(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
+    if len(sizes) == 1:
+        return f"{problem.num_microbatches} microbatches"
+    listed = ", ".join(str(size.microbatch_size) for size in sizes)
+    batch = problem.num_microbatches * problem.microbatch_size
+    return f"microbatches of {listed} samples in a batch of {batch}"
+
+
+def own_size(plan: Plan, profile: Profile | Sequence[Profile]) -> Sized:
+    """The model at the plan's microbatch size, from the profiles that the plan was made from.
+
+    Raises PlanError where none of them is the one that the plan names.
+    """
+    given = [profile] if isinstance(profile, Profile) else profile
+    return _sized(_own_entry(plan), given)
+
+
+def _own_entry(plan: Plan) -> SearchedSize:
+    """What the plan says of its own microbatch size."""
+    for size in plan.sizes:
+        if size.microbatch_size == plan.microbatch_size:
+            return size
+    raise PlanError(
+        f"the plan runs microbatches of {plan.microbatch_size}, but says that "
+        f"{[size.microbatch_size for size in plan.sizes]} were searched; solve again"
+    )
+
+
+def _sized(size: SearchedSize, profiles: Sequence[Profile]) -> Sized:
+    """The model at a searched size, scaled where the plan says so."""
+    found = {profile_hash(profile): profile for profile in profiles}
+    if size.profile_hash not in found:
+        raise PlanError(
+            f"the plan was made from profile {size.profile_hash}, given is {', '.join(found)}; "
+            "take the profile that it was solved with, or all of them, or solve again"
+        )
+    profile = found[size.profile_hash]
+    if size.profiled_size != profile.microbatch_size:
+        raise PlanError(
+            f"the plan says that profile {size.profile_hash} has microbatches of "
+            f"{size.profiled_size}, but it was taken with {profile.microbatch_size}"
+        )
+    return at_size(profile, size.microbatch_size)
+
+
 def problem_of(plan: Plan, graph: LayerGraph) -> Problem:
-    """The problem that a plan says it solves, for the layer graph of its profile."""
+    """The problem that a plan says it solves, for the layer graph of its own microbatch size."""
     return Problem(
         graph=graph,
         cluster=plan.cluster,
@@ -75,6 +136,17 @@ def problem_of(plan: Plan, graph: LayerGraph) -> Problem:
         num_microbatches=plan.num_microbatches,
         optimizer_bytes=plan.optimizer_bytes,
         demands=plan.demands,
+        objective=plan.objective,
+    )
+
+
+def _problem_at(plan: Plan, size: SearchedSize, profiles: Sequence[Profile]) -> Problem:
+    """The problem of another microbatch size, with as many samples in a batch."""
+    batch = plan.num_microbatches * plan.microbatch_size
+    return msgspec.structs.replace(
+        problem_of(plan, _sized(size, profiles).profile.graph),
+        microbatch_size=size.microbatch_size,
+        num_microbatches=batch // size.microbatch_size,
     )
 
 
@@ -90,63 +162,81 @@ def partition_of(plan: Plan, graph: LayerGraph) -> Partition:
     return tuple(tuple(place[name] for name in stage.layers) for stage in plan.stages)
 
 
-def verify(plan: Plan, profile: Profile) -> tuple[Check, ...]:
-    """Check a plan against its profile without any solver.
+def verify(plan: Plan, profile: Profile | Sequence[Profile]) -> tuple[Check, ...]:
+    """Check a plan against the profile, or all the profiles, that it was made from, without any solver.
 
     The checks stand on each other: the first that fails is the last one reported.
     """
     checks: list[Check] = []
+    given = (profile,) if isinstance(profile, Profile) else tuple(profile)
     for name, question in _QUESTIONS.items():
         try:
-            checks.append(Check(name, True, question(plan, profile)))
+            checks.append(Check(name, True, question(plan, given)))
         except PlanError as error:
             checks.append(Check(name, False, str(error)))
             break
     return tuple(checks)
 
 
-def _orders_whole(plan: Plan, profile: Profile) -> str:
+def _orders_whole(plan: Plan, profiles: Profiles) -> str:
     check_plan(plan)
     return f"{sum(len(order.split()) for order in plan.orders)} actions, complete, no deadlock"
 
 
-def _profile_matches(plan: Plan, profile: Profile) -> str:
-    found = profile_hash(profile)
-    if plan.origin.profile_hash != found:
+def _profile_matches(plan: Plan, profiles: Profiles) -> str:
+    own = _own_entry(plan)
+    if plan.origin.profile_hash != own.profile_hash:
         raise PlanError(
-            f"the plan was made from profile {plan.origin.profile_hash}, this one is {found}; "
-            "take the profile that it was solved with, or solve again"
+            f"the plan says that it was made from profile {plan.origin.profile_hash} and from "
+            f"{own.profile_hash}"
         )
-    if plan.microbatch_size != profile.microbatch_size:
-        raise PlanError(
-            f"the plan runs microbatches of {plan.microbatch_size}, "
-            f"the profile was taken with {profile.microbatch_size}"
-        )
-    return f"profile {found}"
+    for size in plan.sizes:
+        _sized(size, profiles)
+        if plan.num_microbatches * plan.microbatch_size % size.microbatch_size:
+            raise PlanError(f"microbatches of {size.microbatch_size} do not divide the batch")
+    sizes = [size.microbatch_size for size in plan.sizes]
+    if len(set(sizes)) < len(sizes):
+        raise PlanError(f"the plan names a microbatch size twice: {sizes}")
+    named = {size.profile_hash for size in plan.sizes}
+    for profile in profiles:
+        if profile_hash(profile) not in named:
+            raise PlanError(f"the plan was not made from profile {profile_hash(profile)}")
+    try:
+        check_same_model(profiles)
+    except ProfileError as error:
+        raise PlanError(str(error)) from None
+    return f"profile {', '.join(sorted(named))}"
 
 
-def _layers_once(plan: Plan, profile: Profile) -> str:
-    partition = partition_of(plan, profile.graph)
+def _graph(plan: Plan, profiles: Profiles) -> LayerGraph:
+    """The layer graph at the plan's own microbatch size."""
+    return own_size(plan, profiles).profile.graph
+
+
+def _layers_once(plan: Plan, profiles: Profiles) -> str:
+    graph = _graph(plan, profiles)
+    partition = partition_of(plan, graph)
     held = {layer for stage in partition for layer in stage}
-    missing = [la.name for at, la in enumerate(profile.graph.layers) if at not in held]
+    missing = [la.name for at, la in enumerate(graph.layers) if at not in held]
     if missing:
         raise PlanError(f"no stage holds layer '{missing[0]}' ({len(missing)} layers are missing)")
     return f"{len(held)} layers, each on one stage"
 
 
-def _edges_forward(plan: Plan, profile: Profile) -> str:
+def _edges_forward(plan: Plan, profiles: Profiles) -> str:
     home = {name: index for index, stage in enumerate(plan.stages) for name in stage.layers}
-    for value in profile.graph.values:
+    graph = _graph(plan, profiles)
+    for value in graph.values:
         for consumer in value.consumers:
             if home[consumer] < home[value.producer]:
                 raise PlanError(
                     f"'{value.producer}' on stage {home[value.producer]} feeds '{consumer}' on the "
                     f"earlier stage {home[consumer]}"
                 )
-    return f"{len(profile.graph.values)} values, none goes back"
+    return f"{len(graph.values)} values, none goes back"
 
 
-def _demands_kept(plan: Plan, profile: Profile) -> str:
+def _demands_kept(plan: Plan, profiles: Profiles) -> str:
     demands, ranks = plan.demands, stage_ranks(plan)
     replicas = {len(own) for own in ranks}
     if demands.replicas_per_stage:
@@ -192,14 +282,15 @@ def _pins_kept(plan: Plan) -> None:
             raise PlanError(f"{list(group)} must lie apart, but are on {[home[n] for n in group]}")
 
 
-def _prediction_reproduced(plan: Plan, profile: Profile) -> str:
+def _prediction_reproduced(plan: Plan, profiles: Profiles) -> str:
     layout = Layout(
         schedule=plan.schedule,  # pyright: ignore[reportArgumentType]
         stage_ranks=stage_ranks(plan),
         num_microbatches=plan.num_microbatches,
     )
-    problem = problem_of(plan, profile.graph)
-    stages, syncs = predict(problem, layout, partition_of(plan, profile.graph))
+    graph = _graph(plan, profiles)
+    problem = problem_of(plan, graph)
+    stages, syncs = predict(problem, layout, partition_of(plan, graph))
     costs = Prediction(step_time=0.0, bubble=0.0, stages=stages, syncs=syncs)
     timeline = simulate_plan(msgspec.structs.replace(plan, prediction=costs))
     ours = msgspec.structs.replace(costs, step_time=timeline.makespan, bubble=timeline.bubble)
@@ -225,7 +316,7 @@ def _difference(ours: object, theirs: object, path: str) -> str | None:
     return next((found for at, a, b in pairs if (found := _difference(a, b, at))), None)
 
 
-def _memory_kept(plan: Plan, profile: Profile) -> str:
+def _memory_kept(plan: Plan, profiles: Profiles) -> str:
     peaks = [stage.peak_bytes for stage in plan.prediction.stages]
     limits = [smallest_memory(plan.cluster, ranks) for ranks in stage_ranks(plan)]
     worst = max(range(len(peaks)), key=lambda stage: peaks[stage] - limits[stage])
@@ -235,22 +326,74 @@ def _memory_kept(plan: Plan, profile: Profile) -> str:
     return f"at most {peak} of {limit}, on stage {worst}"
 
 
-def _bound_holds(plan: Plan, profile: Profile) -> str:
-    carried, problem = plan.certificate, problem_of(plan, profile.graph)
-    step = plan.prediction.step_time
-    ours = certificate(problem, step, carried.lower_bound, carried.simulated)
+def _bound_holds(plan: Plan, profiles: Profiles) -> str:
+    carried, problem = plan.certificate, problem_of(plan, _graph(plan, profiles))
+    value = minimised(problem, plan.prediction, stage_ranks(plan))
+    if _own_entry(plan).lower_bound is None:
+        raise PlanError("the plan says that its own microbatch size has no plan")
+    ours = certificate(problem, value, plan.sizes)
+    if abs(ours.lower_bound - carried.lower_bound) > TOLERANCE * ours.lower_bound:
+        raise PlanError(
+            f"the plan says bound {carried.lower_bound}, its sizes only {ours.lower_bound}"
+        )
     if abs(ours.gap - carried.gap) > TOLERANCE * (1 + ours.gap):
         raise PlanError(f"the plan says gap {carried.gap}, recomputed {ours.gap}")
-    if carried.lower_bound > step * (1 + TOLERANCE):
-        raise PlanError(f"the bound {carried.lower_bound} lies above the step time {step}")
-    if carried.assumes != ours.assumes:
-        raise PlanError(f"the bound holds for {ours.assumes}, not for {carried.assumes}")
-    nothing_beats = _no_replicas_beat if problem.demands.replicas_per_stage else _nothing_beats
-    simulated = nothing_beats(problem, carried.lower_bound, carried.simulated)
+    if carried.lower_bound > value * (1 + TOLERANCE):
+        raise PlanError(f"the bound {carried.lower_bound} lies above the plan's own {value}")
+    if (carried.assumes, carried.simulated) != (ours.assumes, ours.simulated):
+        raise PlanError(
+            f"the bound holds for {ours.assumes} and {ours.simulated} simulated partitions, "
+            f"not for {carried.assumes} and {carried.simulated}"
+        )
+    for size in plan.sizes:
+        _size_holds(_problem_at(plan, size, profiles), size)
+    what = "is faster than" if plan.objective == "step" else "has a bottleneck below"
     return (
-        f"no plan is faster than {format_time(carried.lower_bound)}: "
-        f"gap {format_share(carried.gap)}, {simulated} partitions simulated"
+        f"no plan {what} {format_time(carried.lower_bound)}: "
+        f"gap {format_share(carried.gap)}, {carried.simulated} partitions simulated"
     )
+
+
+def _size_holds(problem: Problem, size: SearchedSize) -> None:
+    """Raise PlanError where the bound of a microbatch size cannot be proven again."""
+    value = math.inf if size.lower_bound is None else size.lower_bound
+    try:
+        if problem.objective == "bottleneck":
+            _no_bottleneck_beats(problem, value, size.simulated)
+        elif problem.demands.replicas_per_stage:
+            _no_replicas_beat(problem, value, size.simulated)
+        else:
+            _nothing_beats(problem, value, size.simulated)
+    except InfeasibleError:
+        # The demands leave this size no plan at all, so any bound holds for it.
+        if size.simulated:
+            raise PlanError(
+                f"microbatches of {size.microbatch_size} have no plan to simulate"
+            ) from None
+
+
+def _no_bottleneck_beats(problem: Problem, value: float, expected: int) -> None:
+    """Go over every shape and layout: either its quick bound reaches `value`, or no path over the cuts
+    has all stages below it. Nothing needs simulating."""
+    if expected:
+        raise PlanError(
+            f"a bottleneck is proven without simulating, not with {expected} partitions"
+        )
+    cuts, least = all_cuts(problem.graph), value * (1 - TOLERANCE)
+    for (k, r), bound in shape_bottlenecks(problem, shapes(problem)).items():
+        if bound is None or bound >= least:
+            continue
+        if not list_all(cuts, k):
+            raise PlanError(
+                f"with {k} stages and {r} replicas only {bound} s is proven, not {value} s"
+            )
+        for layout in layouts(problem, k, r):
+            below = paths_below(stage_bottlenecks(problem, layout, cuts), least)
+            if next(below, None) is not None:
+                raise PlanError(
+                    f"the bound {value} is not proven: with {k} stages of {r} replicas there are "
+                    "stages with a smaller bottleneck"
+                )
 
 
 def _nothing_beats(problem: Problem, value: float, expected: int) -> int:
@@ -309,7 +452,7 @@ def _simulate_open(
     return simulated
 
 
-_QUESTIONS: dict[str, Callable[[Plan, Profile], str]] = {
+_QUESTIONS: dict[str, Callable[[Plan, Profiles], str]] = {
     "orders": _orders_whole,
     "profile": _profile_matches,
     "layers": _layers_once,

@@ -88,6 +88,24 @@ def compute_time(load: StageLoad, cluster: Cluster) -> Number:
     return load.forward_time + load.backward_time + 2 * cluster.action_overhead
 
 
+def occupied_time(busy: Number, microbatches: int) -> Number:
+    """Seconds of a step that a rank is busy with its microbatches, `busy` seconds with each."""
+    return microbatches * busy
+
+
+def bottleneck_time(
+    stages: Sequence[StagePrediction], stage_ranks: Sequence[Sequence[int]], num_microbatches: int
+) -> float:
+    """Seconds of a step that its busiest rank is busy with microbatches, over all its stages: replicas
+    share the microbatches in turn. Syncs and updates, once a step, are not counted."""
+    occupied: dict[int, float] = {}
+    for stage, ranks in zip(stages, stage_ranks, strict=True):
+        for turn, rank in enumerate(ranks):
+            own = math.ceil((num_microbatches - turn) / len(ranks))
+            occupied[rank] = occupied.get(rank, 0.0) + occupied_time(stage.busy_time, own)
+    return max(occupied.values())
+
+
 def traffic_times(traffic: Traffic, link: Link | None) -> tuple[Number, Number]:
     """Seconds of the activations' and of the gradients' way over one cut; 0 where there is none."""
     if link is None:

@@ -8,7 +8,7 @@ import msgspec
 from autopart.cluster import Cluster
 from autopart.errors import PlanError, ScheduleError
 from autopart.files import encode, read_file, write_file
-from autopart.problem import Demands
+from autopart.problem import Demands, Objective
 from autopart.schedule import Schedule, check_schedule, format_order, parse_order
 from autopart.units import Bytes, Count, PositiveCount, Seconds
 
@@ -82,11 +82,12 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """No plan for the same problem is faster than `lower_bound`."""
+    """No plan for the same problem has a smaller objective than `lower_bound`."""
 
     lower_bound: Seconds
+    """Of the step, or of the bottleneck, as the plan's objective says; the smallest over all sizes."""
     gap: Annotated[float, msgspec.Meta(ge=0.0)]
-    """step_time / lower_bound - 1."""
+    """The plan's own objective / lower_bound - 1."""
     simulated: Count
     """Partitions that the closed-form bounds alone do not exclude; the check simulates them."""
     assumes: str
@@ -106,6 +107,20 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     autopart: str
 
 
+class SearchedSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One microbatch size that was searched, and what is proven of all plans with it."""
+
+    microbatch_size: PositiveCount
+    profile_hash: str
+    """Of the profile that its times and bytes come from."""
+    profiled_size: PositiveCount
+    """The profile's own size; the times and bytes were scaled where it is another."""
+    lower_bound: Seconds | None
+    """No plan of this size has a smaller objective; null where this size has no plan at all."""
+    simulated: Count
+    """The share of the certificate's `simulated` that this size has."""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A complete decision, with its prediction and its certificate."""
 
@@ -119,6 +134,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     optimizer_bytes: Count
     """Of optimizer state and master copy, for each trained element."""
     demands: Demands
+    objective: Objective = "step"
+    """What the plan minimises, and its certificate bounds."""
+    sizes: tuple[SearchedSize, ...] = ()
+    """All microbatch sizes that were searched, the plan's own among them."""
     stages: tuple[Stage, ...]
     schedule: str
     """The name of the schedule that the orders follow."""

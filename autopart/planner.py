@@ -11,41 +11,44 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from autopart import __version__, replica_search
-from autopart.certificate import certificate, problem_of
+from autopart import __version__
+from autopart.certificate import certificate, own_size, problem_of
 from autopart.cluster import Cluster, check_cluster, num_gpus
 from autopart.cost import predict
 from autopart.cuts import Cuts, all_cuts
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.graph import positions
-from autopart.plan import Origin, Plan, Stage, orders_of
+from autopart.plan import Origin, Plan, SearchedSize, Stage, orders_of
 from autopart.problem import (
+    OBJECTIVES,
     SCHEDULES,
     Demands,
     Layout,
+    Objective,
     Pin,
     Problem,
     layouts,
     optimizer_bytes,
     shapes,
 )
-from autopart.profile import Profile, profile_hash
+from autopart.profile import Profile
 from autopart.replica_bounds import missing_bytes
 from autopart.schedules import make_schedule
-from autopart.search import SOLVERS, Outcome, SolverName, search
+from autopart.search import SOLVERS, Outcome, SolverName
+from autopart.size_search import NOTHING, SizeOutcomes, search_sizes, value_of
+from autopart.sizes import Sized, at_sizes, samples
 from autopart.solvers import chain, parameters, uniform
 from autopart.units import format_bytes
 
-MICROBATCHES_PER_GPU = 4
-"""Where no batch is named: enough that a pipeline over all GPUs idles less than a quarter."""
-
 
 def solve(
-    profile: Profile,
+    profile: Profile | Sequence[Profile],
     cluster: Cluster,
     *,
     num_microbatches: int | None = None,
     global_batch: int | None = None,
+    microbatch_sizes: Sequence[int] = (),
+    objective: str = "step",
     schedule: str = "auto",
     solver: str = "auto",
     num_stages: int | None = None,
@@ -57,8 +60,12 @@ def solve(
     optimizer: str = "adamw",
     time_limit: float = 60.0,
 ) -> Plan:
-    """The fastest plan found for a profile on a cluster, with its certificate.
+    """The best plan found for a profile on a cluster, with its certificate.
 
+    Several profiles of one model, taken at different microbatch sizes, have all their sizes searched;
+    `microbatch_sizes` names the sizes instead, and those without a profile are scaled from the nearest
+    (autopart/sizes.py). `objective` is `step`, the simulated step, or `bottleneck`, the seconds for which
+    a step keeps its busiest rank occupied.
     `global_batch` counts samples of one optimizer step, `num_microbatches` microbatches of the
     profile's size; give one of them or neither. `replicas_per_stage` lets each stage have replicas of
     its own; else all have as many, `num_replicas` where that is given. `pins` puts layers on stages (counted from 0); the
@@ -67,22 +74,30 @@ def solve(
     Raises InfeasibleError, naming the least memory that would do, where nothing fits.
     """
     began = time.perf_counter()
-    problem = make_problem(
-        profile,
-        cluster,
-        num_microbatches=_microbatches(profile, cluster, num_microbatches, global_batch),
-        schedule=schedule,
-        num_stages=num_stages,
-        num_replicas=num_replicas,
-        replicas_per_stage=replicas_per_stage,
-        pins=pins,
-        same_stage=same_stage,
-        different_stage=different_stage,
-        optimizer=optimizer,
-    )
-    find = replica_search.search if replicas_per_stage else search
-    found = find(problem, _solver_name(solver), began + time_limit)
-    return _plan(profile, problem, found, began)
+    sized = at_sizes([profile] if isinstance(profile, Profile) else profile, microbatch_sizes)
+    sizes = [one.profile.microbatch_size for one in sized]
+    batch = samples(sizes, num_gpus(cluster), num_microbatches, global_batch)
+    problems = [
+        make_problem(
+            one.profile,
+            cluster,
+            num_microbatches=batch // one.profile.microbatch_size,
+            objective=objective,
+            schedule=schedule,
+            num_stages=num_stages,
+            num_replicas=num_replicas,
+            replicas_per_stage=replicas_per_stage,
+            pins=pins,
+            same_stage=same_stage,
+            different_stage=different_stage,
+            optimizer=optimizer,
+        )
+        for one in sized
+    ]
+    found = search_sizes(problems, _solver_name(solver), began + time_limit)
+    if found.best is None:
+        raise InfeasibleError(_why_infeasible(problems[0], _solver_name(solver)))
+    return _plan(sized, problems, found, began)
 
 
 def make_problem(
@@ -90,6 +105,7 @@ def make_problem(
     cluster: Cluster,
     *,
     num_microbatches: int,
+    objective: str = "step",
     schedule: str = "auto",
     num_stages: int | None = None,
     num_replicas: int | None = None,
@@ -102,6 +118,11 @@ def make_problem(
     """The problem as the solvers are told it; raises AutopartError on an unknown word."""
     if schedule != "auto" and schedule not in SCHEDULES:
         raise AutopartError(f"unknown schedule '{schedule}'; known: auto, {', '.join(SCHEDULES)}")
+    if replicas_per_stage and objective == "bottleneck":
+        raise AutopartError(
+            "the bottleneck is minimised over stages with as many replicas each; leave out replicas "
+            "of their own, or minimise the step"
+        )
     for what, count in (("stages", num_stages), ("replicas", num_replicas)):
         if count is not None and count < 1:
             raise AutopartError(f"{count} {what}: there must be at least 1")
@@ -127,7 +148,15 @@ def make_problem(
         num_microbatches=num_microbatches,
         optimizer_bytes=optimizer_bytes(optimizer, profile.dtype),
         demands=demands,
+        objective=_objective(objective),
     )
+
+
+def _objective(objective: str) -> Objective:
+    for known in OBJECTIVES:
+        if objective == known:
+            return known
+    raise AutopartError(f"unknown objective '{objective}'; known: {', '.join(OBJECTIVES)}")
 
 
 def _check_pins(profile: Profile, demands: Demands) -> None:
@@ -147,9 +176,11 @@ def _check_pins(profile: Profile, demands: Demands) -> None:
             )
 
 
-def baselines(profile: Profile, plan: Plan) -> dict[str, Plan | str]:
+def baselines(profile: Profile | Sequence[Profile], plan: Plan) -> dict[str, Plan | str]:
     """What uniform layers and balanced parameters would give with the plan's stages and replicas
-    (any, where they are one stage), without its pins: a plan, or why there is none."""
+    (any, where they are one stage), without its pins, at its microbatch size: a plan, or why there
+    is none. `profile` is what the plan was solved for."""
+    own = own_size(plan, profile)
     found: dict[str, Plan | str] = {}
     names: tuple[SolverName, ...] = ("uniform", "parameters")
     for name in names:
@@ -157,11 +188,16 @@ def baselines(profile: Profile, plan: Plan) -> dict[str, Plan | str]:
         demands = msgspec.structs.replace(
             plan.demands, pins=(), same_stage=(), different_stage=(), replicas_per_stage=False
         )
-        problem = msgspec.structs.replace(problem_of(plan, profile.graph), demands=demands)
+        problem = msgspec.structs.replace(problem_of(plan, own.profile.graph), demands=demands)
         try:
-            found[name] = _plan(profile, problem, search(problem, name, began), began)
+            outcomes = search_sizes([problem], name, began)
         except InfeasibleError as error:
             found[name] = str(error)
+            continue
+        if outcomes.best is None:
+            found[name] = _why_infeasible(problem, name)
+        else:
+            found[name] = _plan([own], [problem], outcomes, began)
     return found
 
 
@@ -170,25 +206,6 @@ def _solver_name(solver: str) -> SolverName:
         if solver == known:
             return known
     raise AutopartError(f"unknown solver '{solver}'; known: {', '.join(SOLVERS)}")
-
-
-def _microbatches(
-    profile: Profile, cluster: Cluster, num_microbatches: int | None, global_batch: int | None
-) -> int:
-    if num_microbatches is not None:
-        if num_microbatches < 1:
-            raise AutopartError(f"{num_microbatches} microbatches: there must be at least 1")
-        return num_microbatches
-    if global_batch is None:
-        return MICROBATCHES_PER_GPU * num_gpus(cluster)
-    size = profile.microbatch_size
-    if global_batch < size or global_batch % size:
-        below = max(size, global_batch - global_batch % size)
-        raise AutopartError(
-            f"a global batch of {global_batch} is no multiple of the profile's microbatch of {size}; "
-            f"try {below} or {below + size}, or profile with another --microbatch-size"
-        )
-    return global_batch // size
 
 
 def _why_infeasible(problem: Problem, solver: SolverName) -> str:
@@ -240,18 +257,21 @@ def _least_memory(problem: Problem, layout: Layout, cuts: Cuts, solver: SolverNa
     return max(stage.peak_bytes for stage in predict(problem, layout, partition)[0])
 
 
-def _plan(profile: Profile, problem: Problem, found: Outcome, began: float) -> Plan:
-    if found.best is None:
-        raise InfeasibleError(_why_infeasible(problem, found.solver))
-    layers, best = problem.graph.layers, found.best
+def _plan(
+    sized: Sequence[Sized], problems: Sequence[Problem], found: SizeOutcomes, began: float
+) -> Plan:
+    assert found.best is not None
+    own, problem, outcome = sized[found.best], problems[found.best], found.outcomes[found.best]
+    assert outcome.best is not None
+    layers, best = problem.graph.layers, outcome.best
     return Plan(
         origin=Origin(
-            model=profile.source.model,
-            graph_hash=profile.source.graph_hash,
-            profile_hash=profile_hash(profile),
-            method=profile.method,
-            dtype=profile.dtype,
-            solver=found.solver,
+            model=own.profile.source.model,
+            graph_hash=own.profile.source.graph_hash,
+            profile_hash=own.profile_hash,
+            method=own.profile.method,
+            dtype=own.profile.dtype,
+            solver=outcome.solver,
             solve_seconds=time.perf_counter() - began,
             autopart=__version__,
         ),
@@ -260,6 +280,8 @@ def _plan(profile: Profile, problem: Problem, found: Outcome, began: float) -> P
         num_microbatches=problem.num_microbatches,
         optimizer_bytes=problem.optimizer_bytes,
         demands=problem.demands,
+        objective=problem.objective,
+        sizes=_searched(sized, found.outcomes),
         stages=tuple(
             Stage(layers=tuple(layers[at].name for at in members), ranks=ranks)
             for members, ranks in zip(best.partition, best.layout.stage_ranks, strict=True)
@@ -270,6 +292,19 @@ def _plan(profile: Profile, problem: Problem, found: Outcome, began: float) -> P
         ),
         prediction=best.prediction,
         certificate=certificate(
-            problem, best.prediction.step_time, found.lower_bound, found.simulated
+            problem, value_of(problem, outcome), _searched(sized, found.outcomes)
         ),
+    )
+
+
+def _searched(sized: Sequence[Sized], outcomes: Sequence[Outcome]) -> tuple[SearchedSize, ...]:
+    return tuple(
+        SearchedSize(
+            microbatch_size=one.profile.microbatch_size,
+            profile_hash=one.profile_hash,
+            profiled_size=one.profiled_size,
+            lower_bound=outcome.lower_bound if outcome.lower_bound < NOTHING else None,
+            simulated=outcome.simulated,
+        )
+        for one, outcome in zip(sized, outcomes, strict=True)
     )

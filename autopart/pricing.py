@@ -11,7 +11,15 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.cluster import smallest_memory
-from autopart.cost import cut_links, links_around, on_ranks, predict, sync_times, traffic_times
+from autopart.cost import (
+    bottleneck_time,
+    cut_links,
+    links_around,
+    on_ranks,
+    predict,
+    sync_times,
+    traffic_times,
+)
 from autopart.cuts import Cuts
 from autopart.plan import Prediction, Sync
 from autopart.problem import Layout, Problem, alike, own_microbatches
@@ -51,6 +59,15 @@ def price(problem: Problem, layout: Layout, partition: Partition) -> Decision:
         step_time=timeline.makespan, bubble=timeline.bubble, stages=stages, syncs=syncs
     )
     return Decision(layout, partition, prediction)
+
+
+def minimised(
+    problem: Problem, prediction: Prediction, stage_ranks: Sequence[Sequence[int]]
+) -> float:
+    """Seconds of what the problem minimises: of the step, or of its busiest rank."""
+    if problem.objective == "step":
+        return prediction.step_time
+    return bottleneck_time(prediction.stages, stage_ranks, problem.num_microbatches)
 
 
 def fits(problem: Problem, decision: Decision) -> bool:

@@ -15,6 +15,10 @@ from autopart.units import Count, PositiveCount
 ScheduleName = Literal["gpipe", "1f1b"]
 SCHEDULES: tuple[ScheduleName, ...] = ("gpipe", "1f1b")
 
+Objective = Literal["step", "bottleneck"]
+"""What is minimised: the simulated step, or how long it keeps its busiest rank occupied."""
+OBJECTIVES: tuple[Objective, ...] = ("step", "bottleneck")
+
 OPTIMIZER_BYTES = {"adamw": 8, "sgd-momentum": 4, "sgd": 0}
 """Bytes of optimizer state for each trained element, in float32 (two moments, one, none)."""
 MASTER_BYTES = 4
@@ -55,6 +59,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     optimizer_bytes: int = OPTIMIZER_BYTES["adamw"]
     """Bytes of optimizer state (and master copy) for each trained element."""
     demands: Demands = Demands()
+    objective: Objective = "step"
 
 
 StageRanks = tuple[tuple[int, ...], ...]

@@ -51,12 +51,15 @@ class Outcome(NamedTuple):
     """Partitions with all stage bounds below `lower_bound`: those that a check must simulate."""
 
 
-def search(problem: Problem, solver: SolverName, deadline: float) -> Outcome:
+def search(
+    problem: Problem, solver: SolverName, deadline: float, beat: float = float("inf")
+) -> Outcome:
     """The fastest decision of a problem; None where the solver finds nothing that fits.
 
-    `deadline` is a reading of `time.perf_counter()`; what is open then lowers the bound.
+    What does not take less than `beat` seconds is of no interest: it may be missed, and the lower
+    bound goes no further. It is infinite where nothing fits, and that is proven. `deadline` is a reading of `time.perf_counter()`; what is open then lowers the bound.
     """
-    return LayoutSearch(problem, solver, deadline).run()
+    return LayoutSearch(problem, solver, deadline, beat).run()
 
 
 class Open(NamedTuple):
@@ -69,8 +72,10 @@ class Open(NamedTuple):
 class LayoutSearch:
     """The best decision so far, and what layouts add to it."""
 
-    def __init__(self, problem: Problem, solver: SolverName, deadline: float) -> None:
-        self.problem, self.deadline = problem, deadline
+    def __init__(
+        self, problem: Problem, solver: SolverName, deadline: float, beat: float = float("inf")
+    ) -> None:
+        self.problem, self.deadline, self.beat = problem, deadline, beat
         self.solver: SolverName = solver
         self.by: SolverName = solver
         self.cuts: Cuts = all_cuts(problem.graph)
@@ -86,14 +91,12 @@ class LayoutSearch:
                 break
             for layout in layouts(self.problem, *shape):
                 open_layouts += self.visit(layout, bound)
-        if self.best is None:
-            return Outcome(None, self.solver, 0.0, 0)
         return self._prove(sorted(open_layouts, key=lambda place: place.bound))
 
     @property
     def step_time(self) -> float:
-        """Seconds of the best decision so far."""
-        return float("inf") if self.best is None else self.best.prediction.step_time
+        """Seconds of the best decision so far, or those to beat."""
+        return self.beat if self.best is None else min(self.beat, self.best.prediction.step_time)
 
     def visit(self, layout: Layout, quick: float) -> list[Open]:
         """Try the proposals for a layout; it stays open where its bound allows a faster step."""
@@ -186,7 +189,6 @@ class LayoutSearch:
                     yield (*path[:at], int(other), *path[at + 1 :])
 
     def _prove(self, open_layouts: Sequence[Open]) -> Outcome:
-        assert self.best is not None
         left = ACTIONS if self.solver in ("auto", "dp") else 0
         proven = self.step_time
         for place in open_layouts:
@@ -209,7 +211,7 @@ class LayoutSearch:
         if not list_all(self.cuts, len(place.layout.stage_ranks)):
             return proven, spent
         program = compile_layout(place.layout)
-        for share in STEPS_TO_BEST:
+        for share in STEPS_TO_BEST if self.step_time < float("inf") else ():
             aim = place.bound + share * (self.step_time - place.bound)
             most = (budget - spent) // program.num_actions
             below = list(itertools.islice(self.below(place.layout, aim), most + 1))

@@ -15,7 +15,7 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
     (6) any[g, s] >= x[l, s]      for the layers l of a group g (a tied parameter, a model input)
     (7) work[s] >= workspace of l * x[l, s]
     (8) memory of stage s <= memory of a GPU       the cost model's own formula, linear in the above
-    (9) T >= sum over l of (f + b)_l z[l, s-1] + m * period[s]
+    (9) T >= sum over l of (f + b)_l z[l, s-1] + m * period[s]; T >= m * busy[s] for the bottleneck
    (10) x[l, s] = 1 for a pin of l to s; x[l, s] = x[u, s] for layers of one stage; the sum of x[l, s] over
         layers that must lie apart is at most 1
    (11) T <= the value of the best chain plan, where there is one
@@ -82,14 +82,15 @@ def _finish_of(problem: Problem, layout: Layout, partition: Partition) -> float:
         load = on_ranks(load, problem, layout, stage)
         own = own_microbatches(layout, stage)
         finish = max(finish, ahead + own * _period(problem, layout, stage, load))
-        ahead += load.forward_time + load.backward_time
+        if problem.objective == "step":
+            ahead += load.forward_time + load.backward_time
     return finish
 
 
 def _period(problem: Problem, layout: Layout, stage: int, load: StageLoad) -> Expression:
     before, after = links_around(cut_links(problem.cluster, layout.stage_ranks), stage)
     period = busy_time(load, problem.cluster, before, after)
-    if not problem.cluster.sends_overlap:
+    if not problem.cluster.sends_overlap or problem.objective == "bottleneck":
         return period
     sends = sum(traffic_times(load.sent, after)) + sum(traffic_times(load.received, before))
     return period + SEND_SHARE * sends
@@ -186,7 +187,8 @@ class _Program:
         limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
         needed = total(memory(load, problem, own, in_flight(layout, stage)))
         self.program += needed * (1 / limit) <= 1.0, f"memory_{stage}"  # (8)
-        ahead = pulp.lpSum(t * self._by(l, stage - 1) for l, t in enumerate(self.work))
+        counted = self.work if problem.objective == "step" else []
+        ahead = pulp.lpSum(t * self._by(l, stage - 1) for l, t in enumerate(counted))
         finish = ahead + own * _period(problem, layout, stage, load)
         self.program += self.finish >= finish * (1 / self.second), f"finish_{stage}"  # (9)
 
