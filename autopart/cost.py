@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from autopart.cluster import Cluster, Link, link_between, slowest_link, slowest_speed
 from autopart.graph import positions
-from autopart.plan import MemoryUse, StagePrediction, Sync
+from autopart.plan import MemoryUse, Plan, StagePrediction, Sync, stage_ranks
 from autopart.problem import Layout, Problem, own_microbatches
 from autopart.schedule import warmup
 from autopart.stage_load import Number, Partition, StageLoad, Traffic, stage_loads
@@ -104,6 +104,11 @@ def bottleneck_time(
             own = math.ceil((num_microbatches - turn) / len(ranks))
             occupied[rank] = occupied.get(rank, 0.0) + occupied_time(stage.busy_time, own)
     return max(occupied.values())
+
+
+def plan_bottleneck(plan: Plan) -> float:
+    """`bottleneck_time` of a plan, by its own prediction."""
+    return bottleneck_time(plan.prediction.stages, stage_ranks(plan), plan.num_microbatches)
 
 
 def traffic_times(traffic: Traffic, link: Link | None) -> tuple[Number, Number]:

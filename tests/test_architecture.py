@@ -46,6 +46,7 @@ ROOMS = (
     "steady_search",
     "replica_search",
     "size_search",
+    "proof",
     "certificate",
     "planner",
     "exporters",

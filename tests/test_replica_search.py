@@ -132,7 +132,7 @@ def test_an_unequal_plan_with_one_altered_number_is_refused():
             gap=max(0.0, plan.prediction.step_time / (bound * factor) - 1),
         )
         checks = verify(msgspec.structs.replace(plan, certificate=raised), given)
-        assert checks[-1].passed == (factor < 1 and plan.certificate.simulated == 0)
+        assert not checks[-1].passed
     for at, stage in enumerate(plan.stages):
         if len(stage.ranks) > 1:
             fewer = msgspec.structs.replace(stage, ranks=stage.ranks[:-1])

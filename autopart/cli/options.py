@@ -47,6 +47,14 @@ def parse_replicas(text: str) -> int:
     return int(text)
 
 
+def parse_counts(text: str | None) -> tuple[int, ...]:
+    """Read `1,2,4`; nothing where nothing was typed."""
+    parts = text.split(",") if text is not None else []
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"'{text}' is no list of counts; write them as 1,2,4")
+    return tuple(map(int, parts))
+
+
 def parse_pins(texts: Sequence[str]) -> dict[str, int]:
     """Read `LAYER=STAGE` pins."""
     pins: dict[str, int] = {}

@@ -7,11 +7,11 @@ import typer
 
 from autopart.cli.cluster_options import ClusterOptions, chosen_cluster, notes_on
 from autopart.cli.console import check_may_write, print_result, warn
-from autopart.cli.options import AsJson, parse_pins, parse_replicas, usage_checked
+from autopart.cli.options import AsJson, parse_counts, parse_pins, parse_replicas, usage_checked
 from autopart.plan import FORMAT, save_plan
 from autopart.planner import baselines, solve
 from autopart.profile import load_profile, newest_profile
-from autopart.report.plan_table import comparison_table, plan_report, reading_of
+from autopart.report.plan_table import comparison_table, notes_on_sizes, plan_report, reading_of
 from autopart.report.summary import solve_summary
 from autopart.units import parse_bandwidth, parse_bytes
 
@@ -23,7 +23,11 @@ _BANDWIDTH = usage_checked(parse_bandwidth)
 
 def command(
     profile: Annotated[
-        Path | None, typer.Option(help="A profile; default: the newest one in this folder.")
+        list[Path] | None,
+        typer.Option(
+            help="A profile, or several of one model at different microbatch sizes; default: the "
+            "newest one in this folder."
+        ),
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs in all, over all nodes.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default 1.")] = None,
@@ -56,6 +60,17 @@ def command(
         int | None,
         typer.Option(min=1, help="Samples of one optimizer step, over all replicas together."),
     ] = None,
+    microbatch_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Microbatch sizes to search; one without a profile is scaled from another.",
+        ),
+    ] = None,
+    objective: Annotated[
+        Literal["step", "bottleneck"],
+        typer.Option(help="What is minimised: the simulated step, or its busiest rank's time."),
+    ] = "step",
     schedule: Annotated[
         Literal["auto", "gpipe", "1f1b"], typer.Option(help="The order of each rank.")
     ] = "auto",
@@ -94,16 +109,18 @@ def command(
 ) -> None:
     """Cut a profiled model for a cluster, and say how good the cut is."""
     check_may_write(output, FORMAT)
-    path = profile or Path(newest_profile(Path.cwd()).name)
-    measured = load_profile(path)
+    paths = profile or [Path(newest_profile(Path.cwd()).name)]
+    measured = [load_profile(path) for path in paths]
     typed = ClusterOptions(
         gpus, nodes, gpus_per_node, gpu, memory, intra_bandwidth, inter_bandwidth, cluster
     )
-    target = chosen_cluster(typed, measured)
+    target = chosen_cluster(typed, measured[0])
     plan = solve(
         measured,
         target,
         global_batch=global_batch,
+        microbatch_sizes=parse_counts(microbatch_size),
+        objective=objective,
         schedule=schedule,
         solver=solver,
         num_stages=stages,
@@ -119,15 +136,20 @@ def command(
     beside = baselines(measured, plan)
     reading, notes = (
         reading_of(plan, batch_given=global_batch is not None),
-        notes_on(measured, target),
+        [*notes_on(measured[0], target), *notes_on_sizes(plan)],
     )
     warn(notes)
     summary = solve_summary(
-        plan, str(output), profile=str(path), reading=reading, notes=notes, baselines=beside
+        plan,
+        str(output),
+        profile=", ".join(map(str, paths)),
+        reading=reading,
+        notes=notes,
+        baselines=beside,
     )
     print_result(
         summary,
-        f"profile {path}",
+        f"profile {summary.profile}",
         reading,
         plan_report(plan),
         comparison_table(plan, beside),

@@ -19,7 +19,10 @@ EXAMPLE = "autopart verify plan.json --profile gpt2-tiny-cpu-mb1.json"
 
 def command(
     plan: PlanFile,
-    profile: Annotated[Path, typer.Option(help="The profile that the plan was made from.")],
+    profile: Annotated[
+        list[Path],
+        typer.Option(help="The profile that the plan was made from, or each of them."),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Check a plan against the profile that it was made from.
@@ -28,8 +31,9 @@ def command(
     no solver is asked. Exits with 1 where a check fails.
     """
     asked = read_file(plan, Plan, FORMAT, VERSION)
-    checks = verify(asked, load_profile(profile))
-    summary = verify_summary(checks, str(plan), str(profile))
-    print_result(summary, check_table(checks, f"{plan} against {profile}"), as_json=as_json)
+    checks = verify(asked, [load_profile(path) for path in profile])
+    summary = verify_summary(checks, str(plan), ", ".join(map(str, profile)))
+    title = f"{plan} against {summary.profile}"
+    print_result(summary, check_table(checks, title), as_json=as_json)
     if not summary.passed:
         raise typer.Exit(1)

@@ -8,9 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from autopart.cluster import Cluster, num_gpus, smallest_memory
+from autopart.cost import plan_bottleneck
 from autopart.plan import MemoryUse, Plan
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
 from autopart.report.names import layers_label, ranks_label
+from autopart.sizes import ASSUMPTION
 from autopart.units import format_bytes, format_share, format_time
 
 
@@ -96,10 +98,18 @@ def figures(plan: Plan) -> list[str]:
     """The step, the bound and the recipe, a line each, within 80 columns where words allow."""
     prediction, certificate = plan.prediction, plan.certificate
     batch = plan.num_microbatches * plan.microbatch_size
-    lines = [
-        f"step {format_time(prediction.step_time)}, "
-        f"lower bound {format_time(certificate.lower_bound)}, "
-        f"gap {format_share(certificate.gap)}, bubble {format_share(prediction.bubble)}",
+    proven = (
+        f"lower bound {format_time(certificate.lower_bound)}, gap {format_share(certificate.gap)}"
+    )
+    step, bubble = format_time(prediction.step_time), format_share(prediction.bubble)
+    lines = [f"step {step}, {proven}, bubble {bubble}"]
+    if plan.objective == "bottleneck":
+        lines = [
+            f"solved for the bottleneck: the busiest rank is busy for "
+            f"{format_time(plan_bottleneck(plan))} of a step, {proven}",
+            f"step {step}, bubble {bubble}",
+        ]
+    lines += [
         f"schedule {plan.schedule}, {plan.num_microbatches} microbatches of "
         f"{plan.microbatch_size} = batch of {batch}; "
         f"solver {plan.origin.solver}, {format_time(plan.origin.solve_seconds)}",
@@ -108,30 +118,52 @@ def figures(plan: Plan) -> list[str]:
     syncs = [f"{sync.what} {format_time(sync.time)}" for sync in prediction.syncs]
     if syncs:
         lines.append(f"gradient syncs once a step: {'; '.join(syncs)}")
+    return lines + notes_on_sizes(plan)
+
+
+def notes_on_sizes(plan: Plan) -> list[str]:
+    """Which microbatch sizes were searched, where they are several, and what was assumed of those that
+    no profile was taken with."""
+    lines: list[str] = []
+    if len(plan.sizes) > 1:
+        lines.append(
+            "microbatch sizes searched: " + ", ".join(str(s.microbatch_size) for s in plan.sizes)
+        )
+    scaled = [size for size in plan.sizes if size.microbatch_size != size.profiled_size]
+    if scaled:
+        which = ", ".join(f"{s.microbatch_size} from {s.profiled_size}" for s in scaled)
+        lines.append(f"scaled, not measured, are microbatch sizes {which}: {ASSUMPTION}")
     return lines
 
 
 def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
     """The plan beside other ways to cut the same model for the same cluster."""
     made = {"this plan": plan, **{n: p for n, p in baselines.items() if isinstance(p, Plan)}}
-    unit, steps = times([other.prediction.step_time for other in made.values()])
+    values = [_minimised(other) for other in made.values()]
+    unit, cells = times(values)
     peaks_unit, peaks = sizes([peak_bytes(other) for other in made.values()])
     table = new_table("beside the usual ways to cut")
     add_text(table, "split")
-    add_number(table, f"step {unit}")
+    add_number(table, f"{plan.objective} {unit}")
     add_number(table, "slower by")
     add_number(table, "bubble")
     add_number(table, f"peak {peaks_unit}")
     add_text(table, "")
-    for (name, other), step, peak in zip(made.items(), steps, peaks, strict=True):
+    rows = zip(made.items(), values, cells, peaks, strict=True)
+    for (name, other), value, cell, peak in rows:
         # Rounded here, and -0 made 0, so that a tie does not read "-0.0 %".
-        slower = round(other.prediction.step_time / plan.prediction.step_time - 1, 4) + 0.0
+        slower = round(value / values[0] - 1, 4) + 0.0
         bubble = format_share(other.prediction.bubble)
-        table.add_row(name, step, format_share(slower), bubble, peak, "")
+        table.add_row(name, cell, format_share(slower), bubble, peak, "")
     for name, reason in baselines.items():
         if isinstance(reason, str):
             table.add_row(name, "-", "-", "-", "-", reason)
     return table
+
+
+def _minimised(plan: Plan) -> float:
+    """Seconds of what the plan minimises."""
+    return plan.prediction.step_time if plan.objective == "step" else plan_bottleneck(plan)
 
 
 def peak_bytes(plan: Plan) -> int:

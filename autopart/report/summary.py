@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from autopart.certificate import Check
-from autopart.plan import MemoryUse, Plan
+from autopart.cost import plan_bottleneck
+from autopart.plan import MemoryUse, Plan, SearchedSize
 from autopart.profile import Profile, stash_error, time_error
 from autopart.report.plan_table import peak_bytes
 from autopart.simulator import Timeline
@@ -68,7 +69,11 @@ class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     """Of the profile: measured, analytic or imported."""
     gpu: str
+    objective: str
+    """What was minimised, and what the lower bound is one of: step or bottleneck."""
     step_time: float
+    bottleneck_time: float
+    """Seconds of a step that its busiest rank is busy with microbatches."""
     lower_bound: float
     gap: float
     bubble: float
@@ -77,6 +82,8 @@ class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
     schedule: str
     num_microbatches: int
     microbatch_size: int
+    sizes: tuple[SearchedSize, ...]
+    """The microbatch sizes that were searched."""
     stages: tuple[StageSummary, ...]
 
 
@@ -94,7 +101,7 @@ class SolveSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     plan: str
     profile: str
-    """The profile file that was used."""
+    """The profile file that was used; several are separated by commas."""
     reading: str
     """How the counts were read: `8 GPUs in all: 2 nodes x 4 …`."""
     notes: tuple[str, ...]
@@ -102,7 +109,11 @@ class SolveSummary(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     method: str
     gpu: str
+    objective: str
+    """What was minimised, and what the lower bound is one of: step or bottleneck."""
     step_time: float
+    bottleneck_time: float
+    """Seconds of a step that its busiest rank is busy with microbatches."""
     lower_bound: float
     gap: float
     bubble: float
@@ -111,6 +122,8 @@ class SolveSummary(msgspec.Struct, frozen=True, kw_only=True):
     schedule: str
     num_microbatches: int
     microbatch_size: int
+    sizes: tuple[SearchedSize, ...]
+    """The microbatch sizes that were searched."""
     stages: tuple[StageSummary, ...]
     baselines: dict[str, Baseline]
 
@@ -236,7 +249,9 @@ def plan_summary(plan: Plan, path: str) -> PlanSummary:
         model=plan.origin.model,
         method=plan.origin.method,
         gpu=plan.cluster.gpu,
+        objective=plan.objective,
         step_time=plan.prediction.step_time,
+        bottleneck_time=plan_bottleneck(plan),
         lower_bound=plan.certificate.lower_bound,
         gap=plan.certificate.gap,
         bubble=plan.prediction.bubble,
@@ -245,6 +260,7 @@ def plan_summary(plan: Plan, path: str) -> PlanSummary:
         schedule=plan.schedule,
         num_microbatches=plan.num_microbatches,
         microbatch_size=plan.microbatch_size,
+        sizes=plan.sizes,
         stages=stage_summaries(plan),
     )
 

@@ -94,10 +94,17 @@ def _difference(plan: Plan, captured: Captured) -> _Difference:
     planned = [name for stage in plan.stages for name in stage.layers]
     known = [layer.name for layer in captured.layers]
     return _Difference(
-        is_other_graph=captured.graph_hash != plan.origin.graph_hash,
+        is_other_graph=not _is_scaled(plan) and captured.graph_hash != plan.origin.graph_hash,
         unknown=[name for name in planned if name not in known],
         missing=[name for name in known if name not in planned],
     )
+
+
+def _is_scaled(plan: Plan) -> bool:
+    """Whether the profile was taken with another microbatch size than the plan runs. Its graph has
+    other shapes then, hence another hash, and only the layers can be compared."""
+    own = (size for size in plan.sizes if size.microbatch_size == plan.microbatch_size)
+    return any(size.profiled_size != size.microbatch_size for size in own)
 
 
 def _told(plan: Plan, model: str, found: _Difference) -> str:
