@@ -4,7 +4,7 @@ Symbols   [i, j]  the stage between two cuts of N, with its place in the pipelin
           r       its ranks, of G in all; m microbatches of a step; n = ceil(m / r) those of its first rank
           f, b    its forward and backward seconds for one microbatch, with an action's fixed cost each
           F, B    forward and backward seconds of all layers ahead of cut i;  T  of the whole model
-          u       update of a first stage;  e  ranks that can be behind at most
+          u       update of a first stage;  e  ranks behind
 
 Whatever the other stages and their ranks are, a step with this stage takes at least
 
@@ -14,22 +14,22 @@ Whatever the other stages and their ranks are, a step with this stage takes at l
 
 with its own sends over the better link, and a sync over r ranks by the link within a node if they fit
 there. (1) is one rank's work between the first microbatch's way to it and the last one's way back. (2) is
-one microbatch's whole way and what the rank must do before and behind it, which is least where it holds
-the most. (3): the last stage's first rank starts no backward before its last forward, of a microbatch
-that is number m - e or later, so behind p forwards more of a rank of the stage; then comes the first
-microbatch's way back, and n - 1 backwards more of the stage's first rank.
+one microbatch's whole way and what the rank must do before and behind it. (3): the last stage's first
+rank, one of at most e there, starts no backward before its last forward, of a microbatch that is number
+m - e or later, so behind p forwards more of a rank of the stage; then comes the first microbatch's way
+back, and n - 1 backwards more of the stage's first rank.
 
-To take less than a value, each stage must have its bounds below it. The fewest ranks ahead of each cut
-and behind it are then
+To take less than a value, each stage must have its bounds below it, and fit. Which cuts can have so many
+ranks behind them is then, from the last cut on,
 
-    A(first) = 0,   A(j) = min { A(i) + r : the bounds of [i, j] on r are below the value }
-    G(last) = 0,    G(i) = min { r + G(j) : they are, and memory allows it }
+    R(0) = {last},   R(e + r) holds i if R(e) holds a j with [i, j] on r ranks below the value and fitting
 
-where e = G - A(i) - r, and memory is asked with the microbatches in flight that G(j) ranks behind call
-for: both favour the stage over any plan. If G(first) exceeds the ranks there are, under each schedule, no
-plan takes less than the value. Bisection finds the largest such value; one evaluation checks it. Where
-GPUs differ, [i, j] runs on the r ranks ahead of the last G(j), with their slowest speed and smallest
-memory, and ranks may be passed over; A takes the fastest. O(N² G) for each distinct G(j).
+If R(e) holds the first cut for no e up to G, under each schedule, no plan takes less than the value.
+Bisection finds the largest such value; one evaluation checks it. The microbatches in flight, and with
+them the memory, are those of a plan. Where GPUs differ, [i, j] runs on the r ranks ahead of the last e,
+with their slowest speed and smallest memory; ranks may be passed over, so R(e) then holds R(e - 1), (2)
+and (3) take e for the most that can be behind, and memory is asked as with none behind. O(N² G²), as the
+bounds are those of O(G log G) different pairs of r and y.
 """
 
 import math
@@ -42,7 +42,6 @@ import numpy as np
 from autopart.cluster import (
     Link,
     fastest_speed,
-    largest_memory,
     num_gpus,
     slowest_speed,
     smallest_memory,
@@ -52,24 +51,17 @@ from autopart.cuts import Cuts, allowed
 from autopart.problem import Problem
 from autopart.stage_load import Number, Traffic
 
+Path = tuple[int, ...]
+Counts = tuple[int, ...]
+
 BISECTIONS = 40
 """Halvings of the interval in which the bound lies."""
 
-MOST_COUNTS = 1000
+MOST_COUNTS = 4000
 """Lists of replicas that are looked at one by one to close what the bound leaves open."""
 
 KEPT_ENTRIES = 1 << 25
 """Matrix entries of bounds that are kept for the next value: 256 MB."""
-
-
-class Needs(NamedTuple):
-    """For each cut the fewest ranks that everything behind it takes."""
-
-    ranks: Number
-    """Integers, more than there are GPUs where those are not enough."""
-    ends: Number
-    """Where the stage from each cut ends, and on how many ranks it runs."""
-    counts: Number
 
 
 class Parts(NamedTuple):
@@ -94,18 +86,16 @@ class ReplicaBounds:
         self.may: Number = allowed(cuts, problem.graph, groups, 0)
         self._kept: dict[tuple[int, float], Parts] = {}
 
-    def bound(self, schedule: str, count: int, speed: float, ahead: Number) -> Number:
-        """Seconds that no step with [i, j] on `count` ranks can beat, shape (N, N), with at least
-        `ahead` ranks ahead of each cut i (one number, or an array of them)."""
-        parts = self._parts(count, speed)
-        own = math.ceil(self.m / count)
-        most_behind = np.maximum(self.gpus - count - ahead, 0)
+    def bound(self, schedule: str, count: int, speed: float, behind: int) -> Number:
+        """Seconds that no step with [i, j] on `count` ranks and at most `behind` ranks behind it can
+        beat, shape (N, N)."""
+        parts, own = self._parts(count, speed), math.ceil(self.m / count)
         f, b = parts.busy_f, parts.busy_b
         if schedule == "gpipe":
-            passed = np.clip((self.m - most_behind) // count, 0, own - 1)
-            others = np.maximum((own - 1) * f, _down(passed) * f + (own - 1) * b)
+            passed = min(max((self.m - behind) // count, 0), own - 1)
+            others = np.maximum((own - 1) * f, passed * f + (own - 1) * b)
         else:
-            held = _down(np.minimum(-(-most_behind // count) + 1, own))
+            held = min(-(-behind // count) + 1, own)
             others = (own - held) * (f + b) + (held - 1) * np.maximum(f, b)
         return np.maximum(parts.alone, parts.way + others)
 
@@ -160,131 +150,76 @@ class ReplicaBounds:
             latency=min(inside.latency, across.latency),
         )
 
-    def fits(self, schedule: str, count: int, behind: Number, limit: int) -> Number:
-        """Whether [i, j] on `count` ranks can fit into `limit` bytes, with at least `behind` ranks
-        behind it; `behind` is a number or an array over j."""
-        own = math.ceil(self.m / count)
-        held: Number = own
+    def fits(self, schedule: str, count: int, behind: int, limit: int) -> Number:
+        """Whether [i, j] on `count` ranks with `behind` ranks behind it fits into `limit` bytes."""
+        held = math.ceil(self.m / count)
         if schedule == "1f1b":
-            held = np.minimum(-(-behind // count) + 1, own)
+            held = min(-(-behind // count) + 1, held)
+        own = math.ceil(self.m / count)
         return total(memory(self.cuts.loads, self.problem, own, held)) <= limit
 
 
-def _down(values: Number) -> Number:
-    """A number for each row of a matrix."""
-    return values[:, None] if np.ndim(values) else values
-
-
-def ranks_ahead(bounds: ReplicaBounds, schedule: str, value: float) -> Number:
-    """The fewest ranks ahead of each cut with bounds below `value` for every stage there."""
-    speed, limit = fastest_speed(bounds.problem.cluster), largest_memory(bounds.problem.cluster)
-    size = len(bounds.cuts.nested)
-    ahead = np.full(size, bounds.gpus + 1)
-    ahead[0] = 0
-    for before in range(bounds.gpus):
-        starts = np.flatnonzero(ahead == before)
-        if len(starts) == 0:
-            continue
-        for count in bounds.counts:
-            if count > bounds.gpus - before:
-                break
-            below = bounds.bound(schedule, count, speed, before)[starts] < value
-            ends = (below & bounds.fits(schedule, count, 0, limit)[starts]).any(axis=0)
-            ahead[ends] = np.minimum(ahead[ends], before + count)
-    return ahead
-
-
-class _Below:
-    """Which stages have bounds below a value under a schedule."""
+class Below:
+    """Which stages have bounds below a value under a schedule, and what can be behind which cut."""
 
     def __init__(self, bounds: ReplicaBounds, schedule: str, value: float) -> None:
         self.bounds, self.schedule, self.value = bounds, schedule, value
-        self.ahead = ranks_ahead(bounds, schedule, value)
-        self._kept: dict[tuple[int, float], Number] = {}
+        self._kept: dict[tuple[int, int, float, int], Number] = {}
+        self.stages = bounds.problem.demands.num_stages
+        nothing = np.zeros((bounds.gpus + 1, len(bounds.cuts.nested)), dtype=bool)
+        nothing[0, -1] = True
+        if bounds.problem.cluster.gpus:
+            nothing[:, -1] = True
+        self.behind: list[Number] = [nothing]
+        """R, with the stages behind as a first index where the user demands their number."""
+        if self.stages is None:
+            self._add_a_stage(nothing, nothing)
+        for _ in range(self.stages or 0):
+            more = np.zeros_like(nothing)
+            self._add_a_stage(self.behind[-1], more)
+            self.behind.append(more)
 
-    def of(self, count: int, speed: float) -> Number:
-        """Boolean, shape (N, N)."""
-        key = count, speed
+    def stage(self, count: int, behind: int) -> Number:
+        """Boolean, shape (N, N): whether [i, j] on `count` ranks, those ahead of the last `behind`, is
+        below the value and fits."""
+        bounds, cluster = self.bounds, self.bounds.problem.cluster
+        last = bounds.gpus - behind
+        window = range(last - count, last)
+        speed, limit = slowest_speed(cluster, window), smallest_memory(cluster, window)
+        held = (bounds.m - behind) // count if self.schedule == "gpipe" else -(-behind // count)
+        key = count, held, speed, limit
         if key not in self._kept:
-            bound = self.bounds.bound(self.schedule, count, speed, self.ahead)
-            self._kept[key] = bound < self.value
+            below = bounds.bound(self.schedule, count, speed, behind) < self.value
+            least = 0 if cluster.gpus else behind
+            if below.any():
+                below &= bounds.fits(self.schedule, count, least, limit)
+            self._kept[key] = below
         return self._kept[key]
 
+    def totals(self) -> list[int]:
+        """Numbers of ranks on which all layers can run."""
+        return [int(used) for used in np.flatnonzero(self.behind[-1][:, 0])]
 
-def fewest_ranks(bounds: ReplicaBounds, schedule: str, value: float) -> tuple[Needs, ...]:
-    """The fewest ranks behind each cut with bounds below `value` for every stage: in any number of
-    stages, or, where the user demands a number of stages, in 0, 1, 2, … up to that many."""
-    stages = bounds.problem.demands.num_stages
-    below, needs = _Below(bounds, schedule, value), _nothing_behind(bounds)
-    if stages is None:
-        if below.ahead[-1] <= bounds.gpus:
-            _add_a_stage(below, needs, needs)
-        return (needs,)
-    found = [needs]
-    for _ in range(stages):
-        more = _nothing_behind(bounds)
-        more.ranks[-1] = bounds.gpus + 1
-        _add_a_stage(below, needs, more)
-        found.append(more)
-        needs = more
-    return tuple(found)
-
-
-def _nothing_behind(bounds: ReplicaBounds) -> Needs:
-    size = len(bounds.cuts.nested)
-    needs = Needs(np.full(size, bounds.gpus + 1), np.zeros(size, int), np.zeros(size, int))
-    needs.ranks[-1] = 0
-    return needs
-
-
-def _add_a_stage(below: _Below, behind: Needs, needs: Needs) -> None:
-    """Lower `needs` to those of one stage ahead of what `behind` says; of any number of stages where
-    both are one, since ranks are settled in their order."""
-    bounds = below.bounds
-    mixed = bool(bounds.problem.cluster.gpus)
-    for later in range(bounds.gpus):
-        if needs.ranks[0] <= later:
-            break
-        ends = np.flatnonzero(behind.ranks <= later if mixed else behind.ranks == later)
-        if len(ends) == 0:
-            continue
-        for count in bounds.counts:
-            if count > bounds.gpus - later:
-                break
-            into = _stages_into(below, later, count, ends, behind=0 if mixed else later)
-            better = into.any(axis=1) & (later + count < needs.ranks)
-            needs.ranks[better] = later + count
-            needs.counts[better] = count
-            needs.ends[better] = ends[into[better].argmax(axis=1)]
-
-
-def _stages_into(below: _Below, later: int, count: int, ends: Number, behind: int) -> Number:
-    bounds = below.bounds
-    cluster, last = bounds.problem.cluster, bounds.gpus - later
-    window = range(last - count, last)
-    into = below.of(count, slowest_speed(cluster, window))[:, ends]
-    if not into.any():
-        return into
-    limit = smallest_memory(cluster, window)
-    return into & bounds.fits(below.schedule, count, behind, limit)[:, ends]
-
-
-def stages_of(needs: tuple[Needs, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A path over the cuts and the replicas of its stages that take no more ranks than needed."""
-    path, counts = [0], list[int]()
-    last, left = len(needs[0].ranks) - 1, list(needs)
-    while path[-1] != last:
-        here = left.pop() if len(left) > 1 else left[0]
-        counts.append(int(here.counts[path[-1]]))
-        path.append(int(here.ends[path[-1]]))
-    return tuple(path), tuple(counts)
+    def _add_a_stage(self, behind: Number, more: Number) -> None:
+        """Add to `more` the cuts with one stage ahead of those of `behind`; of any number of stages where
+        both are one, since ranks are settled in their order."""
+        mixed = bool(self.bounds.problem.cluster.gpus)
+        for later in range(self.bounds.gpus):
+            if mixed and later:
+                more[later] |= more[later - 1]
+            ends = np.flatnonzero(behind[later])
+            for count in self.bounds.counts if len(ends) else ():
+                if count > self.bounds.gpus - later:
+                    break
+                more[later + count] |= self.stage(count, later)[:, ends].any(axis=1)
+        if mixed:
+            more[-1] |= more[-2] if len(more) > 1 else more[-1]
 
 
 def proves(bounds: ReplicaBounds, value: float) -> bool:
     """Whether no plan takes less than `value` seconds, by bounds alone."""
-    return all(
-        fewest_ranks(bounds, schedule, value)[-1].ranks[0] > bounds.gpus
-        for schedule in bounds.problem.demands.schedules
+    return not any(
+        Below(bounds, schedule, value).totals() for schedule in bounds.problem.demands.schedules
     )
 
 
@@ -348,39 +283,55 @@ def counts_below(bounds: ReplicaBounds, value: float) -> Iterator[tuple[int, ...
     schedule, each once."""
     seen: set[tuple[int, ...]] = set()
     for schedule in sorted(bounds.problem.demands.schedules):
-        needs = fewest_ranks(bounds, schedule, value)
-        if needs[-1].ranks[0] <= bounds.gpus:
-            start = np.zeros(len(needs[0].ranks), dtype=bool)
-            start[0] = True
-            for counts in _Longer(bounds, schedule, value, needs).than(start, ()):
+        below = Below(bounds, schedule, value)
+        start = np.zeros(len(bounds.cuts.nested), dtype=bool)
+        start[0] = True
+        for used in below.totals():
+            for counts in _continued(below, start, used, ()):
                 if counts not in seen:
                     seen.add(counts)
                     yield counts
 
 
-class _Longer(NamedTuple):
-    """Replicas that are listed stage by stage."""
+def _continued(
+    below: Below, reached: Number, left: int, counts: tuple[int, ...]
+) -> Iterator[tuple[int, ...]]:
+    """All replicas that begin with `counts`, which may end at the cuts `reached`, with the last `left`
+    ranks for the stages to come."""
+    layer = 0 if below.stages is None else below.stages - len(counts) - 1
+    for count in below.bounds.counts:
+        if count > left:
+            break
+        ends = below.stage(count, left - count)[reached].any(axis=0)
+        ends &= below.behind[layer][left - count]
+        if ends[-1]:
+            yield (*counts, count)
+        ends[-1] = False
+        if ends.any():
+            yield from _continued(below, ends, left - count, (*counts, count))
 
-    bounds: ReplicaBounds
-    schedule: str
-    value: float
-    needs: tuple[Needs, ...]
 
-    def than(self, reached: Number, counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        """All that begin with `counts`, which may end at the cuts `reached`."""
-        bounds, cluster, used = self.bounds, self.bounds.problem.cluster, sum(counts)
-        left = bounds.gpus - used
-        behind = self.needs[max(0, len(self.needs) - 2 - len(counts))].ranks
-        least = np.zeros_like(behind) if cluster.gpus else behind
-        limit, speed = largest_memory(cluster), fastest_speed(cluster)
-        for count in bounds.counts:
-            if count > left:
-                break
-            below = bounds.bound(self.schedule, count, speed, used)[reached] < self.value
-            fits = bounds.fits(self.schedule, count, least[None, :], limit)[reached]
-            ends = (below & fits).any(axis=0) & (behind <= left - count)
-            if ends[-1]:
-                yield (*counts, count)
-            ends[-1] = False
+def first_below(bounds: ReplicaBounds, value: float) -> Iterator[tuple[Path, Counts]]:
+    """For each schedule one path over the cuts with replicas whose bounds are below `value`."""
+    for schedule in bounds.problem.demands.schedules:
+        below = Below(bounds, schedule, value)
+        totals = below.totals()
+        if totals:
+            yield _first(below, totals[0])
+
+
+def _first(below: Below, left: int) -> tuple[Path, Counts]:
+    path, counts = [0], list[int]()
+    last = len(below.bounds.cuts.nested) - 1
+    while path[-1] != last:
+        layer = 0 if below.stages is None else below.stages - len(counts) - 1
+        for count in below.bounds.counts[:left]:
+            ends = below.stage(count, left - count)[path[-1]] & below.behind[layer][left - count]
             if ends.any():
-                yield from self.than(ends, (*counts, count))
+                path.append(int(ends.argmax()))
+                counts.append(count)
+                left -= count
+                break
+        else:
+            left -= 1
+    return tuple(path), tuple(counts)

@@ -24,13 +24,15 @@ from autopart.replica_bounds import (
     MOST_COUNTS,
     ReplicaBounds,
     counts_below,
-    fewest_ranks,
+    first_below,
     least_value,
-    stages_of,
     value_in_any_order,
 )
-from autopart.search import ACTIONS, ROUNDING, STEPS_TO_BEST, LayoutSearch, Outcome, SolverName
+from autopart.search import ACTIONS, ROUNDING, LayoutSearch, Outcome, SolverName
 from autopart.solvers import replicated_stages
+
+STEPS_TO_BEST = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1.0)
+"""Values between the bound and the best step at which the lower bound is raised."""
 
 SHARE_OF_TIME = 0.5
 """The part of the time limit in which replicas are moved about; the rest goes to the proof."""
@@ -86,13 +88,10 @@ class _ReplicaSearch:
             self._propose_bottleneck(link)
 
     def _propose_below(self, bounds: ReplicaBounds, value: float) -> None:
-        for schedule in self.problem.demands.schedules:
-            needs = fewest_ranks(bounds, schedule, value)
-            if needs[-1].ranks[0] <= bounds.gpus:
-                path, counts = stages_of(needs)
-                self._visit(counts)
-                for layout in layouts_of(self.problem, counts):
-                    self.layouts.take_path(layout, path)
+        for path, counts in first_below(bounds, value):
+            self._visit(counts)
+            for layout in layouts_of(self.problem, counts):
+                self.layouts.take_path(layout, path)
 
     def _propose_bottleneck(self, link: object) -> None:
         demanded = self.problem.demands.num_stages
@@ -174,13 +173,16 @@ class _ReplicaSearch:
         for layout in self._open_layouts(bounds, aim):
             if layout is None or time.perf_counter() > self.deadline:
                 return None
+            below = self.layouts.below(layout, aim)
+            first = list(itertools.islice(below, 1))
+            if not first:
+                continue
             program = compile_layout(layout)
             most = (budget - spent) // program.num_actions
-            paths = list(itertools.islice(self.layouts.below(layout, aim), max(0, most) + 1))
+            paths = [*first, *itertools.islice(below, max(0, most))]
             if len(paths) > most:
                 return None
-            if paths:
-                self.layouts.take_fastest(layout, program, paths)
+            self.layouts.take_fastest(layout, program, paths)
             simulated += len(paths)
             spent += len(paths) * program.num_actions
         return _Closed(simulated, spent)
