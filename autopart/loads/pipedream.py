@@ -205,7 +205,9 @@ def join_sums(
     layer given with itself; none of two may be ahead of the other."""
     width = len(nodes.compute)
     rows = pack(ahead, width)
-    around = pack([1 << v | mask for v, mask in enumerate(_reread(nodes))], width)
+    around = pack(
+        [1 << v | mask for v, mask in enumerate(reread(nodes.before, nodes.after))], width
+    )
     compute = sum_bits(rows[left] | rows[right], nodes.compute)
     return compute, sum_bits(around[left] | around[right], nodes.outputs)
 
@@ -213,21 +215,21 @@ def join_sums(
 def _many_cuts(nodes: Nodes, tops: Sequence[int]) -> Floats:
     """As `_cuts`."""
     width = len(nodes.compute)
-    around = [1 << v | mask for v, mask in enumerate(_reread(nodes))]
+    around = [1 << v | mask for v, mask in enumerate(reread(nodes.before, nodes.after))]
     return sum_bits(merge_bits(pack(tops, width), around, width), nodes.outputs)
 
 
 def _cuts(nodes: Nodes, tops: Sequence[int]) -> list[float]:
     """out of each downset: the outputs of its tops, and what layers ahead of these send elsewhere."""
-    reread = _reread(nodes)
-    some = sum(1 << v for v, mask in enumerate(reread) if mask)
+    again = reread(nodes.before, nodes.after)
+    some = sum(1 << v for v, mask in enumerate(again) if mask)
     amounts = nodes.outputs.tolist()
     known: dict[int, float] = {0: 0.0}
     cuts: list[float] = []
     for top in tops:
         around = top
         for v in bits(top & some):
-            around |= reread[v]
+            around |= again[v]
         if around not in known:
             lowest = around & -around
             rest = known.get(around ^ lowest)
@@ -238,17 +240,18 @@ def _cuts(nodes: Nodes, tops: Sequence[int]) -> list[float]:
     return cuts
 
 
-def _reread(nodes: Nodes) -> list[int]:
-    """For each layer a the layers ahead of it with a reader that is neither a nor ahead of a."""
+def reread(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """For each layer a the layers ahead of it with a reader that is neither a nor ahead of a; all as
+    bits, of the layers that each one reads and of its readers."""
     ahead: list[int] = []
     found: list[int] = []
-    for v, sources in enumerate(nodes.before):
+    for v, sources in enumerate(before):
         down, candidates = 1 << v, sources
         for u in bits(sources):
             down |= ahead[u]
             candidates |= found[u]
         ahead.append(down)
-        found.append(sum(1 << u for u in bits(candidates) if nodes.after[u] & ~down))
+        found.append(sum(1 << u for u in bits(candidates) if after[u] & ~down))
     return found
 
 

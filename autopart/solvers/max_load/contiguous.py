@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.loads.blocks import Bits, BlockLoads, Blocks, Flags, Ints, depth_first_order
+from autopart.loads.downset_rows import enumerate_downsets, estimated_downsets
 from autopart.loads.downsets import (
     AcceleratorLoads,
     CpuLoads,
@@ -42,8 +43,6 @@ from autopart.solvers.max_load.downsets import (
     Piece,
     Rows,
     TimeIsUp,
-    enumerate_downsets,
-    estimated_downsets,
     fewest_devices,
     least_more,
 )

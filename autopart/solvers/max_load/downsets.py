@@ -25,13 +25,14 @@ rows. O(pairs in range) time, O(M · downsets) memory. Derivation and proof: doc
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from autopart.errors import AutopartError
 from autopart.loads.blocks import WORD, Bits, Flags, Ints
+from autopart.loads.downset_rows import mask_of
 from autopart.loads.downsets import Floats, LoadsFrom
 
 BLOCK = 128
@@ -46,57 +47,6 @@ MANY = 2_000
 
 class TimeIsUp(AutopartError):
     """The search did not end before its deadline."""
-
-
-def enumerate_downsets(before: Sequence[Sequence[int]], chunk: int) -> Iterator[Bits]:
-    """Every downset once, as rows of bits (element e is bit e % 64 of word e // 64), in pieces.
-
-    `before[e]` names the elements that must precede e; all are smaller than e. Element by element,
-    each downset of those before it is kept as it is and, where it may be, with the element. Pieces
-    above `chunk` rows are halved, so that memory stays within about (elements) x chunk rows.
-    """
-    words = max(1, -(-len(before) // WORD))
-    needs = [_mask(row, words) for row in before]
-    waiting = [(0, np.zeros((1, words), dtype=np.uint64))]
-    while waiting:
-        element, rows = waiting.pop()
-        while element < len(before) and len(rows) <= chunk:
-            rows = _with_element(rows, element, needs[element])
-            element += 1
-        if element == len(before):
-            yield rows
-        else:
-            middle = len(rows) // 2
-            waiting += [(element, rows[middle:]), (element, rows[:middle])]
-
-
-def estimated_downsets(before: Sequence[Sequence[int]], sample: int) -> float:
-    """About how many downsets there are: how much each element multiplies those of a sample."""
-    words = max(1, -(-len(before) // WORD))
-    rows, factor = np.zeros((1, words), dtype=np.uint64), 1.0
-    rng = np.random.default_rng(0)
-    for element, row in enumerate(before):
-        rows = _with_element(rows, element, _mask(row, words))
-        if len(rows) > sample:
-            factor *= len(rows) / sample
-            rows = rows[rng.choice(len(rows), sample, replace=False)]
-    return factor * len(rows)
-
-
-def _mask(elements: Sequence[int], words: int) -> Bits:
-    mask = np.zeros(words, dtype=np.uint64)
-    for element in elements:
-        mask[element // WORD] |= np.uint64(1 << (element % WORD))
-    return mask
-
-
-def _with_element(rows: Bits, element: int, needs: Bits) -> Bits:
-    fits = np.ones(len(rows), dtype=bool)
-    for word in np.flatnonzero(needs):
-        fits &= (rows[:, word] & needs[word]) == needs[word]
-    more = rows[fits]
-    more[:, element // WORD] |= np.uint64(1 << (element % WORD))
-    return np.concatenate([rows, more])
 
 
 class StageLoads(Protocol):
@@ -190,7 +140,7 @@ def least_more(rows: Rows, elements: Flags, loads: Ints) -> Floats:
 def _may_follow(rows: Rows, element: int, places: Ints) -> Ints:
     """Those of the places whose downset lacks the element and has all that precede it."""
     may = (rows.bits[element // WORD, places] & np.uint64(1 << (element % WORD))) == 0
-    masks = _mask(rows.before[element], len(rows.bits))
+    masks = mask_of(rows.before[element], len(rows.bits))
     for word in np.flatnonzero(masks):
         may &= (rows.bits[word, places] & masks[word]) == masks[word]
     return places[may]

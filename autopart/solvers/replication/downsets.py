@@ -307,7 +307,7 @@ class PairLoads:
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
+class Level:
     """States of one size, and their covers."""
 
     begin: int
@@ -325,7 +325,7 @@ class LevelProbe:
     states: States
     costs: Costs
     machines: int
-    levels: list[_Level] = field(init=False)
+    levels: list[Level] = field(init=False)
     total: Ints = field(init=False)
     """For each pair of machines behind and a choice, the machines of both; ascending."""
     later: Ints = field(init=False)
@@ -336,7 +336,7 @@ class LevelProbe:
     def __post_init__(self) -> None:
         assert self.states.covers is not None, "all downsets are needed"
         assert self.costs.memory is None, "two keys cannot be minimised at once"
-        self.levels = _levels(self.states)
+        self.levels = levels(self.states)
         pairs = [
             (later + taken, later, choice)
             for choice, taken in enumerate(self.costs.machines)
@@ -422,7 +422,8 @@ class LevelProbe:
         return None
 
 
-def _levels(states: States) -> list[_Level]:
+def levels(states: States) -> list[Level]:
+    """The states level by level, the empty one first; all their covers must be there."""
     assert states.covers is not None and states.grown is not None
     parents, children = states.covers
     depths = [0]
@@ -430,9 +431,9 @@ def _levels(states: States) -> list[_Level]:
         depths.append(depths[parent] + 1)
     sizes = np.array(depths)
     begins = np.append(np.flatnonzero(np.diff(sizes, prepend=-1)), len(sizes))
-    levels: list[_Level] = []
+    found: list[Level] = []
     for begin, end in zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True):
         low, high = np.searchsorted(parents, [begin, end]).tolist()
         firsts = np.searchsorted(parents[low:high], np.arange(begin, end))
-        levels.append(_Level(begin, end, children[low:high] - end, firsts))
-    return levels
+        found.append(Level(begin, end, children[low:high] - end, firsts))
+    return found

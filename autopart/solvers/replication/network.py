@@ -22,6 +22,7 @@ from autopart.solvers.replication.downsets import (
     LevelProbe,
     downsets,
 )
+from autopart.solvers.replication.network_bound import raised
 from autopart.solvers.replication.network_regions import along, in_regions
 from autopart.solvers.replication.network_task import (
     Best,
@@ -88,7 +89,7 @@ def _one_level(task: Task) -> tuple[Best, int | None]:
         return best, None
     states = downsets(nodes.before, nodes.after, MOST_STATES)
     if states is None:
-        return in_regions(task, best), None
+        return raised(task, in_regions(task, best)), None
     costs = task.costs(states)
     if len(states.masks) <= MOST_PAIRED_STATES:
         probe = pair_probe(costs, states, machines)

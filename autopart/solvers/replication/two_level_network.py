@@ -41,6 +41,7 @@ from autopart.solvers.replication.dual import (
     fewest_machines,
     tighten,
 )
+from autopart.solvers.replication.network_bound import raised
 from autopart.solvers.replication.network_regions import spanning_states
 from autopart.solvers.replication.network_task import (
     Best,
@@ -79,7 +80,7 @@ def two_levels(task: Task) -> tuple[Best, int | None]:
         return best, None
     states = downsets(nodes.before, nodes.after, MOST_STATES)
     if states is None:
-        return _around_cuts(task, best), None
+        return raised(task, _around_cuts(task, best)), None
     if len(states.masks) > MOST_PAIRED_STATES:
         best = best._replace(bound=_relaxed_bound(task, best, states))
     elif task.network.memory_bytes is None:

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autopart.loads.downset_rows import enumerate_downsets
 from autopart.solvers.max_load import downsets
 from autopart.solvers.max_load.downsets import (
     Kind,
     Piece,
     Rows,
     TimeIsUp,
-    enumerate_downsets,
     fewest_devices,
     undominated,
 )
