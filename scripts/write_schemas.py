@@ -18,7 +18,7 @@ from autopart.cluster import Cluster
 from autopart.foreign import ForeignAnswer
 from autopart.plan import Plan
 from autopart.profile import Profile
-from autopart.report import summary
+from autopart.report import step_summary, summary
 from autopart.run_result import RunResult
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
@@ -29,7 +29,7 @@ DOCUMENTS = {
     "solve-summary": summary.SolveSummary,
     "bottleneck-summary": ForeignAnswer,
     "show-summary": summary.PlanSummary,
-    "simulate-summary": summary.SimulateSummary,
+    "simulate-summary": step_summary.SimulateSummary,
     "verify-summary": summary.VerifySummary,
     "run-summary": RunResult,
     "export-summary": summary.ExportSummary,
@@ -42,6 +42,7 @@ TORCH_FREE = (
     "plan",
     "run_result",
     "foreign",
+    "report.step_summary",
     "report.summary",
 )
 

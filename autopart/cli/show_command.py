@@ -5,7 +5,7 @@ from autopart.cli.options import AsJson, PlanFile
 from autopart.plan import load_plan
 from autopart.report.plan_table import plan_report
 from autopart.report.summary import plan_summary
-from autopart.report.timeline import timeline_text
+from autopart.report.timeline import idle_line, timeline_text
 from autopart.simulator import simulate_plan
 
 EXAMPLE = "autopart show plan.json"
@@ -15,6 +15,9 @@ def command(plan: PlanFile, as_json: AsJson = False) -> None:
     """Show a plan: stages, memory, and one step as a timeline."""
     shown = load_plan(plan)
     console = results_console(as_json=as_json)
-    drawing = timeline_text(shown, simulate_plan(shown), console.width)
+    timeline = simulate_plan(shown)
+    drawing = timeline_text(shown, timeline, console.width)
     summary = plan_summary(shown, str(plan))
-    print_result(summary, plan_report(shown), drawing, as_json=as_json, console=console)
+    print_result(
+        summary, plan_report(shown), drawing, idle_line(timeline), as_json=as_json, console=console
+    )

@@ -7,7 +7,8 @@ from rich.table import Table
 from autopart.certificate import Check
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
 from autopart.report.names import ranks_label
-from autopart.report.summary import SimulateSummary
+from autopart.report.step_summary import NoiseSummary, SimulateSummary
+from autopart.simulator.idle import CAUSES, Cause
 from autopart.units import format_share, format_time
 
 
@@ -40,6 +41,40 @@ def rank_table(step: SimulateSummary) -> Table:
             peaks[place],
         )
     return table
+
+
+def idle_table(step: SimulateSummary) -> Table:
+    """One row a rank: its idle time by cause; causes that no rank has are left out."""
+    found: list[Cause] = [
+        cause for cause in CAUSES if any(rank.idle_times[cause] for rank in step.ranks)
+    ]
+    unit, totals = times([rank.idle_time for rank in step.ranks])
+    table = new_table(f"idle time by cause, {unit}" if found else "no rank is ever idle")
+    add_number(table, "rank")
+    columns: list[list[str]] = []
+    for cause in found:
+        add_number(table, cause.replace(" ", "\n"))
+        # With the totals in the same column, all columns have the same unit.
+        own = [rank.idle_times[cause] for rank in step.ranks]
+        _, cells = times([*own, *(rank.idle_time for rank in step.ranks)])
+        columns.append(cells)
+    add_number(table, "in all")
+    for place, rank in enumerate(step.ranks):
+        table.add_row(str(rank.rank), *(cells[place] for cells in columns), totals[place])
+    return table
+
+
+def noise_lines(noise: NoiseSummary, makespan: float) -> list[str]:
+    """The makespan's distribution in words."""
+    shift = noise.mean / makespan - 1 if makespan else 0.0
+    return [
+        f"under noise ({noise.noise}; {noise.draws} steps, seed {noise.seed}): "
+        f"mean {format_time(noise.mean)} ({100 * shift:+.1f} %), "
+        f"deviation {format_time(noise.deviation)}",
+        f"median {format_time(noise.median)}; 90 % of steps take {format_time(noise.percentile_5)} "
+        f"to {format_time(noise.percentile_95)}, all {format_time(noise.smallest)} "
+        f"to {format_time(noise.largest)}",
+    ]
 
 
 def check_table(checks: Sequence[Check], title: str) -> Table:

@@ -9,8 +9,6 @@ from autopart.cost import plan_bottleneck
 from autopart.plan import MemoryUse, Plan, SearchedSize
 from autopart.profile import Profile, stash_error, time_error
 from autopart.report.plan_table import peak_bytes
-from autopart.simulator import Timeline
-from autopart.simulator.timeline import rank_slices, used_ranks
 
 
 class LayerSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,39 +124,6 @@ class SolveSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The microbatch sizes that were searched."""
     stages: tuple[StageSummary, ...]
     baselines: dict[str, Baseline]
-
-
-class SliceSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One action on one rank, in seconds from the start of the step."""
-
-    action: str
-    start: float
-    end: float
-
-
-class RankSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One rank's step."""
-
-    rank: int
-    stages: tuple[int, ...]
-    busy_time: float
-    """Of its actions."""
-    sync_time: float
-    update_time: float
-    idle_time: float
-    in_flight: int
-    peak_bytes: int
-    slices: tuple[SliceSummary, ...]
-
-
-class SimulateSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What `autopart simulate --json` prints."""
-
-    plan: str
-    makespan: float
-    bubble: float
-    ranks: tuple[RankSummary, ...]
-    """The ranks that have a stage."""
 
 
 class CheckSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -286,40 +251,6 @@ def _baseline(other: Plan | str) -> Baseline:
     if isinstance(other, str):
         return Baseline(infeasible=other)
     return Baseline(step_time=other.prediction.step_time, peak_bytes=peak_bytes(other))
-
-
-def simulate_summary(plan: Plan, timeline: Timeline, path: str) -> SimulateSummary:
-    """What every rank does in a step."""
-    used = used_ranks(timeline)
-    return SimulateSummary(
-        plan=path,
-        makespan=timeline.makespan,
-        bubble=timeline.bubble,
-        ranks=tuple(_rank_summary(plan, timeline, rank) for rank in used),
-    )
-
-
-def _rank_summary(plan: Plan, timeline: Timeline, rank: int) -> RankSummary:
-    places = [place for place, stage in enumerate(plan.stages) if rank in stage.ranks]
-    predicted = [plan.prediction.stages[place] for place in places]
-    slices = rank_slices(timeline, rank)
-    busy = sum(piece.end - piece.start for piece in slices)
-    sync = sum(sync.time for sync in plan.prediction.syncs if rank in sync.ranks)
-    update = sum(stage.update_time for stage in predicted)
-    return RankSummary(
-        rank=rank,
-        stages=tuple(places),
-        busy_time=busy,
-        sync_time=sync,
-        update_time=update,
-        idle_time=max(0.0, timeline.makespan - busy - sync - update),
-        in_flight=timeline.in_flight[rank],
-        peak_bytes=max(stage.peak_bytes for stage in predicted),
-        slices=tuple(
-            SliceSummary(action=str(piece.action), start=piece.start, end=piece.end)
-            for piece in slices
-        ),
-    )
 
 
 def verify_summary(checks: Sequence[Check], plan: str, profile: str) -> VerifySummary:

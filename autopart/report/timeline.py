@@ -9,8 +9,9 @@ from rich.text import Text
 from autopart.plan import Plan
 from autopart.schedule import Action
 from autopart.simulator import Timeline
+from autopart.simulator.idle import CAUSES, idle_times
 from autopart.simulator.timeline import rank_slices, used_ranks
-from autopart.units import format_time
+from autopart.units import format_share, format_time
 
 MOST_RANKS = 16
 _STYLES = {"F": "cyan", "B": "green", "I": "green", "W": "yellow"}
@@ -44,6 +45,18 @@ def timeline_text(plan: Plan, timeline: Timeline, width: int) -> Text:
         text.append_text(_row(timeline, rank, scale))
         text.append("\n")
     return text.append(_legend(timeline, ranks, scale))
+
+
+def idle_line(timeline: Timeline) -> str:
+    """`idle 12.0 % of rank-seconds: fill 4.0 %, drain 8.0 %`, the largest cause first."""
+    ranks = used_ranks(timeline)
+    each = idle_times(timeline)
+    total = timeline.makespan * len(ranks) or 1.0
+    shares = {cause: sum(each[rank][cause] for rank in ranks) / total for cause in CAUSES}
+    largest = sorted((c for c in CAUSES if shares[c] >= 5e-4), key=lambda c: -shares[c])
+    named = ", ".join(f"{cause} {format_share(shares[cause])}" for cause in largest)
+    share = format_share(sum(shares.values()))
+    return f"idle {share} of rank-seconds" + (f": {named}" if named else "")
 
 
 def _drawn_ranks(plan: Plan, timeline: Timeline) -> list[int]:

@@ -12,7 +12,8 @@ back from X to what happens at that instant:
 
 The last seconds of a gap are **memory cap**, as many as it would be shorter if no forward were held
 back: a forward is held back while it has its input and its rank is idle, but has a backward to do
-first, as orders ask that let only so many microbatches be in flight. `memory_cap.py` computes it.
+first, as orders ask that let only so many microbatches be in flight. No rank has more of them than
+the step would be shorter by. `memory_cap.py` computes it.
 
 Waits for compute before a rank's first action are **fill**. Of those after it, as many seconds as the
 rank has less work (actions, in the whole step) than the busiest rank are **imbalance**, the earliest
@@ -96,10 +97,11 @@ def idle_pieces(timeline: Timeline) -> tuple[tuple[Idle, ...], ...]:
 
 def idle_times(timeline: Timeline) -> tuple[dict[Cause, float], ...]:
     """For each rank the idle seconds of each cause."""
-    return tuple(_sums(own) for own in idle_pieces(timeline))
+    return tuple(sums_by_cause(own) for own in idle_pieces(timeline))
 
 
-def _sums(pieces: tuple[Idle, ...]) -> dict[Cause, float]:
+def sums_by_cause(pieces: tuple[Idle, ...]) -> dict[Cause, float]:
+    """The seconds of each cause."""
     times: dict[Cause, float] = dict.fromkeys(CAUSES, 0.0)
     for start, end, cause in pieces:
         times[cause] += end - start

@@ -10,6 +10,9 @@ rank that X awaits and P the one before X on its own:
 
 `given` is how much earlier X's input could come, with Y not held back; the rank itself is counted on
 as it is. The gap before X is then shorter by shift(X) - shift(P). Queues on links are left out.
+
+A rank that has less to do than others would only wait at another place. So no rank is given more such
+seconds than the last action of all would end earlier; they are its earliest.
 """
 
 import bisect
@@ -39,7 +42,24 @@ def capped_times(actions: Actions, times: Times) -> list[float]:
         shift[i] = min(by_rank, by_input)
         given[i] = min(by_rank + held[i], by_input)
         capped[i] = min(max(shift[i] - before, 0.0), gaps[i])
-    return capped
+    return _within_gain(actions, capped, _gain(actions, times, shift))
+
+
+def _gain(actions: Actions, times: Times, shift: list[float]) -> float:
+    """How much earlier the last action of all would end."""
+    lasts = [stop - 1 for first, stop in itertools.pairwise(actions.first) if stop > first]
+    latest = max((times.end[i] for i in lasts), default=0.0)
+    return latest - max((times.end[i] - shift[i] for i in lasts), default=0.0)
+
+
+def _within_gain(actions: Actions, capped: list[float], gain: float) -> list[float]:
+    kept: list[float] = []
+    for first, stop in itertools.pairwise(actions.first):
+        left = gain
+        for seconds in capped[first:stop]:
+            kept.append(min(seconds, left))
+            left -= kept[-1]
+    return kept
 
 
 def _gaps(actions: Actions, times: Times) -> list[float]:

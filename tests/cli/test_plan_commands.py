@@ -51,6 +51,59 @@ def test_simulate_says_makespan_bubble_and_the_peak_of_every_rank(
     assert "makespan" in cli("simulate", "plan.json").out
 
 
+def test_simulate_gives_every_idle_second_a_cause(cli: Cli, plan_file: Path) -> None:
+    document = cli("simulate", "plan.json", "--json").document
+    for rank in document["ranks"]:
+        spent = rank["busy_time"] + rank["sync_time"] + rank["update_time"]
+        assert sum(rank["idle_times"].values()) == pytest.approx(document["makespan"] - spent)
+        assert rank["idle_time"] == pytest.approx(sum(p["end"] - p["start"] for p in rank["idle"]))
+    assert "idle time by cause" in cli("simulate", "plan.json").out
+    assert "of rank-seconds: " in cli("show", "plan.json").out
+
+
+def test_simulate_writes_a_trace_and_replaces_its_own_only(
+    cli: Cli, folder: Path, plan_file: Path
+) -> None:
+    for _ in range(2):
+        outcome = cli("simulate", "plan.json", "--trace", "trace.json")
+        assert outcome.code == 0 and "trace written to trace.json" in outcome.out
+    assert json.loads((folder / "trace.json").read_text())["traceEvents"]
+    outcome = cli("simulate", "plan.json", "--trace", "plan.json")
+    assert outcome.code == 1 and "plan.json" in outcome.err
+    assert load_plan("plan.json")
+
+
+@pytest.mark.parametrize("path", ["profile.json/trace.json", "."])
+def test_a_trace_that_cannot_be_written_is_refused_by_its_path(
+    cli: Cli, plan_file: Path, path: str
+) -> None:
+    outcome = cli("simulate", "plan.json", "--trace", path)
+    assert outcome.code == 1
+    assert path in outcome.err and "Traceback" not in outcome.err
+
+
+def test_noise_is_drawn_anew_by_seed_and_from_the_profile(cli: Cli, plan_file: Path) -> None:
+    asked = ("simulate", "plan.json", "--draws", "50", "--json", "--noise")
+    first, again, other = (
+        cli(*asked, "5%", "--seed", seed).document["noise"] for seed in ("1", "1", "2")
+    )
+    assert first == again != other
+    assert first["smallest"] < first["median"] < first["largest"]
+    document = cli(*asked, "profile", "--profile", "profile.json").document
+    # The sample profile has no ranges: every step takes the simulated time.
+    assert document["noise"]["mean"] == pytest.approx(document["makespan"])
+    assert "under noise (5.0 % of every action" in cli(*asked[:4], "--noise", "5%").out
+
+
+def test_noise_that_cannot_be_drawn_is_refused(cli: Cli, folder: Path, plan_file: Path) -> None:
+    assert cli("simulate", "plan.json", "--noise", "much").code == 2
+    outcome = cli("simulate", "plan.json", "--noise", "profile")
+    assert outcome.code == 2 and "--profile" in outcome.err
+    save_profile(sample_profile(dtype="float64"), folder / "other.json")
+    outcome = cli("simulate", "plan.json", "--noise", "profile", "--profile", "other.json")
+    assert outcome.code == 1 and "the plan was made from" in outcome.err
+
+
 def test_verify_passes_a_plan_of_its_profile(cli: Cli, plan_file: Path) -> None:
     outcome = cli("verify", "plan.json", "--profile", "profile.json", "--json")
     assert outcome.code == 0

@@ -8,8 +8,8 @@ from rich.console import Console, RenderableType
 from autopart.certificate import verify
 from autopart.report.plan_table import comparison_table, figures, plan_report, reading_of
 from autopart.report.profile_table import folded_rows, profile_report
+from autopart.report.step_summary import simulate_summary
 from autopart.report.step_table import check_table, rank_table
-from autopart.report.summary import simulate_summary
 from autopart.simulator import simulate_plan
 from tests.samples import NAMES, sample_graph, sample_plan, sample_profile
 

@@ -61,7 +61,13 @@ def test_a_wait_that_more_microbatches_in_flight_would_shorten_is_the_memory_cap
     found = [(p.start, p.end) for p in idle_pieces(capped)[1] if p.cause == "memory cap"]
     assert found[0] == (9, 14)
     free_of_it = run("gpipe", 6, slow)
+    assert capped.makespan - causes(capped, 0)["memory cap"] <= free_of_it.makespan
     assert not any("memory cap" in causes(free_of_it, rank) for rank in (0, 1))
+
+
+def test_a_rank_with_less_to_do_gains_nothing_where_the_step_would_not_be_shorter():
+    timeline = run("1f1b", 12, [stage(3.0, 6.0), stage(1.0, 2.0), stage(1.0, 2.0)])
+    assert not any("memory cap" in causes(timeline, rank) for rank in range(3))
 
 
 @pytest.mark.parametrize("stages", [2, 3, 5])
