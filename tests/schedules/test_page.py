@@ -1,0 +1,69 @@
+"""docs/schedules.md is so: its pictures, its rows and the columns that no other test counts."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autopart.schedules import KINDS, Kind, Pipeline, pipeline_starts, place_stages
+from autopart.schedules.asynchronous import ASYNCHRONOUS
+from tests.schedules.pictures import draw
+
+PAGE = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text(encoding="utf-8")
+_SECTION = re.compile(r"^#### (\S+)\n\n(.*?)```text\n(.*?)```", re.MULTILINE | re.DOTALL)
+SECTIONS = {name: (words, picture) for name, words, picture in _SECTION.findall(PAGE)}
+
+
+def rows() -> dict[str, list[str]]:
+    """The cells of every row that begins with a schedule's name."""
+    found = re.findall(r"^\| `(\S+)` \|(.*)\|$", PAGE, re.MULTILINE)
+    return {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in found}
+
+
+def test_every_schedule_has_its_row_with_its_source():
+    table = rows()
+    assert set(table) == {*KINDS, *ASYNCHRONOUS}
+    for name, kind in {**KINDS, **ASYNCHRONOUS}.items():
+        assert table[name][-1] == kind.source
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_every_picture_is_what_the_generator_makes(kind: Kind):
+    words, picture = SECTIONS[kind.name]
+    shape = kind.pictured
+    assert f"{shape.num_ranks} ranks, {shape.num_microbatches} microbatches" in " ".join(
+        words.split()
+    )
+    drawn = draw(kind.generate(shape), shape.num_stages, pipeline_starts(kind, shape.num_stages))
+    assert picture.splitlines() == drawn
+
+
+LINE: Callable[[int, int], int] = lambda k, v: k - 1  # noqa: E731
+SENDS: dict[str, Callable[[int, int], int]] = dict.fromkeys(KINDS, LINE) | {
+    "interleaved-1f1b": lambda k, v: v * k - 1,
+    "looped-bfs": lambda k, v: v * k - 1,
+    "interleaved-zb": lambda k, v: v * k - 1,
+    "zbv": lambda k, v: 2 * (k - 1),
+    "v-half": lambda k, v: 2 * (k - 1),
+    "v-min": lambda k, v: 2 * (k - 1),
+    "dualpipev": lambda k, v: 2 * (k - 1),
+    "hanayo": lambda k, v: v * (k - 1),
+}
+
+
+@settings(max_examples=30)
+@given(st.sampled_from(list(KINDS.values())), st.integers(1, 4), st.integers(1, 3))
+def test_a_microbatch_is_sent_as_often_as_the_table_says(kind: Kind, half: int, waves: int):
+    pipeline = Pipeline(2 * half, kind.stages_per_rank or 2 * waves, 4 * half)
+    places = place_stages(kind, pipeline.num_ranks, pipeline.stages_per_rank)
+    starts = pipeline_starts(kind, pipeline.num_stages)
+    schedule = kind.generate(pipeline)
+    ran = {a.stage for order in schedule for a in order if a[1:] == ("F", 0)}
+    sent = sum(
+        stage - 1 in ran and stage not in starts and places[stage] != places[stage - 1]
+        for stage in ran
+    )
+    assert sent == SENDS[kind.name](pipeline.num_ranks, pipeline.stages_per_rank)
