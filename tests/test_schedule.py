@@ -113,7 +113,7 @@ def test_a_broken_schedule_is_refused_by_the_name_of_the_action(
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=5),
     st.integers(1, 20),
-    st.sampled_from(["gpipe", "1f1b"]),
+    st.sampled_from(["gpipe", "1f1b", "eager-1f1b"]),
 )
 def test_stages_of_unequal_replicas_are_complete_and_never_deadlock(counts, microbatches, name):
     first = [sum(counts[:s]) for s in range(len(counts))]

@@ -14,8 +14,9 @@ room for a send in each direction beside the compute:
 
 Nothing waits in a circle: with R ranks from a stage on, r of its own and a warm-up of w, its
 backward of microbatch b needs forwards up to b + (w - 1) r < b + R, and the stage ahead runs those
-before its backward of b: its w r is not below its own R. With warm-ups of one's own and as many
-ranks on every stage the same holds where no warm-up is below the next stage's.
+before its backward of b: its w r is not below its own R. The same holds of 2 w - 1, whose backward
+needs forwards below b + 2 R, and the stage ahead runs 2 R and more. Other warm-ups, with as many
+ranks on every stage, run where none is below the next stage's.
 """
 
 from collections.abc import Callable, Sequence
