@@ -84,5 +84,7 @@ EXPORT_MARK = b"Written by autopart"
 
 def check_may_replace(path: Path, text: str) -> None:
     """Raise FileError where `path` holds anything but `text` or an earlier export."""
-    if path.exists() and EXPORT_MARK not in _head(path) and path.read_bytes() != text.encode():
+    if path.name.startswith("autopart_") or not path.exists():
+        return  # not every format has room for a mark, but the name is one
+    if EXPORT_MARK not in _head(path) and path.read_bytes() != text.encode():
         raise FileError(f"{path}: it exists and was not exported by autopart; choose another -o")

@@ -11,6 +11,7 @@ from importlib import resources
 from string import Template
 
 from autopart.errors import ExportRefused
+from autopart.exporters.exported import Exported
 from autopart.plan import Plan, orders_of, stage_ranks
 from autopart.schedule import dealt
 from autopart.schedules import make_schedule
@@ -19,7 +20,10 @@ _SCHEDULES = {"gpipe": "ScheduleGPipe", "1f1b": "Schedule1F1B"}
 _WIDTH = 96
 
 
-def export_to_torch(plan: Plan) -> dict[str, str]:
+VERSIONS = ("2.13",)
+
+
+def export_to_torch(plan: Plan, version: str) -> Exported:
     """The file ``pipeline.py``; raises ExportRefused where torch's schedules cannot run the plan."""
     _refuse_inexpressible(plan)
     folder = resources.files("autopart.exporters")
@@ -34,7 +38,7 @@ def export_to_torch(plan: Plan) -> dict[str, str]:
         num_microbatches=plan.num_microbatches,
         microbatch_size=plan.microbatch_size,
     )
-    return {"pipeline.py": text}
+    return Exported({"pipeline.py": text})
 
 
 def _refuse_inexpressible(plan: Plan) -> None:

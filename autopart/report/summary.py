@@ -150,6 +150,8 @@ class ExportSummary(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     files: tuple[str, ...]
     """Paths of the files that were written."""
+    notes: tuple[str, ...]
+    """What the files cannot say and you must see to."""
 
 
 def profile_summary(profile: Profile, path: str) -> ProfileSummary:

@@ -2,8 +2,13 @@ import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
+
+from autopart.cli.console import check_may_replace
+from autopart.cli.export_command import TargetName
+from autopart.exporters import TARGETS
 
 Cli = Callable[..., object]
 
@@ -41,3 +46,27 @@ def test_what_the_target_cannot_express_is_code_4(cli: Cli, plan_file: Path) -> 
 
 def test_an_unknown_target_is_wrong_usage(cli: Cli, plan_file: Path) -> None:
     assert cli("export", "plan.json", "--to", "tensorflow").code == 2
+
+
+def test_every_target_is_offered_and_listed(cli: Cli) -> None:
+    outcome = cli("export", "--list")
+    assert outcome.code == 0
+    assert {line.split(" ")[0] for line in outcome.out.splitlines()} >= set(TARGETS)
+    assert set(TARGETS) == set(get_args(TargetName))
+
+
+def test_layers_are_renamed_and_notes_are_said(cli: Cli, plan_file: Path) -> None:
+    asked = ["export", "plan.json", "--to", "deepspeed", "-o", "ds", "--json"]
+    outcome = cli(*asked, "--map", "h.{i}=layers.{i}", "--map", "embed=embedding")
+    assert outcome.code == 0, outcome.err
+    assert outcome.document["notes"] and "warning: " in outcome.err
+    assert cli(*asked).code == 0
+    assert cli(*asked, "--map", "h.{i}").code == 2
+    assert cli(*asked, "--target-version", "1").code == 2
+    assert cli("export", "plan.json").code == 2
+
+
+def test_a_schedule_file_of_an_earlier_export_is_replaced(cli: Cli, plan_file: Path) -> None:
+    Path("exported").mkdir()
+    Path("exported/autopart_schedule.csv").write_text("0F0,0B0\n")
+    check_may_replace(Path("exported/autopart_schedule.csv"), "0F0,0F1,0B0,0B1\n")

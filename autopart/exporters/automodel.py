@@ -1,0 +1,85 @@
+"""A plan in the YAML of NeMo AutoModel, which trains Hugging Face models over torch's pipelining.
+
+It keeps of each stage the modules that a list names, like torchtitan, by their Hugging Face names.
+"""
+
+from autopart.errors import ExportRefused
+from autopart.exporters.exported import Exported
+from autopart.exporters.shape import (
+    rank_notes,
+    refuse_single_rank,
+    refuse_split_tied,
+    shape_of,
+)
+from autopart.exporters.text import comments, rows
+from autopart.exporters.torch_schedules import torch_schedule
+from autopart.exporters.units import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    UnitStage,
+    blocks,
+    refuse_elsewhere,
+    refuse_other_recompute,
+)
+from autopart.plan import Plan
+
+VERSIONS = ("0.7.0",)
+_NAME = "NeMo AutoModel"
+CSV_FILE = "autopart_schedule.csv"
+
+
+def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
+    """`autopart_automodel.yaml`, the `distributed` section of a recipe, and the orders as a file where
+    no schedule of torch's stands for them; raises ExportRefused."""
+    shape = shape_of(plan, _NAME)
+    refuse_single_rank(shape, _NAME)
+    refuse_split_tied(plan, _NAME)
+    refuse_other_recompute(stages, _NAME)
+    refuse_elsewhere(stages, EMBEDDING, 0, _NAME)
+    refuse_elsewhere(stages, HEAD, len(stages) - 1, _NAME)
+    schedule = torch_schedule(plan, shape, _NAME)
+    if schedule.name == "DualPipeV":
+        raise ExportRefused(
+            f"{_NAME} {version} places the stages of DualPipeV as if they went round, and fails; the "
+            "nearest plan has --schedule zbv"
+        )
+    names = rows([*map(_named, stage.units), "model.rotary_emb"] for stage in stages)
+    csv = "" if schedule.csv is None else f"    pp_schedule_csv: {CSV_FILE}\n"
+    notes = rank_notes(shape)
+    text = (
+        f"{comments(plan, notes)}distributed:\n"
+        f"  dp_size: {shape.num_replicas}\n"
+        f"  pp_size: {shape.num_ranks}\n"
+        f"  activation_checkpointing: {_for_all(stages)}\n"
+        "  pipeline:\n"
+        f"    pp_schedule: {schedule.name}\n{csv}"
+        f"    pp_microbatch_size: {plan.microbatch_size}\n"
+        f"    module_fqns_per_model_part: [\n{_indented(names)}    ]\n"
+        "step_scheduler:\n"
+        f"  local_batch_size: {plan.microbatch_size * shape.num_microbatches}\n"
+        f"  global_batch_size: {plan.microbatch_size * plan.num_microbatches}\n"
+    )
+    files = {"autopart_automodel.yaml": text}
+    if schedule.csv is not None:
+        files[CSV_FILE] = schedule.csv
+    return Exported(files, notes)
+
+
+def _named(unit: str) -> str:
+    names = {EMBEDDING: "model.embed_tokens", NORM: "model.norm", HEAD: "lm_head"}
+    return names.get(unit, f"model.{unit}")
+
+
+def _indented(lines: str) -> str:
+    return "".join(f"  {line}\n" for line in lines.splitlines())
+
+
+def _for_all(stages: tuple[UnitStage, ...]) -> str:
+    chosen = sum(len(blocks(stage.recompute)) for stage in stages)
+    if chosen not in (0, sum(len(blocks(stage.units)) for stage in stages)):
+        raise ExportRefused(
+            f"the plan recomputes {chosen} layers, and {_NAME} recomputes all or none; --to torchtitan "
+            "takes single layers"
+        )
+    return "full" if chosen else "false"

@@ -1,0 +1,83 @@
+"""A plan as a DeepSpeed PipelineModule with the plan's boundaries, and its JSON configuration.
+
+DeepSpeed takes a partition neither in its configuration nor in its constructor; a subclass sets the
+boundaries. Its default of `gradient_clipping` is 1.0, and without ZeRO in full precision the norm
+counts the parameters of the first stage alone, so that training would depend on the cuts: the
+configuration says 0.0, which a user must change knowingly.
+"""
+
+import json
+from importlib import resources
+from itertools import accumulate
+from string import Template
+
+from autopart.errors import ExportRefused
+from autopart.exporters.exported import Exported
+from autopart.exporters.shape import (
+    Shape,
+    follows_its_name,
+    rank_notes,
+    refuse_single_rank,
+    shape_of,
+)
+from autopart.exporters.text import mark, rows
+from autopart.exporters.units import UnitStage
+from autopart.plan import Plan
+
+VERSIONS = ("0.19.8",)
+_NAME = "DeepSpeed"
+CLIPPING_NOTE = (
+    "gradient_clipping is off: in float32 without ZeRO, DeepSpeed's norm counts the first stage only, "
+    "and training would depend on the cuts"
+)
+
+
+def export_to_deepspeed(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
+    """`autopart_deepspeed.py` with the class `PlannedPipeline`, and `autopart_deepspeed.json`;
+    raises ExportRefused."""
+    shape = shape_of(plan, _NAME)
+    refuse_single_rank(shape, _NAME)
+    _refuse_orders(plan, shape)
+    units = [unit for stage in stages for unit in stage.units]
+    recomputed = sorted(units.index(unit) for stage in stages for unit in stage.recompute)
+    folder = resources.files("autopart.exporters")
+    template = Template(folder.joinpath("deepspeed.py.tmpl").read_text(encoding="utf-8"))
+    text = template.substitute(
+        mark=mark(plan),
+        version=version,
+        units="[\n" + rows(stage.units for stage in stages) + "]",
+        parts=tuple(accumulate((len(stage.units) for stage in stages), initial=0)),
+        recomputed=recomputed,
+        num_ranks=shape.num_ranks * shape.num_replicas,
+    )
+    config = json.dumps(_config(plan, shape, bool(recomputed)), indent=2) + "\n"
+    files = {"autopart_deepspeed.py": text, "autopart_deepspeed.json": config}
+    return Exported(files, (*rank_notes(shape), CLIPPING_NOTE))
+
+
+def _refuse_orders(plan: Plan, shape: Shape) -> None:
+    if shape.stages_per_rank > 1:
+        raise ExportRefused(
+            f"DeepSpeed's PipelineModule has one stage a rank, and the plan has "
+            f"{shape.stages_per_rank}; the nearest plan has one, with --schedule 1f1b"
+        )
+    if plan.schedule != "1f1b" or not follows_its_name(plan):
+        does = "orders of its own" if plan.schedule == "1f1b" else plan.schedule
+        raise ExportRefused(
+            f"DeepSpeed runs 1f1b, and this plan runs {does}; the nearest has --schedule 1f1b"
+        )
+
+
+def _config(plan: Plan, shape: Shape, recomputes: bool) -> dict[str, object]:
+    return {
+        "autopart": mark(plan),
+        "train_micro_batch_size_per_gpu": plan.microbatch_size,
+        "gradient_accumulation_steps": shape.num_microbatches,
+        "train_batch_size": plan.microbatch_size * plan.num_microbatches,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": 0},
+        "pipeline": {
+            "activation_checkpoint_interval": int(recomputes),
+            "use_reentrant": False,
+        },
+    }

@@ -1,0 +1,251 @@
+"""A plan in the arguments of Megatron-Core, and of what is built on it.
+
+The layout is a string of `E` (embedding), `t` (decoder layer) and `L` (final norm, head and loss)
+with `|` between stages; stage s goes to rank s mod k. Megatron builds embedding and head on the
+first and the last stage whatever the layout says, and `--recompute-method block` recomputes the
+first N layers of every stage, so nothing else is written. Versions before 0.13 have no layout.
+"""
+
+from collections.abc import Sequence
+
+from autopart.errors import ExportRefused
+from autopart.exporters.exported import Exported
+from autopart.exporters.shape import (
+    Shape,
+    follows_its_name,
+    rank_notes,
+    refuse_single_rank,
+    shape_of,
+)
+from autopart.exporters.text import comments, mark
+from autopart.exporters.units import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    UnitStage,
+    blocks,
+    refuse_elsewhere,
+    refuse_other_recompute,
+    refuse_unknown_units,
+)
+from autopart.plan import Plan
+
+VERSIONS = ("0.16.1", "0.12")
+_NAME = "Megatron-Core"
+
+
+def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
+    """`autopart_megatron.sh`, the arguments as a bash array; for versions with layouts also
+    `autopart_megatron.yaml`, the fields of `TransformerConfig`, and, where stages recompute different
+    numbers of layers, `autopart_recompute.py`. Raises ExportRefused."""
+    shape = megatron_shape(plan, stages, _NAME)
+    _refuse_orders(plan, shape)
+    sizes = [len(blocks(stage.units)) for stage in stages]
+    recompute = _prefixes(stages)
+    common = _once_for_all(sizes, recompute)
+    split = {} if version != "0.12" else _without_layout(shape, sizes)
+    if version == "0.12" and common is None:
+        raise ExportRefused(
+            "stages recompute different numbers of layers, which Megatron-Core takes from 0.13 on; "
+            f"the nearest plan recomputes the first {max(recompute)} layers of every stage"
+        )
+    notes = (*rank_notes(shape), *_empty_notes(sizes))
+    arguments = _arguments(plan, shape, sizes, split or {"layout": layout_of(stages)}, common)
+    files = {"autopart_megatron.sh": _shell(plan, arguments, notes)}
+    if version != "0.12":
+        files["autopart_megatron.yaml"] = _yaml(plan, shape, stages, common, notes)
+    if common is None:
+        files["autopart_recompute.py"] = _recompute_module(plan, shape, recompute)
+        notes += ("call autopart_recompute.configure from the model provider, for every stage",)
+    return Exported(files, notes)
+
+
+def megatron_shape(plan: Plan, stages: Sequence[UnitStage], framework: str) -> Shape:
+    """The pipeline, once it has what Megatron asks of stages; raises ExportRefused."""
+    shape = shape_of(plan, framework)
+    refuse_single_rank(shape, framework)
+    refuse_unknown_units(stages, framework)
+    refuse_other_recompute(stages, framework)
+    for unit, place in ((EMBEDDING, 0), (NORM, len(stages) - 1), (HEAD, len(stages) - 1)):
+        refuse_elsewhere(stages, unit, place, framework)
+    return shape
+
+
+def layout_of(stages: Sequence[UnitStage]) -> str:
+    """The layout string: `Et*3|t*4|t*2L`."""
+    segments = [_repeated(len(blocks(stage.units))) for stage in stages]
+    return f"E{'|'.join(segments)}L"
+
+
+def _repeated(count: int) -> str:
+    return "t" if count == 1 else f"t*{count}" if count else ""
+
+
+def _refuse_orders(plan: Plan, shape: Shape) -> None:
+    wanted = "1f1b" if shape.stages_per_rank == 1 else "interleaved-1f1b"
+    if shape.placement != "loop":
+        raise ExportRefused(
+            "the plan's stages go there and back, and Megatron-Core puts stage s on rank s mod k; the "
+            "nearest plan is interleaved-1f1b with as many stages a rank; AMD Primus takes a V"
+        )
+    names = (wanted, "interleaved-1f1b")
+    if plan.schedule not in names or not follows_its_name(plan):
+        raise ExportRefused(
+            f"Megatron-Core runs 1f1b, and interleaved-1f1b where a rank has several stages; this "
+            f"plan runs {'orders of its own' if plan.schedule in names else plan.schedule}; the "
+            f"nearest has --schedule {wanted}"
+        )
+    m, k = shape.num_microbatches, shape.num_ranks
+    if shape.stages_per_rank > 1 and m % k:
+        near = [n * shape.num_replicas for n in (m - m % k, m - m % k + k) if n]
+        raise ExportRefused(
+            f"interleaved stages take microbatches in groups of {k}, the ranks, and a replica has {m}; "
+            f"the nearest plans have {' or '.join(map(str, near))} microbatches"
+        )
+
+
+def _prefixes(stages: Sequence[UnitStage]) -> list[int]:
+    """How many layers each stage recomputes, from its first on."""
+    counts: list[int] = []
+    for index, stage in enumerate(stages):
+        there, chosen = blocks(stage.units), blocks(stage.recompute)
+        if chosen != there[: len(chosen)]:
+            raise ExportRefused(
+                f"stage {index} recomputes layers {', '.join(map(str, chosen))}, and Megatron-Core "
+                f"recomputes the first of a stage only; the nearest plan recomputes "
+                f"{', '.join(map(str, there[: len(chosen)]))}; --to primus takes any set"
+            )
+        counts.append(len(chosen))
+    return counts
+
+
+def _once_for_all(sizes: Sequence[int], recompute: Sequence[int]) -> int | None:
+    """The N of `block` that says the same for every stage; None where there is none."""
+    n = max(recompute)
+    fits = all(chosen == min(n, size) for size, chosen in zip(sizes, recompute, strict=True))
+    return n if fits else None
+
+
+def _without_layout(shape: Shape, sizes: Sequence[int]) -> dict[str, int | bool]:
+    """The older arguments, in which only the first and the last stage may differ."""
+    if shape.stages_per_rank > 1:
+        raise ExportRefused(
+            "several stages on a rank differ as they please only with a layout, from Megatron-Core "
+            "0.13 on; the nearest plan has one stage a rank"
+        )
+    first, *middle, last = sizes
+    if len(set(sizes)) == 1:
+        return {"even": True}
+    if not middle:
+        if first and last:
+            return {"decoder-first-pipeline-num-layers": first}
+        middle = [first + last]
+    if len(set(middle)) > 1:
+        raise ExportRefused(
+            f"stages of {', '.join(map(str, sizes))} layers need a layout, which Megatron-Core has "
+            "from 0.13 on; before, all stages but the first and last have as many layers"
+        )
+    q = middle[0]
+    if first and last:
+        return {
+            "decoder-first-pipeline-num-layers": first,
+            "decoder-last-pipeline-num-layers": last,
+        }
+    if len(sizes) > 2 and {first, last} <= {q, q - 1}:
+        split = {
+            "account-for-embedding-in-pipeline-split": first < q,
+            "account-for-loss-in-pipeline-split": last < q,
+        }
+        return {name: True for name, is_set in split.items() if is_set}
+    raise ExportRefused(
+        "a first or last stage without layers needs a layout, which Megatron-Core has from 0.13 on; "
+        "the nearest plan gives it one layer"
+    )
+
+
+def _arguments(
+    plan: Plan,
+    shape: Shape,
+    sizes: Sequence[int],
+    split: dict[str, int | bool] | dict[str, str],
+    common: int | None,
+) -> list[str]:
+    per_step = plan.microbatch_size * plan.num_microbatches
+    lines = [
+        f"--num-layers {sum(sizes)}",
+        f"--pipeline-model-parallel-size {shape.num_ranks}",
+        f"--micro-batch-size {plan.microbatch_size}",
+        f"--global-batch-size {per_step}",
+    ]
+    for name, value in split.items():
+        if name == "layout":
+            lines.append(f"--pipeline-model-parallel-layout '{value}'")
+        elif name != "even":
+            lines.append(f"--{name}" if value is True else f"--{name} {value}")
+    if common is None or common:
+        lines += [
+            "--recompute-granularity full",
+            "--recompute-method block",
+            f"--recompute-num-layers {common or 1}",
+        ]
+    return lines
+
+
+def _empty_notes(sizes: Sequence[int]) -> tuple[str, ...]:
+    if all(sizes[1:-1]):
+        return ()
+    return (
+        "a stage between first and last has no layer, which Megatron-Core allows but users report to "
+        "hang (Megatron-LM issue 1852): try a few steps first",
+    )
+
+
+def _shell(plan: Plan, arguments: Sequence[str], notes: Sequence[str]) -> str:
+    lines = "".join(f"    {argument}\n" for argument in arguments)
+    return (
+        f"{comments(plan, notes)}# source this file, and give pretrain_gpt.py "
+        f'"${{AUTOPART_ARGS[@]}}" beside your own arguments.\nAUTOPART_ARGS=(\n{lines})\n'
+    )
+
+
+def _yaml(
+    plan: Plan,
+    shape: Shape,
+    stages: Sequence[UnitStage],
+    common: int | None,
+    notes: Sequence[str],
+) -> str:
+    virtual = shape.stages_per_rank if shape.stages_per_rank > 1 else "null"
+    text = (
+        f"{comments(plan, notes)}# Fields of megatron.core's TransformerConfig.\n"
+        f"num_layers: {sum(len(blocks(stage.units)) for stage in stages)}\n"
+        f"pipeline_model_parallel_size: {shape.num_ranks}\n"
+        f"virtual_pipeline_model_parallel_size: {virtual}\n"
+        "pipeline_model_parallel_layout:\n"
+    )
+    for index, stage in enumerate(stages):
+        items = ["embedding"] * (index == 0) + ["decoder"] * len(blocks(stage.units))
+        items += ["loss"] * (index == len(stages) - 1)
+        text += f"  - [{', '.join(items)}]\n"
+    if common is None or common:
+        text += (
+            "recompute_granularity: full\nrecompute_method: block\n"
+            f"recompute_num_layers: {common or 1}\n"
+        )
+    return text
+
+
+def _recompute_module(plan: Plan, shape: Shape, recompute: Sequence[int]) -> str:
+    k = shape.num_ranks
+    table = "".join(f"    {tuple(recompute[rank::k])!r},\n" for rank in range(k))
+    return (
+        f'"""{mark(plan)}\n\nGive each stage its own number of recomputed layers: in your model '
+        "provider, before GPTModel is built,\n\n"
+        '    autopart_recompute.configure(config, pp_rank, vp_stage)\n"""\n\nimport copy\n\n'
+        f"# For each pipeline rank, how many layers each of its stages recomputes.\nRECOMPUTED = (\n"
+        f'{table})\n\n\ndef configure(config, pp_rank, vp_stage=None):\n    """A copy of the '
+        'TransformerConfig for one stage, with its own recompute_num_layers."""\n'
+        "    config = copy.copy(config)\n"
+        "    config.recompute_num_layers = RECOMPUTED[pp_rank][vp_stage or 0]\n"
+        "    return config\n"
+    )

@@ -1,0 +1,56 @@
+"""The plan's schedule among those that torch, and what is built on it, have by name."""
+
+from typing import NamedTuple
+
+from autopart.errors import ExportRefused
+from autopart.exporters.shape import Shape, csv_of, follows_its_name, orders_of_one_replica
+from autopart.plan import Plan
+
+TORCH_NAMES = {
+    "gpipe": "GPipe",
+    "1f1b": "1F1B",
+    "looped-bfs": "LoopedBFS",
+    "interleaved-1f1b": "Interleaved1F1B",
+    "interleaved-zb": "InterleavedZeroBubble",
+    "zb-h1": "InterleavedZeroBubble",
+    "zbv": "ZBVZeroBubble",
+    "dualpipev": "DualPipeV",
+}
+"""Schedules of `autopart.schedules` whose orders torch makes too."""
+
+
+class TorchSchedule(NamedTuple):
+    """A schedule as torch's `get_schedule_class` and `_load_csv` take it."""
+
+    name: str
+    """With a file, the name decides the placement alone."""
+    csv: str | None
+    """The orders, where no name stands for them."""
+
+
+def torch_schedule(plan: Plan, shape: Shape, framework: str) -> TorchSchedule:
+    """The name that stands for the plan's orders, else the orders as a file.
+
+    Raises ExportRefused for a V of more than two stages a rank, which torch does not place.
+    """
+    if shape.placement == "v" and shape.stages_per_rank != 2:
+        raise ExportRefused(
+            f"{framework} goes there and back with 2 stages a rank, and the plan has "
+            f"{shape.stages_per_rank}; the nearest plan has 2 stages a rank"
+        )
+    name = TORCH_NAMES.get(plan.schedule)
+    if name and follows_its_name(plan) and _takes(name, shape):
+        return TorchSchedule(name, None)
+    orders = orders_of_one_replica(plan, shape, framework)
+    return TorchSchedule(
+        "ZBVZeroBubble" if shape.placement == "v" else "PipelineScheduleMulti", csv_of(orders)
+    )
+
+
+def _takes(name: str, shape: Shape) -> bool:
+    """Whether torch's constructor takes the numbers."""
+    if name == "1F1B":
+        return shape.num_microbatches >= shape.num_stages
+    if name.startswith("Interleaved"):
+        return shape.num_microbatches % max(1, shape.num_microbatches // shape.num_ranks) == 0
+    return True

@@ -1,0 +1,120 @@
+"""A plan in torchtitan's settings: Python for 0.3, TOML for 0.2.2.
+
+torchtitan keeps of each stage the modules that a list names, and checks nothing: an unknown name is
+ignored, a missing layer is dropped from the model. What is written here has each unit once, and
+compares the number of layers where it can. Recomputing single layers is a subclass of its policy.
+"""
+
+import json
+from importlib import resources
+from string import Template
+
+from autopart.errors import ExportRefused
+from autopart.exporters.exported import Exported
+from autopart.exporters.shape import (
+    Shape,
+    rank_notes,
+    refuse_single_rank,
+    refuse_split_tied,
+    shape_of,
+)
+from autopart.exporters.text import comments, mark, rows
+from autopart.exporters.torch_schedules import TorchSchedule, torch_schedule
+from autopart.exporters.units import (
+    EMBEDDING,
+    HEAD,
+    UnitStage,
+    blocks,
+    refuse_elsewhere,
+    refuse_other_recompute,
+)
+from autopart.plan import Plan
+
+VERSIONS = ("0.3.0", "0.2.2")
+_HEADS = {"0.3.0": "lm_head", "0.2.2": "output"}
+_NAME = "torchtitan"
+CSV_FILE = "autopart_schedule.csv"
+
+
+def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
+    """`autopart_titan.py` with `apply(config)` for 0.3, or `autopart_titan.toml` for 0.2.2, and the
+    orders as a file where no schedule of torch's stands for them; raises ExportRefused."""
+    shape = shape_of(plan, _NAME)
+    refuse_single_rank(shape, _NAME)
+    refuse_split_tied(plan, _NAME)
+    refuse_other_recompute(stages, _NAME)
+    refuse_elsewhere(stages, EMBEDDING, 0, _NAME)
+    refuse_elsewhere(stages, HEAD, len(stages) - 1, _NAME)
+    schedule = torch_schedule(plan, shape, _NAME)
+    names = [[_named(unit, version) for unit in stage.units] for stage in stages]
+    notes = rank_notes(shape)
+    if version == "0.2.2":
+        text = _toml(plan, shape, schedule, names, stages, notes)
+        files = {"autopart_titan.toml": text}
+    else:
+        files = {"autopart_titan.py": _python(plan, shape, schedule, names, stages)}
+    if schedule.csv is not None:
+        files[CSV_FILE] = schedule.csv
+    return Exported(files, notes)
+
+
+def _named(unit: str, version: str) -> str:
+    return {EMBEDDING: "tok_embeddings", HEAD: _HEADS[version]}.get(unit, unit)
+
+
+def _python(
+    plan: Plan,
+    shape: Shape,
+    schedule: TorchSchedule,
+    names: list[list[str]],
+    stages: tuple[UnitStage, ...],
+) -> str:
+    folder = resources.files("autopart.exporters")
+    template = Template(folder.joinpath("torchtitan.py.tmpl").read_text(encoding="utf-8"))
+    recompute = [f"layers.{index}" for stage in stages for index in blocks(stage.recompute)]
+    return template.substitute(
+        mark=mark(plan),
+        num_ranks=shape.num_ranks * shape.num_replicas,
+        stages="[\n" + rows(names) + "]",
+        num_layers=sum(len(blocks(stage.units)) for stage in stages),
+        recompute=json.dumps(recompute),
+        degree=shape.num_ranks,
+        replicas=shape.num_replicas,
+        schedule=schedule.name,
+        csv=repr(CSV_FILE) if schedule.csv is not None else "None",
+        microbatch_size=plan.microbatch_size,
+        num_microbatches=shape.num_microbatches,
+    )
+
+
+def _toml(
+    plan: Plan,
+    shape: Shape,
+    schedule: TorchSchedule,
+    names: list[list[str]],
+    stages: tuple[UnitStage, ...],
+    notes: tuple[str, ...],
+) -> str:
+    csv = f'pipeline_parallel_schedule_csv = "{CSV_FILE}"\n' if schedule.csv is not None else ""
+    return (
+        comments(plan, notes) + "\n[training]\n"
+        f"local_batch_size = {plan.microbatch_size * shape.num_microbatches}\n\n"
+        "[parallelism]\n"
+        f"pipeline_parallel_degree = {shape.num_ranks}\n"
+        f"data_parallel_replicate_degree = {shape.num_replicas}\n"
+        "data_parallel_shard_degree = 1\n"
+        f'pipeline_parallel_schedule = "{schedule.name}"\n{csv}'
+        f"pipeline_parallel_microbatch_size = {plan.microbatch_size}\n"
+        f"module_fqns_per_model_part = [\n{rows(names)}]\n\n"
+        f'[activation_checkpoint]\nmode = "{_mode_of_all(stages)}"\n'
+    )
+
+
+def _mode_of_all(stages: tuple[UnitStage, ...]) -> str:
+    chosen = sum(len(blocks(stage.recompute)) for stage in stages)
+    if chosen not in (0, sum(len(blocks(stage.units)) for stage in stages)):
+        raise ExportRefused(
+            f"the plan recomputes {chosen} layers, and torchtitan 0.2.2 recomputes all or none; "
+            "--target-version 0.3.0 takes single layers"
+        )
+    return "full" if chosen else "none"

@@ -1,0 +1,285 @@
+"""What each framework is told, word by word, and what it cannot be told."""
+
+import ast
+import csv
+import json
+import tomllib
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from autopart.errors import ExportRefused, UsageError
+from autopart.exporters import TARGETS, export_plan
+from autopart.plan import Plan, Sync, schedule_of
+from autopart.schedule import parse_order
+from tests.exporters.language import language_plan, recomputing
+from tests.exporters.plans import make_plan
+
+WITH_MODELS = [name for name, target in TARGETS.items() if target.of_units]
+TRAINING = ["torchtitan", "megatron", "deepspeed", "automodel", "primus"]
+
+
+def files(plan: Plan, target: str, version: str | None = None) -> dict[str, str]:
+    return dict(export_plan(plan, target, version=version).files)
+
+
+def refusal(plan: Plan, target: str, version: str | None = None) -> str:
+    with pytest.raises(ExportRefused) as caught:
+        export_plan(plan, target, version=version)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def constants(text: str) -> dict[str, Any]:
+    """The literals that a module binds to names."""
+    return {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
+def changed(plan: Plan, **changes: Any) -> Plan:
+    return msgspec.structs.replace(plan, **changes)
+
+
+def test_torchtitan_names_every_unit_once() -> None:
+    plan = recomputing(language_plan([2, 1, 3, 0], schedule="zb-h1"), 0, 4)
+    made = constants(files(plan, "torchtitan")["autopart_titan.py"])
+    assert made["STAGES"] == [
+        ["tok_embeddings", "layers.0", "layers.1"],
+        ["layers.2"],
+        ["layers.3", "layers.4", "layers.5"],
+        ["norm", "lm_head"],
+    ]
+    assert made["RECOMPUTED"] == ["layers.0", "layers.4"]
+    assert (made["NUM_LAYERS"], made["SCHEDULE"]) == (6, "InterleavedZeroBubble")
+    assert made["SCHEDULE_FILE"] is None
+
+
+def test_torchtitan_0_2_is_told_in_toml() -> None:
+    plan = recomputing(language_plan([1, 1, 1, 1], 2, "interleaved-1f1b"), 0, 1, 2, 3)
+    told = tomllib.loads(files(plan, "torchtitan", "0.2.2")["autopart_titan.toml"])
+    assert told["parallelism"]["module_fqns_per_model_part"][-1] == ["layers.3", "norm", "output"]
+    assert told["parallelism"]["pipeline_parallel_schedule"] == "Interleaved1F1B"
+    assert told["training"]["local_batch_size"] == 16
+    assert told["activation_checkpoint"]["mode"] == "full"
+    assert "0.2.2 recomputes all or none" in refusal(recomputing(plan, 1), "torchtitan", "0.2.2")
+
+
+@pytest.mark.parametrize("target", ["torchtitan", "automodel"])
+def test_orders_without_a_name_of_torchs_are_a_file_of_one_replica(target: str) -> None:
+    plan = language_plan([1, 1, 1, 1], 2, "v-half", replicas=2)
+    made = files(plan, target)
+    rows = list(csv.reader(made["autopart_schedule.csv"].splitlines()))
+    orders = schedule_of(plan)
+    for place, row in enumerate(rows):
+        wanted = [a._replace(microbatch=a.microbatch // 2) for a in orders[2 * place]]
+        assert list(parse_order(" ".join(row))) == wanted
+    assert any("ZBVZeroBubble" in text for text in made.values())
+
+
+def test_1f1b_of_few_microbatches_is_a_file_because_torch_refuses_the_name() -> None:
+    made = files(language_plan([1, 1, 1, 1], num_microbatches=2), "torchtitan")
+    assert set(made) == {"autopart_titan.py", "autopart_schedule.csv"}
+    assert constants(made["autopart_titan.py"])["SCHEDULE"] == "PipelineScheduleMulti"
+
+
+def test_megatron_is_told_a_layout_twice() -> None:
+    made = files(language_plan([3, 1, 2, 0], 2, "interleaved-1f1b"), "megatron")
+    assert "--pipeline-model-parallel-layout 'Et*3|t|t*2|L'\n" in made["autopart_megatron.sh"]
+    fields = yaml.safe_load(made["autopart_megatron.yaml"])
+    assert fields["pipeline_model_parallel_layout"][0] == ["embedding", *["decoder"] * 3]
+    assert fields["pipeline_model_parallel_layout"][3] == ["loss"]
+    assert fields["virtual_pipeline_model_parallel_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ([2, 2, 2], ""),
+        ([1, 3, 3, 2], "--decoder-first-pipeline-num-layers 1\n    --decoder-last-pipeline-num-layers 2"),
+        ([2, 5], "--decoder-first-pipeline-num-layers 2"),
+        ([0, 1, 1, 0],
+         "--account-for-embedding-in-pipeline-split\n    --account-for-loss-in-pipeline-split"),
+    ],
+)  # fmt: skip
+def test_megatron_before_layouts_is_told_the_first_and_the_last(
+    counts: list[int], told: str
+) -> None:
+    made = files(language_plan(counts), "megatron", "0.12")
+    assert set(made) == {"autopart_megatron.sh"}
+    text = made["autopart_megatron.sh"]
+    assert told in text and "layout" not in text
+    assert ("decoder" in text, "account" in text) == ("decoder" in told, "account" in told)
+
+
+def test_megatron_recomputes_the_first_layers_of_stages() -> None:
+    plan = language_plan([3, 1, 2])
+    made = files(recomputing(plan, 0, 1, 3, 4, 5), "megatron")
+    assert "--recompute-method block\n    --recompute-num-layers 2" in made["autopart_megatron.sh"]
+    made = files(recomputing(plan, 0, 1, 2, 4), "megatron")
+    assert constants(made["autopart_recompute.py"])["RECOMPUTED"] == ((3,), (0,), (1,))
+    message = refusal(recomputing(plan, 1), "megatron")
+    assert "recomputes layers 1" in message and "the nearest plan recomputes 0" in message
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"), [([2, 1, 3, 2], "need a layout"), ([0, 3, 2], "gives it one layer")]
+)
+def test_megatron_before_layouts_refuses_the_rest(counts: list[int], words: str) -> None:
+    assert words in refusal(language_plan(counts), "megatron", "0.12")
+
+
+def test_megatron_before_layouts_refuses_several_stages_a_rank_and_uneven_recompute() -> None:
+    plan = language_plan([1, 1, 1, 1], 2, "interleaved-1f1b")
+    assert "the nearest plan has one stage a rank" in refusal(plan, "megatron", "0.12")
+    plan = recomputing(language_plan([2, 2]), 0)
+    assert "takes from 0.13 on" in refusal(plan, "megatron", "0.12")
+
+
+def test_deepspeed_is_told_boundaries_and_that_it_does_not_clip() -> None:
+    made = files(recomputing(language_plan([2, 1], replicas=2), 1), "deepspeed")
+    module = constants(made["autopart_deepspeed.py"])
+    assert module["PARTS"] == (0, 3, 6) and module["RECOMPUTED"] == [2]
+    config = json.loads(made["autopart_deepspeed.json"])
+    assert config["gradient_clipping"] == 0.0
+    micro, steps = config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]
+    assert config["train_batch_size"] == micro * steps * 2 == 32
+    assert config["pipeline"] == {"activation_checkpoint_interval": 1, "use_reentrant": False}
+
+
+def test_automodel_keeps_the_rotary_embedding_on_every_stage() -> None:
+    told = yaml.safe_load(files(language_plan([1, 2]), "automodel")["autopart_automodel.yaml"])
+    parts = told["distributed"]["pipeline"]["module_fqns_per_model_part"]
+    assert parts[0] == ["model.embed_tokens", "model.layers.0", "model.rotary_emb"]
+    assert all("model.rotary_emb" in part for part in parts)
+    plan = language_plan([1, 1, 1, 1], 2, "dualpipev")
+    assert "the nearest plan has --schedule zbv" in refusal(plan, "automodel")
+
+
+def test_automodel_recomputes_all_or_none() -> None:
+    plan = language_plan([1, 2])
+    assert "recomputes all or none" in refusal(recomputing(plan, 0), "automodel")
+    text = files(recomputing(plan, 0, 1, 2), "automodel")["autopart_automodel.yaml"]
+    assert yaml.safe_load(text)["distributed"]["activation_checkpointing"] == "full"
+
+
+def test_primus_takes_any_layers_and_a_v() -> None:
+    plan = recomputing(language_plan([1, 2, 1, 1], 2, "zbv"), 0, 2, 4)
+    told = yaml.safe_load(files(plan, "primus")["autopart_primus.yaml"])
+    assert told["recompute_layer_ids"] == "0,2,4"
+    assert told["pipeline_model_parallel_layout"] == "Et|t*2|t|tL"
+    assert told["pp_algorithm"] == "zbv-formatted"
+    assert "has schedules by name only" in refusal(
+        language_plan([1, 1], schedule="gpipe"), "primus"
+    )
+
+
+def test_serving_is_told_the_cuts() -> None:
+    plan = language_plan([3, 2])
+    assert files(plan, "vllm")["autopart_vllm.sh"].endswith("VLLM_PP_LAYER_PARTITION=3,2\n")
+    devices = json.loads(files(plan, "device-map")["autopart_device_map.json"])
+    assert devices["transformer.h.2"] == 0 and devices["lm_head"] == 1 and "loss" not in devices
+    again = make_plan([["a", "act"], ["act@1", "b"]], [(0,), (1,)], 4)
+    assert "--same-stage act,act@1" in refusal(again, "device-map")
+
+
+# What cannot be told
+
+
+@pytest.mark.parametrize("target", TRAINING)
+def test_a_pipeline_of_one_rank_would_be_ignored(target: str) -> None:
+    message = refusal(language_plan([4], replicas=2), target)
+    assert "ignores every setting of its pipeline; train without one on 2 replicas" in message
+
+
+@pytest.mark.parametrize("target", WITH_MODELS)
+def test_replicas_that_differ_are_refused(target: str) -> None:
+    plan = make_plan([["wte", "h.0"], ["h.1", "ln_f", "lm_head"]], [(0, 1), (2,)], 4)
+    assert "the nearest plan has 1 on every stage" in refusal(plan, target)
+
+
+@pytest.mark.parametrize("target", WITH_MODELS)
+def test_idle_ranks_and_uneven_shares_are_refused(target: str) -> None:
+    plan = language_plan([1, 1])
+    assert "solve for 2 GPUs" in refusal(changed(plan, orders=(*plan.orders, "")), target)
+    layers = [["wte", "h.0"], ["h.1", "ln_f", "lm_head"]]
+    odd = make_plan(layers, [(0, 1), (2, 3)], 5)
+    assert "have 4 or 6 microbatches" in refusal(odd, target)
+
+
+@pytest.mark.parametrize("target", WITH_MODELS)
+def test_offloading_is_refused(target: str) -> None:
+    plan = language_plan([1, 1])
+    stage = changed(plan.stages[1], offload=("transformer.h.1",))
+    message = refusal(changed(plan, stages=(plan.stages[0], stage)), target)
+    assert "stage 1 offloads layer 'transformer.h.1'" in message
+
+
+@pytest.mark.parametrize("target", ["torchtitan", "automodel"])
+def test_tied_parameters_on_several_stages_are_refused(target: str) -> None:
+    plan = language_plan([1, 1])
+    sync = Sync(what="transformer.wte.weight", ranks=(0, 1), time=0.0)
+    plan = changed(plan, prediction=changed(plan.prediction, syncs=(sync,)))
+    assert "'transformer.wte.weight' is tied over several stages" in refusal(plan, target)
+
+
+@pytest.mark.parametrize("target", ["torchtitan", "megatron", "automodel", "primus"])
+def test_only_decoder_layers_are_recomputed(target: str) -> None:
+    plan = language_plan([1, 1])
+    stage = changed(plan.stages[1], recompute=("lm_head",))
+    assert "recomputes 'head'" in refusal(changed(plan, stages=(plan.stages[0], stage)), target)
+
+
+@pytest.mark.parametrize("target", ["megatron", "primus", "vllm"])
+def test_head_and_norm_have_their_places(target: str) -> None:
+    plan = make_plan([["wte", "h.0", "ln_f"], ["lm_head"]], [(0,), (1,)], 4)
+    assert "'norm' is on stage 0" in refusal(plan, target)
+    plan = make_plan([["h.0"], ["ln_f", "lm_head"]], [(0,), (1,)], 4)
+    assert "--map 'NAME=embedding'" in refusal(plan, target)
+
+
+@pytest.mark.parametrize("target", ["megatron", "deepspeed"])
+def test_schedules_that_a_framework_has_not_are_refused(target: str) -> None:
+    assert "--schedule 1f1b" in refusal(language_plan([1, 1], schedule="gpipe"), target)
+    plan = language_plan([1, 1, 1, 1], 2, "zbv")
+    assert "nearest plan" in refusal(plan, target)
+
+
+def test_orders_of_ones_own_are_refused_where_there_is_no_file_for_them() -> None:
+    plan = language_plan([1, 1])
+    other = changed(plan, orders=language_plan([1, 1], schedule="gpipe").orders)
+    for target in ("megatron", "deepspeed", "primus"):
+        assert "orders of its own" in refusal(other, target)
+
+
+def test_interleaved_microbatches_fill_groups_in_megatron() -> None:
+    plan = language_plan([1, 1, 1, 1, 1, 1], 3, "interleaved-1f1b", num_microbatches=5)
+    assert "groups of 3" in refusal(plan, "megatron")
+    assert "have 3 or 6 microbatches" in refusal(plan, "megatron")
+
+
+def test_stages_that_lie_neither_round_nor_v_are_refused() -> None:
+    plan = make_plan([["wte", "h.0"], ["h.1", "lm_head"]], [(0,), (1,)], 2)
+    layers = [["wte"], ["h.0"], ["h.1", "lm_head"]]
+    stages = tuple(
+        changed(plan.stages[0], layers=tuple(names), ranks=(rank,))
+        for names, rank in zip(layers, (0, 0, 1), strict=True)
+    )
+    for target in ("torchtitan", "automodel", "megatron"):
+        message = refusal(changed(plan, stages=stages), target)
+        assert "these stages lie on ranks 0, 0, 1" in message
+
+
+def test_ranks_in_another_order_are_noted() -> None:
+    plan = make_plan([["wte", "h.0"], ["h.1", "lm_head"]], [(0, 2), (1, 3)], 4)
+    (note,) = export_plan(plan, "torchtitan").notes
+    assert "r-th of 0, 2, 1, 3" in note
+
+
+def test_versions_are_known_or_refused() -> None:
+    with pytest.raises(UsageError, match=r"torchtitan 9; known versions: 0.3.0, 0.2.2"):
+        export_plan(language_plan([1, 1]), "torchtitan", version="9")
