@@ -65,10 +65,9 @@ def test_no_plan_is_faster_than_the_bounds_of_its_stages_and_replicas(seed: int)
     assert fastest is None or least_value(free, fastest) <= fastest * (1 + 1e-9)
     for layout in every_layout(asked):
         counts = [len(ranks) for ranks in layout.stage_ranks]
-        ahead = [sum(counts[:at]) for at in range(len(counts))]
         alone = [
-            free.bound(layout.schedule, count, 1.0, before)
-            for count, before in zip(counts, ahead, strict=True)
+            free.bound(layout.schedule, count, 1.0, sum(counts[at + 1 :]))
+            for at, count in enumerate(counts)
         ]
         bounds = stage_bounds(asked, layout, cuts)
         for partition in partitions(asked, layout_stages(layout)):
