@@ -39,7 +39,6 @@ Whatever the order of the graph's layers, for a shape (k, r):
 import math
 from collections.abc import Iterator, Sequence
 
-import networkx as nx
 import numpy as np
 
 from autopart.cluster import (
@@ -61,7 +60,7 @@ from autopart.cost import (
     traffic_times,
 )
 from autopart.cuts import Cuts, allowed, count_inside
-from autopart.graph import as_networkx, positions
+from autopart.graph import edges, positions
 from autopart.problem import Layout, Problem, own_microbatches
 from autopart.stage_load import Number, StageLoad
 
@@ -82,8 +81,7 @@ def shape_bounds(
         for la in layers
     ]
     work = [f + b for f, b in halves]
-    directed = as_networkx(problem.graph)
-    ahead = [sum(work[u] for u in nx.ancestors(directed, at)) for at in range(len(layers))]
+    ahead = (_ancestors(problem) @ np.array(work)).tolist()
     half = max(max(pair) for pair in halves)
     fixed = 2 * problem.cluster.action_overhead
     usable = largest_memory(problem.cluster) - problem.cluster.reserve_bytes
@@ -98,6 +96,16 @@ def shape_bounds(
         return max(fills, behind, sum(work) + (m - 1) * half) + m * fixed
 
     return {(k, r): bound(k, r) for k, r in shapes}
+
+
+def _ancestors(problem: Problem) -> Number:
+    """Boolean, shape (n, n): whether layer u lies ahead of layer w, at [w, u]."""
+    n = len(problem.graph.layers)
+    ahead = np.zeros((n, n), dtype=bool)
+    for u, w in sorted(edges(problem.graph), key=lambda edge: edge[1]):
+        ahead[w] |= ahead[u]
+        ahead[w, u] = True
+    return ahead
 
 
 def _least_bytes(problem: Problem) -> int:

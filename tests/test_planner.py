@@ -147,3 +147,14 @@ def test_a_graph_with_too_many_cuts_gets_a_plan_with_an_honest_gap(seed: int, mo
     assert plan.certificate.lower_bound <= best * (1 + 1e-9)
     assert best * (1 - 1e-9) <= plan.prediction.step_time <= best * 1.5
     assert all(check.passed for check in verify(plan, profile(asked.graph)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_plan_without_time_has_an_honest_gap(seed: int):
+    asked = random_problem(random.Random(seed), branching=seed % 3 == 0, tight=False)
+    given = profile(asked.graph)
+    plan = solve(given, asked.cluster, num_microbatches=asked.num_microbatches, time_limit=0.0)
+    best = best_step_time(asked)
+    assert best is not None and plan.certificate.lower_bound <= best * (1 + 1e-9)
+    assert plan.prediction.step_time >= best * (1 - 1e-9)
+    assert all(check.passed for check in verify(plan, given))
