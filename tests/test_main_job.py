@@ -54,6 +54,15 @@ def test_the_main_job_on_a_built_in_model(
 
 
 @pytest.mark.slow
+def test_the_main_job_at_a_microbatch_size_that_was_scaled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = main_job(capsys, tmp_path, "zoo:mlp-tiny", "--microbatch-size", "1,4")
+    assert result["microbatch_size"] in (1, 4)
+    assert_equal_to_the_plain_model(result)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_the_main_job_on_a_hugging_face_model(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

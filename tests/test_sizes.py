@@ -112,6 +112,28 @@ def test_all_sizes_at_once_are_as_good_as_the_best_of_each_alone(seed: int, obje
     assert passed(found, *profiles), verify(found, profiles)[-1]
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_sizes_and_replicas_of_their_own_go_together(seed: int):
+    rng = random.Random(seed)
+    asked = random_problem(rng, branching=False, tight=rng.random() < 0.5)
+    profiles = [profile(asked.graph), measured(profile(asked.graph), 2, rng)]
+    values: list[float] = []
+    for one in profiles:
+        try:
+            alone = solve(one, asked.cluster, global_batch=8, replicas_per_stage=True)
+        except InfeasibleError:
+            continue
+        values.append(alone.prediction.step_time)
+    if not values:
+        with pytest.raises(InfeasibleError):
+            solve(profiles, asked.cluster, global_batch=8, replicas_per_stage=True)
+        return
+    found = solve(profiles, asked.cluster, global_batch=8, replicas_per_stage=True)
+    assert found.prediction.step_time == pytest.approx(min(values), rel=1e-9)
+    assert found.certificate.lower_bound > 0
+    assert passed(found, *profiles), verify(found, profiles)[-1]
+
+
 def minimised_by(plan: Plan) -> float:
     """The objective of a plan, from its own figures."""
     if plan.objective == "step":
