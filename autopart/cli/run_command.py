@@ -9,6 +9,7 @@ import typer
 
 from autopart.cli.console import print_result, progress_bar
 from autopart.cli.options import AsJson, ModelName, PlanFile
+from autopart.cli.progress_lines import ProgressLines
 from autopart.errors import UsageError
 from autopart.plan import load_plan, num_ranks
 from autopart.report.run_table import run_report
@@ -53,7 +54,7 @@ def command(
         raise UsageError(_how_to_start(num_ranks(asked), plan, model))
     from autopart.runtime.execution.launch import run_plan  # and with it torch: seconds
 
-    with progress_bar("starting the ranks") if local else nullcontext() as progress:
+    with progress_bar("starting the ranks") if local else nullcontext(ProgressLines()) as progress:
         result = run_plan(
             asked,
             model,

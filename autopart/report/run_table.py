@@ -47,10 +47,14 @@ def stage_table(run: RunResult) -> Table:
 def _step_line(run: RunResult) -> str:
     return (
         f"step {format_time(run.step_time)} measured, "
-        f"{format_time(run.predicted_step_time)} predicted ({run.error:+.1%}); "
+        f"{format_time(run.predicted_step_time)} predicted ({run.error:+.1%}), {_speed(run)}; "
         f"{len(run.step_times)} steps of {run.num_microbatches} microbatches of "
         f"{run.microbatch_size}, {run.optimizer}, {run.dtype}"
     )
+
+
+def _speed(run: RunResult) -> str:
+    return f"{run.num_microbatches * run.microbatch_size / run.step_time:.3g} samples/s"
 
 
 def _loss_line(run: RunResult) -> str:

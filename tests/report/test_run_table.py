@@ -83,7 +83,7 @@ def test_measured_stands_above_predicted_for_every_stage() -> None:
 
 def test_the_step_is_held_against_its_prediction() -> None:
     text = _printed(_result())
-    assert "step 400 ms measured, 300 ms predicted (-25.0%); 2 steps of 4 microbatches" in text
+    assert "step 400 ms measured, 300 ms predicted (-25.0%), 20 samples/s; 2 steps of 4" in text
     assert "loss 3.25 in the first step, 2.5 in the last" in text
     assert "loss 3.25\n" in _printed(_result(losses=(3.25,)))
     assert max(map(len, text.splitlines())) <= 80

@@ -32,6 +32,16 @@ def run(rank: int, plan: Plan, settings: RunSettings) -> RunResult | None:
     return train(plan, settings, place, Board(distributed.HashStore(), rank, size))
 
 
+def reported(rank: int, plan: Plan, settings: RunSettings) -> list[tuple[int, int, str]]:
+    """What a run tells of its progress on this rank."""
+    size, told = distributed.get_world_size(), list[tuple[int, int, str]]()
+    place = Place(rank, size, torch.device("cpu"), "gloo")
+    board = Board(distributed.HashStore(), rank, size)
+    train(plan, settings, place, board, lambda *of: told.append(of))
+    assert board.last is not None and board.last.speed > 0
+    return told
+
+
 def run_without_sums(rank: int, plan: Plan, settings: RunSettings) -> str:
     """A checked run whose gradients are not summed over their holders: what it complains of."""
     kept, GradientSum.run = GradientSum.run, lambda self: None

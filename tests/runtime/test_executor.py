@@ -19,6 +19,7 @@ from tests.runtime.on_ranks import (
     complaint_of,
     live_parameters,
     ours_and_torchs,
+    reported,
     run,
     run_with_double_loss,
     run_without_sums,
@@ -125,6 +126,13 @@ def test_measured_times_stand_beside_the_prediction(two_ranks: RankPool):
         assert stage.predicted == planned
         assert 0 < stage.forward_time < stage.busy_time < result.step_time
         assert stage.peak_bytes > 1 << 20
+
+
+def test_each_step_is_told_with_its_speed(two_ranks: RankPool):
+    of = plan("zoo:mlp-tiny", 0.5)
+    told, _ = two_ranks.call(reported, of, RunSettings(model=of.origin.model, steps=2))
+    assert [(done, total) for done, total, _ in told] == [(1, 2), (2, 2)]
+    assert all(float(text.removesuffix(" samples/s")) > 0 for _, _, text in told)
 
 
 def test_gradients_are_those_of_torch_s_own_schedule(two_ranks: RankPool):

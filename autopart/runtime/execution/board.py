@@ -43,6 +43,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     """How many timeouts this may take."""
     step: int = 0
     """Steps that the rank has done."""
+    speed: float = 0.0
+    """Samples a second in the last step; 0 before the first is done."""
 
 
 class Board:
@@ -55,6 +57,7 @@ class Board:
         self._num_ranks = num_ranks
         self._count = 0
         self.step = 0
+        self.speed = 0.0
         self.last: Note | None = None
 
     def working(self, on: str, patience: float = 1.0) -> None:
@@ -87,7 +90,13 @@ class Board:
     def _note(self, on: str, state: str, peer: int | None, patience: float) -> None:
         self._count += 1
         self.last = Note(
-            count=self._count, on=on, state=state, peer=peer, patience=patience, step=self.step
+            count=self._count,
+            on=on,
+            state=state,
+            peer=peer,
+            patience=patience,
+            step=self.step,
+            speed=self.speed,
         )
         self._store.set(_key(self._rank), msgspec.json.encode(self.last).decode())
 

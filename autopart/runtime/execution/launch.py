@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from autopart.runtime.execution.board import (
 from autopart.runtime.execution.faults import Failure, as_error
 from autopart.runtime.execution.plan_match import check_can_run
 from autopart.runtime.execution.rank import CONNECT_SECONDS, is_rank, read_world, run_as_rank
-from autopart.runtime.execution.training import RunSettings, check_settings
+from autopart.runtime.execution.training import Report, RunSettings, check_settings
 
 GRACE_SECONDS = 4.0
 """How long ranks may take to end by themselves after one has failed."""
@@ -43,9 +43,6 @@ GRACE_SECONDS = 4.0
 _POLL_SECONDS = 0.05
 _LOOK_SECONDS = 0.5
 _HOST = "127.0.0.1"
-
-Report = Callable[[int, int, str], None]
-"""Told the steps done, the steps in all, and what rank 0 is at."""
 
 
 def run_plan(
@@ -63,7 +60,8 @@ def run_plan(
 ) -> RunResult | None:
     """Run a plan: as a rank where torchrun started this process, else on ranks spawned here.
 
-    The options are those of `RunSettings`. Gives the result, or None on a rank other than 0.
+    The options are those of `RunSettings`. `report` is told of the progress where the ranks are
+    spawned here, and on rank 0. Gives the result, or None on a rank other than 0.
     """
     settings = RunSettings(
         model=model,
@@ -76,7 +74,7 @@ def run_plan(
         seed=seed,
     )
     if is_rank(os.environ):
-        return _as_rank(plan, settings)
+        return _as_rank(plan, settings, report)
     return _locally(plan, settings, report)
 
 
@@ -139,9 +137,11 @@ def run_local(
     return _locally(plan, settings, report)
 
 
-def _as_rank(plan: Plan | Path | str, settings: RunSettings) -> RunResult | None:
+def _as_rank(
+    plan: Plan | Path | str, settings: RunSettings, report: Report | None = None
+) -> RunResult | None:
     check_settings(settings)
-    return run_as_rank(_loaded(plan), settings, read_world(os.environ))
+    return run_as_rank(_loaded(plan), settings, read_world(os.environ), report)
 
 
 def _locally(plan: Plan | Path | str, settings: RunSettings, report: Report | None) -> RunResult:
@@ -222,7 +222,7 @@ class _Job:
                 if stuck is not None:
                     raise as_error(stuck_failure(stuck))
                 if report is not None and notes[0] is not None:
-                    report(notes[0].step, self._settings.steps, describe(notes[0]))
+                    report(notes[0].step, self._settings.steps, _progress(notes[0]))
             time.sleep(_POLL_SECONDS)
 
     def kill(self) -> None:
@@ -275,6 +275,10 @@ class _Job:
     def _last_line(self, rank: int) -> str:
         lines = self._output(rank).read_text(errors="replace").split("\n")
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+
+def _progress(note: Note) -> str:
+    return f"{describe(note)}, {note.speed:.3g} samples/s" if note.speed else describe(note)
 
 
 def _is_death(code: int | None, note: Note | None) -> bool:

@@ -18,7 +18,7 @@ from autopart.plan import Plan, num_ranks
 from autopart.run_result import RunResult
 from autopart.runtime.execution.board import SETTING_UP, Board, Guard, connect, describe
 from autopart.runtime.execution.faults import Failure, LostPeer, as_error, failure_of
-from autopart.runtime.execution.training import Place, RunSettings, train
+from autopart.runtime.execution.training import Place, Report, RunSettings, train
 
 CONNECT_SECONDS = 60.0
 """How long the ranks may take to find each other."""
@@ -67,7 +67,9 @@ def read_world(environment: Mapping[str, str]) -> World:
         raise UsageError(f"an environment variable of torchrun is wrong: {error}") from None
 
 
-def run_as_rank(plan: Plan, settings: RunSettings, world: World) -> RunResult | None:
+def run_as_rank(
+    plan: Plan, settings: RunSettings, world: World, report: Report | None = None
+) -> RunResult | None:
     """Run the plan as one rank: the result on rank 0, None on the others.
 
     When a run fails, one rank raises the error that says why, and the others raise SystemExit(1),
@@ -85,7 +87,7 @@ def run_as_rank(plan: Plan, settings: RunSettings, world: World) -> RunResult | 
     guard = Guard(Board(guards, world.rank, world.size), settings.timeout, _last_words)
     guard.start()
     try:
-        result = _run(plan, settings, world, board, store)
+        result = _run(plan, settings, world, board, store, report)
         # Until here the store is there: its host may be a rank that ends now.
         guard.stand_down()
     # Whatever ends this rank, the user's own code included, must be known to the others.
@@ -100,7 +102,12 @@ def run_as_rank(plan: Plan, settings: RunSettings, world: World) -> RunResult | 
 
 
 def _run(
-    plan: Plan, settings: RunSettings, world: World, board: Board, store: distributed.Store
+    plan: Plan,
+    settings: RunSettings,
+    world: World,
+    board: Board,
+    store: distributed.Store,
+    report: Report | None,
 ) -> RunResult | None:
     place = _place(settings, world)
     board.waiting("meeting the other ranks", None)
@@ -112,7 +119,7 @@ def _run(
         timeout=_seconds(settings.timeout * _TRANSPORT_TIMEOUTS),
     )
     _agree(plan, settings)
-    result = train(plan, settings, place, board)
+    result = train(plan, settings, place, board, report if world.rank == 0 else None)
     board.done()
     distributed.barrier()
     return result

@@ -3,7 +3,7 @@
 import gc
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -48,6 +48,10 @@ _UNDISTURBED = 0.95
 """Ranks that had less of their cores were not alone."""
 
 
+Report = Callable[[int, int, str], None]
+"""Told the steps done, the steps in all, and what the run is at."""
+
+
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to run and how; the same on every rank."""
 
@@ -87,13 +91,20 @@ class Place:
     """What carries messages on `device`: gloo or nccl."""
 
 
-def train(plan: Plan, settings: RunSettings, place: Place, board: Board) -> RunResult | None:
+def train(
+    plan: Plan,
+    settings: RunSettings,
+    place: Place,
+    board: Board,
+    report: Report | None = None,
+) -> RunResult | None:
     """Run the plan's steps as one rank of an initialised process group; the result on rank 0.
 
+    `report` is told of each step that is done, and how many samples a second it took in.
     Raises ModelError for a model that cannot be used, PlanError for a plan of another model,
     LostPeer where another rank is gone, and on rank 0 RunError where a check fails.
     """
-    run = _Run(plan, settings, place, board)
+    run = _Run(plan, settings, place, board, report)
     mine = run.steps()
     board.waiting("the end of the run", None)
     runs: list[RankRun] = [mine] * place.num_ranks
@@ -104,7 +115,15 @@ def train(plan: Plan, settings: RunSettings, place: Place, board: Board) -> RunR
 class _Run:
     """One rank's run between its set-up and its result."""
 
-    def __init__(self, plan: Plan, settings: RunSettings, place: Place, board: Board) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        settings: RunSettings,
+        place: Place,
+        board: Board,
+        report: Report | None,
+    ) -> None:
+        self._report = report
         self._plan, self._settings, self._place, self._board = plan, settings, place, board
         source = load_model(settings.model)
         captured = self._captured(source)
@@ -213,13 +232,20 @@ class _Run:
         if is_compared:
             board.waiting("the comparison of parameters", None)
             checks.compare_first_update(self._check, self._parameters)
-        board.step = step + 1
+        time_taken = done - begin + update_time
+        self._note_progress(step + 1, time_taken)
         return StepRun(
             loss=None if loss is None else loss.item(),
             trace=self._executor.trace(),
-            time=done - begin + update_time,
+            time=time_taken,
             update_time=update_time,
         )
+
+    def _note_progress(self, done: int, time_taken: float) -> None:
+        samples = self._plan.num_microbatches * self._plan.microbatch_size
+        self._board.step, self._board.speed = done, samples / time_taken
+        if self._report is not None:
+            self._report(done, self._settings.steps, f"{self._board.speed:.3g} samples/s")
 
     def _microbatches(self, step: int) -> dict[int, Leaves]:
         mine = self._executor
