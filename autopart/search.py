@@ -21,11 +21,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from autopart.bounds import paths_below, shape_bounds, stage_bounds
-from autopart.cuts import Cuts, all_cuts, list_all, partition_of
+from autopart.cuts import MOST_CUTS, Cuts, all_cuts, list_all, partition_of
+from autopart.graph import is_chain
 from autopart.pricing import Decision, compile_layout, fits, most_bytes, price, price_paths
-from autopart.problem import Layout, Problem, layouts, shapes
+from autopart.problem import Layout, Problem, alike, layouts, shapes
 from autopart.simulator import Program
-from autopart.solvers import chain, ilp, parameters, uniform
+from autopart.solvers import chain, ilp, parameters, probe, uniform
+from autopart.solvers.layout_chain import chain_of
 from autopart.stage_load import Number, Partition
 
 SolverName = Literal["auto", "dp", "ilp", "uniform", "parameters"]
@@ -138,7 +140,7 @@ class LayoutSearch:
         if self.take_path(layout, by_bounds) <= least * (1 + ROUNDING):
             return
         program = compile_layout(layout)
-        paths = [by_bounds, *chain.solve(self.problem, layout, self.cuts)]
+        paths = [by_bounds, *self._proposals(layout)]
         here, step = self._fastest(layout, program, paths)
         while time.perf_counter() < self.deadline:
             near = [path for path in self._neighbours(here) if _largest(bounds, path) < step]
@@ -149,6 +151,19 @@ class LayoutSearch:
                 break
             here, step = best, faster
         self.take_path(layout, here)
+
+    def _proposals(self, layout: Layout) -> list[tuple[int, ...]]:
+        """The chain solver's paths; on a long chain, where its matrices take seconds, the probe's."""
+        demands, cluster = self.problem.demands, self.problem.cluster
+        pinned = demands.pins or demands.same_stage or demands.different_stage
+        long = len(self.cuts.nested) > MOST_CUTS and is_chain(self.problem.graph)
+        if not long or pinned or cluster.gpus or not alike(layout):
+            return chain.solve(self.problem, layout, self.cuts)
+        found = [
+            probe.solve(*chain_of(self.problem, layout, self.cuts.loads, share))
+            for share in chain.SEND_SHARES
+        ]
+        return [one.cuts for one in found if one is not None]
 
     def _fastest(
         self, layout: Layout, program: Program, paths: Sequence[tuple[int, ...]]

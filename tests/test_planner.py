@@ -9,7 +9,7 @@ from autopart.errors import AutopartError, InfeasibleError
 from autopart.plan import check_plan, load_plan, save_plan
 from autopart.planner import baselines, solve
 from tests.oracle import best_step_time
-from tests.problems import chain_graph, cluster, layer, profile, random_problem
+from tests.problems import chain_graph, cluster, layer, problem, profile, random_problem
 
 ROW = profile(chain_graph(*(layer(f"l{i}", param_bytes=400, grad_bytes=400, num_trainable=100) for i in range(6))))  # fmt: skip
 
@@ -158,3 +158,18 @@ def test_a_plan_without_time_has_an_honest_gap(seed: int):
     assert best is not None and plan.certificate.lower_bound <= best * (1 + 1e-9)
     assert plan.prediction.step_time >= best * (1 - 1e-9)
     assert all(check.passed for check in verify(plan, given))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_long_chain_gets_the_proposals_of_the_probe(seed: int, monkeypatch):
+    monkeypatch.setattr("autopart.search.MOST_CUTS", 0)
+    monkeypatch.setattr("autopart.solvers.chain.solve", None)
+    rng = random.Random(seed)
+    names = [layer(f"l{i}", forward_time=rng.uniform(0.5, 2), param_bytes=40) for i in range(6)]
+    given = profile(chain_graph(*names, num_bytes=rng.randrange(1, 9)))
+    link = Link(bandwidth=rng.choice([20.0, 1000.0]))
+    machine = cluster(1, 4, memory_bytes=rng.choice([230, 1000]), intra_node=link)
+    plan = solve(given, machine, num_microbatches=8)
+    best = best_step_time(problem(given.graph, 8, cluster=machine))
+    assert plan.prediction.step_time == pytest.approx(best, rel=1e-9)
+    assert plan.certificate.gap == pytest.approx(0.0, abs=1e-9)
