@@ -1,5 +1,7 @@
 """The clock of one step: each action starts when its rank is free and what it awaits has arrived."""
 
+from array import array
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from autopart.simulator.actions import Actions, refuse_deadlock
@@ -19,13 +21,13 @@ class HostMove(NamedTuple):
 class Times(NamedTuple):
     """When everything happens, in seconds from the start of the step; one entry an action."""
 
-    start: list[float]
-    end: list[float]
-    arrival: list[float]
+    start: Sequence[float]
+    end: Sequence[float]
+    arrival: Sequence[float]
     """When its result is on the rank that needs it; its end, where none does."""
-    send_start: list[float]
+    send_start: Sequence[float]
     """When its send starts; its end, where nothing is sent."""
-    reload_end: list[float]
+    reload_end: Sequence[float]
     """When the stash that it needs is back from the host; 0 where none was there."""
     host_moves: tuple[HostMove, ...] = ()
 
@@ -40,8 +42,8 @@ def run(actions: Actions, costs: KindCosts, *, sends_overlap: bool) -> Times:
     moving = costs.moving[actions.kind].tolist()
     unknown = -1.0
     arrival = [unknown] * count + [0.0, unknown]
-    start, end = [0.0] * count, [0.0] * count
-    send_start = end.copy()
+    start, end = array("d", bytes(8 * count)), array("d", bytes(8 * count))
+    send_start = [0.0] * count
     link_free = [0.0] * len(actions.links)
     free = [0.0] * len(actions.schedule)
     at, stops = list(actions.first[:-1]), actions.first[1:]
