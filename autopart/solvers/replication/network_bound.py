@@ -17,7 +17,7 @@ from autopart.solvers.replication.network_task import Best, Task
 from autopart.solvers.replication.relaxation import Chains, chains, classes, kept_downsets
 from autopart.solvers.replication.relaxed_probe import Option, RelaxedProbe
 
-FEW_CLASSES, MOST_CLASSES = 50_000, 1_000_000
+FEW_CLASSES, MOST_CLASSES = 50_000, 1_200_000
 """Classes of the first try, and those that are never passed."""
 FINE = 1e-3
 """A bound is not raised by less than this share."""
@@ -32,15 +32,17 @@ def raised(task: Task, best: Best) -> Best:
     parts = chains(nodes)
     for ranking in _rankings(nodes, parts):
         kept = _few_kept(parts, ranking)
-        step = len(ranking) - kept
+        step = 2 * (len(ranking) - kept)
         while not best.proven and task.in_time():
             found = classes(nodes, parts, sorted(ranking[:kept]), MOST_CLASSES)
             if found is None:
                 kept -= step
+                step *= 2
             elif task.in_time():
                 best = _raised_by(task, best, RelaxedProbe(found, asked, machines, *total))
-            step //= 2
-            if step <= len(ranking) // 32 or (found and len(found.cut) > MOST_CLASSES // 2):
+            # Short steps after the first one: a try with too many classes costs the most.
+            step //= 4
+            if step <= len(ranking) // 32:
                 break
             kept += step
     return best
