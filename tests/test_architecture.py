@@ -50,6 +50,7 @@ ROOMS = (
     "certificate",
     "planner",
     "exporters",
+    "proofs",
     "zoo",
     "runtime",
     "report",

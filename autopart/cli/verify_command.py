@@ -1,39 +1,58 @@
-"""`autopart verify`: check a plan against its profile, without a solver."""
+"""`autopart verify`: check a plan against its profile, or its export against a framework."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from autopart.certificate import verify
 from autopart.cli.console import print_result
 from autopart.cli.options import AsJson, PlanFile
+from autopart.errors import UsageError
+from autopart.exporters import parse_renaming
 from autopart.files import read_file
-from autopart.plan import FORMAT, VERSION, Plan
+from autopart.plan import FORMAT, VERSION, Plan, load_plan
 from autopart.profile import load_profile
+from autopart.proofs import check_export
 from autopart.report.step_table import check_table
 from autopart.report.summary import verify_summary
 
 EXAMPLE = "autopart verify plan.json --profile gpt2-tiny-cpu-mb1.json"
 
+TargetName = Literal["torchtitan", "megatron", "deepspeed"]
+
 
 def command(
     plan: PlanFile,
     profile: Annotated[
-        list[Path],
-        typer.Option(help="The profile that the plan was made from, or each of them."),
-    ],
+        Path | None, typer.Option(help="The profile that the plan was made from.")
+    ] = None,
+    target: Annotated[
+        TargetName | None,
+        typer.Option(help="An installed framework, to read the plan's export and compare."),
+    ] = None,
+    renamings: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="LAYER=UNIT", help="As for 'autopart export'."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a plan against the profile that it was made from.
 
     Each layer once, edges forward, memory kept, the prediction reproduced, the bound proved again;
-    no solver is asked. Exits with 1 where a check fails.
+    no solver is asked. With --target, the plan's export is read by the installed framework, and the
+    layers, recomputing and orders that it would run are compared. Exits with 1 where a check fails.
     """
-    asked = read_file(plan, Plan, FORMAT, VERSION)
-    checks = verify(asked, [load_profile(path) for path in profile])
-    summary = verify_summary(checks, str(plan), ", ".join(map(str, profile)))
-    title = f"{plan} against {summary.profile}"
-    print_result(summary, check_table(checks, title), as_json=as_json)
+    if profile is None and target is None:
+        raise UsageError("name what to check against: --profile FILE, or --target FRAMEWORK")
+    checks = ()
+    if profile is not None:
+        checks = verify(read_file(plan, Plan, FORMAT, VERSION), load_profile(profile))
+    if target is not None:
+        named = tuple(map(parse_renaming, renamings or ()))
+        checks += check_export(load_plan(plan), target, named)
+    against = " and ".join(str(name) for name in (profile, target) if name is not None)
+    summary = verify_summary(checks, str(plan), profile and str(profile), target)
+    print_result(summary, check_table(checks, f"{plan} against {against}"), as_json=as_json)
     if not summary.passed:
         raise typer.Exit(1)

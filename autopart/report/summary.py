@@ -138,7 +138,9 @@ class VerifySummary(msgspec.Struct, frozen=True, kw_only=True):
     """What `autopart verify --json` prints."""
 
     plan: str
-    profile: str
+    profile: str | None
+    target: str | None
+    """The framework that read the plan's export."""
     passed: bool
     checks: tuple[CheckSummary, ...]
 
@@ -255,11 +257,14 @@ def _baseline(other: Plan | str) -> Baseline:
     return Baseline(step_time=other.prediction.step_time, peak_bytes=peak_bytes(other))
 
 
-def verify_summary(checks: Sequence[Check], plan: str, profile: str) -> VerifySummary:
-    """The checks of a plan file against a profile file."""
+def verify_summary(
+    checks: Sequence[Check], plan: str, profile: str | None, target: str | None
+) -> VerifySummary:
+    """The checks of a plan file against a profile file, a framework, or both."""
     return VerifySummary(
         plan=plan,
         profile=profile,
+        target=target,
         passed=all(check.passed for check in checks),
         checks=tuple(CheckSummary(**check._asdict()) for check in checks),
     )

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import get_args
 
 import jsonschema
+import pytest
 
+import autopart.proofs as proofs
 from autopart.cli.console import check_may_replace
 from autopart.cli.export_command import TargetName
 from autopart.exporters import TARGETS
+from autopart.exporters.shape import Shape
+from autopart.proofs.rebuilt import Rebuilt
 
 Cli = Callable[..., object]
 
@@ -70,3 +74,25 @@ def test_a_schedule_file_of_an_earlier_export_is_replaced(cli: Cli, plan_file: P
     Path("exported").mkdir()
     Path("exported/autopart_schedule.csv").write_text("0F0,0B0\n")
     check_may_replace(Path("exported/autopart_schedule.csv"), "0F0,0F1,0B0,0B1\n")
+
+
+def test_verify_asks_what_to_check_against(cli: Cli, plan_file: Path) -> None:
+    assert cli("verify", "plan.json").code == 2
+    assert cli("verify", "plan.json", "--target", "vllm").code == 2
+
+
+def test_verify_says_what_an_installed_framework_makes_of_the_export(
+    cli: Cli, plan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rebuilt(folder: Path, shape: Shape) -> Rebuilt:
+        text = (folder / "autopart_megatron.sh").read_text()
+        assert "--pipeline-model-parallel-size 2" in text and shape.num_replicas == 2
+        return Rebuilt("megatron-core 0", ((), ()), frozenset(), ((), ()))
+
+    monkeypatch.setattr(proofs, "PROOFS", {"megatron": rebuilt})
+    outcome = cli("verify", "plan.json", "--target", "megatron", "--json")
+    assert outcome.code == 1
+    schema = Path(__file__).parents[2] / "docs" / "schemas" / "verify-summary.json"
+    jsonschema.validate(outcome.document, json.loads(schema.read_text()))
+    failed = [check["name"] for check in outcome.document["checks"] if not check["passed"]]
+    assert failed == ["layers", "orders"] and outcome.document["target"] == "megatron"

@@ -1,0 +1,95 @@
+"""An export, read by the framework that is installed: which layers it would build on which rank, and in
+which order it would run them, held against the plan layer by layer.
+
+Every file here imports its framework when it is asked to, and nothing of the plan but the export.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from autopart.certificate import Check
+from autopart.errors import UsageError
+from autopart.exporters import Exported, Renaming, export_plan
+from autopart.exporters.shape import Shape, orders_of_one_replica, shape_of
+from autopart.exporters.units import UnitStage, units_of
+from autopart.files import write_file
+from autopart.plan import Plan
+from autopart.proofs import deepspeed, megatron, torchtitan
+from autopart.proofs.rebuilt import Rebuilt
+from autopart.schedule import Schedule, format_order
+
+__all__ = ["PROOFS", "check_export"]
+
+PROOFS: Mapping[str, Callable[[Path, Shape], Rebuilt]] = MappingProxyType(
+    {
+        "torchtitan": torchtitan.rebuild,
+        "megatron": megatron.rebuild,
+        "deepspeed": deepspeed.rebuild,
+    }
+)
+"""The frameworks whose package can say what it makes of an export."""
+
+
+def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) -> tuple[Check, ...]:
+    """Export the plan, have the installed framework read it, and compare.
+
+    Raises ExportRefused where the plan cannot be exported, and UsageError where the framework has no
+    proof, is not installed, or is of another version than exports are written for.
+    """
+    if target not in PROOFS:
+        raise UsageError(f"exports to '{target}' are not rebuilt; those to {', '.join(PROOFS)} are")
+    exported = export_plan(plan, target, renamings=renamings)
+    shape = shape_of(plan, target)
+    with tempfile.TemporaryDirectory() as folder:
+        _write(exported, Path(folder))
+        rebuilt = PROOFS[target](Path(folder), shape)
+    return (
+        Check("framework", True, rebuilt.framework),
+        _layers(units_of(plan, renamings), rebuilt),
+        _recompute(units_of(plan, renamings), rebuilt),
+        _orders(orders_of_one_replica(plan, shape, target), rebuilt),
+    )
+
+
+def _write(exported: Exported, folder: Path) -> None:
+    for name, text in exported.files.items():
+        write_file(folder / name, text.encode())
+
+
+def _layers(stages: Sequence[UnitStage], rebuilt: Rebuilt) -> Check:
+    wanted = [stage.units for stage in stages]
+    for index, (units, built) in enumerate(zip(wanted, rebuilt.units, strict=False)):
+        if units != built:
+            return Check(
+                "layers", False, f"stage {index} has {_listed(built)}, planned {_listed(units)}"
+            )
+    if len(wanted) != len(rebuilt.units):
+        return Check("layers", False, f"{len(rebuilt.units)} stages, planned {len(wanted)}")
+    count = sum(map(len, wanted))
+    return Check("layers", True, f"{count} units in {len(wanted)} stages, each as planned")
+
+
+def _recompute(stages: Sequence[UnitStage], rebuilt: Rebuilt) -> Check:
+    wanted = frozenset(unit for stage in stages for unit in stage.recompute)
+    if wanted != rebuilt.recompute:
+        wrong = sorted(wanted ^ rebuilt.recompute)
+        return Check("recompute", False, f"differs for {', '.join(wrong)}")
+    return Check("recompute", True, f"{len(wanted)} units, as planned")
+
+
+def _orders(wanted: Schedule, rebuilt: Rebuilt) -> Check:
+    for rank, (order, theirs) in enumerate(zip(wanted, rebuilt.orders, strict=True)):
+        if order != theirs:
+            return Check(
+                "orders",
+                False,
+                f"rank {rank} of a replica runs {format_order(theirs[:6])} …, planned "
+                f"{format_order(order[:6])} …",
+            )
+    return Check("orders", True, f"{sum(map(len, wanted))} actions of a replica, as planned")
+
+
+def _listed(units: Sequence[str]) -> str:
+    return ", ".join(units) or "nothing"

@@ -1,0 +1,115 @@
+"""What Megatron-Core makes of the fields of `autopart_megatron.yaml`: the layout as its
+`TransformerConfig` reads it, and the order of its schedules' own table."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from autopart.exporters.shape import Shape
+from autopart.proofs.rebuilt import Rebuilt, exported_module, framework_module, installed
+from autopart.schedule import Action, Order
+
+
+def rebuild(folder: Path, shape: Shape) -> Rebuilt:
+    """The stages of every rank, from the arguments; the list of the YAML must say the same."""
+    framework = installed("megatron-core", "0.16.1")
+    arguments = _arguments((folder / "autopart_megatron.sh").read_text(encoding="utf-8"))
+    config = _config(arguments, arguments["pipeline-model-parallel-layout"])
+    listed = _config(arguments, _list((folder / "autopart_megatron.yaml").read_text("utf-8")))
+    assert listed.pipeline_model_parallel_layout.layout == (
+        config.pipeline_model_parallel_layout.layout
+    )
+    size = config.virtual_pipeline_model_parallel_size or 1
+    units = [_units(config, stage, size) for stage in range(size * shape.num_ranks)]
+    recompute = _recompute(folder, config, units, shape.num_ranks)
+    orders = tuple(_order(rank, size, shape) for rank in range(shape.num_ranks))
+    _tell_megatron(None, None, None)
+    return Rebuilt(framework, tuple(units), recompute, orders)
+
+
+def _arguments(text: str) -> dict[str, str]:
+    """What bash makes of the array."""
+    body = text.partition("AUTOPART_ARGS=(")[2].rpartition(")")[0]
+    words = shlex.split(body)
+    return {
+        name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+
+
+def _list(text: str) -> list[list[str]]:
+    rows = [line.strip() for line in text.splitlines() if line.startswith("  - [")]
+    return [[word for word in row[3:-1].split(", ") if word] for row in rows]
+
+
+def _config(arguments: dict[str, str], layout: Any) -> Any:
+    numbers = {
+        field: int(arguments[field.replace("_", "-")])
+        for field in ("num_layers", "pipeline_model_parallel_size", "recompute_num_layers")
+        if field.replace("_", "-") in arguments
+    }
+    words = {
+        field: arguments[field.replace("_", "-")]
+        for field in ("recompute_granularity", "recompute_method")
+        if field.replace("_", "-") in arguments
+    }
+    torch = framework_module("torch")
+    return framework_module("megatron.core.transformer.transformer_config").TransformerConfig(
+        hidden_size=8,
+        num_attention_heads=1,
+        pipeline_dtype=torch.float32,
+        pipeline_model_parallel_layout=layout,
+        **numbers,
+        **words,
+    )
+
+
+def _units(config: Any, stage: int, size: int) -> tuple[str, ...]:
+    layout = config.pipeline_model_parallel_layout
+    ranks = config.pipeline_model_parallel_size
+    state = _tell_megatron(ranks, stage % ranks, size)
+    own = stage // ranks
+    held = layout.get_layer_id_list(vp_stage=own, pp_rank=stage % ranks)
+    # Megatron builds these where a model is told that it is the first or the last, whatever E and L say.
+    where = {"ignore_virtual": size == 1, "vp_stage": own}
+    first = ("embedding",) if state.is_pipeline_first_stage(**where) else ()
+    last = ("norm", "head") if state.is_pipeline_last_stage(**where) else ()
+    return (*first, *(f"layers.{index}" for index in held), *last)
+
+
+def _recompute(
+    folder: Path, config: Any, units: list[tuple[str, ...]], num_ranks: int
+) -> frozenset[str]:
+    if config.recompute_granularity is None:
+        return frozenset()
+    path = folder / "autopart_recompute.py"
+    each = exported_module(path) if path.exists() else None
+    chosen: set[str] = set()
+    for stage, there in enumerate(units):
+        own = each.configure(config, stage % num_ranks, stage // num_ranks) if each else config
+        layers = [unit for unit in there if unit.startswith("layers.")]
+        chosen.update(layers[: own.recompute_num_layers])
+    return frozenset(chosen)
+
+
+def _tell_megatron(num_ranks: int | None, rank: int | None, size: int | None) -> Any:
+    """Stand in for a rank with `size` stages; None ends it. Gives Megatron's own state."""
+    state = framework_module("megatron.core.parallel_state")
+    state.set_pipeline_model_parallel_world_size(num_ranks)
+    state.set_pipeline_model_parallel_rank(rank)
+    state.set_virtual_pipeline_model_parallel_world_size(size if size and size > 1 else None)
+    return state
+
+
+def _order(rank: int, size: int, shape: Shape) -> Order:
+    """The order of `forward_backward_pipelining_with(out)_interleaving`: warm-up, one of each, rest."""
+    schedules = framework_module("megatron.core.pipeline_parallel.schedules")
+    k, m = shape.num_ranks, shape.num_microbatches
+    table = schedules.get_schedule_table(m, size, k)
+    forwards = [Action(part * k + rank, "F", at) for at, part in table]
+    backwards = [Action((size - 1 - part) * k + rank, "B", at) for at, part in table]
+    _tell_megatron(k, rank, size)
+    warmup = schedules.get_pp_rank_microbatches(m, size, k)[2]
+    order = forwards[:warmup]
+    for forward, backward in zip(forwards[warmup:], backwards, strict=False):
+        order += [forward, backward]
+    return (*order, *backwards[len(forwards) - warmup :])

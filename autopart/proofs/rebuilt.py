@@ -1,0 +1,58 @@
+"""What a framework makes of an export."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from autopart.errors import UsageError
+from autopart.schedule import Schedule
+
+
+class Rebuilt(NamedTuple):
+    """The pipeline as the framework would build and run it, in the words of `exporters.units`."""
+
+    framework: str
+    """Package and version."""
+    units: tuple[tuple[str, ...], ...]
+    """Of each stage."""
+    recompute: frozenset[str]
+    orders: Schedule
+    """Of the ranks of one replica."""
+
+
+def installed(package: str, version: str) -> str:
+    """`package version` of what is installed; raises UsageError unless it is a `version`.x."""
+    try:
+        found = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise UsageError(
+            f"{package} is not installed beside autopart: pip install {package}=={version}"
+        ) from None
+    if found.split(".")[:2] != version.split(".")[:2]:
+        raise UsageError(f"{package} {found} is installed, and exports are written for {version}")
+    return f"{package} {found}"
+
+
+def framework_module(name: str) -> Any:
+    """A module of the framework; raises UsageError where it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(f"{name} cannot be imported: {error}") from None
+
+
+def exported_module(path: Path) -> ModuleType:
+    """A module that autopart wrote a moment ago, in a folder of its own."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[path.stem]
+    return module

@@ -1,0 +1,121 @@
+"""Exports read by the real frameworks: what they would build and run is what was planned."""
+
+import importlib.metadata
+import random
+from collections.abc import Callable
+
+import pytest
+
+import autopart.proofs as proofs
+from autopart.certificate import Check
+from autopart.errors import ExportRefused, UsageError
+from autopart.exporters import Exported, export_plan
+from autopart.plan import Plan
+from autopart.proofs import PROOFS, check_export
+from tests.exporters.language import language_plan, recomputing
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks' own, while they are imported
+
+Needs = Callable[[str], None]
+
+SCHEDULES = {
+    "torchtitan": (
+        ("gpipe", 1), ("1f1b", 1), ("eager-1f1b", 1), ("zb-h1", 1), ("zb-h2", 1), ("looped-bfs", 2),
+        ("interleaved-1f1b", 3), ("interleaved-zb", 2), ("zbv", 2), ("dualpipev", 2), ("v-half", 2),
+        ("v-min", 2),
+    ),
+    "megatron": (("1f1b", 1), ("interleaved-1f1b", 2), ("interleaved-1f1b", 3)),
+    "deepspeed": (("1f1b", 1),),
+}  # fmt: skip
+CASES = [
+    (target, name, per_rank) for target, known in SCHEDULES.items() for name, per_rank in known
+]
+
+
+def random_plan(target: str, schedule: str, per_rank: int, seed: int) -> Plan:
+    """A plan with any cuts, numbers of ranks, replicas and recomputed blocks that can be exported."""
+    draw = random.Random(f"{target} {schedule} {seed}")
+    num_ranks = draw.choice((2, 3, 4))
+    counts = [draw.randint(1, 4) for _ in range(num_ranks * per_rank)]
+    counts[0], counts[-1] = draw.randint(0, 4), draw.randint(0, 4)
+    microbatches = num_ranks * per_rank * draw.choice((1, 2, 3))
+    plan = language_plan(counts, num_ranks, schedule, microbatches, draw.choice((1, 2)))
+    if target == "megatron":
+        starts = [sum(counts[:stage]) for stage in range(len(counts))]
+        n = [draw.randint(0, count) for count in counts]
+        chosen = [start + at for start, many in zip(starts, n, strict=True) for at in range(many)]
+    else:
+        chosen = [block for block in range(sum(counts)) if draw.random() < 0.4]
+    return recomputing(plan, *chosen)
+
+
+@pytest.mark.parametrize(("target", "schedule", "per_rank"), CASES)
+def test_random_plans_are_rebuilt_layer_by_layer(
+    needs: Needs, target: str, schedule: str, per_rank: int
+) -> None:
+    needs(target)
+    for seed in range(12):
+        checks = check_export(random_plan(target, schedule, per_rank, seed), target)
+        assert [check for check in checks if not check.passed] == [], seed
+
+
+def swapped(monkeypatch: pytest.MonkeyPatch, plan: Plan, other: Plan, target: str) -> list[Check]:
+    """The checks that fail where the export of `plan` is that of `other`."""
+
+    def export_other(*_: object, **__: object) -> Exported:
+        return export_plan(other, target)
+
+    monkeypatch.setattr(proofs, "export_plan", export_other)
+    return [check for check in check_export(plan, target) if not check.passed]
+
+
+@pytest.mark.parametrize("target", PROOFS)
+def test_an_export_of_another_plan_is_found_out(
+    needs: Needs, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(target)
+    plan = language_plan([2, 3, 1])
+    assert swapped(monkeypatch, plan, plan, target) == []
+    (check,) = swapped(monkeypatch, plan, language_plan([3, 2, 1]), target)
+    assert check.name == "layers" and "stage 0 has embedding, layers.0, layers.1, layers.2" in (
+        check.detail
+    )
+    (check,) = swapped(monkeypatch, plan, recomputing(plan, 0, 2), target)
+    assert check.name == "recompute" and "layers.0, layers.2" in check.detail
+    if target != "megatron":  # whose arguments carry the microbatches through the global batch only
+        other = language_plan([2, 3, 1], num_microbatches=9)
+        assert [c.name for c in swapped(monkeypatch, plan, other, target)] == ["orders"]
+
+
+def test_megatrons_layout_drops_a_layer_where_an_argument_is_wrong(
+    needs: Needs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("megatron")
+    plan = language_plan([2, 3, 1])
+    files = dict(export_plan(plan, "megatron").files)
+    files["autopart_megatron.sh"] = files["autopart_megatron.sh"].replace("t*3", "t*2")
+    monkeypatch.setattr(proofs, "export_plan", lambda *_, **__: Exported(files))
+    with pytest.raises(AssertionError, match="Number of decoder layers"):
+        check_export(plan, "megatron")
+
+
+@pytest.mark.parametrize("target", PROOFS)
+def test_a_framework_that_is_not_there_is_asked_for(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing)
+    with pytest.raises(UsageError, match=r"is not installed beside autopart: pip install"):
+        check_export(language_plan([1, 1]), target)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.1")
+    with pytest.raises(UsageError, match=r"0\.1 is installed, and exports are written for"):
+        check_export(language_plan([1, 1]), target)
+
+
+def test_targets_without_a_package_and_refused_plans_say_so() -> None:
+    with pytest.raises(UsageError, match=r"exports to 'vllm' are not rebuilt"):
+        check_export(language_plan([1, 1]), "vllm")
+    with pytest.raises(ExportRefused):
+        check_export(language_plan([2]), "megatron")
