@@ -45,7 +45,7 @@ class _SteadySearch:
         for bound, shape in order:
             if bound >= self.value:
                 break
-            late = time.perf_counter() > self.deadline and self.best is not None
+            late = time.perf_counter() > self.deadline and self.value < float("inf")
             for layout in layouts(self.problem, *shape):
                 proven = min(proven, bound if late else self._visit(layout, bound))
         return Outcome(self.best, self.by, min(proven, self.value), 0)

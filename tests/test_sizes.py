@@ -243,3 +243,15 @@ def test_profiles_that_do_not_belong_together_say_what_differs():
             solve([ROW, other], cluster(1, 2), global_batch=12)
     with pytest.raises(ProfileError, match="no profile"):
         solve([], cluster(1, 2))
+
+
+@pytest.mark.parametrize("objective", ["step", "bottleneck"])
+def test_without_time_a_plan_comes_back_with_a_bound_that_can_be_proven(objective: str):
+    rng = random.Random(3)
+    profiles = [ROW, measured(ROW, 2, rng), measured(ROW, 4, rng)]
+    machine = cluster(1, 4)
+    best = solve(profiles, machine, global_batch=16, objective=objective)
+    hasty = solve(profiles, machine, global_batch=16, objective=objective, time_limit=0.0)
+    assert hasty.certificate.lower_bound <= minimised_by(best) * (1 + 1e-9)
+    assert minimised_by(hasty) >= minimised_by(best) * (1 - 1e-9)
+    assert passed(hasty, *profiles), verify(hasty, profiles)[-1]
