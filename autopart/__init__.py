@@ -15,7 +15,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from autopart.certificate import Check, verify
-    from autopart.cluster import Cluster, Link, cluster_of, load_cluster, save_cluster
+    from autopart.cluster import (
+        Cluster,
+        GpuGroup,
+        Link,
+        cluster_of,
+        load_cluster,
+        mixed_cluster,
+        save_cluster,
+    )
     from autopart.errors import (
         AutopartError,
         ClusterError,
@@ -47,7 +55,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "autopart.certificate": ("Check", "verify"),
-    "autopart.cluster": ("Cluster", "Link", "cluster_of", "load_cluster", "save_cluster"),
+    "autopart.cluster": (
+        "Cluster",
+        "GpuGroup",
+        "Link",
+        "cluster_of",
+        "load_cluster",
+        "mixed_cluster",
+        "save_cluster",
+    ),
     "autopart.errors": (
         "AutopartError",
         "ClusterError",
@@ -96,6 +112,7 @@ __all__ = [
     "ForeignAnswer",
     "ForeignLimits",
     "ForeignStage",
+    "GpuGroup",
     "InfeasibleError",
     "Input",
     "Layer",
@@ -128,6 +145,7 @@ __all__ = [
     "load_plan",
     "load_profile",
     "make_pipeline",
+    "mixed_cluster",
     "profile_model",
     "run_plan",
     "save_cluster",
