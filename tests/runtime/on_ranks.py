@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
 
 from autopart.errors import AutopartError, RunError
 from autopart.plan import Plan
@@ -103,40 +104,57 @@ class ByName(nn.Module):
         return self.module(*received, *(leaves[f"leaf_{name}"] for name in self.inputs))
 
 
-def ours_and_torchs(rank: int, plan: Plan) -> tuple[Gradients, Gradients]:
-    """The gradients of this rank's stage by our executor, and by torch's own 1F1B schedule."""
-    source, count = load_model(plan.origin.model), plan.num_microbatches
-    batches = [example_batch(source, plan.microbatch_size, seed=m) for m in range(count)]
-    captured = capture_model(build_training_model(source), batches[0])
-    programs = split_stages(captured, [stage.layers for stage in plan.stages])
+def ours_and_torchs(rank: int, plan: Plan, name: str = "1F1B") -> tuple[Gradients, Gradients]:
+    """The gradients of this rank's stages by our executor, and by torch's schedule called `name`."""
+    source, count, dtype = load_model(plan.origin.model), plan.num_microbatches, plan.origin.dtype
+    batches = [
+        example_batch(source, plan.microbatch_size, dtype=dtype, seed=m) for m in range(count)
+    ]
+    captured = capture_model(build_training_model(source, dtype=dtype), batches[0])
     leaves = [batch_leaves(captured, batch) for batch in batches]
-    mine = programs[rank]
 
-    make_executor(plan, programs, device=torch.device("cpu")).step(dict(enumerate(leaves)))
-    ours = _taken(mine)
+    def programs() -> tuple[StageProgram, ...]:
+        return split_stages(captured, [stage.layers for stage in plan.stages])
 
+    executor = make_executor(plan, programs(), device=torch.device("cpu"))
+    executor.step(dict(enumerate(leaves)))
+    ours = _taken(executor.parameters)
+    # Cut anew: the executor has put twins of its own into the graphs of stages with halves.
+    stages = {i: p for i, p in enumerate(programs()) if plan.stages[i].ranks == (rank,)}
+    _run_torchs_schedule(name, stages, len(plan.stages), leaves)
+    return ours, _taken({n: p for of in stages.values() for n, p in stage_parameters(of).items()})
+
+
+def _run_torchs_schedule(
+    name: str, stages: dict[int, StageProgram], num_stages: int, leaves: Sequence[Gradients]
+) -> None:
     def examples(metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:
         return tuple(
             torch.empty(m.shape, dtype=m.dtype).requires_grad_(m.requires_grad) for m in metas
         )
 
-    stage = PipelineStage(
-        ByName(mine),
-        rank,
-        len(programs),
-        torch.device("cpu"),
-        input_args=examples(mine.received_meta),
-        output_args=examples(mine.output_meta),
-    )
-    schedule = Schedule1F1B(stage, count, loss_fn=lambda output, _: output[0])
-    whole = {f"leaf_{name}": torch.cat([of[name] for of in leaves]) for name in mine.inputs}
+    mine = [
+        PipelineStage(
+            ByName(program),
+            index,
+            num_stages,
+            torch.device("cpu"),
+            input_args=examples(program.received_meta),
+            output_args=examples(program.output_meta),
+        )
+        for index, program in stages.items()
+    ]
+    kind, count = get_schedule_class(name), len(leaves)
+    several = issubclass(kind, PipelineScheduleMulti)
+    schedule = kind(mine if several else mine[0], count, loss_fn=lambda output, _: output[0])
+    read = {name for program in stages.values() for name in program.inputs}
+    whole = {f"leaf_{name}": torch.cat([of[name] for of in leaves]) for name in sorted(read)}
     schedule.step(target=torch.zeros(count), losses=[], return_outputs=False, **whole)
-    return ours, _taken(mine)
 
 
-def _taken(program: StageProgram) -> Gradients:
+def _taken(parameters: dict[str, nn.Parameter]) -> Gradients:
     found: Gradients = {}
-    for name, parameter in stage_parameters(program).items():
+    for name, parameter in parameters.items():
         assert parameter.grad is not None
         found[name], parameter.grad = parameter.grad, None
     return found

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from autopart.run_result import RunResult
 from autopart.runtime.execution.training import RunSettings
 from autopart.schedule import Schedule, check_schedule
 from autopart.schedules import KINDS, make_schedule, place_stages
-from tests.runtime.on_ranks import run, run_without_sums
+from tests.runtime.on_ranks import ours_and_torchs, run, run_without_sums
 from tests.runtime.orders import backward_first, valid_orders
 from tests.runtime.plans import capture, plan_for
 from tests.runtime.rank_pool import RankPool
@@ -183,6 +184,25 @@ def test_every_named_schedule_trains_as_the_plain_model_on_four_ranks(
     four_ranks: RankPool, name: str
 ):
     checked(four_ranks, named(name, 4, 8), steps=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ours", "torchs"),
+    [
+        ("gpipe", "GPipe"),
+        ("interleaved-1f1b", "Interleaved1F1B"),
+        ("looped-bfs", "LoopedBFS"),
+        ("interleaved-zb", "InterleavedZeroBubble"),
+        ("zbv", "ZBVZeroBubble"),
+        ("dualpipev", "DualPipeV"),
+    ],
+)
+def test_gradients_are_those_of_torch_s_own_schedules(two_ranks: RankPool, ours: str, torchs: str):
+    for mine, theirs in two_ranks.call(ours_and_torchs, named(ours, 2, 4), torchs):
+        assert mine.keys() == theirs.keys() and len(mine) > 0
+        for name, gradient in mine.items():
+            torch.testing.assert_close(gradient, theirs[name], rtol=1e-11, atol=1e-14)
 
 
 @st.composite
