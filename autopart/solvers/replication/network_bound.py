@@ -41,7 +41,7 @@ def raised(task: Task, best: Best) -> Best:
             elif task.in_time():
                 best = _raised_by(task, best, RelaxedProbe(found, asked, machines, *total))
             # Short steps after the first one: a try with too many classes costs the most.
-            step //= 4
+            step = -(-step // 4)
             if step <= len(ranking) // 32:
                 break
             kept += step
