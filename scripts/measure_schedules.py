@@ -1,0 +1,154 @@
+"""What sends cost under plain 1F1B, and what a schedule of one's own wins back for how many bytes.
+
+    python scripts/measure_schedules.py [--stages 8] [--microbatches 64] [--sends 0.1 0.3] [--json]
+
+Equal stages of 1 s forward and 2 s backward (1 s of it the gradient of the weights) that keep 1 GiB a
+microbatch; a send, in either direction, takes the given share of a stage's 3 s, beside compute. Room
+is what every rank has for its stash, in multiples of what plain 1F1B keeps on its first rank. The
+period is that of the last stage's backwards over the middle half of the step.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from autopart.order_bounds import OrderProblem, least_step
+from autopart.schedule import Schedule
+from autopart.schedules import make_schedule
+from autopart.simulator import StageTimes, simulate
+from autopart.solvers.orders import optimize_orders
+from autopart.solvers.orders.evaluation import peak_stash
+
+FORWARD, BACKWARD, WEIGHTS = 1.0, 2.0, 1.0
+GIB = 1 << 30
+ROOMS = (1.0, 1.25, 1.5, 2.0, None)
+OWN = "its own"
+"""Room on each rank for what plain 1F1B keeps there."""
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    send: float
+    backward: str
+    room: float | str | None
+    schedule: str
+    step: float
+    """In multiples of the busiest rank's work."""
+    period: float
+    """In multiples of a stage's time."""
+    bound: float
+    """Like `step`: no order within the room is faster."""
+    most_gib: float
+    """On the fullest rank."""
+    all_gib: float
+    seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--stages", type=int, default=8)
+    parser.add_argument("--microbatches", type=int, default=64)
+    parser.add_argument("--sends", type=float, nargs="+", default=[0.1, 0.3])
+    parser.add_argument("--json", action="store_true", help="one JSON line for each row")
+    asked = parser.parse_args()
+    if not asked.json:
+        print(
+            "| send | backward | room | schedule | step | period | bound | fullest rank | all ranks |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
+    for send in asked.sends:
+        for row in rows(asked.stages, asked.microbatches, send):
+            print(json.dumps(row._asdict()) if asked.json else _line(row), flush=True)
+
+
+def rows(num_stages: int, num_microbatches: int, send: float) -> Iterator[Row]:
+    """Plain 1F1B, and then the best order found for each room."""
+    task = equal_stages(num_stages, num_microbatches, send, split=False)
+    plain = make_schedule("1f1b", task.stage_ranks, num_microbatches)
+    bound = least_step(task._replace(room_bytes=peak_stash(task, plain)))
+    yield _row(task, send, OWN, plain, "1f1b", bound, 0.0)
+    for split in (False, True):
+        for room in ROOMS:
+            task = equal_stages(num_stages, num_microbatches, send, split=split)
+            if room is not None:
+                each = int(room * min(num_stages, num_microbatches)) * GIB
+                task = task._replace(room_bytes=(each,) * num_stages)
+            start = time.process_time()
+            found = optimize_orders(task)
+            seconds = time.process_time() - start
+            name = found.name if found.name != "auto" else f"auto, {found.origin}"
+            yield _row(task, send, room, found.schedule, name, found.lower_bound, seconds)
+
+
+def equal_stages(
+    num_stages: int, num_microbatches: int, send: float, *, split: bool
+) -> OrderProblem:
+    """One stage a rank, each with a send of `send` stages to its neighbours."""
+    moving = send * (FORWARD + BACKWARD)
+    stages = [
+        StageTimes(
+            forward_time=FORWARD,
+            backward_time=BACKWARD,
+            send_time=moving if stage + 1 < num_stages else 0.0,
+            send_back_time=moving if stage else 0.0,
+            update_time=0.0,
+            weight_grad_time=WEIGHTS,
+        )
+        for stage in range(num_stages)
+    ]
+    return OrderProblem(
+        stages=stages,
+        stage_ranks=tuple((stage,) for stage in range(num_stages)),
+        num_microbatches=num_microbatches,
+        split=split,
+        stash_bytes=(GIB,) * num_stages,
+    )
+
+
+def _row(
+    task: OrderProblem,
+    send: float,
+    room: float | str | None,
+    schedule: Schedule,
+    name: str,
+    bound: float,
+    seconds: float,
+) -> Row:
+    timeline = simulate(
+        schedule, task.stage_ranks, task.stages, (), action_overhead=0.0, sends_overlap=True
+    )
+    last = [s.end for s in timeline.slices[-1] if s.action.op in "BI"]
+    early, late = len(last) // 4, 3 * len(last) // 4
+    busy = FORWARD + BACKWARD
+    work = task.num_microbatches * busy
+    peaks = peak_stash(task, schedule)
+    return Row(
+        send=send,
+        backward="split" if task.split else "whole",
+        room=room,
+        schedule=name,
+        step=timeline.makespan / work,
+        period=(last[late] - last[early]) / (late - early) / busy,
+        bound=bound / work,
+        most_gib=max(peaks) / GIB,
+        all_gib=sum(peaks) / GIB,
+        seconds=seconds,
+    )
+
+
+def _line(row: Row) -> str:
+    room = "no cap" if row.room is None else row.room
+    room = f"{room:g}x" if isinstance(room, float) else room
+    return (
+        f"| {row.send:.0%} | {row.backward} | {room} | {row.schedule} | {row.step:.3f} | "
+        f"{row.period:.3f} | {row.bound:.3f} | {row.most_gib:.0f} GiB | {row.all_gib:.0f} GiB |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The table of what sends cost, on a small pipeline."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "measure_schedules.py"
+
+
+def test_more_room_is_never_slower_and_no_row_is_below_its_bound():
+    command = [sys.executable, str(SCRIPT), "--stages", "3", "--microbatches", "12"]
+    ran = subprocess.run(
+        [*command, "--sends", "0.3", "--json"],
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    rows = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(rows) == 1 + 2 * 5 and rows[0]["schedule"] == "1f1b"
+    assert all(row["step"] >= row["bound"] * (1 - 1e-9) for row in rows)
+    for backward in ("whole", "split"):
+        steps = [row["step"] for row in rows[1:] if row["backward"] == backward]
+        assert steps == sorted(steps, reverse=True)
+        assert steps[-1] < rows[0]["step"]
+    assert all(row["most_gib"] <= 3 * (row["room"] or 9) for row in rows[1:])
