@@ -63,6 +63,7 @@ def test_clipping_counts_replicas_once(four_ranks: RankPool):
     assert_same(four_ranks.call(in_pipeline, of, loop), plain(of, loop))
 
 
+@pytest.mark.slow
 def test_a_norm_below_the_limit_changes_nothing(two_ranks: RankPool):
     of = placed("zoo:mlp-tiny", [[0], [1]])
     free = two_ranks.call(in_pipeline, of, Loop())
@@ -76,6 +77,7 @@ def test_gradients_of_several_batches_add_up_with_replicas_and_tied_weights(four
     assert_same(four_ranks.call(in_pipeline, of, loop), plain(of, loop))
 
 
+@pytest.mark.slow
 def test_a_scaled_loss_gives_the_same_gradients_once_they_are_unscaled(two_ranks: RankPool):
     of, loop = placed("zoo:mlp-tiny", V, halves=True), Loop(scale=1024.0)
     assert_same(two_ranks.call(in_pipeline, of, loop), plain(of, loop))
