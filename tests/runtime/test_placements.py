@@ -125,6 +125,12 @@ def test_a_rank_may_stand_in_a_replicated_stage_and_in_one_of_its_own(two_ranks:
 
 
 @pytest.mark.slow
+def test_a_replica_without_a_microbatch_takes_part_in_the_sums(two_ranks: RankPool):
+    result = checked(two_ranks, plan("zoo:mlp-tiny", [[1, 0], [1]], num_microbatches=1))
+    assert [len(slices) for slices in result.trace] == [0, 4]
+
+
+@pytest.mark.slow
 def test_times_of_each_stage_stand_apart(two_ranks: RankPool):
     result = checked(two_ranks, plan("zoo:mlp-tiny", V))
     assert [stage.ranks for stage in result.stages] == [(0,), (1,), (1,), (0,)]

@@ -54,8 +54,8 @@ def stages_of(plan: Plan, runs: Sequence[RankRun]) -> tuple[StageRun, ...]:
             ranks=stage.ranks,
             forward_time=_median_action(index, "F", mine),
             backward_time=_backward_time(index, mine),
-            busy_time=_median(mine, partial(_busy_time, index)),
-            wait_time=_median(mine, partial(_wait_time, index)),
+            busy_time=_median(acting, partial(_busy_time, index)),
+            wait_time=_median(acting, partial(_wait_time, index)),
             sync_time=_median(mine, lambda step: step.trace.sync_time),
             update_time=_median(mine, lambda step: step.update_time),
             peak_bytes=max(run.peak_bytes for run in mine),
@@ -65,6 +65,8 @@ def stages_of(plan: Plan, runs: Sequence[RankRun]) -> tuple[StageRun, ...]:
             zip(plan.stages, plan.prediction.stages, strict=True)
         )
         for mine in [[runs[rank] for rank in stage.ranks]]
+        # Of more replicas than microbatches some have none.
+        for acting in [[run for run in mine if _slices_of(index, run.steps[-1])]]
     )
 
 
@@ -109,7 +111,7 @@ def _backward_time(stage: int, runs: Sequence[RankRun]) -> float:
 
 def _wait_time(stage: int, step: StepRun) -> float:
     """The waits before the stage's actions, with its share of the waits for sends."""
-    mine = _slices_of(step, stage)
+    mine = _slices_of(stage, step)
     blocked = step.trace.blocked_time * len(mine) / len(step.trace.slices)
     return blocked + sum(s.ready - s.start for s in mine)
 
@@ -117,12 +119,12 @@ def _wait_time(stage: int, step: StepRun) -> float:
 def _busy_time(stage: int, step: StepRun) -> float:
     """For one microbatch: the time of the stage's actions and its share, by their number, of what
     the rank does between actions, without waiting."""
-    slices, mine = step.trace.slices, _slices_of(step, stage)
+    slices, mine = step.trace.slices, _slices_of(stage, step)
     acting = sum(s.end - s.start for s in slices)
     between = step.trace.end - step.trace.sync_time - step.trace.blocked_time - acting
     own = sum(s.end - s.ready for s in mine) + max(0.0, between) * len(mine) / len(slices)
     return own / sum(s.action.op == "F" for s in mine)
 
 
-def _slices_of(step: StepRun, stage: int) -> list[Slice]:
+def _slices_of(stage: int, step: StepRun) -> list[Slice]:
     return [s for s in step.trace.slices if s.action.stage == stage]
