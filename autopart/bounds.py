@@ -28,7 +28,7 @@ drain. All depend on s, i and j only, so no partition of a layout is faster than
 possible largest bound of a stage, and any partition that is faster than a value has only stages whose
 bounds are below it. `paths_below` lists those; where none is left, the value is proven.
 
-Whatever the order of the graph's layers, for a shape (k, r):
+Whatever the order of the graph's layers, for a shape (k, r) of these two schedules:
 
     step >= T' / (1 - (1 - 1/m)^k)       every stage fills at most what (1) leaves; T' without o     (6)
     step >= m (f + b)_l + the (f + b) of all layers ahead of l, for each layer l                     (7)
@@ -81,7 +81,7 @@ def shape_bounds(
         for la in layers
     ]
     work = [f + b for f, b in halves]
-    ahead = (_ancestors(problem) @ np.array(work)).tolist()
+    ahead = (ancestors(problem) @ np.array(work)).tolist()
     half = max(max(pair) for pair in halves)
     fixed = 2 * problem.cluster.action_overhead
     usable = largest_memory(problem.cluster) - problem.cluster.reserve_bytes
@@ -98,7 +98,7 @@ def shape_bounds(
     return {(k, r): bound(k, r) for k, r in shapes}
 
 
-def _ancestors(problem: Problem) -> Number:
+def ancestors(problem: Problem) -> Number:
     """Boolean, shape (n, n): whether layer u lies ahead of layer w, at [w, u]."""
     n = len(problem.graph.layers)
     ahead = np.zeros((n, n), dtype=bool)

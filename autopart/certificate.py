@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from autopart.cluster import smallest_memory
-from autopart.cost import predict
+from autopart.cost import held_by, predict, rank_peaks
 from autopart.errors import PlanError, ProfileError
 from autopart.graph import LayerGraph, is_chain, positions
 from autopart.plan import (
@@ -25,7 +25,7 @@ from autopart.plan import (
     stage_ranks,
 )
 from autopart.pricing import minimised
-from autopart.problem import Layout, Problem
+from autopart.problem import CLASSIC, CUSTOM, MOST_STAGES_PER_RANK, Demands, Layout, Problem
 from autopart.profile import Profile, profile_hash
 from autopart.proof import TOLERANCE, check_bound
 from autopart.schedules import make_schedule
@@ -70,8 +70,19 @@ def _assumes(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
     pins = f", {num_pins} pins kept" if num_pins else ""
     return (
         f"{cuts}{pins}, {stages}, {counts}, {place}, "
-        f"{_microbatches(problem, sizes)}, whole backwards, no recomputation or offload"
+        f"{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, no recomputation or offload"
     )
+
+
+def _orders_allowed(demands: Demands) -> str:
+    """What a bound assumes of schedules."""
+    if CUSTOM in demands.schedules:
+        asked = demands.stages_per_rank
+        most = f"{asked}" if asked else f"up to {MOST_STAGES_PER_RANK}"
+        return f"any order, whole or split backwards, {most} stages a rank in loops or waves"
+    if set(demands.schedules) <= set(CLASSIC):
+        return "whole backwards"
+    return f"the schedules {', '.join(demands.schedules)}"
 
 
 def _microbatches(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
@@ -252,6 +263,8 @@ def _demands_kept(plan: Plan, profiles: Profiles) -> str:
     _pins_kept(plan)
     if plan.schedule not in demands.schedules:
         raise PlanError(f"schedule '{plan.schedule}' was not among {list(demands.schedules)}")
+    if plan.schedule == CUSTOM:
+        return f"{len(ranks)} stages x {max(replicas)} replicas, orders of their own"
     if make_schedule(plan.schedule, ranks, plan.num_microbatches) != schedule_of(plan):
         raise PlanError(f"the orders are not those of schedule '{plan.schedule}'")
     return f"{len(ranks)} stages x {'/'.join(map(str, sorted(replicas)))} replicas, {plan.schedule}"
@@ -276,14 +289,22 @@ def _pins_kept(plan: Plan) -> None:
 
 def _prediction_reproduced(plan: Plan, profiles: Profiles) -> str:
     layout = Layout(
-        schedule=plan.schedule,  # pyright: ignore[reportArgumentType]
+        schedule=plan.schedule,
         stage_ranks=stage_ranks(plan),
         num_microbatches=plan.num_microbatches,
     )
     graph = _graph(plan, profiles)
     problem = problem_of(plan, graph)
-    stages, syncs = predict(problem, layout, partition_of(plan, graph))
-    costs = Prediction(step_time=0.0, bubble=0.0, stages=stages, syncs=syncs)
+    schedule = schedule_of(plan)
+    held = held_by(schedule, layout.stage_ranks) if plan.schedule == CUSTOM else None
+    stages, syncs = predict(problem, layout, partition_of(plan, graph), held)
+    costs = Prediction(
+        step_time=0.0,
+        bubble=0.0,
+        rank_peak_bytes=rank_peaks(layout.stage_ranks, schedule, stages),
+        stages=stages,
+        syncs=syncs,
+    )
     timeline = simulate_plan(msgspec.structs.replace(plan, prediction=costs))
     ours = msgspec.structs.replace(costs, step_time=timeline.makespan, bubble=timeline.bubble)
     difference = _difference(msgspec.to_builtins(ours), msgspec.to_builtins(plan.prediction), "")
@@ -309,13 +330,13 @@ def _difference(ours: object, theirs: object, path: str) -> str | None:
 
 
 def _memory_kept(plan: Plan, profiles: Profiles) -> str:
-    peaks = [stage.peak_bytes for stage in plan.prediction.stages]
-    limits = [smallest_memory(plan.cluster, ranks) for ranks in stage_ranks(plan)]
-    worst = max(range(len(peaks)), key=lambda stage: peaks[stage] - limits[stage])
+    peaks = plan.prediction.rank_peak_bytes
+    limits = [smallest_memory(plan.cluster, (rank,)) for rank in range(len(peaks))]
+    worst = max(range(len(peaks)), key=lambda rank: peaks[rank] - limits[rank])
     peak, limit = format_bytes(peaks[worst]), format_bytes(limits[worst])
     if peaks[worst] > limits[worst]:
-        raise PlanError(f"stage {worst} needs {peak} of {limit}")
-    return f"at most {peak} of {limit}, on stage {worst}"
+        raise PlanError(f"rank {worst} needs {peak} of {limit}")
+    return f"at most {peak} of {limit}, on rank {worst}"
 
 
 def _bound_holds(plan: Plan, profiles: Profiles) -> str:

@@ -5,6 +5,7 @@ The formulas work on one stage (plain numbers), on all stages between two cuts o
 evaluation of its plan cannot disagree.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ from typing import NamedTuple
 from autopart.cluster import Cluster, Link, link_between, slowest_link, slowest_speed
 from autopart.graph import positions
 from autopart.plan import MemoryUse, Plan, StagePrediction, Sync, stage_ranks
-from autopart.problem import Layout, Problem, own_microbatches
-from autopart.schedule import warmup
+from autopart.problem import CUSTOM, Layout, Problem, one_replica, own_microbatches
+from autopart.schedule import Schedule, StageRanks, warmup
+from autopart.schedules import make_schedule
+from autopart.simulator.memory import held_counts, most_held, peak_stash
 from autopart.stage_load import Number, Partition, StageLoad, Traffic, stage_loads
 
 
@@ -44,9 +47,26 @@ def all_reduce_time(link: Link, num_bytes: Number, num_ranks: int) -> Number:
 
 def in_flight(layout: Layout, stage: int) -> int:
     """Most microbatches past F and before B on a rank of stage `stage` (from 0): GPipe holds all that
-    it runs, 1F1B those of its warmup."""
+    it runs, 1F1B those of its warmup, orders of a plan's own at least one."""
     own = own_microbatches(layout, stage)
-    return own if layout.schedule == "gpipe" else min(warmup(layout.stage_ranks, stage), own)
+    if layout.schedule == "gpipe":
+        return own
+    if layout.schedule == "1f1b":
+        return min(warmup(layout.stage_ranks, stage), own)
+    return 1 if layout.schedule == CUSTOM else _held_of(layout)[stage]
+
+
+@functools.lru_cache(maxsize=64)
+def _held_of(layout: Layout) -> tuple[int, ...]:
+    one = one_replica(layout)
+    orders = make_schedule(one.schedule, one.stage_ranks, one.num_microbatches)
+    return held_by(orders, one.stage_ranks)
+
+
+def held_by(schedule: Schedule, stage_ranks: StageRanks) -> tuple[int, ...]:
+    """For each stage the most microbatches past F and before B (or W) on its first rank."""
+    held = {rank: most_held(schedule[rank]) for rank in {ranks[0] for ranks in stage_ranks}}
+    return tuple(held[ranks[0]][stage] for stage, ranks in enumerate(stage_ranks))
 
 
 def slowed(load: StageLoad, speed: float) -> StageLoad:
@@ -148,16 +168,19 @@ def links_around(links: Sequence[Link | None], stage: int) -> tuple[Link | None,
 
 
 def predict(
-    problem: Problem, layout: Layout, partition: Partition
+    problem: Problem, layout: Layout, partition: Partition, held: Sequence[int] | None = None
 ) -> tuple[tuple[StagePrediction, ...], tuple[Sync, ...]]:
-    """What each stage of a partition needs on its ranks, and the gradient syncs of a step."""
+    """What each stage of a partition needs on its ranks, and the gradient syncs of a step. `held` are
+    the microbatches in flight on each stage, those of the layout's schedule where it is None."""
     loads = stage_loads(problem.graph, partition)
     links = cut_links(problem.cluster, layout.stage_ranks)
+    counts = held or [in_flight(layout, stage) for stage in range(len(loads))]
     stages = tuple(
         _predict_stage(
             problem,
             layout,
             stage,
+            counts[stage],
             on_ranks(load, problem, layout, stage),
             *links_around(links, stage),
         )
@@ -170,11 +193,11 @@ def _predict_stage(
     problem: Problem,
     layout: Layout,
     stage: int,
+    held: int,
     load: StageLoad,
     before: Link | None,
     after: Link | None,
 ) -> StagePrediction:
-    held = in_flight(layout, stage)
     use = MemoryUse(**memory(load, problem, own_microbatches(layout, stage), held)._asdict())
     return StagePrediction(
         forward_time=load.forward_time,
@@ -204,6 +227,33 @@ def total(use: MemoryUse | Memory) -> Number:
     )
 
 
+def rank_peaks(
+    stage_ranks: StageRanks, schedule: Schedule, stages: Sequence[StagePrediction]
+) -> tuple[int, ...]:
+    """The peak bytes of each rank; 0 for an idle one. Where a rank has several stages, the most that
+    its order ever holds of their stash, the largest workspace and one reserve."""
+    on_rank: dict[int, list[int]] = {}
+    for stage, ranks in enumerate(stage_ranks):
+        for rank in ranks:
+            on_rank.setdefault(rank, []).append(stage)
+    peaks = [0] * len(schedule)
+    for rank, own in on_rank.items():
+        if len(own) == 1:
+            peaks[rank] = stages[own[0]].peak_bytes
+        else:
+            stash = [stage.stash_bytes for stage in stages]
+            held = int(peak_stash(held_counts(schedule[rank]), stash))
+            peaks[rank] = bytes_beside_stash([stages[s].memory for s in own]) + held
+    return tuple(peaks)
+
+
+def bytes_beside_stash(uses: Sequence[MemoryUse]) -> int:
+    """What a rank with stages of these uses holds at its peak, but for the stash."""
+    lasting = sum(use.weights + use.gradients + use.optimizer + use.buffers for use in uses)
+    workspace = max((use.workspace for use in uses), default=0)
+    return lasting + workspace + max((use.reserve for use in uses), default=0)
+
+
 def _syncs(
     problem: Problem, layout: Layout, partition: Partition, loads: Sequence[StageLoad]
 ) -> tuple[Sync, ...]:
@@ -231,7 +281,9 @@ def sync_times(
     ]
     for tied, stages in zip(problem.graph.tied, holders, strict=True):
         if len(stages) > 1:
-            ranks = tuple(sorted(rank for s in stages for rank in layout.stage_ranks[s]))
+            ranks = tuple(sorted({rank for s in stages for rank in layout.stage_ranks[s]}))
+            if set(ranks) == set(layout.stage_ranks[stages[0]]):
+                continue  # the same ranks hold it once, and sync it with the stage
             time = _sync_time(problem, ranks, tied.grad_bytes)
             syncs.append(Sync(what=tied.name, ranks=ranks, time=time))
     return tuple(syncs)

@@ -77,6 +77,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     step_time: Seconds
     bubble: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
     """Idle share of rank-seconds over the ranks in use."""
+    rank_peak_bytes: tuple[Bytes, ...]
+    """Of each rank at its peak; 0 for an idle one."""
     stages: tuple[StagePrediction, ...]
     syncs: tuple[Sync, ...]
 

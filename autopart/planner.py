@@ -14,12 +14,14 @@ import msgspec
 from autopart import __version__
 from autopart.certificate import certificate, own_size, problem_of
 from autopart.cluster import Cluster, check_cluster, num_gpus
-from autopart.cost import predict
-from autopart.cuts import Cuts, all_cuts
+from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.graph import positions
 from autopart.plan import Origin, Plan, SearchedSize, Stage, orders_of
+from autopart.pricing import most_bytes, price
 from autopart.problem import (
+    CLASSIC,
+    CUSTOM,
     OBJECTIVES,
     SCHEDULES,
     Demands,
@@ -33,12 +35,16 @@ from autopart.problem import (
 )
 from autopart.profile import Profile
 from autopart.replica_bounds import missing_bytes
-from autopart.schedules import make_schedule
+from autopart.schedule import Schedule
+from autopart.schedules import KINDS, make_schedule
 from autopart.search import SOLVERS, Outcome, SolverName
 from autopart.size_search import NOTHING, SizeOutcomes, search_sizes, value_of
 from autopart.sizes import Sized, at_sizes, samples
 from autopart.solvers import chain, parameters, uniform
 from autopart.units import format_bytes
+
+DEFAULT_SCHEDULE = ",".join(CLASSIC)
+"""What every framework runs, and what costs no more than profiles say: none splits a backward."""
 
 
 def solve(
@@ -49,11 +55,12 @@ def solve(
     global_batch: int | None = None,
     microbatch_sizes: Sequence[int] = (),
     objective: str = "step",
-    schedule: str = "auto",
+    schedule: str = DEFAULT_SCHEDULE,
     solver: str = "auto",
     num_stages: int | None = None,
     num_replicas: int | None = None,
     replicas_per_stage: bool = False,
+    stages_per_rank: int | None = None,
     pins: Mapping[str, int] | None = None,
     same_stage: Sequence[Sequence[str]] = (),
     different_stage: Sequence[Sequence[str]] = (),
@@ -68,7 +75,9 @@ def solve(
     a step keeps its busiest rank occupied.
     `global_batch` counts samples of one optimizer step, `num_microbatches` microbatches of the
     profile's size; give one of them or neither. `replicas_per_stage` lets each stage have replicas of
-    its own; else all have as many, `num_replicas` where that is given. `pins` puts layers on stages (counted from 0); the
+    its own; else all have as many, `num_replicas` where that is given. `schedule` is "auto" (every
+    schedule, and orders of the plan's own), one name, or several with commas between; `stages_per_rank`
+    fixes how many stages a rank has, where a schedule leaves a choice. `pins` puts layers on stages (counted from 0); the
     groups of `same_stage` must share a stage, those of `different_stage` must not. `time_limit` is in
     seconds; what it leaves open widens the certificate's gap.
     Raises InfeasibleError, naming the least memory that would do, where nothing fits.
@@ -87,6 +96,7 @@ def solve(
             num_stages=num_stages,
             num_replicas=num_replicas,
             replicas_per_stage=replicas_per_stage,
+            stages_per_rank=stages_per_rank,
             pins=pins,
             same_stage=same_stage,
             different_stage=different_stage,
@@ -106,24 +116,28 @@ def make_problem(
     *,
     num_microbatches: int,
     objective: str = "step",
-    schedule: str = "auto",
+    schedule: str = DEFAULT_SCHEDULE,
     num_stages: int | None = None,
     num_replicas: int | None = None,
     replicas_per_stage: bool = False,
+    stages_per_rank: int | None = None,
     pins: Mapping[str, int] | None = None,
     same_stage: Sequence[Sequence[str]] = (),
     different_stage: Sequence[Sequence[str]] = (),
     optimizer: str = "adamw",
 ) -> Problem:
     """The problem as the solvers are told it; raises AutopartError on an unknown word."""
-    if schedule != "auto" and schedule not in SCHEDULES:
-        raise AutopartError(f"unknown schedule '{schedule}'; known: auto, {', '.join(SCHEDULES)}")
     if replicas_per_stage and objective == "bottleneck":
         raise AutopartError(
             "the bottleneck is minimised over stages with as many replicas each; leave out replicas "
             "of their own, or minimise the step"
         )
-    for what, count in (("stages", num_stages), ("replicas", num_replicas)):
+    counts = (
+        ("stages", num_stages),
+        ("replicas", num_replicas),
+        ("stages a rank", stages_per_rank),
+    )
+    for what, count in counts:
         if count is not None and count < 1:
             raise AutopartError(f"{count} {what}: there must be at least 1")
     if replicas_per_stage and num_replicas is not None:
@@ -135,7 +149,8 @@ def make_problem(
         num_stages=num_stages,
         num_replicas=num_replicas,
         replicas_per_stage=replicas_per_stage,
-        schedules=SCHEDULES if schedule == "auto" else (schedule,),
+        stages_per_rank=stages_per_rank,
+        schedules=_schedules(schedule, objective, replicas_per_stage=replicas_per_stage),
         pins=tuple(Pin(layer=name, stage=stage) for name, stage in (pins or {}).items()),
         same_stage=tuple(map(tuple, same_stage)),
         different_stage=tuple(map(tuple, different_stage)),
@@ -157,6 +172,41 @@ def _objective(objective: str) -> Objective:
         if objective == known:
             return known
     raise AutopartError(f"unknown objective '{objective}'; known: {', '.join(OBJECTIVES)}")
+
+
+def _schedules(typed: str, objective: str, *, replicas_per_stage: bool) -> tuple[str, ...]:
+    """The schedules that "1f1b,zb-h1" names, or "auto", which is all and orders of the plan's own."""
+    plain = replicas_per_stage or objective == "bottleneck"
+    able = CLASSIC if plain else SCHEDULES
+    names = able if typed == "auto" else parse_schedules(typed)
+    for name in names:
+        if name not in able:
+            what = "replicas of their own" if replicas_per_stage else "the bottleneck"
+            raise AutopartError(f"for {what}, schedule is one of {', '.join(able)}, not '{name}'")
+    return names
+
+
+def parse_schedules(typed: str) -> tuple[str, ...]:
+    """Read "auto" or names with commas between; raises AutopartError listing the known ones."""
+    if typed == "auto":
+        return SCHEDULES
+    names = tuple(dict.fromkeys(name.strip() for name in typed.split(",")))
+    for name in names:
+        if name in KINDS and KINDS[name].bidirectional:
+            raise AutopartError(
+                f"schedule '{name}' holds every layer on two ranks, which no plan can say; "
+                "docs/schedules.md says what it costs"
+            )
+        if name not in KINDS:
+            known = ", ".join(name for name in SCHEDULES if name != CUSTOM)
+            raise AutopartError(f"unknown schedule '{name}'; known: auto, {known}")
+    return names
+
+
+def known_schedules(typed: str) -> str:
+    """What was typed, where `parse_schedules` can read it."""
+    parse_schedules(typed)
+    return typed
 
 
 def _check_pins(profile: Profile, demands: Demands) -> None:
@@ -217,6 +267,7 @@ def _why_infeasible(problem: Problem, solver: SolverName) -> str:
         (least, shape)
         for shape in shapes(problem)
         for layout in layouts(problem, *shape)
+        if layout.schedule != CUSTOM
         if (least := _least_memory(problem, layout, cuts, solver)) is not None
     ]
     if not needs:
@@ -253,8 +304,11 @@ def _least_memory(problem: Problem, layout: Layout, cuts: Cuts, solver: SolverNa
     elif solver == "parameters":
         partition = parameters.solve(cuts, num_stages)
     else:
-        return chain.least_memory(problem, layout, cuts)
-    return max(stage.peak_bytes for stage in predict(problem, layout, partition)[0])
+        path = chain.least_memory(problem, layout, cuts)
+        if path is None:
+            return None
+        partition = partition_of(cuts, path)
+    return most_bytes(price(problem, layout, partition))
 
 
 def _plan(
@@ -287,14 +341,16 @@ def _plan(
             for members, ranks in zip(best.partition, best.layout.stage_ranks, strict=True)
         ),
         schedule=best.layout.schedule,
-        orders=orders_of(
-            make_schedule(best.layout.schedule, best.layout.stage_ranks, problem.num_microbatches)
-        ),
+        orders=orders_of(best.orders or _named_orders(best.layout)),
         prediction=best.prediction,
         certificate=certificate(
             problem, value_of(problem, outcome), _searched(sized, found.outcomes)
         ),
     )
+
+
+def _named_orders(layout: Layout) -> Schedule:
+    return make_schedule(layout.schedule, layout.stage_ranks, layout.num_microbatches)
 
 
 def _searched(sized: Sequence[Sized], outcomes: Sequence[Outcome]) -> tuple[SearchedSize, ...]:

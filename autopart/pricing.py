@@ -14,15 +14,18 @@ from autopart.cluster import smallest_memory
 from autopart.cost import (
     bottleneck_time,
     cut_links,
+    held_by,
     links_around,
     on_ranks,
     predict,
+    rank_peaks,
     sync_times,
     traffic_times,
 )
 from autopart.cuts import Cuts
 from autopart.plan import Prediction, Sync
-from autopart.problem import Layout, Problem, alike, own_microbatches
+from autopart.problem import Layout, Problem, alike, one_replica
+from autopart.schedule import Schedule
 from autopart.schedules import make_schedule
 from autopart.simulator import (
     Program,
@@ -41,14 +44,22 @@ class Decision(NamedTuple):
     layout: Layout
     partition: Partition
     prediction: Prediction
+    orders: Schedule | None = None
+    """The orders of all ranks, where the layout's schedule names none."""
 
 
-def price(problem: Problem, layout: Layout, partition: Partition) -> Decision:
-    """Predict every stage and simulate the step."""
-    stages, syncs = predict(problem, layout, partition)
+def price(
+    problem: Problem, layout: Layout, partition: Partition, orders: Schedule | None = None
+) -> Decision:
+    """Predict every stage and simulate the step; `orders` are those of all ranks, where the layout's
+    schedule names none."""
+    if orders:
+        return _price_orders(problem, layout, partition, orders)
     shown = _simulated(layout)
+    schedule = make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
+    stages, syncs = predict(problem, layout, partition)
     timeline = simulate(
-        make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches),
+        schedule,
         shown.stage_ranks,
         stages,
         [Sync(what=s.what, ranks=_seen(layout, s.ranks), time=s.time) for s in syncs],
@@ -56,9 +67,45 @@ def price(problem: Problem, layout: Layout, partition: Partition) -> Decision:
         sends_overlap=problem.cluster.sends_overlap,
     )
     prediction = Prediction(
-        step_time=timeline.makespan, bubble=timeline.bubble, stages=stages, syncs=syncs
+        step_time=timeline.makespan,
+        bubble=timeline.bubble,
+        rank_peak_bytes=_all_peaks(layout, shown, rank_peaks(shown.stage_ranks, schedule, stages)),
+        stages=stages,
+        syncs=syncs,
     )
     return Decision(layout, partition, prediction)
+
+
+def _price_orders(
+    problem: Problem, layout: Layout, partition: Partition, orders: Schedule
+) -> Decision:
+    held = held_by(orders, layout.stage_ranks)
+    stages, syncs = predict(problem, layout, partition, held)
+    timeline = simulate(
+        orders,
+        layout.stage_ranks,
+        stages,
+        syncs,
+        action_overhead=problem.cluster.action_overhead,
+        sends_overlap=problem.cluster.sends_overlap,
+    )
+    prediction = Prediction(
+        step_time=timeline.makespan,
+        bubble=timeline.bubble,
+        rank_peak_bytes=rank_peaks(layout.stage_ranks, orders, stages),
+        stages=stages,
+        syncs=syncs,
+    )
+    return Decision(layout, partition, prediction, orders)
+
+
+def _all_peaks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int, ...]:
+    """The peaks of all ranks, of those of the ranks that are simulated."""
+    found = [0] * (1 + max(rank for ranks in layout.stage_ranks for rank in ranks))
+    for ranks, seen in zip(layout.stage_ranks, shown.stage_ranks, strict=True):
+        for rank in ranks:
+            found[rank] = peaks[seen[0] if alike(layout) else rank]
+    return tuple(found)
 
 
 def minimised(
@@ -73,16 +120,15 @@ def minimised(
 def fits(problem: Problem, decision: Decision) -> bool:
     """Whether every rank stays within the memory of its GPU."""
     return all(
-        stage.peak_bytes <= smallest_memory(problem.cluster, ranks)
-        for stage, ranks in zip(
-            decision.prediction.stages, decision.layout.stage_ranks, strict=True
-        )
+        peak <= smallest_memory(problem.cluster, (rank,))
+        for rank, peak in enumerate(decision.prediction.rank_peak_bytes)
+        if peak
     )
 
 
 def most_bytes(decision: Decision) -> int:
     """The peak bytes of the fullest rank."""
-    return max(stage.peak_bytes for stage in decision.prediction.stages)
+    return max(decision.prediction.rank_peak_bytes)
 
 
 def compile_layout(layout: Layout) -> Program:
@@ -135,6 +181,7 @@ def _price_alike(
                 send_time=traffic_times(load.sent, after)[0],
                 send_back_time=traffic_times(load.received, before)[1],
                 update_time=load.update_time,
+                weight_grad_time=load.weight_grad_time,
             )
         )
         grad_bytes.append(load.grad_bytes)
@@ -163,14 +210,8 @@ def _load_at(loads: StageLoad, starts: Number, ends: Number) -> StageLoad:
 
 
 def _simulated(layout: Layout) -> Layout:
-    """One replica, stage s on rank s, where all are alike; else the layout itself."""
-    if not alike(layout):
-        return layout
-    return Layout(
-        schedule=layout.schedule,
-        stage_ranks=tuple((stage,) for stage in range(len(layout.stage_ranks))),
-        num_microbatches=own_microbatches(layout, 0),
-    )
+    """The first replica where all are alike; else the layout itself."""
+    return one_replica(layout) if alike(layout) else layout
 
 
 def _seen(layout: Layout, ranks: tuple[int, ...]) -> tuple[int, ...]:
@@ -178,4 +219,5 @@ def _seen(layout: Layout, ranks: tuple[int, ...]) -> tuple[int, ...]:
     if not alike(layout):
         return ranks
     asked = set(ranks)
-    return tuple(s for s, own in enumerate(layout.stage_ranks) if asked.intersection(own))
+    places = zip(layout.stage_ranks, one_replica(layout).stage_ranks, strict=True)
+    return tuple(sorted({seen[0] for own, seen in places if asked.intersection(own)}))

@@ -10,10 +10,17 @@ import msgspec
 from autopart.cluster import Cluster, group_of, num_gpus
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.graph import LayerGraph
+from autopart.schedules import KINDS, Kind, Pipeline, Placement
 from autopart.units import Count, PositiveCount
 
-ScheduleName = Literal["gpipe", "1f1b"]
-SCHEDULES: tuple[ScheduleName, ...] = ("gpipe", "1f1b")
+CLASSIC = ("gpipe", "1f1b")
+"""The schedules that every framework runs: one stage a rank, whole backwards."""
+CUSTOM = "custom"
+"""The name of orders that no named schedule gives."""
+SCHEDULES = (*(kind.name for kind in KINDS.values() if not kind.bidirectional), CUSTOM)
+"""What a plan can follow; the bidirectional ones hold every layer twice, which no plan can say."""
+MOST_STAGES_PER_RANK = 4
+"""Where a schedule takes any number of stages a rank, and the user named none."""
 
 Objective = Literal["step", "bottleneck"]
 """What is minimised: the simulated step, or how long it keeps its busiest rank occupied."""
@@ -40,7 +47,9 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Of every stage."""
     replicas_per_stage: bool = False
     """Whether each stage may have a number of replicas of its own."""
-    schedules: tuple[ScheduleName, ...] = SCHEDULES
+    stages_per_rank: PositiveCount | None = None
+    schedules: tuple[str, ...] = CLASSIC
+    """With "custom" among them, orders of the plan's own too, on the placements of the others."""
     pins: tuple[Pin, ...] = ()
     same_stage: tuple[tuple[str, ...], ...] = ()
     """Groups of layers, each of which must share a stage."""
@@ -69,7 +78,7 @@ StageRanks = tuple[tuple[int, ...], ...]
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """Every decision but the partition: how many stages, on which ranks, under which schedule."""
 
-    schedule: ScheduleName
+    schedule: str
     stage_ranks: StageRanks
     """For each stage its ranks, as many as it has replicas."""
     num_microbatches: int
@@ -79,6 +88,17 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 def own_microbatches(layout: Layout, stage: int) -> int:
     """Microbatches that the first rank of a stage runs in a step; no rank of it runs more."""
     return math.ceil(layout.num_microbatches / len(layout.stage_ranks[stage]))
+
+
+def one_replica(layout: Layout) -> Layout:
+    """The first pipeline of a layout of like replicas, its ranks numbered from 0 as they come."""
+    first = [ranks[0] for ranks in layout.stage_ranks]
+    names = list(dict.fromkeys(first))
+    return Layout(
+        schedule=layout.schedule,
+        stage_ranks=tuple((names.index(rank),) for rank in first),
+        num_microbatches=own_microbatches(layout, 0),
+    )
 
 
 def alike(layout: Layout) -> bool:
@@ -97,13 +117,16 @@ def optimizer_bytes(optimizer: str, dtype: str) -> int:
 
 
 def shapes(problem: Problem) -> list[tuple[int, int]]:
-    """Every (stages, replicas) that the problem allows, fewest stages first.
+    """Every (ranks of a pipeline, replicas) that the problem allows, fewest ranks first; there are
+    as many stages as ranks, or a multiple where schedules with several stages a rank are allowed.
 
     Replicas divide the microbatches, so that each pipeline does the same work.
     Raises InfeasibleError where the demands leave none, or where some GPU must stay idle.
     """
     layers, gpus = len(problem.graph.layers), num_gpus(problem.cluster)
     demands = problem.demands
+    if any(kind.stages_per_rank != 1 for kind in _kinds(demands)):
+        return _folded_shapes(problem, layers, gpus)
     if demands.num_stages is not None and demands.num_stages > min(layers, gpus):
         limit = f"the model has {layers} layers" if layers < gpus else f"there are {gpus} GPUs"
         raise InfeasibleError(
@@ -133,17 +156,78 @@ def shapes(problem: Problem) -> list[tuple[int, int]]:
     return allowed
 
 
-def layouts(problem: Problem, num_stages: int, num_replicas: int) -> list[Layout]:
+def _folded_shapes(problem: Problem, layers: int, gpus: int) -> list[tuple[int, int]]:
+    """`shapes` where a rank may have several stages."""
+    allowed = [
+        (n, r)
+        for n in range(1, min(layers, gpus) + 1)
+        for r in range(1, gpus // n + 1)
+        if problem.num_microbatches % r == 0
+        and problem.demands.num_replicas in (None, r)
+        and _pipelines(problem, n, r)
+    ]
+    if not allowed:
+        asked = ", ".join(problem.demands.schedules)
+        raise InfeasibleError(
+            f"no layout of {layers} layers on {gpus} GPUs with {problem.num_microbatches} microbatches "
+            f"suits the schedules {asked} with the stages and replicas asked for; drop one of these"
+        )
+    return allowed
+
+
+def layouts(problem: Problem, num_ranks: int, num_replicas: int) -> list[Layout]:
     """The layouts of one shape: each schedule, with the replicas of a stage side by side (the
     pipeline crosses the nodes) and with each pipeline side by side (the gradient syncs cross).
     1F1B comes before GPipe: where both are as fast, it holds less. Where GPUs differ, only the former,
     from each rank on."""
-    k, r = num_stages, num_replicas
-    side_by_side = _side_by_side((r,) * k)
+    n, r = num_ranks, num_replicas
+    side_by_side = _side_by_side((r,) * n)
     if problem.cluster.gpus:
-        return _laid_out(problem, _shifted(problem.cluster, side_by_side))
-    pipeline_together = tuple(tuple(range(s, k * r, k)) for s in range(k))
-    return _laid_out(problem, [side_by_side, pipeline_together])
+        grids = _shifted(problem.cluster, side_by_side)
+    else:
+        grids = [side_by_side, tuple(tuple(range(p, n * r, n)) for p in range(n))]
+    pipelines = _pipelines(problem, n, r)
+    return [
+        Layout(
+            schedule=name,
+            stage_ranks=tuple(grid[place] for place in placement),
+            num_microbatches=problem.num_microbatches,
+        )
+        for grid in _differing(problem.cluster, grids)
+        for name, placement in pipelines
+    ]
+
+
+def _kinds(demands: Demands) -> list[Kind]:
+    return [KINDS[name] for name in demands.schedules if name != CUSTOM]
+
+
+def _pipelines(problem: Problem, num_ranks: int, replicas: int) -> list[tuple[str, Placement]]:
+    """The schedules that a pipeline can follow, each with the place of every stage on its ranks;
+    where orders of its own are allowed, they come last, once for each placement."""
+    demands = problem.demands
+    microbatches = problem.num_microbatches // replicas
+    found: list[tuple[str, Placement]] = []
+    for kind in sorted(_kinds(demands), key=lambda kind: kind.name):
+        for v in _stages_per_rank(kind, demands, num_ranks):
+            stages = num_ranks * v
+            if stages > len(problem.graph.layers) or demands.num_stages not in (None, stages):
+                continue
+            if kind.takes(Pipeline(num_ranks, v, microbatches)):
+                found.append((kind.name, kind.placement(num_ranks, v)))
+    if CUSTOM in demands.schedules:
+        found += [(CUSTOM, placement) for placement in dict.fromkeys(p for _, p in found)]
+    return found
+
+
+def _stages_per_rank(kind: Kind, demands: Demands, num_ranks: int) -> Sequence[int]:
+    """How many stages a rank may have; alone, a rank gains nothing by more than one."""
+    fixed, asked = kind.stages_per_rank, demands.stages_per_rank
+    if fixed is not None:
+        able = [fixed] if fixed == 1 or num_ranks > 1 else []
+    else:
+        able = list(range(2, (asked or MOST_STAGES_PER_RANK) + 1)) if num_ranks > 1 else []
+    return [v for v in able if asked in (None, v)]
 
 
 def layouts_of(problem: Problem, counts: Sequence[int]) -> list[Layout]:
@@ -164,12 +248,17 @@ def layouts_of(problem: Problem, counts: Sequence[int]) -> list[Layout]:
 
 def _laid_out(problem: Problem, places: Sequence[StageRanks]) -> list[Layout]:
     """Each schedule on each of `places` that costs differ on."""
-    differing = {_what_costs(problem.cluster, place): place for place in reversed(places)}
     return [
         Layout(schedule=name, stage_ranks=place, num_microbatches=problem.num_microbatches)
-        for place in reversed(differing.values())
+        for place in _differing(problem.cluster, places)
         for name in sorted(problem.demands.schedules)
     ]
+
+
+def _differing(cluster: Cluster, places: Sequence[StageRanks]) -> list[StageRanks]:
+    """Those of `places` that costs differ on."""
+    differing = {_what_costs(cluster, place): place for place in reversed(places)}
+    return list(reversed(differing.values()))
 
 
 def _what_costs(cluster: Cluster, place: StageRanks) -> tuple[object, ...]:

@@ -7,11 +7,12 @@ every layout either has bounds that reach it, or leaves open partitions that wer
 import itertools
 from collections.abc import Sequence
 
-from autopart.bounds import paths_below, shape_bounds, stage_bounds
+from autopart.bounds import paths_below
 from autopart.cuts import Cuts, all_cuts, list_all
 from autopart.errors import InfeasibleError, PlanError
+from autopart.layout_bounds import layout_bounds, quick_bounds
 from autopart.pricing import compile_layout, price_paths
-from autopart.problem import Layout, Problem, layouts, layouts_of, shapes
+from autopart.problem import CUSTOM, Layout, Problem, layouts, layouts_of, shapes
 from autopart.replica_bounds import MOST_COUNTS, ReplicaBounds, counts_below, value_in_any_order
 from autopart.steady import shape_bottlenecks, stage_bottlenecks
 
@@ -65,18 +66,28 @@ def _nothing_beats(problem: Problem, value: float, expected: int) -> int:
     """Go over every shape and layout: either its bounds reach `value`, or each partition that
     they leave open is simulated. Raises PlanError where something is faster, or where there are
     other than the `expected` number of partitions to simulate."""
-    quick = shape_bounds(problem, shapes(problem))
+    quick = quick_bounds(problem, shapes(problem))
     cuts = all_cuts(problem.graph)
     open_layouts: list[Layout] = []
-    for (k, r), bound in quick.items():
+    for shape, bound in quick.items():
         if bound is None or bound >= value:
             continue
-        if not list_all(cuts, k):
-            raise PlanError(
-                f"with {k} stages and {r} replicas only {bound} s is proven, not {value} s"
-            )
-        open_layouts += layouts(problem, k, r)
+        for layout in _proving(problem, layouts(problem, *shape)):
+            if not list_all(cuts, len(layout.stage_ranks)):
+                raise PlanError(
+                    f"with {len(layout.stage_ranks)} stages and {shape[1]} replicas only {bound} s "
+                    f"is proven, not {value} s"
+                )
+            open_layouts.append(layout)
     return _simulate_open(problem, cuts, open_layouts, value, expected)
+
+
+def _proving(problem: Problem, of_shape: Sequence[Layout]) -> list[Layout]:
+    """The layouts whose bounds prove a value: where orders of a plan's own are allowed, those for every
+    order on each placement, which hold for the named schedules too; else all."""
+    if CUSTOM not in problem.demands.schedules:
+        return list(of_shape)
+    return [layout for layout in of_shape if layout.schedule == CUSTOM]
 
 
 def _no_replicas_beat(problem: Problem, value: float, expected: int) -> int:
@@ -102,7 +113,7 @@ def _simulate_open(
     """Simulate every partition of some layouts that the bounds leave open below `value`."""
     least, simulated = value * (1 - TOLERANCE), 0
     for layout in open_layouts:
-        below = paths_below(stage_bounds(problem, layout, cuts), value)
+        below = layout_bounds(problem, layout, cuts).paths_below(value)
         paths = list(itertools.islice(below, expected - simulated + 1))
         simulated += len(paths)
         steps = price_paths(problem, layout, compile_layout(layout), cuts, paths) if paths else []

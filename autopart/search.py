@@ -11,6 +11,10 @@ or the smallest value up to which some layout is not yet closed.
 A layer graph with too many cuts to list them has no such list of all partitions: there the chain
 solver's proposals along the graph's own order and the integer program's are taken, and the lower
 bound is that of the shapes.
+
+Where orders of a plan's own are allowed, the named schedules are the start: the fastest decisions of a
+few placements have their orders optimized (solvers/orders). The lower bound is then the smallest that
+holds for every order on some placement, and nothing is listed.
 """
 
 import itertools
@@ -18,16 +22,18 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
-from autopart.bounds import paths_below, shape_bounds, stage_bounds
 from autopart.cuts import MOST_CUTS, Cuts, all_cuts, list_all, partition_of
 from autopart.graph import is_chain
+from autopart.layout_bounds import LayoutBounds, layout_bounds, quick_bounds
 from autopart.pricing import Decision, compile_layout, fits, most_bytes, price, price_paths
-from autopart.problem import Layout, Problem, alike, layouts, shapes
+from autopart.problem import CLASSIC, CUSTOM, Layout, Problem, StageRanks, alike, layouts, shapes
 from autopart.simulator import Program
 from autopart.solvers import chain, ilp, parameters, probe, uniform
 from autopart.solvers.layout_chain import chain_of
+from autopart.solvers.orders import orders_of_layout
 from autopart.stage_load import Number, Partition
 
 SolverName = Literal["auto", "dp", "ilp", "uniform", "parameters"]
@@ -38,6 +44,12 @@ ACTIONS = 20_000_000
 
 ROUNDING = 1e-12
 """Relative difference of two step times that add the same numbers up in different orders."""
+
+ORDER_ACTIONS = 1_000_000
+"""Actions simulated to optimize the orders of one decision: a second or two."""
+
+PLACEMENTS = 3
+"""Placements whose fastest decision has its orders optimized."""
 
 STEPS_TO_BEST = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Values between a layout's bound and the best step at which the lower bound is raised."""
@@ -84,10 +96,13 @@ class LayoutSearch:
         self.best: Decision | None = None
         self.unvisited = float("inf")
         """The smallest quick bound of the shapes for which there was no time."""
+        self.custom = CUSTOM in problem.demands.schedules
+        self.kept: dict[Layout, Decision] = {}
+        """The best decision of each layout with a named schedule, where orders may follow it."""
 
     def run(self) -> Outcome:
         """Visit every shape, and prove what is best."""
-        quick = shape_bounds(self.problem, shapes(self.problem))
+        quick = quick_bounds(self.problem, shapes(self.problem))
         order = sorted((bound, shape) for shape, bound in quick.items() if bound is not None)
         open_layouts: list[Open] = []
         for bound, shape in order:
@@ -98,6 +113,8 @@ class LayoutSearch:
                 break
             for layout in layouts(self.problem, *shape):
                 open_layouts += self.visit(layout, bound)
+        if self.custom:
+            self._optimize_orders()
         return self._prove(sorted(open_layouts, key=lambda place: place.bound))
 
     def _out_of_time(self) -> bool:
@@ -111,21 +128,24 @@ class LayoutSearch:
         return self.beat if self.best is None else min(self.beat, self.best.prediction.step_time)
 
     def visit(self, layout: Layout, quick: float) -> list[Open]:
-        """Try the proposals for a layout; it stays open where its bound allows a faster step."""
+        """Try the proposals for a layout; it stays open where its bound allows a faster step. Where
+        orders of a plan's own are allowed, what they leave open on its placement says that."""
         listed = list_all(self.cuts, len(layout.stage_ranks))
-        if self.solver in ("uniform", "parameters"):
+        named = layout.schedule != CUSTOM
+        if named and self.solver in ("uniform", "parameters"):
             self._take(layout, self._baseline(len(layout.stage_ranks)), self.solver)
-        elif self.solver == "ilp" or not listed:
+        elif named and (self.solver == "ilp" or not listed):
             self._propose_any_order(layout)
         if not listed:
             return [Open(quick, layout)]
-        bounds = stage_bounds(self.problem, layout, self.cuts)
-        least = chain.best_path(bounds, self.cuts.nested)
-        if least is None:
+        bounds = layout_bounds(self.problem, layout, self.cuts)
+        path = chain.best_path(bounds.stages, self.cuts.nested)
+        if path is None:
             return []
-        if self.solver in ("auto", "dp") and least.largest < self.step_time:
-            self._propose_along_cuts(layout, bounds, least.path, least.largest)
-        return [Open(least.largest, layout)]
+        least = max(path.largest, bounds.whole)
+        if named and self.solver in ("auto", "dp") and least < self.step_time:
+            self._propose_along_cuts(layout, bounds, path.path, least)
+        return [] if named and self.custom else [Open(least, layout)]
 
     def _baseline(self, num_stages: int) -> Partition:
         if self.solver == "uniform":
@@ -133,7 +153,7 @@ class LayoutSearch:
         return parameters.solve(self.cuts, num_stages)
 
     def _propose_along_cuts(
-        self, layout: Layout, bounds: Sequence[Number], by_bounds: tuple[int, ...], least: float
+        self, layout: Layout, bounds: LayoutBounds, by_bounds: tuple[int, ...], least: float
     ) -> None:
         """The path of the smallest bound, which is the best where it attains it; else the chain
         solver's paths, and the best of all with its cuts moved while that helps."""
@@ -143,7 +163,7 @@ class LayoutSearch:
         paths = [by_bounds, *self._proposals(layout)]
         here, step = self._fastest(layout, program, paths)
         while time.perf_counter() < self.deadline:
-            near = [path for path in self._neighbours(here) if _largest(bounds, path) < step]
+            near = [path for path in self._neighbours(here) if _largest(bounds.stages, path) < step]
             if not near:
                 break
             best, faster = self._fastest(layout, program, near)
@@ -188,6 +208,8 @@ class LayoutSearch:
         paths = [] if self.solver == "ilp" else chain.solve(self.problem, layout, self.cuts)
         for path in paths:
             self.take_path(layout, path)
+        if layout.schedule not in CLASSIC:
+            return
         if self.solver != "dp" and (len(layout.stage_ranks) > 1 or self.solver == "ilp"):
             first = partition_of(self.cuts, paths[0]) if paths else None
             found = ilp.solve(self.problem, layout, first, self.deadline)
@@ -201,7 +223,37 @@ class LayoutSearch:
             return float("inf")
         if _better(decision, self.best):
             self.best, self.by = decision, by
+        if self.custom and _better(decision, self.kept.get(layout)):
+            self.kept[layout] = decision
         return decision.prediction.step_time
+
+    def _optimize_orders(self) -> None:
+        """Orders of their own for the fastest decisions, one of each placement."""
+        fastest: dict[StageRanks, Decision] = {}
+        for decision in sorted(self.kept.values(), key=lambda found: found.prediction.step_time):
+            fastest.setdefault(decision.layout.stage_ranks, decision)
+        for decision in list(fastest.values())[:PLACEMENTS]:
+            if self._out_of_time() or len(decision.layout.stage_ranks) == 1:
+                return
+            own = self._with_own_orders(decision)
+            if fits(self.problem, own) and _better(own, self.best):
+                self.best = own
+
+    def _with_own_orders(self, decision: Decision) -> Decision:
+        layout, partition = decision.layout, decision.partition
+        found = orders_of_layout(
+            self.problem,
+            layout,
+            partition,
+            split=True,
+            deadline=self.deadline,
+            actions=ORDER_ACTIONS,
+        )
+        if found.name != "auto":
+            named = msgspec.structs.replace(layout, schedule=found.name)
+            return price(self.problem, named, partition)
+        custom = msgspec.structs.replace(layout, schedule=CUSTOM)
+        return price(self.problem, custom, partition, found.schedule)
 
     def _neighbours(self, path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Paths in which one cut has moved by one layer."""
@@ -214,7 +266,7 @@ class LayoutSearch:
                     yield (*path[:at], int(other), *path[at + 1 :])
 
     def _prove(self, open_layouts: Sequence[Open]) -> Outcome:
-        left = ACTIONS if self.solver in ("auto", "dp") else 0
+        left = ACTIONS if self.solver in ("auto", "dp") and not self.custom else 0
         proven = min(self.step_time, self.unvisited)
         for place in open_layouts:
             if place.bound < min(proven, self.step_time):
@@ -233,7 +285,7 @@ class LayoutSearch:
         """Simulate what a layout may hold below the best step; returns the value up to which
         nothing is faster, and how many actions were simulated."""
         proven, spent = place.bound, 0
-        if not list_all(self.cuts, len(place.layout.stage_ranks)):
+        if not budget or not list_all(self.cuts, len(place.layout.stage_ranks)):
             return proven, spent
         program = compile_layout(place.layout)
         for share in STEPS_TO_BEST if self.step_time < float("inf") else ():
@@ -249,8 +301,8 @@ class LayoutSearch:
         return proven, spent
 
     def below(self, layout: Layout, value: float) -> Iterator[tuple[int, ...]]:
-        """The paths whose stages all have bounds below `value`."""
-        return paths_below(stage_bounds(self.problem, layout, self.cuts), value)
+        """The paths that the bounds leave open below `value`."""
+        return layout_bounds(self.problem, layout, self.cuts).paths_below(value)
 
 
 def _better(decision: Decision, best: Decision | None) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from autopart import replica_search, steady_search
-from autopart.bounds import shape_bounds
 from autopart.errors import InfeasibleError
+from autopart.layout_bounds import quick_bounds
 from autopart.pricing import minimised
 from autopart.problem import Problem, shapes
 from autopart.replica_bounds import value_in_any_order
@@ -84,6 +84,6 @@ def _quick_bound(problem: Problem) -> float | InfeasibleError:
         allowed = shapes(problem)
     except InfeasibleError as error:
         return error
-    quick = shape_bounds if problem.objective == "step" else shape_bottlenecks
+    quick = quick_bounds if problem.objective == "step" else shape_bottlenecks
     found = [bound for bound in quick(problem, allowed).values() if bound is not None]
     return min(found, default=NOTHING)

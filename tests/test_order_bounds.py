@@ -11,7 +11,7 @@ from autopart.cuts import all_cuts
 from autopart.errors import InfeasibleError
 from autopart.order_bounds import (
     least_step,
-    least_step_on_ranks,
+    least_steps_on_ranks,
     stage_bounds_of_any_order,
 )
 from autopart.problem import Layout, Problem, layouts, shapes
@@ -51,7 +51,8 @@ def test_no_order_of_a_partition_is_faster_than_the_bounds_of_its_stages(seed: i
     for replicas, layout in some_layouts(asked, rng):
         bounds = stage_bounds_of_any_order(asked, layout, cuts, split=split)
         ranks = len({rank for own in layout.stage_ranks for rank in own})
-        least = least_step_on_ranks(asked, ranks, replicas, split=split)
+        shape = (ranks // replicas, replicas)
+        least = least_steps_on_ranks(asked, [shape], split=split)[shape]
         for partition in itertools.islice(partitions(asked, layout_stages(layout)), 4):
             own = largest(cuts, bounds, partition)
             task = order_problem(asked, layout, partition, split=split)
@@ -104,7 +105,7 @@ def test_split_backwards_and_several_stages_a_rank_have_lower_bounds():
     split = stage_bounds_of_any_order(asked, layout, all_cuts(asked.graph), split=True)
     # The last stage starts after 2 s and then has 48 s of work; the first waits for nothing.
     assert split[1][2, 4] == 50 and split[0][0, 2] == 48
-    assert least_step_on_ranks(asked, 2, 1, split=False) == 48
+    assert least_steps_on_ranks(asked, [(2, 1)], split=False) == {(2, 1): 48}
 
 
 def test_a_stage_whose_microbatch_does_not_fit_is_excluded():

@@ -9,7 +9,7 @@ from autopart.cli.cluster_options import ClusterOptions, chosen_cluster, notes_o
 from autopart.cli.console import check_may_write, print_result, warn
 from autopart.cli.options import AsJson, parse_counts, parse_pins, parse_replicas, usage_checked
 from autopart.plan import FORMAT, save_plan
-from autopart.planner import baselines, solve
+from autopart.planner import DEFAULT_SCHEDULE, baselines, known_schedules, solve
 from autopart.profile import load_profile, newest_profile
 from autopart.report.plan_table import comparison_table, notes_on_sizes, plan_report, reading_of
 from autopart.report.summary import solve_summary
@@ -72,8 +72,16 @@ def command(
         typer.Option(help="What is minimised: the simulated step, or its busiest rank's time."),
     ] = "step",
     schedule: Annotated[
-        Literal["auto", "gpipe", "1f1b"], typer.Option(help="The order of each rank.")
-    ] = "auto",
+        str,
+        typer.Option(
+            metavar="NAME[,NAME]|auto",
+            parser=usage_checked(known_schedules),
+            help="The schedules to choose from; auto: every one, and orders of the plan's own.",
+        ),
+    ] = DEFAULT_SCHEDULE,
+    stages_per_rank: Annotated[
+        int | None, typer.Option(min=1, help="Stages of a rank (virtual stages).")
+    ] = None,
     stages: Annotated[int | None, typer.Option(min=1, help="Number of stages.")] = None,
     replicas: Annotated[
         str,
@@ -122,6 +130,7 @@ def command(
         microbatch_sizes=parse_counts(microbatch_size),
         objective=objective,
         schedule=schedule,
+        stages_per_rank=stages_per_rank,
         solver=solver,
         num_stages=stages,
         num_replicas=None if replicas in ("auto", "per-stage") else parse_replicas(replicas),

@@ -21,9 +21,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import networkx as nx
 import numpy as np
 
+from autopart.bounds import ancestors
 from autopart.cluster import (
     Link,
     fastest_speed,
@@ -41,7 +41,6 @@ from autopart.cost import (
     traffic_times,
 )
 from autopart.cuts import Cuts, allowed
-from autopart.graph import as_networkx
 from autopart.problem import Layout, Problem, own_microbatches
 from autopart.schedule import rank_of
 from autopart.stage_load import Number, StageLoad
@@ -215,25 +214,26 @@ def _in_turns(way: _Way, n: int, held: Number) -> Number:
     return np.maximum.reduce(np.broadcast_arrays(*bounds))
 
 
-def least_step_on_ranks(
-    problem: Problem, num_ranks: int, num_replicas: int, *, split: bool
-) -> float:
-    """Seconds that no plan on so many ranks can beat, by (13)-(16), however many stages each has."""
+def least_steps_on_ranks(
+    problem: Problem, shapes: Sequence[tuple[int, int]], *, split: bool
+) -> dict[tuple[int, int], float]:
+    """For each (ranks of a pipeline, replicas) the seconds that no plan on so many ranks can beat, by
+    (13)-(16), however many stages each has."""
     speed, o = fastest_speed(problem.cluster), problem.cluster.action_overhead
     layers = problem.graph.layers
-    forward = [la.forward_time / speed for la in layers]
-    weights = [la.weight_grad_time / speed if split else 0.0 for la in layers]
-    gradient = [
-        (la.input_grad_time + la.weight_grad_time) / speed - w
-        for la, w in zip(layers, weights, strict=True)
-    ]
-    n = math.ceil(problem.num_microbatches / num_replicas)
-    directed = as_networkx(problem.graph)
-    way = sum(forward) + sum(gradient)
-    bounds = [problem.num_microbatches * (way + sum(weights) + 2 * o) / num_ranks]
-    for at, (f, i, w) in enumerate(zip(forward, gradient, weights, strict=True)):
-        before = nx.ancestors(directed, at)
-        start = sum(forward[u] for u in before) + n * (f + i + 2 * o)
-        bounds += [start + n * w, start + sum(gradient[u] for u in before)]
-        bounds.append(way + (n - 1) * (max(f, i) + o) + 2 * o)
-    return max(bounds)
+    forward = np.array([la.forward_time for la in layers]) / speed
+    weights = np.array([la.weight_grad_time for la in layers]) / speed * split
+    backward = np.array([la.input_grad_time + la.weight_grad_time for la in layers]) / speed
+    gradient = backward - weights
+    before = ancestors(problem)
+    ahead, back = before @ forward, before @ gradient
+    once, work = float((forward + gradient).sum()), float((forward + backward).sum())
+    found: dict[tuple[int, int], float] = {}
+    for ranks, replicas in shapes:
+        n = math.ceil(problem.num_microbatches / replicas)
+        start = ahead + n * (forward + gradient + 2 * o)
+        along = once + (n - 1) * (np.maximum(forward, gradient) + o) + 2 * o
+        of_layers = np.maximum.reduce([start + n * weights, start + back, along])
+        shared = problem.num_microbatches * (work + 2 * o) / (ranks * replicas)
+        found[ranks, replicas] = max(shared, float(of_layers.max()))
+    return found

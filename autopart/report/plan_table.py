@@ -25,7 +25,7 @@ def plan_title(plan: Plan) -> str:
     """`zoo:gpt2-tiny in 4 stages x 2 replicas on 8 of 8 cpu`, and the kind of profile."""
     replicas = sorted({len(stage.ranks) for stage in plan.stages})
     copies = "" if replicas == [1] else f" x {'/'.join(map(str, replicas))} replicas"
-    used = sum(len(stage.ranks) for stage in plan.stages)
+    used = len({rank for stage in plan.stages for rank in stage.ranks})
     stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}"
     return (
         f"{plan.origin.model} in {stages}{copies} "

@@ -20,6 +20,7 @@ from autopart.schedules.kind import Kind, pipeline_starts, twin
 from autopart.schedules.looped_bfs import LOOPED_BFS
 from autopart.schedules.one_f_one_b import EAGER_ONE_F_ONE_B, ONE_F_ONE_B, one_f_one_b
 from autopart.schedules.pipeline import Pipeline
+from autopart.schedules.placements import Placement
 from autopart.schedules.zbv import ZBV
 from autopart.schedules.zero_bubble import INTERLEAVED_ZERO_BUBBLE, ZB_H1, ZB_H2
 
@@ -48,6 +49,7 @@ __all__ = [
     "KINDS",
     "Kind",
     "Pipeline",
+    "Placement",
     "fitting_counts",
     "kind_of",
     "make_schedule",

@@ -78,15 +78,14 @@ def solve(problem: Problem, layout: Layout, cuts: Cuts) -> list[tuple[int, ...]]
     return list(found)
 
 
-def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> int | None:
-    """The smallest memory of a GPU, in bytes, with which some cut of the layout fits; None where the
-    user's pins allow no cut at all."""
+def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> tuple[int, ...] | None:
+    """The path whose largest stage needs the fewest bytes; None where the user's pins allow none."""
     costs = [
         np.where(allowed(cuts, problem.graph, problem.demands, stage), total(use), np.inf)
         for stage, use in enumerate(_memories(problem, layout, cuts.loads))
     ]
     best = best_path(costs, cuts.nested)
-    return None if best is None else int(best.largest)
+    return None if best is None else best.path
 
 
 def best_path(costs: Sequence[Number], nested: Number) -> Path | None:

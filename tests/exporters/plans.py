@@ -54,7 +54,7 @@ def make_plan(
         schedule=schedule,
         orders=orders_of(make_schedule(schedule, ranks, num_microbatches)),
         prediction=Prediction(
-            step_time=0.0, bubble=0.0, stages=(UNPREDICTED,) * len(stages), syncs=()
+            step_time=0.0, bubble=0.0, rank_peak_bytes=(), stages=(UNPREDICTED,) * len(stages), syncs=()
         ),
         certificate=Certificate(lower_bound=0.0, gap=0.0, simulated=0, assumes=""),
     )  # fmt: skip

@@ -100,7 +100,11 @@ def _plan(
         schedule=schedule,
         orders=orders_of(orders or make_schedule(schedule, ranks, num_microbatches)),
         prediction=Prediction(
-            step_time=1.0, bubble=0.0, stages=tuple(_nothing() for _ in layers), syncs=()
+            step_time=1.0,
+            bubble=0.0,
+            rank_peak_bytes=(),
+            stages=tuple(_nothing() for _ in layers),
+            syncs=(),
         ),
         certificate=Certificate(lower_bound=1.0, gap=0.0, simulated=0, assumes="nothing"),
     )

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from autopart.cluster import smallest_memory
-from autopart.cost import predict
+from autopart.cost import bytes_beside_stash, predict
 from autopart.order_bounds import OrderProblem
-from autopart.plan import MemoryUse, StagePrediction
 from autopart.problem import Layout, Problem, alike
 from autopart.schedule import Action, Order, Schedule
 from autopart.simulator import SyncTime
@@ -45,8 +44,8 @@ def order_problem(
         stash_bytes=[stage.stash_bytes for stage in stages],
         room_bytes=[
             smallest_memory(problem.cluster, (name,))
-            - _without_stash(
-                [s for s, own in zip(stages, layout.stage_ranks, strict=True) if name in own]
+            - bytes_beside_stash(
+                [s.memory for s, own in zip(stages, layout.stage_ranks, strict=True) if name in own]
             )
             for name in shown.names
         ],
@@ -72,13 +71,6 @@ def orders_of_layout(
     task = order_problem(problem, layout, partition, split=split)
     found = optimize_orders(task, named, deadline=deadline, actions=actions, seed=seed)
     return found._replace(schedule=_on_all_ranks(layout, found.schedule))
-
-
-def _without_stash(stages: list[StagePrediction]) -> int:
-    """Bytes of a rank but for its stash: workspace and reserve once, however many stages it has."""
-    uses: list[MemoryUse] = [stage.memory for stage in stages]
-    kept = sum(use.weights + use.gradients + use.optimizer + use.buffers for use in uses)
-    return kept + max((use.workspace + use.reserve for use in uses), default=0)
 
 
 def _shown(layout: Layout) -> _Shown:
