@@ -1,0 +1,87 @@
+"""Exported modules that train under the real framework on two processes, as the whole model does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autopart.exporters import export_plan
+from autopart.plan import Plan
+from tests.exporters.language import language_plan, recomputing
+from tests.proofs import train_deepspeed
+
+Needs = Callable[[str], None]
+ROOT = Path(__file__).parents[2]
+
+
+def run_ranks(script: str, plan: Plan, target: str, folder: Path) -> list[dict[str, Any]]:
+    """What each rank wrote down."""
+    for name, text in export_plan(plan, target).files.items():
+        (folder / name).write_text(text)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    common |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name(script)), str(folder)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=200)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    for process, words in zip(ranks, said, strict=True):
+        assert process.returncode == 0, words[-3000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "recomputed"), [([1, 4], ()), ([4, 1], (1, 2, 4)), ([2, 3], (0, 4))]
+)
+def test_deepspeed_trains_and_recomputes_as_planned(
+    needs: Needs, tmp_path: Path, counts: list[int], recomputed: tuple[int, ...]
+) -> None:
+    needs("deepspeed")
+    plan = recomputing(language_plan(counts, num_microbatches=4), *recomputed)
+    ranks = run_ranks("train_deepspeed.py", plan, "deepspeed", tmp_path)
+
+    layers = train_deepspeed.layers_of(sum(counts))
+    whole = torch.nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(whole.parameters(), lr=train_deepspeed.LEARNING_RATE)
+    losses = []
+    for step in range(train_deepspeed.STEPS):
+        optimizer.zero_grad()
+        parts = []
+        for microbatch in range(plan.num_microbatches):
+            ids, target = train_deepspeed.batch(step, microbatch, plan.microbatch_size)
+            parts.append(train_deepspeed.loss_fn(whole(ids), target) / plan.num_microbatches)
+            parts[-1].backward()
+        optimizer.step()
+        losses.append(sum(part.item() for part in parts))
+
+    forwards: dict[int, int] = {}
+    for rank in ranks:
+        assert rank["losses"] == pytest.approx(losses, rel=1e-5)
+        forwards |= {int(at): count for at, count in rank["forwards"].items()}
+        for at, trained in rank["parameters"].items():
+            for values, parameter in zip(trained, layers[int(at)].parameters(), strict=True):
+                torch.testing.assert_close(torch.tensor(values), parameter.detach().flatten())
+    once = plan.num_microbatches * train_deepspeed.STEPS
+    twice = {1 + block for block in recomputed}  # the embedding is entry 0 of the list
+    assert forwards == {at: once * (1 + (at in twice)) for at in range(len(layers))}
