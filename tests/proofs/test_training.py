@@ -85,3 +85,27 @@ def test_deepspeed_trains_and_recomputes_as_planned(
     once = plan.num_microbatches * train_deepspeed.STEPS
     twice = {1 + block for block in recomputed}  # the embedding is entry 0 of the list
     assert forwards == {at: once * (1 + (at in twice)) for at in range(len(layers))}
+
+
+@pytest.mark.parametrize(
+    ("counts", "schedule", "recomputed"),
+    [
+        ([2, 3], "1f1b", (0, 1, 2, 3)),
+        ([3, 2], "1f1b", (0, 3, 4)),
+        ([2, 1, 3, 1], "interleaved-1f1b", (0, 1, 3, 4, 5)),
+    ],
+)
+def test_megatrons_models_have_and_recompute_the_planned_layers(
+    needs: Needs, tmp_path: Path, counts: list[int], schedule: str, recomputed: tuple[int, ...]
+) -> None:
+    needs("megatron")
+    plan = recomputing(language_plan(counts, 2, schedule), *recomputed)
+    ranks = run_ranks("build_megatron.py", plan, "megatron", tmp_path)
+    layers = iter(range(sum(counts)))
+    for stage, count in enumerate(counts):
+        built = ranks[stage % 2][stage // 2]
+        held = [next(layers) for _ in range(count)]
+        assert built["forwards"] == {str(at): 1 + (at in recomputed) for at in held}
+        first = ["position_embeddings", "word_embeddings"] if stage == 0 else []
+        last = ["final_layernorm", "output_layer"] if stage == len(counts) - 1 else []
+        assert built["outside"] == sorted(first + last)
