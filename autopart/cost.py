@@ -11,13 +11,22 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from autopart.cluster import Cluster, Link, link_between, slowest_link, slowest_speed
+import numpy as np
+
+from autopart.cluster import (
+    Cluster,
+    Link,
+    link_between,
+    slowest_link,
+    slowest_speed,
+    smallest_memory,
+)
 from autopart.graph import positions
 from autopart.plan import MemoryUse, Plan, StagePrediction, Sync, stage_ranks
 from autopart.problem import CUSTOM, Layout, Problem, one_replica, own_microbatches
 from autopart.schedule import Schedule, StageRanks, warmup
 from autopart.schedules import make_schedule
-from autopart.simulator.memory import held_counts, most_held, peak_stash
+from autopart.simulator.memory import Held, held_counts, most_held, peak_stash
 from autopart.stage_load import Number, Partition, StageLoad, Traffic, stage_loads
 
 
@@ -242,16 +251,44 @@ def rank_peaks(
             peaks[rank] = stages[own[0]].peak_bytes
         else:
             stash = [stage.stash_bytes for stage in stages]
-            held = int(peak_stash(held_counts(schedule[rank]), stash))
-            peaks[rank] = bytes_beside_stash([stages[s].memory for s in own]) + held
+            held = peak_stash(held_counts(schedule[rank]), stash)
+            peaks[rank] = int(bytes_beside_stash([stages[s].memory for s in own]) + held)
     return tuple(peaks)
 
 
-def bytes_beside_stash(uses: Sequence[MemoryUse]) -> int:
+def bytes_beside_stash(uses: Sequence[MemoryUse] | Sequence[Memory]) -> Number:
     """What a rank with stages of these uses holds at its peak, but for the stash."""
     lasting = sum(use.weights + use.gradients + use.optimizer + use.buffers for use in uses)
-    workspace = max((use.workspace for use in uses), default=0)
-    return lasting + workspace + max((use.reserve for use in uses), default=0)
+    once = [np.broadcast_arrays(0, *(getattr(use, kind) for use in uses)) for kind in _HELD_ONCE]
+    return lasting + sum(np.maximum.reduce(sizes) for sizes in once)
+
+
+_HELD_ONCE = ("workspace", "reserve")
+"""What a rank holds once, however many stages it has."""
+
+
+def peaks_fit(problem: Problem, layout: Layout, loads: Sequence[StageLoad]) -> Number:
+    """Whether every rank stays within its memory, for loads of the stages that may be arrays; the
+    layout's replicas are alike."""
+    own = [own_microbatches(layout, stage) for stage in range(len(loads))]
+    uses = [memory(load, problem, m, 0) for load, m in zip(loads, own, strict=True)]
+    stash = [load.stash_bytes for load in loads]
+    fit: Number = True
+    for rank, held in _holds_of(layout):
+        on = [s for s, ranks in enumerate(layout.stage_ranks) if ranks[0] == rank]
+        limit = smallest_memory(problem.cluster, layout.stage_ranks[on[0]])
+        peak = bytes_beside_stash([uses[s] for s in on]) + peak_stash(held, stash)
+        fit = fit & (peak <= limit)
+    return fit
+
+
+@functools.lru_cache(maxsize=64)
+def _holds_of(layout: Layout) -> tuple[tuple[int, Held], ...]:
+    """The ranks of the first replica, with what their orders hold."""
+    one = one_replica(layout)
+    orders = make_schedule(one.schedule, one.stage_ranks, one.num_microbatches)
+    ranks = dict.fromkeys(ranks[0] for ranks in layout.stage_ranks)
+    return tuple((rank, held_counts(order)) for rank, order in zip(ranks, orders, strict=True))
 
 
 def _syncs(

@@ -96,6 +96,15 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What the bound is a bound over."""
 
 
+class OrderSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a plan's own orders come from, and what the memory limit cost them."""
+
+    method: str
+    """The named schedule that they started from, or list scheduling; and local search, if it helped."""
+    step_time_without_cap: Seconds
+    """Of the fastest orders found if every rank had room for all microbatches."""
+
+
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the plan was made from, so that a run can be held against it."""
 
@@ -107,6 +116,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     solver: str
     solve_seconds: Seconds
     autopart: str
+    orders: OrderSource | None = None
+    """Of orders that no named schedule gives."""
 
 
 class SearchedSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

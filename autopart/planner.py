@@ -328,6 +328,7 @@ def _plan(
             solver=outcome.solver,
             solve_seconds=time.perf_counter() - began,
             autopart=__version__,
+            orders=best.order_source,
         ),
         cluster=problem.cluster,
         microbatch_size=problem.microbatch_size,

@@ -17,14 +17,15 @@ from autopart.cost import (
     held_by,
     links_around,
     on_ranks,
+    peaks_fit,
     predict,
     rank_peaks,
     sync_times,
     traffic_times,
 )
 from autopart.cuts import Cuts
-from autopart.plan import Prediction, Sync
-from autopart.problem import Layout, Problem, alike, one_replica
+from autopart.plan import OrderSource, Prediction, Sync
+from autopart.problem import Layout, Problem, alike, one_replica, several_stages
 from autopart.schedule import Schedule
 from autopart.schedules import make_schedule
 from autopart.simulator import (
@@ -46,6 +47,7 @@ class Decision(NamedTuple):
     prediction: Prediction
     orders: Schedule | None = None
     """The orders of all ranks, where the layout's schedule names none."""
+    order_source: OrderSource | None = None
 
 
 def price(
@@ -141,7 +143,8 @@ def compile_layout(layout: Layout) -> Program:
 def price_paths(
     problem: Problem, layout: Layout, program: Program, cuts: Cuts, paths: Sequence[Sequence[int]]
 ) -> Number:
-    """The simulated step times of several paths over the cuts, as an array; memory is not asked."""
+    """The simulated step times of several paths over the cuts, as an array; infinite where a rank with
+    several stages has not the memory for all. That each stage fits alone is not asked."""
     ways = np.asarray(paths)
     prices = np.empty(len(ways))
     holders = _holders(problem, cuts, ways)
@@ -149,6 +152,9 @@ def price_paths(
         alike = (holders.reshape(len(ways), -1) == pattern).all(axis=1)
         held = pattern.reshape(holders.shape[1:])
         prices[alike] = _price_alike(problem, layout, program, cuts, ways[alike], held)
+    if several_stages(layout):
+        loads = [_load_at(cuts.loads, *ways[:, s : s + 2].T) for s in range(ways.shape[1] - 1)]
+        prices[~peaks_fit(problem, layout, loads)] = np.inf
     return prices
 
 

@@ -90,6 +90,12 @@ def own_microbatches(layout: Layout, stage: int) -> int:
     return math.ceil(layout.num_microbatches / len(layout.stage_ranks[stage]))
 
 
+def several_stages(layout: Layout) -> bool:
+    """Whether a rank stands in several stages."""
+    ranks = [rank for own in layout.stage_ranks for rank in own]
+    return len(set(ranks)) < len(ranks)
+
+
 def one_replica(layout: Layout) -> Layout:
     """The first pipeline of a layout of like replicas, its ranks numbered from 0 as they come."""
     first = [ranks[0] for ranks in layout.stage_ranks]

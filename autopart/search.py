@@ -28,6 +28,7 @@ import numpy as np
 from autopart.cuts import MOST_CUTS, Cuts, all_cuts, list_all, partition_of
 from autopart.graph import is_chain
 from autopart.layout_bounds import LayoutBounds, layout_bounds, quick_bounds
+from autopart.plan import OrderSource
 from autopart.pricing import Decision, compile_layout, fits, most_bytes, price, price_paths
 from autopart.problem import CLASSIC, CUSTOM, Layout, Problem, StageRanks, alike, layouts, shapes
 from autopart.simulator import Program
@@ -48,7 +49,7 @@ ROUNDING = 1e-12
 ORDER_ACTIONS = 1_000_000
 """Actions simulated to optimize the orders of one decision: a second or two."""
 
-PLACEMENTS = 3
+PLACEMENTS = 6
 """Placements whose fastest decision has its orders optimized."""
 
 STEPS_TO_BEST = (1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -233,8 +234,10 @@ class LayoutSearch:
         for decision in sorted(self.kept.values(), key=lambda found: found.prediction.step_time):
             fastest.setdefault(decision.layout.stage_ranks, decision)
         for decision in list(fastest.values())[:PLACEMENTS]:
-            if self._out_of_time() or len(decision.layout.stage_ranks) == 1:
+            if self._out_of_time():
                 return
+            if len(decision.layout.stage_ranks) == 1:
+                continue
             own = self._with_own_orders(decision)
             if fits(self.problem, own) and _better(own, self.best):
                 self.best = own
@@ -253,7 +256,8 @@ class LayoutSearch:
             named = msgspec.structs.replace(layout, schedule=found.name)
             return price(self.problem, named, partition)
         custom = msgspec.structs.replace(layout, schedule=CUSTOM)
-        return price(self.problem, custom, partition, found.schedule)
+        source = OrderSource(method=found.origin, step_time_without_cap=found.step_time_without_cap)
+        return price(self.problem, custom, partition, found.schedule)._replace(order_source=source)
 
     def _neighbours(self, path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """Paths in which one cut has moved by one layer."""

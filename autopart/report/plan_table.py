@@ -94,6 +94,19 @@ def memory_table(plan: Plan) -> Table:
     return table
 
 
+def _order_lines(plan: Plan) -> list[str]:
+    """Where the plan's own orders come from, and what the memory limit costs; none for a named one."""
+    source = plan.origin.orders
+    if source is None:
+        return []
+    without = source.step_time_without_cap
+    cost = plan.prediction.step_time / without - 1 if without else 0.0
+    return [
+        f"orders by {source.method}; the memory limit costs {format_share(max(0.0, cost))} "
+        f"({format_time(without)} without it)"
+    ]
+
+
 def figures(plan: Plan) -> list[str]:
     """The step, the bound and the recipe, a line each, within 80 columns where words allow."""
     prediction, certificate = plan.prediction, plan.certificate
@@ -113,6 +126,7 @@ def figures(plan: Plan) -> list[str]:
         f"schedule {plan.schedule}, {plan.num_microbatches} microbatches of "
         f"{plan.microbatch_size} = batch of {batch}; "
         f"solver {plan.origin.solver}, {format_time(plan.origin.solve_seconds)}",
+        *_order_lines(plan),
         f"the bound holds for {certificate.assumes}",
     ]
     syncs = [f"{sync.what} {format_time(sync.time)}" for sync in prediction.syncs]
