@@ -18,7 +18,15 @@ from autopart.exporters.exported import Exported
 from autopart.exporters.units import Renaming, UnitStage, parse_renaming, units_of
 from autopart.plan import Plan
 
-__all__ = ["TARGETS", "Exported", "Renaming", "Target", "export_plan", "parse_renaming"]
+__all__ = [
+    "TARGETS",
+    "Exported",
+    "Renaming",
+    "Target",
+    "export_plan",
+    "parse_renaming",
+    "units_for",
+]
 
 
 class Target(NamedTuple):
@@ -33,6 +41,8 @@ class Target(NamedTuple):
     recompute: str
     of_units: Callable[[Plan, tuple[UnitStage, ...], str], Exported] | None = None
     """The exporter to a framework with models of its own."""
+    takes_any_unit: bool = False
+    """Whether a layer may have any name, for the user's model is a list."""
     of_layers: Callable[[Plan, str], Exported] | None = None
     """The exporter where the plan's own layer names count."""
 
@@ -55,7 +65,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         ),
         "deepspeed": Target(
             "DeepSpeed", deepspeed.VERSIONS, "1f1b", "1", "any layers",
-            deepspeed.export_to_deepspeed,
+            deepspeed.export_to_deepspeed, takes_any_unit=True,
         ),
         "automodel": Target(
             "NeMo AutoModel", automodel.VERSIONS, f"{_TORCH}; no dualpipev", "any, or a V of 2",
@@ -97,6 +107,11 @@ def export_plan(
             f"cannot export to {target} {written}; known versions: {', '.join(asked.versions)}"
         )
     if asked.of_units is not None:
-        return asked.of_units(plan, units_of(plan, renamings), written)
+        return asked.of_units(plan, units_for(plan, target, renamings), written)
     assert asked.of_layers is not None
     return asked.of_layers(plan, written)
+
+
+def units_for(plan: Plan, target: str, renamings: Sequence[Renaming]) -> tuple[UnitStage, ...]:
+    """The plan's stages in the units that `target` moves whole; raises ExportRefused."""
+    return units_of(plan, renamings, keep_unknown=TARGETS[target].takes_any_unit)

@@ -61,13 +61,19 @@ def parse_renaming(text: str) -> Renaming:
     return Renaming(pattern, unit)
 
 
-def units_of(plan: Plan, renamings: Sequence[Renaming] = ()) -> tuple[UnitStage, ...]:
-    """The plan's stages in units, each unit once and in the order of the model.
+def units_of(
+    plan: Plan, renamings: Sequence[Renaming] = (), *, keep_unknown: bool = False
+) -> tuple[UnitStage, ...]:
+    """The plan's stages in units, each unit once and in the order of the model; with `keep_unknown` a
+    layer of another name is a unit of its own.
 
     Raises ExportRefused where a layer is no unit that is known, a unit is cut, a unit is recomputed
     in part, or units are missing or out of order.
     """
-    found = [[_unit_of(layer, renamings) for layer in stage.layers] for stage in plan.stages]
+    found = [
+        [_unit_of(layer, renamings, keep_unknown) for layer in stage.layers]
+        for stage in plan.stages
+    ]
     _refuse_two_models(found)
     _refuse_cut_units(plan, found)
     stages = tuple(
@@ -136,7 +142,7 @@ def refuse_elsewhere(stages: Sequence[UnitStage], unit: str, place: int, framewo
             )
 
 
-def _unit_of(layer: str, renamings: Sequence[Renaming]) -> _Found:
+def _unit_of(layer: str, renamings: Sequence[Renaming], keep_unknown: bool) -> _Found:
     name = layer.partition("@")[0]
     for pattern, unit in renamings:
         regex = re.escape(pattern).replace(r"\{i\}", "([0-9]+)") + r"(?=\.|$)"
@@ -153,6 +159,8 @@ def _unit_of(layer: str, renamings: Sequence[Renaming]) -> _Found:
     for unit, words in _WORDS.items():
         if last in words:
             return _Found(unit, name)
+    if keep_unknown:
+        return _Found(name, name)
     raise ExportRefused(
         f"nothing says what layer '{layer}' is in the target's model; "
         f"name the unit that it belongs to: --map '{name}=layers.0'"

@@ -11,9 +11,9 @@ from types import MappingProxyType
 
 from autopart.certificate import Check
 from autopart.errors import UsageError
-from autopart.exporters import Exported, Renaming, export_plan
+from autopart.exporters import Exported, Renaming, export_plan, units_for
 from autopart.exporters.shape import Shape, orders_of_one_replica, shape_of
-from autopart.exporters.units import UnitStage, units_of
+from autopart.exporters.units import UnitStage
 from autopart.files import write_file
 from autopart.plan import Plan
 from autopart.proofs import deepspeed, megatron, torchtitan
@@ -45,10 +45,11 @@ def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) ->
     with tempfile.TemporaryDirectory() as folder:
         _write(exported, Path(folder))
         rebuilt = PROOFS[target](Path(folder), shape)
+    stages = units_for(plan, target, renamings)
     return (
         Check("framework", True, rebuilt.framework),
-        _layers(units_of(plan, renamings), rebuilt),
-        _recompute(units_of(plan, renamings), rebuilt),
+        _layers(stages, rebuilt),
+        _recompute(stages, rebuilt),
         _orders(orders_of_one_replica(plan, shape, target), rebuilt),
     )
 

@@ -151,6 +151,13 @@ def test_deepspeed_is_told_boundaries_and_that_it_does_not_clip() -> None:
     assert config["pipeline"] == {"activation_checkpoint_interval": 1, "use_reentrant": False}
 
 
+def test_deepspeed_takes_a_list_of_layers_of_any_name() -> None:
+    layers = [["0", "1"], ["2", "pool", "pool@1", "loss"]]
+    module = files(make_plan(layers, [(0,), (1,)], 4), "deepspeed")["autopart_deepspeed.py"]
+    assert constants(module)["UNITS"] == [["0", "1"], ["2", "pool"]]
+    assert constants(module)["PARTS"] == (0, 2, 4)
+
+
 def test_automodel_keeps_the_rotary_embedding_on_every_stage() -> None:
     told = yaml.safe_load(files(language_plan([1, 2]), "automodel")["autopart_automodel.yaml"])
     parts = told["distributed"]["pipeline"]["module_fqns_per_model_part"]
