@@ -60,9 +60,11 @@ from autopart.cost import (
     traffic_times,
 )
 from autopart.cuts import Cuts, allowed, count_inside
+from autopart.frontier import freeable_bytes
 from autopart.graph import edges, positions
 from autopart.problem import Layout, Problem, own_microbatches
 from autopart.stage_load import Number, StageLoad
+from autopart.treated import treated
 
 
 def shape_bound(problem: Problem, num_stages: int, num_replicas: int) -> float | None:
@@ -123,7 +125,8 @@ def _least_bytes(problem: Problem) -> int:
         * (t.param_bytes + t.grad_bytes + t.num_trainable * problem.optimizer_bytes)
         for t in graph.tied
     )
-    kept = sum(la.stash_bytes for la in graph.layers)
+    freed = freeable_bytes(graph, problem.demands)
+    kept = sum(la.stash_bytes for la in graph.layers) - freed
     return state - spare + kept + sum(v.bytes for v in graph.values if v.kept_by)
 
 
@@ -136,7 +139,9 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
     k, bounds = len(layout.stage_ranks), []
     for stage in range(k):
         held = in_flight(layout, stage)
-        use = memory(loads, problem, own_microbatches(layout, stage), held)
+        use = memory(
+            treated(problem, layout, cuts, stage), problem, own_microbatches(layout, stage), held
+        )
         may = allowed(cuts, problem.graph, problem.demands, stage)
         limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
         fits = may & (total(use) <= limit)
@@ -163,7 +168,7 @@ class _Paths:
         links: Sequence[Link | None],
         cheapest: Sequence[tuple[float, float]],
     ) -> None:
-        loads = on_ranks(cuts.loads, problem, layout, stage)
+        loads = on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
         self.k, self.m, self.stage = len(layout.stage_ranks), own_microbatches(layout, stage), stage
         self.schedule, self.overlap = layout.schedule, problem.cluster.sends_overlap
         counts = [len(ranks) for ranks in layout.stage_ranks]
@@ -186,7 +191,8 @@ class _Paths:
         self.ahead_b = backward[:, None] / ahead + stage * o
         after_j = (forward[-1] - forward + backward[-1] - backward)[None, :]
         self.below = after_j / behind + 2 * (self.k - 1 - stage) * o
-        self.whole = (forward[-1] + backward[-1]) / speeds[0] + 2 * self.k * o
+        more = loads.backward_time - on_ranks(cuts.loads, problem, layout, stage).backward_time
+        self.whole = (forward[-1] + backward[-1]) / speeds[0] + 2 * self.k * o + more
         if len(set(speeds)) > 1:
             self.whole = self.ahead_f + self.ahead_b + self.f + self.b + self.below
         self.after, self.after_first = _after(problem, layout, cuts, stage)

@@ -14,6 +14,7 @@ import msgspec
 from autopart.cluster import smallest_memory
 from autopart.cost import held_by, predict, rank_peaks
 from autopart.errors import PlanError, ProfileError
+from autopart.frontier import MOST_POINTS, can_recompute, leaves_choice, options
 from autopart.graph import LayerGraph, is_chain, positions
 from autopart.plan import (
     Certificate,
@@ -70,8 +71,20 @@ def _assumes(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
     pins = f", {num_pins} pins kept" if num_pins else ""
     return (
         f"{cuts}{pins}, {stages}, {counts}, {place}, "
-        f"{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, no recomputation or offload"
+        f"{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, "
+        f"{_recomputation(demands)}, no offload"
     )
+
+
+def _recomputation(demands: Demands) -> str:
+    if not leaves_choice(demands):
+        return "no recomputation"
+    chosen = {"never": "none", "auto": f"any layers ({MOST_POINTS} choices a stage)"}
+    said = f"{chosen.get(demands.recompute, 'all layers that can be')} recomputed"
+    others = [name for name in demands.schedules if not can_recompute(name)]
+    pins = len(demands.recompute_layers) + len(demands.keep_layers)
+    named = f" but for {pins} named" if pins else ""
+    return f"{said}{named}{' under gpipe and 1f1b' if others else ''}"
 
 
 def _orders_allowed(demands: Demands) -> str:
@@ -261,6 +274,7 @@ def _demands_kept(plan: Plan, profiles: Profiles) -> str:
     if demands.num_replicas not in (None, *replicas):
         raise PlanError(f"{demands.num_replicas} replicas were demanded, not {max(replicas)}")
     _pins_kept(plan)
+    _recompute_kept(plan, _graph(plan, profiles))
     if plan.schedule not in demands.schedules:
         raise PlanError(f"schedule '{plan.schedule}' was not among {list(demands.schedules)}")
     if plan.schedule == CUSTOM:
@@ -287,6 +301,26 @@ def _pins_kept(plan: Plan) -> None:
             raise PlanError(f"{list(group)} must lie apart, but are on {[home[n] for n in group]}")
 
 
+def _recompute_kept(plan: Plan, graph: LayerGraph) -> None:
+    """Whether the recomputed layers are those that the demands allow, and nothing is offloaded."""
+    demands, place = plan.demands, positions(graph)
+    may_keep, may_recompute = options(graph, demands)
+    if any(stage.recompute for stage in plan.stages) and not can_recompute(plan.schedule):
+        raise PlanError(f"layers are recomputed under '{plan.schedule}', which is not modelled")
+    for index, stage in enumerate(plan.stages):
+        if stage.offload:
+            raise PlanError(
+                f"stage {index} offloads '{stage.offload[0]}': its cost is not modelled"
+            )
+        for name in stage.layers:
+            chosen, at = name in stage.recompute, place[name]
+            if not (may_recompute if chosen else may_keep)[at]:
+                raise PlanError(
+                    f"layer '{name}' of stage {index} is {'recomputed' if chosen else 'kept'}, "
+                    f"against the demand to recompute {demands.recompute} and the named layers"
+                )
+
+
 def _prediction_reproduced(plan: Plan, profiles: Profiles) -> str:
     layout = Layout(
         schedule=plan.schedule,
@@ -297,7 +331,9 @@ def _prediction_reproduced(plan: Plan, profiles: Profiles) -> str:
     problem = problem_of(plan, graph)
     schedule = schedule_of(plan)
     held = held_by(schedule, layout.stage_ranks) if plan.schedule == CUSTOM else None
-    stages, syncs = predict(problem, layout, partition_of(plan, graph), held)
+    place = positions(graph)
+    recompute = tuple(tuple(place[name] for name in stage.recompute) for stage in plan.stages)
+    stages, syncs = predict(problem, layout, partition_of(plan, graph), recompute, held)
     costs = Prediction(
         step_time=0.0,
         bubble=0.0,

@@ -21,6 +21,7 @@ from autopart.cluster import (
     slowest_speed,
     smallest_memory,
 )
+from autopart.frontier import Frontiers, Points, can_recompute, leaves_choice, only_choice
 from autopart.graph import positions
 from autopart.plan import MemoryUse, Plan, StagePrediction, Sync, stage_ranks
 from autopart.problem import CUSTOM, Layout, Problem, one_replica, own_microbatches
@@ -112,6 +113,45 @@ def memory(
     )
 
 
+def treat(load: StageLoad, points: Points, choice: int) -> StageLoad:
+    """The load with the layers of one choice recomputed."""
+    stash = load.stash_bytes - int(points.freed_bytes[choice])
+    return load._replace(
+        backward_time=load.backward_time + float(points.extra_time[choice]),
+        stash_bytes=stash,
+        inner_stash_bytes=min(load.inner_stash_bytes, stash),
+        workspace_bytes=int(points.workspace_bytes[choice]),
+    )
+
+
+def best_choice(
+    load: StageLoad, points: Points, problem: Problem, layout: Layout, stage: int
+) -> int:
+    """The choice of stage `stage` with the fewest extra seconds that fits on its ranks; the one with
+    the fewest bytes where none does."""
+    own, held = own_microbatches(layout, stage), in_flight(layout, stage)
+    needed = [
+        total(memory(treat(load, points, choice), problem, own, held))
+        for choice in range(len(points.extra_time))
+    ]
+    limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
+    fitting = (choice for choice, size in enumerate(needed) if size <= limit)
+    return next(fitting, needed.index(min(needed)))
+
+
+def best_recompute(problem: Problem, layout: Layout, partition: Partition) -> Partition:
+    """For each stage of a partition the positions of the layers that are best recomputed there."""
+    if not leaves_choice(problem.demands) or not can_recompute(layout.schedule):
+        return ((),) * len(partition)
+    frontiers = Frontiers(problem.graph, problem.demands)
+    found: list[tuple[int, ...]] = []
+    for stage, load in enumerate(stage_loads(problem.graph, partition)):
+        points = frontiers.frontier(partition[stage])
+        chosen = points.chosen[best_choice(load, points, problem, layout, stage)]
+        found.append(tuple(at for at in sorted(partition[stage]) if chosen >> at & 1))
+    return tuple(found)
+
+
 def compute_time(load: StageLoad, cluster: Cluster) -> Number:
     """Seconds that a rank computes for one microbatch: one F and one B, each with its fixed cost."""
     return load.forward_time + load.backward_time + 2 * cluster.action_overhead
@@ -177,11 +217,17 @@ def links_around(links: Sequence[Link | None], stage: int) -> tuple[Link | None,
 
 
 def predict(
-    problem: Problem, layout: Layout, partition: Partition, held: Sequence[int] | None = None
+    problem: Problem,
+    layout: Layout,
+    partition: Partition,
+    recompute: Partition | None = None,
+    held: Sequence[int] | None = None,
 ) -> tuple[tuple[StagePrediction, ...], tuple[Sync, ...]]:
-    """What each stage of a partition needs on its ranks, and the gradient syncs of a step. `held` are
-    the microbatches in flight on each stage, those of the layout's schedule where it is None."""
-    loads = stage_loads(problem.graph, partition)
+    """What each stage of a partition needs on its ranks, and the gradient syncs of a step. `recompute`
+    are the positions of the layers that each stage recomputes, those of `best_recompute` where it is
+    None; `held` the microbatches in flight on each stage, those of the layout's schedule where None."""
+    chosen = best_recompute(problem, layout, partition) if recompute is None else recompute
+    loads = _treated(problem, partition, chosen)
     links = cut_links(problem.cluster, layout.stage_ranks)
     counts = held or [in_flight(layout, stage) for stage in range(len(loads))]
     stages = tuple(
@@ -196,6 +242,16 @@ def predict(
         for stage, load in enumerate(loads)
     )
     return stages, _syncs(problem, layout, partition, loads)
+
+
+def _treated(problem: Problem, partition: Partition, recompute: Partition) -> list[StageLoad]:
+    graph = problem.graph
+    return [
+        treat(load, only_choice(graph, members, chosen), 0) if chosen else load
+        for load, members, chosen in zip(
+            stage_loads(graph, partition), partition, recompute, strict=True
+        )
+    ]
 
 
 def _predict_stage(

@@ -11,7 +11,7 @@ then not complete.
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class Cuts(NamedTuple):
     """Whether these are all cuts of the graph."""
     loads: StageLoad
     """Matrices of shape (N, N), or that broadcast to it; entries that are no stage mean nothing."""
+    made: dict[object, Any]
+    """What was computed of these cuts already (autopart/treated.py)."""
 
 
 def all_cuts(graph: LayerGraph, most: int = MOST_CUTS) -> Cuts:
@@ -47,7 +49,7 @@ def all_cuts(graph: LayerGraph, most: int = MOST_CUTS) -> Cuts:
     outside = ahead.astype(float) @ (~ahead).T.astype(float)
     sizes = ahead.sum(axis=1)
     nested = (outside == 0) & (sizes[:, None] < sizes[None, :])
-    return Cuts(ahead, nested, complete, _cut_loads(graph, ahead))
+    return Cuts(ahead, nested, complete, _cut_loads(graph, ahead), {})
 
 
 def list_all(cuts: Cuts, num_stages: int) -> bool:

@@ -16,6 +16,7 @@ from autopart.certificate import certificate, own_size, problem_of
 from autopart.cluster import Cluster, check_cluster, num_gpus
 from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import AutopartError, InfeasibleError
+from autopart.frontier import can_recompute
 from autopart.graph import positions
 from autopart.plan import Origin, Plan, SearchedSize, Stage, orders_of
 from autopart.pricing import most_bytes, price
@@ -23,12 +24,14 @@ from autopart.problem import (
     CLASSIC,
     CUSTOM,
     OBJECTIVES,
+    RECOMPUTING,
     SCHEDULES,
     Demands,
     Layout,
     Objective,
     Pin,
     Problem,
+    Recomputing,
     layouts,
     optimizer_bytes,
     shapes,
@@ -64,6 +67,9 @@ def solve(
     pins: Mapping[str, int] | None = None,
     same_stage: Sequence[Sequence[str]] = (),
     different_stage: Sequence[Sequence[str]] = (),
+    recompute: str = "never",
+    recompute_layers: Sequence[str] = (),
+    keep_layers: Sequence[str] = (),
     optimizer: str = "adamw",
     time_limit: float = 60.0,
 ) -> Plan:
@@ -77,8 +83,11 @@ def solve(
     profile's size; give one of them or neither. `replicas_per_stage` lets each stage have replicas of
     its own; else all have as many, `num_replicas` where that is given. `schedule` is "auto" (every
     schedule, and orders of the plan's own), one name, or several with commas between; `stages_per_rank`
-    fixes how many stages a rank has, where a schedule leaves a choice. `pins` puts layers on stages (counted from 0); the
-    groups of `same_stage` must share a stage, those of `different_stage` must not. `time_limit` is in
+    fixes how many stages a rank has, where a schedule leaves a choice. `pins` puts layers on stages
+    (counted from 0); the groups of `same_stage` must share a stage, those of `different_stage` must
+    not. `recompute` says whether layers give their stash up and run their forward again in backward:
+    `never`, `auto` (those that make the step fastest within the memory) or `always`;
+    `recompute_layers` do so in any case, `keep_layers` in none. `time_limit` is in
     seconds; what it leaves open widens the certificate's gap.
     Raises InfeasibleError, naming the least memory that would do, where nothing fits.
     """
@@ -100,6 +109,9 @@ def solve(
             pins=pins,
             same_stage=same_stage,
             different_stage=different_stage,
+            recompute=recompute,
+            recompute_layers=recompute_layers,
+            keep_layers=keep_layers,
             optimizer=optimizer,
         )
         for one in sized
@@ -124,6 +136,9 @@ def make_problem(
     pins: Mapping[str, int] | None = None,
     same_stage: Sequence[Sequence[str]] = (),
     different_stage: Sequence[Sequence[str]] = (),
+    recompute: str = "never",
+    recompute_layers: Sequence[str] = (),
+    keep_layers: Sequence[str] = (),
     optimizer: str = "adamw",
 ) -> Problem:
     """The problem as the solvers are told it; raises AutopartError on an unknown word."""
@@ -154,8 +169,13 @@ def make_problem(
         pins=tuple(Pin(layer=name, stage=stage) for name, stage in (pins or {}).items()),
         same_stage=tuple(map(tuple, same_stage)),
         different_stage=tuple(map(tuple, different_stage)),
+        recompute=_recomputing(recompute),
+        recompute_layers=tuple(recompute_layers),
+        keep_layers=tuple(keep_layers),
     )
     _check_pins(profile, demands)
+    if recompute == "always" or recompute_layers:
+        demands = msgspec.structs.replace(demands, schedules=_recomputing_schedules(demands))
     return Problem(
         graph=profile.graph,
         cluster=cluster,
@@ -172,6 +192,37 @@ def _objective(objective: str) -> Objective:
         if objective == known:
             return known
     raise AutopartError(f"unknown objective '{objective}'; known: {', '.join(OBJECTIVES)}")
+
+
+def _recomputing(recompute: str) -> Recomputing:
+    for known in RECOMPUTING:
+        if recompute == known:
+            return known
+    raise AutopartError(f"unknown --recompute '{recompute}'; known: {', '.join(RECOMPUTING)}")
+
+
+def _recomputing_schedules(demands: Demands) -> tuple[str, ...]:
+    """The demanded schedules under which layers can be recomputed."""
+    able = tuple(name for name in demands.schedules if can_recompute(name))
+    if not able:
+        raise AutopartError(
+            f"no layer is recomputed under {', '.join(demands.schedules)}, only under schedules with "
+            "one stage a rank and whole backwards; take --schedule gpipe,1f1b or --recompute auto"
+        )
+    return able
+
+
+def _check_recompute(profile: Profile, demands: Demands) -> None:
+    for layer in profile.graph.layers:
+        if layer.name in demands.recompute_layers and layer.recompute is None:
+            raise AutopartError(
+                f"layer '{layer.name}' cannot be recomputed: by its profile it keeps nothing inside, "
+                "or holds operations that must run once; leave it out of --recompute-layer"
+            )
+        if layer.name in demands.recompute_layers and layer.name in demands.keep_layers:
+            raise AutopartError(
+                f"layer '{layer.name}' is to be kept and to be recomputed: name it once"
+            )
 
 
 def _schedules(typed: str, objective: str, *, replicas_per_stage: bool) -> tuple[str, ...]:
@@ -211,7 +262,13 @@ def known_schedules(typed: str) -> str:
 
 def _check_pins(profile: Profile, demands: Demands) -> None:
     known = positions(profile.graph)
-    groups = (*demands.same_stage, *demands.different_stage)
+    _check_recompute(profile, demands)
+    groups = (
+        *demands.same_stage,
+        *demands.different_stage,
+        demands.recompute_layers,
+        demands.keep_layers,
+    )
     for name in (*(pin.layer for pin in demands.pins), *itertools.chain(*groups)):
         if name not in known:
             near = difflib.get_close_matches(name, known, 3) or list(known)[:3]
@@ -338,8 +395,14 @@ def _plan(
         objective=problem.objective,
         sizes=_searched(sized, found.outcomes),
         stages=tuple(
-            Stage(layers=tuple(layers[at].name for at in members), ranks=ranks)
-            for members, ranks in zip(best.partition, best.layout.stage_ranks, strict=True)
+            Stage(
+                layers=tuple(layers[at].name for at in members),
+                ranks=ranks,
+                recompute=tuple(layers[at].name for at in recompute),
+            )
+            for members, ranks, recompute in zip(
+                best.partition, best.layout.stage_ranks, best.recompute, strict=True
+            )
         ),
         schedule=best.layout.schedule,
         orders=orders_of(best.orders or _named_orders(best.layout)),

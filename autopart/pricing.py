@@ -12,6 +12,7 @@ import numpy as np
 
 from autopart.cluster import smallest_memory
 from autopart.cost import (
+    best_recompute,
     bottleneck_time,
     cut_links,
     held_by,
@@ -37,6 +38,7 @@ from autopart.simulator import (
     step_times,
 )
 from autopart.stage_load import Number, Partition, StageLoad, Traffic
+from autopart.treated import treated
 
 
 class Decision(NamedTuple):
@@ -45,6 +47,8 @@ class Decision(NamedTuple):
     layout: Layout
     partition: Partition
     prediction: Prediction
+    recompute: Partition
+    """For each stage the positions of the layers that it recomputes."""
     orders: Schedule | None = None
     """The orders of all ranks, where the layout's schedule names none."""
     order_source: OrderSource | None = None
@@ -57,9 +61,10 @@ def price(
     schedule names none."""
     if orders:
         return _price_orders(problem, layout, partition, orders)
+    recompute = best_recompute(problem, layout, partition)
     shown = _simulated(layout)
     schedule = make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
-    stages, syncs = predict(problem, layout, partition)
+    stages, syncs = predict(problem, layout, partition, recompute)
     timeline = simulate(
         schedule,
         shown.stage_ranks,
@@ -75,14 +80,15 @@ def price(
         stages=stages,
         syncs=syncs,
     )
-    return Decision(layout, partition, prediction)
+    return Decision(layout, partition, prediction, recompute)
 
 
 def _price_orders(
     problem: Problem, layout: Layout, partition: Partition, orders: Schedule
 ) -> Decision:
+    recompute = best_recompute(problem, layout, partition)
     held = held_by(orders, layout.stage_ranks)
-    stages, syncs = predict(problem, layout, partition, held)
+    stages, syncs = predict(problem, layout, partition, recompute, held)
     timeline = simulate(
         orders,
         layout.stage_ranks,
@@ -98,7 +104,7 @@ def _price_orders(
         stages=stages,
         syncs=syncs,
     )
-    return Decision(layout, partition, prediction, orders)
+    return Decision(layout, partition, prediction, recompute, orders)
 
 
 def _all_peaks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int, ...]:
@@ -177,7 +183,8 @@ def _price_alike(
     stages: list[StageTimes] = []
     grad_bytes: list[Number] = []
     for stage in range(len(layout.stage_ranks)):
-        load = _load_at(cuts.loads, ways[:, stage], ways[:, stage + 1])
+        loads = treated(problem, layout, cuts, stage)
+        load = _load_at(loads, ways[:, stage], ways[:, stage + 1])
         load = on_ranks(load, problem, layout, stage)
         before, after = links_around(links, stage)
         stages.append(

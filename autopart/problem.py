@@ -26,6 +26,9 @@ Objective = Literal["step", "bottleneck"]
 """What is minimised: the simulated step, or how long it keeps its busiest rank occupied."""
 OBJECTIVES: tuple[Objective, ...] = ("step", "bottleneck")
 
+Recomputing = Literal["never", "auto", "always"]
+RECOMPUTING: tuple[Recomputing, ...] = ("never", "auto", "always")
+
 OPTIMIZER_BYTES = {"adamw": 8, "sgd-momentum": 4, "sgd": 0}
 """Bytes of optimizer state for each trained element, in float32 (two moments, one, none)."""
 MASTER_BYTES = 4
@@ -55,6 +58,12 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Groups of layers, each of which must share a stage."""
     different_stage: tuple[tuple[str, ...], ...] = ()
     """Groups of layers, of which no two may share a stage."""
+    recompute: Recomputing = "never"
+    """Whether the layers' stash is kept, given up where memory asks for it, or always given up."""
+    recompute_layers: tuple[str, ...] = ()
+    """Layers that are recomputed in any case."""
+    keep_layers: tuple[str, ...] = ()
+    """Layers that are not recomputed, unless `recompute_layers` says so."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -50,6 +50,7 @@ from autopart.cost import all_reduce_time, memory, slowed, total, traffic_times
 from autopart.cuts import Cuts, allowed
 from autopart.problem import Problem
 from autopart.stage_load import Number, Traffic
+from autopart.treated import treated_loads
 
 Path = tuple[int, ...]
 Counts = tuple[int, ...]
@@ -156,7 +157,8 @@ class ReplicaBounds:
         if schedule == "1f1b":
             held = min(-(-behind // count) + 1, held)
         own = math.ceil(self.m / count)
-        return total(memory(self.cuts.loads, self.problem, own, held)) <= limit
+        loads = treated_loads(self.problem, self.cuts, own, held, 0)
+        return total(memory(loads, self.problem, own, held)) <= limit
 
 
 class Below:

@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 
 from autopart.cuts import MOST_CUTS, Cuts, all_cuts, list_all, partition_of
+from autopart.frontier import leaves_choice
 from autopart.graph import is_chain
 from autopart.layout_bounds import LayoutBounds, layout_bounds, quick_bounds
 from autopart.plan import OrderSource
@@ -177,6 +178,7 @@ class LayoutSearch:
         """The chain solver's paths; on a long chain, where its matrices take seconds, the probe's."""
         demands, cluster = self.problem.demands, self.problem.cluster
         pinned = demands.pins or demands.same_stage or demands.different_stage
+        pinned = pinned or leaves_choice(demands)
         long = len(self.cuts.nested) > MOST_CUTS and is_chain(self.problem.graph)
         if not long or pinned or cluster.gpus or not alike(layout):
             return chain.solve(self.problem, layout, self.cuts)

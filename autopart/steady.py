@@ -31,6 +31,7 @@ from autopart.cost import (
 from autopart.cuts import Cuts, allowed
 from autopart.problem import Layout, Problem, own_microbatches
 from autopart.stage_load import Number
+from autopart.treated import treated
 
 
 def shape_bottlenecks(
@@ -56,7 +57,7 @@ def stage_bottlenecks(problem: Problem, layout: Layout, cuts: Cuts) -> list[Numb
     bottlenecks: list[Number] = []
     for stage, ranks in enumerate(layout.stage_ranks):
         own = own_microbatches(layout, stage)
-        load = on_ranks(cuts.loads, problem, layout, stage)
+        load = on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
         use = memory(load, problem, own, in_flight(layout, stage))
         fits = total(use) <= smallest_memory(problem.cluster, ranks)
         may = fits & allowed(cuts, problem.graph, problem.demands, stage)

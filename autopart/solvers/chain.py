@@ -25,7 +25,7 @@ large a part depends on the schedule, so the shares 0, 1/2 and 1 are tried and t
 Derivation: docs/solvers.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,7 @@ from autopart.cost import (
 from autopart.cuts import Cuts, allowed
 from autopart.problem import Layout, Problem, own_microbatches
 from autopart.stage_load import Number, StageLoad
+from autopart.treated import least_loads, treated
 
 SEND_SHARES = (0.0, 0.5, 1.0)
 
@@ -62,11 +63,11 @@ def solve(problem: Problem, layout: Layout, cuts: Cuts) -> list[tuple[int, ...]]
     fits = [
         (total(use) <= smallest_memory(problem.cluster, layout.stage_ranks[stage]))
         & allowed(cuts, problem.graph, problem.demands, stage)
-        for stage, use in enumerate(_memories(problem, layout, loads))
+        for stage, use in enumerate(_memories(problem, layout, cuts, treated))
     ]
     found: dict[tuple[int, ...], None] = {}
     for share in SEND_SHARES:
-        periods = _periods(problem, layout, loads, share)
+        periods = _periods(problem, layout, cuts, share)
         before = loads.forward_time[0] + loads.backward_time[0]
         finishes = [before[:, None] + period for period in periods]
         for costs in (periods, finishes):
@@ -82,7 +83,7 @@ def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> tuple[int, ...
     """The path whose largest stage needs the fewest bytes; None where the user's pins allow none."""
     costs = [
         np.where(allowed(cuts, problem.graph, problem.demands, stage), total(use), np.inf)
-        for stage, use in enumerate(_memories(problem, layout, cuts.loads))
+        for stage, use in enumerate(_memories(problem, layout, cuts, least_loads))
     ]
     best = best_path(costs, cuts.nested)
     return None if best is None else best.path
@@ -110,24 +111,32 @@ def best_path(costs: Sequence[Number], nested: Number) -> Path | None:
     return Path(float(best[-1]), tuple(reversed(path)))
 
 
-def _memories(problem: Problem, layout: Layout, loads: StageLoad) -> list[Number]:
+def _memories(
+    problem: Problem,
+    layout: Layout,
+    cuts: Cuts,
+    loads_of: Callable[[Problem, Layout, Cuts, int], StageLoad],
+) -> list[Number]:
     return [
-        memory(loads, problem, own_microbatches(layout, stage), in_flight(layout, stage))
+        memory(
+            loads_of(problem, layout, cuts, stage),
+            problem,
+            own_microbatches(layout, stage),
+            in_flight(layout, stage),
+        )
         for stage in range(len(layout.stage_ranks))
     ]
 
 
-def _periods(problem: Problem, layout: Layout, loads: StageLoad, share: float) -> list[Number]:
+def _periods(problem: Problem, layout: Layout, cuts: Cuts, share: float) -> list[Number]:
     links = cut_links(problem.cluster, layout.stage_ranks)
     periods: list[Number] = []
     for stage in range(len(layout.stage_ranks)):
         before, after = links_around(links, stage)
-        load = on_ranks(loads, problem, layout, stage)
+        load = on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
         period = busy_time(load, problem.cluster, before, after)
         if problem.cluster.sends_overlap:
-            sends = sum(traffic_times(loads.sent, after)) + sum(
-                traffic_times(loads.received, before)
-            )
+            sends = sum(traffic_times(load.sent, after)) + sum(traffic_times(load.received, before))
             period = period + share * sends
         periods.append(own_microbatches(layout, stage) * period)
     return periods

@@ -27,6 +27,7 @@ from autopart.problem import Problem
 from autopart.solvers.replication.dual import Floats, bottleneck, fewest_machines, tighten
 from autopart.solvers.replication.matrices import MatrixLoads, MatrixMemory
 from autopart.stage_load import Partition
+from autopart.treated import treated_loads
 from autopart.units import format_bytes
 
 
@@ -108,9 +109,10 @@ def _memory(problem: Problem, cuts: Cuts, counts: list[int]) -> MatrixMemory:
         own = math.ceil(m / counts[choice])
         return min(-(-later // counts[choice]) + 1, own) if one_f_one_b else own
 
+    least = treated_loads(problem, cuts, m, m, 0)
     return MatrixMemory(
-        fixed=[total(memory(cuts.loads, problem, math.ceil(m / r), 0)) + 0.0 for r in counts],
-        stash=cuts.loads.stash_bytes + 0.0,
+        fixed=[total(memory(least, problem, math.ceil(m / r), 0)) + 0.0 for r in counts],
+        stash=least.stash_bytes + 0.0,
         held=held,
         limit=float(problem.cluster.memory_bytes),
     )

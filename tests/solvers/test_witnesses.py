@@ -54,7 +54,7 @@ def over_cuts(asked: Problem, layout: Layout, ahead: bool) -> float:
     loads = cuts.loads
     before = loads.forward_time[0] + loads.backward_time[0] if ahead else np.zeros(len(cuts.nested))
     costs = []
-    for stage, period in enumerate(chain._periods(asked, layout, loads, ilp.SEND_SHARE)):
+    for stage, period in enumerate(chain._periods(asked, layout, cuts, ilp.SEND_SHARE)):
         held = in_flight(layout, stage)
         needed = total(memory(loads, asked, own_microbatches(layout, stage), held))
         fits = needed <= asked.cluster.memory_bytes

@@ -1,0 +1,64 @@
+"""The loads of all stages between two cuts with their best choice of recomputed layers.
+
+What is best for a stage depends on the bytes that are left beside its state, so on its place and layout:
+of the choices that fit, the one with the fewest extra seconds. No other choice of the same stage makes any
+step faster: extra seconds only lengthen the stage's backward, and no action of an order starts
+earlier where another takes longer. Where nothing fits, the choice with the fewest bytes says how much is missing.
+"""
+
+import numpy as np
+
+from autopart.cluster import smallest_memory
+from autopart.cost import in_flight, memory, total
+from autopart.cuts import Cuts
+from autopart.frontier import can_recompute, leaves_choice
+from autopart.problem import Layout, Problem, own_microbatches
+from autopart.stage_load import StageLoad
+from autopart.stage_points import StagePoints, best_points, stage_points
+
+
+def treated(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> StageLoad:
+    """`cuts.loads` as stage `stage` of a layout, with the layers recomputed that are best there."""
+    if not can_recompute(layout.schedule):
+        return cuts.loads
+    return treated_loads(
+        problem,
+        cuts,
+        own_microbatches(layout, stage),
+        in_flight(layout, stage),
+        smallest_memory(problem.cluster, layout.stage_ranks[stage]),
+    )
+
+
+def least_loads(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> StageLoad:
+    """`cuts.loads` as stage `stage` of a layout, with the layers recomputed that leave the fewest bytes."""
+    if not can_recompute(layout.schedule):
+        return cuts.loads
+    return treated_loads(
+        problem, cuts, own_microbatches(layout, stage), in_flight(layout, stage), 0
+    )
+
+
+def treated_loads(problem: Problem, cuts: Cuts, own: int, held: int, limit: int) -> StageLoad:
+    """`cuts.loads` with what is best for a rank of `limit` bytes that runs `own` microbatches, `held` of
+    them in flight."""
+    demands, loads = problem.demands, cuts.loads
+    if not leaves_choice(demands):
+        return loads
+    asked = (demands.recompute, demands.recompute_layers, demands.keep_layers)
+    key = (asked, problem.optimizer_bytes, problem.cluster.reserve_bytes, own, held, limit)
+    if key in cuts.made:
+        return cuts.made[key]
+    points: StagePoints | None = cuts.made.get(asked)
+    if points is None:
+        points = stage_points(problem.graph, demands, cuts.ahead, cuts.nested)
+        cuts.made[asked] = points
+    kept = total(memory(loads, problem, own, held))
+    best = best_points(points, kept, loads.workspace_bytes, held, limit)
+    cuts.made[key] = loads._replace(
+        backward_time=loads.backward_time + best.extra_time,
+        stash_bytes=loads.stash_bytes - best.freed_bytes,
+        inner_stash_bytes=np.minimum(loads.inner_stash_bytes, loads.stash_bytes - best.freed_bytes),
+        workspace_bytes=best.workspace_bytes,
+    )
+    return cuts.made[key]
