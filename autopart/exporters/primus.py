@@ -38,7 +38,7 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
         if chosen
         else ""
     )
-    notes = (*rank_notes(shape), "written from Primus' documents; no run of it has checked this")
+    notes = (*rank_notes(shape), "Primus itself has not read this file: try a few steps first")
     text = (
         f"{comments(plan, notes)}"
         f"pipeline_model_parallel_size: {shape.num_ranks}\n"
