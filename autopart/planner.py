@@ -16,7 +16,7 @@ from autopart.certificate import certificate, own_size, problem_of
 from autopart.cluster import Cluster, check_cluster, num_gpus
 from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import AutopartError, InfeasibleError
-from autopart.frontier import can_recompute
+from autopart.frontier import can_recompute, leaves_choice
 from autopart.graph import positions
 from autopart.plan import Origin, Plan, SearchedSize, Stage, orders_of
 from autopart.pricing import most_bytes, price
@@ -332,7 +332,14 @@ def _why_infeasible(problem: Problem, solver: SolverName) -> str:
     least, (k, r) = min(needs)
     return (
         f"nothing fits into {limit} a GPU: the least that would do is {format_bytes(least)} "
-        f"({least} bytes), with {k} stages and {r} replicas; try more memory, more GPUs, a smaller "
+        f"({least} bytes), with {k} stages and {r} replicas; {_what_to_try(problem)}"
+    )
+
+
+def _what_to_try(problem: Problem) -> str:
+    kept = not leaves_choice(problem.demands) and any(la.recompute for la in problem.graph.layers)
+    return (
+        f"try {'--recompute auto, ' if kept else ''}more memory, more GPUs, a smaller "
         "--microbatch-size, or another --optimizer"
     )
 
@@ -349,8 +356,8 @@ def _what_is_missing(problem: Problem, cuts: Cuts) -> str:
     if problem.cluster.gpus:
         would_do = f"each GPU would need {format_bytes(missing)} ({missing} bytes) more at least"
     return (
-        f"nothing fits into {format_bytes(problem.cluster.memory_bytes)} a GPU: {would_do}; try "
-        "more memory, more GPUs, a smaller --microbatch-size, or another --optimizer"
+        f"nothing fits into {format_bytes(problem.cluster.memory_bytes)} a GPU: {would_do}; "
+        f"{_what_to_try(problem)}"
     )
 
 

@@ -100,6 +100,19 @@ def command(
     different_stage: Annotated[
         list[str] | None, typer.Option(metavar="A,B", help="Layers that must not share a stage.")
     ] = None,
+    recompute: Annotated[
+        Literal["never", "auto", "always"],
+        typer.Option(
+            help="Layers that run their forward again in backward instead of keeping their stash; "
+            "auto: those that make the step fastest within the memory."
+        ),
+    ] = "never",
+    recompute_layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Recompute a layer in any case.")
+    ] = None,
+    keep_layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Do not recompute a layer.")
+    ] = None,
     solver: Annotated[
         Literal["auto", "dp", "ilp", "uniform", "parameters"],
         typer.Option(help="dp and ilp are exact; uniform and parameters are the usual splits."),
@@ -138,6 +151,9 @@ def command(
         pins=parse_pins(pin or []),
         same_stage=[group.split(",") for group in same_stage or []],
         different_stage=[group.split(",") for group in different_stage or []],
+        recompute=recompute,
+        recompute_layers=recompute_layer or [],
+        keep_layers=keep_layer or [],
         optimizer=optimizer,
         time_limit=time_limit,
     )

@@ -94,6 +94,16 @@ def memory_table(plan: Plan) -> Table:
     return table
 
 
+def _recompute_lines(plan: Plan) -> list[str]:
+    """Which layers each stage recomputes, a line for each stage that does."""
+    return [
+        f"stage {place} recomputes {len(stage.recompute)} of {len(stage.layers)} layers: "
+        + layers_label(stage.recompute)
+        for place, stage in enumerate(plan.stages)
+        if stage.recompute
+    ]
+
+
 def _order_lines(plan: Plan) -> list[str]:
     """Where the plan's own orders come from, and what the memory limit costs; none for a named one."""
     source = plan.origin.orders
@@ -126,6 +136,7 @@ def figures(plan: Plan) -> list[str]:
         f"schedule {plan.schedule}, {plan.num_microbatches} microbatches of "
         f"{plan.microbatch_size} = batch of {batch}; "
         f"solver {plan.origin.solver}, {format_time(plan.origin.solve_seconds)}",
+        *_recompute_lines(plan),
         *_order_lines(plan),
         f"the bound holds for {certificate.assumes}",
     ]

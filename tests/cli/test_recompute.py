@@ -1,0 +1,98 @@
+"""Recomputation on the command line: solve, verify, show, and what cannot be."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from autopart.graph import Recompute
+from autopart.profile import save_profile
+from tests.cli.conftest import Cli
+from tests.problems import chain_graph, layer, profile
+
+ASKED = ("solve", "--gpus", "2", "--gpu", "h100-sxm", "--stages", "2", "--replicas", "1")
+MEMORY = ("--global-batch", "8", "--schedule", "1f1b", "--memory")
+GIB = 1 << 30
+
+
+@pytest.fixture
+def blocks(folder: Path) -> Path:
+    """`profile.json` of six like blocks that keep 10 GiB each, and a head that keeps 1 GiB."""
+    again = Recompute(extra_time=1e-3, stash_bytes=0)
+    times = {"forward_time": 1e-3, "input_grad_time": 1e-3, "weight_grad_time": 1e-3}
+    layers = [layer(f"h.{i}", **times, stash_bytes=10 * GIB, workspace_bytes=GIB) for i in range(6)]
+    layers = [msgspec.structs.replace(la, recompute=again) for la in layers]
+    graph = chain_graph(*layers, layer("head", **times, stash_bytes=GIB), num_bytes=GIB)
+    kept = tuple(msgspec.structs.replace(v, kept_by=v.consumers) for v in graph.values)
+    whole = profile(msgspec.structs.replace(graph, values=kept))
+    save_profile(whole, folder / "profile.json")
+    return folder / "profile.json"
+
+
+def test_auto_recomputes_as_few_layers_as_fit_and_verify_agrees(cli: Cli, blocks: Path) -> None:
+    steps = []
+    for memory, count in (("200GiB", 0), ("61GiB", 1), ("45GiB", 2)):
+        solved = cli(*ASKED, *MEMORY, memory, "--recompute", "auto")
+        assert solved.code == 0, solved.err
+        plan = msgspec.json.decode((blocks.parent / "plan.json").read_bytes())
+        assert sum(len(stage["recompute"]) for stage in plan["stages"]) >= count
+        assert (sum(len(stage["recompute"]) for stage in plan["stages"]) == 0) == (count == 0)
+        assert cli("verify", "plan.json", "--profile", "profile.json").code == 0
+        assert ("recomputes" in cli("show", "plan.json").out) == (count > 0)
+        steps.append(plan["prediction"]["step_time"])
+    assert steps == sorted(steps) and steps[0] < steps[-1]
+
+
+def test_a_plan_that_recomputes_something_else_is_found_out(cli: Cli, blocks: Path) -> None:
+    assert cli(*ASKED, *MEMORY, "61GiB", "--recompute", "auto").code == 0
+    path = blocks.parent / "plan.json"
+    plan = msgspec.json.decode(path.read_bytes())
+    changed = next(stage for stage in plan["stages"] if stage["recompute"])
+    changed["recompute"] = []
+    path.write_bytes(msgspec.json.encode(plan))
+    assert cli("verify", "plan.json", "--profile", "profile.json").code == 1
+    changed["recompute"] = ["head"] if "head" in changed["layers"] else []
+    plan["stages"][-1]["recompute"] = ["head"]
+    path.write_bytes(msgspec.json.encode(plan))
+    told = cli("verify", "plan.json", "--profile", "profile.json")
+    assert told.code == 1 and "'head' of stage 1 is recomputed" in " ".join(told.out.split())
+
+
+def test_named_layers_and_always(cli: Cli, blocks: Path) -> None:
+    done = cli(*ASKED, *MEMORY, "200GiB", "--recompute-layer", "h.2")
+    assert done.code == 0, done.err
+    assert "recomputes 1 of" in done.out
+    done = cli(*ASKED, *MEMORY, "200GiB", "--recompute", "always", "--keep-layer", "h.2")
+    assert done.code == 0, done.err
+    plan = msgspec.json.decode((blocks.parent / "plan.json").read_bytes())
+    named = {name for stage in plan["stages"] for name in stage["recompute"]}
+    assert named == {f"h.{i}" for i in range(6)} - {"h.2"}
+    assert cli("verify", "plan.json", "--profile", "profile.json").code == 0
+
+
+def test_too_little_memory_says_the_least_with_and_without(cli: Cli, blocks: Path) -> None:
+    kept = cli(*ASKED, *MEMORY, "12GiB")
+    assert kept.code == 3 and "--recompute auto" in kept.err
+    told = cli(*ASKED, *MEMORY, "12GiB", "--recompute", "auto")
+    assert told.code == 3 and "--recompute auto" not in told.err
+    least = int(told.err.split("(")[1].split(" bytes")[0])
+    assert cli(*ASKED, *MEMORY, f"{least}B", "--recompute", "auto").code == 0
+    assert cli(*ASKED, *MEMORY, f"{least - 1}B", "--recompute", "auto").code == 3
+    assert least < int(kept.err.split("(")[1].split(" bytes")[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--recompute-layer", "nowhere"), "no layer 'nowhere'"),
+        (("--keep-layer", "h.9"), "no layer 'h.9'"),
+        (("--recompute-layer", "head"), "layer 'head' cannot be recomputed"),
+        (("--recompute-layer", "h.1", "--keep-layer", "h.1"), "name it once"),
+        (("--recompute", "always", "--schedule", "zb-h1"), "no layer is recomputed under zb-h1"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    options: tuple[str, ...], words: str, cli: Cli, blocks: Path
+) -> None:
+    done = cli(*ASKED, *MEMORY, "200GiB", *options)
+    assert done.code == 1 and words in " ".join(done.err.split())
