@@ -147,6 +147,7 @@ def best_recompute(problem: Problem, layout: Layout, partition: Partition) -> Pa
     found: list[tuple[int, ...]] = []
     for stage, load in enumerate(stage_loads(problem.graph, partition)):
         points = frontiers.frontier(partition[stage])
+        assert points.chosen is not None
         chosen = points.chosen[best_choice(load, points, problem, layout, stage)]
         found.append(tuple(at for at in sorted(partition[stage]) if chosen >> at & 1))
     return tuple(found)

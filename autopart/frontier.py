@@ -43,8 +43,9 @@ class Points(NamedTuple):
     freed_bytes: Array
     """Of the stash, for each microbatch in flight."""
     workspace_bytes: Array
-    chosen: Array
-    """The recomputed layers as the bits of a whole number: layer at position p is bit p."""
+    chosen: Array | None
+    """The recomputed layers as the bits of a whole number: layer at position p is bit p. None where only
+    the numbers are asked for."""
 
 
 class Options(NamedTuple):
@@ -55,9 +56,10 @@ class Options(NamedTuple):
 
 
 NO_CHOICE = Points(
-    np.zeros(1), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=object)
+    np.zeros(1), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), chosen=None
 )
 """The frontier of no layers."""
+_LEAST = np.iinfo(np.int64).min
 
 
 def options(graph: LayerGraph, demands: Demands) -> Options:
@@ -109,7 +111,7 @@ class Frontiers:
         """The frontier of a stage with the layers at `members`."""
         inside = np.zeros(len(self.layers), dtype=bool)
         inside[list(members)] = True
-        points = NO_CHOICE
+        points = NO_CHOICE._replace(chosen=np.zeros(1, dtype=object))
         for at in np.flatnonzero(inside):
             points = self.add(points, int(at), inside)
         return points
@@ -155,29 +157,44 @@ def _recomputed(points: Points, layer: Layer, at: int, freed: int) -> Points:
         points.extra_time + layer.recompute.extra_time,
         points.freed_bytes + freed,
         np.maximum(points.workspace_bytes, recomputed_workspace(layer)),
-        points.chosen | (1 << at),
+        None if points.chosen is None else points.chosen | (1 << at),
     )
 
 
 def _joined(ways: Sequence[Points]) -> Points:
-    return Points(*(np.concatenate(column) for column in zip(*ways, strict=True)))
+    chosen = [points.chosen for points in ways if points.chosen is not None]
+    return Points(
+        np.concatenate([points.extra_time for points in ways]),
+        np.concatenate([points.freed_bytes for points in ways]),
+        np.concatenate([points.workspace_bytes for points in ways]),
+        np.concatenate(chosen) if chosen else None,
+    )
+
+
+def _at(points: Points, places: Array) -> Points:
+    return Points(
+        points.extra_time[places],
+        points.freed_bytes[places],
+        points.workspace_bytes[places],
+        None if points.chosen is None else points.chosen[places],
+    )
 
 
 def _pareto(points: Points) -> Points:
     """Without dominated points, and with no more than `MOST_POINTS`."""
     order = np.lexsort((points.workspace_bytes, -points.freed_bytes, points.extra_time))
-    points = Points(*(column[order] for column in points))
+    points = _at(points, order)
     room, freed = points.workspace_bytes, points.freed_bytes
     alive = np.zeros(len(room), dtype=bool)
-    for most in np.unique(room):
-        within = np.where(room <= most, freed, np.iinfo(np.int64).min)
-        ahead = np.maximum.accumulate(within)[:-1]
-        better = np.append(True, freed[1:] > ahead)
-        alive |= (room == most) & better
+    for most in sorted(set(room.tolist())):
+        ahead = np.maximum.accumulate(np.where(room <= most, freed, _LEAST))
+        better = room == most
+        better[1:] &= freed[1:] > ahead[:-1]
+        alive |= better
     left = np.flatnonzero(alive)
     if len(left) > MOST_POINTS:
         left = _even(left, freed)
-    return Points(*(column[left] for column in points))
+    return _at(points, left)
 
 
 def _even(left: Array, freed: Array) -> Array:

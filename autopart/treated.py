@@ -49,11 +49,14 @@ def treated_loads(problem: Problem, cuts: Cuts, own: int, held: int, limit: int)
     key = (asked, problem.optimizer_bytes, problem.cluster.reserve_bytes, own, held, limit)
     if key in cuts.made:
         return cuts.made[key]
+    kept = total(memory(loads, problem, own, held))
+    may_keep = demands.recompute == "auto" and not demands.recompute_layers
+    if may_keep and (kept[cuts.nested] <= limit).all():
+        return loads
     points: StagePoints | None = cuts.made.get(asked)
     if points is None:
         points = stage_points(problem.graph, demands, cuts.ahead, cuts.nested)
         cuts.made[asked] = points
-    kept = total(memory(loads, problem, own, held))
     best = best_points(points, kept, loads.workspace_bytes, held, limit)
     cuts.made[key] = loads._replace(
         backward_time=loads.backward_time + best.extra_time,

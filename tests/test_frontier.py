@@ -113,6 +113,7 @@ def test_the_frontier_is_that_of_all_subsets(block: int) -> None:
         points = list(zip(found.extra_time, found.freed_bytes, found.workspace_bytes, strict=True))
         for extra, freed, room in tried:
             assert any(x <= extra + 1e-9 and f >= freed and w <= room for x, f, w in points), seed
+        assert found.chosen is not None
         for point, chosen in zip(points, found.chosen, strict=True):
             at = tuple(p for p in members if chosen >> p & 1)
             assert any(
