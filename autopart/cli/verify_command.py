@@ -25,7 +25,8 @@ TargetName = Literal["torchtitan", "megatron", "deepspeed"]
 def command(
     plan: PlanFile,
     profile: Annotated[
-        Path | None, typer.Option(help="The profile that the plan was made from.")
+        list[Path] | None,
+        typer.Option(help="The profile that the plan was made from, or each of them."),
     ] = None,
     target: Annotated[
         TargetName | None,
@@ -43,16 +44,19 @@ def command(
     no solver is asked. With --target, the plan's export is read by the installed framework, and the
     layers, recomputing and orders that it would run are compared. Exits with 1 where a check fails.
     """
-    if profile is None and target is None:
+    profiles = profile or []
+    if not profiles and target is None:
         raise UsageError("name what to check against: --profile FILE, or --target FRAMEWORK")
     checks = ()
-    if profile is not None:
-        checks = verify(read_file(plan, Plan, FORMAT, VERSION), load_profile(profile))
+    if profiles:
+        asked = read_file(plan, Plan, FORMAT, VERSION)
+        checks = verify(asked, [load_profile(path) for path in profiles])
     if target is not None:
         named = tuple(map(parse_renaming, renamings or ()))
         checks += check_export(load_plan(plan), target, named)
-    against = " and ".join(str(name) for name in (profile, target) if name is not None)
-    summary = verify_summary(checks, str(plan), profile and str(profile), target)
+    named_profiles = ", ".join(map(str, profiles)) or None
+    against = " and ".join(name for name in (named_profiles, target) if name is not None)
+    summary = verify_summary(checks, str(plan), named_profiles, target)
     print_result(summary, check_table(checks, f"{plan} against {against}"), as_json=as_json)
     if not summary.passed:
         raise typer.Exit(1)
