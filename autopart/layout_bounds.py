@@ -15,6 +15,7 @@ from autopart.bounds import paths_below, shape_bounds, stage_bounds
 from autopart.cluster import smallest_memory
 from autopart.cost import in_flight, memory, total
 from autopart.cuts import Cuts
+from autopart.frontier import can_recompute, leaves_choice
 from autopart.order_bounds import least_steps_on_ranks, stage_bounds_of_any_order
 from autopart.problem import CLASSIC, CUSTOM, Layout, Problem, own_microbatches
 from autopart.schedules import KINDS
@@ -66,6 +67,15 @@ def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
         ],
         whole,
     )
+
+
+def proves(problem: Problem, layout: Layout) -> bool:
+    """Whether the bounds of a layout are part of a proof. Where orders of a plan's own are allowed, theirs
+    hold for the named schedules on the same placement too, but for those that recompute layers."""
+    demands = problem.demands
+    if CUSTOM not in demands.schedules or layout.schedule == CUSTOM:
+        return True
+    return leaves_choice(demands) and can_recompute(layout.schedule)
 
 
 def _splits(schedule: str) -> bool:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from autopart.bounds import paths_below
 from autopart.cuts import Cuts, all_cuts, list_all
 from autopart.errors import InfeasibleError, PlanError
-from autopart.layout_bounds import layout_bounds, quick_bounds
+from autopart.layout_bounds import layout_bounds, proves, quick_bounds
 from autopart.pricing import compile_layout, price_paths
-from autopart.problem import CUSTOM, Layout, Problem, layouts, layouts_of, shapes
+from autopart.problem import Layout, Problem, layouts, layouts_of, shapes
 from autopart.replica_bounds import MOST_COUNTS, ReplicaBounds, counts_below, value_in_any_order
 from autopart.steady import shape_bottlenecks, stage_bottlenecks
 
@@ -72,7 +72,9 @@ def _nothing_beats(problem: Problem, value: float, expected: int) -> int:
     for shape, bound in quick.items():
         if bound is None or bound >= value:
             continue
-        for layout in _proving(problem, layouts(problem, *shape)):
+        for layout in layouts(problem, *shape):
+            if not proves(problem, layout):
+                continue
             if not list_all(cuts, len(layout.stage_ranks)):
                 raise PlanError(
                     f"with {len(layout.stage_ranks)} stages and {shape[1]} replicas only {bound} s "
@@ -80,14 +82,6 @@ def _nothing_beats(problem: Problem, value: float, expected: int) -> int:
                 )
             open_layouts.append(layout)
     return _simulate_open(problem, cuts, open_layouts, value, expected)
-
-
-def _proving(problem: Problem, of_shape: Sequence[Layout]) -> list[Layout]:
-    """The layouts whose bounds prove a value: where orders of a plan's own are allowed, those for every
-    order on each placement, which hold for the named schedules too; else all."""
-    if CUSTOM not in problem.demands.schedules:
-        return list(of_shape)
-    return [layout for layout in of_shape if layout.schedule == CUSTOM]
 
 
 def _no_replicas_beat(problem: Problem, value: float, expected: int) -> int:

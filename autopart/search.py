@@ -26,16 +26,18 @@ import msgspec
 import numpy as np
 
 from autopart.cuts import MOST_CUTS, Cuts, all_cuts, list_all, partition_of
+from autopart.errors import InfeasibleError
 from autopart.frontier import leaves_choice
 from autopart.graph import is_chain
-from autopart.layout_bounds import LayoutBounds, layout_bounds, quick_bounds
+from autopart.layout_bounds import LayoutBounds, layout_bounds, proves, quick_bounds
+from autopart.order_bounds import least_step
 from autopart.plan import OrderSource
 from autopart.pricing import Decision, compile_layout, fits, most_bytes, price, price_paths
 from autopart.problem import CLASSIC, CUSTOM, Layout, Problem, StageRanks, alike, layouts, shapes
 from autopart.simulator import Program
 from autopart.solvers import chain, ilp, parameters, probe, uniform
 from autopart.solvers.layout_chain import chain_of
-from autopart.solvers.orders import orders_of_layout
+from autopart.solvers.orders import order_problem, orders_of_layout
 from autopart.stage_load import Number, Partition
 
 SolverName = Literal["auto", "dp", "ilp", "uniform", "parameters"]
@@ -47,8 +49,8 @@ ACTIONS = 20_000_000
 ROUNDING = 1e-12
 """Relative difference of two step times that add the same numbers up in different orders."""
 
-ORDER_ACTIONS = 1_000_000
-"""Actions simulated to optimize the orders of one decision: a second or two."""
+SOME_ACTIONS, MORE_ACTIONS = 200_000, 1_000_000
+"""Actions simulated or listed to optimize the orders of one decision: a second, and some seconds."""
 
 PLACEMENTS = 6
 """Placements whose fastest decision has its orders optimized."""
@@ -104,6 +106,7 @@ class LayoutSearch:
 
     def run(self) -> Outcome:
         """Visit every shape, and prove what is best."""
+        self._start_with_classic()
         quick = quick_bounds(self.problem, shapes(self.problem))
         order = sorted((bound, shape) for shape, bound in quick.items() if bound is not None)
         open_layouts: list[Open] = []
@@ -118,6 +121,29 @@ class LayoutSearch:
         if self.custom:
             self._optimize_orders()
         return self._prove(sorted(open_layouts, key=lambda place: place.bound))
+
+    def _start_with_classic(self) -> None:
+        """Where more schedules are allowed, the best plan of the classic ones among them is the first to
+        beat, with half the time."""
+        demands = self.problem.demands
+        classic = tuple(name for name in demands.schedules if name in CLASSIC)
+        if len(classic) == len(demands.schedules) or not classic:
+            return
+        now = time.perf_counter()
+        fewer = msgspec.structs.replace(demands, schedules=classic)
+        start = LayoutSearch(
+            msgspec.structs.replace(self.problem, demands=fewer),
+            self.solver,
+            now + (self.deadline - now) / 2,
+            self.beat,
+        )
+        try:
+            start.run()
+        except InfeasibleError:
+            return
+        if start.best is not None:
+            self.best, self.by = start.best, start.by
+            self.kept[start.best.layout] = start.best
 
     def _out_of_time(self) -> bool:
         """Whether the deadline has passed with something found or to beat; the baselines take what they take."""
@@ -147,7 +173,7 @@ class LayoutSearch:
         least = max(path.largest, bounds.whole)
         if named and self.solver in ("auto", "dp") and least < self.step_time:
             self._propose_along_cuts(layout, bounds, path.path, least)
-        return [] if named and self.custom else [Open(least, layout)]
+        return [Open(least, layout)] if proves(self.problem, layout) else []
 
     def _baseline(self, num_stages: int) -> Partition:
         if self.solver == "uniform":
@@ -231,20 +257,34 @@ class LayoutSearch:
         return decision.prediction.step_time
 
     def _optimize_orders(self) -> None:
-        """Orders of their own for the fastest decisions, one of each placement."""
+        """Orders of their own for the fastest decisions, one of each placement; then with more effort
+        for that whose own orders are the fastest."""
         fastest: dict[StageRanks, Decision] = {}
         for decision in sorted(self.kept.values(), key=lambda found: found.prediction.step_time):
             fastest.setdefault(decision.layout.stage_ranks, decision)
+        tried: dict[float, Decision] = {}
         for decision in list(fastest.values())[:PLACEMENTS]:
-            if self._out_of_time():
-                return
-            if len(decision.layout.stage_ranks) == 1:
-                continue
-            own = self._with_own_orders(decision)
-            if fits(self.problem, own) and _better(own, self.best):
-                self.best = own
+            if self._may_gain(decision):
+                tried[self._take_own_orders(decision, SOME_ACTIONS)] = decision
+        if tried and self._may_gain(tried[min(tried)]):
+            self._take_own_orders(tried[min(tried)], MORE_ACTIONS)
 
-    def _with_own_orders(self, decision: Decision) -> Decision:
+    def _may_gain(self, decision: Decision) -> bool:
+        """Whether there is time, and other orders of a decision may be faster than the best."""
+        layout = decision.layout
+        if self._out_of_time() or len(layout.stage_ranks) == 1:
+            return False
+        task = order_problem(self.problem, layout, decision.partition, split=True)
+        return least_step(task) < self.step_time * (1 - ROUNDING)
+
+    def _take_own_orders(self, decision: Decision, actions: int) -> float:
+        """Optimize the orders of a decision and keep them where they are the best."""
+        own = self._with_own_orders(decision, actions)
+        if fits(self.problem, own) and _better(own, self.best):
+            self.best = own
+        return own.prediction.step_time
+
+    def _with_own_orders(self, decision: Decision, actions: int) -> Decision:
         layout, partition = decision.layout, decision.partition
         found = orders_of_layout(
             self.problem,
@@ -252,7 +292,7 @@ class LayoutSearch:
             partition,
             split=True,
             deadline=self.deadline,
-            actions=ORDER_ACTIONS,
+            actions=actions,
         )
         if found.name != "auto":
             named = msgspec.structs.replace(layout, schedule=found.name)

@@ -2,6 +2,7 @@
 
     python scripts/measure_gaps.py profiles/*.json --gpu h100-sxm
     python scripts/measure_gaps.py --format pipedream DATA/pipedream/profiles/*/graph.txt --gpu v100-sxm-32gb
+    python scripts/measure_gaps.py --format dapple DATA/dapple/*.txt --schedule auto --replicas 1 --gpus 4 8
 
 Prints one JSON line for each profile and number of GPUs, then the share of gaps that are closed.
 """
@@ -30,6 +31,11 @@ def main() -> None:
     parser.add_argument("--gpu", default="h100-sxm")
     parser.add_argument("--gpus", type=int, nargs="+", default=GPUS)
     parser.add_argument("--stages", type=int, default=None)
+    parser.add_argument("--replicas", type=int, default=None)
+    parser.add_argument("--microbatches", type=int, default=None)
+    parser.add_argument(
+        "--schedule", default=None, help="such as auto; the step of GPipe and 1F1B stands beside it"
+    )
     parser.add_argument("--time-limit", type=float, default=60.0)
     asked = parser.parse_args()
     rows = [row for path in asked.files for row in _rows(asked, path)]
@@ -39,6 +45,23 @@ def main() -> None:
     print(
         f"{len(rows)} problems, {len(rows) - len(gaps)} infeasible; gap 0 on {closed} "
         f"({closed / max(1, len(gaps)):.0%}), at most 1 % on {near} ({near / max(1, len(gaps)):.0%})"
+    )
+
+
+def _solve(
+    asked: argparse.Namespace,
+    profile: autopart.Profile,
+    cluster: autopart.Cluster,
+    more: dict[str, str],
+) -> autopart.Plan:
+    return autopart.solve(
+        profile,
+        cluster,
+        num_stages=asked.stages,
+        num_replicas=asked.replicas,
+        num_microbatches=asked.microbatches,
+        time_limit=asked.time_limit,
+        **more,
     )
 
 
@@ -57,9 +80,11 @@ def _rows(asked: argparse.Namespace, path: Path) -> list[dict[str, object]]:
             "gpus": gpus,
         }
         try:
-            plan = autopart.solve(
-                profile, cluster, num_stages=asked.stages, time_limit=asked.time_limit
-            )
+            plain = _solve(asked, profile, cluster, {})
+            plan = plain
+            if asked.schedule:
+                plan = _solve(asked, profile, cluster, {"schedule": asked.schedule})
+                row["plain_step_time"] = plain.prediction.step_time
             row |= {
                 "stages": len(plan.stages),
                 "replicas": len(plan.stages[0].ranks),

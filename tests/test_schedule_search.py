@@ -185,3 +185,18 @@ def test_every_schedule_that_a_plan_can_follow_can_be_asked_for():
         assert plan.schedule == name
         assert_passes(plan, ROW)
     assert set(itertools.chain(*stage_ranks(plan))) == {0, 1}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_recomputed_layers_and_orders_of_its_own_are_compared_fairly(seed: int):
+    rng = random.Random(200 + seed)
+    problem = random_problem(rng, branching=False, tight=True)
+    try:
+        plain = solved(problem, "gpipe,1f1b", recompute="auto")
+    except InfeasibleError:
+        return
+    plan = solved(problem, "auto", recompute="auto")
+    assert plan.prediction.step_time <= plain.prediction.step_time * (1 + 1e-9)
+    assert plan.certificate.lower_bound <= plan.prediction.step_time * (1 + 1e-9)
+    assert plan.certificate.lower_bound <= plain.certificate.lower_bound * (1 + 1e-9)
+    assert_passes(plan, profile(problem.graph))
