@@ -23,6 +23,9 @@ Each bound follows one chain of actions that must wait for each other. Stage s b
 q = ceil(microbatches / lcm(r, r')) sends. Where GPUs differ, a stage takes the speed of its slowest rank,
 and the layers ahead and behind that of the fastest stage there.
 
+Where layers may be recomputed, b has the extra seconds of the stage's best choice in its place, and B, T and what
+is below have the fewest extra seconds of all stages ahead and behind: the shortest paths over the cuts.
+
 (1)-(5) come with the sends on the way added to each, and stage 0's sync and update behind (2)-(5) and behind the
 drain. All depend on s, i and j only, so no partition of a layout is faster than the smallest
 possible largest bound of a stage, and any partition that is faster than a value has only stages whose
@@ -38,6 +41,7 @@ Whatever the order of the graph's layers, for a shape (k, r) of these two schedu
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,7 +64,7 @@ from autopart.cost import (
     traffic_times,
 )
 from autopart.cuts import Cuts, allowed, count_inside
-from autopart.frontier import freeable_bytes
+from autopart.frontier import freeable_bytes, leaves_choice
 from autopart.graph import edges, positions
 from autopart.problem import Layout, Problem, own_microbatches
 from autopart.stage_load import Number, StageLoad
@@ -137,6 +141,7 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
     loads, links = cuts.loads, cut_links(problem.cluster, layout.stage_ranks)
     cheapest = [_cheapest(loads, link) for link in links]
     k, bounds = len(layout.stage_ranks), []
+    extra = _least_extra(problem, layout, cuts)
     for stage in range(k):
         held = in_flight(layout, stage)
         use = memory(
@@ -145,7 +150,7 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
         may = allowed(cuts, problem.graph, problem.demands, stage)
         limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
         fits = may & (total(use) <= limit)
-        paths = _Paths(problem, layout, cuts, stage, links, cheapest)
+        paths = _Paths(problem, layout, cuts, stage, links, cheapest, extra[stage])
         bounds.append(np.where(fits, paths.longest(held), np.inf))
     return bounds
 
@@ -154,6 +159,41 @@ def _cheapest(loads: StageLoad, link: Link | None) -> tuple[float, float]:
     """Seconds of the activations' and the gradients' way over the cheapest cut, on `link`."""
     forward, backward = traffic_times(loads.sent, link)
     return float(forward[0, 1:-1].min()), float(backward[0, 1:-1].min())
+
+
+class _Extra(NamedTuple):
+    """Seconds that recomputation adds to the backwards, for a stage [i, j] in its place."""
+
+    ahead: Number
+    """At least, over all stages ahead of cut i, shape (N, 1); infinite where none of them fit."""
+    own: Number
+    behind: Number
+    """At least, over all stages behind cut j, shape (1, N)."""
+
+
+def _least_extra(problem: Problem, layout: Layout, cuts: Cuts) -> list[_Extra]:
+    """For each stage of a layout what recomputation adds, by two shortest paths over the cuts: one from
+    the first to cut i in as many stages as are ahead, one from cut j to the last."""
+    k, size = len(layout.stage_ranks), len(cuts.nested)
+    if not leaves_choice(problem.demands):
+        return [_Extra(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros((1, 1)))] * k
+    own: list[Number] = []
+    for stage in range(k):
+        loads = treated(problem, layout, cuts, stage)
+        use = memory(loads, problem, own_microbatches(layout, stage), in_flight(layout, stage))
+        fits = total(use) <= smallest_memory(problem.cluster, layout.stage_ranks[stage])
+        backward = on_ranks(loads, problem, layout, stage).backward_time
+        more = backward - on_ranks(cuts.loads, problem, layout, stage).backward_time
+        own.append(np.where(fits & cuts.nested, more, np.inf))
+    ahead, behind = [np.full(size, np.inf)], [np.full(size, np.inf)]
+    ahead[0][0] = behind[0][-1] = 0.0
+    for stage in range(k - 1):
+        ahead.append((ahead[-1][:, None] + own[stage]).min(axis=0))
+        behind.append((own[k - 1 - stage] + behind[-1][None, :]).min(axis=1))
+    behind.reverse()
+    return [
+        _Extra(a[:, None], more, b[None, :]) for a, more, b in zip(ahead, own, behind, strict=True)
+    ]
 
 
 class _Paths:
@@ -167,6 +207,7 @@ class _Paths:
         stage: int,
         links: Sequence[Link | None],
         cheapest: Sequence[tuple[float, float]],
+        extra: _Extra,
     ) -> None:
         loads = on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
         self.k, self.m, self.stage = len(layout.stage_ranks), own_microbatches(layout, stage), stage
@@ -188,11 +229,11 @@ class _Paths:
         speeds = [slowest_speed(problem.cluster, ranks) for ranks in layout.stage_ranks]
         ahead, behind = max(speeds[:stage], default=1.0), max(speeds[stage + 1 :], default=1.0)
         self.ahead_f = forward[:, None] / ahead + stage * o
-        self.ahead_b = backward[:, None] / ahead + stage * o
+        self.ahead_b = backward[:, None] / ahead + stage * o + extra.ahead
         after_j = (forward[-1] - forward + backward[-1] - backward)[None, :]
-        self.below = after_j / behind + 2 * (self.k - 1 - stage) * o
-        more = loads.backward_time - on_ranks(cuts.loads, problem, layout, stage).backward_time
-        self.whole = (forward[-1] + backward[-1]) / speeds[0] + 2 * self.k * o + more
+        self.below = after_j / behind + 2 * (self.k - 1 - stage) * o + extra.behind
+        self.whole = (forward[-1] + backward[-1]) / speeds[0] + 2 * self.k * o
+        self.whole = self.whole + extra.ahead + extra.own + extra.behind
         if len(set(speeds)) > 1:
             self.whole = self.ahead_f + self.ahead_b + self.f + self.b + self.below
         self.after, self.after_first = _after(problem, layout, cuts, stage)

@@ -9,6 +9,7 @@ exponentially many: past a limit only the prefixes of the graph's own order are 
 then not complete.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ class Cuts(NamedTuple):
     """What was computed of these cuts already (autopart/treated.py)."""
 
 
+@functools.lru_cache(maxsize=2)
 def all_cuts(graph: LayerGraph, most: int = MOST_CUTS) -> Cuts:
     """Every cut of a graph; only the prefixes of its order where there are more than `most`."""
     n = len(graph.layers)

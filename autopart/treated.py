@@ -16,6 +16,9 @@ from autopart.problem import Layout, Problem, own_microbatches
 from autopart.stage_load import StageLoad
 from autopart.stage_points import StagePoints, best_points, stage_points
 
+KEPT_ENTRIES = 20_000_000
+"""Entries of the matrices that are kept for another layout, three for each: half a gigabyte."""
+
 
 def treated(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> StageLoad:
     """`cuts.loads` as stage `stage` of a layout, with the layers recomputed that are best there."""
@@ -58,6 +61,9 @@ def treated_loads(problem: Problem, cuts: Cuts, own: int, held: int, limit: int)
         points = stage_points(problem.graph, demands, cuts.ahead, cuts.nested)
         cuts.made[asked] = points
     best = best_points(points, kept, loads.workspace_bytes, held, limit)
+    if len(cuts.made) * kept.size > KEPT_ENTRIES:
+        cuts.made.clear()
+        cuts.made[asked] = points
     cuts.made[key] = loads._replace(
         backward_time=loads.backward_time + best.extra_time,
         stash_bytes=loads.stash_bytes - best.freed_bytes,

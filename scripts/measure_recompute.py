@@ -1,0 +1,176 @@
+"""Plans that recompute layer by layer against uniform layers with all or nothing recomputed.
+
+    python scripts/measure_recompute.py --models llama-8b llama-70b --gpus 8 64 --sequence 8192
+
+The models are analytic: blocks of GPT and Llama shapes in bfloat16 with AdamW and float32 master copies,
+one sequence a microbatch, no tensor parallelism, on h100-sxm nodes of eight at the rates of
+autopart/gpus.py. Forward of a block: 2 flops a token and parameter, and 2 s^2 h for causal attention;
+backward twice that. Stash of a block of s tokens, h wide, but for its input:
+
+    GPT     32 s h                    Korthikanti et al. 2022, section 4, attention scores left out
+    Llama   2 s (5 h + 2 kv + 4 f)    two norms, q, attention, residual; k and v; gated MLP
+
+Prints one JSON line for each case: step, gap and processor seconds of `--recompute auto`, the step of the
+best uniform plan (over all stages, replicas and schedules, with nothing and with everything
+recomputed), and the gain over it.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from typing import NamedTuple
+
+import msgspec
+
+import autopart
+from autopart.errors import InfeasibleError
+from autopart.gpus import find_gpu
+from autopart.graph import Layer, LayerGraph, Recompute, Value
+from autopart.profile import Device, Profile, Source
+
+GPU, GPUS_PER_NODE, MICROBATCHES_PER_GPU = "h100-sxm", 8, 2
+
+
+class Shape(NamedTuple):
+    """A decoder: blocks, width, width of its MLP, of keys, and words."""
+
+    blocks: int
+    width: int
+    mlp: int
+    keys: int
+    words: int
+    gated: bool
+
+
+MODELS = {
+    "gpt-7b": Shape(32, 4096, 4 * 4096, 4096, 50_257, gated=False),
+    "gpt-175b": Shape(96, 12_288, 4 * 12_288, 12_288, 50_257, gated=False),
+    "llama-8b": Shape(32, 4096, 14_336, 1024, 128_256, gated=True),
+    "llama-70b": Shape(80, 8192, 28_672, 1024, 128_256, gated=True),
+    "llama-405b": Shape(126, 16_384, 53_248, 1024, 128_256, gated=True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--gpus", nargs="+", type=int, default=[8, 64, 512])
+    parser.add_argument("--sequence", nargs="+", type=int, default=[8192, 32_768])
+    parser.add_argument("--time-limit", type=float, default=60.0)
+    asked = parser.parse_args()
+    for name in asked.models:
+        for sequence in asked.sequence:
+            profile = analytic_profile(name, sequence)
+            for gpus in asked.gpus:
+                row = {"model": name, "sequence": sequence, "gpus": gpus}
+                print(json.dumps(row | compare(profile, gpus, asked.time_limit)), flush=True)
+
+
+def compare(profile: Profile, gpus: int, time_limit: float) -> dict[str, object]:
+    """The plan with `--recompute auto`, and the best of uniform layers, on `gpus` GPUs."""
+    began = time.process_time()
+    found = _plan(profile, gpus, "auto", "auto", time_limit)
+    seconds = time.process_time() - began
+    uniform = [_plan(profile, gpus, "uniform", how, time_limit) for how in ("never", "always")]
+    steps = [
+        plan.prediction.step_time if isinstance(plan, autopart.Plan) else None for plan in uniform
+    ]
+    row: dict[str, object] = {"uniform_kept": steps[0], "uniform_recomputed": steps[1]}
+    if isinstance(found, str):
+        return row | {"infeasible": found}
+    kept = [step for step in steps if step is not None]
+    return row | {
+        "step": found.prediction.step_time,
+        "gain": min(kept) / found.prediction.step_time - 1 if kept else None,
+        "gap": found.certificate.gap,
+        "seconds": round(seconds, 2),
+        "stages": len(found.stages),
+        "replicas": len(found.stages[0].ranks),
+        "schedule": found.schedule,
+        "recomputed": sum(len(stage.recompute) for stage in found.stages),
+        "layers": len(profile.graph.layers),
+    }
+
+
+def _plan(
+    profile: Profile, gpus: int, solver: str, recompute: str, time_limit: float
+) -> autopart.Plan | str:
+    try:
+        return autopart.solve(
+            profile,
+            autopart.cluster_of(GPU, gpus, nodes=max(1, gpus // GPUS_PER_NODE)),
+            num_microbatches=MICROBATCHES_PER_GPU * gpus,
+            solver=solver,
+            recompute=recompute,
+            time_limit=time_limit,
+        )
+    except InfeasibleError as error:
+        return str(error)
+
+
+def analytic_profile(name: str, sequence: int) -> Profile:
+    """A model of `MODELS` with one sequence of so many tokens a microbatch."""
+    shape, s = MODELS[name], sequence
+    h, f, kv = shape.width, shape.mlp, shape.keys
+    params = 2 * h * (h + kv) + (3 if shape.gated else 2) * h * f
+    stash = 2 * s * (5 * h + 2 * kv + 4 * f) if shape.gated else 32 * s * h
+    block = _layer("block", params, 2 * s * params + 2 * s * s * h, stash, 6 * s * f)
+    words = shape.words * h
+    embedding = _layer("embedding", words, 0, 0, 2 * s * h)
+    logits = s * shape.words
+    head = _layer("head", words, 2 * s * words, 6 * logits, 4 * logits)
+    layers = [embedding]
+    layers += [msgspec.structs.replace(block, name=f"h.{at}") for at in range(shape.blocks)]
+    layers += [head]
+    values = tuple(
+        Value(
+            name=f"{a.name}.out",
+            producer=a.name,
+            consumers=(b.name,),
+            bytes=2 * s * h,
+            has_gradient=True,
+            kept_by=(b.name,),
+        )
+        for a, b in itertools.pairwise(layers)
+    )
+    return Profile(
+        method="analytic",
+        source=Source(
+            model=f"{name}-{sequence}",
+            graph_hash="0" * 16,
+            num_params=sum(layer.num_trainable for layer in layers),
+            software={},
+        ),
+        device=Device(kind="cuda", name=GPU),
+        dtype="bfloat16",
+        microbatch_size=1,
+        graph=LayerGraph(layers=tuple(layers), values=values),
+    )
+
+
+def _layer(kind: str, params: int, flops: int, stash: int, workspace: int) -> Layer:
+    gpu = find_gpu(GPU)
+    forward = flops / (gpu.flops["bfloat16"] * gpu.compute_efficiency)
+    moved = 2 * params * 8 / gpu.memory_bandwidth
+    return Layer(
+        name=kind,
+        kind=kind,
+        forward_time=forward,
+        input_grad_time=forward,
+        weight_grad_time=forward,
+        update_time=moved,
+        forward_flops=flops,
+        param_bytes=2 * params,
+        grad_bytes=2 * params,
+        num_trainable=params,
+        stash_bytes=stash,
+        workspace_bytes=workspace,
+        recompute=Recompute(extra_time=forward, stash_bytes=0) if stash else None,
+    )
+
+
+if __name__ == "__main__":
+    main()
