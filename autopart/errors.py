@@ -50,6 +50,11 @@ class InfeasibleError(AutopartError):
 
     exit_code = 3
 
+    def __init__(self, message: str, least_bytes: int | None = None) -> None:
+        """`least_bytes` of memory a GPU would do, where memory is what is missing."""
+        super().__init__(message)
+        self.least_bytes = least_bytes
+
 
 class PlanError(AutopartError):
     """A plan is wrong, or does not match its profile or model."""

@@ -118,7 +118,7 @@ def solve(
     ]
     found = search_sizes(problems, _solver_name(solver), began + time_limit)
     if found.best is None:
-        raise InfeasibleError(_why_infeasible(problems[0], _solver_name(solver)))
+        raise _why_infeasible(problems[0], _solver_name(solver))
     return _plan(sized, problems, found, began)
 
 
@@ -302,7 +302,7 @@ def baselines(profile: Profile | Sequence[Profile], plan: Plan) -> dict[str, Pla
             found[name] = str(error)
             continue
         if outcomes.best is None:
-            found[name] = _why_infeasible(problem, name)
+            found[name] = str(_why_infeasible(problem, name))
         else:
             found[name] = _plan([own], [problem], outcomes, began)
     return found
@@ -315,7 +315,7 @@ def _solver_name(solver: str) -> SolverName:
     raise AutopartError(f"unknown solver '{solver}'; known: {', '.join(SOLVERS)}")
 
 
-def _why_infeasible(problem: Problem, solver: SolverName) -> str:
+def _why_infeasible(problem: Problem, solver: SolverName) -> InfeasibleError:
     cuts = all_cuts(problem.graph)
     if problem.demands.replicas_per_stage or problem.cluster.gpus:
         return _what_is_missing(problem, cuts)
@@ -328,11 +328,14 @@ def _why_infeasible(problem: Problem, solver: SolverName) -> str:
         if (least := _least_memory(problem, layout, cuts, solver)) is not None
     ]
     if not needs:
-        return "no partition keeps all pins at once, whatever the memory; drop one of them"
+        return InfeasibleError(
+            "no partition keeps all pins at once, whatever the memory; drop one of them"
+        )
     least, (k, r) = min(needs)
-    return (
+    return InfeasibleError(
         f"nothing fits into {limit} a GPU: the least that would do is {format_bytes(least)} "
-        f"({least} bytes), with {k} stages and {r} replicas; {_what_to_try(problem)}"
+        f"({least} bytes), with {k} stages and {r} replicas; {_what_to_try(problem)}",
+        least,
     )
 
 
@@ -344,20 +347,21 @@ def _what_to_try(problem: Problem) -> str:
     )
 
 
-def _what_is_missing(problem: Problem, cuts: Cuts) -> str:
+def _what_is_missing(problem: Problem, cuts: Cuts) -> InfeasibleError:
     missing = missing_bytes(problem, cuts)
     least = problem.cluster.memory_bytes + missing
     if missing == 0:
-        return (
+        return InfeasibleError(
             "no stages were found that fit and keep all demands at once; drop a demand, "
             "or give the search more --time-limit"
         )
     would_do = f"the least that would do is {format_bytes(least)} ({least} bytes)"
     if problem.cluster.gpus:
         would_do = f"each GPU would need {format_bytes(missing)} ({missing} bytes) more at least"
-    return (
+    return InfeasibleError(
         f"nothing fits into {format_bytes(problem.cluster.memory_bytes)} a GPU: {would_do}; "
-        f"{_what_to_try(problem)}"
+        f"{_what_to_try(problem)}",
+        None if problem.cluster.gpus else least,
     )
 
 

@@ -18,7 +18,7 @@ from autopart.cluster import Cluster
 from autopart.foreign import ForeignAnswer
 from autopart.plan import Plan
 from autopart.profile import Profile
-from autopart.report import step_summary, summary
+from autopart.report import step_summary, summary, sweep_table
 from autopart.run_result import RunResult
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
@@ -27,6 +27,7 @@ FILES = {"profile": Profile, "cluster": Cluster, "plan": Plan}
 DOCUMENTS = {
     "profile-summary": summary.ProfileSummary,
     "solve-summary": summary.SolveSummary,
+    "sweep-summary": sweep_table.SweepSummary,
     "bottleneck-summary": ForeignAnswer,
     "show-summary": summary.PlanSummary,
     "simulate-summary": step_summary.SimulateSummary,
@@ -44,6 +45,7 @@ TORCH_FREE = (
     "foreign",
     "report.step_summary",
     "report.summary",
+    "report.sweep_table",
 )
 
 

@@ -53,6 +53,7 @@ ROOMS = (
     "proof",
     "certificate",
     "planner",
+    "memory_sweep",
     "exporters",
     "proofs",
     "zoo",

@@ -1,5 +1,6 @@
 """`autopart solve`: cut a profiled model for a cluster."""
 
+import functools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,11 +9,13 @@ import typer
 from autopart.cli.cluster_options import ClusterOptions, chosen_cluster, notes_on
 from autopart.cli.console import check_may_write, print_result, warn
 from autopart.cli.options import AsJson, parse_counts, parse_pins, parse_replicas, usage_checked
+from autopart.memory_sweep import memory_sweep as sweep_memory
 from autopart.plan import FORMAT, save_plan
 from autopart.planner import DEFAULT_SCHEDULE, baselines, known_schedules, solve
 from autopart.profile import load_profile, newest_profile
 from autopart.report.plan_table import comparison_table, notes_on_sizes, plan_report, reading_of
 from autopart.report.summary import solve_summary
+from autopart.report.sweep_table import sweep_summary, sweep_table
 from autopart.units import parse_bandwidth, parse_bytes
 
 EXAMPLE = "autopart solve --gpus 8 --nodes 2 --memory 80GiB -o plan.json"
@@ -123,22 +126,32 @@ def command(
     time_limit: Annotated[
         float, typer.Option(min=0.0, help="Seconds; what it leaves open widens the gap.")
     ] = 60.0,
+    memory_sweep: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=2,
+            help="Show the best plans within N memory sizes, from generous to impossible; no file "
+            "is written.",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The plan file.")] = Path(
         "plan.json"
     ),
     as_json: AsJson = False,
 ) -> None:
     """Cut a profiled model for a cluster, and say how good the cut is."""
-    check_may_write(output, FORMAT)
+    if memory_sweep is None:
+        check_may_write(output, FORMAT)
     paths = profile or [Path(newest_profile(Path.cwd()).name)]
     measured = [load_profile(path) for path in paths]
     typed = ClusterOptions(
         gpus, nodes, gpus_per_node, gpu, memory, intra_bandwidth, inter_bandwidth, cluster
     )
     target = chosen_cluster(typed, measured[0])
-    plan = solve(
+    solve_on = functools.partial(
+        solve,
         measured,
-        target,
         global_batch=global_batch,
         microbatch_sizes=parse_counts(microbatch_size),
         objective=objective,
@@ -157,6 +170,13 @@ def command(
         optimizer=optimizer,
         time_limit=time_limit,
     )
+    if memory_sweep is not None:
+        points = sweep_memory(solve_on, target, memory_sweep)
+        swept = sweep_summary(", ".join(map(str, paths)), len(measured[0].graph.layers), points)
+        warn(notes_on(measured[0], target))
+        print_result(swept, sweep_table(swept), as_json=as_json)
+        return
+    plan = solve_on(target)
     save_plan(plan, output)
     beside = baselines(measured, plan)
     reading, notes = (

@@ -96,3 +96,32 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     done = cli(*ASKED, *MEMORY, "200GiB", *options)
     assert done.code == 1 and words in " ".join(done.err.split())
+
+
+def test_the_sweep_goes_from_generous_to_impossible_and_more_memory_is_never_slower(
+    cli: Cli, blocks: Path
+) -> None:
+    asked = (*ASKED, "--global-batch", "8", "--schedule", "1f1b", "--recompute", "auto")
+    done = cli(*asked, "--memory-sweep", "8", "--json")
+    assert done.code == 0, done.err
+    points = done.document["points"]
+    assert not (blocks.parent / "plan.json").exists()
+    memories = [point["memory_bytes"] for point in points]
+    assert len(points) == 9 and memories == sorted(memories, reverse=True)
+    assert points[-1]["step_time"] is None and memories[-1] == memories[-2] - 1
+    steps = [point["step_time"] for point in points[:-1]]
+    assert steps == sorted(steps) and steps[0] < steps[-1]
+    assert points[0]["recomputed"] == [] and len(points[-2]["recomputed"]) >= 5
+    for point in points[:-1]:
+        alone = cli(*asked, "--memory", f"{point['memory_bytes']}B", "--json")
+        assert alone.document["step_time"] == pytest.approx(point["step_time"])
+    assert cli(*asked, "--memory", f"{memories[-1]}B").code == 3
+    table = cli(*asked, "--memory-sweep", "3").out
+    assert "nothing fits" in table and "recomputed" in table
+
+
+def test_a_sweep_of_one_size_or_of_different_gpus_is_refused(cli: Cli, blocks: Path) -> None:
+    assert cli(*ASKED, "--memory-sweep", "1").code == 2
+    mixed = ("solve", "--gpu", "h100-sxm:1,l40s:1", "--memory-sweep", "3")
+    done = cli(*mixed)
+    assert done.code == 1 and "equal GPUs" in done.err
