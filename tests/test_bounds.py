@@ -9,6 +9,7 @@ from autopart.problem import Layout, layouts, shapes
 from autopart.solvers.chain import best_path
 from tests.oracle import layout_stages, partitions, step_time
 from tests.problems import chain_graph, cluster, layer, problem, random_problem
+from tests.seeds import seeds
 
 
 def smallest_bound(asked, schedule: str, num_stages: int) -> float:
@@ -62,7 +63,7 @@ def test_an_interval_that_does_not_fit_is_excluded():
     assert np.isfinite(last[0, 2]) and np.isinf(last[1, 1])
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", seeds(50, 150))
 def test_no_partition_is_faster_than_the_bounds_of_its_stages(seed: int):
     rng = random.Random(1000 + seed)
     asked = random_problem(rng, branching=rng.random() < 0.4, tight=rng.random() < 0.5)
@@ -81,7 +82,7 @@ def test_no_partition_is_faster_than_the_bounds_of_its_stages(seed: int):
                     assert own <= time * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", seeds(30, 80))
 def test_no_plan_of_a_branching_graph_is_faster_than_the_bound_of_its_shape(seed: int):
     asked = random_problem(random.Random(seed), branching=True, tight=seed % 2 == 0)
     bounds = shape_bounds(asked, shapes(asked))
@@ -92,7 +93,7 @@ def test_no_plan_of_a_branching_graph_is_faster_than_the_bound_of_its_shape(seed
                 assert time is None or (quick is not None and quick <= time * (1 + 1e-9))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(25, 60))
 def test_the_partitions_below_a_value_are_all_of_them(seed: int):
     rng = np.random.default_rng(seed)
     size, stages = int(rng.integers(1, 7)), int(rng.integers(1, 4))

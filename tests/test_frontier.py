@@ -20,6 +20,7 @@ from autopart.stage_load import Partition
 from autopart.treated import least_loads, treated
 from tests.oracle import every_layout, layout_stages, partitions
 from tests.problems import chain_graph, layer, problem, random_problem, value
+from tests.seeds import seeds
 
 FOREVER = float("inf")
 AUTO = Demands(recompute="auto")
@@ -90,7 +91,7 @@ def stash_by_hand(graph: LayerGraph, members: Collection[int], chosen: Collectio
     return freed
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", seeds(5, 10))
 def test_the_frontier_is_that_of_all_subsets(block: int) -> None:
     for seed in range(40 * block, 40 * block + 40):
         rng, graph = random.Random(seed), drawn(seed).graph
@@ -155,7 +156,7 @@ def test_too_many_different_choices_keep_both_ends() -> None:
     assert (np.diff(points.extra_time) > 0).all()
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(25, 60))
 def test_matrices_are_the_stages_one_by_one(seed: int) -> None:
     asked = drawn(seed)
     cuts = all_cuts(asked.graph)
@@ -207,7 +208,7 @@ def best_of_everything(asked: Problem) -> float:
     return least
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(20, 40))
 def test_the_search_is_as_good_as_trying_everything(seed: int) -> None:
     asked = drawn(seed, most_layers=4)
     try:

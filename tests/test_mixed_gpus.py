@@ -20,6 +20,7 @@ from autopart.planner import solve
 from autopart.problem import shapes
 from tests.oracle import best_step_time, every_layout, layout_stages, partitions, step_time
 from tests.problems import chain_graph, cluster, layer, profile, random_problem
+from tests.seeds import seeds
 from tests.test_bounds import largest
 
 
@@ -51,7 +52,7 @@ def drawn(seed: int, per_stage: bool):
 
 
 @pytest.mark.parametrize("per_stage", [False, True])
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(25, 60))
 def test_a_plan_for_different_gpus_is_the_fastest_and_proven_to_be(seed: int, per_stage: bool):
     asked = drawn(seed, per_stage)
     best, given = best_step_time(asked), profile(asked.graph)
@@ -71,7 +72,7 @@ def test_a_plan_for_different_gpus_is_the_fastest_and_proven_to_be(seed: int, pe
     assert all(check.passed for check in checks), checks[-1]
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(25, 60))
 def test_no_plan_for_different_gpus_is_faster_than_its_bounds(seed: int):
     asked = drawn(seed, per_stage=False)
     cuts, quick = all_cuts(asked.graph), shape_bounds(asked, shapes(asked))

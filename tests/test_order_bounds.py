@@ -20,6 +20,7 @@ from autopart.simulator import simulate
 from autopart.solvers.orders import order_problem, orders_of_layout
 from tests.oracle import layout_stages, partitions
 from tests.problems import chain_graph, layer, problem, random_problem
+from tests.seeds import seeds
 from tests.test_bounds import largest
 
 ROUNDING = 1 + 1e-9
@@ -43,7 +44,7 @@ def some_layouts(asked: Problem, rng: random.Random) -> list[tuple[int, Layout]]
     return rng.sample(found, min(3, len(found)))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(25, 60))
 def test_no_order_of_a_partition_is_faster_than_the_bounds_of_its_stages(seed: int):
     rng = random.Random(2000 + seed)
     asked = random_problem(rng, branching=rng.random() < 0.4, tight=rng.random() < 0.6)
@@ -66,7 +67,7 @@ def test_no_order_of_a_partition_is_faster_than_the_bounds_of_its_stages(seed: i
             assert least_step(task) <= found.step_time * ROUNDING
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(20, 40))
 def test_orders_of_one_replica_are_those_of_all(seed: int):
     """The step of all replicas together, simulated, is the one of the replica that was ordered."""
     rng = random.Random(seed)

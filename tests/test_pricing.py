@@ -10,6 +10,7 @@ from autopart.problem import layouts, shapes
 from autopart.schedules import make_schedule
 from autopart.simulator import simulate
 from tests.problems import random_problem
+from tests.seeds import seeds
 
 
 def some_paths(rng: random.Random, nested, num_stages: int):
@@ -23,7 +24,7 @@ def some_paths(rng: random.Random, nested, num_stages: int):
     return rng.sample(ways, min(6, len(ways)))
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", seeds(40, 80))
 def test_many_paths_at_once_cost_what_each_costs_alone(seed: int):
     rng = random.Random(seed)
     asked = random_problem(rng, branching=rng.random() < 0.5, tight=False)
@@ -40,7 +41,7 @@ def test_many_paths_at_once_cost_what_each_costs_alone(seed: int):
             )
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(30, 60))
 def test_one_replica_takes_as_long_as_all(seed: int):
     rng = random.Random(seed)
     asked = random_problem(rng, branching=False, tight=False)

@@ -11,6 +11,7 @@ from autopart.simulator.contention import HostTraffic, Shared
 from autopart.simulator.idle import CAUSES, ROUNDING, idle_pieces, idle_times
 from autopart.simulator.syncs import Buckets
 from autopart.simulator.timeline import busy_times, exposed_time, rank_slices, used_ranks
+from tests.seeds import seeds
 from tests.simulator.steps import Step, random_step, stage
 
 
@@ -103,7 +104,7 @@ def _random_extras(rng: random.Random, step: Step) -> dict[str, object]:
     return more
 
 
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", seeds(4, 10))
 def test_causes_add_up_to_the_idle_time_exactly_and_pieces_fill_the_gaps(part: int):
     for seed in range(100 * part, 100 * part + 100):
         rng = random.Random(seed)

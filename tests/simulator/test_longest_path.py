@@ -10,6 +10,7 @@ import pytest
 from autopart.schedule import Action, Op, rank_of
 from autopart.simulator import StageTimes, SyncTime, compile_schedule, step_times
 from autopart.simulator.timeline import rank_slices
+from tests.seeds import seeds
 from tests.simulator.steps import Step, needs, random_step
 
 Event = tuple[str, Action]
@@ -90,7 +91,7 @@ def _send(step: Step, action: Action) -> float:
     return cost.send_time if action.op == "F" else cost.send_back_time
 
 
-@pytest.mark.parametrize("part", range(20))
+@pytest.mark.parametrize("part", seeds(6, 20))
 def test_every_action_starts_and_ends_at_its_longest_path(part: int):
     for seed in range(100 * part, 100 * part + 100):
         step = random_step(random.Random(seed))
@@ -104,7 +105,7 @@ def test_every_action_starts_and_ends_at_its_longest_path(part: int):
                 )
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", seeds(50, 150))
 @pytest.mark.parametrize("width", [1, 9])
 def test_many_partitions_at_once_take_what_each_takes_alone(seed: int, width: int):
     rng = random.Random(seed)

@@ -23,6 +23,7 @@ from autopart.solvers import probe
 from autopart.solvers.layout_chain import chain_of
 from autopart.solvers.probe import Chain, Memory, Sizes, prefix
 from tests.problems import random_problem
+from tests.seeds import seeds
 
 
 def chain(work, sends=None, overhead=0.0, limit=None):
@@ -131,7 +132,7 @@ def check(seed):
     return True
 
 
-@pytest.mark.parametrize("block", range(8))
+@pytest.mark.parametrize("block", seeds(4, 8))
 def test_the_cut_is_the_best_of_all_cuts_and_nothing_lies_below_it(block):
     feasible = sum(check(seed) for seed in range(block * 400, block * 400 + 400))
     assert 200 < feasible < 400, "some chains fit and some do not"
@@ -157,7 +158,7 @@ def longer_chain(rng):
     return chain(work, sends, 0.1, limit), rng.integers(0, 2, k - 1).tolist(), held
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", seeds(60, 150))
 def test_longer_chains_agree_with_the_dynamic_program(seed):
     of, links, held = longer_chain(np.random.default_rng(seed))
     cuts = range(len(of.work))

@@ -21,6 +21,7 @@ from autopart.solvers import chain, ilp, probe
 from autopart.solvers.layout_chain import chain_of
 from tests.oracle import partitions
 from tests.problems import random_problem
+from tests.seeds import seeds
 
 BLOCKS, IN_BLOCK = 10, 200
 CLOSE = 1e-9
@@ -82,7 +83,7 @@ def check(seed: int) -> float | None:
     return value
 
 
-@pytest.mark.parametrize("block", range(BLOCKS))
+@pytest.mark.parametrize("block", seeds(5, BLOCKS))
 def test_the_program_over_cuts_and_the_probe_equal_trying_everything(block: int):
     values = [check(seed) for seed in range(block * IN_BLOCK, (block + 1) * IN_BLOCK)]
     known = [value for value in values if value is not None]
@@ -95,7 +96,7 @@ def test_the_program_over_cuts_and_the_probe_equal_trying_everything_whatever_is
     check(seed)
 
 
-@pytest.mark.parametrize("block", range(5))
+@pytest.mark.parametrize("block", seeds(2, 5))
 def test_the_integer_program_equals_the_program_over_cuts(block: int):
     for seed in range(block * 40, (block + 1) * 40):
         case = drawn(seed)
