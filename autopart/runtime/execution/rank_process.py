@@ -10,8 +10,9 @@ from pathlib import Path
 
 
 def main(plan_file: str, options: str, result_file: str) -> None:
-    """Run one rank; rank 0 writes the result. Where the run fails the process ends at once: torch's
-    threads may still wait for peers that are gone, and would keep it."""
+    """Run one rank; rank 0 writes the result. The process ends at once: after a failure torch's threads
+    may still wait for peers that are gone, and would keep it; after the last step the interpreter's own end
+    under load has met threads of torch that were still there, and aborted."""
     threading.Thread(target=_end_with_launcher, name="autopart-launcher", daemon=True).start()
     # Seconds pass in these imports, in which the launcher may be killed.
     import msgspec
@@ -33,6 +34,9 @@ def main(plan_file: str, options: str, result_file: str) -> None:
         os._exit(1)
     if result is not None:
         write_file(Path(result_file), encode(result))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end_with_launcher() -> None:
