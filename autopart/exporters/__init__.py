@@ -52,7 +52,7 @@ _TORCH = "torch's, or a CSV"
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "torch": Target(
-            "torch.distributed.pipelining", torch_pipelining.VERSIONS, "gpipe, 1f1b", "1", "none",
+            "torch.distributed.pipelining", torch_pipelining.VERSIONS, _TORCH, "any", "none",
             of_layers=torch_pipelining.export_to_torch,
         ),
         "torchtitan": Target(

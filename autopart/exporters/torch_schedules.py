@@ -39,7 +39,11 @@ def torch_schedule(plan: Plan, shape: Shape, framework: str) -> TorchSchedule:
             f"{shape.stages_per_rank}; the nearest plan has 2 stages a rank"
         )
     name = TORCH_NAMES.get(plan.schedule)
-    if name and follows_its_name(plan) and _takes(name, shape):
+    if (
+        name
+        and follows_its_name(plan)
+        and takes(name, shape.num_ranks, shape.stages_per_rank, shape.num_microbatches)
+    ):
         return TorchSchedule(name, None)
     orders = orders_of_one_replica(plan, shape, framework)
     return TorchSchedule(
@@ -47,10 +51,10 @@ def torch_schedule(plan: Plan, shape: Shape, framework: str) -> TorchSchedule:
     )
 
 
-def _takes(name: str, shape: Shape) -> bool:
-    """Whether torch's constructor takes the numbers."""
+def takes(name: str, num_ranks: int, stages_per_rank: int, num_microbatches: int) -> bool:
+    """Whether the constructor of torch's schedule `name` takes the numbers of one replica."""
     if name == "1F1B":
-        return shape.num_microbatches >= shape.num_stages
+        return num_microbatches >= num_ranks * stages_per_rank
     if name.startswith("Interleaved"):
-        return shape.num_microbatches % max(1, shape.num_microbatches // shape.num_ranks) == 0
+        return num_microbatches % max(1, num_microbatches // num_ranks) == 0
     return True

@@ -3,18 +3,23 @@
 import sys
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from autopart.exporters import export_plan
+from autopart.plan import Plan
 from autopart.runtime.models.model import (
     TrainingModel,
     build_training_model,
     example_batch,
     load_model,
 )
+from tests.runtime.rank_pool import RankPool
 
 LEARNING_RATE = 0.05
 MOMENTUM = 0.9
@@ -30,33 +35,56 @@ class Trained(NamedTuple):
     parameters: dict[str, np.ndarray]
 
 
-def import_text(text: str, name: str = "exported_pipeline") -> ModuleType:
+def import_text(
+    text: str, name: str = "exported_pipeline", file: Path = Path("exported_pipeline.py")
+) -> ModuleType:
     """A module from its source text; dataclasses look it up by name."""
     module = ModuleType(name)
+    module.__file__ = str(file)
     sys.modules[name] = module
     exec(compile(text, f"{name}.py", "exec"), module.__dict__)
     return module
 
 
+def import_files(files: Mapping[str, str], folder: Path) -> ModuleType:
+    """The module of an export, with its other files beside it."""
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return import_text(files["pipeline.py"], file=folder / "pipeline.py")
+
+
+def check_training(pool: RankPool, plan: Plan, model: str, max_norm: float | None = None) -> None:
+    """Train the plan's export on the pool and hold it against the plain model."""
+    size, files = plan.microbatch_size, dict(export_plan(plan, "torch").files)
+    plain = train_plain(model, size, plan.num_microbatches, max_norm)
+    assert_same(plain, pool.call(train_exported, files, model, size, max_norm))
+
+
 def train_exported(
-    rank: int, text: str, model: str, microbatch_size: int, max_norm: float | None
+    rank: int, files: Mapping[str, str], model: str, microbatch_size: int, max_norm: float | None
 ) -> Trained:
     """The steps of one rank; its part of the gradients and parameters."""
     warnings.simplefilter("error")
-    pipeline = import_text(text)
+    with TemporaryDirectory() as folder:
+        return _train(import_files(files, Path(folder)), rank, model, microbatch_size, max_norm)
+
+
+def _train(
+    pipeline: ModuleType, rank: int, model: str, microbatch_size: int, max_norm: float | None
+) -> Trained:
     source = load_model(model)
     training = build_training_model(source)
     example = example_batch(source, microbatch_size, seed=99)
-    stage = pipeline.build_stage(training.model, training.loss_fn, example, rank, "cpu")
-    schedule = pipeline.build_schedule(stage)
-    optimizer = torch.optim.SGD(stage.module.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-    mine = range(stage.replica, pipeline.NUM_MICROBATCHES, pipeline.NUM_REPLICAS)
+    stages = pipeline.build_stages(training.model, training.loss_fn, example, rank, "cpu")
+    schedule = pipeline.build_schedule(stages)
+    optimizer = torch.optim.SGD(stages.module.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+    mine = range(stages.replica, pipeline.NUM_MICROBATCHES, pipeline.NUM_REPLICAS)
     losses = []
     for step in range(STEPS):
         microbatches = [example_batch(source, microbatch_size, seed=1000 * step + m) for m in mine]
-        loss = pipeline.train_step(stage, schedule, optimizer, microbatches, max_norm)
+        loss = pipeline.train_step(stages, schedule, optimizer, microbatches, max_norm)
         losses.append(loss.item())
-    return Trained(losses, *_arrays(dict(stage.module.named_parameters())))
+    return Trained(losses, *_arrays(dict(stages.module.named_parameters())))
 
 
 def train_plain(

@@ -15,6 +15,7 @@ from autopart.plan import (
     orders_of,
 )
 from autopart.problem import Demands
+from autopart.schedule import Schedule
 from autopart.schedules import make_schedule
 
 LINK = Link(bandwidth=1e9)
@@ -31,12 +32,14 @@ def make_plan(
     num_microbatches: int,
     schedule: str = "1f1b",
     microbatch_size: int = 2,
+    orders: Schedule | None = None,
 ) -> Plan:
-    """A checked plan with these stages, whose prediction says nothing."""
+    """A checked plan with these stages, whose prediction says nothing, in the schedule's orders or in
+    others."""
     stages = tuple(
         Stage(layers=tuple(names), ranks=tuple(on)) for names, on in zip(layers, ranks, strict=True)
     )
-    num_ranks = sum(len(on) for on in ranks)
+    num_ranks = len({rank for on in ranks for rank in on})
     plan = Plan(
         origin=Origin(
             model="model.py", graph_hash="", profile_hash="", method="measured", dtype="float32",
@@ -52,7 +55,7 @@ def make_plan(
         demands=Demands(),
         stages=stages,
         schedule=schedule,
-        orders=orders_of(make_schedule(schedule, ranks, num_microbatches)),
+        orders=orders_of(orders or make_schedule(schedule, ranks, num_microbatches)),
         prediction=Prediction(
             step_time=0.0, bubble=0.0, rank_peak_bytes=(), stages=(UNPREDICTED,) * len(stages), syncs=()
         ),

@@ -13,10 +13,12 @@ import torch
 
 from autopart.errors import ExportRefused, UsageError
 from autopart.exporters import TARGETS, export_plan
-from autopart.plan import Plan, Stage, schedule_of
+from autopart.plan import Plan, Stage
 from autopart.runtime.capture.capture import capture_model
 from autopart.runtime.models.model import build_training_model, example_batch, load_model
-from tests.exporters.exported import assert_same, import_text, train_exported, train_plain
+from autopart.schedule import parse_order
+from tests.exporters.exported import check_training, import_text
+from tests.exporters.odd_model import ODD
 from tests.exporters.plans import make_plan
 from tests.runtime.rank_pool import RankPool
 
@@ -35,12 +37,6 @@ UNET_HALVES = [UNET[0] + UNET[1], UNET[2] + UNET[3]]
 def exported(plan: Plan) -> str:
     (text,) = export_plan(plan, "torch").files.values()
     return text
-
-
-def check_training(pool: RankPool, plan: Plan, model: str, max_norm: float | None = None) -> None:
-    size = plan.microbatch_size
-    plain = train_plain(model, size, plan.num_microbatches, max_norm)
-    assert_same(plain, pool.call(train_exported, exported(plan), model, size, max_norm))
 
 
 @pytest.mark.parametrize(("schedule", "microbatches"), [("gpipe", 3), ("1f1b", 3)])
@@ -87,41 +83,6 @@ def test_a_model_with_its_own_loss_and_shared_masks_trains(two_ranks: RankPool) 
     decoder = ["decoder.block.0", "decoder.block.1", "decoder.final_layer_norm", "lm_head"]
     layers = [[*encoder, "decoder.embed_tokens"], ["encoder.final_layer_norm", *decoder]]
     check_training(two_ranks, make_plan(layers, [(0,), (1,)], 3), str(MODELS / "hf_t5.py"))
-
-
-ODD = """
-import torch
-from torch import nn
-
-class Odd(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(8))
-        self.frozen = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True)).requires_grad_(False)
-        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
-        self.unused = nn.Linear(8, 8)
-        self.act = nn.ReLU(inplace=True)
-
-    def forward(self, x, bias, temperature, doubled=False, extra=None):
-        assert doubled and extra is None
-        scale = self.scale.exp()
-        x = self.frozen(x) + bias
-        for index, layer in enumerate(self.layers):
-            x = layer(x)
-            x.mul_(scale)
-            x = self.act(x) if index < 3 else x
-        return {"logits": x, "loss": (x * temperature).square().mean()}
-
-def build_model():
-    return Odd()
-
-def example_inputs(microbatch_size):
-    x = torch.randn(microbatch_size, 8)
-    return {
-        "x": x, "bias": torch.randn(1, 8), "doubled": True, "extra": None,
-        "temperature": torch.rand(()),
-    }
-"""
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
@@ -214,7 +175,8 @@ def test_the_module_stands_alone_and_carries_the_plan_as_literals() -> None:
     assert module.RANKS == ((0, 3), (2, 1))
     assert (module.NUM_MICROBATCHES, module.MICROBATCH_SIZE) == (4, 7)
     assert module.SCHEDULE is torch.distributed.pipelining.Schedule1F1B
-    assert [module.place_of(rank) for rank in range(4)] == [(0, 0), (1, 1), (1, 0), (0, 1)]
+    assert [module.stages_of(rank) for rank in range(4)] == [[0], [1], [1], [0]]
+    assert [module.replica_of(rank) for rank in range(4)] == [0, 1, 0, 1]
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -255,31 +217,15 @@ def refusal(plan: Plan) -> str:
     return str(caught.value)
 
 
-def test_1f1b_with_too_few_microbatches_says_how_many_would_do() -> None:
-    message = refusal(make_plan(UNET, [(0, 4), (1, 5), (2, 6), (3, 7)], 7))
-    assert "Schedule1F1B needs at least 4 microbatches for 4 stages, and a replica has 3" in message
-    assert "the nearest plan has 8 microbatches instead of 7, or schedule gpipe" in message
-    export_plan(make_plan(UNET, [(0, 4), (1, 5), (2, 6), (3, 7)], 8), "torch")
-    export_plan(make_plan(UNET, [(0, 4), (1, 5), (2, 6), (3, 7)], 7, "gpipe"), "torch")
-
-
 def test_stages_with_different_numbers_of_replicas_are_refused() -> None:
     message = refusal(make_plan(GPT2, [(0, 1), (2,)], 4))
     assert "these have 2, 1; the nearest plan has 1 on every stage" in message
 
 
-def test_orders_of_ones_own_are_refused() -> None:
-    plan = make_plan(GPT2, [(0,), (1,)], 2, "gpipe")
-    first = " ".join(map(str, schedule_of(plan)[0]))
-    other = msgspec.structs.replace(
-        plan, orders=(first.replace("0B0 0B1", "0B1 0B0"), plan.orders[1])
-    )
-    assert "cannot be told another order; solve with --schedule gpipe" in refusal(other)
-
-
-def test_an_unknown_schedule_is_refused() -> None:
-    plan = msgspec.structs.replace(make_plan(GPT2, [(0,), (1,)], 2), schedule="zero-bubble")
-    assert "schedule 'zero-bubble' is none of those exported to torch" in refusal(plan)
+def test_a_rank_in_two_replicas_is_refused() -> None:
+    orders = (parse_order("0F0 1F1 1B1 0B0"), parse_order("0F1 1F0 1B0 0B1"))
+    plan = make_plan(GPT2, [(0, 1), (1, 0)], 2, "custom", orders=orders)
+    assert "rank 0 runs stages of replicas 0 and 1" in refusal(plan)
 
 
 def test_an_idle_rank_is_refused() -> None:
