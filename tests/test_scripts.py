@@ -31,7 +31,7 @@ def _set_up(clone: Path) -> "subprocess.CompletedProcess[str]":
         env={"PATH": str(clone / "bin")},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=200,
     )
 
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import distributed
 
-START_SECONDS = 120.0
-CALL_SECONDS = 120.0
+START_SECONDS = 200.0
+CALL_SECONDS = 200.0
+STALL_SECONDS = 150
+"""Long enough for a busy machine, and all of them shorter than a test may take."""
 
 
 class RankPool:
@@ -25,7 +27,7 @@ class RankPool:
             0,
             None,
             is_master=True,
-            timeout=timedelta(seconds=60),
+            timeout=timedelta(seconds=STALL_SECONDS),
             wait_for_workers=False,
         )
         context = get_context("spawn")
@@ -76,7 +78,11 @@ def _serve(pipe: Connection, rank: int, num_ranks: int, port: int) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = distributed.TCPStore("127.0.0.1", port, None, is_master=False)
     distributed.init_process_group(
-        "gloo", store=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=60)
+        "gloo",
+        store=store,
+        rank=rank,
+        world_size=num_ranks,
+        timeout=timedelta(seconds=STALL_SECONDS),
     )
     pipe.send((False, None))
     while True:

@@ -1,7 +1,6 @@
 """Runs as a user starts them, and ranks that come to grief in them: really killed, really hung."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -24,9 +23,11 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 FAULTY = "tests/runtime/models/faulty.py"
 MARK = "AUTOPART_TESTS_OF_LAUNCH"
 TIMEOUT = 4.0
-"""Seconds without progress; the machine may be busy, so starting up has ten times as long."""
-BOUND = 60.0
-"""Seconds in which the slowest of these runs must have ended, start included."""
+"""Seconds without progress where a rank does hang; starting up has ten times as long."""
+PATIENCE = 60.0
+"""Seconds without progress where none hangs: a busy machine is no hang."""
+BOUND = 240.0
+"""Seconds in which the slowest of these runs must have ended on a busy machine, start included."""
 
 
 @cache
@@ -58,7 +59,7 @@ def left_behind() -> list[str]:
     return found
 
 
-def complaint(fate: str, timeout: float = 30.0) -> str:
+def complaint(fate: str, timeout: float = PATIENCE) -> str:
     """What a run says in which rank 1 meets this fate; it must end in time and leave nobody."""
     begin = time.monotonic()
     with pytest.raises(RunError) as raised:
@@ -73,10 +74,16 @@ def plan_with(fate: str) -> Plan:
     return plan_for(f"{FAULTY}:{fate}", capture(f"{FAULTY}:{fate}"), [0.34])
 
 
+@pytest.mark.slow
 def test_a_local_run_brings_back_what_its_ranks_measured():
     seen: list[tuple[int, int, str]] = []
     result = run_local(
-        plan(), f"{FAULTY}:well", steps=3, check=True, report=lambda *at: seen.append(at)
+        plan(),
+        f"{FAULTY}:well",
+        steps=3,
+        check=True,
+        timeout=PATIENCE,
+        report=lambda *at: seen.append(at),
     )
     assert len(result.losses) == 3 and result.check is not None
     assert (result.num_ranks, result.backend, result.device) == (2, "gloo", "cpu")
@@ -121,7 +128,7 @@ def test_a_rank_that_is_killed_before_the_first_step_is_named_too():
 @pytest.mark.slow
 def test_a_model_that_cannot_be_built_on_one_rank_shows_its_own_error():
     with pytest.raises(ModelError, match=r"raised OSError: weights.bin is gone .* \(on rank 1\)"):
-        run_local(plan(), f"{FAULTY}:raising_while_built", steps=1, timeout=TIMEOUT)
+        run_local(plan(), f"{FAULTY}:raising_while_built", steps=1, timeout=PATIENCE)
     assert left_behind() == []
 
 
@@ -144,7 +151,7 @@ def test_options_that_make_no_run_are_refused_before_anything_is_started():
 START = """
 import sys
 from autopart.runtime.execution.launch import run_{how}
-result = run_{how}(sys.argv[1], sys.argv[2], steps=int(sys.argv[3]), check=True, timeout=4.0)
+result = run_{how}(sys.argv[1], sys.argv[2], steps=int(sys.argv[3]), check=True, timeout={timeout})
 if result is not None:
     sys.stdout.write(f"losses {{len(result.losses)}} check {{result.check.num_parameters}}")
 """
@@ -155,7 +162,7 @@ if result is not None:
 def test_ranks_end_by_themselves_when_their_launcher_is_killed(tmp_path: Path):
     save_plan(plan_with("hanging"), tmp_path / "plan.json")
     script = tmp_path / "start.py"
-    script.write_text(START.format(how="local"))
+    script.write_text(START.format(how="local", timeout=TIMEOUT))
     launcher = subprocess.Popen(
         [sys.executable, script, tmp_path / "plan.json", f"{FAULTY}:hanging", "3"],
         env={**os.environ, "PYTHONPATH": "."},
@@ -176,7 +183,8 @@ def await_(condition: Callable[[], bool], seconds: float = BOUND) -> None:
 def torchrun(tmp_path: Path, of: Plan, model: str, ranks: int) -> subprocess.CompletedProcess[str]:
     save_plan(of, tmp_path / "plan.json")
     script = tmp_path / "start.py"
-    script.write_text(START.format(how="rank"))
+    hangs = model.endswith(":hanging")
+    script.write_text(START.format(how="rank", timeout=TIMEOUT if hangs else PATIENCE))
     return subprocess.run(
         [*TORCHRUN, f"--nproc-per-node={ranks}", script, tmp_path / "plan.json", model, "2"],
         env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
@@ -185,27 +193,6 @@ def torchrun(tmp_path: Path, of: Plan, model: str, ranks: int) -> subprocess.Com
         timeout=BOUND,
         check=False,
     )
-
-
-@pytest.mark.slow
-def test_the_training_script_of_the_documentation_trains(tmp_path: Path):
-    page = Path("docs/runtime.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    (tmp_path / "train.py").write_text(text)
-    of = plan_for("zoo:mlp-tiny", capture("zoo:mlp-tiny"), [0.5])
-    save_plan(of, tmp_path / "plan.json")
-    done = subprocess.run(
-        [*TORCHRUN, "--nproc-per-node=2", "train.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=BOUND,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    losses = [float(line.rpartition(" ")[2]) for line in done.stdout.splitlines()]
-    assert len(losses) == 3 and losses[2] < losses[0]
 
 
 @pytest.mark.slow
@@ -219,7 +206,7 @@ def test_ranks_that_torchrun_starts_run_the_plan_and_one_of_them_has_the_result(
 def test_ranks_started_by_hand_need_no_torchrun(tmp_path: Path):
     save_plan(plan(), tmp_path / "plan.json")
     script = tmp_path / "start.py"
-    script.write_text(START.format(how="rank"))
+    script.write_text(START.format(how="rank", timeout=PATIENCE))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

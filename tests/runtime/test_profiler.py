@@ -14,7 +14,7 @@ from autopart.profile import Profile, load_profile, save_profile, stash_error
 from autopart.runtime.profiling.profiler import profile_model
 
 MODELS = Path(__file__).parents[1] / "models"
-QUICK = ("gpt2", "resnet", "encdec")
+QUICK = ("gpt2", "resnet")
 """The others run with the slow tests: capturing a model takes a second or two."""
 
 

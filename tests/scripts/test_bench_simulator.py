@@ -12,7 +12,7 @@ def test_the_benchmark_of_the_simulator_prints_a_line_for_each_size() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=True,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]

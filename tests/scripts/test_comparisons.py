@@ -69,7 +69,7 @@ def run(script, *arguments, python_path=""):
         [sys.executable, str(SCRIPTS / script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
     )
     return ran, [json.loads(line) for line in ran.stdout.splitlines()]
