@@ -277,11 +277,13 @@ def _demands_kept(plan: Plan, profiles: Profiles) -> str:
     _recompute_kept(plan, _graph(plan, profiles))
     if plan.schedule not in demands.schedules:
         raise PlanError(f"schedule '{plan.schedule}' was not among {list(demands.schedules)}")
+    shape = f"{len(ranks)} stage{'s' if len(ranks) > 1 else ''} x "
+    shape += f"{'/'.join(map(str, sorted(replicas)))} replica{'s' if max(replicas) > 1 else ''}"
     if plan.schedule == CUSTOM:
-        return f"{len(ranks)} stages x {max(replicas)} replicas, orders of their own"
+        return f"{shape}, orders of their own"
     if make_schedule(plan.schedule, ranks, plan.num_microbatches) != schedule_of(plan):
         raise PlanError(f"the orders are not those of schedule '{plan.schedule}'")
-    return f"{len(ranks)} stages x {'/'.join(map(str, sorted(replicas)))} replicas, {plan.schedule}"
+    return f"{shape}, {plan.schedule}"
 
 
 def _pins_kept(plan: Plan) -> None:

@@ -7,19 +7,19 @@ import numpy as np
 from autopart.loads.blocks import WORD, Bits
 
 
-def enumerate_downsets(before: Sequence[Sequence[int]], chunk: int) -> Iterator[Bits]:
+def enumerate_downsets(before: Sequence[Sequence[int]], most_rows: int) -> Iterator[Bits]:
     """Every downset once, as rows of bits (element e is bit e % 64 of word e // 64), in pieces.
 
     `before[e]` names the elements that must precede e; all are smaller than e. Element by element,
     each downset of those before it is kept as it is and, where it may be, with the element. Pieces
-    above `chunk` rows are halved, so that memory stays within about (elements) x chunk rows.
+    above `most_rows` are halved, so that memory stays within about (elements) x most_rows rows.
     """
     words = max(1, -(-len(before) // WORD))
     needs = [mask_of(row, words) for row in before]
     waiting = [(0, np.zeros((1, words), dtype=np.uint64))]
     while waiting:
         element, rows = waiting.pop()
-        while element < len(before) and len(rows) <= chunk:
+        while element < len(before) and len(rows) <= most_rows:
             rows = _with_element(rows, element, needs[element])
             element += 1
         if element == len(before):
