@@ -313,6 +313,12 @@ def rank_peaks(
     return tuple(peaks)
 
 
+def peak_with_copies(stage: StagePrediction, in_flight: int, copies: int) -> int:
+    """The peak of a stage's rank with other microbatches in flight and copies of its weights."""
+    more = (in_flight - stage.in_flight) * stage.stash_bytes
+    return stage.peak_bytes + more + copies * stage.memory.weights
+
+
 def bytes_beside_stash(uses: Sequence[MemoryUse] | Sequence[Memory]) -> Number:
     """What a rank with stages of these uses holds at its peak, but for the stash."""
     lasting = sum(use.weights + use.gradients + use.optimizer + use.buffers for use in uses)

@@ -36,6 +36,7 @@ ROOMS = (
     "cuts",
     "treated",
     "pricing",
+    "asynchronous_prices",
     "bounds",
     "order_bounds",
     "layout_bounds",

@@ -10,8 +10,8 @@ from autopart.cli.noise import Noise, draw_noise, parse_noise
 from autopart.cli.options import AsJson, PlanFile
 from autopart.files import write_file
 from autopart.plan import load_plan
-from autopart.report.step_summary import simulate_summary
-from autopart.report.step_table import idle_table, noise_lines, rank_table
+from autopart.report.step_summary import asynchronous_summary, simulate_summary
+from autopart.report.step_table import asynchronous_table, idle_table, noise_lines, rank_table
 from autopart.report.trace import FORMAT, trace
 from autopart.simulator import simulate_plan
 
@@ -43,6 +43,10 @@ def command(
     ] = None,
     draws: Annotated[int, typer.Option(min=2, help="Steps to draw under noise.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same steps.")] = 0,
+    asynchronous: Annotated[
+        bool,
+        typer.Option(help="Also price asynchronous schedules (PipeDream, 2BW, …) on the stages."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run one step on paper: makespan, idle time by cause, peak of each rank."""
@@ -54,9 +58,18 @@ def command(
     if trace_file is not None:
         write_file(trace_file, trace(shown, timeline))
     summary = simulate_summary(
-        shown, timeline, str(plan), noise=drawn, trace=str(trace_file) if trace_file else None
+        shown,
+        timeline,
+        str(plan),
+        noise=drawn,
+        trace=str(trace_file) if trace_file else None,
+        asynchronous=asynchronous_summary(shown) if asynchronous else (),
     )
     lines = noise_lines(drawn, timeline.makespan) if drawn else []
     if trace_file is not None:
         lines.append(f"trace written to {trace_file}")
-    print_result(summary, rank_table(summary), idle_table(summary), *lines, as_json=as_json)
+    tables = [rank_table(summary), idle_table(summary)]
+    if asynchronous:
+        batch = shown.num_microbatches * shown.microbatch_size
+        tables.append(asynchronous_table(summary, batch))
+    print_result(summary, *tables, *lines, as_json=as_json)

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from autopart.asynchronous_prices import price_asynchronous
 from autopart.plan import Plan, stage_ranks
 from autopart.simulator import Timeline
 from autopart.simulator.idle import Cause, Idle, idle_pieces, sums_by_cause
@@ -62,6 +63,24 @@ class NoiseSummary(msgspec.Struct, frozen=True, kw_only=True):
     largest: float
 
 
+class AsynchronousSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan's stages under one asynchronous schedule."""
+
+    schedule: str
+    period: float
+    """Seconds from one microbatch to the next, over all replicas, at least."""
+    samples_per_second: float
+    in_flight: tuple[int, ...]
+    extra_copies: tuple[int, ...]
+    """Of each stage's weights."""
+    forward_delay: float
+    """Updates that the weights of the first stage's forward are behind."""
+    backward_delay: float
+    peak_bytes: tuple[int, ...]
+    """Of a rank of each stage."""
+    fits: bool
+
+
 class SimulateSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What `autopart simulate --json` prints."""
 
@@ -74,6 +93,8 @@ class SimulateSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The makespan's distribution, where noise was asked for."""
     trace: str | None
     """The trace file that was written, if one was."""
+    asynchronous: tuple[AsynchronousSummary, ...] = ()
+    """Where they were asked for."""
 
 
 def simulate_summary(
@@ -83,6 +104,7 @@ def simulate_summary(
     *,
     noise: NoiseSummary | None = None,
     trace: str | None = None,
+    asynchronous: tuple[AsynchronousSummary, ...] = (),
 ) -> SimulateSummary:
     """What every rank does in a step."""
     idle = idle_pieces(timeline)
@@ -97,6 +119,18 @@ def simulate_summary(
         ),
         noise=noise,
         trace=trace,
+        asynchronous=asynchronous,
+    )
+
+
+def asynchronous_summary(plan: Plan) -> tuple[AsynchronousSummary, ...]:
+    """The plan's stages under every asynchronous schedule."""
+    size = plan.microbatch_size
+    return tuple(
+        AsynchronousSummary(
+            samples_per_second=size / price.period if price.period else 0.0, **price._asdict()
+        )
+        for price in price_asynchronous(plan)
     )
 
 

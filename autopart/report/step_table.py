@@ -43,6 +43,38 @@ def rank_table(step: SimulateSummary) -> Table:
     return table
 
 
+def asynchronous_table(step: SimulateSummary, samples: int) -> Table:
+    """One row an asynchronous schedule: what it would gain on the plan's step of `samples` samples, how old
+    its weights are, and what it holds."""
+    rows, own = step.asynchronous, samples / step.makespan if step.makespan else 0.0
+    unit, periods = times([row.period for row in rows])
+    peak_unit, peaks = sizes([max(row.peak_bytes) for row in rows])
+    table = new_table(
+        "asynchronous schedules on the same stages, which train another way",
+        "delay: updates that the first stage's weights are behind, forward and backward",
+    )
+    add_text(table, "schedule")
+    add_number(table, f"period\n{unit}")
+    add_number(table, "samples/s\nof the plan's")
+    add_number(table, "delay")
+    add_number(table, "in\nflight")
+    add_number(table, "copies of\nweights")
+    add_number(table, f"peak\n{peak_unit}")
+    add_text(table, "fits")
+    for place, row in enumerate(rows):
+        table.add_row(
+            row.schedule,
+            periods[place],
+            f"{row.samples_per_second / own:.3f}" if own else "–",
+            f"{row.forward_delay:.3g} {row.backward_delay:.3g}",
+            str(max(row.in_flight)),
+            str(max(row.extra_copies)),
+            peaks[place],
+            "yes" if row.fits else "no",
+        )
+    return table
+
+
 def idle_table(step: SimulateSummary) -> Table:
     """One row a rank: its idle time by cause; causes that no rank has are left out."""
     found: list[Cause] = [
