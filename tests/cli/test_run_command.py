@@ -45,6 +45,7 @@ def test_a_local_run_equals_the_plain_model_and_says_so(cli: Cli, two_ranks: Pat
     assert max(map(len, outcome.err.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_the_plans_is_refused_with_the_layer(
     cli: Cli, folder: Path, two_ranks: Path
 ) -> None:
