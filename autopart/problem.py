@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from autopart.cluster import Cluster, group_of, num_gpus
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.graph import LayerGraph
-from autopart.schedules import KINDS, Kind, Pipeline, Placement
+from autopart.schedules import KINDS, Kind, Pipeline, Placement, fitting_counts
 from autopart.units import Count, PositiveCount
 
 CLASSIC = ("gpipe", "1f1b")
@@ -186,8 +186,21 @@ def _folded_shapes(problem: Problem, layers: int, gpus: int) -> list[tuple[int, 
         raise InfeasibleError(
             f"no layout of {layers} layers on {gpus} GPUs with {problem.num_microbatches} microbatches "
             f"suits the schedules {asked} with the stages and replicas asked for; drop one of these"
+            + "".join(_counts_that_would_do(problem, layers, gpus))
         )
     return allowed
+
+
+def _counts_that_would_do(problem: Problem, layers: int, gpus: int) -> Iterator[str]:
+    """Of each schedule that the microbatches of one pipeline do not suit, the numbers near them that do."""
+    for kind in _kinds(problem.demands):
+        for v in _stages_per_rank(kind, problem.demands, 2)[:1]:
+            ranks = (problem.demands.num_stages or min(layers, gpus * v)) // v
+            wanted = Pipeline(ranks, v, problem.num_microbatches)
+            if ranks > 1 and not kind.takes(wanted):
+                will = fitting_counts(kind, ranks, v, problem.num_microbatches)
+                counts = " or ".join(map(str, will)) or "no number"
+                yield (f"; {kind.name} on {ranks} ranks takes {kind.rule}: {counts} would do")
 
 
 def layouts(problem: Problem, num_ranks: int, num_replicas: int) -> list[Layout]:

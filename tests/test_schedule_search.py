@@ -172,12 +172,16 @@ def test_replicas_run_the_same_orders_on_their_own_microbatches():
         ({"schedule": "zb-h1", "replicas_per_stage": True}, "replicas of their own"),
         ({"schedule": "zbv", "objective": "bottleneck"}, "for the bottleneck"),
         ({"schedule": "zbv", "stages_per_rank": 3}, "suits the schedules zbv"),
+        (
+            {"schedule": "dualpipev", "num_stages": 8, "num_microbatches": 5},
+            "dualpipev on 4 ranks takes at least as many microbatches as stages, 2 k: 8 would",
+        ),
         ({"stages_per_rank": 0}, "0 stages a rank"),
     ],
 )
 def test_schedules_that_cannot_be_are_refused(demand: dict[str, object], message: str):
     with pytest.raises(AutopartError, match=message):
-        solve(ROW, cluster(1, 4), num_microbatches=8, **demand)
+        solve(ROW, cluster(1, 4), **({"num_microbatches": 8} | demand))
 
 
 def test_every_schedule_that_a_plan_can_follow_can_be_asked_for():
