@@ -9,14 +9,13 @@ import itertools
 from typing import NamedTuple
 
 from autopart.cluster import smallest_memory
-from autopart.cost import peak_with_copies
+from autopart.cost import peak_with_copies, steady_period
 from autopart.errors import PlanError
 from autopart.plan import Plan, stage_ranks
 from autopart.schedules.asynchronous import (
     ASYNCHRONOUS,
     Asynchronous,
     Setting,
-    steady_period,
 )
 
 PIPELINES = 2
@@ -29,7 +28,7 @@ class AsynchronousPrice(NamedTuple):
     schedule: str
     period: float
     """Seconds from one microbatch to the next, over all replicas; no pipeline of these stages and these
-    microbatches in flight is faster (schedules/asynchronous.py, (1) and (2))."""
+    microbatches in flight is faster (`cost.steady_period`)."""
     in_flight: tuple[int, ...]
     """Of each stage."""
     extra_copies: tuple[int, ...]

@@ -60,6 +60,7 @@ from autopart.cost import (
     links_around,
     memory,
     on_ranks,
+    time_after_backward,
     total,
     traffic_times,
 )
@@ -139,7 +140,7 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
     cuts, as matrices of shape (N, N); infinite where that is no stage, breaks a pin, or
     does not fit into memory."""
     loads, links = cuts.loads, cut_links(problem.cluster, layout.stage_ranks)
-    cheapest = [_cheapest(loads, link) for link in links]
+    cheapest = [cheapest_sends(loads, link) for link in links]
     k, bounds = len(layout.stage_ranks), []
     extra = _least_extra(problem, layout, cuts)
     for stage in range(k):
@@ -155,7 +156,7 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
     return bounds
 
 
-def _cheapest(loads: StageLoad, link: Link | None) -> tuple[float, float]:
+def cheapest_sends(loads: StageLoad, link: Link | None) -> tuple[float, float]:
     """Seconds of the activations' and the gradients' way over the cheapest cut, on `link`."""
     forward, backward = traffic_times(loads.sent, link)
     return float(forward[0, 1:-1].min()), float(backward[0, 1:-1].min())
@@ -291,7 +292,7 @@ def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -
     loads = on_ranks(cuts.loads, problem, layout, stage)
     ranks = layout.stage_ranks[stage]
     link = slowest_link(problem.cluster, ranks)
-    behind = loads.update_time + all_reduce_time(link, loads.grad_bytes, len(ranks))
+    behind = time_after_backward(loads, link, len(ranks))
     others = [own for at, own in enumerate(layout.stage_ranks) if at != stage]
     place = positions(problem.graph)
     for tied in problem.graph.tied:

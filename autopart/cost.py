@@ -55,6 +55,11 @@ def all_reduce_time(link: Link, num_bytes: Number, num_ranks: int) -> Number:
     return steps * (link.latency + num_bytes / num_ranks / link.bandwidth)
 
 
+def time_after_backward(load: StageLoad, link: Link, num_ranks: int) -> Number:
+    """Seconds of a stage's own gradient sync over `num_ranks` replicas and of its optimizer step."""
+    return load.update_time + all_reduce_time(link, load.grad_bytes, num_ranks)
+
+
 def in_flight(layout: Layout, stage: int) -> int:
     """Most microbatches past F and before B on a rank of stage `stage` (from 0): GPipe holds all that
     it runs, 1F1B those of its warmup, orders of a plan's own at least one."""
@@ -74,9 +79,10 @@ def _held_of(layout: Layout) -> tuple[int, ...]:
 
 
 def held_by(schedule: Schedule, stage_ranks: StageRanks) -> tuple[int, ...]:
-    """For each stage the most microbatches past F and before B (or W) on its first rank."""
-    held = {rank: most_held(schedule[rank]) for rank in {ranks[0] for ranks in stage_ranks}}
-    return tuple(held[ranks[0]][stage] for stage, ranks in enumerate(stage_ranks))
+    """For each stage the most microbatches past F and before B (or W) on any of its ranks."""
+    used = {rank for ranks in stage_ranks for rank in ranks}
+    held = {rank: most_held(schedule[rank]) for rank in used}
+    return tuple(max(held[r][stage] for r in ranks) for stage, ranks in enumerate(stage_ranks))
 
 
 def slowed(load: StageLoad, speed: float) -> StageLoad:
@@ -174,6 +180,38 @@ def bottleneck_time(
             own = math.ceil((num_microbatches - turn) / len(ranks))
             occupied[rank] = occupied.get(rank, 0.0) + occupied_time(stage.busy_time, own)
     return max(occupied.values())
+
+
+def steady_period(
+    busy_times: Sequence[float],
+    send_times: Sequence[float],
+    in_flight: Sequence[int],
+    replicas: Sequence[int] | None = None,
+) -> float:
+    """A lower bound on the seconds from one microbatch to the next once the pipeline is full, which
+    1F1B with stages that are alike reaches.
+
+    `busy_times` are forward and backward of a microbatch on each stage, `send_times` one send over
+    the cut behind each stage but the last, in either direction, beside compute. `in_flight` are the
+    w_s microbatches that one of the r_s replicas of stage s holds at most; each runs every r_s-th.
+
+        (1) period >= busy_s / r_s
+        (2) period >= (busy_s + .. + busy_t + 2 (send_s + .. + send_(t-1))) / (r (w_s - w_t + 1))
+
+    (2) is the way of a microbatch from its F on stage s to stage t > s and back: between its F and
+    the F that its B lets go, s runs w_s - w_t + 1. Where replicas differ it is used to the last
+    stage alone, whose w is 1, with r = r_s.
+    """
+    counts = replicas or [1] * len(busy_times)
+    period = max(busy / r for busy, r in zip(busy_times, counts, strict=True))
+    last = len(busy_times) - 1
+    for s, (held, r) in enumerate(zip(in_flight, counts, strict=True)):
+        way = busy_times[s]
+        for t in range(s + 1, last + 1):
+            way += busy_times[t] + 2 * send_times[t - 1]
+            if len(set(counts)) == 1 or t == last:
+                period = max(period, way / (r * (held - in_flight[t] + 1)))
+    return period
 
 
 def plan_bottleneck(plan: Plan) -> float:

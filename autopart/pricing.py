@@ -59,17 +59,16 @@ def price(
 ) -> Decision:
     """Predict every stage and simulate the step; `orders` are those of all ranks, where the layout's
     schedule names none."""
-    if orders:
-        return _price_orders(problem, layout, partition, orders)
     recompute = best_recompute(problem, layout, partition)
-    shown = _simulated(layout)
-    schedule = make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
-    stages, syncs = predict(problem, layout, partition, recompute)
+    shown = layout if orders else _simulated(layout)
+    schedule = orders or make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
+    held = held_by(orders, layout.stage_ranks) if orders else None
+    stages, syncs = predict(problem, layout, partition, recompute, held)
     timeline = simulate(
         schedule,
         shown.stage_ranks,
         stages,
-        [Sync(what=s.what, ranks=_seen(layout, s.ranks), time=s.time) for s in syncs],
+        [Sync(what=s.what, ranks=_seen(layout, shown, s.ranks), time=s.time) for s in syncs],
         action_overhead=problem.cluster.action_overhead,
         sends_overlap=problem.cluster.sends_overlap,
     )
@@ -77,30 +76,6 @@ def price(
         step_time=timeline.makespan,
         bubble=timeline.bubble,
         rank_peak_bytes=_all_peaks(layout, shown, rank_peaks(shown.stage_ranks, schedule, stages)),
-        stages=stages,
-        syncs=syncs,
-    )
-    return Decision(layout, partition, prediction, recompute)
-
-
-def _price_orders(
-    problem: Problem, layout: Layout, partition: Partition, orders: Schedule
-) -> Decision:
-    recompute = best_recompute(problem, layout, partition)
-    held = held_by(orders, layout.stage_ranks)
-    stages, syncs = predict(problem, layout, partition, recompute, held)
-    timeline = simulate(
-        orders,
-        layout.stage_ranks,
-        stages,
-        syncs,
-        action_overhead=problem.cluster.action_overhead,
-        sends_overlap=problem.cluster.sends_overlap,
-    )
-    prediction = Prediction(
-        step_time=timeline.makespan,
-        bubble=timeline.bubble,
-        rank_peak_bytes=rank_peaks(layout.stage_ranks, orders, stages),
         stages=stages,
         syncs=syncs,
     )
@@ -112,7 +87,7 @@ def _all_peaks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int
     found = [0] * (1 + max(rank for ranks in layout.stage_ranks for rank in ranks))
     for ranks, seen in zip(layout.stage_ranks, shown.stage_ranks, strict=True):
         for rank in ranks:
-            found[rank] = peaks[seen[0] if alike(layout) else rank]
+            found[rank] = peaks[rank if shown is layout else seen[0]]
     return tuple(found)
 
 
@@ -199,12 +174,12 @@ def _price_alike(
         )
         grad_bytes.append(load.grad_bytes)
     tied = [tuple(int(s) for s in np.flatnonzero(row)) for row in held]
-    syncs = sync_times(problem, layout, grad_bytes, tied)
+    syncs, shown = sync_times(problem, layout, grad_bytes, tied), _simulated(layout)
     return step_times(
         program,
-        _simulated(layout).stage_ranks,
+        shown.stage_ranks,
         stages,
-        [SyncTime(_seen(layout, s.ranks), s.time) for s in syncs],
+        [SyncTime(_seen(layout, shown, s.ranks), s.time) for s in syncs],
         action_overhead=problem.cluster.action_overhead,
         sends_overlap=problem.cluster.sends_overlap,
     )
@@ -227,10 +202,10 @@ def _simulated(layout: Layout) -> Layout:
     return one_replica(layout) if alike(layout) else layout
 
 
-def _seen(layout: Layout, ranks: tuple[int, ...]) -> tuple[int, ...]:
+def _seen(layout: Layout, shown: Layout, ranks: tuple[int, ...]) -> tuple[int, ...]:
     """The ranks of a sync among those that are simulated."""
-    if not alike(layout):
+    if shown is layout:
         return ranks
     asked = set(ranks)
-    places = zip(layout.stage_ranks, one_replica(layout).stage_ranks, strict=True)
+    places = zip(layout.stage_ranks, shown.stage_ranks, strict=True)
     return tuple(sorted({seen[0] for own, seen in places if asked.intersection(own)}))

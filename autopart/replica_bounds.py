@@ -46,7 +46,7 @@ from autopart.cluster import (
     slowest_speed,
     smallest_memory,
 )
-from autopart.cost import all_reduce_time, memory, slowed, total, traffic_times
+from autopart.cost import memory, slowed, time_after_backward, total, traffic_times
 from autopart.cuts import Cuts, allowed
 from autopart.problem import Problem
 from autopart.stage_load import Number, Traffic
@@ -126,7 +126,7 @@ class ReplicaBounds:
             busy_f, busy_b = f + into + out, b + back_in + back_out
         else:
             ahead_f, ahead_b = ahead_f + into, ahead_b + back_out
-        after = loads.update_time + all_reduce_time(self._sync_link(count), loads.grad_bytes, count)
+        after = time_after_backward(loads, self._sync_link(count), count)
         alone = ahead_f + own * (busy_f + busy_b) + np.maximum(ahead_b + first, after)
         return Parts(np.where(self.may, alone, np.inf), way, busy_f, busy_b)
 

@@ -5,12 +5,14 @@ from autopart.cluster import GpuGroup, Link
 from autopart.cost import (
     all_reduce_time,
     cut_links,
+    held_by,
     in_flight,
     predict,
     send_time,
 )
 from autopart.graph import Input, LayerGraph, TiedParameter
 from autopart.problem import Layout, own_microbatches
+from autopart.schedule import parse_order
 from autopart.stage_load import stage_loads
 from tests.problems import chain_graph, cluster, layer, problem, value
 
@@ -145,3 +147,11 @@ def test_sends_that_do_not_overlap_count_to_the_busy_time_of_both_ranks():
     layout = Layout(schedule="gpipe", stage_ranks=((0,), (1,), (2,)), num_microbatches=4)
     stages, _ = predict(problem(graph, cluster=slow), layout, ((0,), (1,), (2,)))
     assert [s.busy_time for s in stages] == pytest.approx([4.2, 4.4, 4.2])
+
+
+def test_the_replica_that_holds_the_most_counts_for_its_stage():
+    """Microbatches 0 and 2 run one after the other, 1 and 3 side by side."""
+    orders = (parse_order("0F0 0B0 0F2 0B2"), parse_order("0F1 0F3 0B1 0B3"))
+    assert held_by(orders, ((0, 1),)) == (2,)
+    halves = (parse_order("0F0 0I0 0F2 0W0 0I2 0W2"), parse_order("0F1 0B1 0F3 0B3"))
+    assert held_by(halves, ((0, 1),)) == (2,)

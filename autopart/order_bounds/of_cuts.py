@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.bounds import ancestors
+from autopart.bounds import ancestors, cheapest_sends
 from autopart.cluster import (
     Link,
     fastest_speed,
@@ -32,11 +32,11 @@ from autopart.cluster import (
     smallest_memory,
 )
 from autopart.cost import (
-    all_reduce_time,
     cut_links,
     links_around,
     memory,
     on_ranks,
+    time_after_backward,
     total,
     traffic_times,
 )
@@ -124,7 +124,7 @@ def _way(
     before, behind = links_around(links, stage)
     into, back_out = traffic_times(loads.received, before)
     out, back_in = traffic_times(loads.sent, behind)
-    cheapest = [_cheapest(cuts.loads, link) for link in links]
+    cheapest = [cheapest_sends(cuts.loads, link) for link in links]
     ahead_sends, below_sends = cheapest[: max(0, stage - 1)], cheapest[stage + 1 :]
     forward, gradient = _prefixes(cuts.loads, split=split)
     speeds = [slowest_speed(problem.cluster, ranks) for ranks in layout.stage_ranks]
@@ -162,11 +162,6 @@ def _prefixes(loads: StageLoad, *, split: bool) -> tuple[Number, Number]:
     return loads.forward_time[0], gradient
 
 
-def _cheapest(loads: StageLoad, link: Link | None) -> tuple[float, float]:
-    forward, backward = traffic_times(loads.sent, link)
-    return float(forward[0, 1:-1].min()), float(backward[0, 1:-1].min())
-
-
 def _after(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> tuple[Number, Number]:
     """E of the stage by [i, j], and of stage 0 at least, when the stage starts at cut i. Syncs of tied
     parameters come on top and are left out."""
@@ -174,7 +169,7 @@ def _after(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> tuple[Nu
     def own(at: int) -> Number:
         loads, ranks = on_ranks(cuts.loads, problem, layout, at), layout.stage_ranks[at]
         link = slowest_link(problem.cluster, ranks)
-        return loads.update_time + all_reduce_time(link, loads.grad_bytes, len(ranks))
+        return time_after_backward(loads, link, len(ranks))
 
     here = own(stage)
     if stage == 0:

@@ -14,7 +14,7 @@ microbatch of an update is ceil((k - 1 - s) / n) updates behind.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from autopart.errors import ScheduleError
@@ -75,38 +75,6 @@ def check_setting(kind: Asynchronous, setting: Setting) -> None:
         raise ScheduleError(
             f"schedule '{kind.name}' updates after every microbatch, not after {n}; take 1"
         )
-
-
-def steady_period(
-    busy_times: Sequence[float],
-    send_times: Sequence[float],
-    in_flight: Sequence[int],
-    replicas: Sequence[int] | None = None,
-) -> float:
-    """A lower bound on the seconds from one microbatch to the next once the pipeline is full, which
-    1F1B with stages that are alike reaches.
-
-    `busy_times` are forward and backward of a microbatch on each stage, `send_times` one send over
-    the cut behind each stage but the last, in either direction, beside compute. `in_flight` are the
-    w_s microbatches that one of the r_s replicas of stage s holds at most; each runs every r_s-th.
-
-        (1) period >= busy_s / r_s
-        (2) period >= (busy_s + .. + busy_t + 2 (send_s + .. + send_(t-1))) / (r (w_s - w_t + 1))
-
-    (2) is the way of a microbatch from its F on stage s to stage t > s and back: between its F and
-    the F that its B lets go, s runs w_s - w_t + 1. Where replicas differ it is used to the last
-    stage alone, whose w is 1, with r = r_s.
-    """
-    counts = replicas or [1] * len(busy_times)
-    period = max(busy / r for busy, r in zip(busy_times, counts, strict=True))
-    last = len(busy_times) - 1
-    for s, (held, r) in enumerate(zip(in_flight, counts, strict=True)):
-        way = busy_times[s]
-        for t in range(s + 1, last + 1):
-            way += busy_times[t] + 2 * send_times[t - 1]
-            if len(set(counts)) == 1 or t == last:
-                period = max(period, way / (r * (held - in_flight[t] + 1)))
-    return period
 
 
 def _plain(setting: Setting, stage: int) -> int:

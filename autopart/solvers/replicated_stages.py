@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.cluster import Link, num_gpus
-from autopart.cost import all_reduce_time, busy_time, memory, total, traffic_times
+from autopart.cost import busy_time, memory, time_after_backward, total, traffic_times
 from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import InfeasibleError
 from autopart.problem import Problem
@@ -92,7 +92,7 @@ def _loads(problem: Problem, cuts: Cuts, link: Link, ranks: int) -> MatrixLoads:
     loads: list[Floats] = []
     for r in counts:
         own = math.ceil(m / r)
-        once = load.update_time + all_reduce_time(link, load.grad_bytes, r)
+        once = time_after_backward(load, link, r)
         time = (own * busy + once) / m
         if cluster.sends_overlap:
             time = np.maximum(time, own * sends / m)

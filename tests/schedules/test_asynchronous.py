@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autopart.cost import steady_period
 from autopart.errors import ScheduleError
 from autopart.schedules.asynchronous import (
     ASYNCHRONOUS,
     Setting,
     asynchronous,
     check_setting,
-    steady_period,
 )
 from autopart.schedules.one_f_one_b import eager_warmups, one_f_one_b, usual_warmups
 
