@@ -12,7 +12,7 @@ from autopart.exporters.shape import (
     shape_of,
 )
 from autopart.exporters.text import comments, rows
-from autopart.exporters.torch_schedules import torch_schedule
+from autopart.exporters.torch_schedules import CSV_FILE, torch_schedule
 from autopart.exporters.units import (
     EMBEDDING,
     HEAD,
@@ -26,7 +26,6 @@ from autopart.plan import Plan
 
 VERSIONS = ("0.7.0",)
 _NAME = "NeMo AutoModel"
-CSV_FILE = "autopart_schedule.csv"
 
 
 def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:

@@ -13,7 +13,7 @@ from string import Template
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
 from autopart.exporters.shape import csv_of, follows_its_name
-from autopart.exporters.torch_schedules import TORCH_NAMES, takes
+from autopart.exporters.torch_schedules import CSV_FILE, TORCH_NAMES, takes
 from autopart.plan import Plan, schedule_of, stage_ranks
 from autopart.schedule import Schedule, dealt
 
@@ -99,7 +99,7 @@ def _schedule_files(plan: Plan, replicas: Sequence[Sequence[int]]) -> tuple[tupl
     """For each replica its orders' file name and text; replicas that are alike share a file."""
     texts = [csv_of(_orders_of(plan, index, replicas)) for index in range(len(replicas))]
     if len(set(texts)) == 1:
-        return (("autopart_schedule.csv", texts[0]),) * len(texts)
+        return ((CSV_FILE, texts[0]),) * len(texts)
     return tuple((f"autopart_schedule_{index}.csv", text) for index, text in enumerate(texts))
 
 

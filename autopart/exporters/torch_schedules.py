@@ -6,6 +6,9 @@ from autopart.errors import ExportRefused
 from autopart.exporters.shape import Shape, csv_of, follows_its_name, orders_of_one_replica
 from autopart.plan import Plan
 
+CSV_FILE = "autopart_schedule.csv"
+"""Where a plan's orders are written, for torch and for all that reads its schedules."""
+
 TORCH_NAMES = {
     "gpipe": "GPipe",
     "1f1b": "1F1B",

@@ -19,7 +19,7 @@ from autopart.exporters.shape import (
     shape_of,
 )
 from autopart.exporters.text import comments, mark, rows
-from autopart.exporters.torch_schedules import TorchSchedule, torch_schedule
+from autopart.exporters.torch_schedules import CSV_FILE, TorchSchedule, torch_schedule
 from autopart.exporters.units import (
     EMBEDDING,
     HEAD,
@@ -33,7 +33,6 @@ from autopart.plan import Plan
 VERSIONS = ("0.3.0", "0.2.2")
 _HEADS = {"0.3.0": "lm_head", "0.2.2": "output"}
 _NAME = "torchtitan"
-CSV_FILE = "autopart_schedule.csv"
 
 
 def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:

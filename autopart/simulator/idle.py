@@ -26,7 +26,7 @@ time exactly; on others within `ROUNDING` of the makespan.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from autopart.simulator.memory_cap import capped_times
 from autopart.simulator.timeline import Timeline, busy_times, used_ranks
@@ -41,16 +41,7 @@ Cause = Literal[
     "memory cap",
     "host link",
 ]
-CAUSES: tuple[Cause, ...] = (
-    "fill",
-    "drain",
-    "imbalance",
-    "dependency latency",
-    "send",
-    "sync",
-    "memory cap",
-    "host link",
-)
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 ROUNDING = 1e-9
 """Share of the makespan by which sums of floats may differ from it for each rank."""
 

@@ -9,6 +9,7 @@ from torch import distributed, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import state_dict as states
 
+from autopart.errors import AutopartError
 from autopart.plan import Plan
 from autopart.runtime.execution.pipeline import Pipeline, make_pipeline
 from autopart.runtime.models.model import (
@@ -186,7 +187,7 @@ def complaint_of_step(rank: int, plan: Plan, what: str) -> str:
     }
     try:
         pipeline.step(wrong[what])
-    except Exception as error:
+    except AutopartError as error:
         return f"{type(error).__name__}: {error}"
     finally:
         distributed.barrier()
@@ -202,6 +203,6 @@ def complaint_of_load(rank: int, plan: Plan) -> tuple[list[str], str]:
     lost = sorted(state)[0]
     try:
         pipeline.load_state_dict({n: t for n, t in state.items() if n != lost})
-    except Exception as error:
+    except AutopartError as error:
         return list(state), f"{type(error).__name__}: {error}"
     return list(state), ""
