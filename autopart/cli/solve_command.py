@@ -13,7 +13,7 @@ from autopart.memory_sweep import memory_sweep as sweep_memory
 from autopart.plan import FORMAT, save_plan
 from autopart.planner import DEFAULT_SCHEDULE, baselines, known_schedules, solve
 from autopart.profile import load_profile, newest_profile
-from autopart.report.plan_table import comparison_table, notes_on_sizes, plan_report, reading_of
+from autopart.report.plan_table import comparison_table, notes_on_scaled, plan_report, reading_of
 from autopart.report.summary import solve_summary
 from autopart.report.sweep_table import sweep_summary, sweep_table
 from autopart.units import parse_bandwidth, parse_bytes
@@ -181,7 +181,7 @@ def command(
     beside = baselines(measured, plan)
     reading, notes = (
         reading_of(plan, batch_given=global_batch is not None),
-        [*notes_on(measured[0], target), *notes_on_sizes(plan)],
+        [*notes_on(measured[0], target), *notes_on_scaled(plan)],
     )
     warn(notes)
     summary = solve_summary(

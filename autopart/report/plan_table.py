@@ -143,22 +143,19 @@ def figures(plan: Plan) -> list[str]:
     syncs = [f"{sync.what} {format_time(sync.time)}" for sync in prediction.syncs]
     if syncs:
         lines.append(f"gradient syncs once a step: {'; '.join(syncs)}")
-    return lines + notes_on_sizes(plan)
-
-
-def notes_on_sizes(plan: Plan) -> list[str]:
-    """Which microbatch sizes were searched, where they are several, and what was assumed of those that
-    no profile was taken with."""
-    lines: list[str] = []
     if len(plan.sizes) > 1:
-        lines.append(
-            "microbatch sizes searched: " + ", ".join(str(s.microbatch_size) for s in plan.sizes)
-        )
+        sizes_searched = ", ".join(str(size.microbatch_size) for size in plan.sizes)
+        lines.append(f"microbatch sizes searched: {sizes_searched}")
+    return lines + notes_on_scaled(plan)
+
+
+def notes_on_scaled(plan: Plan) -> list[str]:
+    """What was assumed of the microbatch sizes that no profile was taken with, where there are such."""
     scaled = [size for size in plan.sizes if size.microbatch_size != size.profiled_size]
-    if scaled:
-        which = ", ".join(f"{s.microbatch_size} from {s.profiled_size}" for s in scaled)
-        lines.append(f"scaled, not measured, are microbatch sizes {which}: {ASSUMPTION}")
-    return lines
+    if not scaled:
+        return []
+    which = ", ".join(f"{s.microbatch_size} from {s.profiled_size}" for s in scaled)
+    return [f"scaled, not measured, are microbatch sizes {which}: {ASSUMPTION}"]
 
 
 def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
