@@ -12,13 +12,11 @@ from string import Template
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
-from autopart.exporters.shape import csv_of, follows_its_name
-from autopart.exporters.torch_schedules import CSV_FILE, TORCH_NAMES, takes
-from autopart.plan import Plan, schedule_of, stage_ranks
-from autopart.schedule import Schedule, dealt
+from autopart.exporters.shape import csv_of
+from autopart.exporters.torch_replicas import orders_of_replica, replicas_of, torch_name
+from autopart.exporters.torch_schedules import CSV_FILE
+from autopart.plan import Plan, schedule_of
 
-_SINGLE = ("GPipe", "1F1B")
-"""Of torch's names those whose ranks have one stage each, in any order of the ranks."""
 _WIDTH = 96
 
 
@@ -31,9 +29,9 @@ def export_to_torch(plan: Plan, version: str) -> Exported:
     Raises ExportRefused where torch cannot run the plan: stages with different numbers of replicas,
     idle ranks, and layers recomputed or offloaded.
     """
-    replicas = _replicas(plan)
+    replicas = replicas_of(plan)
     _refuse_memory_savings(plan)
-    name = _torch_name(plan, replicas)
+    name = torch_name(plan, replicas)
     files = () if name else _schedule_files(plan, replicas)
     folder = resources.files("autopart.exporters")
     template = Template(folder.joinpath("torch_pipelining.py.tmpl").read_text(encoding="utf-8"))
@@ -52,65 +50,12 @@ def export_to_torch(plan: Plan, version: str) -> Exported:
     return Exported({"pipeline.py": text, **dict(files)})
 
 
-def _replicas(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    """For each replica the rank of each stage; raises ExportRefused where they are not alike."""
-    ranks = stage_ranks(plan)
-    counts = [len(on) for on in ranks]
-    if len(set(counts)) > 1:
-        raise ExportRefused(
-            f"torch's pipeline stages have one rank each, so every stage needs the same number of "
-            f"replicas, and these have {', '.join(map(str, counts))}; the nearest plan has "
-            f"{min(counts)} on every stage"
-        )
-    idle = [rank for rank, order in enumerate(plan.orders) if not order]
-    if idle:
-        raise ExportRefused(
-            f"rank {idle[0]} has no stage, and torch gives each rank one; solve for "
-            f"{len(plan.orders) - len(idle)} GPUs"
-        )
-    replicas = tuple(zip(*ranks, strict=True))
-    for rank in range(len(plan.orders)):
-        of = [index for index, on in enumerate(replicas) if rank in on]
-        if len(of) > 1:
-            raise ExportRefused(
-                f"rank {rank} runs stages of replicas {of[0]} and {of[1]}, and torch has one schedule "
-                "for each rank; the nearest plan gives each replica ranks of its own"
-            )
-    return replicas
-
-
-def _torch_name(plan: Plan, replicas: Sequence[Sequence[int]]) -> str | None:
-    """Torch's name for the plan's schedule, where its class makes the plan's orders."""
-    name = TORCH_NAMES.get(plan.schedule)
-    if name is None or not follows_its_name(plan):
-        return None
-    for replica, on in enumerate(replicas):
-        ranks = list(dict.fromkeys(on))
-        microbatches = len(dealt(range(len(replicas)), replica, plan.num_microbatches))
-        # Torch puts the stages of a rank where its number in the group says.
-        if name not in _SINGLE and ranks != sorted(ranks):
-            return None
-        if not takes(name, len(ranks), len(on) // len(ranks), microbatches):
-            return None
-    return name
-
-
 def _schedule_files(plan: Plan, replicas: Sequence[Sequence[int]]) -> tuple[tuple[str, str], ...]:
     """For each replica its orders' file name and text; replicas that are alike share a file."""
-    texts = [csv_of(_orders_of(plan, index, replicas)) for index in range(len(replicas))]
+    texts = [csv_of(orders_of_replica(plan, index, replicas)) for index in range(len(replicas))]
     if len(set(texts)) == 1:
         return ((CSV_FILE, texts[0]),) * len(texts)
     return tuple((f"autopart_schedule_{index}.csv", text) for index, text in enumerate(texts))
-
-
-def _orders_of(plan: Plan, replica: int, replicas: Sequence[Sequence[int]]) -> Schedule:
-    """A replica's orders by rising rank, which is torch's order within a group, and its
-    microbatches counted from 0."""
-    schedule, count = schedule_of(plan), len(replicas)
-    return tuple(
-        tuple(action._replace(microbatch=action.microbatch // count) for action in schedule[rank])
-        for rank in sorted(set(replicas[replica]))
-    )
 
 
 def _refuse_memory_savings(plan: Plan) -> None:
