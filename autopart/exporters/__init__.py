@@ -72,7 +72,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             "all or none", automodel.export_to_automodel,
         ),
         "primus": Target(
-            "AMD Primus", primus.VERSIONS, ", ".join(primus.ALGORITHMS), "any, or a V",
+            "AMD Primus", primus.VERSIONS, "1f1b, interleaved-1f1b, zb-h1, zbv", "any, or a V of 2",
             "any layers", primus.export_to_primus,
         ),
         "vllm": Target(

@@ -39,7 +39,7 @@ def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) 
     `autopart_megatron.yaml`, the fields of `TransformerConfig`, and, where stages recompute different
     numbers of layers, `autopart_recompute.py`. Raises ExportRefused."""
     shape = megatron_shape(plan, stages, _NAME)
-    _refuse_orders(plan, shape)
+    refuse_orders(plan, shape, _NAME)
     sizes = [len(blocks(stage.units)) for stage in stages]
     recompute = _prefixes(stages)
     common = _once_for_all(sizes, recompute)
@@ -81,17 +81,18 @@ def _repeated(count: int) -> str:
     return "t" if count == 1 else f"t*{count}" if count else ""
 
 
-def _refuse_orders(plan: Plan, shape: Shape) -> None:
+def refuse_orders(plan: Plan, shape: Shape, framework: str) -> None:
+    """Raise ExportRefused unless the plan's orders are those of Megatron's own two schedules."""
     wanted = "1f1b" if shape.stages_per_rank == 1 else "interleaved-1f1b"
     if shape.placement != "loop":
         raise ExportRefused(
-            "the plan's stages go there and back, and Megatron-Core puts stage s on rank s mod k; the "
+            f"the plan's stages go there and back, and {framework} puts stage s on rank s mod k; the "
             "nearest plan is interleaved-1f1b with as many stages a rank; AMD Primus takes a V"
         )
     names = (wanted, "interleaved-1f1b")
     if plan.schedule not in names or not follows_its_name(plan):
         raise ExportRefused(
-            f"Megatron-Core runs 1f1b, and interleaved-1f1b where a rank has several stages; this "
+            f"{framework} runs 1f1b, and interleaved-1f1b where a rank has several stages; this "
             f"plan runs {'orders of its own' if plan.schedule in names else plan.schedule}; the "
             f"nearest has --schedule {wanted}"
         )

@@ -1,9 +1,15 @@
-"""A plan in the YAML of AMD Primus, whose Megatron takes single layers to recompute and a V."""
+"""A plan in the YAML of AMD Primus, whose Megatron takes single layers to recompute and a V.
+
+Primus has a pipeline of its own beside Megatron's. Without `patch_primus_pipeline` its `pp_algorithm`
+is read and ignored, so the two are written together or not at all. Its tables of too few microbatches
+name microbatches that are none, and its `v-half` and `v-min` are other orders than those of
+`autopart.schedules`.
+"""
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
-from autopart.exporters.megatron import layout_of, megatron_shape
-from autopart.exporters.shape import follows_its_name, rank_notes
+from autopart.exporters.megatron import layout_of, megatron_shape, refuse_orders
+from autopart.exporters.shape import Shape, follows_its_name, rank_notes
 from autopart.exporters.text import comments
 from autopart.exporters.units import UnitStage, blocks
 from autopart.plan import Plan
@@ -11,26 +17,15 @@ from autopart.plan import Plan
 VERSIONS = ("2026",)
 _NAME = "AMD Primus"
 
-ALGORITHMS = {
-    "1f1b": "1f1b",
-    "interleaved-1f1b": "1f1b-interleaved",
-    "zb-h1": "zero-bubble",
-    "zbv": "zbv-formatted",
-    "v-half": "v-half",
-    "v-min": "v-min",
-}
-"""Schedules of `autopart.schedules` that `pp_algorithm` has a name for."""
+ALGORITHMS = {"zb-h1": "zero-bubble", "zbv": "zbv-formatted"}
+"""Schedules of `autopart.schedules` that Primus's own pipeline runs, by their names in `pp_algorithm`."""
 
 
 def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
     """`autopart_primus.yaml`, settings for the overrides of a pre-training module; raises
     ExportRefused."""
     shape = megatron_shape(plan, stages, _NAME)
-    if plan.schedule not in ALGORITHMS or not follows_its_name(plan):
-        raise ExportRefused(
-            f"{_NAME} has schedules by name only, {', '.join(ALGORITHMS)}; this plan runs "
-            f"{'orders of its own' if plan.schedule in ALGORITHMS else plan.schedule}"
-        )
+    algorithm = _algorithm(plan, shape)
     chosen = [str(number) for stage in stages for number in blocks(stage.recompute)]
     recompute = (
         "recompute_granularity: full\nrecompute_method: null\n"
@@ -42,10 +37,30 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
     text = (
         f"{comments(plan, notes)}"
         f"pipeline_model_parallel_size: {shape.num_ranks}\n"
-        f'pipeline_model_parallel_layout: "{layout_of(stages)}"\n'
-        f"pp_algorithm: {ALGORITHMS[plan.schedule]}\n"
+        f'pipeline_model_parallel_layout: "{layout_of(stages)}"\n{algorithm}'
         f"num_layers: {sum(len(blocks(stage.units)) for stage in stages)}\n"
         f"micro_batch_size: {plan.microbatch_size}\n"
         f"global_batch_size: {plan.microbatch_size * plan.num_microbatches}\n{recompute}"
     )
     return Exported({"autopart_primus.yaml": text}, notes)
+
+
+def _algorithm(plan: Plan, shape: Shape) -> str:
+    """The lines that choose the schedule; raises ExportRefused where Primus has none for the orders."""
+    if plan.schedule not in ALGORITHMS and shape.placement == "loop":
+        refuse_orders(plan, shape, _NAME)
+        return "patch_primus_pipeline: false\n"
+    if plan.schedule not in ALGORITHMS or not follows_its_name(plan):
+        raise ExportRefused(
+            f"{_NAME} runs 1f1b, interleaved-1f1b, {' and '.join(ALGORITHMS)}; this plan runs "
+            f"{'orders of its own' if plan.schedule in ALGORITHMS else plan.schedule}; the nearest "
+            f"has --schedule {'zb-h1' if shape.placement == 'loop' else 'zbv'}"
+        )
+    least = shape.num_ranks if plan.schedule == "zb-h1" else 2 * shape.num_ranks - 1
+    if shape.num_microbatches < least:
+        raise ExportRefused(
+            f"{_NAME} runs {plan.schedule} on {shape.num_ranks} ranks from {least} microbatches on, and "
+            f"a replica has {shape.num_microbatches}; the nearest plan has "
+            f"{least * shape.num_replicas} microbatches"
+        )
+    return f"patch_primus_pipeline: true\npp_algorithm: {ALGORITHMS[plan.schedule]}\n"

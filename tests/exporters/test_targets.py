@@ -179,10 +179,35 @@ def test_primus_takes_any_layers_and_a_v() -> None:
     told = yaml.safe_load(files(plan, "primus")["autopart_primus.yaml"])
     assert told["recompute_layer_ids"] == "0,2,4"
     assert told["pipeline_model_parallel_layout"] == "Et|t*2|t|tL"
-    assert told["pp_algorithm"] == "zbv-formatted"
-    assert "has schedules by name only" in refusal(
-        language_plan([1, 1], schedule="gpipe"), "primus"
-    )
+    assert (told["patch_primus_pipeline"], told["pp_algorithm"]) == (True, "zbv-formatted")
+
+
+@pytest.mark.parametrize(("schedule", "per_rank"), [("1f1b", 1), ("interleaved-1f1b", 2)])
+def test_primus_runs_megatrons_own_schedules_without_its_pipeline(
+    schedule: str, per_rank: int
+) -> None:
+    plan = language_plan([1] * 2 * per_rank, 2, schedule)
+    told = yaml.safe_load(files(plan, "primus")["autopart_primus.yaml"])
+    assert told["patch_primus_pipeline"] is False and "pp_algorithm" not in told
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "zb-h2", "v-half", "v-min", "dualpipev"])
+def test_primus_refuses_schedules_whose_orders_it_does_not_run(schedule: str) -> None:
+    counts = [1, 1] if schedule in ("gpipe", "zb-h2") else [1, 1, 1, 1]
+    message = refusal(language_plan(counts, 2, schedule), "primus")
+    assert f"this plan runs {schedule}; the nearest has --schedule" in message
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts", "least"), [("zb-h1", [1] * 4, 4), ("zbv", [1] * 6, 5)]
+)
+def test_primus_has_no_right_table_for_few_microbatches(
+    schedule: str, counts: list[int], least: int
+) -> None:
+    num_ranks = len(counts) // (2 if schedule == "zbv" else 1)
+    few = language_plan(counts, num_ranks, schedule, least - 1, replicas=2)
+    assert f"the nearest plan has {2 * least} microbatches" in refusal(few, "primus")
+    assert files(language_plan(counts, num_ranks, schedule, least), "primus")
 
 
 def test_serving_is_told_the_cuts() -> None:
