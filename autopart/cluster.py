@@ -22,6 +22,8 @@ INTER_NODE_BANDWIDTH = 25e9
 INTRA_NODE_LATENCY = 10e-6
 INTER_NODE_LATENCY = 20e-6
 """Order of magnitude of one NCCL point-to-point call; measure your own cluster's."""
+HOST_LATENCY = 10e-6
+"""Order of magnitude of starting one copy between a GPU and its host; measure your own."""
 FRAMEWORK_RESERVE = 1 << 30
 """CUDA context, NCCL buffers and allocator slack of one process; measure your own."""
 
@@ -31,6 +33,15 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     bandwidth: Bandwidth
     latency: Seconds = 0.0
+
+
+class HostLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Between a rank and the memory of its node, one direction: `latency + bytes / bandwidth` seconds."""
+
+    bandwidth: Bandwidth
+    latency: Seconds = 0.0
+    overlaps: bool = True
+    """Whether copies run beside compute (GPU), or the rank waits for each (CPU)."""
 
 
 class GpuGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,6 +68,10 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The part of `memory_bytes` that the framework holds for itself."""
     intra_node: Link
     inter_node: Link
+    host_link: HostLink | None = None
+    """Of each rank; None where nothing is known of it, and so nothing can be offloaded."""
+    host_memory_bytes: Bytes | None = None
+    """Memory of one node for what its ranks offload; None where it has room for all of it."""
     action_overhead: Seconds = 0.0
     """Fixed cost of one action of the executor, beside the layers' own time."""
     sends_overlap: bool = True
@@ -154,6 +169,11 @@ def cluster_of(gpu: str, gpus: int, nodes: int = 1, gpus_per_node: int | None = 
         inter_node=Link(
             bandwidth=min(INTER_NODE_BANDWIDTH, known.link_bandwidth), latency=INTER_NODE_LATENCY
         ),
+        host_link=HostLink(
+            bandwidth=known.host_bandwidth,
+            latency=HOST_LATENCY,
+            overlaps=known.sends_overlap,
+        ),
         action_overhead=known.action_overhead,
         sends_overlap=known.sends_overlap,
         source=_source(known),
@@ -187,12 +207,17 @@ def mixed_cluster(
         gpu="+".join(dict.fromkeys(gpu.name for gpu, _ in known)),
         memory_bytes=min(group.memory_bytes for group in groups),
         reserve_bytes=max(one.reserve_bytes for one in clusters),
+        host_link=min((one.host_link for one in clusters if one.host_link), key=_slowness),
         action_overhead=max(one.action_overhead for one in clusters),
         sends_overlap=all(one.sends_overlap for one in clusters),
         gpus=groups,
         source="; ".join(dict.fromkeys(one.source for one in clusters))
         + f"; speeds from peak {dtype} rates relative to {reference}",
     )
+
+
+def _slowness(link: HostLink) -> tuple[bool, float]:
+    return link.overlaps, link.bandwidth
 
 
 def _pace(gpu: Gpu, dtype: str) -> float:

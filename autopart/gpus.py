@@ -1,6 +1,7 @@
 """Known GPUs: peak rates and sizes from their makers' datasheets, each with its source.
 
-Dense rates without sparsity. `link_bandwidth` is one direction between two GPUs of a node.
+Dense rates without sparsity. `link_bandwidth` is one direction between two GPUs of a node, `host_bandwidth`
+one between a GPU and its host: the PCIe rate of the datasheet, of which copies reach some 80 to 90 %.
 A roofline reaches a fraction of the peak: `compute_efficiency` and `memory_efficiency` say which,
 and are assumptions, not measurements, so profiles made from them are marked `analytic`.
 """
@@ -21,6 +22,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """Peak multiply-add operations a second (counted as two each), by dtype."""
     memory_bandwidth: float
     link_bandwidth: float
+    host_bandwidth: float
+    """Of the link to the host, one direction."""
     compute_efficiency: float = 0.6
     memory_efficiency: float = 0.8
     action_overhead: float = 2e-5
@@ -39,11 +42,12 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 125e12, "bfloat16": 15.7e12, "float32": 15.7e12},
             memory_bandwidth=900e9,
             link_bandwidth=150e9,
+            host_bandwidth=16e9,
             cuda_names=(
                 "Tesla V100-SXM2-32GB",
                 "Tesla V100-SXM3-32GB",
             ),
-            source="NVIDIA V100 datasheet (2020): 125 TFLOPS tensor, 900 GB/s, NVLink 300 GB/s both ways",
+            source="NVIDIA V100 datasheet (2020): 125 TFLOPS tensor, 900 GB/s, NVLink 300 GB/s both ways, PCIe 3.0 x16 32 GB/s both ways",
         ),
         Gpu(
             name="a100-sxm-40gb",
@@ -51,8 +55,9 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 312e12, "bfloat16": 312e12, "float32": 19.5e12},
             memory_bandwidth=1555e9,
             link_bandwidth=300e9,
+            host_bandwidth=32e9,
             cuda_names=("NVIDIA A100-SXM4-40GB",),
-            source="NVIDIA A100 datasheet (2021): 312 TFLOPS bf16, 1555 GB/s, NVLink 600 GB/s both ways",
+            source="NVIDIA A100 datasheet (2021): 312 TFLOPS bf16, 1555 GB/s, NVLink 600 GB/s both ways, PCIe 4.0 x16 64 GB/s both ways",
         ),
         Gpu(
             name="a100-sxm-80gb",
@@ -60,8 +65,9 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 312e12, "bfloat16": 312e12, "float32": 19.5e12},
             memory_bandwidth=2039e9,
             link_bandwidth=300e9,
+            host_bandwidth=32e9,
             cuda_names=("NVIDIA A100-SXM4-80GB",),
-            source="NVIDIA A100 datasheet (2021): 312 TFLOPS bf16, 2039 GB/s, NVLink 600 GB/s both ways",
+            source="NVIDIA A100 datasheet (2021): 312 TFLOPS bf16, 2039 GB/s, NVLink 600 GB/s both ways, PCIe 4.0 x16 64 GB/s both ways",
         ),
         Gpu(
             name="h100-sxm",
@@ -69,8 +75,9 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 989.4e12, "bfloat16": 989.4e12, "float32": 66.9e12},
             memory_bandwidth=3.35e12,
             link_bandwidth=450e9,
+            host_bandwidth=64e9,
             cuda_names=("NVIDIA H100 80GB HBM3",),
-            source="NVIDIA H100 datasheet (2023): 989.4 TFLOPS bf16 dense, 3.35 TB/s, NVLink 900 GB/s both ways",
+            source="NVIDIA H100 datasheet (2023): 989.4 TFLOPS bf16 dense, 3.35 TB/s, NVLink 900 GB/s both ways, PCIe 5.0 x16 128 GB/s both ways",
         ),
         Gpu(
             name="h200-sxm",
@@ -78,8 +85,9 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 989.4e12, "bfloat16": 989.4e12, "float32": 66.9e12},
             memory_bandwidth=4.8e12,
             link_bandwidth=450e9,
+            host_bandwidth=64e9,
             cuda_names=("NVIDIA H200",),
-            source="NVIDIA H200 datasheet (2024): 989 TFLOPS bf16 dense, 4.8 TB/s, 141 GB, NVLink 900 GB/s both ways",
+            source="NVIDIA H200 datasheet (2024): 989 TFLOPS bf16 dense, 4.8 TB/s, 141 GB, NVLink 900 GB/s both ways, PCIe 5.0 x16 128 GB/s both ways",
         ),
         Gpu(
             name="l40s",
@@ -87,6 +95,7 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 362.05e12, "bfloat16": 362.05e12, "float32": 91.6e12},
             memory_bandwidth=864e9,
             link_bandwidth=32e9,
+            host_bandwidth=32e9,
             cuda_names=("NVIDIA L40S",),
             source="NVIDIA L40S datasheet (2023): 362.05 TFLOPS bf16 dense, 864 GB/s, PCIe 4.0 x16 32 GB/s",
         ),
@@ -96,6 +105,7 @@ GPUS: dict[str, Gpu] = {
             flops={"float16": 165.2e12, "bfloat16": 165.2e12, "float32": 82.6e12},
             memory_bandwidth=1008e9,
             link_bandwidth=32e9,
+            host_bandwidth=32e9,
             cuda_names=("NVIDIA GeForce RTX 4090",),
             source="NVIDIA Ada whitepaper (2022): 165.2 TFLOPS fp16 with fp32 sum, 1008 GB/s, PCIe 4.0 x16 32 GB/s",
         ),
@@ -105,9 +115,10 @@ GPUS: dict[str, Gpu] = {
             flops={"float64": 25e9, "float32": 50e9, "bfloat16": 25e9, "float16": 10e9},
             memory_bandwidth=10e9,
             link_bandwidth=3.7e9,
+            host_bandwidth=5e9,
             action_overhead=2.5e-4,
             sends_overlap=False,
-            source="one x86 core, order of magnitude; gloo over loopback 3.7 GB/s as measured with torch 2.13",
+            source="one x86 core, order of magnitude, a copy in memory at half its bandwidth; gloo over loopback 3.7 GB/s as measured with torch 2.13",
         ),
     )
 }

@@ -53,6 +53,10 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     workspace_bytes: Bytes = 0
     """The transient peak of a forward or backward above what is kept before and after it."""
     recompute: Recompute | None = None
+    """The whole layer run again; None where it cannot be, or keeps nothing inside."""
+    selective: Recompute | None = None
+    """Only its cheap part run again: all but products with parameters (linear, convolution), whose results
+    stay; None where the profile has no such alternative."""
     same_as: str | None = None
     """The identical layer whose measurement this is, or None where it was measured itself."""
 

@@ -22,7 +22,11 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     layers: tuple[str, ...]
     ranks: tuple[Count, ...]
     recompute: tuple[str, ...] = ()
+    """Layers that run their whole forward again in backward."""
+    selective: tuple[str, ...] = ()
+    """Layers that run only their cheap part again."""
     offload: tuple[str, ...] = ()
+    """Layers whose stash waits in the memory of the host."""
 
 
 class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -211,11 +215,20 @@ def _check_layers(plan: Plan, where: str) -> None:
             if name in home:
                 raise PlanError(f"{where}: layer '{name}' is on stages {home[name]} and {index}")
             home[name] = index
-        for name in (*stage.recompute, *stage.offload):
+        _check_ways(stage, f"{where}: stage {index}")
+
+
+def _check_ways(stage: Stage, where: str) -> None:
+    """Whether each layer that is not simply kept is the stage's own, and treated in one way."""
+    ways = {"recompute": stage.recompute, "selective": stage.selective, "offload": stage.offload}
+    found: dict[str, str] = {}
+    for way, names in ways.items():
+        for name in names:
             if name not in stage.layers:
-                raise PlanError(
-                    f"{where}: stage {index} treats layer '{name}', which it does not have"
-                )
+                raise PlanError(f"{where} treats layer '{name}', which it does not have")
+            if name in found:
+                raise PlanError(f"{where} lists layer '{name}' under {found[name]} and {way}")
+            found[name] = way
 
 
 def load_plan(path: Path | str) -> Plan:

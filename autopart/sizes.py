@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from autopart.errors import AutopartError, ProfileError
-from autopart.graph import Layer, LayerGraph
+from autopart.graph import Layer, LayerGraph, Recompute
 from autopart.profile import Profile, profile_hash
 
 MICROBATCHES_PER_GPU = 4
@@ -207,11 +207,11 @@ def _scaled(graph: LayerGraph, share: float) -> LayerGraph:
 
 
 def _scaled_layer(layer: Layer, share: float) -> Layer:
-    again = layer.recompute and msgspec.structs.replace(
-        layer.recompute,
-        extra_time=share * layer.recompute.extra_time,
-        stash_bytes=math.ceil(share * layer.recompute.stash_bytes),
-    )
+    def again(way: Recompute | None) -> Recompute | None:
+        return way and Recompute(
+            extra_time=share * way.extra_time, stash_bytes=math.ceil(share * way.stash_bytes)
+        )
+
     return msgspec.structs.replace(
         layer,
         forward_time=share * layer.forward_time,
@@ -223,5 +223,6 @@ def _scaled_layer(layer: Layer, share: float) -> Layer:
         forward_flops=round(share * layer.forward_flops),
         stash_bytes=math.ceil(share * layer.stash_bytes),
         workspace_bytes=math.ceil(share * layer.workspace_bytes),
-        recompute=again,
+        recompute=again(layer.recompute),
+        selective=again(layer.selective),
     )

@@ -4,6 +4,7 @@ from autopart.cluster import (
     cluster_of,
     link_between,
     load_cluster,
+    mixed_cluster,
     num_gpus,
     save_cluster,
     slowest_link,
@@ -56,6 +57,19 @@ def test_a_cluster_survives_its_file(tmp_path):
     path = tmp_path / "cluster.json"
     save_cluster(cluster_of("cpu", 2), path)
     assert load_cluster(path) == cluster_of("cpu", 2)
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_every_known_gpu_reaches_its_host_over_pcie_or_memory(name: str):
+    link = cluster_of(name, 2).host_link
+    assert link is not None
+    assert link.overlaps == (name != "cpu")
+    assert link.bandwidth <= GPUS[name].memory_bandwidth / 2
+
+
+def test_different_gpus_are_as_slow_to_their_host_as_the_slowest():
+    both = mixed_cluster([("h100-sxm", 1), ("l40s", 1)], "h100-sxm", "bfloat16")
+    assert both.host_link == cluster_of("l40s", 1).host_link
 
 
 def test_a_cluster_file_with_a_bandwidth_of_nothing_names_the_place(tmp_path):

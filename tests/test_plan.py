@@ -35,6 +35,7 @@ def test_a_plan_carries_its_schedule_as_words():
         ({"stages": (FIRST, msgspec.structs.replace(SECOND, ranks=(0,)))}, "rank 0 never runs 1F0"),
         ({"stages": (FIRST, msgspec.structs.replace(SECOND, ranks=(7,)))}, "rank 7 has a stage but no order"),
         ({"stages": (msgspec.structs.replace(FIRST, recompute=("x",)), SECOND)}, "treats layer 'x'"),
+        ({"stages": (msgspec.structs.replace(FIRST, offload=("l0",), selective=("l0",)), SECOND)}, "stage 0 lists layer 'l0' under selective and offload"),
     ],
 )  # fmt: skip
 def test_a_plan_that_is_not_whole_says_what_is_wrong(altered: dict[str, object], message: str):

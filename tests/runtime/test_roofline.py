@@ -18,6 +18,7 @@ GPU = Gpu(
     memory_bytes=1 << 30,
     flops={"float32": 1e9, "bfloat16": 4e9},
     memory_bandwidth=1e8,
+    host_bandwidth=1e9,
     link_bandwidth=1e8,
     compute_efficiency=0.5,
     memory_efficiency=0.25,
