@@ -74,6 +74,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Memory of one node for what its ranks offload; None where it has room for all of it."""
     action_overhead: Seconds = 0.0
     """Fixed cost of one action of the executor, beside the layers' own time."""
+    compute_slowdown: Annotated[float, msgspec.Meta(ge=1.0)] = 1.0
+    """How much longer a rank computes while the others of its node compute too."""
     sends_overlap: bool = True
     """Whether a send runs beside compute (GPU) or keeps both ranks busy (gloo on a CPU)."""
     gpus: tuple[GpuGroup, ...] = ()
@@ -117,15 +119,15 @@ def group_of(cluster: Cluster, rank: int) -> int:
 
 
 def slowest_speed(cluster: Cluster, ranks: Iterable[int]) -> float:
-    """The speed of the slowest of `ranks`, relative to the profile's device."""
-    if not cluster.gpus:
-        return 1.0
-    return min(cluster.gpus[group_of(cluster, rank)].speed for rank in ranks)
+    """The speed of the slowest of `ranks` while all ranks compute, relative to the profile's device
+    alone."""
+    speeds = (cluster.gpus[group_of(cluster, rank)].speed for rank in ranks if cluster.gpus)
+    return min(speeds, default=1.0) / cluster.compute_slowdown
 
 
 def fastest_speed(cluster: Cluster) -> float:
-    """The speed of the fastest GPU, relative to the profile's device."""
-    return max((group.speed for group in cluster.gpus), default=1.0)
+    """The speed of the fastest GPU while all ranks compute, relative to the profile's device alone."""
+    return max((group.speed for group in cluster.gpus), default=1.0) / cluster.compute_slowdown
 
 
 def smallest_memory(cluster: Cluster, ranks: Iterable[int]) -> int:

@@ -1,16 +1,21 @@
 import pytest
 
+from autopart.certificate import verify
 from autopart.cluster import (
     cluster_of,
+    fastest_speed,
     link_between,
     load_cluster,
     mixed_cluster,
     num_gpus,
     save_cluster,
     slowest_link,
+    slowest_speed,
 )
 from autopart.errors import ClusterError, FileError
 from autopart.gpus import GPUS
+from autopart.planner import solve
+from tests.problems import chain_graph, cluster, layer, profile
 
 
 def test_gpus_count_all_nodes_together():
@@ -77,4 +82,24 @@ def test_a_cluster_file_with_a_bandwidth_of_nothing_names_the_place(tmp_path):
     save_cluster(cluster_of("cpu", 2), path)
     path.write_text(path.read_text().replace("3700000000.0", "0.0", 1))
     with pytest.raises(FileError, match=r"Expected `float` > 0.*\$\.intra_node\.bandwidth"):
+        load_cluster(path)
+
+
+def test_neighbours_that_compute_slow_every_layer_and_bound_alike():
+    row = profile(chain_graph(*(layer(f"l{i}") for i in range(5))))
+    alone, together = (cluster(compute_slowdown=factor) for factor in (1.0, 1.25))
+    assert slowest_speed(together, (0, 1)) == fastest_speed(together) == 0.8
+    quick, slow = (solve(row, machine, num_microbatches=4) for machine in (alone, together))
+    assert slow.prediction.stages[0].forward_time == pytest.approx(
+        1.25 * quick.prediction.stages[0].forward_time
+    )
+    assert slow.certificate.gap == 0.0
+    assert all(check.passed for check in verify(slow, row))
+
+
+def test_a_cluster_whose_neighbours_speed_up_is_refused(tmp_path):
+    path = tmp_path / "cluster.json"
+    save_cluster(cluster_of("cpu", 2), path)
+    path.write_text(path.read_text().replace('"compute_slowdown": 1.0', '"compute_slowdown": 0.9'))
+    with pytest.raises(FileError, match=r"\$\.compute_slowdown"):
         load_cluster(path)
