@@ -67,7 +67,8 @@ from autopart.cost import (
 from autopart.cuts import Cuts, allowed, count_inside
 from autopart.frontier import freeable_bytes, leaves_choice
 from autopart.graph import edges, positions
-from autopart.problem import Layout, Problem, own_microbatches
+from autopart.layouts import Layout, own_microbatches
+from autopart.problem import Problem
 from autopart.stage_load import Number, StageLoad
 from autopart.treated import treated
 

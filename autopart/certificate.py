@@ -16,6 +16,7 @@ from autopart.cost import held_by, predict, rank_peaks
 from autopart.errors import PlanError, ProfileError
 from autopart.frontier import MOST_POINTS, can_recompute, leaves_choice, options
 from autopart.graph import LayerGraph, is_chain, positions
+from autopart.layouts import MOST_STAGES_PER_RANK, Layout
 from autopart.plan import (
     Certificate,
     Plan,
@@ -26,7 +27,12 @@ from autopart.plan import (
     stage_ranks,
 )
 from autopart.pricing import minimised
-from autopart.problem import CLASSIC, CUSTOM, MOST_STAGES_PER_RANK, Demands, Layout, Problem
+from autopart.problem import (
+    CLASSIC,
+    CUSTOM,
+    Demands,
+    Problem,
+)
 from autopart.profile import Profile, profile_hash
 from autopart.proof import TOLERANCE, check_bound
 from autopart.schedules import make_schedule

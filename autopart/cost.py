@@ -23,8 +23,9 @@ from autopart.cluster import (
 )
 from autopart.frontier import Frontiers, Points, can_recompute, leaves_choice, only_choice
 from autopart.graph import positions
+from autopart.layouts import Layout, one_replica, own_microbatches
 from autopart.plan import MemoryUse, Plan, StagePrediction, Sync, stage_ranks
-from autopart.problem import CUSTOM, Layout, Problem, one_replica, own_microbatches
+from autopart.problem import CUSTOM, Problem
 from autopart.schedule import Schedule, StageRanks, warmup
 from autopart.schedules import make_schedule
 from autopart.simulator.memory import Held, held_counts, most_held, peak_stash

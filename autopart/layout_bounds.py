@@ -16,8 +16,9 @@ from autopart.cluster import smallest_memory
 from autopart.cost import in_flight, memory, total
 from autopart.cuts import Cuts
 from autopart.frontier import can_recompute, leaves_choice
+from autopart.layouts import Layout, own_microbatches
 from autopart.order_bounds import least_steps_on_ranks, stage_bounds_of_any_order
-from autopart.problem import CLASSIC, CUSTOM, Layout, Problem, own_microbatches
+from autopart.problem import CLASSIC, CUSTOM, Problem
 from autopart.schedules import KINDS
 from autopart.stage_load import Number
 

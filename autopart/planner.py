@@ -18,6 +18,7 @@ from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.frontier import can_recompute, leaves_choice
 from autopart.graph import positions
+from autopart.layouts import Layout, layouts, shapes
 from autopart.plan import Origin, Plan, SearchedSize, Stage, orders_of
 from autopart.pricing import most_bytes, price
 from autopart.problem import (
@@ -27,14 +28,11 @@ from autopart.problem import (
     RECOMPUTING,
     SCHEDULES,
     Demands,
-    Layout,
     Objective,
     Pin,
     Problem,
     Recomputing,
-    layouts,
     optimizer_bytes,
-    shapes,
 )
 from autopart.profile import Profile
 from autopart.replica_bounds import missing_bytes

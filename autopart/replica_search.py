@@ -18,8 +18,9 @@ import msgspec
 
 from autopart.cluster import num_gpus
 from autopart.errors import InfeasibleError
+from autopart.layouts import Layout, layouts_of
 from autopart.pricing import compile_layout
-from autopart.problem import Layout, Problem, layouts_of
+from autopart.problem import Problem
 from autopart.replica_bounds import (
     MOST_COUNTS,
     ReplicaBounds,

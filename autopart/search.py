@@ -30,10 +30,17 @@ from autopart.errors import InfeasibleError
 from autopart.frontier import leaves_choice
 from autopart.graph import is_chain
 from autopart.layout_bounds import LayoutBounds, layout_bounds, proves, quick_bounds
+from autopart.layouts import (
+    Layout,
+    StageRanks,
+    alike,
+    layouts,
+    shapes,
+)
 from autopart.order_bounds import least_step
 from autopart.plan import OrderSource
 from autopart.pricing import Decision, compile_layout, fits, most_bytes, price, price_paths
-from autopart.problem import CLASSIC, CUSTOM, Layout, Problem, StageRanks, alike, layouts, shapes
+from autopart.problem import CLASSIC, CUSTOM, Problem
 from autopart.simulator import Program
 from autopart.solvers import chain, ilp, parameters, probe, uniform
 from autopart.solvers.layout_chain import chain_of

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from autopart import replica_search, steady_search
 from autopart.errors import InfeasibleError
 from autopart.layout_bounds import quick_bounds
+from autopart.layouts import shapes
 from autopart.pricing import minimised
-from autopart.problem import Problem, shapes
+from autopart.problem import Problem
 from autopart.replica_bounds import value_in_any_order
 from autopart.search import Outcome, SolverName, search
 from autopart.steady import shape_bottlenecks

@@ -29,7 +29,8 @@ from autopart.cost import (
     total,
 )
 from autopart.cuts import Cuts, allowed
-from autopart.problem import Layout, Problem, own_microbatches
+from autopart.layouts import Layout, own_microbatches
+from autopart.problem import Problem
 from autopart.stage_load import Number
 from autopart.treated import treated
 

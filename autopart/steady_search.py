@@ -12,8 +12,9 @@ the lower bound is then the quick one of the shapes.
 import time
 
 from autopart.cuts import all_cuts, list_all, partition_of
+from autopart.layouts import Layout, layouts, shapes
 from autopart.pricing import Decision, fits, minimised, price
-from autopart.problem import Layout, Problem, layouts, shapes
+from autopart.problem import Problem
 from autopart.search import ROUNDING, Outcome, SolverName
 from autopart.solvers import chain, ilp, parameters, uniform
 from autopart.stage_load import Partition

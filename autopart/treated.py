@@ -12,7 +12,8 @@ from autopart.cluster import smallest_memory
 from autopart.cost import in_flight, memory, total
 from autopart.cuts import Cuts
 from autopart.frontier import can_recompute, leaves_choice
-from autopart.problem import Layout, Problem, own_microbatches
+from autopart.layouts import Layout, own_microbatches
+from autopart.problem import Problem
 from autopart.stage_load import StageLoad
 from autopart.stage_points import StagePoints, best_points, stage_points
 

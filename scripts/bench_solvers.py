@@ -20,8 +20,8 @@ import numpy as np
 import autopart
 from autopart.cuts import all_cuts
 from autopart.importers import import_profile
+from autopart.layouts import Layout
 from autopart.planner import make_problem
-from autopart.problem import Layout
 from autopart.profile import Profile
 from autopart.solvers import probe
 from autopart.solvers.layout_chain import LayoutChain, chain_of

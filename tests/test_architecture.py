@@ -26,6 +26,7 @@ ROOMS = (
     "schedule",
     "schedules",
     "problem",
+    "layouts",
     "plan",
     "simulator",
     "run_result",

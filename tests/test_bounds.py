@@ -5,7 +5,7 @@ import pytest
 
 from autopart.bounds import paths_below, shape_bound, shape_bounds, stage_bounds
 from autopart.cuts import Cuts, all_cuts, partition_of
-from autopart.problem import Layout, layouts, shapes
+from autopart.layouts import Layout, layouts, shapes
 from autopart.solvers.chain import best_path
 from tests.oracle import layout_stages, partitions, step_time
 from tests.problems import chain_graph, cluster, layer, problem, random_problem

@@ -11,7 +11,7 @@ from autopart.cost import (
     send_time,
 )
 from autopart.graph import Input, LayerGraph, TiedParameter
-from autopart.problem import Layout, own_microbatches
+from autopart.layouts import Layout, own_microbatches
 from autopart.schedule import parse_order
 from autopart.stage_load import stage_loads
 from tests.problems import chain_graph, cluster, layer, problem, value

@@ -13,8 +13,9 @@ from autopart.cuts import all_cuts
 from autopart.errors import InfeasibleError
 from autopart.frontier import MOST_POINTS, Frontiers
 from autopart.graph import LayerGraph, Recompute
+from autopart.layouts import Layout, layouts, shapes
 from autopart.pricing import compile_layout, fits, most_bytes, price, price_paths
-from autopart.problem import Demands, Layout, Problem, layouts, shapes
+from autopart.problem import Demands, Problem
 from autopart.search import search
 from autopart.stage_load import Partition
 from autopart.treated import least_loads, treated

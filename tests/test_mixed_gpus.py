@@ -16,8 +16,8 @@ from autopart.cluster import (
 )
 from autopart.cuts import all_cuts
 from autopart.errors import ClusterError, InfeasibleError
+from autopart.layouts import shapes
 from autopart.planner import solve
-from autopart.problem import shapes
 from tests.oracle import best_step_time, every_layout, layout_stages, partitions, step_time
 from tests.problems import chain_graph, cluster, layer, profile, random_problem
 from tests.seeds import seeds

@@ -9,12 +9,13 @@ import pytest
 from autopart.cost import predict
 from autopart.cuts import all_cuts
 from autopart.errors import InfeasibleError
+from autopart.layouts import Layout, layouts, shapes
 from autopart.order_bounds import (
     least_step,
     least_steps_on_ranks,
     stage_bounds_of_any_order,
 )
-from autopart.problem import Layout, Problem, layouts, shapes
+from autopart.problem import Problem
 from autopart.schedule import check_schedule
 from autopart.simulator import simulate
 from autopart.solvers.orders import order_problem, orders_of_layout

@@ -8,8 +8,9 @@ import pytest
 from autopart.certificate import verify
 from autopart.cli import exit_code
 from autopart.errors import AutopartError, InfeasibleError
+from autopart.layouts import layouts, shapes
 from autopart.planner import solve
-from autopart.problem import Demands, layouts, shapes
+from autopart.problem import Demands
 from autopart.profile import save_profile
 from tests.oracle import layout_stages, partitions, step_time
 from tests.problems import chain_graph, cluster, layer, profile, random_problem

@@ -4,9 +4,9 @@ import random
 import pytest
 
 from autopart.cuts import all_cuts, partition_of
+from autopart.layouts import layouts, shapes
 from autopart.plan import Sync
 from autopart.pricing import compile_layout, price, price_paths
-from autopart.problem import layouts, shapes
 from autopart.schedules import make_schedule
 from autopart.simulator import simulate
 from tests.problems import random_problem

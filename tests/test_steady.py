@@ -10,10 +10,11 @@ from autopart.certificate import verify
 from autopart.cost import bottleneck_time
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.files import encode
+from autopart.layouts import layouts, shapes
 from autopart.plan import Plan, stage_ranks
 from autopart.planner import baselines, solve
 from autopart.pricing import fits, price
-from autopart.problem import Problem, layouts, shapes
+from autopart.problem import Problem
 from tests.oracle import partitions
 from tests.problems import chain_graph, cluster, layer, profile, random_problem
 

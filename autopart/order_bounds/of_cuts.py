@@ -41,7 +41,8 @@ from autopart.cost import (
     traffic_times,
 )
 from autopart.cuts import Cuts, allowed
-from autopart.problem import Layout, Problem, own_microbatches
+from autopart.layouts import Layout, own_microbatches
+from autopart.problem import Problem
 from autopart.schedule import rank_of
 from autopart.stage_load import Number, StageLoad
 

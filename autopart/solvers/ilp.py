@@ -45,7 +45,8 @@ from autopart.cost import (
     traffic_times,
 )
 from autopart.graph import edges, positions
-from autopart.problem import Layout, Problem, own_microbatches
+from autopart.layouts import Layout, own_microbatches
+from autopart.problem import Problem
 from autopart.stage_load import Partition, StageLoad, Traffic, stage_loads
 
 SEND_SHARE = 0.5

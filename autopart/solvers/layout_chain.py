@@ -10,7 +10,8 @@ import numpy as np
 
 from autopart.cluster import Link
 from autopart.cost import cut_links, in_flight, memory, total, traffic_times
-from autopart.problem import Layout, Problem, own_microbatches
+from autopart.layouts import Layout, own_microbatches
+from autopart.problem import Problem
 from autopart.solvers.probe import Chain, Memory
 from autopart.stage_load import StageLoad
 

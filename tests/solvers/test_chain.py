@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopart.cuts import all_cuts, partition_of
-from autopart.problem import Layout
+from autopart.layouts import Layout
 from autopart.solvers import chain, parameters, uniform
 from tests.problems import chain_graph, cluster, layer, problem
 

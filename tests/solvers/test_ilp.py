@@ -6,7 +6,7 @@ import pytest
 from autopart.cost import predict
 from autopart.errors import InfeasibleError
 from autopart.graph import LayerGraph
-from autopart.problem import Layout, layouts, shapes
+from autopart.layouts import Layout, layouts, shapes
 from autopart.solvers import ilp
 from tests.oracle import partitions
 from tests.problems import cluster, layer, problem, random_problem, value

@@ -17,7 +17,7 @@ from autopart.cost import (
 )
 from autopart.cuts import all_cuts
 from autopart.graph import is_chain
-from autopart.problem import layouts, own_microbatches, shapes
+from autopart.layouts import layouts, own_microbatches, shapes
 from autopart.solvers import chain as chain_solver
 from autopart.solvers import probe
 from autopart.solvers.layout_chain import chain_of

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from autopart.cluster import smallest_memory
 from autopart.cost import bytes_beside_stash, predict
+from autopart.layouts import Layout, alike
 from autopart.order_bounds import OrderProblem
-from autopart.problem import Layout, Problem, alike
+from autopart.problem import Problem
 from autopart.schedule import Action, Order, Schedule
 from autopart.simulator import SyncTime
 from autopart.solvers.orders.optimizer import ACTIONS, OrderResult, optimize_orders
