@@ -33,6 +33,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     bandwidth: Bandwidth
     latency: Seconds = 0.0
+    all_reduce_factor: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
+    """How many times as long as a ring of such sends an all-reduce over this link takes."""
 
 
 class HostLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

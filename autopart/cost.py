@@ -51,9 +51,10 @@ def send_time(link: Link, num_bytes: Number, num_tensors: Number) -> Number:
 
 def all_reduce_time(link: Link, num_bytes: Number, num_ranks: int) -> Number:
     """Seconds of a ring all-reduce: 2 (r - 1) steps of 1/r of the bytes (Patarasuk and Yuan,
-    J. Parallel Distrib. Comput. 2009)."""
+    J. Parallel Distrib. Comput. 2009), times what the link's all-reduces were measured to take more."""
     steps = 2 * (num_ranks - 1)
-    return steps * (link.latency + num_bytes / num_ranks / link.bandwidth)
+    ring = steps * (link.latency + num_bytes / num_ranks / link.bandwidth)
+    return ring * link.all_reduce_factor
 
 
 def time_after_backward(load: StageLoad, link: Link, num_ranks: int) -> Number:

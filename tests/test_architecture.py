@@ -33,6 +33,7 @@ ROOMS = (
     "stage_load",
     "frontier",
     "cost",
+    "probe_result",
     "stage_points",
     "cuts",
     "treated",

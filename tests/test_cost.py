@@ -25,6 +25,8 @@ def test_a_ring_over_one_rank_takes_no_time_and_over_two_moves_the_bytes_once():
     link = Link(bandwidth=10.0, latency=1.0)
     assert all_reduce_time(link, 100, 1) == 0
     assert all_reduce_time(link, 100, 2) == pytest.approx(2 * (1 + 5))
+    slow = msgspec.structs.replace(link, all_reduce_factor=1.5)
+    assert all_reduce_time(slow, 100, 2) == pytest.approx(1.5 * 2 * (1 + 5))
 
 
 def test_gpipe_holds_everything_and_one_f_one_b_the_way_to_the_end():

@@ -1,0 +1,129 @@
+import random
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopart.cluster import Link, check_cluster, load_cluster, save_cluster
+from autopart.cost import all_reduce_time, send_time
+from autopart.probe_result import (
+    LinkReadings,
+    Probe,
+    Reading,
+    cluster_from,
+    deviations,
+    fit_link,
+    notes_on_probe,
+)
+
+SIZES = (4, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20)
+
+
+def readings_of(link: Link, noise: float = 0.0, seed: int = 0) -> tuple[Reading, ...]:
+    rng = random.Random(seed)
+    return tuple(
+        Reading(
+            num_bytes=size,
+            time=send_time(link, size, 1) * (1 + rng.uniform(-noise, noise)),
+            spread=0.0,
+            count=5,
+        )
+        for size in SIZES
+    )
+
+
+def probe_of(**changes: object) -> Probe:
+    """Two nodes of two ranks: 1 GB/s inside, 10 MB/s across, and all-reduces twice as slow as rings."""
+    inside, across = Link(bandwidth=1e9, latency=1e-4), Link(bandwidth=1e7, latency=1e-3)
+    reduced = tuple(
+        Reading(num_bytes=size, time=2 * all_reduce_time(inside, size, 2), spread=0.0, count=5)
+        for size in SIZES[3:]
+    )
+    base = Probe(
+        device="cpu",
+        device_name="Some CPU",
+        gpu="cpu",
+        backend="gloo",
+        num_nodes=2,
+        gpus_per_node=2,
+        intra_node=LinkReadings(
+            readings=readings_of(inside),
+            num_pairs=2,
+            all_reduce=reduced,
+            all_reduce_ranks=2,
+        ),
+        inter_node=LinkReadings(readings=readings_of(across), num_pairs=1, hidden=0.9),
+        host=readings_of(Link(bandwidth=5e9, latency=1e-6)),
+        slowdown=1.2,
+        slowdown_of_copies=1.7,
+        action_overhead=2e-4,
+        memory_bytes=8 << 30,
+        reserve_bytes=300 << 20,
+        host_memory_bytes=16 << 30,
+        torch="2.13",
+        created="2026-11-26T00:00:00+00:00",
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+@given(
+    st.floats(min_value=1e5, max_value=1e12),
+    st.floats(min_value=0.0, max_value=1e-1),
+)
+def test_times_that_follow_a_link_give_it_back(bandwidth: float, latency: float) -> None:
+    asked = Link(bandwidth=bandwidth, latency=latency)
+    readings = readings_of(asked)
+    assert max(deviations(fit_link(readings), readings)) < 1e-6
+
+
+def test_one_message_in_trouble_moves_nothing() -> None:
+    asked = Link(bandwidth=1e9, latency=1e-4)
+    readings = list(readings_of(asked))
+    readings[3] = msgspec.structs.replace(readings[3], time=30 * readings[3].time)
+    found = fit_link(readings)
+    assert (found.bandwidth, found.latency) == pytest.approx((1e9, 1e-4), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_line_of_a_grid_deviates_less(seed: int) -> None:
+    asked = Link(bandwidth=1e8, latency=3e-4)
+    readings = readings_of(asked, noise=0.3, seed=seed)
+    best = sum(deviations(fit_link(readings), readings))
+    for factor in (0.7, 0.85, 1.0, 1.15, 1.3):
+        for share in (0.0, 0.7, 0.85, 1.0, 1.15, 1.3):
+            other = Link(bandwidth=factor * 1e8, latency=share * 3e-4)
+            assert best <= sum(deviations(other, readings)) + 1e-9
+
+
+def test_a_probe_becomes_a_cluster_that_a_file_keeps(tmp_path) -> None:
+    made = cluster_from(probe_of())
+    check_cluster(made)
+    assert made.inter_node.bandwidth == pytest.approx(1e7)
+    assert made.intra_node.latency == pytest.approx(1e-4)
+    assert made.intra_node.all_reduce_factor == pytest.approx(2.0)
+    assert made.inter_node.all_reduce_factor == 1.0
+    assert (made.compute_slowdown, made.sends_overlap) == (1.2, True)
+    assert made.host_link is not None and not made.host_link.overlaps
+    for words in ("autopart probe", "2026-11-26", "Some CPU", "scatter by"):
+        assert words in made.source
+    save_cluster(made, tmp_path / "cluster.json")
+    assert load_cluster(tmp_path / "cluster.json") == made
+
+
+def test_one_rank_a_node_takes_the_other_links_figures_and_says_so() -> None:
+    probe = probe_of(gpus_per_node=1, intra_node=None, slowdown=1.0)
+    made = cluster_from(probe)
+    assert made.intra_node == made.inter_node
+    assert any("one rank a node" in note for note in notes_on_probe(probe))
+
+
+def test_what_scatters_or_leaves_the_line_is_named() -> None:
+    assert notes_on_probe(probe_of()) == ()
+    readings = list(readings_of(Link(bandwidth=1e7)))
+    readings[2] = msgspec.structs.replace(readings[2], spread=0.4)
+    readings[4] = msgspec.structs.replace(readings[4], time=2 * readings[4].time)
+    bad = LinkReadings(readings=tuple(readings), num_pairs=1)
+    notes = notes_on_probe(probe_of(inter_node=bad, slowdown=0.9))
+    for words in ("4.0 MiB are 50.0 % off", "64.0 KiB scatter by 40.0 %", "faster together"):
+        assert any(words in note for note in notes), (words, notes)
