@@ -5,7 +5,7 @@
     autopart.save_plan(plan, "plan.json")
 
 A name is imported when it is first used, so that `import autopart` stays quick and never imports
-torch; only `profile_model`, `run_plan` and `make_pipeline` need it.
+torch; only `profile_model`, `probe_cluster`, `run_plan` and `make_pipeline` need it.
 """
 
 import importlib
@@ -44,11 +44,13 @@ if TYPE_CHECKING:
     from autopart.importers import import_profile
     from autopart.plan import Plan, Stage, load_plan, save_plan
     from autopart.planner import baselines, solve
+    from autopart.probe_result import Probe, cluster_of_probe
     from autopart.problem import Problem
     from autopart.profile import Device, Profile, Source, WholeModel, load_profile, save_profile
     from autopart.run_result import RunResult
     from autopart.runtime.execution.launch import run_plan
     from autopart.runtime.execution.pipeline import Pipeline, make_pipeline, split_batch
+    from autopart.runtime.probing.probe import probe_cluster
     from autopart.runtime.profiling.profiler import profile_model
     from autopart.simulator import Timeline
     from autopart.simulator import simulate_plan as simulate
@@ -83,6 +85,7 @@ _HOMES = {
     "autopart.importers": ("import_profile",),
     "autopart.plan": ("Plan", "Stage", "load_plan", "save_plan"),
     "autopart.planner": ("baselines", "solve"),
+    "autopart.probe_result": ("Probe", "cluster_of_probe"),
     "autopart.problem": ("Problem",),
     "autopart.profile": (
         "Device",
@@ -95,6 +98,7 @@ _HOMES = {
     "autopart.run_result": ("RunResult",),
     "autopart.runtime.execution.launch": ("run_plan",),
     "autopart.runtime.execution.pipeline": ("Pipeline", "make_pipeline", "split_batch"),
+    "autopart.runtime.probing.probe": ("probe_cluster",),
     "autopart.runtime.profiling.profiler": ("profile_model",),
     "autopart.simulator": ("Timeline", "simulate"),
 }
@@ -122,6 +126,7 @@ __all__ = [
     "Pipeline",
     "Plan",
     "PlanError",
+    "Probe",
     "Problem",
     "Profile",
     "ProfileError",
@@ -139,6 +144,7 @@ __all__ = [
     "__version__",
     "baselines",
     "cluster_of",
+    "cluster_of_probe",
     "export_plan",
     "import_profile",
     "load_cluster",
@@ -146,6 +152,7 @@ __all__ = [
     "load_profile",
     "make_pipeline",
     "mixed_cluster",
+    "probe_cluster",
     "profile_model",
     "run_plan",
     "save_cluster",

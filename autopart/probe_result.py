@@ -131,7 +131,7 @@ def all_reduce_factor(link: Link, measured: LinkReadings) -> float:
     return statistics.median(ratios) if ratios else 1.0
 
 
-def cluster_from(probe: Probe) -> Cluster:
+def cluster_of_probe(probe: Probe) -> Cluster:
     """The cluster as it was measured. A kind of link that no pair of ranks uses has the figures of
     the other; sends overlap compute where most of one vanishes beside it on the slowest link."""
     kinds = [kind for kind in (probe.intra_node, probe.inter_node) if kind is not None]
@@ -179,7 +179,8 @@ def notes_on_probe(probe: Probe) -> tuple[str, ...]:
     notes: list[str] = []
     for name, kind in (("inside a node", probe.intra_node), ("across nodes", probe.inter_node)):
         if kind is not None:
-            notes += _notes_on_link(name, kind)
+            notes += _notes_on(f"{name}: messages", kind.readings)
+    notes += _notes_on("copies to the host", probe.host)
     if probe.slowdown < 1.0:
         notes.append(
             f"ranks were faster together than alone ({probe.slowdown:.2f}): the machine was not at rest"
@@ -189,19 +190,20 @@ def notes_on_probe(probe: Probe) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _notes_on_link(name: str, kind: LinkReadings) -> Iterator[str]:
-    link = fit_link(kind.readings)
-    worst = max(
-        zip(deviations(link, kind.readings), kind.readings, strict=True), key=lambda d: d[0]
+def _notes_on(what: str, readings: Sequence[Reading]) -> Iterator[str]:
+    link = fit_link(readings)
+    off, worst = max(
+        zip(deviations(link, readings), readings, strict=True), key=lambda pair: pair[0]
     )
-    if worst[0] > NOISY:
+    if off > NOISY:
         yield (
-            f"{name}: messages of {format_bytes(worst[1].num_bytes)} are {format_share(worst[0])} off "
-            f"the line of {format_time(link.latency)} + bytes / {format_bandwidth(link.bandwidth)}"
+            f"{what} of {format_bytes(worst.num_bytes)} are {format_share(off)} off the line of "
+            f"{format_time(link.latency)} + bytes / {format_bandwidth(link.bandwidth)}"
         )
-    scattered = max(kind.readings, key=lambda r: r.spread)
+    scattered = max(readings, key=lambda reading: reading.spread)
     if scattered.spread > NOISY:
         yield (
-            f"{name}: messages of {format_bytes(scattered.num_bytes)} scatter by "
-            f"{format_share(scattered.spread)} (interquartile range over median); probe on an idle machine"
+            f"{what} of {format_bytes(scattered.num_bytes)} scatter by "
+            f"{format_share(scattered.spread)} (interquartile range over median); probe on an idle "
+            "machine"
         )

@@ -17,6 +17,7 @@ import msgspec
 from autopart.cluster import Cluster
 from autopart.foreign import ForeignAnswer
 from autopart.plan import Plan
+from autopart.probe_result import ProbeSummary
 from autopart.profile import Profile
 from autopart.report import step_summary, summary, sweep_table
 from autopart.run_result import RunResult
@@ -26,6 +27,7 @@ FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 FILES = {"profile": Profile, "cluster": Cluster, "plan": Plan}
 DOCUMENTS = {
     "profile-summary": summary.ProfileSummary,
+    "probe-summary": ProbeSummary,
     "solve-summary": summary.SolveSummary,
     "sweep-summary": sweep_table.SweepSummary,
     "bottleneck-summary": ForeignAnswer,
@@ -42,6 +44,7 @@ TORCH_FREE = (
     "problem",
     "plan",
     "run_result",
+    "probe_result",
     "foreign",
     "report.step_summary",
     "report.summary",

@@ -11,7 +11,7 @@ from autopart.probe_result import (
     LinkReadings,
     Probe,
     Reading,
-    cluster_from,
+    cluster_of_probe,
     deviations,
     fit_link,
     notes_on_probe,
@@ -97,7 +97,7 @@ def test_no_line_of_a_grid_deviates_less(seed: int) -> None:
 
 
 def test_a_probe_becomes_a_cluster_that_a_file_keeps(tmp_path) -> None:
-    made = cluster_from(probe_of())
+    made = cluster_of_probe(probe_of())
     check_cluster(made)
     assert made.inter_node.bandwidth == pytest.approx(1e7)
     assert made.intra_node.latency == pytest.approx(1e-4)
@@ -113,7 +113,7 @@ def test_a_probe_becomes_a_cluster_that_a_file_keeps(tmp_path) -> None:
 
 def test_one_rank_a_node_takes_the_other_links_figures_and_says_so() -> None:
     probe = probe_of(gpus_per_node=1, intra_node=None, slowdown=1.0)
-    made = cluster_from(probe)
+    made = cluster_of_probe(probe)
     assert made.intra_node == made.inter_node
     assert any("one rank a node" in note for note in notes_on_probe(probe))
 
@@ -125,5 +125,9 @@ def test_what_scatters_or_leaves_the_line_is_named() -> None:
     readings[4] = msgspec.structs.replace(readings[4], time=2 * readings[4].time)
     bad = LinkReadings(readings=tuple(readings), num_pairs=1)
     notes = notes_on_probe(probe_of(inter_node=bad, slowdown=0.9))
-    for words in ("4.0 MiB are 50.0 % off", "64.0 KiB scatter by 40.0 %", "faster together"):
+    for words in (
+        "across nodes: messages of 4.0 MiB are 50.0 % off",
+        "64.0 KiB scatter by 40.0 %",
+        "faster together",
+    ):
         assert any(words in note for note in notes), (words, notes)

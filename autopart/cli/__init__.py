@@ -15,6 +15,7 @@ from autopart.errors import AutopartError
 
 COMMANDS = (
     "profile",
+    "probe",
     "import",
     "bottleneck",
     "solve",

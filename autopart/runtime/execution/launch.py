@@ -175,14 +175,7 @@ class _Job:
         self._plan_file = folder / "plan.json"
         self._result_file = folder / "result.json"
         save_plan(plan, self._plan_file)
-        self._store = distributed.TCPStore(
-            _HOST,
-            0,
-            None,
-            is_master=True,
-            timeout=timedelta(seconds=CONNECT_SECONDS),
-            wait_for_workers=False,
-        )
+        self._store = host_store()
         self._board = Board(job_store(self._store, "0"), None, self._num_ranks)
         self._progress = Progress(settings.timeout + GRACE_SECONDS, time.monotonic())
         self._ranks: list[subprocess.Popen[bytes]] = []
@@ -197,7 +190,7 @@ class _Job:
                 self._ranks.append(
                     subprocess.Popen(
                         command,
-                        env=self._environment(rank),
+                        env=rank_environment(rank, self._num_ranks, self._store.port),
                         stdin=subprocess.PIPE,
                         stdout=output,
                         stderr=subprocess.STDOUT,
@@ -253,28 +246,43 @@ class _Job:
         text = f"rank {rank} {how} on {where}" + (f"; it said last: {said}" if said else "")
         return Failure(rank=rank, message=text)
 
-    def _environment(self, rank: int) -> Mapping[str, str]:
-        mine = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(self._num_ranks),
-            "LOCAL_WORLD_SIZE": str(self._num_ranks),
-            "MASTER_ADDR": _HOST,
-            "MASTER_PORT": str(self._store.port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCHELASTIC_RESTART_COUNT": "0",
-        }
-        usual = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        if "lo" in {name for _, name in socket.if_nameindex()}:
-            usual["GLOO_SOCKET_IFNAME"] = "lo"
-        return {**usual, **os.environ, **mine}
-
     def _output(self, rank: int) -> Path:
         return self._folder / f"rank-{rank}.txt"
 
     def _last_line(self, rank: int) -> str:
         lines = self._output(rank).read_text(errors="replace").split("\n")
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+
+def host_store() -> distributed.TCPStore:
+    """A store on a free port of this machine, through which ranks that are started here meet."""
+    return distributed.TCPStore(
+        _HOST,
+        0,
+        None,
+        is_master=True,
+        timeout=timedelta(seconds=CONNECT_SECONDS),
+        wait_for_workers=False,
+    )
+
+
+def rank_environment(rank: int, num_ranks: int, port: int) -> Mapping[str, str]:
+    """What torchrun would set for one of `num_ranks` ranks of this machine, whose starter hosts the
+    store at `port`."""
+    mine = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": _HOST,
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    usual = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    if "lo" in {name for _, name in socket.if_nameindex()}:
+        usual["GLOO_SOCKET_IFNAME"] = "lo"
+    return {**usual, **os.environ, **mine}
 
 
 def _progress(note: Note) -> str:

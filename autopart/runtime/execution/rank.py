@@ -109,7 +109,7 @@ def _run(
     store: distributed.Store,
     report: Report | None,
 ) -> RunResult | None:
-    place = _place(settings, world)
+    place = place_of(settings.device, world)
     board.waiting("meeting the other ranks", None)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if place.backend == "nccl" else "gloo",
@@ -129,10 +129,13 @@ def _seconds(seconds: float) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def _place(settings: RunSettings, world: World) -> Place:
-    """Raises UsageError where a GPU is asked for and there is none for each rank."""
+def place_of(device: str | None, world: World) -> Place:
+    """Where this rank computes: on `device`, or on a GPU where each rank of the machine has one.
+
+    Raises UsageError where a GPU is asked for and there is none for each rank.
+    """
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    kind = settings.device or ("cuda" if here >= world.local_size else "cpu")
+    kind = device or ("cuda" if here >= world.local_size else "cpu")
     if kind == "cpu":
         return Place(world.rank, world.size, torch.device("cpu"), "gloo")
     if kind != "cuda" or here < world.local_size:
@@ -140,9 +143,9 @@ def _place(settings: RunSettings, world: World) -> Place:
             f"device {kind}: {world.local_size} ranks run on this machine, which has {here} GPUs; "
             "use --device cpu"
         )
-    device = torch.device("cuda", world.local_rank)
-    torch.cuda.set_device(device)
-    return Place(world.rank, world.size, device, "nccl")
+    own = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(own)
+    return Place(world.rank, world.size, own, "nccl")
 
 
 def _agree(plan: Plan, settings: RunSettings) -> None:

@@ -1,0 +1,1 @@
+"""What the cost model needs of a machine or cluster, measured between real ranks."""

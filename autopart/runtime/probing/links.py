@@ -1,0 +1,201 @@
+"""Messages between ranks, as the executor sends them, and all-reduces over them.
+
+Pairs of ranks that share no node with another pair are measured at once, others in turn, and the
+slowest pair counts.
+"""
+
+# pyright: reportPrivateImportUsage=false
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import distributed
+
+from autopart.probe_result import LinkReadings, Reading
+from autopart.runtime.execution.transfers import carried
+from autopart.runtime.probing.compute import Block
+from autopart.runtime.probing.ranks import Ranks
+from autopart.runtime.probing.samples import LONGEST, repetitions, slowest, timed
+
+SIZES = (4, 4 << 10, 64 << 10, 512 << 10, 2 << 20, 8 << 20, 32 << 20)
+REDUCED = (64 << 10, 1 << 20, 8 << 20)
+OVERLAPS = 5
+"""Times that compute beside a message is measured."""
+
+Pair = tuple[int, int]
+Turns = Sequence[Sequence[Pair]]
+"""Pairs that are measured at once, turn by turn."""
+
+
+def pairs_inside(ranks: Ranks) -> Turns:
+    """The first two ranks of each node; none where nodes have one."""
+    if ranks.per_node < 2:
+        return ()
+    return (
+        [(node * ranks.per_node, node * ranks.per_node + 1) for node in range(ranks.num_nodes)],
+    )
+
+
+def pairs_across(ranks: Ranks) -> Turns:
+    """The first ranks of neighbouring nodes, every second pair at once."""
+    firsts = [node * ranks.per_node for node in range(ranks.num_nodes)]
+    pairs = list(itertools.pairwise(firsts))
+    return [turn for turn in (pairs[::2], pairs[1::2]) if turn]
+
+
+def measure_links(
+    ranks: Ranks, turns: Turns, reduced_over: Sequence[Sequence[int]]
+) -> LinkReadings | None:
+    """Messages between the pairs, and all-reduces over each of the groups that this rank is in;
+    None where there are no pairs. Every rank must call this."""
+    if not turns:
+        return None
+    mine: dict[int, list[float]] = {}
+    for turn in turns:
+        for pair in turn:
+            if ranks.rank in pair:
+                mine |= _messages(ranks, pair)
+        ranks.wait("messages between other ranks")
+    readings = slowest(ranks.gather(mine, "the times of messages"))
+    return LinkReadings(
+        readings=readings,
+        num_pairs=sum(map(len, turns)),
+        all_reduce=_all_reduces(ranks, reduced_over),
+        all_reduce_ranks=len(reduced_over[0]),
+        hidden=_hidden(ranks, turns[0][0], readings),
+    )
+
+
+def _messages(ranks: Ranks, pair: Pair) -> dict[int, list[float]]:
+    """By size, seconds of one way; half of there and back, on the first rank of the pair alone."""
+    found: dict[int, list[float]] = {}
+    for size in SIZES:
+        there_and_back = partial(_exchange, ranks, pair, _message(ranks, size))
+        there_and_back()
+        trial = timed(there_and_back, ranks.device) / 2
+        count = _agreed_count(ranks, pair, repetitions(trial))
+        samples = [timed(there_and_back, ranks.device) / 2 for _ in range(count)]
+        if ranks.rank == pair[0]:
+            found[size] = samples
+        if count == 1:
+            break
+    return found
+
+
+def _exchange(ranks: Ranks, pair: Pair, message: torch.Tensor) -> None:
+    first, second = pair
+    if ranks.rank == first:
+        _send(message, second)
+        _receive(message, second)
+    else:
+        _receive(message, first)
+        _send(message, first)
+
+
+def _agreed_count(ranks: Ranks, pair: Pair, count: int) -> int:
+    """What the first rank of the pair decided."""
+    said = torch.tensor([count], dtype=torch.int64, device=ranks.device)
+    _exchange(ranks, pair, said)
+    return int(said.item())
+
+
+def _all_reduces(ranks: Ranks, groups: Sequence[Sequence[int]]) -> tuple[Reading, ...]:
+    """The slowest rank's times, by size."""
+    mine: dict[int, list[float]] = {}
+    own = _own_group(ranks, groups)
+    for size in REDUCED:
+        tensor = torch.zeros(size // 4, device=ranks.device)
+        reduce = partial(_reduce, tensor, own)
+        reduce()
+        ranks.wait("the all-reduces of other ranks")
+        trial = max(ranks.gather(timed(reduce, ranks.device), "the times of all-reduces"))
+        mine[size] = []
+        for _ in range(repetitions(trial)):
+            ranks.wait("the all-reduces of other ranks")
+            mine[size].append(timed(reduce, ranks.device))
+        if trial > LONGEST:
+            break
+    return slowest(ranks.gather(mine, "the times of all-reduces"))
+
+
+def _own_group(ranks: Ranks, groups: Sequence[Sequence[int]]) -> distributed.ProcessGroup:
+    """That of the groups which this rank is in; every rank must make them all."""
+    made = [distributed.new_group(list(group)) for group in groups]
+    own = next(group for group, on in zip(made, groups, strict=True) if ranks.rank in on)
+    assert isinstance(own, distributed.ProcessGroup)
+    return own
+
+
+def _reduce(tensor: torch.Tensor, group: distributed.ProcessGroup) -> None:
+    carried(partial(distributed.all_reduce, tensor, group=group), None, "an all-reduce")
+
+
+def _hidden(ranks: Ranks, pair: Pair, readings: Sequence[Reading]) -> float:
+    """The share of a send that vanishes beside compute about as long, on both ranks of the pair."""
+    block = Block(ranks.device)
+    block.run()
+    of_block = max(ranks.gather(timed(block.run, ranks.device), "compute"))
+    largest = readings[-1]
+    messages = max(1, round(of_block / largest.time))
+    blocks = max(1, round(largest.time / of_block))
+    send = partial(_stream, ranks, pair, _message(ranks, largest.num_bytes), messages)
+    compute = partial(_repeat, block.run, blocks)
+    if ranks.rank not in pair:
+        send = compute = _nothing
+    shares: list[float] = []
+    for _ in range(OVERLAPS):
+        alone = _together(ranks, compute)
+        sent = _together(ranks, lambda: [wait() for wait in send()])
+        both = _together(ranks, partial(_beside, send, compute))
+        shares.append((alone + sent - both) / min(alone, sent))
+    return min(1.0, max(0.0, sorted(shares)[OVERLAPS // 2]))
+
+
+def _together(ranks: Ranks, deed: Callable[[], object]) -> float:
+    """Seconds until the last rank is done, once all have begun."""
+    ranks.wait("the start of a measurement")
+    return max(ranks.gather(timed(deed, ranks.device), "the end of a measurement"))
+
+
+def _beside(send: Callable[[], list[Callable[[], object]]], compute: Callable[[], object]) -> None:
+    waits = send()
+    compute()
+    for wait in waits:
+        wait()
+
+
+def _stream(
+    ranks: Ranks, pair: Pair, message: torch.Tensor, count: int
+) -> list[Callable[[], object]]:
+    """Begin to send `count` messages from the first rank of the pair to the second; how to wait."""
+    first, second = pair
+    begin, peer = (distributed.isend, second) if ranks.rank == first else (distributed.irecv, first)
+    works = [carried(partial(begin, message, peer), peer, "a message") for _ in range(count)]
+    return [partial(carried, work.wait, peer, "a message") for work in works if work is not None]
+
+
+def _send(message: torch.Tensor, peer: int) -> None:
+    work = carried(partial(distributed.isend, message, peer), peer, "a message")
+    if work is not None:
+        carried(work.wait, peer, "a message")
+
+
+def _receive(message: torch.Tensor, peer: int) -> None:
+    work = carried(partial(distributed.irecv, message, peer), peer, "a message")
+    if work is not None:
+        carried(work.wait, peer, "a message")
+
+
+def _message(ranks: Ranks, size: int) -> torch.Tensor:
+    return torch.zeros(size, dtype=torch.uint8, device=ranks.device)
+
+
+def _repeat(deed: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        deed()
+
+
+def _nothing() -> list[Callable[[], object]]:
+    return []

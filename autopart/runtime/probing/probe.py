@@ -1,0 +1,173 @@
+"""A probe from its start to its result, as a rank of torchrun or on ranks that are started here."""
+
+# pyright: reportPrivateImportUsage=false
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import torch
+
+from autopart.errors import RunError, UsageError
+from autopart.gpus import GPUS
+from autopart.probe_result import Probe
+from autopart.runtime.execution.launch import host_store, rank_environment
+from autopart.runtime.execution.rank import World, is_rank, read_world
+from autopart.runtime.execution.threads import use_threads
+from autopart.runtime.probing.compute import measure_slowdown
+from autopart.runtime.probing.links import measure_links, pairs_across, pairs_inside
+from autopart.runtime.probing.memory import (
+    measure_copies,
+    memory_of_node,
+    memory_of_rank,
+    reserve_of_rank,
+)
+from autopart.runtime.probing.overhead import measure_overhead
+from autopart.runtime.probing.ranks import LONGEST_PROBE, Ranks, joined
+from autopart.runtime.profiling.devices import describe_device
+
+_POLL_SECONDS = 0.1
+
+
+def probe_cluster(
+    *,
+    num_ranks: int | None = None,
+    device: str | None = None,
+    threads: int = 1,
+    timeout: float = 60.0,
+) -> Probe | None:
+    """Measure what the cost model needs: as a rank where torchrun started this process, else on
+    `num_ranks` processes started here. Gives what was measured, or None on a rank other than 0.
+
+    `timeout` are the seconds that one wait for another rank may last; the whole probe ends within
+    ten times as many. Raises UsageError where nobody starts ranks or a GPU is missing, RunError
+    where a rank is gone or was started differently.
+    """
+    if num_ranks is None:
+        if not is_rank(os.environ):
+            raise UsageError(
+                "a probe measures between ranks: start them with --ranks 2 on this machine, or with "
+                "torchrun --nnodes 2 --nproc-per-node 4 -m autopart probe on each node"
+            )
+        return probe_as_rank(read_world(os.environ), device, threads, timeout)
+    if num_ranks < 2:
+        raise UsageError(f"--ranks {num_ranks}: sends need at least 2 ranks")
+    if is_rank(os.environ):
+        raise UsageError("torchrun has started the ranks already; leave --ranks out")
+    return _locally(num_ranks, device, threads, timeout)
+
+
+def probe_as_rank(world: World, device: str | None, threads: int, timeout: float) -> Probe | None:
+    """The part of one rank; the result on rank 0."""
+    use_threads(threads)
+    with joined(world, device, timeout) as ranks:
+        return _measured(ranks)
+
+
+def _measured(ranks: Ranks) -> Probe | None:
+    reserve = max(ranks.gather(reserve_of_rank(ranks), "the others' memory"))
+    nodes = [range(n * ranks.per_node, (n + 1) * ranks.per_node) for n in range(ranks.num_nodes)]
+    intra = measure_links(ranks, pairs_inside(ranks), nodes)
+    inter = measure_links(ranks, pairs_across(ranks), [range(ranks.size)])
+    slowdown, of_copies = measure_slowdown(ranks)
+    host = measure_copies(ranks)
+    overhead = measure_overhead(ranks)
+    memory = min(ranks.gather(memory_of_rank(ranks), "the others' memory"))
+    if ranks.rank != 0:
+        return None
+    kind = "cuda" if ranks.device.type == "cuda" else "cpu"
+    name = describe_device(kind, None).name
+    return Probe(
+        device=kind,
+        device_name=name,
+        gpu="cpu" if kind == "cpu" else _known_name(name),
+        backend=ranks.backend,
+        num_nodes=ranks.num_nodes,
+        gpus_per_node=ranks.per_node,
+        intra_node=intra,
+        inter_node=inter,
+        host=host,
+        slowdown=slowdown,
+        slowdown_of_copies=of_copies,
+        action_overhead=overhead,
+        memory_bytes=memory,
+        reserve_bytes=reserve,
+        host_memory_bytes=memory_of_node(),
+        torch=str(torch.__version__),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _known_name(name: str) -> str:
+    return next((gpu.name for gpu in GPUS.values() if name in gpu.cuda_names), name)
+
+
+def _locally(num_ranks: int, device: str | None, threads: int, timeout: float) -> Probe:
+    store = host_store()
+    options = msgspec.json.encode([device, threads, timeout]).decode()
+    with tempfile.TemporaryDirectory(prefix="autopart-probe-") as folder:
+        result = Path(folder) / "probe.json"
+        module = ["-m", "autopart.runtime.probing.rank_process"]
+        command = [sys.executable, *module, options, str(result)]
+        ranks: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank in range(num_ranks):
+                environment = rank_environment(rank, num_ranks, store.port)
+                ranks.append(_started(command, environment, Path(folder) / f"rank-{rank}.txt"))
+            _wait(ranks, Path(folder), time.monotonic() + (LONGEST_PROBE + 1) * timeout)
+            return msgspec.json.decode(result.read_bytes(), type=Probe)
+        finally:
+            _kill(ranks)
+
+
+def _started(
+    command: list[str], environment: Mapping[str, str], output: Path
+) -> "subprocess.Popen[bytes]":
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _wait(ranks: "list[subprocess.Popen[bytes]]", folder: Path, until: float) -> None:
+    """Until all have ended well; raises RunError with the last words of one that did not."""
+    while any(process.poll() is None for process in ranks) or any(p.returncode for p in ranks):
+        dead = [rank for rank, process in enumerate(ranks) if process.poll()]
+        if dead:
+            # One that was killed says nothing; the others only miss it.
+            rank = min(dead, key=lambda r: ranks[r].returncode)
+            raise RunError(_last_words(rank, ranks[rank].returncode, folder))
+        if time.monotonic() > until:
+            raise RunError("the ranks of the probe did not end in time; raise --timeout")
+        time.sleep(_POLL_SECONDS)
+
+
+def _last_words(rank: int, code: int, folder: Path) -> str:
+    if code < 0:
+        return f"rank {rank} was killed by {signal.Signals(-code).name}"
+    lines = (folder / f"rank-{rank}.txt").read_text(errors="replace").splitlines()
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+    return f"rank {rank} ended with exit code {code}; it said last: {said.removeprefix('error: ')}"
+
+
+def _kill(ranks: "list[subprocess.Popen[bytes]]") -> None:
+    for process in ranks:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
