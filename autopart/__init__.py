@@ -5,7 +5,7 @@
     autopart.save_plan(plan, "plan.json")
 
 A name is imported when it is first used, so that `import autopart` stays quick and never imports
-torch; only `profile_model`, `probe_cluster`, `run_plan` and `make_pipeline` need it.
+torch; only `profile_model`, `probe_cluster`, `run_plan`, `validate_plan` and `make_pipeline` need it.
 """
 
 import importlib
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from autopart.exporters import export_plan
+    from autopart.fidelity import Fidelity
     from autopart.foreign import ForeignAnswer, ForeignStage, solve_foreign
     from autopart.foreign import Limits as ForeignLimits
     from autopart.graph import Input, Layer, LayerGraph, Recompute, TiedParameter, Value
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from autopart.runtime.execution.pipeline import Pipeline, make_pipeline, split_batch
     from autopart.runtime.probing.probe import probe_cluster
     from autopart.runtime.profiling.profiler import profile_model
+    from autopart.runtime.validation import Validation, validate_plan
     from autopart.simulator import Timeline
     from autopart.simulator import simulate_plan as simulate
 
@@ -80,6 +82,7 @@ _HOMES = {
         "UsageError",
     ),
     "autopart.exporters": ("export_plan",),
+    "autopart.fidelity": ("Fidelity",),
     "autopart.foreign": ("ForeignAnswer", "ForeignLimits", "ForeignStage", "solve_foreign"),
     "autopart.graph": ("Input", "Layer", "LayerGraph", "Recompute", "TiedParameter", "Value"),
     "autopart.importers": ("import_profile",),
@@ -100,6 +103,7 @@ _HOMES = {
     "autopart.runtime.execution.pipeline": ("Pipeline", "make_pipeline", "split_batch"),
     "autopart.runtime.probing.probe": ("probe_cluster",),
     "autopart.runtime.profiling.profiler": ("profile_model",),
+    "autopart.runtime.validation": ("Validation", "validate_plan"),
     "autopart.simulator": ("Timeline", "simulate"),
 }
 _OTHER_NAMES = {"simulate": "simulate_plan", "ForeignLimits": "Limits"}
@@ -112,6 +116,7 @@ __all__ = [
     "ClusterError",
     "Device",
     "ExportRefused",
+    "Fidelity",
     "FileError",
     "ForeignAnswer",
     "ForeignLimits",
@@ -139,6 +144,7 @@ __all__ = [
     "TiedParameter",
     "Timeline",
     "UsageError",
+    "Validation",
     "Value",
     "WholeModel",
     "__version__",
@@ -162,6 +168,7 @@ __all__ = [
     "solve",
     "solve_foreign",
     "split_batch",
+    "validate_plan",
     "verify",
 ]
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 
 from autopart.plan import StagePrediction
+from autopart.schedule import Op
 from autopart.units import Bytes, Count, PositiveCount, Seconds
 
 
@@ -17,6 +18,51 @@ class RunSlice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ready: Seconds
     """What the action needs had arrived."""
     end: Seconds
+
+
+class ActionTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One kind of action of one stage, without waiting, over all its ranks."""
+
+    op: Op
+    time: Seconds
+    """The median."""
+    spread: Seconds
+    """Interquartile range."""
+    count: PositiveCount
+    """Actions that were measured."""
+
+
+class SendTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long results of a stage were on their way to a rank that waited for them: from the end of the
+    action that made them to the start of the one that needed them."""
+
+    op: Op
+    """Of the action that made them."""
+    time: Seconds
+    """The median."""
+    spread: Seconds
+    """Interquartile range."""
+    count: PositiveCount
+    """Messages that somebody waited for; the way of the others is not known."""
+
+
+class RankStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where one rank's time went in a step, by medians, and what it held."""
+
+    rank: Count
+    acting_time: Seconds
+    """In its actions."""
+    between_time: Seconds
+    """Between them, without waiting."""
+    waiting_time: Seconds
+    """For messages to arrive or to be received."""
+    sync_time: Seconds
+    """Summing gradients over replicas and tied copies, with waiting for them."""
+    update_time: Seconds
+    peak_bytes: Bytes
+    """See `RunResult.memory`."""
+    tensor_bytes: Bytes | None = None
+    """The most bytes of tensors that were alive in a step that counted them; None where none did."""
 
 
 class StageRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +86,8 @@ class StageRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     peak_bytes: Bytes
     """The most that one of its ranks held; see `RunResult.memory`."""
     predicted: StagePrediction
+    actions: tuple[ActionTimes, ...] = ()
+    sends: tuple[SendTimes, ...] = ()
 
 
 class CheckResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,6 +149,27 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     stages: tuple[StageRun, ...]
     memory: Annotated[str, msgspec.Meta(description="how peak_bytes was measured")]
     check: CheckResult | None = None
+    ranks: tuple[RankStep, ...] = ()
     trace: tuple[tuple[RunSlice, ...], ...] = ()
     """For each rank its actions in the last step."""
+    notes: tuple[str, ...] = ()
+
+
+class OneDeviceResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ranks of a plan, one after the other on one device, with stand-ins for their neighbours."""
+
+    model: str
+    device: str
+    dtype: str
+    optimizer: str
+    steps: PositiveCount
+    """Of each rank, the first of which does not count where there are more."""
+    stages: tuple[StageRun, ...]
+    """`wait_time` and `sync_time` are those of no one: 0."""
+    ranks: tuple[RankStep, ...]
+    """Those that were run: of replicas, which do the same work, the first."""
+    memory: str
+    """How `peak_bytes` was measured."""
+    trace: tuple[tuple[RunSlice, ...], ...]
+    """For each rank its actions in its last step; none for one that was not run."""
     notes: tuple[str, ...] = ()

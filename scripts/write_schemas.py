@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from autopart.cluster import Cluster
+from autopart.fidelity import Fidelity
 from autopart.foreign import ForeignAnswer
 from autopart.plan import Plan
 from autopart.probe_result import ProbeSummary
@@ -35,6 +36,7 @@ DOCUMENTS = {
     "simulate-summary": step_summary.SimulateSummary,
     "verify-summary": summary.VerifySummary,
     "run-summary": RunResult,
+    "validate-summary": Fidelity,
     "export-summary": summary.ExportSummary,
 }
 TORCH_FREE = (
@@ -45,6 +47,7 @@ TORCH_FREE = (
     "plan",
     "run_result",
     "probe_result",
+    "fidelity",
     "foreign",
     "report.step_summary",
     "report.summary",

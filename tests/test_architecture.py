@@ -57,6 +57,8 @@ ROOMS = (
     "certificate",
     "planner",
     "memory_sweep",
+    "step_causes",
+    "fidelity",
     "exporters",
     "proofs",
     "zoo",

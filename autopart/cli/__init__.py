@@ -23,6 +23,7 @@ COMMANDS = (
     "simulate",
     "verify",
     "run",
+    "validate",
     "export",
 )
 

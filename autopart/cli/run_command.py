@@ -1,8 +1,6 @@
 """`autopart run`: train a few steps of a plan on real ranks."""
 
-import os
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -10,7 +8,7 @@ import typer
 from autopart.cli.console import print_result, progress_bar
 from autopart.cli.options import AsJson, ModelName, PlanFile
 from autopart.cli.progress_lines import ProgressLines
-from autopart.errors import UsageError
+from autopart.cli.starting import check_started
 from autopart.plan import load_plan, num_ranks
 from autopart.report.run_table import run_report
 
@@ -50,8 +48,7 @@ def command(
     the pipeline and the plain model to differ.
     """
     asked = load_plan(plan)
-    if not local and not {"RANK", "WORLD_SIZE"} <= set(os.environ):
-        raise UsageError(_how_to_start(num_ranks(asked), plan, model))
+    check_started("run", plan, num_ranks(asked), model, local=local)
     from autopart.runtime.execution.launch import run_plan  # and with it torch: seconds
 
     with progress_bar("starting the ranks") if local else nullcontext(ProgressLines()) as progress:
@@ -69,10 +66,3 @@ def command(
         )
     if result is not None:
         print_result(result, run_report(result), as_json=as_json)
-
-
-def _how_to_start(ranks: int, plan: Path, model: str) -> str:
-    return (
-        f"the plan has {ranks} ranks and torchrun started none of them; add --local to start all on "
-        f"this machine, or type: torchrun --nproc-per-node {ranks} -m autopart run {plan} {model}"
-    )

@@ -51,19 +51,21 @@ def _names(plan: Plan, timeline: Timeline) -> Iterator[Event]:
     for rank in used:
         stages = [str(s) for s, own in enumerate(stage_ranks(plan)) if rank in own]
         title = f"rank {rank}, stage{'s' if len(stages) > 1 else ''} {', '.join(stages)}"
-        yield _named("process_name", rank, 0, name=title)
-        yield _named("process_sort_index", rank, 0, sort_index=rank)
+        yield named_event("process_name", rank, 0, name=title)
+        yield named_event("process_sort_index", rank, 0, sort_index=rank)
         for thread, name in named[rank].items():
-            yield _named("thread_name", rank, thread, name=name)
+            yield named_event("thread_name", rank, thread, name=name)
 
 
-def _named(what: str, rank: int, thread: int, **args: object) -> Event:
+def named_event(what: str, rank: int, thread: int, **args: object) -> Event:
+    """What a process or a thread is called, or where it stands."""
     return {"name": what, "ph": "M", "ts": 0.0, "pid": rank, "tid": thread, "args": args}
 
 
-def _slice(
+def slice_event(
     name: str, category: str, rank: int, thread: int, start: float, end: float, **args: object
 ) -> Event:
+    """Something that lasts from `start` to `end`, in seconds."""
     return {
         "name": name,
         "cat": category,
@@ -79,14 +81,14 @@ def _slice(
 def _rank_events(timeline: Timeline, rank: int, idle: Sequence[Idle]) -> Iterator[Event]:
     for action, start, end in rank_slices(timeline, rank):
         about = action._asdict()
-        yield _slice(str(action), action.op, rank, ACTIONS, start, end, **about)
+        yield slice_event(str(action), action.op, rank, ACTIONS, start, end, **about)
     for sync, start, end in timeline.syncs[rank]:
-        yield _slice(f"sync {sync}", "sync", rank, SYNCS, start, end)
+        yield slice_event(f"sync {sync}", "sync", rank, SYNCS, start, end)
     start, end = timeline.sync_end[rank], timeline.rank_end[rank]
     if end > start:
-        yield _slice("optimizer step", "update", rank, SYNCS, start, end)
+        yield slice_event("optimizer step", "update", rank, SYNCS, start, end)
     for piece in idle:
-        yield _slice(piece.cause, "idle", rank, IDLE, piece.start, piece.end)
+        yield slice_event(piece.cause, "idle", rank, IDLE, piece.start, piece.end)
 
 
 def _send_events(timeline: Timeline, *, overlap: bool) -> Iterator[Event]:
@@ -97,10 +99,12 @@ def _send_events(timeline: Timeline, *, overlap: bool) -> Iterator[Event]:
         if link >= 0 and overlap:
             sender, _ = actions.links[link]
             span = times.send_start[i], times.arrival[i]
-            yield _slice(f"{flat[i]}", "send", sender, SENDS + link, *span)
+            yield slice_event(f"{flat[i]}", "send", sender, SENDS + link, *span)
     for move in times.host_moves:
         way = "out" if flat[move.action].op == "F" else "back"
-        yield _slice(f"{flat[move.action]} {way}", "host", move.rank, HOST, move.start, move.end)
+        yield slice_event(
+            f"{flat[move.action]} {way}", "host", move.rank, HOST, move.start, move.end
+        )
 
 
 def _arrows(timeline: Timeline) -> Iterator[Event]:

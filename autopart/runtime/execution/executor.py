@@ -21,7 +21,7 @@ from autopart.runtime.execution.gradient_sum import GradientSum
 from autopart.runtime.execution.held import Held, Stages
 from autopart.runtime.execution.messages import Program, Receive, Send
 from autopart.runtime.execution.stage import Leaves, stage_buffers, stage_parameters
-from autopart.runtime.execution.transfers import carried
+from autopart.runtime.execution.transfers import BETWEEN_RANKS, Transfers, carried
 from autopart.schedule import Action
 
 MAX_SENDS = 2
@@ -53,6 +53,8 @@ class StepTrace(NamedTuple):
     core_time: float | None
     """What this thread had of a core during the actions, on a CPU with one thread: less than they
     took where other processes wanted the cores too."""
+    begun: float = 0.0
+    """When the step began, on the host's monotonic clock, which all processes of a host share."""
 
 
 class Executor:
@@ -68,6 +70,7 @@ class Executor:
         device: torch.device,
         watcher: Watcher,
         owned: Sequence[str] = (),
+        transfers: Transfers = BETWEEN_RANKS,
     ) -> None:
         self.stages = dict(stages)
         self.device = device
@@ -80,6 +83,7 @@ class Executor:
         self._clock = clock_of(device)
         self._has_core_time = device.type == "cpu" and torch.get_num_threads() == 1
         self._watcher = watcher
+        self._transfers = transfers
         self._marks: _Marks | None = None
 
     @property
@@ -119,8 +123,8 @@ class Executor:
         sum over its microbatches divided by the number of all microbatches, without `scale`.
         Raises LostPeer where another rank is gone.
         """
-        marks = self._marks = _Marks(self._clock.mark())
-        held = Held(self.stages, microbatches, scale / self._num_microbatches)
+        marks = self._marks = _Marks(self._clock.mark(), time.perf_counter())
+        held = Held(self.stages, microbatches, scale / self._num_microbatches, self._transfers)
         for event in self._program:
             if isinstance(event, Receive):
                 held.post(event)
@@ -152,6 +156,7 @@ class Executor:
             sync_time=seconds(marks.acted, marks.summed),
             end=seconds(marks.begin, marks.summed),
             core_time=marks.core_time if self._has_core_time else None,
+            begun=marks.begun,
         )
 
     def _act(self, action: Action, held: Held, marks: "_Marks") -> None:
@@ -181,6 +186,7 @@ class _Marks:
     """Points in one step, told apart later: on a GPU they lie ahead when they are made."""
 
     begin: Mark
+    begun: float
     actions: list[tuple[Action, tuple[Mark, Mark, Mark]]] = field(default_factory=list)
     blocked: list[tuple[Mark, Mark]] = field(default_factory=list)
     core_time: float = 0.0

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import distributed
 
 from autopart.runtime.execution.messages import Receive, Send
 from autopart.runtime.execution.stage import Leaves, TorchStage
-from autopart.runtime.execution.transfers import Message, start
+from autopart.runtime.execution.transfers import BETWEEN_RANKS, Message, Transfers, start
 from autopart.schedule import Action
 
 Stages = Mapping[int, TorchStage]
@@ -29,9 +28,14 @@ class Held:
     """One step's tensors between the actions of a rank."""
 
     def __init__(
-        self, stages: Stages, microbatches: Mapping[int, Leaves], loss_scale: float
+        self,
+        stages: Stages,
+        microbatches: Mapping[int, Leaves],
+        loss_scale: float,
+        transfers: Transfers = BETWEEN_RANKS,
     ) -> None:
         """`loss_scale` multiplies the loss of each microbatch for its gradients."""
+        self._transfers = transfers
         self._stages = stages
         self._microbatches = microbatches
         self._loss_scale = loss_scale
@@ -50,12 +54,14 @@ class Held:
             for meta in metas
             if is_forward or meta.requires_grad
         )
-        self._arriving[event.action] = start(distributed.irecv, buffers, event.peer, event.action)
+        self._arriving[event.action] = start(
+            self._transfers.receive, buffers, event.peer, event.action
+        )
 
     def send(self, event: Send) -> None:
         """Hand the results of an action to another rank."""
         tensors = self._results.pop(_reader_of(event.action))
-        self.sends.append(start(distributed.isend, tensors, event.peer, event.action))
+        self.sends.append(start(self._transfers.send, tensors, event.peer, event.action))
 
     def sender(self, action: Action) -> int | None:
         """The rank whose message the action waits for."""

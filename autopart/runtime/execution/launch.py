@@ -73,6 +73,13 @@ def run_plan(
         device=device,
         seed=seed,
     )
+    return run_as_told(plan, settings, report)
+
+
+def run_as_told(
+    plan: Plan | Path | str, settings: RunSettings, report: Report | None = None
+) -> RunResult | None:
+    """`run_plan` with its options in one piece."""
     if is_rank(os.environ):
         return _as_rank(plan, settings, report)
     return _locally(plan, settings, report)

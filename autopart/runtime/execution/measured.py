@@ -3,12 +3,14 @@
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from autopart.plan import Plan
-from autopart.run_result import RunSlice, StageRun
+from autopart.plan import Plan, schedule_of, stage_ranks
+from autopart.run_result import ActionTimes, RankStep, RunSlice, StageRun
 from autopart.runtime.execution.clock import Slice
 from autopart.runtime.execution.executor import StepTrace
+from autopart.runtime.execution.message_times import message_times
+from autopart.runtime.profiling.timing import summarize
 from autopart.schedule import Op
 
 
@@ -28,6 +30,8 @@ class RankRun(NamedTuple):
 
     steps: tuple[StepRun, ...]
     peak_bytes: int
+    tensor_bytes: int | None = None
+    """As `RankStep` has it."""
 
 
 def losses_of(runs: Sequence[RankRun]) -> tuple[float, ...]:
@@ -47,8 +51,10 @@ def settled(steps: Sequence[StepRun]) -> Sequence[StepRun]:
     return steps[1:] or steps
 
 
-def stages_of(plan: Plan, runs: Sequence[RankRun]) -> tuple[StageRun, ...]:
-    """Each stage's medians beside its prediction."""
+def stages_of(plan: Plan, runs: Sequence[RankRun], *, alone: bool = False) -> tuple[StageRun, ...]:
+    """Each stage's medians beside its prediction; where each rank ran `alone`, nothing was sent."""
+    traces = [[step.trace for step in settled(run.steps)] for run in runs]
+    sends = message_times(schedule_of(plan), stage_ranks(plan), [] if alone else traces)
     return tuple(
         StageRun(
             ranks=stage.ranks,
@@ -60,6 +66,8 @@ def stages_of(plan: Plan, runs: Sequence[RankRun]) -> tuple[StageRun, ...]:
             update_time=_median(mine, lambda step: step.update_time),
             peak_bytes=max(run.peak_bytes for run in mine),
             predicted=predicted,
+            actions=_actions_of(index, mine),
+            sends=sends[index],
         )
         for index, (stage, predicted) in enumerate(
             zip(plan.stages, plan.prediction.stages, strict=True)
@@ -67,6 +75,24 @@ def stages_of(plan: Plan, runs: Sequence[RankRun]) -> tuple[StageRun, ...]:
         for mine in [[runs[rank] for rank in stage.ranks]]
         # Of more replicas than microbatches some have none.
         for acting in [[run for run in mine if _slices_of(index, run.steps[-1])]]
+    )
+
+
+def rank_step(rank: int, run: RankRun) -> RankStep:
+    """The medians of one rank."""
+
+    def median(value: Callable[[StepRun], float]) -> float:
+        return statistics.median(value(step) for step in settled(run.steps))
+
+    return RankStep(
+        rank=rank,
+        acting_time=median(_acting_time),
+        between_time=median(_between_time),
+        waiting_time=median(_waiting_time),
+        sync_time=median(lambda step: step.trace.sync_time),
+        update_time=median(lambda step: step.update_time),
+        peak_bytes=run.peak_bytes,
+        tensor_bytes=run.tensor_bytes,
     )
 
 
@@ -91,15 +117,31 @@ def _median(runs: Iterable[RankRun], value: Callable[[StepRun], float]) -> float
     return statistics.median(value(step) for run in runs for step in settled(run.steps))
 
 
-def _median_action(stage: int, op: Op, runs: Iterable[RankRun]) -> float:
-    """0 where the stage runs no such action."""
-    times = [
+def _times_of(stage: int, op: Op, runs: Iterable[RankRun]) -> list[float]:
+    """Of each such action in the steps that count, without waiting."""
+    return [
         s.end - s.ready
         for run in runs
         for step in settled(run.steps)
         for s in step.trace.slices
         if s.action.op == op and s.action.stage == stage
     ]
+
+
+def _actions_of(stage: int, runs: Sequence[RankRun]) -> tuple[ActionTimes, ...]:
+    """The kinds of action that the stage runs."""
+    found = {op: _times_of(stage, op, runs) for op in get_args(Op)}
+    return tuple(
+        ActionTimes(op=op, time=times.median, spread=times.spread, count=len(samples))
+        for op, samples in found.items()
+        if samples
+        for times in [summarize(samples)]
+    )
+
+
+def _median_action(stage: int, op: Op, runs: Iterable[RankRun]) -> float:
+    """0 where the stage runs no such action."""
+    times = _times_of(stage, op, runs)
     return statistics.median(times) if times else 0.0
 
 
@@ -107,6 +149,20 @@ def _backward_time(stage: int, runs: Sequence[RankRun]) -> float:
     """Of a whole backward; of both halves together where the stage runs no whole ones."""
     whole = _median_action(stage, "B", runs)
     return whole or _median_action(stage, "I", runs) + _median_action(stage, "W", runs)
+
+
+def _acting_time(step: StepRun) -> float:
+    return sum(s.end - s.ready for s in step.trace.slices)
+
+
+def _waiting_time(step: StepRun) -> float:
+    return step.trace.blocked_time + sum(s.ready - s.start for s in step.trace.slices)
+
+
+def _between_time(step: StepRun) -> float:
+    """What the rank does between actions, without waiting."""
+    spent = _acting_time(step) + _waiting_time(step) + step.trace.sync_time
+    return max(0.0, step.trace.end - spent)
 
 
 def _wait_time(stage: int, step: StepRun) -> float:
@@ -119,10 +175,9 @@ def _wait_time(stage: int, step: StepRun) -> float:
 def _busy_time(stage: int, step: StepRun) -> float:
     """For one microbatch: the time of the stage's actions and its share, by their number, of what
     the rank does between actions, without waiting."""
-    slices, mine = step.trace.slices, _slices_of(stage, step)
-    acting = sum(s.end - s.start for s in slices)
-    between = step.trace.end - step.trace.sync_time - step.trace.blocked_time - acting
-    own = sum(s.end - s.ready for s in mine) + max(0.0, between) * len(mine) / len(slices)
+    mine = _slices_of(stage, step)
+    between = _between_time(step) * len(mine) / len(step.trace.slices)
+    own = sum(s.end - s.ready for s in mine) + between
     return own / sum(s.action.op == "F" for s in mine)
 
 

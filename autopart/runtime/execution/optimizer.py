@@ -22,6 +22,15 @@ class Optimizer:
         self._masters = [_master(p) for p in self._parameters]
         self._torch = _torch_optimizer(name, self._masters, self.lr) if self._masters else None
 
+    @property
+    def state(self) -> tuple[torch.Tensor, ...]:
+        """What it keeps beside the parameters: master copies, and moments once a step was made."""
+        own = {id(parameter) for parameter in self._parameters}
+        copies = (master for master in self._masters if id(master) not in own)
+        kept = self._torch.state.values() if self._torch is not None else ()
+        moments = (value for of in kept for value in of.values())
+        return (*copies, *(m for m in moments if isinstance(m, torch.Tensor)))
+
     def step(self) -> None:
         """Apply the gradients and clear them."""
         if self._torch is None:

@@ -27,6 +27,7 @@ from autopart.runtime.execution.measured import (
     StepRun,
     last_slices,
     losses_of,
+    rank_step,
     share_of_core,
     stages_of,
     step_times_of,
@@ -37,6 +38,7 @@ from autopart.runtime.execution.peak_memory import how_measured, peak_bytes, wat
 from autopart.runtime.execution.plan_match import capture_for_plan, check_same_weights
 from autopart.runtime.execution.reference import run_reference
 from autopart.runtime.execution.stage import Leaves
+from autopart.runtime.execution.tensor_bytes import most_tensor_bytes
 from autopart.runtime.models.model import (
     ModelSource,
     build_training_model,
@@ -67,6 +69,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     device: str | None = None
     """cpu or cuda; None: cuda where each rank has a GPU of its own."""
     seed: int = 0
+    count_bytes: bool = False
+    """Whether one step more is run, after those that are timed, to count the bytes of tensors."""
 
 
 def check_settings(settings: RunSettings) -> None:
@@ -149,7 +153,7 @@ class _Run:
             checks.compare_parameters(self._check, self._parameters)
             if self._compares_buffers():
                 checks.compare_buffers(self._check, self._executor.buffers)
-        return RankRun(done, peak)
+        return RankRun(done, peak, self._counted(peak) if self._settings.count_bytes else None)
 
     def result(self, runs: Sequence[RankRun]) -> RunResult:
         """What all ranks measured; raises RunError where the check failed."""
@@ -158,7 +162,7 @@ class _Run:
         measured = statistics.median(times[1:] or times)
         return RunResult(
             model=self._settings.model,
-            device=_device_name(self._place.device),
+            device=device_name(self._place.device),
             backend=self._place.backend,
             dtype=plan.origin.dtype,
             optimizer=self._optimizer.name,
@@ -173,6 +177,7 @@ class _Run:
             stages=stages_of(plan, runs),
             memory=how_measured(self._place.device),
             check=self._outcome(losses),
+            ranks=tuple(map(rank_step, range(len(runs)), runs)),
             trace=tuple(map(last_slices, runs)),
             notes=_notes(runs),
         )
@@ -241,6 +246,21 @@ class _Run:
             update_time=update_time,
         )
 
+    def _counted(self, peak: int) -> int:
+        """The most bytes of tensors in one more step; on a GPU the peak of the others says it."""
+        if self._place.device.type == "cuda":
+            return peak
+        mine, microbatches = self._executor, self._microbatches(self._settings.steps)
+        read = (leaf for leaves in microbatches.values() for leaf in leaves.values())
+        there = (*mine.parameters.values(), *mine.buffers.values(), *self._optimizer.state, *read)
+
+        def step() -> None:
+            mine.step(microbatches)
+            self._optimizer.step()
+
+        self._board.working("a step that counts bytes", SETTING_UP)
+        return most_tensor_bytes(step, there, self._place.device)
+
     def _note_progress(self, done: int, time_taken: float) -> None:
         samples = self._plan.num_microbatches * self._plan.microbatch_size
         self._board.step, self._board.speed = done, samples / time_taken
@@ -290,5 +310,6 @@ def _notes(runs: Sequence[RankRun]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """cpu, or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

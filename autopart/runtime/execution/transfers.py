@@ -16,6 +16,16 @@ Transfer = Callable[[torch.Tensor, int], distributed.Work | None]
 """``distributed.isend`` or ``irecv``."""
 
 
+class Transfers(NamedTuple):
+    """What carries tensors from this rank and to it."""
+
+    send: Transfer
+    receive: Transfer
+
+
+BETWEEN_RANKS = Transfers(distributed.isend, distributed.irecv)
+
+
 class Message(NamedTuple):
     """The tensors of one message; they must live until they have arrived."""
 

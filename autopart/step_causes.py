@@ -1,0 +1,139 @@
+"""Why a measured step differs from its prediction.
+
+The plan's orders are simulated again and again, each time with one more kind of figure as measured:
+
+    compute    the medians of F and B (or I and W)
+    overhead   what a rank does between two actions, in place of the fixed cost of an action
+    sends      the median way of results, where somebody waited for them
+    syncs      the shortest time that a rank of a sync spent on it: the others wait for each other
+    updates    the optimizer's step
+    other      what is left to the measured step: actions that vary, cores that are shared
+
+What the simulated step grows by is the cause's. They add up to the whole difference; where two of
+them overlap, the earlier one counts more. Of ranks that ran alone only compute and updates are known.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from autopart.plan import Plan, StagePrediction, Sync, schedule_of, stage_ranks
+from autopart.run_result import RankStep, StageRun
+from autopart.schedule import Op
+from autopart.simulator import simulate
+
+Cause = Literal["compute", "overhead", "sends", "syncs", "updates", "other"]
+
+
+class _Costs(NamedTuple):
+    """What a simulation of the plan is told."""
+
+    stages: tuple[StagePrediction, ...]
+    syncs: tuple[Sync, ...]
+    overhead: float
+
+
+def find_causes(
+    plan: Plan, stages: Sequence[StageRun], ranks: Sequence[RankStep], step_time: float | None
+) -> dict[Cause, float]:
+    """Seconds that each cause adds to the predicted step; `step_time` is None where ranks ran alone,
+    and `other` is then not told."""
+    found: dict[Cause, float] = {}
+    before = plan.prediction.step_time
+    for cause, costs in _measured_costs(plan, stages, ranks, alone=step_time is None):
+        after = _simulated(plan, costs)
+        found[cause] = after - before
+        before = after
+    if step_time is not None:
+        found["other"] = step_time - before
+    return found
+
+
+def predicted_time(stage: StagePrediction, op: Op) -> float:
+    """Seconds of one kind of action, without its fixed cost."""
+    whole, half = stage.backward_time, stage.weight_grad_time
+    return {"F": stage.forward_time, "B": whole, "I": whole - half, "W": half}[op]
+
+
+def _measured_costs(
+    plan: Plan, stages: Sequence[StageRun], ranks: Sequence[RankStep], *, alone: bool
+) -> Iterator[tuple[Cause, _Costs]]:
+    """The predicted costs with one more kind as measured each time."""
+    costs = _Costs(plan.prediction.stages, plan.prediction.syncs, plan.cluster.action_overhead)
+    costs = costs._replace(stages=tuple(map(_with_compute, costs.stages, stages)))
+    yield "compute", costs
+    if not alone:
+        costs = costs._replace(overhead=_overhead(plan, ranks))
+        yield "overhead", costs
+        costs = costs._replace(stages=tuple(map(_with_sends, costs.stages, stages)))
+        yield "sends", costs
+        costs = costs._replace(syncs=_measured_syncs(plan, ranks))
+        yield "syncs", costs
+    yield "updates", costs._replace(stages=_with_updates(plan, costs.stages, ranks))
+
+
+def _simulated(plan: Plan, costs: _Costs) -> float:
+    timeline = simulate(
+        schedule_of(plan),
+        stage_ranks(plan),
+        costs.stages,
+        costs.syncs,
+        action_overhead=costs.overhead,
+        sends_overlap=plan.cluster.sends_overlap,
+    )
+    return timeline.makespan
+
+
+def _with_compute(predicted: StagePrediction, ran: StageRun) -> StagePrediction:
+    times = {action.op: action.time for action in ran.actions}
+    backward = times.get("B", times.get("I", 0.0) + times.get("W", 0.0))
+    half = times.get("W", predicted.weight_grad_time)
+    return msgspec.structs.replace(
+        predicted,
+        forward_time=times.get("F", predicted.forward_time),
+        backward_time=backward,
+        weight_grad_time=min(half, backward),
+    )
+
+
+def _overhead(plan: Plan, ranks: Sequence[RankStep]) -> float:
+    """Seconds between two actions, over all ranks."""
+    return sum(ran.between_time for ran in ranks) / sum(map(len, schedule_of(plan)))
+
+
+def _with_sends(predicted: StagePrediction, ran: StageRun) -> StagePrediction:
+    times = {send.op: send.time for send in ran.sends}
+    back = times.get("B", times.get("I", predicted.send_back_time))
+    on = times.get("F", predicted.send_time)
+    return msgspec.structs.replace(predicted, send_time=on, send_back_time=back)
+
+
+def _measured_syncs(plan: Plan, ranks: Sequence[RankStep]) -> tuple[Sync, ...]:
+    """Where a rank takes part in several, its time is divided as the predicted ones are."""
+    syncs = plan.prediction.syncs
+    spent = {ran.rank: ran.sync_time for ran in ranks}
+    expected = {rank: sum(s.time for s in syncs if rank in s.ranks) for rank in spent}
+
+    def part(sync: Sync, rank: int) -> float:
+        return spent[rank] * sync.time / expected[rank] if expected[rank] else 0.0
+
+    return tuple(
+        msgspec.structs.replace(sync, time=min(part(sync, rank) for rank in sync.ranks))
+        for sync in syncs
+    )
+
+
+def _with_updates(
+    plan: Plan, stages: Sequence[StagePrediction], ranks: Sequence[RankStep]
+) -> tuple[StagePrediction, ...]:
+    """The update of a rank, divided among its stages as the predicted ones are."""
+    spent = {ran.rank: ran.update_time for ran in ranks}
+    found: list[StagePrediction] = []
+    for stage, own in zip(stages, plan.stages, strict=True):
+        rank = next(rank for rank in own.ranks if rank in spent)
+        on_rank = [s for s, other in zip(stages, plan.stages, strict=True) if rank in other.ranks]
+        expected = sum(s.update_time for s in on_rank)
+        share = stage.update_time / expected if expected else 1.0 / len(on_rank)
+        found.append(msgspec.structs.replace(stage, update_time=spent[rank] * share))
+    return tuple(found)

@@ -1,0 +1,192 @@
+"""Predicted against measured steps of built-in models under several plans, on two ranks of this machine.
+
+    python scripts/measure_fidelity.py --cluster cluster.json
+    python scripts/measure_fidelity.py zoo:gpt2-tiny zoo:unet-tiny --plans balanced deep --steps 20
+    python scripts/measure_fidelity.py --rows rows.jsonl
+
+Each model is profiled with one thread and solved for two ranks in each of PLANS; each plan is run with one
+thread a rank (`autopart validate --local`). One JSON line a plan is written as it is done, to standard
+output; then a table, the median and the worst error of the step, whether plans of one model that are
+predicted to differ by more than 10 % come in that order, and the bytes at the peak. `--rows` prints the table of
+lines that were written before. `cluster.json` is what `autopart probe` writes for this machine.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+import autopart
+from autopart.units import format_time
+
+MODELS = (
+    "zoo:gpt2-tiny",
+    "zoo:llama-tiny",
+    "zoo:resnet-tiny",
+    "zoo:unet-tiny",
+    "zoo:encdec-tiny",
+    "zoo:moe-tiny",
+    "zoo:mlp-tiny",
+)
+PLANS: Mapping[str, Mapping[str, Any]] = {
+    "balanced": {"schedule": "1f1b", "num_stages": 2},
+    "gpipe": {"schedule": "gpipe", "num_stages": 2},
+    "unbalanced": {"schedule": "1f1b", "num_stages": 2},
+    "recompute": {"schedule": "1f1b", "num_stages": 2, "recompute": "always"},
+    "deep": {"schedule": "interleaved-1f1b", "num_stages": 4, "stages_per_rank": 2},
+    "zero bubble": {"schedule": "zb-h1", "num_stages": 2},
+    "replicas": {"schedule": "1f1b", "num_stages": 1, "num_replicas": 2},
+}
+"""What is asked of the solver; unbalanced also pins all behind the first quarter on the last stage."""
+
+DIFFERENT = 0.10
+"""Plans of one model whose predicted steps differ by more must come in that order."""
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    asked = _options()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if asked.rows:
+        rows = [json.loads(line) for path in asked.rows for line in path.read_text().splitlines()]
+    else:
+        rows = list(_measured(asked))
+    Console(width=120, stderr=not asked.rows).print(_table(rows), *_verdict(rows), sep="\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--cluster", type=Path, help="measured by 'autopart probe'")
+    parser.add_argument("--microbatch-size", type=int, default=4)
+    parser.add_argument("--microbatches", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=10, help="rounds of the profile")
+    parser.add_argument("--rows", type=Path, nargs="+", help="lines of earlier calls")
+    return parser.parse_args()
+
+
+def _measured(asked: argparse.Namespace):
+    cluster = (
+        autopart.load_cluster(asked.cluster)
+        if asked.cluster
+        else autopart.cluster_of("cpu", gpus=2)
+    )
+    for model in asked.models:
+        profile = _profile(model, asked)
+        for name in asked.plans:
+            try:
+                plan = _plan(profile, cluster, name, asked.microbatches)
+            except autopart.InfeasibleError as error:
+                sys.stderr.write(f"{model}, {name}: {error}\n")
+                continue
+            row = _row(model, name, plan, asked.steps)
+            sys.stdout.write(json.dumps(row) + "\n")
+            sys.stdout.flush()
+            yield row
+
+
+def _profile(model: str, asked: argparse.Namespace) -> autopart.Profile:
+    import torch
+
+    torch.set_num_threads(1)
+    return autopart.profile_model(
+        model, microbatch_size=asked.microbatch_size, repeats=asked.repeats
+    )
+
+
+def _plan(
+    profile: autopart.Profile, cluster: autopart.Cluster, name: str, microbatches: int
+) -> autopart.Plan:
+    pins = {}
+    if name == "unbalanced":
+        layers = profile.graph.layers
+        total, so_far = sum(la.forward_time for la in layers), 0.0
+        for layer in layers:
+            so_far += layer.forward_time
+            if so_far > total / 4 and layer is not layers[0]:
+                pins = {layer.name: 1}
+                break
+    asked = {"num_replicas": 1, **PLANS[name]}
+    return autopart.solve(profile, cluster, num_microbatches=microbatches, pins=pins, **asked)
+
+
+def _row(model: str, name: str, plan: autopart.Plan, steps: int) -> Row:
+    validation = autopart.validate_plan(plan, model, steps=steps)
+    assert validation is not None
+    found = validation.fidelity
+    return {
+        "model": model,
+        "plan": name,
+        "layers": [len(stage.layers) for stage in plan.stages],
+        "predicted": found.predicted_step_time,
+        "measured": found.step_time,
+        "spread": found.step_spread,
+        "error": found.error,
+        "causes": {one.cause: one.seconds for one in found.causes},
+        "byte_errors": [rank.error for rank in found.ranks],
+        "notes": list(found.notes),
+        "fidelity": msgspec.to_builtins(found),
+    }
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table("model", "plan", "layers", "predicted", "measured", "spread", "off", "bytes off")
+    for row in rows:
+        table.add_row(
+            row["model"],
+            row["plan"],
+            "+".join(map(str, row["layers"])),
+            format_time(row["predicted"]),
+            format_time(row["measured"]),
+            format_time(row["spread"]),
+            f"{row['error']:+.1%}",
+            " ".join(f"{error:+.1%}" for error in row["byte_errors"]),
+        )
+    return table
+
+
+def _verdict(rows: list[Row]) -> list[str]:
+    errors = sorted(abs(row["error"]) for row in rows)
+    held = [error for row in rows for error in row["byte_errors"]]
+    wrong, pairs = _order(rows)
+    return [
+        f"{len(rows)} plans: the step is off by {statistics.median(errors):.1%} in the median, "
+        f"{errors[-1]:.1%} at worst",
+        f"order: {pairs - len(wrong)} of {pairs} pairs of one model that are predicted more than "
+        f"{DIFFERENT:.0%} apart come in that order{''.join(wrong)}",
+        f"bytes at the peak: predicted {min(held):+.1%} to {max(held):+.1%} of what was held",
+    ]
+
+
+def _order(rows: list[Row]) -> tuple[list[str], int]:
+    """The pairs that come in the wrong order, and how many were asked about."""
+    wrong: list[str] = []
+    pairs = 0
+    for one, other in itertools.combinations(rows, 2):
+        faster, slower = sorted((one, other), key=lambda row: row["predicted"])
+        if one["model"] != other["model"]:
+            continue
+        if slower["predicted"] <= (1 + DIFFERENT) * faster["predicted"]:
+            continue
+        pairs += 1
+        if faster["measured"] >= slower["measured"]:
+            wrong.append(f"; not {one['model']}: {faster['plan']} before {slower['plan']}")
+    return wrong, pairs
+
+
+if __name__ == "__main__":
+    main()

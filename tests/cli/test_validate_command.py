@@ -1,0 +1,72 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from tests.cli.test_profile_command import MODEL
+
+Cli = Callable[..., object]
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "validate-summary.json"
+
+
+@pytest.fixture
+def two_ranks(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`plan.json` in `folder`: `model.py` in two stages."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (folder / "model.py").write_text(MODEL)
+    assert cli("profile", "model.py", "--warmup", "0", "--repeats", "1").code == 0
+    asked = "solve --gpus 2 --stages 2 --global-batch 4"
+    assert cli(*asked.split()).code == 0
+    return folder / "plan.json"
+
+
+def test_each_rank_alone_is_held_against_the_plan(cli: Cli, folder: Path, two_ranks: Path) -> None:
+    asked = ("--one-device", "--device", "cpu", "--steps", "2", "--trace", "both.json", "--json")
+    outcome = cli("validate", "plan.json", "model.py", *asked)
+    assert outcome.code == 0, outcome.err
+    jsonschema.validate(outcome.document, json.loads(SCHEMA.read_text()))
+    assert outcome.document["step_time"] is None
+    assert [rank["rank"] for rank in outcome.document["ranks"]] == [0, 1]
+    # So small a model that counters of the optimizer, 4 bytes a parameter, are seen.
+    assert all(abs(rank["error"]) < 0.05 for rank in outcome.document["ranks"])
+    assert {(one["stage"], one["op"]) for one in outcome.document["actions"]} == {
+        (stage, op) for stage in (0, 1) for op in "FB"
+    }
+    trace = json.loads((folder / "both.json").read_text())
+    assert trace["otherData"]["format"] == "autopart-trace"
+    assert "trace written to both.json" in outcome.err
+    assert max(map(len, outcome.err.splitlines())) <= 80
+    strict = cli("validate", "plan.json", "model.py", *asked[:5], "--tolerance", "0.0001")
+    assert strict.code == 1
+    assert strict.err.startswith("error: the prediction of ") and strict.err.count("\n") == 1
+    assert "bytes of tensors at the peak" in strict.out, "what was measured is told all the same"
+
+
+def test_what_cannot_be_started_is_said_in_one_line(
+    cli: Cli, folder: Path, plan_file: Path
+) -> None:
+    outcome = cli("validate", "plan.json", "model.py")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert "torchrun --nproc-per-node 4 -m autopart validate plan.json model.py" in outcome.err
+    both = cli("validate", "plan.json", "model.py", "--local", "--one-device")
+    assert (both.code, both.out) == (2, "") and "choose one" in both.err
+    (folder / "mine.txt").write_text("mine")
+    kept = cli("validate", "plan.json", "model.py", "--one-device", "--trace", "mine.txt")
+    assert kept.code == 1 and (folder / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_run_on_all_ranks_is_held_against_the_plan(cli: Cli, two_ranks: Path) -> None:
+    outcome = cli("validate", "plan.json", "model.py", "--local", "--steps", "4", "--json")
+    assert outcome.code == 0, outcome.err
+    jsonschema.validate(outcome.document, json.loads(SCHEMA.read_text()))
+    found = outcome.document
+    assert sum(one["seconds"] for one in found["causes"]) == pytest.approx(
+        found["step_time"] - found["predicted_step_time"]
+    )
+    for rank in found["ranks"]:
+        assert sum(rank["measured"].values()) == pytest.approx(found["step_time"])
+        assert rank["measured_bytes"] > 0
+    assert {one["op"] for one in found["sends"]} <= {"F", "B"}
