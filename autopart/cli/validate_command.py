@@ -11,9 +11,9 @@ from autopart.cli.options import AsJson, ModelName, PlanFile
 from autopart.cli.progress_lines import ProgressLines
 from autopart.cli.starting import check_started
 from autopart.errors import UsageError
-from autopart.fidelity import check_within
+from autopart.fidelity import Fidelity, check_within
 from autopart.files import write_file
-from autopart.plan import load_plan, num_ranks
+from autopart.plan import Plan, load_plan, num_ranks
 from autopart.report.both_timelines import both_timelines
 from autopart.report.fidelity_table import fidelity_report
 from autopart.report.trace import FORMAT
@@ -76,12 +76,7 @@ def command(
     plan for many GPUs is held against one.
     """
     asked = load_plan(plan)
-    if trace_file is not None:
-        check_may_write(trace_file, FORMAT)
-    if one_device and local:
-        raise UsageError("--one-device runs one rank after the other, --local all: choose one")
-    if not one_device:
-        check_started("validate", plan, num_ranks(asked), model, local=local)
+    _check_asked(asked, plan, model, trace_file, local=local, one_device=one_device)
     from autopart.runtime.execution.threads import use_threads
     from autopart.runtime.validation import validate_plan  # and with it torch: seconds
 
@@ -100,12 +95,27 @@ def command(
             seed=seed,
             report=progress,
         )
-    if found is None:
-        return
-    if trace_file is not None:
-        write_file(trace_file, both_timelines(asked, found.run))
-    print_result(found.fidelity, fidelity_report(found.fidelity), as_json=as_json)
-    if trace_file is not None:
-        say(f"trace written to {trace_file}")
-    if tolerance is not None:
-        check_within(found.fidelity, tolerance / 100.0)
+    if found is not None:
+        trace = None if trace_file is None else both_timelines(asked, found.run)
+        _tell(found.fidelity, trace_file, trace, as_json=as_json)
+        if tolerance is not None:
+            check_within(found.fidelity, tolerance / 100.0)
+
+
+def _check_asked(
+    asked: Plan, path: Path, model: str, trace: Path | None, *, local: bool, one_device: bool
+) -> None:
+    if trace is not None:
+        check_may_write(trace, FORMAT)
+    if one_device and local:
+        raise UsageError("--one-device runs one rank after the other, --local all: choose one")
+    if not one_device:
+        check_started("validate", path, num_ranks(asked), model, local=local)
+
+
+def _tell(found: Fidelity, path: Path | None, trace: bytes | None, *, as_json: bool) -> None:
+    if path is not None and trace is not None:
+        write_file(path, trace)
+    print_result(found, fidelity_report(found), as_json=as_json)
+    if path is not None:
+        say(f"trace written to {path}")
