@@ -1,0 +1,56 @@
+"""The session on a GPU, as far as it goes on a CPU: a tiny model, and no time for a second one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autopart.profile import load_profile
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_session.py"
+
+
+@pytest.mark.slow
+def test_a_session_profiles_validates_and_says_what_it_left_out(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--steps", "1"]
+    subprocess.run(
+        [*command, "--out", str(tmp_path), "--models", "gpt2-tiny", "--seconds", "270"],
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=290,
+        check=True,
+    )
+    link, profiled, kept, recomputed, offloaded = json.loads(
+        (tmp_path / "gpu-session.json").read_text()
+    )
+    assert link["step"] == "host link" and min(link["out_bandwidth"], link["back_bandwidth"]) > 0
+    assert load_profile(tmp_path / profiled["file"]).dtype == "bfloat16"
+    assert [row["treatment"] for row in (kept, recomputed, offloaded)] == [
+        "kept",
+        "recomputed",
+        "offloaded",
+    ]
+    for row in (kept, recomputed):
+        assert all(-0.01 <= rank["error"] <= 0.1 for rank in row["fidelity"]["ranks"])
+    first = [row["fidelity"]["ranks"][0]["measured_bytes"] for row in (kept, recomputed)]
+    assert first[1] < first[0]
+    assert "| gpt2-tiny | kept |" in (tmp_path / "gpu-session.md").read_text()
+
+
+def test_without_time_a_session_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--seconds", "1"]
+    ran = subprocess.run(
+        [*command, "--out", str(tmp_path), "--models", "gpt2-tiny"],
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    assert "- gpt2-tiny: not done: 1 s were left" in ran.stdout or (
+        "- gpt2-tiny: not done: 0 s were left" in ran.stdout
+    )
