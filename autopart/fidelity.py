@@ -31,6 +31,8 @@ class ActionFidelity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     measured: Seconds
     spread: Seconds
     """Interquartile range of what was measured."""
+    core: Seconds | None
+    """The median of what its thread had of a core, on a CPU with one thread."""
     error: Error
 
 
@@ -176,6 +178,7 @@ def _actions(plan: Plan, stages: Sequence[StageRun]) -> list[ActionFidelity]:
             predicted=predicted,
             measured=action.time,
             spread=action.spread,
+            core=action.core_time,
             error=_error(predicted, action.time),
         )
         for place, stage in enumerate(stages)

@@ -30,6 +30,8 @@ class ActionTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Interquartile range."""
     count: PositiveCount
     """Actions that were measured."""
+    core_time: Seconds | None = None
+    """The median of what their thread had of a core, on a CPU with one thread."""
 
 
 class SendTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,7 +2,8 @@
 
 The plan's orders are simulated again and again, each time with one more kind of figure as measured:
 
-    compute    the medians of F and B (or I and W)
+    compute    the medians of F and B (or I and W); on a CPU with one thread of what it had of a core
+    cores      what these took longer, since other threads and processes had the core
     overhead   what a rank does between two actions, in place of the fixed cost of an action
     sends      the median way of results, where somebody waited for them
     syncs      the shortest time that a rank of a sync spent on it: the others wait for each other
@@ -10,10 +11,11 @@ The plan's orders are simulated again and again, each time with one more kind of
     other      what is left to the measured step: actions that vary, cores that are shared
 
 What the simulated step grows by is the cause's. They add up to the whole difference; where two of
-them overlap, the earlier one counts more. Of ranks that ran alone only compute and updates are known.
+them overlap, the earlier one counts more. Of ranks that ran alone only compute, cores and
+updates are known.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -23,7 +25,7 @@ from autopart.run_result import RankStep, StageRun
 from autopart.schedule import Op
 from autopart.simulator import simulate
 
-Cause = Literal["compute", "overhead", "sends", "syncs", "updates", "other"]
+Cause = Literal["compute", "cores", "overhead", "sends", "syncs", "updates", "other"]
 
 
 class _Costs(NamedTuple):
@@ -61,8 +63,10 @@ def _measured_costs(
 ) -> Iterator[tuple[Cause, _Costs]]:
     """The predicted costs with one more kind as measured each time."""
     costs = _Costs(plan.prediction.stages, plan.prediction.syncs, plan.cluster.action_overhead)
-    costs = costs._replace(stages=tuple(map(_with_compute, costs.stages, stages)))
+    costs = costs._replace(stages=tuple(map(_on_core, costs.stages, stages)))
     yield "compute", costs
+    costs = costs._replace(stages=tuple(map(_with_actions, costs.stages, stages)))
+    yield "cores", costs
     if not alone:
         costs = costs._replace(overhead=_overhead(plan, ranks))
         yield "overhead", costs
@@ -85,8 +89,18 @@ def _simulated(plan: Plan, costs: _Costs) -> float:
     return timeline.makespan
 
 
-def _with_compute(predicted: StagePrediction, ran: StageRun) -> StagePrediction:
-    times = {action.op: action.time for action in ran.actions}
+def _on_core(predicted: StagePrediction, ran: StageRun) -> StagePrediction:
+    had: dict[Op, float] = {
+        one.op: one.time if one.core_time is None else one.core_time for one in ran.actions
+    }
+    return _with_times(predicted, had)
+
+
+def _with_actions(predicted: StagePrediction, ran: StageRun) -> StagePrediction:
+    return _with_times(predicted, {action.op: action.time for action in ran.actions})
+
+
+def _with_times(predicted: StagePrediction, times: Mapping[Op, float]) -> StagePrediction:
     backward = times.get("B", times.get("I", 0.0) + times.get("W", 0.0))
     half = times.get("W", predicted.weight_grad_time)
     return msgspec.structs.replace(

@@ -52,6 +52,19 @@ def test_slower_actions_alone_are_told_as_compute(plan: Plan, run: RunResult) ->
     assert _only_cause(plan, replace(run, stages=_stages(run, actions=1.5)), run) == "compute"
 
 
+def test_what_others_had_of_the_core_is_told_apart(plan: Plan, run: RunResult) -> None:
+    disturbed = tuple(
+        replace(
+            stage,
+            actions=tuple(
+                replace(one, time=2 * one.time, core_time=one.time) for one in stage.actions
+            ),
+        )
+        for stage in run.stages
+    )
+    assert _only_cause(plan, replace(run, stages=disturbed), run) == "cores"
+
+
 def test_slower_messages_alone_are_told_as_sends(plan: Plan, run: RunResult) -> None:
     assert _only_cause(plan, replace(run, stages=_stages(run, sends=50.0)), run) == "sends"
 
@@ -113,7 +126,7 @@ def test_of_ranks_that_ran_alone_only_their_own_times_are_judged(
     )
     found = judge(plan, alone)
     assert (found.step_time, found.error, found.one_device) == (None, None, True)
-    assert {one.cause for one in found.causes} == {"compute", "updates"}
+    assert {one.cause for one in found.causes} == {"compute", "cores", "updates"}
     assert found.resimulated_step_time > 1.8 * plan.prediction.step_time
     assert all(rank.predicted is None and rank.measured_bytes for rank in found.ranks)
     with pytest.raises(RunError, match=r"prediction of F on stage 0 is off by -50.0%"):

@@ -19,12 +19,13 @@ def step(
     loss: float | None, time: float, scale: float, stage: int = 0, core: float | None = None
 ) -> StepRun:
     """One forward of 2 s that waits 1 s for its input, one backward of 4 s that waits 3 s; then
-    half a second until the last send is received and a quarter of a second of sums."""
+    half a second until the last send is received and a quarter of a second of sums. Each had `core`
+    seconds of a core."""
     slices = (
-        Slice(parse_action(f"{stage}F0"), 0.0, 1.0 * scale, 3.0 * scale),
-        Slice(parse_action(f"{stage}B0"), 3.0 * scale, 6.0 * scale, 10.0 * scale),
+        Slice(parse_action(f"{stage}F0"), 0.0, 1.0 * scale, 3.0 * scale, core),
+        Slice(parse_action(f"{stage}B0"), 3.0 * scale, 6.0 * scale, 10.0 * scale, core),
     )
-    trace = StepTrace(slices, 0.5 * scale, 0.25 * scale, 10.75 * scale, core)
+    trace = StepTrace(slices, 0.5 * scale, 0.25 * scale, 10.75 * scale)
     return StepRun(loss, trace, time, update_time=0.1 * scale)
 
 
@@ -60,10 +61,12 @@ def test_a_single_step_counts_itself():
 
 
 def test_the_share_of_the_cores_is_that_of_the_actions_without_the_first_step():
-    shared = RankRun((step(None, 1.0, 9.0), step(None, 1.0, 1.0, core=4.5)), 0)
+    shared = RankRun((step(None, 1.0, 9.0), step(None, 1.0, 1.0, core=2.25)), 0)
     assert share_of_core([RankRun(shared.steps[1:], 0)]) == pytest.approx(4.5 / 6.0)
     assert share_of_core([shared]) == pytest.approx(4.5 / 6.0)
     assert share_of_core(RUNS) == 1.0, "nobody counted"
+    counted = stages_of(two_stage_plan(), [shared, RankRun(RUNS[1].steps[:2], 0)])
+    assert [one.core_time for stage in counted for one in stage.actions] == [2.25, 2.25, None, None]
 
 
 def test_the_trace_is_that_of_the_last_step():

@@ -11,7 +11,7 @@ RANKS = ((0,), (1,))
 
 def _trace(begun: float, **slices: tuple[float, float, float]) -> StepTrace:
     spans = tuple(Slice(parse_action(name[1:]), *times) for name, times in slices.items())
-    return StepTrace(spans, 0.0, 0.0, 20.0, None, begun)
+    return StepTrace(spans, 0.0, 0.0, 20.0, begun)
 
 
 FIRST = _trace(100.0, _0F0=(0, 0, 1.0), _0F1=(1, 1, 2.0), _0B0=(2, 6.5, 7.0), _0B1=(7, 11.0, 12.0))

@@ -19,6 +19,9 @@ class Slice(NamedTuple):
     ready: float
     """What the action needs had arrived."""
     end: float
+    core: float | None = None
+    """What its thread had of a core from `ready` to `end`, on a CPU with one thread: less than they
+    lie apart where others wanted the core."""
 
 
 class Clock(Protocol):

@@ -50,9 +50,6 @@ class StepTrace(NamedTuple):
     """Summing gradients over replicas and tied copies, and waiting for them."""
     end: float
     """From the start of the step to the end of the sums."""
-    core_time: float | None
-    """What this thread had of a core during the actions, on a CPU with one thread: less than they
-    took where other processes wanted the cores too."""
     begun: float = 0.0
     """When the step began, on the host's monotonic clock, which all processes of a host share."""
 
@@ -147,15 +144,14 @@ class Executor:
         assert marks is not None and marks.acted is not None and marks.summed is not None
         self._clock.wait()
         slices = tuple(
-            Slice(action, *(seconds(marks.begin, mark) for mark in times))
-            for action, times in marks.actions
+            Slice(action, *(seconds(marks.begin, mark) for mark in times), core=core)
+            for action, times, core in marks.actions
         )
         return StepTrace(
             slices=slices,
             blocked_time=sum(seconds(start, end) for start, end in marks.blocked),
             sync_time=seconds(marks.acted, marks.summed),
             end=seconds(marks.begin, marks.summed),
-            core_time=marks.core_time if self._has_core_time else None,
             begun=marks.begun,
         )
 
@@ -168,8 +164,8 @@ class Executor:
         self._watcher.working(str(action))
         ready, core = self._clock.mark(), time.thread_time()
         held.compute(action, needed)
-        marks.actions.append((action, (start, ready, self._clock.mark())))
-        marks.core_time += time.thread_time() - core
+        end, had = self._clock.mark(), time.thread_time() - core
+        marks.actions.append((action, (start, ready, end), had if self._has_core_time else None))
 
     def _drain(self, held: Held, most: int, marks: "_Marks") -> None:
         """Wait until at most `most` sends are under way."""
@@ -187,8 +183,9 @@ class _Marks:
 
     begin: Mark
     begun: float
-    actions: list[tuple[Action, tuple[Mark, Mark, Mark]]] = field(default_factory=list)
+    actions: list[tuple[Action, tuple[Mark, Mark, Mark], float | None]] = field(
+        default_factory=list
+    )
     blocked: list[tuple[Mark, Mark]] = field(default_factory=list)
-    core_time: float = 0.0
     acted: Mark | None = None
     summed: Mark | None = None

@@ -99,10 +99,11 @@ def rank_step(rank: int, run: RankRun) -> RankStep:
 def share_of_core(runs: Iterable[RankRun]) -> float:
     """The part of the actions' time in which their threads had a core; 1 where nobody counted."""
     steps = [step.trace for run in runs for step in settled(run.steps)]
-    took = sum(s.end - s.ready for trace in steps for s in trace.slices)
-    if took == 0.0 or any(trace.core_time is None for trace in steps):
+    slices = [s for trace in steps for s in trace.slices]
+    took = sum(s.end - s.ready for s in slices)
+    if took == 0.0 or any(s.core is None for s in slices):
         return 1.0
-    return min(1.0, sum(trace.core_time or 0.0 for trace in steps) / took)
+    return min(1.0, sum(s.core or 0.0 for s in slices) / took)
 
 
 def last_slices(run: RankRun) -> tuple[RunSlice, ...]:
@@ -117,10 +118,10 @@ def _median(runs: Iterable[RankRun], value: Callable[[StepRun], float]) -> float
     return statistics.median(value(step) for run in runs for step in settled(run.steps))
 
 
-def _times_of(stage: int, op: Op, runs: Iterable[RankRun]) -> list[float]:
-    """Of each such action in the steps that count, without waiting."""
+def _slices_with(stage: int, op: Op, runs: Iterable[RankRun]) -> list[Slice]:
+    """All such actions in the steps that count."""
     return [
-        s.end - s.ready
+        s
         for run in runs
         for step in settled(run.steps)
         for s in step.trace.slices
@@ -130,18 +131,25 @@ def _times_of(stage: int, op: Op, runs: Iterable[RankRun]) -> list[float]:
 
 def _actions_of(stage: int, runs: Sequence[RankRun]) -> tuple[ActionTimes, ...]:
     """The kinds of action that the stage runs."""
-    found = {op: _times_of(stage, op, runs) for op in get_args(Op)}
+    found = {op: _slices_with(stage, op, runs) for op in get_args(Op)}
     return tuple(
-        ActionTimes(op=op, time=times.median, spread=times.spread, count=len(samples))
-        for op, samples in found.items()
-        if samples
-        for times in [summarize(samples)]
+        ActionTimes(
+            op=op,
+            time=times.median,
+            spread=times.spread,
+            count=len(slices),
+            core_time=statistics.median(cores) if len(cores) == len(slices) else None,
+        )
+        for op, slices in found.items()
+        if slices
+        for times in [summarize([s.end - s.ready for s in slices])]
+        for cores in [[s.core for s in slices if s.core is not None]]
     )
 
 
 def _median_action(stage: int, op: Op, runs: Iterable[RankRun]) -> float:
     """0 where the stage runs no such action."""
-    times = _times_of(stage, op, runs)
+    times = [s.end - s.ready for s in _slices_with(stage, op, runs)]
     return statistics.median(times) if times else 0.0
 
 

@@ -46,7 +46,7 @@ def _on_one_clock(step: Sequence[StepTrace]) -> Iterator[tuple[int, Action, Slic
     is_one = max(begun) - min(begun) < _ONE_CLOCK
     for rank, trace in enumerate(step):
         late = trace.begun - begun[0] if is_one else 0.0
-        for action, start, ready, end in trace.slices:
+        for action, start, ready, end, _ in trace.slices:
             yield rank, action, Slice(action, start + late, ready + late, end + late)
 
 
