@@ -4,7 +4,7 @@
     python scripts/gpu_session.py --out DIR --models gpt2-124m resnet-50 --seconds 300
     python scripts/gpu_session.py --out DIR --device cpu --quick
 
-For each model, in a process of its own: profile it in bfloat16, solve it for 4 GPUs of this kind in 4 stages,
+For each model, in a process of its own: profile it in bfloat16 (on a CPU in float32), solve it for 4 GPUs of this kind in 4 stages,
 and run each rank of the plan alone (`autopart validate --one-device`): as it is, with every block recomputed,
 and with every block's stash offloaded. Before them, the host link is measured, alone and beside a
 multiplication of matrices. What does not fit into `--seconds` is left out, and the results say so.
@@ -36,6 +36,8 @@ STAGES, MICROBATCHES = 4, 8
 KEPT, RECOMPUTED, OFFLOADED = "kept", "recomputed", "offloaded"
 TREATMENTS = (KEPT, RECOMPUTED, OFFLOADED)
 COPY_BYTES = {"cuda": 1 << 28, "cpu": 1 << 22}
+DTYPES = {"cuda": "bfloat16", "cpu": "float32"}
+"""Multiplying in 16 bits may take a CPU a hundred times as long."""
 ENOUGH = 20.0
 """Seconds under which a model is not begun."""
 
@@ -138,7 +140,7 @@ def _rows(name: str, subject: Subject, asked: argparse.Namespace) -> Iterator[Ro
     profile = autopart.profile_model(
         subject.model,
         microbatch_size=subject.microbatch_size,
-        dtype="bfloat16",
+        dtype=DTYPES[asked.device],
         device=asked.device,
         repeats=3 if asked.quick else 10,
     )
@@ -225,7 +227,7 @@ def _host_link(device: str) -> Row:
     host = torch.empty(size, dtype=torch.uint8, pin_memory=device == "cuda")
     there = torch.empty(size, dtype=torch.uint8, device=on)
     side = 8192 if device == "cuda" else 256
-    matrix = torch.randn(side, side, device=on, dtype=torch.bfloat16)
+    matrix = torch.randn(side, side, device=on, dtype=getattr(torch, DTYPES[device]))
     copies = torch.cuda.Stream() if device == "cuda" else None
 
     def out() -> None:

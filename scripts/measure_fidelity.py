@@ -2,13 +2,16 @@
 
     python scripts/measure_fidelity.py --cluster cluster.json
     python scripts/measure_fidelity.py zoo:gpt2-tiny zoo:unet-tiny --plans balanced deep --steps 20
+    python scripts/measure_fidelity.py --one-device --steps 3
     python scripts/measure_fidelity.py --rows rows.jsonl
 
 Each model is profiled with one thread and solved for two ranks in each of PLANS; each plan is run with one
 thread a rank (`autopart validate --local`). One JSON line a plan is written as it is done, to standard
 output; then a table, the median and the worst error of the step, whether plans of one model that are
 predicted to differ by more than 10 % come in that order, and the bytes at the peak. `--rows` prints the table of
-lines that were written before. `cluster.json` is what `autopart probe` writes for this machine.
+lines that were written before. `cluster.json` is what `autopart probe` writes for this machine. With `--one-device` each rank
+runs alone in this process: no step is timed, but actions, on the core, and bytes, which other processes on the
+machine do not change.
 """
 
 import argparse
@@ -61,7 +64,9 @@ def main() -> None:
         rows = [json.loads(line) for path in asked.rows for line in path.read_text().splitlines()]
     else:
         rows = list(_measured(asked))
-    Console(width=120, stderr=not asked.rows).print(_table(rows), *_verdict(rows), sep="\n")
+    timed = [row for row in rows if row["measured"] is not None]
+    lines = [*(_steps(timed) if timed else ()), _actions(rows), _bytes(rows)]
+    Console(width=120, stderr=not asked.rows).print(_table(rows), *lines, sep="\n")
 
 
 def _options() -> argparse.Namespace:
@@ -75,6 +80,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=10, help="rounds of the profile")
+    parser.add_argument("--one-device", action="store_true")
     parser.add_argument("--rows", type=Path, nargs="+", help="lines of earlier calls")
     return parser.parse_args()
 
@@ -93,7 +99,7 @@ def _measured(asked: argparse.Namespace):
             except autopart.InfeasibleError as error:
                 sys.stderr.write(f"{model}, {name}: {error}\n")
                 continue
-            row = _row(model, name, plan, asked.steps)
+            row = _row(model, name, plan, asked)
             sys.stdout.write(json.dumps(row) + "\n")
             sys.stdout.flush()
             yield row
@@ -124,8 +130,10 @@ def _plan(
     return autopart.solve(profile, cluster, num_microbatches=microbatches, pins=pins, **asked)
 
 
-def _row(model: str, name: str, plan: autopart.Plan, steps: int) -> Row:
-    validation = autopart.validate_plan(plan, model, steps=steps)
+def _row(model: str, name: str, plan: autopart.Plan, asked: argparse.Namespace) -> Row:
+    validation = autopart.validate_plan(
+        plan, model, steps=asked.steps, one_device=asked.one_device, device="cpu"
+    )
     assert validation is not None
     found = validation.fidelity
     return {
@@ -137,6 +145,9 @@ def _row(model: str, name: str, plan: autopart.Plan, steps: int) -> Row:
         "spread": found.step_spread,
         "error": found.error,
         "causes": {one.cause: one.seconds for one in found.causes},
+        "core_errors": [
+            one.predicted / one.core - 1 for one in found.actions if one.core is not None
+        ],
         "byte_errors": [rank.error for rank in found.ranks],
         "notes": list(found.notes),
         "fidelity": msgspec.to_builtins(found),
@@ -144,32 +155,54 @@ def _row(model: str, name: str, plan: autopart.Plan, steps: int) -> Row:
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table("model", "plan", "layers", "predicted", "measured", "spread", "off", "bytes off")
+    heads = ("predicted", "measured", "spread", "off", "actions off, on the core", "bytes off")
+    table = Table("model", "plan", "layers", *heads)
     for row in rows:
         table.add_row(
             row["model"],
             row["plan"],
             "+".join(map(str, row["layers"])),
             format_time(row["predicted"]),
-            format_time(row["measured"]),
-            format_time(row["spread"]),
-            f"{row['error']:+.1%}",
+            *(
+                ("–", "–", "–")
+                if row["measured"] is None
+                else (
+                    format_time(row["measured"]),
+                    format_time(row["spread"]),
+                    f"{row['error']:+.1%}",
+                )
+            ),
+            " ".join(f"{error:+.1%}" for error in row["core_errors"]),
             " ".join(f"{error:+.1%}" for error in row["byte_errors"]),
         )
     return table
 
 
-def _verdict(rows: list[Row]) -> list[str]:
+def _steps(rows: list[Row]) -> list[str]:
     errors = sorted(abs(row["error"]) for row in rows)
-    held = [error for row in rows for error in row["byte_errors"]]
     wrong, pairs = _order(rows)
     return [
         f"{len(rows)} plans: the step is off by {statistics.median(errors):.1%} in the median, "
         f"{errors[-1]:.1%} at worst",
         f"order: {pairs - len(wrong)} of {pairs} pairs of one model that are predicted more than "
         f"{DIFFERENT:.0%} apart come in that order{''.join(wrong)}",
-        f"bytes at the peak: predicted {min(held):+.1%} to {max(held):+.1%} of what was held",
     ]
+
+
+def _actions(rows: list[Row]) -> str:
+    errors = sorted(error for row in rows for error in row["core_errors"])
+    if not errors:
+        return "actions: nobody counted their time on the core"
+    sizes = sorted(map(abs, errors))
+    return (
+        f"actions, on the core: off by {statistics.median(sizes):.1%} in the median, from "
+        f"{errors[0]:+.1%} to {errors[-1]:+.1%}, {statistics.median(errors):+.1%} with their sign"
+    )
+
+
+def _bytes(rows: list[Row]) -> str:
+    held = [error for row in rows for error in row["byte_errors"]]
+    return f"bytes at the peak: predicted {min(held):+.2%} to {max(held):+.2%} of what was held"
 
 
 def _order(rows: list[Row]) -> tuple[list[str], int]:
