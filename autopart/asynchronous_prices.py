@@ -9,7 +9,7 @@ import itertools
 from typing import NamedTuple
 
 from autopart.cluster import smallest_memory
-from autopart.cost import peak_with_copies, steady_period
+from autopart.cost import steady_period, total, with_versions
 from autopart.errors import PlanError
 from autopart.plan import Plan, stage_ranks
 from autopart.schedules.asynchronous import (
@@ -61,7 +61,7 @@ def _price(plan: Plan, kind: Asynchronous) -> AsynchronousPrice:
     in_flight = tuple(kind.in_flight(setting, s) for s in range(len(stages)))
     copies = tuple(kind.extra_copies(setting, s) for s in range(len(stages)))
     peaks = tuple(
-        peak_with_copies(stage, held, more)
+        total(with_versions(stage, held, more))
         for stage, held, more in zip(stages, in_flight, copies, strict=True)
     )
     limits = [smallest_memory(plan.cluster, own) for own in stage_ranks(plan)]

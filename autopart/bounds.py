@@ -56,6 +56,7 @@ from autopart.cluster import (
 from autopart.cost import (
     all_reduce_time,
     cut_links,
+    gradient_bytes,
     in_flight,
     links_around,
     memory,
@@ -63,6 +64,7 @@ from autopart.cost import (
     time_after_backward,
     total,
     traffic_times,
+    update_share,
 )
 from autopart.cuts import Cuts, allowed, count_inside
 from autopart.frontier import freeable_bytes, leaves_choice
@@ -70,6 +72,7 @@ from autopart.graph import edges, positions
 from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
 from autopart.stage_load import Number, StageLoad
+from autopart.training import master_bytes, optimizer_bytes
 from autopart.treated import treated
 
 
@@ -93,10 +96,10 @@ def shape_bounds(
     half = max(max(pair) for pair in halves)
     fixed = 2 * problem.cluster.action_overhead
     usable = largest_memory(problem.cluster) - problem.cluster.reserve_bytes
-    needed = _least_bytes(problem)
+    needed = {r: _least_bytes(problem, r) for r in {r for _, r in shapes}}
 
     def bound(k: int, r: int) -> float | None:
-        if needed > k * usable:
+        if needed[r] > k * usable:
             return None
         m = math.ceil(problem.num_microbatches / r)
         fills = sum(work) / (1 - (1 - 1 / m) ** k)
@@ -116,24 +119,21 @@ def ancestors(problem: Problem) -> Number:
     return ahead
 
 
-def _least_bytes(problem: Problem) -> int:
+def _least_bytes(problem: Problem, replicas: int) -> int:
     """State of the whole model, each tied parameter once, and one microbatch's inner stash."""
-    graph = problem.graph
-    state = sum(
-        la.param_bytes
-        + la.buffer_bytes
-        + la.grad_bytes
-        + la.num_trainable * problem.optimizer_bytes
-        for la in graph.layers
-    )
-    spare = sum(
-        (len(set(t.layers)) - 1)
-        * (t.param_bytes + t.grad_bytes + t.num_trainable * problem.optimizer_bytes)
-        for t in graph.tied
-    )
-    freed = freeable_bytes(graph, problem.demands)
-    kept = sum(la.stash_bytes for la in graph.layers) - freed
-    return state - spare + kept + sum(v.bytes for v in graph.values if v.kept_by)
+    graph, training = problem.graph, problem.training
+    spare = [(t, len(set(t.layers)) - 1) for t in graph.tied]
+    weights = sum(la.param_bytes + la.buffer_bytes for la in graph.layers)
+    weights -= sum(t.param_bytes * copies for t, copies in spare)
+    gradients = sum(gradient_bytes(la, training) for la in graph.layers)
+    gradients -= sum(gradient_bytes(t, training) * copies for t, copies in spare)
+    trained = sum(la.num_trainable for la in graph.layers)
+    trained -= sum(t.num_trainable * copies for t, copies in spare)
+    stepped = -(-trained // update_share(training, replicas))
+    state = stepped * (master_bytes(training) + optimizer_bytes(training))
+    kept = sum(la.stash_bytes for la in graph.layers) - freeable_bytes(graph, problem.demands)
+    inner = kept + sum(v.bytes for v in graph.values if v.kept_by)
+    return weights + gradients + state + inner
 
 
 def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
@@ -146,9 +146,8 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
     extra = _least_extra(problem, layout, cuts)
     for stage in range(k):
         held = in_flight(layout, stage)
-        use = memory(
-            treated(problem, layout, cuts, stage), problem, own_microbatches(layout, stage), held
-        )
+        replicas = len(layout.stage_ranks[stage])
+        use = memory(treated(problem, layout, cuts, stage), problem, replicas, held)
         may = allowed(cuts, problem.graph, problem.demands, stage)
         limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
         fits = may & (total(use) <= limit)
@@ -182,8 +181,9 @@ def _least_extra(problem: Problem, layout: Layout, cuts: Cuts) -> list[_Extra]:
     own: list[Number] = []
     for stage in range(k):
         loads = treated(problem, layout, cuts, stage)
-        use = memory(loads, problem, own_microbatches(layout, stage), in_flight(layout, stage))
-        fits = total(use) <= smallest_memory(problem.cluster, layout.stage_ranks[stage])
+        ranks = layout.stage_ranks[stage]
+        use = memory(loads, problem, len(ranks), in_flight(layout, stage))
+        fits = total(use) <= smallest_memory(problem.cluster, ranks)
         backward = on_ranks(loads, problem, layout, stage).backward_time
         more = backward - on_ranks(cuts.loads, problem, layout, stage).backward_time
         own.append(np.where(fits & cuts.nested, more, np.inf))
@@ -293,13 +293,14 @@ def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -
     loads = on_ranks(cuts.loads, problem, layout, stage)
     ranks = layout.stage_ranks[stage]
     link = slowest_link(problem.cluster, ranks)
-    behind = time_after_backward(loads, link, len(ranks))
+    behind = time_after_backward(loads, problem.training, link, len(ranks))
     others = [own for at, own in enumerate(layout.stage_ranks) if at != stage]
     place = positions(problem.graph)
     for tied in problem.graph.tied:
         spots = sorted({place[name] for name in tied.layers})
+        moved = gradient_bytes(tied, problem.training)
         rings = [
-            all_reduce_time(slowest_link(problem.cluster, both), tied.grad_bytes, len(both))
+            all_reduce_time(slowest_link(problem.cluster, both), moved, len(both))
             for both in ((*ranks, *other) for other in others)
         ]
         inside = count_inside(cuts.ahead, spots)

@@ -156,7 +156,7 @@ def problem_of(plan: Plan, graph: LayerGraph) -> Problem:
         cluster=plan.cluster,
         microbatch_size=plan.microbatch_size,
         num_microbatches=plan.num_microbatches,
-        optimizer_bytes=plan.optimizer_bytes,
+        training=plan.training,
         demands=plan.demands,
         objective=plan.objective,
     )

@@ -47,7 +47,8 @@ def decode(content: bytes, kind: type[T], file_format: str, version: int, where:
         raise FileError(f"{where}: not a {file_format} file: {found}")
     if header.version != version:
         raise FileError(
-            f"{where}: {file_format} version {header.version}; this autopart reads version {version}"
+            f"{where}: {file_format} version {header.version}; this autopart reads version {version}: "
+            "make the file again with this autopart"
         )
     try:
         return msgspec.json.decode(content, type=kind)

@@ -12,6 +12,9 @@ import networkx as nx
 from autopart.errors import ProfileError
 from autopart.units import Bytes, Count, Seconds
 
+LOSS = "loss"
+"""The kind of the layer that makes the loss of what the model returns."""
+
 
 class Recompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What running a layer's forward again in backward, instead of keeping its stash, changes."""

@@ -16,7 +16,7 @@ from autopart.cluster import smallest_memory
 from autopart.cost import in_flight, memory, total
 from autopart.cuts import Cuts
 from autopart.frontier import can_recompute, leaves_choice
-from autopart.layouts import Layout, own_microbatches
+from autopart.layouts import Layout
 from autopart.order_bounds import least_steps_on_ranks, stage_bounds_of_any_order
 from autopart.problem import CLASSIC, CUSTOM, Problem
 from autopart.schedules import KINDS
@@ -86,5 +86,5 @@ def _splits(schedule: str) -> bool:
 def _holds(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> Number:
     """Boolean, shape (N, N): whether [i, j] fits with what the schedule holds in flight."""
     held = in_flight(layout, stage)
-    use = memory(cuts.loads, problem, own_microbatches(layout, stage), held)
+    use = memory(cuts.loads, problem, len(layout.stage_ranks[stage]), held)
     return total(use) <= smallest_memory(problem.cluster, layout.stage_ranks[stage])

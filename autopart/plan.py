@@ -6,14 +6,15 @@ from typing import Annotated, Literal
 import msgspec
 
 from autopart.cluster import Cluster
-from autopart.errors import PlanError, ScheduleError
+from autopart.errors import AutopartError, PlanError, ScheduleError
 from autopart.files import encode, read_file, write_file
 from autopart.problem import Demands, Objective
 from autopart.schedule import Schedule, check_schedule, format_order, parse_order
+from autopart.training import Training, make_training
 from autopart.units import Bytes, Count, PositiveCount, Seconds
 
 FORMAT = "autopart-plan"
-VERSION = 1
+VERSION = 2
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,17 +31,57 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The bytes of one rank at its peak, by what they are."""
+    """The bytes of one rank at its peak, by what they are: those of `ON_DEVICE` add up to the peak."""
 
     weights: Bytes
+    """And the model's buffers."""
     gradients: Bytes
+    """In the precision in which they are summed."""
+    master: Bytes
+    """Float32 copies of 16-bit weights, which the optimizer steps."""
     optimizer: Bytes
+    """Its state, without master copies."""
+    versions: Bytes
+    """Further copies of the weights, for microbatches that an older step has begun."""
     stash: Bytes
     """Over all microbatches in flight."""
     workspace: Bytes
-    buffers: Bytes
-    """Send and receive buffers, and the batch."""
+    receives: Bytes
+    """The next activations, and two gradients under way."""
+    sends: Bytes
+    """Two gradients under way; activations are part of the stash until they are sent."""
+    batch: Bytes
+    """What the rank reads of the batch, for all its microbatches of a step."""
     reserve: Bytes
+    """What the framework holds for itself."""
+    host: Bytes
+    """On the host, beside all these."""
+    recomputed: Bytes
+    """Of the workspace, what comes back for a while of the stash that recomputation freed."""
+    loss_stash: Bytes
+    """Of the stash, the logits and what the loss keeps inside."""
+    loss_workspace: Bytes
+    """Of the workspace, what the loss's transient is larger than any other layer's."""
+
+
+ON_DEVICE = (
+    "weights",
+    "gradients",
+    "master",
+    "optimizer",
+    "versions",
+    "stash",
+    "workspace",
+    "receives",
+    "sends",
+    "batch",
+    "reserve",
+)
+"""The fields of `MemoryUse` that add up to the peak."""
+HELD_ONCE = ("workspace", "reserve")
+"""Those that a rank holds once, however many stages it has."""
+LASTING = tuple(kind for kind in ON_DEVICE if kind not in (*HELD_ONCE, "stash"))
+"""Those that a rank holds of each of its stages from the start of a step to its end."""
 
 
 class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -142,14 +183,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A complete decision, with its prediction and its certificate."""
 
     format: Literal["autopart-plan"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     origin: Origin
     cluster: Cluster
     microbatch_size: PositiveCount
     num_microbatches: PositiveCount
     """Microbatches of one optimizer step, over all replicas together."""
-    optimizer_bytes: Count
-    """Of optimizer state and master copy, for each trained element."""
+    training: Training
     demands: Demands
     objective: Objective = "step"
     """What the plan minimises, and its certificate bounds."""
@@ -196,10 +236,19 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
         raise PlanError(
             f"{where}: rank {beyond} has a stage but no order ({len(plan.orders)} orders)"
         )
+    _check_training(plan, where)
     try:
         check_schedule(schedule_of(plan), stage_ranks(plan), plan.num_microbatches)
     except ScheduleError as error:
         raise ScheduleError(f"{where}: {error}") from None
+
+
+def _check_training(plan: Plan, where: str) -> None:
+    said = msgspec.structs.asdict(plan.training)
+    try:
+        make_training(plan.origin.dtype, **said)
+    except AutopartError as error:
+        raise PlanError(f"{where}: {error}") from None
 
 
 def _check_layers(plan: Plan, where: str) -> None:

@@ -32,7 +32,6 @@ from autopart.problem import (
     Pin,
     Problem,
     Recomputing,
-    optimizer_bytes,
 )
 from autopart.profile import Profile
 from autopart.replica_bounds import missing_bytes
@@ -42,6 +41,7 @@ from autopart.search import SOLVERS, Outcome, SolverName
 from autopart.size_search import NOTHING, SizeOutcomes, search_sizes, value_of
 from autopart.sizes import Sized, at_sizes, samples
 from autopart.solvers import chain, parameters, uniform
+from autopart.training import make_training
 from autopart.units import format_bytes
 
 DEFAULT_SCHEDULE = ",".join(CLASSIC)
@@ -69,6 +69,9 @@ def solve(
     recompute_layers: Sequence[str] = (),
     keep_layers: Sequence[str] = (),
     optimizer: str = "adamw",
+    precision: str | None = None,
+    gradient_dtype: str | None = None,
+    zero1: bool = False,
     time_limit: float = 60.0,
 ) -> Plan:
     """The best plan found for a profile on a cluster, with its certificate.
@@ -85,7 +88,8 @@ def solve(
     (counted from 0); the groups of `same_stage` must share a stage, those of `different_stage` must
     not. `recompute` says whether layers give their stash up and run their forward again in backward:
     `never`, `auto` (those that make the step fastest within the memory) or `always`;
-    `recompute_layers` do so in any case, `keep_layers` in none. `time_limit` is in
+    `recompute_layers` do so in any case, `keep_layers` in none. `optimizer`, `precision`,
+    `gradient_dtype` and `zero1` are those of `autopart.training.make_training`. `time_limit` is in
     seconds; what it leaves open widens the certificate's gap.
     Raises InfeasibleError, naming the least memory that would do, where nothing fits.
     """
@@ -111,6 +115,9 @@ def solve(
             recompute_layers=recompute_layers,
             keep_layers=keep_layers,
             optimizer=optimizer,
+            precision=precision,
+            gradient_dtype=gradient_dtype,
+            zero1=zero1,
         )
         for one in sized
     ]
@@ -138,6 +145,9 @@ def make_problem(
     recompute_layers: Sequence[str] = (),
     keep_layers: Sequence[str] = (),
     optimizer: str = "adamw",
+    precision: str | None = None,
+    gradient_dtype: str | None = None,
+    zero1: bool = False,
 ) -> Problem:
     """The problem as the solvers are told it; raises AutopartError on an unknown word."""
     if replicas_per_stage and objective == "bottleneck":
@@ -179,7 +189,7 @@ def make_problem(
         cluster=cluster,
         microbatch_size=profile.microbatch_size,
         num_microbatches=num_microbatches,
-        optimizer_bytes=optimizer_bytes(optimizer, profile.dtype),
+        training=make_training(profile.dtype, optimizer, precision, gradient_dtype, zero1=zero1),
         demands=demands,
         objective=_objective(objective),
     )
@@ -399,7 +409,7 @@ def _plan(
         cluster=problem.cluster,
         microbatch_size=problem.microbatch_size,
         num_microbatches=problem.num_microbatches,
-        optimizer_bytes=problem.optimizer_bytes,
+        training=problem.training,
         demands=problem.demands,
         objective=problem.objective,
         sizes=_searched(sized, found.outcomes),

@@ -162,10 +162,10 @@ def _price_alike(
     """Price paths whose tied parameters lie on the same stages."""
     links = cut_links(problem.cluster, layout.stage_ranks)
     stages: list[StageTimes] = []
-    grad_bytes: list[Number] = []
+    loads: list[StageLoad] = []
     for stage in range(len(layout.stage_ranks)):
-        loads = treated(problem, layout, cuts, stage)
-        load = _load_at(loads, ways[:, stage], ways[:, stage + 1])
+        best = treated(problem, layout, cuts, stage)
+        load = _load_at(best, ways[:, stage], ways[:, stage + 1])
         load = on_ranks(load, problem, layout, stage)
         before, after = links_around(links, stage)
         stages.append(
@@ -178,9 +178,9 @@ def _price_alike(
                 weight_grad_time=load.weight_grad_time,
             )
         )
-        grad_bytes.append(load.grad_bytes)
+        loads.append(load)
     tied = [tuple(int(s) for s in np.flatnonzero(row)) for row in held]
-    syncs, shown = sync_times(problem, layout, grad_bytes, tied), _simulated(layout)
+    syncs, shown = sync_times(problem, layout, loads, tied), _simulated(layout)
     return step_times(
         program,
         shown.stage_ranks,

@@ -5,9 +5,9 @@ from typing import Literal
 import msgspec
 
 from autopart.cluster import Cluster
-from autopart.errors import AutopartError
 from autopart.graph import LayerGraph
 from autopart.schedules import KINDS
+from autopart.training import Training
 from autopart.units import Count, PositiveCount
 
 CLASSIC = ("gpipe", "1f1b")
@@ -23,11 +23,6 @@ OBJECTIVES: tuple[Objective, ...] = ("step", "bottleneck")
 
 Recomputing = Literal["never", "auto", "always"]
 RECOMPUTING: tuple[Recomputing, ...] = ("never", "auto", "always")
-
-OPTIMIZER_BYTES = {"adamw": 8, "sgd-momentum": 4, "sgd": 0}
-"""Bytes of optimizer state for each trained element, in float32 (two moments, one, none)."""
-MASTER_BYTES = 4
-"""A float32 master copy for each trained element, where training runs in 16 bits."""
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,15 +64,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     microbatch_size: PositiveCount
     num_microbatches: PositiveCount
     """Microbatches of one optimizer step, over all replicas together."""
-    optimizer_bytes: int = OPTIMIZER_BYTES["adamw"]
-    """Bytes of optimizer state (and master copy) for each trained element."""
+    training: Training = Training()
     demands: Demands = Demands()
     objective: Objective = "step"
-
-
-def optimizer_bytes(optimizer: str, dtype: str) -> int:
-    """Bytes for each trained element: the optimizer's state, and a master copy for 16-bit weights."""
-    if optimizer not in OPTIMIZER_BYTES:
-        raise AutopartError(f"unknown optimizer '{optimizer}'; known: {', '.join(OPTIMIZER_BYTES)}")
-    master = MASTER_BYTES if dtype in ("bfloat16", "float16") else 0
-    return OPTIMIZER_BYTES[optimizer] + master

@@ -46,7 +46,14 @@ from autopart.cluster import (
     slowest_speed,
     smallest_memory,
 )
-from autopart.cost import memory, slowed, time_after_backward, total, traffic_times
+from autopart.cost import (
+    memory,
+    on_replicas,
+    time_after_backward,
+    total,
+    traffic_times,
+    update_share,
+)
 from autopart.cuts import Cuts, allowed
 from autopart.problem import Problem
 from autopart.stage_load import Number, Traffic
@@ -110,7 +117,8 @@ class ReplicaBounds:
         return found
 
     def _made(self, count: int, speed: float) -> Parts:
-        cluster, loads = self.problem.cluster, slowed(self.cuts.loads, speed)
+        cluster, training = self.problem.cluster, self.problem.training
+        loads = on_replicas(self.cuts.loads, training, count, speed)
         o, own, fast = cluster.action_overhead, math.ceil(self.m / count), fastest_speed(cluster)
         into, back_out = self._best_times(self.cuts.loads.received)
         out, back_in = self._best_times(self.cuts.loads.sent)
@@ -120,13 +128,14 @@ class ReplicaBounds:
         ahead_f, ahead_b = ((part / fast + o * later)[:, None] for part in (forward, backward))
         rest = (forward[-1] + backward[-1] - forward - backward) / fast + 2 * o * later[::-1]
         first = self.cuts.loads.update_time[0, 1:].min() / fast
+        first = first / update_share(training, self.counts[-1])
         way = ahead_f + ahead_b + into + f + out + rest[None, :] + back_in + b + back_out + first
         busy_f, busy_b = f, b
         if not cluster.sends_overlap:
             busy_f, busy_b = f + into + out, b + back_in + back_out
         else:
             ahead_f, ahead_b = ahead_f + into, ahead_b + back_out
-        after = time_after_backward(loads, self._sync_link(count), count)
+        after = time_after_backward(loads, training, self._sync_link(count), count)
         alone = ahead_f + own * (busy_f + busy_b) + np.maximum(ahead_b + first, after)
         return Parts(np.where(self.may, alone, np.inf), way, busy_f, busy_b)
 
@@ -156,9 +165,8 @@ class ReplicaBounds:
         held = math.ceil(self.m / count)
         if schedule == "1f1b":
             held = min(-(-behind // count) + 1, held)
-        own = math.ceil(self.m / count)
-        loads = treated_loads(self.problem, self.cuts, own, held, 0)
-        return total(memory(loads, self.problem, own, held)) <= limit
+        loads = treated_loads(self.problem, self.cuts, count, held, 0)
+        return total(memory(loads, self.problem, count, held)) <= limit
 
 
 class Below:

@@ -59,7 +59,7 @@ def stage_bottlenecks(problem: Problem, layout: Layout, cuts: Cuts) -> list[Numb
     for stage, ranks in enumerate(layout.stage_ranks):
         own = own_microbatches(layout, stage)
         load = on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
-        use = memory(load, problem, own, in_flight(layout, stage))
+        use = memory(load, problem, len(ranks), in_flight(layout, stage))
         fits = total(use) <= smallest_memory(problem.cluster, ranks)
         may = fits & allowed(cuts, problem.graph, problem.demands, stage)
         busy = busy_time(load, problem.cluster, *links_around(links, stage))

@@ -12,7 +12,7 @@ from autopart.cluster import smallest_memory
 from autopart.cost import in_flight, memory, total
 from autopart.cuts import Cuts
 from autopart.frontier import can_recompute, leaves_choice
-from autopart.layouts import Layout, own_microbatches
+from autopart.layouts import Layout
 from autopart.problem import Problem
 from autopart.stage_load import StageLoad
 from autopart.stage_points import StagePoints, best_points, stage_points
@@ -28,7 +28,7 @@ def treated(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> StageLo
     return treated_loads(
         problem,
         cuts,
-        own_microbatches(layout, stage),
+        len(layout.stage_ranks[stage]),
         in_flight(layout, stage),
         smallest_memory(problem.cluster, layout.stage_ranks[stage]),
     )
@@ -38,22 +38,21 @@ def least_loads(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> Sta
     """`cuts.loads` as stage `stage` of a layout, with the layers recomputed that leave the fewest bytes."""
     if not can_recompute(layout.schedule):
         return cuts.loads
-    return treated_loads(
-        problem, cuts, own_microbatches(layout, stage), in_flight(layout, stage), 0
-    )
+    return treated_loads(problem, cuts, len(layout.stage_ranks[stage]), in_flight(layout, stage), 0)
 
 
-def treated_loads(problem: Problem, cuts: Cuts, own: int, held: int, limit: int) -> StageLoad:
-    """`cuts.loads` with what is best for a rank of `limit` bytes that runs `own` microbatches, `held` of
-    them in flight."""
+def treated_loads(problem: Problem, cuts: Cuts, replicas: int, held: int, limit: int) -> StageLoad:
+    """`cuts.loads` with what is best for each of so many replicas, with `held` microbatches in flight in
+    `limit` bytes."""
     demands, loads = problem.demands, cuts.loads
     if not leaves_choice(demands):
         return loads
     asked = (demands.recompute, demands.recompute_layers, demands.keep_layers)
-    key = (asked, problem.optimizer_bytes, problem.cluster.reserve_bytes, own, held, limit)
+    state = (problem.training, problem.cluster.reserve_bytes, problem.num_microbatches)
+    key = (asked, state, replicas, held, limit)
     if key in cuts.made:
         return cuts.made[key]
-    kept = total(memory(loads, problem, own, held))
+    kept = total(memory(loads, problem, replicas, held))
     may_keep = demands.recompute == "auto" and not demands.recompute_layers
     if may_keep and (kept[cuts.nested] <= limit).all():
         return loads

@@ -5,6 +5,7 @@ import random
 
 from autopart.cluster import Cluster, Link
 from autopart.graph import Input, Layer, LayerGraph, TiedParameter, Value
+from autopart.plan import MemoryUse
 from autopart.problem import Demands, Problem
 from autopart.profile import Device, Profile, Source
 
@@ -42,6 +43,11 @@ def problem(graph: LayerGraph, num_microbatches: int = 4, **fields: object) -> P
     """A problem over `graph` on one node of four GPUs unless `fields` say otherwise."""
     base = {"cluster": cluster(), "microbatch_size": 1, "demands": Demands()}
     return Problem(graph=graph, num_microbatches=num_microbatches, **(base | fields))
+
+
+def memory_use(**fields: int) -> MemoryUse:
+    """The bytes of `fields`, and none of any other kind."""
+    return MemoryUse(**(dict.fromkeys(MemoryUse.__struct_fields__, 0) | fields))
 
 
 def profile(graph: LayerGraph) -> Profile:

@@ -18,6 +18,7 @@ ROOMS = (
     "errors",
     "units",
     "files",
+    "training",
     "gpus",
     "graph",
     "profile",

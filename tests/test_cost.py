@@ -102,9 +102,9 @@ def test_the_memory_of_a_rank_is_the_sum_of_what_it_holds():
     use = first.memory
     assert (use.weights, use.gradients, use.optimizer) == (43, 40, 80)
     assert (use.stash, use.workspace, use.reserve) == (2 * (100 + 8), 17, 1000)
-    assert use.buffers == 2 * 8
+    assert (use.receives, use.sends) == (2 * 8, 0)
     assert first.peak_bytes == 43 + 40 + 80 + 216 + 17 + 16 + 1000
-    assert (last.in_flight, last.memory.buffers) == (1, 8 + 2 * 8)
+    assert (last.in_flight, last.memory.receives, last.memory.sends) == (1, 8, 2 * 8)
     assert syncs == ()
 
 

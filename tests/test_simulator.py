@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopart.errors import ScheduleError
-from autopart.plan import MemoryUse, StagePrediction, Sync
+from autopart.plan import StagePrediction, Sync
 from autopart.schedule import (
     Action,
     Schedule,
@@ -18,8 +18,9 @@ from autopart.schedules import make_schedule
 from autopart.schedules.gpipe import gpipe
 from autopart.schedules.one_f_one_b import one_f_one_b
 from autopart.simulator import Timeline, simulate
+from tests.problems import memory_use
 
-NOTHING = MemoryUse(weights=0, gradients=0, optimizer=0, stash=0, workspace=0, buffers=0, reserve=0)
+NOTHING = memory_use()
 
 
 def stage(forward: float = 1.0, backward: float = 2.0, **fields: float) -> StagePrediction:

@@ -26,6 +26,7 @@ class ClusterOptions(NamedTuple):
     gpus_per_node: int | None
     gpu: str | None
     memory: int | None
+    reserve: int | None
     intra_bandwidth: float | None
     inter_bandwidth: float | None
     cluster: Path | None
@@ -95,6 +96,8 @@ def _refined(cluster: Cluster, options: ClusterOptions) -> Cluster:
         raise UsageError("--memory is for equal GPUs; these are listed, each with its own")
     if options.memory is not None:
         cluster = msgspec.structs.replace(cluster, memory_bytes=options.memory)
+    if options.reserve is not None:
+        cluster = msgspec.structs.replace(cluster, reserve_bytes=options.reserve)
     return msgspec.structs.replace(
         cluster,
         intra_node=_link(cluster.intra_node, options.intra_bandwidth),

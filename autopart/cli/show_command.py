@@ -1,20 +1,36 @@
 """`autopart show`: a plan as tables and a timeline."""
 
+from typing import Annotated
+
+import typer
+
 from autopart.cli.console import print_result, results_console
 from autopart.cli.options import AsJson, PlanFile
 from autopart.plan import load_plan
-from autopart.report.plan_table import plan_report
-from autopart.report.summary import plan_summary
+from autopart.report.memory_table import memory_of_ranks, rank_memory_report
+from autopart.report.plan_table import plan_report, plan_title
+from autopart.report.summary import MemorySummary, plan_summary
 from autopart.report.timeline import idle_line, timeline_text
 from autopart.simulator import simulate_plan
 
 EXAMPLE = "autopart show plan.json"
 
 
-def command(plan: PlanFile, as_json: AsJson = False) -> None:
+def command(
+    plan: PlanFile,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Show what every rank holds at its peak instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show a plan: stages, memory, and one step as a timeline."""
     shown = load_plan(plan)
     console = results_console(as_json=as_json)
+    if memory:
+        held = MemorySummary(plan=str(plan), ranks=memory_of_ranks(shown))
+        parts = (plan_title(shown), rank_memory_report(shown))
+        print_result(held, *parts, as_json=as_json, console=console)
+        return
     timeline = simulate_plan(shown)
     drawing = timeline_text(shown, timeline, console.width)
     summary = plan_summary(shown, str(plan))

@@ -16,6 +16,7 @@ from autopart.profile import load_profile, newest_profile
 from autopart.report.plan_table import comparison_table, notes_on_scaled, plan_report, reading_of
 from autopart.report.summary import solve_summary
 from autopart.report.sweep_table import sweep_summary, sweep_table
+from autopart.training import MOMENTS
 from autopart.units import parse_bandwidth, parse_bytes
 
 EXAMPLE = "autopart solve --gpus 8 --nodes 2 --memory 80GiB -o plan.json"
@@ -45,6 +46,14 @@ def command(
     memory: Annotated[
         int | None,
         typer.Option(metavar="SIZE", parser=_SIZE, help="Memory of one GPU, such as 80GiB."),
+    ] = None,
+    reserve: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=_SIZE,
+            help="The part of it that the framework holds for itself, such as 1GiB.",
+        ),
     ] = None,
     intra_bandwidth: Annotated[
         float | None,
@@ -121,8 +130,32 @@ def command(
         typer.Option(help="dp and ilp are exact; uniform and parameters are the usual splits."),
     ] = "auto",
     optimizer: Annotated[
-        Literal["adamw", "sgd-momentum", "sgd"], typer.Option(help="Whose state must be held.")
+        str,
+        typer.Option(
+            metavar="|".join((*MOMENTS, "BYTES")),
+            help="Whose state must be held, or its bytes for each trained element.",
+        ),
     ] = "adamw",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE[-mixed]",
+            help="The profile's dtype; -mixed: with float32 master copies, as 16 bits are by default.",
+        ),
+    ] = None,
+    gradient_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="In which gradients are summed: the profile's dtype, or float32 where that has 16 bits.",
+        ),
+    ] = None,
+    zero1: Annotated[
+        bool,
+        typer.Option(
+            "--zero1", help="Replicas share out optimizer state and master copies (ZeRO-1)."
+        ),
+    ] = False,
     time_limit: Annotated[
         float, typer.Option(min=0.0, help="Seconds; what it leaves open widens the gap.")
     ] = 60.0,
@@ -146,7 +179,7 @@ def command(
     paths = profile or [Path(newest_profile(Path.cwd()).name)]
     measured = [load_profile(path) for path in paths]
     typed = ClusterOptions(
-        gpus, nodes, gpus_per_node, gpu, memory, intra_bandwidth, inter_bandwidth, cluster
+        gpus, nodes, gpus_per_node, gpu, memory, reserve, intra_bandwidth, inter_bandwidth, cluster
     )
     target = chosen_cluster(typed, measured[0])
     solve_on = functools.partial(
@@ -168,6 +201,9 @@ def command(
         recompute_layers=recompute_layer or [],
         keep_layers=keep_layer or [],
         optimizer=optimizer,
+        precision=precision,
+        gradient_dtype=gradient_dtype,
+        zero1=zero1,
         time_limit=time_limit,
     )
     if memory_sweep is not None:

@@ -104,7 +104,7 @@ def _most_in_flight(
     """Microbatches whose stash fits beside the state of [i, j], and whether one does."""
     n = own_microbatches(layout, stage)
     limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
-    with_one = total(memory(cuts.loads, problem, n, 1))
+    with_one = total(memory(cuts.loads, problem, len(layout.stage_ranks[stage]), 1))
     stash = cuts.loads.stash_bytes
     room = limit - with_one + stash
     held = np.where(stash > 0, room // np.maximum(stash, 1), n)
@@ -170,7 +170,7 @@ def _after(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> tuple[Nu
     def own(at: int) -> Number:
         loads, ranks = on_ranks(cuts.loads, problem, layout, at), layout.stage_ranks[at]
         link = slowest_link(problem.cluster, ranks)
-        return time_after_backward(loads, link, len(ranks))
+        return time_after_backward(loads, problem.training, link, len(ranks))
 
     here = own(stage)
     if stage == 0:

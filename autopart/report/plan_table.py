@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autopart.cluster import Cluster, num_gpus, smallest_memory
+from autopart.cluster import Cluster, num_gpus
 from autopart.cost import plan_bottleneck
-from autopart.plan import MemoryUse, Plan
+from autopart.plan import Plan
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
+from autopart.report.memory_table import stage_memory_table
 from autopart.report.names import layers_label, ranks_label
 from autopart.sizes import ASSUMPTION
 from autopart.units import format_bytes, format_share, format_time
@@ -18,7 +18,9 @@ from autopart.units import format_bytes, format_share, format_time
 
 def plan_report(plan: Plan) -> RenderableType:
     """The stages, their memory, and the figures of the whole step."""
-    return Group(stage_table(plan), memory_table(plan), *(Text(line) for line in figures(plan)))
+    return Group(
+        stage_table(plan), stage_memory_table(plan), *(Text(line) for line in figures(plan))
+    )
 
 
 def plan_title(plan: Plan) -> str:
@@ -72,26 +74,6 @@ def stage_table(plan: Plan) -> Table:
 def nodes_of(cluster: Cluster, ranks: tuple[int, ...]) -> list[int]:
     """The nodes that `ranks` sit on, each once."""
     return sorted({rank // cluster.gpus_per_node for rank in ranks})
-
-
-def memory_table(plan: Plan) -> Table:
-    """One row a stage: the peak of one rank by what it is made of."""
-    stages = plan.prediction.stages
-    kinds = MemoryUse.__struct_fields__
-    unit, _ = sizes([stage.peak_bytes for stage in stages])
-    table = new_table(f"memory of one rank at its peak, {unit}")
-    add_number(table, "stage")
-    heads = {"gradients": "grads", "optimizer": "optim.", "workspace": "work"}
-    for kind in kinds:
-        add_number(table, heads.get(kind, kind))
-    for head in ("peak", "of limit"):
-        add_number(table, head)
-    for place, stage in enumerate(stages):
-        parts: list[int] = list(msgspec.structs.astuple(stage.memory))
-        _, cells = sizes([*parts, stage.peak_bytes, *(s.peak_bytes for s in stages)])
-        share = stage.peak_bytes / smallest_memory(plan.cluster, plan.stages[place].ranks)
-        table.add_row(str(place), *cells[: len(parts) + 1], format_share(share))
-    return table
 
 
 def _recompute_lines(plan: Plan) -> list[str]:

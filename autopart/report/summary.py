@@ -8,6 +8,7 @@ from autopart.certificate import Check
 from autopart.cost import plan_bottleneck
 from autopart.plan import MemoryUse, Plan, SearchedSize
 from autopart.profile import Profile, stash_error, time_error
+from autopart.report.memory_table import RankMemory
 from autopart.report.plan_table import peak_bytes
 
 
@@ -83,6 +84,14 @@ class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
     sizes: tuple[SearchedSize, ...]
     """The microbatch sizes that were searched."""
     stages: tuple[StageSummary, ...]
+
+
+class MemorySummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What `autopart show --memory --json` prints."""
+
+    plan: str
+    ranks: tuple[RankMemory, ...]
+    """Every rank in use, those that hold the same together."""
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from autopart.plan import LASTING, MemoryUse
 from autopart.schedule import Order, StageRanks
 from autopart.simulator.actions import Array, B, F, I, W
 from autopart.simulator.clock import HostMove
@@ -20,7 +21,6 @@ from autopart.simulator.timeline import Timeline
 Number = Any
 """A float or int, or a numpy array of them, one for each of several partitions."""
 
-KINDS = ("weights", "gradients", "optimizer", "stash", "workspace", "buffers", "reserve")
 _CHANGE = {"F": (1, 0), "B": (-1, 0), "I": (-1, 1), "W": (0, -1)}
 
 
@@ -71,23 +71,6 @@ def peak_stash(
     counts = np.concatenate([held.whole, held.half], axis=1)
     totals = np.tensordot(counts, np.array(np.broadcast_arrays(*each)), axes=1)
     return totals.max(axis=0, initial=0)
-
-
-class MemoryUse(Protocol):
-    """What the simulator reads of a stage's bytes, as plan.MemoryUse has it."""
-
-    @property
-    def weights(self) -> int: ...
-    @property
-    def gradients(self) -> int: ...
-    @property
-    def optimizer(self) -> int: ...
-    @property
-    def workspace(self) -> int: ...
-    @property
-    def buffers(self) -> int: ...
-    @property
-    def reserve(self) -> int: ...
 
 
 class StageBytes(Protocol):
@@ -145,8 +128,7 @@ def memory_over_time(
 
 
 def _constant(own: Sequence[StageBytes]) -> dict[str, int]:
-    same = ("weights", "gradients", "optimizer", "buffers")
-    held = {kind: sum(getattr(stage.memory, kind) for stage in own) for kind in same}
+    held = {kind: sum(getattr(stage.memory, kind) for stage in own) for kind in LASTING}
     return {**held, "reserve": max((stage.memory.reserve for stage in own), default=0)}
 
 

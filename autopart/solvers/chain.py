@@ -122,7 +122,7 @@ def _memories(
         memory(
             loads_of(problem, layout, cuts, stage),
             problem,
-            own_microbatches(layout, stage),
+            len(layout.stage_ranks[stage]),
             in_flight(layout, stage),
         )
         for stage in range(len(layout.stage_ranks))

@@ -19,6 +19,7 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
    (10) x[l, s] = 1 for a pin of l to s; x[l, s] = x[u, s] for layers of one stage; the sum of x[l, s] over
         layers that must lie apart is at most 1
    (11) T <= the value of the best chain plan, where there is one
+   (12) r * part[s] >= trained elements of stage s, part[s] whole      ZeRO-1 over r replicas
 
 All of c, only, any, work and T are continuous: each is pushed down by (8) and (9), and at whole z the
 smallest value that (4)-(7) allow is the exact one. The cumulative z make precedence (2) tight in the
@@ -186,7 +187,8 @@ class _Program:
         load = on_ranks(self._load(stage), problem, layout, stage)
         own = own_microbatches(layout, stage)
         limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
-        needed = total(memory(load, problem, own, in_flight(layout, stage)))
+        replicas, held = len(layout.stage_ranks[stage]), in_flight(layout, stage)
+        needed = total(memory(load, problem, replicas, held, self._largest_part))
         self.program += needed * (1 / limit) <= 1.0, f"memory_{stage}"  # (8)
         counted = self.work if problem.objective == "step" else []
         ahead = pulp.lpSum(t * self._by(l, stage - 1) for l, t in enumerate(counted))
@@ -250,6 +252,15 @@ class _Program:
         variable: Any = self.program.add_variable(f"any_{name}", 0, 1)
         for layer in members:
             self.program += variable >= self._on(layer, stage)  # (6)
+        return variable
+
+    def _largest_part(self, count: Expression, parts: int) -> Expression:
+        """The largest of `parts` even parts of a whole number."""
+        if parts == 1:
+            return count
+        name = f"part_{len(self.program.variables())}"
+        variable: Any = self.program.add_variable(name, 0, cat=pulp.LpInteger)
+        self.program += parts * variable >= count  # (12)
         return variable
 
     def _largest(self, stage: int, sizes: Sequence[int]) -> Expression:

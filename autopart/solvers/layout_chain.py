@@ -10,7 +10,7 @@ import numpy as np
 
 from autopart.cluster import Link
 from autopart.cost import cut_links, in_flight, memory, total, traffic_times
-from autopart.layouts import Layout, own_microbatches
+from autopart.layouts import Layout
 from autopart.problem import Problem
 from autopart.solvers.probe import Chain, Memory
 from autopart.stage_load import StageLoad
@@ -32,7 +32,7 @@ def chain_of(problem: Problem, layout: Layout, loads: StageLoad, send_share: flo
     kinds: list[Link | None] = list(dict.fromkeys(links)) or [cluster.intra_node]
     share = send_share if cluster.sends_overlap else 1.0
     work = loads.forward_time[0] + loads.backward_time[0]
-    nothing_in_flight = total(memory(loads, problem, own_microbatches(layout, 0), 0))
+    nothing_in_flight = total(memory(loads, problem, len(layout.stage_ranks[0]), 0))
     return LayoutChain(
         chain=Chain(
             work=np.asarray(work, dtype=float),

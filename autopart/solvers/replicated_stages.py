@@ -20,7 +20,14 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.cluster import Link, num_gpus
-from autopart.cost import busy_time, memory, time_after_backward, total, traffic_times
+from autopart.cost import (
+    busy_time,
+    memory,
+    on_replicas,
+    time_after_backward,
+    total,
+    traffic_times,
+)
 from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import InfeasibleError
 from autopart.problem import Problem
@@ -92,7 +99,8 @@ def _loads(problem: Problem, cuts: Cuts, link: Link, ranks: int) -> MatrixLoads:
     loads: list[Floats] = []
     for r in counts:
         own = math.ceil(m / r)
-        once = time_after_backward(load, link, r)
+        placed = on_replicas(load, problem.training, r, 1.0)
+        once = time_after_backward(placed, problem.training, link, r)
         time = (own * busy + once) / m
         if cluster.sends_overlap:
             time = np.maximum(time, own * sends / m)
@@ -109,9 +117,9 @@ def _memory(problem: Problem, cuts: Cuts, counts: list[int]) -> MatrixMemory:
         own = math.ceil(m / counts[choice])
         return min(-(-later // counts[choice]) + 1, own) if one_f_one_b else own
 
-    least = treated_loads(problem, cuts, m, m, 0)
+    least = treated_loads(problem, cuts, 1, m, 0)
     return MatrixMemory(
-        fixed=[total(memory(least, problem, math.ceil(m / r), 0)) + 0.0 for r in counts],
+        fixed=[total(memory(least, problem, r, 0)) + 0.0 for r in counts],
         stash=least.stash_bytes + 0.0,
         held=held,
         limit=float(problem.cluster.memory_bytes),

@@ -5,7 +5,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from autopart.plan import load_plan
+from autopart.plan import ON_DEVICE, load_plan
 from autopart.profile import save_profile
 from tests.samples import sample_profile
 
@@ -23,6 +23,19 @@ def test_show_prints_stages_memory_and_a_timeline(cli: Cli, plan_file: Path) -> 
     for words in ("2 stages x 2 replicas", "memory of one rank", "rank 3  ", "a column is"):
         assert words in outcome.out
     assert max(map(len, outcome.out.splitlines())) <= 80
+
+
+def test_show_memory_names_every_byte_of_every_rank(cli: Cli, plan_file: Path) -> None:
+    outcome = cli("show", "plan.json", "--memory", "--json")
+    jsonschema.validate(outcome.document, _schema("memory-summary"))
+    peaks = load_plan("plan.json").prediction.rank_peak_bytes
+    for group in outcome.document["ranks"]:
+        assert sum(group["memory"][kind] for kind in ON_DEVICE) == group["peak_bytes"]
+        assert {peaks[rank] for rank in group["ranks"]} == {group["peak_bytes"]}
+    shown = {rank for group in outcome.document["ranks"] for rank in group["ranks"]}
+    assert shown == {rank for rank, peak in enumerate(peaks) if peak}
+    for words in ("optimizer state", "stash of all microbatches in flight", "peak"):
+        assert words in outcome.err and words in cli("show", "plan.json", "--memory").out
 
 
 def test_show_draws_as_wide_as_the_terminal(

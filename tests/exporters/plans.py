@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from autopart.cluster import Cluster, Link
 from autopart.plan import (
     Certificate,
-    MemoryUse,
     Origin,
     Plan,
     Prediction,
@@ -17,9 +16,11 @@ from autopart.plan import (
 from autopart.problem import Demands
 from autopart.schedule import Schedule
 from autopart.schedules import make_schedule
+from autopart.training import Training
+from tests.problems import memory_use
 
 LINK = Link(bandwidth=1e9)
-NOTHING = MemoryUse(weights=0, gradients=0, optimizer=0, stash=0, workspace=0, buffers=0, reserve=0)
+NOTHING = memory_use()
 UNPREDICTED = StagePrediction(
     forward_time=0.0, backward_time=0.0, weight_grad_time=0.0, busy_time=0.0, send_time=0.0,
     send_back_time=0.0, update_time=0.0, in_flight=1, stash_bytes=0, memory=NOTHING, peak_bytes=0,
@@ -51,7 +52,7 @@ def make_plan(
         ),
         microbatch_size=microbatch_size,
         num_microbatches=num_microbatches,
-        optimizer_bytes=0,
+        training=Training(optimizer="sgd"),
         demands=Demands(),
         stages=stages,
         schedule=schedule,

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from autopart.certificate import verify
+from autopart.report.memory_table import rank_memory_report
 from autopart.report.plan_table import comparison_table, figures, plan_report, reading_of
 from autopart.report.profile_table import folded_rows, profile_report
 from autopart.report.step_summary import simulate_summary
@@ -93,6 +94,7 @@ def test_tables_fit_into_80_columns_without_losing_a_number() -> None:
     tables = [
         profile_report(sample_profile()),
         plan_report(plan),
+        rank_memory_report(plan),
         comparison_table(plan, {"uniform": plan, "parameters": "too large by 3.0 GiB"}),
         rank_table(step),
         check_table(verify(plan, sample_profile()), "plan.json against profile.json"),

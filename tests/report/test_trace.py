@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from autopart.plan import Plan, stage_ranks
+from autopart.plan import ON_DEVICE, Plan, stage_ranks
 from autopart.report.trace import ACTIONS, IDLE, SENDS, trace
 from autopart.simulator import Timeline, simulate_plan
 from autopart.simulator.idle import idle_times
@@ -75,9 +75,7 @@ def test_the_counter_s_kinds_add_up_to_the_peak() -> None:
     for rank in used_ranks(timeline):
         counted = [e["args"] for e in events if e["ph"] == "C" and e["pid"] == rank]
         assert max(sum(kinds.values()) for kinds in counted) <= curves[rank].peak_bytes
-        assert set(counted[0]) == {
-            "weights", "gradients", "optimizer", "stash", "workspace", "buffers", "reserve",
-        }  # fmt: skip
+        assert set(counted[0]) == set(ON_DEVICE)
         assert max(kinds["stash"] for kinds in counted) == curves[rank].stash.max()
 
 

@@ -7,7 +7,6 @@ import msgspec
 from autopart.cluster import cluster_of
 from autopart.plan import (
     Certificate,
-    MemoryUse,
     Origin,
     Plan,
     Prediction,
@@ -20,6 +19,8 @@ from autopart.runtime.capture.capture import Captured, capture_model
 from autopart.runtime.models.model import build_training_model, example_batch, load_model
 from autopart.schedule import Schedule
 from autopart.schedules import make_schedule
+from autopart.training import make_training
+from tests.problems import memory_use
 
 
 def capture(model: str, microbatch_size: int = 2, dtype: str = "float32") -> Captured:
@@ -92,7 +93,7 @@ def _plan(
         cluster=cluster_of("cpu", gpus=1 + max(map(max, ranks))),
         microbatch_size=microbatch_size,
         num_microbatches=num_microbatches,
-        optimizer_bytes=8,
+        training=make_training(dtype),
         demands=Demands(),
         stages=tuple(
             Stage(layers=tuple(la), ranks=tuple(on)) for la, on in zip(layers, ranks, strict=True)
@@ -125,9 +126,7 @@ def two_stage_plan() -> Plan:
 
 
 def _nothing() -> StagePrediction:
-    memory = MemoryUse(
-        weights=0, gradients=0, optimizer=0, stash=0, workspace=0, buffers=0, reserve=0
-    )
+    memory = memory_use()
     return StagePrediction(
         forward_time=0.0,
         backward_time=0.0,

@@ -14,6 +14,7 @@ from autopart.profile import Profile
 from autopart.runtime.execution.one_device import planned_optimizer, run_on_one_device
 from autopart.runtime.execution.stand_ins import give_weights
 from autopart.runtime.profiling.profiler import profile_model
+from autopart.training import Training
 from tests.runtime.plans import capture, plan_for
 
 GPT2 = "zoo:gpt2-tiny"
@@ -100,8 +101,14 @@ def test_a_device_that_is_not_here_and_another_model_are_refused(profile: Profil
 def test_the_optimizer_is_the_one_that_the_plan_reckons_with(profile: Profile) -> None:
     plan = _solved(profile, num_stages=2, num_replicas=1)
     assert planned_optimizer(plan) == "adamw"
-    assert planned_optimizer(msgspec.structs.replace(plan, optimizer_bytes=0)) == "sgd"
-    assert planned_optimizer(msgspec.structs.replace(plan, optimizer_bytes=5)) == "adamw"
+    assert (
+        planned_optimizer(msgspec.structs.replace(plan, training=Training(optimizer="sgd")))
+        == "sgd"
+    )
+    assert (
+        planned_optimizer(msgspec.structs.replace(plan, training=Training(optimizer="5")))
+        == "adamw"
+    )
 
 
 def test_weights_are_drawn_once_for_each_tied_one_and_only_where_there_are_none() -> None:

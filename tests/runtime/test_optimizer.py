@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from autopart.problem import OPTIMIZER_BYTES
 from autopart.runtime.execution.optimizer import LEARNING_RATES, Optimizer
+from autopart.training import MOMENTS
 
 
 def parameter(*values: float, dtype: torch.dtype = torch.float32) -> nn.Parameter:
@@ -19,7 +19,7 @@ def stepped(name: str, of: nn.Parameter, gradient: float, steps: int = 1, lr: fl
 
 
 def test_every_optimizer_that_a_plan_is_reckoned_for_can_be_run():
-    assert LEARNING_RATES.keys() == OPTIMIZER_BYTES.keys()
+    assert LEARNING_RATES.keys() == MOMENTS.keys()
 
 
 def test_sgd_goes_down_the_gradient():

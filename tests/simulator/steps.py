@@ -8,8 +8,9 @@ from autopart.plan import MemoryUse, StagePrediction, Sync
 from autopart.schedule import Action, Op, Schedule, StageRanks, predecessors, rank_of
 from autopart.schedules import KINDS, make_schedule, pipeline_starts, place_stages
 from autopart.simulator import Timeline, simulate
+from tests.problems import memory_use
 
-NOTHING = MemoryUse(weights=0, gradients=0, optimizer=0, stash=0, workspace=0, buffers=0, reserve=0)
+NOTHING = memory_use()
 
 
 def stage(

@@ -17,12 +17,12 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
+from autopart.graph import LOSS
 from autopart.runtime.capture.dataflow import Dataflow, dependencies, read_storages
 from autopart.runtime.capture.opening import Call, call_stack, opened_modules
 
 Merged: TypeAlias = "nx.utils.UnionFind[str]"
 
-LOSS = "loss"
 ROOT = "model"
 """The name of a layer of nodes that the root module computes itself, beside no other layer."""
 

@@ -18,7 +18,6 @@ from torch import distributed, fx
 
 from autopart.errors import ModelError, UsageError
 from autopart.plan import Plan, num_ranks
-from autopart.problem import optimizer_bytes
 from autopart.run_result import OneDeviceResult
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.split import StageProgram, split_stages
@@ -100,10 +99,9 @@ def run_on_one_device(
 
 
 def planned_optimizer(plan: Plan) -> str:
-    """The optimizer whose state has the bytes that the plan reckons with; AdamW where none has."""
-    dtype, bytes_each = plan.origin.dtype, plan.optimizer_bytes
-    known = (name for name in LEARNING_RATES if optimizer_bytes(name, dtype) == bytes_each)
-    return next(known, "adamw")
+    """The optimizer that the plan reckons with; AdamW where it only says how many bytes it keeps."""
+    named = plan.training.optimizer
+    return named if named in LEARNING_RATES else "adamw"
 
 
 def _device(asked: str | None) -> torch.device:

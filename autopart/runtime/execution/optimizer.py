@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-LEARNING_RATES = {"adamw": 1e-3, "sgd-momentum": 1e-2, "sgd": 1e-2}
-"""Used where the caller names none; the keys are those of `problem.OPTIMIZER_BYTES`."""
+LEARNING_RATES = {"adamw": 1e-3, "sgd-momentum": 1e-2, "adafactor": 1e-2, "sgd": 1e-2}
+"""Used where the caller names none; the keys are those of `training.MOMENTS`."""
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -55,4 +55,6 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
 def _torch_optimizer(name: str, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=lr)
+    if name == "adafactor":
+        return torch.optim.Adafactor(parameters, lr=lr)
     return torch.optim.SGD(parameters, lr=lr, momentum=0.9 if name == "sgd-momentum" else 0.0)

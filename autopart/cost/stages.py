@@ -1,47 +1,26 @@
-"""Seconds and bytes: the only room in which they are computed.
+"""Seconds of a stage, what is best for its layers, and what it needs in all."""
 
-The formulas work on one stage (plain numbers), on all stages between two cuts of a graph at once
-(numpy matrices) and on the affine expressions of an integer program, so that a solver and the
-evaluation of its plan cannot disagree.
-"""
-
-import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
 
 from autopart.cluster import (
     Cluster,
     Link,
     link_between,
-    slowest_link,
     slowest_speed,
     smallest_memory,
 )
+from autopart.cost.attribution import Share, share_of
+from autopart.cost.rank_bytes import Memory, in_flight, memory, total
+from autopart.cost.syncs import sync_times, update_share
 from autopart.frontier import Frontiers, Points, can_recompute, leaves_choice, only_choice
 from autopart.graph import positions
-from autopart.layouts import Layout, one_replica, own_microbatches
+from autopart.layouts import Layout
 from autopart.plan import MemoryUse, Plan, StagePrediction, Sync, stage_ranks
-from autopart.problem import CUSTOM, Problem
-from autopart.schedule import Schedule, StageRanks, warmup
-from autopart.schedules import make_schedule
-from autopart.simulator.memory import Held, held_counts, most_held, peak_stash
+from autopart.problem import Problem
 from autopart.stage_load import Number, Partition, StageLoad, Traffic, stage_loads
-
-
-class Memory(NamedTuple):
-    """The bytes of one rank at its peak, by what they are."""
-
-    weights: Number
-    gradients: Number
-    optimizer: Number
-    stash: Number
-    workspace: Number
-    buffers: Number
-    reserve: Number
+from autopart.training import Training
 
 
 def send_time(link: Link, num_bytes: Number, num_tensors: Number) -> Number:
@@ -49,76 +28,25 @@ def send_time(link: Link, num_bytes: Number, num_tensors: Number) -> Number:
     return num_tensors * link.latency + num_bytes / link.bandwidth
 
 
-def all_reduce_time(link: Link, num_bytes: Number, num_ranks: int) -> Number:
-    """Seconds of a ring all-reduce: 2 (r - 1) steps of 1/r of the bytes (Patarasuk and Yuan,
-    J. Parallel Distrib. Comput. 2009), times what the link's all-reduces were measured to take more."""
-    steps = 2 * (num_ranks - 1)
-    ring = steps * (link.latency + num_bytes / num_ranks / link.bandwidth)
-    return ring * link.all_reduce_factor
-
-
-def time_after_backward(load: StageLoad, link: Link, num_ranks: int) -> Number:
-    """Seconds of a stage's own gradient sync over `num_ranks` replicas and of its optimizer step."""
-    return load.update_time + all_reduce_time(link, load.grad_bytes, num_ranks)
-
-
-def in_flight(layout: Layout, stage: int) -> int:
-    """Most microbatches past F and before B on a rank of stage `stage` (from 0): GPipe holds all that
-    it runs, 1F1B those of its warmup, orders of a plan's own at least one."""
-    own = own_microbatches(layout, stage)
-    if layout.schedule == "gpipe":
-        return own
-    if layout.schedule == "1f1b":
-        return min(warmup(layout.stage_ranks, stage), own)
-    return 1 if layout.schedule == CUSTOM else _held_of(layout)[stage]
-
-
-@functools.lru_cache(maxsize=64)
-def _held_of(layout: Layout) -> tuple[int, ...]:
-    one = one_replica(layout)
-    orders = make_schedule(one.schedule, one.stage_ranks, one.num_microbatches)
-    return held_by(orders, one.stage_ranks)
-
-
-def held_by(schedule: Schedule, stage_ranks: StageRanks) -> tuple[int, ...]:
-    """For each stage the most microbatches past F and before B (or W) on any of its ranks."""
-    used = {rank for ranks in stage_ranks for rank in ranks}
-    held = {rank: most_held(schedule[rank]) for rank in used}
-    return tuple(max(held[r][stage] for r in ranks) for stage, ranks in enumerate(stage_ranks))
-
-
-def slowed(load: StageLoad, speed: float) -> StageLoad:
-    """The load on a GPU of `speed`, relative to the profile's device: every time grows by 1 / speed."""
-    if speed == 1.0:
+def on_replicas(load: StageLoad, training: Training, replicas: int, speed: float) -> StageLoad:
+    """The load on so many GPUs of `speed`, relative to the profile's device: every time grows by
+    1 / speed, and with ZeRO-1 the replicas share the update out among them."""
+    sharing = update_share(training, replicas)
+    if speed == 1.0 and sharing == 1:
         return load
     return load._replace(
         forward_time=load.forward_time / speed,
         backward_time=load.backward_time / speed,
         weight_grad_time=load.weight_grad_time / speed,
-        update_time=load.update_time / speed,
+        update_time=load.update_time / (speed * sharing),
     )
 
 
 def on_ranks(load: StageLoad, problem: Problem, layout: Layout, stage: int) -> StageLoad:
     """The load as stage `stage` of a layout: its slowest rank sets the pace."""
-    return slowed(load, slowest_speed(problem.cluster, layout.stage_ranks[stage]))
-
-
-def memory(
-    load: StageLoad, problem: Problem, microbatches: int, microbatches_in_flight: int
-) -> Memory:
-    """Bytes of a rank at its peak. Buffers: the next receive, two sends and two receives of
-    gradients under way, and the part of the batch that the stage reads."""
-    gradients_moving = 2 * (load.received.grad_bytes + load.sent.grad_bytes)
-    return Memory(
-        weights=load.weight_bytes,
-        gradients=load.grad_bytes,
-        optimizer=load.num_trainable * problem.optimizer_bytes,
-        stash=microbatches_in_flight * load.stash_bytes,
-        workspace=load.workspace_bytes,
-        buffers=load.received.bytes + gradients_moving + microbatches * load.input_bytes,
-        reserve=problem.cluster.reserve_bytes,
-    )
+    ranks = layout.stage_ranks[stage]
+    speed = slowest_speed(problem.cluster, ranks)
+    return on_replicas(load, problem.training, len(ranks), speed)
 
 
 def treat(load: StageLoad, points: Points, choice: int) -> StageLoad:
@@ -137,9 +65,9 @@ def best_choice(
 ) -> int:
     """The choice of stage `stage` with the fewest extra seconds that fits on its ranks; the one with
     the fewest bytes where none does."""
-    own, held = own_microbatches(layout, stage), in_flight(layout, stage)
+    replicas, held = len(layout.stage_ranks[stage]), in_flight(layout, stage)
     needed = [
-        total(memory(treat(load, points, choice), problem, own, held))
+        total(memory(treat(load, points, choice), problem, replicas, held))
         for choice in range(len(points.extra_time))
     ]
     limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
@@ -271,18 +199,16 @@ def predict(
     loads = _treated(problem, partition, chosen)
     links = cut_links(problem.cluster, layout.stage_ranks)
     counts = held or [in_flight(layout, stage) for stage in range(len(loads))]
-    stages = tuple(
-        _predict_stage(
-            problem,
-            layout,
-            stage,
-            counts[stage],
-            on_ranks(load, problem, layout, stage),
-            *links_around(links, stage),
-        )
-        for stage, load in enumerate(loads)
-    )
-    return stages, _syncs(problem, layout, partition, loads)
+    stages: list[StagePrediction] = []
+    for stage, load in enumerate(loads):
+        replicas, count = len(layout.stage_ranks[stage]), counts[stage]
+        use = memory(load, problem, replicas, count)
+        share = share_of(problem.graph, partition[stage], chosen[stage], load)
+        share = share._replace(loss_stash=count * share.loss_stash)
+        placed = on_ranks(load, problem, layout, stage)
+        around = links_around(links, stage)
+        stages.append(_prediction(problem.cluster, placed, count, use, share, around))
+    return tuple(stages), _syncs(problem, layout, partition, loads)
 
 
 def _treated(problem: Problem, partition: Partition, recompute: Partition) -> list[StageLoad]:
@@ -295,103 +221,28 @@ def _treated(problem: Problem, partition: Partition, recompute: Partition) -> li
     ]
 
 
-def _predict_stage(
-    problem: Problem,
-    layout: Layout,
-    stage: int,
-    held: int,
+def _prediction(
+    cluster: Cluster,
     load: StageLoad,
-    before: Link | None,
-    after: Link | None,
+    held: int,
+    use: Memory,
+    share: Share,
+    around: tuple[Link | None, Link | None],
 ) -> StagePrediction:
-    use = MemoryUse(**memory(load, problem, own_microbatches(layout, stage), held)._asdict())
+    before, after = around
     return StagePrediction(
         forward_time=load.forward_time,
         backward_time=load.backward_time,
         weight_grad_time=load.weight_grad_time,
-        busy_time=busy_time(load, problem.cluster, before, after),
+        busy_time=busy_time(load, cluster, before, after),
         send_time=traffic_times(load.sent, after)[0],
         send_back_time=traffic_times(load.received, before)[1],
         update_time=load.update_time,
         in_flight=held,
         stash_bytes=load.stash_bytes,
-        memory=use,
+        memory=MemoryUse(**use._asdict(), **share._asdict()),
         peak_bytes=total(use),
     )
-
-
-def total(use: MemoryUse | Memory) -> Number:
-    """All bytes of a rank together."""
-    return (
-        use.weights
-        + use.gradients
-        + use.optimizer
-        + use.stash
-        + use.workspace
-        + use.buffers
-        + use.reserve
-    )
-
-
-def rank_peaks(
-    stage_ranks: StageRanks, schedule: Schedule, stages: Sequence[StagePrediction]
-) -> tuple[int, ...]:
-    """The peak bytes of each rank; 0 for an idle one. Where a rank has several stages, the most that
-    its order ever holds of their stash, the largest workspace and one reserve."""
-    on_rank: dict[int, list[int]] = {}
-    for stage, ranks in enumerate(stage_ranks):
-        for rank in ranks:
-            on_rank.setdefault(rank, []).append(stage)
-    peaks = [0] * len(schedule)
-    for rank, own in on_rank.items():
-        if len(own) == 1:
-            peaks[rank] = stages[own[0]].peak_bytes
-        else:
-            stash = [stage.stash_bytes for stage in stages]
-            held = peak_stash(held_counts(schedule[rank]), stash)
-            peaks[rank] = int(bytes_beside_stash([stages[s].memory for s in own]) + held)
-    return tuple(peaks)
-
-
-def peak_with_copies(stage: StagePrediction, in_flight: int, copies: int) -> int:
-    """The peak of a stage's rank with other microbatches in flight and copies of its weights."""
-    more = (in_flight - stage.in_flight) * stage.stash_bytes
-    return stage.peak_bytes + more + copies * stage.memory.weights
-
-
-def bytes_beside_stash(uses: Sequence[MemoryUse] | Sequence[Memory]) -> Number:
-    """What a rank with stages of these uses holds at its peak, but for the stash."""
-    lasting = sum(use.weights + use.gradients + use.optimizer + use.buffers for use in uses)
-    once = [np.broadcast_arrays(0, *(getattr(use, kind) for use in uses)) for kind in _HELD_ONCE]
-    return lasting + sum(np.maximum.reduce(sizes) for sizes in once)
-
-
-_HELD_ONCE = ("workspace", "reserve")
-"""What a rank holds once, however many stages it has."""
-
-
-def peaks_fit(problem: Problem, layout: Layout, loads: Sequence[StageLoad]) -> Number:
-    """Whether every rank stays within its memory, for loads of the stages that may be arrays; the
-    layout's replicas are alike."""
-    own = [own_microbatches(layout, stage) for stage in range(len(loads))]
-    uses = [memory(load, problem, m, 0) for load, m in zip(loads, own, strict=True)]
-    stash = [load.stash_bytes for load in loads]
-    fit: Number = True
-    for rank, held in _holds_of(layout):
-        on = [s for s, ranks in enumerate(layout.stage_ranks) if ranks[0] == rank]
-        limit = smallest_memory(problem.cluster, layout.stage_ranks[on[0]])
-        peak = bytes_beside_stash([uses[s] for s in on]) + peak_stash(held, stash)
-        fit = fit & (peak <= limit)
-    return fit
-
-
-@functools.lru_cache(maxsize=64)
-def _holds_of(layout: Layout) -> tuple[tuple[int, Held], ...]:
-    """The ranks of the first replica, with what their orders hold."""
-    one = one_replica(layout)
-    orders = make_schedule(one.schedule, one.stage_ranks, one.num_microbatches)
-    ranks = dict.fromkeys(ranks[0] for ranks in layout.stage_ranks)
-    return tuple((rank, held_counts(order)) for rank, order in zip(ranks, orders, strict=True))
 
 
 def _syncs(
@@ -403,31 +254,4 @@ def _syncs(
         tuple(s for s, layers in enumerate(partition) if own.intersection(layers))
         for own in members
     ]
-    return sync_times(problem, layout, [load.grad_bytes for load in loads], holders)
-
-
-def sync_times(
-    problem: Problem,
-    layout: Layout,
-    grad_bytes: Sequence[Number],
-    holders: Sequence[tuple[int, ...]],
-) -> tuple[Sync, ...]:
-    """The gradient syncs of a step: of each stage over its replicas, then of each tied parameter
-    over all ranks of the stages that hold it. `holders` says which, for each tied parameter."""
-    syncs = [
-        Sync(what=f"stage {stage}", ranks=ranks, time=_sync_time(problem, ranks, size))
-        for stage, (ranks, size) in enumerate(zip(layout.stage_ranks, grad_bytes, strict=True))
-        if len(ranks) > 1
-    ]
-    for tied, stages in zip(problem.graph.tied, holders, strict=True):
-        if len(stages) > 1:
-            ranks = tuple(sorted({rank for s in stages for rank in layout.stage_ranks[s]}))
-            if set(ranks) == set(layout.stage_ranks[stages[0]]):
-                continue  # the same ranks hold it once, and sync it with the stage
-            time = _sync_time(problem, ranks, tied.grad_bytes)
-            syncs.append(Sync(what=tied.name, ranks=ranks, time=time))
-    return tuple(syncs)
-
-
-def _sync_time(problem: Problem, ranks: tuple[int, ...], num_bytes: Number) -> Number:
-    return all_reduce_time(slowest_link(problem.cluster, ranks), num_bytes, len(ranks))
+    return sync_times(problem, layout, loads, holders)

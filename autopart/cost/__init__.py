@@ -1,0 +1,70 @@
+"""Seconds and bytes: the only room in which they are computed.
+
+The formulas work on one stage (plain numbers), on all stages between two cuts of a graph at once
+(numpy matrices) and on the affine expressions of an integer program, so that a solver and the
+evaluation of its plan cannot disagree.
+"""
+
+from autopart.cost.rank_bytes import (
+    bytes_beside_stash,
+    held_by,
+    in_flight,
+    memory,
+    peaks_fit,
+    rank_memory,
+    rank_peaks,
+    total,
+    with_versions,
+)
+from autopart.cost.stages import (
+    best_recompute,
+    bottleneck_time,
+    busy_time,
+    cut_links,
+    links_around,
+    occupied_time,
+    on_ranks,
+    on_replicas,
+    plan_bottleneck,
+    predict,
+    send_time,
+    steady_period,
+    traffic_times,
+)
+from autopart.cost.syncs import (
+    all_reduce_time,
+    gradient_bytes,
+    sync_times,
+    time_after_backward,
+    update_share,
+)
+
+__all__ = [
+    "all_reduce_time",
+    "best_recompute",
+    "bottleneck_time",
+    "busy_time",
+    "bytes_beside_stash",
+    "cut_links",
+    "gradient_bytes",
+    "held_by",
+    "in_flight",
+    "links_around",
+    "memory",
+    "occupied_time",
+    "on_ranks",
+    "on_replicas",
+    "peaks_fit",
+    "plan_bottleneck",
+    "predict",
+    "rank_memory",
+    "rank_peaks",
+    "send_time",
+    "steady_period",
+    "sync_times",
+    "time_after_backward",
+    "total",
+    "traffic_times",
+    "update_share",
+    "with_versions",
+]

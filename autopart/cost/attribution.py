@@ -1,0 +1,49 @@
+"""What part of a stage's stash and workspace is there for its loss, and for layers that are recomputed.
+
+Each is counted among stash or workspace already: this says whose it is.
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from autopart.graph import LOSS, Layer, LayerGraph
+from autopart.stage_load import StageLoad
+
+
+class Share(NamedTuple):
+    """Bytes of one rank."""
+
+    recomputed: int
+    """Of the workspace: what the largest transient grows by as stash comes back."""
+    loss_stash: int
+    """Of the stash of one microbatch: the logits, and what the loss keeps inside."""
+    loss_workspace: int
+    """Of the workspace: what the loss's transient is larger than any other layer's."""
+
+
+def share_of(
+    graph: LayerGraph, members: Collection[int], recompute: Collection[int], load: StageLoad
+) -> Share:
+    """The shares of a stage with the layers at `members`, of which some are recomputed in `load`."""
+    layers = {graph.layers[at].name: graph.layers[at] for at in members}
+    again = {graph.layers[at].name for at in recompute}
+    losses = {name for name, layer in layers.items() if layer.kind == LOSS}
+    largest = max(layer.workspace_bytes for layer in layers.values())
+    others = max((la.workspace_bytes for la in layers.values() if la.kind != LOSS), default=0)
+    logits = sum(
+        value.bytes
+        for value in graph.values
+        if losses.intersection(value.consumers)
+        and (value.producer not in layers or value.kept_by or losses & again)
+    )
+    return Share(
+        recomputed=load.workspace_bytes - largest,
+        loss_stash=logits + sum(_kept(layers[name], name in again) for name in losses),
+        loss_workspace=largest - others,
+    )
+
+
+def _kept(layer: Layer, is_recomputed: bool) -> int:
+    if is_recomputed and layer.recompute is not None:
+        return layer.recompute.stash_bytes
+    return layer.stash_bytes
