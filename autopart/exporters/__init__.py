@@ -52,7 +52,8 @@ _TORCH = "torch's, or a CSV"
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "torch": Target(
-            "torch.distributed.pipelining", torch_pipelining.VERSIONS, _TORCH, "any", "none",
+            "torch.distributed.pipelining", torch_pipelining.VERSIONS, _TORCH, "any",
+            "any modules, whole or but for products",
             of_layers=torch_pipelining.export_to_torch,
         ),
         "torchtitan": Target(
@@ -68,7 +69,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             deepspeed.export_to_deepspeed, takes_any_unit=True,
         ),
         "automodel": Target(
-            "NeMo AutoModel", automodel.VERSIONS, f"{_TORCH}; no dualpipev", "any, or a V of 2",
+            "NeMo AutoModel", automodel.VERSIONS, f"{_TORCH}; whole backwards", "any, or a V of 2",
             "all or none", automodel.export_to_automodel,
         ),
         "primus": Target(

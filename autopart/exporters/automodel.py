@@ -6,13 +6,14 @@ It keeps of each stage the modules that a list names, like torchtitan, by their 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
 from autopart.exporters.shape import (
+    Shape,
     rank_notes,
     refuse_single_rank,
     refuse_split_tied,
     shape_of,
 )
 from autopart.exporters.text import comments, rows
-from autopart.exporters.torch_schedules import CSV_FILE, torch_schedule
+from autopart.exporters.torch_schedules import CSV_FILE, TorchSchedule, torch_schedule
 from autopart.exporters.units import (
     EMBEDDING,
     HEAD,
@@ -22,7 +23,7 @@ from autopart.exporters.units import (
     refuse_elsewhere,
     refuse_other_recompute,
 )
-from autopart.plan import Plan
+from autopart.plan import Plan, schedule_of
 
 VERSIONS = ("0.7.0",)
 _NAME = "NeMo AutoModel"
@@ -37,15 +38,12 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     refuse_other_recompute(stages, _NAME)
     refuse_elsewhere(stages, EMBEDDING, 0, _NAME)
     refuse_elsewhere(stages, HEAD, len(stages) - 1, _NAME)
+    _refuse_split_backwards(plan)
+    _refuse_few_microbatches(plan, shape)
     schedule = torch_schedule(plan, shape, _NAME)
-    if schedule.name == "DualPipeV":
-        raise ExportRefused(
-            f"{_NAME} {version} places the stages of DualPipeV as if they went round, and fails; the "
-            "nearest plan has --schedule zbv"
-        )
     names = rows([*map(_named, stage.units), "model.rotary_emb"] for stage in stages)
     csv = "" if schedule.csv is None else f"    pp_schedule_csv: {CSV_FILE}\n"
-    notes = rank_notes(shape)
+    notes = _notes(shape, schedule)
     text = (
         f"{comments(plan, notes)}distributed:\n"
         f"  dp_size: {shape.num_replicas}\n"
@@ -63,6 +61,36 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     if schedule.csv is not None:
         files[CSV_FILE] = schedule.csv
     return Exported(files, notes)
+
+
+def _refuse_split_backwards(plan: Plan) -> None:
+    if any(op in "IW" for order in schedule_of(plan) for _, op, _ in order):
+        raise ExportRefused(
+            f"the plan splits backwards, and {_NAME} wraps every stage in FSDP, which drops weights' "
+            "gradients that come in a half of their own; the nearest plans have --schedule 1f1b or "
+            "interleaved-1f1b; --to torch splits them"
+        )
+
+
+def _refuse_few_microbatches(plan: Plan, shape: Shape) -> None:
+    if shape.num_microbatches < shape.num_ranks:
+        raise ExportRefused(
+            f"{_NAME} wants as many microbatches as ranks, {shape.num_ranks}, and a replica has "
+            f"{shape.num_microbatches}; the nearest plan has "
+            f"{shape.num_ranks * shape.num_replicas} microbatches"
+        )
+
+
+def _notes(shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]:
+    notes = rank_notes(shape)
+    if shape.num_replicas > 1:
+        notes += (
+            f"{_NAME} spreads the parameters of a stage over its replicas (FSDP): they take less room, "
+            "and more messages, than the plan counts",
+        )
+    if schedule.csv is not None:
+        notes += (f"start the run in the folder of {CSV_FILE}, or name its whole path",)
+    return notes
 
 
 def _named(unit: str) -> str:

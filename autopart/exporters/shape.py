@@ -33,7 +33,8 @@ class Shape(NamedTuple):
 
 def shape_of(plan: Plan, framework: str) -> Shape:
     """The plan's pipeline; raises ExportRefused where its replicas or its ranks differ."""
-    _refuse_offload(plan, framework)
+    refuse_offload(plan, framework)
+    _refuse_selective(plan, framework)
     ranks = stage_ranks(plan)
     replicas = _replicas(ranks, framework)
     pipelines = tuple(
@@ -107,6 +108,16 @@ def refuse_split_tied(plan: Plan, framework: str) -> None:
             )
 
 
+def refuse_offload(plan: Plan, framework: str) -> None:
+    """Raise ExportRefused where a layer is offloaded."""
+    for index, stage in enumerate(plan.stages):
+        if stage.offload:
+            raise ExportRefused(
+                f"stage {index} offloads layer '{stage.offload[0]}', and {framework} cannot be told "
+                "which layers to offload; the nearest plan has --offload never"
+            )
+
+
 def rank_notes(shape: Shape) -> tuple[str, ...]:
     """A note where the framework's ranks are other GPUs than the plan's: it numbers the replicas of
     the first rank first, then those of the second."""
@@ -140,12 +151,13 @@ def _refuse_idle_ranks(plan: Plan, pipelines: Sequence[Sequence[int]], framework
         )
 
 
-def _refuse_offload(plan: Plan, framework: str) -> None:
+def _refuse_selective(plan: Plan, framework: str) -> None:
     for index, stage in enumerate(plan.stages):
-        if stage.offload:
+        if stage.selective:
             raise ExportRefused(
-                f"stage {index} offloads layer '{stage.offload[0]}', and {framework} cannot be told "
-                "which layers to offload; the nearest plan keeps every stash on its device"
+                f"stage {index} recomputes layer '{stage.selective[0]}' but for its products with "
+                f"weights, and {framework} has no such choice for a single layer; the nearest plans "
+                "recompute the layer whole, or keep all that it stashes; --to torch takes it"
             )
 
 

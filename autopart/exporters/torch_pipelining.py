@@ -12,7 +12,7 @@ from string import Template
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
-from autopart.exporters.shape import csv_of
+from autopart.exporters.shape import csv_of, refuse_offload
 from autopart.exporters.torch_replicas import orders_of_replica, replicas_of, torch_name
 from autopart.exporters.torch_schedules import CSV_FILE
 from autopart.plan import Plan, schedule_of
@@ -27,10 +27,11 @@ def export_to_torch(plan: Plan, version: str) -> Exported:
     """The file ``pipeline.py``, and the orders where no schedule of torch's stands for them.
 
     Raises ExportRefused where torch cannot run the plan: stages with different numbers of replicas,
-    idle ranks, and layers recomputed or offloaded.
+    idle ranks, and layers offloaded.
     """
     replicas = replicas_of(plan)
-    _refuse_memory_savings(plan)
+    refuse_offload(plan, "torch")
+    _refuse_recomputed_loss(plan)
     name = torch_name(plan, replicas)
     files = () if name else _schedule_files(plan, replicas)
     folder = resources.files("autopart.exporters")
@@ -40,6 +41,8 @@ def export_to_torch(plan: Plan, version: str) -> Exported:
         autopart=_one_line(plan.origin.autopart),
         num_ranks=len(plan.orders),
         stages=_tuple_of(_words(stage.layers, indent=4) for stage in plan.stages),
+        recomputed=_words((la for stage in plan.stages for la in stage.recompute), indent=13),
+        selective=_words((la for stage in plan.stages for la in stage.selective), indent=12),
         ranks=_tuple_of(repr(stage.ranks) for stage in plan.stages),
         schedule=f"schedules.Schedule{name}" if name else "None",
         schedule_files=_words((file for file, _ in files), indent=17),
@@ -58,13 +61,13 @@ def _schedule_files(plan: Plan, replicas: Sequence[Sequence[int]]) -> tuple[tupl
     return tuple((f"autopart_schedule_{index}.csv", text) for index, text in enumerate(texts))
 
 
-def _refuse_memory_savings(plan: Plan) -> None:
+def _refuse_recomputed_loss(plan: Plan) -> None:
     for index, stage in enumerate(plan.stages):
-        for deed, layers in (("recomputes", stage.recompute), ("offloads", stage.offload)):
-            if layers:
+        for layer in (*stage.recompute, *stage.selective):
+            if layer in ("loss", "model"):
                 raise ExportRefused(
-                    f"stage {index} {deed} layer '{layers[0]}', which torch's stages cannot be "
-                    "told; the nearest plan keeps every stash on its device"
+                    f"stage {index} recomputes '{layer}', which is no module, and only modules are "
+                    f"recomputed; the nearest plan has --keep-layer {layer}"
                 )
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from autopart.errors import ExportRefused
 from autopart.exporters.shape import Shape, csv_of, follows_its_name, orders_of_one_replica
 from autopart.plan import Plan
+from autopart.schedule import Schedule
 
 CSV_FILE = "autopart_schedule.csv"
 """Where a plan's orders are written, for torch and for all that reads its schedules."""
@@ -49,9 +50,26 @@ def torch_schedule(plan: Plan, shape: Shape, framework: str) -> TorchSchedule:
     ):
         return TorchSchedule(name, None)
     orders = orders_of_one_replica(plan, shape, framework)
+    _refuse_losses_out_of_order(orders, shape, framework)
     return TorchSchedule(
         "ZBVZeroBubble" if shape.placement == "v" else "PipelineScheduleMulti", csv_of(orders)
     )
+
+
+def _refuse_losses_out_of_order(orders: Schedule, shape: Shape, framework: str) -> None:
+    last = shape.num_stages - 1
+    (ran,) = [
+        forwards
+        for order in orders
+        if (forwards := [a.microbatch for a in order if (a.stage, a.op) == (last, "F")])
+    ]
+    wrong = next((n for n, microbatch in enumerate(ran) if n != microbatch), None)
+    if wrong is not None:
+        raise ExportRefused(
+            f"the last stage runs microbatch {ran[wrong]} as number {wrong}, and the runtime of "
+            f"{framework} takes the losses for those of microbatches 0, 1, 2, …, which gives wrong "
+            "gradients; the nearest plans have a schedule by name; --to torch takes any order"
+        )
 
 
 def takes(name: str, num_ranks: int, stages_per_rank: int, num_microbatches: int) -> bool:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from autopart.certificate import Check
 from autopart.errors import UsageError
@@ -16,38 +17,53 @@ from autopart.exporters.shape import Shape, orders_of_one_replica, shape_of
 from autopart.exporters.units import UnitStage
 from autopart.files import write_file
 from autopart.plan import Plan
-from autopart.proofs import deepspeed, megatron, torchtitan
-from autopart.proofs.rebuilt import Rebuilt
+from autopart.proofs import automodel, deepspeed, megatron, torchtitan
+from autopart.proofs.rebuilt import Rebuilt, installed
 from autopart.schedule import Schedule, format_order
 
-__all__ = ["PROOFS", "check_export"]
+__all__ = ["PROOFS", "Proof", "check_export"]
 
-PROOFS: Mapping[str, Callable[[Path, Shape], Rebuilt]] = MappingProxyType(
+
+class Proof(NamedTuple):
+    """A framework whose package can say what it makes of an export."""
+
+    package: str
+    readers: Mapping[str, Callable[[Path, Shape], Rebuilt]]
+    """By the version that the export is written for."""
+
+
+PROOFS: Mapping[str, Proof] = MappingProxyType(
     {
-        "torchtitan": torchtitan.rebuild,
-        "megatron": megatron.rebuild,
-        "deepspeed": deepspeed.rebuild,
+        "torchtitan": Proof(
+            "torchtitan", {"0.3.0": torchtitan.rebuild, "0.2.2": torchtitan.rebuild_from_toml}
+        ),
+        "megatron": Proof(
+            "megatron-core", {"0.16.1": megatron.rebuild, "0.12": megatron.rebuild_without_layout}
+        ),
+        "deepspeed": Proof("deepspeed", {"0.19.8": deepspeed.rebuild}),
+        "automodel": Proof("nemo-automodel", {"0.7.0": automodel.rebuild}),
     }
 )
-"""The frameworks whose package can say what it makes of an export."""
 
 
 def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) -> tuple[Check, ...]:
-    """Export the plan, have the installed framework read it, and compare.
+    """Export the plan for the version that is installed, have the framework read it, and compare.
 
     Raises ExportRefused where the plan cannot be exported, and UsageError where the framework has no
     proof, is not installed, or is of another version than exports are written for.
     """
     if target not in PROOFS:
         raise UsageError(f"exports to '{target}' are not rebuilt; those to {', '.join(PROOFS)} are")
-    exported = export_plan(plan, target, renamings=renamings)
+    export_plan(plan, target, renamings=renamings)  # a refusal needs no package
+    framework, version = installed(PROOFS[target].package, tuple(PROOFS[target].readers))
+    exported = export_plan(plan, target, version=version, renamings=renamings)
     shape = shape_of(plan, target)
     with tempfile.TemporaryDirectory() as folder:
         _write(exported, Path(folder))
-        rebuilt = PROOFS[target](Path(folder), shape)
+        rebuilt = PROOFS[target].readers[version](Path(folder), shape)
     stages = units_for(plan, target, renamings)
     return (
-        Check("framework", True, rebuilt.framework),
+        Check("framework", True, framework),
         _layers(stages, rebuilt),
         _recompute(stages, rebuilt),
         _orders(orders_of_one_replica(plan, shape, target), rebuilt),

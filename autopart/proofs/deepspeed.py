@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from autopart.exporters.shape import Shape
-from autopart.proofs.rebuilt import Rebuilt, exported_module, framework_module, installed
+from autopart.proofs.rebuilt import Rebuilt, exported_module, framework_module
 from autopart.schedule import Action, Order
 
 
 def rebuild(folder: Path, shape: Shape) -> Rebuilt:
     """Every stage's layers, from a module that is cut as its constructor would cut it."""
-    framework = installed("deepspeed", "0.19.8")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     exported = exported_module(folder / "autopart_deepspeed.py")
     config = json.loads((folder / "autopart_deepspeed.json").read_text(encoding="utf-8"))
@@ -27,7 +26,7 @@ def rebuild(folder: Path, shape: Shape) -> Rebuilt:
         units.append(held)
         chosen.update(recompute)
         orders.append(_order(stage, shape.num_ranks, config["gradient_accumulation_steps"]))
-    return Rebuilt(framework, tuple(units), frozenset(chosen), tuple(orders))
+    return Rebuilt(tuple(units), frozenset(chosen), tuple(orders))
 
 
 def _cut(

@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from autopart.exporters.shape import Shape
-from autopart.proofs.rebuilt import Rebuilt, exported_module, framework_module, installed
+from autopart.proofs.rebuilt import Rebuilt, exported_module, framework_module
 from autopart.schedule import Action, Order
 
 
 def rebuild(folder: Path, shape: Shape) -> Rebuilt:
     """The stages of every rank, from the arguments; the list of the YAML must say the same."""
-    framework = installed("megatron-core", "0.16.1")
     arguments = _arguments((folder / "autopart_megatron.sh").read_text(encoding="utf-8"))
-    config = _config(arguments, arguments["pipeline-model-parallel-layout"])
-    listed = _config(arguments, _list((folder / "autopart_megatron.yaml").read_text("utf-8")))
+    layout = arguments["pipeline-model-parallel-layout"]
+    config = _config(arguments, pipeline_model_parallel_layout=layout)
+    listed = _config(
+        arguments,
+        pipeline_model_parallel_layout=_list(
+            (folder / "autopart_megatron.yaml").read_text("utf-8")
+        ),
+    )
     assert listed.pipeline_model_parallel_layout.layout == (
         config.pipeline_model_parallel_layout.layout
     )
@@ -24,16 +29,39 @@ def rebuild(folder: Path, shape: Shape) -> Rebuilt:
     recompute = _recompute(folder, config, units, shape.num_ranks)
     orders = tuple(_order(rank, size, shape) for rank in range(shape.num_ranks))
     _tell_megatron(None, None, None)
-    return Rebuilt(framework, tuple(units), recompute, orders)
+    return Rebuilt(tuple(units), recompute, orders)
+
+
+def rebuild_without_layout(folder: Path, shape: Shape) -> Rebuilt:
+    """The same before there were layouts: the layers that a stage's block would build, and from which on."""
+    arguments = _arguments((folder / "autopart_megatron.sh").read_text(encoding="utf-8"))
+    config = _config(arguments, **_older_fields(arguments))
+    build = framework_module("megatron.core.transformer.transformer_block").get_num_layers_to_build
+    offset = framework_module(
+        "megatron.core.transformer.transformer_layer"
+    ).get_transformer_layer_offset
+    units: list[tuple[str, ...]] = []
+    for stage in range(shape.num_ranks):
+        state = _tell_megatron(config.pipeline_model_parallel_size, stage, 1)
+        start = offset(config)
+        layers = tuple(f"layers.{index}" for index in range(start, start + build(config)))
+        first = ("embedding",) if state.is_pipeline_first_stage() else ()
+        last = ("norm", "head") if state.is_pipeline_last_stage() else ()
+        units.append((*first, *layers, *last))
+    recompute = _recompute(folder, config, units, shape.num_ranks)
+    orders = tuple(_order(rank, 1, shape) for rank in range(shape.num_ranks))
+    _tell_megatron(None, None, None)
+    return Rebuilt(tuple(units), recompute, orders)
 
 
 def _arguments(text: str) -> dict[str, str]:
-    """What bash makes of the array."""
-    body = text.partition("AUTOPART_ARGS=(")[2].rpartition(")")[0]
-    words = shlex.split(body)
-    return {
-        name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)
-    }
+    """What bash makes of the array; the value of an argument without one is empty."""
+    words = shlex.split(text.partition("AUTOPART_ARGS=(")[2].rpartition(")")[0])
+    found: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--"):
+            found[word.removeprefix("--")] = "" if following.startswith("--") else following
+    return found
 
 
 def _list(text: str) -> list[list[str]]:
@@ -41,26 +69,32 @@ def _list(text: str) -> list[list[str]]:
     return [[word for word in row[3:-1].split(", ") if word] for row in rows]
 
 
-def _config(arguments: dict[str, str], layout: Any) -> Any:
-    numbers = {
-        field: int(arguments[field.replace("_", "-")])
-        for field in ("num_layers", "pipeline_model_parallel_size", "recompute_num_layers")
-        if field.replace("_", "-") in arguments
-    }
-    words = {
-        field: arguments[field.replace("_", "-")]
-        for field in ("recompute_granularity", "recompute_method")
-        if field.replace("_", "-") in arguments
-    }
-    torch = framework_module("torch")
+def _config(arguments: dict[str, str], **fields: Any) -> Any:
+    """Megatron's configuration of the arguments that it has fields for, and of `fields`."""
+    numbers = ("num-layers", "pipeline-model-parallel-size", "recompute-num-layers")
+    for name in numbers:
+        if name in arguments:
+            fields[name.replace("-", "_")] = int(arguments[name])
+    for name in ("recompute-granularity", "recompute-method"):
+        if name in arguments:
+            fields[name.replace("-", "_")] = arguments[name]
     return framework_module("megatron.core.transformer.transformer_config").TransformerConfig(
         hidden_size=8,
         num_attention_heads=1,
-        pipeline_dtype=torch.float32,
-        pipeline_model_parallel_layout=layout,
-        **numbers,
-        **words,
+        pipeline_dtype=framework_module("torch").float32,
+        **fields,
     )
+
+
+def _older_fields(arguments: dict[str, str]) -> dict[str, int | bool]:
+    """As `megatron.training`, which is in no package, hands them on."""
+    counts = {
+        f"num_layers_in_{end}_pipeline_stage": int(arguments[name])
+        for end in ("first", "last")
+        if (name := f"decoder-{end}-pipeline-num-layers") in arguments
+    }
+    flags = {name.replace("-", "_"): True for name in arguments if name.startswith("account-for-")}
+    return counts | flags
 
 
 def _units(config: Any, stage: int, size: int) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,8 +16,6 @@ from autopart.schedule import Schedule
 class Rebuilt(NamedTuple):
     """The pipeline as the framework would build and run it, in the words of `exporters.units`."""
 
-    framework: str
-    """Package and version."""
     units: tuple[tuple[str, ...], ...]
     """Of each stage."""
     recompute: frozenset[str]
@@ -24,17 +23,21 @@ class Rebuilt(NamedTuple):
     """Of the ranks of one replica."""
 
 
-def installed(package: str, version: str) -> str:
-    """`package version` of what is installed; raises UsageError unless it is a `version`.x."""
+def installed(package: str, versions: Sequence[str]) -> tuple[str, str]:
+    """`package version` of what is installed, and the one of `versions` that it is an x.y of; raises
+    UsageError where there is none."""
     try:
         found = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         raise UsageError(
-            f"{package} is not installed beside autopart: pip install {package}=={version}"
+            f"{package} is not installed beside autopart: pip install {package}=={versions[0]}"
         ) from None
-    if found.split(".")[:2] != version.split(".")[:2]:
-        raise UsageError(f"{package} {found} is installed, and exports are written for {version}")
-    return f"{package} {found}"
+    for version in versions:
+        if found.split(".")[:2] == version.split(".")[:2]:
+            return f"{package} {found}", version
+    raise UsageError(
+        f"{package} {found} is installed, and exports are written for {' or '.join(versions)}"
+    )
 
 
 def framework_module(name: str) -> Any:

@@ -39,7 +39,7 @@ def test_an_export_may_replace_an_export_but_nothing_else(cli: Cli, plan_file: P
 
 def test_what_the_target_cannot_express_is_code_4(cli: Cli, plan_file: Path) -> None:
     plan = json.loads(plan_file.read_text())
-    plan["stages"][0]["recompute"] = plan["stages"][0]["layers"][:1]
+    plan["stages"][0]["offload"] = plan["stages"][0]["layers"][:1]
     plan_file.write_text(json.dumps(plan))
     outcome = cli("export", "plan.json", "--to", "torch")
     assert outcome.code == 4
@@ -86,9 +86,11 @@ def test_verify_says_what_an_installed_framework_makes_of_the_export(
     def rebuilt(folder: Path, shape: Shape) -> Rebuilt:
         text = (folder / "autopart_megatron.sh").read_text()
         assert "--pipeline-model-parallel-size 2" in text and shape.num_replicas == 2
-        return Rebuilt("megatron-core 0", ((), ()), frozenset(), ((), ()))
+        return Rebuilt(((), ()), frozenset(), ((), ()))
 
-    monkeypatch.setattr(proofs, "PROOFS", {"megatron": rebuilt})
+    proof = proofs.Proof("megatron-core", {"0.16.1": rebuilt})
+    monkeypatch.setattr(proofs, "PROOFS", {"megatron": proof})
+    monkeypatch.setattr(proofs, "installed", lambda *_: ("megatron-core 0", "0.16.1"))
     outcome = cli("verify", "plan.json", "--target", "megatron", "--json")
     assert outcome.code == 1
     schema = Path(__file__).parents[2] / "docs" / "schemas" / "verify-summary.json"

@@ -71,14 +71,17 @@ def test_torchtitan_0_2_is_told_in_toml() -> None:
 
 @pytest.mark.parametrize("target", ["torchtitan", "automodel"])
 def test_orders_without_a_name_of_torchs_are_a_file_of_one_replica(target: str) -> None:
-    plan = language_plan([1, 1, 1, 1], 2, "v-half", replicas=2)
+    name = {"torchtitan": "v-half", "automodel": "looped-bfs"}[target]
+    plan = language_plan([1, 1, 1, 1], 2, name, replicas=2)
+    plan = changed(plan, schedule="custom")
     made = files(plan, target)
     rows = list(csv.reader(made["autopart_schedule.csv"].splitlines()))
     orders = schedule_of(plan)
     for place, row in enumerate(rows):
         wanted = [a._replace(microbatch=a.microbatch // 2) for a in orders[2 * place]]
         assert list(parse_order(" ".join(row))) == wanted
-    assert any("ZBVZeroBubble" in text for text in made.values())
+    named = {"torchtitan": "ZBVZeroBubble", "automodel": "PipelineScheduleMulti"}[target]
+    assert any(named in text for text in made.values())
 
 
 def test_1f1b_of_few_microbatches_is_a_file_because_torch_refuses_the_name() -> None:
@@ -163,8 +166,24 @@ def test_automodel_keeps_the_rotary_embedding_on_every_stage() -> None:
     parts = told["distributed"]["pipeline"]["module_fqns_per_model_part"]
     assert parts[0] == ["model.embed_tokens", "model.layers.0", "model.rotary_emb"]
     assert all("model.rotary_emb" in part for part in parts)
-    plan = language_plan([1, 1, 1, 1], 2, "dualpipev")
-    assert "the nearest plan has --schedule zbv" in refusal(plan, "automodel")
+
+
+@pytest.mark.parametrize("schedule", ["zb-h1", "interleaved-zb", "zbv", "dualpipev", "v-half"])
+def test_automodel_would_lose_gradients_of_split_backwards(schedule: str) -> None:
+    counts = [1, 1] if schedule == "zb-h1" else [1, 1, 1, 1]
+    message = refusal(language_plan(counts, 2, schedule), "automodel")
+    assert "drops weights' gradients" in message and "--schedule 1f1b" in message
+
+
+def test_automodel_wants_a_microbatch_for_each_rank() -> None:
+    few = language_plan([1, 1, 1], schedule="gpipe", num_microbatches=2, replicas=2)
+    assert "the nearest plan has 6 microbatches" in refusal(few, "automodel")
+
+
+def test_automodel_notes_what_the_run_must_see_to() -> None:
+    plan = changed(language_plan([1, 1], schedule="gpipe", replicas=2), schedule="custom")
+    notes = export_plan(plan, "automodel").notes
+    assert "over its replicas (FSDP)" in notes[0] and "in the folder of" in notes[1]
 
 
 def test_automodel_recomputes_all_or_none() -> None:
@@ -249,6 +268,23 @@ def test_offloading_is_refused(target: str) -> None:
     stage = changed(plan.stages[1], offload=("transformer.h.1",))
     message = refusal(changed(plan, stages=(plan.stages[0], stage)), target)
     assert "stage 1 offloads layer 'transformer.h.1'" in message
+
+
+@pytest.mark.parametrize("target", WITH_MODELS)
+def test_layers_recomputed_in_part_are_refused(target: str) -> None:
+    plan = language_plan([1, 1])
+    stage = changed(plan.stages[1], selective=("transformer.h.1",))
+    message = refusal(changed(plan, stages=(plan.stages[0], stage)), target)
+    assert "stage 1 recomputes layer 'transformer.h.1' but for its products" in message
+    assert "--to torch takes it" in message
+
+
+@pytest.mark.parametrize("target", ["torchtitan", "automodel"])
+def test_losses_out_of_order_would_give_wrong_gradients(target: str) -> None:
+    plan = language_plan([1, 1], schedule="gpipe", num_microbatches=3)
+    orders = tuple(order.replace("1F0 1F1", "1F1 1F0") for order in plan.orders)
+    message = refusal(changed(plan, schedule="custom", orders=orders), target)
+    assert "the last stage runs microbatch 1 as number 0" in message
 
 
 @pytest.mark.parametrize("target", ["torchtitan", "automodel"])

@@ -10,13 +10,15 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopart.errors import ExportRefused, UsageError
 from autopart.exporters import TARGETS, export_plan
-from autopart.plan import Plan, Stage
+from autopart.plan import Plan
 from autopart.runtime.capture.capture import capture_model
 from autopart.runtime.models.model import build_training_model, example_batch, load_model
 from autopart.schedule import parse_order
+from tests.exporters.clamped_model import CLAMPED
 from tests.exporters.exported import check_training, import_text
 from tests.exporters.odd_model import ODD
 from tests.exporters.plans import make_plan
@@ -141,7 +143,12 @@ def cut_at_random(names: Sequence[str], seed: int) -> list[Sequence[str]]:
 def run_chain(pipeline, training, batch) -> torch.Tensor:
     """Forward and backward of one microbatch through all stages, one after another."""
     stages = pipeline.cut_model(training.model, training.loss_fn, batch, torch.device("cpu"))
-    leaves, outputs, ran = pipeline._leaves_of(batch), (), []
+    return run_stages(stages, pipeline._leaves_of(batch))
+
+
+def run_stages(stages, leaves) -> torch.Tensor:
+    """Forward and backward of one microbatch, given its leaves by their places."""
+    outputs, ran = (), []
     for stage in stages:
         received = tuple(out.detach().requires_grad_(out.requires_grad) for out in outputs)
         for tensor, example in zip(received, stage.received_examples, strict=True):
@@ -156,6 +163,91 @@ def run_chain(pipeline, training, batch) -> torch.Tensor:
         torch.autograd.backward([o for o, _ in given], [g for _, g in given])
         gradients = [tensor.grad for tensor in received]
     return loss.sum()
+
+
+# Recomputed layers
+
+
+class Counting(TorchDispatchMode):
+    """Counts the clamps of each layer, and the products with weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clamps: dict[int, int] = {}
+        self.products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.clamp.default:
+            top = kwargs["max"] if "max" in kwargs else args[2]
+            self.clamps[int(top) - 100] = self.clamps.get(int(top) - 100, 0) + 1
+        self.products += func is torch.ops.aten.addmm.default
+        return func(*args, **kwargs)
+
+
+def treated(plan: Plan, **ways: tuple[str, ...]) -> Plan:
+    """The plan, whose stages treat these of their layers so."""
+    stages = tuple(
+        msgspec.structs.replace(
+            stage,
+            **{way: tuple(la for la in stage.layers if la in names) for way, names in ways.items()},
+        )
+        for stage in plan.stages
+    )
+    return msgspec.structs.replace(plan, stages=stages)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
+def test_exactly_the_planned_layers_run_again_and_nothing_else_changes(
+    tmp_path: Path, schedule: str
+) -> None:
+    (tmp_path / "clamped.py").write_text(CLAMPED)
+    source = load_model(str(tmp_path / "clamped.py"))
+    training, twin = build_training_model(source), build_training_model(source)
+    batch = example_batch(source, 4)
+    names = [f"layers.{index}" for index in range(6)]
+    plan = make_plan([names[:3], names[3:]], [(0,), (1,)], 2, schedule)
+    plan = treated(plan, recompute=("layers.1", "layers.3"), selective=("layers.4",))
+    pipeline = import_text(exported(plan))
+    stages = pipeline.cut_model(training.model, training.loss_fn, batch, torch.device("cpu"))
+    with Counting() as counting:
+        loss = run_stages(stages, pipeline._leaves_of(batch))
+        for stage in stages:
+            stage.weight_gradients()()
+    expected = twin(*batch)
+    expected.backward()
+
+    assert counting.clamps == {0: 1, 1: 2, 2: 1, 3: 2, 4: 2, 5: 1}
+    assert counting.products == 2 * 6 + 2 * 2  # twice in whole layers, once in selective ones
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = dict(training.named_parameters()), dict(twin.named_parameters())
+    for name in theirs:
+        torch.testing.assert_close(ours[name].grad, theirs[name].grad)
+    for name, buffer in twin.named_buffers():
+        torch.testing.assert_close(dict(training.named_buffers())[name], buffer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("schedule", "ranks"), [("1f1b", 2), ("zbv", 1)])
+def test_recomputed_layers_train_as_the_plain_model(
+    two_ranks: RankPool, schedule: str, ranks: int
+) -> None:
+    layers = GPT2 if ranks == 2 else [GPT2[0][:3], GPT2[0][3:], GPT2[1][:3], GPT2[1][3:]]
+    places = [(0,), (1,)] if ranks == 2 else [(0,), (1,), (1,), (0,)]
+    plan = make_plan(layers, places, 4, schedule)
+    plan = treated(plan, recompute=("blocks.0", "blocks.4"), selective=("blocks.2", "blocks.7"))
+    check_training(two_ranks, plan, "zoo:gpt2-tiny")
+
+
+def test_an_input_that_is_written_into_before_the_second_run_is_found_out(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    source = load_model(str(tmp_path / "odd.py"))
+    layers = [["frozen.0"], ["layers.0", "layers.1", "layers.2", "layers.3", "act"]]
+    plan = treated(make_plan(layers, [(0,), (1,)], 2), recompute=("act",))
+    pipeline = import_text(exported(plan))
+    training = build_training_model(source)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation"):
+        run_chain(pipeline, training, example_batch(source, 2))
 
 
 # The text
@@ -236,14 +328,12 @@ def test_an_idle_rank_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("deed", ["recompute", "offload"])
-def test_recomputed_and_offloaded_layers_are_refused(deed: str) -> None:
+def test_offloaded_layers_and_a_recomputed_loss_are_refused() -> None:
     plan = make_plan(GPT2, [(0,), (1,)], 2)
-    stage = msgspec.structs.replace(plan.stages[1], **{deed: ("blocks.5",)})
-    changed = msgspec.structs.replace(plan, stages=(plan.stages[0], stage))
-    assert isinstance(stage, Stage)
-    message = refusal(changed)
-    assert f"stage 1 {deed}" in message and "layer 'blocks.5'" in message
+    message = refusal(treated(plan, offload=("blocks.5",)))
+    assert "stage 1 offloads layer 'blocks.5'" in message
+    message = refusal(treated(plan, recompute=("loss",)))
+    assert "recomputes 'loss', which is no module" in message and "--keep-layer loss" in message
 
 
 def test_an_unknown_target_is_answered_with_the_known_ones() -> None:

@@ -5,7 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-PACKAGES = {"torchtitan": "torchtitan", "megatron": "megatron-core", "deepspeed": "deepspeed"}
+from autopart.proofs import PROOFS
+
+PACKAGES = {target: proof.package for target, proof in PROOFS.items()}
+PACKAGES["device-map"] = "accelerate"
 
 
 @pytest.fixture

@@ -1,10 +1,6 @@
 """Exported modules that train under the real framework on two processes, as the whole model does."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,42 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from autopart.exporters import export_plan
-from autopart.plan import Plan
 from tests.exporters.language import language_plan, recomputing
 from tests.proofs import train_deepspeed
+from tests.proofs.ranks import run_ranks
 
 Needs = Callable[[str], None]
-ROOT = Path(__file__).parents[2]
 
 
-def run_ranks(script: str, plan: Plan, target: str, folder: Path) -> list[dict[str, Any]]:
+def written(folder: Path) -> list[dict[str, Any]]:
     """What each rank wrote down."""
-    for name, text in export_plan(plan, target).files.items():
-        (folder / name).write_text(text)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    common |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name(script)), str(folder)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=200)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    for process, words in zip(ranks, said, strict=True):
-        assert process.returncode == 0, words[-3000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -59,7 +28,8 @@ def test_deepspeed_trains_and_recomputes_as_planned(
 ) -> None:
     needs("deepspeed")
     plan = recomputing(language_plan(counts, num_microbatches=4), *recomputed)
-    ranks = run_ranks("train_deepspeed.py", plan, "deepspeed", tmp_path)
+    run_ranks("train_deepspeed.py", plan, "deepspeed", tmp_path)
+    ranks = written(tmp_path)
 
     layers = train_deepspeed.layers_of(sum(counts))
     whole = torch.nn.Sequential(*layers)
@@ -100,7 +70,8 @@ def test_megatrons_models_have_and_recompute_the_planned_layers(
 ) -> None:
     needs("megatron")
     plan = recomputing(language_plan(counts, 2, schedule), *recomputed)
-    ranks = run_ranks("build_megatron.py", plan, "megatron", tmp_path)
+    run_ranks("build_megatron.py", plan, "megatron", tmp_path)
+    ranks = written(tmp_path)
     layers = iter(range(sum(counts)))
     for stage, count in enumerate(counts):
         built = ranks[stage % 2][stage // 2]
