@@ -17,6 +17,9 @@ from autopart.units import Bytes, Count, PositiveCount, Seconds
 FORMAT = "autopart-profile"
 VERSION = 1
 
+MAX_SPREAD = 0.10
+"""Interquartile range over median of the step, above which more rounds are measured."""
+
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the times come from."""

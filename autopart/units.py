@@ -50,6 +50,17 @@ def parse_time(text: str) -> float:
     return float(match[1]) * _TIME[match[2] or "s"]
 
 
+def parse_share(text: str) -> float:
+    """Read a share such as ``5%`` or ``0.05``, 0 to 1."""
+    match = re.fullmatch(_NUMBER + r"(%)?\s*", text)
+    share = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    if not 0.0 <= share <= 1.0:
+        raise AutopartError(
+            f"'{text}' is not a share from 0% to 100%; write for example 5% or 0.05"
+        )
+    return share
+
+
 def format_bytes(size: float) -> str:
     """Write a size in the largest binary unit that keeps it at 1 or above: ``79.2 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):

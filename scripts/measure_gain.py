@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -57,6 +58,7 @@ CUTS = ("uniform", "parameters", "auto")
 
 def main() -> None:
     asked = _options()
+    torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in asked.cases:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import typer
 
 from autopart.certificate import partition_of
-from autopart.errors import PlanError, UsageError
+from autopart.errors import AutopartError, PlanError, UsageError
 from autopart.plan import Plan, schedule_of, stage_ranks
 from autopart.profile import load_profile, profile_hash
 from autopart.report.step_summary import NoiseSummary, noise_summary
@@ -17,7 +17,7 @@ from autopart.simulator.noise import (
     measured_spreads,
     noisy_makespans,
 )
-from autopart.units import format_share
+from autopart.units import format_share, parse_share
 
 
 class Noise(NamedTuple):
@@ -31,16 +31,12 @@ def parse_noise(text: str) -> Noise:
     """Read `5%`, `0.05` or `profile`."""
     if text == "profile":
         return Noise(None)
-    number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
     try:
-        share = float(number) / (100 if percent else 1)
-    except ValueError:
-        share = -1.0
-    if not 0.0 <= share <= 1.0:
+        return Noise(parse_share(text))
+    except AutopartError:
         raise typer.BadParameter(
             f"'{text}' is no noise; write a share of the times from 0% to 100%, such as 5%, or 'profile'"
-        )
-    return Noise(share)
+        ) from None
 
 
 def draw_noise(

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 import typer
 
 from autopart.cli.console import check_may_write, print_result, progress_bar, warn
-from autopart.cli.options import AsJson, ModelName
-from autopart.profile import FORMAT, Profile, save_profile
+from autopart.cli.options import AsJson, ModelName, usage_checked
+from autopart.profile import FORMAT, MAX_SPREAD, Profile, save_profile
 from autopart.report.profile_table import profile_report
 from autopart.report.summary import profile_summary
+from autopart.units import parse_share
 
 EXAMPLE = "autopart profile zoo:gpt2-tiny --microbatch-size 4 -o gpt2.json"
 
@@ -35,6 +36,15 @@ def command(
     ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before those that count.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Runs whose median counts.")] = 10,
+    max_spread: Annotated[
+        float | None,
+        typer.Option(
+            parser=usage_checked(parse_share),
+            metavar="SHARE",
+            help="Run more, at most three times --repeats, until the step scatters by less "
+            f"[default: {MAX_SPREAD:.0%}].",
+        ),
+    ] = None,
     each: Annotated[
         bool, typer.Option("--each", help="Measure identical layers one by one all the same.")
     ] = False,
@@ -61,6 +71,7 @@ def command(
             gpu=gpu,
             warmup=warmup,
             repeats=repeats,
+            max_spread=MAX_SPREAD if max_spread is None else max_spread,
             each=each,
             granularity=granularity,
             progress=progress,

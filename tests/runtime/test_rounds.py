@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from autopart.runtime.profiling.measurement import MAX_REPEATS, measure_times, spread_of
+from autopart.runtime.profiling.measurement import MAX_REPEATS, measure_times
 from autopart.runtime.profiling.progress import Steps
 from autopart.runtime.profiling.rounds import measure_round
+from autopart.runtime.profiling.steadiness import spread_of
 from autopart.runtime.profiling.subject import Subject, prepare_subject
 from autopart.runtime.profiling.update_time import measure_update
 from autopart.runtime.profiling.whole_model import StepReadings, own_forward
@@ -104,6 +105,20 @@ def test_rounds_that_scatter_are_repeated_up_to_a_bound(perceptron: Subject) -> 
     assert len(times.rounds) == MAX_REPEATS * 2
     assert spread_of(times.rounds) > 0.1
     assert told[-1] == 3 + 4, "the bar learns of the rounds that were added"
+
+
+def test_rounds_before_the_steady_ones_do_not_count(perceptron: Subject) -> None:
+    times = measure_times(
+        perceptron,
+        own_forward(perceptron),
+        ScriptedStopwatch(10.0 if n < 3 * 17 else 1.0 for n in count()),
+        warmup=0,
+        repeats=4,
+        steps=Steps(None, total=4),
+    )
+    assert len(times.all_rounds) == 3 + 4
+    assert len(times.rounds) == 4
+    assert spread_of(times.rounds) <= 0.1 < spread_of(times.all_rounds)
 
 
 def test_measuring_the_optimizer_changes_neither_parameters_nor_gradients() -> None:

@@ -13,7 +13,7 @@ ENOUGH_SECONDS = 0.25
 """Of measuring one size."""
 FEWEST, MOST = 3, 60
 """Repetitions of one size, but for those that alone take longer than `LONGEST`."""
-LONGEST = 1.0
+LONGEST = 0.5
 """Seconds; what takes longer is not repeated, and nothing larger is tried."""
 
 

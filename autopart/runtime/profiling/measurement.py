@@ -1,25 +1,25 @@
 """The times of a model's layers and of the whole model: measured, or from a roofline."""
 
 import gc
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from autopart.gpus import Gpu
+from autopart.profile import MAX_SPREAD
 from autopart.runtime.profiling.layer_graph import identical_layers
 from autopart.runtime.profiling.op_costs import OpCosts
 from autopart.runtime.profiling.progress import Steps
 from autopart.runtime.profiling.roofline import RooflineStopwatch, update_time
 from autopart.runtime.profiling.rounds import Round, measure_round
+from autopart.runtime.profiling.steadiness import steady_end
 from autopart.runtime.profiling.subject import Subject
-from autopart.runtime.profiling.timing import Stopwatch, relative_spread
+from autopart.runtime.profiling.timing import Stopwatch
 from autopart.runtime.profiling.update_time import measure_update
 from autopart.runtime.profiling.whole_model import Forward, StepReadings, run_step
 
-MAX_SPREAD = 0.10
-"""Interquartile range over median of the sum of the layers, above which more is measured."""
 MAX_REPEATS = 3
-"""How many times `repeats` rounds are measured at most while the spread stays above."""
+"""How many times `repeats` rounds are measured at most until the last `repeats` agree."""
 _UPDATE_REPEATS = 5
 
 
@@ -30,6 +30,8 @@ class Times(NamedTuple):
     updates: tuple[float, ...]
     waiting_share: float = 0.0
     """The share of the measurement in which something else had the core."""
+    all_rounds: tuple[Round, ...] = ()
+    """With those before the steady ones, which do not count."""
 
 
 def measure_times(
@@ -39,9 +41,11 @@ def measure_times(
     *,
     warmup: int,
     repeats: int,
+    max_spread: float = MAX_SPREAD,
     steps: Steps,
 ) -> Times:
-    """Run `warmup` rounds that do not count and `repeats` that do, more where they scatter."""
+    """Run `warmup` rounds that do not count and `repeats` that do; more, up to `MAX_REPEATS` times as
+    many, until the last `repeats` agree within `max_spread`. Those count then, and else all do."""
     rounds: list[Round] = []
     with _garbage_uncollected():
         for index in range(warmup):
@@ -51,13 +55,14 @@ def measure_times(
         while len(rounds) < wanted:
             steps.next(f"round {len(rounds) + 1} of {wanted}")
             rounds.append(_round(subject, whole, stopwatch))
-            scattered = spread_of(rounds) > MAX_SPREAD
-            if scattered and len(rounds) == wanted and wanted < MAX_REPEATS * repeats:
-                wanted += repeats
-                steps.add(repeats)
+            steady = steady_end(rounds, repeats, max_spread)
+            if steady is None and len(rounds) == wanted < MAX_REPEATS * repeats:
+                wanted += 1
+                steps.add(1)
+        counted = steady_end(rounds, repeats, max_spread) or rounds
         steps.next("optimizer step of each layer")
         updates = _measure_updates(subject, stopwatch)
-    return Times(tuple(rounds), updates, stopwatch.waiting_share)
+    return Times(tuple(counted), updates, stopwatch.waiting_share, tuple(rounds))
 
 
 def compute_times(subject: Subject, whole: Forward, gpu: Gpu, dtype: str) -> Times:
@@ -70,11 +75,6 @@ def compute_times(subject: Subject, whole: Forward, gpu: Gpu, dtype: str) -> Tim
         for parameters in subject.parameters
     )
     return Times(rounds, tuple(updates))
-
-
-def spread_of(rounds: Sequence[Round]) -> float:
-    """Interquartile range over median of the sum of all layers, a share."""
-    return relative_spread([sum(la.forward + la.backward for la in r.layers) for r in rounds])
 
 
 def _round(subject: Subject, whole: Forward, stopwatch: Stopwatch) -> Round:

@@ -17,21 +17,16 @@ import torch
 from autopart.errors import UsageError
 from autopart.gpus import Gpu
 from autopart.graph import LayerGraph
-from autopart.profile import Profile, Source, WholeModel, stash_error, time_error
+from autopart.profile import MAX_SPREAD, Profile, Source, WholeModel, stash_error, time_error
 from autopart.runtime.capture.capture import Granularity
 from autopart.runtime.models.model import dtype_of
 from autopart.runtime.profiling.accounting import Account, take_account, whole_stash_bytes
 from autopart.runtime.profiling.devices import checked_device, describe_device, software_versions
 from autopart.runtime.profiling.fused_ops import FusedOps
 from autopart.runtime.profiling.layer_graph import Measured, identical_layers, layer_graph
-from autopart.runtime.profiling.measurement import (
-    MAX_SPREAD,
-    Times,
-    compute_times,
-    measure_times,
-    spread_of,
-)
+from autopart.runtime.profiling.measurement import Times, compute_times, measure_times
 from autopart.runtime.profiling.progress import Progress, Steps
+from autopart.runtime.profiling.steadiness import MAX_WAITING, notes_on_rounds
 from autopart.runtime.profiling.subject import Subject, prepare_subject
 from autopart.runtime.profiling.timing import stopwatch_of, summarize
 from autopart.runtime.profiling.whole_model import (
@@ -46,10 +41,6 @@ from autopart.units import format_share
 TIME_TARGET = 0.10
 STASH_TARGET = 0.02
 """How far the sum of the layers may be from the whole model before the profile warns."""
-
-
-MAX_WAITING = 0.05
-"""Share of the measurement that may go to other processes before the profile warns."""
 
 
 class _Bytes(NamedTuple):
@@ -71,17 +62,19 @@ def profile_model(
     gpu: str | None = None,
     warmup: int = 2,
     repeats: int = 10,
+    max_spread: float = MAX_SPREAD,
     each: bool = False,
     granularity: Granularity = "block",
     progress: Progress | None = None,
 ) -> Profile:
     """Profile the model that `model` names (`model.py`, `package.module:function`, `zoo:…`).
 
-    Times are medians over `repeats` rounds after `warmup` that do not count; where they scatter
-    too much, more rounds are measured, and the profile says so. Layers that run the same
-    computation share the median of all of them, unless `each`. On device "meta" nothing is
-    allocated, and the times are those of the roofline of `gpu`. torch keeps the number of threads
-    that it has.
+    Times are medians over `repeats` rounds after `warmup` that do not count. Up to three times as
+    many are run until the last `repeats` agree within `max_spread` (interquartile range over median
+    of the step); the profile says where they do not, and whose times and what cause it is. Layers
+    that run the same computation share the median of all of them, unless `each`. On device "meta"
+    nothing is allocated, and the times are those of the roofline of `gpu`. torch keeps the number
+    of threads that it has.
 
     Raises UsageError for options that contradict each other, ModelError for a model that cannot
     be profiled, ClusterError for an unknown GPU.
@@ -92,6 +85,8 @@ def profile_model(
         known = ", ".join(get_args(Granularity))
         raise UsageError(f"unknown granularity '{granularity}'; known: {known}")
     _check_counts(microbatch_size=(microbatch_size, 1), warmup=(warmup, 0), repeats=(repeats, 1))
+    if not max_spread > 0.0:
+        raise UsageError(f"--max-spread {format_share(max_spread)}: times always scatter a little")
     steps = Steps(progress, 3 if roofline_gpu else warmup + repeats + 3)
     steps.next("building and capturing the model")
     subject = prepare_subject(
@@ -104,7 +99,13 @@ def profile_model(
         if roofline_gpu is None:
             stopwatch = stopwatch_of(torch.device(kind))
             times = measure_times(
-                subject, whole, stopwatch, warmup=warmup, repeats=repeats, steps=steps
+                subject,
+                whole,
+                stopwatch,
+                warmup=warmup,
+                repeats=repeats,
+                max_spread=max_spread,
+                steps=steps,
             )
         else:
             steps.next("times of each layer")
@@ -122,7 +123,12 @@ def profile_model(
         repeats=0 if roofline_gpu else len(times.rounds),
         graph=graph,
         whole=against,
-        warnings=(*subject.captured.warnings, *notes, *_warnings(against, found, times)),
+        warnings=(
+            *subject.captured.warnings,
+            *notes,
+            *_notes_on_times(subject, times, max_spread),
+            *_warnings(against, found, times),
+        ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -199,14 +205,14 @@ def _whole_model(graph: LayerGraph, found: _Bytes, times: Times) -> WholeModel:
     )
 
 
+def _notes_on_times(subject: Subject, times: Times, max_spread: float) -> Sequence[str]:
+    names = [layer.name for layer in subject.captured.layers]
+    of_all = times.all_rounds or times.rounds
+    return notes_on_rounds(times.rounds, of_all, names, times.waiting_share, max_spread)
+
+
 def _warnings(whole: WholeModel, found: _Bytes, times: Times) -> Sequence[str]:
     notes: list[str] = []
-    spread = spread_of(times.rounds)
-    if spread > MAX_SPREAD:
-        notes.append(
-            f"the step time scattered by {format_share(spread)} (interquartile range over median) "
-            f"in {len(times.rounds)} rounds; measure on an idle machine, or with more --repeats"
-        )
     if times.waiting_share > MAX_WAITING:
         notes.append(
             f"for {format_share(times.waiting_share)} of the measurement something else had the "
