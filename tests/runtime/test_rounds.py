@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from autopart.runtime.profiling.measurement import MAX_REPEATS, measure_times
+from autopart.runtime.profiling.measurement import MAX_REPEATS, Effort, measure_times
 from autopart.runtime.profiling.progress import Steps
 from autopart.runtime.profiling.rounds import measure_round
 from autopart.runtime.profiling.steadiness import spread_of
@@ -80,9 +80,8 @@ def test_rounds_that_agree_are_not_repeated(perceptron: Subject) -> None:
         perceptron,
         own_forward(perceptron),
         ScriptedStopwatch(cycle([1.0])),
-        warmup=1,
-        repeats=3,
-        steps=steps,
+        Effort(warmup=1, repeats=3),
+        steps,
     )
     assert len(times.rounds) == 3
     assert spread_of(times.rounds) == 0.0
@@ -98,9 +97,8 @@ def test_rounds_that_scatter_are_repeated_up_to_a_bound(perceptron: Subject) -> 
         perceptron,
         own_forward(perceptron),
         ScriptedStopwatch(2.0 ** (n // 17 % 3) for n in count()),
-        warmup=0,
-        repeats=2,
-        steps=steps,
+        Effort(warmup=0, repeats=2),
+        steps,
     )
     assert len(times.rounds) == MAX_REPEATS * 2
     assert spread_of(times.rounds) > 0.1
@@ -112,9 +110,8 @@ def test_rounds_before_the_steady_ones_do_not_count(perceptron: Subject) -> None
         perceptron,
         own_forward(perceptron),
         ScriptedStopwatch(10.0 if n < 3 * 17 else 1.0 for n in count()),
-        warmup=0,
-        repeats=4,
-        steps=Steps(None, total=4),
+        Effort(warmup=0, repeats=4),
+        Steps(None, total=4),
     )
     assert len(times.all_rounds) == 3 + 4
     assert len(times.rounds) == 4

@@ -23,6 +23,17 @@ MAX_REPEATS = 3
 _UPDATE_REPEATS = 5
 
 
+class Effort(NamedTuple):
+    """How much to measure."""
+
+    warmup: int
+    """Rounds that do not count."""
+    repeats: int
+    """Rounds that do."""
+    max_spread: float = MAX_SPREAD
+    """Of the step over the rounds that count, interquartile range over median."""
+
+
 class Times(NamedTuple):
     """Every round that counts, and the optimizer's step over each layer's parameters."""
 
@@ -35,17 +46,11 @@ class Times(NamedTuple):
 
 
 def measure_times(
-    subject: Subject,
-    whole: Forward,
-    stopwatch: Stopwatch,
-    *,
-    warmup: int,
-    repeats: int,
-    max_spread: float = MAX_SPREAD,
-    steps: Steps,
+    subject: Subject, whole: Forward, stopwatch: Stopwatch, effort: Effort, steps: Steps
 ) -> Times:
     """Run `warmup` rounds that do not count and `repeats` that do; more, up to `MAX_REPEATS` times as
     many, until the last `repeats` agree within `max_spread`. Those count then, and else all do."""
+    warmup, repeats, max_spread = effort
     rounds: list[Round] = []
     with _garbage_uncollected():
         for index in range(warmup):

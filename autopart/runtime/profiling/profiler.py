@@ -24,7 +24,7 @@ from autopart.runtime.profiling.accounting import Account, take_account, whole_s
 from autopart.runtime.profiling.devices import checked_device, describe_device, software_versions
 from autopart.runtime.profiling.fused_ops import FusedOps
 from autopart.runtime.profiling.layer_graph import Measured, identical_layers, layer_graph
-from autopart.runtime.profiling.measurement import Times, compute_times, measure_times
+from autopart.runtime.profiling.measurement import Effort, Times, compute_times, measure_times
 from autopart.runtime.profiling.progress import Progress, Steps
 from autopart.runtime.profiling.steadiness import MAX_WAITING, notes_on_rounds
 from autopart.runtime.profiling.subject import Subject, prepare_subject
@@ -98,15 +98,8 @@ def profile_model(
         found = _take_bytes(subject, whole)
         if roofline_gpu is None:
             stopwatch = stopwatch_of(torch.device(kind))
-            times = measure_times(
-                subject,
-                whole,
-                stopwatch,
-                warmup=warmup,
-                repeats=repeats,
-                max_spread=max_spread,
-                steps=steps,
-            )
+            effort = Effort(warmup, repeats, max_spread)
+            times = measure_times(subject, whole, stopwatch, effort, steps)
         else:
             steps.next("times of each layer")
             times = compute_times(subject, whole, roofline_gpu, dtype)
