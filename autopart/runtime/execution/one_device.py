@@ -152,7 +152,8 @@ def _run_rank(
     leaves = alone.microbatches(steps)
     there = (*executor.parameters.values(), *executor.buffers.values(), *stepper.state)
     read = (leaf for of in leaves.values() for leaf in of.values())
-    held = most_tensor_bytes(lambda: alone.train(leaves), (*there, *read), device)
+    aside = stepper.counters
+    held = most_tensor_bytes(lambda: alone.train(leaves), (*there, *read), device, aside)
     return RankRun(runs, held, held)
 
 

@@ -1,6 +1,6 @@
 """The optimizers that a plan's memory is reckoned for, made by torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -27,9 +27,18 @@ class Optimizer:
         """What it keeps beside the parameters: master copies, and moments once a step was made."""
         own = {id(parameter) for parameter in self._parameters}
         copies = (master for master in self._masters if id(master) not in own)
-        kept = self._torch.state.values() if self._torch is not None else ()
-        moments = (value for of in kept for value in of.values())
-        return (*copies, *(m for m in moments if isinstance(m, torch.Tensor)))
+        return (*copies, *self._kept(counters=False))
+
+    @property
+    def counters(self) -> tuple[torch.Tensor, ...]:
+        """Its counts of steps, a number for each parameter, which torch keeps on the host."""
+        return tuple(self._kept(counters=True))
+
+    def _kept(self, *, counters: bool) -> Iterator[torch.Tensor]:
+        for of in self._torch.state.values() if self._torch is not None else ():
+            for name, value in of.items():
+                if isinstance(value, torch.Tensor) and (name == "step") == counters:
+                    yield value
 
     def step(self) -> None:
         """Apply the gradients and clear them."""

@@ -20,10 +20,13 @@ def how_counted(device: torch.device) -> str:
 
 
 def most_tensor_bytes(
-    step: Callable[[], object], there: Iterable[torch.Tensor], device: torch.device
+    step: Callable[[], object],
+    there: Iterable[torch.Tensor],
+    device: torch.device,
+    aside: Iterable[torch.Tensor] = (),
 ) -> int:
     """Run `step` and give the most bytes of tensors that were alive at once; `there` are those that are
-    alive before it."""
+    alive before it, those of `aside` do not count."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         step()
@@ -31,7 +34,7 @@ def most_tensor_bytes(
         return torch.cuda.max_memory_allocated(device)
     before = list(there)
     live = LiveStorages()
-    for tensor in before:
+    for tensor in (*before, *aside):
         live.ignore(tensor)
     with live:
         step()

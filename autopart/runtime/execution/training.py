@@ -259,7 +259,8 @@ class _Run:
             self._optimizer.step()
 
         self._board.working("a step that counts bytes", SETTING_UP)
-        return most_tensor_bytes(step, there, self._place.device)
+        aside = self._optimizer.counters
+        return most_tensor_bytes(step, there, self._place.device, aside)
 
     def _note_progress(self, done: int, time_taken: float) -> None:
         samples = self._plan.num_microbatches * self._plan.microbatch_size
