@@ -52,10 +52,11 @@ def price_asynchronous(plan: Plan) -> tuple[AsynchronousPrice, ...]:
             "asynchronous schedules run one stage on each rank, and this plan's ranks have several; "
             "solve with --schedule 1f1b"
         )
-    return tuple(_price(plan, kind) for kind in ASYNCHRONOUS.values())
+    return tuple(price_of(plan, kind) for kind in ASYNCHRONOUS.values())
 
 
-def _price(plan: Plan, kind: Asynchronous) -> AsynchronousPrice:
+def price_of(plan: Plan, kind: Asynchronous) -> AsynchronousPrice:
+    """One asynchronous schedule on a plan's stages, of which each rank has one."""
     stages, replicas = plan.prediction.stages, [len(stage.ranks) for stage in plan.stages]
     setting = _setting(plan, kind)
     in_flight = tuple(kind.in_flight(setting, s) for s in range(len(stages)))

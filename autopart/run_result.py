@@ -126,6 +126,21 @@ class CheckResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What was not compared, and why."""
 
 
+class AsynchronousRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a run without flushes held beside what its schedule says; see docs/schedules.md."""
+
+    schedule: str
+    updates: PositiveCount
+    microbatches_per_update: PositiveCount
+    versions: tuple[PositiveCount, ...]
+    """Of each stage: the most versions of its weights that a rank held at once, the newest included."""
+    predicted_versions: tuple[PositiveCount, ...]
+    predicted_period: Seconds
+    """From one microbatch to the next once the pipeline is full."""
+    predicted_peak_bytes: tuple[Bytes, ...]
+    """Of a rank of each stage, the versions of its weights included."""
+
+
 class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run of a plan on real ranks."""
 
@@ -152,6 +167,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     memory: Annotated[str, msgspec.Meta(description="how peak_bytes was measured")]
     check: CheckResult | None = None
     ranks: tuple[RankStep, ...] = ()
+    asynchronous: AsynchronousRun | None = None
+    """For a run without flushes; `step_times` are then the times from batch to batch."""
     trace: tuple[tuple[RunSlice, ...], ...] = ()
     """For each rank its actions in the last step."""
     notes: tuple[str, ...] = ()

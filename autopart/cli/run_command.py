@@ -39,6 +39,17 @@ def command(
         float, typer.Option(min=1.0, help="Seconds without progress after which all ranks stop.")
     ] = 60.0,
     seed: Annotated[int, typer.Option(help="Of the weights and the example data.")] = 0,
+    backend: Annotated[
+        Literal["autopart", "torch"],
+        typer.Option(help="Whose loop runs the orders: ours, or torch's own schedules."),
+    ] = "autopart",
+    asynchronous: Annotated[
+        Literal["pipedream", "pipedream-2bw"] | None,
+        typer.Option(
+            help="Train without flushes, with older weights: PipeDream updates after every "
+            "microbatch, 2BW after each batch."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a plan with MODEL on real ranks, and time it.
@@ -62,6 +73,8 @@ def command(
             timeout=timeout,
             device=device,
             seed=seed,
+            backend=backend,
+            asynchronous=asynchronous,
             report=progress,
         )
     if result is not None:

@@ -6,13 +6,15 @@ from rich.text import Text
 
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
 from autopart.report.names import ranks_label
-from autopart.run_result import CheckResult, RunResult
-from autopart.units import format_time
+from autopart.run_result import AsynchronousRun, CheckResult, RunResult
+from autopart.units import format_bytes, format_time
 
 
 def run_report(run: RunResult) -> RenderableType:
     """The stages as measured and as predicted, the step, the losses and the check."""
     lines = [_step_line(run), _loss_line(run), f"peak: {run.memory}", *run.notes]
+    if run.asynchronous is not None:
+        lines += asynchronous_lines(run.asynchronous)
     if run.check is not None:
         lines += check_lines(run.check)
     return Group(stage_table(run), *(Text(line) for line in lines))
@@ -42,6 +44,20 @@ def stage_table(run: RunResult) -> Table:
         table.add_row(*first, *(cell[0] for cell in cells), wait)
         table.add_row("", "", "predicted", *(cell[1] for cell in cells), "")
     return table
+
+
+def asynchronous_lines(run: AsynchronousRun) -> list[str]:
+    """What the versions of the weights are, and take."""
+    rows = zip(run.versions, run.predicted_versions, run.predicted_peak_bytes, strict=True)
+    each = "microbatch" if run.microbatches_per_update == 1 else "batch"
+    return [
+        f"{run.schedule}: {run.updates} updates, one a {each}, without a flush; of a stage's weights",
+        *(
+            f"  stage {place} held {held} versions, {planned} predicted, with which its peak is "
+            f"predicted at {format_bytes(peak)}"
+            for place, (held, planned, peak) in enumerate(rows)
+        ),
+    ]
 
 
 def _step_line(run: RunResult) -> str:

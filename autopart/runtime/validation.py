@@ -9,7 +9,8 @@ from autopart.plan import Plan, check_plan, load_plan
 from autopart.run_result import OneDeviceResult, RunResult
 from autopart.runtime.execution.launch import run_as_told
 from autopart.runtime.execution.one_device import planned_optimizer, run_on_one_device
-from autopart.runtime.execution.training import Report, RunSettings
+from autopart.runtime.execution.run_settings import RunSettings
+from autopart.runtime.execution.training import Report
 
 
 class Validation(NamedTuple):

@@ -77,6 +77,14 @@ def check_setting(kind: Asynchronous, setting: Setting) -> None:
         )
 
 
+def weight_version(kind: Asynchronous, setting: Setting, stage: int, microbatch: int) -> int:
+    """How many updates the weights have seen with which a stage computes a microbatch, forward and
+    backward; of a schedule whose two delays are equal and whole."""
+    delay = kind.backward_delay(setting, stage)
+    assert delay == kind.forward_delay(setting, stage) and delay == int(delay)
+    return max(0, microbatch // setting.num_microbatches - int(delay))
+
+
 def _plain(setting: Setting, stage: int) -> int:
     return setting.num_stages - stage
 

@@ -41,7 +41,9 @@ def exported(plan: Plan) -> str:
     return text
 
 
-@pytest.mark.parametrize(("schedule", "microbatches"), [("gpipe", 3), ("1f1b", 3)])
+@pytest.mark.parametrize(
+    ("schedule", "microbatches"), [("gpipe", 3), pytest.param("1f1b", 3, marks=pytest.mark.slow)]
+)
 def test_two_stages_share_the_gradient_of_a_tied_head(
     two_ranks: RankPool, schedule: str, microbatches: int
 ) -> None:
@@ -49,7 +51,7 @@ def test_two_stages_share_the_gradient_of_a_tied_head(
     check_training(two_ranks, plan, "zoo:gpt2-tiny")
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("schedule", [pytest.param("gpipe", marks=pytest.mark.slow), "1f1b"])
 def test_skips_cross_the_cut(two_ranks: RankPool, schedule: str) -> None:
     plan = make_plan(UNET_HALVES, [(1,), (0,)], 4, schedule)
     check_training(two_ranks, plan, "zoo:unet-tiny")
@@ -72,6 +74,7 @@ def test_one_stage_on_two_ranks_is_data_parallel(two_ranks: RankPool) -> None:
     check_training(two_ranks, make_plan(layers, [(0, 1)], 3), "zoo:mlp-tiny")
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_by_the_norm_over_all_stages_counting_tied_ones_once(
     four_ranks: RankPool,
 ) -> None:
@@ -79,6 +82,7 @@ def test_gradients_are_clipped_by_the_norm_over_all_stages_counting_tied_ones_on
     check_training(four_ranks, plan, "zoo:gpt2-tiny", max_norm=0.1)
 
 
+@pytest.mark.slow
 def test_a_model_with_its_own_loss_and_shared_masks_trains(two_ranks: RankPool) -> None:
     pytest.importorskip("transformers")
     encoder = ["encoder.embed_tokens", "encoder.block.0", "encoder.block.1"]

@@ -19,8 +19,9 @@ from autopart.runtime.execution.assembly import make_executor
 from autopart.runtime.execution.board import Board
 from autopart.runtime.execution.gradient_sum import GradientSum, Holders
 from autopart.runtime.execution.reference import Reference
+from autopart.runtime.execution.run_settings import RunSettings
 from autopart.runtime.execution.stage import TorchStage, stage_parameters
-from autopart.runtime.execution.training import Place, RunSettings, train
+from autopart.runtime.execution.training import Place, train
 from autopart.runtime.models.model import build_training_model, example_batch, load_model
 
 Gradients = dict[str, torch.Tensor]

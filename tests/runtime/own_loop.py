@@ -1,7 +1,7 @@
 """Training loops of a user's own: in a pipeline, on each rank, and with the plain model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributed.checkpoint import state_dict as states
 from autopart.errors import AutopartError
 from autopart.plan import Plan
 from autopart.runtime.execution.pipeline import Pipeline, make_pipeline
+from autopart.runtime.execution.plan_match import Backend
 from autopart.runtime.models.model import (
     Batch,
     ModelSource,
@@ -39,6 +40,7 @@ class Loop:
     """Give whole batches and let the pipeline divide them."""
     first: int = 0
     """The number of the first step, which says what data it sees."""
+    backend: Backend = "autopart"
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,13 @@ class Trained:
 
 
 def in_pipeline(rank: int, plan: Plan, loop: Loop) -> Trained:
-    pipeline, source = pipeline_of(plan)
+    pipeline, source = pipeline_of(plan, backend=loop.backend)
     return trained(pipeline, source, plan, loop, optimizer_of(loop, pipeline.parameters.values()))
+
+
+def by_both_backends(rank: int, plan: Plan, loop: Loop) -> tuple[Trained, Trained]:
+    ours, torchs = (replace(loop, backend=backend) for backend in ("autopart", "torch"))
+    return in_pipeline(rank, plan, ours), in_pipeline(rank, plan, torchs)
 
 
 def saved_half_way(rank: int, plan: Plan, loop: Loop, folder: Path) -> None:
@@ -87,11 +94,15 @@ def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     return {"model": model, "optimizer": optim}
 
 
-def pipeline_of(plan: Plan, seed: int = 0) -> tuple[Pipeline, ModelSource]:
+def pipeline_of(
+    plan: Plan, seed: int = 0, backend: Backend = "autopart"
+) -> tuple[Pipeline, ModelSource]:
     source, dtype = load_model(plan.origin.model), plan.origin.dtype
     training = build_training_model(source, dtype=dtype, seed=seed)
     example = example_batch(source, plan.microbatch_size, dtype=dtype)
-    pipeline = make_pipeline(plan, training.model, example, loss_fn=training.loss_fn)
+    pipeline = make_pipeline(
+        plan, training.model, example, loss_fn=training.loss_fn, backend=backend
+    )
     return pipeline, source
 
 

@@ -221,6 +221,7 @@ for model, example in (
 """
 
 
+@pytest.mark.slow
 def test_hashes_are_the_same_in_every_process() -> None:
     root = Path(__file__).parents[2]
     other = subprocess.run(
@@ -238,7 +239,9 @@ def test_hashes_are_the_same_in_every_process() -> None:
     assert other.stdout == here.getvalue() and len(here.getvalue().split()) == 13
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "bert", pytest.param("t5", marks=pytest.mark.slow)]
+)
 def test_a_model_on_the_meta_device_is_captured_as_the_same_graph(name: str) -> None:
     """The plan that was made from an analytic profile is run on a real device."""
     _, example, real = captured_hugging_face(name)

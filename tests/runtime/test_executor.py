@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from autopart.plan import Plan, schedule_of
 from autopart.run_result import CheckResult, RunResult
-from autopart.runtime.execution.training import RunSettings
+from autopart.runtime.execution.run_settings import RunSettings
 from autopart.schedule import Schedule
 from tests.runtime.on_ranks import (
     complaint_of,
@@ -49,12 +49,13 @@ def check_of(result: RunResult) -> CheckResult:
 
 
 def test_tied_weights_on_different_stages_train_as_one(two_ranks: RankPool):
-    result = checked(two_ranks, plan("zoo:gpt2-tiny", 0.3), steps=3)
+    result = checked(two_ranks, plan("zoo:gpt2-tiny", 0.3))
     check = check_of(result)
     assert check.gradients <= 1e-6 and check.losses <= 1e-6
     assert check.num_parameters == 100
 
 
+@pytest.mark.slow
 def test_gradients_of_tied_weights_that_are_not_summed_are_noticed(two_ranks: RankPool):
     of = plan("zoo:gpt2-tiny", 0.3)
     settings = RunSettings(model=of.origin.model, check=True, steps=1)
@@ -135,6 +136,7 @@ def test_each_step_is_told_with_its_speed(two_ranks: RankPool):
     assert all(float(text.removesuffix(" samples/s")) > 0 for _, _, text in told)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_torch_s_own_schedule(two_ranks: RankPool):
     for ours, torchs in two_ranks.call(ours_and_torchs, plan("zoo:mlp-tiny", 0.6)):
         assert ours.keys() == torchs.keys() and len(ours) > 0
@@ -142,6 +144,7 @@ def test_gradients_are_those_of_torch_s_own_schedule(two_ranks: RankPool):
             torch.testing.assert_close(gradient, torchs[name], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=3,
     deadline=None,
@@ -162,6 +165,7 @@ def test_a_frozen_first_stage_gets_and_sends_no_gradients(two_ranks: RankPool):
     assert check.num_parameters == 8
 
 
+@pytest.mark.slow
 def test_a_parameter_without_a_part_in_the_loss_is_left_alone(two_ranks: RankPool):
     check = check_of(checked(two_ranks, plan(AWKWARD + "partly_used", 0.4), optimizer="adamw"))
     assert check.num_parameters == 8

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from autopart.run_result import CheckResult
-from autopart.runtime.execution.training import RunSettings
+from autopart.runtime.execution.run_settings import RunSettings
 from tests.runtime.on_ranks import run
 from tests.runtime.plans import capture, plan_for
 from tests.runtime.rank_pool import RankPool

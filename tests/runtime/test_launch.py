@@ -17,6 +17,7 @@ from autopart.errors import ModelError, PlanError, RunError, UsageError
 from autopart.plan import Plan, save_plan
 from autopart.run_result import RunResult
 from autopart.runtime.execution.launch import run_local
+from autopart.runtime.execution.run_settings import RunSettings
 from tests.runtime.plans import capture, plan_for
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -63,7 +64,7 @@ def complaint(fate: str, timeout: float = PATIENCE) -> str:
     """What a run says in which rank 1 meets this fate; it must end in time and leave nobody."""
     begin = time.monotonic()
     with pytest.raises(RunError) as raised:
-        run_local(plan_with(fate), f"{FAULTY}:{fate}", steps=3, timeout=timeout)
+        run_local(plan_with(fate), RunSettings(model=f"{FAULTY}:{fate}", steps=3, timeout=timeout))
     assert time.monotonic() - begin < BOUND
     assert left_behind() == []
     return str(raised.value)
@@ -77,14 +78,8 @@ def plan_with(fate: str) -> Plan:
 @pytest.mark.slow
 def test_a_local_run_brings_back_what_its_ranks_measured():
     seen: list[tuple[int, int, str]] = []
-    result = run_local(
-        plan(),
-        f"{FAULTY}:well",
-        steps=3,
-        check=True,
-        timeout=PATIENCE,
-        report=lambda *at: seen.append(at),
-    )
+    settings = RunSettings(model=f"{FAULTY}:well", steps=3, check=True, timeout=PATIENCE)
+    result = run_local(plan(), settings, lambda *at: seen.append(at))
     assert len(result.losses) == 3 and result.check is not None
     assert (result.num_ranks, result.backend, result.device) == (2, "gloo", "cpu")
     assert seen and all(of == 3 for _, of, _ in seen)
@@ -92,6 +87,7 @@ def test_a_local_run_brings_back_what_its_ranks_measured():
     assert left_behind() == []
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_with_its_signal_and_action():
     assert complaint("killed") == "rank 1 was killed by SIGKILL on 1F2"
 
@@ -121,37 +117,42 @@ def test_a_rank_that_leaves_is_named_with_its_exit_code():
 @pytest.mark.slow
 def test_a_rank_that_is_killed_before_the_first_step_is_named_too():
     with pytest.raises(RunError, match="rank 1 was killed by SIGKILL on building the model"):
-        run_local(plan(), f"{FAULTY}:killed_while_built", steps=1)
+        run_local(plan(), RunSettings(model=f"{FAULTY}:killed_while_built", steps=1))
     assert left_behind() == []
 
 
 @pytest.mark.slow
 def test_a_model_that_cannot_be_built_on_one_rank_shows_its_own_error():
     with pytest.raises(ModelError, match=r"raised OSError: weights.bin is gone .* \(on rank 1\)"):
-        run_local(plan(), f"{FAULTY}:raising_while_built", steps=1, timeout=PATIENCE)
+        run_local(
+            plan(), RunSettings(model=f"{FAULTY}:raising_while_built", steps=1, timeout=PATIENCE)
+        )
     assert left_behind() == []
 
 
 @pytest.mark.slow
 def test_a_plan_of_another_model_is_refused_before_anything_is_trained():
     with pytest.raises(PlanError, match="which the plan lacks"):
-        run_local(plan(), "zoo:mlp-tiny", steps=1)
+        run_local(plan(), RunSettings(model="zoo:mlp-tiny", steps=1))
     assert left_behind() == []
 
 
 def test_options_that_make_no_run_are_refused_before_anything_is_started():
     with pytest.raises(UsageError, match="0 steps"):
-        run_local(plan(), FAULTY, steps=0)
+        run_local(plan(), RunSettings(model=FAULTY, steps=0))
     with pytest.raises(UsageError, match="unknown optimizer 'adam'; known: adamw, "):
-        run_local(plan(), FAULTY, steps=1, optimizer="adam")
+        run_local(plan(), RunSettings(model=FAULTY, steps=1, optimizer="adam"))
     with pytest.raises(UsageError, match="a timeout of 0"):
-        run_local(plan(), FAULTY, steps=1, timeout=0.0)
+        run_local(plan(), RunSettings(model=FAULTY, steps=1, timeout=0.0))
 
 
 START = """
 import sys
 from autopart.runtime.execution.launch import run_{how}
-result = run_{how}(sys.argv[1], sys.argv[2], steps=int(sys.argv[3]), check=True, timeout={timeout})
+from autopart.runtime.execution.run_settings import RunSettings
+model, steps = sys.argv[2], int(sys.argv[3])
+settings = RunSettings(model=model, steps=steps, check=True, timeout={timeout})
+result = run_{how}(sys.argv[1], settings)
 if result is not None:
     sys.stdout.write(f"losses {{len(result.losses)}} check {{result.check.num_parameters}}")
 """

@@ -1,7 +1,6 @@
 import pytest
 
 from autopart.runtime.execution.clock import Slice
-from autopart.runtime.execution.executor import StepTrace
 from autopart.runtime.execution.measured import (
     RankRun,
     StepRun,
@@ -11,6 +10,7 @@ from autopart.runtime.execution.measured import (
     stages_of,
     step_times_of,
 )
+from autopart.runtime.execution.step_trace import StepTrace
 from autopart.schedule import parse_action
 from tests.runtime.plans import two_stage_plan
 

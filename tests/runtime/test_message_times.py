@@ -1,8 +1,8 @@
 import pytest
 
 from autopart.runtime.execution.clock import Slice
-from autopart.runtime.execution.executor import StepTrace
 from autopart.runtime.execution.message_times import message_times
+from autopart.runtime.execution.step_trace import StepTrace
 from autopart.schedule import parse_action, parse_order
 
 SCHEDULE = (parse_order("0F0 0F1 0B0 0B1"), parse_order("1F0 1B0 1F1 1B1"))

@@ -133,11 +133,14 @@ def another(of: Plan, ranks: Ranks, cuts: Sequence[float]) -> Plan:
     )
 
 
+@pytest.mark.parametrize(
+    "model", ["zoo:mlp-tiny", pytest.param("zoo:gpt2-tiny", marks=pytest.mark.slow)]
+)
 def test_training_goes_on_under_another_plan_from_what_was_saved(
-    two_ranks: RankPool, tmp_path: Path
+    two_ranks: RankPool, tmp_path: Path, model: str
 ):
     """Two steps in four stages of a V, saved, then two in two stages: the same as four steps."""
-    before = placed("zoo:gpt2-tiny", V)
+    before = placed(model, V)
     after = another(before, [[1], [0]], [0.6])
     first, second = Loop(optimizer="adamw"), Loop(optimizer="adamw", first=2)
     two_ranks.call(saved_half_way, before, first, tmp_path / "saved")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autopart.plan import Plan
 from autopart.run_result import RunResult
-from autopart.runtime.execution.training import RunSettings
+from autopart.runtime.execution.run_settings import RunSettings
 from autopart.schedule import Schedule, check_schedule
 from autopart.schedules import KINDS, make_schedule, place_stages
 from tests.runtime.on_ranks import ours_and_torchs, run, run_without_sums
@@ -139,7 +139,9 @@ def test_times_of_each_stage_stand_apart(two_ranks: RankPool):
         assert 0 < 4 * busy <= 1.5 * result.step_time
 
 
-@pytest.mark.parametrize("ranks", [[[0], [1]], V], ids=["single", "V"])
+@pytest.mark.parametrize(
+    "ranks", [pytest.param([[0], [1]], marks=pytest.mark.slow), V], ids=["single", "V"]
+)
 def test_backward_in_two_halves_trains_as_the_plain_model(two_ranks: RankPool, ranks: Ranks):
     result = checked(two_ranks, plan("zoo:gpt2-tiny", ranks, halves=True))
     ops = {slice.action.lstrip("0123456789")[0] for of in result.trace for slice in of}

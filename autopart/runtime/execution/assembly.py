@@ -7,24 +7,23 @@ from torch import distributed
 
 from autopart.plan import Plan, schedule_of, stage_ranks
 from autopart.runtime.capture.split import StageProgram
-from autopart.runtime.execution.executor import Executor, Watcher
-from autopart.runtime.execution.gradient_sum import GradientSum, holders_of
+from autopart.runtime.execution.asynchronous import (
+    AsynchronousExecutor,
+    check_no_shared,
+    way_of,
+)
+from autopart.runtime.execution.executor import Executor
+from autopart.runtime.execution.gradient_sum import GradientSum, Holders, holders_of
 from autopart.runtime.execution.messages import write_messages
-from autopart.runtime.execution.plan_match import check_can_run, place_on
+from autopart.runtime.execution.plan_match import Backend, check_can_run, place_on
+from autopart.runtime.execution.rank_executor import RankPart, StepExecutor
 from autopart.runtime.execution.stage import TorchStage, stage_parameters
+from autopart.runtime.execution.torch_backend import TorchBackend
 from autopart.runtime.execution.transfers import Transfers
 from autopart.runtime.execution.treated_layers import treat_layers
+from autopart.runtime.execution.watcher import Unwatched, Watcher
 from autopart.runtime.execution.weight_gradients import split_backwards
-
-
-class Unwatched:
-    """A watcher for programs that have their own way of noticing a hang."""
-
-    def working(self, on: str) -> None:
-        pass
-
-    def waiting(self, on: str, peer: int | None) -> None:
-        pass
+from autopart.schedule import StageRanks
 
 
 def make_executor(
@@ -33,26 +32,41 @@ def make_executor(
     *,
     device: torch.device,
     watcher: Watcher | None = None,
-) -> Executor:
+    backend: Backend = "autopart",
+) -> StepExecutor:
     """This rank's executor; its stages' tensors are moved to `device`.
 
     `programs` are those of `split_stages` for the plan's stages, made on every rank from equal
     weights. Every rank of the default process group must call this: it makes process groups.
-    Raises PlanError where the plan asks for what is not run yet.
+    Raises PlanError where the plan asks for what is not run, or not by this backend.
     """
-    check_can_run(plan)
-    rank, ranks = distributed.get_rank(), stage_ranks(plan)
-    stages = _stages_of(plan, rank, programs, device, _alone(rank))
-    names = [program.parameters for program in programs]
-    return Executor(
-        stages,
-        write_messages(schedule_of(plan), ranks)[rank],
-        GradientSum(holders_of(names, ranks), _parameters(stages), rank),
-        num_microbatches=plan.num_microbatches,
-        device=device,
-        watcher=watcher or Unwatched(),
-        owned=_owned(names, ranks, rank),
-    )
+    check_can_run(plan, backend)
+    holders = _holders(plan, programs)
+    part = _part(plan, programs, holders, device, watcher)
+    if backend == "torch":
+        return TorchBackend(plan, part)
+    program = write_messages(schedule_of(plan), stage_ranks(plan))[distributed.get_rank()]
+    return Executor(part, _torch_stages(plan, part), program)
+
+
+def make_asynchronous_executor(
+    plan: Plan,
+    programs: Sequence[StageProgram],
+    name: str,
+    *,
+    device: torch.device,
+    watcher: Watcher | None = None,
+) -> AsynchronousExecutor:
+    """This rank's executor for the asynchronous schedule called `name`, as `make_executor`.
+
+    Raises PlanError where the schedule cannot run on the plan's stages.
+    """
+    way = way_of(plan, name)
+    holders = _holders(plan, programs)
+    check_no_shared(way, holders)
+    part = _part(plan, programs, holders, device, watcher)
+    together = _together([held.ranks for held in holders])
+    return AsynchronousExecutor(part, _torch_stages(plan, part), way, stage_ranks(plan), together)
 
 
 def make_lone_executor(
@@ -66,47 +80,71 @@ def make_lone_executor(
     """The executor of `rank` in a process group of this process alone; `transfers` stand in for the
     other ranks, and nothing is summed over them. Raises PlanError as `make_executor` does."""
     check_can_run(plan)
-    stages = _stages_of(plan, rank, programs, device, _alone(0))
-    return Executor(
-        stages,
-        write_messages(schedule_of(plan), stage_ranks(plan))[rank],
-        GradientSum((), _parameters(stages), rank),
+    part = _part(plan, programs, (), device, None, rank)
+    program = write_messages(schedule_of(plan), stage_ranks(plan))[rank]
+    return Executor(part, _torch_stages(plan, part), program, transfers)
+
+
+def _holders(plan: Plan, programs: Sequence[StageProgram]) -> tuple[Holders, ...]:
+    return holders_of([program.parameters for program in programs], stage_ranks(plan))
+
+
+def _together(groups: Sequence[Sequence[int]]) -> dict[int, set[int]]:
+    """By rank all ranks that are in a group with it, or with one that is."""
+    together: dict[int, set[int]] = {}
+    for group in groups:
+        joined = set(group).union(*(together.get(rank, ()) for rank in group))
+        together |= dict.fromkeys(joined, joined)
+    return together
+
+
+def _part(
+    plan: Plan,
+    programs: Sequence[StageProgram],
+    holders: Sequence[Holders],
+    device: torch.device,
+    watcher: Watcher | None,
+    rank: int | None = None,
+) -> RankPart:
+    """The part of `rank`, by default this one, with what the plan says of its layers put into their
+    graphs."""
+    rank, ranks = distributed.get_rank() if rank is None else rank, stage_ranks(plan)
+    mine = {index: programs[index] for index, on in enumerate(ranks) if rank in on}
+    _prepare(plan, mine, device)
+    parameters = {n: p for program in mine.values() for n, p in stage_parameters(program).items()}
+    return RankPart(
+        programs=mine,
+        owned=_owned([program.parameters for program in programs], ranks, rank),
+        sums=GradientSum(holders, parameters, rank),
         num_microbatches=plan.num_microbatches,
         device=device,
-        watcher=Unwatched(),
-        transfers=transfers,
+        watcher=watcher or Unwatched(),
     )
 
 
-def _stages_of(
-    plan: Plan,
-    rank: int,
-    programs: Sequence[StageProgram],
-    device: torch.device,
-    alone: distributed.ProcessGroup,
-) -> dict[int, TorchStage]:
-    """The stages of `rank`, each with what the plan does to its layers."""
+def _prepare(plan: Plan, programs: Mapping[int, StageProgram], device: torch.device) -> None:
+    """Put what the plan says of a stage's layers and backwards into its graph."""
     halved = {action.stage for order in schedule_of(plan) for action in order if action.op == "W"}
-    stages: dict[int, TorchStage] = {}
-    for index, stage in enumerate(plan.stages):
-        if rank in stage.ranks:
-            program = programs[index]
-            place_on(program.module, device)
-            if index in halved:
-                split_backwards(program.module)
-            treat_layers(program, stage.recompute, stage.offload)
-            stages[index] = TorchStage(
-                program, index, len(plan.stages), plan.num_microbatches, device, alone
-            )
-    return stages
+    for index, program in programs.items():
+        place_on(program.module, device)
+        if index in halved:
+            split_backwards(program.module)
+        treat_layers(program, plan.stages[index].recompute, plan.stages[index].offload)
 
 
-def _parameters(stages: Mapping[int, TorchStage]) -> dict[str, torch.nn.Parameter]:
-    return {n: p for stage in stages.values() for n, p in stage_parameters(stage.program).items()}
+def _torch_stages(plan: Plan, part: RankPart) -> dict[int, TorchStage]:
+    group = distributed.new_group([distributed.get_rank()], use_local_synchronization=True)
+    assert isinstance(group, distributed.ProcessGroup)
+    return {
+        index: TorchStage(
+            program, index, len(plan.stages), plan.num_microbatches, part.device, group
+        )
+        for index, program in part.programs.items()
+    }
 
 
 def _owned(
-    names_of_stages: Sequence[Sequence[str]], ranks: Sequence[Sequence[int]], rank: int
+    names_of_stages: Sequence[Sequence[str]], ranks: StageRanks, rank: int
 ) -> tuple[str, ...]:
     """The parameters of which `rank` is the first to hold a copy."""
     first: dict[str, int] = {}
@@ -114,9 +152,3 @@ def _owned(
         for name in names:
             first[name] = min(first.get(name, min(on)), *on)
     return tuple(name for name, owner in first.items() if owner == rank)
-
-
-def _alone(rank: int) -> distributed.ProcessGroup:
-    group = distributed.new_group([rank], use_local_synchronization=True)
-    assert isinstance(group, distributed.ProcessGroup)
-    return group

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 import torch
 from torch import distributed
 
-from autopart.runtime.execution.executor import Executor
+from autopart.runtime.execution.rank_executor import RankExecutor
 
 _TINY = 1e-6
 """Added to the norm by torch's own clipping."""
 
 
-def clip(executor: Executor, max_norm: float) -> torch.Tensor:
+def clip(executor: RankExecutor, max_norm: float) -> torch.Tensor:
     """Scale all gradients so that the norm of the whole model's is at most `max_norm`.
 
     The norm is that of all gradients as one vector, in which copies of a parameter count once. Gives
@@ -24,7 +24,7 @@ def clip(executor: Executor, max_norm: float) -> torch.Tensor:
     return norm
 
 
-def global_norm(executor: Executor) -> torch.Tensor:
+def global_norm(executor: RankExecutor) -> torch.Tensor:
     """The Euclidean norm of the whole model's gradients, on every rank, in float64."""
     total = torch.zeros((), dtype=torch.float64, device=executor.device)
     for gradient in _gradients(executor, executor.owned):
@@ -33,7 +33,7 @@ def global_norm(executor: Executor) -> torch.Tensor:
     return total.sqrt()
 
 
-def unscale(executor: Executor, scale: float) -> bool:
+def unscale(executor: RankExecutor, scale: float) -> bool:
     """Divide all gradients by `scale`; whether all of them, on all ranks, are finite numbers."""
     bad = torch.zeros((), dtype=torch.int32, device=executor.device)
     for gradient in _gradients(executor, executor.parameters):
@@ -43,7 +43,7 @@ def unscale(executor: Executor, scale: float) -> bool:
     return bad.item() == 0
 
 
-def _gradients(executor: Executor, names: Iterable[str]) -> list[torch.Tensor]:
+def _gradients(executor: RankExecutor, names: Iterable[str]) -> list[torch.Tensor]:
     parameters = executor.parameters
     found = [parameters[name].grad for name in names]
     return [gradient for gradient in found if gradient is not None]

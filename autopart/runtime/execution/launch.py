@@ -24,6 +24,7 @@ from torch import distributed
 
 from autopart.plan import Plan, check_plan, load_plan, num_ranks, save_plan
 from autopart.run_result import RunResult
+from autopart.runtime.execution.asynchronous import way_of
 from autopart.runtime.execution.board import (
     Board,
     Note,
@@ -33,9 +34,10 @@ from autopart.runtime.execution.board import (
     stuck_failure,
 )
 from autopart.runtime.execution.faults import Failure, as_error
-from autopart.runtime.execution.plan_match import check_can_run
+from autopart.runtime.execution.plan_match import Backend, check_can_run
 from autopart.runtime.execution.rank import CONNECT_SECONDS, is_rank, read_world, run_as_rank
-from autopart.runtime.execution.training import Report, RunSettings, check_settings
+from autopart.runtime.execution.run_settings import RunSettings, check_settings
+from autopart.runtime.execution.training import Report
 
 GRACE_SECONDS = 4.0
 """How long ranks may take to end by themselves after one has failed."""
@@ -56,6 +58,8 @@ def run_plan(
     timeout: float = 60.0,
     device: str | None = None,
     seed: int = 0,
+    backend: Backend = "autopart",
+    asynchronous: str | None = None,
     report: Report | None = None,
 ) -> RunResult | None:
     """Run a plan: as a rank where torchrun started this process, else on ranks spawned here.
@@ -72,6 +76,8 @@ def run_plan(
         timeout=timeout,
         device=device,
         seed=seed,
+        backend=backend,
+        asynchronous=asynchronous,
     )
     return run_as_told(plan, settings, report)
 
@@ -80,80 +86,31 @@ def run_as_told(
     plan: Plan | Path | str, settings: RunSettings, report: Report | None = None
 ) -> RunResult | None:
     """`run_plan` with its options in one piece."""
-    if is_rank(os.environ):
-        return _as_rank(plan, settings, report)
-    return _locally(plan, settings, report)
+    start = run_rank if is_rank(os.environ) else run_local
+    return start(plan, settings, report)
 
 
 def run_rank(
-    plan: Plan | Path | str,
-    model: str,
-    *,
-    steps: int,
-    check: bool = False,
-    optimizer: str | None = None,
-    lr: float | None = None,
-    timeout: float = 60.0,
-    device: str | None = None,
-    seed: int = 0,
+    plan: Plan | Path | str, settings: RunSettings, report: Report | None = None
 ) -> RunResult | None:
     """Run a plan as the rank that the environment names (torchrun): the result on rank 0, None on
     the others. When a run fails, one rank raises what there is to say, the others SystemExit(1).
     """
-    settings = RunSettings(
-        model=model,
-        steps=steps,
-        check=check,
-        optimizer=optimizer,
-        lr=lr,
-        timeout=timeout,
-        device=device,
-        seed=seed,
-    )
-    return _as_rank(plan, settings)
+    check_settings(settings)
+    whole = _loaded(plan, settings)
+    return run_as_rank(whole, settings, read_world(os.environ), report)
 
 
 def run_local(
-    plan: Plan | Path | str,
-    model: str,
-    *,
-    steps: int,
-    check: bool = False,
-    optimizer: str | None = None,
-    lr: float | None = None,
-    timeout: float = 60.0,
-    device: str | None = None,
-    seed: int = 0,
-    report: Report | None = None,
+    plan: Plan | Path | str, settings: RunSettings, report: Report | None = None
 ) -> RunResult:
     """Run a plan on as many processes of this machine as it has ranks.
 
     Raises RunError where a rank dies, hangs or disagrees with the plain model, naming it and what
     it was at, and the errors of loading a plan or a model; no process is left behind.
     """
-    settings = RunSettings(
-        model=model,
-        steps=steps,
-        check=check,
-        optimizer=optimizer,
-        lr=lr,
-        timeout=timeout,
-        device=device,
-        seed=seed,
-    )
-    return _locally(plan, settings, report)
-
-
-def _as_rank(
-    plan: Plan | Path | str, settings: RunSettings, report: Report | None = None
-) -> RunResult | None:
     check_settings(settings)
-    return run_as_rank(_loaded(plan), settings, read_world(os.environ), report)
-
-
-def _locally(plan: Plan | Path | str, settings: RunSettings, report: Report | None) -> RunResult:
-    check_settings(settings)
-    whole = _loaded(plan)
+    whole = _loaded(plan, settings)
     with tempfile.TemporaryDirectory(prefix="autopart-run-") as folder:
         job = _Job(whole, settings, Path(folder))
         try:
@@ -163,12 +120,14 @@ def _locally(plan: Plan | Path | str, settings: RunSettings, report: Report | No
             job.kill()
 
 
-def _loaded(plan: Plan | Path | str) -> Plan:
+def _loaded(plan: Plan | Path | str, settings: RunSettings) -> Plan:
     if isinstance(plan, Plan):
         check_plan(plan)
     else:
         plan = load_plan(plan)
-    check_can_run(plan)
+    check_can_run(plan, settings.backend)
+    if settings.asynchronous is not None:
+        way_of(plan, settings.asynchronous)
     return plan
 
 

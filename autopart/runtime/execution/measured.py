@@ -8,8 +8,8 @@ from typing import NamedTuple, get_args
 from autopart.plan import Plan, schedule_of, stage_ranks
 from autopart.run_result import ActionTimes, RankStep, RunSlice, StageRun
 from autopart.runtime.execution.clock import Slice
-from autopart.runtime.execution.executor import StepTrace
 from autopart.runtime.execution.message_times import message_times
+from autopart.runtime.execution.step_trace import StepTrace
 from autopart.runtime.profiling.timing import summarize
 from autopart.schedule import Op
 
@@ -32,6 +32,8 @@ class RankRun(NamedTuple):
     peak_bytes: int
     tensor_bytes: int | None = None
     """As `RankStep` has it."""
+    versions: int = 1
+    """The most versions of its weights that the rank held at once."""
 
 
 def losses_of(runs: Sequence[RankRun]) -> tuple[float, ...]:

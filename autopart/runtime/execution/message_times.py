@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from autopart.run_result import SendTimes
 from autopart.runtime.execution.clock import Slice
-from autopart.runtime.execution.executor import StepTrace
 from autopart.runtime.execution.messages import backwards_of, consumer
+from autopart.runtime.execution.step_trace import StepTrace
 from autopart.runtime.profiling.timing import summarize
 from autopart.schedule import Action, Op, Schedule, StageRanks
 

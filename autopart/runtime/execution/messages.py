@@ -8,10 +8,10 @@ common order, and no ring of waiting ranks can form, even if every send blocks u
 received. Stages on the same rank hand their results over without a message.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from autopart.schedule import Action, Op, Schedule, StageRanks, predecessors, rank_of
+from autopart.schedule import Action, Op, StageRanks, predecessors, rank_of
 
 
 class Send(NamedTuple):
@@ -28,7 +28,13 @@ class Receive(NamedTuple):
     peer: int
 
 
-Event = Action | Send | Receive
+class Update(NamedTuple):
+    """Step the optimizer of an asynchronous schedule, the `number`-th time from 0."""
+
+    number: int
+
+
+Event = Action | Send | Receive | Update
 Program = tuple[Event, ...]
 """What one rank does in a step, in order."""
 
@@ -36,12 +42,22 @@ Backwards = Mapping[tuple[int, int], Op]
 """Whether (stage, microbatch) runs a whole backward B or begins with its half I."""
 
 
-def write_messages(schedule: Schedule, stage_ranks: StageRanks) -> tuple[Program, ...]:
-    """The program of each rank, of a schedule that `check_schedule` lets pass."""
-    programs: list[list[Event]] = [[] for _ in schedule]
-    backwards = backwards_of(schedule)
-    for rank, action in _rounds(schedule, len(stage_ranks), backwards):
+Orders = Sequence[Sequence[Action | Update]]
+Together = Mapping[int, Collection[int]]
+"""By rank the ranks with which it updates, since they hold the same parameters."""
+
+
+def write_messages(
+    orders: Orders, stage_ranks: StageRanks, together: Together | None = None
+) -> tuple[Program, ...]:
+    """The program of each rank, of orders that `check_schedule` lets pass; they may have updates in
+    between, which wait for those of the ranks `together`."""
+    programs: list[list[Event]] = [[] for _ in orders]
+    backwards = backwards_of(orders)
+    for rank, action in _Rounds(orders, len(stage_ranks), backwards, together or {}).run():
         programs[rank].append(action)
+        if isinstance(action, Update):
+            continue
         target = consumer(action, len(stage_ranks), backwards)
         if target is None:
             continue
@@ -52,10 +68,10 @@ def write_messages(schedule: Schedule, stage_ranks: StageRanks) -> tuple[Program
     return tuple(tuple(program) for program in programs)
 
 
-def backwards_of(schedule: Schedule) -> Backwards:
-    """How each backward of the schedule begins."""
-    actions = (action for order in schedule for action in order if action.op in ("B", "I"))
-    return {(action.stage, action.microbatch): action.op for action in actions}
+def backwards_of(orders: Orders) -> Backwards:
+    """How each backward begins."""
+    actions = (action for order in orders for action in order if isinstance(action, Action))
+    return {(a.stage, a.microbatch): a.op for a in actions if a.op in ("B", "I")}
 
 
 def consumer(action: Action, num_stages: int, backwards: Backwards) -> Action | None:
@@ -72,29 +88,42 @@ def _needs(action: Action, num_stages: int, backwards: Backwards) -> list[Action
     return predecessors(action, num_stages, (ahead,))
 
 
-def _rounds(schedule: Schedule, num_stages: int, backwards: Backwards) -> list[tuple[int, Action]]:
-    """Every (rank, action) in the order of a run in which each action takes one round."""
-    done: set[Action] = set()
-    at = [0] * len(schedule)
-    run: list[tuple[int, Action]] = []
-    while ready := _ready(schedule, at, done, num_stages, backwards):
-        for rank, action in ready:
-            at[rank] += 1
-            done.add(action)
-        run += ready
-    assert len(run) == sum(map(len, schedule)), "the schedule deadlocks; check_schedule says where"
-    return run
+class _Rounds:
+    """A run of all ranks in which each action takes one round."""
 
+    def __init__(
+        self, orders: Orders, num_stages: int, backwards: Backwards, together: Together
+    ) -> None:
+        self._orders = orders
+        self._num_stages = num_stages
+        self._backwards = backwards
+        self._together = together
+        self._at = [0] * len(orders)
+        self._done: set[Action] = set()
 
-def _ready(
-    schedule: Schedule,
-    at: Sequence[int],
-    done: set[Action],
-    num_stages: int,
-    backwards: Backwards,
-) -> list[tuple[int, Action]]:
-    return [
-        (rank, order[at[rank]])
-        for rank, order in enumerate(schedule)
-        if at[rank] < len(order) and done.issuperset(_needs(order[at[rank]], num_stages, backwards))
-    ]
+    def run(self) -> list[tuple[int, Action | Update]]:
+        """Every (rank, action) in the order of the run."""
+        run: list[tuple[int, Action | Update]] = []
+        while ready := self._ready():
+            for rank, action in ready:
+                self._at[rank] += 1
+                if isinstance(action, Action):
+                    self._done.add(action)
+            run += ready
+        assert len(run) == sum(map(len, self._orders)), (
+            "the orders deadlock; check_schedule says where"
+        )
+        return run
+
+    def _ready(self) -> list[tuple[int, Action | Update]]:
+        turn = [(rank, self._next(rank)) for rank in range(len(self._orders))]
+        return [(rank, action) for rank, action in turn if action and self._can_run(rank, action)]
+
+    def _next(self, rank: int) -> Action | Update | None:
+        order, at = self._orders[rank], self._at[rank]
+        return order[at] if at < len(order) else None
+
+    def _can_run(self, rank: int, action: Action | Update) -> bool:
+        if isinstance(action, Update):
+            return all(self._next(other) == action for other in self._together.get(rank, ()))
+        return self._done.issuperset(_needs(action, self._num_stages, self._backwards))

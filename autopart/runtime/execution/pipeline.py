@@ -4,7 +4,7 @@ import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import distributed, fx, nn
@@ -13,84 +13,33 @@ from torch.utils import _pytree as pytree
 from autopart.errors import UsageError
 from autopart.plan import Plan, num_ranks
 from autopart.runtime.capture.capture import Captured, batch_leaves
-from autopart.runtime.capture.split import split_stages
+from autopart.runtime.capture.split import StageProgram, split_stages
 from autopart.runtime.execution.assembly import make_executor
-from autopart.runtime.execution.executor import Executor
 from autopart.runtime.execution.gradients import clip, unscale
-from autopart.runtime.execution.plan_match import capture_for_plan, check_same_weights
+from autopart.runtime.execution.plan_match import Backend, capture_for_plan, check_same_weights
+from autopart.runtime.execution.rank_executor import RankExecutor, StepExecutor
 from autopart.runtime.execution.stage import Leaves
-from autopart.runtime.execution.state import all_names, named_module
+from autopart.runtime.execution.state import Names, all_names, named_module
 from autopart.runtime.models.model import Batch, TrainingModel
 
 
-class Pipeline:
-    """One rank of a model that trains in a pipeline.
+class PipelinePart:
+    """One rank's part of a model: its tensors under the model's own names."""
 
-    Data, optimizer, learning rate and what is saved are the caller's. `step` leaves gradients in
-    ``grad`` of the parameters, summed over replicas and tied copies, so that an optimizer on every
-    rank that holds a copy makes the same step.
-    """
-
-    def __init__(
-        self, executor: Executor, captured: Captured, module: nn.Module, num_microbatches: int
-    ) -> None:
-        """`make_pipeline` makes one; `module` holds the executor's tensors under all their names."""
-        self.executor = executor
-        self.module = module
+    def __init__(self, executor: RankExecutor, cut: "CutModel") -> None:
+        """`cut` is what the executor's stages were made of."""
+        self._rank = executor
+        programs = list(executor.programs.values())
+        self.module: nn.Module = named_module(cut.names, programs)
         """This rank's parameters and buffers under the names of the original model: for
         ``state_dict``, and for torch.distributed.checkpoint, which takes modules."""
-        self._num_microbatches = num_microbatches
         # Only the names and shapes of the batch are needed; the weights need not live for them.
-        self._captured = replace(captured, module=fx.GraphModule({}, fx.Graph()))
+        self._captured = replace(cut.captured, module=fx.GraphModule({}, fx.Graph()))
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Those of this rank by their names in the original model, for an optimizer."""
-        return self.executor.parameters
-
-    @property
-    def microbatches(self) -> tuple[int, ...]:
-        """The microbatches of each batch that this rank takes part in."""
-        return self.executor.microbatches
-
-    def step(
-        self, batch: Batch | Mapping[int, Batch], *, scale: float = 1.0, sync: bool = True
-    ) -> torch.Tensor:
-        """Forward and backward of one batch; gives the mean loss of its microbatches, on each rank.
-
-        `batch` is ``(inputs, target)`` of the whole batch, whose tensors are divided along their
-        first dimension, the same on all ranks; or a mapping from the number of a microbatch to its
-        ``(inputs, target)`` with at least those of `microbatches`, where each rank loads only what
-        it needs. The gradients are those of the mean loss times `scale` (of a loss scaler, or one
-        over the number of batches that are added up), added to what ``grad`` held. With `sync`
-        False they are left unsummed over replicas and tied copies, for another `step` to add to;
-        the last one before the optimizer's must have it True. Every rank must call this. Raises
-        ModelError for a batch of other shapes than the plan's, LostPeer where another rank is gone.
-        """
-        parts = self._parts(batch)
-        share = self.executor.step(
-            {m: self._leaves(parts[m]) for m in self.microbatches}, scale=scale, sync=sync
-        )
-        total = torch.zeros((), dtype=torch.float64, device=self.executor.device)
-        if share is not None:
-            total += share
-        distributed.all_reduce(total)
-        return total
-
-    def clip_gradients(self, max_norm: float) -> torch.Tensor:
-        """As ``torch.nn.utils.clip_grad_norm_`` on the whole model; gives the norm before.
-
-        Every rank must call this, after a `step` with `sync`.
-        """
-        return clip(self.executor, max_norm)
-
-    def unscale_gradients(self, scale: float) -> bool:
-        """Divide all gradients by a loss scale; whether they are finite numbers on all ranks.
-
-        Where they are not, skip the optimizer's step and scale the loss by less. Every rank must
-        call this, after a `step` with `sync`.
-        """
-        return unscale(self.executor, scale)
+        return self._rank.parameters
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """This rank's part of the original model's state dict; those of all ranks together are the
@@ -113,6 +62,70 @@ class Pipeline:
             for name, tensor in self.state_dict().items():
                 tensor.copy_(state[name])
 
+    def leaves_of(self, part: Batch) -> Leaves:
+        """The tensors of a microbatch that this rank's stages read, on its device."""
+        leaves, device = batch_leaves(self._captured, part), self._rank.device
+        return {name: leaves[name].to(device) for name in self._rank.inputs}
+
+
+class Pipeline(PipelinePart):
+    """One rank of a model that trains in a pipeline.
+
+    Data, optimizer, learning rate and what is saved are the caller's. `step` leaves gradients in
+    ``grad`` of the parameters, summed over replicas and tied copies, so that an optimizer on every
+    rank that holds a copy makes the same step.
+    """
+
+    def __init__(self, executor: StepExecutor, cut: "CutModel", num_microbatches: int) -> None:
+        """`make_pipeline` makes one."""
+        super().__init__(executor, cut)
+        self.executor = executor
+        self._num_microbatches = num_microbatches
+
+    @property
+    def microbatches(self) -> tuple[int, ...]:
+        """The microbatches of each batch that this rank takes part in."""
+        return self.executor.microbatches
+
+    def step(
+        self, batch: Batch | Mapping[int, Batch], *, scale: float = 1.0, sync: bool = True
+    ) -> torch.Tensor:
+        """Forward and backward of one batch; gives the mean loss of its microbatches, on each rank.
+
+        `batch` is ``(inputs, target)`` of the whole batch, whose tensors are divided along their
+        first dimension, the same on all ranks; or a mapping from the number of a microbatch to its
+        ``(inputs, target)`` with at least those of `microbatches`, where each rank loads only what
+        it needs. The gradients are those of the mean loss times `scale` (of a loss scaler, or one
+        over the number of batches that are added up), added to what ``grad`` held. With `sync`
+        False they are left unsummed over replicas and tied copies, for another `step` to add to;
+        the last one before the optimizer's must have it True. Every rank must call this. Raises
+        ModelError for a batch of other shapes than the plan's, LostPeer where another rank is gone.
+        """
+        parts = self._parts(batch)
+        share = self.executor.step(
+            {m: self.leaves_of(parts[m]) for m in self.microbatches}, scale=scale, sync=sync
+        )
+        total = torch.zeros((), dtype=torch.float64, device=self.executor.device)
+        if share is not None:
+            total += share
+        distributed.all_reduce(total)
+        return total
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """As ``torch.nn.utils.clip_grad_norm_`` on the whole model; gives the norm before.
+
+        Every rank must call this, after a `step` with `sync`.
+        """
+        return clip(self.executor, max_norm)
+
+    def unscale_gradients(self, scale: float) -> bool:
+        """Divide all gradients by a loss scale; whether they are finite numbers on all ranks.
+
+        Where they are not, skip the optimizer's step and scale the loss by less. Every rank must
+        call this, after a `step` with `sync`.
+        """
+        return unscale(self.executor, scale)
+
     def _parts(self, batch: Batch | Mapping[int, Batch]) -> Mapping[int, Batch]:
         if isinstance(batch, Mapping):
             missing = [m for m in self.microbatches if m not in batch]
@@ -124,9 +137,27 @@ class Pipeline:
             return batch
         return dict(enumerate(split_batch(batch, self._num_microbatches)))
 
-    def _leaves(self, part: Batch) -> Leaves:
-        leaves, device = batch_leaves(self._captured, part), self.executor.device
-        return {name: leaves[name].to(device) for name in self.executor.inputs}
+
+class CutModel(NamedTuple):
+    """A model that was captured and cut as a plan says, on every rank alike."""
+
+    captured: Captured
+    names: Names
+    programs: tuple[StageProgram, ...]
+
+
+def cut_model(plan: Plan, model: nn.Module, batch: Batch, loss_fn: Any) -> CutModel:
+    """Capture the model and cut it; raises as `make_pipeline`, on every rank alike."""
+    if num_ranks(plan) != distributed.get_world_size():
+        raise UsageError(
+            f"the plan is for {num_ranks(plan)} ranks, but the process group has "
+            f"{distributed.get_world_size()}"
+        )
+    training = TrainingModel(model, loss_fn, name=type(model).__name__)
+    check_same_weights(training)
+    captured = capture_for_plan(plan, training, batch)
+    programs = split_stages(captured, [stage.layers for stage in plan.stages])
+    return CutModel(captured, all_names(training), programs)
 
 
 def make_pipeline(
@@ -136,6 +167,7 @@ def make_pipeline(
     *,
     loss_fn: Any = None,
     device: torch.device | str | None = None,
+    backend: Backend = "autopart",
 ) -> Pipeline:
     """This rank's part of `model` as `plan` has it, in the default process group.
 
@@ -143,25 +175,15 @@ def make_pipeline(
     become the pipeline's, so drop it afterwards to free those of other ranks. `batch` is the
     ``(inputs, target)`` of one microbatch of the plan's size. `loss_fn(output, target)` gives the
     loss; without one the model returns its own. `device` is where this rank computes, by default
-    its current GPU, where the process group uses NCCL, else the CPU. Every rank must call this.
+    its current GPU, where the process group uses NCCL, else the CPU. With `backend` "torch" torch's
+    own schedules run the plan, where they can. Every rank must call this.
     Raises PlanError for a plan of another model or number of ranks, ModelError for a model that
     cannot be used or has other weights on some rank.
     """
-    if num_ranks(plan) != distributed.get_world_size():
-        raise UsageError(
-            f"the plan is for {num_ranks(plan)} ranks, but the process group has "
-            f"{distributed.get_world_size()}"
-        )
-    training = TrainingModel(model, loss_fn, name=type(model).__name__)
-    check_same_weights(training)
-    captured = capture_for_plan(plan, training, batch)
-    names = all_names(training)
-    programs = split_stages(captured, [stage.layers for stage in plan.stages])
-    executor = make_executor(plan, programs, device=_device(device))
-    module = named_module(names, [stage.program for stage in executor.stages.values()])
-    del programs, training
-    pipeline = Pipeline(executor, captured, module, plan.num_microbatches)
-    del captured
+    cut = cut_model(plan, model, batch, loss_fn)
+    executor = make_executor(plan, cut.programs, device=device_of(device), backend=backend)
+    pipeline = Pipeline(executor, cut, plan.num_microbatches)
+    del cut
     gc.collect()  # Graphs are circles, and hold the weights of the other ranks' stages.
     return pipeline
 
@@ -187,7 +209,8 @@ def split_batch(batch: Batch, num_microbatches: int) -> Sequence[Batch]:
     return [cast(Batch, pytree.tree_map(partial(part, m), batch)) for m in range(num_microbatches)]
 
 
-def _device(asked: torch.device | str | None) -> torch.device:
+def device_of(asked: torch.device | str | None) -> torch.device:
+    """Where a rank computes: as asked, or its GPU where the process group uses NCCL, or the CPU."""
     if asked is not None:
         return torch.device(asked)
     if "nccl" in str(distributed.get_backend()):

@@ -1,16 +1,20 @@
 """A plan held against the model that it is to run."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import distributed, fx
 from torch.fx.node import Argument, map_aggregate
 
-from autopart.errors import ModelError, PlanError
+from autopart.errors import ExportRefused, ModelError, PlanError
+from autopart.exporters.torch_replicas import replicas_of
 from autopart.plan import Plan
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
 from autopart.runtime.models.attributes import user_name
 from autopart.runtime.models.model import Batch, TrainingModel
+
+Backend = Literal["autopart", "torch"]
+"""Whose loop runs the orders: the executor here, or torch's own schedules."""
 
 _GRANULARITIES: tuple[Granularity, ...] = ("block", "module")
 
@@ -33,8 +37,10 @@ def capture_for_plan(plan: Plan, model: TrainingModel, batch: Batch) -> Captured
     raise PlanError(_told(plan, model.name, least))
 
 
-def check_can_run(plan: Plan) -> None:
-    """Raise PlanError for what plans can say and the executor cannot do."""
+def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
+    """Raise PlanError for what plans can say and the backend cannot do."""
+    if backend == "torch":
+        _check_torch_can_run(plan)
     for index, stage in enumerate(plan.stages):
         both = [name for name in stage.recompute if name in stage.offload]
         if both:
@@ -74,6 +80,20 @@ def place_on(module: fx.GraphModule, device: torch.device) -> None:
                 node.args = map_aggregate(node.args, moved)
                 node.kwargs = map_aggregate(node.kwargs, moved)
             part.recompile()
+
+
+def _check_torch_can_run(plan: Plan) -> None:
+    try:
+        replicas_of(plan)
+    except ExportRefused as error:
+        raise PlanError(f"--backend torch cannot run this plan: {error}") from error
+    for index, stage in enumerate(plan.stages):
+        if stage.offload:
+            raise PlanError(
+                f"--backend torch cannot run this plan: stage {index} offloads layer "
+                f"'{stage.offload[0]}', and torch's schedules do not say when to bring it back; "
+                "leave --backend out, or solve with --offload never"
+            )
 
 
 class _Difference(NamedTuple):

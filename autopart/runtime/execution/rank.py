@@ -18,7 +18,8 @@ from autopart.plan import Plan, num_ranks
 from autopart.run_result import RunResult
 from autopart.runtime.execution.board import SETTING_UP, Board, Guard, connect, describe
 from autopart.runtime.execution.faults import Failure, LostPeer, as_error, failure_of
-from autopart.runtime.execution.training import Place, Report, RunSettings, train
+from autopart.runtime.execution.run_settings import RunSettings
+from autopart.runtime.execution.training import Place, Report, train
 
 CONNECT_SECONDS = 60.0
 """How long the ranks may take to find each other."""

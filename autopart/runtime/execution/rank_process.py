@@ -21,7 +21,7 @@ def main(plan_file: str, options: str, result_file: str) -> None:
     from autopart.files import encode, write_file
     from autopart.plan import load_plan
     from autopart.runtime.execution.rank import read_world, run_as_rank
-    from autopart.runtime.execution.training import RunSettings
+    from autopart.runtime.execution.run_settings import RunSettings
 
     settings = msgspec.json.decode(options, type=RunSettings)
     try:

@@ -39,8 +39,8 @@ class TorchStage(PipelineStage):
             index,
             num_stages,
             device,
-            input_args=_examples(program.received_meta),
-            output_args=_examples(program.output_meta),
+            input_args=examples(program.received_meta),
+            output_args=examples(program.output_meta),
             group=group,
         )
         self.program = program
@@ -140,6 +140,14 @@ def stage_buffers(program: StageProgram) -> dict[str, torch.Tensor]:
     return {name: found[name] for name in program.buffers}
 
 
+def examples(metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:
+    """Tensors without data that say what torch's stages ask: shape, dtype, whether trained."""
+    return tuple(
+        torch.empty(meta.shape, dtype=meta.dtype, device="meta").requires_grad_(meta.requires_grad)
+        for meta in metas
+    )
+
+
 class _ByName(nn.Module):
     """A stage's module that takes its batch tensors by name."""
 
@@ -150,13 +158,6 @@ class _ByName(nn.Module):
 
     def forward(self, *received: torch.Tensor, **leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.module(*received, *(leaves[name] for name in self.inputs))
-
-
-def _examples(metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:
-    return tuple(
-        torch.empty(meta.shape, dtype=meta.dtype, device="meta").requires_grad_(meta.requires_grad)
-        for meta in metas
-    )
 
 
 def _spread(

@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import msgspec
 import torch
 from torch import distributed
 
-from autopart.errors import UsageError
 from autopart.plan import Plan
 from autopart.run_result import CheckResult, RunResult
 from autopart.runtime.capture.capture import Captured
-from autopart.runtime.capture.split import split_stages
+from autopart.runtime.capture.split import StageProgram, split_stages
 from autopart.runtime.execution import check as checks
-from autopart.runtime.execution.assembly import make_executor
+from autopart.runtime.execution.assembly import make_asynchronous_executor, make_executor
+from autopart.runtime.execution.asynchronous import AsynchronousExecutor
 from autopart.runtime.execution.board import SETTING_UP, Board
 from autopart.runtime.execution.check import Check
 from autopart.runtime.execution.clock import Clock, clock_of
 from autopart.runtime.execution.dropout import DropNothing, drop_nothing, random_operations
+from autopart.runtime.execution.flushless import asynchronous_run, run_without_flush
 from autopart.runtime.execution.measured import (
     RankRun,
     StepRun,
@@ -33,10 +33,12 @@ from autopart.runtime.execution.measured import (
     step_times_of,
 )
 from autopart.runtime.execution.microbatches import Microbatches
-from autopart.runtime.execution.optimizer import LEARNING_RATES, Optimizer
+from autopart.runtime.execution.optimizer import Optimizer
 from autopart.runtime.execution.peak_memory import how_measured, peak_bytes, watch_peak
 from autopart.runtime.execution.plan_match import capture_for_plan, check_same_weights
+from autopart.runtime.execution.rank_executor import StepExecutor
 from autopart.runtime.execution.reference import run_reference
+from autopart.runtime.execution.run_settings import RunSettings
 from autopart.runtime.execution.stage import Leaves
 from autopart.runtime.execution.tensor_bytes import most_tensor_bytes
 from autopart.runtime.models.model import (
@@ -52,36 +54,6 @@ _UNDISTURBED = 0.95
 
 Report = Callable[[int, int, str], None]
 """Told the steps done, the steps in all, and what the run is at."""
-
-
-class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to run and how; the same on every rank."""
-
-    model: str
-    steps: int
-    check: bool = False
-    optimizer: str | None = None
-    """A key of `optimizer.LEARNING_RATES`; None: sgd where the run is checked, else adamw."""
-    lr: float | None = None
-    timeout: float = 60.0
-    """Seconds without progress on any rank after which the run stops; building and capturing a
-    model may take ten times as long."""
-    device: str | None = None
-    """cpu or cuda; None: cuda where each rank has a GPU of its own."""
-    seed: int = 0
-    count_bytes: bool = False
-    """Whether one step more is run, after those that are timed, to count the bytes of tensors."""
-
-
-def check_settings(settings: RunSettings) -> None:
-    """Raise UsageError unless there is something to run with a known optimizer."""
-    if settings.steps < 1:
-        raise UsageError(f"{settings.steps} steps: run at least 1")
-    if not settings.timeout > 0.0:
-        raise UsageError(f"a timeout of {settings.timeout} s: give more than 0")
-    if settings.optimizer is not None and settings.optimizer not in LEARNING_RATES:
-        known = ", ".join(LEARNING_RATES)
-        raise UsageError(f"unknown optimizer '{settings.optimizer}'; known: {known}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +109,7 @@ class _Run:
         self._check = self._reference(source) if settings.check and place.rank == 0 else None
         programs = split_stages(captured, [stage.layers for stage in plan.stages])
         board.waiting("the process groups", None)
-        self._executor = make_executor(plan, programs, device=place.device, watcher=board)
+        self._executor = self._make_executor(programs)
         self._parameters = self._executor.parameters
         self._optimizer = self._make_optimizer(list(self._parameters.values()))
         torch.manual_seed(settings.seed + place.rank)
@@ -146,20 +118,31 @@ class _Run:
         """Train; every rank must call it."""
         gc.collect()  # Graphs are circles, and hold the weights of the other ranks' stages.
         watch_peak(self._place.device)
-        done = tuple(self._step(step) for step in range(self._settings.steps))
+        if isinstance(self._executor, AsynchronousExecutor):
+            return self._without_flush(self._executor)
+        executor, count = self._executor, self._settings.steps
+        done = tuple(self._step(executor, step) for step in range(count))
         peak = peak_bytes(self._place.device)
         if self._settings.check:
             self._board.waiting("the comparison of parameters", None)
             checks.compare_parameters(self._check, self._parameters)
             if self._compares_buffers():
                 checks.compare_buffers(self._check, self._executor.buffers)
-        return RankRun(done, peak, self._counted(peak) if self._settings.count_bytes else None)
+        counted = self._counted(executor, peak) if self._settings.count_bytes else None
+        return RankRun(done, peak, counted)
 
     def result(self, runs: Sequence[RankRun]) -> RunResult:
         """What all ranks measured; raises RunError where the check failed."""
         plan, times = self._plan, step_times_of(runs)
         losses = losses_of(runs)
         measured = statistics.median(times[1:] or times)
+        name = self._settings.asynchronous
+        endless = asynchronous_run(plan, name, self._settings.steps, runs) if name else None
+        predicted = (
+            endless.predicted_period * plan.num_microbatches
+            if endless
+            else plan.prediction.step_time
+        )
         return RunResult(
             model=self._settings.model,
             device=device_name(self._place.device),
@@ -172,12 +155,13 @@ class _Run:
             losses=losses,
             step_times=times,
             step_time=measured,
-            predicted_step_time=plan.prediction.step_time,
-            error=plan.prediction.step_time / measured - 1.0,
-            stages=stages_of(plan, runs),
+            predicted_step_time=predicted,
+            error=predicted / measured - 1.0,
+            stages=stages_of(plan, runs, alone=endless is not None),
             memory=how_measured(self._place.device),
             check=self._outcome(losses),
             ranks=tuple(map(rank_step, range(len(runs)), runs)),
+            asynchronous=endless,
             trace=tuple(map(last_slices, runs)),
             notes=_notes(runs),
         )
@@ -191,6 +175,18 @@ class _Run:
         batch = example_batch(source, plan.microbatch_size, dtype=plan.origin.dtype, seed=seed)
         self._board.working("capturing the model", SETTING_UP)
         return capture_for_plan(plan, model, batch)
+
+    def _make_executor(
+        self, programs: Sequence[StageProgram]
+    ) -> StepExecutor | AsynchronousExecutor:
+        plan, settings, device = self._plan, self._settings, self._place.device
+        if settings.asynchronous is not None:
+            return make_asynchronous_executor(
+                plan, programs, settings.asynchronous, device=device, watcher=self._board
+            )
+        return make_executor(
+            plan, programs, device=device, watcher=self._board, backend=settings.backend
+        )
 
     def _make_optimizer(self, parameters: list[torch.nn.Parameter]) -> Optimizer:
         name = self._settings.optimizer or ("sgd" if self._settings.check else "adamw")
@@ -216,16 +212,36 @@ class _Run:
             lr=optimizer.lr,
         )
 
-    def _step(self, step: int) -> StepRun:
+    def _without_flush(self, executor: AsynchronousExecutor) -> RankRun:
+        steps, board, size = self._settings.steps, self._board, self._plan.num_microbatches
+        board.working("the data of the run")
+        dealt = executor.microbatches(steps * size // executor.microbatches_per_update)
+        mine = [[m % size for m in dealt if m // size == step] for step in range(steps)]
+        batches = [
+            self._data.of_step(step, own, executor.inputs, self._place.device)
+            for step, own in enumerate(mine)
+        ]
+        board.waiting("the start of the run", None)
+        distributed.barrier()
+        begin = time.perf_counter()
+
+        def note(done: int) -> None:
+            self._note_progress(done, (time.perf_counter() - begin) / done)
+
+        clock = clock_of(self._place.device)
+        done, versions = run_without_flush(executor, batches, size, self._optimizer, clock, note)
+        return RankRun(done, peak_bytes(self._place.device), versions=versions)
+
+    def _step(self, executor: StepExecutor, step: int) -> StepRun:
         clock, board = clock_of(self._place.device), self._board
         board.working(f"the data of step {step + 1}")
-        microbatches = self._microbatches(step)
+        microbatches = self._microbatches(executor, step)
         board.waiting(f"the start of step {step + 1}", None)
         distributed.barrier()
         begin = time.perf_counter()
         # The graph's own dropouts are off already; modules that run as they are have theirs.
         with DropNothing() if self._settings.check else nullcontext():
-            loss = self._executor.step(microbatches)
+            loss = executor.step(microbatches)
         clock.wait()
         done = time.perf_counter()
         is_compared = self._settings.check and step == 0
@@ -241,16 +257,20 @@ class _Run:
         self._note_progress(step + 1, time_taken)
         return StepRun(
             loss=None if loss is None else loss.item(),
-            trace=self._executor.trace(),
+            trace=executor.trace(),
             time=time_taken,
             update_time=update_time,
         )
 
-    def _counted(self, peak: int) -> int:
+    def _microbatches(self, executor: StepExecutor, step: int) -> dict[int, Leaves]:
+        mine = executor.microbatches
+        return self._data.of_step(step, mine, executor.inputs, self._place.device)
+
+    def _counted(self, mine: StepExecutor, peak: int) -> int:
         """The most bytes of tensors in one more step; on a GPU the peak of the others says it."""
         if self._place.device.type == "cuda":
             return peak
-        mine, microbatches = self._executor, self._microbatches(self._settings.steps)
+        microbatches = self._microbatches(mine, self._settings.steps)
         read = (leaf for leaves in microbatches.values() for leaf in leaves.values())
         there = (*mine.parameters.values(), *mine.buffers.values(), *self._optimizer.state, *read)
 
@@ -267,10 +287,6 @@ class _Run:
         self._board.step, self._board.speed = done, samples / time_taken
         if self._report is not None:
             self._report(done, self._settings.steps, f"{self._board.speed:.3g} samples/s")
-
-    def _microbatches(self, step: int) -> dict[int, Leaves]:
-        mine = self._executor
-        return self._data.of_step(step, mine.microbatches, mine.inputs, self._place.device)
 
     def _gradients(self) -> dict[str, torch.Tensor]:
         named = self._parameters.items()

@@ -13,8 +13,8 @@ from autopart.cluster import cluster_of
 from autopart.plan import Plan
 from autopart.planner import solve
 from autopart.profile import Profile
-from autopart.runtime.execution.executor import StepTrace
 from autopart.runtime.execution.pipeline import Pipeline, make_pipeline
+from autopart.runtime.execution.step_trace import StepTrace
 from autopart.runtime.models.model import Batch, build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
 from autopart.runtime.probing.ranks import Ranks

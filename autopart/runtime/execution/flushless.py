@@ -1,0 +1,102 @@
+"""A run that never flushes, told step by step like any other: a step is a batch of the plan's."""
+
+from collections.abc import Callable, Sequence
+
+from autopart.asynchronous_prices import price_of
+from autopart.plan import Plan
+from autopart.run_result import AsynchronousRun
+from autopart.runtime.execution.asynchronous import AsynchronousExecutor, Trained, way_of
+from autopart.runtime.execution.clock import Clock, Mark
+from autopart.runtime.execution.measured import RankRun, StepRun
+from autopart.runtime.execution.optimizer import Optimizer
+from autopart.runtime.execution.stage import Leaves
+from autopart.runtime.execution.step_trace import StepTrace
+
+
+def run_without_flush(
+    executor: AsynchronousExecutor,
+    batches: Sequence[dict[int, Leaves]],
+    batch_size: int,
+    optimizer: Optimizer,
+    clock: Clock,
+    note: Callable[[int], None],
+) -> tuple[tuple[StepRun, ...], int]:
+    """Each batch's times and losses on this rank, and the most versions of its weights.
+
+    `batches` are the batches' microbatches that this rank is dealt, of `batch_size` each on all
+    ranks; `note` is told how many batches have gone into the weights.
+    """
+    each = batch_size // executor.microbatches_per_update
+    updates = 0
+
+    def step() -> None:
+        nonlocal updates
+        optimizer.step()
+        updates += 1
+        if updates % each == 0:
+            note(updates // each)
+
+    def load(microbatch: int) -> Leaves:
+        batch, of_batch = divmod(microbatch, batch_size)
+        return batches[batch][of_batch]
+
+    trained = executor.train(load, each * len(batches), step)
+    clock.wait()
+    steps = tuple(
+        _step(
+            trained,
+            clock,
+            range(b * batch_size, (b + 1) * batch_size),
+            range(b * each, b * each + each),
+        )
+        for b in range(len(batches))
+    )
+    return steps, trained.most_versions
+
+
+def _step(trained: Trained, clock: Clock, microbatches: range, updates: range) -> StepRun:
+    """One batch: from the last update of the batch before it to its own."""
+    marks, seconds = trained.marks, clock.seconds
+    begin: Mark = marks.begin if updates[0] == 0 else trained.updates[updates[0] - 1].done
+    own = [trained.updates[number] for number in updates]
+    window = seconds(begin, own[-1].done)
+    slices = tuple(
+        one._replace(action=one.action._replace(microbatch=one.action.microbatch - microbatches[0]))
+        for one in marks.slices(clock)
+        if one.action.microbatch in microbatches
+    )
+    blocked = sum(
+        seconds(start, end)
+        for start, end in marks.blocked
+        if seconds(begin, start) >= 0.0 and seconds(end, own[-1].done) >= 0.0
+    )
+    update_time = sum(seconds(one.summed, one.done) for one in own)
+    losses = [trained.losses[m] for m in microbatches if m in trained.losses]
+    return StepRun(
+        loss=sum(loss.item() for loss in losses) / len(microbatches) if losses else None,
+        trace=StepTrace(
+            slices=slices,
+            blocked_time=blocked,
+            sync_time=sum(seconds(one.begin, one.summed) for one in own),
+            end=window - update_time,
+            begun=marks.begun,
+        ),
+        time=window,
+        update_time=update_time,
+    )
+
+
+def asynchronous_run(plan: Plan, name: str, steps: int, runs: Sequence[RankRun]) -> AsynchronousRun:
+    """What the stages held, beside what the schedule and the plan's prediction say."""
+    way = way_of(plan, name)
+    price = price_of(plan, way.kind)
+    n = way.setting.num_microbatches
+    return AsynchronousRun(
+        schedule=name,
+        updates=steps * plan.num_microbatches // n,
+        microbatches_per_update=n,
+        versions=tuple(max(runs[rank].versions for rank in s.ranks) for s in plan.stages),
+        predicted_versions=tuple(1 + copies for copies in price.extra_copies),
+        predicted_period=price.period,
+        predicted_peak_bytes=price.peak_bytes,
+    )

@@ -1,0 +1,149 @@
+"""PipeDream and PipeDream-2BW on processes, against the same delayed updates done by hand."""
+
+import msgspec
+import pytest
+
+from autopart.errors import PlanError
+from autopart.plan import Plan
+from autopart.runtime.execution.asynchronous import way_of, way_orders
+from autopart.schedules.asynchronous import PIPEDREAM, TWO_BUFFERED, Setting
+from tests.runtime.delayed_updates import Delayed, by_hand, complaint_of, in_pipeline
+from tests.runtime.rank_pool import RankPool
+from tests.runtime.test_placements import LOOP, Ranks, plan
+
+LINE = {2: [[0], [1]], 3: [[0], [1], [2]], 4: [[0], [1], [2], [3]]}
+
+
+def pipedream(k: int, stage: int, m: int) -> int:
+    """Narayanan et al.: on stage s of k microbatch m has missed the last k - 1 - s updates."""
+    return max(0, m - (k - 1 - stage))
+
+
+def two_buffered(n: int, m: int) -> int:
+    """W(t+1) = W(t) - lr grad f(W(t-1)), on every stage."""
+    return max(0, m // n - 1)
+
+
+def assert_same(ranks: list[Delayed], hand: Delayed, tolerance: float = 1e-12) -> None:
+    seen: set[str] = set()
+    for one in ranks:
+        assert one.losses == pytest.approx(hand.losses, rel=1e-6 if tolerance > 1e-12 else 1e-12)
+        for name, tensor in one.state.items():
+            apart = (tensor.double() - hand.state[name].double()).abs().max()
+            assert apart <= tolerance * hand.state[name].abs().max(), name
+            seen.add(name)
+    assert seen == set(hand.state)
+
+
+def check_pipedream(pool: RankPool, of: Plan, updates: int, optimizer: str) -> None:
+    k = len(of.stages)
+    ranks = pool.call(in_pipeline, of, "pipedream", updates, optimizer)[:k]
+    hand = by_hand(of, updates, 1, optimizer, lambda s, m: pipedream(k, s, m))
+    assert_same(ranks, hand)
+    for stage, one in enumerate(ranks):
+        assert one.versions == {m: pipedream(k, stage, m) for m in range(updates)}
+        assert one.most_versions == most_held(k, stage, updates), f"stage {stage}"
+        if updates > k:
+            assert one.most_versions == 1 + PIPEDREAM.extra_copies(Setting(k), stage)
+
+
+def most_held(k: int, stage: int, updates: int) -> int:
+    """The newest version, and those that microbatches in flight began with."""
+    begun = [
+        {pipedream(k, stage, m) for m in range(u, min(u + k - stage - 1, updates))}
+        for u in range(1, updates + 1)
+    ]
+    return max(len(older | {u}) for u, older in enumerate(begun, 1))
+
+
+def test_pipedream_on_two_stages_is_the_delayed_updates_by_hand(two_ranks: RankPool):
+    check_pipedream(two_ranks, plan("zoo:mlp-tiny", LINE[2]), 6, "momentum")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("updates", [1, 2, 3, 9])
+def test_pipedream_on_four_stages_from_too_few_microbatches_to_many(
+    four_ranks: RankPool, updates: int
+):
+    check_pipedream(four_ranks, plan("zoo:mlp-tiny", LINE[4]), updates, "adamw")
+
+
+def check_two_buffered(pool: RankPool, of: Plan, updates: int, optimizer: str) -> None:
+    n = of.num_microbatches
+    ranks = pool.call(in_pipeline, of, "pipedream-2bw", updates, optimizer)
+    hand = by_hand(of, updates, n, optimizer, lambda s, m: two_buffered(n, m))
+    assert_same(ranks, hand, 1e-12 if "mlp" in of.origin.model else 1e-8)
+    for one in ranks:
+        assert one.versions == {m: two_buffered(n, m) for m in one.versions}
+        held = TWO_BUFFERED.extra_copies(Setting(len(of.stages), n), 0) + 1
+        assert one.most_versions == min(held, updates + 1)
+
+
+def test_2bw_on_two_stages_is_the_delayed_updates_by_hand(two_ranks: RankPool):
+    check_two_buffered(two_ranks, plan("zoo:mlp-tiny", LINE[2], num_microbatches=3), 4, "adamw")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [LINE[4], [[0, 1], [2, 3]], [[0, 1], [2], [3]], [[0], [1, 2, 3]]])
+@pytest.mark.parametrize("n", [4, 7])
+def test_2bw_on_four_ranks_with_and_without_replicas(four_ranks: RankPool, ranks: Ranks, n: int):
+    check_two_buffered(four_ranks, plan("zoo:mlp-tiny", ranks, num_microbatches=n), 3, "momentum")
+
+
+@pytest.mark.slow
+def test_2bw_sums_the_gradients_of_tied_weights(four_ranks: RankPool):
+    check_two_buffered(four_ranks, plan("zoo:gpt2-tiny", LINE[4]), 3, "momentum")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["pipedream", "pipedream-2bw"])
+def test_recomputed_layers_meet_the_weights_of_their_first_run(two_ranks: RankPool, schedule: str):
+    of = plan("tests/runtime/models/awkward.py:data_dependent", LINE[2])
+    for model in ("zoo:mlp-tiny", of.origin.model):
+        of = plan(model, LINE[2])
+        stages = tuple(msgspec.structs.replace(s, recompute=s.layers) for s in of.stages)
+        of = msgspec.structs.replace(of, stages=stages)
+        check = check_pipedream if schedule == "pipedream" else check_two_buffered
+        check(two_ranks, of, 5, "momentum")
+
+
+@pytest.mark.parametrize("name", ["pipedream", "pipedream-2bw"])
+def test_updates_stand_behind_the_last_backward_of_their_microbatches(name: str):
+    of = plan("zoo:mlp-tiny", LINE[2], num_microbatches=2)
+    shown = [
+        " ".join(str(e) if hasattr(e, "op") else f"u{e.number}" for e in order)
+        for order in way_orders(LINE[2], way_of(of, name), 4 if name == "pipedream" else 2)
+    ]
+    each = name == "pipedream"
+    assert shown[1] == (
+        "1F0 1B0 u0 1F1 1B1 u1 1F2 1B2 u2 1F3 1B3 u3"
+        if each
+        else "1F0 1B0 1F1 1B1 u0 1F2 1B2 1F3 1B3 u1"
+    )
+    assert shown[0] == (
+        "0F0 0F1 0B0 u0 0F2 0B1 u1 0F3 0B2 u2 0B3 u3"
+        if each
+        else "0F0 0F1 0B0 0F2 0B1 u0 0F3 0B2 0B3 u1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ranks", "n", "said"),
+    [
+        ("pipedream", LOOP, 4, "runs one stage on each rank, and this plan's ranks have several"),
+        ("pipedream", [[0, 1], [2]], 4, "which replicas share out"),
+        ("pipedream-2bw", LINE[3], 2, "needs at least 3 microbatches to an update, and 2 were"),
+        ("hetpipe", LINE[2], 4, "'hetpipe' is not run; known: pipedream, pipedream-2bw"),
+    ],
+)
+def test_plans_that_cannot_do_without_flushes_are_refused(
+    schedule: str, ranks: Ranks, n: int, said: str
+):
+    with pytest.raises(PlanError, match=said):
+        way_of(plan("zoo:mlp-tiny", ranks, num_microbatches=n), schedule)
+
+
+@pytest.mark.slow
+def test_pipedream_refuses_weights_that_are_tied_over_stages(two_ranks: RankPool):
+    for complaint in two_ranks.call(complaint_of, plan("zoo:gpt2-tiny", LINE[2]), "pipedream"):
+        assert complaint.startswith("PlanError: ") and "'tokens.weight' is tied over" in complaint
