@@ -12,8 +12,9 @@ from autopart.runtime.execution.peak_memory import peak_bytes
 from autopart.runtime.probing.ranks import Ranks
 from autopart.runtime.probing.samples import repetitions, slowest, timed
 
-_COPIES = (64 << 10, 512 << 10, 2 << 20, 8 << 20, 24 << 20)
-"""Bytes. The C library maps every room above 32 MiB anew, page by page, at a tenth of the speed."""
+_COPIES = (64 << 10, 512 << 10, 2 << 20, 8 << 20)
+_ALIVE = 256 << 20
+"""Bytes of copies of one size that are alive at once, as those of microbatches in flight are."""
 
 
 def memory_of_rank(ranks: Ranks) -> int:
@@ -52,9 +53,13 @@ def measure_copies(ranks: Ranks) -> tuple[Reading, ...]:
     return slowest(ranks.gather(mine, "the times of copies"))
 
 
-def _samples(ranks: Ranks, copy: Callable[[], object]) -> list[float]:
-    count = repetitions(timed(copy, ranks.device))
-    return [timed(copy, ranks.device) for _ in range(count)]
+def _samples(ranks: Ranks, copy: Callable[[], torch.Tensor]) -> list[float]:
+    """Every copy goes to memory that none before it had: what a first touch costs is a part of it."""
+    alive = [copy()]
+    samples = [timed(lambda: alive.append(copy()), ranks.device)]
+    count = min(repetitions(samples[0]), _ALIVE // alive[0].nbytes)
+    samples += [timed(lambda: alive.append(copy()), ranks.device) for _ in range(count)]
+    return samples[1:]
 
 
 def _copied_out(source: torch.Tensor) -> torch.Tensor:
