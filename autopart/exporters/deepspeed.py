@@ -75,7 +75,7 @@ def _config(plan: Plan, shape: Shape, recomputes: bool) -> dict[str, object]:
         "gradient_accumulation_steps": shape.num_microbatches,
         "train_batch_size": plan.microbatch_size * plan.num_microbatches,
         "gradient_clipping": 0.0,
-        "zero_optimization": {"stage": 0},
+        "zero_optimization": {"stage": int(plan.training.zero1)},
         "pipeline": {
             "activation_checkpoint_interval": int(recomputes),
             "use_reentrant": False,

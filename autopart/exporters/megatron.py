@@ -183,6 +183,8 @@ def _arguments(
             lines.append(f"--pipeline-model-parallel-layout '{value}'")
         elif name != "even":
             lines.append(f"--{name}" if value is True else f"--{name} {value}")
+    if plan.training.zero1:
+        lines.append("--use-distributed-optimizer")
     if common is None or common:
         lines += [
             "--recompute-granularity full",

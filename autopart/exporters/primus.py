@@ -36,6 +36,7 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
     notes = (*rank_notes(shape), "Primus itself has not read this file: try a few steps first")
     text = (
         f"{comments(plan, notes)}"
+        f"use_distributed_optimizer: {str(plan.training.zero1).lower()}\n"
         f"pipeline_model_parallel_size: {shape.num_ranks}\n"
         f'pipeline_model_parallel_layout: "{layout_of(stages)}"\n{algorithm}'
         f"num_layers: {sum(len(blocks(stage.units)) for stage in stages)}\n"

@@ -118,6 +118,16 @@ def refuse_offload(plan: Plan, framework: str) -> None:
             )
 
 
+def refuse_shared_optimizer(plan: Plan, framework: str) -> None:
+    """Raise ExportRefused where replicas share out the optimizer's state (ZeRO-1)."""
+    if plan.training.zero1 and any(len(stage.ranks) > 1 for stage in plan.stages):
+        raise ExportRefused(
+            f"the plan's replicas share out the optimizer's state (ZeRO-1), and {framework} keeps all of "
+            "it on every replica; the nearest plan is solved without --zero1; --to megatron and --to "
+            "deepspeed take it"
+        )
+
+
 def rank_notes(shape: Shape) -> tuple[str, ...]:
     """A note where the framework's ranks are other GPUs than the plan's: it numbers the replicas of
     the first rank first, then those of the second."""

@@ -12,7 +12,7 @@ from string import Template
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
-from autopart.exporters.shape import csv_of, refuse_offload
+from autopart.exporters.shape import csv_of, refuse_offload, refuse_shared_optimizer
 from autopart.exporters.torch_replicas import orders_of_replica, replicas_of, torch_name
 from autopart.exporters.torch_schedules import CSV_FILE
 from autopart.plan import Plan, schedule_of
@@ -31,6 +31,7 @@ def export_to_torch(plan: Plan, version: str) -> Exported:
     """
     replicas = replicas_of(plan)
     refuse_offload(plan, "torch")
+    refuse_shared_optimizer(plan, "the module")
     _refuse_recomputed_loss(plan)
     name = torch_name(plan, replicas)
     files = () if name else _schedule_files(plan, replicas)

@@ -14,6 +14,7 @@ from autopart.exporters.exported import Exported
 from autopart.exporters.shape import (
     Shape,
     rank_notes,
+    refuse_shared_optimizer,
     refuse_single_rank,
     refuse_split_tied,
     shape_of,
@@ -40,6 +41,7 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
     orders as a file where no schedule of torch's stands for them; raises ExportRefused."""
     shape = shape_of(plan, _NAME)
     refuse_single_rank(shape, _NAME)
+    refuse_shared_optimizer(plan, f"{_NAME} without FSDP")
     refuse_split_tied(plan, _NAME)
     refuse_other_recompute(stages, _NAME)
     refuse_elsewhere(stages, EMBEDDING, 0, _NAME)

@@ -97,3 +97,28 @@ def test_verify_says_what_an_installed_framework_makes_of_the_export(
     jsonschema.validate(outcome.document, json.loads(schema.read_text()))
     failed = [check["name"] for check in outcome.document["checks"] if not check["passed"]]
     assert failed == ["layers", "orders"] and outcome.document["target"] == "megatron"
+
+
+@pytest.mark.slow
+def test_a_profile_of_a_hugging_face_model_is_exported_in_every_frameworks_names(cli: Cli) -> None:
+    pytest.importorskip("transformers")
+    model = Path(__file__).parents[1] / "models" / "hf_llama.py"
+    assert cli("profile", str(model), "--microbatch-size", "2", "-o", "profile.json").code == 0
+    asked = ["--gpus", "2", "--stages", "2", "--schedule", "1f1b"]
+    outcome = cli("solve", "--profile", "profile.json", *asked)
+    assert outcome.code == 0, outcome.err
+    said = {
+        "torchtitan": ("autopart_titan.py", '"layers.3"', '"lm_head"'),
+        "megatron": ("autopart_megatron.sh", "--num-layers 4", "layout 'Et"),
+        "deepspeed": ("autopart_deepspeed.py", '"layers.3"', '"head"'),
+        "automodel": ("autopart_automodel.yaml", '"model.layers.3"', '"lm_head"'),
+        "primus": ("autopart_primus.yaml", "num_layers: 4", 'layout: "Et'),
+        "vllm": ("autopart_vllm.sh", "PP_LAYER_PARTITION=", ","),
+        "device-map": ("autopart_device_map.json", '"model.layers.3": 1', '"lm_head": 1'),
+    }
+    renamed = ["--map", "model.layers.{i}=layers.{i}", "--map", "model.embed_tokens=embedding"]
+    for target, (file, *words) in said.items():
+        outcome = cli("export", "plan.json", "--to", target, *renamed)
+        assert outcome.code == 0, outcome.err
+        text = Path("exported", file).read_text()
+        assert [word for word in words if word not in text] == [], target

@@ -270,6 +270,18 @@ def test_offloading_is_refused(target: str) -> None:
     assert "stage 1 offloads layer 'transformer.h.1'" in message
 
 
+def test_a_shared_optimizer_is_said_or_refused() -> None:
+    plan = language_plan([1, 1], replicas=2)
+    plan = changed(plan, training=changed(plan.training, zero1=True))
+    config = json.loads(files(plan, "deepspeed")["autopart_deepspeed.json"])
+    assert config["zero_optimization"] == {"stage": 1}
+    assert "--use-distributed-optimizer\n" in files(plan, "megatron")["autopart_megatron.sh"]
+    told = yaml.safe_load(files(plan, "primus")["autopart_primus.yaml"])
+    assert told["use_distributed_optimizer"] is True
+    for target in ("torch", "torchtitan"):
+        assert "solved without --zero1" in refusal(plan, target)
+
+
 @pytest.mark.parametrize("target", WITH_MODELS)
 def test_layers_recomputed_in_part_are_refused(target: str) -> None:
     plan = language_plan([1, 1])

@@ -1,7 +1,7 @@
 """Frameworks that need not be there: the tests that ask for one are skipped, with the reason."""
 
 import importlib.metadata
-from collections.abc import Callable
+from typing import Protocol
 
 import pytest
 
@@ -11,17 +11,25 @@ PACKAGES = {target: proof.package for target, proof in PROOFS.items()}
 PACKAGES["device-map"] = "accelerate"
 
 
-@pytest.fixture
-def needs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Skip unless the package of a target is installed; scripts/check_exports installs them."""
+class Needs(Protocol):
+    """What the fixture `needs` gives."""
 
-    def check(target: str) -> None:
+    def __call__(self, target: str, version: str = "") -> None: ...
+
+
+@pytest.fixture
+def needs(monkeypatch: pytest.MonkeyPatch) -> Needs:
+    """Skip unless the package of a target is installed, in a version that starts so; the environments
+    of scripts/check_exports have them."""
+
+    def check(target: str, version: str = "") -> None:
+        package = PACKAGES[target]
         try:
-            importlib.metadata.version(PACKAGES[target])
+            found = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            pytest.skip(
-                f"{PACKAGES[target]} is not installed; scripts/check_exports runs this test"
-            )
+            pytest.skip(f"{package} is not installed; scripts/check_exports runs this test")
+        if not found.startswith(version):
+            pytest.skip(f"{package} {found} is installed, and this test is for {version}")
         monkeypatch.setenv("DS_ACCELERATOR", "cpu")
 
     return check

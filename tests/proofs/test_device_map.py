@@ -1,15 +1,13 @@
 """A device_map as Hugging Face Accelerate checks and carries it out."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 import torch
 
 from autopart.exporters import export_plan
 from tests.exporters.language import language_plan
-
-Needs = Callable[[str], None]
+from tests.proofs.conftest import Needs
 
 
 def test_accelerate_finds_every_parameter_and_runs_the_model(needs: Needs) -> None:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import random
-from collections.abc import Callable
 
 import pytest
 
@@ -14,10 +13,10 @@ from autopart.plan import Plan
 from autopart.proofs import PROOFS, check_export
 from autopart.proofs.rebuilt import installed
 from tests.exporters.language import language_plan, recomputing
+from tests.proofs.conftest import Needs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks' own, while they are imported
 
-Needs = Callable[[str], None]
 
 SCHEDULES = {
     "torchtitan": (
@@ -118,9 +117,7 @@ def test_an_export_of_another_plan_is_found_out(
 def test_megatrons_layout_drops_a_layer_where_an_argument_is_wrong(
     needs: Needs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs("megatron")
-    if read_version("megatron") == "megatron 0.12":
-        pytest.skip("Megatron-Core 0.12 has no layouts")
+    needs("megatron", "0.16")
     plan = language_plan([2, 3, 1])
     files = dict(export_plan(plan, "megatron").files)
     files["autopart_megatron.sh"] = files["autopart_megatron.sh"].replace("t*3", "t*2")

@@ -1,7 +1,6 @@
 """Exported modules that train under the real framework on two processes, as the whole model does."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import torch
 
 from tests.exporters.language import language_plan, recomputing
 from tests.proofs import train_deepspeed
+from tests.proofs.conftest import Needs
 from tests.proofs.ranks import run_ranks
-
-Needs = Callable[[str], None]
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
@@ -68,7 +66,7 @@ def test_deepspeed_trains_and_recomputes_as_planned(
 def test_megatrons_models_have_and_recompute_the_planned_layers(
     needs: Needs, tmp_path: Path, counts: list[int], schedule: str, recomputed: tuple[int, ...]
 ) -> None:
-    needs("megatron")
+    needs("megatron", "0.16")
     plan = recomputing(language_plan(counts, 2, schedule), *recomputed)
     run_ranks("build_megatron.py", plan, "megatron", tmp_path)
     ranks = written(tmp_path)

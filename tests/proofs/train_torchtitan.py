@@ -1,0 +1,207 @@
+"""One rank that trains torchtitan's small Llama by an exported plan; run by test_training.py, not by pytest.
+
+Usage: train_torchtitan.py FOLDER, with the environment of a rank. Writes FOLDER/rank<r>.pt,
+and rank 0 FOLDER/whole.pt.
+
+torchtitan's trainer is not constructed: that takes a GPU, a tokenizer and data. Its own `pipelining_fn` cuts,
+recomputes and wraps the stages with the arguments that its constructor gives, and its own `train_step` runs them.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from autopart.proofs.rebuilt import exported_module
+from tests.proofs import trained
+
+LENGTH, STEPS, LEARNING_RATE = 8, 2, 0.1
+
+
+def planned_config(folder: Path) -> Any:
+    """torchtitan's debug model with the plan's layers, in float32, under the exported `apply`."""
+    from torchtitan.tools import utils
+
+    # Without a GPU torchtitan still takes CUDA for its device; its other modules copy these names.
+    utils.device_type, utils.device_module = "cpu", torch.cpu
+    from torchtitan.models.common.attention import ScaledDotProductAttention
+    from torchtitan.models.llama3.config_registry import llama3_debugmodel
+
+    autopart_titan = exported_module(folder / "autopart_titan.py")
+    config = llama3_debugmodel()
+    count, layers = autopart_titan.NUM_LAYERS, config.model_spec.model.layers
+    config.model_spec.model.layers = (layers * count)[:count]
+    for layer in layers:  # FlexAttention has no backward on a CPU
+        layer.attention.inner_attention = ScaledDotProductAttention.Config()
+    config.training = replace(
+        config.training,
+        seq_len=LENGTH,
+        max_norm=1e9,
+        mixed_precision_param="float32",
+        disable_cuda_graphs=True,
+    )
+    config = autopart_titan.apply(config)
+    config.__post_init__()  # torchtitan's own checks of what belongs together
+    config.model_spec.model.update_from_config(config=config)
+    return config
+
+
+def whole_model(config: Any) -> Any:
+    """The unsplit model, the same on every rank."""
+    torch.manual_seed(0)
+    model = config.model_spec.model.build()
+    with torch.no_grad():
+        model.init_weights(buffer_device=None)
+    return model
+
+
+def batches(step: int, config: Any) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """The microbatches of a step, as torchtitan's loader gives them."""
+    size = config.parallelism.pipeline_parallel_microbatch_size
+    count = config.training.local_batch_size // size
+    generator = torch.Generator().manual_seed(step)
+    drawn = torch.randint(0, 2000, (count, 2, size, LENGTH), generator=generator)
+    positions = torch.arange(LENGTH).expand(size, LENGTH)
+    return [({"input": ids, "positions": positions}, labels) for ids, labels in drawn]
+
+
+def build_trainer(config: Any, losses: list[float]) -> Any:
+    """A trainer as its constructor would leave it, on the CPU."""
+    from torchtitan.distributed import ParallelDims
+    from torchtitan.distributed import utils as dist_utils
+    from torchtitan.trainer import Trainer
+
+    trainer = Trainer.__new__(Trainer)
+    trainer.config, trainer.device = config, torch.device("cpu")
+    trainer.parallel_dims = ParallelDims.from_config(config.parallelism, dist.get_world_size())
+    dist_utils.set_spmd_backend(config.parallelism.spmd_backend)
+    trainer.model_config = config.model_spec.model
+    trainer.loss_fn = config.loss.build(compile_config=config.compile)
+    with torch.device("meta"):
+        model = trainer.model_config.build()
+    built = config.model_spec.pipelining_fn(
+        model,
+        parallel_dims=trainer.parallel_dims,
+        training=config.training,
+        parallelism=config.parallelism,
+        compile_config=config.compile,
+        ac_config=config.activation_checkpoint,
+        dump_folder=config.dump_folder,
+        device=trainer.device,
+        model_config=trainer.model_config,
+        parallelize_fn=config.model_spec.parallelize_fn,
+        loss_fn=trainer.loss_fn,
+    )
+    trainer.pp_schedule, trainer.model_parts, *has = built
+    trainer.pp_has_first_stage, trainer.pp_has_last_stage = has
+    trainer.pp_schedule.step = _joined(trainer.pp_schedule.step)
+    _take_weights(trainer.model_parts, whole_model(config))
+    if trainer.pp_has_last_stage:
+        trainer.loss_fn.set_lm_head(trainer.model_parts[-1].lm_head)
+        trainer.model_parts[-1]._skip_lm_head = True
+    trainer.gradient_accumulation_steps = trainer.num_pipeline_parallel_microbatches = 1
+    trainer.num_pipeline_parallel_microbatches = len(batches(0, config))
+    trainer.ntokens_seen, trainer.step = 0, 0
+    trainer.train_context = dist_utils.get_spmd_context(parallel_dims=trainer.parallel_dims)
+    nothing = SimpleNamespace(get_metrics=dict, step=lambda: None)
+    trainer.lr_schedulers = nothing
+    trainer.checkpointer = SimpleNamespace(maybe_wait_for_staging=lambda: None)
+    trainer.metrics_processor = SimpleNamespace(
+        should_log=lambda _: True,
+        log=lambda _step, loss, *_, **__: losses.append(loss),
+    )
+    trainer.optimizers = torch.optim.SGD(
+        [p for part in trainer.model_parts for p in part.parameters()], lr=LEARNING_RATE
+    )
+    return trainer
+
+
+def _joined(step: Callable[..., Any]) -> Callable[..., Any]:
+    """torch 2.13 is given a batch, and splits it; torchtitan 0.3 is written for a torch that is given
+    microbatches."""
+
+    def call(
+        arg_mbs: list[Any] | None, kwarg_mbs: list[Any], target_mbs: list[Any] | None, **others: Any
+    ) -> None:
+        inputs = [torch.cat(parts) for parts in zip(*arg_mbs, strict=True)] if arg_mbs else []
+        named = {name: torch.cat([mb[name] for mb in kwarg_mbs]) for name in kwarg_mbs[0]}
+        target = torch.cat(target_mbs) if target_mbs else None
+        step(*inputs, target=target, **others, **named)
+
+    return call
+
+
+def _take_weights(parts: list[Any], whole: Any) -> None:
+    """Each part's weights and buffers from the whole model's, by their names."""
+    tensors = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
+    for part in parts:
+        part.to_empty(device="cpu")
+        with torch.no_grad():
+            part.init_weights(buffer_device=None)
+            for name, held in [*part.named_parameters(), *part.named_buffers()]:
+                own = held.to_local() if hasattr(held, "to_local") else held
+                own.copy_(tensors[name.replace("_checkpoint_wrapped_module.", "")])
+        part.train()
+
+
+def train_whole(config: Any, path: Path) -> None:
+    """The same steps by the unsplit model."""
+    model = whole_model(config)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        drawn = batches(step, config)
+        tokens = sum(labels.numel() for _, labels in drawn)
+        losses.append(0.0)
+        for given, labels in drawn:
+            logits = model(given["input"], positions=given["positions"])
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), reduction="sum"
+            )
+            (loss / tokens).backward()
+            losses[-1] += loss.item() / tokens
+        optimizer.step()
+    trained.save(path, losses, model.named_parameters())
+
+
+def count_forwards(parts: list[Any]) -> dict[str, int]:
+    """Count the forwards of each layer's first norm: what runs again runs it again."""
+    counts: dict[str, int] = {}
+    for part in parts:
+        for index, layer in part.layers.items():
+            counts[index] = 0
+
+            def count(*_: Any, at: str = index) -> None:
+                counts[at] += 1
+
+            getattr(
+                layer, "_checkpoint_wrapped_module", layer
+            ).attention_norm.register_forward_hook(count)
+    return counts
+
+
+def main(folder: Path) -> None:
+    """Train as planned; rank 0 trains the unsplit model too."""
+    dist.init_process_group("gloo")
+    config, losses = planned_config(folder), []
+    trainer = build_trainer(config, losses)
+    forwards = count_forwards(trainer.model_parts)
+    for step in range(STEPS):
+        trainer.train_step(iter(batches(step, config)))
+    named = [item for part in trainer.model_parts for item in part.named_parameters()]
+    rank = dist.get_rank()
+    own = losses if trainer.pp_has_last_stage else []
+    trained.save(folder / f"rank{rank}.pt", own, named, forwards)
+    if rank == 0:
+        train_whole(config, folder / "whole.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,53 @@
+"""What training leaves behind, of a rank of a pipeline or of the unsplit model, and whether they agree."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WRAPPED = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+
+
+def save(
+    path: Path,
+    losses: list[float],
+    named: Iterable[tuple[str, torch.nn.Parameter]],
+    forwards: dict[str, int] | None = None,
+) -> None:
+    """Write down the losses of all steps, the last gradients, the parameters, and forwards by layer."""
+    named = [(_plain(name), parameter) for name, parameter in named]
+    done = {
+        "losses": losses,
+        "forwards": forwards or {},
+        "gradients": {n: None if p.grad is None else _whole(p.grad) for n, p in named},
+        "parameters": {n: _whole(p.detach()) for n, p in named},
+    }
+    torch.save(done, path)
+
+
+def assert_same(folder: Path, forwards: dict[str, int]) -> None:
+    """`rank0.pt` and `rank1.pt` have together what `whole.pt` has, and ran each layer so often."""
+    whole, *ranks = (torch.load(folder / f"{name}.pt") for name in ("whole", "rank0", "rank1"))
+    assert {layer: n for rank in ranks for layer, n in rank["forwards"].items()} == forwards
+    (losses,) = [rank["losses"] for rank in ranks if rank["losses"]]
+    torch.testing.assert_close(losses, whole["losses"], rtol=1e-5, atol=0)
+    for what in ("gradients", "parameters"):
+        together: dict[str, Any] = {n: value for rank in ranks for n, value in rank[what].items()}
+        assert set(together) == set(whole[what])
+        for name, value in together.items():
+            expected = whole[what][name]
+            assert value is not None, f"{name} has no gradient"
+            error = (value - expected).abs().max() / expected.abs().max()
+            assert error < 1e-4, f"{what} of {name} differ by {error:.2g}"
+
+
+def _plain(name: str) -> str:
+    for wrapping in WRAPPED:
+        name = name.replace(wrapping, "")
+    return name
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Without FSDP's wrapping; a copy."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
