@@ -48,6 +48,7 @@ class Target(NamedTuple):
 
 
 _TORCH = "torch's, or a CSV"
+_WHOLE = f"{_TORCH}; whole backwards"
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
@@ -57,7 +58,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             of_layers=torch_pipelining.export_to_torch,
         ),
         "torchtitan": Target(
-            "torchtitan", torchtitan.VERSIONS, _TORCH, "any, or a V of 2",
+            "torchtitan", torchtitan.VERSIONS, _WHOLE, "any, or a V of 2",
             "any layers (0.2.2: all or none)", torchtitan.export_to_torchtitan,
         ),
         "megatron": Target(
@@ -69,7 +70,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             deepspeed.export_to_deepspeed, takes_any_unit=True,
         ),
         "automodel": Target(
-            "NeMo AutoModel", automodel.VERSIONS, f"{_TORCH}; whole backwards", "any, or a V of 2",
+            "NeMo AutoModel", automodel.VERSIONS, _WHOLE, "any, or a V of 2",
             "all or none", automodel.export_to_automodel,
         ),
         "primus": Target(

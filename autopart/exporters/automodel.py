@@ -13,7 +13,12 @@ from autopart.exporters.shape import (
     shape_of,
 )
 from autopart.exporters.text import comments, rows
-from autopart.exporters.torch_schedules import CSV_FILE, TorchSchedule, torch_schedule
+from autopart.exporters.torch_schedules import (
+    CSV_FILE,
+    TorchSchedule,
+    refuse_split_backwards,
+    torch_schedule,
+)
 from autopart.exporters.units import (
     EMBEDDING,
     HEAD,
@@ -23,7 +28,7 @@ from autopart.exporters.units import (
     refuse_elsewhere,
     refuse_other_recompute,
 )
-from autopart.plan import Plan, schedule_of
+from autopart.plan import Plan
 
 VERSIONS = ("0.7.0",)
 _NAME = "NeMo AutoModel"
@@ -38,7 +43,7 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     refuse_other_recompute(stages, _NAME)
     refuse_elsewhere(stages, EMBEDDING, 0, _NAME)
     refuse_elsewhere(stages, HEAD, len(stages) - 1, _NAME)
-    _refuse_split_backwards(plan)
+    refuse_split_backwards(plan, _NAME)
     _refuse_few_microbatches(plan, shape)
     schedule = torch_schedule(plan, shape, _NAME)
     names = rows([*map(_named, stage.units), "model.rotary_emb"] for stage in stages)
@@ -61,15 +66,6 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     if schedule.csv is not None:
         files[CSV_FILE] = schedule.csv
     return Exported(files, notes)
-
-
-def _refuse_split_backwards(plan: Plan) -> None:
-    if any(op in "IW" for order in schedule_of(plan) for _, op, _ in order):
-        raise ExportRefused(
-            f"the plan splits backwards, and {_NAME} wraps every stage in FSDP, which drops weights' "
-            "gradients that come in a half of their own; the nearest plans have --schedule 1f1b or "
-            "interleaved-1f1b; --to torch splits them"
-        )
 
 
 def _refuse_few_microbatches(plan: Plan, shape: Shape) -> None:

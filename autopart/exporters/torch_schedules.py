@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from autopart.errors import ExportRefused
 from autopart.exporters.shape import Shape, csv_of, follows_its_name, orders_of_one_replica
-from autopart.plan import Plan
+from autopart.plan import Plan, schedule_of
 from autopart.schedule import Schedule
 
 CSV_FILE = "autopart_schedule.csv"
@@ -54,6 +54,17 @@ def torch_schedule(plan: Plan, shape: Shape, framework: str) -> TorchSchedule:
     return TorchSchedule(
         "ZBVZeroBubble" if shape.placement == "v" else "PipelineScheduleMulti", csv_of(orders)
     )
+
+
+def refuse_split_backwards(plan: Plan, framework: str) -> None:
+    """Raise ExportRefused where a backward is split: torch's halves do not run the hooks by which FSDP2
+    takes the gradients, and torch 2.13 gives some of them wrong or not at all."""
+    if any(op in "IW" for order in schedule_of(plan) for _, op, _ in order):
+        raise ExportRefused(
+            f"the plan splits backwards, and {framework} wraps every stage in FSDP, which loses weights' "
+            "gradients that come in a half of their own; the nearest plans have --schedule 1f1b or "
+            "interleaved-1f1b; --to torch splits them"
+        )
 
 
 def _refuse_losses_out_of_order(orders: Schedule, shape: Shape, framework: str) -> None:

@@ -20,7 +20,12 @@ from autopart.exporters.shape import (
     shape_of,
 )
 from autopart.exporters.text import comments, mark, rows
-from autopart.exporters.torch_schedules import CSV_FILE, TorchSchedule, torch_schedule
+from autopart.exporters.torch_schedules import (
+    CSV_FILE,
+    TorchSchedule,
+    refuse_split_backwards,
+    torch_schedule,
+)
 from autopart.exporters.units import (
     EMBEDDING,
     HEAD,
@@ -46,6 +51,7 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
     refuse_other_recompute(stages, _NAME)
     refuse_elsewhere(stages, EMBEDDING, 0, _NAME)
     refuse_elsewhere(stages, HEAD, len(stages) - 1, _NAME)
+    refuse_split_backwards(plan, _NAME)
     schedule = torch_schedule(plan, shape, _NAME)
     names = [[_named(unit, version) for unit in stage.units] for stage in stages]
     notes = rank_notes(shape)

@@ -18,18 +18,16 @@ from tests.proofs.conftest import Needs
 pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks' own, while they are imported
 
 
+WHOLE_BACKWARDS = (
+    ("gpipe", 1), ("1f1b", 1), ("eager-1f1b", 1), ("looped-bfs", 2), ("interleaved-1f1b", 3),
+    ("hanayo", 2),
+)  # fmt: skip
 SCHEDULES = {
-    "torchtitan": (
-        ("gpipe", 1), ("1f1b", 1), ("eager-1f1b", 1), ("zb-h1", 1), ("zb-h2", 1), ("looped-bfs", 2),
-        ("interleaved-1f1b", 3), ("interleaved-zb", 2), ("zbv", 2), ("dualpipev", 2), ("v-half", 2),
-        ("v-min", 2),
-    ),
+    "torchtitan": WHOLE_BACKWARDS,
     "megatron": (("1f1b", 1), ("interleaved-1f1b", 2), ("interleaved-1f1b", 3)),
     "deepspeed": (("1f1b", 1),),
-    "automodel": (
-        ("gpipe", 1), ("1f1b", 1), ("eager-1f1b", 1), ("looped-bfs", 2), ("interleaved-1f1b", 3),
-    ),
-}  # fmt: skip
+    "automodel": WHOLE_BACKWARDS,
+}
 CASES = [
     (target, name, per_rank) for target, known in SCHEDULES.items() for name, per_rank in known
 ]
