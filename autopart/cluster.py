@@ -24,8 +24,6 @@ INTER_NODE_LATENCY = 20e-6
 """Order of magnitude of one NCCL point-to-point call; measure your own cluster's."""
 HOST_LATENCY = 10e-6
 """Order of magnitude of starting one copy between a GPU and its host; measure your own."""
-FRAMEWORK_RESERVE = 1 << 30
-"""CUDA context, NCCL buffers and allocator slack of one process; measure your own."""
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,7 +166,7 @@ def cluster_of(gpu: str, gpus: int, nodes: int = 1, gpus_per_node: int | None = 
         num_nodes=nodes,
         gpus_per_node=per_node,
         memory_bytes=known.memory_bytes,
-        reserve_bytes=min(FRAMEWORK_RESERVE, known.memory_bytes // 16),
+        reserve_bytes=known.reserve_bytes,
         intra_node=Link(bandwidth=known.link_bandwidth, latency=INTRA_NODE_LATENCY),
         inter_node=Link(
             bandwidth=min(INTER_NODE_BANDWIDTH, known.link_bandwidth), latency=INTER_NODE_LATENCY

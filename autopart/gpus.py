@@ -26,6 +26,9 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     """Of the link to the host, one direction."""
     compute_efficiency: float = 0.6
     memory_efficiency: float = 0.8
+    reserve_bytes: int = GiB
+    """What one process holds beside a run's tensors: on a GPU CUDA's context, NCCL's buffers and slack of
+    the allocator, an assumption; on a CPU as `scripts/measure_reserve.py` finds it."""
     action_overhead: float = 2e-5
     sends_overlap: bool = True
     cuda_names: tuple[str, ...] = ()
@@ -116,6 +119,7 @@ GPUS: dict[str, Gpu] = {
             memory_bandwidth=10e9,
             link_bandwidth=3.7e9,
             host_bandwidth=5e9,
+            reserve_bytes=384 << 20,
             action_overhead=2.5e-4,
             sends_overlap=False,
             source="one x86 core, order of magnitude, a copy in memory at half its bandwidth; gloo over loopback 3.7 GB/s as measured with torch 2.13",

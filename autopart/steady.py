@@ -2,7 +2,7 @@
 
 Symbols   k stages, m microbatches of a step, r replicas of each stage; n = ceil(m / r) those of a rank
           busy    seconds that a microbatch occupies a rank of the stage: its F, its B, their fixed costs
-                  and, where sends do not overlap with compute, its sends (autopart/cost.py)
+                  and, where sends do not overlap with compute, its sends (autopart/cost)
           t       forward and backward of a layer; T of all layers;  o  the fixed costs of an F and a B
 
     bottleneck = max over stages of n busy                                                         (1)

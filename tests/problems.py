@@ -8,6 +8,15 @@ from autopart.graph import Input, Layer, LayerGraph, TiedParameter, Value
 from autopart.plan import MemoryUse
 from autopart.problem import Demands, Problem
 from autopart.profile import Device, Profile, Source
+from autopart.training import Training
+
+TRAININGS = (
+    Training(),
+    Training(zero1=True),
+    Training(precision="bfloat16-mixed", gradient_dtype="float32", zero1=True),
+    Training(optimizer="3", precision="bfloat16", gradient_dtype="bfloat16"),
+)
+"""Ways to train, with and without state that replicas share out."""
 
 
 def layer(name: str, **fields: float) -> Layer:
@@ -105,7 +114,12 @@ def random_problem(rng: random.Random, branching: bool, tight: bool) -> Problem:
         action_overhead=rng.choice([0.0, 0.1]),
         sends_overlap=rng.random() < 0.5,
     )
-    return problem(graph, num_microbatches=rng.choice([4, 6, 8]), cluster=machine)
+    return problem(
+        graph,
+        num_microbatches=rng.choice([4, 6, 8]),
+        cluster=machine,
+        training=TRAININGS[state % len(TRAININGS)],
+    )
 
 
 def _random_layer(rng: random.Random, name: str) -> Layer:

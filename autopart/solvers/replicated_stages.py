@@ -7,7 +7,7 @@ Symbols   r   ranks of a stage, each of which runs every r-th microbatch;  m  mi
     load = (ceil(m / r) sends) / m                       of a rank's link, where sends overlap compute
     in flight = min(ceil(later / r) + 1, ceil(m / r))    1F1B: a stage is fed until `later` ranks are
 
-`busy` and `sends`, there and back, are those of autopart/cost.py over one link, `sync` is an all-reduce
+`busy` and `sends`, there and back, are those of autopart/cost over one link, `sync` is an all-reduce
 over r ranks by the same link, once a step. The load is compared over all stages; fill and drain are the
 simulator's. States are the cuts of the graph, so on a chain, and wherever all cuts are listed, the
 answer is exact (solvers/replication/dual.py). Idle ranks are allowed.

@@ -17,7 +17,7 @@ from autopart.cost import (
 )
 from autopart.cuts import all_cuts
 from autopart.graph import is_chain
-from autopart.layouts import layouts, own_microbatches, shapes
+from autopart.layouts import layouts, shapes
 from autopart.solvers import chain as chain_solver
 from autopart.solvers import probe
 from autopart.solvers.layout_chain import chain_of
@@ -211,8 +211,8 @@ def _costs(problem, layout, loads, share):
                 traffic_times(loads.received, before)
             )
             period = period + share * sends
-        own = own_microbatches(layout, stage)
-        needed = total(memory(loads, problem, own, in_flight(layout, stage)))
+        replicas = len(layout.stage_ranks[stage])
+        needed = total(memory(loads, problem, replicas, in_flight(layout, stage)))
         costs.append(np.where(needed <= problem.cluster.memory_bytes, period, np.inf))
     return costs
 

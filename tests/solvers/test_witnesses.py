@@ -63,7 +63,7 @@ def over_cuts(asked: Problem, layout: Layout, ahead: bool) -> float:
     costs = []
     for stage, period in enumerate(chain._periods(asked, layout, cuts, ilp.SEND_SHARE)):
         held = in_flight(layout, stage)
-        needed = total(memory(loads, asked, own_microbatches(layout, stage), held))
+        needed = total(memory(loads, asked, len(layout.stage_ranks[stage]), held))
         fits = needed <= asked.cluster.memory_bytes
         costs.append(np.where(fits, before[:, None] + period, np.inf))
     best = chain.best_path(costs, cuts.nested)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopart.cluster import Link, num_gpus
-from autopart.cost import all_reduce_time, busy_time, memory, total, traffic_times
+from autopart.cost import all_reduce_time, busy_time, gradient_bytes, memory, total, traffic_times
 from autopart.cuts import all_cuts
 from autopart.errors import InfeasibleError
 from autopart.loads.pipedream import nodes_of, state_sums
@@ -203,7 +203,12 @@ def own_load(problem, link: Link, load, replicas: int) -> float:
     """The load of solvers/replicated_stages.py, for one stage and in plain numbers."""
     m, own = problem.num_microbatches, math.ceil(problem.num_microbatches / replicas)
     busy = own * busy_time(load, problem.cluster, link, link)
-    busy += load.update_time + all_reduce_time(link, load.grad_bytes, replicas)
+    training = problem.training
+    sharing = replicas if training.zero1 else 1
+    moved = gradient_bytes(load, training)
+    if training.zero1:
+        moved = (moved + load.grad_bytes) / 2
+    busy += load.update_time / sharing + all_reduce_time(link, moved, replicas)
     sends = own * (sum(traffic_times(load.received, link)) + sum(traffic_times(load.sent, link)))
     return max(busy, sends if problem.cluster.sends_overlap else 0.0) / m
 
@@ -224,7 +229,7 @@ def own_best(problem, link: Link) -> float:
                     held = min(math.ceil(later / r) + 1, own)
                     if "1f1b" not in problem.demands.schedules:
                         held = own
-                    fits &= total(memory(load, problem, own, held)) <= problem.cluster.memory_bytes
+                    fits &= total(memory(load, problem, r, held)) <= problem.cluster.memory_bytes
                     later += r
                 if fits:
                     pairs = zip(loads, counts, strict=True)

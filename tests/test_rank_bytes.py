@@ -1,0 +1,197 @@
+"""What a rank holds: the parts add up, agree with the simulator, and grow with what asks for more."""
+
+import random
+
+import msgspec
+import numpy as np
+import pytest
+
+from autopart.cost import memory, predict, rank_memory, rank_peaks, total, with_versions
+from autopart.cuts import all_cuts
+from autopart.graph import LayerGraph
+from autopart.layouts import Layout
+from autopart.plan import HELD_ONCE, ON_DEVICE, MemoryUse, StagePrediction
+from autopart.problem import Problem
+from autopart.schedules import KINDS, Pipeline, make_schedule
+from autopart.simulator import simulate
+from autopart.simulator.memory import memory_over_time
+from autopart.stage_load import Partition, stage_loads
+from autopart.training import Training, make_training
+from tests.problems import TRAININGS, chain_graph, cluster, layer, problem, random_graph, value
+from tests.seeds import seeds
+
+ABLE = [kind for kind in KINDS.values() if not kind.bidirectional]
+"""The schedules that a plan can have."""
+
+
+def _drawn(seed: int, *, same_workspace: bool) -> tuple[Problem, Layout, Partition]:
+    """A random chain in stages under a random schedule, on one or two replicas of the pipeline."""
+    rng = random.Random(seed)
+    kind = ABLE[seed % len(ABLE)]
+    ranks, replicas = rng.randint(1, 4), rng.randint(1, 2)
+    counts = [v for v in (1, 2, 3) if kind.stages_per_rank in (None, v)]
+    made = [
+        (v, n)
+        for v in counts
+        for n in range(1, 13)
+        if kind.takes(Pipeline(ranks, v, n)) and (v == 1 or ranks > 1)
+    ]
+    if not made:
+        return _drawn(seed + len(ABLE), same_workspace=same_workspace)
+    v, microbatches = rng.choice(made)
+    graph = random_graph(rng, ranks * v, branching=False)
+    if same_workspace:
+        even = (msgspec.structs.replace(la, workspace_bytes=9) for la in graph.layers)
+        graph = msgspec.structs.replace(graph, layers=tuple(even))
+    place = kind.placement(ranks, v)
+    layout = Layout(
+        schedule=kind.name,
+        stage_ranks=tuple(tuple(range(at * replicas, (at + 1) * replicas)) for at in place),
+        num_microbatches=microbatches * replicas,
+    )
+    asked = problem(
+        graph,
+        layout.num_microbatches,
+        cluster=cluster(1, ranks * replicas, reserve_bytes=rng.randrange(9)),
+        training=rng.choice(TRAININGS),
+    )
+    return asked, layout, tuple((at,) for at in range(ranks * v))
+
+
+def _simulated(asked: Problem, layout: Layout, stages: tuple[StagePrediction, ...]) -> list[int]:
+    schedule = make_schedule(layout.schedule, layout.stage_ranks, layout.num_microbatches)
+    timeline = simulate(
+        schedule, layout.stage_ranks, stages, (), action_overhead=0.5, sends_overlap=True
+    )
+    curves = memory_over_time(timeline, layout.stage_ranks, stages)
+    return [curve.peak_bytes for curve in curves]
+
+
+@pytest.mark.parametrize("seed", seeds(45, 300))
+def test_the_simulated_peak_is_that_of_the_memory_model(seed: int) -> None:
+    asked, layout, partition = _drawn(seed, same_workspace=True)
+    stages, _ = predict(asked, layout, partition)
+    schedule = make_schedule(layout.schedule, layout.stage_ranks, layout.num_microbatches)
+    assert _simulated(asked, layout, stages) == list(
+        rank_peaks(layout.stage_ranks, schedule, stages)
+    )
+
+
+@pytest.mark.parametrize("seed", seeds(30, 300))
+def test_no_rank_holds_more_than_the_memory_model_says(seed: int) -> None:
+    asked, layout, partition = _drawn(seed, same_workspace=False)
+    stages, _ = predict(asked, layout, partition)
+    schedule = make_schedule(layout.schedule, layout.stage_ranks, layout.num_microbatches)
+    held = rank_memory(layout.stage_ranks, schedule, stages)
+    largest = max(la.workspace_bytes for la in asked.graph.layers)
+    for rank, peak in enumerate(_simulated(asked, layout, stages)):
+        use = held[rank]
+        assert total(use) - largest <= peak <= total(use)
+        assert use.recomputed == 0 and use.loss_stash == use.loss_workspace == use.versions == 0
+        one_stage = sum(rank in ranks for ranks in layout.stage_ranks) == 1
+        assert not one_stage or peak == total(use)
+
+
+def test_every_kind_of_byte_is_shown_once() -> None:
+    apart = ("host", "recomputed", "loss_stash", "loss_workspace")
+    assert set(MemoryUse.__struct_fields__) == {*ON_DEVICE, *apart}
+    assert set(HELD_ONCE) < set(ON_DEVICE)
+
+
+def _trained(**words: object) -> Problem:
+    sizes = {"param_bytes": 14, "grad_bytes": 14, "num_trainable": 7}
+    return problem(chain_graph(layer("a", **sizes)), 4, training=make_training("bfloat16", **words))
+
+
+def _state(asked: Problem, replicas: int) -> tuple[int, int, int]:
+    (load,) = stage_loads(asked.graph, ((0,),))
+    use = memory(load, asked, replicas, 1)
+    return use.gradients, use.master, use.optimizer
+
+
+def test_the_state_of_trained_elements_is_that_of_their_precision() -> None:
+    assert _state(_trained(), 1) == (14, 28, 56)
+    assert _state(_trained(precision="bfloat16"), 1) == (14, 0, 28)
+    assert _state(_trained(gradient_dtype="float32", optimizer="5"), 1) == (28, 28, 35)
+
+
+def test_replicas_share_out_state_and_update_with_zero1_and_sync_as_long_as_before() -> None:
+    asked, plain = _trained(zero1=True), _trained()
+    assert [_state(asked, r)[1:] for r in (1, 2, 3, 8)] == [(28, 56), (16, 32), (12, 24), (4, 8)]
+    assert _state(plain, 8) == _state(plain, 1)
+    layout = Layout(schedule="1f1b", stage_ranks=((0, 1),), num_microbatches=4)
+    (shared,), syncs = predict(asked, layout, ((0,),))
+    (whole,), before = predict(plain, layout, ((0,),))
+    assert shared.update_time == whole.update_time / 2
+    assert [sync.time for sync in syncs] == [sync.time for sync in before]
+    wide = _trained(zero1=True, gradient_dtype="float32")
+    (_, ring), (_, both) = predict(plain, layout, ((0,),)), predict(wide, layout, ((0,),))
+    assert both[0].time == pytest.approx(1.5 * ring[0].time)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_matrices_of_stages_hold_what_the_stages_hold(seed: int) -> None:
+    rng = random.Random(seed)
+    graph = random_graph(rng, 5, branching=False)
+    for training in TRAININGS:
+        asked = problem(graph, 6, training=training)
+        cuts = all_cuts(graph)
+        replicas, held = rng.randint(1, 3), rng.randint(1, 4)
+        sizes = np.broadcast_to(total(memory(cuts.loads, asked, replicas, held)), (6, 6))
+        for i in range(5):
+            partition = (tuple(range(i)), tuple(range(i, 5))) if i else (tuple(range(5)),)
+            load = stage_loads(graph, partition)[-1]
+            assert sizes[i, -1] == total(memory(load, asked, replicas, held))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_more_of_anything_never_needs_fewer_bytes(seed: int) -> None:
+    rng = random.Random(seed)
+    (load,) = stage_loads(random_graph(rng, 4, branching=False), (tuple(range(4)),))
+
+    def needed(replicas: int = 2, held: int = 2, reserve: int = 5, **words: object) -> int:
+        asked = problem(
+            LayerGraph(layers=(layer("unused"),)),
+            8,
+            cluster=cluster(reserve_bytes=reserve),
+            training=make_training("bfloat16", **words),
+        )
+        return total(memory(load, asked, replicas, held))
+
+    assert needed(held=3) >= needed() >= needed(held=1)
+    assert needed(reserve=6) == needed() + 1
+    assert needed(zero1=True) <= needed()
+    assert needed(replicas=4, zero1=True) <= needed(zero1=True)
+    assert needed(precision="bfloat16") <= needed()
+    assert needed(optimizer="sgd") <= needed(optimizer="sgd-momentum") <= needed()
+    assert needed(optimizer="adafactor") == needed(optimizer="sgd-momentum")
+
+
+def test_the_loss_is_told_apart_from_the_rest_of_its_stage() -> None:
+    layers = (
+        layer("head", workspace_bytes=30, stash_bytes=5),
+        msgspec.structs.replace(layer("loss", workspace_bytes=70, stash_bytes=11), kind="loss"),
+    )
+    graph = LayerGraph(layers=layers, values=(value("head", "loss", bytes=40, kept_by=("loss",)),))
+    layout = Layout(schedule="gpipe", stage_ranks=((0,),), num_microbatches=3)
+    (stage,), _ = predict(problem(graph, 3), layout, ((0, 1),))
+    use = stage.memory
+    assert (use.stash, use.loss_stash) == (3 * (5 + 11 + 40), 3 * (11 + 40))
+    assert (use.workspace, use.loss_workspace) == (70, 40)
+    apart = Layout(schedule="gpipe", stage_ranks=((0,), (1,)), num_microbatches=3)
+    (head, loss), _ = predict(problem(graph, 3), apart, ((0,), (1,)))
+    assert (head.memory.loss_stash, head.memory.loss_workspace) == (0, 0)
+    assert (loss.memory.loss_stash, loss.memory.loss_workspace) == (3 * (11 + 40), 70)
+
+
+def test_versions_are_further_copies_of_the_weights() -> None:
+    asked = _trained()
+    layout = Layout(schedule="1f1b", stage_ranks=((0,),), num_microbatches=4)
+    (stage,), _ = predict(asked, layout, ((0,),))
+    more = with_versions(stage, in_flight=3, copies=2)
+    assert (more.versions, more.weights) == (28, 14)
+    assert total(more) == stage.peak_bytes + 2 * 14 + 2 * stage.stash_bytes
+
+
+def test_training_defaults_are_those_of_a_float32_profile() -> None:
+    assert make_training("float32") == Training()
