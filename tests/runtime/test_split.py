@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autopart.errors import PlanError
-from autopart.runtime.capture.capture import Captured, capture_model
+from autopart.runtime.capture.capture import Captured, batch_leaves, capture_model
 from autopart.runtime.capture.split import port, split_layers, split_stages
 from autopart.runtime.models.model import TrainingModel
 from tests.runtime.hugging_face import captured_hugging_face
@@ -315,6 +315,17 @@ def test_the_loss_reaches_the_last_stage_even_if_another_stage_makes_it() -> Non
     stages = [["body"], ["loss"], ["watch"]]
     plain = plain_step(model, batch())
     assert_same_step(plain, stages_step(model, captured, batch(), stages), FLOAT64)
+
+
+def test_a_loss_holds_its_own_number_alone() -> None:
+    """torch's mse_loss on a CPU gives a number in the storage of all differences."""
+    model = TrainingModel(nn.Linear(20, 30), nn.functional.mse_loss)
+    batch = ((torch.randn(4, 20),), torch.randn(4, 30))
+    captured = capture_model(model, batch)
+    (program,) = split_stages(captured, [[layer.name for layer in captured.layers]])
+    leaves = batch_leaves(captured, batch)
+    (loss,) = program.module(*(leaves[name] for name in program.inputs))
+    assert loss.untyped_storage().nbytes() == loss.element_size()
 
 
 def test_a_port_is_an_identity_that_is_contiguous_both_ways() -> None:

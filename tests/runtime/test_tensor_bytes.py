@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from autopart.problem import optimizer_bytes
 from autopart.runtime.execution.optimizer import Optimizer
 from autopart.runtime.execution.tensor_bytes import most_tensor_bytes
+from autopart.training import make_training, master_bytes, optimizer_bytes
 
 CPU = torch.device("cpu")
 
@@ -34,6 +34,38 @@ def test_an_optimizer_keeps_what_plans_reckon_with_and_counters_beside_it(
     optimizer = Optimizer(name, [of], lr=0.1)
     of.grad = torch.ones_like(of)
     optimizer.step()
-    expected = optimizer_bytes(name, str(dtype).removeprefix("torch."))
+    training = make_training(str(dtype).removeprefix("torch."), name)
+    expected = optimizer_bytes(training) + master_bytes(training)
     assert sum(kept.nbytes for kept in optimizer.state) == 1000 * expected
     assert [counter.ndim for counter in optimizer.counters] == ([0] if name == "adamw" else [])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd-momentum", "sgd"])
+def test_a_step_on_16_bit_weights_needs_little_more_than_it_keeps(name: str):
+    weights = [nn.Parameter(torch.ones(250_000, dtype=torch.bfloat16)) for _ in range(20)]
+    optimizer = Optimizer(name, weights, lr=0.1)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    there = (*weights, *gradients, *optimizer.state)
+    most = most_tensor_bytes(optimizer.step, there, CPU, aside=optimizer.counters)
+    assert most < 1.25 * sum(tensor.nbytes for tensor in there)
+    assert all(weight.grad is None for weight in weights)
+
+
+def test_steps_in_parts_are_the_steps_of_the_whole():
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(300_000).bfloat16()) for _ in range(5)]
+    plain = [nn.Parameter(p.detach().float()) for p in ours]
+    gradients = [torch.randn_like(p) for p in ours]
+    mine, theirs = Optimizer("adamw", ours, lr=0.1), torch.optim.AdamW(plain, lr=0.1)
+    for _ in range(3):
+        for one, other, gradient in zip(ours, plain, gradients, strict=True):
+            one.grad, other.grad = gradient.clone(), gradient.float()
+        mine.step()
+        theirs.step()
+    for one, other in zip(ours, plain, strict=True):
+        assert torch.equal(one, other.bfloat16())

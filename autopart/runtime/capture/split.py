@@ -225,6 +225,9 @@ def _stage_module(
         made = env[_loss_node(source) if name == LOSS_OUTPUT else by_name[name]]
         if not metas[name].requires_grad:
             made = graph.call_function(torch.ops.aten.detach.default, (made,))
+        if name == LOSS_OUTPUT:
+            # Of some losses (mse_loss on a CPU) the mean keeps the storage of what it is the mean of.
+            made = graph.call_function(torch.ops.aten.clone.default, (made,))
         results.append(graph.call_function(port, (made,)))
     graph.output(tuple(results))
     module.graph = graph

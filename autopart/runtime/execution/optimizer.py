@@ -8,6 +8,12 @@ from torch import nn
 LEARNING_RATES = {"adamw": 1e-3, "sgd-momentum": 1e-2, "adafactor": 1e-2, "sgd": 1e-2}
 """Used where the caller names none; the keys are those of `training.MOMENTS`."""
 
+_PARTS, _PART_BYTES = 8, 1 << 20
+"""About so many parts of a step, of at least so many bytes each."""
+
+_Pair = tuple[nn.Parameter, nn.Parameter]
+"""A parameter, and its master copy or itself."""
+
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -20,6 +26,7 @@ class Optimizer:
         self.lr = LEARNING_RATES[name] if lr is None else lr
         self._parameters = [p for p in parameters if p.requires_grad]
         self._masters = [_master(p) for p in self._parameters]
+        self._parts = _in_parts(list(zip(self._parameters, self._masters, strict=True)))
         self._torch = _torch_optimizer(name, self._masters, self.lr) if self._masters else None
 
     @property
@@ -41,20 +48,41 @@ class Optimizer:
                     yield value
 
     def step(self) -> None:
-        """Apply the gradients and clear them."""
+        """Apply the gradients and clear them, part by part: what a part needs for a while, float32 copies
+        of its gradients and the optimizer's own scratch, is gone before the next one's is there."""
         if self._torch is None:
             return
-        pairs = list(zip(self._parameters, self._masters, strict=True))
-        for parameter, master in pairs:
-            if master is not parameter and parameter.grad is not None:
-                master.grad = parameter.grad.to(master.dtype)
-        self._torch.step()
-        self._torch.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for parameter, master in pairs:
-                if master is not parameter:
-                    parameter.copy_(master)
-                    parameter.grad = None
+        waiting = {id(parameter): parameter.grad for parameter in self._parameters}
+        for parameter in self._parameters:
+            parameter.grad = None
+        for part in self._parts:
+            for parameter, master in part:
+                gradient = waiting.pop(id(parameter))
+                master.grad = None if gradient is None else gradient.to(master.dtype)
+                del gradient
+            self._torch.step()
+            self._torch.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for parameter, master in part:
+                    if master is not parameter:
+                        parameter.copy_(master)
+
+
+def _in_parts(pairs: Sequence[_Pair]) -> list[list[_Pair]]:
+    """Parameters with what is stepped for them, in as few parts as a step's scratch needs: all at once
+    in float32 on a CPU, which works on one parameter after the other anyway."""
+    if all(p is master and p.device.type == "cpu" for p, master in pairs):
+        return [list(pairs)]
+    most = max(_PART_BYTES, sum(master.nbytes for _, master in pairs) // _PARTS)
+    parts: list[list[_Pair]] = []
+    room = 0
+    for pair in pairs:
+        if not parts or pair[1].nbytes > room:
+            parts.append([])
+            room = most
+        parts[-1].append(pair)
+        room -= pair[1].nbytes
+    return parts
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:
