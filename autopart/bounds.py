@@ -23,8 +23,9 @@ Each bound follows one chain of actions that must wait for each other. Stage s b
 q = ceil(microbatches / lcm(r, r')) sends. Where GPUs differ, a stage takes the speed of its slowest rank,
 and the layers ahead and behind that of the fastest stage there.
 
-Where layers may be recomputed, b has the extra seconds of the stage's best choice in its place, and B, T and what
-is below have the fewest extra seconds of all stages ahead and behind: the shortest paths over the cuts.
+Where layers may be recomputed or offloaded, f and b have the extra seconds of the stage's choice in its place
+(autopart/treated.py), and F, B, T and what is below have the fewest extra seconds of all stages ahead and
+behind: the shortest paths over the cuts.
 
 (1)-(5) come with the sends on the way added to each, and stage 0's sync and update behind (2)-(5) and behind the
 drain. All depend on s, i and j only, so no partition of a layout is faster than the smallest
@@ -51,29 +52,27 @@ from autopart.cluster import (
     largest_memory,
     slowest_link,
     slowest_speed,
-    smallest_memory,
 )
 from autopart.cost import (
     all_reduce_time,
     cut_links,
+    fits_on_ranks,
     gradient_bytes,
     in_flight,
     links_around,
-    memory,
     on_ranks,
     time_after_backward,
-    total,
     traffic_times,
     update_share,
 )
 from autopart.cuts import Cuts, allowed, count_inside
-from autopart.frontier import freeable_bytes, leaves_choice
 from autopart.graph import edges, positions
 from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
 from autopart.stage_load import Number, StageLoad
 from autopart.training import master_bytes, optimizer_bytes
 from autopart.treated import treated
+from autopart.ways import leaves_choice, most_freed
 
 
 def shape_bound(problem: Problem, num_stages: int, num_replicas: int) -> float | None:
@@ -131,7 +130,7 @@ def _least_bytes(problem: Problem, replicas: int) -> int:
     trained -= sum(t.num_trainable * copies for t, copies in spare)
     stepped = -(-trained // update_share(training, replicas))
     state = stepped * (master_bytes(training) + optimizer_bytes(training))
-    kept = sum(la.stash_bytes for la in graph.layers) - freeable_bytes(graph, problem.demands)
+    kept = sum(la.stash_bytes for la in graph.layers) - sum(most_freed(graph, problem.demands))
     inner = kept + sum(v.bytes for v in graph.values if v.kept_by)
     return weights + gradients + state + inner
 
@@ -143,15 +142,12 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
     loads, links = cuts.loads, cut_links(problem.cluster, layout.stage_ranks)
     cheapest = [cheapest_sends(loads, link) for link in links]
     k, bounds = len(layout.stage_ranks), []
-    extra = _least_extra(problem, layout, cuts)
+    extras = _least_extras(problem, layout, cuts)
     for stage in range(k):
         held = in_flight(layout, stage)
-        replicas = len(layout.stage_ranks[stage])
-        use = memory(treated(problem, layout, cuts, stage), problem, replicas, held)
         may = allowed(cuts, problem.graph, problem.demands, stage)
-        limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
-        fits = may & (total(use) <= limit)
-        paths = _Paths(problem, layout, cuts, stage, links, cheapest, extra[stage])
+        fits = may & fits_on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
+        paths = _Paths(problem, layout, cuts, stage, links, cheapest, extras[stage])
         bounds.append(np.where(fits, paths.longest(held), np.inf))
     return bounds
 
@@ -163,7 +159,7 @@ def cheapest_sends(loads: StageLoad, link: Link | None) -> tuple[float, float]:
 
 
 class _Extra(NamedTuple):
-    """Seconds that recomputation adds to the backwards, for a stage [i, j] in its place."""
+    """Seconds that the ways of layers add, for a stage [i, j] in its place."""
 
     ahead: Number
     """At least, over all stages ahead of cut i, shape (N, 1); infinite where none of them fit."""
@@ -172,21 +168,40 @@ class _Extra(NamedTuple):
     """At least, over all stages behind cut j, shape (1, N)."""
 
 
-def _least_extra(problem: Problem, layout: Layout, cuts: Cuts) -> list[_Extra]:
-    """For each stage of a layout what recomputation adds, by two shortest paths over the cuts: one from
-    the first to cut i in as many stages as are ahead, one from cut j to the last."""
-    k, size = len(layout.stage_ranks), len(cuts.nested)
+class _Extras(NamedTuple):
+    """What the ways of layers add to the forwards, to the backwards, and to both together."""
+
+    forward: _Extra
+    backward: _Extra
+    both: _Extra
+
+
+def _least_extras(problem: Problem, layout: Layout, cuts: Cuts) -> list[_Extras]:
+    """For each stage of a layout what the ways of layers add."""
+    k = len(layout.stage_ranks)
     if not leaves_choice(problem.demands):
-        return [_Extra(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros((1, 1)))] * k
-    own: list[Number] = []
+        nothing = _Extra(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros((1, 1)))
+        return [_Extras(nothing, nothing, nothing)] * k
+    forward: list[Number] = []
+    backward: list[Number] = []
     for stage in range(k):
         loads = treated(problem, layout, cuts, stage)
-        ranks = layout.stage_ranks[stage]
-        use = memory(loads, problem, len(ranks), in_flight(layout, stage))
-        fits = total(use) <= smallest_memory(problem.cluster, ranks)
-        backward = on_ranks(loads, problem, layout, stage).backward_time
-        more = backward - on_ranks(cuts.loads, problem, layout, stage).backward_time
-        own.append(np.where(fits & cuts.nested, more, np.inf))
+        fits = fits_on_ranks(loads, problem, layout, stage) & cuts.nested
+        loads, plain = (on_ranks(own, problem, layout, stage) for own in (loads, cuts.loads))
+        for more, own, was in (
+            (forward, loads.forward_time, plain.forward_time),
+            (backward, loads.backward_time, plain.backward_time),
+        ):
+            more.append(np.where(fits, own - was, np.inf))
+    both = [f + b for f, b in zip(forward, backward, strict=True)]
+    found = (_along_the_cuts(own) for own in (forward, backward, both))
+    return [_Extras(*own) for own in zip(*found, strict=True)]
+
+
+def _along_the_cuts(own: list[Number]) -> list[_Extra]:
+    """`_Extra` of each stage, by two shortest paths over the cuts: one from the first to cut i in as many
+    stages as are ahead, one from cut j to the last."""
+    k, size = len(own), len(own[0])
     ahead, behind = [np.full(size, np.inf)], [np.full(size, np.inf)]
     ahead[0][0] = behind[0][-1] = 0.0
     for stage in range(k - 1):
@@ -209,7 +224,7 @@ class _Paths:
         stage: int,
         links: Sequence[Link | None],
         cheapest: Sequence[tuple[float, float]],
-        extra: _Extra,
+        extras: _Extras,
     ) -> None:
         loads = on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
         self.k, self.m, self.stage = len(layout.stage_ranks), own_microbatches(layout, stage), stage
@@ -230,12 +245,12 @@ class _Paths:
         forward, backward = cuts.loads.forward_time[0], cuts.loads.backward_time[0]
         speeds = [slowest_speed(problem.cluster, ranks) for ranks in layout.stage_ranks]
         ahead, behind = max(speeds[:stage], default=1.0), max(speeds[stage + 1 :], default=1.0)
-        self.ahead_f = forward[:, None] / ahead + stage * o
-        self.ahead_b = backward[:, None] / ahead + stage * o + extra.ahead
+        self.ahead_f = forward[:, None] / ahead + stage * o + extras.forward.ahead
+        self.ahead_b = backward[:, None] / ahead + stage * o + extras.backward.ahead
         after_j = (forward[-1] - forward + backward[-1] - backward)[None, :]
-        self.below = after_j / behind + 2 * (self.k - 1 - stage) * o + extra.behind
+        self.below = after_j / behind + 2 * (self.k - 1 - stage) * o + extras.both.behind
         self.whole = (forward[-1] + backward[-1]) / speeds[0] + 2 * self.k * o
-        self.whole = self.whole + extra.ahead + extra.own + extra.behind
+        self.whole = self.whole + extras.both.ahead + extras.both.own + extras.both.behind
         if len(set(speeds)) > 1:
             self.whole = self.ahead_f + self.ahead_b + self.f + self.b + self.below
         self.after, self.after_first = _after(problem, layout, cuts, stage)
@@ -309,6 +324,10 @@ def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -
     return behind
 
 
+TOGETHER = 1024
+"""Beginnings of paths that are continued at once."""
+
+
 def paths_below(bounds: Sequence[Number], seconds: float) -> Iterator[tuple[int, ...]]:
     """Every path over the cuts whose stages all have a bound below `seconds`."""
     allowed = [bound < seconds for bound in bounds]
@@ -317,16 +336,16 @@ def paths_below(bounds: Sequence[Number], seconds: float) -> Iterator[tuple[int,
     """ends[s][i]: whether stages s … can still go from cut i to the last."""
     ends[-1][last] = True
     for stage in reversed(range(len(bounds))):
-        ends[stage] = (allowed[stage] & ends[stage + 1][None, :]).any(axis=1)
-    yield from _continue(allowed, ends, 0, (0,))
-
-
-def _continue(
-    allowed: Sequence[Number], ends: Sequence[Number], stage: int, path: tuple[int, ...]
-) -> Iterator[tuple[int, ...]]:
-    if stage == len(allowed):
-        if ends[stage][path[-1]]:
-            yield path
-        return
-    for end in np.flatnonzero(allowed[stage][path[-1]] & ends[stage + 1]):
-        yield from _continue(allowed, ends, stage + 1, (*path, int(end)))
+        allowed[stage] &= ends[stage + 1][None, :]
+        ends[stage] = allowed[stage].any(axis=1)
+    begun = [np.zeros((int(ends[0][0]), 1), dtype=np.int64)]
+    while begun:
+        paths = begun.pop()
+        stage = paths.shape[1] - 1
+        if stage == len(bounds):
+            yield from map(tuple, paths.tolist())
+        elif len(paths) > TOGETHER:
+            begun += [paths[TOGETHER:], paths[:TOGETHER]]
+        else:
+            which, end = np.nonzero(allowed[stage][paths[:, -1]])
+            begun.append(np.hstack([paths[which], end[:, None]]))

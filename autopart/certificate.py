@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from autopart.cluster import smallest_memory
+from autopart.assumptions import assumptions
+from autopart.cluster import host_share, smallest_memory
 from autopart.cost import held_by, predict, rank_peaks
 from autopart.errors import PlanError, ProfileError
-from autopart.frontier import MOST_POINTS, can_recompute, leaves_choice, options
-from autopart.graph import LayerGraph, is_chain, positions
-from autopart.layouts import MOST_STAGES_PER_RANK, Layout
+from autopart.graph import LayerGraph, positions
+from autopart.layouts import Layout
 from autopart.plan import (
     Certificate,
     Plan,
@@ -25,14 +25,10 @@ from autopart.plan import (
     check_plan,
     schedule_of,
     stage_ranks,
+    way_of_layers,
 )
 from autopart.pricing import minimised
-from autopart.problem import (
-    CLASSIC,
-    CUSTOM,
-    Demands,
-    Problem,
-)
+from autopart.problem import CUSTOM, Problem
 from autopart.profile import Profile, profile_hash
 from autopart.proof import TOLERANCE, check_bound
 from autopart.schedules import make_schedule
@@ -40,6 +36,7 @@ from autopart.simulator import simulate_plan
 from autopart.sizes import Sized, at_size, check_same_model
 from autopart.stage_load import Partition
 from autopart.units import format_bytes, format_share, format_time
+from autopart.ways import StageWays, allowed_ways, can_treat
 
 Profiles = tuple[Profile, ...]
 
@@ -60,56 +57,8 @@ def certificate(problem: Problem, value: float, sizes: Sequence[SearchedSize]) -
         lower_bound=bound,
         gap=max(0.0, value / bound - 1) if bound > 0 else 0.0,
         simulated=sum(size.simulated for size in sizes),
-        assumes=_assumes(problem, sizes),
+        assumes=assumptions(problem, sizes),
     )
-
-
-def _assumes(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
-    cuts = "every cut of the chain" if is_chain(problem.graph) else "every cut of the graph"
-    demands = problem.demands
-    stages = f"{demands.num_stages} stages" if demands.num_stages else "any number of stages"
-    replicas = f"{demands.num_replicas} replicas" if demands.num_replicas else "any replicas"
-    counts = f"{replicas} (as many for every stage)"
-    if demands.replicas_per_stage:
-        counts = "replicas of their own for every stage"
-    place = "GPUs in their order" if problem.cluster.gpus else "any placement"
-    num_pins = len(demands.pins) + len(demands.same_stage) + len(demands.different_stage)
-    pins = f", {num_pins} pins kept" if num_pins else ""
-    return (
-        f"{cuts}{pins}, {stages}, {counts}, {place}, "
-        f"{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, "
-        f"{_recomputation(demands)}, no offload"
-    )
-
-
-def _recomputation(demands: Demands) -> str:
-    if not leaves_choice(demands):
-        return "no recomputation"
-    chosen = {"never": "none", "auto": f"any layers ({MOST_POINTS} choices a stage)"}
-    said = f"{chosen.get(demands.recompute, 'all layers that can be')} recomputed"
-    others = [name for name in demands.schedules if not can_recompute(name)]
-    pins = len(demands.recompute_layers) + len(demands.keep_layers)
-    named = f" but for {pins} named" if pins else ""
-    return f"{said}{named}{' under gpipe and 1f1b' if others else ''}"
-
-
-def _orders_allowed(demands: Demands) -> str:
-    """What a bound assumes of schedules."""
-    if CUSTOM in demands.schedules:
-        asked = demands.stages_per_rank
-        most = f"{asked}" if asked else f"up to {MOST_STAGES_PER_RANK}"
-        return f"any order, whole or split backwards, {most} stages a rank in loops or waves"
-    if set(demands.schedules) <= set(CLASSIC):
-        return "whole backwards"
-    return f"the schedules {', '.join(demands.schedules)}"
-
-
-def _microbatches(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
-    if len(sizes) == 1:
-        return f"{problem.num_microbatches} microbatches"
-    listed = ", ".join(str(size.microbatch_size) for size in sizes)
-    batch = problem.num_microbatches * problem.microbatch_size
-    return f"microbatches of {listed} samples in a batch of {batch}"
 
 
 def own_size(plan: Plan, profile: Profile | Sequence[Profile]) -> Sized:
@@ -182,6 +131,19 @@ def partition_of(plan: Plan, graph: LayerGraph) -> Partition:
                     f"stage {index} holds layer '{name}', which the profile does not know"
                 )
     return tuple(tuple(place[name] for name in stage.layers) for stage in plan.stages)
+
+
+def ways_of(plan: Plan, graph: LayerGraph) -> tuple[StageWays, ...]:
+    """For each stage the positions of its layers that are not simply kept."""
+    place = positions(graph)
+
+    def at(names: Sequence[str]) -> tuple[int, ...]:
+        return tuple(sorted(place[name] for name in names))
+
+    return tuple(
+        StageWays(at(stage.recompute), at(stage.selective), at(stage.offload))
+        for stage in plan.stages
+    )
 
 
 def verify(plan: Plan, profile: Profile | Sequence[Profile]) -> tuple[Check, ...]:
@@ -280,7 +242,7 @@ def _demands_kept(plan: Plan, profiles: Profiles) -> str:
     if demands.num_replicas not in (None, *replicas):
         raise PlanError(f"{demands.num_replicas} replicas were demanded, not {max(replicas)}")
     _pins_kept(plan)
-    _recompute_kept(plan, _graph(plan, profiles))
+    _ways_kept(plan, _graph(plan, profiles))
     if plan.schedule not in demands.schedules:
         raise PlanError(f"schedule '{plan.schedule}' was not among {list(demands.schedules)}")
     shape = f"{len(ranks)} stage{'s' if len(ranks) > 1 else ''} x "
@@ -309,24 +271,21 @@ def _pins_kept(plan: Plan) -> None:
             raise PlanError(f"{list(group)} must lie apart, but are on {[home[n] for n in group]}")
 
 
-def _recompute_kept(plan: Plan, graph: LayerGraph) -> None:
-    """Whether the recomputed layers are those that the demands allow, and nothing is offloaded."""
-    demands, place = plan.demands, positions(graph)
-    may_keep, may_recompute = options(graph, demands)
-    if any(stage.recompute for stage in plan.stages) and not can_recompute(plan.schedule):
-        raise PlanError(f"layers are recomputed under '{plan.schedule}', which is not modelled")
-    for index, stage in enumerate(plan.stages):
-        if stage.offload:
+def _ways_kept(plan: Plan, graph: LayerGraph) -> None:
+    """Whether each layer's stash goes a way that the demands allow."""
+    layers = {layer.name: layer for layer in graph.layers}
+    ways = [(name, own) for stage in plan.stages for name, own in way_of_layers(stage).items()]
+    treats = any(own != "keep" for _, own in ways)
+    if treats and not can_treat(plan.schedule):
+        raise PlanError(f"layers are not simply kept under '{plan.schedule}': that is not modelled")
+    if plan.cluster.host_link is None and any(own == "offload" for _, own in ways):
+        raise PlanError("layers are offloaded, but the plan's cluster has no host_link")
+    for name, own in ways:
+        allowed = allowed_ways(layers[name], plan.demands)
+        if can_treat(plan.schedule) and own not in allowed:
             raise PlanError(
-                f"stage {index} offloads '{stage.offload[0]}': its cost is not modelled"
+                f"the way of layer '{name}' is {own}, but the demands leave it {' or '.join(allowed)}"
             )
-        for name in stage.layers:
-            chosen, at = name in stage.recompute, place[name]
-            if not (may_recompute if chosen else may_keep)[at]:
-                raise PlanError(
-                    f"layer '{name}' of stage {index} is {'recomputed' if chosen else 'kept'}, "
-                    f"against the demand to recompute {demands.recompute} and the named layers"
-                )
 
 
 def _prediction_reproduced(plan: Plan, profiles: Profiles) -> str:
@@ -339,9 +298,8 @@ def _prediction_reproduced(plan: Plan, profiles: Profiles) -> str:
     problem = problem_of(plan, graph)
     schedule = schedule_of(plan)
     held = held_by(schedule, layout.stage_ranks) if plan.schedule == CUSTOM else None
-    place = positions(graph)
-    recompute = tuple(tuple(place[name] for name in stage.recompute) for stage in plan.stages)
-    stages, syncs = predict(problem, layout, partition_of(plan, graph), recompute, held)
+    partition = partition_of(plan, graph)
+    stages, syncs = predict(problem, layout, partition, ways_of(plan, graph), held)
     costs = Prediction(
         step_time=0.0,
         bubble=0.0,
@@ -380,6 +338,11 @@ def _memory_kept(plan: Plan, profiles: Profiles) -> str:
     peak, limit = format_bytes(peaks[worst]), format_bytes(limits[worst])
     if peaks[worst] > limits[worst]:
         raise PlanError(f"rank {worst} needs {peak} of {limit}")
+    share, hosted = host_share(plan.cluster), max(s.memory.host for s in plan.prediction.stages)
+    if share is not None and hosted > share:
+        raise PlanError(
+            f"a rank offloads {format_bytes(hosted)}, its share of the host is {format_bytes(share)}"
+        )
     return f"at most {peak} of {limit}, on rank {worst}"
 
 

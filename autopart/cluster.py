@@ -142,6 +142,12 @@ def largest_memory(cluster: Cluster) -> int:
     return max((group.memory_bytes for group in cluster.gpus), default=cluster.memory_bytes)
 
 
+def host_share(cluster: Cluster) -> int | None:
+    """Bytes on its node for what one rank offloads; None where there is room for all."""
+    whole = cluster.host_memory_bytes
+    return None if whole is None else whole // cluster.gpus_per_node
+
+
 def link_between(cluster: Cluster, rank: int, other: int) -> Link:
     """The link from one rank to another, which must differ."""
     same_node = rank // cluster.gpus_per_node == other // cluster.gpus_per_node

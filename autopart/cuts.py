@@ -161,6 +161,7 @@ def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
         ),
         received=Traffic(*(what[:, None] for what in crossing)),
         sent=Traffic(*(what[None, :] for what in crossing)),
+        host_bytes=np.zeros((len(ahead), len(ahead)), dtype=np.int64),
     )
 
 

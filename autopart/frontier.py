@@ -1,204 +1,259 @@
-"""Which layers of a stage are recomputed: the exact Pareto frontier of seconds and bytes.
+"""Which way each layer of a stage goes: the exact Pareto frontier of seconds and bytes.
 
-Symbols   R        the recomputed layers of a stage
-          x_l      seconds that recomputing layer l adds to its backward
-          g_l      bytes per microbatch that recomputing l frees: its own stash, less what of it stays, less
-                   each value that it takes, that the stage makes and that no backward needs: it is now kept
-          w_l, u_l workspace of l where it is kept, and where it is recomputed: then the stash that it
-                   frees comes back while its backward runs, u_l = w_l + that stash
+Symbols   l        a layer of the stage, in the order of execution; F_l, B_l its forward and backward
+          x_l      seconds that its way adds to its backward
+          g_l      bytes per microbatch that its way frees
+          r_l      bytes that its way puts beside its workspace w_l while l runs (autopart/ways.py)
+          c_l      seconds of the way of its stash to the host, or back
+          p        bytes of the stash of the offloaded layer before l, 0 where there is none
 
-    extra(R) = sum of x_l     freed(R) = sum of g_l     workspace(R) = max(u_l in R, w_l outside R)
+**The way to the host.** One layer is in transit in each direction. In forward the stash of an offloaded layer
+leaves when the layer has run; when the next offloaded layer has run, or the forward ends, the rank waits for
+what is still on its way. With t, what is left of the last copy, each layer does
 
-A point (extra, freed, workspace) is dominated by one that is no worse in all three. The frontier of a
-stage is built layer by layer (Nemhauser and Ullmann, Management Science 15, 1969): each point once with
-the layer kept and once with it recomputed, and dominated points dropped. That is exact: adding the same
-layer in the same way to two points keeps the order of all three numbers, so whatever continues a dropped
-point is dominated by the same continuation of the point that dropped it.
+    t := max(0, t - F_l);     if l is offloaded:  wait t,  t := c_l;     at the end:  wait t             (1)
 
-Of identical layers only how many are recomputed matters: other choices of as many have the same point
-and are dropped, so that n layers of c classes have at most prod (n_c + 1) points. Layers that all
-differ can have 2^n: past `MOST_POINTS` of a stage an even selection of the frontier stays, which holds
-both its ends. O(points log points) for each layer that is added.
+In backward the last offloaded layer's stash starts to come at once, that of each other one when the backward
+of the next offloaded layer starts, and a layer's backward waits for its own. So the copy of l has all layers
+behind l up to the next offloaded one, that one included, to hide beneath: the same ones as in forward, and (1)
+with B_l + x_l for F_l gives the backward's waits from the same pass. Where the link does not overlap
+with compute, no time is taken off t. What comes back is on the device from then on, so that the room is
+
+    u = max over l of  w_l + r_l + p                                                                     (2)
+
+(in forward p is leaving beside the layer that runs). Nothing crosses the ends of an action.
+
+**The frontier.** A point of the first layers of a stage has the seconds that it adds to the rank's work, waits
+both ways and all x_l together; the freed bytes; u; p; t of forward and of backward; and, where the memory of the
+host may bind, the bytes there. It is built layer by layer (Nemhauser and Ullmann, Management Science 15, 1969):
+each point once with every way of the next layer, and dominated points dropped. Point a dominates b if
+
+    seconds_a + max(0, t_a - t_b) forward + the same backward <= seconds_b      and a is no worse in the others
+
+*Claim.* For every continuation of b, the same one of a is no worse. *Proof.* All numbers but the waits grow
+alike. By (1) the waits of a continuation grow with t, and by no more than t does: each step maps t to
+max(0, t - F_l), which brings two values no further apart, and a wait that t pays leaves both at c_l. ∎
+So the frontier holds, for every limit of bytes, a choice with the fewest seconds that the rank is busy.
+
+Of identical layers only how many go each way, and how far the offloaded ones lie apart, makes a difference: all
+other choices have the same point and are dropped. Layers that all differ can have 2^n points: past `MOST_POINTS`
+an even selection stays, which holds both ends. O(points²) for each layer that is added, in blocks.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from autopart.graph import Layer, LayerGraph, positions
-from autopart.problem import CLASSIC, Demands
+from autopart.stage_load import StageLoad
+from autopart.ways import WAYS, Step, Way
 
 Array = npt.NDArray[Any]
 
 MOST_POINTS = 512
 """Points of one stage that are followed: far more than identical layers ever have."""
+BLOCK = 256
+"""Points that are compared at once with those that stay."""
 
 
 class Points(NamedTuple):
     """Choices of one stage, the one with the fewest extra seconds first."""
 
     extra_time: Array
+    """Seconds that they add to the rank's work for a microbatch, forward and backward together."""
+    forward_wait: Array
+    """The part of `extra_time` that the forward waits for the host."""
     freed_bytes: Array
     """Of the stash, for each microbatch in flight."""
     workspace_bytes: Array
+    transit_bytes: Array
+    """Of the last offloaded layer."""
+    leaving_time: Array
+    """What is left of its way to the host where the layers so far have run."""
+    coming_time: Array
+    """The same of its way back."""
+    host_bytes: Array
+    """On the host, for each microbatch in flight."""
     chosen: Array | None
-    """The recomputed layers as the bits of a whole number: layer at position p is bit p. None where only
-    the numbers are asked for."""
+    """The ways as the bits of a whole number (`ways.ways_of_bits`). None where only the numbers are asked
+    for."""
 
 
-class Options(NamedTuple):
-    """What may be done with each layer."""
+class Limits(NamedTuple):
+    """What a rank may hold while `held` microbatches are in flight."""
 
-    keep: tuple[bool, ...]
-    recompute: tuple[bool, ...]
-
-
-NO_CHOICE = Points(
-    np.zeros(1), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), chosen=None
-)
-"""The frontier of no layers."""
-_LEAST = np.iinfo(np.int64).min
+    held: int
+    device_bytes: int
+    host_bytes: int | None
 
 
-def options(graph: LayerGraph, demands: Demands) -> Options:
-    """What the demands leave open for each layer of a graph."""
-    asked, kept = set(demands.recompute_layers), set(demands.keep_layers)
-    able = [la.recompute is not None for la in graph.layers]
-    names = [la.name for la in graph.layers]
-    must = [
-        can and (name in asked or (demands.recompute == "always" and name not in kept))
-        for name, can in zip(names, able, strict=True)
-    ]
-    may = [
-        can and (own or (demands.recompute == "auto" and name not in kept))
-        for name, can, own in zip(names, able, must, strict=True)
-    ]
-    return Options(keep=tuple(not own for own in must), recompute=tuple(may))
+def no_layers(with_choice: bool = False) -> Points:
+    """The frontier of no layers."""
+    seconds, sizes = np.zeros(1), np.zeros(1, dtype=np.int64)
+    chosen = np.zeros(1, dtype=object) if with_choice else None
+    return Points(seconds, seconds, sizes, sizes, sizes, seconds, seconds, sizes, chosen)
 
 
-class Frontiers:
-    """The frontiers of the stages of one graph, under one user's demands."""
+class Growth:
+    """How frontiers grow by a layer: by seconds and bytes, or by bytes alone."""
 
-    def __init__(self, graph: LayerGraph, demands: Demands) -> None:
-        self.layers, self.options = graph.layers, options(graph, demands)
-        place = positions(graph)
-        self._taken: list[list[tuple[int, int]]] = [[] for _ in graph.layers]
-        for value in graph.values:
-            for name in set(value.consumers) if not value.kept_by else ():
-                self._taken[place[name]].append((place[value.producer], value.bytes))
+    def __init__(self, *, timed: bool = True, hosted: bool = False) -> None:
+        """Whether seconds count, and whether the memory of the host may bind."""
+        self.timed, self.hosted = timed, hosted
 
-    def freed(self, at: int, is_inside: Sequence[bool] | Array) -> int:
-        """Bytes per microbatch that recomputing the layer at position `at` frees in a stage; below
-        0 where what it takes is larger than its own stash."""
-        newly_kept = sum(size for producer, size in self._taken[at] if is_inside[producer])
-        return _own_stash(self.layers[at]) - newly_kept
+    def grow(self, points: Points, step: Step, at: int = 0) -> Points:
+        """The frontier with one more layer, whose position in the graph is `at`."""
+        ways = [self._gone(points, step, way, at) for way in step.ways]
+        return ways[0] if len(ways) == 1 else self.undominated(_joined(ways))
 
-    def add(self, points: Points, at: int, is_inside: Sequence[bool] | Array) -> Points:
-        """The frontier with one more layer; `is_inside` says of each layer whether it lies in the stage."""
-        layer = self.layers[at]
-        ways: list[Points] = []
-        if self.options.keep[at]:
-            kept = np.maximum(points.workspace_bytes, layer.workspace_bytes)
-            ways.append(points._replace(workspace_bytes=kept))
-        freed = self.freed(at, is_inside) if self.options.recompute[at] else 0
-        if self.options.recompute[at] and (freed > 0 or not ways):
-            ways.append(_recomputed(points, layer, at, freed))
-        return ways[0] if len(ways) == 1 else _pareto(_joined(ways))
+    def ended(self, points: Points) -> Points:
+        """The frontier of a stage that ends here: what is still on its way is waited for."""
+        nothing, none = np.zeros_like(points.extra_time), np.zeros_like(points.host_bytes)
+        waited = points._replace(
+            extra_time=points.extra_time + points.leaving_time + points.coming_time,
+            forward_wait=points.forward_wait + points.leaving_time,
+            transit_bytes=none,
+            leaving_time=nothing,
+            coming_time=nothing,
+        )
+        return self.undominated(waited) if points.transit_bytes.any() else points
 
-    def frontier(self, members: Iterable[int]) -> Points:
-        """The frontier of a stage with the layers at `members`."""
-        inside = np.zeros(len(self.layers), dtype=bool)
-        inside[list(members)] = True
-        points = NO_CHOICE._replace(chosen=np.zeros(1, dtype=object))
-        for at in np.flatnonzero(inside):
-            points = self.add(points, int(at), inside)
-        return points
+    def _gone(self, points: Points, step: Step, way: Way, at: int) -> Points:
+        """The points with one more layer that goes one way."""
+        leaving = np.maximum(points.leaving_time - step.forward_time, 0.0)
+        coming = points.coming_time
+        if step.backward_time:
+            coming = np.maximum(coming - step.backward_time - way.extra_time, 0.0)
+        room = step.workspace_bytes + way.back_bytes + points.transit_bytes
+        moved = points._replace(
+            extra_time=points.extra_time + way.extra_time,
+            freed_bytes=points.freed_bytes + way.freed_bytes,
+            workspace_bytes=np.maximum(points.workspace_bytes, room),
+            leaving_time=leaving,
+            coming_time=coming,
+            chosen=None
+            if points.chosen is None
+            else points.chosen | (WAYS.index(way.name) << 2 * at),
+        )
+        if not way.moved_bytes:
+            return moved
+        return moved._replace(
+            extra_time=moved.extra_time + leaving + coming,
+            forward_wait=moved.forward_wait + leaving,
+            transit_bytes=np.full_like(moved.transit_bytes, way.moved_bytes),
+            leaving_time=np.full_like(leaving, way.copy_time),
+            coming_time=np.full_like(coming, way.copy_time),
+            host_bytes=moved.host_bytes + way.moved_bytes,
+        )
+
+    def undominated(self, points: Points) -> Points:
+        """Without dominated points, and with no more than `MOST_POINTS`."""
+        points = _at(points, self._order(points))
+        left = np.zeros(0, dtype=np.int64)
+        for start in range(0, len(points.extra_time), BLOCK):
+            block = np.arange(start, min(start + BLOCK, len(points.extra_time)))
+            if len(left):
+                block = block[~self._dominated(points, left, block).any(axis=0)]
+            among = np.triu(self._dominated(points, block, block), 1)
+            left = np.concatenate([left, block[~among.any(axis=0)]])
+        if len(left) > MOST_POINTS:
+            left = _even(left, points.freed_bytes)
+        return _at(points, left)
+
+    def _order(self, points: Points) -> Array:
+        """Every point behind those that dominate it."""
+        keys = [points.transit_bytes, points.workspace_bytes, -points.freed_bytes]
+        if self.hosted:
+            keys.append(points.host_bytes)
+        if self.timed:
+            left = points.leaving_time + points.coming_time
+            keys = [left, *keys, points.extra_time]
+        return np.lexsort(keys)
+
+    def _dominated(self, points: Points, those: Array, others: Array) -> Array:
+        """Boolean, shape (those, others): whether one of `those` dominates one of `others`."""
+
+        def pairs(sizes: Array) -> tuple[Array, Array]:
+            return sizes[those][:, None], sizes[others][None, :]
+
+        a, b = pairs(points.freed_bytes)
+        found = a >= b
+        for sizes in (points.workspace_bytes, points.transit_bytes):
+            if sizes.any():
+                a, b = pairs(sizes)
+                found &= a <= b
+        if self.hosted:
+            a, b = pairs(points.host_bytes)
+            found &= a <= b
+        if not self.timed:
+            return found
+        seconds, limit = pairs(points.extra_time)
+        for left in (points.leaving_time, points.coming_time):
+            if left.any():
+                a, b = pairs(left)
+                seconds = seconds + np.maximum(a - b, 0.0)
+        return found & (seconds <= limit)
 
 
-def only_choice(graph: LayerGraph, members: Iterable[int], chosen: Collection[int]) -> Points:
-    """The one point of a stage in which exactly the layers at `chosen` are recomputed."""
-    names = tuple(graph.layers[at].name for at in chosen)
-    return Frontiers(graph, Demands(recompute_layers=names)).frontier(members)
+def frontier(growth: Growth, steps: Sequence[Step], members: Sequence[int] | None = None) -> Points:
+    """The frontier of a stage of the given layers; with the choices where their positions are given."""
+    points = no_layers(with_choice=members is not None)
+    for step, at in zip(steps, members or range(len(steps)), strict=True):
+        points = growth.grow(points, step, at)
+    return growth.ended(points)
 
 
-def freeable_bytes(graph: LayerGraph, demands: Demands) -> int:
-    """Of the stash inside the layers, for one microbatch, what the demands let recomputation free."""
-    may = options(graph, demands).recompute
-    return sum(_own_stash(la) for la, own in zip(graph.layers, may, strict=True) if own)
+def best_point(points: Points, beside: int, limits: Limits) -> int:
+    """The place of the point with the fewest extra seconds that fits; of the one with the fewest bytes, where
+    none does. `beside` are the stage's bytes on the device but for what its ways change."""
+    sizes = points.workspace_bytes, points.freed_bytes, points.host_bytes
+    needed, fits = needs(*sizes, beside, limits)
+    return int(np.argmax(fits) if fits.any() else np.argmin(needed))
 
 
-def leaves_choice(demands: Demands) -> bool:
-    """Whether anything may be recomputed at all."""
-    return demands.recompute != "never" or bool(demands.recompute_layers)
+def needs(
+    workspace: Array, freed: Array, hosted: Array, beside: int | Array, limits: Limits
+) -> tuple[Array, Array]:
+    """The bytes that points need on the device, and whether they fit. Where the host has no room, its bytes
+    are counted to the device's, so that such a point is not the one with the fewest."""
+    needed = beside + workspace - limits.held * freed
+    fits = needed <= limits.device_bytes
+    if limits.host_bytes is None:
+        return needed, fits
+    beyond = limits.held * hosted > limits.host_bytes
+    return needed + beyond * limits.held * hosted, fits & ~beyond
 
 
-def can_recompute(schedule: str) -> bool:
-    """Whether layers are recomputed under a schedule: those with one stage a rank and whole backwards.
-    A split backward brings the stash back at I, and holds it until W; where a rank has several stages, they
-    share what is left beside their state."""
-    return schedule in CLASSIC
-
-
-def _own_stash(layer: Layer) -> int:
-    """What the layer keeps inside itself only where it is not recomputed."""
-    return layer.stash_bytes - (layer.recompute.stash_bytes if layer.recompute else 0)
-
-
-def recomputed_workspace(layer: Layer) -> int:
-    """Bytes of a layer's transient peak where its stash comes back in its backward."""
-    return layer.workspace_bytes + _own_stash(layer)
-
-
-def _recomputed(points: Points, layer: Layer, at: int, freed: int) -> Points:
-    assert layer.recompute is not None
-    return Points(
-        points.extra_time + layer.recompute.extra_time,
-        points.freed_bytes + freed,
-        np.maximum(points.workspace_bytes, recomputed_workspace(layer)),
-        None if points.chosen is None else points.chosen | (1 << at),
+def treat(load: StageLoad, points: Points, choice: int) -> StageLoad:
+    """The load of a stage with its layers treated as in one choice."""
+    waits, stash = points.forward_wait[choice], load.stash_bytes - int(points.freed_bytes[choice])
+    return load._replace(
+        forward_time=load.forward_time + float(waits),
+        backward_time=load.backward_time + float(points.extra_time[choice] - waits),
+        stash_bytes=stash,
+        inner_stash_bytes=min(load.inner_stash_bytes, stash),
+        workspace_bytes=int(points.workspace_bytes[choice]),
+        host_bytes=int(points.host_bytes[choice]),
     )
 
 
 def _joined(ways: Sequence[Points]) -> Points:
-    chosen = [points.chosen for points in ways if points.chosen is not None]
+    *columns, chosen = zip(*ways, strict=True)
     return Points(
-        np.concatenate([points.extra_time for points in ways]),
-        np.concatenate([points.freed_bytes for points in ways]),
-        np.concatenate([points.workspace_bytes for points in ways]),
-        np.concatenate(chosen) if chosen else None,
+        *(np.concatenate(column) for column in columns),
+        chosen=None if chosen[0] is None else np.concatenate(chosen),
     )
 
 
 def _at(points: Points, places: Array) -> Points:
-    return Points(
-        points.extra_time[places],
-        points.freed_bytes[places],
-        points.workspace_bytes[places],
-        None if points.chosen is None else points.chosen[places],
-    )
-
-
-def _pareto(points: Points) -> Points:
-    """Without dominated points, and with no more than `MOST_POINTS`."""
-    order = np.lexsort((points.workspace_bytes, -points.freed_bytes, points.extra_time))
-    points = _at(points, order)
-    room, freed = points.workspace_bytes, points.freed_bytes
-    alive = np.zeros(len(room), dtype=bool)
-    for most in sorted(set(room.tolist())):
-        ahead = np.maximum.accumulate(np.where(room <= most, freed, _LEAST))
-        better = room == most
-        better[1:] &= freed[1:] > ahead[:-1]
-        alive |= better
-    left = np.flatnonzero(alive)
-    if len(left) > MOST_POINTS:
-        left = _even(left, freed)
-    return _at(points, left)
+    *columns, chosen = points
+    kept = [column[places] for column in columns]
+    return Points(*kept, chosen=None if chosen is None else chosen[places])
 
 
 def _even(left: Array, freed: Array) -> Array:
-    """`MOST_POINTS` of the points `left`, spread over the bytes that they free; still by extra time."""
+    """`MOST_POINTS` of the points `left`, spread over the bytes that they free; still in their order."""
     by_bytes = left[np.argsort(freed[left], kind="stable")]
     places = np.linspace(0, len(left) - 1, MOST_POINTS).astype(int)
     return np.sort(by_bytes[places])

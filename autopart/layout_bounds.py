@@ -12,15 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.bounds import paths_below, shape_bounds, stage_bounds
-from autopart.cluster import smallest_memory
-from autopart.cost import in_flight, memory, total
+from autopart.cost import fits_on_ranks
 from autopart.cuts import Cuts
-from autopart.frontier import can_recompute, leaves_choice
 from autopart.layouts import Layout
 from autopart.order_bounds import least_steps_on_ranks, stage_bounds_of_any_order
 from autopart.problem import CLASSIC, CUSTOM, Problem
 from autopart.schedules import KINDS
 from autopart.stage_load import Number
+from autopart.ways import can_treat, leaves_choice
 
 Shape = tuple[int, int]
 """Ranks of a pipeline, and replicas of it."""
@@ -76,7 +75,7 @@ def proves(problem: Problem, layout: Layout) -> bool:
     demands = problem.demands
     if CUSTOM not in demands.schedules or layout.schedule == CUSTOM:
         return True
-    return leaves_choice(demands) and can_recompute(layout.schedule)
+    return leaves_choice(demands) and can_treat(layout.schedule)
 
 
 def _splits(schedule: str) -> bool:
@@ -85,6 +84,4 @@ def _splits(schedule: str) -> bool:
 
 def _holds(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> Number:
     """Boolean, shape (N, N): whether [i, j] fits with what the schedule holds in flight."""
-    held = in_flight(layout, stage)
-    use = memory(cuts.loads, problem, len(layout.stage_ranks[stage]), held)
-    return total(use) <= smallest_memory(problem.cluster, layout.stage_ranks[stage])
+    return fits_on_ranks(cuts.loads, problem, layout, stage)

@@ -30,6 +30,10 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Layers whose stash waits in the memory of the host."""
 
 
+TREATED = ("recompute", "selective", "offload")
+"""The lists of a stage; a layer in none of them simply keeps its stash."""
+
+
 class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The bytes of one rank at its peak, by what they are: those of `ON_DEVICE` add up to the peak."""
 
@@ -102,7 +106,7 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The optimizer's step, once a batch."""
     in_flight: PositiveCount
     stash_bytes: Bytes
-    """Kept for one microbatch in flight."""
+    """Kept on the device for one microbatch in flight."""
     memory: MemoryUse
     peak_bytes: Bytes
 
@@ -209,6 +213,14 @@ def stage_ranks(plan: Plan) -> tuple[tuple[int, ...], ...]:
     return tuple(stage.ranks for stage in plan.stages)
 
 
+def way_of_layers(stage: Stage) -> dict[str, str]:
+    """For each layer of a stage the way that its stash goes: "keep", or the name of its list."""
+    found = dict.fromkeys(stage.layers, "keep")
+    for way in TREATED:
+        found |= dict.fromkeys(getattr(stage, way), way)
+    return found
+
+
 def schedule_of(plan: Plan) -> Schedule:
     """The plan's orders as actions; raises ScheduleError where one cannot be read."""
     return tuple(parse_order(order) for order in plan.orders)
@@ -269,10 +281,9 @@ def _check_layers(plan: Plan, where: str) -> None:
 
 def _check_ways(stage: Stage, where: str) -> None:
     """Whether each layer that is not simply kept is the stage's own, and treated in one way."""
-    ways = {"recompute": stage.recompute, "selective": stage.selective, "offload": stage.offload}
     found: dict[str, str] = {}
-    for way, names in ways.items():
-        for name in names:
+    for way in TREATED:
+        for name in getattr(stage, way):
             if name not in stage.layers:
                 raise PlanError(f"{where} treats layer '{name}', which it does not have")
             if name in found:

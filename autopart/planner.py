@@ -8,6 +8,7 @@ import difflib
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -16,7 +17,6 @@ from autopart.certificate import certificate, own_size, problem_of
 from autopart.cluster import Cluster, check_cluster, num_gpus
 from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import AutopartError, InfeasibleError
-from autopart.frontier import can_recompute, leaves_choice
 from autopart.graph import positions
 from autopart.layouts import Layout, layouts, shapes
 from autopart.plan import Origin, Plan, SearchedSize, Stage, orders_of
@@ -25,13 +25,12 @@ from autopart.problem import (
     CLASSIC,
     CUSTOM,
     OBJECTIVES,
+    OFFLOADING,
     RECOMPUTING,
     SCHEDULES,
     Demands,
-    Objective,
     Pin,
     Problem,
-    Recomputing,
 )
 from autopart.profile import Profile
 from autopart.replica_bounds import missing_bytes
@@ -43,6 +42,10 @@ from autopart.sizes import Sized, at_sizes, samples
 from autopart.solvers import chain, parameters, uniform
 from autopart.training import make_training
 from autopart.units import format_bytes
+from autopart.way_demands import checked_ways
+from autopart.ways import leaves_choice
+
+Word = TypeVar("Word", bound=str)
 
 DEFAULT_SCHEDULE = ",".join(CLASSIC)
 """What every framework runs, and what costs no more than profiles say: none splits a backward."""
@@ -67,7 +70,10 @@ def solve(
     different_stage: Sequence[Sequence[str]] = (),
     recompute: str = "never",
     recompute_layers: Sequence[str] = (),
+    selective_layers: Sequence[str] = (),
     keep_layers: Sequence[str] = (),
+    offload: str = "never",
+    offload_layers: Sequence[str] = (),
     optimizer: str = "adamw",
     precision: str | None = None,
     gradient_dtype: str | None = None,
@@ -87,10 +93,12 @@ def solve(
     fixes how many stages a rank has, where a schedule leaves a choice. `pins` puts layers on stages
     (counted from 0); the groups of `same_stage` must share a stage, those of `different_stage` must
     not. `recompute` says whether layers give their stash up and run their forward again in backward:
-    `never`, `auto` (those that make the step fastest within the memory) or `always`;
-    `recompute_layers` do so in any case, `keep_layers` in none. `optimizer`, `precision`,
-    `gradient_dtype` and `zero1` are those of `autopart.training.make_training`. `time_limit` is in
-    seconds; what it leaves open widens the certificate's gap.
+    `never`, `auto` (those that make the step fastest within the memory), `selective` (all, but only their
+    cheap part) or `always`; `offload` whether the stash of layers waits on the host: `never`, `auto` or
+    `always`. `recompute_layers`, `selective_layers` and `offload_layers` do so in any case, `keep_layers`
+    keep their stash. `optimizer`, `precision`, `gradient_dtype` and `zero1` are those of
+    `autopart.training.make_training`. `time_limit` is in seconds; what it leaves open widens the
+    certificate's gap.
     Raises InfeasibleError, naming the least memory that would do, where nothing fits.
     """
     began = time.perf_counter()
@@ -113,7 +121,10 @@ def solve(
             different_stage=different_stage,
             recompute=recompute,
             recompute_layers=recompute_layers,
+            selective_layers=selective_layers,
             keep_layers=keep_layers,
+            offload=offload,
+            offload_layers=offload_layers,
             optimizer=optimizer,
             precision=precision,
             gradient_dtype=gradient_dtype,
@@ -143,7 +154,10 @@ def make_problem(
     different_stage: Sequence[Sequence[str]] = (),
     recompute: str = "never",
     recompute_layers: Sequence[str] = (),
+    selective_layers: Sequence[str] = (),
     keep_layers: Sequence[str] = (),
+    offload: str = "never",
+    offload_layers: Sequence[str] = (),
     optimizer: str = "adamw",
     precision: str | None = None,
     gradient_dtype: str | None = None,
@@ -177,13 +191,15 @@ def make_problem(
         pins=tuple(Pin(layer=name, stage=stage) for name, stage in (pins or {}).items()),
         same_stage=tuple(map(tuple, same_stage)),
         different_stage=tuple(map(tuple, different_stage)),
-        recompute=_recomputing(recompute),
+        recompute=_known(recompute, RECOMPUTING, "--recompute"),
+        offload=_known(offload, OFFLOADING, "--offload"),
         recompute_layers=tuple(recompute_layers),
+        selective_layers=tuple(selective_layers),
+        offload_layers=tuple(offload_layers),
         keep_layers=tuple(keep_layers),
     )
     _check_pins(profile, demands)
-    if recompute == "always" or recompute_layers:
-        demands = msgspec.structs.replace(demands, schedules=_recomputing_schedules(demands))
+    demands = checked_ways(profile.graph, cluster, demands)
     return Problem(
         graph=profile.graph,
         cluster=cluster,
@@ -191,46 +207,15 @@ def make_problem(
         num_microbatches=num_microbatches,
         training=make_training(profile.dtype, optimizer, precision, gradient_dtype, zero1=zero1),
         demands=demands,
-        objective=_objective(objective),
+        objective=_known(objective, OBJECTIVES, "objective"),
     )
 
 
-def _objective(objective: str) -> Objective:
-    for known in OBJECTIVES:
-        if objective == known:
-            return known
-    raise AutopartError(f"unknown objective '{objective}'; known: {', '.join(OBJECTIVES)}")
-
-
-def _recomputing(recompute: str) -> Recomputing:
-    for known in RECOMPUTING:
-        if recompute == known:
-            return known
-    raise AutopartError(f"unknown --recompute '{recompute}'; known: {', '.join(RECOMPUTING)}")
-
-
-def _recomputing_schedules(demands: Demands) -> tuple[str, ...]:
-    """The demanded schedules under which layers can be recomputed."""
-    able = tuple(name for name in demands.schedules if can_recompute(name))
-    if not able:
-        raise AutopartError(
-            f"no layer is recomputed under {', '.join(demands.schedules)}, only under schedules with "
-            "one stage a rank and whole backwards; take --schedule gpipe,1f1b or --recompute auto"
-        )
-    return able
-
-
-def _check_recompute(profile: Profile, demands: Demands) -> None:
-    for layer in profile.graph.layers:
-        if layer.name in demands.recompute_layers and layer.recompute is None:
-            raise AutopartError(
-                f"layer '{layer.name}' cannot be recomputed: by its profile it keeps nothing inside, "
-                "or holds operations that must run once; leave it out of --recompute-layer"
-            )
-        if layer.name in demands.recompute_layers and layer.name in demands.keep_layers:
-            raise AutopartError(
-                f"layer '{layer.name}' is to be kept and to be recomputed: name it once"
-            )
+def _known(word: str, known: Sequence[Word], what: str) -> Word:
+    for one in known:
+        if word == one:
+            return one
+    raise AutopartError(f"unknown {what} '{word}'; known: {', '.join(known)}")
 
 
 def _schedules(typed: str, objective: str, *, replicas_per_stage: bool) -> tuple[str, ...]:
@@ -270,19 +255,18 @@ def known_schedules(typed: str) -> str:
 
 def _check_pins(profile: Profile, demands: Demands) -> None:
     known = positions(profile.graph)
-    _check_recompute(profile, demands)
     groups = (
         *demands.same_stage,
         *demands.different_stage,
         demands.recompute_layers,
+        demands.selective_layers,
+        demands.offload_layers,
         demands.keep_layers,
     )
     for name in (*(pin.layer for pin in demands.pins), *itertools.chain(*groups)):
         if name not in known:
             near = difflib.get_close_matches(name, known, 3) or list(known)[:3]
-            raise AutopartError(
-                f"the profile knows no layer '{name}' to pin; near it: {', '.join(near)}"
-            )
+            raise AutopartError(f"the profile knows no layer '{name}'; near it: {', '.join(near)}")
     for pin in demands.pins:
         if pin.stage < 0 or (demands.num_stages is not None and pin.stage >= demands.num_stages):
             raise AutopartError(
@@ -417,10 +401,12 @@ def _plan(
             Stage(
                 layers=tuple(layers[at].name for at in members),
                 ranks=ranks,
-                recompute=tuple(layers[at].name for at in recompute),
+                **{
+                    way: tuple(layers[at].name for at in own) for way, own in ways._asdict().items()
+                },
             )
-            for members, ranks, recompute in zip(
-                best.partition, best.layout.stage_ranks, best.recompute, strict=True
+            for members, ranks, ways in zip(
+                best.partition, best.layout.stage_ranks, best.ways, strict=True
             )
         ),
         schedule=best.layout.schedule,

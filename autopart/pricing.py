@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.cluster import smallest_memory
+from autopart.cluster import host_share, smallest_memory
 from autopart.cost import (
-    best_recompute,
+    best_ways,
     bottleneck_time,
     cut_links,
     held_by,
@@ -45,6 +45,7 @@ from autopart.simulator import (
 )
 from autopart.stage_load import Number, Partition, StageLoad, Traffic
 from autopart.treated import treated
+from autopart.ways import StageWays
 
 
 class Decision(NamedTuple):
@@ -53,8 +54,8 @@ class Decision(NamedTuple):
     layout: Layout
     partition: Partition
     prediction: Prediction
-    recompute: Partition
-    """For each stage the positions of the layers that it recomputes."""
+    ways: tuple[StageWays, ...]
+    """For each stage those of its layers."""
     orders: Schedule | None = None
     """The orders of all ranks, where the layout's schedule names none."""
     order_source: OrderSource | None = None
@@ -65,11 +66,11 @@ def price(
 ) -> Decision:
     """Predict every stage and simulate the step; `orders` are those of all ranks, where the layout's
     schedule names none."""
-    recompute = best_recompute(problem, layout, partition)
+    ways = best_ways(problem, layout, partition)
     shown = layout if orders else _simulated(layout)
     schedule = orders or make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
     held = held_by(orders, layout.stage_ranks) if orders else None
-    stages, syncs = predict(problem, layout, partition, recompute, held)
+    stages, syncs = predict(problem, layout, partition, ways, held)
     timeline = simulate(
         schedule,
         shown.stage_ranks,
@@ -85,7 +86,7 @@ def price(
         stages=stages,
         syncs=syncs,
     )
-    return Decision(layout, partition, prediction, recompute, orders)
+    return Decision(layout, partition, prediction, ways, orders)
 
 
 def _all_peaks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int, ...]:
@@ -107,12 +108,13 @@ def minimised(
 
 
 def fits(problem: Problem, decision: Decision) -> bool:
-    """Whether every rank stays within the memory of its GPU."""
+    """Whether every rank stays within the memory of its GPU, and within its share of the host's."""
+    share = host_share(problem.cluster)
     return all(
         peak <= smallest_memory(problem.cluster, (rank,))
         for rank, peak in enumerate(decision.prediction.rank_peak_bytes)
         if peak
-    )
+    ) and all(share is None or stage.memory.host <= share for stage in decision.prediction.stages)
 
 
 def most_bytes(decision: Decision) -> int:

@@ -21,8 +21,10 @@ Objective = Literal["step", "bottleneck"]
 """What is minimised: the simulated step, or how long it keeps its busiest rank occupied."""
 OBJECTIVES: tuple[Objective, ...] = ("step", "bottleneck")
 
-Recomputing = Literal["never", "auto", "always"]
-RECOMPUTING: tuple[Recomputing, ...] = ("never", "auto", "always")
+Recomputing = Literal["never", "auto", "selective", "always"]
+RECOMPUTING: tuple[Recomputing, ...] = ("never", "auto", "selective", "always")
+Offloading = Literal["never", "auto", "always"]
+OFFLOADING: tuple[Offloading, ...] = ("never", "auto", "always")
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,11 +51,18 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     different_stage: tuple[tuple[str, ...], ...] = ()
     """Groups of layers, of which no two may share a stage."""
     recompute: Recomputing = "never"
-    """Whether the layers' stash is kept, given up where memory asks for it, or always given up."""
+    """Whether the layers' stash is kept, given up where memory asks for it, or always given up: all of it,
+    or what is cheap to compute again."""
+    offload: Offloading = "never"
+    """Whether the stash of what is not recomputed goes to the host: where memory asks for it, or always."""
     recompute_layers: tuple[str, ...] = ()
     """Layers that are recomputed in any case."""
+    selective_layers: tuple[str, ...] = ()
+    """Layers whose cheap part is recomputed in any case."""
+    offload_layers: tuple[str, ...] = ()
+    """Layers that are offloaded in any case."""
     keep_layers: tuple[str, ...] = ()
-    """Layers that are not recomputed, unless `recompute_layers` says so."""
+    """Layers that keep their stash in any case."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -42,22 +42,23 @@ import numpy as np
 from autopart.cluster import (
     Link,
     fastest_speed,
+    host_share,
     num_gpus,
     slowest_speed,
     smallest_memory,
 )
 from autopart.cost import (
-    memory,
     on_replicas,
     time_after_backward,
-    total,
     traffic_times,
     update_share,
+    within,
 )
 from autopart.cuts import Cuts, allowed
+from autopart.frontier import Limits
 from autopart.problem import Problem
 from autopart.stage_load import Number, Traffic
-from autopart.treated import treated_loads
+from autopart.treated import least_bytes_loads
 
 Path = tuple[int, ...]
 Counts = tuple[int, ...]
@@ -165,8 +166,9 @@ class ReplicaBounds:
         held = math.ceil(self.m / count)
         if schedule == "1f1b":
             held = min(-(-behind // count) + 1, held)
-        loads = treated_loads(self.problem, self.cuts, count, held, 0)
-        return total(memory(loads, self.problem, count, held)) <= limit
+        limits = Limits(held, limit, host_share(self.problem.cluster))
+        loads = least_bytes_loads(self.problem, self.cuts, count, limits)
+        return within(loads, self.problem, count, limits)
 
 
 class Below:

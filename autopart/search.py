@@ -27,7 +27,6 @@ import numpy as np
 
 from autopart.cuts import MOST_CUTS, Cuts, all_cuts, list_all, partition_of
 from autopart.errors import InfeasibleError
-from autopart.frontier import leaves_choice
 from autopart.graph import is_chain
 from autopart.layout_bounds import LayoutBounds, layout_bounds, proves, quick_bounds
 from autopart.layouts import (
@@ -46,6 +45,7 @@ from autopart.solvers import chain, ilp, parameters, probe, uniform
 from autopart.solvers.layout_chain import chain_of
 from autopart.solvers.orders import order_problem, orders_of_layout
 from autopart.stage_load import Number, Partition
+from autopart.ways import leaves_choice
 
 SolverName = Literal["auto", "dp", "ilp", "uniform", "parameters"]
 SOLVERS: tuple[SolverName, ...] = ("auto", "dp", "ilp", "uniform", "parameters")
@@ -61,6 +61,9 @@ SOME_ACTIONS, MORE_ACTIONS = 200_000, 1_000_000
 
 PLACEMENTS = 6
 """Placements whose fastest decision has its orders optimized."""
+
+BOUNDS_AT_HAND = 4
+"""Layouts whose bounds are kept for the next question."""
 
 STEPS_TO_BEST = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Values between a layout's bound and the best step at which the lower bound is raised."""
@@ -108,6 +111,7 @@ class LayoutSearch:
         self.unvisited = float("inf")
         """The smallest quick bound of the shapes for which there was no time."""
         self.custom = CUSTOM in problem.demands.schedules
+        self.bounds: dict[Layout, LayoutBounds] = {}
         self.kept: dict[Layout, Decision] = {}
         """The best decision of each layout with a named schedule, where orders may follow it."""
 
@@ -173,7 +177,7 @@ class LayoutSearch:
             self._propose_any_order(layout)
         if not listed:
             return [Open(quick, layout)]
-        bounds = layout_bounds(self.problem, layout, self.cuts)
+        bounds = self._bounds(layout)
         path = chain.best_path(bounds.stages, self.cuts.nested)
         if path is None:
             return []
@@ -355,7 +359,15 @@ class LayoutSearch:
 
     def below(self, layout: Layout, value: float) -> Iterator[tuple[int, ...]]:
         """The paths that the bounds leave open below `value`."""
-        return layout_bounds(self.problem, layout, self.cuts).paths_below(value)
+        return self._bounds(layout).paths_below(value)
+
+    def _bounds(self, layout: Layout) -> LayoutBounds:
+        """The bounds of a layout; those of the last few are at hand."""
+        if layout not in self.bounds:
+            if len(self.bounds) == BOUNDS_AT_HAND:
+                del self.bounds[next(iter(self.bounds))]
+            self.bounds[layout] = layout_bounds(self.problem, layout, self.cuts)
+        return self.bounds[layout]
 
 
 def _better(decision: Decision, best: Decision | None) -> bool:

@@ -46,6 +46,8 @@ class StageLoad(NamedTuple):
     """The part of the batch that the stage reads, for one microbatch."""
     received: Traffic
     sent: Traffic
+    host_bytes: Number = 0
+    """Of the stash, what waits on the host for one microbatch."""
 
 
 def stage_loads(graph: LayerGraph, partition: Partition) -> tuple[StageLoad, ...]:

@@ -2,110 +2,103 @@
 
 Stage [i, j] is [i, j'] with one more layer, the last in the graph's order, where j' is the cut without it:
 it exists, because the layers ahead of j without their last one are closed under predecessors too. So
-one frontier grows from another, N of them at a time.
+one frontier grows from another. Stages with the same steps in the same order have the same frontier, which is
+made once; and only those that are asked for are made, with what they grow from.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from autopart.frontier import NO_CHOICE, Frontiers, Points
-from autopart.graph import LayerGraph
-from autopart.problem import Demands
+from autopart.frontier import Growth, Limits, Points, needs, no_layers
 from autopart.stage_load import Number
+from autopart.ways import Step, Steps
 
 Array = npt.NDArray[Any]
 
 
-class StagePoints(NamedTuple):
-    """All points of all stages, those of a stage side by side."""
-
-    stages: Array
-    """Stage [i, j] as i N + j, rising."""
-    first: Array
-    """Where the points of each of `stages` begin."""
-    of: Array
-    """For each point the place of its stage among `stages`."""
-    extra_time: Array
-    freed_bytes: Array
-    workspace_bytes: Array
-
-
 class Best(NamedTuple):
-    """Of every stage one point, as matrices of shape (N, N); 0 where there is no stage."""
+    """Of some stages one point each, side by side."""
 
     extra_time: Array
+    forward_wait: Array
     freed_bytes: Array
     workspace_bytes: Array
+    host_bytes: Array
 
 
-def stage_points(graph: LayerGraph, demands: Demands, ahead: Number, nested: Number) -> StagePoints:
-    """The frontier of every stage [i, j], where `nested` says that there is one."""
-    grown, size = Frontiers(graph, demands), len(ahead)
-    index = {row.tobytes(): at for at, row in enumerate(ahead)}
-    last, without = _steps(ahead, nested, index)
-    stages: list[int] = []
-    found: list[Points] = []
-    for i in range(size):
-        own: dict[int, Points] = {i: NO_CHOICE}
-        for j in np.flatnonzero(nested[i]).tolist():
-            inside = ahead[j] & ~ahead[i]
-            own[j] = grown.add(own[without[i, j]], last[i, j], inside)
-            stages.append(i * size + j)
-            found.append(own[j])
-    lengths = np.array([len(points.extra_time) for points in found], dtype=np.int64)
-    return StagePoints(
-        stages=np.array(stages, dtype=np.int64),
-        first=np.cumsum(lengths) - lengths,
-        of=np.repeat(np.arange(len(lengths)), lengths),
-        extra_time=np.concatenate([points.extra_time for points in found]),
-        freed_bytes=np.concatenate([points.freed_bytes for points in found]),
-        workspace_bytes=np.concatenate([points.workspace_bytes for points in found]),
-    )
+class StagePoints:
+    """The frontiers of stages between cuts, as far as they were asked for."""
 
+    def __init__(self, growth: Growth, steps: Steps, ahead: Number) -> None:
+        """`ahead` says of each cut which layers lie ahead of it."""
+        self.growth, self.steps, self.ahead = growth, steps, ahead
+        self._cut = {row.tobytes(): at for at, row in enumerate(ahead)}
+        self._of: dict[tuple[int, int], int] = {(at, at): 0 for at in range(len(ahead))}
+        """For each stage the number of its frontier."""
+        self._next: dict[tuple[int, Step], int] = {}
+        self._grown: list[Points] = [no_layers()]
+        self._ended: list[Points] = []
+        self._place: dict[int, int] = {}
+        """For the number of a frontier whose stage may end there, its place among `_ended`."""
+        self._whole = Best(*(np.zeros(0) for _ in Best._fields))
+        """The points of all of `_ended`, side by side."""
+        self._first = np.zeros(1, dtype=np.int64)
+        """Where those of each begin, and where the last ones end."""
 
-def _steps(
-    ahead: Number, nested: Number, index: dict[bytes, int]
-) -> tuple[dict[tuple[int, int], int], dict[tuple[int, int], int]]:
-    """For each stage its last layer, and the cut that it ends at without that layer."""
-    last: dict[tuple[int, int], int] = {}
-    without: dict[tuple[int, int], int] = {}
-    for i, j in np.argwhere(nested).tolist():
-        at = int(np.flatnonzero(ahead[j] & ~ahead[i])[-1])
-        smaller = ahead[j].copy()
-        smaller[at] = False
-        last[i, j], without[i, j] = at, index[smaller.tobytes()]
-    return last, without
+    def number(self, i: int, j: int) -> int:
+        """The number of the frontier of stage [i, j]: the same for stages with the same steps."""
+        todo: list[tuple[int, int]] = []
+        while (i, j) not in self._of:
+            todo.append((j, int(np.flatnonzero(self.ahead[j] & ~self.ahead[i])[-1])))
+            smaller = self.ahead[j].copy()
+            smaller[todo[-1][1]] = False
+            j = self._cut[smaller.tobytes()]
+        number = self._of[i, j]
+        for end, last in reversed(todo):
+            step = self.steps.step(last, self.ahead[end] & ~self.ahead[i])
+            number = self._of[i, end] = self._grow(number, step)
+        return number
 
+    def _grow(self, number: int, step: Step) -> int:
+        if (number, step) not in self._next:
+            self._next[number, step] = len(self._grown)
+            self._grown.append(self.growth.grow(self._grown[number], step))
+        return self._next[number, step]
 
-def best_points(
-    points: StagePoints, kept: Number, workspace: Number, held: int, limit: int
-) -> Best:
-    """For every stage the point with the fewest extra seconds that fits into `limit` bytes; the one
-    with the fewest bytes where none does.
+    def _end(self, numbers: Sequence[int]) -> Array:
+        """The places of the frontiers of some numbers, which are ended where they are not yet."""
+        new = [number for number in dict.fromkeys(numbers) if number not in self._place]
+        for number in new:
+            self._place[number] = len(self._ended)
+            self._ended.append(self.growth.ended(self._grown[number]))
+        if new:
+            columns = ([getattr(own, name) for own in self._ended] for name in Best._fields)
+            self._whole = Best(*map(np.concatenate, columns))
+            self._first = np.cumsum([0, *(len(own.extra_time) for own in self._ended)])
+        return np.array([self._place[number] for number in numbers], dtype=np.int64)
 
-    `kept` are the bytes [i, j] of a rank where nothing is recomputed, `workspace` the part of them that is
-    workspace; `held` microbatches are in flight.
-    """
-    needed = np.ravel(kept)[points.stages][points.of]
-    needed = needed - held * points.freed_bytes
-    needed = needed + points.workspace_bytes - np.ravel(workspace)[points.stages][points.of]
-    count = len(points.of)
-    place = np.where(needed <= limit, np.arange(count), count)
-    chosen = np.minimum.reduceat(place, points.first)
-    least = np.minimum.reduceat(needed, points.first)
-    first_least = np.where(needed == least[points.of], np.arange(count), count)
-    chosen = np.where(chosen < count, chosen, np.minimum.reduceat(first_least, points.first))
-    return Best(
-        *(
-            _matrix(points, column[chosen], kept.shape)
-            for column in (points.extra_time, points.freed_bytes, points.workspace_bytes)
+    def best(self, stages: Sequence[tuple[int, int]], beside: Array, limits: Limits) -> Best:
+        """For each of some stages the point with the fewest extra seconds that fits; the one with the
+        fewest bytes where none does (`frontier.best_point`). `beside` are a stage's bytes on the device but
+        for what its ways change: all where it keeps everything, less its workspace."""
+        places = self._end([self.number(i, j) for i, j in stages])
+        alike, group = np.unique(np.stack([places, beside]), axis=1, return_inverse=True)
+        counts = np.diff(self._first)[alike[0]]
+        starts = np.cumsum(counts) - counts
+        at = np.arange(counts.sum()) + np.repeat(self._first[alike[0]] - starts, counts)
+        needed, fits = needs(
+            self._whole.workspace_bytes[at],
+            self._whole.freed_bytes[at],
+            self._whole.host_bytes[at],
+            np.repeat(alike[1], counts),
+            limits,
         )
-    )
-
-
-def _matrix(points: StagePoints, entries: Array, shape: tuple[int, ...]) -> Array:
-    flat = np.zeros(shape[0] * shape[1], dtype=entries.dtype)
-    flat[points.stages] = entries
-    return flat.reshape(shape)
+        none = len(at)
+        first = np.minimum.reduceat(np.where(fits, np.arange(none), none), starts)
+        least = np.repeat(np.minimum.reduceat(needed, starts), counts)
+        fewest = np.minimum.reduceat(np.where(needed == least, np.arange(none), none), starts)
+        chosen = at[np.where(first < none, first, fewest)][np.ravel(group)]
+        return Best(*(column[chosen] for column in self._whole))

@@ -17,17 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from autopart.bounds import shape_bounds
-from autopart.cluster import fastest_speed, smallest_memory
-from autopart.cost import (
-    busy_time,
-    cut_links,
-    in_flight,
-    links_around,
-    memory,
-    occupied_time,
-    on_ranks,
-    total,
-)
+from autopart.cluster import fastest_speed
+from autopart.cost import busy_time, cut_links, fits_on_ranks, links_around, occupied_time, on_ranks
 from autopart.cuts import Cuts, allowed
 from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
@@ -56,12 +47,11 @@ def stage_bottlenecks(problem: Problem, layout: Layout, cuts: Cuts) -> list[Numb
     matrices of shape (N, N); infinite where that is no stage, breaks a pin, or does not fit."""
     links = cut_links(problem.cluster, layout.stage_ranks)
     bottlenecks: list[Number] = []
-    for stage, ranks in enumerate(layout.stage_ranks):
+    for stage in range(len(layout.stage_ranks)):
         own = own_microbatches(layout, stage)
         load = on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
-        use = memory(load, problem, len(ranks), in_flight(layout, stage))
-        fits = total(use) <= smallest_memory(problem.cluster, ranks)
-        may = fits & allowed(cuts, problem.graph, problem.demands, stage)
+        may = fits_on_ranks(load, problem, layout, stage)
+        may = may & allowed(cuts, problem.graph, problem.demands, stage)
         busy = busy_time(load, problem.cluster, *links_around(links, stage))
         bottlenecks.append(np.where(may, occupied_time(busy, own), np.inf))
     return bottlenecks

@@ -1,73 +1,149 @@
-"""The loads of all stages between two cuts with their best choice of recomputed layers.
+"""The loads of all stages between two cuts with their layers treated as is best.
 
 What is best for a stage depends on the bytes that are left beside its state, so on its place and layout:
-of the choices that fit, the one with the fewest extra seconds. No other choice of the same stage makes any
-step faster: extra seconds only lengthen the stage's backward, and no action of an order starts
-earlier where another takes longer. Where nothing fits, the choice with the fewest bytes says how much is missing.
+of the choices that fit, the one that keeps its rank busy for the fewest seconds. Where nothing waits for the
+host, no other choice of the same stage makes any step faster: extra seconds only lengthen the stage's backward,
+and no action of an order starts earlier where another takes longer. Waits lengthen the forward as well, so
+that of two choices one may have the shorter forward and the other the shorter backward: then the rule decides,
+and the certificate says so.
 """
 
 import numpy as np
 
-from autopart.cluster import smallest_memory
-from autopart.cost import in_flight, memory, total
+from autopart.cluster import slowest_speed
+from autopart.cost import limits_of, memory, total
 from autopart.cuts import Cuts
-from autopart.frontier import can_recompute, leaves_choice
+from autopart.frontier import Growth, Limits
 from autopart.layouts import Layout
 from autopart.problem import Problem
-from autopart.stage_load import StageLoad
-from autopart.stage_points import StagePoints, best_points, stage_points
+from autopart.stage_load import Number, StageLoad
+from autopart.stage_points import StagePoints
+from autopart.ways import Steps, allowed_ways, can_treat, leaves_choice, most_freed
 
 KEPT_ENTRIES = 20_000_000
-"""Entries of the matrices that are kept for another layout, three for each: half a gigabyte."""
+"""Entries of the matrices that are kept for another layout, five for each: some hundred megabytes."""
 
 
 def treated(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> StageLoad:
-    """`cuts.loads` as stage `stage` of a layout, with the layers recomputed that are best there."""
-    if not can_recompute(layout.schedule):
+    """`cuts.loads` as stage `stage` of a layout, with the layers treated as is best there. Of a stage that
+    does not fit in any way, and of one that may keep everything, the load is the untreated one."""
+    if not can_treat(layout.schedule) or not leaves_choice(problem.demands):
         return cuts.loads
-    return treated_loads(
-        problem,
-        cuts,
-        len(layout.stage_ranks[stage]),
-        in_flight(layout, stage),
-        smallest_memory(problem.cluster, layout.stage_ranks[stage]),
-    )
+    replicas, limits = len(layout.stage_ranks[stage]), limits_of(problem, layout, stage)
+    speed = slowest_speed(problem.cluster, layout.stage_ranks[stage])
+    key = (_what_prices(problem), replicas, limits, speed)
+    if key not in cuts.made:
+        wanted = _undecided(problem, cuts, replicas, limits)
+        cuts.made[key] = _with_best(
+            problem, cuts, replicas, limits, wanted, _points(problem, cuts, speed)
+        )
+        _forget_some(cuts)
+    return cuts.made[key]
 
 
 def least_loads(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> StageLoad:
-    """`cuts.loads` as stage `stage` of a layout, with the layers recomputed that leave the fewest bytes."""
-    if not can_recompute(layout.schedule):
+    """`cuts.loads` as stage `stage` of a layout, with the fewest bytes that any treatment leaves. Its times
+    mean nothing."""
+    if not can_treat(layout.schedule):
         return cuts.loads
-    return treated_loads(problem, cuts, len(layout.stage_ranks[stage]), in_flight(layout, stage), 0)
+    limits = limits_of(problem, layout, stage)
+    return least_bytes_loads(problem, cuts, len(layout.stage_ranks[stage]), limits)
 
 
-def treated_loads(problem: Problem, cuts: Cuts, replicas: int, held: int, limit: int) -> StageLoad:
-    """`cuts.loads` with what is best for each of so many replicas, with `held` microbatches in flight in
-    `limit` bytes."""
-    demands, loads = problem.demands, cuts.loads
-    if not leaves_choice(demands):
-        return loads
-    asked = (demands.recompute, demands.recompute_layers, demands.keep_layers)
-    state = (problem.training, problem.cluster.reserve_bytes, problem.num_microbatches)
-    key = (asked, state, replicas, held, limit)
-    if key in cuts.made:
-        return cuts.made[key]
-    kept = total(memory(loads, problem, replicas, held))
-    may_keep = demands.recompute == "auto" and not demands.recompute_layers
-    if may_keep and (kept[cuts.nested] <= limit).all():
-        return loads
-    points: StagePoints | None = cuts.made.get(asked)
-    if points is None:
-        points = stage_points(problem.graph, demands, cuts.ahead, cuts.nested)
-        cuts.made[asked] = points
-    best = best_points(points, kept, loads.workspace_bytes, held, limit)
-    if len(cuts.made) * kept.size > KEPT_ENTRIES:
-        cuts.made.clear()
-        cuts.made[asked] = points
-    cuts.made[key] = loads._replace(
-        backward_time=loads.backward_time + best.extra_time,
-        stash_bytes=loads.stash_bytes - best.freed_bytes,
-        inner_stash_bytes=np.minimum(loads.inner_stash_bytes, loads.stash_bytes - best.freed_bytes),
-        workspace_bytes=best.workspace_bytes,
-    )
+def least_bytes_loads(problem: Problem, cuts: Cuts, replicas: int, limits: Limits) -> StageLoad:
+    """`least_loads` for each of so many replicas, with the limits of its host and whatever
+    limit of its device."""
+    if not leaves_choice(problem.demands):
+        return cuts.loads
+    limits = limits._replace(device_bytes=0)
+    key = (_what_prices(problem), replicas, limits)
+    if key not in cuts.made:
+        points = _points(problem, cuts, None)
+        cuts.made[key] = _with_best(problem, cuts, replicas, limits, cuts.nested, points)
+        _forget_some(cuts)
     return cuts.made[key]
+
+
+def _what_prices(problem: Problem) -> tuple[object, ...]:
+    """All that a treatment depends on but the graph, which its cuts stand for."""
+    names = [name for name in problem.__struct_fields__ if name != "graph"]
+    return tuple(getattr(problem, name) for name in names)
+
+
+def _points(problem: Problem, cuts: Cuts, speed: float | None) -> StagePoints:
+    """The frontiers of all stages on ranks of a speed; those of bytes alone where it is None."""
+    demands, cluster = problem.demands, problem.cluster
+    asked = (
+        demands.recompute,
+        demands.offload,
+        demands.recompute_layers,
+        demands.selective_layers,
+        demands.offload_layers,
+        demands.keep_layers,
+    )
+    hosted = cluster.host_memory_bytes is not None
+    key = ("points", asked, cluster.host_link, hosted, speed)
+    if key not in cuts.made:
+        steps = Steps(problem.graph, demands, cluster.host_link, speed or 1.0)
+        growth = Growth(timed=speed is not None, hosted=hosted)
+        cuts.made[key] = StagePoints(growth, steps, cuts.ahead)
+    return cuts.made[key]
+
+
+def _undecided(problem: Problem, cuts: Cuts, replicas: int, limits: Limits) -> Number:
+    """Boolean, shape (N, N): the stages that may fit in some way, but not or may not keep everything."""
+    kept = total(memory(cuts.loads, problem, replicas, limits.held))
+    freed, must = _open_to(problem, cuts)
+    least = kept - limits.held * freed
+    return cuts.nested & (least <= limits.device_bytes) & (must | (kept > limits.device_bytes))
+
+
+def _open_to(problem: Problem, cuts: Cuts) -> tuple[Number, Number]:
+    """For every stage the most bytes of a microbatch that its ways may free, and whether it may not simply
+    keep everything."""
+    key = ("open", problem.demands)
+    if key not in cuts.made:
+        graph, demands = problem.graph, problem.demands
+        freed = cuts.ahead @ np.array(most_freed(graph, demands), dtype=float)
+        bound = ["keep" not in allowed_ways(layer, demands) for layer in graph.layers]
+        must = cuts.ahead @ np.array(bound, dtype=float)
+        cuts.made[key] = freed[None, :] - freed[:, None], must[None, :] > must[:, None]
+    return cuts.made[key]
+
+
+def _with_best(
+    problem: Problem, cuts: Cuts, replicas: int, limits: Limits, wanted: Number, points: StagePoints
+) -> StageLoad:
+    """`cuts.loads` with the best choice of each wanted stage."""
+    at = np.nonzero(wanted)
+    if not len(at[0]):
+        return cuts.loads
+    loads = cuts.loads
+    beside = total(memory(loads, problem, replicas, limits.held)) - loads.workspace_bytes
+    best = points.best(list(zip(*(side.tolist() for side in at), strict=True)), beside[at], limits)
+
+    def changed(matrix: Number, entries: Number) -> Number:
+        full = np.array(np.broadcast_to(matrix, wanted.shape))
+        full[at] = entries
+        return full
+
+    stash = loads.stash_bytes[at] - best.freed_bytes
+    backward = loads.backward_time[at] + best.extra_time - best.forward_wait
+    return loads._replace(
+        forward_time=changed(loads.forward_time, loads.forward_time[at] + best.forward_wait),
+        backward_time=changed(loads.backward_time, backward),
+        stash_bytes=changed(loads.stash_bytes, stash),
+        inner_stash_bytes=changed(
+            loads.inner_stash_bytes, np.minimum(loads.inner_stash_bytes[at], stash)
+        ),
+        workspace_bytes=changed(loads.workspace_bytes, best.workspace_bytes),
+        host_bytes=changed(loads.host_bytes, best.host_bytes),
+    )
+
+
+def _forget_some(cuts: Cuts) -> None:
+    """Drop the loads of other layouts where they are many; frontiers stay."""
+    loads = [key for key, made in cuts.made.items() if isinstance(made, StageLoad)]
+    if len(loads) * cuts.nested.size > KEPT_ENTRIES:
+        for key in loads[:-1]:
+            del cuts.made[key]

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from typing import Any
 
 from autopart.cluster import Cluster, Link
 from autopart.graph import Input, Layer, LayerGraph, TiedParameter, Value
@@ -19,9 +20,13 @@ TRAININGS = (
 """Ways to train, with and without state that replicas share out."""
 
 
-def layer(name: str, **fields: float) -> Layer:
+def layer(name: str, **fields: Any) -> Layer:
     """A layer with a forward of 1 s and a backward of 2 s unless `fields` say otherwise."""
-    base = {"forward_time": 1.0, "input_grad_time": 1.0, "weight_grad_time": 1.0}
+    base: dict[str, Any] = {
+        "forward_time": 1.0,
+        "input_grad_time": 1.0,
+        "weight_grad_time": 1.0,
+    }
     return Layer(name=name, kind="Linear", **(base | fields))
 
 

@@ -56,7 +56,7 @@ def test_pins_that_contradict_each_other_leave_no_plan():
 @pytest.mark.parametrize(
     ("pins", "message"),
     [
-        ({"l9": 0}, "no layer 'l9' to pin; near it: l0, l1, l2"),
+        ({"l9": 0}, "no layer 'l9'; near it: l0, l1, l2"),
         ({"l1": 2}, "pinned to stage 2; stages count from 0 to 1"),
     ],
 )

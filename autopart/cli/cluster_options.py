@@ -6,7 +6,9 @@ from typing import NamedTuple
 import msgspec
 
 from autopart.cluster import (
+    HOST_LATENCY,
     Cluster,
+    HostLink,
     Link,
     cluster_of,
     gpus_on_each_node,
@@ -29,6 +31,8 @@ class ClusterOptions(NamedTuple):
     reserve: int | None
     intra_bandwidth: float | None
     inter_bandwidth: float | None
+    host_bandwidth: float | None
+    host_memory: int | None
     cluster: Path | None
 
 
@@ -98,8 +102,11 @@ def _refined(cluster: Cluster, options: ClusterOptions) -> Cluster:
         cluster = msgspec.structs.replace(cluster, memory_bytes=options.memory)
     if options.reserve is not None:
         cluster = msgspec.structs.replace(cluster, reserve_bytes=options.reserve)
+    if options.host_memory is not None:
+        cluster = msgspec.structs.replace(cluster, host_memory_bytes=options.host_memory)
     return msgspec.structs.replace(
         cluster,
+        host_link=_host_link(cluster, options.host_bandwidth),
         intra_node=_link(cluster.intra_node, options.intra_bandwidth),
         inter_node=_link(cluster.inter_node, options.inter_bandwidth),
     )
@@ -107,6 +114,17 @@ def _refined(cluster: Cluster, options: ClusterOptions) -> Cluster:
 
 def _link(link: Link, bandwidth: float | None) -> Link:
     return link if bandwidth is None else msgspec.structs.replace(link, bandwidth=bandwidth)
+
+
+def _host_link(cluster: Cluster, bandwidth: float | None) -> HostLink | None:
+    """The cluster's link to the host at another bandwidth; where it has none, one that copies beside
+    compute just if sends do."""
+    if bandwidth is None:
+        return cluster.host_link
+    known = cluster.host_link or HostLink(
+        bandwidth=bandwidth, latency=HOST_LATENCY, overlaps=cluster.sends_overlap
+    )
+    return msgspec.structs.replace(known, bandwidth=bandwidth)
 
 
 def _gpu_name(options: ClusterOptions, profile: Profile) -> str:

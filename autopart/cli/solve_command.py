@@ -65,6 +65,18 @@ def command(
         float | None,
         typer.Option(metavar="RATE", parser=_BANDWIDTH, help="Between nodes, such as 200Gbit/s."),
     ] = None,
+    host_bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE", parser=_BANDWIDTH, help="Between a GPU and its host, such as 50GB/s."
+        ),
+    ] = None,
+    host_memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE", parser=_SIZE, help="Of one node, for what its GPUs offload; else any."
+        ),
+    ] = None,
     cluster: Annotated[
         Path | None, typer.Option(help="A cluster file, instead of --gpu and the counts.")
     ] = None,
@@ -113,17 +125,29 @@ def command(
         list[str] | None, typer.Option(metavar="A,B", help="Layers that must not share a stage.")
     ] = None,
     recompute: Annotated[
-        Literal["never", "auto", "always"],
+        Literal["never", "auto", "selective", "always"],
         typer.Option(
             help="Layers that run their forward again in backward instead of keeping their stash; "
-            "auto: those that make the step fastest within the memory."
+            "auto: those that make the step fastest within the memory; selective: all, but only their "
+            "cheap part."
         ),
     ] = "never",
     recompute_layer: Annotated[
         list[str] | None, typer.Option(metavar="LAYER", help="Recompute a layer in any case.")
     ] = None,
+    selective_layer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Recompute a layer's cheap part in any case."),
+    ] = None,
+    offload: Annotated[
+        Literal["never", "auto", "always"],
+        typer.Option(help="Layers whose stash waits in the memory of the host."),
+    ] = "never",
+    offload_layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Offload a layer in any case.")
+    ] = None,
     keep_layer: Annotated[
-        list[str] | None, typer.Option(metavar="LAYER", help="Do not recompute a layer.")
+        list[str] | None, typer.Option(metavar="LAYER", help="Keep a layer's stash in any case.")
     ] = None,
     solver: Annotated[
         Literal["auto", "dp", "ilp", "uniform", "parameters"],
@@ -179,7 +203,17 @@ def command(
     paths = profile or [Path(newest_profile(Path.cwd()).name)]
     measured = [load_profile(path) for path in paths]
     typed = ClusterOptions(
-        gpus, nodes, gpus_per_node, gpu, memory, reserve, intra_bandwidth, inter_bandwidth, cluster
+        gpus=gpus,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        gpu=gpu,
+        memory=memory,
+        reserve=reserve,
+        intra_bandwidth=intra_bandwidth,
+        inter_bandwidth=inter_bandwidth,
+        host_bandwidth=host_bandwidth,
+        host_memory=host_memory,
+        cluster=cluster,
     )
     target = chosen_cluster(typed, measured[0])
     solve_on = functools.partial(
@@ -199,7 +233,10 @@ def command(
         different_stage=[group.split(",") for group in different_stage or []],
         recompute=recompute,
         recompute_layers=recompute_layer or [],
+        selective_layers=selective_layer or [],
         keep_layers=keep_layer or [],
+        offload=offload,
+        offload_layers=offload_layer or [],
         optimizer=optimizer,
         precision=precision,
         gradient_dtype=gradient_dtype,

@@ -5,19 +5,22 @@ The formulas work on one stage (plain numbers), on all stages between two cuts o
 evaluation of its plan cannot disagree.
 """
 
+from autopart.cost.choices import best_ways
 from autopart.cost.rank_bytes import (
     bytes_beside_stash,
+    fits_on_ranks,
     held_by,
     in_flight,
+    limits_of,
     memory,
     peaks_fit,
     rank_memory,
     rank_peaks,
     total,
     with_versions,
+    within,
 )
 from autopart.cost.stages import (
-    best_recompute,
     bottleneck_time,
     busy_time,
     cut_links,
@@ -41,14 +44,16 @@ from autopart.cost.syncs import (
 
 __all__ = [
     "all_reduce_time",
-    "best_recompute",
+    "best_ways",
     "bottleneck_time",
     "busy_time",
     "bytes_beside_stash",
     "cut_links",
+    "fits_on_ranks",
     "gradient_bytes",
     "held_by",
     "in_flight",
+    "limits_of",
     "links_around",
     "memory",
     "occupied_time",
@@ -67,4 +72,5 @@ __all__ = [
     "traffic_times",
     "update_share",
     "with_versions",
+    "within",
 ]

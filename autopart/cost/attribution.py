@@ -1,4 +1,4 @@
-"""What part of a stage's stash and workspace is there for its loss, and for layers that are recomputed.
+"""What part of a stage's stash and workspace is there for its loss, and for layers that are recomputed or offloaded.
 
 Each is counted among stash or workspace already: this says whose it is.
 """
@@ -6,8 +6,9 @@ Each is counted among stash or workspace already: this says whose it is.
 from collections.abc import Collection
 from typing import NamedTuple
 
-from autopart.graph import LOSS, Layer, LayerGraph
+from autopart.graph import LOSS, LayerGraph
 from autopart.stage_load import StageLoad
+from autopart.ways import StageWays, kept_inside, way_of
 
 
 class Share(NamedTuple):
@@ -22,11 +23,11 @@ class Share(NamedTuple):
 
 
 def share_of(
-    graph: LayerGraph, members: Collection[int], recompute: Collection[int], load: StageLoad
+    graph: LayerGraph, members: Collection[int], ways: StageWays, load: StageLoad
 ) -> Share:
-    """The shares of a stage with the layers at `members`, of which some are recomputed in `load`."""
+    """The shares of a stage with the layers at `members`, which go the given ways in `load`."""
     layers = {graph.layers[at].name: graph.layers[at] for at in members}
-    again = {graph.layers[at].name for at in recompute}
+    again = {graph.layers[at].name for at in (*ways.recompute, *ways.selective)}
     losses = {name for name, layer in layers.items() if layer.kind == LOSS}
     largest = max(layer.workspace_bytes for layer in layers.values())
     others = max((la.workspace_bytes for la in layers.values() if la.kind != LOSS), default=0)
@@ -38,12 +39,11 @@ def share_of(
     )
     return Share(
         recomputed=load.workspace_bytes - largest,
-        loss_stash=logits + sum(_kept(layers[name], name in again) for name in losses),
+        loss_stash=logits
+        + sum(
+            kept_inside(graph.layers[at], way_of(ways, at))
+            for at in members
+            if graph.layers[at].name in losses
+        ),
         loss_workspace=largest - others,
     )
-
-
-def _kept(layer: Layer, is_recomputed: bool) -> int:
-    if is_recomputed and layer.recompute is not None:
-        return layer.recompute.stash_bytes
-    return layer.stash_bytes

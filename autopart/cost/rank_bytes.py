@@ -12,8 +12,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from autopart.cluster import smallest_memory
+from autopart.cluster import host_share, smallest_memory
 from autopart.cost.syncs import gradient_bytes
+from autopart.frontier import Limits
 from autopart.layouts import Layout, one_replica, own_microbatches
 from autopart.plan import HELD_ONCE, LASTING, ON_DEVICE, MemoryUse, StagePrediction
 from autopart.problem import CUSTOM, Problem
@@ -96,13 +97,35 @@ def memory(
         sends=2 * load.received.grad_bytes,
         batch=own * load.input_bytes,
         reserve=problem.cluster.reserve_bytes,
-        host=0 * load.weight_bytes,
+        host=microbatches_in_flight * load.host_bytes,
     )
 
 
 def total(use: MemoryUse | Memory) -> Number:
     """All bytes of a rank together."""
     return sum(getattr(use, kind) for kind in ON_DEVICE)
+
+
+def limits_of(problem: Problem, layout: Layout, stage: int) -> Limits:
+    """What a rank of stage `stage` may hold on its device and on the host."""
+    return Limits(
+        held=in_flight(layout, stage),
+        device_bytes=smallest_memory(problem.cluster, layout.stage_ranks[stage]),
+        host_bytes=host_share(problem.cluster),
+    )
+
+
+def within(load: StageLoad, problem: Problem, replicas: int, limits: Limits) -> Number:
+    """Whether each of so many replicas of a stage holds no more than its limits."""
+    use = memory(load, problem, replicas, limits.held)
+    fits = total(use) <= limits.device_bytes
+    return fits if limits.host_bytes is None else fits & (use.host <= limits.host_bytes)
+
+
+def fits_on_ranks(load: StageLoad, problem: Problem, layout: Layout, stage: int) -> Number:
+    """Whether the load fits as stage `stage` of a layout."""
+    replicas = len(layout.stage_ranks[stage])
+    return within(load, problem, replicas, limits_of(problem, layout, stage))
 
 
 def with_versions(stage: StagePrediction, in_flight: int, copies: int) -> MemoryUse:

@@ -1,4 +1,4 @@
-"""Seconds of a stage, what is best for its layers, and what it needs in all."""
+"""Seconds of a stage, and what it needs in all."""
 
 import itertools
 import math
@@ -9,18 +9,18 @@ from autopart.cluster import (
     Link,
     link_between,
     slowest_speed,
-    smallest_memory,
 )
 from autopart.cost.attribution import Share, share_of
+from autopart.cost.choices import best_ways, treated_stages
 from autopart.cost.rank_bytes import Memory, in_flight, memory, total
 from autopart.cost.syncs import sync_times, update_share
-from autopart.frontier import Frontiers, Points, can_recompute, leaves_choice, only_choice
 from autopart.graph import positions
 from autopart.layouts import Layout
 from autopart.plan import MemoryUse, Plan, StagePrediction, Sync, stage_ranks
 from autopart.problem import Problem
-from autopart.stage_load import Number, Partition, StageLoad, Traffic, stage_loads
+from autopart.stage_load import Number, Partition, StageLoad, Traffic
 from autopart.training import Training
+from autopart.ways import StageWays
 
 
 def send_time(link: Link, num_bytes: Number, num_tensors: Number) -> Number:
@@ -47,46 +47,6 @@ def on_ranks(load: StageLoad, problem: Problem, layout: Layout, stage: int) -> S
     ranks = layout.stage_ranks[stage]
     speed = slowest_speed(problem.cluster, ranks)
     return on_replicas(load, problem.training, len(ranks), speed)
-
-
-def treat(load: StageLoad, points: Points, choice: int) -> StageLoad:
-    """The load with the layers of one choice recomputed."""
-    stash = load.stash_bytes - int(points.freed_bytes[choice])
-    return load._replace(
-        backward_time=load.backward_time + float(points.extra_time[choice]),
-        stash_bytes=stash,
-        inner_stash_bytes=min(load.inner_stash_bytes, stash),
-        workspace_bytes=int(points.workspace_bytes[choice]),
-    )
-
-
-def best_choice(
-    load: StageLoad, points: Points, problem: Problem, layout: Layout, stage: int
-) -> int:
-    """The choice of stage `stage` with the fewest extra seconds that fits on its ranks; the one with
-    the fewest bytes where none does."""
-    replicas, held = len(layout.stage_ranks[stage]), in_flight(layout, stage)
-    needed = [
-        total(memory(treat(load, points, choice), problem, replicas, held))
-        for choice in range(len(points.extra_time))
-    ]
-    limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
-    fitting = (choice for choice, size in enumerate(needed) if size <= limit)
-    return next(fitting, needed.index(min(needed)))
-
-
-def best_recompute(problem: Problem, layout: Layout, partition: Partition) -> Partition:
-    """For each stage of a partition the positions of the layers that are best recomputed there."""
-    if not leaves_choice(problem.demands) or not can_recompute(layout.schedule):
-        return ((),) * len(partition)
-    frontiers = Frontiers(problem.graph, problem.demands)
-    found: list[tuple[int, ...]] = []
-    for stage, load in enumerate(stage_loads(problem.graph, partition)):
-        points = frontiers.frontier(partition[stage])
-        assert points.chosen is not None
-        chosen = points.chosen[best_choice(load, points, problem, layout, stage)]
-        found.append(tuple(at for at in sorted(partition[stage]) if chosen >> at & 1))
-    return tuple(found)
 
 
 def compute_time(load: StageLoad, cluster: Cluster) -> Number:
@@ -189,14 +149,14 @@ def predict(
     problem: Problem,
     layout: Layout,
     partition: Partition,
-    recompute: Partition | None = None,
+    ways: Sequence[StageWays] | None = None,
     held: Sequence[int] | None = None,
 ) -> tuple[tuple[StagePrediction, ...], tuple[Sync, ...]]:
-    """What each stage of a partition needs on its ranks, and the gradient syncs of a step. `recompute`
-    are the positions of the layers that each stage recomputes, those of `best_recompute` where it is
-    None; `held` the microbatches in flight on each stage, those of the layout's schedule where None."""
-    chosen = best_recompute(problem, layout, partition) if recompute is None else recompute
-    loads = _treated(problem, partition, chosen)
+    """What each stage of a partition needs on its ranks, and the gradient syncs of a step. `ways` are
+    those of each stage's layers, `best_ways` where it is None; `held` the microbatches in flight on each
+    stage, those of the layout's schedule where None."""
+    chosen = best_ways(problem, layout, partition) if ways is None else ways
+    loads = treated_stages(problem, layout, partition, chosen)
     links = cut_links(problem.cluster, layout.stage_ranks)
     counts = held or [in_flight(layout, stage) for stage in range(len(loads))]
     stages: list[StagePrediction] = []
@@ -209,16 +169,6 @@ def predict(
         around = links_around(links, stage)
         stages.append(_prediction(problem.cluster, placed, count, use, share, around))
     return tuple(stages), _syncs(problem, layout, partition, loads)
-
-
-def _treated(problem: Problem, partition: Partition, recompute: Partition) -> list[StageLoad]:
-    graph = problem.graph
-    return [
-        treat(load, only_choice(graph, members, chosen), 0) if chosen else load
-        for load, members, chosen in zip(
-            stage_loads(graph, partition), partition, recompute, strict=True
-        )
-    ]
 
 
 def _prediction(

@@ -76,13 +76,21 @@ def nodes_of(cluster: Cluster, ranks: tuple[int, ...]) -> list[int]:
     return sorted({rank // cluster.gpus_per_node for rank in ranks})
 
 
-def _recompute_lines(plan: Plan) -> list[str]:
-    """Which layers each stage recomputes, a line for each stage that does."""
+DEEDS = {
+    "recompute": "recomputes",
+    "selective": "recomputes the cheap part of",
+    "offload": "offloads",
+}
+"""What a stage does with the layers of each of its lists."""
+
+
+def ways_lines(plan: Plan) -> list[str]:
+    """Which layers each stage does not simply keep, a line for each way."""
     return [
-        f"stage {place} recomputes {len(stage.recompute)} of {len(stage.layers)} layers: "
-        + layers_label(stage.recompute)
+        f"stage {place} {deed} {len(names)} of {len(stage.layers)} layers: {layers_label(names)}"
         for place, stage in enumerate(plan.stages)
-        if stage.recompute
+        for way, deed in DEEDS.items()
+        if (names := getattr(stage, way))
     ]
 
 
@@ -118,7 +126,7 @@ def figures(plan: Plan) -> list[str]:
         f"schedule {plan.schedule}, {plan.num_microbatches} microbatches of "
         f"{plan.microbatch_size} = batch of {batch}; "
         f"solver {plan.origin.solver}, {format_time(plan.origin.solve_seconds)}",
-        *_recompute_lines(plan),
+        *ways_lines(plan),
         *_order_lines(plan),
         f"the bound holds for {certificate.assumes}",
     ]

@@ -22,6 +22,9 @@ class SweepPointSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Of the stage with the most."""
     schedule: str | None
     recomputed: tuple[str, ...] | None
+    selective: tuple[str, ...] | None
+    """Layers of which only the cheap part is recomputed."""
+    offloaded: tuple[str, ...] | None
     bottleneck: int | None
     """The stage that is busiest with a microbatch."""
 
@@ -51,6 +54,8 @@ def _summary(point: SweepPoint) -> SweepPointSummary:
             replicas=None,
             schedule=None,
             recomputed=None,
+            selective=None,
+            offloaded=None,
             bottleneck=None,
         )
     busy = [stage.busy_time for stage in plan.prediction.stages]
@@ -62,6 +67,8 @@ def _summary(point: SweepPoint) -> SweepPointSummary:
         replicas=max(len(stage.ranks) for stage in plan.stages),
         schedule=plan.schedule,
         recomputed=tuple(name for stage in plan.stages for name in stage.recompute),
+        selective=tuple(name for stage in plan.stages for name in stage.selective),
+        offloaded=tuple(name for stage in plan.stages for name in stage.offload),
         bottleneck=busy.index(max(busy)),
     )
 
@@ -72,23 +79,25 @@ def sweep_table(summary: SweepSummary) -> Table:
     memory_unit, memories = sizes([point.memory_bytes for point in points])
     time_unit, steps = times([point.step_time or 0.0 for point in points])
     table = new_table("the best plan within a GPU's memory")
-    for head in (f"memory\n{memory_unit}", f"step\n{time_unit}", "gap", "stages", "replicas"):
+    for head in (f"memory\n{memory_unit}", f"step\n{time_unit}", "gap", "stages x\nreplicas"):
         add_number(table, head)
     add_text(table, "schedule")
     add_number(table, f"recomputed\nof {summary.layers}")
+    add_number(table, "off-\nloaded")
     add_number(table, "busiest\nstage")
     for point, memory, step in zip(points, memories, steps, strict=True):
-        if point.recomputed is None or point.gap is None:
-            table.add_row(memory, "-", "", "", "", "nothing fits", "", "")
+        if point.gap is None:
+            table.add_row(memory, "-", "", "", "nothing fits", "", "", "")
             continue
+        recomputed = [*(point.recomputed or ()), *(point.selective or ())]
         table.add_row(
             memory,
             step,
             format_share(point.gap),
-            str(point.stages),
-            str(point.replicas),
+            f"{point.stages} x {point.replicas}",
             point.schedule,
-            str(len(point.recomputed)),
+            str(len(recomputed)),
+            str(len(point.offloaded or ())),
             str(point.bottleneck),
         )
     return table

@@ -25,15 +25,15 @@ large a part depends on the schedule, so the shares 0, 1/2 and 1 are tried and t
 Derivation: docs/solvers.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from autopart.cluster import smallest_memory
 from autopart.cost import (
     busy_time,
     cut_links,
+    fits_on_ranks,
     in_flight,
     links_around,
     memory,
@@ -44,7 +44,7 @@ from autopart.cost import (
 from autopart.cuts import Cuts, allowed
 from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
-from autopart.stage_load import Number, StageLoad
+from autopart.stage_load import Number
 from autopart.treated import least_loads, treated
 
 SEND_SHARES = (0.0, 0.5, 1.0)
@@ -62,9 +62,9 @@ def solve(problem: Problem, layout: Layout, cuts: Cuts) -> list[tuple[int, ...]]
     """The paths that are best for each cost above, each once; none where nothing fits."""
     loads = cuts.loads
     fits = [
-        (total(use) <= smallest_memory(problem.cluster, layout.stage_ranks[stage]))
+        fits_on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
         & allowed(cuts, problem.graph, problem.demands, stage)
-        for stage, use in enumerate(_memories(problem, layout, cuts, treated))
+        for stage in range(len(layout.stage_ranks))
     ]
     found: dict[tuple[int, ...], None] = {}
     for share in SEND_SHARES:
@@ -82,10 +82,12 @@ def solve(problem: Problem, layout: Layout, cuts: Cuts) -> list[tuple[int, ...]]
 
 def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> tuple[int, ...] | None:
     """The path whose largest stage needs the fewest bytes; None where the user's pins allow none."""
-    costs = [
-        np.where(allowed(cuts, problem.graph, problem.demands, stage), total(use), np.inf)
-        for stage, use in enumerate(_memories(problem, layout, cuts, least_loads))
-    ]
+    costs: list[Number] = []
+    for stage in range(len(layout.stage_ranks)):
+        loads, held = least_loads(problem, layout, cuts, stage), in_flight(layout, stage)
+        needed = total(memory(loads, problem, len(layout.stage_ranks[stage]), held))
+        may = allowed(cuts, problem.graph, problem.demands, stage)
+        costs.append(np.where(may, needed, np.inf))
     best = best_path(costs, cuts.nested)
     return None if best is None else best.path
 
@@ -110,23 +112,6 @@ def best_path(costs: Sequence[Number], nested: Number) -> Path | None:
     for choice in reversed(choices):
         path.append(int(choice[path[-1]]))
     return Path(float(best[-1]), tuple(reversed(path)))
-
-
-def _memories(
-    problem: Problem,
-    layout: Layout,
-    cuts: Cuts,
-    loads_of: Callable[[Problem, Layout, Cuts, int], StageLoad],
-) -> list[Number]:
-    return [
-        memory(
-            loads_of(problem, layout, cuts, stage),
-            problem,
-            len(layout.stage_ranks[stage]),
-            in_flight(layout, stage),
-        )
-        for stage in range(len(layout.stage_ranks))
-    ]
 
 
 def _periods(problem: Problem, layout: Layout, cuts: Cuts, share: float) -> list[Number]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.cluster import Link, num_gpus
+from autopart.cluster import Link, host_share, num_gpus
 from autopart.cost import (
     busy_time,
     memory,
@@ -30,11 +30,12 @@ from autopart.cost import (
 )
 from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import InfeasibleError
+from autopart.frontier import Limits
 from autopart.problem import Problem
 from autopart.solvers.replication.dual import Floats, bottleneck, fewest_machines, tighten
 from autopart.solvers.replication.matrices import MatrixLoads, MatrixMemory
 from autopart.stage_load import Partition
-from autopart.treated import treated_loads
+from autopart.treated import least_bytes_loads
 from autopart.units import format_bytes
 
 
@@ -117,7 +118,8 @@ def _memory(problem: Problem, cuts: Cuts, counts: list[int]) -> MatrixMemory:
         own = math.ceil(m / counts[choice])
         return min(-(-later // counts[choice]) + 1, own) if one_f_one_b else own
 
-    least = treated_loads(problem, cuts, 1, m, 0)
+    limits = Limits(m, problem.cluster.memory_bytes, host_share(problem.cluster))
+    least = least_bytes_loads(problem, cuts, 1, limits)
     return MatrixMemory(
         fixed=[total(memory(least, problem, r, 0)) + 0.0 for r in counts],
         stash=least.stash_bytes + 0.0,

@@ -28,7 +28,7 @@ def order_problem(
 ) -> OrderProblem:
     """A partition of a layout as a problem of orders; the layout's schedule is not read. Where all
     replicas of the pipeline are alike, it is the one on the first rank of each stage."""
-    stages, syncs = predict(problem, layout, partition, ((),) * len(partition))
+    stages, syncs = predict(problem, layout, partition)
     shown = _shown(layout)
     number = {name: at for at, name in enumerate(shown.names)}
     return OrderProblem(
