@@ -15,6 +15,7 @@ from autopart.exporters.shape import (
 from autopart.exporters.text import comments, rows
 from autopart.exporters.torch_schedules import (
     CSV_FILE,
+    CSV_NOTE,
     TorchSchedule,
     refuse_split_backwards,
     torch_schedule,
@@ -85,7 +86,7 @@ def _notes(shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]:
             "and more messages, than the plan counts",
         )
     if schedule.csv is not None:
-        notes += (f"start the run in the folder of {CSV_FILE}, or name its whole path",)
+        notes += (CSV_NOTE,)
     return notes
 
 

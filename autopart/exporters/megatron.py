@@ -50,13 +50,14 @@ def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) 
             f"the nearest plan recomputes the first {max(recompute)} layers of every stage"
         )
     notes = (*rank_notes(shape), *_empty_notes(sizes))
+    if common is None:
+        notes += ("call autopart_recompute.configure from the model provider, for every stage",)
     arguments = _arguments(plan, shape, sizes, split or {"layout": layout_of(stages)}, common)
     files = {"autopart_megatron.sh": _shell(plan, arguments, notes)}
     if version != "0.12":
         files["autopart_megatron.yaml"] = _yaml(plan, shape, stages, common, notes)
     if common is None:
         files["autopart_recompute.py"] = _recompute_module(plan, shape, recompute)
-        notes += ("call autopart_recompute.configure from the model provider, for every stage",)
     return Exported(files, notes)
 
 

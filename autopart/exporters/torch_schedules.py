@@ -10,6 +10,9 @@ from autopart.schedule import Schedule
 CSV_FILE = "autopart_schedule.csv"
 """Where a plan's orders are written, for torch and for all that reads its schedules."""
 
+CSV_NOTE = f"start the run in the folder of {CSV_FILE}, or name its whole path"
+"""Where the name of the file is read as it stands."""
+
 TORCH_NAMES = {
     "gpipe": "GPipe",
     "1f1b": "1F1B",

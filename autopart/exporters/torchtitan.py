@@ -22,6 +22,7 @@ from autopart.exporters.shape import (
 from autopart.exporters.text import comments, mark, rows
 from autopart.exporters.torch_schedules import (
     CSV_FILE,
+    CSV_NOTE,
     TorchSchedule,
     refuse_split_backwards,
     torch_schedule,
@@ -56,6 +57,7 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
     names = [[_named(unit, version) for unit in stage.units] for stage in stages]
     notes = rank_notes(shape)
     if version == "0.2.2":
+        notes += (CSV_NOTE,) if schedule.csv is not None else ()
         text = _toml(plan, shape, schedule, names, stages, notes)
         files = {"autopart_titan.toml": text}
     else:

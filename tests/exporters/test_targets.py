@@ -189,6 +189,7 @@ def test_automodel_notes_what_the_run_must_see_to() -> None:
     plan = changed(language_plan([1, 1], schedule="gpipe", replicas=2), schedule="custom")
     notes = export_plan(plan, "automodel").notes
     assert "over its replicas (FSDP)" in notes[0] and "in the folder of" in notes[1]
+    assert export_plan(plan, "torchtitan", version="0.2.2").notes == (notes[1],)
 
 
 def test_automodel_recomputes_all_or_none() -> None:
