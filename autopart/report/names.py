@@ -58,9 +58,38 @@ def layers_label(names: Sequence[str], most_runs: int = 4) -> str:
     return ", ".join(run_label(names, run) for run in runs)
 
 
+def chosen_label(names: Sequence[str]) -> str:
+    """Some layers of a stage on one line, each of them named: `h.{0,3,6-8}, head`."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        alike.setdefault(tuple(_NUMBER.split(name)[::2]), []).append(name)
+    return ", ".join(_folded(group) for group in alike.values())
+
+
+def _folded(names: Sequence[str]) -> str:
+    """Names with the same text between their numbers, folded where one of the numbers alone differs."""
+    pieces = [_NUMBER.split(name) for name in names]
+    differing = [at for at, values in enumerate(zip(*pieces, strict=True)) if len(set(values)) > 1]
+    if len(differing) != 1:
+        return ", ".join(names)
+    at = differing[0]
+    numbers = _ranges(sorted(int(own[at]) for own in pieces))
+    return "".join([*pieces[0][:at], f"{{{numbers}}}", *pieces[0][at + 1 :]])
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0,3,6-8`: three and more that follow each other as their ends."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(
+        f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs
+    )
+
+
 def ranks_label(ranks: Sequence[int]) -> str:
-    """`0`, `0-3` or `0,4`."""
-    ordered = sorted(ranks)
-    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
-        return f"{ordered[0]}-{ordered[-1]}"
-    return ",".join(map(str, ordered))
+    """`0`, `0-3` or `0,4,8-11`."""
+    return _ranges(sorted(ranks))

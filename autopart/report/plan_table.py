@@ -11,7 +11,7 @@ from autopart.cost import plan_bottleneck
 from autopart.plan import Plan
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
 from autopart.report.memory_table import stage_memory_table
-from autopart.report.names import layers_label, ranks_label
+from autopart.report.names import chosen_label, layers_label, ranks_label
 from autopart.sizes import ASSUMPTION
 from autopart.units import format_bytes, format_share, format_time
 
@@ -87,7 +87,7 @@ DEEDS = {
 def ways_lines(plan: Plan) -> list[str]:
     """Which layers each stage does not simply keep, a line for each way."""
     return [
-        f"stage {place} {deed} {len(names)} of {len(stage.layers)} layers: {layers_label(names)}"
+        f"stage {place} {deed} {len(names)} of {len(stage.layers)} layers: {chosen_label(names)}"
         for place, stage in enumerate(plan.stages)
         for way, deed in DEEDS.items()
         if (names := getattr(stage, way))

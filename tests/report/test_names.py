@@ -1,6 +1,6 @@
 import pytest
 
-from autopart.report.names import layers_label, ranks_label, run_label, sibling_runs
+from autopart.report.names import chosen_label, layers_label, ranks_label, run_label, sibling_runs
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,17 @@ def test_a_stage_of_many_runs_says_only_its_ends() -> None:
 )
 def test_ranks_are_said_shortly(ranks: list[int], label: str) -> None:
     assert ranks_label(ranks) == label
+
+
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [
+        ("h.0 h.3 h.6 h.7 h.8 head", "h.{0,3,6-8}, head"),
+        ("h.4", "h.4"),
+        ("h.1 h.2", "h.{1,2}"),
+        ("a.0.b.0 a.1.b.1", "a.0.b.0, a.1.b.1"),
+        ("h.0 h.0@1", "h.0, h.0@1"),
+    ],
+)
+def test_chosen_layers_are_each_named(names: str, label: str) -> None:
+    assert chosen_label(names.split()) == label
