@@ -28,6 +28,8 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Layers that run only their cheap part again."""
     offload: tuple[str, ...] = ()
     """Layers whose stash waits in the memory of the host."""
+    optimizer_on_host: bool = False
+    """Whether optimizer state and master copies wait in the memory of the host, but for the step."""
 
 
 TREATED = ("recompute", "selective", "offload")

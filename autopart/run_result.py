@@ -87,6 +87,10 @@ class StageRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The optimizer's step."""
     peak_bytes: Bytes
     """The most that one of its ranks held; see `RunResult.memory`."""
+    stash_bytes: Bytes | None = None
+    """The most that its microbatches in flight really kept on one of its ranks between forwards and
+    backwards, to be held against `predicted.memory.stash`. Counted in the first step of several, and in
+    a checked one, since counting takes time."""
     predicted: StagePrediction
     actions: tuple[ActionTimes, ...] = ()
     sends: tuple[SendTimes, ...] = ()

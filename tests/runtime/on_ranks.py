@@ -18,6 +18,8 @@ from autopart.runtime.execution import check as checks
 from autopart.runtime.execution.assembly import make_executor
 from autopart.runtime.execution.board import Board
 from autopart.runtime.execution.gradient_sum import GradientSum, Holders
+from autopart.runtime.execution.optimizer import Optimizer
+from autopart.runtime.execution.pieces import Shares
 from autopart.runtime.execution.reference import Reference
 from autopart.runtime.execution.run_settings import RunSettings
 from autopart.runtime.execution.stage import TorchStage, stage_parameters
@@ -175,6 +177,35 @@ def summed_gradients(
         parameter.grad = mine.get(name)
     GradientSum(holders, parameters, rank).run()
     return {name: parameter.grad for name, parameter in parameters.items()}
+
+
+Values = dict[str, list[float]]
+
+
+def shared_and_plain_steps(
+    rank: int, name: str, dtype: str = "float32", is_hosted: bool = False
+) -> tuple[int, Values, Values]:
+    """Three steps on parameters that all ranks hold, with state shared out among them and without: the
+    elements that this rank steps, and the parameters of both."""
+    torch.manual_seed(0)
+    values = {"a": torch.randn(3, 5), "b": torch.randn(2)}
+    ours, plain = (
+        {n: nn.Parameter(v.to(getattr(torch, dtype))) for n, v in values.items()} for _ in range(2)
+    )
+    everyone = tuple(range(distributed.get_world_size()))
+    shares = Shares(GradientSum([Holders(everyone, ("a", "b"))], ours, rank).shared)
+    hosted = list(ours.values()) if is_hosted else []
+    optimizers = [
+        Optimizer(name, list(ours.values()), 0.1, shares=shares, hosted=hosted),
+        Optimizer(name, list(plain.values()), 0.1),
+    ]
+    for _ in range(3):
+        for n, value in values.items():
+            ours[n].grad, plain[n].grad = (torch.sin(value).to(ours[n].dtype) for _ in range(2))
+        for optimizer in optimizers:
+            optimizer.step()
+    stepped = sum(p.stop - p.start for p in shares.pieces(list(ours.values())))
+    return stepped, *({n: p.flatten().tolist() for n, p in of.items()} for of in (ours, plain))
 
 
 def checked(

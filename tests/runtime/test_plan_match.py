@@ -6,7 +6,7 @@ from torch import fx, nn
 from autopart.errors import PlanError
 from autopart.plan import Plan
 from autopart.runtime.capture.capture import capture_model
-from autopart.runtime.execution.plan_match import capture_for_plan, check_can_run, place_on
+from autopart.runtime.execution.plan_match import capture_for_plan, place_on
 from autopart.runtime.models.model import TrainingModel
 from tests.runtime.plans import plan_for
 
@@ -67,13 +67,6 @@ def test_layers_that_no_division_gives_are_named():
     renamed = msgspec.structs.replace(second, layers=("elsewhere", *second.layers[1:]))
     with pytest.raises(PlanError, match=r"the plan has 'elsewhere', which the model lacks"):
         capture_for_plan(msgspec.structs.replace(of, stages=(first, renamed)), model(), BATCH)
-
-
-def test_a_layer_that_is_to_be_recomputed_and_offloaded_is_refused():
-    of = plan(model())
-    first = msgspec.structs.replace(of.stages[0], recompute=("0", "1"), offload=("1",))
-    with pytest.raises(PlanError, match="stage 0 is to recompute and to offload layer '1'"):
-        check_can_run(msgspec.structs.replace(of, stages=(first, *of.stages[1:])))
 
 
 class WithPositions(nn.Module):

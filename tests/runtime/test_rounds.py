@@ -75,34 +75,36 @@ def test_a_layer_that_does_nothing_is_taken_off_where_the_host_is_timed(
 
 def test_rounds_that_agree_are_not_repeated(perceptron: Subject) -> None:
     told: list[tuple[int, int]] = []
-    steps = Steps(lambda done, total, what: told.append((done, total)), total=5)
+    steps = Steps(lambda done, total, what: told.append((done, total)), total=6)
     times = measure_times(
         perceptron,
         own_forward(perceptron),
         ScriptedStopwatch(cycle([1.0])),
         Effort(warmup=1, repeats=3),
+        (),
         steps,
     )
     assert len(times.rounds) == 3
     assert spread_of(times.rounds) == 0.0
     assert times.waiting_share == 0.25
     assert times.updates == (1.0, 0.0, 1.0, 0.0), "of the two layers that have parameters"
-    assert told == [(0, 5), (1, 5), (2, 5), (3, 5), (4, 5)]
+    assert told == [(done, 6) for done in range(6)]
 
 
 def test_rounds_that_scatter_are_repeated_up_to_a_bound(perceptron: Subject) -> None:
     told: list[int] = []
-    steps = Steps(lambda done, total, what: told.append(total), total=3)
+    steps = Steps(lambda done, total, what: told.append(total), total=4)
     times = measure_times(
         perceptron,
         own_forward(perceptron),
         ScriptedStopwatch(2.0 ** (n // 17 % 3) for n in count()),
         Effort(warmup=0, repeats=2),
+        (),
         steps,
     )
     assert len(times.rounds) == MAX_REPEATS * 2
     assert spread_of(times.rounds) > 0.1
-    assert told[-1] == 3 + 4, "the bar learns of the rounds that were added"
+    assert told[-1] == 4 + 4, "the bar learns of the rounds that were added"
 
 
 def test_rounds_before_the_steady_ones_do_not_count(perceptron: Subject) -> None:
@@ -111,7 +113,8 @@ def test_rounds_before_the_steady_ones_do_not_count(perceptron: Subject) -> None
         own_forward(perceptron),
         ScriptedStopwatch(10.0 if n < 3 * 17 else 1.0 for n in count()),
         Effort(warmup=0, repeats=4),
-        Steps(None, total=4),
+        (),
+        Steps(None, total=5),
     )
     assert len(times.all_rounds) == 3 + 4
     assert len(times.rounds) == 4

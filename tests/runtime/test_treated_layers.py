@@ -1,27 +1,36 @@
 """Recomputed and offloaded layers: the gradients stay, the memory goes, and only where it is asked."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autopart.errors import PlanError
 from autopart.plan import Plan
 from autopart.runtime.capture.capture import batch_leaves, capture_model
 from autopart.runtime.capture.split import StageProgram, split_stages
-from autopart.runtime.execution.offload import Offload
-from autopart.runtime.execution.treated_layers import OffloadedLayer, treat_layers
+from autopart.runtime.execution.host_link import HostLink
+from autopart.runtime.execution.offload import HostStash
+from autopart.runtime.execution.treated_layers import (
+    OffloadedLayer,
+    Treatment,
+    offloading,
+    recomputing,
+    selective,
+    treat_layers,
+)
 from autopart.runtime.models.model import (
     TrainingModel,
     build_training_model,
     example_batch,
     load_model,
 )
-from autopart.runtime.profiling.stash import SavedStorages, storage_keys
+from autopart.runtime.profiling.liveness import LiveStorages
 from tests.runtime.plans import capture
 from tests.runtime.rank_pool import RankPool
 from tests.runtime.test_placements import Ranks, V, checked
@@ -66,14 +75,28 @@ def program_of(model: nn.Module) -> tuple[StageProgram, Tensors]:
     return program, batch_leaves(captured, batch)
 
 
-def run(program: StageProgram, leaves: Tensors) -> tuple[torch.Tensor, Tensors]:
+def run(
+    program: StageProgram, leaves: Tensors, host: HostStash | None = None
+) -> tuple[torch.Tensor, Tensors]:
     """Loss and gradients; random numbers from the same seed each time."""
     program.module.zero_grad(set_to_none=True)
     torch.manual_seed(2)
-    (loss,) = program.module(*(leaves[name] for name in program.inputs))
-    loss.backward()
+    with host.forward(0) if host else nullcontext():
+        (loss,) = program.module(*(leaves[name] for name in program.inputs))
+    with host.backward(0) if host else nullcontext():
+        loss.backward()
     named = program.module.named_parameters()
     return loss.detach(), {n: p.grad.clone() for n, p in named if p.grad is not None}
+
+
+def recompute(program: StageProgram, layers: Sequence[str]) -> None:
+    treat_layers(program, dict.fromkeys(layers, recomputing))
+
+
+def offload(program: StageProgram, layers: Sequence[str]) -> HostStash:
+    host = HostStash(HostLink())
+    treat_layers(program, dict.fromkeys(layers, offloading(host)))
+    return host
 
 
 class Count(TorchDispatchMode):
@@ -99,7 +122,7 @@ def four_layers() -> nn.Module:
 def test_recomputed_layers_run_forward_twice_and_the_others_once(layers: Sequence[str]):
     program, leaves = program_of(four_layers())
     plain = run(program, leaves)
-    treat_layers(program, layers, ())
+    recompute(program, layers)
     with Count() as count:
         treated = run(program, leaves)
     torch.testing.assert_close(treated, plain, rtol=0, atol=0)
@@ -107,71 +130,121 @@ def test_recomputed_layers_run_forward_twice_and_the_others_once(layers: Sequenc
     assert calls == {layer: 2 if layer in layers else 1 for layer in FORWARDS}
 
 
-def held_bytes(program: StageProgram, leaves: Tensors) -> int:
-    """What autograd keeps between forward and backward, counted by storage, without parameters."""
-    own = storage_keys([*program.module.parameters(), *leaves.values()])
-    with SavedStorages() as saved:
-        (loss,) = program.module(*(leaves[name] for name in program.inputs))
-        held = sum(size for key, size in saved.held().items() if key not in own)
-    loss.backward()
+def held_bytes(program: StageProgram, leaves: Tensors, host: HostStash | None = None) -> int:
+    """What is alive between forward and backward, counted by storage, without parameters."""
+    with LiveStorages() as live:
+        for tensor in (*program.module.parameters(), *leaves.values()):
+            live.ignore(tensor)
+        with host.forward(0) if host else nullcontext():
+            (loss,) = program.module(*(leaves[name] for name in program.inputs))
+        held = live.live_bytes - loss.nbytes
+    with host.backward(0) if host else nullcontext():
+        loss.backward()
     return held
 
 
 def test_a_recomputed_layer_keeps_nothing_but_what_it_takes():
     program, leaves = program_of(four_layers())
     before = held_bytes(program, leaves)
-    treat_layers(program, ["2", "3"], ())
+    recompute(program, ["2", "3"])
     # The sigmoid's result, which is the linear's input; gelu's scaled input and its result. What
     # each layer takes is kept instead: the sum that the layer before gives.
     assert before - held_bytes(program, leaves) == (3 - 2) * ONE_TENSOR
 
 
-def test_the_stash_of_an_offloaded_layer_leaves_the_device():
-    """On a CPU both are host memory: what was kept is freed, and its copy is as large."""
+PRODUCTS = ("aten::mm", "aten::addmm")
+
+
+def test_a_selective_layer_runs_all_but_its_products_again():
     program, leaves = program_of(four_layers())
+    with Count() as count:
+        plain = run(program, leaves)
+    treat_layers(program, dict.fromkeys(["2", "4"], selective))
+    with Count() as again:
+        treated = run(program, leaves)
+    torch.testing.assert_close(treated, plain, rtol=0, atol=0)
+    assert {layer: again.calls[name] for layer, name in FORWARDS.items()} == {
+        **dict.fromkeys(("1", "3"), 1),
+        **dict.fromkeys(("2", "4"), 2),
+    }
+    assert all(again.calls.get(name) == count.calls.get(name) for name in PRODUCTS)
+
+
+class Feeding(nn.Module):
+    """Two products, with a cheap operation behind each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.tanh(self.up(torch.tanh(x))))
+
+
+def test_a_selective_layer_keeps_what_its_products_give_where_the_rest_needs_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Feeding(), Mixing(torch.tanh))
+    program, leaves = program_of(model)
+    kept = held_bytes(program, leaves)
+    treat_layers(program, {"1": selective})
+    # Two results of tanh stood there; the first product stays instead, and not the second, which
+    # only a sum takes on. What the layer takes is kept: it was an operand of nothing but sums.
+    assert kept - held_bytes(program, leaves) == (2 - 1 - 1) * ONE_TENSOR
+    whole, _ = program_of(model)
+    treat_layers(whole, {"1": recomputing})
+    assert kept - held_bytes(whole, leaves) == (2 - 1) * ONE_TENSOR
+
+
+class Overwriting(nn.Module):
+    """Writes into what its product has given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.relu_(self.linear(x))
+
+
+def test_a_layer_that_writes_into_its_products_is_not_recomputed_selectively():
+    program, leaves = program_of(nn.Sequential(nn.Linear(WIDTH, WIDTH), Overwriting()))
     plain = run(program, leaves)
-    treat_layers(program, (), ["2", "4"])
-    freed: list[StorageWeakRef] = []
-    kept = Offload._pack
+    with pytest.raises(PlanError, match=r"layer '1' .* recompute all of it"):
+        treat_layers(program, {"1": selective})
+    recompute(program, ["1"])
+    torch.testing.assert_close(run(program, leaves), plain, rtol=0, atol=0)
 
-    def noting(self: Offload, tensor: torch.Tensor) -> Any:
-        packed = kept(self, tensor)
-        if not isinstance(packed, torch.Tensor):
-            freed.append(StorageWeakRef(tensor.untyped_storage()))
-        return packed
 
-    Offload._pack = noting
-    try:
-        (loss,) = program.module(*(leaves[name] for name in program.inputs))
-        assert len(freed) == 4 and all(storage.expired() for storage in freed)
-        loss.backward()
-    finally:
-        Offload._pack = kept
+def test_the_stash_of_an_offloaded_layer_leaves_the_device():
+    program, leaves = program_of(four_layers())
+    plain, before = run(program, leaves), held_bytes(program, leaves)
+    host = offload(program, ["2", "4"])
     layers = [m for m in program.module.modules() if isinstance(m, OffloadedLayer)]
+    assert before - held_bytes(program, leaves, host) == 3 * ONE_TENSOR
     # The sigmoid's result, also the linear's input; erf's scaled input and its result.
     assert {la.name: la.moved_bytes for la in layers} == {"2": ONE_TENSOR, "4": 2 * ONE_TENSOR}
-    torch.testing.assert_close(run(program, leaves), plain, rtol=0, atol=0)
+    torch.testing.assert_close(run(program, leaves, host), plain, rtol=0, atol=0)
 
 
 def test_only_layers_that_are_named_are_offloaded():
     program, leaves = program_of(four_layers())
-    treat_layers(program, (), ["3"])
-    run(program, leaves)
+    run(program, leaves, offload(program, ["3"]))
     (layer,) = (m for m in program.module.modules() if isinstance(m, OffloadedLayer))
     assert layer.name == "3" and layer.moved_bytes == 2 * ONE_TENSOR
 
 
-def test_dropout_draws_the_same_mask_again():
+@pytest.mark.parametrize("way", [recomputing, selective])
+def test_dropout_draws_the_same_mask_again(way: Treatment):
     program, leaves = program_of(chain(nn.Dropout(0.5), torch.tanh, nn.Dropout(0.3)))
     plain = run(program, leaves)
-    treat_layers(program, ["1", "3"], ())
+    treat_layers(program, dict.fromkeys(["1", "3"], way))
     treated = run(program, leaves)
     torch.testing.assert_close(treated, plain, rtol=0, atol=0)
 
 
 def test_the_statistics_of_a_recomputed_layer_are_those_of_one_forward():
     twins = [program_of(chain(nn.BatchNorm1d(WIDTH), torch.tanh)) for _ in range(2)]
-    treat_layers(twins[1][0], ["1"], ())
+    recompute(twins[1][0], ["1"])
     for _ in range(3):
         plain, treated = (run(*twin) for twin in twins)
         torch.testing.assert_close(treated, plain, rtol=0, atol=0)
@@ -184,7 +257,7 @@ def test_the_statistics_of_a_recomputed_layer_are_those_of_one_forward():
 def test_microbatches_in_flight_keep_to_their_own_statistics():
     """Two forwards, then their backwards: putting statistics back is no fault to the other one."""
     program, leaves = program_of(chain(nn.BatchNorm1d(WIDTH), torch.tanh))
-    treat_layers(program, ["1"], ())
+    recompute(program, ["1"])
     first, second = (program.module(*leaves.values())[0] for _ in range(2))
     first.backward()
     second.backward()
@@ -196,7 +269,7 @@ def test_layers_that_write_into_what_another_made_are_recomputed_with_it():
     )
     plain = run(program, leaves)
     assert program.layers == ("0", "1", "loss")
-    treat_layers(program, ["1"], ())
+    recompute(program, ["1"])
     torch.testing.assert_close(run(program, leaves), plain, rtol=0, atol=0)
 
 
@@ -216,17 +289,24 @@ def test_every_layer_of_a_model_can_be_treated(model: str):
         return split_stages(captured, [names])[0]
 
     plain = run(fresh(), leaves)
-    for recompute, offload in ((names, ()), ((), names), (names[::2], names[1::2])):
+    host = HostStash(HostLink())
+    ways = [recomputing, selective, offloading(host)]
+    for shift in range(3):
         program = fresh()
-        treat_layers(program, recompute, offload)
-        treated = run(program, leaves)
+        treat_layers(program, {name: ways[(n + shift) % 3] for n, name in enumerate(names)})
+        treated = run(program, leaves, host)
         torch.testing.assert_close(treated, plain, rtol=1e-12, atol=1e-14)
 
 
 def with_treatments(of: Plan) -> Plan:
-    """Every layer but each third is recomputed or offloaded in turn."""
+    """Layers are recomputed, selectively recomputed, offloaded and kept in turn."""
     stages = [
-        msgspec.structs.replace(stage, recompute=stage.layers[::3], offload=stage.layers[1::3])
+        msgspec.structs.replace(
+            stage,
+            recompute=stage.layers[::4],
+            selective=stage.layers[1::4],
+            offload=stage.layers[2::4],
+        )
         for stage in of.stages
     ]
     return msgspec.structs.replace(of, stages=tuple(stages))

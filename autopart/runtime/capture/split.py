@@ -91,12 +91,16 @@ def split_stages(captured: Captured, stages: Sequence[Sequence[str]]) -> tuple[S
     )
 
 
-def split_layers(captured: Captured) -> tuple[StageProgram, ...]:
-    """Each layer as a stage of its own that receives and returns exactly its values; the layer
-    that makes the loss returns it last."""
+def split_layers(
+    captured: Captured, names: Collection[str] | None = None
+) -> tuple[StageProgram, ...]:
+    """Each layer, or each of `names`, as a stage of its own that receives and returns exactly its
+    values; the layer that makes the loss returns it last."""
     loss = _loss_node(captured.module)
     programs: list[StageProgram] = []
     for layer in captured.layers:
+        if names is not None and layer.name not in names:
+            continue
         received = [v.name for v in captured.values if layer.name in v.consumers]
         outputs = [v.name for v in captured.values if v.producer == layer.name]
         if captured.layer_of[loss.name] == layer.name:

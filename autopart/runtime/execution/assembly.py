@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import distributed
 
-from autopart.plan import Plan, schedule_of, stage_ranks
+from autopart.plan import Plan, Stage, schedule_of, stage_ranks
 from autopart.runtime.capture.split import StageProgram
 from autopart.runtime.execution.asynchronous import (
     AsynchronousExecutor,
@@ -14,13 +14,20 @@ from autopart.runtime.execution.asynchronous import (
 )
 from autopart.runtime.execution.executor import Executor
 from autopart.runtime.execution.gradient_sum import GradientSum, Holders, holders_of
+from autopart.runtime.execution.host_link import HostLink, host_link
 from autopart.runtime.execution.messages import write_messages
+from autopart.runtime.execution.offload import HostStash
 from autopart.runtime.execution.plan_match import Backend, check_can_run, place_on
 from autopart.runtime.execution.rank_executor import RankPart, StepExecutor
 from autopart.runtime.execution.stage import TorchStage, stage_parameters
 from autopart.runtime.execution.torch_backend import TorchBackend
 from autopart.runtime.execution.transfers import Transfers
-from autopart.runtime.execution.treated_layers import treat_layers
+from autopart.runtime.execution.treated_layers import (
+    offloading,
+    recomputing,
+    selective,
+    treat_layers,
+)
 from autopart.runtime.execution.watcher import Unwatched, Watcher
 from autopart.runtime.execution.weight_gradients import split_backwards
 from autopart.schedule import StageRanks
@@ -110,10 +117,11 @@ def _part(
     graphs."""
     rank, ranks = distributed.get_rank() if rank is None else rank, stage_ranks(plan)
     mine = {index: programs[index] for index, on in enumerate(ranks) if rank in on}
-    _prepare(plan, mine, device)
+    hosts = _prepare(plan, mine, device)
     parameters = {n: p for program in mine.values() for n, p in stage_parameters(program).items()}
     return RankPart(
         programs=mine,
+        hosts=hosts,
         owned=_owned([program.parameters for program in programs], ranks, rank),
         sums=GradientSum(holders, parameters, rank),
         num_microbatches=plan.num_microbatches,
@@ -122,14 +130,19 @@ def _part(
     )
 
 
-def _prepare(plan: Plan, programs: Mapping[int, StageProgram], device: torch.device) -> None:
-    """Put what the plan says of a stage's layers and backwards into its graph."""
+def _prepare(
+    plan: Plan, programs: Mapping[int, StageProgram], device: torch.device
+) -> dict[int, HostStash | None]:
+    """Put what the plan says of a stage's layers and backwards into its graph; where each stage's
+    offloaded layers keep their stash."""
+    link, hosts = host_link(device), dict[int, HostStash | None]()
     halved = {action.stage for order in schedule_of(plan) for action in order if action.op == "W"}
     for index, program in programs.items():
         place_on(program.module, device)
         if index in halved:
             split_backwards(program.module)
-        treat_layers(program, plan.stages[index].recompute, plan.stages[index].offload)
+        hosts[index] = _treat(program, plan.stages[index], link)
+    return hosts
 
 
 def _torch_stages(plan: Plan, part: RankPart) -> dict[int, TorchStage]:
@@ -137,10 +150,27 @@ def _torch_stages(plan: Plan, part: RankPart) -> dict[int, TorchStage]:
     assert isinstance(group, distributed.ProcessGroup)
     return {
         index: TorchStage(
-            program, index, len(plan.stages), plan.num_microbatches, part.device, group
+            program,
+            index,
+            len(plan.stages),
+            plan.num_microbatches,
+            part.device,
+            group,
+            part.hosts[index],
         )
         for index, program in part.programs.items()
     }
+
+
+def _treat(program: StageProgram, stage: Stage, link: HostLink) -> HostStash | None:
+    """Recompute and offload the layers that the plan's stage names; where offloaded ones are kept."""
+    host = HostStash(link) if stage.offload else None
+    treatments = dict.fromkeys(stage.recompute, recomputing)
+    treatments |= dict.fromkeys(stage.selective, selective)
+    if host is not None:
+        treatments |= dict.fromkeys(stage.offload, offloading(host))
+    treat_layers(program, treatments)
+    return host
 
 
 def _owned(

@@ -37,7 +37,7 @@ class Executor(StepExecutor):
     def _run(
         self, microbatches: Mapping[int, Leaves], loss_scale: float, marks: Marks
     ) -> torch.Tensor | None:
-        held = Held(self._stages, microbatches, loss_scale, self._transfers)
+        held = Held(self._stages, microbatches, loss_scale, self._transfers, self.meter)
         ProgramLoop(held, marks, self._clock, self._part.watcher).run(self._program)
         return held.loss
 

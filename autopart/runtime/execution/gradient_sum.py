@@ -45,22 +45,23 @@ class GradientSum:
 
     def __init__(self, holders: Sequence[Holders], parameters: Named, rank: int) -> None:
         """Every rank of the world must call this, with equal `holders`: it makes process groups."""
-        self._shared: list[_Shared] = []
+        self.shared: list[Shared] = []
+        """The parameters of this rank that others hold too, by their holders."""
         for held in holders:
             group = distributed.new_group(list(held.ranks))
             if rank in held.ranks:
                 trained = [parameters[n] for n in held.names if parameters[n].requires_grad]
-                self._shared.append(_Shared(group, trained))
+                self.shared.append(Shared(group, trained))
 
     def run(self) -> None:
         """Replace each shared gradient by its sum; the holders of each group must all call it."""
-        for shared in self._shared:
+        for shared in self.shared:
             shared.agree_on_used()
-            for bucket in _buckets(shared.used):
+            for bucket in buckets(shared.used):
                 _sum_bucket(bucket, shared.group)
 
 
-class _Shared:
+class Shared:
     """Parameters with equal holders, and the group of these."""
 
     def __init__(self, group: object, parameters: list[torch.nn.Parameter]) -> None:
@@ -84,7 +85,7 @@ class _Shared:
         self._agreed = True
 
 
-def _buckets(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+def buckets(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
     """Parameters of one dtype, up to `BUCKET_BYTES` together, in an order that all holders share."""
     bucket: list[torch.nn.Parameter] = []
     size = 0

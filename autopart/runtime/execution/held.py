@@ -8,6 +8,7 @@ import torch
 
 from autopart.runtime.execution.messages import Receive, Send
 from autopart.runtime.execution.stage import Leaves, TorchStage
+from autopart.runtime.execution.stash_meter import StashMeter
 from autopart.runtime.execution.transfers import BETWEEN_RANKS, Message, Transfers, start
 from autopart.schedule import Action
 
@@ -33,12 +34,14 @@ class Held:
         microbatches: Mapping[int, Leaves],
         loss_scale: float,
         transfers: Transfers = BETWEEN_RANKS,
+        meter: StashMeter | None = None,
     ) -> None:
-        """`loss_scale` multiplies the loss of each microbatch for its gradients."""
+        """`loss_scale` multiplies the loss of each microbatch for its gradients; `meter` watches."""
         self._transfers = transfers
         self._stages = stages
         self._microbatches = microbatches
         self._loss_scale = loss_scale
+        self._meter = meter
         self._arriving: dict[Action, Message] = {}
         self._results: dict[_Reader, Tensors] = {}
         self.sends: deque[Message] = deque()
@@ -83,18 +86,36 @@ class Held:
         if action.op == "W":
             stage.weight_backward(action.microbatch)
         elif action.op == "F":
-            results = stage.forward(
-                action.microbatch, needed, self._microbatches[action.microbatch]
-            )
+            results = self._forward(action, needed)
             if stage.is_last:
                 self.loss = results[0] if self.loss is None else self.loss + results[0]
             else:
                 self._results[_reader_of(action)] = results
         else:
+            self._let_go(Action(action.stage, "F", action.microbatch))
             puts_off = action.op == "I"
             results = stage.backward(action.microbatch, needed, self._loss_scale, puts_off=puts_off)
             if not stage.is_first:
                 self._results[_reader_of(action)] = results
+
+    def _let_go(self, forward: Action) -> None:
+        """Hold what a forward has sent no longer: the gradient that has come back for it says that it has
+        arrived, so that waiting takes no time."""
+        for message in self.sends:
+            if message.action == forward:
+                message.wait()
+        self.sends = deque(message for message in self.sends if message.action != forward)
+
+    def _forward(self, action: Action, received: Tensors) -> Tensors:
+        stage, leaves = self._stages[action.stage], self._microbatches[action.microbatch]
+        if self._meter is None:
+            return stage.forward(action.microbatch, received, leaves)
+        module = stage.program.module
+        there = (*module.parameters(), *module.buffers(), *leaves.values())
+        with self._meter.forward(action.stage, received, there):
+            results = stage.forward(action.microbatch, received, leaves)
+        self._meter.take(action.stage, results if stage.is_last else ())
+        return results
 
 
 def _reader_of(action: Action) -> _Reader:

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 from torch import distributed
 
-from autopart.plan import Plan, check_plan, load_plan, num_ranks, save_plan
+from autopart.plan import Plan, load_plan, num_ranks, save_plan
 from autopart.run_result import RunResult
 from autopart.runtime.execution.asynchronous import way_of
 from autopart.runtime.execution.board import (
@@ -121,9 +121,7 @@ def run_local(
 
 
 def _loaded(plan: Plan | Path | str, settings: RunSettings) -> Plan:
-    if isinstance(plan, Plan):
-        check_plan(plan)
-    else:
+    if not isinstance(plan, Plan):
         plan = load_plan(plan)
     check_can_run(plan, settings.backend)
     if settings.asynchronous is not None:

@@ -1,7 +1,7 @@
 """What the ranks measured, put together stage by stage beside the prediction."""
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, get_args
 
@@ -30,6 +30,8 @@ class RankRun(NamedTuple):
 
     steps: tuple[StepRun, ...]
     peak_bytes: int
+    stash_bytes: Mapping[int, int] = {}
+    """The most that each of its stages kept in the first step; empty where nobody counted."""
     tensor_bytes: int | None = None
     """As `RankStep` has it."""
     versions: int = 1
@@ -67,6 +69,7 @@ def stages_of(plan: Plan, runs: Sequence[RankRun], *, alone: bool = False) -> tu
             sync_time=_median(mine, lambda step: step.trace.sync_time),
             update_time=_median(mine, lambda step: step.update_time),
             peak_bytes=max(run.peak_bytes for run in mine),
+            stash_bytes=_most_kept(index, mine),
             predicted=predicted,
             actions=_actions_of(index, mine),
             sends=sends[index],
@@ -96,6 +99,11 @@ def rank_step(rank: int, run: RankRun) -> RankStep:
         peak_bytes=run.peak_bytes,
         tensor_bytes=run.tensor_bytes,
     )
+
+
+def _most_kept(stage: int, runs: Iterable[RankRun]) -> int | None:
+    counted = [run.stash_bytes[stage] for run in runs if stage in run.stash_bytes]
+    return max(counted, default=None)
 
 
 def share_of_core(runs: Iterable[RankRun]) -> float:

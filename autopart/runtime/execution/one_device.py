@@ -35,6 +35,7 @@ from autopart.runtime.execution.microbatches import Microbatches
 from autopart.runtime.execution.optimizer import LEARNING_RATES, Optimizer
 from autopart.runtime.execution.peak_memory import watch_peak
 from autopart.runtime.execution.plan_match import capture_for_plan
+from autopart.runtime.execution.rank_optimizer import rank_optimizer
 from autopart.runtime.execution.stand_ins import NEIGHBOURS, give_weights
 from autopart.runtime.execution.tensor_bytes import how_counted, most_tensor_bytes
 from autopart.runtime.execution.training import Report, device_name
@@ -145,7 +146,7 @@ def _run_rank(
     executor = make_lone_executor(
         plan, rank, _programs(plan, rank, model, device), NEIGHBOURS, device=device
     )
-    stepper = Optimizer(optimizer, list(executor.parameters.values()), lr=0.0)
+    stepper = rank_optimizer(plan, executor, optimizer, lr=0.0)
     alone = _Alone(executor, stepper, model.data)
     watch_peak(device)
     runs = tuple(alone.step(number) for number in range(steps))
@@ -154,7 +155,7 @@ def _run_rank(
     read = (leaf for of in leaves.values() for leaf in of.values())
     aside = stepper.counters
     held = most_tensor_bytes(lambda: alone.train(leaves), (*there, *read), device, aside)
-    return RankRun(runs, held, held)
+    return RankRun(runs, held, tensor_bytes=held)
 
 
 def _programs(

@@ -8,7 +8,7 @@ from torch.fx.node import Argument, map_aggregate
 
 from autopart.errors import ExportRefused, ModelError, PlanError
 from autopart.exporters.torch_replicas import replicas_of
-from autopart.plan import Plan
+from autopart.plan import Plan, check_plan
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
 from autopart.runtime.models.attributes import user_name
 from autopart.runtime.models.model import Batch, TrainingModel
@@ -38,16 +38,10 @@ def capture_for_plan(plan: Plan, model: TrainingModel, batch: Batch) -> Captured
 
 
 def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
-    """Raise PlanError for what plans can say and the backend cannot do."""
+    """Raise PlanError where a plan contradicts itself, or says what the backend cannot do."""
+    check_plan(plan)
     if backend == "torch":
         _check_torch_can_run(plan)
-    for index, stage in enumerate(plan.stages):
-        both = [name for name in stage.recompute if name in stage.offload]
-        if both:
-            raise PlanError(
-                f"stage {index} is to recompute and to offload layer '{both[0]}'; what is "
-                "recomputed keeps nothing that could be offloaded: name it in one of the two"
-            )
 
 
 def check_same_weights(model: TrainingModel) -> None:

@@ -1,15 +1,17 @@
 """What every way to run one rank's stages has: their tensors, the sums of gradients, a clock."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from autopart.runtime.capture.split import StageProgram
 from autopart.runtime.execution.clock import clock_of
-from autopart.runtime.execution.gradient_sum import GradientSum
+from autopart.runtime.execution.gradient_sum import GradientSum, Shared
+from autopart.runtime.execution.offload import HostStash
 from autopart.runtime.execution.stage import Leaves, stage_buffers, stage_parameters
+from autopart.runtime.execution.stash_meter import StashMeter
 from autopart.runtime.execution.step_trace import Marks, StepTrace, begin_marks
 from autopart.runtime.execution.transfers import carried
 from autopart.runtime.execution.watcher import Watcher
@@ -21,6 +23,8 @@ class RankPart:
 
     programs: Mapping[int, StageProgram]
     """Those of its stages by their number in the pipeline; their tensors stand on `device`."""
+    hosts: Mapping[int, HostStash | None]
+    """Where the offloaded layers of each stage keep their stash; None where it has none."""
     owned: tuple[str, ...]
     """Those of its parameters that no rank before it holds: over all ranks, each parameter of the
     model once."""
@@ -48,6 +52,11 @@ class RankExecutor:
         return {name: p for program in programs for name, p in stage_parameters(program).items()}
 
     @property
+    def shared(self) -> Sequence[Shared]:
+        """The parameters that other ranks hold too, by their holders."""
+        return self._part.sums.shared
+
+    @property
     def buffers(self) -> dict[str, torch.Tensor]:
         """Those of this rank's stages by the user's names."""
         programs = self.programs.values()
@@ -66,6 +75,9 @@ class StepExecutor(RankExecutor, ABC):
     def __init__(self, part: RankPart) -> None:
         super().__init__(part)
         self._marks: Marks | None = None
+        self.meter: StashMeter | None = None
+        """Watches what the stages keep, where there is one and the backend can be watched; every
+        operation takes longer then."""
 
     @property
     @abstractmethod

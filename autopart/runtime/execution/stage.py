@@ -7,6 +7,7 @@ when it is needed. Of torch's stage only what versions 2.10 to 2.13 agree on is 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage
 
 from autopart.runtime.capture.split import StageProgram, TensorMeta
+from autopart.runtime.execution.offload import HostStash
 from autopart.runtime.execution.weight_gradients import Deed, put_off
 
 Leaves = Mapping[str, torch.Tensor]
@@ -31,9 +33,11 @@ class TorchStage(PipelineStage):
         num_microbatches: int,
         device: torch.device,
         group: distributed.ProcessGroup,
+        host: HostStash | None = None,
     ) -> None:
         """`group` holds this rank alone: torch would refuse more ranks than stages, and the peers
-        are not its business. Whoever waits for results sends and receives through the executor."""
+        are not its business. Whoever waits for results sends and receives through the executor.
+        `host` is where the program's offloaded layers keep their stash."""
         super().__init__(
             _ByName(program.module, program.inputs),
             index,
@@ -44,6 +48,7 @@ class TorchStage(PipelineStage):
             group=group,
         )
         self.program = program
+        self._host = host
         self.has_backward = True
         self.chunks = num_microbatches
         self._arrived: dict[int, tuple[torch.Tensor, ...]] = {}
@@ -59,7 +64,8 @@ class TorchStage(PipelineStage):
             tensor.requires_grad_(meta.requires_grad)
         self._arrived[microbatch] = tuple(received)
         inputs = {name: leaves[name] for name in self.program.inputs}
-        outputs = self.forward_one_chunk(microbatch, (), inputs)
+        with self._host.forward(microbatch) if self._host else nullcontext():
+            outputs = self.forward_one_chunk(microbatch, (), inputs)
         self.output_chunks.clear()
         return tuple(output.detach() for output in outputs)
 
@@ -79,10 +85,11 @@ class TorchStage(PipelineStage):
         gradients can wait does so until `weight_backward` is called.
         """
         metas = self.program.received_meta
-        if puts_off:
-            with put_off(self._put_off.setdefault(microbatch, [])):
-                of_received = self._backward(microbatch, gradients, loss_scale)
-        else:
+        with ExitStack() as around:
+            if self._host:
+                around.enter_context(self._host.backward(microbatch))
+            if puts_off:
+                around.enter_context(put_off(self._put_off.setdefault(microbatch, [])))
             of_received = self._backward(microbatch, gradients, loss_scale)
         return tuple(
             torch.zeros(meta.shape, dtype=meta.dtype, device=self.device) if grad is None else grad

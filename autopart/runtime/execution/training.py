@@ -37,9 +37,11 @@ from autopart.runtime.execution.optimizer import Optimizer
 from autopart.runtime.execution.peak_memory import how_measured, peak_bytes, watch_peak
 from autopart.runtime.execution.plan_match import capture_for_plan, check_same_weights
 from autopart.runtime.execution.rank_executor import StepExecutor
+from autopart.runtime.execution.rank_optimizer import rank_optimizer
 from autopart.runtime.execution.reference import run_reference
 from autopart.runtime.execution.run_settings import RunSettings
 from autopart.runtime.execution.stage import Leaves
+from autopart.runtime.execution.stash_meter import StashMeter
 from autopart.runtime.execution.tensor_bytes import most_tensor_bytes
 from autopart.runtime.models.model import (
     ModelSource,
@@ -111,7 +113,7 @@ class _Run:
         board.waiting("the process groups", None)
         self._executor = self._make_executor(programs)
         self._parameters = self._executor.parameters
-        self._optimizer = self._make_optimizer(list(self._parameters.values()))
+        self._optimizer = rank_optimizer(plan, self._executor, self._optimizer_name(), settings.lr)
         torch.manual_seed(settings.seed + place.rank)
 
     def steps(self) -> RankRun:
@@ -121,7 +123,8 @@ class _Run:
         if isinstance(self._executor, AsynchronousExecutor):
             return self._without_flush(self._executor)
         executor, count = self._executor, self._settings.steps
-        done = tuple(self._step(executor, step) for step in range(count))
+        meter = StashMeter()
+        done = tuple(self._metered(executor, step, meter) for step in range(count))
         peak = peak_bytes(self._place.device)
         if self._settings.check:
             self._board.waiting("the comparison of parameters", None)
@@ -129,7 +132,7 @@ class _Run:
             if self._compares_buffers():
                 checks.compare_buffers(self._check, self._executor.buffers)
         counted = self._counted(executor, peak) if self._settings.count_bytes else None
-        return RankRun(done, peak, counted)
+        return RankRun(done, peak, meter.most_bytes, tensor_bytes=counted)
 
     def result(self, runs: Sequence[RankRun]) -> RunResult:
         """What all ranks measured; raises RunError where the check failed."""
@@ -189,8 +192,10 @@ class _Run:
         )
 
     def _make_optimizer(self, parameters: list[torch.nn.Parameter]) -> Optimizer:
-        name = self._settings.optimizer or ("sgd" if self._settings.check else "adamw")
-        return Optimizer(name, parameters, self._settings.lr)
+        return Optimizer(self._optimizer_name(), parameters, self._settings.lr)
+
+    def _optimizer_name(self) -> str:
+        return self._settings.optimizer or ("sgd" if self._settings.check else "adamw")
 
     def _reference(self, source: ModelSource) -> Check:
         plan, settings, device = self._plan, self._settings, str(self._place.device)
@@ -231,6 +236,12 @@ class _Run:
         clock = clock_of(self._place.device)
         done, versions = run_without_flush(executor, batches, size, self._optimizer, clock, note)
         return RankRun(done, peak_bytes(self._place.device), versions=versions)
+
+    def _metered(self, executor: StepExecutor, step: int, meter: StashMeter) -> StepRun:
+        """Counting slows the first step, which no median counts where there are more."""
+        counts = step == 0 and (self._settings.steps > 1 or self._settings.check)
+        executor.meter = meter if counts else None
+        return self._step(executor, step)
 
     def _step(self, executor: StepExecutor, step: int) -> StepRun:
         clock, board = clock_of(self._place.device), self._board

@@ -1,88 +1,75 @@
 """Layers of a stage that are recomputed or offloaded: exactly those that the plan names.
 
 The nodes of such a layer become a module of their own in the stage's graph, which hands it its
-parameters and buffers. The rest of the graph keeps the order of the layers.
+parameters and buffers. What the layer needs of masks, position tables and the like it computes for
+itself, so that they are part of what it keeps or does not keep. The rest of the graph keeps the order
+of the layers.
 
     recompute   keep what the layer takes, and run its forward again when its backward begins
-    offload     keep what the layer's backward needs in host memory
+    selective   keep besides what products with parameters give, and run only the rest again
+    offload     keep what the layer's backward needs in the host's memory
 """
 
-# pyright: reportPrivateUsage=false
-
-from collections.abc import Collection, Generator, Iterable, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils.checkpoint import checkpoint
 
+from autopart.errors import PlanError
 from autopart.runtime.capture.split import StageProgram
-from autopart.runtime.execution.offload import Offload
+from autopart.runtime.execution.offload import HostStash, LayerStash
+from autopart.runtime.execution.recomputed_layer import RecomputedLayer, can_keep_products
 from autopart.runtime.models.attributes import lookup
 
 Env = dict[fx.Node, fx.Node]
+Treatment = Callable[[str, fx.GraphModule, Collection[int]], nn.Module]
+"""Makes the module of a layer from its name, its part of the graph, and the places of the model's
+buffers among what the part takes."""
 
 
-class RecomputedLayer(nn.Module):
-    """Keeps what the layer takes; its forward runs again when its backward begins.
+def recomputing(name: str, part: fx.GraphModule, buffers: Collection[int]) -> RecomputedLayer:
+    """Run the whole layer again."""
+    return RecomputedLayer(name, part, buffers)
 
-    No layer writes into what another one made: capturing a model puts such layers together.
-    """
 
-    def __init__(self, name: str, part: fx.GraphModule, buffers: Collection[int]) -> None:
-        """`buffers` are the places of the model's buffers among the inputs."""
-        super().__init__()
-        self.name = name
-        self.part = part
-        self._buffers_at = frozenset(buffers)
-        self._is_random = _is_random(part)
-
-    def forward(self, *inputs: Any) -> Any:
-        """The same random numbers are drawn both times, and statistics are kept of the first."""
-        taken = [v for place, v in enumerate(inputs) if place not in self._buffers_at]
-        buffers = {place: inputs[place] for place in self._buffers_at}
-        written = [*buffers.values(), *self.part.buffers()]
-
-        def run(*others: Any) -> Any:
-            rest = iter(others)
-            return self.part(
-                *(buffers[i] if i in buffers else next(rest) for i in range(len(inputs)))
-            )
-
-        # No buffers among the arguments: torch refuses those that change before the second run.
-        return checkpoint(
-            run,
-            *taken,
-            use_reentrant=False,
-            preserve_rng_state=self._is_random,
-            context_fn=lambda: (nullcontext(), _kept(written)),
+def selective(name: str, part: fx.GraphModule, buffers: Collection[int]) -> RecomputedLayer:
+    """Run the layer again but for its products; raises PlanError where these cannot stay."""
+    if not can_keep_products(part):
+        raise PlanError(
+            f"layer '{name}' cannot be recomputed selectively: it writes into what its products give, "
+            "or runs a module as it is; recompute all of it"
         )
+    return RecomputedLayer(name, part, buffers, keeps_products=True)
+
+
+def offloading(host: HostStash) -> Treatment:
+    """Keep the layer's stash on `host`."""
+    return lambda name, part, _: OffloadedLayer(name, part, host)
 
 
 class OffloadedLayer(nn.Module):
-    """Keeps what its backward needs in host memory."""
+    """Keeps what its backward needs in the host's memory."""
 
-    def __init__(self, name: str, part: fx.GraphModule) -> None:
+    def __init__(self, name: str, part: fx.GraphModule, host: HostStash) -> None:
         super().__init__()
         self.name = name
         self.part = part
         self.moved_bytes = 0
         """What left the device in the last forward."""
+        self._host = host
 
     def forward(self, *inputs: Any) -> Any:
-        offload = Offload([value for value in inputs if isinstance(value, torch.Tensor)])
-        with offload:
+        taken = [value for value in inputs if isinstance(value, torch.Tensor)]
+        with LayerStash(taken, self._host) as stash:
             outputs = self.part(*inputs)
-        self.moved_bytes = offload.move_out(outputs)
+        self.moved_bytes = stash.leave(outputs)
         return outputs
 
 
-def treat_layers(
-    program: StageProgram, recompute: Collection[str], offload: Collection[str]
-) -> None:
-    """Recompute and offload the layers named, each in one of the two, in the stage's own graph."""
-    if not (recompute or offload):
+def treat_layers(program: StageProgram, treatments: Mapping[str, Treatment]) -> None:
+    """Put the modules that `treatments` make, by the layer's name, into the stage's own graph."""
+    if not treatments:
         return
     module, early, late = program.module, list[fx.Node](), list[fx.Node]()
     by_layer: dict[str, list[fx.Node]] = {name: [] for name in program.layers}
@@ -91,13 +78,14 @@ def treat_layers(
     for node in early:
         env[node] = graph.node_copy(node, env.__getitem__)
     for name, nodes in by_layer.items():
-        if nodes and (name in recompute or name in offload):
-            _call_part(module, graph, name, nodes, env, recomputes=name in recompute)
+        if nodes and name in treatments:
+            _call_part(module, graph, name, nodes, env, treatments[name])
             continue
         for node in nodes:
             env[node] = graph.node_copy(node, env.__getitem__)
     for node in late:
         env[node] = graph.node_copy(node, env.__getitem__)
+    _drop_unused(graph)
     module.graph = graph
 
 
@@ -123,27 +111,47 @@ def _call_part(
     module: fx.GraphModule,
     graph: fx.Graph,
     name: str,
-    nodes: Sequence[fx.Node],
+    own: Sequence[fx.Node],
     env: Env,
-    *,
-    recomputes: bool,
+    treatment: Treatment,
 ) -> None:
     """Put one call in the place of the layer's nodes."""
-    inside = set(nodes)
+    nodes = _with_replicated(module.graph, own)
+    inside, given_out = set(nodes), set(own)
     taken = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside)
     given = [n for n in taken if not _is_module(module, n)]
-    made = [node for node in nodes if any(user not in inside for user in node.users)]
+    made = [node for node in own if any(user not in given_out for user in node.users)]
     part = _part(module, nodes, given, [n for n in taken if n not in given], made)
-    if recomputes:
-        buffers = [place for place, n in enumerate(given) if _is_buffer(module, n)]
-        treated = RecomputedLayer(name, part, buffers)
-    else:
-        treated = OffloadedLayer(name, part)
+    buffers = [place for place, n in enumerate(given) if _is_buffer(module, n)]
     target = _free_name(module)
-    module.add_module(target, treated)
+    module.add_module(target, treatment(name, part, buffers))
     call = graph.call_module(target, tuple(env[n] for n in given))
     for place, node in enumerate(made):
         env[node] = call if len(made) == 1 else graph.call_function(_item, (call, place))
+
+
+def _with_replicated(graph: fx.Graph, own: Sequence[fx.Node]) -> list[fx.Node]:
+    """A layer's nodes and all that they need of what belongs to no layer and is computed from the
+    batch and constants alone, in the graph's order."""
+    found, waiting = set(own), list(own)
+    while waiting:
+        for before in waiting.pop().all_input_nodes:
+            if before not in found and _is_replicated(before):
+                found.add(before)
+                waiting.append(before)
+    return [node for node in graph.nodes if node in found]
+
+
+def _is_replicated(node: fx.Node) -> bool:
+    """What stands at a stage's boundaries has no mark of a layer at all."""
+    return node.op == "call_function" and node.meta.get("layer", "") is None
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Without what every layer that needs it computes for itself now."""
+    for node in reversed(graph.nodes):
+        if _is_replicated(node) and not node.users:
+            graph.erase_node(node)
 
 
 def _part(
@@ -188,28 +196,3 @@ def _is_buffer(module: fx.GraphModule, node: fx.Node) -> bool:
 def _free_name(module: nn.Module) -> str:
     taken = dict(module.named_children())
     return next(f"treated_{n}" for n in range(len(taken) + 1) if f"treated_{n}" not in taken)
-
-
-def _is_random(part: fx.GraphModule) -> bool:
-    """Whether the part may draw random numbers; what a module or a region does inside is unknown."""
-    return any(
-        node.op == "call_module"
-        or node.op == "get_attr"
-        or (
-            isinstance(node.target, torch._ops.OpOverload)
-            and torch.Tag.nondeterministic_seeded in node.target.tags
-        )
-        for node in part.graph.nodes
-    )
-
-
-@contextmanager
-def _kept(buffers: Iterable[torch.Tensor]) -> Generator[None]:
-    """Put the buffers back as they were. Through ``data``: other microbatches in flight may have
-    saved them, and would take a change for a fault."""
-    before = [(buffer, buffer.detach().clone()) for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.data.copy_(value)

@@ -10,6 +10,7 @@ from autopart.runtime.capture.capture import Captured, CapturedLayer
 from autopart.runtime.models.attributes import lookup
 from autopart.runtime.profiling.accounting import Account, LayerBytes
 from autopart.runtime.profiling.rounds import LayerTimes
+from autopart.runtime.profiling.run_again import Again, Alternatives
 from autopart.runtime.profiling.subject import Subject
 from autopart.runtime.profiling.timing import summarize
 
@@ -19,6 +20,8 @@ class Measured(NamedTuple):
 
     times: tuple[LayerTimes, ...]
     update_time: float
+    again: Alternatives | None = None
+    """Of a layer that can run again."""
     same_as: str | None = None
 
 
@@ -30,10 +33,8 @@ class ParameterSize(NamedTuple):
     num_trainable: int
 
 
-def layer_graph(
-    subject: Subject, account: Account, measured: Sequence[Measured], once: frozenset[str]
-) -> LayerGraph:
-    """The graph that the profile holds; `once` are layers that must not be recomputed."""
+def layer_graph(subject: Subject, account: Account, measured: Sequence[Measured]) -> LayerGraph:
+    """The graph that the profile holds."""
     captured = subject.captured
     layers = zip(captured.layers, subject.parameters, account.layers, measured, strict=True)
     return LayerGraph(
@@ -44,7 +45,6 @@ def layer_graph(
                 buffer_bytes=_buffer_bytes(captured, layer),
                 held=held,
                 measured=times,
-                can_recompute=layer.name not in once,
             )
             for layer, parameters, held, times in layers
         ),
@@ -103,14 +103,13 @@ def _layer(
     buffer_bytes: int,
     held: LayerBytes,
     measured: Measured,
-    can_recompute: bool,
 ) -> Layer:
     forward = summarize([times.forward for times in measured.times])
     backward = summarize([times.backward for times in measured.times])
     inward = summarize([times.input_grad for times in measured.times])
     rest = summarize([times.backward - times.input_grad for times in measured.times])
     input_grad_time = min(inward.median, backward.median)
-    extra = Recompute(extra_time=forward.median, stash_bytes=0)
+    again = measured.again
     return Layer(
         name=layer.name,
         kind=layer.kind,
@@ -126,6 +125,19 @@ def _layer(
         buffer_bytes=buffer_bytes,
         stash_bytes=held.stash_bytes,
         workspace_bytes=held.workspace_bytes,
-        recompute=extra if held.stash_bytes and can_recompute else None,
+        recompute=_alternative(again and again.recompute, 0, held.stash_bytes),
+        selective=_alternative(
+            again and again.selective,
+            again.recompute.stash_bytes + 1 if again else 0,
+            held.stash_bytes,
+        ),
         same_as=measured.same_as,
     )
+
+
+def _alternative(again: Again | None, least: int, kept: int) -> Recompute | None:
+    """What running again changes; None where it leaves no less than keeping all, or less than `least`,
+    as where a layer has no products that could stay."""
+    if again is None or not least <= again.stash_bytes < kept:
+        return None
+    return Recompute(extra_time=again.time, stash_bytes=again.stash_bytes)

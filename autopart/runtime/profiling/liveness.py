@@ -25,6 +25,7 @@ class LiveStorages(TorchDispatchMode):
         self.live_bytes = 0
         self._peak_bytes = 0
         self._references: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._sizes: dict[int, int] = {}
 
     def reset_peak(self) -> None:
         """Let the peak start again from what is alive now."""
@@ -35,9 +36,16 @@ class LiveStorages(TorchDispatchMode):
         """The most that was alive at once since the last reset."""
         return self._peak_bytes
 
+    def count(self, tensor: torch.Tensor) -> None:
+        """Count a storage that was made outside, from now on."""
+        self._watch(tensor, size=tensor.untyped_storage().nbytes())
+
     def ignore(self, tensor: torch.Tensor) -> None:
-        """Never count the tensor's storage: a parameter, a buffer, an input."""
+        """Count the tensor's storage no longer, or never: a parameter, a buffer, an input."""
         self._watch(tensor, size=0)
+        key = storage_key(tensor)
+        self.live_bytes -= self._sizes[key]
+        self._sizes[key] = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -45,7 +53,7 @@ class LiveStorages(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self._watch(leaf, size=leaf.untyped_storage().nbytes())
+                self.count(leaf)
         self._peak_bytes = max(self._peak_bytes, self.live_bytes)
         return result
 
@@ -55,9 +63,10 @@ class LiveStorages(TorchDispatchMode):
             return
 
         def forget(_: object) -> None:
-            self.live_bytes -= size
+            self.live_bytes -= self._sizes.pop(key)
             del self._references[key]
 
         # The Python object of a storage lives as long as the storage itself.
         self._references[key] = weakref.ref(tensor.untyped_storage(), forget)
+        self._sizes[key] = size
         self.live_bytes += size

@@ -1,7 +1,7 @@
 """The times of a model's layers and of the whole model: measured, or from a roofline."""
 
 import gc
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from autopart.runtime.profiling.op_costs import OpCosts
 from autopart.runtime.profiling.progress import Steps
 from autopart.runtime.profiling.roofline import RooflineStopwatch, update_time
 from autopart.runtime.profiling.rounds import Round, measure_round
+from autopart.runtime.profiling.run_again import Alternatives, measure_again
 from autopart.runtime.profiling.steadiness import steady_end
 from autopart.runtime.profiling.subject import Subject
 from autopart.runtime.profiling.timing import Stopwatch
@@ -21,6 +22,7 @@ from autopart.runtime.profiling.whole_model import Forward, StepReadings, run_st
 MAX_REPEATS = 3
 """How many times `repeats` rounds are measured at most until the last `repeats` agree."""
 _UPDATE_REPEATS = 5
+_AGAIN_REPEATS = 5
 
 
 class Effort(NamedTuple):
@@ -39,6 +41,8 @@ class Times(NamedTuple):
 
     rounds: tuple[Round, ...]
     updates: tuple[float, ...]
+    again: Mapping[int, Alternatives]
+    """Of the layers that were asked for, by their place."""
     waiting_share: float = 0.0
     """The share of the measurement in which something else had the core."""
     all_rounds: tuple[Round, ...] = ()
@@ -46,10 +50,16 @@ class Times(NamedTuple):
 
 
 def measure_times(
-    subject: Subject, whole: Forward, stopwatch: Stopwatch, effort: Effort, steps: Steps
+    subject: Subject,
+    whole: Forward,
+    stopwatch: Stopwatch,
+    effort: Effort,
+    again: Collection[int],
+    steps: Steps,
 ) -> Times:
     """Run `warmup` rounds that do not count and `repeats` that do; more, up to `MAX_REPEATS` times as
-    many, until the last `repeats` agree within `max_spread`. Those count then, and else all do."""
+    many, until the last `repeats` agree within `max_spread`. Those count then, and else all do. Behind
+    them the layers at `again` run a second time."""
     warmup, repeats, max_spread = effort
     rounds: list[Round] = []
     with _garbage_uncollected():
@@ -67,19 +77,24 @@ def measure_times(
         counted = steady_end(rounds, repeats, max_spread) or rounds
         steps.next("optimizer step of each layer")
         updates = _measure_updates(subject, stopwatch)
-    return Times(tuple(counted), updates, stopwatch.waiting_share, tuple(rounds))
+        steps.next("layers that run again")
+        alternatives = measure_again(subject, again, stopwatch, min(repeats, _AGAIN_REPEATS))
+    return Times(tuple(counted), updates, alternatives, stopwatch.waiting_share, tuple(rounds))
 
 
-def compute_times(subject: Subject, whole: Forward, gpu: Gpu, dtype: str) -> Times:
+def compute_times(
+    subject: Subject, whole: Forward, gpu: Gpu, dtype: str, again: Collection[int]
+) -> Times:
     """One round under the stopwatch of `gpu`'s roofline."""
     with OpCosts() as costs:
         stopwatch = RooflineStopwatch(gpu, costs, dtype)
         rounds = (_round(subject, whole, stopwatch),)
+        alternatives = measure_again(subject, again, stopwatch, repeats=1)
     updates = (
         sum(update_time(gpu, p.numel(), p.element_size()) for p in parameters if p.requires_grad)
         for parameters in subject.parameters
     )
-    return Times(rounds, tuple(updates))
+    return Times(rounds, tuple(updates), alternatives)
 
 
 def _round(subject: Subject, whole: Forward, stopwatch: Stopwatch) -> Round:

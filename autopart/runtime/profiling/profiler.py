@@ -87,7 +87,7 @@ def profile_model(
     _check_counts(microbatch_size=(microbatch_size, 1), warmup=(warmup, 0), repeats=(repeats, 1))
     if not max_spread > 0.0:
         raise UsageError(f"--max-spread {format_share(max_spread)}: times always scatter a little")
-    steps = Steps(progress, 3 if roofline_gpu else warmup + repeats + 3)
+    steps = Steps(progress, 3 if roofline_gpu else warmup + repeats + 4)
     steps.next("building and capturing the model")
     subject = prepare_subject(
         model, microbatch_size, dtype=dtype, device=kind, granularity=granularity
@@ -96,15 +96,16 @@ def profile_model(
         steps.next("bytes of each layer")
         whole, notes = runnable_forward(subject) if roofline_gpu else (own_forward(subject), ())
         found = _take_bytes(subject, whole)
+        again = _worth_running_again(subject, found, each)
         if roofline_gpu is None:
             stopwatch = stopwatch_of(torch.device(kind))
             effort = Effort(warmup, repeats, max_spread)
-            times = measure_times(subject, whole, stopwatch, effort, steps)
+            times = measure_times(subject, whole, stopwatch, effort, again, steps)
         else:
             steps.next("times of each layer")
-            times = compute_times(subject, whole, roofline_gpu, dtype)
+            times = compute_times(subject, whole, roofline_gpu, dtype, again)
     steps.finish()
-    graph = layer_graph(subject, found.account, _measured(subject, times, each), found.once)
+    graph = layer_graph(subject, found.account, _measured(subject, times, each))
     against = _whole_model(graph, found, times)
     return Profile(
         method="analytic" if roofline_gpu else "measured",
@@ -166,6 +167,18 @@ def _take_bytes(subject: Subject, whole: Forward) -> _Bytes:
     )
 
 
+def _worth_running_again(subject: Subject, found: _Bytes, each: bool) -> tuple[int, ...]:
+    """One of each kind of layer, or each, that keeps a stash inside and can run twice."""
+    layers = subject.captured.layers
+    able = [
+        place
+        for place, (layer, held) in enumerate(zip(layers, found.account.layers, strict=True))
+        if held.stash_bytes and layer.name not in found.once
+    ]
+    groups = identical_layers(layers)
+    return tuple(p for p in able if each or groups[layers[p].fingerprint][0] == p)
+
+
 def _measured(subject: Subject, times: Times, each: bool) -> list[Measured]:
     """For each layer its times in all rounds, together with its equals' unless `each`."""
     layers = subject.captured.layers
@@ -178,6 +191,7 @@ def _measured(subject: Subject, times: Times, each: bool) -> list[Measured]:
             Measured(
                 times=tuple(r.layers[member] for member in members for r in times.rounds),
                 update_time=times.updates[place],
+                again=times.again.get(first),
                 same_as=None if first == place else layers[first].name,
             )
         )

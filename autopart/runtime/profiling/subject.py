@@ -87,7 +87,7 @@ def _segments(
 ) -> Segments:
     stages = split_layers(captured)
     programs = [
-        SharingProgram(_without_ports(stage.module), stage.received, stage.outputs)
+        SharingProgram(without_ports(stage.module), stage.received, stage.outputs)
         for stage in stages
     ]
     if sharing:
@@ -110,7 +110,7 @@ def _segments(
     )
 
 
-def _without_ports(module: fx.GraphModule) -> fx.GraphModule:
+def without_ports(module: fx.GraphModule) -> fx.GraphModule:
     """The layer's program without what stands at the boundaries of a stage, of which most layers
     touch none: inside a stage its values go on as they are, contiguous or not."""
     for node in module.graph.find_nodes(op="call_function", target=port):

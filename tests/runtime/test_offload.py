@@ -1,0 +1,132 @@
+"""The way of stashes to the host and back: what happens when, and in which buffers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autopart.runtime.execution.host_link import HostLink, Transit
+from autopart.runtime.execution.offload import HostStash
+from autopart.runtime.execution.treated_layers import offloading, treat_layers
+from tests.runtime.test_treated_layers import ONE_TENSOR, chain, program_of
+
+Diary = list[str]
+NOTED = ("tanh", "sigmoid", "gelu", "tanh_backward", "sigmoid_backward", "gelu_backward")
+
+
+class Noting(TorchDispatchMode):
+    """Writes the operations of the layers into a diary."""
+
+    def __init__(self, diary: Diary) -> None:
+        super().__init__()
+        self.diary = diary
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::")
+        if name in NOTED:
+            self.diary.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class NotedTransit(Transit):
+    """Writes into the diary when it is waited for."""
+
+    def __init__(self, copies: Sequence[torch.Tensor], diary: Diary, end: str) -> None:
+        super().__init__(copies)
+        self.diary, self.end = diary, end
+
+    def wait(self) -> None:
+        self.diary.append(self.end)
+
+
+class NotedLink(HostLink):
+    """Writes into the diary when copies start; stashes are numbered as they leave."""
+
+    def __init__(self, diary: Diary) -> None:
+        super().__init__()
+        self.diary, self.number = diary, 0
+        self.numbers: dict[int, int] = {}
+
+    def out(self, tensors: Sequence[torch.Tensor]) -> Transit:
+        self.number += 1
+        copies = super().out(tensors).copies
+        self.numbers[copies[0].data_ptr()] = self.number
+        self.diary.append(f"{self.number} leaves")
+        return NotedTransit(copies, self.diary, f"{self.number} has left")
+
+    def back(self, tensors: Sequence[torch.Tensor]) -> Transit:
+        number = self.numbers[tensors[0].data_ptr()]
+        self.diary.append(f"{number} comes")
+        return NotedTransit(super().back(tensors).copies, self.diary, f"{number} is here")
+
+
+def offloaded(link: HostLink, *layers: str) -> tuple[Any, HostStash]:
+    """The chain tanh, sigmoid, gelu, tanh with some layers offloaded: what runs its forward."""
+    model = chain(torch.tanh, torch.sigmoid, nn.functional.gelu, torch.tanh)
+    program, leaves = program_of(model)
+    host = HostStash(link)
+    treat_layers(program, dict.fromkeys(layers, offloading(host)))
+
+    def forward(microbatch: int) -> torch.Tensor:
+        with host.forward(microbatch):
+            return program.module(*(leaves[name] for name in program.inputs))[0]
+
+    return forward, host
+
+
+def test_one_layer_is_in_transit_each_way():
+    diary: Diary = []
+    forward, host = offloaded(NotedLink(diary), "1", "2", "4")
+    with Noting(diary):
+        loss = forward(0)
+        diary.append("|")
+        with host.backward(0):
+            loss.backward()
+    there, back = " ".join(diary).split(" | ")
+    assert there == (
+        "tanh 1 leaves sigmoid 1 has left 2 leaves gelu tanh 2 has left 3 leaves 3 has left"
+    )
+    assert back == (
+        "3 comes 3 is here 2 comes tanh_backward gelu_backward "
+        "2 is here 1 comes sigmoid_backward 1 is here tanh_backward"
+    )
+
+
+def test_nothing_of_a_microbatch_is_on_its_way_when_its_actions_have_ended():
+    diary: Diary = []
+    forward, host = offloaded(NotedLink(diary), "1", "4")
+    losses = [forward(m) for m in range(2)]
+    for m, loss in enumerate(losses):
+        before = len(diary)
+        with host.backward(m):
+            loss.backward()
+        assert {note.split()[0] for note in diary[before:]} == {str(2 * m + 1), str(2 * m + 2)}
+    left = [note for note in diary if note.endswith(("leaves", "comes"))]
+    done = [note for note in diary if note.endswith(("left", "here"))]
+    assert len(left) == len(done) == 8
+
+
+def test_buffers_of_the_host_are_used_again():
+    forward, host = offloaded(HostLink(), "1", "2", "3", "4")
+    for _ in range(3):
+        losses = [forward(m) for m in range(2)]
+        for m, loss in enumerate(losses):
+            with host.backward(m):
+                loss.backward()
+    # Of each of two microbatches: tanh, sigmoid and tanh one result, gelu its input and its result.
+    assert [buffer.nbytes for buffer in host.link.buffers] == [ONE_TENSOR] * 2 * 5
+
+
+def test_what_comes_back_is_what_left_though_buffers_are_shared():
+    forward, host = offloaded(HostLink(), "1", "2", "3", "4")
+    kept, _ = offloaded(HostLink())
+    for _ in range(2):
+        losses = [forward(m) for m in range(3)]
+        for m in (1, 0, 2):
+            with host.backward(m):
+                losses[m].backward()
+            expected = kept(m)
+            expected.backward()
+            torch.testing.assert_close(losses[m], expected, rtol=0, atol=0)
