@@ -20,6 +20,7 @@ from autopart.runtime.execution.board import Board
 from autopart.runtime.execution.gradient_sum import GradientSum, Holders
 from autopart.runtime.execution.optimizer import Optimizer
 from autopart.runtime.execution.pieces import Shares
+from autopart.runtime.execution.pipeline import Pipeline, make_pipeline
 from autopart.runtime.execution.reference import Reference
 from autopart.runtime.execution.run_settings import RunSettings
 from autopart.runtime.execution.stage import TorchStage, stage_parameters
@@ -206,6 +207,42 @@ def shared_and_plain_steps(
             optimizer.step()
     stepped = sum(p.stop - p.start for p in shares.pieces(list(ours.values())))
     return stepped, *({n: p.flatten().tolist() for n, p in of.items()} for of in (ours, plain))
+
+
+def saved_and_resumed(rank: int, plans: Sequence[Plan]) -> tuple[list[float], list[float]]:
+    """The losses of a step under each plan, each going on with what all ranks saved under the one
+    before, and those of as many steps under the last plan alone."""
+    source = load_model(plans[0].origin.model)
+    of = plans[0]
+    batches = {
+        m: example_batch(source, of.microbatch_size, dtype=of.origin.dtype, seed=m)
+        for m in range(of.num_microbatches)
+    }
+
+    def pipeline_of(plan: Plan) -> tuple[Pipeline, Optimizer]:
+        model = build_training_model(source, dtype=of.origin.dtype)
+        pipeline = make_pipeline(plan, model.model, batches[0], loss_fn=model.loss_fn)
+        return pipeline, pipeline.make_optimizer("adamw", lr=1e-2)
+
+    def step(pipeline: Pipeline, optimizer: Optimizer) -> float:
+        loss = pipeline.step(batches).item()
+        optimizer.step()
+        return loss
+
+    losses: list[float] = []
+    saved: list[dict[str, torch.Tensor]] = [{}, {}]
+    for plan in plans:
+        pipeline, optimizer = pipeline_of(plan)
+        if losses:
+            pipeline.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1], pipeline.parameters)
+        losses.append(step(pipeline, optimizer))
+        mine = [pipeline.state_dict(), optimizer.state_dict(pipeline.parameters)]
+        everyone = [mine] * distributed.get_world_size()
+        distributed.all_gather_object(everyone, mine)
+        saved = [{n: t for one in everyone for n, t in one[kind].items()} for kind in range(2)]
+    straight = pipeline_of(plans[-1])
+    return losses, [step(*straight) for _ in plans]
 
 
 def checked(

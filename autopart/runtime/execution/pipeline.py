@@ -16,8 +16,10 @@ from autopart.runtime.capture.capture import Captured, batch_leaves
 from autopart.runtime.capture.split import StageProgram, split_stages
 from autopart.runtime.execution.assembly import make_executor
 from autopart.runtime.execution.gradients import clip, unscale
+from autopart.runtime.execution.optimizer import Optimizer
 from autopart.runtime.execution.plan_match import Backend, capture_for_plan, check_same_weights
 from autopart.runtime.execution.rank_executor import RankExecutor, StepExecutor
+from autopart.runtime.execution.rank_optimizer import rank_optimizer
 from autopart.runtime.execution.stage import Leaves
 from autopart.runtime.execution.state import Names, all_names, named_module
 from autopart.runtime.models.model import Batch, TrainingModel
@@ -28,7 +30,7 @@ class PipelinePart:
 
     def __init__(self, executor: RankExecutor, cut: "CutModel") -> None:
         """`cut` is what the executor's stages were made of."""
-        self._rank = executor
+        self._rank, self._plan = executor, cut.plan
         programs = list(executor.programs.values())
         self.module: nn.Module = named_module(cut.names, programs)
         """This rank's parameters and buffers under the names of the original model: for
@@ -61,6 +63,11 @@ class PipelinePart:
         with torch.no_grad():
             for name, tensor in self.state_dict().items():
                 tensor.copy_(state[name])
+
+    def make_optimizer(self, name: str = "adamw", lr: float | None = None) -> Optimizer:
+        """adamw, sgd-momentum, sgd or adafactor for `parameters`, with its state where the plan has it: on
+        the host, or shared out among replicas. Raises UsageError where those do not go together."""
+        return rank_optimizer(self._plan, self._rank, name, lr)
 
     def leaves_of(self, part: Batch) -> Leaves:
         """The tensors of a microbatch that this rank's stages read, on its device."""
@@ -141,6 +148,7 @@ class Pipeline(PipelinePart):
 class CutModel(NamedTuple):
     """A model that was captured and cut as a plan says, on every rank alike."""
 
+    plan: Plan
     captured: Captured
     names: Names
     programs: tuple[StageProgram, ...]
@@ -157,7 +165,7 @@ def cut_model(plan: Plan, model: nn.Module, batch: Batch, loss_fn: Any) -> CutMo
     check_same_weights(training)
     captured = capture_for_plan(plan, training, batch)
     programs = split_stages(captured, [stage.layers for stage in plan.stages])
-    return CutModel(captured, all_names(training), programs)
+    return CutModel(plan, captured, all_names(training), programs)
 
 
 def make_pipeline(

@@ -1,0 +1,44 @@
+"""Optimizer state where the plan has it, in runs that are held against the plain model."""
+
+import msgspec
+import pytest
+
+from autopart.errors import UsageError
+from autopart.plan import Plan
+from autopart.runtime.execution.rank_optimizer import rank_optimizer
+from autopart.runtime.execution.training import RunSettings
+from tests.runtime.on_ranks import run, saved_and_resumed
+from tests.runtime.plans import capture, plan_for
+from tests.runtime.rank_pool import RankPool
+
+MODEL = "zoo:mlp-tiny"
+
+
+def planned(*cuts: float, replicas: int = 1, zero1: bool = False, on_host: bool = False) -> Plan:
+    plan = plan_for(MODEL, capture(MODEL, 2, "float64"), cuts, replicas=replicas, dtype="float64")
+    stages = tuple(msgspec.structs.replace(s, optimizer_on_host=on_host) for s in plan.stages)
+    training = msgspec.structs.replace(plan.training, zero1=zero1)
+    return msgspec.structs.replace(plan, stages=stages, training=training)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [planned(replicas=2, zero1=True), planned(0.5, on_host=True)],
+    ids=["shared out", "on the host"],
+)
+def test_steps_are_those_of_the_plain_model(two_ranks: RankPool, plan: Plan):
+    settings = RunSettings(model=MODEL, check=True, steps=2, optimizer="sgd-momentum")
+    result = two_ranks.call(run, plan, settings)[0]
+    assert result.check is not None and result.check.parameters <= 1e-9
+
+
+def test_what_is_saved_under_one_plan_goes_on_under_another(two_ranks: RankPool):
+    """Shared out by two replicas, then two stages with their state on the host, then neither."""
+    plans = [planned(replicas=2, zero1=True), planned(0.5, on_host=True), planned(0.5)]
+    for resumed, straight in two_ranks.call(saved_and_resumed, plans):
+        assert resumed == pytest.approx(straight, rel=1e-12)
+
+
+def test_an_optimizer_that_needs_whole_matrices_is_not_shared_out():
+    with pytest.raises(UsageError, match=r"adafactor needs the whole; .*solve without --zero1"):
+        rank_optimizer(planned(replicas=2, zero1=True), None, "adafactor", None)  # type: ignore[arg-type]
