@@ -31,8 +31,9 @@ class Piece:
 
     def take(self, gradient: torch.Tensor | None) -> None:
         """Give the master its part of the parameter's gradient."""
-        part = None if gradient is None else self.of(gradient)
-        self.master.grad = part if part is None else part.to(self.master.dtype)
+        if gradient is not None:
+            part = self.of(gradient if self._is_whole else gradient.contiguous())
+            self.master.grad = part.to(self.master.dtype)
 
     def give_back(self) -> None:
         """Write the stepped master into the parameter, and clear its gradient."""
