@@ -206,7 +206,8 @@ def shared_and_plain_steps(
         for optimizer in optimizers:
             optimizer.step()
     stepped = sum(p.stop - p.start for p in shares.pieces(list(ours.values())))
-    return stepped, *({n: p.flatten().tolist() for n, p in of.items()} for of in (ours, plain))
+    mine, theirs = ({n: p.flatten().tolist() for n, p in of.items()} for of in (ours, plain))
+    return stepped, mine, theirs
 
 
 def saved_and_resumed(rank: int, plans: Sequence[Plan]) -> tuple[list[float], list[float]]:
