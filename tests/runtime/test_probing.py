@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from autopart.cluster import load_cluster
-from autopart.errors import UsageError
+from autopart.errors import RunError, UsageError
 from autopart.probe_result import fit_link
+from autopart.runtime.execution.faults import LostPeer
 from autopart.runtime.probing.links import pairs_across, pairs_inside
 from autopart.runtime.probing.probe import probe_cluster
-from autopart.runtime.probing.ranks import Ranks
+from autopart.runtime.probing.ranks import Ranks, said_of_lost_ranks
 from autopart.runtime.probing.samples import MOST, reading, repetitions, slowest
 from tests.runtime import probing_ranks
 from tests.runtime.rank_pool import RankPool
@@ -58,6 +59,14 @@ def test_ranks_that_were_started_differently_are_told_so(two_ranks: RankPool) ->
     first, second = two_ranks.call(probing_ranks.disagreement)
     assert "rank 1 has another number of ranks on its node than rank 0: 2 instead of 1" in first
     assert "rank 0 has another" in second
+
+
+def test_a_lost_rank_is_told_by_who_missed_it_and_in_what() -> None:
+    words = "rank 2 lost rank 0 in a message: closed; see that all ranks run"
+    with pytest.raises(RunError, match=words), said_of_lost_ranks(2):
+        raise LostPeer(0, "a message", "closed")
+    with pytest.raises(RunError, match="rank 2 lost another rank"), said_of_lost_ranks(2):
+        raise LostPeer(None, "an all-reduce", "closed")
 
 
 @pytest.mark.slow

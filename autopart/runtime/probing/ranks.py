@@ -16,7 +16,9 @@ import torch
 from torch import distributed
 
 from autopart.errors import RunError, UsageError
+from autopart.runtime.execution.faults import LostPeer
 from autopart.runtime.execution.rank import CONNECT_SECONDS, World, place_of
+from autopart.runtime.execution.training import Place
 from autopart.runtime.execution.transfers import carried
 
 T = TypeVar("T")
@@ -66,23 +68,42 @@ def joined(world: World, device: str | None, timeout: float) -> Generator[Ranks]
     end = threading.Timer(LONGEST_PROBE * timeout, _give_up, (world.rank, LONGEST_PROBE * timeout))
     end.daemon = True
     end.start()
-    place = place_of(device, world)
+    with said_of_lost_ranks(world.rank):
+        ranks = _met(world, place_of(device, world), timeout)
+        check_alike(ranks)
+        yield ranks
+        ranks.wait("the end of the probe")
+    distributed.destroy_process_group()
+    end.cancel()
+
+
+def _met(world: World, place: Place, timeout: float) -> Ranks:
     wait = timedelta(seconds=CONNECT_SECONDS)
     meetings = distributed.rendezvous("env://", timeout=wait)
-    store, _, _ = carried(partial(next, iter(meetings)), None, "the other ranks")
-    distributed.init_process_group(
+    store, _, _ = carried(partial(next, iter(meetings)), None, "meeting the others")
+    begin = partial(
+        distributed.init_process_group,
         "cpu:gloo,cuda:nccl" if place.backend == "nccl" else "gloo",
         store=distributed.PrefixStore(f"autopart/probe/{world.attempt}", store),
         rank=world.rank,
         world_size=world.size,
         timeout=timedelta(seconds=timeout),
     )
-    ranks = Ranks(world.rank, world.size, world.local_size, place.device, place.backend)
-    check_alike(ranks)
-    yield ranks
-    ranks.wait("the end of the probe")
-    distributed.destroy_process_group()
-    end.cancel()
+    carried(begin, None, "meeting the others")
+    return Ranks(world.rank, world.size, world.local_size, place.device, place.backend)
+
+
+@contextmanager
+def said_of_lost_ranks(rank: int) -> Generator[None]:
+    """Raise RunError, in words that say who missed whom, where a rank is gone or late."""
+    try:
+        yield
+    except LostPeer as error:
+        lost = "another rank" if error.peer is None else f"rank {error.peer}"
+        raise RunError(
+            f"rank {rank} lost {lost} in {error}; see that all ranks run and reach each other, or "
+            "raise --timeout"
+        ) from error
 
 
 def check_alike(ranks: Ranks) -> None:
