@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from autopart.problem import Problem
     from autopart.profile import Device, Profile, Source, WholeModel, load_profile, save_profile
     from autopart.run_result import RunResult
+    from autopart.runtime.execution.asynchronous_pipeline import (
+        AsynchronousPipeline,
+        make_asynchronous_pipeline,
+    )
     from autopart.runtime.execution.launch import run_plan
     from autopart.runtime.execution.pipeline import Pipeline, make_pipeline, split_batch
     from autopart.runtime.probing.probe import probe_cluster
@@ -99,6 +103,10 @@ _HOMES = {
         "save_profile",
     ),
     "autopart.run_result": ("RunResult",),
+    "autopart.runtime.execution.asynchronous_pipeline": (
+        "AsynchronousPipeline",
+        "make_asynchronous_pipeline",
+    ),
     "autopart.runtime.execution.launch": ("run_plan",),
     "autopart.runtime.execution.pipeline": ("Pipeline", "make_pipeline", "split_batch"),
     "autopart.runtime.probing.probe": ("probe_cluster",),
@@ -110,6 +118,7 @@ _OTHER_NAMES = {"simulate": "simulate_plan", "ForeignLimits": "Limits"}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AsynchronousPipeline",
     "AutopartError",
     "Check",
     "Cluster",
@@ -156,6 +165,7 @@ __all__ = [
     "load_cluster",
     "load_plan",
     "load_profile",
+    "make_asynchronous_pipeline",
     "make_pipeline",
     "mixed_cluster",
     "probe_cluster",

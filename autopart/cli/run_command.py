@@ -43,6 +43,12 @@ def command(
         Literal["autopart", "torch"],
         typer.Option(help="Whose loop runs the orders: ours, or torch's own schedules."),
     ] = "autopart",
+    autocast: Annotated[
+        bool,
+        typer.Option(
+            "--autocast", help="Compute under autocast to bfloat16; parameters stay float32."
+        ),
+    ] = False,
     asynchronous: Annotated[
         Literal["pipedream", "pipedream-2bw"] | None,
         typer.Option(
@@ -74,6 +80,7 @@ def command(
             device=device,
             seed=seed,
             backend=backend,
+            autocast=autocast,
             asynchronous=asynchronous,
             report=progress,
         )

@@ -88,6 +88,24 @@ def live_parameters(rank: int, plan: Plan, settings: RunSettings) -> tuple[int, 
     return seen[0]
 
 
+def sent_dtypes(rank: int, plan: Plan, settings: RunSettings) -> list[str]:
+    """The dtypes of what this rank's stages hand on in a run."""
+    seen: set[str] = set()
+    kept = TorchStage.forward
+
+    def noting(self: TorchStage, *arguments: Any) -> Any:
+        outputs = kept(self, *arguments)
+        seen.update(str(output.dtype) for output in outputs)
+        return outputs
+
+    TorchStage.forward = noting
+    try:
+        run(rank, plan, settings)
+    finally:
+        TorchStage.forward = kept
+    return sorted(seen)
+
+
 def complaint_of(rank: int, plan: Plan, settings: RunSettings) -> str:
     """What a run complains of on this rank; empty where it does not."""
     try:

@@ -1,13 +1,14 @@
 """A training model as layers: what stages are cut from."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import fx, nn
 
 from autopart.errors import ModelError
+from autopart.runtime.capture.autocast import Autocast, autocast_of, entered
 from autopart.runtime.capture.dataflow import Dataflow, facts_and_writes, find_dependencies
 from autopart.runtime.capture.fingerprint import graph_hash, layer_fingerprint
 from autopart.runtime.capture.layers import Group, group_nodes
@@ -84,25 +85,35 @@ class Captured:
     """Nodes that must run before a node although it does not take what they yield."""
     constants: Mapping[str, object]
     """The leaves of the batch that are no tensors; the graph is right for these alone."""
+    autocast: Autocast | None = None
+    """Under which the graph was captured, and must run."""
 
 
 def capture_model(
-    model: TrainingModel, batch: Batch, *, granularity: Granularity = "block"
+    model: TrainingModel,
+    batch: Batch,
+    *,
+    granularity: Granularity = "block",
+    autocast: torch.dtype | None = None,
 ) -> Captured:
     """Capture the loss of `model` on batches of the shapes of `batch`, in train mode.
 
     `granularity` "block" gives a layer for each block of the model, "module" one for each leaf
-    module. Works on the meta device. The model and its parameters are left as they are. Raises
+    module. Under `autocast` to a dtype values have the dtypes that they have there, and the graph's
+    hash is another one. Works on the meta device. The model and its parameters are left as they are. Raises
     ModelError where the model does not run on the batch or its loss cannot be trained.
     """
-    traced = trace_model(model.train(), batch)
-    flow = _observe(traced)
+    under = autocast_of(model, autocast)
+    with entered(under):
+        traced = trace_model(model.train(), batch)
+        flow = _observe(traced)
     _check_trainable(traced.module, flow, model.name)
     grouping = group_nodes(traced.module.graph, flow, model.model, granularity)
     for node in traced.module.graph.nodes:
         node.meta["val"] = _example(flow.facts[node].value) if node.op != "get_attr" else None
     traced.module.recompile()
-    return _described(traced, flow, grouping.groups, (*traced.notes, *grouping.notes))
+    described = _described(traced, flow, grouping.groups, (*traced.notes, *grouping.notes))
+    return replace(described, autocast=under)
 
 
 def batch_leaves(captured: Captured, batch: Batch) -> dict[str, torch.Tensor]:

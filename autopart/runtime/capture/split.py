@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from autopart.errors import PlanError
+from autopart.runtime.capture.autocast import Autocast
 from autopart.runtime.capture.capture import Captured, CapturedValue
 from autopart.runtime.capture.program import part_nodes
 from autopart.runtime.models.attributes import attach, is_persistent, lookup
@@ -48,6 +49,8 @@ class StageProgram:
     output_meta: tuple[TensorMeta, ...]
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
+    autocast: Autocast | None = None
+    """Under which the module must run."""
 
 
 def port(tensor: torch.Tensor) -> torch.Tensor:
@@ -181,6 +184,7 @@ def _program(
         output_meta=tuple(metas[name] for name in outputs),
         parameters=tuple(names),
         buffers=tuple(buffers),
+        autocast=captured.autocast,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import distributed
 
+from autopart.errors import UsageError
 from autopart.plan import Plan, Stage, schedule_of, stage_ranks
 from autopart.runtime.capture.split import StageProgram
 from autopart.runtime.execution.asynchronous import (
@@ -138,6 +139,11 @@ def _prepare(
     link, hosts = host_link(device), dict[int, HostStash | None]()
     halved = {action.stage for order in schedule_of(plan) for action in order if action.op == "W"}
     for index, program in programs.items():
+        if program.autocast is not None and program.autocast.device_type != device.type:
+            raise UsageError(
+                f"the model was captured under autocast on {program.autocast.device_type}, which casts "
+                f"other operations than on {device.type}; move the model there first"
+            )
         place_on(program.module, device)
         if index in halved:
             split_backwards(program.module)

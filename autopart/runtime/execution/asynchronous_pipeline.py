@@ -60,6 +60,7 @@ def make_asynchronous_pipeline(
     *,
     loss_fn: Any = None,
     device: torch.device | str | None = None,
+    autocast: torch.dtype | None = None,
 ) -> AsynchronousPipeline:
     """This rank's part of `model` under `schedule`, "pipedream" or "pipedream-2bw", on the stages of
     `plan`; the rest as `make_pipeline`. PipeDream updates after every microbatch, 2BW after as many as
@@ -67,7 +68,7 @@ def make_asynchronous_pipeline(
 
     Raises PlanError also where the schedule cannot run on the plan's stages.
     """
-    cut = cut_model(plan, model, batch, loss_fn)
+    cut = cut_model(plan, model, batch, loss_fn, autocast)
     executor = make_asynchronous_executor(plan, cut.programs, schedule, device=device_of(device))
     pipeline = AsynchronousPipeline(executor, cut)
     del cut

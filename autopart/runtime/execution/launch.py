@@ -59,6 +59,7 @@ def run_plan(
     device: str | None = None,
     seed: int = 0,
     backend: Backend = "autopart",
+    autocast: bool = False,
     asynchronous: str | None = None,
     report: Report | None = None,
 ) -> RunResult | None:
@@ -77,6 +78,7 @@ def run_plan(
         device=device,
         seed=seed,
         backend=backend,
+        autocast=autocast,
         asynchronous=asynchronous,
     )
     return run_as_told(plan, settings, report)

@@ -154,7 +154,13 @@ class CutModel(NamedTuple):
     programs: tuple[StageProgram, ...]
 
 
-def cut_model(plan: Plan, model: nn.Module, batch: Batch, loss_fn: Any) -> CutModel:
+def cut_model(
+    plan: Plan,
+    model: nn.Module,
+    batch: Batch,
+    loss_fn: Any,
+    autocast: torch.dtype | None,
+) -> CutModel:
     """Capture the model and cut it; raises as `make_pipeline`, on every rank alike."""
     if num_ranks(plan) != distributed.get_world_size():
         raise UsageError(
@@ -163,7 +169,7 @@ def cut_model(plan: Plan, model: nn.Module, batch: Batch, loss_fn: Any) -> CutMo
         )
     training = TrainingModel(model, loss_fn, name=type(model).__name__)
     check_same_weights(training)
-    captured = capture_for_plan(plan, training, batch)
+    captured = capture_for_plan(plan, training, batch, autocast)
     programs = split_stages(captured, [stage.layers for stage in plan.stages])
     return CutModel(plan, captured, all_names(training), programs)
 
@@ -176,6 +182,7 @@ def make_pipeline(
     loss_fn: Any = None,
     device: torch.device | str | None = None,
     backend: Backend = "autopart",
+    autocast: torch.dtype | None = None,
 ) -> Pipeline:
     """This rank's part of `model` as `plan` has it, in the default process group.
 
@@ -184,11 +191,12 @@ def make_pipeline(
     ``(inputs, target)`` of one microbatch of the plan's size. `loss_fn(output, target)` gives the
     loss; without one the model returns its own. `device` is where this rank computes, by default
     its current GPU, where the process group uses NCCL, else the CPU. With `backend` "torch" torch's
-    own schedules run the plan, where they can. Every rank must call this.
+    own schedules run the plan, where they can. With `autocast` forwards compute under torch's autocast
+    to that dtype; the model must then stand on the kind of device that runs it. Every rank must call this.
     Raises PlanError for a plan of another model or number of ranks, ModelError for a model that
     cannot be used or has other weights on some rank.
     """
-    cut = cut_model(plan, model, batch, loss_fn)
+    cut = cut_model(plan, model, batch, loss_fn, autocast)
     executor = make_executor(plan, cut.programs, device=device_of(device), backend=backend)
     pipeline = Pipeline(executor, cut, plan.num_microbatches)
     del cut

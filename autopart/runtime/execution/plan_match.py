@@ -19,22 +19,48 @@ Backend = Literal["autopart", "torch"]
 _GRANULARITIES: tuple[Granularity, ...] = ("block", "module")
 
 
-def capture_for_plan(plan: Plan, model: TrainingModel, batch: Batch) -> Captured:
-    """Capture the model in the layers that the plan names.
+def capture_for_plan(
+    plan: Plan, model: TrainingModel, batch: Batch, autocast: torch.dtype | None = None
+) -> Captured:
+    """Capture the model in the layers that the plan names, to run under `autocast` to a dtype.
 
     Raises PlanError where the plan was made from another model, another microbatch size or dtype,
     or from another division into layers.
     """
+    if autocast is not None and plan.origin.dtype != "float32":
+        raise PlanError(
+            f"autocast is for models in float32, and the plan's has {plan.origin.dtype}; leave "
+            "--autocast out, or profile with --dtype float32"
+        )
     least: _Difference | None = None
     for granularity in _GRANULARITIES:
         captured = capture_model(model, batch, granularity=granularity)
         found = _difference(plan, captured)
         if found == _Difference(is_other_graph=False, unknown=[], missing=[]):
-            return captured
+            return (
+                captured
+                if autocast is None
+                else _cast(captured, model, batch, granularity, autocast)
+            )
         if least is None or found.size < least.size:
             least = found
     assert least is not None
     raise PlanError(_told(plan, model.name, least))
+
+
+def _cast(
+    captured: Captured,
+    model: TrainingModel,
+    batch: Batch,
+    granularity: Granularity,
+    autocast: torch.dtype,
+) -> Captured:
+    """The model once more, under autocast: the plan was made of its graph without."""
+    cast = capture_model(model, batch, granularity=granularity, autocast=autocast)
+    names, there = ([layer.name for layer in one.layers] for one in (captured, cast))
+    if names != there:
+        raise ModelError(f"{model.name} has other layers under autocast than without")
+    return cast
 
 
 def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:

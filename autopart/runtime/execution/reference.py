@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from autopart.runtime.capture.autocast import autocast_of, entered
 from autopart.runtime.execution.dropout import DropNothing
 from autopart.runtime.execution.optimizer import Optimizer
 from autopart.runtime.models.attributes import user_name
@@ -41,12 +42,14 @@ def run_reference(
     num_microbatches: int,
     optimizer: Callable[[list[torch.nn.Parameter]], Optimizer],
     note: Callable[[str], None],
+    autocast: torch.dtype | None = None,
 ) -> Reference:
     """Train the user's own module as anybody would: gradients of all microbatches added up, each
     loss divided by their number, then a step. `microbatch(step, m)` gives each one."""
     parameters = {user_name(name): p for name, p in model.named_parameters()}
     stepper = optimizer(list(parameters.values()))
     losses: list[float] = []
+    under = autocast_of(model, autocast)
     loss_dtype = torch.float32
     start = _copies(parameters)
     gradients, first = dict[str, torch.Tensor](), start
@@ -55,7 +58,7 @@ def run_reference(
         for m in range(num_microbatches):
             note(f"the plain model's microbatch {m} of step {step + 1}")
             inputs, target = microbatch(step, m)
-            with DropNothing():
+            with DropNothing(), entered(under):
                 loss = model(inputs, target) / num_microbatches
             loss.backward()
             total += loss.item()

@@ -25,6 +25,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     count_bytes: bool = False
     """Whether one step more is run, after those that are timed, to count the bytes of tensors."""
     backend: Backend = "autopart"
+    autocast: bool = False
+    """Compute under torch's autocast to bfloat16; parameters keep the plan's dtype."""
     asynchronous: str | None = None
     """pipedream or pipedream-2bw: train without flushes; None: the plan's own schedule."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.pipelining import PipelineStage
 
+from autopart.runtime.capture.autocast import entered
 from autopart.runtime.capture.split import StageProgram
 from autopart.runtime.execution.clock import Clock
 from autopart.runtime.execution.stage import examples
@@ -130,6 +131,8 @@ class _Unstacked(nn.Module):
         super().__init__()
         self.module = program.module
         self.inputs = program.inputs
+        self._autocast = program.autocast
 
     def forward(self, *received: torch.Tensor, **leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.module(*received, *(leaves[leaf_name(name)][0] for name in self.inputs))
+        with entered(self._autocast):
+            return self.module(*received, *(leaves[leaf_name(name)][0] for name in self.inputs))

@@ -14,6 +14,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage
 
+from autopart.runtime.capture.autocast import entered
 from autopart.runtime.capture.split import StageProgram, TensorMeta
 from autopart.runtime.execution.offload import HostStash
 from autopart.runtime.execution.weight_gradients import Deed, put_off
@@ -39,7 +40,7 @@ class TorchStage(PipelineStage):
         are not its business. Whoever waits for results sends and receives through the executor.
         `host` is where the program's offloaded layers keep their stash."""
         super().__init__(
-            _ByName(program.module, program.inputs),
+            _ByName(program),
             index,
             num_stages,
             device,
@@ -158,13 +159,15 @@ def examples(metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:
 class _ByName(nn.Module):
     """A stage's module that takes its batch tensors by name."""
 
-    def __init__(self, module: nn.Module, inputs: Sequence[str]) -> None:
+    def __init__(self, program: StageProgram) -> None:
         super().__init__()
-        self.module = module
-        self.inputs = tuple(inputs)
+        self.module = program.module
+        self.inputs = program.inputs
+        self._autocast = program.autocast
 
     def forward(self, *received: torch.Tensor, **leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.module(*received, *(leaves[name] for name in self.inputs))
+        with entered(self._autocast):
+            return self.module(*received, *(leaves[name] for name in self.inputs))
 
 
 def _spread(

@@ -166,18 +166,25 @@ class _Run:
             ranks=tuple(map(rank_step, range(len(runs)), runs)),
             asynchronous=endless,
             trace=tuple(map(last_slices, runs)),
-            notes=_notes(runs),
+            notes=_notes(runs, self._settings),
         )
 
     def _captured(self, source: ModelSource) -> Captured:
         plan, seed = self._plan, self._settings.seed
         self._board.working("building the model", SETTING_UP)
-        model = build_training_model(source, dtype=plan.origin.dtype, seed=seed)
+        dtype, size = plan.origin.dtype, plan.microbatch_size
+        # Autocast differs between kinds of devices, and so does what is captured under it.
+        device = "cpu" if self._autocast is None else str(self._place.device)
+        model = build_training_model(source, dtype=dtype, device=device, seed=seed)
         self._board.waiting("the comparison of weights", None)
         check_same_weights(model)
-        batch = example_batch(source, plan.microbatch_size, dtype=plan.origin.dtype, seed=seed)
+        batch = example_batch(source, size, dtype=dtype, device=device, seed=seed)
         self._board.working("capturing the model", SETTING_UP)
-        return capture_for_plan(plan, model, batch)
+        return capture_for_plan(plan, model, batch, self._autocast)
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        return torch.bfloat16 if self._settings.autocast else None
 
     def _make_executor(
         self, programs: Sequence[StageProgram]
@@ -207,11 +214,12 @@ class _Run:
             num_microbatches=plan.num_microbatches,
             optimizer=self._make_optimizer,
             note=lambda text: self._board.working(text, SETTING_UP),
+            autocast=self._autocast,
         )
         optimizer = self._make_optimizer([])
         return Check(
             reference=reference,
-            dtype=dtype,
+            dtype=dtype if self._autocast is None else "bfloat16",
             steps=settings.steps,
             optimizer=optimizer.name,
             lr=optimizer.lr,
@@ -324,9 +332,16 @@ def _timed_update(optimizer: Optimizer, clock: Clock) -> float:
     return time.perf_counter() - begin
 
 
-def _notes(runs: Sequence[RankRun]) -> tuple[str, ...]:
+def _notes(runs: Sequence[RankRun], settings: RunSettings) -> tuple[str, ...]:
     """What the reader of the times should know."""
     notes: list[str] = []
+    if settings.autocast:
+        notes.append("under autocast to bfloat16, which the prediction does not know")
+    if settings.backend == "torch":
+        notes.append(
+            "run by torch's own schedules: the time between actions counts as waiting, and a receive "
+            "buffer for every microbatch adds to the predicted peak"
+        )
     if len(runs[0].steps) == 1:
         notes.append("one step only: its time includes connecting and first allocations")
     core = share_of_core(runs)
