@@ -109,7 +109,7 @@ def test_a_command_line_in_the_documents_uses_options_that_exist(
     assert words[0] in COMMANDS
     assert words[0] != "import" or words[1] in FORMATS
     assert exit_code([words[0], "--help"]) == 0
-    known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out))
+    known = set(re.findall(r"(?<![\w-])--?[a-z][a-z0-9-]*", capsys.readouterr().out))
     given = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
     assert given <= known, f"{page.name}: {given - known}"
 
