@@ -1,20 +1,21 @@
 """What stages really keep between forwards and backwards, in runs on real ranks, is what their
 profile says: never more, and no more than 5 % less."""
 
-from collections.abc import Sequence
 from functools import cache
 
 import msgspec
 import pytest
 
-from autopart.cost import held_by
-from autopart.graph import Layer, LayerGraph
+from autopart.certificate import ways_of
+from autopart.cost import held_by, predict
+from autopart.graph import Layer, positions
+from autopart.layouts import Layout
 from autopart.plan import Plan, schedule_of, stage_ranks
+from autopart.problem import Problem
 from autopart.profile import Profile
 from autopart.runtime.execution.training import RunSettings
 from autopart.runtime.profiling.profiler import profile_model
 from autopart.schedules import KINDS, make_schedule, place_stages
-from autopart.stage_load import stage_loads
 from tests.runtime.on_ranks import run
 from tests.runtime.plans import capture, plan_for
 from tests.runtime.rank_pool import RankPool
@@ -55,36 +56,28 @@ def plan_of(model: str, schedule: str, way: str) -> Plan:
     )
 
 
-def spared(graph: LayerGraph, layers: Sequence[str], treated: Sequence[str], way: str) -> int:
-    """Of the stash of a stage of `layers`, what `treated` no longer keep: their own, but for what
-    stays, and where they run again less the values made here that no backward needed before."""
-    total = 0
-    for layer in graph.layers:
-        if layer.name in treated:
-            again = {"recompute": layer.recompute, "selective": layer.selective}.get(way)
-            total += layer.stash_bytes - (again.stash_bytes if again else 0)
-    for value in graph.values if way != "offload" else ():
-        inside = value.producer in layers and not value.kept_by
-        if inside and any(name in treated for name in value.consumers):
-            total -= value.bytes
-    return total
-
-
-def predicted(plan: Plan, way: str) -> list[int]:
+def predicted(plan: Plan) -> list[int]:
+    """Bytes that all microbatches in flight of each stage keep, by the cost model."""
     graph = profile_of(plan.origin.model).graph
-    place = {layer.name: at for at, layer in enumerate(graph.layers)}
-    members = tuple(tuple(place[name] for name in stage.layers) for stage in plan.stages)
-    counts = held_by(schedule_of(plan), stage_ranks(plan))
-    return [
-        held * (load.stash_bytes - spared(graph, stage.layers, getattr(stage, way, ()), way))
-        for held, load, stage in zip(counts, stage_loads(graph, members), plan.stages, strict=True)
-    ]
+    place = positions(graph)
+    partition = tuple(tuple(place[name] for name in stage.layers) for stage in plan.stages)
+    problem = Problem(
+        graph=graph, cluster=plan.cluster, microbatch_size=2, num_microbatches=plan.num_microbatches
+    )
+    layout = Layout(
+        schedule=plan.schedule,
+        stage_ranks=stage_ranks(plan),
+        num_microbatches=plan.num_microbatches,
+    )
+    held = held_by(schedule_of(plan), stage_ranks(plan))
+    stages, _ = predict(problem, layout, partition, ways_of(plan, graph), held)
+    return [stage.memory.stash for stage in stages]
 
 
 def check_stashes(pool: RankPool, model: str, schedule: str, way: str) -> None:
     plan = plan_of(model, schedule, way)
     result = pool.call(run, plan, RunSettings(model=model, steps=1, check=True))[0]
-    for index, (stage, most) in enumerate(zip(result.stages, predicted(plan, way), strict=True)):
+    for index, (stage, most) in enumerate(zip(result.stages, predicted(plan), strict=True)):
         assert 0.95 * most <= stage.stash_bytes <= most, f"stage {index}: {most} predicted"
 
 
@@ -96,7 +89,7 @@ def test_stages_of_gpt2_keep_what_is_predicted(two_ranks: RankPool, way: str):
 def test_every_way_keeps_less_than_the_one_before():
     for stashes in zip(
         *(
-            predicted(plan_of("zoo:gpt2-tiny", "1f1b", way), way)
+            predicted(plan_of("zoo:gpt2-tiny", "1f1b", way))
             for way in ("keep", "selective", "recompute")
         ),
         strict=True,

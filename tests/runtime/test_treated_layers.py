@@ -242,9 +242,10 @@ def test_dropout_draws_the_same_mask_again(way: Treatment):
     torch.testing.assert_close(treated, plain, rtol=0, atol=0)
 
 
-def test_the_statistics_of_a_recomputed_layer_are_those_of_one_forward():
+@pytest.mark.parametrize("way", [recomputing, selective])
+def test_the_statistics_of_a_recomputed_layer_are_those_of_one_forward(way: Treatment):
     twins = [program_of(chain(nn.BatchNorm1d(WIDTH), torch.tanh)) for _ in range(2)]
-    recompute(twins[1][0], ["1"])
+    treat_layers(twins[1][0], {"1": way})
     for _ in range(3):
         plain, treated = (run(*twin) for twin in twins)
         torch.testing.assert_close(treated, plain, rtol=0, atol=0)

@@ -118,7 +118,8 @@ class RecomputedLayer(nn.Module):
             if not self._keeps_products:
                 return nullcontext(), _kept(written)
             first, second = _keeping_products(inputs)
-            return first, _both(second, _kept(written))
+            # Copies of buffers are no operations of the layer: they are made outside of `second`.
+            return first, _both(_kept(written), second)
 
         # No buffers among the arguments: torch refuses those that change before the second run.
         return checkpoint(
