@@ -25,7 +25,17 @@ def assumptions(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
     return (
         f"{cuts}{pins}, {stages}, {counts}, {place}, "
         f"{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, {_ways_allowed(demands)}"
+        f"{_place_of_state(demands)}"
     )
+
+
+def _place_of_state(demands: Demands) -> str:
+    """What a bound assumes of optimizer state; nothing where it stays on the device."""
+    if demands.offload_optimizer == "never":
+        return ""
+    if demands.offload_optimizer == "always":
+        return ", optimizer state on the host"
+    return ", optimizer state on the host where a stage's rank is busy for a shorter step so"
 
 
 def _ways_allowed(demands: Demands) -> str:

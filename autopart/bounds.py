@@ -70,9 +70,9 @@ from autopart.graph import edges, positions
 from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
 from autopart.stage_load import Number, StageLoad
-from autopart.training import master_bytes, optimizer_bytes
+from autopart.training import state_bytes
 from autopart.treated import treated
-from autopart.ways import leaves_choice, most_freed
+from autopart.ways import leaves_choice, most_freed, places_of_state
 
 
 def shape_bound(problem: Problem, num_stages: int, num_replicas: int) -> float | None:
@@ -129,7 +129,8 @@ def _least_bytes(problem: Problem, replicas: int) -> int:
     trained = sum(la.num_trainable for la in graph.layers)
     trained -= sum(t.num_trainable * copies for t, copies in spare)
     stepped = -(-trained // update_share(training, replicas))
-    state = stepped * (master_bytes(training) + optimizer_bytes(training))
+    on_host = True in places_of_state(problem.demands)
+    state = 0 if on_host else stepped * state_bytes(training)
     kept = sum(la.stash_bytes for la in graph.layers) - sum(most_freed(graph, problem.demands))
     inner = kept + sum(v.bytes for v in graph.values if v.kept_by)
     return weights + gradients + state + inner
@@ -305,7 +306,7 @@ def _after(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> tuple[Nu
 
 
 def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> Number:
-    loads = on_ranks(cuts.loads, problem, layout, stage)
+    loads = on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
     ranks = layout.stage_ranks[stage]
     link = slowest_link(problem.cluster, ranks)
     behind = time_after_backward(loads, problem.training, link, len(ranks))

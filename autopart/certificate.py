@@ -36,7 +36,7 @@ from autopart.simulator import simulate_plan
 from autopart.sizes import Sized, at_size, check_same_model
 from autopart.stage_load import Partition
 from autopart.units import format_bytes, format_share, format_time
-from autopart.ways import StageWays, allowed_ways, can_treat
+from autopart.ways import StageWays, allowed_ways, can_treat, places_of_state
 
 Profiles = tuple[Profile, ...]
 
@@ -141,7 +141,9 @@ def ways_of(plan: Plan, graph: LayerGraph) -> tuple[StageWays, ...]:
         return tuple(sorted(place[name] for name in names))
 
     return tuple(
-        StageWays(at(stage.recompute), at(stage.selective), at(stage.offload))
+        StageWays(
+            at(stage.recompute), at(stage.selective), at(stage.offload), stage.optimizer_on_host
+        )
         for stage in plan.stages
     )
 
@@ -280,11 +282,29 @@ def _ways_kept(plan: Plan, graph: LayerGraph) -> None:
         raise PlanError(f"layers are not simply kept under '{plan.schedule}': that is not modelled")
     if plan.cluster.host_link is None and any(own == "offload" for _, own in ways):
         raise PlanError("layers are offloaded, but the plan's cluster has no host_link")
+    _state_in_place(plan)
     for name, own in ways:
         allowed = allowed_ways(layers[name], plan.demands)
         if can_treat(plan.schedule) and own not in allowed:
             raise PlanError(
                 f"the way of layer '{name}' is {own}, but the demands leave it {' or '.join(allowed)}"
+            )
+
+
+def _state_in_place(plan: Plan) -> None:
+    """Whether optimizer state lies where the demands allow."""
+    allowed = places_of_state(plan.demands) if can_treat(plan.schedule) else (False,)
+    for index, stage in enumerate(plan.stages):
+        if stage.optimizer_on_host not in allowed:
+            where, asked = "host" if stage.optimizer_on_host else "device", plan.demands
+            raise PlanError(
+                f"the optimizer state of stage {index} lies on the {where}, against the demand to "
+                f"offload it {asked.offload_optimizer} (gpipe and 1f1b alone let it leave the device)"
+            )
+        if stage.optimizer_on_host and plan.cluster.host_link is None:
+            raise PlanError(
+                f"the optimizer state of stage {index} lies on the host, but the plan's cluster has "
+                "no host_link"
             )
 
 

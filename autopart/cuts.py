@@ -162,6 +162,8 @@ def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
         received=Traffic(*(what[:, None] for what in crossing)),
         sent=Traffic(*(what[None, :] for what in crossing)),
         host_bytes=np.zeros((len(ahead), len(ahead)), dtype=np.int64),
+        widest_trainable=_largest(ahead, [la.num_trainable for la in layers]),
+        optimizer_on_host=np.zeros((len(ahead), len(ahead)), dtype=np.int64),
     )
 
 

@@ -19,7 +19,7 @@ from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.graph import positions
 from autopart.layouts import Layout, layouts, shapes
-from autopart.plan import Origin, Plan, SearchedSize, Stage, orders_of
+from autopart.plan import TREATED, Origin, Plan, SearchedSize, Stage, orders_of
 from autopart.pricing import most_bytes, price
 from autopart.problem import (
     CLASSIC,
@@ -74,6 +74,7 @@ def solve(
     keep_layers: Sequence[str] = (),
     offload: str = "never",
     offload_layers: Sequence[str] = (),
+    offload_optimizer: str = "never",
     optimizer: str = "adamw",
     precision: str | None = None,
     gradient_dtype: str | None = None,
@@ -125,6 +126,7 @@ def solve(
             keep_layers=keep_layers,
             offload=offload,
             offload_layers=offload_layers,
+            offload_optimizer=offload_optimizer,
             optimizer=optimizer,
             precision=precision,
             gradient_dtype=gradient_dtype,
@@ -158,6 +160,7 @@ def make_problem(
     keep_layers: Sequence[str] = (),
     offload: str = "never",
     offload_layers: Sequence[str] = (),
+    offload_optimizer: str = "never",
     optimizer: str = "adamw",
     precision: str | None = None,
     gradient_dtype: str | None = None,
@@ -196,6 +199,7 @@ def make_problem(
         recompute_layers=tuple(recompute_layers),
         selective_layers=tuple(selective_layers),
         offload_layers=tuple(offload_layers),
+        offload_optimizer=_known(offload_optimizer, OFFLOADING, "--offload-optimizer"),
         keep_layers=tuple(keep_layers),
     )
     _check_pins(profile, demands)
@@ -401,9 +405,8 @@ def _plan(
             Stage(
                 layers=tuple(layers[at].name for at in members),
                 ranks=ranks,
-                **{
-                    way: tuple(layers[at].name for at in own) for way, own in ways._asdict().items()
-                },
+                optimizer_on_host=ways.optimizer_on_host,
+                **{way: tuple(layers[at].name for at in getattr(ways, way)) for way in TREATED},
             )
             for members, ranks, ways in zip(
                 best.partition, best.layout.stage_ranks, best.ways, strict=True

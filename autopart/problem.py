@@ -55,6 +55,9 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     or what is cheap to compute again."""
     offload: Offloading = "never"
     """Whether the stash of what is not recomputed goes to the host: where memory asks for it, or always."""
+    offload_optimizer: Offloading = "never"
+    """Whether optimizer state and master copies of a stage lie on the host: where its rank is busy for a
+    shorter step so, or always."""
     recompute_layers: tuple[str, ...] = ()
     """Layers that are recomputed in any case."""
     selective_layers: tuple[str, ...] = ()

@@ -119,7 +119,7 @@ class ReplicaBounds:
 
     def _made(self, count: int, speed: float) -> Parts:
         cluster, training = self.problem.cluster, self.problem.training
-        loads = on_replicas(self.cuts.loads, training, count, speed)
+        loads = on_replicas(self.cuts.loads, self.problem, count, speed)
         o, own, fast = cluster.action_overhead, math.ceil(self.m / count), fastest_speed(cluster)
         into, back_out = self._best_times(self.cuts.loads.received)
         out, back_in = self._best_times(self.cuts.loads.sent)

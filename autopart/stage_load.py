@@ -48,6 +48,10 @@ class StageLoad(NamedTuple):
     sent: Traffic
     host_bytes: Number = 0
     """Of the stash, what waits on the host for one microbatch."""
+    widest_trainable: Number = 0
+    """Trained elements of the layer with the most of them."""
+    optimizer_on_host: Number = 0
+    """1 where optimizer state and master copies lie on the host, else 0."""
 
 
 def stage_loads(graph: LayerGraph, partition: Partition) -> tuple[StageLoad, ...]:
@@ -95,6 +99,7 @@ def _stage_load(
         + sum(v.bytes for v in kept if not v.kept_by),
         inner_stash_bytes=inner,
         workspace_bytes=max(la.workspace_bytes for la in layers),
+        widest_trainable=max(la.num_trainable for la in layers),
         input_bytes=sum(i.bytes for i in read),
         received=_traffic(received),
         sent=_traffic([v for v, made, last in spans if made <= stage < last]),

@@ -94,3 +94,8 @@ def optimizer_bytes(training: Training) -> int:
         return int(training.optimizer)
     stepped = MASTER if has_master_copies(training) else weight_dtype(training)
     return MOMENTS[training.optimizer] * WIDTHS[stepped]
+
+
+def state_bytes(training: Training) -> int:
+    """Bytes of a trained element beside its weight and its gradient."""
+    return master_bytes(training) + optimizer_bytes(training)

@@ -11,14 +11,14 @@ and the certificate says so.
 import numpy as np
 
 from autopart.cluster import slowest_speed
-from autopart.cost import limits_of, memory, total
+from autopart.cost import better_on_host, limits_of, memory, total
 from autopart.cuts import Cuts
 from autopart.frontier import Growth, Limits
 from autopart.layouts import Layout
 from autopart.problem import Problem
 from autopart.stage_load import Number, StageLoad
 from autopart.stage_points import StagePoints
-from autopart.ways import Steps, allowed_ways, can_treat, leaves_choice, most_freed
+from autopart.ways import Steps, allowed_ways, can_treat, leaves_choice, most_freed, places_of_state
 
 KEPT_ENTRIES = 20_000_000
 """Entries of the matrices that are kept for another layout, five for each: some hundred megabytes."""
@@ -29,6 +29,46 @@ def treated(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> StageLo
     does not fit in any way, and of one that may keep everything, the load is the untreated one."""
     if not can_treat(layout.schedule) or not leaves_choice(problem.demands):
         return cuts.loads
+    places = [
+        _treated(problem, layout, _placed(cuts, on_host=on_host), stage)
+        for on_host in places_of_state(problem.demands)
+    ]
+    if len(places) == 1:
+        return places[0]
+    limits = limits_of(problem, layout, stage)
+    speed = slowest_speed(problem.cluster, layout.stage_ranks[stage])
+    key = ("place", _what_prices(problem), len(layout.stage_ranks[stage]), limits, speed)
+    if key not in cuts.made:
+        hosted = better_on_host(problem, layout, stage, *places)
+        cuts.made[key] = _chosen(hosted, *places)
+        _forget_some(cuts)
+    return cuts.made[key]
+
+
+def _placed(cuts: Cuts, *, on_host: bool) -> Cuts:
+    """The cuts with the optimizer's state of all stages in one place."""
+    if not on_host:
+        return cuts
+    if "hosted" not in cuts.made:
+        ones = np.ones(cuts.nested.shape, dtype=np.int64)
+        cuts.made["hosted"] = cuts._replace(
+            loads=cuts.loads._replace(optimizer_on_host=ones), made={}
+        )
+    return cuts.made["hosted"]
+
+
+def _chosen(hosted: Number, device: StageLoad, host: StageLoad) -> StageLoad:
+    """Of every stage one of two loads; what crosses its cuts is the same."""
+    fields = {
+        name: np.where(hosted, there, here)
+        for (name, here), there in zip(device._asdict().items(), host, strict=True)
+        if name not in ("received", "sent")
+    }
+    return device._replace(**fields)
+
+
+def _treated(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> StageLoad:
+    """`treated` with the optimizer's state where the loads have it."""
     replicas, limits = len(layout.stage_ranks[stage]), limits_of(problem, layout, stage)
     speed = slowest_speed(problem.cluster, layout.stage_ranks[stage])
     key = (_what_prices(problem), replicas, limits, speed)
@@ -55,6 +95,21 @@ def least_bytes_loads(problem: Problem, cuts: Cuts, replicas: int, limits: Limit
     limit of its device."""
     if not leaves_choice(problem.demands):
         return cuts.loads
+    places = [
+        _least_bytes_loads(problem, _placed(cuts, on_host=on_host), replicas, limits)
+        for on_host in places_of_state(problem.demands)
+    ]
+    if len(places) == 1:
+        return places[0]
+    (here, size), (there, size_there) = (
+        (use.host <= (np.inf if limits.host_bytes is None else limits.host_bytes), total(use))
+        for use in (memory(own, problem, replicas, limits.held) for own in places)
+    )
+    return _chosen(there & ((size_there < size) | ~here), *places)
+
+
+def _least_bytes_loads(problem: Problem, cuts: Cuts, replicas: int, limits: Limits) -> StageLoad:
+    """`least_bytes_loads` with the optimizer's state where the loads have it."""
     limits = limits._replace(device_bytes=0)
     key = (_what_prices(problem), replicas, limits)
     if key not in cuts.made:

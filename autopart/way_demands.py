@@ -7,7 +7,7 @@ from autopart.errors import AutopartError
 from autopart.graph import LayerGraph
 from autopart.plan import TREATED
 from autopart.problem import Demands
-from autopart.ways import able_ways, allowed_ways, can_treat, may_offload
+from autopart.ways import able_ways, allowed_ways, can_treat, may_offload, places_of_state
 
 
 def checked_ways(graph: LayerGraph, cluster: Cluster, demands: Demands) -> Demands:
@@ -25,13 +25,19 @@ def checked_ways(graph: LayerGraph, cluster: Cluster, demands: Demands) -> Deman
             f"--recompute {demands.recompute} and --offload always: a layer's stash goes one way; take one "
             "of them, and name the layers of the other"
         )
+    if demands.offload_optimizer != "never" and cluster.host_link is None:
+        raise AutopartError(
+            "nothing is known of the link to the host, so optimizer state cannot lie there; give "
+            "--host-bandwidth RATE or a host_link in the cluster file, or leave --offload-optimizer out"
+        )
     _check_names(graph, demands)
-    if all("keep" in allowed_ways(layer, demands) for layer in graph.layers):
+    kept = all("keep" in allowed_ways(layer, demands) for layer in graph.layers)
+    if kept and False in places_of_state(demands):
         return demands
     able = tuple(name for name in demands.schedules if can_treat(name))
     if not able:
         raise AutopartError(
-            f"no layer is recomputed or offloaded under {', '.join(demands.schedules)}, only under schedules "
+            f"nothing is recomputed or offloaded under {', '.join(demands.schedules)}, only under schedules "
             "with one stage a rank and whole backwards; take --schedule gpipe,1f1b or --recompute auto"
         )
     return msgspec.structs.replace(demands, schedules=able)

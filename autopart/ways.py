@@ -21,11 +21,13 @@ WAYS: tuple[WayName, ...] = ("keep", "recompute", "selective", "offload")
 
 
 class StageWays(NamedTuple):
-    """The positions of a stage's layers that are not simply kept, each in one of three lists."""
+    """The positions of a stage's layers that are not simply kept, each in one of three lists, and whether
+    its optimizer state lies on the host."""
 
     recompute: tuple[int, ...] = ()
     selective: tuple[int, ...] = ()
     offload: tuple[int, ...] = ()
+    optimizer_on_host: bool = False
 
 
 class Way(NamedTuple):
@@ -96,14 +98,20 @@ def able_ways(layer: Layer) -> tuple[WayName, ...]:
 
 
 def leaves_choice(demands: Demands) -> bool:
-    """Whether any layer's stash may be anything but kept."""
+    """Whether any layer's stash may be anything but kept, or optimizer state lie on the host."""
     named = demands.recompute_layers or demands.selective_layers or demands.offload_layers
-    return demands.recompute != "never" or may_offload(demands) or bool(named)
+    others = demands.recompute != "never" or True in places_of_state(demands)
+    return others or may_offload(demands) or bool(named)
 
 
 def may_offload(demands: Demands) -> bool:
     """Whether any layer may be offloaded."""
     return demands.offload != "never" or bool(demands.offload_layers)
+
+
+def places_of_state(demands: Demands) -> tuple[bool, ...]:
+    """Whether the demands let optimizer state lie on the host, False, True or both."""
+    return {"never": (False,), "auto": (False, True), "always": (True,)}[demands.offload_optimizer]
 
 
 def can_treat(schedule: str) -> bool:
@@ -212,4 +220,6 @@ def ways_of_bits(members: Collection[int], chosen: int) -> StageWays:
     for at in sorted(members):
         way = WAYS[chosen >> 2 * at & 3]
         found[way] = (*found.get(way, ()), at)
-    return StageWays(**{way: found.get(way, ()) for way in WAYS[1:]})
+    return StageWays(
+        found.get("recompute", ()), found.get("selective", ()), found.get("offload", ())
+    )

@@ -143,6 +143,13 @@ def command(
         Literal["never", "auto", "always"],
         typer.Option(help="Layers whose stash waits in the memory of the host."),
     ] = "never",
+    offload_optimizer: Annotated[
+        Literal["never", "auto", "always"],
+        typer.Option(
+            help="Optimizer state and master copies on the host; auto: of the stages whose ranks are "
+            "busy for a shorter step so."
+        ),
+    ] = "never",
     offload_layer: Annotated[
         list[str] | None, typer.Option(metavar="LAYER", help="Offload a layer in any case.")
     ] = None,
@@ -237,6 +244,7 @@ def command(
         keep_layers=keep_layer or [],
         offload=offload,
         offload_layers=offload_layer or [],
+        offload_optimizer=offload_optimizer,
         optimizer=optimizer,
         precision=precision,
         gradient_dtype=gradient_dtype,

@@ -5,12 +5,14 @@ The formulas work on one stage (plain numbers), on all stages between two cuts o
 evaluation of its plan cannot disagree.
 """
 
-from autopart.cost.choices import best_ways
+from autopart.cost.choices import best_ways, better_on_host
+from autopart.cost.on_ranks import on_ranks, on_replicas
 from autopart.cost.rank_bytes import (
     bytes_beside_stash,
     fits_on_ranks,
     held_by,
     in_flight,
+    largest_part,
     limits_of,
     memory,
     peaks_fit,
@@ -26,8 +28,6 @@ from autopart.cost.stages import (
     cut_links,
     links_around,
     occupied_time,
-    on_ranks,
-    on_replicas,
     plan_bottleneck,
     predict,
     send_time,
@@ -45,6 +45,7 @@ from autopart.cost.syncs import (
 __all__ = [
     "all_reduce_time",
     "best_ways",
+    "better_on_host",
     "bottleneck_time",
     "busy_time",
     "bytes_beside_stash",
@@ -53,6 +54,7 @@ __all__ = [
     "gradient_bytes",
     "held_by",
     "in_flight",
+    "largest_part",
     "limits_of",
     "links_around",
     "memory",

@@ -5,20 +5,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from autopart.cluster import host_share, slowest_speed
-from autopart.cost.rank_bytes import limits_of, memory, total
+from autopart.cost.on_ranks import on_ranks
+from autopart.cost.rank_bytes import fits_on_ranks, in_flight, limits_of, memory, total
 from autopart.frontier import Growth, Points, best_point, frontier, treat
-from autopart.layouts import Layout
+from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
-from autopart.stage_load import Partition, StageLoad, stage_loads
+from autopart.stage_load import Number, Partition, StageLoad, stage_loads
 from autopart.ways import (
     StageWays,
     Steps,
     allowed_ways,
     can_treat,
     leaves_choice,
+    places_of_state,
     way_of,
     ways_of_bits,
 )
+
+NEGLIGIBLE = 1e-9
+"""A share of seconds within which two sums in different order may differ."""
 
 
 def best_ways(problem: Problem, layout: Layout, partition: Partition) -> tuple[StageWays, ...]:
@@ -26,9 +31,50 @@ def best_ways(problem: Problem, layout: Layout, partition: Partition) -> tuple[S
     if not leaves_choice(problem.demands) or not can_treat(layout.schedule):
         return (StageWays(),) * len(partition)
     return tuple(
-        _best_ways(problem, layout, stage, sorted(partition[stage]), load)
+        _best_place(problem, layout, stage, sorted(partition[stage]), load)
         for stage, load in enumerate(stage_loads(problem.graph, partition))
     )
+
+
+def _best_place(
+    problem: Problem, layout: Layout, stage: int, members: Sequence[int], load: StageLoad
+) -> StageWays:
+    """The best ways, with the optimizer's state where that is best."""
+    best: tuple[StageLoad, StageWays] | None = None
+    for on_host in places_of_state(problem.demands):
+        there = load._replace(optimizer_on_host=int(on_host))
+        ways = _best_ways(problem, layout, stage, members, there)
+        ways = ways._replace(optimizer_on_host=on_host)
+        made = _treated(problem, layout, stage, members, load, ways)
+        if best is None or better_on_host(problem, layout, stage, best[0], made):
+            best = made, ways
+    assert best is not None
+    return best[1]
+
+
+def better_on_host(
+    problem: Problem, layout: Layout, stage: int, device: StageLoad, host: StageLoad
+) -> Number:
+    """Whether a stage's optimizer state had better lie on the host, when the loads are the best of either
+    place: it fits there alone, or the step keeps its rank busy for less with it there; of two that do not
+    fit, the one with fewer bytes. In loads that may be matrices."""
+    replicas, held = len(layout.stage_ranks[stage]), in_flight(layout, stage)
+    (here, busy), (there, busy_there) = (
+        (fits_on_ranks(load, problem, layout, stage), _busy(problem, layout, stage, load))
+        for load in (device, host)
+    )
+    fewer = total(memory(host, problem, replicas, held)) < total(
+        memory(device, problem, replicas, held)
+    )
+    shorter = busy_there < busy * (1 - NEGLIGIBLE)
+    return np.where(here | there, there & (~np.asarray(here) | shorter), fewer)
+
+
+def _busy(problem: Problem, layout: Layout, stage: int, load: StageLoad) -> Number:
+    """Seconds of a step that a rank of the stage computes and updates."""
+    placed = on_ranks(load, problem, layout, stage)
+    once = placed.forward_time + placed.backward_time
+    return own_microbatches(layout, stage) * once + placed.update_time
 
 
 def _best_ways(
@@ -66,9 +112,21 @@ def treated_stages(
     problem: Problem, layout: Layout, partition: Partition, ways: Sequence[StageWays]
 ) -> list[StageLoad]:
     """The loads of the stages of a partition whose layers go the given ways."""
-    loads = list(stage_loads(problem.graph, partition))
-    for stage, own in enumerate(ways):
-        if any(own):
-            points = _frontier(problem, layout, stage, sorted(partition[stage]), own)
-            loads[stage] = treat(loads[stage], points, 0)
-    return loads
+    return [
+        _treated(problem, layout, stage, sorted(partition[stage]), load, ways[stage])
+        for stage, load in enumerate(stage_loads(problem.graph, partition))
+    ]
+
+
+def _treated(
+    problem: Problem,
+    layout: Layout,
+    stage: int,
+    members: Sequence[int],
+    load: StageLoad,
+    ways: StageWays,
+) -> StageLoad:
+    placed = load._replace(optimizer_on_host=int(ways.optimizer_on_host))
+    if not (ways.recompute or ways.selective or ways.offload):
+        return placed
+    return treat(placed, _frontier(problem, layout, stage, members, ways), 0)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from autopart.cluster import host_share, smallest_memory
-from autopart.cost.syncs import gradient_bytes
+from autopart.cost.syncs import gradient_bytes, update_share
 from autopart.frontier import Limits
 from autopart.layouts import Layout, one_replica, own_microbatches
 from autopart.plan import HELD_ONCE, LASTING, ON_DEVICE, MemoryUse, StagePrediction
@@ -22,7 +22,7 @@ from autopart.schedule import Schedule, StageRanks, warmup
 from autopart.schedules import make_schedule
 from autopart.simulator.memory import Held, held_counts, most_held, peak_stash
 from autopart.stage_load import Number, StageLoad
-from autopart.training import master_bytes, optimizer_bytes
+from autopart.training import master_bytes, optimizer_bytes, state_bytes
 
 
 class Memory(NamedTuple):
@@ -80,16 +80,19 @@ def memory(
     share_out: Callable[[Number, int], Number] = largest_part,
 ) -> Memory:
     """Bytes of a rank at its peak, of a stage with so many replicas. Received are the next activations
-    and two gradients, sent two gradients; a rank reads the batch of all microbatches that it runs.
+    and two gradients, sent two gradients; a rank reads the batch of all microbatches that it runs. Where
+    state lies on the host, the device has room for that of one layer at a time, whichever it is.
     `share_out` is `largest_part`, or what stands for it in an integer program."""
     training = problem.training
-    stepped = share_out(load.num_trainable, replicas if training.zero1 else 1)
+    sharing = update_share(training, replicas)
+    stepped = share_out(load.num_trainable, sharing)
+    away = load.optimizer_on_host * (stepped - share_out(load.widest_trainable, sharing))
     own = -(-problem.num_microbatches // replicas)
     return Memory(
         weights=load.weight_bytes,
         gradients=gradient_bytes(load, training),
-        master=stepped * master_bytes(training),
-        optimizer=stepped * optimizer_bytes(training),
+        master=(stepped - away) * master_bytes(training),
+        optimizer=(stepped - away) * optimizer_bytes(training),
         versions=0 * load.weight_bytes,
         stash=microbatches_in_flight * load.stash_bytes,
         workspace=load.workspace_bytes,
@@ -97,7 +100,8 @@ def memory(
         sends=2 * load.received.grad_bytes,
         batch=own * load.input_bytes,
         reserve=problem.cluster.reserve_bytes,
-        host=microbatches_in_flight * load.host_bytes,
+        host=microbatches_in_flight * load.host_bytes
+        + load.optimizer_on_host * stepped * state_bytes(training),
     )
 
 

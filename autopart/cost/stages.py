@@ -8,45 +8,23 @@ from autopart.cluster import (
     Cluster,
     Link,
     link_between,
-    slowest_speed,
 )
 from autopart.cost.attribution import Share, share_of
 from autopart.cost.choices import best_ways, treated_stages
+from autopart.cost.on_ranks import on_ranks
 from autopart.cost.rank_bytes import Memory, in_flight, memory, total
-from autopart.cost.syncs import sync_times, update_share
+from autopart.cost.syncs import sync_times
 from autopart.graph import positions
 from autopart.layouts import Layout
 from autopart.plan import MemoryUse, Plan, StagePrediction, Sync, stage_ranks
 from autopart.problem import Problem
 from autopart.stage_load import Number, Partition, StageLoad, Traffic
-from autopart.training import Training
 from autopart.ways import StageWays
 
 
 def send_time(link: Link, num_bytes: Number, num_tensors: Number) -> Number:
     """Seconds for `num_tensors` messages of `num_bytes` in all: latency each, then bandwidth."""
     return num_tensors * link.latency + num_bytes / link.bandwidth
-
-
-def on_replicas(load: StageLoad, training: Training, replicas: int, speed: float) -> StageLoad:
-    """The load on so many GPUs of `speed`, relative to the profile's device: every time grows by
-    1 / speed, and with ZeRO-1 the replicas share the update out among them."""
-    sharing = update_share(training, replicas)
-    if speed == 1.0 and sharing == 1:
-        return load
-    return load._replace(
-        forward_time=load.forward_time / speed,
-        backward_time=load.backward_time / speed,
-        weight_grad_time=load.weight_grad_time / speed,
-        update_time=load.update_time / (speed * sharing),
-    )
-
-
-def on_ranks(load: StageLoad, problem: Problem, layout: Layout, stage: int) -> StageLoad:
-    """The load as stage `stage` of a layout: its slowest rank sets the pace."""
-    ranks = layout.stage_ranks[stage]
-    speed = slowest_speed(problem.cluster, ranks)
-    return on_replicas(load, problem.training, len(ranks), speed)
 
 
 def compute_time(load: StageLoad, cluster: Cluster) -> Number:

@@ -85,8 +85,10 @@ DEEDS = {
 
 
 def ways_lines(plan: Plan) -> list[str]:
-    """Which layers each stage does not simply keep, a line for each way."""
-    return [
+    """Which layers each stage does not simply keep, a line for each way, and whose state lies on the host."""
+    hosted = [place for place, stage in enumerate(plan.stages) if stage.optimizer_on_host]
+    state = [f"optimizer state on the host: stages {ranks_label(hosted)}"] if hosted else []
+    return state + [
         f"stage {place} {deed} {len(names)} of {len(stage.layers)} layers: {chosen_label(names)}"
         for place, stage in enumerate(plan.stages)
         for way, deed in DEEDS.items()

@@ -39,6 +39,7 @@ from autopart.cost import (
     busy_time,
     cut_links,
     in_flight,
+    largest_part,
     links_around,
     memory,
     on_ranks,
@@ -256,8 +257,8 @@ class _Program:
 
     def _largest_part(self, count: Expression, parts: int) -> Expression:
         """The largest of `parts` even parts of a whole number."""
-        if parts == 1:
-            return count
+        if parts == 1 or isinstance(count, int):
+            return largest_part(count, parts)
         name = f"part_{len(self.program.variables())}"
         variable: Any = self.program.add_variable(name, 0, cat=pulp.LpInteger)
         self.program += parts * variable >= count  # (12)

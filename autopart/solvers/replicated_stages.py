@@ -100,7 +100,7 @@ def _loads(problem: Problem, cuts: Cuts, link: Link, ranks: int) -> MatrixLoads:
     loads: list[Floats] = []
     for r in counts:
         own = math.ceil(m / r)
-        placed = on_replicas(load, problem.training, r, 1.0)
+        placed = on_replicas(load, problem, r, 1.0)
         once = time_after_backward(placed, problem.training, link, r)
         time = (own * busy + once) / m
         if cluster.sends_overlap:
