@@ -110,6 +110,7 @@ def main(folder: Path) -> None:
     losses = []
     for step in range(STEPS):
         optimizer.zero_grad()
+        forwards.update(dict.fromkeys(forwards, 0))
         ids, target = batch(step, pipeline.pp_batch_size)
         built.update_seq_len(LENGTH)
         found: list[torch.Tensor] | None = [] if built.info.has_last_stage else None

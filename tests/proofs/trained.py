@@ -15,7 +15,8 @@ def save(
     named: Iterable[tuple[str, torch.nn.Parameter]],
     forwards: dict[str, int] | None = None,
 ) -> None:
-    """Write down the losses of all steps, the last gradients, the parameters, and forwards by layer."""
+    """Write down the losses of all steps, the last gradients, the parameters, and the last step's
+    forwards by layer."""
     named = [(_plain(name), parameter) for name, parameter in named]
     done = {
         "losses": losses,
