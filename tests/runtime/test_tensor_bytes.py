@@ -56,12 +56,23 @@ def test_a_step_on_16_bit_weights_needs_little_more_than_it_keeps(name: str):
     assert all(weight.grad is None for weight in weights)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd-momentum", "sgd"])
+def test_a_step_in_float32_needs_nothing_beside_what_is_there(name: str):
+    weight = nn.Parameter(torch.ones(250_000))
+    optimizer = Optimizer(name, [weight], lr=0.1)
+    for _ in range(2):
+        weight.grad = torch.ones_like(weight)
+        there = (weight, weight.grad, *optimizer.state)
+        most = most_tensor_bytes(optimizer.step, there, CPU, aside=optimizer.counters)
+    assert most == sum(tensor.nbytes for tensor in there)
+
+
 def test_steps_in_parts_are_the_steps_of_the_whole():
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(300_000).bfloat16()) for _ in range(5)]
     plain = [nn.Parameter(p.detach().float()) for p in ours]
     gradients = [torch.randn_like(p) for p in ours]
-    mine, theirs = Optimizer("adamw", ours, lr=0.1), torch.optim.AdamW(plain, lr=0.1)
+    mine, theirs = Optimizer("adamw", ours, lr=0.1), torch.optim.AdamW(plain, lr=0.1, fused=True)
     for _ in range(3):
         for one, other, gradient in zip(ours, plain, gradients, strict=True):
             one.grad, other.grad = gradient.clone(), gradient.float()

@@ -89,9 +89,8 @@ class Optimizer:
                     yield value
 
     def step(self) -> None:
-        """Apply the gradients and clear them, part by part: what a part needs for a while, float32 copies
-        of its gradients and the optimizer's own scratch, is gone before the next one's is there. With
-        shares, all holders of a parameter must call it."""
+        """Apply the gradients and clear them, part by part: the float32 copies of one part's gradients
+        are gone before the next one's are there. With shares, all holders of a parameter must call it."""
         waiting = {id(parameter): parameter.grad for parameter in self._trained}
         for parameter in self._trained:
             parameter.grad = None
@@ -145,7 +144,7 @@ class Optimizer:
             of = {w: piece.of(state[f"{name}.{w}"]).to(device, copy=True) for w in self._kinds()}
             return {
                 **of,
-                **({"step": torch.tensor(float(self._steps))} if self.name == "adamw" else {}),
+                **({"step": torch.tensor(float(self._steps), device=device)} if self.name == "adamw" else {}),
             }
 
         for piece in self._here:
@@ -229,9 +228,9 @@ class _HostedPiece:
 
 
 def _in_parts(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """In as few parts as a step's scratch needs: all at once in float32 on a CPU, which works on one
-    parameter after the other anyway."""
-    if not pieces or all(p.master.device.type == "cpu" and not p.has_copy for p in pieces):
+    """All at once where none has a master copy, whose gradient is there beside the parameter's own
+    while it is stepped."""
+    if not any(piece.has_copy for piece in pieces):
         return [list(pieces)] if pieces else []
     most = max(_PART_BYTES, sum(piece.master.nbytes for piece in pieces) // _PARTS)
     parts: list[list[Piece]] = []
@@ -262,7 +261,8 @@ def _moves(name: str, value: object) -> bool:
 
 def _torch_optimizer(name: str, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr)
+        # Fused, it needs no scratch; torch's other ways hold up to two more copies of all parameters.
+        return torch.optim.AdamW(parameters, lr=lr, fused=True)
     if name == "adafactor":
         return torch.optim.Adafactor(parameters, lr=lr)
     return torch.optim.SGD(parameters, lr=lr, momentum=0.9 if name == "sgd-momentum" else 0.0)
