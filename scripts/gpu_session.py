@@ -5,8 +5,8 @@
     python scripts/gpu_session.py --out DIR --device cpu --quick
 
 For each model, in a process of its own: profile it in bfloat16 (on a CPU in float32), solve it for 4 GPUs of this kind in 4 stages,
-and run each rank of the plan alone (`autopart validate --one-device`): as it is, with every block recomputed,
-and with every block's stash offloaded. Before them, the host link is measured, alone and beside a
+and run each rank of the plan alone (`autopart validate --one-device`): as it is, with every block recomputed, as a
+whole and in part, and with every block's stash offloaded. Before them, the host link is measured, alone and beside a
 multiplication of matrices. What does not fit into `--seconds` is left out, and the results say so.
 
 DIR (by default $OUT, else gpu-session) then has a profile a model, `gpu-session.json` with all figures and
@@ -28,13 +28,14 @@ import msgspec
 import torch
 
 import autopart
+from autopart.cluster import HostLink
 from autopart.gpus import GPUS
 from autopart.units import format_bytes, format_time
 
 HERE = Path(__file__).resolve().parent
 STAGES, MICROBATCHES = 4, 8
-KEPT, RECOMPUTED, OFFLOADED = "kept", "recomputed", "offloaded"
-TREATMENTS = (KEPT, RECOMPUTED, OFFLOADED)
+KEPT, RECOMPUTED, PARTLY, OFFLOADED = "kept", "recomputed", "recomputed in part", "offloaded"
+TREATMENTS = (KEPT, RECOMPUTED, PARTLY, OFFLOADED)
 COPY_BYTES = {"cuda": 1 << 28, "cpu": 1 << 22}
 DTYPES = {"cuda": "bfloat16", "cpu": "float32"}
 """Multiplying in 16 bits may take a CPU a hundred times as long."""
@@ -157,17 +158,13 @@ def _rows(name: str, subject: Subject, asked: argparse.Namespace) -> Iterator[Ro
         "whole": msgspec.to_builtins(profile.whole),
         "warnings": list(profile.warnings),
     }
-    plan = autopart.solve(
-        profile,
-        _cluster(card, asked.device),
-        num_stages=STAGES,
-        num_replicas=1,
-        num_microbatches=MICROBATCHES,
-        schedule="1f1b",
-    )
+    plan = _solved(profile, _cluster(card, asked.device))
     for treatment in TREATMENTS:
         began = time.monotonic()
         treated = _treated(profile, plan, subject, treatment)
+        if treated is None:
+            yield {"step": f"{name}, {treatment}", "skipped": "no block of it can be"}
+            continue
         found = autopart.validate_plan(
             treated, subject.model, steps=asked.steps, one_device=True, device=asked.device
         )
@@ -183,40 +180,55 @@ def _rows(name: str, subject: Subject, asked: argparse.Namespace) -> Iterator[Ro
 
 
 def _cluster(card: str, device: str) -> autopart.Cluster:
-    """4 GPUs of this kind, on a CPU 4 processes."""
+    """4 GPUs of this kind, on a CPU 4 processes, with the host link as measured."""
     names = [gpu.name for gpu in GPUS.values() if card in gpu.cuda_names]
     kind = names[0] if names else "cpu" if device == "cpu" else "h100-sxm"
-    return autopart.cluster_of(kind, gpus=STAGES)
+    measured = _host_link(device)
+    link = HostLink(
+        bandwidth=min(measured["out_bandwidth"], measured["back_bandwidth"]),
+        overlaps=device == "cuda",
+    )
+    return msgspec.structs.replace(autopart.cluster_of(kind, gpus=STAGES), host_link=link)
 
 
 def _treated(
     profile: autopart.Profile, plan: autopart.Plan, subject: Subject, treatment: str
-) -> autopart.Plan:
-    """The same stages with their blocks recomputed, as the solver prices it, or offloaded, which is
-    priced as kept: what it costs is what is measured."""
+) -> autopart.Plan | None:
+    """The same stages with all of their blocks treated in one way, as the solver prices it; None where
+    no block can be."""
+    able = {
+        RECOMPUTED: lambda layer: layer.recompute is not None,
+        PARTLY: lambda layer: layer.selective is not None,
+        OFFLOADED: lambda layer: layer.stash_bytes > 0,
+    }
+    option = {
+        RECOMPUTED: "recompute_layers",
+        PARTLY: "selective_layers",
+        OFFLOADED: "offload_layers",
+    }
     if treatment == KEPT:
         return plan
-    blocks = {
+    blocks = tuple(
         layer.name
         for layer in profile.graph.layers
-        if layer.name.startswith(subject.blocks) and (layer.recompute or treatment == OFFLOADED)
-    }
-    if treatment == RECOMPUTED:
-        return autopart.solve(
-            profile,
-            plan.cluster,
-            num_stages=STAGES,
-            num_replicas=1,
-            num_microbatches=MICROBATCHES,
-            schedule="1f1b",
-            recompute_layers=tuple(sorted(blocks)),
-            pins={layer: s for s, stage in enumerate(plan.stages) for layer in stage.layers},
-        )
-    stages = tuple(
-        msgspec.structs.replace(stage, offload=tuple(n for n in stage.layers if n in blocks))
-        for stage in plan.stages
+        if layer.name.startswith(subject.blocks) and able[treatment](layer)
     )
-    return msgspec.structs.replace(plan, stages=stages)
+    if not blocks:
+        return None
+    pins = {layer: s for s, stage in enumerate(plan.stages) for layer in stage.layers}
+    return _solved(profile, plan.cluster, pins=pins, **{option[treatment]: blocks})
+
+
+def _solved(profile: autopart.Profile, cluster: autopart.Cluster, **asked: Any) -> autopart.Plan:
+    return autopart.solve(
+        profile,
+        cluster,
+        num_stages=STAGES,
+        num_replicas=1,
+        num_microbatches=MICROBATCHES,
+        schedule="1f1b",
+        **asked,
+    )
 
 
 def _host_link(device: str) -> Row:

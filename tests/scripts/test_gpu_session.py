@@ -24,16 +24,13 @@ def test_a_session_profiles_validates_and_says_what_it_left_out(tmp_path: Path) 
         timeout=290,
         check=True,
     )
-    link, profiled, kept, recomputed, offloaded = json.loads(
-        (tmp_path / "gpu-session.json").read_text()
-    )
+    rows = json.loads((tmp_path / "gpu-session.json").read_text())
+    link, profiled, *rest = rows
+    ways = {row["treatment"]: row for row in rest if row["step"] == "validate"}
     assert link["step"] == "host link" and min(link["out_bandwidth"], link["back_bandwidth"]) > 0
     assert load_profile(tmp_path / profiled["file"]).dtype == "float32"
-    assert [row["treatment"] for row in (kept, recomputed, offloaded)] == [
-        "kept",
-        "recomputed",
-        "offloaded",
-    ]
+    assert {"kept", "recomputed", "offloaded"} <= ways.keys()
+    kept, recomputed = ways["kept"], ways["recomputed"]
     for row in (kept, recomputed):
         assert all(-0.01 <= rank["error"] <= 0.1 for rank in row["fidelity"]["ranks"])
     first = [row["fidelity"]["ranks"][0]["measured_bytes"] for row in (kept, recomputed)]
