@@ -144,7 +144,11 @@ class Optimizer:
             of = {w: piece.of(state[f"{name}.{w}"]).to(device, copy=True) for w in self._kinds()}
             return {
                 **of,
-                **({"step": torch.tensor(float(self._steps), device=device)} if self.name == "adamw" else {}),
+                **(
+                    {"step": torch.tensor(float(self._steps), device=device)}
+                    if self.name == "adamw"
+                    else {}
+                ),
             }
 
         for piece in self._here:
