@@ -109,12 +109,17 @@ def refuse_split_tied(plan: Plan, framework: str) -> None:
 
 
 def refuse_offload(plan: Plan, framework: str) -> None:
-    """Raise ExportRefused where a layer is offloaded."""
+    """Raise ExportRefused where a layer, or the optimizer of a stage, is kept on the host."""
     for index, stage in enumerate(plan.stages):
         if stage.offload:
             raise ExportRefused(
                 f"stage {index} offloads layer '{stage.offload[0]}', and {framework} cannot be told "
                 "which layers to offload; the nearest plan has --offload never"
+            )
+        if stage.optimizer_on_host:
+            raise ExportRefused(
+                f"stage {index} keeps its optimizer's state on the host, and {framework} cannot be told "
+                "so of one stage; the nearest plan keeps it on the device"
             )
 
 

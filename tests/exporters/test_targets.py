@@ -274,6 +274,9 @@ def test_offloading_is_refused(target: str) -> None:
     stage = changed(plan.stages[1], offload=("transformer.h.1",))
     message = refusal(changed(plan, stages=(plan.stages[0], stage)), target)
     assert "stage 1 offloads layer 'transformer.h.1'" in message
+    stage = changed(plan.stages[0], optimizer_on_host=True)
+    message = refusal(changed(plan, stages=(stage, plan.stages[1])), target)
+    assert "stage 0 keeps its optimizer's state on the host" in message
 
 
 def test_a_shared_optimizer_is_said_or_refused() -> None:
