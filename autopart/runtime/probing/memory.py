@@ -12,7 +12,8 @@ from autopart.runtime.execution.peak_memory import peak_bytes
 from autopart.runtime.probing.ranks import Ranks
 from autopart.runtime.probing.samples import repetitions, slowest, timed
 
-_COPIES = (64 << 10, 512 << 10, 2 << 20, 8 << 20)
+_COPIES = (1 << 20, 2 << 20, 4 << 20, 8 << 20)
+"""Bytes; smaller copies find room that is warm, and would hide what the large ones cost."""
 _ALIVE = 256 << 20
 """Bytes of copies of one size that are alive at once, as those of microbatches in flight are."""
 
