@@ -67,7 +67,7 @@ def better_on_host(
         memory(device, problem, replicas, held)
     )
     shorter = busy_there < busy * (1 - NEGLIGIBLE)
-    return np.where(here | there, there & (~np.asarray(here) | shorter), fewer)
+    return np.where(np.asarray(here | there), there & (~np.asarray(here) | shorter), fewer)
 
 
 def _busy(problem: Problem, layout: Layout, stage: int, load: StageLoad) -> Number:
