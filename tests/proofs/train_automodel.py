@@ -54,16 +54,21 @@ def loss_fn(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def count_forwards(parts: list[Any], counts: dict[str, int]) -> None:
-    """Count the forwards of each layer's attention: what runs again runs it again."""
+    """Count the forwards of each layer's first norm: what runs again runs it again."""
     for part in parts:
         for index, layer in part.model.layers.items():
-            inner = getattr(layer, "_checkpoint_wrapped_module", layer)
+            inner = _bare(_bare(layer).input_layernorm)
             counts[index] = 0
 
             def count(*_: Any, at: str = index) -> None:
                 counts[at] += 1
 
-            inner.input_layernorm.register_forward_hook(count)
+            inner.register_forward_hook(count)
+
+
+def _bare(module: Any) -> Any:
+    """Without the wrapping that recomputes it."""
+    return getattr(module, "_checkpoint_wrapped_module", module)
 
 
 def train_whole(num_layers: int, size: int, path: Path) -> None:
