@@ -15,12 +15,10 @@ import msgspec
 from autopart import __version__
 from autopart.certificate import certificate, own_size, problem_of
 from autopart.cluster import Cluster, check_cluster, num_gpus
-from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.graph import positions
-from autopart.layouts import Layout, layouts, shapes
+from autopart.layouts import Layout
 from autopart.plan import TREATED, Origin, Plan, SearchedSize, Stage, orders_of
-from autopart.pricing import most_bytes, price
 from autopart.problem import (
     CLASSIC,
     CUSTOM,
@@ -33,17 +31,14 @@ from autopart.problem import (
     Problem,
 )
 from autopart.profile import Profile
-from autopart.replica_bounds import missing_bytes
 from autopart.schedule import Schedule
 from autopart.schedules import KINDS, make_schedule
 from autopart.search import SOLVERS, Outcome, SolverName
+from autopart.shortage import why_infeasible
 from autopart.size_search import NOTHING, SizeOutcomes, search_sizes, value_of
 from autopart.sizes import Sized, at_sizes, samples
-from autopart.solvers import chain, parameters, uniform
 from autopart.training import make_training
-from autopart.units import format_bytes
 from autopart.way_demands import checked_ways
-from autopart.ways import leaves_choice
 
 Word = TypeVar("Word", bound=str)
 
@@ -136,7 +131,7 @@ def solve(
     ]
     found = search_sizes(problems, _solver_name(solver), began + time_limit)
     if found.best is None:
-        raise _why_infeasible(problems[0], _solver_name(solver))
+        raise why_infeasible(problems[0], _solver_name(solver))
     return _plan(sized, problems, found, began)
 
 
@@ -298,7 +293,7 @@ def baselines(profile: Profile | Sequence[Profile], plan: Plan) -> dict[str, Pla
             found[name] = str(error)
             continue
         if outcomes.best is None:
-            found[name] = str(_why_infeasible(problem, name))
+            found[name] = str(why_infeasible(problem, name))
         else:
             found[name] = _plan([own], [problem], outcomes, began)
     return found
@@ -309,70 +304,6 @@ def _solver_name(solver: str) -> SolverName:
         if solver == known:
             return known
     raise AutopartError(f"unknown solver '{solver}'; known: {', '.join(SOLVERS)}")
-
-
-def _why_infeasible(problem: Problem, solver: SolverName) -> InfeasibleError:
-    cuts = all_cuts(problem.graph)
-    if problem.demands.replicas_per_stage or problem.cluster.gpus:
-        return _what_is_missing(problem, cuts)
-    limit = format_bytes(problem.cluster.memory_bytes)
-    needs = [
-        (least, shape)
-        for shape in shapes(problem)
-        for layout in layouts(problem, *shape)
-        if layout.schedule != CUSTOM
-        if (least := _least_memory(problem, layout, cuts, solver)) is not None
-    ]
-    if not needs:
-        return InfeasibleError(
-            "no partition keeps all pins at once, whatever the memory; drop one of them"
-        )
-    least, (k, r) = min(needs)
-    return InfeasibleError(
-        f"nothing fits into {limit} a GPU: the least that would do is {format_bytes(least)} "
-        f"({least} bytes), with {k} stages and {r} replicas; {_what_to_try(problem)}",
-        least,
-    )
-
-
-def _what_to_try(problem: Problem) -> str:
-    kept = not leaves_choice(problem.demands) and any(la.recompute for la in problem.graph.layers)
-    return (
-        f"try {'--recompute auto, ' if kept else ''}more memory, more GPUs, a smaller "
-        "--microbatch-size, or another --optimizer"
-    )
-
-
-def _what_is_missing(problem: Problem, cuts: Cuts) -> InfeasibleError:
-    missing = missing_bytes(problem, cuts)
-    least = problem.cluster.memory_bytes + missing
-    if missing == 0:
-        return InfeasibleError(
-            "no stages were found that fit and keep all demands at once; drop a demand, "
-            "or give the search more --time-limit"
-        )
-    would_do = f"the least that would do is {format_bytes(least)} ({least} bytes)"
-    if problem.cluster.gpus:
-        would_do = f"each GPU would need {format_bytes(missing)} ({missing} bytes) more at least"
-    return InfeasibleError(
-        f"nothing fits into {format_bytes(problem.cluster.memory_bytes)} a GPU: {would_do}; "
-        f"{_what_to_try(problem)}",
-        None if problem.cluster.gpus else least,
-    )
-
-
-def _least_memory(problem: Problem, layout: Layout, cuts: Cuts, solver: SolverName) -> int | None:
-    num_stages = len(layout.stage_ranks)
-    if solver == "uniform":
-        partition = uniform.solve(len(problem.graph.layers), num_stages)
-    elif solver == "parameters":
-        partition = parameters.solve(cuts, num_stages)
-    else:
-        path = chain.least_memory(problem, layout, cuts)
-        if path is None:
-            return None
-        partition = partition_of(cuts, path)
-    return most_bytes(price(problem, layout, partition))
 
 
 def _plan(

@@ -107,6 +107,16 @@ def minimised(
     return bottleneck_time(prediction.stages, stage_ranks, problem.num_microbatches)
 
 
+def may_beat(problem: Problem, layout: Layout, partition: Partition, seconds: float) -> bool:
+    """Whether a partition may take less than `seconds`, without simulating it: every stage fits alone, and
+    keeps no rank busy for as long."""
+    stages, _ = predict(problem, layout, partition)
+    loads = zip(stages, layout.stage_ranks, strict=True)
+    fit = all(one.peak_bytes <= smallest_memory(problem.cluster, ranks) for one, ranks in loads)
+    busy = bottleneck_time(stages, layout.stage_ranks, layout.num_microbatches)
+    return fit and busy < seconds
+
+
 def fits(problem: Problem, decision: Decision) -> bool:
     """Whether every rank stays within the memory of its GPU, and within its share of the host's."""
     share = host_share(problem.cluster)

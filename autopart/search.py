@@ -38,7 +38,15 @@ from autopart.layouts import (
 )
 from autopart.order_bounds import least_step
 from autopart.plan import OrderSource
-from autopart.pricing import Decision, compile_layout, fits, most_bytes, price, price_paths
+from autopart.pricing import (
+    Decision,
+    compile_layout,
+    fits,
+    may_beat,
+    most_bytes,
+    price,
+    price_paths,
+)
 from autopart.problem import CLASSIC, CUSTOM, Problem
 from autopart.simulator import Program
 from autopart.solvers import chain, ilp, parameters, probe, uniform
@@ -172,7 +180,9 @@ class LayoutSearch:
         listed = list_all(self.cuts, len(layout.stage_ranks))
         named = layout.schedule != CUSTOM
         if named and self.solver in ("uniform", "parameters"):
-            self._take(layout, self._baseline(len(layout.stage_ranks)), self.solver)
+            partition = self._baseline(len(layout.stage_ranks))
+            if may_beat(self.problem, layout, partition, self.step_time):
+                self._take(layout, partition, self.solver)
         elif named and (self.solver == "ilp" or not listed):
             self._propose_any_order(layout)
         if not listed:

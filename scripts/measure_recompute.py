@@ -5,14 +5,19 @@
 The models are analytic: blocks of GPT and Llama shapes in bfloat16 with AdamW and float32 master copies,
 one sequence a microbatch, no tensor parallelism, on h100-sxm nodes of eight at the rates of
 autopart/gpus.py. Forward of a block: 2 flops a token and parameter, and 2 s^2 h for causal attention;
-backward twice that. Stash of a block of s tokens, h wide, but for its input:
+backward twice that. Stash of a block of s tokens, h wide, but for its input, and what of it stays where only the
+cheap part is recomputed: the results of products with parameters.
 
     GPT     32 s h                    Korthikanti et al. 2022, section 4, attention scores left out
+            18 s h                    q, k and v, the attention's result, both results of the MLP
     Llama   2 s (5 h + 2 kv + 4 f)    two norms, q, attention, residual; k and v; gated MLP
+            2 s (2 h + 2 kv + 2 f)    q, the attention's result; k and v; both results of the MLP
 
-Prints one JSON line for each case: step, gap and processor seconds of `--recompute auto`, the step of the
-best uniform plan (over all stages, replicas and schedules, with nothing and with everything
-recomputed), and the gain over it.
+The cheap part takes the attention's flops again, and reads and writes what it makes.
+
+Prints one JSON line for each case: step, gap and processor seconds of `--recompute auto`, alone and with
+`--offload auto` (PCIe as autopart/gpus.py has it), the step of the best uniform plan (over all stages,
+replicas and schedules, with nothing and with everything recomputed), and the gains over it.
 """
 
 import argparse
@@ -29,6 +34,7 @@ from autopart.gpus import find_gpu
 from autopart.graph import Layer, LayerGraph, Recompute, Value
 from autopart.profile import Device, Profile, Source
 
+ALL_OR_NOTHING = ("never", "always")
 GPU, GPUS_PER_NODE, MICROBATCHES_PER_GPU = "h100-sxm", 8, 2
 
 
@@ -66,38 +72,43 @@ def main() -> None:
             profile = analytic_profile(name, sequence)
             for gpus in asked.gpus:
                 row = {"model": name, "sequence": sequence, "gpus": gpus}
+                row["layers"] = len(profile.graph.layers)
                 print(json.dumps(row | compare(profile, gpus, asked.time_limit)), flush=True)
 
 
 def compare(profile: Profile, gpus: int, time_limit: float) -> dict[str, object]:
-    """The plan with `--recompute auto`, and the best of uniform layers, on `gpus` GPUs."""
-    began = time.process_time()
-    found = _plan(profile, gpus, "auto", "auto", time_limit)
-    seconds = time.process_time() - began
-    uniform = [_plan(profile, gpus, "uniform", how, time_limit) for how in ("never", "always")]
-    steps = [
-        plan.prediction.step_time if isinstance(plan, autopart.Plan) else None for plan in uniform
-    ]
+    """The plans with `--recompute auto`, and the best of uniform layers, on `gpus` GPUs."""
+    uniform = [_plan(profile, gpus, "uniform", how, "never", time_limit) for how in ALL_OR_NOTHING]
+    steps = [plan and plan.prediction.step_time for plan in uniform]
+    best = min((step for step in steps if step is not None), default=None)
     row: dict[str, object] = {"uniform_kept": steps[0], "uniform_recomputed": steps[1]}
-    if isinstance(found, str):
-        return row | {"infeasible": found}
-    kept = [step for step in steps if step is not None]
-    return row | {
-        "step": found.prediction.step_time,
-        "gain": min(kept) / found.prediction.step_time - 1 if kept else None,
-        "gap": found.certificate.gap,
+    for offload in ("never", "auto"):
+        began = time.process_time()
+        plan = _plan(profile, gpus, "auto", "auto", offload, time_limit)
+        seconds = time.process_time() - began
+        row[f"offload_{offload}"] = plan and _row(plan, best, seconds)
+    return row
+
+
+def _row(plan: autopart.Plan, best: float | None, seconds: float) -> dict[str, object]:
+    return {
+        "step": plan.prediction.step_time,
+        "gain": best / plan.prediction.step_time - 1 if best is not None else None,
+        "gap": plan.certificate.gap,
         "seconds": round(seconds, 2),
-        "stages": len(found.stages),
-        "replicas": len(found.stages[0].ranks),
-        "schedule": found.schedule,
-        "recomputed": sum(len(stage.recompute) for stage in found.stages),
-        "layers": len(profile.graph.layers),
+        "stages": len(plan.stages),
+        "replicas": len(plan.stages[0].ranks),
+        "schedule": plan.schedule,
+        "recomputed": sum(len(stage.recompute) for stage in plan.stages),
+        "selective": sum(len(stage.selective) for stage in plan.stages),
+        "offloaded": sum(len(stage.offload) for stage in plan.stages),
     }
 
 
 def _plan(
-    profile: Profile, gpus: int, solver: str, recompute: str, time_limit: float
-) -> autopart.Plan | str:
+    profile: Profile, gpus: int, solver: str, recompute: str, offload: str, time_limit: float
+) -> autopart.Plan | None:
+    """The best plan; None where nothing fits."""
     try:
         return autopart.solve(
             profile,
@@ -105,10 +116,11 @@ def _plan(
             num_microbatches=MICROBATCHES_PER_GPU * gpus,
             solver=solver,
             recompute=recompute,
+            offload=offload,
             time_limit=time_limit,
         )
-    except InfeasibleError as error:
-        return str(error)
+    except InfeasibleError:
+        return None
 
 
 def analytic_profile(name: str, sequence: int) -> Profile:
@@ -117,7 +129,11 @@ def analytic_profile(name: str, sequence: int) -> Profile:
     h, f, kv = shape.width, shape.mlp, shape.keys
     params = 2 * h * (h + kv) + (3 if shape.gated else 2) * h * f
     stash = 2 * s * (5 * h + 2 * kv + 4 * f) if shape.gated else 32 * s * h
+    left = 2 * s * (2 * h + 2 * kv + 2 * f) if shape.gated else 18 * s * h
     block = _layer("block", params, 2 * s * params + 2 * s * s * h, stash, 6 * s * f)
+    block = msgspec.structs.replace(
+        block, selective=_cheap_part(2 * s * s * h, moved=2 * (stash - left), left=left)
+    )
     words = shape.words * h
     embedding = _layer("embedding", words, 0, 0, 2 * s * h)
     logits = s * shape.words
@@ -149,6 +165,13 @@ def analytic_profile(name: str, sequence: int) -> Profile:
         microbatch_size=1,
         graph=LayerGraph(layers=tuple(layers), values=values),
     )
+
+
+def _cheap_part(flops: int, moved: int, left: int) -> Recompute:
+    gpu = find_gpu(GPU)
+    computing = flops / (gpu.flops["bfloat16"] * gpu.compute_efficiency)
+    moving = moved / (gpu.memory_bandwidth * gpu.memory_efficiency)
+    return Recompute(extra_time=computing + moving, stash_bytes=left)
 
 
 def _layer(kind: str, params: int, flops: int, stash: int, workspace: int) -> Layer:

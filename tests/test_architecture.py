@@ -59,6 +59,7 @@ ROOMS = (
     "assumptions",
     "certificate",
     "way_demands",
+    "shortage",
     "planner",
     "memory_sweep",
     "step_causes",
