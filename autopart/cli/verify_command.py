@@ -19,7 +19,7 @@ from autopart.report.summary import verify_summary
 
 EXAMPLE = "autopart verify plan.json --profile gpt2-tiny-cpu-mb1.json"
 
-TargetName = Literal["torchtitan", "megatron", "deepspeed"]
+TargetName = Literal["torchtitan", "megatron", "deepspeed", "automodel"]
 
 
 def command(

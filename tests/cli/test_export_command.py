@@ -8,8 +8,8 @@ import jsonschema
 import pytest
 
 import autopart.proofs as proofs
+from autopart.cli import export_command, verify_command
 from autopart.cli.console import check_may_replace
-from autopart.cli.export_command import TargetName
 from autopart.exporters import TARGETS
 from autopart.exporters.shape import Shape
 from autopart.proofs.rebuilt import Rebuilt
@@ -55,7 +55,7 @@ def test_every_target_is_offered_and_listed(cli: Cli) -> None:
     outcome = cli("export", "--list")
     assert outcome.code == 0
     assert {line.split(" ")[0] for line in outcome.out.splitlines()} >= set(TARGETS)
-    assert set(TARGETS) == set(get_args(TargetName))
+    assert set(TARGETS) == set(get_args(export_command.TargetName))
 
 
 def test_layers_are_renamed_and_notes_are_said(cli: Cli, plan_file: Path) -> None:
@@ -122,3 +122,7 @@ def test_a_profile_of_a_hugging_face_model_is_exported_in_every_frameworks_names
         assert outcome.code == 0, outcome.err
         text = Path("exported", file).read_text()
         assert [word for word in words if word not in text] == [], target
+
+
+def test_verify_takes_every_framework_that_can_read_its_exports() -> None:
+    assert set(get_args(verify_command.TargetName)) == set(proofs.PROOFS)
