@@ -21,7 +21,7 @@ from autopart.runtime.execution.offload import HostStash
 from autopart.runtime.execution.plan_match import Backend, check_can_run, place_on
 from autopart.runtime.execution.rank_executor import RankPart, StepExecutor
 from autopart.runtime.execution.stage import TorchStage, stage_parameters
-from autopart.runtime.execution.torch_backend import TorchBackend
+from autopart.runtime.execution.torch_backend import TorchBackend, check_backwards
 from autopart.runtime.execution.transfers import Transfers
 from autopart.runtime.execution.treated_layers import (
     offloading,
@@ -49,6 +49,8 @@ def make_executor(
     Raises PlanError where the plan asks for what is not run, or not by this backend.
     """
     check_can_run(plan, backend)
+    if backend == "torch":
+        check_backwards(programs)
     holders = _holders(plan, programs)
     part = _part(plan, programs, holders, device, watcher)
     if backend == "torch":

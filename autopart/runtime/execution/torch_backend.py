@@ -36,9 +36,8 @@ class TorchBackend(StepExecutor):
 
     def __init__(self, plan: Plan, part: RankPart) -> None:
         """Of a plan that `check_can_run` lets pass; every rank must call this: it makes process
-        groups. Raises PlanError for a stage that trains nothing."""
+        groups."""
         super().__init__(part)
-        _refuse_idle_backwards(self.programs, len(plan.stages))
         replicas, rank = replicas_of(plan), distributed.get_rank()
         ranks = [sorted(set(on)) for on in replicas]
         groups = [distributed.new_group(on) for on in ranks]
@@ -139,10 +138,11 @@ class _PlannedOrders(schedules._PipelineScheduleRuntime):
         self._by_microbatch.clear()
 
 
-def _refuse_idle_backwards(programs: Mapping[int, StageProgram], num_stages: int) -> None:
-    for index, program in programs.items():
-        trains = any(meta.requires_grad for meta in program.output_meta)
-        if index < num_stages - 1 and not trains:
+def check_backwards(programs: Sequence[StageProgram]) -> None:
+    """Raise PlanError for a stage that trains nothing; `programs` are those of all stages, so that no rank
+    goes on and waits for one that was refused."""
+    for index, program in enumerate(programs[:-1]):
+        if not any(meta.requires_grad for meta in program.output_meta):
             raise PlanError(
                 f"--backend torch cannot run this plan: nothing in stage {index} is trained, and torch "
                 "has no backward of nothing; leave --backend out, or solve with its layers in one "
