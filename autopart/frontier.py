@@ -46,7 +46,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from autopart.stage_load import StageLoad
+from autopart.stage_load import Number, StageLoad
 from autopart.ways import WAYS, Step, Way
 
 Array = npt.NDArray[Any]
@@ -78,6 +78,16 @@ class Points(NamedTuple):
     chosen: Array | None
     """The ways as the bits of a whole number (`ways.ways_of_bits`). None where only the numbers are asked
     for."""
+
+
+class Choice(NamedTuple):
+    """One point of a stage, or of each of several stages: what `Points` says of it."""
+
+    extra_time: Number
+    forward_wait: Number
+    freed_bytes: Number
+    workspace_bytes: Number
+    host_bytes: Number
 
 
 class Limits(NamedTuple):
@@ -225,16 +235,32 @@ def needs(
     return needed + beyond * limits.held * hosted, fits & ~beyond
 
 
-def treat(load: StageLoad, points: Points, choice: int) -> StageLoad:
-    """The load of a stage with its layers treated as in one choice."""
-    waits, stash = points.forward_wait[choice], load.stash_bytes - int(points.freed_bytes[choice])
+def choice_at(points: Points, place: int) -> Choice:
+    """One of the points, in plain numbers."""
+    return Choice(*(getattr(points, name)[place].item() for name in Choice._fields))
+
+
+TREATED = (
+    "forward_time",
+    "backward_time",
+    "stash_bytes",
+    "inner_stash_bytes",
+    "workspace_bytes",
+    "host_bytes",
+)
+"""What `treat` changes of a load."""
+
+
+def treat(load: StageLoad, choice: Choice) -> StageLoad:
+    """The load of a stage, or of several side by side, with the layers treated as chosen."""
+    stash = load.stash_bytes - choice.freed_bytes
     return load._replace(
-        forward_time=load.forward_time + float(waits),
-        backward_time=load.backward_time + float(points.extra_time[choice] - waits),
+        forward_time=load.forward_time + choice.forward_wait,
+        backward_time=load.backward_time + choice.extra_time - choice.forward_wait,
         stash_bytes=stash,
-        inner_stash_bytes=min(load.inner_stash_bytes, stash),
-        workspace_bytes=int(points.workspace_bytes[choice]),
-        host_bytes=int(points.host_bytes[choice]),
+        inner_stash_bytes=np.minimum(load.inner_stash_bytes, stash),
+        workspace_bytes=choice.workspace_bytes,
+        host_bytes=choice.host_bytes,
     )
 
 

@@ -7,26 +7,16 @@ made once; and only those that are asked for are made, with what they grow from.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from autopart.frontier import Growth, Limits, Points, needs, no_layers
+from autopart.frontier import Choice, Growth, Limits, Points, needs, no_layers
 from autopart.stage_load import Number
 from autopart.ways import Step, Steps
 
 Array = npt.NDArray[Any]
-
-
-class Best(NamedTuple):
-    """Of some stages one point each, side by side."""
-
-    extra_time: Array
-    forward_wait: Array
-    freed_bytes: Array
-    workspace_bytes: Array
-    host_bytes: Array
 
 
 class StagePoints:
@@ -43,7 +33,7 @@ class StagePoints:
         self._ended: list[Points] = []
         self._place: dict[int, int] = {}
         """For the number of a frontier whose stage may end there, its place among `_ended`."""
-        self._whole = Best(*(np.zeros(0) for _ in Best._fields))
+        self._whole = Choice(*(np.zeros(0) for _ in Choice._fields))
         """The points of all of `_ended`, side by side."""
         self._first = np.zeros(1, dtype=np.int64)
         """Where those of each begin, and where the last ones end."""
@@ -75,12 +65,12 @@ class StagePoints:
             self._place[number] = len(self._ended)
             self._ended.append(self.growth.ended(self._grown[number]))
         if new:
-            columns = ([getattr(own, name) for own in self._ended] for name in Best._fields)
-            self._whole = Best(*map(np.concatenate, columns))
+            columns = ([getattr(own, name) for own in self._ended] for name in Choice._fields)
+            self._whole = Choice(*map(np.concatenate, columns))
             self._first = np.cumsum([0, *(len(own.extra_time) for own in self._ended)])
         return np.array([self._place[number] for number in numbers], dtype=np.int64)
 
-    def best(self, stages: Sequence[tuple[int, int]], beside: Array, limits: Limits) -> Best:
+    def best(self, stages: Sequence[tuple[int, int]], beside: Array, limits: Limits) -> Choice:
         """For each of some stages the point with the fewest extra seconds that fits; the one with the
         fewest bytes where none does (`frontier.best_point`). `beside` are a stage's bytes on the device but
         for what its ways change: all where it keeps everything, less its workspace."""
@@ -101,4 +91,4 @@ class StagePoints:
         least = np.repeat(np.minimum.reduceat(needed, starts), counts)
         fewest = np.minimum.reduceat(np.where(needed == least, np.arange(none), none), starts)
         chosen = at[np.where(first < none, first, fewest)][np.ravel(group)]
-        return Best(*(column[chosen] for column in self._whole))
+        return Choice(*(column[chosen] for column in self._whole))

@@ -11,9 +11,9 @@ and the certificate says so.
 import numpy as np
 
 from autopart.cluster import slowest_speed
-from autopart.cost import better_on_host, limits_of, memory, total
+from autopart.cost import better_on_host, host_way, limits_of, memory, total
 from autopart.cuts import Cuts
-from autopart.frontier import Growth, Limits
+from autopart.frontier import TREATED, Growth, Limits, treat
 from autopart.layouts import Layout
 from autopart.problem import Problem
 from autopart.stage_load import Number, StageLoad
@@ -139,7 +139,7 @@ def _points(problem: Problem, cuts: Cuts, speed: float | None) -> StagePoints:
     hosted = cluster.host_memory_bytes is not None
     key = ("points", asked, cluster.host_link, hosted, speed)
     if key not in cuts.made:
-        steps = Steps(problem.graph, demands, cluster.host_link, speed or 1.0)
+        steps = Steps(problem.graph, demands, host_way(cluster.host_link, speed or 1.0))
         growth = Growth(timed=speed is not None, hosted=hosted)
         cuts.made[key] = StagePoints(growth, steps, cuts.ahead)
     return cuts.made[key]
@@ -176,24 +176,17 @@ def _with_best(
     loads = cuts.loads
     beside = total(memory(loads, problem, replicas, limits.held)) - loads.workspace_bytes
     best = points.best(list(zip(*(side.tolist() for side in at), strict=True)), beside[at], limits)
-
-    def changed(matrix: Number, entries: Number) -> Number:
-        full = np.array(np.broadcast_to(matrix, wanted.shape))
-        full[at] = entries
-        return full
-
-    stash = loads.stash_bytes[at] - best.freed_bytes
-    backward = loads.backward_time[at] + best.extra_time - best.forward_wait
+    full = {name: np.broadcast_to(getattr(loads, name), wanted.shape) for name in TREATED}
+    changed = treat(loads._replace(**{name: matrix[at] for name, matrix in full.items()}), best)
     return loads._replace(
-        forward_time=changed(loads.forward_time, loads.forward_time[at] + best.forward_wait),
-        backward_time=changed(loads.backward_time, backward),
-        stash_bytes=changed(loads.stash_bytes, stash),
-        inner_stash_bytes=changed(
-            loads.inner_stash_bytes, np.minimum(loads.inner_stash_bytes[at], stash)
-        ),
-        workspace_bytes=changed(loads.workspace_bytes, best.workspace_bytes),
-        host_bytes=changed(loads.host_bytes, best.host_bytes),
+        **{name: _with_entries(full[name], at, getattr(changed, name)) for name in TREATED}
     )
+
+
+def _with_entries(matrix: Number, at: tuple[Number, ...], entries: Number) -> Number:
+    matrix = np.array(matrix)
+    matrix[at] = entries
+    return matrix
 
 
 def _forget_some(cuts: Cuts) -> None:

@@ -9,10 +9,9 @@ Whatever is given up is back on the device while the layer's own backward runs. 
 any case: where it runs again that includes each value that the stage makes and that no backward needs.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from autopart.cluster import HostLink
 from autopart.graph import Layer, LayerGraph, positions
 from autopart.problem import CLASSIC, Demands
 
@@ -44,6 +43,15 @@ class Way(NamedTuple):
     """To the host and back, for each microbatch."""
     copy_time: float
     """Seconds of the way of `moved_bytes`, in one direction."""
+
+
+class HostWay(NamedTuple):
+    """How the stash of layers gets to the host."""
+
+    copy_time: Callable[[int], float]
+    """Seconds of so many bytes, in one direction."""
+    overlaps: bool
+    """Whether copies run beside compute."""
 
 
 class Step(NamedTuple):
@@ -145,13 +153,9 @@ def demands_for(graph: LayerGraph, ways: Iterable[StageWays]) -> Demands:
 class Steps:
     """The layers of one graph as steps of a stage, under one user's demands."""
 
-    def __init__(
-        self, graph: LayerGraph, demands: Demands, host: HostLink | None, speed: float
-    ) -> None:
-        """`host` is what layers may be offloaded over, `speed` that of the stage's ranks, relative to the
-        profile's device: all times of a step are the device's, so copies take as many seconds of it."""
-        self.layers, self.host, self.speed = graph.layers, host, speed
-        self.demands = demands
+    def __init__(self, graph: LayerGraph, demands: Demands, host: HostWay | None) -> None:
+        """`host` is how layers may be offloaded: nothing is where it is None."""
+        self.layers, self.demands, self.host = graph.layers, demands, host
         place = positions(graph)
         self._taken: list[list[tuple[int, int]]] = [[] for _ in graph.layers]
         for value in graph.values:
@@ -189,8 +193,7 @@ class Steps:
         freed = layer.stash_bytes - kept_inside(layer, name)
         if name == "offload":
             assert self.host is not None
-            seconds = self.host.latency + freed / self.host.bandwidth
-            return Way(name, 0.0, freed, freed, freed, seconds * self.speed)
+            return Way(name, 0.0, freed, freed, freed, self.host.copy_time(freed))
         again = {"recompute": layer.recompute, "selective": layer.selective}.get(name)
         if again is None:
             return Way(name, 0.0, 0, 0, 0, 0.0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autopart.cluster import HostLink, host_share
-from autopart.cost import best_ways, predict
+from autopart.cost import best_ways, host_way, predict
 from autopart.cuts import all_cuts
 from autopart.errors import InfeasibleError
 from autopart.frontier import MOST_POINTS, Growth, Points, frontier
@@ -186,7 +186,7 @@ def frontier_of(
 ) -> Points:
     """The frontier of a stage, with its choices."""
     inside = [at in members for at in range(len(graph.layers))]
-    steps = Steps(graph, demands, host, 1.0)
+    steps = Steps(graph, demands, host_way(host, 1.0))
     return frontier(Growth(**growth), [steps.step(at, inside) for at in members], members)
 
 

@@ -6,6 +6,7 @@ evaluation of its plan cannot disagree.
 """
 
 from autopart.cost.choices import best_ways, better_on_host
+from autopart.cost.links import host_way, send_time
 from autopart.cost.on_ranks import on_ranks, on_replicas
 from autopart.cost.rank_bytes import (
     bytes_beside_stash,
@@ -30,7 +31,6 @@ from autopart.cost.stages import (
     occupied_time,
     plan_bottleneck,
     predict,
-    send_time,
     steady_period,
     traffic_times,
 )
@@ -53,6 +53,7 @@ __all__ = [
     "fits_on_ranks",
     "gradient_bytes",
     "held_by",
+    "host_way",
     "in_flight",
     "largest_part",
     "limits_of",

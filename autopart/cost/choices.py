@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from autopart.cluster import host_share, slowest_speed
+from autopart.cost.links import host_way
 from autopart.cost.on_ranks import on_ranks
 from autopart.cost.rank_bytes import fits_on_ranks, in_flight, limits_of, memory, total
-from autopart.frontier import Growth, Points, best_point, frontier, treat
+from autopart.frontier import Growth, Points, best_point, choice_at, frontier, treat
 from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
 from autopart.stage_load import Number, Partition, StageLoad, stage_loads
@@ -102,7 +103,8 @@ def _frontier(
     inside = np.zeros(len(problem.graph.layers), dtype=bool)
     inside[list(members)] = True
     speed = slowest_speed(problem.cluster, layout.stage_ranks[stage])
-    steps = Steps(problem.graph, problem.demands, problem.cluster.host_link, speed)
+    host = host_way(problem.cluster.host_link, speed)
+    steps = Steps(problem.graph, problem.demands, host)
     along = [steps.step(at, inside, given and way_of(given, at)) for at in members]
     growth = Growth(hosted=host_share(problem.cluster) is not None)
     return frontier(growth, along, None if given else members)
@@ -129,4 +131,5 @@ def _treated(
     placed = load._replace(optimizer_on_host=int(ways.optimizer_on_host))
     if not (ways.recompute or ways.selective or ways.offload):
         return placed
-    return treat(placed, _frontier(problem, layout, stage, members, ways), 0)
+    points = _frontier(problem, layout, stage, members, ways)
+    return treat(placed, choice_at(points, 0))

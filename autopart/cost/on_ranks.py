@@ -3,6 +3,7 @@
 import numpy as np
 
 from autopart.cluster import slowest_speed
+from autopart.cost.links import send_time
 from autopart.cost.rank_bytes import largest_part
 from autopart.cost.syncs import update_share
 from autopart.layouts import Layout
@@ -19,7 +20,7 @@ def on_replicas(load: StageLoad, problem: Problem, replicas: int, speed: float) 
     host = problem.cluster.host_link
     if host is not None and np.any(load.optimizer_on_host):
         stepped = largest_part(load.num_trainable, sharing) * load.optimizer_on_host
-        trip = 2 * stepped * state_bytes(problem.training) / host.bandwidth
+        trip = 2 * send_time(host, stepped * state_bytes(problem.training), 0)
     elif speed == 1.0 and sharing == 1:
         return load
     else:

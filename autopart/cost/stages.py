@@ -4,13 +4,10 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from autopart.cluster import (
-    Cluster,
-    Link,
-    link_between,
-)
+from autopart.cluster import Cluster, Link, link_between
 from autopart.cost.attribution import Share, share_of
 from autopart.cost.choices import best_ways, treated_stages
+from autopart.cost.links import send_time
 from autopart.cost.on_ranks import on_ranks
 from autopart.cost.rank_bytes import Memory, in_flight, memory, total
 from autopart.cost.syncs import sync_times
@@ -20,11 +17,6 @@ from autopart.plan import MemoryUse, Plan, StagePrediction, Sync, stage_ranks
 from autopart.problem import Problem
 from autopart.stage_load import Number, Partition, StageLoad, Traffic
 from autopart.ways import StageWays
-
-
-def send_time(link: Link, num_bytes: Number, num_tensors: Number) -> Number:
-    """Seconds for `num_tensors` messages of `num_bytes` in all: latency each, then bandwidth."""
-    return num_tensors * link.latency + num_bytes / link.bandwidth
 
 
 def compute_time(load: StageLoad, cluster: Cluster) -> Number:
