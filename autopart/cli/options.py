@@ -27,6 +27,11 @@ PlanFile = Annotated[
     Path, typer.Argument(metavar="PLAN", help="A plan file, as 'autopart solve' writes it.")
 ]
 
+Timeout = Annotated[
+    float, typer.Option(min=1.0, help="Seconds without progress after which all ranks stop.")
+]
+Seed = Annotated[int, typer.Option(help="Of the weights and the example data.")]
+
 
 def usage_checked(parse: Callable[[str], T]) -> Callable[[str], T]:
     """`parse`, whose complaint about the text is one about usage, and names the option."""

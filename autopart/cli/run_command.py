@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from autopart.cli.console import print_result, progress_bar
-from autopart.cli.options import AsJson, ModelName, PlanFile
+from autopart.cli.options import AsJson, ModelName, PlanFile, Seed, Timeout
 from autopart.cli.progress_lines import ProgressLines
 from autopart.cli.starting import check_started
 from autopart.plan import load_plan, num_ranks
@@ -35,10 +35,8 @@ def command(
         Literal["cpu", "cuda"] | None,
         typer.Option(help="Default: cuda where each rank has a GPU of its own, else cpu."),
     ] = None,
-    timeout: Annotated[
-        float, typer.Option(min=1.0, help="Seconds without progress after which all ranks stop.")
-    ] = 60.0,
-    seed: Annotated[int, typer.Option(help="Of the weights and the example data.")] = 0,
+    timeout: Timeout = 60.0,
+    seed: Seed = 0,
     backend: Annotated[
         Literal["autopart", "torch"],
         typer.Option(help="Whose loop runs the orders: ours, or torch's own schedules."),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from autopart.cli.console import check_may_write, print_result, progress_bar, say
-from autopart.cli.options import AsJson, ModelName, PlanFile
+from autopart.cli.options import AsJson, ModelName, PlanFile, Seed, Timeout
 from autopart.cli.progress_lines import ProgressLines
 from autopart.cli.starting import check_started
 from autopart.errors import UsageError
@@ -63,10 +63,8 @@ def command(
     threads: Annotated[
         int, typer.Option(min=1, help="Compute threads of --one-device, on a CPU.")
     ] = 1,
-    timeout: Annotated[
-        float, typer.Option(min=1.0, help="Seconds without progress after which all ranks stop.")
-    ] = 60.0,
-    seed: Annotated[int, typer.Option(help="Of the weights and the example data.")] = 0,
+    timeout: Timeout = 60.0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Run a plan with MODEL and print predicted beside measured: each kind of action, bytes at the

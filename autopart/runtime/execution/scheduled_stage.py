@@ -1,17 +1,15 @@
 """A stage of a plan as torch's schedules drive it, and when it acts."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.pipelining import PipelineStage
 
-from autopart.runtime.capture.autocast import entered
 from autopart.runtime.capture.split import StageProgram
 from autopart.runtime.execution.clock import Clock
-from autopart.runtime.execution.stage import examples
+from autopart.runtime.execution.stage import ByName, examples
 from autopart.runtime.execution.step_trace import Marks
 from autopart.runtime.execution.watcher import Watcher
 from autopart.runtime.execution.weight_gradients import Deed, put_off
@@ -124,15 +122,8 @@ class ScheduledStage(PipelineStage):
         return run
 
 
-class _Unstacked(nn.Module):
-    """A stage's module that takes its batch tensors by name, with a dimension of microbatches."""
+class _Unstacked(ByName):
+    """Takes each batch tensor as torch's schedules hand it out: with a dimension of microbatches."""
 
-    def __init__(self, program: StageProgram) -> None:
-        super().__init__()
-        self.module = program.module
-        self.inputs = program.inputs
-        self._autocast = program.autocast
-
-    def forward(self, *received: torch.Tensor, **leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with entered(self._autocast):
-            return self.module(*received, *(leaves[leaf_name(name)][0] for name in self.inputs))
+    def leaf(self, leaves: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+        return leaves[leaf_name(name)][0]

@@ -40,7 +40,7 @@ class TorchStage(PipelineStage):
         are not its business. Whoever waits for results sends and receives through the executor.
         `host` is where the program's offloaded layers keep their stash."""
         super().__init__(
-            _ByName(program),
+            ByName(program),
             index,
             num_stages,
             device,
@@ -156,7 +156,7 @@ def examples(metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:
     )
 
 
-class _ByName(nn.Module):
+class ByName(nn.Module):
     """A stage's module that takes its batch tensors by name."""
 
     def __init__(self, program: StageProgram) -> None:
@@ -167,7 +167,11 @@ class _ByName(nn.Module):
 
     def forward(self, *received: torch.Tensor, **leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with entered(self._autocast):
-            return self.module(*received, *(leaves[name] for name in self.inputs))
+            return self.module(*received, *(self.leaf(leaves, name) for name in self.inputs))
+
+    def leaf(self, leaves: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+        """The batch tensor of a name, among those that the stage was called with."""
+        return leaves[name]
 
 
 def _spread(
