@@ -44,7 +44,7 @@ def decode(content: bytes, kind: type[T], file_format: str, version: int, where:
         raise FileError(f"{where}: not a whole {file_format} file: {error}") from None
     if header.format != file_format:
         found = f"its format is '{header.format}'" if header.format else "it names no format"
-        raise FileError(f"{where}: not a {file_format} file: {found}")
+        raise FileError(f"{where}: no {file_format} file: {found}")
     if header.version != version:
         raise FileError(
             f"{where}: {file_format} version {header.version}; this autopart reads version {version}: "

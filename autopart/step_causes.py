@@ -24,6 +24,8 @@ from autopart.plan import Plan, StagePrediction, Sync, schedule_of, stage_ranks
 from autopart.run_result import RankStep, StageRun
 from autopart.schedule import Op
 from autopart.simulator import simulate
+from autopart.simulator.actions import OPS
+from autopart.simulator.costs import action_time
 
 Cause = Literal["compute", "cores", "overhead", "sends", "syncs", "updates", "other"]
 
@@ -54,8 +56,7 @@ def find_causes(
 
 def predicted_time(stage: StagePrediction, op: Op) -> float:
     """Seconds of one kind of action, without its fixed cost."""
-    whole, half = stage.backward_time, stage.weight_grad_time
-    return {"F": stage.forward_time, "B": whole, "I": whole - half, "W": half}[op]
+    return float(action_time(stage, OPS.index(op)))
 
 
 def _measured_costs(

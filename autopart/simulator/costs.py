@@ -59,15 +59,20 @@ class KindCosts(NamedTuple):
     """Of the send of its result; 0 for W."""
 
 
+def action_time(stage: StageCosts, op: int) -> Time:
+    """Seconds of an action of a stage, without its fixed cost; `op` is one of F, B, I and W."""
+    whole, half = stage.backward_time, stage.weight_grad_time
+    return {F: stage.forward_time, B: whole, I: whole - half, W: half}[op]
+
+
 def kind_costs(stages: Sequence[StageCosts], action_overhead: float) -> KindCosts:
     """The costs of F, B, I and W of each stage, in the order of their kinds."""
     compute: list[Time] = []
     moving: list[Time] = []
     for stage in stages:
-        whole, half = stage.backward_time, stage.weight_grad_time
-        times = {F: stage.forward_time, B: whole, I: whole - half, W: half}
-        compute += [times[op] + action_overhead for op in range(4)]
-        moving += [stage.send_time, stage.send_back_time, stage.send_back_time, 0.0 * whole]
+        compute += [action_time(stage, op) + action_overhead for op in range(4)]
+        back = stage.send_back_time
+        moving += [stage.send_time, back, back, 0.0 * stage.backward_time]
     return KindCosts(
         np.array(np.broadcast_arrays(*compute), dtype=float),
         np.array(np.broadcast_arrays(*moving), dtype=float),
