@@ -25,6 +25,23 @@ class Outcome(NamedTuple):
 
 Cli = Callable[..., Outcome]
 
+MODEL = """\
+import torch
+from torch import nn
+
+def build_model():
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+def example_inputs(microbatch_size):
+    return (torch.ones(microbatch_size, 8),)
+
+def example_target(microbatch_size):
+    return torch.zeros(microbatch_size, 4)
+
+def loss_fn(output, target):
+    return nn.functional.mse_loss(output, target)
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -59,3 +76,14 @@ def plan_file(cli: Cli, profile_file: Path) -> Path:
     asked = "solve --gpus 4 --nodes 2 --stages 2 --replicas 2 --global-batch 16"
     assert cli(*asked.split()).code == 0
     return profile_file.parent / "plan.json"
+
+
+@pytest.fixture
+def two_ranks(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`plan.json` in `folder`: `model.py` in two stages, whatever its layers were measured to take."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (folder / "model.py").write_text(MODEL)
+    assert cli("profile", "model.py", "--warmup", "0", "--repeats", "1").code == 0
+    asked = "solve --gpus 2 --stages 2 --global-batch 4 --pin 1=0 --pin 2=1"
+    assert cli(*asked.split()).code == 0
+    return folder / "plan.json"

@@ -7,26 +7,10 @@ import pytest
 
 from autopart.cli.profile_command import default_name
 from autopart.profile import Device, Source, load_profile
+from tests.cli.conftest import MODEL
 from tests.samples import sample_profile
 
 Cli = Callable[..., object]
-
-MODEL = """\
-import torch
-from torch import nn
-
-def build_model():
-    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-
-def example_inputs(microbatch_size):
-    return (torch.ones(microbatch_size, 8),)
-
-def example_target(microbatch_size):
-    return torch.zeros(microbatch_size, 4)
-
-def loss_fn(output, target):
-    return nn.functional.mse_loss(output, target)
-"""
 
 
 @pytest.fixture

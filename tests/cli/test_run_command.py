@@ -8,20 +8,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.cli.test_profile_command import MODEL
+from tests.cli.conftest import MODEL
 
 Cli = Callable[..., object]
-
-
-@pytest.fixture
-def two_ranks(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`plan.json` in `folder`: `model.py` in two stages."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (folder / "model.py").write_text(MODEL)
-    assert cli("profile", "model.py", "--warmup", "0", "--repeats", "1").code == 0
-    asked = "solve --gpus 2 --stages 2 --global-batch 4"
-    assert cli(*asked.split()).code == 0
-    return folder / "plan.json"
 
 
 def test_without_torchrun_the_user_is_told_what_to_type(cli: Cli, plan_file: Path) -> None:
