@@ -240,7 +240,7 @@ def choice_at(points: Points, place: int) -> Choice:
     return Choice(*(getattr(points, name)[place].item() for name in Choice._fields))
 
 
-TREATED = (
+CHANGED_FIELDS = (
     "forward_time",
     "backward_time",
     "stash_bytes",

@@ -25,12 +25,7 @@ from autopart.cost import (
     traffic_times,
 )
 from autopart.cuts import Cuts
-from autopart.layouts import (
-    Layout,
-    alike,
-    one_replica,
-    several_stages,
-)
+from autopart.layouts import Layout, alike, one_replica, several_stages
 from autopart.plan import OrderSource, Prediction, Sync
 from autopart.problem import Problem
 from autopart.schedule import Schedule

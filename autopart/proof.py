@@ -11,12 +11,7 @@ from autopart.bounds import paths_below
 from autopart.cuts import Cuts, all_cuts, list_all
 from autopart.errors import InfeasibleError, PlanError
 from autopart.layout_bounds import layout_bounds, proves, quick_bounds
-from autopart.layouts import (
-    Layout,
-    layouts,
-    layouts_of,
-    shapes,
-)
+from autopart.layouts import Layout, layouts, layouts_of, shapes
 from autopart.pricing import compile_layout, price_paths
 from autopart.problem import Problem
 from autopart.replica_bounds import MOST_COUNTS, ReplicaBounds, counts_below, value_in_any_order

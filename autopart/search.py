@@ -29,13 +29,7 @@ from autopart.cuts import MOST_CUTS, Cuts, all_cuts, list_all, partition_of
 from autopart.errors import InfeasibleError
 from autopart.graph import is_chain
 from autopart.layout_bounds import LayoutBounds, layout_bounds, proves, quick_bounds
-from autopart.layouts import (
-    Layout,
-    StageRanks,
-    alike,
-    layouts,
-    shapes,
-)
+from autopart.layouts import Layout, StageRanks, alike, layouts, shapes
 from autopart.order_bounds import least_step
 from autopart.plan import OrderSource
 from autopart.pricing import (

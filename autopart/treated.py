@@ -13,7 +13,7 @@ import numpy as np
 from autopart.cluster import slowest_speed
 from autopart.cost import better_on_host, host_way, limits_of, memory, total
 from autopart.cuts import Cuts
-from autopart.frontier import TREATED, Growth, Limits, treat
+from autopart.frontier import CHANGED_FIELDS, Growth, Limits, treat
 from autopart.layouts import Layout
 from autopart.problem import Problem
 from autopart.stage_load import Number, StageLoad
@@ -176,10 +176,10 @@ def _with_best(
     loads = cuts.loads
     beside = total(memory(loads, problem, replicas, limits.held)) - loads.workspace_bytes
     best = points.best(list(zip(*(side.tolist() for side in at), strict=True)), beside[at], limits)
-    full = {name: np.broadcast_to(getattr(loads, name), wanted.shape) for name in TREATED}
+    full = {name: np.broadcast_to(getattr(loads, name), wanted.shape) for name in CHANGED_FIELDS}
     changed = treat(loads._replace(**{name: matrix[at] for name, matrix in full.items()}), best)
     return loads._replace(
-        **{name: _with_entries(full[name], at, getattr(changed, name)) for name in TREATED}
+        **{name: _with_entries(full[name], at, getattr(changed, name)) for name in CHANGED_FIELDS}
     )
 
 

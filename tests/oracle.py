@@ -5,12 +5,7 @@ from collections.abc import Iterator
 
 from autopart.cluster import num_gpus
 from autopart.graph import edges
-from autopart.layouts import (
-    Layout,
-    layouts,
-    layouts_of,
-    shapes,
-)
+from autopart.layouts import Layout, layouts, layouts_of, shapes
 from autopart.pricing import fits, price
 from autopart.problem import Problem
 from autopart.stage_load import Partition

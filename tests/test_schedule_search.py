@@ -12,12 +12,7 @@ from autopart.cluster import Link
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.plan import Plan, schedule_of, stage_ranks
 from autopart.planner import solve
-from autopart.problem import (
-    CUSTOM,
-    SCHEDULES,
-    Demands,
-    Problem,
-)
+from autopart.problem import CUSTOM, SCHEDULES, Demands, Problem
 from autopart.profile import Profile
 from autopart.report.plan_table import figures
 from tests.oracle import best_step_time

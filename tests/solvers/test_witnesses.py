@@ -16,12 +16,7 @@ from autopart.cost import in_flight, memory, predict, total
 from autopart.cuts import all_cuts
 from autopart.errors import InfeasibleError
 from autopart.graph import is_chain
-from autopart.layouts import (
-    Layout,
-    layouts,
-    own_microbatches,
-    shapes,
-)
+from autopart.layouts import Layout, layouts, own_microbatches, shapes
 from autopart.problem import Problem
 from autopart.solvers import chain, ilp, probe
 from autopart.solvers.layout_chain import chain_of
