@@ -31,6 +31,7 @@ from autopart.runtime.execution.treated_layers import (
 )
 from autopart.runtime.execution.watcher import Unwatched, Watcher
 from autopart.runtime.execution.weight_gradients import split_backwards
+from autopart.runtime.host_allocator import keep_freed_memory
 from autopart.schedule import StageRanks
 
 
@@ -118,6 +119,7 @@ def _part(
 ) -> RankPart:
     """The part of `rank`, by default this one, with what the plan says of its layers put into their
     graphs."""
+    keep_freed_memory(device)
     rank, ranks = distributed.get_rank() if rank is None else rank, stage_ranks(plan)
     mine = {index: programs[index] for index, on in enumerate(ranks) if rank in on}
     hosts = _prepare(plan, mine, device)

@@ -20,6 +20,7 @@ from autopart.runtime.execution.faults import LostPeer
 from autopart.runtime.execution.rank import CONNECT_SECONDS, World, place_of
 from autopart.runtime.execution.training import Place
 from autopart.runtime.execution.transfers import carried
+from autopart.runtime.host_allocator import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -90,6 +91,7 @@ def _met(world: World, place: Place, timeout: float) -> Ranks:
         timeout=timedelta(seconds=timeout),
     )
     carried(begin, None, "meeting the others")
+    keep_freed_memory(place.device)
     return Ranks(world.rank, world.size, world.local_size, place.device, place.backend)
 
 

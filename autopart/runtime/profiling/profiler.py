@@ -19,6 +19,7 @@ from autopart.gpus import Gpu
 from autopart.graph import LayerGraph
 from autopart.profile import MAX_SPREAD, Profile, Source, WholeModel, stash_error, time_error
 from autopart.runtime.capture.capture import Granularity
+from autopart.runtime.host_allocator import keep_freed_memory
 from autopart.runtime.models.model import dtype_of
 from autopart.runtime.profiling.accounting import Account, take_account, whole_stash_bytes
 from autopart.runtime.profiling.devices import checked_device, describe_device, software_versions
@@ -89,6 +90,7 @@ def profile_model(
         raise UsageError(f"--max-spread {format_share(max_spread)}: times always scatter a little")
     steps = Steps(progress, 3 if roofline_gpu else warmup + repeats + 4)
     steps.next("building and capturing the model")
+    keep_freed_memory(torch.device(kind))
     subject = prepare_subject(
         model, microbatch_size, dtype=dtype, device=kind, granularity=granularity
     )
