@@ -12,10 +12,11 @@ from autopart.runtime.host_allocator import keep_freed_memory
 
 if sys.argv[1] == "keeps":
     keep_freed_memory(torch.device("cpu"))
-torch.ones(1 << 23)
+for _ in range(20):  # Until the heap has found places that fit.
+    torch.ones(1 << 20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    torch.ones(1 << 23)
+for _ in range(20):
+    torch.ones(1 << 20)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -23,7 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_memory_that_was_freed_is_not_touched_for_the_first_time_again() -> None:
     plain, keeps = _first_touches("plain"), _first_touches("keeps")
-    assert plain > 100 * max(keeps, 1)
+    assert plain > 10 * max(keeps, 1)
 
 
 def _first_touches(way: str) -> int:
