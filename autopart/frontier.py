@@ -24,22 +24,28 @@ with compute, no time is taken off t. What comes back is on the device from then
 (in forward p is leaving beside the layer that runs). Nothing crosses the ends of an action.
 
 **The frontier.** A point of the first layers of a stage has the seconds that it adds to the rank's work, waits
-both ways and all x_l together; the freed bytes; u; p; t of forward and of backward; and, where the memory of the
-host may bind, the bytes there. It is built layer by layer (Nemhauser and Ullmann, Management Science 15, 1969):
+both ways and all x_l together; the freed bytes; u; p; t of forward and of backward; the bytes on the host; and the
+layers that are not simply kept. It is built layer by layer (Nemhauser and Ullmann, Management Science 15, 1969):
 each point once with every way of the next layer, and dominated points dropped. Point a dominates b if
 
     seconds_a + max(0, t_a - t_b) forward + the same backward <= seconds_b      and a is no worse in the others
 
+where of points with equal seconds the one with fewer bytes on the host, then with fewer layers treated, counts as
+faster. The bytes on the host are one of the others too, where its memory may bind.
+
 *Claim.* For every continuation of b, the same one of a is no worse. *Proof.* All numbers but the waits grow
 alike. By (1) the waits of a continuation grow with t, and by no more than t does: each step maps t to
-max(0, t - F_l), which brings two values no further apart, and a wait that t pays leaves both at c_l. ∎
-So the frontier holds, for every limit of bytes, a choice with the fewest seconds that the rank is busy.
+max(0, t - F_l), which brings two values no further apart, and a wait that t pays leaves both at c_l. Where seconds
+are equal in the end they were equal before, and bytes and layers have kept their order. ∎
+So the frontier holds, for every limit of bytes, a choice with the fewest seconds that the rank is busy, and of those
+one that moves the fewest bytes and treats the fewest layers.
 
 Of identical layers only how many go each way, and how far the offloaded ones lie apart, makes a difference: all
 other choices have the same point and are dropped. Layers that all differ can have 2^n points: past `MOST_POINTS`
 an even selection stays, which holds both ends. O(points²) for each layer that is added, in blocks.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,7 +64,8 @@ BLOCK = 256
 
 
 class Points(NamedTuple):
-    """Choices of one stage, the one with the fewest extra seconds first."""
+    """Choices of one stage, the one with the fewest extra seconds first; of equal ones that with the fewest bytes
+    on the host, then that with the fewest layers treated."""
 
     extra_time: Array
     """Seconds that they add to the rank's work for a microbatch, forward and backward together."""
@@ -75,6 +82,8 @@ class Points(NamedTuple):
     """The same of its way back."""
     host_bytes: Array
     """On the host, for each microbatch in flight."""
+    treated_layers: Array
+    """How many layers are not simply kept."""
     chosen: Array | None
     """The ways as the bits of a whole number (`ways.ways_of_bits`). None where only the numbers are asked
     for."""
@@ -102,18 +111,19 @@ def no_layers(with_choice: bool = False) -> Points:
     """The frontier of no layers."""
     seconds, sizes = np.zeros(1), np.zeros(1, dtype=np.int64)
     chosen = np.zeros(1, dtype=object) if with_choice else None
-    return Points(seconds, seconds, sizes, sizes, sizes, seconds, seconds, sizes, chosen)
+    return Points(seconds, seconds, sizes, sizes, sizes, seconds, seconds, sizes, sizes, chosen)
 
 
-class Growth:
-    """How frontiers grow by a layer: by seconds and bytes, or by bytes alone."""
+class Growth(NamedTuple):
+    """How frontiers grow by a layer."""
 
-    def __init__(self, *, timed: bool = True, hosted: bool = False) -> None:
-        """Whether seconds count, and whether the memory of the host may bind."""
-        self.timed, self.hosted = timed, hosted
+    timed: bool = True
+    """By seconds and bytes, or by bytes alone."""
+    hosted: bool = False
+    """Whether the memory of the host may bind."""
 
     def grow(self, points: Points, step: Step, at: int = 0) -> Points:
-        """The frontier with one more layer, whose position in the graph is `at`."""
+        """The frontier with one more layer, the one at `at` in the stage."""
         ways = [self._gone(points, step, way, at) for way in step.ways]
         return ways[0] if len(ways) == 1 else self.undominated(_joined(ways))
 
@@ -142,6 +152,7 @@ class Growth:
             workspace_bytes=np.maximum(points.workspace_bytes, room),
             leaving_time=leaving,
             coming_time=coming,
+            treated_layers=points.treated_layers + (way.name != "keep"),
             chosen=None
             if points.chosen is None
             else points.chosen | (WAYS.index(way.name) << 2 * at),
@@ -178,7 +189,7 @@ class Growth:
             keys.append(points.host_bytes)
         if self.timed:
             left = points.leaving_time + points.coming_time
-            keys = [left, *keys, points.extra_time]
+            keys = [left, *keys, _effort(points), points.extra_time]
         return np.lexsort(keys)
 
     def _dominated(self, points: Points, those: Array, others: Array) -> Array:
@@ -203,20 +214,22 @@ class Growth:
             if left.any():
                 a, b = pairs(left)
                 seconds = seconds + np.maximum(a - b, 0.0)
-        return found & (seconds <= limit)
+        a, b = pairs(_effort(points))
+        return found & ((seconds < limit) | ((seconds == limit) & (a <= b)))
 
 
-def frontier(growth: Growth, steps: Sequence[Step], members: Sequence[int] | None = None) -> Points:
-    """The frontier of a stage of the given layers; with the choices where their positions are given."""
-    points = no_layers(with_choice=members is not None)
-    for step, at in zip(steps, members or range(len(steps)), strict=True):
+@functools.lru_cache(maxsize=128)
+def frontier(growth: Growth, steps: tuple[Step, ...], *, with_choice: bool) -> Points:
+    """The frontier of a stage of the given layers: the same for stages of identical layers."""
+    points = no_layers(with_choice)
+    for at, step in enumerate(steps):
         points = growth.grow(points, step, at)
     return growth.ended(points)
 
 
 def best_point(points: Points, beside: int, limits: Limits) -> int:
-    """The place of the point with the fewest extra seconds that fits; of the one with the fewest bytes, where
-    none does. `beside` are the stage's bytes on the device but for what its ways change."""
+    """The place of the first point that fits, which takes the fewest extra seconds; of the one with the fewest
+    bytes, where none does. `beside` are the stage's bytes on the device but for what its ways change."""
     sizes = points.workspace_bytes, points.freed_bytes, points.host_bytes
     needed, fits = needs(*sizes, beside, limits)
     return int(np.argmax(fits) if fits.any() else np.argmin(needed))
@@ -262,6 +275,11 @@ def treat(load: StageLoad, choice: Choice) -> StageLoad:
         workspace_bytes=choice.workspace_bytes,
         host_bytes=choice.host_bytes,
     )
+
+
+def _effort(points: Points) -> Array:
+    """What decides between choices that take the same seconds: bytes on the host first, then treated layers."""
+    return points.host_bytes * (1 + points.treated_layers.max()) + points.treated_layers
 
 
 def _joined(ways: Sequence[Points]) -> Points:

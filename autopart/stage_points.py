@@ -6,7 +6,6 @@ one frontier grows from another. Stages with the same steps in the same order ha
 made once; and only those that are asked for are made, with what they grow from.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ class StagePoints:
         """`ahead` says of each cut which layers lie ahead of it."""
         self.growth, self.steps, self.ahead = growth, steps, ahead
         self._cut = {row.tobytes(): at for at, row in enumerate(ahead)}
-        self._of: dict[tuple[int, int], int] = {(at, at): 0 for at in range(len(ahead))}
-        """For each stage the number of its frontier."""
+        self._of = np.zeros((len(ahead), len(ahead)), dtype=np.int64)
+        """For each stage the number of its frontier: that of no layers where it was not asked for."""
         self._next: dict[tuple[int, Step], int] = {}
         self._grown: list[Points] = [no_layers()]
         self._ended: list[Points] = []
@@ -38,19 +37,25 @@ class StagePoints:
         self._first = np.zeros(1, dtype=np.int64)
         """Where those of each begin, and where the last ones end."""
 
-    def number(self, i: int, j: int) -> int:
-        """The number of the frontier of stage [i, j]: the same for stages with the same steps."""
+    def _numbers(self, starts: Array, ends: Array) -> Array:
+        """The numbers of the frontiers of some stages: the same for stages with the same steps."""
+        asked = np.flatnonzero(self._of[starts, ends] == 0)
+        for i, j in zip(starts[asked].tolist(), ends[asked].tolist(), strict=True):
+            self._make(i, j)
+        return self._of[starts, ends]
+
+    def _make(self, i: int, j: int) -> None:
+        """Give stage [i, j] its number, and those that its frontier grows from."""
         todo: list[tuple[int, int]] = []
-        while (i, j) not in self._of:
+        while i != j and self._of[i, j] == 0:
             todo.append((j, int(np.flatnonzero(self.ahead[j] & ~self.ahead[i])[-1])))
             smaller = self.ahead[j].copy()
             smaller[todo[-1][1]] = False
             j = self._cut[smaller.tobytes()]
-        number = self._of[i, j]
+        number = int(self._of[i, j])
         for end, last in reversed(todo):
             step = self.steps.step(last, self.ahead[end] & ~self.ahead[i])
             number = self._of[i, end] = self._grow(number, step)
-        return number
 
     def _grow(self, number: int, step: Step) -> int:
         if (number, step) not in self._next:
@@ -58,9 +63,10 @@ class StagePoints:
             self._grown.append(self.growth.grow(self._grown[number], step))
         return self._next[number, step]
 
-    def _end(self, numbers: Sequence[int]) -> Array:
+    def _end(self, numbers: Array) -> Array:
         """The places of the frontiers of some numbers, which are ended where they are not yet."""
-        new = [number for number in dict.fromkeys(numbers) if number not in self._place]
+        unlike, which = np.unique(numbers, return_inverse=True)
+        new = [number for number in unlike.tolist() if number not in self._place]
         for number in new:
             self._place[number] = len(self._ended)
             self._ended.append(self.growth.ended(self._grown[number]))
@@ -68,13 +74,13 @@ class StagePoints:
             columns = ([getattr(own, name) for own in self._ended] for name in Choice._fields)
             self._whole = Choice(*map(np.concatenate, columns))
             self._first = np.cumsum([0, *(len(own.extra_time) for own in self._ended)])
-        return np.array([self._place[number] for number in numbers], dtype=np.int64)
+        return np.array([self._place[number] for number in unlike.tolist()])[which]
 
-    def best(self, stages: Sequence[tuple[int, int]], beside: Array, limits: Limits) -> Choice:
-        """For each of some stages the point with the fewest extra seconds that fits; the one with the
-        fewest bytes where none does (`frontier.best_point`). `beside` are a stage's bytes on the device but
-        for what its ways change: all where it keeps everything, less its workspace."""
-        places = self._end([self.number(i, j) for i, j in stages])
+    def best(self, starts: Array, ends: Array, beside: Array, limits: Limits) -> Choice:
+        """For each of some stages between cuts the point that `frontier.best_point` takes. `beside` are a
+        stage's bytes on the device but for what its ways change: all where it keeps everything, less its
+        workspace."""
+        places = self._end(self._numbers(starts, ends))
         alike, group = np.unique(np.stack([places, beside]), axis=1, return_inverse=True)
         counts = np.diff(self._first)[alike[0]]
         starts = np.cumsum(counts) - counts

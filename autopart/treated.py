@@ -175,7 +175,7 @@ def _with_best(
         return cuts.loads
     loads = cuts.loads
     beside = total(memory(loads, problem, replicas, limits.held)) - loads.workspace_bytes
-    best = points.best(list(zip(*(side.tolist() for side in at), strict=True)), beside[at], limits)
+    best = points.best(at[0], at[1], beside[at], limits)
     full = {name: np.broadcast_to(getattr(loads, name), wanted.shape) for name in CHANGED_FIELDS}
     changed = treat(loads._replace(**{name: matrix[at] for name, matrix in full.items()}), best)
     return loads._replace(

@@ -217,11 +217,11 @@ def way_of(ways: StageWays, at: int) -> WayName:
 
 
 def ways_of_bits(members: Collection[int], chosen: int) -> StageWays:
-    """The ways of a stage's layers from a whole number: of the layer at position p the bits 2p and 2p + 1
+    """The ways of a stage's layers from a whole number: of the p-th layer (from 0) the bits 2p and 2p + 1
     say which of `WAYS` it goes."""
     found: dict[str, tuple[int, ...]] = {}
-    for at in sorted(members):
-        way = WAYS[chosen >> 2 * at & 3]
+    for place, at in enumerate(sorted(members)):
+        way = WAYS[chosen >> 2 * place & 3]
         found[way] = (*found.get(way, ()), at)
     return StageWays(
         found.get("recompute", ()), found.get("selective", ()), found.get("offload", ())

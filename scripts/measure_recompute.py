@@ -17,13 +17,21 @@ The cheap part takes the attention's flops again, and reads and writes what it m
 
 Prints one JSON line for each case: step, gap and processor seconds of `--recompute auto`, alone and with
 `--offload auto` (PCIe as autopart/gpus.py has it), the step of the best uniform plan (over all stages,
-replicas and schedules, with nothing and with everything recomputed), and the gains over it.
+replicas and schedules, with nothing and with everything recomputed), and the gains over it. Where nothing fits,
+what the planner says of the least memory and the fewest GPUs stands in place of a plan.
+
+    python scripts/measure_recompute.py --long-chain
+
+solves blocks of the first model's shape, 126 layers in 16 stages of 80 GiB with 64 microbatches, with recomputation,
+with offload and with both, each in a first solve and in a sweep of 20 memory sizes.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -32,10 +40,13 @@ import autopart
 from autopart.errors import InfeasibleError
 from autopart.gpus import find_gpu
 from autopart.graph import Layer, LayerGraph, Recompute, Value
+from autopart.memory_sweep import memory_sweep
 from autopart.profile import Device, Profile, Source
 
 ALL_OR_NOTHING = ("never", "always")
 GPU, GPUS_PER_NODE, MICROBATCHES_PER_GPU = "h100-sxm", 8, 2
+LONG_CHAIN, SIZES = (126, 16), 20
+"""Layers and stages of the long chain, and memory sizes of its sweep."""
 
 
 class Shape(NamedTuple):
@@ -66,27 +77,59 @@ def main() -> None:
     parser.add_argument("--gpus", nargs="+", type=int, default=[8, 64, 512])
     parser.add_argument("--sequence", nargs="+", type=int, default=[8192, 32_768])
     parser.add_argument("--time-limit", type=float, default=60.0)
+    parser.add_argument("--long-chain", action="store_true")
     asked = parser.parse_args()
+    if asked.long_chain:
+        measure_long_chain(asked.models[0], asked.sequence, asked.time_limit)
+        return
     for name in asked.models:
         for sequence in asked.sequence:
-            profile = analytic_profile(name, sequence)
+            profile = analytic_profile(MODELS[name], name, sequence)
             for gpus in asked.gpus:
                 row = {"model": name, "sequence": sequence, "gpus": gpus}
                 row["layers"] = len(profile.graph.layers)
                 print(json.dumps(row | compare(profile, gpus, asked.time_limit)), flush=True)
 
 
+def measure_long_chain(name: str, sequences: Sequence[int], time_limit: float) -> None:
+    """One JSON line for each sequence length and each pair of what is allowed."""
+    layers, stages = LONG_CHAIN
+    for sequence in sequences:
+        profile = analytic_profile(
+            MODELS[name]._replace(blocks=layers - 2), f"{name}-{layers}", sequence
+        )
+        cluster = autopart.cluster_of(GPU, stages, nodes=stages // GPUS_PER_NODE)
+        for recompute, offload in (("auto", "never"), ("auto", "auto"), ("never", "auto")):
+            solved = functools.partial(
+                autopart.solve,
+                profile,
+                num_microbatches=4 * stages,
+                num_stages=stages,
+                recompute=recompute,
+                offload=offload,
+                time_limit=time_limit,
+            )
+            began = time.process_time()
+            plan = solved(cluster)
+            row = _row(plan, None, time.process_time() - began)
+            began = time.process_time()
+            memory_sweep(solved, cluster, SIZES)
+            row["sweep_seconds"] = round(time.process_time() - began, 2)
+            case = {"sequence": sequence, "recompute": recompute, "offload": offload}
+            print(json.dumps(case | row), flush=True)
+
+
 def compare(profile: Profile, gpus: int, time_limit: float) -> dict[str, object]:
     """The plans with `--recompute auto`, and the best of uniform layers, on `gpus` GPUs."""
     uniform = [_plan(profile, gpus, "uniform", how, "never", time_limit) for how in ALL_OR_NOTHING]
-    steps = [plan and plan.prediction.step_time for plan in uniform]
+    steps = [None if isinstance(own, str) else own.prediction.step_time for own in uniform]
     best = min((step for step in steps if step is not None), default=None)
     row: dict[str, object] = {"uniform_kept": steps[0], "uniform_recomputed": steps[1]}
     for offload in ("never", "auto"):
         began = time.process_time()
         plan = _plan(profile, gpus, "auto", "auto", offload, time_limit)
         seconds = time.process_time() - began
-        row[f"offload_{offload}"] = plan and _row(plan, best, seconds)
+        row[f"offload_{offload}"] = plan if isinstance(plan, str) else _row(plan, best, seconds)
     return row
 
 
@@ -107,8 +150,8 @@ def _row(plan: autopart.Plan, best: float | None, seconds: float) -> dict[str, o
 
 def _plan(
     profile: Profile, gpus: int, solver: str, recompute: str, offload: str, time_limit: float
-) -> autopart.Plan | None:
-    """The best plan; None where nothing fits."""
+) -> autopart.Plan | str:
+    """The best plan; where nothing fits, what would do."""
     try:
         return autopart.solve(
             profile,
@@ -119,13 +162,13 @@ def _plan(
             offload=offload,
             time_limit=time_limit,
         )
-    except InfeasibleError:
-        return None
+    except InfeasibleError as error:
+        return str(error)
 
 
-def analytic_profile(name: str, sequence: int) -> Profile:
-    """A model of `MODELS` with one sequence of so many tokens a microbatch."""
-    shape, s = MODELS[name], sequence
+def analytic_profile(shape: Shape, name: str, sequence: int) -> Profile:
+    """A model of a shape with one sequence of so many tokens a microbatch."""
+    s = sequence
     h, f, kv = shape.width, shape.mlp, shape.keys
     params = 2 * h * (h + kv) + (3 if shape.gated else 2) * h * f
     stash = 2 * s * (5 * h + 2 * kv + 4 * f) if shape.gated else 32 * s * h

@@ -13,7 +13,7 @@ from autopart.cluster import HostLink, host_share
 from autopart.cost import best_ways, host_way, predict
 from autopart.cuts import all_cuts
 from autopart.errors import InfeasibleError
-from autopart.frontier import MOST_POINTS, Growth, Points, frontier
+from autopart.frontier import MOST_POINTS, Growth, Limits, Points, best_point, frontier
 from autopart.graph import Layer, LayerGraph, Recompute
 from autopart.layouts import Layout, layouts, shapes
 from autopart.plan import StagePrediction
@@ -187,7 +187,8 @@ def frontier_of(
     """The frontier of a stage, with its choices."""
     inside = [at in members for at in range(len(graph.layers))]
     steps = Steps(graph, demands, host_way(host, 1.0))
-    return frontier(Growth(**growth), [steps.step(at, inside) for at in members], members)
+    along = tuple(steps.step(at, inside) for at in members)
+    return frontier(Growth(**growth), along, with_choice=True)
 
 
 @pytest.mark.parametrize("demands", [RECOMPUTE, EVERYTHING])
@@ -219,6 +220,58 @@ def test_the_frontier_is_that_of_all_choices(block: int, demands: Demands) -> No
             assert wait == pytest.approx(own.forward - plain.forward, abs=1e-9)
             busy = own.forward + own.backward - plain.forward - plain.backward
             assert point[0] == pytest.approx(busy, abs=1e-9)
+
+
+def quarters(rng: random.Random, number: int) -> LayerGraph:
+    """Layers whose times are whole quarters of a second, so that seconds are often equal, and exactly so."""
+
+    def again(stash: int) -> Recompute | None:
+        return rng.choice(
+            [None, Recompute(extra_time=rng.randrange(3) / 4, stash_bytes=rng.randrange(stash))]
+        )
+
+    layers: list[Layer] = []
+    for at in range(number):
+        stash = rng.randrange(1, 8)
+        layers.append(
+            layer(
+                f"l{at}",
+                forward_time=rng.randrange(6) / 4,
+                input_grad_time=rng.randrange(1, 6) / 4,
+                weight_grad_time=rng.randrange(6) / 4,
+                stash_bytes=stash,
+                workspace_bytes=rng.randrange(4),
+                recompute=again(stash),
+                selective=again(stash),
+            )
+        )
+    return chain_graph(*layers, num_bytes=rng.randrange(1, 4))
+
+
+@pytest.mark.parametrize("block", seeds(1, 8))
+def test_of_choices_with_equal_seconds_the_one_that_moves_and_treats_least_is_taken(
+    block: int,
+) -> None:
+    for seed in range(10 * block, 10 * block + 10):
+        rng = random.Random(seed)
+        graph, held = quarters(rng, rng.randint(2, 4)), rng.choice([1, 2, 5])
+        members = range(len(graph.layers))
+        host = HostLink(bandwidth=rng.choice([4.0, 8.0]), latency=0.0, overlaps=rng.random() < 0.8)
+        points = frontier_of(graph, members, EVERYTHING, host)
+        assert points.chosen is not None
+        tried: dict[int, tuple[float, int, int]] = {}
+        for ways in every_way(graph, members, EVERYTHING):
+            own = by_hand(graph, members, ways, host)
+            needed = own.room - held * own.freed
+            costs = (own.forward + own.backward, own.hosted, sum(map(len, ways[:3])))
+            tried[needed] = min(costs, tried.get(needed, costs))
+        for limit in tried:
+            best = min(costs for needed, costs in tried.items() if needed <= limit)
+            chosen = points.chosen[best_point(points, 0, Limits(held, limit, None))]
+            ways = ways_of_bits(members, chosen)
+            own = by_hand(graph, members, ways, host)
+            found = (own.forward + own.backward, own.hosted, sum(map(len, ways[:3])))
+            assert found == best, (seed, limit)
 
 
 @pytest.mark.parametrize("seed", range(20))

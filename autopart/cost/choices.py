@@ -105,9 +105,9 @@ def _frontier(
     speed = slowest_speed(problem.cluster, layout.stage_ranks[stage])
     host = host_way(problem.cluster.host_link, speed)
     steps = Steps(problem.graph, problem.demands, host)
-    along = [steps.step(at, inside, given and way_of(given, at)) for at in members]
+    along = tuple(steps.step(at, inside, given and way_of(given, at)) for at in members)
     growth = Growth(hosted=host_share(problem.cluster) is not None)
-    return frontier(growth, along, None if given else members)
+    return frontier(growth, along, with_choice=given is None)
 
 
 def treated_stages(
