@@ -1,12 +1,13 @@
 """What a probe measured of a machine or cluster, and the cluster that its figures make.
 
-Times of messages become a latency and a bandwidth by the line with the least sum of relative
-deviations, so that a message of 4 bytes counts as much as one of 16 MiB and one outlier moves
-nothing. Such a line goes through two of the points, or through one with a latency of 0 (Bloomfield
-and Steiger, Least Absolute Deviations, 1983): all of them are tried.
+Times of messages become a latency and a bandwidth by the line whose times and the measured ones have
+the least sum of |log ratio|, so that a message of 4 bytes counts as much as one of 16 MiB, twice too long as
+much as half as long, and one outlier moves nothing. Of the lines through two of the points, or through
+one with a latency of 0, as least absolute deviations have them (Bloomfield and Steiger, 1983), all are tried.
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
@@ -101,9 +102,14 @@ class ProbeSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def fit_link(readings: Sequence[Reading]) -> Link:
-    """The latency and bandwidth with the least sum of |time - predicted| / time over at least two
-    sizes."""
-    return min(_lines(readings), key=lambda link: sum(deviations(link, readings)))
+    """The latency and bandwidth with the least sum of |log(predicted / time)| over at least two sizes."""
+    return min(_lines(readings), key=lambda link: log_deviation(link, readings))
+
+
+def log_deviation(link: Link, readings: Sequence[Reading]) -> float:
+    """The sum of |log(predicted / time)|."""
+    ratios = (send_time(link, r.num_bytes, 1) / r.time for r in readings)
+    return sum(abs(math.log(ratio)) if ratio > 0.0 else math.inf for ratio in ratios)
 
 
 def deviations(link: Link, readings: Sequence[Reading]) -> list[float]:

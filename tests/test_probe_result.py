@@ -14,6 +14,7 @@ from autopart.probe_result import (
     cluster_of_probe,
     deviations,
     fit_link,
+    log_deviation,
     notes_on_probe,
 )
 
@@ -85,15 +86,22 @@ def test_one_message_in_trouble_moves_nothing() -> None:
     assert (found.bandwidth, found.latency) == pytest.approx((1e9, 1e-4), rel=1e-6)
 
 
+def test_a_shaped_link_that_lets_the_first_bytes_through_at_once_keeps_its_bandwidth() -> None:
+    """As measured behind a token bucket of 5 MB/s: lines through small messages alone are 97 % off the rest."""
+    times = {4: 72e-6, 4096: 95e-6, 65536: 7.28e-3, 524288: 0.1034, 2097152: 0.4324, 8388608: 1.748}
+    readings = [Reading(num_bytes=b, time=t, spread=0.0, count=5) for b, t in times.items()]
+    assert fit_link(readings).bandwidth == pytest.approx(5e6, rel=0.05)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_line_of_a_grid_deviates_less(seed: int) -> None:
     asked = Link(bandwidth=1e8, latency=3e-4)
     readings = readings_of(asked, noise=0.3, seed=seed)
-    best = sum(deviations(fit_link(readings), readings))
+    best = log_deviation(fit_link(readings), readings)
     for factor in (0.7, 0.85, 1.0, 1.15, 1.3):
         for share in (0.0, 0.7, 0.85, 1.0, 1.15, 1.3):
             other = Link(bandwidth=factor * 1e8, latency=share * 3e-4)
-            assert best <= sum(deviations(other, readings)) + 1e-9
+            assert best <= log_deviation(other, readings) + 1e-9
 
 
 def test_a_probe_becomes_a_cluster_that_a_file_keeps(tmp_path) -> None:

@@ -12,11 +12,11 @@ from autopart.runtime.host_allocator import keep_freed_memory
 
 if sys.argv[1] == "keeps":
     keep_freed_memory(torch.device("cpu"))
-for _ in range(20):  # Until the heap has found places that fit.
-    torch.ones(1 << 20)
+for _ in range(16):  # Until the heap has found places that fit.
+    torch.ones(1 << 23)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(1 << 20)
+for _ in range(8):
+    torch.ones(1 << 23)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
