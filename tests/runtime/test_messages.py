@@ -30,6 +30,18 @@ def test_a_receive_stands_where_the_send_stands_in_the_common_order():
     assert told(second) == "1F0<0 1F1<0 1F0 1F1 1B0 1B0>0 1B1 1B1>0"
 
 
+def test_where_room_is_only_told_it_is_told_before_anything_is_sent():
+    ranks = [[0], [1]]
+    orders = one_f_one_b(ranks, 3)
+    first, second = write_messages(orders, ranks, receives_first=True)
+    assert told(first) == "0F0 0F0>1 0F1 0B0<1 0F1>1 0B0 0F2 0B1<1 0F2>1 0B1 0B2<1 0B2"
+    for early, common in zip((first, second), write_messages(orders, ranks), strict=True):
+        for kind in (Action, Send, Receive):
+            assert [e for e in early if isinstance(e, kind)] == [
+                e for e in common if isinstance(e, kind)
+            ]
+
+
 def test_replicas_send_to_the_rank_that_is_dealt_the_microbatch():
     ranks = [[0], [1, 2]]
     programs = write_messages(gpipe(ranks, 3), ranks)
@@ -102,10 +114,12 @@ def deadlock(programs: tuple[Program, ...]) -> list[str]:
     return [f"{r}: {p[i]}" for r, (p, i) in enumerate(zip(programs, at, strict=True)) if i < len(p)]
 
 
-@given(schedules())
-def test_any_valid_order_runs_even_where_sends_block(case: tuple[Schedule, list[list[int]]]):
+@given(schedules(), st.booleans())
+def test_any_valid_order_runs_even_where_sends_block(
+    case: tuple[Schedule, list[list[int]]], receives_first: bool
+):
     schedule, ranks = case
-    programs = write_messages(schedule, ranks)
+    programs = write_messages(schedule, ranks, receives_first=receives_first)
     assert deadlock(programs) == []
     for order, program in zip(schedule, programs, strict=True):
         assert order == tuple(e for e in program if isinstance(e, Action))
@@ -117,12 +131,12 @@ def reader(sent: Action) -> tuple[int, bool, int]:
     return sent.stage + (1 if is_forward else -1), is_forward, sent.microbatch
 
 
-@given(schedules())
+@given(schedules(), st.booleans())
 def test_between_two_ranks_messages_are_received_in_the_order_in_which_they_are_sent(
-    case: tuple[Schedule, list[list[int]]],
+    case: tuple[Schedule, list[list[int]]], receives_first: bool
 ):
     schedule, ranks = case
-    programs = write_messages(schedule, ranks)
+    programs = write_messages(schedule, ranks, receives_first=receives_first)
     for a in range(len(programs)):
         for b in range(len(programs)):
             sent = [reader(e.action) for e in programs[a] if isinstance(e, Send) and e.peer == b]
@@ -134,11 +148,15 @@ def test_between_two_ranks_messages_are_received_in_the_order_in_which_they_are_
             assert sent == received
 
 
+@pytest.mark.parametrize("receives_first", [False, True])
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
 @pytest.mark.parametrize("num_stages", [2, 4])
-def test_room_is_made_for_two_messages_at_most_ahead_of_their_actions(name: str, num_stages: int):
+def test_room_is_made_for_two_messages_at_most_ahead_of_their_actions(
+    name: str, num_stages: int, receives_first: bool
+):
     ranks = [[s] for s in range(num_stages)]
-    for program in write_messages(make_schedule(name, ranks, 32), ranks):
+    orders = make_schedule(name, ranks, 32)
+    for program in write_messages(orders, ranks, receives_first=receives_first):
         waiting: set[Action] = set()
         for event in program:
             if isinstance(event, Receive):

@@ -16,7 +16,7 @@ from autopart.runtime.execution.asynchronous import (
 from autopart.runtime.execution.executor import Executor
 from autopart.runtime.execution.gradient_sum import GradientSum, Holders, holders_of
 from autopart.runtime.execution.host_link import HostLink, host_link
-from autopart.runtime.execution.messages import write_messages
+from autopart.runtime.execution.messages import Program, write_messages
 from autopart.runtime.execution.offload import HostStash
 from autopart.runtime.execution.plan_match import Backend, check_can_run, place_on
 from autopart.runtime.execution.rank_executor import RankPart, StepExecutor
@@ -56,7 +56,7 @@ def make_executor(
     part = _part(plan, programs, holders, device, watcher)
     if backend == "torch":
         return TorchBackend(plan, part)
-    program = write_messages(schedule_of(plan), stage_ranks(plan))[distributed.get_rank()]
+    program = _program(plan, distributed.get_rank(), device)
     return Executor(part, _torch_stages(plan, part), program)
 
 
@@ -92,8 +92,13 @@ def make_lone_executor(
     other ranks, and nothing is summed over them. Raises PlanError as `make_executor` does."""
     check_can_run(plan)
     part = _part(plan, programs, (), device, None, rank)
-    program = write_messages(schedule_of(plan), stage_ranks(plan))[rank]
-    return Executor(part, _torch_stages(plan, part), program, transfers)
+    return Executor(part, _torch_stages(plan, part), _program(plan, rank, device), transfers)
+
+
+def _program(plan: Plan, rank: int, device: torch.device) -> Program:
+    """Receives go first over gloo; over NCCL one order matches messages."""
+    over_gloo = device.type == "cpu"
+    return write_messages(schedule_of(plan), stage_ranks(plan), receives_first=over_gloo)[rank]
 
 
 def _holders(plan: Plan, programs: Sequence[StageProgram]) -> tuple[Holders, ...]:

@@ -187,7 +187,10 @@ class AsynchronousExecutor(RankExecutor):
 
     def _program(self, num_updates: int) -> Program:
         orders = way_orders(self._ranks, self._way, num_updates)
-        return write_messages(orders, self._ranks, self._together)[distributed.get_rank()]
+        programs = write_messages(
+            orders, self._ranks, self._together, receives_first=self.device.type == "cpu"
+        )
+        return programs[distributed.get_rank()]
 
 
 def way_orders(ranks: StageRanks, way: Way, num_updates: int) -> Orders:

@@ -5,10 +5,10 @@ same order. All orders are lowered together, on every rank alike, along one imag
 each action takes one round: a receive stands on its rank where the matching send stands in that
 run. Whoever waits for a message therefore waits for something that stands earlier in the one
 common order, and no ring of waiting ranks can form, even if every send blocks until it is
-received. Stages on the same rank hand their results over without a message.
+received (or, with receives first, if every send but not every receive does). Stages on the same rank hand their results over without a message.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from autopart.schedule import Action, Op, StageRanks, predecessors, rank_of
@@ -48,10 +48,19 @@ Together = Mapping[int, Collection[int]]
 
 
 def write_messages(
-    orders: Orders, stage_ranks: StageRanks, together: Together | None = None
+    orders: Orders,
+    stage_ranks: StageRanks,
+    together: Together | None = None,
+    *,
+    receives_first: bool = False,
 ) -> tuple[Program, ...]:
     """The program of each rank, of orders that `check_schedule` lets pass; they may have updates in
-    between, which wait for those of the ranks `together`."""
+    between, which wait for those of the ranks `together`.
+
+    `receives_first` puts the receives between two actions of a rank before its sends, for a transport on which
+    a receive does no more than say that there is room, as with gloo: that word would else stand in the
+    connection behind all bytes of the send, and the two directions of a link would take turns.
+    """
     programs: list[list[Event]] = [[] for _ in orders]
     backwards = backwards_of(orders)
     for rank, action in _Rounds(orders, len(stage_ranks), backwards, together or {}).run():
@@ -65,7 +74,21 @@ def write_messages(
         if peer != rank:
             programs[rank].append(Send(action, peer))
             programs[peer].append(Receive(target, rank))
-    return tuple(tuple(program) for program in programs)
+    return tuple(tuple(_receives_first(p) if receives_first else p) for p in programs)
+
+
+def _receives_first(program: Sequence[Event]) -> Iterator[Event]:
+    """The receives between two actions before the sends."""
+    sends: list[Event] = []
+    for event in program:
+        if isinstance(event, Send):
+            sends.append(event)
+            continue
+        if not isinstance(event, Receive):
+            yield from sends
+            sends.clear()
+        yield event
+    yield from sends
 
 
 def backwards_of(orders: Orders) -> Backwards:
