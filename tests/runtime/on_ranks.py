@@ -14,6 +14,7 @@ from autopart.plan import Plan
 from autopart.run_result import CheckResult, RunResult
 from autopart.runtime.capture.capture import batch_leaves, capture_model
 from autopart.runtime.capture.split import StageProgram, TensorMeta, split_stages
+from autopart.runtime.execution import asynchronous
 from autopart.runtime.execution import check as checks
 from autopart.runtime.execution.assembly import make_executor
 from autopart.runtime.execution.board import Board
@@ -66,6 +67,16 @@ def run_with_double_loss(rank: int, plan: Plan, settings: RunSettings) -> str:
         return complaint_of(rank, plan, settings)
     finally:
         TorchStage.backward = kept
+
+
+def run_with_still_older_weights(rank: int, plan: Plan, settings: RunSettings) -> str:
+    """A checked run without flushes whose weights are an update too old: what it complains of."""
+    kept = asynchronous.weight_version
+    asynchronous.weight_version = lambda *of: max(0, kept(*of) - 1)
+    try:
+        return complaint_of(rank, plan, settings)
+    finally:
+        asynchronous.weight_version = kept
 
 
 def live_parameters(rank: int, plan: Plan, settings: RunSettings) -> tuple[int, int]:

@@ -54,6 +54,17 @@ def test_steps_too_small_for_16_bits_add_up_in_the_master_copy():
     assert stepped_on.item() == 255.0
 
 
+def test_without_master_copies_parameters_in_16_bits_are_stepped_as_they_are():
+    of = parameter(256.0, dtype=torch.bfloat16)
+    optimizer = Optimizer("sgd-momentum", [of], 0.1, has_masters=False)
+    for _ in range(12):
+        of.grad = torch.full_like(of, 0.1)
+        optimizer.step()
+    assert of.item() == 256.0, "each step is less than half of the last digit"
+    assert [tensor.dtype for tensor in optimizer.state] == [torch.bfloat16]
+    assert set(optimizer.state_dict({"w": of})) == {"step", "w.momentum_buffer"}
+
+
 def test_what_is_frozen_or_has_no_gradient_stays():
     frozen, idle = nn.Parameter(torch.ones(1), requires_grad=False), parameter(1.0)
     optimizer = Optimizer("adamw", [frozen, idle], 0.1)

@@ -6,8 +6,9 @@ from torch import fx, nn
 from autopart.errors import PlanError
 from autopart.plan import Plan
 from autopart.runtime.capture.capture import capture_model
-from autopart.runtime.execution.plan_match import capture_for_plan, place_on
+from autopart.runtime.execution.plan_match import capture_for_plan, check_can_run, place_on
 from autopart.runtime.models.model import TrainingModel
+from autopart.training import make_training
 from tests.runtime.plans import plan_for
 
 BATCH = ((torch.zeros(2, 8),), None)
@@ -67,6 +68,13 @@ def test_layers_that_no_division_gives_are_named():
     renamed = msgspec.structs.replace(second, layers=("elsewhere", *second.layers[1:]))
     with pytest.raises(PlanError, match=r"the plan has 'elsewhere', which the model lacks"):
         capture_for_plan(msgspec.structs.replace(of, stages=(first, renamed)), model(), BATCH)
+
+
+def test_gradients_in_another_dtype_than_the_weights_are_refused():
+    of, training = plan(model()), make_training("bfloat16", gradient_dtype="float32")
+    origin = msgspec.structs.replace(of.origin, dtype="bfloat16")
+    with pytest.raises(PlanError, match=r"sums gradients in float32, and a run .* in bfloat16"):
+        check_can_run(msgspec.structs.replace(of, training=training, origin=origin))
 
 
 class WithPositions(nn.Module):

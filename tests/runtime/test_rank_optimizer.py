@@ -1,12 +1,17 @@
 """Optimizer state where the plan has it, in runs that are held against the plain model."""
 
+from types import SimpleNamespace
+
 import msgspec
 import pytest
+import torch
+from torch import nn
 
 from autopart.errors import UsageError
 from autopart.plan import Plan
 from autopart.runtime.execution.rank_optimizer import rank_optimizer
 from autopart.runtime.execution.training import RunSettings
+from autopart.training import make_training
 from tests.runtime.on_ranks import run, saved_and_resumed
 from tests.runtime.plans import capture, plan_for
 from tests.runtime.rank_pool import RankPool
@@ -42,3 +47,16 @@ def test_what_is_saved_under_one_plan_goes_on_under_another(two_ranks: RankPool)
 def test_an_optimizer_that_needs_whole_matrices_is_not_shared_out():
     with pytest.raises(UsageError, match=r"adafactor needs the whole; .*solve without --zero1"):
         rank_optimizer(planned(replicas=2, zero1=True), None, "adafactor", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("precision", "copies"), [("bfloat16-mixed", 1), ("bfloat16", 0)])
+def test_parameters_have_master_copies_where_the_plan_says_so(precision: str, copies: int):
+    plan = planned(0.5)
+    training = make_training("bfloat16", precision=precision)
+    weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    executor = SimpleNamespace(
+        programs={}, parameters={"w": weight}, shared=(), device=torch.device("cpu")
+    )
+    of = msgspec.structs.replace(plan, training=training)
+    optimizer = rank_optimizer(of, executor, "sgd", None)  # type: ignore[arg-type]
+    assert [tensor.dtype for tensor in optimizer.state] == [torch.float32] * copies

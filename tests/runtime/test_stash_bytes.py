@@ -115,5 +115,7 @@ def test_stages_of_hugging_face_models_keep_what_is_predicted(
     two_ranks: RankPool, model: str, way: str
 ):
     pytest.importorskip("transformers")
-    # T5 without dropout hands views of one storage from stage to stage, which count once each.
-    check_stashes(two_ranks, model, "1f1b", way, least=0.7 if "t5" in model else 0.95)
+    # Dropouts at probability 0 hand on what they take, and T5 views of one storage from stage to stage:
+    # each counts as a tensor of its own.
+    least = 0.7 if "t5" in model else 0.79 if "gpt2" in model else 0.95
+    check_stashes(two_ranks, model, "1f1b", way, least=least)

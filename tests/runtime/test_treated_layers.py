@@ -215,6 +215,31 @@ def test_a_layer_that_writes_into_its_products_is_not_recomputed_selectively():
     torch.testing.assert_close(run(program, leaves), plain, rtol=0, atol=0)
 
 
+class Shifting(nn.Module):
+    """Each layer reads the batch moved by one, which is written into a tensor of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shifted = torch.zeros_like(x)
+        shifted[:, 1:] = x[:, :-1]
+        for layer in self.layers:
+            x = torch.tanh(layer(x) + shifted)
+        return x
+
+
+@pytest.mark.parametrize("treated", [["layers.0"], ["layers.1", "layers.2"]])
+def test_what_is_written_into_a_tensor_that_no_layer_makes_is_written_for_each_that_reads_it(
+    treated: list[str],
+):
+    program, leaves = program_of(Shifting())
+    plain = run(program, leaves)
+    recompute(program, treated)
+    torch.testing.assert_close(run(program, leaves), plain, rtol=0, atol=0)
+
+
 def test_the_stash_of_an_offloaded_layer_leaves_the_device():
     program, leaves = program_of(four_layers())
     plain, before = run(program, leaves), held_bytes(program, leaves)

@@ -20,6 +20,8 @@ from autopart.runtime.capture.program import part_nodes
 from autopart.runtime.models.attributes import attach, is_persistent, lookup
 
 LOSS_OUTPUT = "loss"
+AFTER = "after"
+"""What a node of a stage says in its `meta`: the names of the nodes there that write into what it reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,8 @@ def _stage_module(
             continue
         env[node] = graph.node_copy(node, lambda n: env[n])
         env[node].meta["layer"] = captured.layer_of.get(node.name)
+        writers = [by_name[name] for name in captured.after.get(node.name, ())]
+        env[node].meta[AFTER] = tuple(env[n].name for n in writers if n in env)
         if node.op in ("get_attr", "call_module"):
             _share(source, module, str(node.target))
     results: list[fx.Node] = []

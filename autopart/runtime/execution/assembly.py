@@ -72,6 +72,7 @@ def make_asynchronous_executor(
 
     Raises PlanError where the schedule cannot run on the plan's stages.
     """
+    check_can_run(plan)
     way = way_of(plan, name)
     holders = _holders(plan, programs)
     check_no_shared(way, holders)

@@ -63,6 +63,8 @@ class Check:
     steps: int
     optimizer: str
     lr: float
+    is_delayed: bool = False
+    """Whether both trained with older weights, in updates instead of steps."""
     gradients: list[Found] = field(default_factory=list)
     first_update: list[Found] = field(default_factory=list)
     parameters: list[Found] = field(default_factory=list)
@@ -80,6 +82,11 @@ class Check:
     def rounding(self) -> float:
         """The largest absolute difference of a gradient that is rounding."""
         return self.floor * _largest(self.reference.gradients)
+
+    @property
+    def step(self) -> str:
+        """What one step of the optimizer is called."""
+        return "update" if self.is_delayed else "step"
 
     @property
     def is_linear(self) -> bool:
@@ -155,13 +162,13 @@ def outcome(
     groups = {
         "": of_losses,
         "the gradient of ": check.gradients,
-        "after the first step parameter ": check.first_update,
-        "after the last step parameter ": check.parameters,
+        f"after the first {check.step} parameter ": check.first_update,
+        f"after the last {check.step} parameter ": check.parameters,
         "buffer ": check.buffers,
     }
     wrong = {what: bad for what, found in groups.items() if (bad := _beyond(found))}
     if wrong:
-        raise RunError(_verdict(wrong, random_operations))
+        raise RunError(_verdict(check, wrong, random_operations))
     gradient, parameter = _worst(check.gradients), _worst(check.parameters)
     return CheckResult(
         tolerance=check.tolerance,
@@ -210,7 +217,8 @@ def _compare_losses(check: Check, losses: Sequence[float]) -> list[Found]:
         allowed = sharp + check.drift(step + 1) * moved / scale
         apart = abs(mine - theirs) / scale
         difference = apart if math.isfinite(apart) else math.inf
-        found.append(Found(f"the loss of step {step + 1}", 0, difference, allowed))
+        which = f"the loss of {check.step} {step + 1}"
+        found.append(Found(which, 0, difference, allowed))
     return found
 
 
@@ -222,7 +230,9 @@ def _worst(found: Sequence[Found]) -> Found:
     return max(found, key=lambda one: one.difference)
 
 
-def _verdict(wrong: Mapping[str, Sequence[Found]], random_operations: Sequence[str]) -> str:
+def _verdict(
+    check: Check, wrong: Mapping[str, Sequence[Found]], random_operations: Sequence[str]
+) -> str:
     parts: list[str] = []
     for what, found in wrong.items():
         one = _worst(found)
@@ -231,7 +241,8 @@ def _verdict(wrong: Mapping[str, Sequence[Found]], random_operations: Sequence[s
         parts.append(
             f"{what}{one.name}{where} by {one.difference:.2g} ({one.allowed:.2g} allowed){more}"
         )
-    text = f"the pipeline differs from the plain model: {'; '.join(parts)}"
+    same = " with the same older weights" if check.is_delayed else ""
+    text = f"the pipeline differs from the plain model{same}: {'; '.join(parts)}"
     if random_operations:
         text += (
             "; the model draws random numbers besides dropout, which no two runs share: "

@@ -7,8 +7,10 @@ from autopart.plan import Plan
 from autopart.run_result import AsynchronousRun
 from autopart.runtime.execution.asynchronous import AsynchronousExecutor, Trained, way_of
 from autopart.runtime.execution.clock import Clock, Mark
+from autopart.runtime.execution.comparison import Comparison
 from autopart.runtime.execution.measured import RankRun, StepRun
 from autopart.runtime.execution.optimizer import Optimizer
+from autopart.runtime.execution.peak_memory import peak_bytes
 from autopart.runtime.execution.stage import Leaves
 from autopart.runtime.execution.step_trace import StepTrace
 
@@ -20,18 +22,23 @@ def run_without_flush(
     optimizer: Optimizer,
     clock: Clock,
     note: Callable[[int], None],
-) -> tuple[tuple[StepRun, ...], int]:
+    comparison: Comparison | None = None,
+) -> RankRun:
     """Each batch's times and losses on this rank, and the most versions of its weights.
 
     `batches` are the batches' microbatches that this rank is dealt, of `batch_size` each on all
-    ranks; `note` is told how many batches have gone into the weights.
+    ranks; `note` is told how many batches have gone into the weights. `comparison` keeps what it
+    needs of the first update.
     """
     each = batch_size // executor.microbatches_per_update
     updates = 0
 
     def step() -> None:
         nonlocal updates
-        optimizer.step()
+        if comparison is None:
+            optimizer.step()
+        else:
+            comparison.keep(updates, optimizer.step)
         updates += 1
         if updates % each == 0:
             note(updates // each)
@@ -51,7 +58,16 @@ def run_without_flush(
         )
         for b in range(len(batches))
     )
-    return steps, trained.most_versions
+    losses = _update_losses(trained, executor.microbatches_per_update, each * len(batches))
+    peak = peak_bytes(executor.device)
+    return RankRun(steps, peak, versions=trained.most_versions, update_losses=losses)
+
+
+def _update_losses(trained: Trained, n: int, updates: int) -> tuple[float, ...]:
+    shares = [0.0] * updates
+    for microbatch, loss in trained.losses.items():
+        shares[microbatch // n] += loss.item() / n
+    return tuple(shares)
 
 
 def _step(trained: Trained, clock: Clock, microbatches: range, updates: range) -> StepRun:

@@ -36,12 +36,20 @@ class RankRun(NamedTuple):
     """As `RankStep` has it."""
     versions: int = 1
     """The most versions of its weights that the rank held at once."""
+    update_losses: tuple[float, ...] = ()
+    """Its share of the mean loss of each update, in a run without flushes."""
 
 
 def losses_of(runs: Sequence[RankRun]) -> tuple[float, ...]:
     """The mean loss of each step's batch."""
     shares = zip(*([step.loss for step in run.steps] for run in runs), strict=True)
     return tuple(sum(share for share in step if share is not None) for step in shares)
+
+
+def update_losses_of(runs: Sequence[RankRun]) -> tuple[float, ...]:
+    """The mean loss of each update's microbatches; that of each step, where a step is an update."""
+    shares = zip(*(run.update_losses for run in runs), strict=True)
+    return tuple(map(sum, shares)) or losses_of(runs)
 
 
 def step_times_of(runs: Sequence[RankRun]) -> tuple[float, ...]:

@@ -1,8 +1,8 @@
 """The optimizers that a plan's memory is reckoned for, made by torch.
 
-Parameters in 16 bits are stepped through a float32 master copy. With `Shares` a rank steps its part of
-what others hold too; the state of hosted parameters stays in the host's memory and comes to the device
-for the step, one parameter after the other.
+Parameters in 16 bits are stepped through a float32 master copy, or as they are where the plan has none.
+With `Shares` a rank steps its part of what others hold too; the state of hosted parameters stays in the
+host's memory and comes to the device for the step, one parameter after the other.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -50,15 +50,18 @@ class Optimizer:
         shares: Shares = _NOTHING_SHARED,
         hosted: Collection[nn.Parameter] = (),
         link: HostLink | None = None,
+        has_masters: bool = True,
     ) -> None:
         """`name` is a key of `LEARNING_RATES`, and so is the default of `lr`. The state of `hosted` is
-        kept behind `link`."""
+        kept behind `link`. With `has_masters` parameters in 16 bits have float32 master copies."""
         self.name = name
         self.lr = LEARNING_RATES[name] if lr is None else lr
         self._steps = 0
         self._shares = shares
         self._trained = [p for p in parameters if p.requires_grad]
-        pieces, away = shares.pieces(self._trained), {id(parameter) for parameter in hosted}
+        self._has_masters = has_masters
+        pieces = shares.pieces(self._trained, has_masters=has_masters)
+        away = {id(parameter) for parameter in hosted}
         self._here = [piece for piece in pieces if id(piece.parameter) not in away]
         self._parts = _in_parts(self._here)
         masters = [piece.master for piece in self._here]
@@ -114,7 +117,9 @@ class Optimizer:
         own = {id(piece.parameter): (piece, state) for piece, state in self._states()}
         found = {"step": torch.tensor(self._steps)}
         for what in self._kinds():
-            whole = {id(p): torch.zeros_like(p, dtype=_stepped_dtype(p)) for p in self._trained}
+            whole = {
+                id(p): torch.zeros_like(p, dtype=self._stepped_dtype(p)) for p in self._trained
+            }
             for key, (piece, state) in own.items():
                 if what in state:
                     piece.of(whole[key]).copy_(state[what])
@@ -168,8 +173,12 @@ class Optimizer:
         """What each stepped element has."""
         if self.name not in _KINDS:
             raise UsageError(f"the state of {self.name} is not saved or loaded; take adamw or sgd")
-        has_copies = any(_stepped_dtype(p) != p.dtype for p in self._trained)
+        has_copies = any(self._stepped_dtype(p) != p.dtype for p in self._trained)
         return (*_KINDS[self.name], *([_MASTER] if has_copies else []))
+
+    def _stepped_dtype(self, parameter: nn.Parameter) -> torch.dtype:
+        is_copied = self._has_masters and parameter.dtype in HALF
+        return torch.float32 if is_copied else parameter.dtype
 
 
 class _HostedPiece:
@@ -253,10 +262,6 @@ def _put(piece: Piece, stepper: torch.optim.Optimizer, state: Named) -> None:
     if piece.has_copy:
         piece.master.data = state[_MASTER]
     stepper.state[piece.master] = {n: value for n, value in state.items() if n != _MASTER}
-
-
-def _stepped_dtype(parameter: nn.Parameter) -> torch.dtype:
-    return torch.float32 if parameter.dtype in HALF else parameter.dtype
 
 
 def _moves(name: str, value: object) -> bool:

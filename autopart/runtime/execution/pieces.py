@@ -19,21 +19,26 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Piece:
-    """Elements `start` to `stop` of a parameter, with their master copy where it has 16 bits."""
+    """Elements `start` to `stop` of a parameter, with their float32 master copy where asked for."""
 
-    def __init__(self, parameter: nn.Parameter, start: int, stop: int) -> None:
+    def __init__(
+        self, parameter: nn.Parameter, start: int, stop: int, *, has_copy: bool = False
+    ) -> None:
         self.parameter, self.start, self.stop = parameter, start, stop
         self._is_whole = stop - start == parameter.numel()
         own = parameter if self._is_whole else nn.Parameter(self.of(parameter.detach()))
-        self.has_copy = parameter.dtype in HALF
+        self.has_copy = has_copy
         self.master = nn.Parameter(own.detach().float()) if self.has_copy else own
         """What an optimizer steps."""
 
     def take(self, gradient: torch.Tensor | None) -> None:
-        """Give the master its part of the parameter's gradient."""
+        """Give the master its part of the parameter's gradient, and of where the parameter now lies."""
         if gradient is not None:
             part = self.of(gradient if self._is_whole else gradient.contiguous())
             self.master.grad = part.to(self.master.dtype)
+        if not self._is_whole and not self.has_copy:
+            # Versions of weights move the parameter to fresh memory between steps.
+            self.master.data = self.of(self.parameter.detach())
 
     def give_back(self) -> None:
         """Write the stepped master into the parameter, and clear its gradient."""
@@ -67,10 +72,17 @@ class Shares:
         ]
         self._ranges = {id(p): own for bucket in self._buckets for p, own in _own_ranges(bucket)}
 
-    def pieces(self, parameters: Sequence[nn.Parameter]) -> list[Piece]:
-        """Those of `parameters` that this rank steps; all of a parameter that it does not share."""
+    def pieces(
+        self, parameters: Sequence[nn.Parameter], *, has_masters: bool = True
+    ) -> list[Piece]:
+        """Those of `parameters` that this rank steps; all of a parameter that it does not share. With
+        `has_masters` those in 16 bits have a master copy."""
         found = [(p, *self._ranges.get(id(p), (0, p.numel()))) for p in parameters]
-        return [Piece(p, start, stop) for p, start, stop in found if start < stop]
+        return [
+            Piece(p, start, stop, has_copy=has_masters and p.dtype in HALF)
+            for p, start, stop in found
+            if start < stop
+        ]
 
     def gather(self, tensor_of: Callable[[nn.Parameter], torch.Tensor]) -> None:
         """Make whole the tensors that belong to the shared parameters, each rank giving its elements;

@@ -12,6 +12,7 @@ from autopart.plan import Plan, check_plan
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
 from autopart.runtime.models.attributes import user_name
 from autopart.runtime.models.model import Batch, TrainingModel
+from autopart.training import weight_dtype
 
 Backend = Literal["autopart", "torch"]
 """Whose loop runs the orders: the executor here, or torch's own schedules."""
@@ -66,6 +67,12 @@ def _cast(
 def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
     """Raise PlanError where a plan contradicts itself, or says what the backend cannot do."""
     check_plan(plan)
+    training = plan.training
+    if training.gradient_dtype != weight_dtype(training):
+        raise PlanError(
+            f"the plan sums gradients in {training.gradient_dtype}, and a run sums them in "
+            f"{weight_dtype(training)}, the weights' own dtype; solve without --gradient-dtype"
+        )
     if backend == "torch":
         _check_torch_can_run(plan)
 

@@ -7,6 +7,7 @@ from autopart.runtime.execution.optimizer import Optimizer
 from autopart.runtime.execution.pieces import Shares
 from autopart.runtime.execution.rank_executor import RankExecutor
 from autopart.runtime.execution.stage import stage_parameters
+from autopart.training import has_master_copies
 
 _WHOLE_MATRICES = ("adafactor",)
 """Optimizers whose step of an element depends on others of its matrix."""
@@ -35,4 +36,5 @@ def rank_optimizer(plan: Plan, executor: RankExecutor, name: str, lr: float | No
         shares=Shares(executor.shared if plan.training.zero1 else ()),
         hosted=hosted,
         link=host_link(executor.device),
+        has_masters=has_master_copies(plan.training),
     )

@@ -31,6 +31,11 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """pipedream or pipedream-2bw: train without flushes; None: the plan's own schedule."""
 
 
+def optimizer_name(settings: RunSettings) -> str:
+    """The one asked for; else AdamW, and in a check SGD, whose step is as exact as its gradient."""
+    return settings.optimizer or ("sgd" if settings.check else "adamw")
+
+
 def check_settings(settings: RunSettings) -> None:
     """Raise UsageError unless there is something to run with a known optimizer."""
     if settings.steps < 1:
@@ -40,11 +45,6 @@ def check_settings(settings: RunSettings) -> None:
     if settings.optimizer is not None and settings.optimizer not in LEARNING_RATES:
         known = ", ".join(LEARNING_RATES)
         raise UsageError(f"unknown optimizer '{settings.optimizer}'; known: {known}")
-    if settings.asynchronous is not None and settings.check:
-        raise UsageError(
-            f"--asynchronous {settings.asynchronous} trains with older weights than the plain model, so "
-            "there is nothing to --check; leave one of the two out"
-        )
     if settings.asynchronous is not None and settings.count_bytes:
         raise UsageError("bytes are counted in a step of its own, and an asynchronous run has none")
     if settings.asynchronous is not None and settings.backend == "torch":

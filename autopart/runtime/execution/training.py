@@ -11,15 +11,15 @@ import torch
 from torch import distributed
 
 from autopart.plan import Plan
-from autopart.run_result import CheckResult, RunResult
+from autopart.run_result import RunResult
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.split import StageProgram, split_stages
-from autopart.runtime.execution import check as checks
 from autopart.runtime.execution.assembly import make_asynchronous_executor, make_executor
 from autopart.runtime.execution.asynchronous import AsynchronousExecutor
 from autopart.runtime.execution.board import SETTING_UP, Board
 from autopart.runtime.execution.check import Check
 from autopart.runtime.execution.clock import Clock, clock_of
+from autopart.runtime.execution.comparison import Comparison, train_plain
 from autopart.runtime.execution.dropout import DropNothing, drop_nothing, random_operations
 from autopart.runtime.execution.flushless import asynchronous_run, run_without_flush
 from autopart.runtime.execution.measured import (
@@ -31,6 +31,7 @@ from autopart.runtime.execution.measured import (
     share_of_core,
     stages_of,
     step_times_of,
+    update_losses_of,
 )
 from autopart.runtime.execution.microbatches import Microbatches
 from autopart.runtime.execution.optimizer import Optimizer
@@ -38,8 +39,7 @@ from autopart.runtime.execution.peak_memory import how_measured, peak_bytes, wat
 from autopart.runtime.execution.plan_match import capture_for_plan, check_same_weights
 from autopart.runtime.execution.rank_executor import StepExecutor
 from autopart.runtime.execution.rank_optimizer import rank_optimizer
-from autopart.runtime.execution.reference import run_reference
-from autopart.runtime.execution.run_settings import RunSettings
+from autopart.runtime.execution.run_settings import RunSettings, optimizer_name
 from autopart.runtime.execution.stage import Leaves
 from autopart.runtime.execution.stash_meter import StashMeter
 from autopart.runtime.execution.tensor_bytes import most_tensor_bytes
@@ -108,12 +108,14 @@ class _Run:
         self._dropouts = drop_nothing(captured.module) if settings.check else 0
         self._random = random_operations(captured.module)
         self._data = Microbatches(plan, source, captured, settings.seed)
-        self._check = self._reference(source) if settings.check and place.rank == 0 else None
         programs = split_stages(captured, [stage.layers for stage in plan.stages])
+        check = self._plain(source, programs) if settings.check and place.rank == 0 else None
         board.waiting("the process groups", None)
-        self._executor = self._make_executor(programs)
-        self._parameters = self._executor.parameters
-        self._optimizer = rank_optimizer(plan, self._executor, self._optimizer_name(), settings.lr)
+        executor = self._executor = self._make_executor(programs)
+        self._comparison = (
+            Comparison(plan, check, executor, board.waiting) if settings.check else None
+        )
+        self._optimizer = rank_optimizer(plan, executor, optimizer_name(settings), settings.lr)
         torch.manual_seed(settings.seed + place.rank)
 
     def steps(self) -> RankRun:
@@ -126,11 +128,8 @@ class _Run:
         meter = StashMeter()
         done = tuple(self._metered(executor, step, meter) for step in range(count))
         peak = peak_bytes(self._place.device)
-        if self._settings.check:
-            self._board.waiting("the comparison of parameters", None)
-            checks.compare_parameters(self._check, self._parameters)
-            if self._compares_buffers():
-                checks.compare_buffers(self._check, self._executor.buffers)
+        if self._comparison is not None:
+            self._comparison.last()
         counted = self._counted(executor, peak) if self._settings.count_bytes else None
         return RankRun(done, peak, meter.most_bytes, tensor_bytes=counted)
 
@@ -162,7 +161,9 @@ class _Run:
             error=predicted / measured - 1.0,
             stages=stages_of(plan, runs, alone=endless is not None),
             memory=how_measured(self._place.device),
-            check=self._outcome(losses),
+            check=None
+            if self._comparison is None
+            else self._comparison.outcome(update_losses_of(runs), self._dropouts, self._random),
             ranks=tuple(map(rank_step, range(len(runs)), runs)),
             asynchronous=endless,
             trace=tuple(map(last_slices, runs)),
@@ -198,31 +199,15 @@ class _Run:
             plan, programs, device=device, watcher=self._board, backend=settings.backend
         )
 
-    def _make_optimizer(self, parameters: list[torch.nn.Parameter]) -> Optimizer:
-        return Optimizer(self._optimizer_name(), parameters, self._settings.lr)
-
-    def _optimizer_name(self) -> str:
-        return self._settings.optimizer or ("sgd" if self._settings.check else "adamw")
-
-    def _reference(self, source: ModelSource) -> Check:
-        plan, settings, device = self._plan, self._settings, str(self._place.device)
-        dtype = plan.origin.dtype
-        reference = run_reference(
-            build_training_model(source, dtype=dtype, device=device, seed=settings.seed),
-            lambda step, m: self._data.batch(step, m, device),
-            steps=settings.steps,
-            num_microbatches=plan.num_microbatches,
-            optimizer=self._make_optimizer,
-            note=lambda text: self._board.working(text, SETTING_UP),
-            autocast=self._autocast,
-        )
-        optimizer = self._make_optimizer([])
-        return Check(
-            reference=reference,
-            dtype=dtype if self._autocast is None else "bfloat16",
-            steps=settings.steps,
-            optimizer=optimizer.name,
-            lr=optimizer.lr,
+    def _plain(self, source: ModelSource, programs: Sequence[StageProgram]) -> Check:
+        return train_plain(
+            self._plan,
+            self._settings,
+            source,
+            self._data,
+            str(self._place.device),
+            {name: index for index, of in enumerate(programs) for name in of.parameters},
+            lambda text: self._board.working(text, SETTING_UP),
         )
 
     def _without_flush(self, executor: AsynchronousExecutor) -> RankRun:
@@ -242,8 +227,12 @@ class _Run:
             self._note_progress(done, (time.perf_counter() - begin) / done)
 
         clock = clock_of(self._place.device)
-        done, versions = run_without_flush(executor, batches, size, self._optimizer, clock, note)
-        return RankRun(done, peak_bytes(self._place.device), versions=versions)
+        comparison, optimizer = self._comparison, self._optimizer
+        with nullcontext() if comparison is None else DropNothing():
+            done = run_without_flush(executor, batches, size, optimizer, clock, note, comparison)
+        if comparison is not None:
+            comparison.last()
+        return done
 
     def _metered(self, executor: StepExecutor, step: int, meter: StashMeter) -> StepRun:
         """Counting slows the first step, which no median counts where there are more."""
@@ -259,19 +248,17 @@ class _Run:
         distributed.barrier()
         begin = time.perf_counter()
         # The graph's own dropouts are off already; modules that run as they are have theirs.
+        comparison = self._comparison if step == 0 else None
         with DropNothing() if self._settings.check else nullcontext():
             loss = executor.step(microbatches)
         clock.wait()
         done = time.perf_counter()
-        is_compared = self._settings.check and step == 0
-        if is_compared:
-            board.waiting("the comparison of gradients", None)
-            checks.compare_gradients(self._check, self._gradients())
+        if comparison is not None:
+            comparison.gradients()
         board.working("the optimizer's step")
         update_time = _timed_update(self._optimizer, clock)
-        if is_compared:
-            board.waiting("the comparison of parameters", None)
-            checks.compare_first_update(self._check, self._parameters)
+        if comparison is not None:
+            comparison.first_update()
         time_taken = done - begin + update_time
         self._note_progress(step + 1, time_taken)
         return StepRun(
@@ -306,23 +293,6 @@ class _Run:
         self._board.step, self._board.speed = done, samples / time_taken
         if self._report is not None:
             self._report(done, self._settings.steps, f"{self._board.speed:.3g} samples/s")
-
-    def _gradients(self) -> dict[str, torch.Tensor]:
-        named = self._parameters.items()
-        return {name: p.grad for name, p in named if p.grad is not None}
-
-    def _compares_buffers(self) -> bool:
-        return all(len(stage.ranks) == 1 for stage in self._plan.stages)
-
-    def _outcome(self, losses: Sequence[float]) -> CheckResult | None:
-        if self._check is None:
-            return None
-        notes: list[str] = []
-        if self._dropouts:
-            notes.append(f"dropout was off in both models ({self._dropouts} operations)")
-        if not self._compares_buffers():
-            notes.append("buffers were not compared: each replica sees its own microbatches only")
-        return checks.outcome(self._check, losses, self._dropouts, self._random, notes)
 
 
 def _timed_update(optimizer: Optimizer, clock: Clock) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from autopart.errors import PlanError
-from autopart.runtime.capture.split import StageProgram
+from autopart.runtime.capture.split import AFTER, StageProgram
 from autopart.runtime.execution.offload import HostStash, LayerStash
 from autopart.runtime.execution.recomputed_layer import RecomputedLayer, can_keep_products
 from autopart.runtime.models.attributes import lookup
@@ -85,7 +85,7 @@ def treat_layers(program: StageProgram, treatments: Mapping[str, Treatment]) -> 
             env[node] = graph.node_copy(node, env.__getitem__)
     for node in late:
         env[node] = graph.node_copy(node, env.__getitem__)
-    _drop_unused(graph)
+    _drop_unused(module.graph, graph, env)
     module.graph = graph
 
 
@@ -134,8 +134,10 @@ def _with_replicated(graph: fx.Graph, own: Sequence[fx.Node]) -> list[fx.Node]:
     """A layer's nodes and all that they need of what belongs to no layer and is computed from the
     batch and constants alone, in the graph's order."""
     found, waiting = set(own), list(own)
+    by_name = {node.name: node for node in graph.nodes}
     while waiting:
-        for before in waiting.pop().all_input_nodes:
+        node = waiting.pop()
+        for before in (*node.all_input_nodes, *(by_name[n] for n in node.meta.get(AFTER, ()))):
             if before not in found and _is_replicated(before):
                 found.add(before)
                 waiting.append(before)
@@ -147,11 +149,21 @@ def _is_replicated(node: fx.Node) -> bool:
     return node.op == "call_function" and node.meta.get("layer", "") is None
 
 
-def _drop_unused(graph: fx.Graph) -> None:
-    """Without what every layer that needs it computes for itself now."""
+def _drop_unused(source: fx.Graph, graph: fx.Graph, env: Env) -> None:
+    """Without what every layer that needs it computes for itself now; what writes into a tensor that is
+    still read stays, though nobody uses its result."""
+    by_name = {node.name: env[node] for node in source.nodes if node in env}
+    writers = {
+        env[node]: [by_name[name] for name in node.meta.get(AFTER, ()) if name in by_name]
+        for node in source.nodes
+        if node in env
+    }
+    needed = set[fx.Node]()
     for node in reversed(graph.nodes):
-        if _is_replicated(node) and not node.users:
+        if _is_replicated(node) and not node.users and node not in needed:
             graph.erase_node(node)
+        else:
+            needed.update(writers.get(node, ()))
 
 
 def _part(

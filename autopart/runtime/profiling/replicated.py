@@ -6,7 +6,7 @@ computes it and hands it on, as inside a stage. (A stage that starts further bac
 more, which no layer's time contains: a few operations without parameters.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -39,7 +39,7 @@ def share_replicated(programs: Sequence[SharingProgram]) -> None:
                 home.setdefault(node.name, index)
         handed_on.update(dict.fromkeys(node.name for node in needed))
         program.received = (*(node.name for node in needed), *program.received)
-        _receive(graph, needed)
+        _receive(graph, needed, {name for name, first in home.items() if first == index})
     for index, program in enumerate(programs):
         extra = tuple(name for name in handed_on if home[name] == index)
         _hand_on(program, extra)
@@ -56,7 +56,9 @@ def _is_shared(node: fx.Node, home: dict[str, int]) -> bool:
     return _is_replicated(node) and node.name in home
 
 
-def _receive(graph: fx.Graph, needed: Sequence[fx.Node]) -> None:
+def _receive(graph: fx.Graph, needed: Sequence[fx.Node], own: Collection[str]) -> None:
+    """Take what is `needed` and drop what only that needed; what is the program's `own` stays, as it may
+    write into what is read."""
     first = next(iter(graph.nodes))
     for node in needed:
         with graph.inserting_before(first):
@@ -64,7 +66,7 @@ def _receive(graph: fx.Graph, needed: Sequence[fx.Node]) -> None:
         node.replace_all_uses_with(place)
     for node in reversed(graph.nodes):
         unused = node.op == "call_function" and node.meta.get("layer", "") is None
-        if (unused or node.op == "get_attr") and not node.users:
+        if (unused or node.op == "get_attr") and not node.users and node.name not in own:
             graph.erase_node(node)
 
 
