@@ -266,12 +266,17 @@ CHANGED_FIELDS = (
 
 def treat(load: StageLoad, choice: Choice) -> StageLoad:
     """The load of a stage, or of several side by side, with the layers treated as chosen."""
-    stash = load.stash_bytes - choice.freed_bytes
+    treated = treat_sums(load, choice)
+    inner = np.minimum(load.inner_stash_bytes, treated.stash_bytes)
+    return treated._replace(inner_stash_bytes=inner)
+
+
+def treat_sums(load: StageLoad, choice: Choice) -> StageLoad:
+    """`treat` but for `inner_stash_bytes`; of the affine expressions of an integer program too."""
     return load._replace(
         forward_time=load.forward_time + choice.forward_wait,
         backward_time=load.backward_time + choice.extra_time - choice.forward_wait,
-        stash_bytes=stash,
-        inner_stash_bytes=np.minimum(load.inner_stash_bytes, stash),
+        stash_bytes=load.stash_bytes - choice.freed_bytes,
         workspace_bytes=choice.workspace_bytes,
         host_bytes=choice.host_bytes,
     )

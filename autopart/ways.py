@@ -157,16 +157,17 @@ class Steps:
         """`host` is how layers may be offloaded: nothing is where it is None."""
         self.layers, self.demands, self.host = graph.layers, demands, host
         place = positions(graph)
-        self._taken: list[list[tuple[int, int]]] = [[] for _ in graph.layers]
+        self.taken: list[list[tuple[int, int]]] = [[] for _ in graph.layers]
+        """Of each layer the values that it takes and no backward needs: who makes them, and their bytes."""
         for value in graph.values:
             for name in set(value.consumers) if not value.kept_by else ():
-                self._taken[place[name]].append((place[value.producer], value.bytes))
+                self.taken[place[name]].append((place[value.producer], value.bytes))
         self._made: dict[tuple[int, int, WayName | None], Step] = {}
 
     def step(self, at: int, is_inside: Sequence[bool] | Any, given: WayName | None = None) -> Step:
         """The layer at position `at`, with one given way or all that the demands leave it; `is_inside` says
         of each layer whether it lies in the stage."""
-        newly_kept = sum(size for producer, size in self._taken[at] if is_inside[producer])
+        newly_kept = sum(size for producer, size in self.taken[at] if is_inside[producer])
         key = (at, newly_kept, given)
         if key not in self._made:
             self._made[key] = self._step(at, newly_kept, given)

@@ -5,7 +5,7 @@ The formulas work on one stage (plain numbers), on all stages between two cuts o
 evaluation of its plan cannot disagree.
 """
 
-from autopart.cost.choices import best_ways, better_on_host
+from autopart.cost.choices import best_ways, better_on_host, treated_stages
 from autopart.cost.links import host_way, send_time
 from autopart.cost.on_ranks import on_ranks, on_replicas
 from autopart.cost.rank_bytes import (
@@ -73,6 +73,7 @@ __all__ = [
     "time_after_backward",
     "total",
     "traffic_times",
+    "treated_stages",
     "update_share",
     "with_versions",
     "within",

@@ -40,7 +40,7 @@ def test_two_towers_are_cut_across_the_order():
 def best_finish(asked, layout) -> float | None:
     """The smallest objective (9) of any partition that fits."""
     found = [
-        ilp._finish_of(asked, layout, partition)
+        ilp.finish_of(asked, layout, partition)
         for partition in partitions(asked, len(layout.stage_ranks))
         if all(
             stage.peak_bytes <= asked.cluster.memory_bytes
@@ -62,7 +62,7 @@ def test_the_integer_program_equals_trying_everything(seed: int):
     assert found is not None
     stages, _ = predict(asked, layout, found)
     assert max(s.peak_bytes for s in stages) <= asked.cluster.memory_bytes
-    assert ilp._finish_of(asked, layout, found) == pytest.approx(best, rel=1e-5)
+    assert ilp.finish_of(asked, layout, found) == pytest.approx(best, rel=1e-5)
 
 
 def test_a_chain_plan_that_cannot_be_beaten_leaves_nothing_to_find():

@@ -42,7 +42,7 @@ def tried(asked: Problem, layout: Layout) -> float:
     """The smallest finish of all partitions that fit; infinite where none does."""
 
     found = [
-        ilp._finish_of(asked, layout, partition)
+        ilp.finish_of(asked, layout, partition)
         for partition in partitions(asked, len(layout.stage_ranks))
         if max(stage.peak_bytes for stage in predict(asked, layout, partition)[0])
         <= asked.cluster.memory_bytes
@@ -108,4 +108,4 @@ def test_the_integer_program_equals_the_program_over_cuts(block: int):
         found = ilp.solve(asked, layout, None, time.perf_counter() + 30)
         assert (found is None) == (value == np.inf)
         if found is not None:
-            assert ilp._finish_of(asked, layout, found) == pytest.approx(value, rel=1e-5)
+            assert ilp.finish_of(asked, layout, found) == pytest.approx(value, rel=1e-5)

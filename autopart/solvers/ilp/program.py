@@ -13,16 +13,20 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
     (4) c[v, s] >= z[p(v), s] - z[w, s]            for consumers w: v is sent on
     (5) only[v, s] >= c[v, s] + x[p(v), s] - 1     v kept for its sending alone
     (6) any[g, s] >= x[l, s]      for the layers l of a group g (a tied parameter, a model input)
-    (7) work[s] >= workspace of l * x[l, s]
+    (7) work[s] >= workspace of l * x[l, s]        ways.py has more of it where stash comes back
     (8) memory of stage s <= memory of a GPU       the cost model's own formula, linear in the above
     (9) T >= sum over l of (f + b)_l z[l, s-1] + m * period[s]; T >= m * busy[s] for the bottleneck
    (10) x[l, s] = 1 for a pin of l to s; x[l, s] = x[u, s] for layers of one stage; the sum of x[l, s] over
         layers that must lie apart is at most 1
    (11) T <= the value of the best chain plan, where there is one
    (12) r * part[s] >= trained elements of stage s, part[s] whole      ZeRO-1 over r replicas
+   (13)-(20) the ways of layers (ways.py), where they are not simply kept
+   (21) away[s] <= N host[s];  away[s] <= part[s] - widest[s];  widest[s] >= trained elements of l * x[l, s] / r
+   (22) lent[s] >= part[s] - N (1 - host[s])      host[s] is 1 where the optimizer's state of s is on the host;
+                                                  away of N elements in all are off the device, lent on the host
 
 All of c, only, any, work and T are continuous: each is pushed down by (8) and (9), and at whole z the
-smallest value that (4)-(7) allow is the exact one. The cumulative z make precedence (2) tight in the
+smallest value that (4)-(7) and (13)-(22) allow is the exact one. The cumulative z make precedence (2) tight in the
 relaxation. Solved by HiGHS through PuLP; on a time-out the best solution found so far is taken.
 Derivation: docs/solvers.md.
 """
@@ -34,31 +38,36 @@ from typing import Any
 
 import pulp
 
-from autopart.cluster import smallest_memory
+from autopart.cluster import slowest_speed
 from autopart.cost import (
+    best_ways,
     busy_time,
     cut_links,
-    in_flight,
+    host_way,
     largest_part,
+    limits_of,
     links_around,
     memory,
     on_ranks,
     total,
     traffic_times,
+    treated_stages,
+    update_share,
 )
+from autopart.frontier import treat_sums
 from autopart.graph import edges, positions
 from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
+from autopart.solvers.ilp.ways import Expression, StageProgram
 from autopart.stage_load import Partition, StageLoad, Traffic, stage_loads
+from autopart.training import state_bytes
+from autopart.ways import Steps, can_treat, leaves_choice, places_of_state
 
 SEND_SHARE = 0.5
 """How much of the sends around a stage counts to its period where they overlap compute: the cycle
 through two neighbours carries both directions of the cut between them once (see solvers/chain.py)."""
 
 SECONDS_PER_LAYOUT = 10.0
-
-Expression = Any
-"""A PuLP affine expression, or a number."""
 
 
 def solve(
@@ -73,20 +82,21 @@ def solve(
         return None
     program = _Program(problem, layout)
     if chain_plan is not None:
-        program.must_beat(_finish_of(problem, layout, chain_plan))
+        program.must_beat(finish_of(problem, layout, chain_plan))
     return program.solve(seconds)
 
 
-def _finish_of(problem: Problem, layout: Layout, partition: Partition) -> float:
-    """The objective (9) of a given partition."""
-    loads = stage_loads(problem.graph, partition)
+def finish_of(problem: Problem, layout: Layout, partition: Partition) -> float:
+    """The objective (9) of a given partition, whose layers go the ways that are best there."""
+    plain = stage_loads(problem.graph, partition)
+    loads = treated_stages(problem, layout, partition, best_ways(problem, layout, partition))
     ahead, finish = 0.0, 0.0
-    for stage, load in enumerate(loads):
-        load = on_ranks(load, problem, layout, stage)
+    for stage, (kept, load) in enumerate(zip(plain, loads, strict=True)):
+        kept, load = (on_ranks(own, problem, layout, stage) for own in (kept, load))
         own = own_microbatches(layout, stage)
         finish = max(finish, ahead + own * _period(problem, layout, stage, load))
         if problem.objective == "step":
-            ahead += load.forward_time + load.backward_time
+            ahead += kept.forward_time + kept.backward_time
     return finish
 
 
@@ -185,19 +195,61 @@ class _Program:
 
     def _bound_stage(self, stage: int) -> None:
         problem, layout = self.problem, self.layout
-        load = on_ranks(self._load(stage), problem, layout, stage)
+        load = on_ranks(self._treated(stage), problem, layout, stage)
         own = own_microbatches(layout, stage)
-        limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
-        replicas, held = len(layout.stage_ranks[stage]), in_flight(layout, stage)
-        needed = total(memory(load, problem, replicas, held, self._largest_part))
-        self.program += needed * (1 / limit) <= 1.0, f"memory_{stage}"  # (8)
+        self._bound_memory(stage, load)
         counted = self.work if problem.objective == "step" else []
         ahead = pulp.lpSum(t * self._by(l, stage - 1) for l, t in enumerate(counted))
         finish = ahead + own * _period(problem, layout, stage, load)
         self.program += self.finish >= finish * (1 / self.second), f"finish_{stage}"  # (9)
 
+    def _treated(self, stage: int) -> StageLoad:
+        """The stage's load as expressions, with the layers treated."""
+        problem, load = self.problem, self._load(stage)
+        if not leaves_choice(problem.demands) or not can_treat(self.layout.schedule):
+            largest = self._largest(stage, [la.workspace_bytes for la in self.graph.layers])
+            return load._replace(workspace_bytes=largest)
+        speed = slowest_speed(problem.cluster, self.layout.stage_ranks[stage])
+        steps = Steps(self.graph, problem.demands, host_way(problem.cluster.host_link, speed))
+        on = [self._on(l, stage) for l in range(len(self.work))]
+        return treat_sums(load, StageProgram(self.program, stage, on, steps).choice())
+
+    def _bound_memory(self, stage: int, load: StageLoad) -> None:
+        problem, replicas = self.problem, len(self.layout.stage_ranks[stage])
+        limits = limits_of(problem, self.layout, stage)
+        sharing = update_share(problem.training, replicas)
+        stepped = self._largest_part(load.num_trainable, sharing)
+        use = memory(load, problem, replicas, limits.held, lambda count, parts: stepped)
+        away, lent = self._away(stage, stepped, sharing)
+        each = state_bytes(problem.training)
+        needed = total(use) - each * away
+        self.program += needed * (1 / limits.device_bytes) <= 1.0, f"memory_{stage}"  # (8)
+        share = limits.host_bytes
+        if share is not None:
+            hosted = (use.host + each * lent) * (1 / max(share, 1))
+            self.program += hosted <= min(share, 1), f"on_host_{stage}"  # (20)
+
+    def _away(self, stage: int, stepped: Expression, sharing: int) -> tuple[Expression, Expression]:
+        """Trained elements whose state is off the device, and on the host."""
+        places = places_of_state(self.problem.demands) if can_treat(self.layout.schedule) else ()
+        sizes = [largest_part(la.num_trainable, sharing) for la in self.graph.layers]
+        if True not in places or not sum(sizes):
+            return 0, 0
+        most = sum(la.num_trainable for la in self.graph.layers)
+        variable = self.program.add_variable
+        host: Any = variable(f"host_{stage}", int(False not in places), 1, cat=pulp.LpInteger)
+        away, lent, widest = (
+            most * variable(f"{name}_{stage}", 0, 1) for name in ("away", "lent", "widest")
+        )
+        for layer, size in enumerate(sizes):
+            self.program += widest >= size * self._on(layer, stage)
+        self.program += away <= most * host
+        self.program += away <= stepped - widest  # (21)
+        self.program += lent >= stepped - most * (1 - host)  # (22)
+        return away, lent
+
     def _load(self, stage: int) -> StageLoad:
-        """The stage's load as expressions."""
+        """The stage's load as expressions, but for its workspace."""
         layers = self.graph.layers
         tied = self.graph.tied
         copies = [
@@ -240,7 +292,7 @@ class _Program:
             ),
             stash_bytes=inner + received.bytes + self._sent_only(stage),
             inner_stash_bytes=inner,
-            workspace_bytes=self._largest(stage, [la.workspace_bytes for la in layers]),
+            workspace_bytes=0,
             input_bytes=pulp.lpSum(i.bytes * taken for i, taken in read),
             received=received,
             sent=sent,
