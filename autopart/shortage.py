@@ -8,10 +8,14 @@ numbers of stages says how many GPUs would do: in 1F1B with one pipeline the sta
     R(0) = {last cut},     R(t + 1) = cuts i with a cut j in R(t) where [i, j] fits with min(t + 1, m) in flight
 
 holds the cuts from which t stages can go on to the end; k stages would do just if the first cut is in R(k).
+
+Options that the user left out are named where the same least memory, with them allowed, is there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from autopart.cluster import host_share, num_gpus
@@ -19,9 +23,10 @@ from autopart.cost import predict, within
 from autopart.cuts import Cuts, all_cuts, partition_of
 from autopart.errors import InfeasibleError
 from autopart.frontier import Limits
+from autopart.layout_bounds import Shape, quick_bounds
 from autopart.layouts import Layout, layouts, several_stages, shapes
 from autopart.plan import StagePrediction
-from autopart.pricing import most_bytes, price
+from autopart.pricing import fits, most_bytes, price
 from autopart.problem import CUSTOM, Problem
 from autopart.replica_bounds import missing_bytes
 from autopart.search import SolverName
@@ -29,7 +34,6 @@ from autopart.solvers import chain, parameters, uniform
 from autopart.stage_load import Partition
 from autopart.treated import least_bytes_loads
 from autopart.units import format_bytes
-from autopart.ways import leaves_choice
 
 STATE = ("weights", "gradients", "master", "optimizer", "reserve")
 """What a rank holds whatever is recomputed or offloaded."""
@@ -39,10 +43,10 @@ def why_infeasible(problem: Problem, solver: SolverName) -> InfeasibleError:
     """What a problem lacks into whose memory the solver fits nothing."""
     cuts = all_cuts(problem.graph)
     if problem.demands.replicas_per_stage or problem.cluster.gpus:
-        return _what_is_missing(problem, cuts)
+        return _what_is_missing(problem, solver, cuts)
     needs = [
         (_peak(problem, layout, partition), len(layout.stage_ranks), layout)
-        for layout in _differing_in_bytes(problem)
+        for layout in _differing_in_bytes(problem, shapes(problem))
         if (partition := _leanest(problem, layout, cuts, solver)) is not None
     ]
     if not needs:
@@ -61,16 +65,16 @@ def why_infeasible(problem: Problem, solver: SolverName) -> InfeasibleError:
         f"{format_bytes(least)} ({least} bytes), with {k} stages and {replicas} replicas"
         f"{_state_alone(predict(problem, layout, partition)[0], limit)}"
         f"{_gpus_that_would_do(problem, cuts) if solver in ('auto', 'dp') else ''}; "
-        f"{_what_to_try(problem)}",
+        f"{_what_to_try(problem, solver, cuts)}",
         least,
     )
 
 
-def _differing_in_bytes(problem: Problem) -> Iterable[Layout]:
-    """The layouts, one of those whose ranks hold as much: equal GPUs hold as much wherever they stand, and
+def _differing_in_bytes(problem: Problem, among: Iterable[Shape]) -> Iterable[Layout]:
+    """The layouts of some shapes, one of those whose ranks hold as much: equal GPUs hold as much wherever they stand, and
     1F1B never more than GPipe."""
     found: dict[tuple[str, object], Layout] = {}
-    for shape in shapes(problem):
+    for shape in among:
         for layout in layouts(problem, *shape):
             several = several_stages(layout)
             counts = layout.stage_ranks if several else tuple(map(len, layout.stage_ranks))
@@ -138,8 +142,8 @@ def _fewest_stages(problem: Problem, cuts: Cuts) -> int | None:
     for behind in range(len(problem.graph.layers)):
         limits = Limits(min(behind + 1, problem.num_microbatches), limit, host)
         loads = least_bytes_loads(problem, cuts, 1, limits)
-        fits = cuts.nested & within(loads, problem, 1, limits)
-        goes_on = (fits & goes_on[None, :]).any(axis=1)
+        good = cuts.nested & within(loads, problem, 1, limits)
+        goes_on = (good & goes_on[None, :]).any(axis=1)
         if goes_on[0]:
             return behind + 1
         if not goes_on.any():
@@ -156,21 +160,77 @@ def _no_room_on_host(problem: Problem) -> str:
     )
 
 
-def _what_to_try(problem: Problem) -> str:
-    demands, layers = problem.demands, problem.graph.layers
-    ways = ""
-    if not leaves_choice(demands) and any(la.recompute for la in layers):
-        ways += "--recompute auto, "
-    if (
-        demands.offload == "never"
-        and problem.cluster.host_link
-        and any(la.stash_bytes for la in layers)
-    ):
-        ways += "--offload auto, "
-    return f"try {ways}more memory, more GPUs, a smaller --microbatch-size, or another --optimizer"
+class Option(NamedTuple):
+    """Something that a user may allow, and what it changes of the problem."""
+
+    name: str
+    demands: Mapping[str, str] = {}
+    training: Mapping[str, bool] = {}
 
 
-def _what_is_missing(problem: Problem, cuts: Cuts) -> InfeasibleError:
+def _what_to_try(problem: Problem, solver: SolverName, cuts: Cuts) -> str:
+    """What makes the model fit: options that were tried, and what always helps."""
+    tried = _options_that_would_do(problem, solver, cuts)
+    return f"try {tried}more memory, more GPUs, a smaller --microbatch-size, or another --optimizer"
+
+
+def _options_that_would_do(problem: Problem, solver: SolverName, cuts: Cuts) -> str:
+    """The options of which each alone would do; else as few as would do together."""
+
+    def would_do(options: Sequence[Option]) -> bool:
+        return _holds(_with_options(problem, options), solver, cuts)
+
+    options = _options(problem) if solver in ("auto", "dp", "ilp") else []
+    alone = [option for option in options if would_do([option])]
+    if alone:
+        names = " or ".join(option.name for option in alone)
+        return f"{names} ({'each' if len(alone) > 1 else 'that'} would do), "
+    if len(options) < 2 or not would_do(options):
+        return ""
+    for option in list(options):
+        fewer = [other for other in options if other is not option]
+        if would_do(fewer):
+            options = fewer
+    return f"{' with '.join(option.name for option in options)} (together they would do), "
+
+
+def _options(problem: Problem) -> list[Option]:
+    """What the user has not allowed yet, and could."""
+    demands, layers, host = problem.demands, problem.graph.layers, problem.cluster.host_link
+    found: list[Option] = []
+    if not problem.training.zero1:
+        found.append(Option("--zero1", training={"zero1": True}))
+    if demands.recompute == "never" and any(la.recompute or la.selective for la in layers):
+        found.append(Option("--recompute auto", {"recompute": "auto"}))
+    if demands.offload == "never" and host and any(la.stash_bytes for la in layers):
+        found.append(Option("--offload auto", {"offload": "auto"}))
+    if demands.offload_optimizer == "never" and host:
+        found.append(Option("--offload-optimizer auto", {"offload_optimizer": "auto"}))
+    return found
+
+
+def _with_options(problem: Problem, options: Sequence[Option]) -> Problem:
+    demands, training = problem.demands, problem.training
+    for option in options:
+        demands = msgspec.structs.replace(demands, **option.demands)
+        training = msgspec.structs.replace(training, **option.training)
+    return msgspec.structs.replace(problem, demands=demands, training=training)
+
+
+def _holds(problem: Problem, solver: SolverName, cuts: Cuts) -> bool:
+    """Whether the memory holds a plan."""
+    if problem.demands.replicas_per_stage or problem.cluster.gpus:
+        return missing_bytes(problem, cuts) == 0
+    bounds = quick_bounds(problem, shapes(problem))
+    able = [shape for shape, bound in bounds.items() if bound is not None]
+    return any(
+        fits(problem, price(problem, layout, partition))
+        for layout in _differing_in_bytes(problem, able)
+        if (partition := _leanest(problem, layout, cuts, solver)) is not None
+    )
+
+
+def _what_is_missing(problem: Problem, solver: SolverName, cuts: Cuts) -> InfeasibleError:
     missing = missing_bytes(problem, cuts)
     least = problem.cluster.memory_bytes + missing
     if missing == 0:
@@ -183,6 +243,6 @@ def _what_is_missing(problem: Problem, cuts: Cuts) -> InfeasibleError:
         would_do = f"each GPU would need {format_bytes(missing)} ({missing} bytes) more at least"
     return InfeasibleError(
         f"nothing fits into {format_bytes(problem.cluster.memory_bytes)} a GPU: {would_do}; "
-        f"{_what_to_try(problem)}",
+        f"{_what_to_try(problem, solver, cuts)}",
         None if problem.cluster.gpus else least,
     )
