@@ -72,10 +72,12 @@ def test_named_layers_and_always(cli: Cli, blocks: Path) -> None:
 
 def test_too_little_memory_says_the_least_with_and_without(cli: Cli, blocks: Path) -> None:
     kept = cli(*ASKED, *MEMORY, "12GiB")
-    assert kept.code == 3 and "--recompute auto" in kept.err
+    assert kept.code == 3 and "--recompute auto" not in kept.err
     told = cli(*ASKED, *MEMORY, "12GiB", "--recompute", "auto")
     assert told.code == 3 and "--recompute auto" not in told.err
     least = int(told.err.split("(")[1].split(" bytes")[0])
+    assert "--recompute auto" in cli(*ASKED, *MEMORY, f"{least}B").err
+    assert "--recompute auto" not in cli(*ASKED, *MEMORY, f"{least - 1}B").err
     assert cli(*ASKED, *MEMORY, f"{least}B", "--recompute", "auto").code == 0
     assert cli(*ASKED, *MEMORY, f"{least - 1}B", "--recompute", "auto").code == 3
     assert least < int(kept.err.split("(")[1].split(" bytes")[0])
