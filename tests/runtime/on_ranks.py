@@ -80,13 +80,15 @@ def run_with_still_older_weights(rank: int, plan: Plan, settings: RunSettings) -
 
 
 def live_parameters(rank: int, plan: Plan, settings: RunSettings) -> tuple[int, int]:
-    """Elements of all parameters that this process holds in the middle of a run, and of those
-    that belong to its stage."""
+    """Elements of all parameters that this process has come to hold in the middle of a run, and of
+    those that belong to its stage."""
     seen: list[tuple[int, int]] = []
     kept = TorchStage.forward
+    gc.collect()
+    before = {id(parameter): parameter for parameter in _live_parameters()}
 
     def counting(self: TorchStage, *arguments: Any) -> Any:
-        live = [o for o in gc.get_objects() if type(o) is nn.Parameter and not o.is_meta]
+        live = [p for p in _live_parameters() if id(p) not in before]
         own = stage_parameters(self.program).values()
         seen.append((sum(p.numel() for p in live), sum(p.numel() for p in own)))
         return kept(self, *arguments)
@@ -97,6 +99,10 @@ def live_parameters(rank: int, plan: Plan, settings: RunSettings) -> tuple[int, 
     finally:
         TorchStage.forward = kept
     return seen[0]
+
+
+def _live_parameters() -> list[nn.Parameter]:
+    return [o for o in gc.get_objects() if type(o) is nn.Parameter and not o.is_meta]
 
 
 def sent_dtypes(rank: int, plan: Plan, settings: RunSettings) -> list[str]:
