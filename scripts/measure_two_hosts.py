@@ -38,8 +38,6 @@ ADDRESSES = ("192.0.2.1", "192.0.2.2")
 """Of the block that RFC 5737 keeps for documentation: nobody else's."""
 INTERFACE = "between"
 PORT = 29511
-TCP = ("net.ipv4.tcp_slow_start_after_idle=0",)
-"""As long-lived connections between hosts of a cluster are set: messages come in bursts with pauses."""
 BURST = 32 << 10
 """Bytes that a token bucket lets through at once."""
 
@@ -108,7 +106,6 @@ def two_hosts(asked: argparse.Namespace) -> Generator[tuple[Host, Host]]:
             _do(*inside, "address", "add", f"{host.address}/30", "dev", INTERFACE)
             _do(*inside, "link", "set", INTERFACE, "up")
             _do(*inside, "link", "set", "lo", "up")
-            _do("ip", "netns", "exec", host.namespace, "sysctl", "-q", "-w", *TCP)
             _shape(host, asked)
         yield first, second
     finally:
