@@ -12,7 +12,7 @@ holds the cuts from which t stages can go on to the end; k stages would do just 
 Options that the user left out are named where the same least memory, with them allowed, is there.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -44,16 +44,17 @@ def why_infeasible(problem: Problem, solver: SolverName) -> InfeasibleError:
     cuts = all_cuts(problem.graph)
     if problem.demands.replicas_per_stage or problem.cluster.gpus:
         return _what_is_missing(problem, solver, cuts)
-    needs = [
-        (_peak(problem, layout, partition), len(layout.stage_ranks), layout)
-        for layout in _differing_in_bytes(problem, shapes(problem))
-        if (partition := _leanest(problem, layout, cuts, solver)) is not None
-    ]
+    every = _differing_in_bytes(problem, shapes(problem))
+    needs = list(_least_bytes(problem, _widest(every), cuts, solver))
     if not needs:
         return InfeasibleError(
             "no partition keeps all pins at once, whatever the memory; drop one of them"
         )
-    least, k, layout = min(needs, key=lambda need: need[:2])
+    least, k, widest = min(needs, key=lambda need: need[:2])
+    alike = [own for own in every if _pipeline(own) == _pipeline(widest)]
+    layout = next(
+        own for size, _, own in _least_bytes(problem, alike, cuts, solver) if size == least
+    )
     limit = problem.cluster.memory_bytes
     if least <= limit and host_share(problem.cluster) is not None:
         return InfeasibleError(_no_room_on_host(problem))
@@ -70,9 +71,36 @@ def why_infeasible(problem: Problem, solver: SolverName) -> InfeasibleError:
     )
 
 
-def _differing_in_bytes(problem: Problem, among: Iterable[Shape]) -> Iterable[Layout]:
-    """The layouts of some shapes, one of those whose ranks hold as much: equal GPUs hold as much wherever they stand, and
-    1F1B never more than GPipe."""
+def _least_bytes(
+    problem: Problem, among: Iterable[Layout], cuts: Cuts, solver: SolverName
+) -> Iterator[tuple[int, int, Layout]]:
+    """The least bytes of the fullest rank in each of some layouts, with its stages."""
+    for layout in among:
+        partition = _leanest(problem, layout, cuts, solver)
+        if partition is not None:
+            yield _peak(problem, layout, partition), len(layout.stage_ranks), layout
+
+
+def _pipeline(layout: Layout) -> tuple[str, object]:
+    """What tells layouts apart but for their replicas."""
+    places = layout.stage_ranks if several_stages(layout) else len(layout.stage_ranks)
+    return layout.schedule, places
+
+
+def _widest(among: Iterable[Layout]) -> Iterable[Layout]:
+    """Of layouts that differ in their replicas the one with the most: each of its ranks runs fewer microbatches
+    and steps no more parameters, and so holds no more."""
+    found: dict[tuple[str, object], Layout] = {}
+    for layout in among:
+        best = found.setdefault(_pipeline(layout), layout)
+        if len(layout.stage_ranks[0]) > len(best.stage_ranks[0]):
+            found[_pipeline(layout)] = layout
+    return found.values()
+
+
+def _differing_in_bytes(problem: Problem, among: Iterable[Shape]) -> list[Layout]:
+    """The layouts of some shapes, one of those whose ranks hold as much: equal GPUs hold as much wherever
+    they stand, and 1F1B never more than GPipe."""
     found: dict[tuple[str, object], Layout] = {}
     for shape in among:
         for layout in layouts(problem, *shape):
@@ -225,7 +253,7 @@ def _holds(problem: Problem, solver: SolverName, cuts: Cuts) -> bool:
     able = [shape for shape, bound in bounds.items() if bound is not None]
     return any(
         fits(problem, price(problem, layout, partition))
-        for layout in _differing_in_bytes(problem, able)
+        for layout in _widest(_differing_in_bytes(problem, able))
         if (partition := _leanest(problem, layout, cuts, solver)) is not None
     )
 

@@ -4,7 +4,7 @@
 
 The models are analytic: blocks of GPT and Llama shapes in bfloat16 with AdamW and float32 master copies,
 one sequence a microbatch, no tensor parallelism, on h100-sxm nodes of eight at the rates of
-autopart/gpus.py. Forward of a block: 2 flops a token and parameter, and 2 s^2 h for causal attention;
+autopart/gpus.py; with `--zero1` replicas share out optimizer state. Forward of a block: 2 flops a token and parameter, and 2 s^2 h for causal attention;
 backward twice that. Stash of a block of s tokens, h wide, but for its input, and what of it stays where only the
 cheap part is recomputed: the results of products with parameters.
 
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--gpus", nargs="+", type=int, default=[8, 64, 512])
     parser.add_argument("--sequence", nargs="+", type=int, default=[8192, 32_768])
     parser.add_argument("--time-limit", type=float, default=60.0)
+    parser.add_argument("--zero1", action="store_true")
     parser.add_argument("--long-chain", action="store_true")
     asked = parser.parse_args()
     if asked.long_chain:
@@ -88,7 +89,8 @@ def main() -> None:
             for gpus in asked.gpus:
                 row = {"model": name, "sequence": sequence, "gpus": gpus}
                 row["layers"] = len(profile.graph.layers)
-                print(json.dumps(row | compare(profile, gpus, asked.time_limit)), flush=True)
+                row |= compare(profile, gpus, zero1=asked.zero1, time_limit=asked.time_limit)
+                print(json.dumps(row), flush=True)
 
 
 def measure_long_chain(name: str, sequences: Sequence[int], time_limit: float) -> None:
@@ -119,15 +121,32 @@ def measure_long_chain(name: str, sequences: Sequence[int], time_limit: float) -
             print(json.dumps(case | row), flush=True)
 
 
-def compare(profile: Profile, gpus: int, time_limit: float) -> dict[str, object]:
+def compare(profile: Profile, gpus: int, *, zero1: bool, time_limit: float) -> dict[str, object]:
     """The plans with `--recompute auto`, and the best of uniform layers, on `gpus` GPUs."""
-    uniform = [_plan(profile, gpus, "uniform", how, "never", time_limit) for how in ALL_OR_NOTHING]
+
+    def solved(solver: str, recompute: str, offload: str) -> autopart.Plan | str:
+        """The best plan; where nothing fits, what would do."""
+        try:
+            return autopart.solve(
+                profile,
+                autopart.cluster_of(GPU, gpus, nodes=max(1, gpus // GPUS_PER_NODE)),
+                num_microbatches=MICROBATCHES_PER_GPU * gpus,
+                solver=solver,
+                recompute=recompute,
+                offload=offload,
+                zero1=zero1,
+                time_limit=time_limit,
+            )
+        except InfeasibleError as error:
+            return str(error)
+
+    uniform = [solved("uniform", how, "never") for how in ALL_OR_NOTHING]
     steps = [None if isinstance(own, str) else own.prediction.step_time for own in uniform]
     best = min((step for step in steps if step is not None), default=None)
     row: dict[str, object] = {"uniform_kept": steps[0], "uniform_recomputed": steps[1]}
     for offload in ("never", "auto"):
         began = time.process_time()
-        plan = _plan(profile, gpus, "auto", "auto", offload, time_limit)
+        plan = solved("auto", "auto", offload)
         seconds = time.process_time() - began
         row[f"offload_{offload}"] = plan if isinstance(plan, str) else _row(plan, best, seconds)
     return row
@@ -146,24 +165,6 @@ def _row(plan: autopart.Plan, best: float | None, seconds: float) -> dict[str, o
         "selective": sum(len(stage.selective) for stage in plan.stages),
         "offloaded": sum(len(stage.offload) for stage in plan.stages),
     }
-
-
-def _plan(
-    profile: Profile, gpus: int, solver: str, recompute: str, offload: str, time_limit: float
-) -> autopart.Plan | str:
-    """The best plan; where nothing fits, what would do."""
-    try:
-        return autopart.solve(
-            profile,
-            autopart.cluster_of(GPU, gpus, nodes=max(1, gpus // GPUS_PER_NODE)),
-            num_microbatches=MICROBATCHES_PER_GPU * gpus,
-            solver=solver,
-            recompute=recompute,
-            offload=offload,
-            time_limit=time_limit,
-        )
-    except InfeasibleError as error:
-        return str(error)
 
 
 def analytic_profile(shape: Shape, name: str, sequence: int) -> Profile:
