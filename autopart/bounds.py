@@ -140,17 +140,32 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
     """For each stage of a layout the bounds (1)-(5) of every stage [i, j] between two of N
     cuts, as matrices of shape (N, N); infinite where that is no stage, breaks a pin, or
     does not fit into memory."""
-    loads, links = cuts.loads, cut_links(problem.cluster, layout.stage_ranks)
-    cheapest = [cheapest_sends(loads, link) for link in links]
-    k, bounds = len(layout.stage_ranks), []
-    extras = _least_extras(problem, layout, cuts)
-    for stage in range(k):
-        held = in_flight(layout, stage)
-        may = allowed(cuts, problem.graph, problem.demands, stage)
-        fits = may & fits_on_ranks(treated(problem, layout, cuts, stage), problem, layout, stage)
+    fitting = _fitting(problem, layout, cuts)
+    if len(fitting) < len(layout.stage_ranks):
+        return [np.full(cuts.nested.shape, np.inf)] * len(layout.stage_ranks)
+    links = cut_links(problem.cluster, layout.stage_ranks)
+    cheapest = [cheapest_sends(cuts.loads, link) for link in links]
+    extras = _least_extras(problem, layout, cuts, fitting)
+    bounds: list[Number] = []
+    for stage, fits in enumerate(fitting):
         paths = _Paths(problem, layout, cuts, stage, links, cheapest, extras[stage])
-        bounds.append(np.where(fits, paths.longest(held), np.inf))
+        bounds.append(np.where(fits, paths.longest(in_flight(layout, stage)), np.inf))
     return bounds
+
+
+def _fitting(problem: Problem, layout: Layout, cuts: Cuts) -> list[Number]:
+    """For each stage the [i, j] that may be it and fit; no more once no path of such stages goes on."""
+    found: list[Number] = []
+    reached = np.arange(len(cuts.nested)) == 0
+    for stage in range(len(layout.stage_ranks)):
+        loads = treated(problem, layout, cuts, stage)
+        may = allowed(cuts, problem.graph, problem.demands, stage)
+        fits = may & fits_on_ranks(loads, problem, layout, stage)
+        reached = fits[reached].any(axis=0)
+        if not reached.any():
+            break
+        found.append(fits)
+    return found
 
 
 def cheapest_sends(loads: StageLoad, link: Link | None) -> tuple[float, float]:
@@ -177,8 +192,10 @@ class _Extras(NamedTuple):
     both: _Extra
 
 
-def _least_extras(problem: Problem, layout: Layout, cuts: Cuts) -> list[_Extras]:
-    """For each stage of a layout what the ways of layers add."""
+def _least_extras(
+    problem: Problem, layout: Layout, cuts: Cuts, fitting: Sequence[Number]
+) -> list[_Extras]:
+    """For each stage of a layout what the ways of layers add, where the [i, j] of `fitting` may be it."""
     k = len(layout.stage_ranks)
     if not leaves_choice(problem.demands):
         nothing = _Extra(np.zeros((1, 1)), np.zeros((1, 1)), np.zeros((1, 1)))
@@ -187,13 +204,12 @@ def _least_extras(problem: Problem, layout: Layout, cuts: Cuts) -> list[_Extras]
     backward: list[Number] = []
     for stage in range(k):
         loads = treated(problem, layout, cuts, stage)
-        fits = fits_on_ranks(loads, problem, layout, stage) & cuts.nested
         loads, plain = (on_ranks(own, problem, layout, stage) for own in (loads, cuts.loads))
         for more, own, was in (
             (forward, loads.forward_time, plain.forward_time),
             (backward, loads.backward_time, plain.backward_time),
         ):
-            more.append(np.where(fits, own - was, np.inf))
+            more.append(np.where(fitting[stage], own - was, np.inf))
     both = [f + b for f, b in zip(forward, backward, strict=True)]
     found = (_along_the_cuts(own) for own in (forward, backward, both))
     return [_Extras(*own) for own in zip(*found, strict=True)]
