@@ -80,10 +80,18 @@ def test_orders_of_its_own_are_no_slower_than_any_schedule_and_keep_the_bound(se
 TIGHT = profile(chain_graph(*(layer(f"l{i}", stash_bytes=100) for i in range(4)), num_bytes=100))
 
 
-def with_own_orders() -> Plan:
+def with_own_orders(num_ranks: int = 2, num_microbatches: int = 8) -> Plan:
     """Sends of a third of a stage, and little room for microbatches in flight."""
-    slow = cluster(1, 2, intra_node=Link(bandwidth=100.0), memory_bytes=1000)
-    return solve(TIGHT, slow, num_microbatches=8, schedule="auto", num_replicas=1)
+    slow = cluster(1, num_ranks, intra_node=Link(bandwidth=100.0), memory_bytes=1000)
+    return solve(TIGHT, slow, num_microbatches=num_microbatches, schedule="auto", num_replicas=1)
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_any_schedule_or_orders_are_proven_for_few_microbatches_and_many(
+    num_ranks: int, num_microbatches: int
+):
+    assert_passes(with_own_orders(num_ranks, num_microbatches), TIGHT)
 
 
 def test_orders_of_its_own_are_told_and_verified():

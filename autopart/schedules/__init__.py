@@ -81,6 +81,8 @@ def make_schedule(
     number of microbatches (saying which it can), and where the stages do not lie as it needs them.
     """
     kind = kind_of(name)
+    if num_microbatches < 1:
+        raise ScheduleError(f"a step of {num_microbatches} microbatches: it takes at least 1")
     if warmups is not None:
         if kind is not ONE_F_ONE_B:
             raise ScheduleError(f"schedule '{name}' has no warm-ups to choose; 1f1b has")

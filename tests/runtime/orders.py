@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
 
+from autopart.order_bounds import OrderProblem
 from autopart.schedule import Action, Schedule, rank_of
+from autopart.simulator import StageTimes
+from autopart.solvers.orders import optimize_orders
 
 Ranks = Sequence[Sequence[int]]
 
@@ -33,6 +36,22 @@ def backward_first(stage_ranks: Ranks, num_microbatches: int, *, halves: bool = 
         return min(ready, key=lambda a: ("BIFW".index(a.op), a.microbatch, -a.stage))
 
     return _orders(stage_ranks, num_microbatches, every if halves else set(), choose)
+
+
+def planned_orders(stage_ranks: Ranks, num_microbatches: int) -> Schedule:
+    """What the planner's search makes of uneven stages with sends, whose backwards may be split."""
+    last = len(stage_ranks) - 1
+    task = OrderProblem(
+        stages=[
+            StageTimes(1.0 + 0.3 * (s % 3), 2.0, 0.3 * (s < last), 0.3 * (s > 0), 0.0, 1.0)
+            for s in range(last + 1)
+        ],
+        stage_ranks=tuple(map(tuple, stage_ranks)),
+        num_microbatches=num_microbatches,
+        split=True,
+        stash_bytes=(1,) * (last + 1),
+    )
+    return optimize_orders(task, actions=20_000).schedule
 
 
 def _orders(

@@ -22,6 +22,10 @@ class RankPool:
     """`num_ranks` processes; `call` runs one function on all of them at once."""
 
     def __init__(self, num_ranks: int) -> None:
+        self._num_ranks = num_ranks
+        self._start()
+
+    def _start(self) -> None:
         self._store = distributed.TCPStore(
             "127.0.0.1",
             0,
@@ -33,10 +37,10 @@ class RankPool:
         context = get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
-        for rank in range(num_ranks):
+        for rank in range(self._num_ranks):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, rank, num_ranks, self._store.port), daemon=True
+                target=_serve, args=(theirs, rank, self._num_ranks, self._store.port), daemon=True
             )
             process.start()
             self._pipes.append(ours)
@@ -45,7 +49,10 @@ class RankPool:
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """`function(rank, *arguments)` on every rank; the ranks' results. After a failure or a
-        timeout the pool is closed, since its ranks may no longer be in step."""
+        timeout the pool is closed, since its ranks may no longer be in step, and the next call starts
+        another."""
+        if not self._processes:
+            self._start()
         for pipe in self._pipes:
             pipe.send((function, arguments))
         return self._collect(CALL_SECONDS)
@@ -54,6 +61,7 @@ class RankPool:
         for process in self._processes:
             process.kill()
             process.join(10)
+        self._processes.clear()
 
     def _collect(self, seconds: float) -> list[Any]:
         """What each rank answers, in the ranks' order; the first failure ends the pool."""

@@ -1,15 +1,19 @@
 """Forwards under autocast to bfloat16, held against the plain model under the same autocast."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import msgspec
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from autopart.errors import PlanError
 from autopart.plan import Plan
 from autopart.run_result import CheckResult
+from autopart.runtime.capture.capture import batch_leaves, capture_model
+from autopart.runtime.capture.split import split_stages
 from autopart.runtime.execution.plan_match import capture_for_plan
 from autopart.runtime.execution.run_settings import RunSettings
 from autopart.runtime.models.model import build_training_model, example_batch, load_model
@@ -59,6 +63,61 @@ def test_recomputed_layers_and_halves_are_cast_alike(two_ranks: RankPool, model:
     of = plan(model, CUT)
     stages = tuple(msgspec.structs.replace(s, recompute=s.layers[:2]) for s in of.stages)
     checked(two_ranks, msgspec.structs.replace(of, stages=stages), backend=backend)
+
+
+def gradients(of: nn.Module, losses: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of four microbatches, each computed under autocast and put behind the one before."""
+    of.zero_grad()
+    for loss in losses:
+        (loss / 4).backward()
+    return {name: p.grad.clone() for name, p in of.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.slow
+def test_a_llama_is_off_by_the_rounding_of_one_sum_that_transformers_makes_elsewhere_in_a_trace(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Query heads share key and value heads. Traced, transformers repeats these before attention casts
+    them, so their gradients are summed in float32; else attention repeats them inside, and sums in
+    bfloat16. With heads repeated by hand the plain model has the graph's gradients to the bit."""
+    pytest.importorskip("transformers")
+    source = load_model("tests/models/hf_llama.py")
+    batches = [example_batch(source, 2, seed=m) for m in range(1, 5)]
+    model = build_training_model(source)
+    graph = capture_model(model, batches[0], autocast=torch.bfloat16)
+    (whole,) = split_stages(graph, [[layer.name for layer in graph.layers]])
+    under = torch.autocast("cpu", torch.bfloat16)
+
+    def from_graph() -> Iterator[torch.Tensor]:
+        for batch in batches:
+            leaves = batch_leaves(graph, batch)
+            with under:
+                (loss,) = whole.module(*(leaves[name] for name in whole.inputs))
+            yield loss
+
+    def from_model() -> Iterator[torch.Tensor]:
+        for batch in batches:
+            with under:
+                loss = model(*batch)
+            yield loss
+
+    attention, repeated = functional.scaled_dot_product_attention, list[bool]()
+
+    def with_repeated_heads(
+        query: torch.Tensor, *shared: torch.Tensor, enable_gqa: bool = False, **options: object
+    ) -> torch.Tensor:
+        repeated.append(enable_gqa)
+        times = query.shape[1] // shared[0].shape[1]
+        return attention(query, *(heads.repeat_interleave(times, 1) for heads in shared), **options)
+
+    graphs, plain = gradients(model, from_graph()), gradients(model, from_model())
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", with_repeated_heads)
+    by_hand = gradients(model, from_model())
+    assert all(repeated) and len(repeated) == 16
+    for name, gradient in graphs.items():
+        assert torch.equal(gradient, by_hand[name]), name
+        apart = (gradient - plain[name]).abs().max() / plain[name].abs().max()
+        assert apart <= 2 * torch.finfo(torch.bfloat16).eps, name
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from autopart.plan import Plan
 from autopart.run_result import RunResult
 from autopart.runtime.execution.run_settings import RunSettings
 from autopart.schedule import Schedule, check_schedule
-from autopart.schedules import KINDS, make_schedule, place_stages
+from autopart.schedules import KINDS, fitting_counts, make_schedule, place_stages
 from tests.runtime.on_ranks import ours_and_torchs, run, run_without_sums
-from tests.runtime.orders import backward_first, valid_orders
+from tests.runtime.orders import backward_first, planned_orders, valid_orders
 from tests.runtime.plans import capture, plan_for
 from tests.runtime.rank_pool import RankPool
 
@@ -184,20 +184,44 @@ def named(name: str, num_ranks: int, num_microbatches: int) -> Plan:
     return plan("zoo:mlp-tiny", ranks, orders=orders, num_microbatches=num_microbatches)
 
 
+def edge(name: str, num_ranks: int, which: str) -> int:
+    """The fewest microbatches that the schedule takes, or the next number above its stages'."""
+    kind = KINDS[name]
+    per_rank = kind.stages_per_rank or 2
+    near = 1 if which == "fewest" else num_ranks * per_rank + 1
+    return fitting_counts(kind, num_ranks, per_rank, near)[0 if which == "fewest" else -1]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("which", ["fewest", "above the stages"])
 @pytest.mark.parametrize("name", ONE_DIRECTION)
 def test_every_named_schedule_trains_as_the_plain_model_on_two_ranks(
-    two_ranks: RankPool, name: str
+    two_ranks: RankPool, name: str, which: str
 ):
-    checked(two_ranks, named(name, 2, 4))
+    checked(two_ranks, named(name, 2, edge(name, 2, which)))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("which", ["fewest", "above the stages"])
 @pytest.mark.parametrize("name", ONE_DIRECTION)
 def test_every_named_schedule_trains_as_the_plain_model_on_four_ranks(
-    four_ranks: RankPool, name: str
+    four_ranks: RankPool, name: str, which: str
 ):
-    checked(four_ranks, named(name, 4, 8), steps=1)
+    checked(four_ranks, named(name, 4, edge(name, 4, which)), steps=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_microbatches", [1, 3, 9])
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_orders_of_the_planner_s_own_train_as_the_plain_model(
+    two_ranks: RankPool, four_ranks: RankPool, num_ranks: int, num_microbatches: int
+):
+    """Uneven stages on a V, with halves, as the solver of orders has put them."""
+    there = [[rank] for rank in range(num_ranks)]
+    ranks = [*there, *reversed(there)]
+    orders = planned_orders(ranks, num_microbatches)
+    of = plan("zoo:mlp-tiny", ranks, orders=orders, num_microbatches=num_microbatches)
+    checked(two_ranks if num_ranks == 2 else four_ranks, of, steps=1)
 
 
 @pytest.mark.slow

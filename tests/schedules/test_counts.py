@@ -1,0 +1,109 @@
+"""Each schedule at the edges of the numbers of microbatches that it takes, and one step outside.
+
+What a schedule takes is said here a second time, from the papers, and not asked of its generator.
+"""
+
+from collections.abc import Callable
+
+import pytest
+
+from autopart.errors import ScheduleError
+from autopart.schedule import Order, Schedule, check_schedule
+from autopart.schedules import KINDS, Kind, Pipeline, make_schedule, pipeline_starts, place_stages
+
+Takes = Callable[[int, int, int], bool]
+"""Of ranks, stages a rank, and microbatches."""
+
+
+def any_number(k: int, v: int, m: int) -> bool:
+    return m >= 1
+
+
+def equal_rounds(k: int, v: int, m: int) -> bool:
+    """Narayanan et al. ask for multiples of k; torch for rounds of the same size, about k."""
+    return m >= 1 and (v == 1 or m < 2 * k or m % (m // k) == 0)
+
+
+TAKES: dict[str, Takes] = {
+    "interleaved-1f1b": equal_rounds,
+    "interleaved-zb": equal_rounds,
+    "dualpipev": lambda k, v, m: m >= 2 * k,
+    "chimera": lambda k, v, m: k % 2 == 0 and m >= 2 and m % 2 == 0,
+    "gems": lambda k, v, m: m >= 2 and m % 2 == 0,
+    "hanayo": lambda k, v, m: v % 2 == 0 and m >= 1 and m % k == 0,
+}
+
+
+def edges(k: int, v: int) -> list[int]:
+    """Few, around the numbers of ranks and of stages and their doubles, and many."""
+    around = {n + step for n in (k, 2 * k, k * v, 2 * k * v, 5 * k * v) for step in (-1, 0, 1)}
+    return sorted({0, 1, 2, 3, *around})
+
+
+def cases() -> list[tuple[Kind, int, int]]:
+    return [
+        (kind, k, v)
+        for kind in KINDS.values()
+        for k in (1, 2, 3, 4)
+        for v in ([kind.stages_per_rank] if kind.stages_per_rank else [1, 2, 3, 4])
+    ]
+
+
+def most_held(order: Order) -> int:
+    held = most = 0
+    for action in order:
+        held += {"F": 1, "I": 0, "B": -1, "W": -1}[action.op]
+        most = max(most, held)
+    return most
+
+
+def work(schedule: Schedule, stage: int) -> list[tuple[str, int]]:
+    return sorted((a.op, a.microbatch) for order in schedule for a in order if a.stage == stage)
+
+
+@pytest.mark.parametrize(("kind", "k", "v"), cases(), ids=lambda of: getattr(of, "name", str(of)))
+def test_a_schedule_runs_every_number_that_it_takes_and_refuses_its_neighbours(
+    kind: Kind, k: int, v: int
+):
+    takes, ranks = TAKES.get(kind.name, any_number), place_stages(kind, k, v)
+    starts = pipeline_starts(kind, len(ranks))
+    for m in edges(k, v):
+        if not takes(k, v, m):
+            with pytest.raises(ScheduleError, match=r"microbatches.*(would do|at least 1)"):
+                make_schedule(kind.name, ranks, m)
+            continue
+        schedule = make_schedule(kind.name, ranks, m)
+        check_schedule(schedule, ranks, m, starts)
+        limits = kind.in_flight(Pipeline(k, v, m))
+        held = [most_held(order) for order in schedule]
+        assert all(h <= limit for h, limit in zip(held, limits, strict=True)), m
+        assert all(h <= m * v for h in held)
+        if not kind.bidirectional:
+            for stage in range(len(ranks)):
+                done = work(schedule, stage)
+                assert [n for op, n in done if op == "F"] == list(range(m))
+                assert sorted(n for op, n in done if op in "BI") == list(range(m))
+
+
+@pytest.mark.parametrize("name", [n for n, kind in KINDS.items() if kind.uneven])
+@pytest.mark.parametrize("ranks", [[[0, 1], [2]], [[0], [1, 2, 3]], [[0, 1, 2], [3], [4, 5]]])
+def test_unequal_replicas_run_from_one_microbatch_on(name: str, ranks: list[list[int]]):
+    for m in (1, 2, 3, 5, 6, 7, 13):
+        check_schedule(make_schedule(name, ranks, m), ranks, m)
+    with pytest.raises(ScheduleError, match=r"a step of 0 microbatches: .* at least 1"):
+        make_schedule(name, ranks, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_replicas_that_are_dealt_a_number_that_does_not_fit_are_refused_with_totals(kind: Kind):
+    """Two replicas, of which each is dealt half: a total fits if both halves do."""
+    takes, v = TAKES.get(kind.name, any_number), kind.stages_per_rank or 2
+    ranks = [[rank, 2 + rank] for (rank,) in place_stages(kind, 2, v)]
+    starts = pipeline_starts(kind, len(ranks))
+    for m in range(1, 14):
+        halves = [n for n in (-(-m // 2), m // 2) if n]
+        if all(takes(2, v, n) for n in halves):
+            check_schedule(make_schedule(kind.name, ranks, m), ranks, m, starts)
+        else:
+            with pytest.raises(ScheduleError, match=r"next to it .* in all would do"):
+                make_schedule(kind.name, ranks, m)
