@@ -1,11 +1,14 @@
 """PipeDream and PipeDream-2BW on processes, against the same delayed updates done by hand."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
-from autopart.errors import PlanError
+from autopart.errors import PlanError, UsageError
 from autopart.plan import Plan
 from autopart.runtime.execution.asynchronous import way_of, way_orders
+from autopart.runtime.execution.run_settings import RunSettings, check_settings
 from autopart.schedules.asynchronous import PIPEDREAM, TWO_BUFFERED, Setting
 from tests.runtime.delayed_updates import Delayed, by_hand, complaint_of, in_pipeline
 from tests.runtime.rank_pool import RankPool
@@ -141,6 +144,19 @@ def test_plans_that_cannot_do_without_flushes_are_refused(
 ):
     with pytest.raises(PlanError, match=said):
         way_of(plan("zoo:mlp-tiny", ranks, num_microbatches=n), schedule)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"backend": "torch"}, "end every step with a flush; leave --backend torch or"),
+        ({"count_bytes": True}, "a step of its own, and an asynchronous run has none"),
+    ],
+)
+def test_what_needs_a_flush_is_refused_before_anything_starts(option: dict[str, Any], said: str):
+    asked = RunSettings(model="zoo:mlp-tiny", steps=1, asynchronous="pipedream", **option)
+    with pytest.raises(UsageError, match=said):
+        check_settings(asked)
 
 
 @pytest.mark.slow
