@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from autopart.frontier import MOST_POINTS
+from autopart.frontier import most_points
 from autopart.graph import is_chain
 from autopart.layouts import MOST_STAGES_PER_RANK
 from autopart.plan import SearchedSize
@@ -24,7 +24,7 @@ def assumptions(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
     pins = f", {num_pins} pins kept" if num_pins else ""
     return (
         f"{cuts}{pins}, {stages}, {counts}, {place}, "
-        f"{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, {_ways_allowed(demands)}"
+        f"{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, {_ways_allowed(problem)}"
         f"{_place_of_state(demands)}"
     )
 
@@ -38,8 +38,9 @@ def _place_of_state(demands: Demands) -> str:
     return ", optimizer state on the host where a stage's rank is busy for a shorter step so"
 
 
-def _ways_allowed(demands: Demands) -> str:
+def _ways_allowed(problem: Problem) -> str:
     """What a bound assumes of recomputation and offload."""
+    demands = problem.demands
     if not leaves_choice(demands):
         return "no recomputation, no offload"
     recomputed = {
@@ -59,7 +60,7 @@ def _ways_allowed(demands: Demands) -> str:
     said += f" but for {len(named)} named" if named else ""
     if "auto" in (demands.recompute, demands.offload):
         rule = ", the busy seconds of each stage fewest" if may_offload(demands) else ""
-        said += f" ({MOST_POINTS} choices a stage{rule})"
+        said += f" ({most_points(problem.graph.layers)} choices a stage{rule})"
     others = [name for name in demands.schedules if not can_treat(name)]
     return said + (" under gpipe and 1f1b" if others else "")
 

@@ -41,24 +41,25 @@ So the frontier holds, for every limit of bytes, a choice with the fewest second
 one that moves the fewest bytes and treats the fewest layers.
 
 Of identical layers only how many go each way, and how far the offloaded ones lie apart, makes a difference: all
-other choices have the same point and are dropped. Layers that all differ can have 2^n points: past `MOST_POINTS`
+other choices have the same point and are dropped. Layers that all differ can have 2^n points: past `most_points`
 an even selection stays, which holds both ends. O(points²) for each layer that is added, in blocks.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from autopart.graph import Layer
 from autopart.stage_load import Number, StageLoad
 from autopart.ways import WAYS, Step, Way
 
 Array = npt.NDArray[Any]
 
-MOST_POINTS = 512
-"""Points of one stage that are followed: far more than identical layers ever have."""
+FEW_KINDS = 8
+"""Kinds of layers up to which stages are few that differ, so that more points of each can be followed."""
 BLOCK = 256
 """Points that are compared at once with those that stay."""
 
@@ -87,6 +88,13 @@ class Points(NamedTuple):
     chosen: Array | None
     """The ways as the bits of a whole number (`ways.ways_of_bits`). None where only the numbers are asked
     for."""
+
+
+def most_points(layers: Iterable[Layer]) -> int:
+    """Points of a stage that are followed: more than repeated blocks have, and where all layers differ, so
+    that every stage has a frontier of its own, what can be grown in seconds."""
+    kinds = {(la.kind, la.forward_time, la.stash_bytes) for la in layers}
+    return 4096 if len(kinds) <= FEW_KINDS else 512
 
 
 class Choice(NamedTuple):
@@ -121,6 +129,8 @@ class Growth(NamedTuple):
     """By seconds and bytes, or by bytes alone."""
     hosted: bool = False
     """Whether the memory of the host may bind."""
+    most_points: int = 512
+    """Points of a stage that are followed."""
 
     def grow(self, points: Points, step: Step, at: int = 0) -> Points:
         """The frontier with one more layer, the one at `at` in the stage."""
@@ -169,7 +179,7 @@ class Growth(NamedTuple):
         )
 
     def undominated(self, points: Points) -> Points:
-        """Without dominated points, and with no more than `MOST_POINTS`."""
+        """Without dominated points, and with no more than `most_points`."""
         points = _at(points, self._order(points))
         left = np.zeros(0, dtype=np.int64)
         for start in range(0, len(points.extra_time), BLOCK):
@@ -178,8 +188,8 @@ class Growth(NamedTuple):
                 block = block[~self._dominated(points, left, block).any(axis=0)]
             among = np.triu(self._dominated(points, block, block), 1)
             left = np.concatenate([left, block[~among.any(axis=0)]])
-        if len(left) > MOST_POINTS:
-            left = _even(left, points.freed_bytes)
+        if len(left) > self.most_points:
+            left = _even(left, points.freed_bytes, self.most_points)
         return _at(points, left)
 
     def _order(self, points: Points) -> Array:
@@ -301,8 +311,8 @@ def _at(points: Points, places: Array) -> Points:
     return Points(*kept, chosen=None if chosen is None else chosen[places])
 
 
-def _even(left: Array, freed: Array) -> Array:
-    """`MOST_POINTS` of the points `left`, spread over the bytes that they free; still in their order."""
+def _even(left: Array, freed: Array, most: int) -> Array:
+    """`most` of the points `left`, spread over the bytes that they free; still in their order."""
     by_bytes = left[np.argsort(freed[left], kind="stable")]
-    places = np.linspace(0, len(left) - 1, MOST_POINTS).astype(int)
+    places = np.linspace(0, len(left) - 1, most).astype(int)
     return np.sort(by_bytes[places])

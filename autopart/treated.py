@@ -13,7 +13,7 @@ import numpy as np
 from autopart.cluster import slowest_speed
 from autopart.cost import better_on_host, host_way, limits_of, memory, total
 from autopart.cuts import Cuts
-from autopart.frontier import CHANGED_FIELDS, Growth, Limits, treat
+from autopart.frontier import CHANGED_FIELDS, Growth, Limits, most_points, treat
 from autopart.layouts import Layout
 from autopart.problem import Problem
 from autopart.stage_load import Number, StageLoad
@@ -140,7 +140,8 @@ def _points(problem: Problem, cuts: Cuts, speed: float | None) -> StagePoints:
     key = ("points", asked, cluster.host_link, hosted, speed)
     if key not in cuts.made:
         steps = Steps(problem.graph, demands, host_way(cluster.host_link, speed or 1.0))
-        growth = Growth(timed=speed is not None, hosted=hosted)
+        most = most_points(problem.graph.layers)
+        growth = Growth(timed=speed is not None, hosted=hosted, most_points=most)
         cuts.made[key] = StagePoints(growth, steps, cuts.ahead)
     return cuts.made[key]
 

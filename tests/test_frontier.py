@@ -13,7 +13,7 @@ from autopart.cluster import HostLink, host_share
 from autopart.cost import best_ways, host_way, predict
 from autopart.cuts import all_cuts
 from autopart.errors import InfeasibleError
-from autopart.frontier import MOST_POINTS, Growth, Limits, Points, best_point, frontier
+from autopart.frontier import Growth, Limits, Points, best_point, frontier, most_points
 from autopart.graph import Layer, LayerGraph, Recompute
 from autopart.layouts import Layout, layouts, shapes
 from autopart.plan import StagePrediction
@@ -312,7 +312,8 @@ def test_too_many_different_choices_keep_both_ends() -> None:
         for i in range(40)
     ]
     points = frontier_of(LayerGraph(layers=tuple(layers)), range(40), RECOMPUTE)
-    assert len(points.extra_time) <= MOST_POINTS
+    assert len(points.extra_time) <= Growth().most_points == most_points(layers)
+    assert most_points(layers[:1] * 40) > most_points(layers)
     assert points.freed_bytes[0] == 0
     assert points.freed_bytes[-1] == sum(la.stash_bytes for la in layers)
     assert (np.diff(points.extra_time) > 0).all()

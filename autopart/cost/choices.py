@@ -8,7 +8,15 @@ from autopart.cluster import host_share, slowest_speed
 from autopart.cost.links import host_way
 from autopart.cost.on_ranks import on_ranks
 from autopart.cost.rank_bytes import fits_on_ranks, in_flight, limits_of, memory, total
-from autopart.frontier import Growth, Points, best_point, choice_at, frontier, treat
+from autopart.frontier import (
+    Growth,
+    Points,
+    best_point,
+    choice_at,
+    frontier,
+    most_points,
+    treat,
+)
 from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
 from autopart.stage_load import Number, Partition, StageLoad, stage_loads
@@ -106,7 +114,10 @@ def _frontier(
     host = host_way(problem.cluster.host_link, speed)
     steps = Steps(problem.graph, problem.demands, host)
     along = tuple(steps.step(at, inside, given and way_of(given, at)) for at in members)
-    growth = Growth(hosted=host_share(problem.cluster) is not None)
+    growth = Growth(
+        hosted=host_share(problem.cluster) is not None,
+        most_points=most_points(problem.graph.layers),
+    )
     return frontier(growth, along, with_choice=given is None)
 
 
