@@ -45,7 +45,9 @@ def assert_equal_to_the_plain_model(result: dict[str, object]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "schedule"), zip(TINY, cycle(["1f1b", "gpipe"]), strict=False))
+@pytest.mark.parametrize(
+    ("name", "schedule"), list(zip(TINY, cycle(["1f1b", "gpipe"]), strict=False))
+)
 def test_the_main_job_on_a_built_in_model(
     name: str, schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
