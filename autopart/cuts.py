@@ -11,14 +11,24 @@ then not complete.
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from autopart.graph import LayerGraph, edges, positions
 from autopart.problem import Demands
-from autopart.stage_load import Number, Partition, StageLoad, Traffic
+from autopart.stage_load import (
+    Number,
+    Partition,
+    StageLoad,
+    Traffic,
+    Transient,
+    has_halves,
+    input_grad_transients,
+    weight_grad_transients,
+    whole_transients,
+)
 
 MOST_CUTS = 600
 """Cuts up to which all are listed: matrices over pairs of cuts then stay below 3 MB each."""
@@ -137,6 +147,9 @@ def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
         spare = [size * more for size, more in zip(per_tied, copies, strict=True)]
         return whole(per_layer) - sum(spare, start=np.int64(0))
 
+    stash = inner + crossing[0][:, None] + sent_only
+
+    nothing = np.zeros((len(ahead), len(ahead)), dtype=np.int64)
     return StageLoad(
         forward_time=sums([la.forward_time for la in layers]),
         backward_time=sums([la.input_grad_time + la.weight_grad_time for la in layers]),
@@ -149,22 +162,39 @@ def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
         num_trainable=once(
             [la.num_trainable for la in layers], [t.num_trainable for t in graph.tied]
         ),
-        stash_bytes=inner + crossing[0][:, None] + sent_only,
+        stash_bytes=stash,
         inner_stash_bytes=inner,
-        workspace_bytes=_largest(ahead, [la.workspace_bytes for la in layers]),
-        input_bytes=sum(
-            (
-                i.bytes * (count_inside(ahead, [place[c] for c in set(i.consumers)]) > 0)
-                for i in graph.inputs
-            ),
-            start=np.zeros((len(ahead), len(ahead)), dtype=np.int64),
-        ),
+        workspace_bytes=_transients(ahead, whole_transients(graph), _waits(graph, ahead)),
+        input_bytes=_read(graph, ahead),
         received=Traffic(*(what[:, None] for what in crossing)),
         sent=Traffic(*(what[None, :] for what in crossing)),
-        host_bytes=np.zeros((len(ahead), len(ahead)), dtype=np.int64),
+        host_bytes=nothing,
         widest_trainable=_largest(ahead, [la.num_trainable for la in layers]),
-        optimizer_on_host=np.zeros((len(ahead), len(ahead)), dtype=np.int64),
+        optimizer_on_host=nothing,
+        waiting_bytes=_waiting(graph, whole, stash),
+        input_grad_workspace_bytes=_transients(ahead, input_grad_transients(graph)),
+        weight_grad_workspace_bytes=_transients(ahead, weight_grad_transients(graph)),
     )
+
+
+def _waiting(graph: LayerGraph, whole: Callable[[Sequence[int]], Number], stash: Number) -> Number:
+    """What one microbatch of every stage keeps from I to W; `whole` sums over the layers of each."""
+    halves = [la.halves for la in graph.layers if la.halves is not None]
+    if not has_halves(graph):
+        return stash
+    values = stash - whole([la.stash_bytes for la in graph.layers])
+    needed = whole([of.waiting_value_bytes for of in halves])
+    return whole([of.waiting_bytes for of in halves]) + np.minimum(values, needed)
+
+
+def _read(graph: LayerGraph, ahead: Number) -> Number:
+    """Bytes of the batch that every stage reads."""
+    place = positions(graph)
+    each = [
+        i.bytes * (count_inside(ahead, [place[c] for c in set(i.consumers)]) > 0)
+        for i in graph.inputs
+    ]
+    return sum(each, start=np.zeros((len(ahead), len(ahead)), dtype=np.int64))
 
 
 def count_inside(ahead: Number, members: Sequence[int]) -> Number:
@@ -176,6 +206,36 @@ def count_inside(ahead: Number, members: Sequence[int]) -> Number:
 def _copies(ahead: Number, holders: Sequence[int]) -> Number:
     """How often the holders of a tied parameter would count it too often in each stage."""
     return np.maximum(count_inside(ahead, holders) - 1, 0)
+
+
+def _waits(graph: LayerGraph, ahead: Number) -> dict[int, Number]:
+    """`waiting_gradients` of every stage, by layer."""
+    place, waits = positions(graph), dict[int, Number]()
+    for tied in graph.tied:
+        holders = sorted({place[name] for name in tied.layers})
+        for number, at in enumerate(holders[1:], 1):
+            before = count_inside(ahead, holders[:number]) > 0
+            waits[at] = waits.get(at, 0) + tied.grad_bytes * before
+    return waits
+
+
+def _transients(
+    ahead: Number, layers: Sequence[Transient], waits: Mapping[int, Number] | None = None
+) -> Number:
+    """`largest_transient` of every stage."""
+    if not waits and not any(layer.less_bytes for layer in layers):
+        return _largest(ahead, [layer.most_bytes for layer in layers])
+    most = np.zeros((len(ahead), len(ahead)), dtype=np.int64)
+    if not waits and (ahead.sum(axis=1) == np.arange(len(ahead))).all():  # One layer more a cut.
+        for at, layer in enumerate(layers):
+            before = most[: at + 1, at] - layer.less_bytes
+            most[: at + 1, at + 1] = np.maximum(before, layer.most_bytes)
+        return most
+    for at, layer in enumerate(layers):
+        inside = ahead[None, :, at] & ~ahead[:, None, at]
+        before = most - layer.less_bytes + (waits or {}).get(at, 0)
+        most = np.where(inside, np.maximum(before, layer.most_bytes), most)
+    return most
 
 
 def _largest(ahead: Number, per_layer: Sequence[int]) -> Number:

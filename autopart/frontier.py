@@ -3,6 +3,8 @@
 Symbols   l        a layer of the stage, in the order of execution; F_l, B_l its forward and backward
           x_l      seconds that its way adds to its backward
           g_l      bytes per microbatch that its way frees
+         k_l      bytes per microbatch that its way leaves inside it, less the gradients of tied parameters that
+                  its backward leaves waiting for a layer before
           r_l      bytes that its way puts beside its workspace w_l while l runs (autopart/ways.py)
           c_l      seconds of the way of its stash to the host, or back
           p        bytes of the stash of the offloaded layer before l, 0 where there is none
@@ -19,9 +21,11 @@ behind l up to the next offloaded one, that one included, to hide beneath: the s
 with B_l + x_l for F_l gives the backward's waits from the same pass. Where the link does not overlap
 with compute, no time is taken off t. What comes back is on the device from then on, so that the room is
 
-    u = max over l of  w_l + r_l + p                                                                     (2)
+    u = max over l of  w_l + r_l + p - sum of k_j over the layers j behind l                             (2)
 
-(in forward p is leaving beside the layer that runs). Nothing crosses the ends of an action.
+above the stage's whole stash (in forward p is leaving beside the layer that runs, and the layers behind it have
+not kept anything yet; in backward they have freed it). So u := max(u - k_l, w_l + r_l + p), layer by layer, which
+grows with u. Nothing crosses the ends of an action.
 
 **The frontier.** A point of the first layers of a stage has the seconds that it adds to the rank's work, waits
 both ways and all x_l together; the freed bytes; u; p; t of forward and of backward; the bytes on the host; and the
@@ -156,10 +160,11 @@ class Growth(NamedTuple):
         if step.backward_time:
             coming = np.maximum(coming - step.backward_time - way.extra_time, 0.0)
         room = step.workspace_bytes + way.back_bytes + points.transit_bytes
+        before = points.workspace_bytes - way.kept_bytes + step.waiting_bytes
         moved = points._replace(
             extra_time=points.extra_time + way.extra_time,
             freed_bytes=points.freed_bytes + way.freed_bytes,
-            workspace_bytes=np.maximum(points.workspace_bytes, room),
+            workspace_bytes=np.maximum(before, room),
             leaving_time=leaving,
             coming_time=coming,
             treated_layers=points.treated_layers + (way.name != "keep"),

@@ -25,6 +25,19 @@ class Recompute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What still stays per microbatch from forward to backward, apart from the layer's inputs."""
 
 
+class Halves(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a layer holds for one microbatch where its backward is split into I and W."""
+
+    waiting_bytes: Bytes
+    """What I leaves for W: of the stash what W needs, and gradients that I has made; no `Value`s."""
+    waiting_value_bytes: Bytes
+    """Of `Value`s, what W needs."""
+    input_grad_workspace_bytes: Bytes
+    """The most that I holds above what is there before it; `waiting_bytes` grow in it."""
+    weight_grad_workspace_bytes: Bytes
+    """The most that W holds above what is there before it."""
+
+
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One layer: its times and bytes for one microbatch on one device."""
 
@@ -60,6 +73,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     selective: Recompute | None = None
     """Only its cheap part run again: all but products with parameters (linear, convolution), whose results
     stay; None where the profile has no such alternative."""
+    halves: Halves | None = None
+    """None where the profile does not say: then all that a stage keeps stays until W."""
     same_as: str | None = None
     """The identical layer whose measurement this is, or None where it was measured itself."""
 

@@ -86,8 +86,29 @@ ON_DEVICE = (
 """The fields of `MemoryUse` that add up to the peak."""
 HELD_ONCE = ("workspace", "reserve")
 """Those that a rank holds once, however many stages it has."""
-LASTING = tuple(kind for kind in ON_DEVICE if kind not in (*HELD_ONCE, "stash"))
+MOVING = ("stash", "workspace", "receives", "sends")
+"""Those that come and go within a step."""
+LASTING = tuple(kind for kind in ON_DEVICE if kind not in (*MOVING, "reserve"))
 """Those that a rank holds of each of its stages from the start of a step to its end."""
+
+
+class MovingBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What comes and goes on a rank of one stage beside the stash, for one microbatch."""
+
+    waiting: Bytes = 0
+    """Where the backward is split, kept from I to W in place of the stash."""
+    activations: Bytes = 0
+    """Received from the stage before."""
+    gradients: Bytes = 0
+    """Received from the stage behind."""
+    sent: Bytes = 0
+    """Gradients for the stage before."""
+    workspace: Bytes = 0
+    """The transient of F and of B."""
+    input_grad_workspace: Bytes = 0
+    """The transient of I."""
+    weight_grad_workspace: Bytes = 0
+    """The transient of W."""
 
 
 class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,6 +130,7 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     in_flight: PositiveCount
     stash_bytes: Bytes
     """Kept on the device for one microbatch in flight."""
+    moving: MovingBytes = MovingBytes()
     memory: MemoryUse
     peak_bytes: Bytes
 

@@ -168,7 +168,7 @@ class ReplicaBounds:
             held = min(-(-behind // count) + 1, held)
         limits = Limits(held, limit, host_share(self.problem.cluster))
         loads = least_bytes_loads(self.problem, self.cuts, count, limits)
-        return within(loads, self.problem, count, limits)
+        return within(loads, self.problem, count, limits, limits.held)
 
 
 class Below:

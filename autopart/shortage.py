@@ -170,7 +170,7 @@ def _fewest_stages(problem: Problem, cuts: Cuts) -> int | None:
     for behind in range(len(problem.graph.layers)):
         limits = Limits(min(behind + 1, problem.num_microbatches), limit, host)
         loads = least_bytes_loads(problem, cuts, 1, limits)
-        good = cuts.nested & within(loads, problem, 1, limits)
+        good = cuts.nested & within(loads, problem, 1, limits, limits.held)
         goes_on = (good & goes_on[None, :]).any(axis=1)
         if goes_on[0]:
             return behind + 1

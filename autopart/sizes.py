@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from autopart.errors import AutopartError, ProfileError
-from autopart.graph import Layer, LayerGraph, Recompute
+from autopart.graph import Halves, Layer, LayerGraph, Recompute
 from autopart.profile import Profile, profile_hash
 
 MICROBATCHES_PER_GPU = 4
@@ -212,6 +212,10 @@ def _scaled_layer(layer: Layer, share: float) -> Layer:
             extra_time=share * way.extra_time, stash_bytes=math.ceil(share * way.stash_bytes)
         )
 
+    def halves(of: Halves | None) -> Halves | None:
+        sizes = msgspec.structs.asdict(of) if of else {}
+        return of and Halves(**{name: math.ceil(share * size) for name, size in sizes.items()})
+
     return msgspec.structs.replace(
         layer,
         forward_time=share * layer.forward_time,
@@ -225,4 +229,5 @@ def _scaled_layer(layer: Layer, share: float) -> Layer:
         workspace_bytes=math.ceil(share * layer.workspace_bytes),
         recompute=again(layer.recompute),
         selective=again(layer.selective),
+        halves=halves(layer.halves),
     )

@@ -8,7 +8,7 @@ and that is sent on or that some layer's backward needs. Each is counted once.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from autopart.graph import LayerGraph, Value, positions
+from autopart.graph import Layer, LayerGraph, Value, positions
 
 Number = Any
 """A float or int, a numpy matrix of them, or an affine expression in them."""
@@ -52,6 +52,79 @@ class StageLoad(NamedTuple):
     """Trained elements of the layer with the most of them."""
     optimizer_on_host: Number = 0
     """1 where optimizer state and master copies lie on the host, else 0."""
+    waiting_bytes: Number = 0
+    """What one microbatch keeps from I to W, where the backward is split."""
+    input_grad_workspace_bytes: Number = 0
+    """The transient of I."""
+    weight_grad_workspace_bytes: Number = 0
+    """The transient of W."""
+
+
+class Transient(NamedTuple):
+    """Of one layer, or of one in each of several stages side by side."""
+
+    most_bytes: int
+    """The most that is held above what is there before, while the layer runs."""
+    less_bytes: int
+    """What is not there, of all that the action is reckoned to hold, while layers before this one run: its
+    stash is not there yet in F and no longer in B."""
+
+
+def whole_transients(graph: LayerGraph) -> list[Transient]:
+    """Of each layer, in F and in B.
+
+    A stage's F and B are reckoned to hold its whole stash. While layer l runs, those behind it have not
+    made theirs yet (F), or have freed it (B): that holds for what they keep inside. Values may be needed by
+    layers before, and stay.
+    """
+    return [Transient(la.workspace_bytes, la.stash_bytes) for la in graph.layers]
+
+
+def input_grad_transients(graph: LayerGraph) -> list[Transient]:
+    """Of each layer, in I: the layers behind have left what W needs in place of their stash."""
+    return [
+        Transient(la.workspace_bytes, 0)
+        if la.halves is None
+        else Transient(
+            la.halves.input_grad_workspace_bytes, la.stash_bytes - la.halves.waiting_bytes
+        )
+        for la in graph.layers
+    ]
+
+
+def weight_grad_transients(graph: LayerGraph) -> list[Transient]:
+    """Of each layer, in W, which runs the last layer first: those behind have freed what waited."""
+    return [
+        Transient(la.workspace_bytes, 0)
+        if la.halves is None
+        else Transient(la.halves.weight_grad_workspace_bytes, la.halves.waiting_bytes)
+        for la in graph.layers
+    ]
+
+
+def largest_transient(layers: Sequence[Transient], waits: Sequence[int] | None = None) -> int:
+    """Of a stage with layers in the order of execution, above all that its action is reckoned to hold;
+    `waits` are the gradients that each leaves waiting."""
+    most = 0
+    for layer, waiting in zip(layers, waits or [0] * len(layers), strict=True):
+        most = max(most - layer.less_bytes + waiting, layer.most_bytes)
+    return most
+
+
+def waiting_gradients(graph: LayerGraph, members: Sequence[int]) -> list[int]:
+    """For each of a stage's layers, in the order of execution, the bytes of gradients that B of it leaves waiting:
+    of a tied parameter that a layer before it reads too, until that one's is added."""
+    own = [graph.layers[at].name for at in members]
+    waits = [0] * len(own)
+    for tied in graph.tied:
+        for at in [at for at, name in enumerate(own) if name in tied.layers][1:]:
+            waits[at] += tied.grad_bytes
+    return waits
+
+
+def has_halves(graph: LayerGraph) -> bool:
+    """Whether it is known of each layer what W needs; else all that a stage keeps is taken to stay."""
+    return all(la.halves is not None for la in graph.layers)
 
 
 def stage_loads(graph: LayerGraph, partition: Partition) -> tuple[StageLoad, ...]:
@@ -82,6 +155,16 @@ def _stage_load(
     received = [v for v, made, last in spans if made < stage <= last]
     kept = [v for v, made, last in spans if made == stage and (v.kept_by or last > stage)]
     inner = sum(la.stash_bytes for la in layers) + sum(v.bytes for v in kept if v.kept_by)
+    stash = inner + sum(v.bytes for v in received) + sum(v.bytes for v in kept if not v.kept_by)
+    own = sorted(members)
+    whole, of_input, of_weight = (
+        [of[m] for m in own]
+        for of in (
+            whole_transients(graph),
+            input_grad_transients(graph),
+            weight_grad_transients(graph),
+        )
+    )
     read = [i for i in graph.inputs if any(place[c] in inside for c in i.consumers)]
     return StageLoad(
         forward_time=sum(la.forward_time for la in layers),
@@ -94,16 +177,26 @@ def _stage_load(
         - sum(t.grad_bytes * extra for t, extra in spare),
         num_trainable=sum(la.num_trainable for la in layers)
         - sum(t.num_trainable * extra for t, extra in spare),
-        stash_bytes=inner
-        + sum(v.bytes for v in received)
-        + sum(v.bytes for v in kept if not v.kept_by),
+        stash_bytes=stash,
         inner_stash_bytes=inner,
-        workspace_bytes=max(la.workspace_bytes for la in layers),
+        workspace_bytes=largest_transient(whole, waiting_gradients(graph, own)),
         widest_trainable=max(la.num_trainable for la in layers),
         input_bytes=sum(i.bytes for i in read),
         received=_traffic(received),
         sent=_traffic([v for v, made, last in spans if made <= stage < last]),
+        waiting_bytes=_waiting(layers, stash) if has_halves(graph) else stash,
+        input_grad_workspace_bytes=largest_transient(of_input),
+        weight_grad_workspace_bytes=largest_transient(of_weight),
     )
+
+
+def _waiting(layers: Sequence[Layer], stash: int) -> int:
+    """What one microbatch keeps from I to W. A value may wait for several layers, but counts no more often
+    than all values of the stash together."""
+    halves = [la.halves for la in layers if la.halves is not None]
+    values = stash - sum(la.stash_bytes for la in layers)
+    inside = sum(of.waiting_bytes for of in halves)
+    return inside + min(values, sum(of.waiting_value_bytes for of in halves))
 
 
 def _traffic(values: Sequence[Value]) -> Traffic:

@@ -43,6 +43,9 @@ class Way(NamedTuple):
     """To the host and back, for each microbatch."""
     copy_time: float
     """Seconds of the way of `moved_bytes`, in one direction."""
+    kept_bytes: int
+    """Of the stash inside the layer, what stays on the device: it is not there while layers before this one
+    run, in F not yet, in B no longer."""
 
 
 class HostWay(NamedTuple):
@@ -61,6 +64,8 @@ class Step(NamedTuple):
     """0 where nothing hides a copy."""
     backward_time: float
     workspace_bytes: int
+    waiting_bytes: int
+    """Gradients of tied parameters that its backward leaves waiting for a layer before."""
     ways: tuple[Way, ...]
 
 
@@ -162,18 +167,26 @@ class Steps:
         for value in graph.values:
             for name in set(value.consumers) if not value.kept_by else ():
                 self.taken[place[name]].append((place[value.producer], value.bytes))
-        self._made: dict[tuple[int, int, WayName | None], Step] = {}
+        self._tied = [
+            (sorted({place[name] for name in tied.layers}), tied.grad_bytes) for tied in graph.tied
+        ]
+        self._made: dict[tuple[int, int, int, WayName | None], Step] = {}
 
     def step(self, at: int, is_inside: Sequence[bool] | Any, given: WayName | None = None) -> Step:
         """The layer at position `at`, with one given way or all that the demands leave it; `is_inside` says
         of each layer whether it lies in the stage."""
         newly_kept = sum(size for producer, size in self.taken[at] if is_inside[producer])
-        key = (at, newly_kept, given)
+        waits = sum(
+            size
+            for holders, size in self._tied
+            if at in holders and any(is_inside[other] for other in holders if other < at)
+        )
+        key = (at, newly_kept, waits, given)
         if key not in self._made:
-            self._made[key] = self._step(at, newly_kept, given)
+            self._made[key] = self._step(at, newly_kept, waits, given)
         return self._made[key]
 
-    def _step(self, at: int, newly_kept: int, given: WayName | None) -> Step:
+    def _step(self, at: int, newly_kept: int, waits: int, given: WayName | None) -> Step:
         layer = self.layers[at]
         allowed = (given,) if given else allowed_ways(layer, self.demands)
         ways = [
@@ -187,18 +200,20 @@ class Steps:
             forward_time=layer.forward_time if hides else 0.0,
             backward_time=backward if hides else 0.0,
             workspace_bytes=layer.workspace_bytes,
+            waiting_bytes=waits,
             ways=tuple(useful or ways),
         )
 
     def _way(self, layer: Layer, name: WayName, newly_kept: int) -> Way:
-        freed = layer.stash_bytes - kept_inside(layer, name)
+        kept = kept_inside(layer, name)
+        freed = layer.stash_bytes - kept
         if name == "offload":
             assert self.host is not None
-            return Way(name, 0.0, freed, freed, freed, self.host.copy_time(freed))
+            return Way(name, 0.0, freed, freed, freed, self.host.copy_time(freed), 0)
         again = {"recompute": layer.recompute, "selective": layer.selective}.get(name)
         if again is None:
-            return Way(name, 0.0, 0, 0, 0, 0.0)
-        return Way(name, again.extra_time, freed - newly_kept, freed, 0, 0.0)
+            return Way(name, 0.0, 0, 0, 0, 0.0, kept)
+        return Way(name, again.extra_time, freed - newly_kept, freed, 0, 0.0, kept)
 
 
 def kept_inside(layer: Layer, way: WayName) -> int:

@@ -17,8 +17,8 @@ import numpy as np
 from autopart.schedules import make_schedule
 from autopart.simulator import StageTimes, compile_schedule, simulate, step_times
 from autopart.simulator.contention import Shared
+from autopart.simulator.holding import Sizes, at_peak, holdings
 from autopart.simulator.idle import idle_times
-from autopart.simulator.memory import held_counts, peak_stash
 
 SIZES = ((4, 16), (4, 64), (8, 64), (16, 128), (32, 256), (64, 512), (128, 1024))
 PARTITIONS = 1000
@@ -53,7 +53,15 @@ def measure(num_stages: int, microbatches: int) -> dict[str, float | None]:
     if actions * PARTITIONS <= MOST_ENTRIES:
         spent = seconds(lambda: step_times(program, line, many, (), **ASKED))
         beside = actions * PARTITIONS / spent / 1e6
-    stash = [rng.uniform(1, 2, PARTITIONS) for _ in line]
+    nothing = np.zeros(PARTITIONS)
+    sizes = [
+        Sizes(rng.uniform(1, 2, PARTITIONS), *[nothing] * (len(Sizes._fields) - 1)) for _ in line
+    ]
+
+    def peaks() -> None:
+        for rank, held in enumerate(holdings(schedule, line)):
+            at_peak(held, [sizes[rank]])
+
     return {
         "stages": num_stages,
         "microbatches": microbatches,
@@ -63,7 +71,7 @@ def measure(num_stages: int, microbatches: int) -> dict[str, float | None]:
         "side_by_side_million_per_s": beside,
         "causes": seconds(lambda: idle_times(timeline)) / whole,
         "shared_links": shared / whole,
-        "peaks": seconds(lambda: [peak_stash(held_counts(o), stash) for o in schedule]) / whole,
+        "peaks": seconds(peaks) / whole,
     }
 
 

@@ -1,11 +1,12 @@
 import itertools
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
 from autopart.cuts import all_cuts, partition_of
-from autopart.graph import LayerGraph, edges
+from autopart.graph import Halves, LayerGraph, TiedParameter, edges
 from autopart.stage_load import stage_loads
 from tests.problems import chain_graph, layer, random_graph, value
 
@@ -66,3 +67,63 @@ def test_the_load_between_two_cuts_is_the_load_of_the_same_stage(seed: int):
             else:
                 found = getattr(matrices, field)[i, j]
             assert found == pytest.approx(number, rel=1e-12, abs=1e-12), (field, i, j)
+
+
+def with_halves(rng: random.Random, graph: LayerGraph) -> LayerGraph:
+    """The graph with drawn bytes of split backwards, and a parameter that two layers share."""
+    layers = tuple(
+        msgspec.structs.replace(
+            la, halves=Halves(**{name: rng.randint(0, 30) for name in Halves.__struct_fields__})
+        )
+        for la in graph.layers
+    )
+    sizes = {"param_bytes": 40, "grad_bytes": 40, "num_trainable": 10}
+    shared = tuple(la.name for la in rng.sample(layers, min(3, len(layers))))
+    tied = TiedParameter(name="shared", layers=shared, **sizes)
+    return msgspec.structs.replace(graph, layers=layers, tied=(*graph.tied, tied))
+
+
+def most_by_definition(graph: LayerGraph, members: list[int]) -> tuple[int, int]:
+    """The transients of B and of I: what each layer needs while those behind it have run."""
+    in_b, in_i = [0], [0]
+    for at in members:
+        la, behind = graph.layers[at], [graph.layers[j] for j in members if j > at]
+        assert la.halves is not None
+        waits = sum(
+            tied.grad_bytes
+            for tied in graph.tied
+            for j in members
+            if j > at
+            and graph.layers[j].name in tied.layers
+            and any(graph.layers[u].name in tied.layers for u in members if u < j)
+        )
+        in_b.append(la.workspace_bytes + waits - sum(other.stash_bytes for other in behind))
+        left = sum(o.halves.waiting_bytes - o.stash_bytes for o in behind if o.halves)
+        in_i.append(la.halves.input_grad_workspace_bytes + left)
+    whole = sum(
+        la.halves.waiting_bytes - la.stash_bytes
+        for la in (graph.layers[j] for j in members)
+        if la.halves
+    )
+    return max(in_b), max(*in_i, whole)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_transients_and_what_waits_for_w_are_those_of_the_same_stage(seed: int):
+    rng = random.Random(seed)
+    graph = random_graph(rng, rng.randint(2, 6), branching=seed % 2 == 0)
+    graph = with_halves(rng, graph) if seed % 3 else graph
+    cuts = all_cuts(graph)
+    for i, j in itertools.combinations(range(len(cuts.ahead)), 2):
+        if not cuts.nested[i, j]:
+            continue
+        path = list(dict.fromkeys((0, i, j, len(cuts.ahead) - 1)))
+        partition = partition_of(cuts, path)
+        place = path.index(i)
+        load = stage_loads(graph, partition)[place]
+        for name in ("workspace", "waiting", "input_grad_workspace", "weight_grad_workspace"):
+            assert getattr(cuts.loads, f"{name}_bytes")[i, j] == getattr(load, f"{name}_bytes")
+        if seed % 3:
+            members = sorted(partition[place])
+            found = load.workspace_bytes, load.input_grad_workspace_bytes
+            assert found == most_by_definition(graph, members)

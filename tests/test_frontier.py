@@ -126,7 +126,8 @@ def by_hand(
     names = {graph.layers[at].name for at in members}
     again = {at: graph.layers[at].recompute for at in ways.recompute}
     again |= {at: graph.layers[at].selective for at in ways.selective}
-    freed, hosted, room, before = 0, 0, 0, 0
+    freed, hosted, before = 0, 0, 0
+    rooms, kept = list[int](), list[int]()
     for at in members:
         la = graph.layers[at]
         back = 0
@@ -139,8 +140,15 @@ def by_hand(
         if at in ways.offload:
             back = la.stash_bytes
             freed, hosted = freed + back, hosted + back
-        room = max(room, la.workspace_bytes + back + before)
+        rooms.append(la.workspace_bytes + back + before)
+        kept.append(la.stash_bytes - back)
         before = back if at in ways.offload else before
+        for tied in graph.tied:
+            if la.name in tied.layers and any(
+                graph.layers[u].name in tied.layers for u in members if u < at
+            ):
+                kept[-1] -= tied.grad_bytes
+    room = max(own - sum(kept[place + 1 :]) for place, own in enumerate(rooms))
     forward, backward = clocks(graph, members, ways, again, host)
     return ByHand(forward, backward, freed, room, hosted)
 
@@ -483,5 +491,6 @@ def test_a_recomputed_layer_costs_its_forward_and_its_stash_comes_back_as_worksp
     kept, recomputed = stage(), stage(recompute="always")
     assert (kept.backward_time, recomputed.backward_time) == (4.0, 5.0)
     assert (kept.stash_bytes, recomputed.stash_bytes) == (138, 42)
-    assert (kept.memory.workspace, recomputed.memory.workspace) == (9, 7 + 96)
+    # While a runs again, b has given up its 30.
+    assert (kept.memory.workspace, recomputed.memory.workspace) == (9, 7 + 96 - 30)
     assert recomputed.memory.stash == 4 * 42

@@ -11,7 +11,7 @@ from autopart.cuts import all_cuts
 from autopart.graph import LayerGraph
 from autopart.layouts import Layout
 from autopart.plan import HELD_ONCE, ON_DEVICE, MemoryUse, StagePrediction
-from autopart.problem import Problem
+from autopart.problem import CLASSIC, Problem
 from autopart.schedules import KINDS, Pipeline, make_schedule
 from autopart.simulator import simulate
 from autopart.simulator.memory import memory_over_time
@@ -72,9 +72,15 @@ def test_the_simulated_peak_is_that_of_the_memory_model(seed: int) -> None:
     asked, layout, partition = _drawn(seed, same_workspace=True)
     stages, _ = predict(asked, layout, partition)
     schedule = make_schedule(layout.schedule, layout.stage_ranks, layout.num_microbatches)
-    assert _simulated(asked, layout, stages) == list(
-        rank_peaks(layout.stage_ranks, schedule, stages)
-    )
+    simulated = _simulated(asked, layout, stages)
+    reckoned = rank_peaks(layout.stage_ranks, schedule, stages)
+    if layout.schedule not in CLASSIC:
+        assert simulated == list(reckoned)
+        return
+    # GPipe and 1F1B are reckoned with two gradients under way on every stage.
+    for rank, (held, most) in enumerate(zip(simulated, reckoned, strict=True)):
+        (own,) = (s for s, ranks in zip(stages, layout.stage_ranks, strict=True) if rank in ranks)
+        assert most - own.memory.receives - own.memory.sends <= held <= most
 
 
 @pytest.mark.parametrize("seed", seeds(30, 300))
@@ -86,10 +92,9 @@ def test_no_rank_holds_more_than_the_memory_model_says(seed: int) -> None:
     largest = max(la.workspace_bytes for la in asked.graph.layers)
     for rank, peak in enumerate(_simulated(asked, layout, stages)):
         use = held[rank]
-        assert total(use) - largest <= peak <= total(use)
+        slack = use.receives + use.sends if layout.schedule in CLASSIC else 0
+        assert total(use) - largest - slack <= peak <= total(use)
         assert use.recomputed == 0 and use.loss_stash == use.loss_workspace == use.versions == 0
-        one_stage = sum(rank in ranks for ranks in layout.stage_ranks) == 1
-        assert not one_stage or peak == total(use)
 
 
 def test_every_kind_of_byte_is_shown_once() -> None:
@@ -177,7 +182,8 @@ def test_the_loss_is_told_apart_from_the_rest_of_its_stage() -> None:
     (stage,), _ = predict(problem(graph, 3), layout, ((0, 1),))
     use = stage.memory
     assert (use.stash, use.loss_stash) == (3 * (5 + 11 + 40), 3 * (11 + 40))
-    assert (use.workspace, use.loss_workspace) == (70, 40)
+    # Without the loss the head's 30 would be the most, and its stash of 11 is not there then.
+    assert (use.workspace, use.loss_workspace) == (70, 70 - (30 - 11))
     apart = Layout(schedule="gpipe", stage_ranks=((0,), (1,)), num_microbatches=3)
     (head, loss), _ = predict(problem(graph, 3), apart, ((0,), (1,)))
     assert (head.memory.loss_stash, head.memory.loss_workspace) == (0, 0)

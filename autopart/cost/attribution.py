@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from autopart.graph import LOSS, LayerGraph
-from autopart.stage_load import StageLoad
+from autopart.stage_load import StageLoad, largest_transient, whole_transients
 from autopart.ways import StageWays, kept_inside, way_of
 
 
@@ -29,8 +29,13 @@ def share_of(
     layers = {graph.layers[at].name: graph.layers[at] for at in members}
     again = {graph.layers[at].name for at in (*ways.recompute, *ways.selective)}
     losses = {name for name, layer in layers.items() if layer.kind == LOSS}
-    largest = max(layer.workspace_bytes for layer in layers.values())
-    others = max((la.workspace_bytes for la in layers.values() if la.kind != LOSS), default=0)
+    transients = whole_transients(graph)
+    own = [transients[at] for at in sorted(members)]
+    largest = largest_transient(own)
+    without = [
+        of._replace(most_bytes=0) if graph.layers[at].kind == LOSS else of
+        for at, of in zip(sorted(members), own, strict=True)
+    ]
     logits = sum(
         value.bytes
         for value in graph.values
@@ -45,5 +50,5 @@ def share_of(
             for at in members
             if graph.layers[at].name in losses
         ),
-        loss_workspace=largest - others,
+        loss_workspace=largest - largest_transient(without),
     )

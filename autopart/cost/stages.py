@@ -9,12 +9,13 @@ from autopart.cost.attribution import Share, share_of
 from autopart.cost.choices import best_ways, treated_stages
 from autopart.cost.links import send_time
 from autopart.cost.on_ranks import on_ranks
-from autopart.cost.rank_bytes import Memory, in_flight, memory, total
+from autopart.cost.rank_bytes import Memory, holding_of, memory, most_in_flight, sizes, total
 from autopart.cost.syncs import sync_times
 from autopart.graph import positions
 from autopart.layouts import Layout
-from autopart.plan import MemoryUse, Plan, StagePrediction, Sync, stage_ranks
+from autopart.plan import MemoryUse, MovingBytes, Plan, StagePrediction, Sync, stage_ranks
 from autopart.problem import Problem
+from autopart.simulator.holding import Holding
 from autopart.stage_load import Number, Partition, StageLoad, Traffic
 from autopart.ways import StageWays
 
@@ -120,19 +121,19 @@ def predict(
     layout: Layout,
     partition: Partition,
     ways: Sequence[StageWays] | None = None,
-    held: Sequence[int] | None = None,
+    held: Sequence[Holding] | None = None,
 ) -> tuple[tuple[StagePrediction, ...], tuple[Sync, ...]]:
     """What each stage of a partition needs on its ranks, and the gradient syncs of a step. `ways` are
-    those of each stage's layers, `best_ways` where it is None; `held` the microbatches in flight on each
-    stage, those of the layout's schedule where None."""
+    those of each stage's layers, `best_ways` where it is None; `held` what the ranks of each stage hold of it,
+    under the layout's schedule where None."""
     chosen = best_ways(problem, layout, partition) if ways is None else ways
     loads = treated_stages(problem, layout, partition, chosen)
     links = cut_links(problem.cluster, layout.stage_ranks)
-    counts = held or [in_flight(layout, stage) for stage in range(len(loads))]
+    holds = held or [holding_of(layout, stage) for stage in range(len(loads))]
     stages: list[StagePrediction] = []
     for stage, load in enumerate(loads):
-        replicas, count = len(layout.stage_ranks[stage]), counts[stage]
-        use = memory(load, problem, replicas, count)
+        replicas, count = len(layout.stage_ranks[stage]), most_in_flight(holds[stage])
+        use = memory(load, problem, replicas, holds[stage])
         share = share_of(problem.graph, partition[stage], chosen[stage], load)
         share = share._replace(loss_stash=count * share.loss_stash)
         placed = on_ranks(load, problem, layout, stage)
@@ -150,6 +151,8 @@ def _prediction(
     around: tuple[Link | None, Link | None],
 ) -> StagePrediction:
     before, after = around
+    moving = sizes(load)._asdict()
+    del moving["stash"]
     return StagePrediction(
         forward_time=load.forward_time,
         backward_time=load.backward_time,
@@ -160,6 +163,7 @@ def _prediction(
         update_time=load.update_time,
         in_flight=held,
         stash_bytes=load.stash_bytes,
+        moving=MovingBytes(**moving),
         memory=MemoryUse(**use._asdict(), **share._asdict()),
         peak_bytes=total(use),
     )

@@ -33,6 +33,7 @@ from autopart.cluster import (
 )
 from autopart.cost import (
     cut_links,
+    holding_of_one,
     links_around,
     memory,
     on_ranks,
@@ -60,7 +61,7 @@ def stage_bounds_of_any_order(
     bounds: list[Number] = []
     for stage in range(len(layout.stage_ranks)):
         may = allowed(cuts, problem.graph, problem.demands, stage)
-        held, fits = _most_in_flight(problem, layout, cuts, stage)
+        held, fits = _most_in_flight(problem, layout, cuts, stage, split=split)
         way = _way(problem, layout, cuts, stage, links, split=split)
         n = own_microbatches(layout, stage)
         seconds = _alone(way, n)
@@ -99,14 +100,18 @@ def _always_sent(layout: Layout, cut: int) -> bool:
 
 
 def _most_in_flight(
-    problem: Problem, layout: Layout, cuts: Cuts, stage: int
+    problem: Problem, layout: Layout, cuts: Cuts, stage: int, *, split: bool
 ) -> tuple[Number, Number]:
-    """Microbatches whose stash fits beside the state of [i, j], and whether one does."""
+    """Microbatches whose stash fits beside the state of [i, j], and whether one does: in F, where no message
+    need be there."""
     n = own_microbatches(layout, stage)
     limit = smallest_memory(problem.cluster, layout.stage_ranks[stage])
-    with_one = total(memory(cuts.loads, problem, len(layout.stage_ranks[stage]), 1))
+    replicas = len(layout.stage_ranks[stage])
+    with_one = total(memory(cuts.loads, problem, replicas, holding_of_one()))
+    room = limit - with_one + cuts.loads.stash_bytes
     stash = cuts.loads.stash_bytes
-    room = limit - with_one + stash
+    if split:
+        stash = np.minimum(stash, cuts.loads.waiting_bytes)
     held = np.where(stash > 0, room // np.maximum(stash, 1), n)
     return np.maximum(held, 1), with_one <= limit
 

@@ -20,7 +20,8 @@ after the other. No order, with any warmup, whole or split backwards, and any pl
 
 (3): no F of the rank is last but on some stage, and U + D + i + R is smallest on z. (4): no gradient
 reaches a rank before one has come back to z. With room for y microbatches on a rank between F and the
-end of W (or B), y = min(n, floor(room / stash of its stages up to this one)):
+end of W (or B), y = min(n, floor(room / stash of its stages up to this one)), where stash is the least that a
+microbatch keeps, before I or behind it:
 
     the last F, behind n - y whole turns      H + n f + (n - y) (i + w) + U + D + i + R               (7)
     the first I, ahead of n - y forwards      H + f + U + D + n (i + w) + (n - y) f + E               (8)
@@ -59,9 +60,23 @@ class OrderProblem(NamedTuple):
     split: bool = False
     """Whether backwards may be split into I and W."""
     stash_bytes: Sequence[int] = ()
-    """For each stage, kept for one microbatch from F to B, or to W where the backward is split."""
+    """For each stage, kept for one microbatch from F to B or I."""
+    waiting_bytes: Sequence[int] = ()
+    """For each stage, kept from I to W; `stash_bytes` where it is not said."""
     room_bytes: Sequence[int] | None = None
     """For each rank, what is left for the stash; None where memory is not asked."""
+
+    def least_kept(self, stage: int) -> int:
+        """What every microbatch surely keeps of a stage from its F to the end of its backward."""
+        return min(self._kept(stage))
+
+    def most_kept(self, stage: int) -> int:
+        """The most that one microbatch ever keeps of a stage."""
+        return max(self._kept(stage))
+
+    def _kept(self, stage: int) -> tuple[int, int]:
+        stash = self.stash_bytes[stage]
+        return stash, self.waiting_bytes[stage] if self.split and self.waiting_bytes else stash
 
 
 class Ways(NamedTuple):
@@ -215,12 +230,12 @@ def _full_rank(
     together = len({tuple(task.stage_ranks[s]) for s in own}) == 1
     for s in own:
         n = len(dealt(task.stage_ranks[s], rank, task.num_microbatches))
-        held = task.stash_bytes[s] + (held if together else 0)
+        held = task.least_kept(s) + (held if together else 0)
         if n and held > room:
             return [math.inf]
         if n and held:
             bounds += _full_stage(ways, s, n, min(n, room // held), after, task.split)
-        area += n * task.stash_bytes[s] * _stay(ways, s)
+        area += n * task.least_kept(s) * _stay(ways, s)
     return [*bounds, ways.before[own[0]] + area / room + after] if area else bounds
 
 

@@ -121,10 +121,11 @@ def _arrows(timeline: Timeline) -> Iterator[Event]:
 
 def _memory_events(curve: MemoryCurve, rank: int) -> Iterator[Event]:
     times: Sequence[float] = curve.times.tolist()
-    stash, workspace = curve.stash.tolist(), curve.workspace.tolist()
+    columns = [curve.stash.tolist(), curve.workspace.tolist(), curve.messages.tolist()]
+    names = ("stash", "workspace", "messages")
     for place, time in enumerate(times):
         if place + 1 == len(times) or times[place + 1] > time:
-            held = {"stash": stash[place], "workspace": workspace[place]}
+            held = {name: of[place] for name, of in zip(names, columns, strict=True)}
             args = {**curve.constant, **held}
             yield {
                 "name": "memory",

@@ -66,6 +66,12 @@ def compile_schedule(
 
 def work_order(actions: Actions) -> list[int]:
     """The actions, wave after wave."""
+    return np.argsort(rounds(actions), kind="stable").tolist()
+
+
+def rounds(actions: Actions) -> Array:
+    """The wave of each action: the round in which it runs where all ranks start an action together, each
+    when what it needs was done in rounds before. Raises ScheduleError on a deadlock."""
     needs = actions.need.tolist()
     wave = [0] * actions.num_actions + [0, 0]
     known = [False] * actions.num_actions + [True, False]
@@ -89,7 +95,7 @@ def work_order(actions: Actions) -> list[int]:
                 ranks.append(waiting[i])
         last[rank] = now
     refuse_deadlock(actions.schedule, [a - f for a, f in zip(at, actions.first, strict=False)])
-    return np.argsort(wave[: actions.num_actions], kind="stable").tolist()
+    return np.array(wave[: actions.num_actions])
 
 
 def _steps(actions: Actions, order: Sequence[int]) -> tuple[tuple[Step, ...], int]:

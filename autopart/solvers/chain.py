@@ -34,7 +34,7 @@ from autopart.cost import (
     busy_time,
     cut_links,
     fits_on_ranks,
-    in_flight,
+    holding_of,
     links_around,
     memory,
     on_ranks,
@@ -84,7 +84,7 @@ def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> tuple[int, ...
     """The path whose largest stage needs the fewest bytes; None where the user's pins allow none."""
     costs: list[Number] = []
     for stage in range(len(layout.stage_ranks)):
-        loads, held = least_loads(problem, layout, cuts, stage), in_flight(layout, stage)
+        loads, held = least_loads(problem, layout, cuts, stage), holding_of(layout, stage)
         needed = total(memory(loads, problem, len(layout.stage_ranks[stage]), held))
         may = allowed(cuts, problem.graph, problem.demands, stage)
         costs.append(np.where(may, needed, np.inf))

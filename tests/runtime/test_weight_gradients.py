@@ -109,7 +109,7 @@ def test_both_halves_make_the_gradients_of_the_whole(name: str):
     if deeds:
         assert all(p.grad is None for p in model.parameters()), "all of it was put off"
     for deed in deeds:
-        deed()
+        deed.run()
     assert not any(p.grad is not None and p.grad.requires_grad for p in model.parameters())
     torch.testing.assert_close(gradients_of(model), whole, rtol=1e-12, atol=1e-14)
 
@@ -124,8 +124,17 @@ def test_halves_of_several_microbatches_add_up_in_any_order():
         with put_off(deeds):
             run(program, leaves)
     for place in (1, 1, 0):
-        deeds.pop(place)()
+        deeds.pop(place).run()
     torch.testing.assert_close(gradients_of(model), whole, rtol=1e-12, atol=1e-14)
+
+
+def test_what_waits_holds_no_graph_and_so_nothing_that_the_stage_received():
+    _, program, leaves = stage_of("two uses")
+    split_backwards(program.module)
+    deeds: list[Deed] = []
+    with put_off(deeds):
+        run(program, leaves)
+    assert [t.grad_fn for deed in deeds for t in deed.waiting] == [None] * 4
 
 
 def test_after_a_block_that_failed_nothing_is_put_off():

@@ -4,7 +4,7 @@ import random
 from typing import NamedTuple
 
 from autopart.errors import ScheduleError
-from autopart.plan import MemoryUse, StagePrediction, Sync
+from autopart.plan import MemoryUse, MovingBytes, StagePrediction, Sync
 from autopart.schedule import Action, Op, Schedule, StageRanks, predecessors, rank_of
 from autopart.schedules import KINDS, make_schedule, pipeline_starts, place_stages
 from autopart.simulator import Timeline, simulate
@@ -14,8 +14,13 @@ NOTHING = memory_use()
 
 
 def stage(
-    forward: float = 1.0, backward: float = 2.0, memory: MemoryUse = NOTHING, **fields: float
+    forward: float = 1.0,
+    backward: float = 2.0,
+    memory: MemoryUse = NOTHING,
+    moving: MovingBytes | None = None,
+    **fields: float,
 ) -> StagePrediction:
+    """Without `moving` W needs all of the stash, and every action has the workspace of `memory`."""
     base = {
         "weight_grad_time": backward / 2,
         "send_time": 0.0,
@@ -29,8 +34,16 @@ def stage(
         busy_time=forward + backward,
         in_flight=1,
         memory=memory,
+        moving=moving or _as_in_memory(memory, int(fields.get("stash_bytes", 0))),
         peak_bytes=0,
         **(base | fields),
+    )
+
+
+def _as_in_memory(memory: MemoryUse, stash: int) -> MovingBytes:
+    work = memory.workspace
+    return MovingBytes(
+        waiting=stash, workspace=work, input_grad_workspace=work, weight_grad_workspace=work
     )
 
 
@@ -60,7 +73,10 @@ class Step(NamedTuple):
 
 
 def random_stage(rng: random.Random) -> StagePrediction:
-    backward = rng.randint(0, 6)
+    backward, stash = rng.randint(0, 6), rng.randint(0, 9)
+    moving = {kind: rng.randint(0, 9) for kind in MovingBytes.__struct_fields__}
+    # What waits for W has grown in I.
+    moving["input_grad_workspace"] += max(0, moving["waiting"] - stash)
     return stage(
         rng.randint(0, 4),
         backward,
@@ -68,10 +84,11 @@ def random_stage(rng: random.Random) -> StagePrediction:
         send_time=rng.choice([0, 0, 1, 3]),
         send_back_time=rng.choice([0, 0, 1, 3]),
         update_time=rng.randint(0, 2),
-        stash_bytes=rng.randint(0, 9),
+        stash_bytes=stash,
         memory=MemoryUse(
             **{kind: rng.randint(0, 9) for kind in MemoryUse.__struct_fields__},
         ),
+        moving=MovingBytes(**moving),
     )
 
 

@@ -221,12 +221,19 @@ def _stage_module(
     places = {name: graph.placeholder(name) for name in (*received, *inputs)}
     for name in inputs:
         env[by_name[name]] = places[name]
-    for name in received:
-        env[by_name[name]] = graph.call_function(port, (places[name],))
+
+    def taken(node: fx.Node) -> fx.Node:
+        # A port stands where it is first needed: backward then passes it at once, so that a gradient which is
+        # a part of a larger one does not hold that one until all else has run.
+        if node not in env:
+            env[node] = graph.call_function(port, (places[node.name],))
+        return env[node]
+
     for node in nodes:
         if node.op == "placeholder":
             continue
-        env[node] = graph.node_copy(node, lambda n: env[n])
+        arguments = {n: taken(n) for n in node.all_input_nodes}
+        env[node] = graph.node_copy(node, arguments.__getitem__)
         env[node].meta["layer"] = captured.layer_of.get(node.name)
         writers = [by_name[name] for name in captured.after.get(node.name, ())]
         env[node].meta[AFTER] = tuple(env[n].name for n in writers if n in env)
@@ -234,7 +241,7 @@ def _stage_module(
             _share(source, module, str(node.target))
     results: list[fx.Node] = []
     for name in outputs:
-        made = env[_loss_node(source) if name == LOSS_OUTPUT else by_name[name]]
+        made = taken(_loss_node(source) if name == LOSS_OUTPUT else by_name[name])
         if not metas[name].requires_grad:
             made = graph.call_function(torch.ops.aten.detach.default, (made,))
         if name == LOSS_OUTPUT:

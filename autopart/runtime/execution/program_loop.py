@@ -19,9 +19,7 @@ from autopart.runtime.execution.messages import Program, Receive, Send, Update
 from autopart.runtime.execution.step_trace import Marks
 from autopart.runtime.execution.watcher import Watcher
 from autopart.schedule import Action
-
-MAX_SENDS = 2
-"""Sends under way at once; the next one waits for the oldest to be received."""
+from autopart.simulator.holding import MAX_SENDS
 
 Compute = Callable[[Action, Tensors], None]
 

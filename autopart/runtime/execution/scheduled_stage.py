@@ -117,7 +117,7 @@ class ScheduledStage(PipelineStage):
 
         def run() -> None:
             while deeds:  # Each one's tensors are free once it has run.
-                deeds.pop()()
+                deeds.pop().run()
 
         return run
 

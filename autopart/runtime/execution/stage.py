@@ -103,7 +103,7 @@ class TorchStage(PipelineStage):
         deeds = self._put_off.pop(microbatch)
         deeds.reverse()
         while deeds:  # Each one's tensors are free once it has run.
-            deeds.pop()()
+            deeds.pop().run()
 
     def _backward(
         self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float

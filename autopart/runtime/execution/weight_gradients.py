@@ -26,9 +26,15 @@ from torch import fx, nn
 from autopart.runtime.models.attributes import lookup
 
 aten = torch.ops.aten
-Deed = Callable[[], None]
 Gradients = tuple[torch.Tensor, torch.Tensor | None]
 """Of the weight and of the bias."""
+
+
+class Deed(NamedTuple):
+    """The weights' part of one operation, and what waits for it: the input and the gradient."""
+
+    run: Callable[[], None]
+    waiting: tuple[torch.Tensor, torch.Tensor]
 
 
 class _Operation(NamedTuple):
@@ -122,7 +128,8 @@ def _twin(
     bias: nn.Parameter | None,
     rest: Sequence[Any],
 ) -> torch.Tensor:
-    if torch.is_autocast_enabled(x.device.type):  # The operation casts, which the formulas do not.
+    # Under autocast the operation casts, which the formulas do not; on meta there is none.
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return _call(target, x, weight, bias, rest)
     return _Twin.apply(target, x, weight, bias, rest)  # pyright: ignore[reportReturnType]
 
@@ -161,6 +168,9 @@ class _Twin(torch.autograd.Function):
         weight, bias, rest, (g,) = ctx.weight, ctx.bias, ctx.rest, gradients
         needs = ctx.needs_input_grad
         of_input = operation.input_gradient(g, x, weight, rest) if needs[1] else None
+        x = (
+            x.detach()
+        )  # Whoever holds a tensor holds its graph, and with it all that the stage received.
 
         def parts() -> Gradients:
             return operation.weight_gradients(g, x, weight, bias is not None, rest)
@@ -176,7 +186,7 @@ class _Twin(torch.autograd.Function):
             if bias is not None and bias.requires_grad and of_bias is not None:
                 _add(bias, of_bias)
 
-        _Backlog.deeds.append(deed)
+        _Backlog.deeds.append(Deed(deed, (x, g)))
         return None, of_input, None, None, None
 
 

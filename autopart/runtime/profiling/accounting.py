@@ -23,6 +23,7 @@ from autopart.runtime.profiling.segments import (
     ForwardCall,
     Outputs,
     Segments,
+    loss_bytes,
     run_backward,
     run_forward,
 )
@@ -94,7 +95,7 @@ def take_account(
         def around_forward(call: ForwardCall) -> Outputs:
             costs.take()
             with SavedStorages() as saved:
-                outputs, peak = _with_peak(call.run, live, device)
+                outputs, peak = with_peak(call.run, live, device)
             made = dict(zip(segments.layers[call.index].outputs, outputs, strict=True))
             made.pop(segments.loss, None)
             seen = _Forward(peak_bytes=peak, awaiting=call.awaiting)
@@ -105,11 +106,14 @@ def take_account(
             return outputs
 
         def around_backward(call: BackwardCall) -> Sequence[torch.Tensor | None]:
-            gradients, peak = _with_peak(call.run, live, device)
-            backward_peaks[call.index] = peak + call.pending_bytes
+            gradients, peak = with_peak(call.run, live, device)
+            backward_peaks[call.index] += peak + call.pending_bytes
             return gradients
 
-        run_backward(segments, run_forward(segments, around_forward), around_backward, whole=True)
+        tape = run_forward(segments, around_forward)
+        for index in range(len(backward_peaks)):
+            backward_peaks[index] = loss_bytes(segments, index, tape)
+        run_backward(segments, tape, around_backward, whole=True)
     return _close(segments, ledger, forwards, backward_peaks)
 
 
@@ -119,7 +123,7 @@ def whole_stash_bytes(account: Account, value_bytes: Mapping[str, int]) -> int:
     return inside + sum(value_bytes[name] for name in account.kept_by)
 
 
-def _with_peak(run: Callable[[], T], live: LiveStorages, device: torch.device) -> tuple[T, int]:
+def with_peak(run: Callable[[], T], live: LiveStorages, device: torch.device) -> tuple[T, int]:
     """The result, and the most that was alive during the call above what was before it.
 
     On a GPU the allocator also knows the kernels' scratch memory: the larger figure counts.

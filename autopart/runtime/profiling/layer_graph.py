@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from autopart.graph import Input, Layer, LayerGraph, Recompute, TiedParameter, Value
+from autopart.graph import Halves, Input, Layer, LayerGraph, Recompute, TiedParameter, Value
 from autopart.runtime.capture.capture import Captured, CapturedLayer
 from autopart.runtime.models.attributes import lookup
 from autopart.runtime.profiling.accounting import Account, LayerBytes
@@ -33,10 +33,12 @@ class ParameterSize(NamedTuple):
     num_trainable: int
 
 
-def layer_graph(subject: Subject, account: Account, measured: Sequence[Measured]) -> LayerGraph:
+def layer_graph(
+    subject: Subject, account: Account, halves: Sequence[Halves], measured: Sequence[Measured]
+) -> LayerGraph:
     """The graph that the profile holds."""
     captured = subject.captured
-    layers = zip(captured.layers, subject.parameters, account.layers, measured, strict=True)
+    layers = zip(captured.layers, subject.parameters, account.layers, halves, measured, strict=True)
     return LayerGraph(
         layers=tuple(
             _layer(
@@ -44,9 +46,10 @@ def layer_graph(subject: Subject, account: Account, measured: Sequence[Measured]
                 sizes=size_of(parameters),
                 buffer_bytes=_buffer_bytes(captured, layer),
                 held=held,
+                halves=split,
                 measured=times,
             )
-            for layer, parameters, held, times in layers
+            for layer, parameters, held, split, times in layers
         ),
         values=tuple(
             Value(
@@ -102,6 +105,7 @@ def _layer(
     sizes: ParameterSize,
     buffer_bytes: int,
     held: LayerBytes,
+    halves: Halves,
     measured: Measured,
 ) -> Layer:
     forward = summarize([times.forward for times in measured.times])
@@ -131,6 +135,7 @@ def _layer(
             again.recompute.stash_bytes + 1 if again else 0,
             held.stash_bytes,
         ),
+        halves=halves,
         same_as=measured.same_as,
     )
 

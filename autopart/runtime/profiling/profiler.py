@@ -16,7 +16,7 @@ import torch
 
 from autopart.errors import UsageError
 from autopart.gpus import Gpu
-from autopart.graph import LayerGraph
+from autopart.graph import Halves, LayerGraph
 from autopart.profile import MAX_SPREAD, Profile, Source, WholeModel, stash_error, time_error
 from autopart.runtime.capture.capture import Granularity
 from autopart.runtime.host_allocator import keep_freed_memory
@@ -24,6 +24,7 @@ from autopart.runtime.models.model import dtype_of
 from autopart.runtime.profiling.accounting import Account, take_account, whole_stash_bytes
 from autopart.runtime.profiling.devices import checked_device, describe_device, software_versions
 from autopart.runtime.profiling.fused_ops import FusedOps
+from autopart.runtime.profiling.halves import take_halves
 from autopart.runtime.profiling.layer_graph import Measured, identical_layers, layer_graph
 from autopart.runtime.profiling.measurement import Effort, Times, compute_times, measure_times
 from autopart.runtime.profiling.progress import Progress, Steps
@@ -46,6 +47,8 @@ STASH_TARGET = 0.02
 
 class _Bytes(NamedTuple):
     account: Account
+    halves: tuple[Halves, ...]
+    """Of each layer, where its backward is split."""
     whole_bytes: int
     """What autograd holds for the whole model."""
     graph_bytes: int
@@ -107,7 +110,7 @@ def profile_model(
             steps.next("times of each layer")
             times = compute_times(subject, whole, roofline_gpu, dtype, again)
     steps.finish()
-    graph = layer_graph(subject, found.account, _measured(subject, times, each))
+    graph = layer_graph(subject, found.account, found.halves, _measured(subject, times, each))
     against = _whole_model(graph, found, times)
     return Profile(
         method="analytic" if roofline_gpu else "measured",
@@ -163,6 +166,7 @@ def _take_bytes(subject: Subject, whole: Forward) -> _Bytes:
     once = {la.name for la in subject.captured.layers if changed.intersection(la.buffers)}
     return _Bytes(
         account=account,
+        halves=take_halves(subject),
         whole_bytes=held_bytes(whole, subject.state),
         graph_bytes=held_bytes(graph_forward(subject), subject.state),
         once=frozenset(once),

@@ -64,6 +64,16 @@ class Tape:
     """The gradient of the loss: one."""
 
 
+LOSS_NUMBERS = 4
+"""Numbers beside the layers that a rank with the loss holds while its layer runs: the loss of the microbatch, its
+share of the batch's and the gradient of that, and the sum over microbatches."""
+
+
+def loss_bytes(segments: Segments, index: int, tape: Tape) -> int:
+    """Bytes of `LOSS_NUMBERS` for the layer that makes the loss, 0 for others."""
+    return LOSS_NUMBERS * tape.seed.itemsize * (segments.loss in segments.layers[index].outputs)
+
+
 @dataclass(frozen=True, slots=True)
 class ForwardCall:
     """A layer's forward, ready to run."""

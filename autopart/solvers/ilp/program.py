@@ -13,7 +13,8 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
     (4) c[v, s] >= z[p(v), s] - z[w, s]            for consumers w: v is sent on
     (5) only[v, s] >= c[v, s] + x[p(v), s] - 1     v kept for its sending alone
     (6) any[g, s] >= x[l, s]      for the layers l of a group g (a tied parameter, a model input)
-    (7) work[s] >= workspace of l * x[l, s]        ways.py has more of it where stash comes back
+    (7) work[s] >= workspace of l * x[l, s] - sum of the inner stash of j * x[j, s] over the layers j behind l
+        + sum of the gradient bytes of tied t * again[t, j, s] over the same j; ways.py has more of it where stash comes back
     (8) memory of stage s <= memory of a GPU       the cost model's own formula, linear in the above
     (9) T >= sum over l of (f + b)_l z[l, s-1] + m * period[s]; T >= m * busy[s] for the bottleneck
    (10) x[l, s] = 1 for a pin of l to s; x[l, s] = x[u, s] for layers of one stage; the sum of x[l, s] over
@@ -24,9 +25,10 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
    (21) away[s] <= N host[s];  away[s] <= part[s] - widest[s];  widest[s] >= trained elements of l * x[l, s] / r
    (22) lent[s] >= part[s] - N (1 - host[s])      host[s] is 1 where the optimizer's state of s is on the host;
                                                   away of N elements in all are off the device, lent on the host
+   (23) again[t, j, s] >= x[j, s] + x[u, s] - 1    for layers u ahead of j that read t too: its gradient waits
 
 All of c, only, any, work and T are continuous: each is pushed down by (8) and (9), and at whole z the
-smallest value that (4)-(7) and (13)-(22) allow is the exact one. The cumulative z make precedence (2) tight in the
+smallest value that (4)-(7) and (13)-(23) allow is the exact one. The cumulative z make precedence (2) tight in the
 relaxation. Solved by HiGHS through PuLP; on a time-out the best solution found so far is taken.
 Derivation: docs/solvers.md.
 """
@@ -59,7 +61,14 @@ from autopart.graph import edges, positions
 from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
 from autopart.solvers.ilp.ways import Expression, StageProgram
-from autopart.stage_load import Partition, StageLoad, Traffic, stage_loads
+from autopart.stage_load import (
+    Partition,
+    StageLoad,
+    Traffic,
+    Transient,
+    stage_loads,
+    whole_transients,
+)
 from autopart.training import state_bytes
 from autopart.ways import Steps, can_treat, leaves_choice, places_of_state
 
@@ -207,12 +216,13 @@ class _Program:
         """The stage's load as expressions, with the layers treated."""
         problem, load = self.problem, self._load(stage)
         if not leaves_choice(problem.demands) or not can_treat(self.layout.schedule):
-            largest = self._largest(stage, [la.workspace_bytes for la in self.graph.layers])
-            return load._replace(workspace_bytes=largest)
+            work = self._transient(stage, whole_transients(self.graph))
+            return load._replace(workspace_bytes=work)
         speed = slowest_speed(problem.cluster, self.layout.stage_ranks[stage])
         steps = Steps(self.graph, problem.demands, host_way(problem.cluster.host_link, speed))
         on = [self._on(l, stage) for l in range(len(self.work))]
-        return treat_sums(load, StageProgram(self.program, stage, on, steps).choice())
+        tied = self._tied_again(stage)
+        return treat_sums(load, StageProgram(self.program, stage, on, steps, tied).choice())
 
     def _bound_memory(self, stage: int, load: StageLoad) -> None:
         problem, replicas = self.problem, len(self.layout.stage_ranks[stage])
@@ -316,13 +326,35 @@ class _Program:
         self.program += parts * variable >= count  # (12)
         return variable
 
-    def _largest(self, stage: int, sizes: Sequence[int]) -> Expression:
+    def _transient(self, stage: int, layers: Sequence[Transient]) -> Expression:
         variable: Any = self.program.add_variable(f"work_{stage}", 0)
-        scale = max(sizes) or 1
-        for layer, size in enumerate(sizes):
-            if size:
-                self.program += variable >= size / scale * self._on(layer, stage)  # (7)
+        scale = max(layer.most_bytes for layer in layers) or 1
+        tied = self._tied_again(stage)
+        for at, layer in enumerate(layers):
+            if layer.most_bytes:
+                behind = pulp.lpSum(
+                    other.less_bytes / scale * self._on(place, stage)
+                    for place, other in enumerate(layers)
+                    if place > at and other.less_bytes
+                )
+                here = layer.most_bytes / scale * self._on(at, stage)
+                waits = pulp.lpSum(size / scale * on for place, size, on in tied if place > at)
+                self.program += variable >= here + waits - behind  # (7)
         return scale * variable
+
+    def _tied_again(self, stage: int) -> list[tuple[int, int, Expression]]:
+        """The layers that read a tied parameter, the bytes of its gradient, and whether the layer is on the stage
+        with another one before it."""
+        found: list[tuple[int, int, Expression]] = []
+        for number, tied in enumerate(self.graph.tied):
+            holders = sorted({self.place[name] for name in tied.layers})
+            for count, at in enumerate(holders[1:], 1):
+                variable: Any = self.program.add_variable(f"again_{number}_{at}_{stage}", 0, 1)
+                for other in holders[:count]:
+                    both = self._on(at, stage) + self._on(other, stage)
+                    self.program += variable >= both - 1  # (23)
+                found.append((at, tied.grad_bytes, variable))
+        return found
 
     def _sent_only(self, stage: int) -> Expression:
         kept: list[Expression] = []

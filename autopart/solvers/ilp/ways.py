@@ -12,6 +12,7 @@ Symbols   as in program.py and in autopart/frontier.py, and
                                                              backward needs it (the sum over such w)
     (15) p[l+1, s] >= stash of l * off[l, s],   p[l+1, s] >= p[l, s] - P off[l, s]
     (16) work[s] >= w_l x[l, s] + (sum over w of r_w y[l, s, w]) + p[l, s] - P (1 - x[l, s])
+                    - what the layers behind l keep inside on stage s + the gradients that wait, as in (7)
     (17) left[l, s] >= t[l, s] - F_l x[l, s]
          t[l+1, s] >= c_l off[l, s],            t[l+1, s] >= left[l, s] - C off[l, s]
     (18) wait[l, s] >= left[l, s] - C (1 - off[l, s]);   at the end of the stage all of t
@@ -38,9 +39,18 @@ Expression = Any
 class StageProgram:
     """The ways of the layers on one stage."""
 
-    def __init__(self, program: Any, stage: int, on: Sequence[Expression], steps: Steps) -> None:
-        """`on` are the x[l, stage]."""
+    def __init__(
+        self,
+        program: Any,
+        stage: int,
+        on: Sequence[Expression],
+        steps: Steps,
+        tied: Sequence[tuple[int, int, Expression]],
+    ) -> None:
+        """`on` are the x[l, stage], `tied` the layers of which gradients wait, their bytes, and the again[t, l,
+        stage] of (23)."""
         self.program, self.stage, self.on, self.steps = program, stage, on, steps
+        self.tied = tied
         nowhere = [False] * len(on)
         self.alone: list[Step] = [steps.step(at, nowhere) for at in range(len(on))]
         """The layers, where nothing that they take is made on the same stage."""
@@ -102,9 +112,20 @@ class StageProgram:
             if ahead is not None:
                 most = self.most_bytes / scale
                 room = room + most * ahead - most * (1 - self.on[at])
-            self.program += work >= room  # (16)
+            self.program += work >= room - self._behind(at) * (1 / scale)  # (16)
             ahead = self._in_transit(at, ahead)
         return scale * work
+
+    def _behind(self, at: int) -> Expression:
+        """Bytes of the layers behind one that are not there while it runs, less the gradients that wait."""
+        kept: list[Expression] = []
+        for other in range(at + 1, len(self.on)):
+            stash = self.steps.layers[other].stash_bytes
+            kept.append(stash * self.on[other])
+            kept += [(way.kept_bytes - stash) * y for way, y in self.goes[other]]
+        return pulp.lpSum(kept) - pulp.lpSum(
+            size * on for place, size, on in self.tied if place > at
+        )
 
     def _room(self, step: Step) -> int:
         return step.workspace_bytes + max(way.back_bytes for way in step.ways)

@@ -8,7 +8,7 @@ import numpy as np
 from autopart.errors import ScheduleError
 from autopart.order_bounds import OrderProblem
 from autopart.schedule import Schedule
-from autopart.simulator.actions import Actions, Array, B, F, W, encode
+from autopart.simulator.actions import Actions, Array, B, F, I, W, encode
 from autopart.simulator.clock import Times, last_ends, run
 from autopart.simulator.costs import KindCosts, kind_costs
 from autopart.simulator.syncs import add_updates, after_syncs
@@ -68,11 +68,12 @@ def _peak(task: OrderProblem, kinds: Array) -> int:
 
 
 def stash_changes(task: OrderProblem) -> Array:
-    """Bytes that an action of each kind keeps (F) or frees (B, W)."""
+    """Bytes that an action of each kind keeps (F) or frees (B, W); I leaves what W needs."""
     changes = np.zeros(4 * len(task.stages), dtype=np.int64)
-    for stage, stash in enumerate(task.stash_bytes or [0] * len(task.stages)):
-        changes[4 * stage + F] = stash
-        changes[4 * stage + B] = changes[4 * stage + W] = -stash
+    kept = task.waiting_bytes or task.stash_bytes
+    for stage, (stash, waiting) in enumerate(zip(task.stash_bytes, kept, strict=True)):
+        changes[4 * stage + F], changes[4 * stage + B] = stash, -stash
+        changes[4 * stage + I], changes[4 * stage + W] = waiting - stash, -waiting
     return changes
 
 

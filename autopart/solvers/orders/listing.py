@@ -4,7 +4,7 @@ The clock is the simulator's: results travel on links of their own, first in, fi
 ranks busy. An action is ready when what it needs is there. A forward must also leave every microbatch
 a way to its end within the rank's memory. For a rank, with
 
-    held(m)     bytes that microbatch m keeps now
+    held(m)     bytes that microbatch m keeps now, or will keep for W
     claim(m)    bytes that it will add: the stash of its stages on the rank that it has not begun
 
 the orders stay free of deadlock as long as, for every microbatch m that is not done with the rank,
@@ -62,7 +62,7 @@ class _Rank:
         }
         self.in_flight = dict.fromkeys(own, 0)
         self.room = None if task.room_bytes is None else task.room_bytes[rank]
-        self.stash = {s: task.stash_bytes[s] for s in own} if task.stash_bytes else {}
+        self.stash = {s: task.most_kept(s) for s in own} if task.stash_bytes else {}
         self.total = 0
         self.held: dict[int, int] = {}
         self.claim: dict[int, int] = {}

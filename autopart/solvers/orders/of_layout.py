@@ -43,10 +43,12 @@ def order_problem(
         sends_overlap=problem.cluster.sends_overlap,
         split=split,
         stash_bytes=[stage.stash_bytes for stage in stages],
+        waiting_bytes=[stage.moving.waiting for stage in stages],
         room_bytes=[
             smallest_memory(problem.cluster, (name,))
             - bytes_beside_stash(
-                [s.memory for s, own in zip(stages, layout.stage_ranks, strict=True) if name in own]
+                [s for s, own in zip(stages, layout.stage_ranks, strict=True) if name in own],
+                split=split,
             )
             for name in shown.names
         ],

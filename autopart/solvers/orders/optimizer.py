@@ -107,7 +107,7 @@ def _refuse_too_little(task: OrderProblem) -> None:
     """Raise InfeasibleError unless every rank has room for one microbatch of its stages."""
     for rank, room in enumerate(task.room_bytes or ()):
         own = [s for s, ranks in enumerate(task.stage_ranks) if rank in ranks]
-        needed = sum(task.stash_bytes[s] for s in own)
+        needed = sum(task.most_kept(s) for s in own)
         if needed > room:
             raise InfeasibleError(
                 f"rank {rank} has room for {format_bytes(room)} of stash, but one microbatch of its "

@@ -1,0 +1,99 @@
+"""What each layer holds where its backward is split: one pass in which W waits, layer by layer.
+
+Layers are replaced by those that the executor runs (runtime/execution/weight_gradients.py), whose backward
+notes what W needs. Each storage that is noted counts once in its layer: a value that the layer received or
+made apart from the rest, and what is there anyway (parameters, the batch) not at all.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+
+from autopart.graph import Halves
+from autopart.runtime.capture.split import split_layers
+from autopart.runtime.execution.weight_gradients import Deed, put_off, split_backwards
+from autopart.runtime.profiling.accounting import with_peak
+from autopart.runtime.profiling.liveness import LiveStorages
+from autopart.runtime.profiling.segments import (
+    BackwardCall,
+    ForwardCall,
+    Outputs,
+    Segments,
+    loss_bytes,
+    run_backward,
+    run_forward,
+)
+from autopart.runtime.profiling.stash import storage_bytes, storage_key, storage_keys
+from autopart.runtime.profiling.subject import Subject, without_ports
+
+NOTHING = Halves(
+    waiting_bytes=0,
+    waiting_value_bytes=0,
+    input_grad_workspace_bytes=0,
+    weight_grad_workspace_bytes=0,
+)
+"""Of a layer that no gradient reaches."""
+
+
+def take_halves(subject: Subject) -> tuple[Halves, ...]:
+    """Run all layers once, with their backwards in halves; the gradients of parameters are changed."""
+    segments, device = _split(subject), subject.leaves[0].device
+    there = [*subject.state, *(t.grad for t in subject.state if t.is_leaf and t.grad is not None)]
+    state = storage_keys(there)
+    values: list[frozenset[int]] = []
+    found = [NOTHING] * len(segments.layers)
+    with LiveStorages() as live:
+        for tensor in there:
+            live.ignore(tensor)
+
+        def around_forward(call: ForwardCall) -> Outputs:
+            outputs = call.run()
+            values.append(storage_keys((*call.received.values(), *outputs)))
+            return outputs
+
+        def around_backward(call: BackwardCall) -> Sequence[torch.Tensor | None]:
+            deeds: list[Deed] = []
+            with put_off(deeds):
+                gradients, input_peak = with_peak(call.run, live, device)
+            inside, of_values = _waiting(deeds, state, values[call.index])
+            deeds.reverse()
+            _, weight_peak = with_peak(lambda: _run_all(deeds), live, device)
+            found[call.index] = Halves(
+                waiting_bytes=inside,
+                waiting_value_bytes=of_values,
+                input_grad_workspace_bytes=input_peak
+                + call.pending_bytes
+                + loss_bytes(segments, call.index, tape),
+                weight_grad_workspace_bytes=weight_peak,
+            )
+            return gradients
+
+        tape = run_forward(segments, around_forward)
+        run_backward(segments, tape, around_backward, whole=True)
+    return tuple(found)
+
+
+def _split(subject: Subject) -> Segments:
+    """The model's layers with their backwards in halves, where they can be split."""
+    programs = [without_ports(program.module) for program in split_layers(subject.captured)]
+    for program in programs:
+        split_backwards(program)
+    layers = zip(subject.segments.layers, programs, strict=True)
+    return replace(
+        subject.segments, layers=tuple(replace(layer, program=own) for layer, own in layers)
+    )
+
+
+def _waiting(
+    deeds: Iterable[Deed], state: frozenset[int], values: frozenset[int]
+) -> tuple[int, int]:
+    """Bytes that wait inside the layer, and of values."""
+    sizes = {storage_key(t): storage_bytes(t) for deed in deeds for t in deed.waiting}
+    inside = sum(size for key, size in sizes.items() if key not in state and key not in values)
+    return inside, sum(size for key, size in sizes.items() if key in values and key not in state)
+
+
+def _run_all(deeds: list[Deed]) -> None:
+    while deeds:  # Each one's tensors are free once it has run.
+        deeds.pop().run()
