@@ -8,7 +8,7 @@ from torch import nn
 
 from autopart.runtime.capture.capture import batch_leaves, capture_model
 from autopart.runtime.capture.split import StageProgram, split_stages
-from autopart.runtime.execution.weight_gradients import Deed, put_off, split_backwards
+from autopart.runtime.execution.weight_gradients import Deed, put_off, run_put_off, split_backwards
 from autopart.runtime.models.model import TrainingModel
 
 Gradients = dict[str, torch.Tensor]
@@ -108,8 +108,7 @@ def test_both_halves_make_the_gradients_of_the_whole(name: str):
     assert len(deeds) == CASES[name][2]
     if deeds:
         assert all(p.grad is None for p in model.parameters()), "all of it was put off"
-    for deed in deeds:
-        deed.run()
+    run_put_off(deeds)
     assert not any(p.grad is not None and p.grad.requires_grad for p in model.parameters())
     torch.testing.assert_close(gradients_of(model), whole, rtol=1e-12, atol=1e-14)
 
@@ -124,7 +123,7 @@ def test_halves_of_several_microbatches_add_up_in_any_order():
         with put_off(deeds):
             run(program, leaves)
     for place in (1, 1, 0):
-        deeds.pop(place).run()
+        run_put_off([deeds.pop(place)])
     torch.testing.assert_close(gradients_of(model), whole, rtol=1e-12, atol=1e-14)
 
 

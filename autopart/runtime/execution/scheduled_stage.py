@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from autopart.runtime.execution.clock import Clock
 from autopart.runtime.execution.stage import ByName, examples
 from autopart.runtime.execution.step_trace import Marks
 from autopart.runtime.execution.watcher import Watcher
-from autopart.runtime.execution.weight_gradients import Deed, put_off
+from autopart.runtime.execution.weight_gradients import Deed, put_off, run_put_off
 from autopart.schedule import Action, Op
 
 
@@ -112,14 +113,9 @@ class ScheduledStage(PipelineStage):
         return self._notes.acting(self.stage_index, op, microbatch, deed)
 
     def _weights_part(self) -> Callable[..., None]:
-        deeds = self._put_off[::-1]
+        deeds = list(self._put_off)
         self._put_off.clear()
-
-        def run() -> None:
-            while deeds:  # Each one's tensors are free once it has run.
-                deeds.pop().run()
-
-        return run
+        return partial(run_put_off, deeds)
 
 
 class _Unstacked(ByName):

@@ -17,7 +17,7 @@ from torch.distributed.pipelining import PipelineStage
 from autopart.runtime.capture.autocast import entered
 from autopart.runtime.capture.split import StageProgram, TensorMeta
 from autopart.runtime.execution.offload import HostStash
-from autopart.runtime.execution.weight_gradients import Deed, put_off
+from autopart.runtime.execution.weight_gradients import Deed, put_off, run_put_off
 
 Leaves = Mapping[str, torch.Tensor]
 """The tensors of one microbatch by input name."""
@@ -100,10 +100,7 @@ class TorchStage(PipelineStage):
 
     def weight_backward(self, microbatch: int) -> None:
         """Add the gradients that `backward` has put off to the parameters' ``grad``."""
-        deeds = self._put_off.pop(microbatch)
-        deeds.reverse()
-        while deeds:  # Each one's tensors are free once it has run.
-            deeds.pop().run()
+        run_put_off(self._put_off.pop(microbatch))
 
     def _backward(
         self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float

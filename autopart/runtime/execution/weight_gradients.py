@@ -18,6 +18,7 @@ The twins compute what torch's own formulas compute, with x the input, g the gra
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,10 @@ class _Operation(NamedTuple):
     """Of (g, x, weight, has_bias, rest)."""
     places: tuple[int, int, int | None]
     """Where input, weight and bias stand among the arguments."""
+    call: Callable[..., torch.Tensor]
+    """The operation itself, of (target, x, weight, bias, rest)."""
+    factors: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
+    """Of (g, x), two matrices whose product the weight's gradient is; None where it is no such product."""
     fits: Callable[[fx.Node, Sequence[Any]], bool] = lambda node, arguments: True
     """Whether the formulas hold for a node with these arguments."""
 
@@ -64,6 +69,14 @@ def put_off(deeds: list[Deed]) -> Generator[None]:
         yield
     finally:
         _Backlog.deeds = None
+
+
+def run_put_off(deeds: list[Deed]) -> None:
+    """Run the weights' parts, and forget each one: its tensors are free then."""
+    deeds.reverse()
+    with torch.no_grad():
+        while deeds:
+            deeds.pop().run()
 
 
 def split_backwards(module: fx.GraphModule) -> int:
@@ -130,21 +143,8 @@ def _twin(
 ) -> torch.Tensor:
     # Under autocast the operation casts, which the formulas do not; on meta there is none.
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        return _call(target, x, weight, bias, rest)
+        return _OPERATIONS[target].call(target, x, weight, bias, rest)
     return _Twin.apply(target, x, weight, bias, rest)  # pyright: ignore[reportReturnType]
-
-
-def _call(
-    target: Callable[..., torch.Tensor],
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    rest: Sequence[Any],
-) -> torch.Tensor:
-    others = iter(rest)
-    named = dict(zip(_OPERATIONS[target].places, (x, weight, bias), strict=True))
-    count = len(rest) + sum(place is not None for place in named)
-    return target(*(named[i] if i in named else next(others) for i in range(count)))
 
 
 class _Twin(torch.autograd.Function):
@@ -160,7 +160,7 @@ class _Twin(torch.autograd.Function):
         ctx.save_for_backward(x)
         # As attributes: hooks on saved tensors may hand out copies, and copies have no gradient.
         ctx.target, ctx.weight, ctx.bias, ctx.rest = target, weight, bias, rest
-        return _call(target, x, weight, bias, rest)
+        return _OPERATIONS[target].call(target, x, weight, bias, rest)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -168,26 +168,33 @@ class _Twin(torch.autograd.Function):
         weight, bias, rest, (g,) = ctx.weight, ctx.bias, ctx.rest, gradients
         needs = ctx.needs_input_grad
         of_input = operation.input_gradient(g, x, weight, rest) if needs[1] else None
-        x = (
-            x.detach()
-        )  # Whoever holds a tensor holds its graph, and with it all that the stage received.
-
-        def parts() -> Gradients:
-            return operation.weight_gradients(g, x, weight, bias is not None, rest)
-
+        # Whoever holds a tensor holds its graph, and with it all that the stage received.
+        x = x.detach()
         if _Backlog.deeds is None:
-            of_weight, of_bias = parts()
-            return None, of_input, of_weight, of_bias if needs[3] else None, None
-
-        @torch.no_grad()
-        def deed() -> None:
-            of_weight, of_bias = parts()
-            _add(weight, of_weight)
-            if bias is not None and bias.requires_grad and of_bias is not None:
-                _add(bias, of_bias)
-
+            parts = operation.weight_gradients(g, x, weight, bias is not None, rest)
+            return None, of_input, parts[0], parts[1] if needs[3] else None, None
+        deed = partial(_add_parts, operation, g, x, weight, bias, rest)
         _Backlog.deeds.append(Deed(deed, (x, g)))
         return None, of_input, None, None, None
+
+
+def _add_parts(
+    operation: _Operation,
+    g: torch.Tensor,
+    x: torch.Tensor,
+    weight: nn.Parameter,
+    bias: nn.Parameter | None,
+    rest: Sequence[Any],
+) -> None:
+    if operation.factors is None or weight.grad is None or weight.grad.dtype != g.dtype:
+        of_weight, of_bias = operation.weight_gradients(g, x, weight, bias is not None, rest)
+        _add(weight, of_weight)
+    else:
+        # One pass over the gradient, and no room for the product.
+        weight.grad.addmm_(*operation.factors(g, x))
+        of_bias = None if bias is None else _rows(g).sum(0)
+    if bias is not None and bias.requires_grad and of_bias is not None:
+        _add(bias, of_bias)
 
 
 def _add(parameter: nn.Parameter, gradient: torch.Tensor) -> None:
@@ -208,7 +215,12 @@ def _linear_input(g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rest: 
 def _linear_weights(
     g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, has_bias: bool, rest: object
 ) -> Gradients:
-    return _rows(g).t() @ _rows(x), _rows(g).sum(0) if has_bias else None
+    a, b = _linear_factors(g, x)
+    return a @ b, _rows(g).sum(0) if has_bias else None
+
+
+def _linear_factors(g: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return _rows(g).t(), _rows(x)
 
 
 def _addmm_input(g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rest: object) -> Any:
@@ -218,7 +230,12 @@ def _addmm_input(g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rest: o
 def _addmm_weights(
     g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, has_bias: bool, rest: object
 ) -> Gradients:
-    return x.t() @ g, g.sum(0)
+    a, b = _addmm_factors(g, x)
+    return a @ b, g.sum(0)
+
+
+def _addmm_factors(g: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.t(), g
 
 
 def _conv_input(g: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rest: Sequence[Any]) -> Any:
@@ -280,13 +297,54 @@ def _embedding_weights(
     )
 
 
-_CONVOLUTION = _Operation(_conv_input, _conv_weights, (0, 1, 2), _is_batched)
+def _call_linear(target: Any, x: Any, weight: Any, bias: Any, rest: Sequence[Any]) -> Any:
+    return target(x, weight, bias)
+
+
+def _call_addmm(target: Any, x: Any, weight: Any, bias: Any, rest: Sequence[Any]) -> Any:
+    return target(bias, x, weight)
+
+
+def _call_convolution(target: Any, x: Any, weight: Any, bias: Any, rest: Sequence[Any]) -> Any:
+    return target(x, weight, bias, *rest)
+
+
+def _call_embedding(target: Any, x: Any, weight: Any, bias: Any, rest: Sequence[Any]) -> Any:
+    return target(weight, x, *rest)
+
+
+_CONVOLUTION = _Operation(
+    _conv_input,
+    _conv_weights,
+    places=(0, 1, 2),
+    call=_call_convolution,
+    fits=_is_batched,
+)
 
 _OPERATIONS: Mapping[object, _Operation] = {
-    aten.linear.default: _Operation(_linear_input, _linear_weights, (0, 1, 2)),
-    aten.addmm.default: _Operation(_addmm_input, _addmm_weights, (1, 2, 0), _is_plain_sum),
+    aten.linear.default: _Operation(
+        _linear_input,
+        _linear_weights,
+        places=(0, 1, 2),
+        call=_call_linear,
+        factors=_linear_factors,
+    ),
+    aten.addmm.default: _Operation(
+        _addmm_input,
+        _addmm_weights,
+        places=(1, 2, 0),
+        call=_call_addmm,
+        factors=_addmm_factors,
+        fits=_is_plain_sum,
+    ),
     aten.conv1d.default: _CONVOLUTION,
     aten.conv2d.default: _CONVOLUTION,
     aten.conv3d.default: _CONVOLUTION,
-    aten.embedding.default: _Operation(_no_input, _embedding_weights, (1, 0, None), _is_dense),
+    aten.embedding.default: _Operation(
+        _no_input,
+        _embedding_weights,
+        places=(1, 0, None),
+        call=_call_embedding,
+        fits=_is_dense,
+    ),
 }

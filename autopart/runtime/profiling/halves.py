@@ -7,12 +7,13 @@ made apart from the rest, and what is there anyway (parameters, the batch) not a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from autopart.graph import Halves
 from autopart.runtime.capture.split import split_layers
-from autopart.runtime.execution.weight_gradients import Deed, put_off, split_backwards
+from autopart.runtime.execution.weight_gradients import Deed, put_off, run_put_off, split_backwards
 from autopart.runtime.profiling.accounting import with_peak
 from autopart.runtime.profiling.liveness import LiveStorages
 from autopart.runtime.profiling.segments import (
@@ -57,8 +58,7 @@ def take_halves(subject: Subject) -> tuple[Halves, ...]:
             with put_off(deeds):
                 gradients, input_peak = with_peak(call.run, live, device)
             inside, of_values = _waiting(deeds, state, values[call.index])
-            deeds.reverse()
-            _, weight_peak = with_peak(lambda: _run_all(deeds), live, device)
+            _, weight_peak = with_peak(partial(run_put_off, deeds), live, device)
             found[call.index] = Halves(
                 waiting_bytes=inside,
                 waiting_value_bytes=of_values,
@@ -92,8 +92,3 @@ def _waiting(
     sizes = {storage_key(t): storage_bytes(t) for deed in deeds for t in deed.waiting}
     inside = sum(size for key, size in sizes.items() if key not in state and key not in values)
     return inside, sum(size for key, size in sizes.items() if key in values and key not in state)
-
-
-def _run_all(deeds: list[Deed]) -> None:
-    while deeds:  # Each one's tensors are free once it has run.
-        deeds.pop().run()
