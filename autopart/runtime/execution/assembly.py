@@ -14,6 +14,7 @@ from autopart.runtime.execution.asynchronous import (
     way_of,
 )
 from autopart.runtime.execution.executor import Executor
+from autopart.runtime.execution.gloo_threads import let_compute_go_first
 from autopart.runtime.execution.gradient_sum import GradientSum, Holders, holders_of
 from autopart.runtime.execution.host_link import HostLink, host_link
 from autopart.runtime.execution.messages import Program, write_messages
@@ -130,7 +131,7 @@ def _part(
     mine = {index: programs[index] for index, on in enumerate(ranks) if rank in on}
     hosts = _prepare(plan, mine, device)
     parameters = {n: p for program in mine.values() for n, p in stage_parameters(program).items()}
-    return RankPart(
+    part = RankPart(
         programs=mine,
         hosts=hosts,
         owned=_owned([program.parameters for program in programs], ranks, rank),
@@ -139,6 +140,8 @@ def _part(
         device=device,
         watcher=watcher or Unwatched(),
     )
+    let_compute_go_first()  # All process groups are there.
+    return part
 
 
 def _prepare(

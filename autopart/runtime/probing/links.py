@@ -18,6 +18,7 @@ from torch import distributed
 
 from autopart.probe_result import LinkReadings, Reading
 from autopart.runtime.execution.clock import clock_of
+from autopart.runtime.execution.gloo_threads import let_compute_go_first
 from autopart.runtime.execution.transfers import carried
 from autopart.runtime.probing.compute import Block
 from autopart.runtime.probing.ranks import Ranks
@@ -26,7 +27,9 @@ from autopart.runtime.probing.samples import LONGEST, repetitions, slowest, time
 SIZES = (4, 4 << 10, 64 << 10, 512 << 10, 2 << 20, 8 << 20, 32 << 20)
 REDUCED = (64 << 10, 1 << 20, 8 << 20)
 WAITED = 2e-3
-"""Seconds for which the rank that sends is busy before, while the other one waits."""
+"""Seconds that pass before a message is sent, while the other rank waits."""
+_AWAKE = 3e-4
+"""Of them, the last, in which the sender is awake."""
 OVERLAPS = 5
 """Times that compute beside a message is measured."""
 _BESIDE = 0.2
@@ -93,7 +96,7 @@ def _messages(ranks: Ranks, pair: Pair) -> dict[int, list[float]]:
 
 def _one_way(ranks: Ranks, pair: Pair, message: torch.Tensor) -> float:
     """Half of the seconds there and back, on the first rank of the pair."""
-    _occupy(WAITED)
+    _pause(WAITED)
     there_and_back = timed(partial(_exchange, ranks, pair, message), ranks.device)
     return (there_and_back - WAITED) / 2
 
@@ -107,12 +110,15 @@ def _exchange(ranks: Ranks, pair: Pair, message: torch.Tensor) -> None:
     else:
         _receive(message, first)
         clock_of(ranks.device).wait()
-        _occupy(WAITED)
+        _pause(WAITED)
         _send(message, first)
 
 
-def _occupy(seconds: float) -> None:
+def _pause(seconds: float) -> None:
+    """Mostly asleep: who computes until it sends keeps gloo's threads from its core, now and then for a
+    millisecond, and the median would be of two different things."""
     until = time.perf_counter() + seconds
+    time.sleep(seconds - _AWAKE)
     while time.perf_counter() < until:
         pass
 
@@ -150,6 +156,7 @@ def _all_reduces(ranks: Ranks, groups: Sequence[Sequence[int]]) -> tuple[Reading
 def _own_group(ranks: Ranks, groups: Sequence[Sequence[int]]) -> distributed.ProcessGroup:
     """That of the groups which this rank is in; every rank must make them all."""
     made = [distributed.new_group(list(group)) for group in groups]
+    let_compute_go_first()
     own = next(group for group, on in zip(made, groups, strict=True) if ranks.rank in on)
     assert isinstance(own, distributed.ProcessGroup)
     return own

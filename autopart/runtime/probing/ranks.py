@@ -17,6 +17,7 @@ from torch import distributed
 
 from autopart.errors import RunError, UsageError
 from autopart.runtime.execution.faults import LostPeer
+from autopart.runtime.execution.gloo_threads import let_compute_go_first
 from autopart.runtime.execution.rank import CONNECT_SECONDS, World, place_of
 from autopart.runtime.execution.training import Place
 from autopart.runtime.execution.transfers import carried
@@ -92,6 +93,7 @@ def _met(world: World, place: Place, timeout: float) -> Ranks:
     )
     carried(begin, None, "meeting the others")
     keep_freed_memory(place.device)
+    let_compute_go_first()
     return Ranks(world.rank, world.size, world.local_size, place.device, place.backend)
 
 
