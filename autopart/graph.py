@@ -64,6 +64,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_trainable: Count = 0
     """Number of trained parameter elements, tied ones included."""
     buffer_bytes: Bytes = 0
+    """Of the layer that makes the loss, with the sum of a step's losses, which is there as long."""
     stash_bytes: Bytes = 0
     """Kept from forward to backward inside the layer: no parameters, inputs, or `Value`s."""
     workspace_bytes: Bytes = 0

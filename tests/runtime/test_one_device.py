@@ -39,10 +39,6 @@ def test_the_bytes_of_every_stage_are_within_5_percent_and_never_above(profile: 
     assert (first.measured_bytes or 0) > (last.measured_bytes or 0), "more is in flight"
 
 
-LOSS_SUM = 8
-"""Bytes that docs/cost-model.md leaves out while another layer than the loss's acts."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["zoo:mlp-tiny", "zoo:unet-tiny", "zoo:encdec-tiny"])
 def test_split_backwards_and_several_stages_on_a_rank_hold_no_more_than_predicted(
@@ -58,9 +54,7 @@ def test_split_backwards_and_several_stages_on_a_rank_hold_no_more_than_predicte
         plan = solve(own, cluster_of("cpu", gpus=2), **asked, **words)  # type: ignore[arg-type]
         found = judge(plan, run_on_one_device(plan, model, steps=1, device="cpu"))
         errors = [rank.error for rank in found.ranks]
-        most = max(rank.predicted_bytes for rank in found.ranks)
-        least = -LOSS_SUM / most
-        assert all(error is not None and least <= error <= 0.2 for error in errors), (words, errors)
+        assert all(error is not None and 0.0 <= error <= 0.2 for error in errors), (words, errors)
 
 
 @pytest.mark.slow

@@ -98,16 +98,10 @@ def test_every_way_keeps_less_than_the_one_before():
         assert list(stashes) == sorted(set(stashes), reverse=True)
 
 
-PAIRS = [
-    (model, SCHEDULES[(m + w) % len(SCHEDULES)], way)
-    for m, model in enumerate(["zoo:gpt2-tiny", *ZOO])
-    for w, way in enumerate(WAYS)
-]
-"""Every model with every way and every schedule, and every way with every schedule."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "schedule", "way"), PAIRS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("model", ["zoo:gpt2-tiny", *ZOO])
 def test_stages_of_every_example_keep_what_is_predicted(
     two_ranks: RankPool, model: str, schedule: str, way: str
 ):
@@ -121,7 +115,5 @@ def test_stages_of_hugging_face_models_keep_what_is_predicted(
     two_ranks: RankPool, model: str, way: str
 ):
     pytest.importorskip("transformers")
-    # Dropouts at probability 0 hand on what they take, and T5 views of one storage from stage to stage:
-    # each counts as a tensor of its own.
-    least = 0.7 if "t5" in model else 0.79 if "gpt2" in model else 0.95
-    check_stashes(two_ranks, model, "1f1b", way, least=least)
+    # T5 hands views of one storage from stage to stage, and each counts as a tensor of its own.
+    check_stashes(two_ranks, model, "1f1b", way, least=0.7 if "t5" in model else 0.95)

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -16,6 +17,7 @@ from autopart.pricing import fits, most_bytes, price
 from autopart.problem import Demands, Problem
 from autopart.solvers import chain, ilp
 from autopart.treated import treated
+from autopart.ways import StageWays
 from tests.oracle import partitions
 from tests.problems import random_problem
 from tests.seeds import seeds
@@ -77,6 +79,18 @@ def with_memory(asked: Problem, num_bytes: int) -> Problem:
     return msgspec.structs.replace(asked, cluster=machine)
 
 
+def ways_found(asked: Problem, layout: Layout, best: float, seed: int) -> Sequence[StageWays]:
+    """Of the integer program's stages, which must fit and be as fast as the best; none where nothing fits."""
+    partition = ilp.solve(asked, layout, None, time.perf_counter() + 60)
+    assert (partition is None) == (best == FOREVER), seed
+    if partition is None:
+        return ()
+    decision = price(asked, layout, partition)
+    assert fits(asked, decision), seed
+    assert ilp.finish_of(asked, layout, partition) == pytest.approx(best, rel=1e-5), seed
+    return decision.ways
+
+
 @pytest.mark.parametrize("block", seeds(2, 25))
 def test_partition_and_ways_of_the_integer_program_equal_trying_everything(block: int) -> None:
     treats = 0
@@ -88,13 +102,8 @@ def test_partition_and_ways_of_the_integer_program_equal_trying_everything(block
         asked, layout = found
         best = tried(asked, layout)
         assert over_cuts(asked, layout) == pytest.approx(best, rel=1e-9), seed
-        partition = ilp.solve(asked, layout, None, time.perf_counter() + 60)
-        assert (partition is None) == (best == FOREVER), seed
-        if partition is not None:
-            decision = price(asked, layout, partition)
-            assert fits(asked, decision), seed
-            assert ilp.finish_of(asked, layout, partition) == pytest.approx(best, rel=1e-5), seed
-            treats += any(own.recompute or own.selective or own.offload for own in decision.ways)
+        ways = ways_found(asked, layout, best, seed)
+        treats += any(own.recompute or own.selective or own.offload for own in ways)
     assert treats >= 8
 
 
@@ -127,11 +136,6 @@ def test_optimizer_state_lies_on_the_host_in_the_integer_program_too(block: int)
             ),
             default=FOREVER,
         )
-        partition = ilp.solve(asked, layout, None, time.perf_counter() + 60)
-        assert (partition is None) == (best == FOREVER), seed
-        if partition is not None:
-            decision = price(asked, layout, partition)
-            assert fits(asked, decision), seed
-            assert ilp.finish_of(asked, layout, partition) == pytest.approx(best, rel=1e-5), seed
-            hosted += any(own.optimizer_on_host for own in decision.ways)
+        ways = ways_found(asked, layout, best, seed)
+        hosted += any(own.optimizer_on_host for own in ways)
     assert hosted >= 2

@@ -46,6 +46,8 @@ class Account(NamedTuple):
     layers: tuple[LayerBytes, ...]
     kept_by: dict[str, tuple[str, ...]]
     """For each value that is kept, the layers whose backward keeps it."""
+    loss_sum_bytes: int
+    """Of the sum of a step's losses, which a rank with the layer that makes them holds all the time."""
 
 
 @dataclass(slots=True)
@@ -114,7 +116,7 @@ def take_account(
         for index in range(len(backward_peaks)):
             backward_peaks[index] = loss_bytes(segments, index, tape)
         run_backward(segments, tape, around_backward, whole=True)
-    return _close(segments, ledger, forwards, backward_peaks)
+    return _close(segments, ledger, forwards, backward_peaks, tape.seed.itemsize)
 
 
 def whole_stash_bytes(account: Account, value_bytes: Mapping[str, int]) -> int:
@@ -195,6 +197,7 @@ def _close(
     ledger: _Ledger,
     forwards: Sequence[_Forward],
     backward_peaks: Sequence[int],
+    loss_sum_bytes: int,
 ) -> Account:
     producer = {v: i for i, layer in enumerate(segments.layers) for v in layer.outputs}
     kept = ledger.keepers
@@ -222,4 +225,5 @@ def _close(
         for index, seen in enumerate(forwards)
     )
     names = tuple(layer.name for layer in segments.layers)
-    return Account(layers, {v: tuple(names[i] for i in by) for v, by in kept.items()})
+    kept_by = {v: tuple(names[i] for i in by) for v, by in kept.items()}
+    return Account(layers, kept_by, loss_sum_bytes)

@@ -7,6 +7,7 @@ import torch
 
 from autopart.graph import Halves, Input, Layer, LayerGraph, Recompute, TiedParameter, Value
 from autopart.runtime.capture.capture import Captured, CapturedLayer
+from autopart.runtime.capture.split import LOSS_OUTPUT
 from autopart.runtime.models.attributes import lookup
 from autopart.runtime.profiling.accounting import Account, LayerBytes
 from autopart.runtime.profiling.rounds import LayerTimes
@@ -38,18 +39,27 @@ def layer_graph(
 ) -> LayerGraph:
     """The graph that the profile holds."""
     captured = subject.captured
-    layers = zip(captured.layers, subject.parameters, account.layers, halves, measured, strict=True)
+    layers = zip(
+        captured.layers,
+        subject.segments.layers,
+        subject.parameters,
+        account.layers,
+        halves,
+        measured,
+        strict=True,
+    )
     return LayerGraph(
         layers=tuple(
             _layer(
                 layer,
                 sizes=size_of(parameters),
-                buffer_bytes=_buffer_bytes(captured, layer),
+                buffer_bytes=_buffer_bytes(captured, layer)
+                + account.loss_sum_bytes * (LOSS_OUTPUT in segment.outputs),
                 held=held,
                 halves=split,
                 measured=times,
             )
-            for layer, parameters, held, split, times in layers
+            for layer, segment, parameters, held, split, times in layers
         ),
         values=tuple(
             Value(

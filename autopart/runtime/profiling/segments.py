@@ -64,9 +64,9 @@ class Tape:
     """The gradient of the loss: one."""
 
 
-LOSS_NUMBERS = 4
+LOSS_NUMBERS = 3
 """Numbers beside the layers that a rank with the loss holds while its layer runs: the loss of the microbatch, its
-share of the batch's and the gradient of that, and the sum over microbatches."""
+share of the batch's, and the gradient of that. The sum over microbatches is there all the time."""
 
 
 def loss_bytes(segments: Segments, index: int, tape: Tape) -> int:
