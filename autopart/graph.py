@@ -91,6 +91,9 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Whether a gradient of the same size flows back."""
     kept_by: tuple[str, ...] = ()
     """The layers, its producer among them perhaps, whose backward needs it."""
+    part_of: str | None = None
+    """The value in whose storage it lies, of which it takes no room of its own where both are made or the other
+    one is received; then `kept_by` says so there. None where it has a storage of its own."""
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -172,6 +175,12 @@ def check_graph(graph: LayerGraph, where: str = "layer graph") -> None:
 
 
 def _check_names_known(graph: LayerGraph, place: dict[str, int], where: str) -> None:
+    values = {value.name for value in graph.values}
+    for value in graph.values:
+        if value.part_of is not None and value.part_of not in values - {value.name}:
+            raise ProfileError(
+                f"{where}: value '{value.name}' is a part of '{value.part_of}', which is no other value"
+            )
     named = [(f"value '{v.name}'", (v.producer, *v.consumers, *v.kept_by)) for v in graph.values]
     named += [(f"input '{i.name}'", i.consumers) for i in graph.inputs]
     named += [(f"tied parameter '{t.name}'", t.layers) for t in graph.tied]

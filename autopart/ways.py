@@ -163,9 +163,13 @@ class Steps:
         self.layers, self.demands, self.host = graph.layers, demands, host
         place = positions(graph)
         self.taken: list[list[tuple[int, int]]] = [[] for _ in graph.layers]
-        """Of each layer the values that it takes and no backward needs: who makes them, and their bytes."""
+        """Of each layer the values that it takes and no backward needs: who makes them, and their bytes. What lies
+        in the storage of a value that a backward needs is kept with that one."""
+        kept = {value.name for value in graph.values if value.kept_by}
         for value in graph.values:
-            for name in set(value.consumers) if not value.kept_by else ():
+            for name in (
+                set(value.consumers) if kept.isdisjoint((value.name, value.part_of)) else ()
+            ):
                 self.taken[place[name]].append((place[value.producer], value.bytes))
         self._tied = [
             (sorted({place[name] for name in tied.layers}), tied.grad_bytes) for tied in graph.tied

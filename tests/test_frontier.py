@@ -453,6 +453,21 @@ def test_more_memory_is_never_slower_where_nothing_waits() -> None:
             before = step
 
 
+def test_recomputing_keeps_no_second_time_what_lies_in_a_value_that_stays() -> None:
+    """b hands on what it takes from a: the storage that the backward of c needs."""
+    again = Recompute(extra_time=1.0, stash_bytes=0)
+    layers = (layer("a"), layer("b"), layer("c", stash_bytes=50, recompute=again))
+    made = msgspec.structs.replace(value("a", "b"), kept_by=("c",))
+    handed_on = value("b", "c")
+    freed: list[int] = []
+    for part_of in (None, made.name):
+        own = msgspec.structs.replace(handed_on, part_of=part_of)
+        graph = LayerGraph(layers=layers, values=(made, own))
+        step = Steps(graph, RECOMPUTE, None).step(2, [True] * 3)
+        freed += [way.freed_bytes for way in step.ways if way.name == "recompute"]
+    assert freed == [50 - 8, 50]
+
+
 def test_always_and_named_layers_are_obeyed() -> None:
     again = Recompute(extra_time=1.0, stash_bytes=0)
     graph = LayerGraph(

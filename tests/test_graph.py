@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from autopart.errors import ProfileError
@@ -36,6 +37,14 @@ def test_a_graph_without_layers_is_refused():
 def test_a_layer_that_stands_twice_is_named():
     with pytest.raises(ProfileError, match="layer 'a' stands in it twice"):
         check_graph(LayerGraph(layers=(layer("a"), layer("a"))))
+
+
+@pytest.mark.parametrize("part_of", ["b.out", "a.out"])
+def test_a_value_that_is_part_of_no_other_is_named(part_of: str):
+    own = msgspec.structs.replace(value("a", "b"), part_of=part_of)
+    graph = LayerGraph(layers=(layer("a"), layer("b")), values=(own,))
+    with pytest.raises(ProfileError, match=rf"value 'a\.out' is a part of '{part_of}'"):
+        check_graph(graph)
 
 
 def test_an_edge_that_goes_back_is_named():

@@ -53,23 +53,6 @@ def test_the_graphs_parameters_are_the_models_own_under_its_own_names() -> None:
     assert all(held[name] is own[name] for name in held)
 
 
-def test_a_dropout_that_drops_nothing_goes_away_and_one_that_drops_stays() -> None:
-    class Dropping(nn.Module):
-        def __init__(self, share: float) -> None:
-            super().__init__()
-            self.first, self.drop, self.second = linear(), nn.Dropout(share), linear()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(self.drop(self.first(x)))
-
-    for share, count in ((0.0, 0), (0.5, 1)):
-        captured = capture_model(training(Dropping(share), square_loss), batch())
-        kept = captured.module.graph.find_nodes(
-            op="call_function", target=torch.ops.aten.dropout.default
-        )
-        assert len(kept) == count
-
-
 def test_capturing_leaves_the_model_its_buffers_and_the_random_state_as_they_were() -> None:
     class Remembering(nn.Module):
         def __init__(self) -> None:

@@ -1,8 +1,7 @@
 """Rewrites of a traced graph that change no number, but free stages from one another.
 
-- What hands on the tensor that it takes goes away: a conversion to what a tensor is already
-  (``x.to(x.dtype)``), a dropout that drops nothing. The exporter chains such conversions of a shared tensor
-  through every block that makes one, and a value would count twice, under two names.
+- A conversion to what a tensor is already (``x.to(x.dtype)``) goes away. The exporter chains such
+  conversions of a shared tensor through every block that makes one.
 - ``x.new_zeros(…)`` and its like need only the shape of ``x``: they become constants.
 - A model that writes into its batch writes into a copy, because stages share the batch.
 """
@@ -15,9 +14,7 @@ from torch import fx
 from autopart.runtime.capture.dataflow import Dataflow, Fact
 
 _ATEN = torch.ops.aten
-_MAY_HAND_ON = (
-    _ATEN.contiguous.default,
-    _ATEN.dropout.default,
+_CONVERSIONS = (
     _ATEN.to.dtype,
     _ATEN.to.device,
     _ATEN.to.dtype_layout,
@@ -37,10 +34,10 @@ _FILLED = {
 
 
 def simplify(graph: fx.Graph, flow: Dataflow) -> None:
-    """Drop operations that hand on what they take, and take constants off the tensors they are shaped
+    """Drop conversions that convert nothing, and take constants off the tensors they are shaped
     after. `flow` follows."""
     for node in list(graph.nodes):
-        if node.target in _MAY_HAND_ON and _yields_its_argument(node, flow):
+        if node.target in _CONVERSIONS and _yields_its_argument(node, flow):
             _replace(graph, node, node.args[0], flow)
         elif node.target in _FILLED and _is_fixed(flow.facts[node].value):
             _replace(graph, node, _filled(graph, node, flow), flow)

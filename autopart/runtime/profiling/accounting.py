@@ -46,6 +46,8 @@ class Account(NamedTuple):
     layers: tuple[LayerBytes, ...]
     kept_by: dict[str, tuple[str, ...]]
     """For each value that is kept, the layers whose backward keeps it."""
+    part_of: dict[str, str]
+    """For each value that lies in another one's storage, that one."""
     loss_sum_bytes: int
     """Of the sum of a step's losses, which a rank with the layer that makes them holds all the time."""
 
@@ -226,4 +228,5 @@ def _close(
     )
     names = tuple(layer.name for layer in segments.layers)
     kept_by = {v: tuple(names[i] for i in by) for v, by in kept.items()}
-    return Account(layers, kept_by, loss_sum_bytes)
+    part_of = {name: owner for name, owner in ledger.owner.items() if owner and owner != name}
+    return Account(layers, kept_by, part_of, loss_sum_bytes)

@@ -69,6 +69,7 @@ def layer_graph(
                 bytes=value.bytes,
                 has_gradient=value.has_gradient,
                 kept_by=account.kept_by.get(value.name, ()),
+                part_of=account.part_of.get(value.name),
             )
             for value in captured.values
         ),
