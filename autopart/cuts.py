@@ -154,6 +154,7 @@ def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
         forward_time=sums([la.forward_time for la in layers]),
         backward_time=sums([la.input_grad_time + la.weight_grad_time for la in layers]),
         weight_grad_time=sums([la.weight_grad_time for la in layers]),
+        split_time=sums([la.split_time for la in layers]),
         update_time=sums([la.update_time for la in layers]),
         weight_bytes=once(
             [la.param_bytes + la.buffer_bytes for la in layers], [t.param_bytes for t in graph.tied]

@@ -47,9 +47,11 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The class of the module, `GPT2Block`, or what the layer stands for, `loss`."""
     forward_time: Seconds
     input_grad_time: Seconds
-    """The gradient of the layer's inputs only (I)."""
+    """The part of the whole backward that I runs: all but W."""
     weight_grad_time: Seconds
-    """The rest of the whole backward (W = B - I)."""
+    """The part that can wait: gradients of weights (W = B - I)."""
+    split_time: Seconds = 0.0
+    """Seconds that forward, I and W take more than forward and whole backward."""
     update_time: Seconds = 0.0
     """The optimizer's step over the layer's parameters, once per batch."""
     forward_spread: Seconds = 0.0

@@ -119,6 +119,8 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     backward_time: Seconds
     weight_grad_time: Seconds
     """The part of the backward that W runs where it is split into I and W."""
+    split_time: Seconds = 0.0
+    """What forward and backward take more where the backward is split; I takes it on."""
     busy_time: Seconds
     """Forward, backward, fixed costs and what sends keep the rank busy, for one microbatch."""
     send_time: Seconds

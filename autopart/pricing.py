@@ -183,6 +183,7 @@ def _price_alike(
                 send_back_time=traffic_times(load.received, before)[1],
                 update_time=load.update_time,
                 weight_grad_time=load.weight_grad_time,
+                split_time=load.split_time,
             )
         )
         loads.append(load)

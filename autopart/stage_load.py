@@ -33,6 +33,8 @@ class StageLoad(NamedTuple):
     backward_time: Number
     weight_grad_time: Number
     """The part of the backward that W runs where it is split into I and W."""
+    split_time: Number
+    """What forward and backward take more where the backward is split; I takes it on."""
     update_time: Number
     weight_bytes: Number
     """Parameters, a tied one once, and the model's buffers."""
@@ -170,6 +172,7 @@ def _stage_load(
         forward_time=sum(la.forward_time for la in layers),
         backward_time=sum(la.input_grad_time + la.weight_grad_time for la in layers),
         weight_grad_time=sum(la.weight_grad_time for la in layers),
+        split_time=sum(la.split_time for la in layers),
         update_time=sum(la.update_time for la in layers),
         weight_bytes=sum(la.param_bytes + la.buffer_bytes for la in layers)
         - sum(t.param_bytes * extra for t, extra in spare),

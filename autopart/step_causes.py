@@ -109,6 +109,7 @@ def _with_times(predicted: StagePrediction, times: Mapping[Op, float]) -> StageP
         forward_time=times.get("F", predicted.forward_time),
         backward_time=backward,
         weight_grad_time=min(half, backward),
+        split_time=0.0,
     )
 
 

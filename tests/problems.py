@@ -129,11 +129,13 @@ def random_problem(rng: random.Random, branching: bool, tight: bool) -> Problem:
 
 def _random_layer(rng: random.Random, name: str) -> Layer:
     params = rng.choice([0, rng.randrange(1, 40)])
+    forward_time = rng.choice([0.0, 1.0, rng.uniform(0.1, 4)])
     return layer(
         name,
-        forward_time=rng.choice([0.0, 1.0, rng.uniform(0.1, 4)]),
+        forward_time=forward_time,
         input_grad_time=rng.uniform(0, 4),
         weight_grad_time=rng.uniform(0, 4),
+        split_time=0.25 * forward_time if params else 0.0,
         update_time=rng.uniform(0, 0.5),
         param_bytes=4 * params,
         grad_bytes=4 * params,

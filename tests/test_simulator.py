@@ -101,6 +101,15 @@ def test_each_action_carries_the_fixed_cost():
     assert timeline.makespan == pytest.approx(9.6)
 
 
+def test_what_splitting_a_backward_takes_falls_to_its_input_gradient_alone():
+    whole = run(gpipe(line(1), 3), line(1), [stage(split_time=0.25)])
+    assert whole.makespan == 9
+    halves = run(make_schedule("zb-h1", line(1), 3), line(1), [stage(split_time=0.25)])
+    assert halves.makespan == pytest.approx(9.75)
+    times = {str(s.action): s.end - s.start for s in halves.slices[0]}
+    assert (times["0F0"], times["0I0"], times["0W0"]) == pytest.approx((1, 1.25, 1))
+
+
 def test_syncs_wait_for_all_their_ranks_and_the_update_comes_last():
     stages = [stage(update_time=0.5), stage(1.0, 1.0)]
     sync = Sync(what="tied", ranks=(0, 1), time=3.0)

@@ -29,6 +29,7 @@ def on_replicas(load: StageLoad, problem: Problem, replicas: int, speed: float) 
         forward_time=load.forward_time / speed,
         backward_time=load.backward_time / speed,
         weight_grad_time=load.weight_grad_time / speed,
+        split_time=load.split_time / speed,
         update_time=load.update_time / (speed * sharing) + trip,
     )
 

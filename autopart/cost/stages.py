@@ -157,6 +157,7 @@ def _prediction(
         forward_time=load.forward_time,
         backward_time=load.backward_time,
         weight_grad_time=load.weight_grad_time,
+        split_time=load.split_time,
         busy_time=busy_time(load, cluster, before, after),
         send_time=traffic_times(load.sent, after)[0],
         send_back_time=traffic_times(load.received, before)[1],

@@ -14,7 +14,8 @@ Time = Any
 class StageCosts(Protocol):
     """What the simulator reads of a stage, as StagePrediction has it; seconds.
 
-    The time of recomputation is part of `backward_time`; in a split backward it falls to I.
+    The time of recomputation is part of `backward_time`; in a split backward it falls to I, and so does
+    `split_time`, what splitting adds to the forward too: less than a forward that ends later by it.
     """
 
     @property
@@ -23,6 +24,8 @@ class StageCosts(Protocol):
     def backward_time(self) -> Time: ...
     @property
     def weight_grad_time(self) -> Time: ...
+    @property
+    def split_time(self) -> Time: ...
     @property
     def send_time(self) -> Time: ...
     @property
@@ -41,6 +44,8 @@ class StageTimes(NamedTuple):
     update_time: Time
     weight_grad_time: Time = 0.0
     """The part of the backward that W runs; asked for where backwards are split."""
+    split_time: Time = 0.0
+    """What splitting adds to I."""
 
 
 class SyncTime(NamedTuple):
@@ -62,7 +67,8 @@ class KindCosts(NamedTuple):
 def action_time(stage: StageCosts, op: int) -> Time:
     """Seconds of an action of a stage, without its fixed cost; `op` is one of F, B, I and W."""
     whole, half = stage.backward_time, stage.weight_grad_time
-    return {F: stage.forward_time, B: whole, I: whole - half, W: half}[op]
+    rest = whole - half + stage.split_time
+    return {F: stage.forward_time, B: whole, I: rest, W: half}[op]
 
 
 def kind_costs(stages: Sequence[StageCosts], action_overhead: float) -> KindCosts:

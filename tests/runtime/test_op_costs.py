@@ -27,6 +27,14 @@ def test_the_input_gradient_alone_costs_half_a_linear_layers_backward() -> None:
         assert sum(cost.flops for cost in costs.take()) == 2 * 32 * 8 * 16
 
 
+def test_a_product_that_is_added_in_place_has_its_flops() -> None:
+    total, a, b = torch.zeros(4, 6), torch.ones(4, 5), torch.ones(5, 6)
+    with OpCosts() as costs:
+        total.addmm_(a, b)
+    (cost,) = costs.take()
+    assert cost.flops == 2 * 4 * 5 * 6
+
+
 def test_views_and_empty_tensors_cost_nothing() -> None:
     x = torch.randn(4, 8)
     with OpCosts() as costs:

@@ -48,19 +48,19 @@ def _whole() -> StepReadings:
     return StepReadings(lambda: 100.0, lambda: 200.0)
 
 
-def test_a_round_reads_forward_backward_and_input_gradient_of_each_layer(
+def test_a_round_reads_whole_backwards_and_backwards_in_halves_of_each_layer(
     perceptron: Subject,
 ) -> None:
-    # Forwards 1-4 and backwards 5-8 of the layers 0, 1, 2, loss; then forwards again, and the
-    # input gradients of loss, 2 and 1: the first layer has nobody to hand one to.
+    # Forwards 1-4 and backwards 5-8 of the layers 0, 1, 2, loss; then forwards 9-12, I of loss (13), I and W
+    # of 2 (14, 15), I of 1 (16), and I and W of 0 (17, 18).
     stopwatch = ScriptedStopwatch(map(float, count(1)))
-    measured = measure_round(perceptron.timed, _whole, stopwatch)
+    measured = measure_round(perceptron.timed, perceptron.timed_split, _whole, stopwatch)
     assert [layer.forward for layer in measured.layers] == [1, 2, 3, 4]
     assert [layer.backward for layer in measured.layers] == [8, 7, 6, 5]
-    first, relu, linear, loss = (layer.input_grad for layer in measured.layers)
-    assert first == 0.0
-    assert (relu, loss) == (7, 5), "without parameters all of backward is the input gradient"
-    assert linear == 6, "14 seconds were read: no more than the whole backward"
+    halves = [(la.split_forward, la.input_grad, la.weight_grad) for la in measured.layers]
+    assert halves[0] == (9, 17, 18)
+    assert halves[1] == (2, 7, 0), "nothing of a ReLU can wait: it is what it is anyway"
+    assert halves[2:] == [(11, 14, 15), (4, 5, 0)]
     assert (measured.whole_forward, measured.whole_backward) == (100, 200)
 
 
@@ -68,8 +68,10 @@ def test_a_layer_that_does_nothing_is_taken_off_where_the_host_is_timed(
     perceptron: Subject,
 ) -> None:
     constant = ScriptedStopwatch(cycle([5.0]), counts_host_work=True)
-    measured = measure_round(perceptron.timed, _whole, constant)
-    assert {tuple(layer) for layer in measured.layers} == {(0.0, 0.0, 0.0)}
+    measured = measure_round(perceptron.timed, perceptron.timed_split, _whole, constant)
+    first, relu, linear, loss = map(tuple, measured.layers)
+    assert relu == loss == (0.0, 0.0, 0.0, 0.0, 0.0)
+    assert first == linear == (0.0, 0.0, 0.0, 0.0, 5.0), "W stands for no autograd of its own"
     assert measured.whole_forward == 100
 
 
@@ -97,7 +99,7 @@ def test_rounds_that_scatter_are_repeated_up_to_a_bound(perceptron: Subject) -> 
     times = measure_times(
         perceptron,
         own_forward(perceptron),
-        ScriptedStopwatch(2.0 ** (n // 17 % 3) for n in count()),
+        ScriptedStopwatch(2.0 ** (n // 18 % 3) for n in count()),
         Effort(warmup=0, repeats=2),
         (),
         steps,
@@ -111,7 +113,7 @@ def test_rounds_before_the_steady_ones_do_not_count(perceptron: Subject) -> None
     times = measure_times(
         perceptron,
         own_forward(perceptron),
-        ScriptedStopwatch(10.0 if n < 3 * 17 else 1.0 for n in count()),
+        ScriptedStopwatch(10.0 if n < 3 * 18 else 1.0 for n in count()),
         Effort(warmup=0, repeats=4),
         (),
         Steps(None, total=5),

@@ -17,7 +17,7 @@ NAMES = ("embed", "block", "head")
 def rounds_of(*layers: Sequence[float]) -> list[Round]:
     """For each layer its seconds round by round, half of them forward."""
     return [
-        Round(tuple(LayerTimes(t / 2, t / 2, 0.0) for t in column), 1.0, 1.0)
+        Round(tuple(LayerTimes(t / 2, t / 2, t / 2, t / 2, 0.0) for t in column), 1.0, 1.0)
         for column in zip(*layers, strict=True)
     ]
 

@@ -117,7 +117,7 @@ def take_account(
         tape = run_forward(segments, around_forward)
         for index in range(len(backward_peaks)):
             backward_peaks[index] = loss_bytes(segments, index, tape)
-        run_backward(segments, tape, around_backward, whole=True)
+        run_backward(segments, tape, around_backward)
     return _close(segments, ledger, forwards, backward_peaks, tape.seed.itemsize)
 
 

@@ -6,27 +6,24 @@ made apart from the rest, and what is there anyway (parameters, the batch) not a
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
 
 from autopart.graph import Halves
-from autopart.runtime.capture.split import split_layers
-from autopart.runtime.execution.weight_gradients import Deed, put_off, run_put_off, split_backwards
+from autopart.runtime.execution.weight_gradients import Deed, put_off, run_put_off
 from autopart.runtime.profiling.accounting import with_peak
 from autopart.runtime.profiling.liveness import LiveStorages
 from autopart.runtime.profiling.segments import (
     BackwardCall,
     ForwardCall,
     Outputs,
-    Segments,
     loss_bytes,
     run_backward,
     run_forward,
 )
 from autopart.runtime.profiling.stash import storage_bytes, storage_key, storage_keys
-from autopart.runtime.profiling.subject import Subject, without_ports
+from autopart.runtime.profiling.subject import Subject
 
 NOTHING = Halves(
     waiting_bytes=0,
@@ -39,7 +36,7 @@ NOTHING = Halves(
 
 def take_halves(subject: Subject) -> tuple[Halves, ...]:
     """Run all layers once, with their backwards in halves; the gradients of parameters are changed."""
-    segments, device = _split(subject), subject.leaves[0].device
+    segments, device = subject.split, subject.leaves[0].device
     there = [*subject.state, *(t.grad for t in subject.state if t.is_leaf and t.grad is not None)]
     state = storage_keys(there)
     values: list[frozenset[int]] = []
@@ -70,19 +67,8 @@ def take_halves(subject: Subject) -> tuple[Halves, ...]:
             return gradients
 
         tape = run_forward(segments, around_forward)
-        run_backward(segments, tape, around_backward, whole=True)
+        run_backward(segments, tape, around_backward)
     return tuple(found)
-
-
-def _split(subject: Subject) -> Segments:
-    """The model's layers with their backwards in halves, where they can be split."""
-    programs = [without_ports(program.module) for program in split_layers(subject.captured)]
-    for program in programs:
-        split_backwards(program)
-    layers = zip(subject.segments.layers, programs, strict=True)
-    return replace(
-        subject.segments, layers=tuple(replace(layer, program=own) for layer, own in layers)
-    )
 
 
 def _waiting(

@@ -122,19 +122,24 @@ def _layer(
     forward = summarize([times.forward for times in measured.times])
     backward = summarize([times.backward for times in measured.times])
     inward = summarize([times.input_grad for times in measured.times])
-    rest = summarize([times.backward - times.input_grad for times in measured.times])
-    input_grad_time = min(inward.median, backward.median)
+    weights = summarize([times.weight_grad for times in measured.times])
+    split = [t.split_forward + t.input_grad + t.weight_grad for t in measured.times]
+    whole = [t.forward + t.backward for t in measured.times]
+    more = summarize([a - b for a, b in zip(split, whole, strict=True)]).median
+    # Where the halves take less than the whole, as where W adds in place, W has the rest.
+    weight_grad_time = min(max(weights.median, backward.median - inward.median), backward.median)
     again = measured.again
     return Layer(
         name=layer.name,
         kind=layer.kind,
         forward_time=forward.median,
-        input_grad_time=input_grad_time,
-        weight_grad_time=backward.median - input_grad_time,
+        input_grad_time=backward.median - weight_grad_time,
+        weight_grad_time=weight_grad_time,
+        split_time=max(0.0, more),
         update_time=measured.update_time,
         forward_spread=forward.spread,
         input_grad_spread=inward.spread,
-        weight_grad_spread=rest.spread,
+        weight_grad_spread=weights.spread,
         forward_flops=held.forward_flops,
         **sizes._asdict(),
         buffer_bytes=buffer_bytes,

@@ -101,7 +101,7 @@ def _round(subject: Subject, whole: Forward, stopwatch: Stopwatch) -> Round:
     def whole_step() -> StepReadings:
         return run_step(whole, stopwatch)
 
-    return measure_round(subject.timed, whole_step, stopwatch)
+    return measure_round(subject.timed, subject.timed_split, whole_step, stopwatch)
 
 
 def _measure_updates(subject: Subject, stopwatch: Stopwatch) -> tuple[float, ...]:

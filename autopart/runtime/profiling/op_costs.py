@@ -105,7 +105,9 @@ def _flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
     if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
         shapes = [tensor.shape for tensor in args[:4]]
         return sdpa_backward_flop_count(*shapes)
-    count = flop_registry.get(packet)
+    # Torch lists no operation in place, as `addmm_`, which does what `addmm` does.
+    plain = getattr(aten, packet.__name__.removesuffix("_"), packet)
+    count = flop_registry.get(packet) or flop_registry.get(plain)
     return 0 if count is None else int(count(*args, **kwargs, out_val=result))
 
 

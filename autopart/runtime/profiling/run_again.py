@@ -91,7 +91,7 @@ def _measure(
 
 def _both_ways(segments: Segments, stopwatch: Stopwatch) -> dict[int, Reading]:
     """By layer, its forward and backward in one step of all."""
-    readings = measure_layers(segments, stopwatch, whole=True)
+    readings = measure_layers(segments, stopwatch, halves=False)
     return {
         place: partial(_total, forward, readings.backward.get(place))
         for place, forward in readings.forward.items()
@@ -173,7 +173,7 @@ def _bytes_that_stay(
                 stays[call.index] = live.live_bytes - before - _new_bytes(call, outputs, state)
             return outputs
 
-        run_backward(segments, run_forward(segments, around_forward), _run, whole=True)
+        run_backward(segments, run_forward(segments, around_forward), _run)
     return stays
 
 

@@ -87,7 +87,7 @@ class ForwardCall:
 
 @dataclass(frozen=True, slots=True)
 class BackwardCall:
-    """A layer's backward, or its input gradient alone, ready to run."""
+    """A layer's backward, ready to run."""
 
     index: int
     pending_bytes: int
@@ -119,13 +119,10 @@ def run_backward(
     segments: Segments,
     tape: Tape,
     around: Callable[[BackwardCall], Sequence[torch.Tensor | None]],
-    *,
-    whole: bool,
 ) -> None:
-    """Run every layer's backward in reverse order, or (not `whole`) its input gradient alone.
+    """Run every layer's backward in reverse order.
 
-    `around` runs each call and gives back what it returns. Layers that no gradient reaches, and
-    where only input gradients are asked for those with nobody to hand one to, are not called.
+    `around` runs each call and gives back what it returns. Layers that no gradient reaches are not called.
     """
     pending: dict[str, list[torch.Tensor]] = {segments.loss: [tape.seed]}
     while tape.runs:
@@ -133,8 +130,8 @@ def run_backward(
         index = len(tape.runs)
         arrived = {v: pending[v] for v in layer_run.edges if v in pending}
         wanted = [v for v in layer_run.received if v in segments.differentiable]
-        if arrived and (wanted or (whole and segments.layers[index].trained)):
-            call = _backward_call(index, layer_run, arrived, wanted, pending, whole=whole)
+        if arrived and (wanted or segments.layers[index].trained):
+            call = _backward_call(index, layer_run, arrived, wanted, pending)
             for name, gradient in zip(wanted, around(call), strict=True):
                 if gradient is not None:
                     pending.setdefault(name, []).append(gradient)
@@ -165,8 +162,6 @@ def _backward_call(
     arrived: Mapping[str, list[torch.Tensor]],
     wanted: Sequence[str],
     pending: Mapping[str, list[torch.Tensor]],
-    *,
-    whole: bool,
 ) -> BackwardCall:
     leaves = [layer_run.received[name] for name in wanted]
     roots = [layer_run.edges[name] for name in arrived]
@@ -176,12 +171,8 @@ def _backward_call(
         torch.autograd.backward(cast(Any, roots), [_total(part) for part in parts])
         return [leaf.grad for leaf in leaves]
 
-    def input_gradient() -> Sequence[torch.Tensor | None]:
-        totals = [_total(part) for part in parts]
-        return torch.autograd.grad(cast(Any, roots), leaves, totals, allow_unused=True)
-
     size = sum(gradient.nbytes for group in pending.values() for gradient in group)
-    return BackwardCall(index, size, whole_backward if whole else input_gradient)
+    return BackwardCall(index, size, whole_backward)
 
 
 def _total(gradients: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from autopart.runtime.capture.capture import (
     capture_model,
 )
 from autopart.runtime.capture.split import LOSS_OUTPUT, port, split_layers
+from autopart.runtime.execution.weight_gradients import split_backwards
 from autopart.runtime.models.attributes import lookup
 from autopart.runtime.models.model import (
     Batch,
@@ -38,6 +39,10 @@ class Subject:
     """Layers that each compute all that they need besides values of other layers."""
     timed: Segments
     """The same, but what several layers would compute alike is computed by the first of them."""
+    split: Segments
+    """`segments` with their backwards in halves, where they can be split."""
+    timed_split: Segments
+    """`timed` with their backwards in halves."""
     parameters: tuple[tuple[torch.nn.Parameter, ...], ...]
     """Of each layer, each once."""
     leaves: tuple[torch.Tensor, ...]
@@ -65,8 +70,10 @@ def prepare_subject(
         model=model,
         batch=batch,
         captured=captured,
-        segments=_segments(captured, leaves, parameters, sharing=False),
+        segments=_segments(captured, leaves, parameters),
         timed=_segments(captured, leaves, parameters, sharing=True),
+        split=_segments(captured, leaves, parameters, splitting=True),
+        timed_split=_segments(captured, leaves, parameters, sharing=True, splitting=True),
         parameters=parameters,
         leaves=tuple(leaves.values()),
         state=(*model.parameters(), *model.buffers(), *constants, *leaves.values()),
@@ -83,7 +90,8 @@ def _segments(
     leaves: dict[str, torch.Tensor],
     parameters: Sequence[Sequence[torch.nn.Parameter]],
     *,
-    sharing: bool,
+    sharing: bool = False,
+    splitting: bool = False,
 ) -> Segments:
     stages = split_layers(captured)
     programs = [
@@ -92,6 +100,9 @@ def _segments(
     ]
     if sharing:
         share_replicated(programs)
+    if splitting:
+        for program in programs:
+            split_backwards(program.module)
     layers = zip(captured.layers, stages, programs, parameters, strict=True)
     return Segments(
         layers=tuple(

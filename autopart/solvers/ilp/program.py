@@ -292,6 +292,7 @@ class _Program:
                 stage, [la.input_grad_time + la.weight_grad_time for la in layers]
             ),
             weight_grad_time=self._sum(stage, [la.weight_grad_time for la in layers]),
+            split_time=self._sum(stage, [la.split_time for la in layers]),
             update_time=self._sum(stage, [la.update_time for la in layers]),
             weight_bytes=once(
                 [la.param_bytes + la.buffer_bytes for la in layers], [t.param_bytes for t in tied]
