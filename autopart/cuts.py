@@ -24,8 +24,11 @@ from autopart.stage_load import (
     StageLoad,
     Traffic,
     Transient,
+    Waiting,
+    counts_gradients,
     has_halves,
     input_grad_transients,
+    may_wait,
     weight_grad_transients,
     whole_transients,
 )
@@ -148,7 +151,7 @@ def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
         return whole(per_layer) - sum(spare, start=np.int64(0))
 
     stash = inner + crossing[0][:, None] + sent_only
-
+    pending = may_wait(graph)
     nothing = np.zeros((len(ahead), len(ahead)), dtype=np.int64)
     return StageLoad(
         forward_time=sums([la.forward_time for la in layers]),
@@ -165,7 +168,7 @@ def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
         ),
         stash_bytes=stash,
         inner_stash_bytes=inner,
-        workspace_bytes=_transients(ahead, whole_transients(graph), _waits(graph, ahead)),
+        workspace_bytes=_transients(ahead, whole_transients(graph), pending, _waits(graph, ahead)),
         input_bytes=_read(graph, ahead),
         received=Traffic(*(what[:, None] for what in crossing)),
         sent=Traffic(*(what[None, :] for what in crossing)),
@@ -173,8 +176,9 @@ def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
         widest_trainable=_largest(ahead, [la.num_trainable for la in layers]),
         optimizer_on_host=nothing,
         waiting_bytes=_waiting(graph, whole, stash),
-        input_grad_workspace_bytes=_transients(ahead, input_grad_transients(graph)),
-        weight_grad_workspace_bytes=_transients(ahead, weight_grad_transients(graph)),
+        input_grad_workspace_bytes=_transients(ahead, input_grad_transients(graph), pending),
+        weight_grad_workspace_bytes=_transients(ahead, weight_grad_transients(graph), pending),
+        relayed_grad_bytes=_relayed(graph, ahead),
     )
 
 
@@ -221,22 +225,60 @@ def _waits(graph: LayerGraph, ahead: Number) -> dict[int, Number]:
 
 
 def _transients(
-    ahead: Number, layers: Sequence[Transient], waits: Mapping[int, Number] | None = None
+    ahead: Number,
+    layers: Sequence[Transient],
+    pending: Sequence[Sequence[Waiting]],
+    waits: Mapping[int, Number] | None = None,
 ) -> Number:
     """`largest_transient` of every stage."""
-    if not waits and not any(layer.less_bytes for layer in layers):
+    beside = any(layer.backward_bytes is not None for layer in layers)
+    if not waits and not beside and not any(layer.less_bytes for layer in layers):
         return _largest(ahead, [layer.most_bytes for layer in layers])
     most = np.zeros((len(ahead), len(ahead)), dtype=np.int64)
-    if not waits and (ahead.sum(axis=1) == np.arange(len(ahead))).all():  # One layer more a cut.
-        for at, layer in enumerate(layers):
-            before = most[: at + 1, at] - layer.less_bytes
-            most[: at + 1, at + 1] = np.maximum(before, layer.most_bytes)
-        return most
+    prefixes = (ahead.sum(axis=1) == np.arange(len(ahead))).all()  # One layer more a cut.
     for at, layer in enumerate(layers):
-        inside = ahead[None, :, at] & ~ahead[:, None, at]
-        before = most - layer.less_bytes + (waits or {}).get(at, 0)
-        most = np.where(inside, np.maximum(before, layer.most_bytes), most)
+        # Of prefixes those up to `at` are where a stage with the layer starts, the others where it ends.
+        here = (slice(at + 1), slice(at + 1, None)) if prefixes else (slice(None), slice(None))
+        waiting = waits[at][here] if waits and at in waits else 0
+        before = most[here] - layer.less_bytes + waiting
+        own: Number = layer.most_bytes
+        if layer.backward_bytes is not None:
+            gradients = _pending(ahead[here[0]], ahead[here[1]], pending[at])
+            own = np.maximum(own, layer.backward_bytes + gradients)
+        inside = prefixes or ahead[None, :, at] & ~ahead[:, None, at]
+        most[here] = np.where(inside, np.maximum(before, own), most[here])
     return most
+
+
+def _pending(starts: Number, ends: Number, values: Sequence[Waiting]) -> Number:
+    """`pending_gradients` of one layer in the stages with it, shape (starts, ends)."""
+    found = np.zeros((len(starts), len(ends)), dtype=np.int64)
+
+    def holds_any(layers: Sequence[int]) -> Number:
+        holds = (ends[None, :, at] & ~starts[:, None, at] for at in layers)
+        return functools.reduce(np.logical_or, holds) if layers else np.ones(found.shape, bool)
+
+    for value in values:
+        read = holds_any(value.readers)
+        if value.others:
+            read &= holds_any(value.others)
+        if value.producer is not None:
+            read &= starts[:, None, value.producer] | ~ends[None, :, value.producer]
+        found += value.bytes * read
+    return found
+
+
+def _relayed(graph: LayerGraph, ahead: Number) -> Number:
+    """Bytes of the gradients that every stage hands on as they are."""
+    place, found = positions(graph), np.zeros((len(ahead), len(ahead)), dtype=np.int64)
+    for value in graph.values if counts_gradients(graph) else ():
+        readers = sorted({place[name] for name in value.consumers})
+        if value.has_gradient and readers:
+            read = ahead[:, readers].sum(axis=1)
+            across = ahead[:, place[value.producer]] & (read < len(readers))
+            through = across[:, None] & across[None, :] & (read[:, None] == read[None, :])
+            found += value.bytes * through
+    return found
 
 
 def _largest(ahead: Number, per_layer: Sequence[int]) -> Number:

@@ -5,7 +5,8 @@ Symbols   l        a layer of the stage, in the order of execution; F_l, B_l its
           g_l      bytes per microbatch that its way frees
          k_l      bytes per microbatch that its way leaves inside it, less the gradients of tied parameters that
                   its backward leaves waiting for a layer before
-          r_l      bytes that its way puts beside its workspace w_l while l runs (autopart/ways.py)
+          r_l      bytes that its way puts beside its workspace w_l while l runs (autopart/ways.py); w_l has the
+                  gradients of values that lie in the stage meanwhile
           c_l      seconds of the way of its stash to the host, or back
           p        bytes of the stash of the offloaded layer before l, 0 where there is none
 
@@ -159,7 +160,7 @@ class Growth(NamedTuple):
         coming = points.coming_time
         if step.backward_time:
             coming = np.maximum(coming - step.backward_time - way.extra_time, 0.0)
-        room = step.workspace_bytes + way.back_bytes + points.transit_bytes
+        room = step.workspace_bytes + way.back_bytes + way.again_bytes + points.transit_bytes
         before = points.workspace_bytes - way.kept_bytes + step.waiting_bytes
         moved = points._replace(
             extra_time=points.extra_time + way.extra_time,

@@ -33,7 +33,8 @@ class Halves(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     waiting_value_bytes: Bytes
     """Of `Value`s, what W needs."""
     input_grad_workspace_bytes: Bytes
-    """The most that I holds above what is there before it; `waiting_bytes` grow in it."""
+    """The most that I holds above what is there before it; `waiting_bytes` grow in it. Gradients of values are
+    counted as in the layer's `backward_workspace_bytes`, and with those that wait where that is None."""
     weight_grad_workspace_bytes: Bytes
     """The most that W holds above what is there before it."""
 
@@ -66,11 +67,15 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_trainable: Count = 0
     """Number of trained parameter elements, tied ones included."""
     buffer_bytes: Bytes = 0
-    """Of the layer that makes the loss, with the sum of a step's losses, which is there as long."""
+    """Of the layer that makes the loss, with the sum of a step's losses and a few numbers more."""
     stash_bytes: Bytes = 0
     """Kept from forward to backward inside the layer: no parameters, inputs, or `Value`s."""
     workspace_bytes: Bytes = 0
-    """The transient peak of a forward or backward above what is kept before and after it."""
+    """The transient peak of a forward above what is kept before and after it; where `backward_workspace_bytes` is
+    None of a backward too, with the gradients of values that are there meanwhile."""
+    backward_workspace_bytes: Bytes | None = None
+    """The transient peak of a backward, and of I in `halves`, above what is there before it: with the gradients that
+    it makes, and without those of values that it takes or that wait for other layers."""
     recompute: Recompute | None = None
     """The whole layer run again; None where it cannot be, or keeps nothing inside."""
     selective: Recompute | None = None
@@ -91,6 +96,11 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bytes: Bytes
     has_gradient: bool
     """Whether a gradient of the same size flows back."""
+    grad_extra_bytes: Bytes = 0
+    """What its gradient keeps alive beside itself where one of `grad_extra_by` makes it, as a part of a larger
+    tensor: until it is added to another reader's, or copied at the border of a stage."""
+    grad_extra_by: tuple[str, ...] = ()
+    """The readers that make its gradient as a part of a larger tensor."""
     kept_by: tuple[str, ...] = ()
     """The layers, its producer among them perhaps, whose backward needs it."""
     part_of: str | None = None
@@ -183,7 +193,10 @@ def _check_names_known(graph: LayerGraph, place: dict[str, int], where: str) -> 
             raise ProfileError(
                 f"{where}: value '{value.name}' is a part of '{value.part_of}', which is no other value"
             )
-    named = [(f"value '{v.name}'", (v.producer, *v.consumers, *v.kept_by)) for v in graph.values]
+    named = [
+        (f"value '{v.name}'", (v.producer, *v.consumers, *v.kept_by, *v.grad_extra_by))
+        for v in graph.values
+    ]
     named += [(f"input '{i.name}'", i.consumers) for i in graph.inputs]
     named += [(f"tied parameter '{t.name}'", t.layers) for t in graph.tied]
     named += [(f"layer '{la.name}'", (la.same_as,)) for la in graph.layers if la.same_as]

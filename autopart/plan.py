@@ -100,7 +100,7 @@ class MovingBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     activations: Bytes = 0
     """Received from the stage before."""
     gradients: Bytes = 0
-    """Received from the stage behind."""
+    """Received from the stage behind, and copies of those that are handed on as they are."""
     sent: Bytes = 0
     """Gradients for the stage before."""
     workspace: Bytes = 0

@@ -198,7 +198,12 @@ def _scaled(graph: LayerGraph, share: float) -> LayerGraph:
         graph,
         layers=tuple(_scaled_layer(layer, share) for layer in graph.layers),
         values=tuple(
-            msgspec.structs.replace(v, bytes=math.ceil(share * v.bytes)) for v in graph.values
+            msgspec.structs.replace(
+                v,
+                bytes=math.ceil(share * v.bytes),
+                grad_extra_bytes=math.ceil(share * v.grad_extra_bytes),
+            )
+            for v in graph.values
         ),
         inputs=tuple(
             msgspec.structs.replace(i, bytes=math.ceil(share * i.bytes)) for i in graph.inputs
@@ -228,6 +233,9 @@ def _scaled_layer(layer: Layer, share: float) -> Layer:
         forward_flops=round(share * layer.forward_flops),
         stash_bytes=math.ceil(share * layer.stash_bytes),
         workspace_bytes=math.ceil(share * layer.workspace_bytes),
+        backward_workspace_bytes=None
+        if layer.backward_workspace_bytes is None
+        else math.ceil(share * layer.backward_workspace_bytes),
         recompute=again(layer.recompute),
         selective=again(layer.selective),
         halves=halves(layer.halves),

@@ -8,7 +8,7 @@ and that is sent on or that some layer's backward needs. Each is counted once.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from autopart.graph import Layer, LayerGraph, Value, positions
+from autopart.graph import Halves, Layer, LayerGraph, Value, edges, positions
 
 Number = Any
 """A float or int, a numpy matrix of them, or an affine expression in them."""
@@ -60,6 +60,8 @@ class StageLoad(NamedTuple):
     """The transient of I."""
     weight_grad_workspace_bytes: Number = 0
     """The transient of W."""
+    relayed_grad_bytes: Number = 0
+    """Of the gradients that it receives, those that it hands on as they are: autograd makes a copy."""
 
 
 class Transient(NamedTuple):
@@ -70,6 +72,21 @@ class Transient(NamedTuple):
     less_bytes: int
     """What is not there, of all that the action is reckoned to hold, while layers before this one run: its
     stash is not there yet in F and no longer in B."""
+    backward_bytes: int | None = None
+    """As `most_bytes`, of a backward alone and beside `pending_gradients`; None where `most_bytes` covers it."""
+
+    def beside(self, gradients: int) -> "Transient":
+        """Where so many bytes of gradients are there during its backward."""
+        if self.backward_bytes is None:
+            return self
+        return Transient(max(self.most_bytes, self.backward_bytes + gradients), self.less_bytes)
+
+    def again(self, gradients: int) -> "Transient":
+        """The same of a layer whose forward runs again in its backward."""
+        if self.backward_bytes is None:
+            return self
+        most = max(self.most_bytes, self.backward_bytes)
+        return Transient(most + gradients, self.less_bytes)
 
 
 def whole_transients(graph: LayerGraph) -> list[Transient]:
@@ -79,25 +96,33 @@ def whole_transients(graph: LayerGraph) -> list[Transient]:
     made theirs yet (F), or have freed it (B): that holds for what they keep inside. Values may be needed by
     layers before, and stay.
     """
-    return [Transient(la.workspace_bytes, la.stash_bytes) for la in graph.layers]
+    return [
+        Transient(la.workspace_bytes, la.stash_bytes, la.backward_workspace_bytes)
+        for la in graph.layers
+    ]
 
 
 def input_grad_transients(graph: LayerGraph) -> list[Transient]:
     """Of each layer, in I: the layers behind have left what W needs in place of their stash."""
     return [
-        Transient(la.workspace_bytes, 0)
+        Transient(la.workspace_bytes, 0, la.backward_workspace_bytes)
         if la.halves is None
-        else Transient(
-            la.halves.input_grad_workspace_bytes, la.stash_bytes - la.halves.waiting_bytes
-        )
+        else _input_grad_transient(la, la.halves)
         for la in graph.layers
     ]
+
+
+def _input_grad_transient(layer: Layer, halves: Halves) -> Transient:
+    most, less = halves.input_grad_workspace_bytes, layer.stash_bytes - halves.waiting_bytes
+    if layer.backward_workspace_bytes is None:
+        return Transient(most, less)
+    return Transient(0, less, most)
 
 
 def weight_grad_transients(graph: LayerGraph) -> list[Transient]:
     """Of each layer, in W, which runs the last layer first: those behind have freed what waited."""
     return [
-        Transient(la.workspace_bytes, 0)
+        Transient(la.workspace_bytes, 0, la.backward_workspace_bytes)
         if la.halves is None
         else Transient(la.halves.weight_grad_workspace_bytes, la.halves.waiting_bytes)
         for la in graph.layers
@@ -122,6 +147,94 @@ def waiting_gradients(graph: LayerGraph, members: Sequence[int]) -> list[int]:
         for at in [at for at, name in enumerate(own) if name in tied.layers][1:]:
             waits[at] += tied.grad_bytes
     return waits
+
+
+def pending_gradients(graph: LayerGraph, members: Sequence[int]) -> list[int]:
+    """For each of a stage's layers, in the order of execution, the bytes of gradients of values that are there when
+    its backward starts, and did not come from the next stage: of each value that a layer of the stage behind it has
+    read, until the backward of its maker is done, or that of the whole stage where it comes from another one. What a
+    gradient keeps beside itself is there until the stage's first layer that makes or reads the value has run.
+
+    A layer that keeps its own result, as a ReLU does, frees it together with the gradient that it takes, and that
+    is how it was measured; where the result is sent on, the stage holds it, and only the gradient goes."""
+    place, own = positions(graph), sorted(members)
+    at = {member: number for number, member in enumerate(own)}
+    pending = [0] * len(own)
+    for value in graph.values:
+        made = at.get(place[value.producer])
+        readers = [at[place[name]] for name in value.consumers if place[name] in at]
+        if made is not None and _own_result(value) and not (value.has_gradient and readers):
+            pending[made] += value.bytes
+        if value.has_gradient and readers:
+            for number in range(made or 0, max(readers)):
+                pending[number] += value.bytes
+            first = min(readers) if made is None else made
+            givers = [at[place[name]] for name in value.grad_extra_by if place[name] in at]
+            for number in range(first, max(givers, default=0)):
+                pending[number] += value.grad_extra_bytes
+    return pending
+
+
+def _own_result(value: Value) -> bool:
+    return value.producer in value.kept_by
+
+
+def own_results(graph: LayerGraph) -> list[list[Value]]:
+    """Of each layer the values that it makes and keeps itself."""
+    place = positions(graph)
+    found: list[list[Value]] = [[] for _ in graph.layers]
+    for value in filter(_own_result, graph.values):
+        found[place[value.producer]].append(value)
+    return found
+
+
+class Waiting(NamedTuple):
+    """Values whose gradient may be there while the backward of one layer starts."""
+
+    readers: tuple[int, ...]
+    """The positions of their readers behind the layer, of which the stage must hold one; none where all is the same."""
+    producer: int | None
+    """The position of their maker where it may have run its own backward before: it must not lie on the stage."""
+    others: tuple[int, ...]
+    """Layers of which the stage must hold one too; none where that does not matter."""
+    bytes: int
+
+
+def may_wait(graph: LayerGraph) -> list[list[Waiting]]:
+    """Of each layer, what `pending_gradients` counts on the stages that hold it."""
+    place, behind = positions(graph), _descendants(graph)
+    found: list[dict[tuple[tuple[int, ...], int | None, tuple[int, ...]], int]]
+    found = [{} for _ in graph.layers]
+    known = any(la.backward_workspace_bytes is not None for la in graph.layers)
+    for value in graph.values if known else ():
+        made, readers = place[value.producer], sorted({place[name] for name in value.consumers})
+        own = made if _own_result(value) else None
+        if own is not None:
+            found[own][(), None, ()] = found[own].get(((), None, ()), 0) + value.bytes
+        for at in range(readers[-1] if value.has_gradient and readers else 0):
+            # A stage with the layer and a reader holds all that lies between them.
+            if at != own and (at >= made or not behind[at] >> made & 1):
+                later = tuple(r for r in readers if r > at)
+                key = later, made if at < made else None, ()
+                found[at][key] = found[at].get(key, 0) + value.bytes
+            later = tuple(place[name] for name in value.grad_extra_by if place[name] > at)
+            if later and at >= made:
+                key = later, None, tuple(r for r in (made, *readers) if r <= at)
+                found[at][key] = found[at].get(key, 0) + value.grad_extra_bytes
+    return [[Waiting(*key, size) for key, size in own.items()] for own in found]
+
+
+def _descendants(graph: LayerGraph) -> list[int]:
+    """Of each layer those that need it, at once or through others, as the bits of a number."""
+    behind = [0] * len(graph.layers)
+    for u, w in reversed(edges(graph)):
+        behind[u] |= 1 << w | behind[w]
+    return behind
+
+
+def counts_gradients(graph: LayerGraph) -> bool:
+    """Whether it is known of each layer what its backward needs beside gradients of values."""
+    return all(la.backward_workspace_bytes is not None for la in graph.layers)
 
 
 def has_halves(graph: LayerGraph) -> bool:
@@ -159,8 +272,9 @@ def _stage_load(
     inner = sum(la.stash_bytes for la in layers) + sum(v.bytes for v in kept if v.kept_by)
     stash = inner + sum(v.bytes for v in received) + sum(v.bytes for v in kept if not v.kept_by)
     own = sorted(members)
+    pending = pending_gradients(graph, own)
     whole, of_input, of_weight = (
-        [of[m] for m in own]
+        [of[m].beside(gradients) for m, gradients in zip(own, pending, strict=True)]
         for of in (
             whole_transients(graph),
             input_grad_transients(graph),
@@ -190,6 +304,14 @@ def _stage_load(
         waiting_bytes=_waiting(layers, stash) if has_halves(graph) else stash,
         input_grad_workspace_bytes=largest_transient(of_input),
         weight_grad_workspace_bytes=largest_transient(of_weight),
+        relayed_grad_bytes=sum(
+            v.bytes
+            for v, made, last in spans
+            if made < stage < last
+            and v.has_gradient
+            and inside.isdisjoint(place[name] for name in v.consumers)
+        )
+        * counts_gradients(graph),
     )
 
 

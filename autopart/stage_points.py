@@ -1,9 +1,8 @@
 """The frontiers (autopart/frontier.py) of all stages between two of N cuts, and the best point of each.
 
-Stage [i, j] is [i, j'] with one more layer, the last in the graph's order, where j' is the cut without it:
-it exists, because the layers ahead of j without their last one are closed under predecessors too. So
-one frontier grows from another. Stages with the same steps in the same order have the same frontier, which is
-made once; and only those that are asked for are made, with what they grow from.
+Each frontier grows layer by layer, in the order of execution. What a layer needs depends on the stage's other
+layers, on those behind it too, whose gradients wait. Stages that begin with the same steps in the same order grow
+from one frontier, which is made once; and only those that are asked for are made, with what they grow from.
 """
 
 from typing import Any
@@ -24,7 +23,6 @@ class StagePoints:
     def __init__(self, growth: Growth, steps: Steps, ahead: Number) -> None:
         """`ahead` says of each cut which layers lie ahead of it."""
         self.growth, self.steps, self.ahead = growth, steps, ahead
-        self._cut = {row.tobytes(): at for at, row in enumerate(ahead)}
         self._of = np.zeros((len(ahead), len(ahead)), dtype=np.int64)
         """For each stage the number of its frontier: that of no layers where it was not asked for."""
         self._next: dict[tuple[int, Step], int] = {}
@@ -41,21 +39,15 @@ class StagePoints:
         """The numbers of the frontiers of some stages: the same for stages with the same steps."""
         asked = np.flatnonzero(self._of[starts, ends] == 0)
         for i, j in zip(starts[asked].tolist(), ends[asked].tolist(), strict=True):
-            self._make(i, j)
+            self._of[i, j] = self._make(self.ahead[j] & ~self.ahead[i])
         return self._of[starts, ends]
 
-    def _make(self, i: int, j: int) -> None:
-        """Give stage [i, j] its number, and those that its frontier grows from."""
-        todo: list[tuple[int, int]] = []
-        while i != j and self._of[i, j] == 0:
-            todo.append((j, int(np.flatnonzero(self.ahead[j] & ~self.ahead[i])[-1])))
-            smaller = self.ahead[j].copy()
-            smaller[todo[-1][1]] = False
-            j = self._cut[smaller.tobytes()]
-        number = int(self._of[i, j])
-        for end, last in reversed(todo):
-            step = self.steps.step(last, self.ahead[end] & ~self.ahead[i])
-            number = self._of[i, end] = self._grow(number, step)
+    def _make(self, inside: Array) -> int:
+        """The number of the frontier of the stage with the layers `inside`."""
+        is_inside, number = inside.tolist(), 0
+        for at in np.flatnonzero(inside).tolist():
+            number = self._grow(number, self.steps.step(at, is_inside))
+        return number
 
     def _grow(self, number: int, step: Step) -> int:
         if (number, step) not in self._next:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from autopart.graph import Layer, LayerGraph, positions
 from autopart.problem import CLASSIC, Demands
+from autopart.stage_load import may_wait, own_results, whole_transients
 
 WayName = Literal["keep", "recompute", "selective", "offload"]
 WAYS: tuple[WayName, ...] = ("keep", "recompute", "selective", "offload")
@@ -43,9 +44,12 @@ class Way(NamedTuple):
     """To the host and back, for each microbatch."""
     copy_time: float
     """Seconds of the way of `moved_bytes`, in one direction."""
+    again_bytes: int
+    """Where its forward runs again, what that holds beside `back_bytes` more than the workspace: gradients wait, and
+    a result that the layer keeps itself is there twice where the stage has sent the first one on."""
     kept_bytes: int
-    """Of the stash inside the layer, what stays on the device: it is not there while layers before this one
-    run, in F not yet, in B no longer."""
+    """Of the stash inside the layer, and of what it makes stay of the values that it takes, what stays on the
+    device: it is not there while layers before this one run, in F not yet, in B no longer."""
 
 
 class HostWay(NamedTuple):
@@ -64,6 +68,7 @@ class Step(NamedTuple):
     """0 where nothing hides a copy."""
     backward_time: float
     workspace_bytes: int
+    """With the gradients of values that lie in the stage while it runs."""
     waiting_bytes: int
     """Gradients of tied parameters that its backward leaves waiting for a layer before."""
     ways: tuple[Way, ...]
@@ -161,6 +166,8 @@ class Steps:
     def __init__(self, graph: LayerGraph, demands: Demands, host: HostWay | None) -> None:
         """`host` is how layers may be offloaded: nothing is where it is None."""
         self.layers, self.demands, self.host = graph.layers, demands, host
+        self.transients = whole_transients(graph)
+        self._pending = may_wait(graph)
         place = positions(graph)
         self.taken: list[list[tuple[int, int]]] = [[] for _ in graph.layers]
         """Of each layer the values that it takes and no backward needs: who makes them, and their bytes. What lies
@@ -171,10 +178,14 @@ class Steps:
                 set(value.consumers) if kept.isdisjoint((value.name, value.part_of)) else ()
             ):
                 self.taken[place[name]].append((place[value.producer], value.bytes))
+        self._results = [
+            [(tuple(place[name] for name in value.consumers), value.bytes) for value in own]
+            for own in own_results(graph)
+        ]
         self._tied = [
             (sorted({place[name] for name in tied.layers}), tied.grad_bytes) for tied in graph.tied
         ]
-        self._made: dict[tuple[int, int, int, WayName | None], Step] = {}
+        self._made: dict[tuple[int, int, int, int, int, WayName | None], Step] = {}
 
     def step(self, at: int, is_inside: Sequence[bool] | Any, given: WayName | None = None) -> Step:
         """The layer at position `at`, with one given way or all that the demands leave it; `is_inside` says
@@ -185,16 +196,44 @@ class Steps:
             for holders, size in self._tied
             if at in holders and any(is_inside[other] for other in holders if other < at)
         )
-        key = (at, newly_kept, waits, given)
+        pending = self._gradients(at, is_inside)
+        sent = sum(
+            size
+            for readers, size in self._results[at]
+            if not all(is_inside[other] for other in readers)
+        )
+        key = (at, newly_kept, waits, pending, sent, given)
         if key not in self._made:
-            self._made[key] = self._step(at, newly_kept, waits, given)
+            self._made[key] = self._step(*key)
         return self._made[key]
 
-    def _step(self, at: int, newly_kept: int, waits: int, given: WayName | None) -> Step:
+    def _gradients(self, at: int, is_inside: Sequence[bool] | Any) -> int:
+        """`stage_load.pending_gradients` of one layer of a stage."""
+        return sum(
+            value.bytes
+            for value in self._pending[at]
+            if (not value.readers or any(is_inside[other] for other in value.readers))
+            and (not value.others or any(is_inside[other] for other in value.others))
+            and (value.producer is None or not is_inside[value.producer])
+        )
+
+    def _step(
+        self,
+        at: int,
+        newly_kept: int,
+        waits: int,
+        pending: int,
+        sent: int,
+        given: WayName | None,
+    ) -> Step:
         layer = self.layers[at]
+        workspace = self.transients[at].beside(pending).most_bytes
+        again = self.transients[at].again(pending + sent).most_bytes
         allowed = (given,) if given else allowed_ways(layer, self.demands)
         ways = [
-            self._way(layer, name, newly_kept) for name in allowed if self.host or name != "offload"
+            self._way(layer, name, newly_kept, again - workspace)
+            for name in allowed
+            if self.host or name != "offload"
         ]
         useful = [way for way in ways if way.name == "keep" or way.freed_bytes > 0]
         offloads = given is not None or may_offload(self.demands)
@@ -203,21 +242,23 @@ class Steps:
         return Step(
             forward_time=layer.forward_time if hides else 0.0,
             backward_time=backward if hides else 0.0,
-            workspace_bytes=layer.workspace_bytes,
+            workspace_bytes=workspace,
             waiting_bytes=waits,
             ways=tuple(useful or ways),
         )
 
-    def _way(self, layer: Layer, name: WayName, newly_kept: int) -> Way:
+    def _way(self, layer: Layer, name: WayName, newly_kept: int, beside: int) -> Way:
         kept = kept_inside(layer, name)
         freed = layer.stash_bytes - kept
         if name == "offload":
             assert self.host is not None
-            return Way(name, 0.0, freed, freed, freed, self.host.copy_time(freed), 0)
+            return Way(name, 0.0, freed, freed, freed, self.host.copy_time(freed), 0, 0)
         again = {"recompute": layer.recompute, "selective": layer.selective}.get(name)
         if again is None:
-            return Way(name, 0.0, 0, 0, 0, 0.0, kept)
-        return Way(name, again.extra_time, freed - newly_kept, freed, 0, 0.0, kept)
+            return Way(name, 0.0, 0, 0, 0, 0.0, 0, kept)
+        return Way(
+            name, again.extra_time, freed - newly_kept, freed, 0, 0.0, beside, kept + newly_kept
+        )
 
 
 def kept_inside(layer: Layer, way: WayName) -> int:

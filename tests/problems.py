@@ -2,7 +2,10 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from autopart.cluster import Cluster, Link
 from autopart.graph import Input, Layer, LayerGraph, TiedParameter, Value
@@ -100,7 +103,58 @@ def random_graph(rng: random.Random, num_layers: int, branching: bool) -> LayerG
         for i in range(rng.randrange(3))
     )
     tied = _random_tied(rng, layers)
-    return LayerGraph(layers=layers, values=tuple(values), inputs=inputs, tied=tied)
+    graph = LayerGraph(layers=layers, values=tuple(values), inputs=inputs, tied=tied)
+    # A generator of its own leaves what is drawn behind it as it is.
+    own = random.Random(sum(la.stash_bytes + la.workspace_bytes for la in layers))
+    return with_gradients(own, graph) if own.random() < 0.7 else graph
+
+
+def with_gradients(rng: random.Random, graph: LayerGraph) -> LayerGraph:
+    """The graph as a profile that counts gradients of values apart, which may be parts of larger tensors."""
+    layers = (
+        msgspec.structs.replace(la, backward_workspace_bytes=rng.randrange(30))
+        for la in graph.layers
+    )
+    values = (
+        msgspec.structs.replace(
+            v,
+            grad_extra_bytes=rng.randrange(1, 30),
+            grad_extra_by=tuple(rng.sample(v.consumers, rng.randint(1, len(v.consumers)))),
+        )
+        if v.has_gradient and v.consumers and rng.random() < 0.3
+        else v
+        for v in graph.values
+    )
+    return msgspec.structs.replace(graph, layers=tuple(layers), values=tuple(values))
+
+
+def gradients_there(graph: LayerGraph, members: Sequence[int]) -> dict[int, int]:
+    """For each layer of a stage the bytes of gradients that are there when its backward starts, and did not come
+    from the next stage: a backward worked off, layer by layer."""
+    found: dict[int, int] = {}
+    inside = {graph.layers[at].name for at in members}
+    there: dict[str, int] = {}
+    larger: dict[str, int] = {}
+    for at in sorted(members, reverse=True):
+        name, ahead = graph.layers[at].name, {graph.layers[m].name for m in members if m <= at}
+        touched = [v.name for v in graph.values if ahead.intersection((v.producer, *v.consumers))]
+        result = sum(
+            v.bytes
+            for v in graph.values
+            if v.producer == name and name in v.kept_by and v.name not in there
+        )
+        parts = sum(size for value, size in larger.items() if value in touched)
+        found[at] = sum(there.values()) + parts + result
+        for v in graph.values:
+            if v.producer == name:
+                there.pop(v.name, None)
+                larger.pop(v.name, None)
+            if name in v.consumers and v.has_gradient:
+                assert v.producer not in inside or v.producer in ahead
+                there[v.name] = v.bytes
+                if name in v.grad_extra_by:
+                    larger[v.name] = v.grad_extra_bytes
+    return found
 
 
 def random_problem(rng: random.Random, branching: bool, tight: bool) -> Problem:

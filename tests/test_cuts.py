@@ -8,7 +8,7 @@ import pytest
 from autopart.cuts import all_cuts, partition_of
 from autopart.graph import Halves, LayerGraph, TiedParameter, edges
 from autopart.stage_load import stage_loads
-from tests.problems import chain_graph, layer, random_graph, value
+from tests.problems import chain_graph, gradients_there, layer, random_graph, value
 
 
 def test_a_chain_has_a_cut_between_all_neighbours():
@@ -85,7 +85,7 @@ def with_halves(rng: random.Random, graph: LayerGraph) -> LayerGraph:
 
 def most_by_definition(graph: LayerGraph, members: list[int]) -> tuple[int, int]:
     """The transients of B and of I: what each layer needs while those behind it have run."""
-    in_b, in_i = [0], [0]
+    in_b, in_i, there = [0], [0], gradients_there(graph, members)
     for at in members:
         la, behind = graph.layers[at], [graph.layers[j] for j in members if j > at]
         assert la.halves is not None
@@ -97,9 +97,13 @@ def most_by_definition(graph: LayerGraph, members: list[int]) -> tuple[int, int]
             and graph.layers[j].name in tied.layers
             and any(graph.layers[u].name in tied.layers for u in members if u < j)
         )
-        in_b.append(la.workspace_bytes + waits - sum(other.stash_bytes for other in behind))
+        whole, half = la.workspace_bytes, la.halves.input_grad_workspace_bytes
+        if la.backward_workspace_bytes is not None:
+            whole = max(whole, la.backward_workspace_bytes + there[at])
+            half += there[at]
+        in_b.append(whole + waits - sum(other.stash_bytes for other in behind))
         left = sum(o.halves.waiting_bytes - o.stash_bytes for o in behind if o.halves)
-        in_i.append(la.halves.input_grad_workspace_bytes + left)
+        in_i.append(half + left)
     whole = sum(
         la.halves.waiting_bytes - la.stash_bytes
         for la in (graph.layers[j] for j in members)

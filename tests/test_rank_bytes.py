@@ -89,7 +89,7 @@ def test_no_rank_holds_more_than_the_memory_model_says(seed: int) -> None:
     stages, _ = predict(asked, layout, partition)
     schedule = make_schedule(layout.schedule, layout.stage_ranks, layout.num_microbatches)
     held = rank_memory(layout.stage_ranks, schedule, stages)
-    largest = max(la.workspace_bytes for la in asked.graph.layers)
+    largest = max(stage.moving.workspace for stage in stages)
     for rank, peak in enumerate(_simulated(asked, layout, stages)):
         use = held[rank]
         slack = use.receives + use.sends if layout.schedule in CLASSIC else 0

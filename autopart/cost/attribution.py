@@ -7,7 +7,13 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from autopart.graph import LOSS, LayerGraph
-from autopart.stage_load import StageLoad, largest_transient, whole_transients
+from autopart.stage_load import (
+    StageLoad,
+    largest_transient,
+    pending_gradients,
+    waiting_gradients,
+    whole_transients,
+)
 from autopart.ways import StageWays, kept_inside, way_of
 
 
@@ -29,12 +35,13 @@ def share_of(
     layers = {graph.layers[at].name: graph.layers[at] for at in members}
     again = {graph.layers[at].name for at in (*ways.recompute, *ways.selective)}
     losses = {name for name, layer in layers.items() if layer.kind == LOSS}
-    transients = whole_transients(graph)
-    own = [transients[at] for at in sorted(members)]
-    largest = largest_transient(own)
+    transients, places = whole_transients(graph), sorted(members)
+    pending, waits = pending_gradients(graph, places), waiting_gradients(graph, places)
+    own = [transients[at].beside(size) for at, size in zip(places, pending, strict=True)]
+    largest = largest_transient(own, waits)
     without = [
         of._replace(most_bytes=0) if graph.layers[at].kind == LOSS else of
-        for at, of in zip(sorted(members), own, strict=True)
+        for at, of in zip(places, own, strict=True)
     ]
     logits = sum(
         value.bytes
@@ -50,5 +57,5 @@ def share_of(
             for at in members
             if graph.layers[at].name in losses
         ),
-        loss_workspace=largest - largest_transient(without),
+        loss_workspace=largest - largest_transient(without, waits),
     )

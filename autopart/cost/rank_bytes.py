@@ -113,7 +113,7 @@ def sizes(load: StageLoad) -> Sizes:
         stash=load.stash_bytes,
         waiting=load.waiting_bytes,
         activations=load.received.bytes,
-        gradients=load.sent.grad_bytes,
+        gradients=load.sent.grad_bytes + load.relayed_grad_bytes,
         sent=load.received.grad_bytes,
         workspace=load.workspace_bytes,
         input_grad_workspace=load.input_grad_workspace_bytes,

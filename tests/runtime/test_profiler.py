@@ -64,11 +64,12 @@ def test_parameters_gradients_and_flops_of_a_perceptron() -> None:
 
 def test_workspace_is_what_a_layer_needs_beside_what_is_kept() -> None:
     layers = _layers(_profile("perceptron"))
-    # In backward the gradient of the output is there, and the layer makes those of its input
-    # (none for the first) and of its parameters, before these are added to the gradients' sum.
-    assert layers["0"].workspace_bytes == 256 + 576
-    assert layers["1"].workspace_bytes == 256 + 256
-    assert layers["2"].workspace_bytes == 128 + 256 + 544
+    # In backward the layer makes the gradients of its input (none for the first) and of its parameters, before these
+    # are added to the gradients' sum. That of its output is there, and counts where the stage has made it.
+    assert layers["0"].backward_workspace_bytes == 576
+    assert layers["1"].backward_workspace_bytes == 256
+    assert layers["2"].backward_workspace_bytes == 256 + 544
+    assert layers["0"].workspace_bytes == 256, "nobody keeps its output"
 
 
 def test_a_stash_inside_a_layer_is_its_own_and_can_be_recomputed() -> None:

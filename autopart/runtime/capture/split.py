@@ -71,7 +71,13 @@ class _Port(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return gradients[0].contiguous()
+        return alone(gradients[0].contiguous())
+
+
+def alone(gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient, or a copy where it is a part of a larger tensor, which it would keep until it is sent."""
+    is_part = gradient.untyped_storage().nbytes() > gradient.nbytes
+    return gradient.clone() if is_part else gradient
 
 
 def split_stages(captured: Captured, stages: Sequence[Sequence[str]]) -> tuple[StageProgram, ...]:

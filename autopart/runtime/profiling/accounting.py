@@ -12,10 +12,12 @@ that storage is added to its producer's stash.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 
+from autopart.runtime.capture.split import alone
 from autopart.runtime.profiling.liveness import LiveStorages
 from autopart.runtime.profiling.op_costs import OpCosts
 from autopart.runtime.profiling.segments import (
@@ -37,6 +39,8 @@ class LayerBytes(NamedTuple):
 
     stash_bytes: int
     workspace_bytes: int
+    """Of its forward."""
+    backward_workspace_bytes: int
     forward_flops: int
 
 
@@ -48,8 +52,10 @@ class Account(NamedTuple):
     """For each value that is kept, the layers whose backward keeps it."""
     part_of: dict[str, str]
     """For each value that lies in another one's storage, that one."""
-    loss_sum_bytes: int
-    """Of the sum of a step's losses, which a rank with the layer that makes them holds all the time."""
+    grad_extra: dict[str, dict[str, int]]
+    """For each value whose gradient is a part of a larger tensor, the rest of that, by the reader that makes it."""
+    loss_bytes: int
+    """Of the numbers beside the layers that a rank with the layer that makes the loss holds all the time."""
 
 
 @dataclass(slots=True)
@@ -92,12 +98,24 @@ def take_account(
     ledger = _Ledger(storage_keys(kept_for_ever))
     forwards: list[_Forward] = []
     backward_peaks = [0] * len(segments.layers)
+    extra: dict[str, dict[str, int]] = {}
     with LiveStorages() as live, OpCosts() as costs:
         for tensor in kept_for_ever:
             live.ignore(tensor)
 
+        def note_extra(name: str, reader: str, gradient: torch.Tensor) -> torch.Tensor:
+            rest = storage_bytes(gradient) - gradient.nbytes
+            if rest > 0:
+                extra.setdefault(name, {})[reader] = rest
+            return alone(gradient)
+
         def around_forward(call: ForwardCall) -> Outputs:
             costs.take()
+            for name, tensor in call.received.items():
+                if tensor.requires_grad:
+                    tensor.register_hook(
+                        partial(note_extra, name, segments.layers[call.index].name)
+                    )
             with SavedStorages() as saved:
                 outputs, peak = with_peak(call.run, live, device)
             made = dict(zip(segments.layers[call.index].outputs, outputs, strict=True))
@@ -111,14 +129,14 @@ def take_account(
 
         def around_backward(call: BackwardCall) -> Sequence[torch.Tensor | None]:
             gradients, peak = with_peak(call.run, live, device)
-            backward_peaks[call.index] += peak + call.pending_bytes
+            backward_peaks[call.index] = peak
             return gradients
 
         tape = run_forward(segments, around_forward)
-        for index in range(len(backward_peaks)):
-            backward_peaks[index] = loss_bytes(segments, index, tape)
         run_backward(segments, tape, around_backward)
-    return _close(segments, ledger, forwards, backward_peaks, tape.seed.itemsize)
+    return _close(segments, ledger, forwards, backward_peaks, loss_bytes(tape))._replace(
+        grad_extra=extra
+    )
 
 
 def whole_stash_bytes(account: Account, value_bytes: Mapping[str, int]) -> int:
@@ -199,7 +217,7 @@ def _close(
     ledger: _Ledger,
     forwards: Sequence[_Forward],
     backward_peaks: Sequence[int],
-    loss_sum_bytes: int,
+    loss_bytes: int,
 ) -> Account:
     producer = {v: i for i, layer in enumerate(segments.layers) for v in layer.outputs}
     kept = ledger.keepers
@@ -221,7 +239,8 @@ def _close(
     layers = tuple(
         LayerBytes(
             stash_bytes=seen.stash_bytes + rest[index],
-            workspace_bytes=max(forward_workspace(index, seen), backward_peaks[index]),
+            workspace_bytes=forward_workspace(index, seen),
+            backward_workspace_bytes=backward_peaks[index],
             forward_flops=seen.flops,
         )
         for index, seen in enumerate(forwards)
@@ -229,4 +248,4 @@ def _close(
     names = tuple(layer.name for layer in segments.layers)
     kept_by = {v: tuple(names[i] for i in by) for v, by in kept.items()}
     part_of = {name: owner for name, owner in ledger.owner.items() if owner and owner != name}
-    return Account(layers, kept_by, part_of, loss_sum_bytes)
+    return Account(layers, kept_by, part_of, {}, loss_bytes)

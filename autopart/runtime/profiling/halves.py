@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from autopart.graph import Halves
+from autopart.runtime.capture.split import alone
 from autopart.runtime.execution.weight_gradients import Deed, put_off, run_put_off
 from autopart.runtime.profiling.accounting import with_peak
 from autopart.runtime.profiling.liveness import LiveStorages
@@ -18,7 +19,6 @@ from autopart.runtime.profiling.segments import (
     BackwardCall,
     ForwardCall,
     Outputs,
-    loss_bytes,
     run_backward,
     run_forward,
 )
@@ -46,6 +46,9 @@ def take_halves(subject: Subject) -> tuple[Halves, ...]:
             live.ignore(tensor)
 
         def around_forward(call: ForwardCall) -> Outputs:
+            for tensor in call.received.values():
+                if tensor.requires_grad:
+                    tensor.register_hook(alone)
             outputs = call.run()
             values.append(storage_keys((*call.received.values(), *outputs)))
             return outputs
@@ -59,9 +62,7 @@ def take_halves(subject: Subject) -> tuple[Halves, ...]:
             found[call.index] = Halves(
                 waiting_bytes=inside,
                 waiting_value_bytes=of_values,
-                input_grad_workspace_bytes=input_peak
-                + call.pending_bytes
-                + loss_bytes(segments, call.index, tape),
+                input_grad_workspace_bytes=input_peak,
                 weight_grad_workspace_bytes=weight_peak,
             )
             return gradients

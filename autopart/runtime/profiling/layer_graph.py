@@ -54,7 +54,7 @@ def layer_graph(
                 layer,
                 sizes=size_of(parameters),
                 buffer_bytes=_buffer_bytes(captured, layer)
-                + account.loss_sum_bytes * (LOSS_OUTPUT in segment.outputs),
+                + account.loss_bytes * (LOSS_OUTPUT in segment.outputs),
                 held=held,
                 halves=split,
                 measured=times,
@@ -68,6 +68,8 @@ def layer_graph(
                 consumers=value.consumers,
                 bytes=value.bytes,
                 has_gradient=value.has_gradient,
+                grad_extra_bytes=max(account.grad_extra.get(value.name, {}).values(), default=0),
+                grad_extra_by=tuple(account.grad_extra.get(value.name, ())),
                 kept_by=account.kept_by.get(value.name, ()),
                 part_of=account.part_of.get(value.name),
             )
@@ -145,6 +147,7 @@ def _layer(
         buffer_bytes=buffer_bytes,
         stash_bytes=held.stash_bytes,
         workspace_bytes=held.workspace_bytes,
+        backward_workspace_bytes=held.backward_workspace_bytes,
         recompute=_alternative(again and again.recompute, 0, held.stash_bytes),
         selective=_alternative(
             again and again.selective,

@@ -64,14 +64,14 @@ class Tape:
     """The gradient of the loss: one."""
 
 
-LOSS_NUMBERS = 3
-"""Numbers beside the layers that a rank with the loss holds while its layer runs: the loss of the microbatch, its
-share of the batch's, and the gradient of that. The sum over microbatches is there all the time."""
+LOSS_NUMBERS = 4
+"""Numbers beside the layers that a rank with the loss holds: the sum of a step's losses, and during a backward the loss
+of the microbatch, its share of the batch's, and the gradient of that."""
 
 
-def loss_bytes(segments: Segments, index: int, tape: Tape) -> int:
-    """Bytes of `LOSS_NUMBERS` for the layer that makes the loss, 0 for others."""
-    return LOSS_NUMBERS * tape.seed.itemsize * (segments.loss in segments.layers[index].outputs)
+def loss_bytes(tape: Tape) -> int:
+    """Bytes of `LOSS_NUMBERS`."""
+    return LOSS_NUMBERS * tape.seed.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,9 @@ class BackwardCall:
     """A layer's backward, ready to run."""
 
     index: int
-    pending_bytes: int
-    """Of the gradients of values that are alive when it starts."""
     run: Callable[[], Sequence[torch.Tensor | None]]
-    """Gives the gradients of the differentiable values that the layer received."""
+    """Gives the gradients of the differentiable values that the layer received, each added to what layers
+    behind it have given for the same value."""
 
 
 def run_forward(segments: Segments, around: Callable[[ForwardCall], Outputs]) -> Tape:
@@ -124,7 +123,7 @@ def run_backward(
 
     `around` runs each call and gives back what it returns. Layers that no gradient reaches are not called.
     """
-    pending: dict[str, list[torch.Tensor]] = {segments.loss: [tape.seed]}
+    pending = {segments.loss: tape.seed}
     while tape.runs:
         layer_run = tape.runs.pop()
         index = len(tape.runs)
@@ -134,7 +133,7 @@ def run_backward(
             call = _backward_call(index, layer_run, arrived, wanted, pending)
             for name, gradient in zip(wanted, around(call), strict=True):
                 if gradient is not None:
-                    pending.setdefault(name, []).append(gradient)
+                    pending[name] = gradient
         for name in arrived:
             del pending[name]
 
@@ -159,25 +158,20 @@ def _edges(names: Sequence[str], outputs: Outputs) -> dict[str, GradientEdge]:
 def _backward_call(
     index: int,
     layer_run: LayerRun,
-    arrived: Mapping[str, list[torch.Tensor]],
+    arrived: Mapping[str, torch.Tensor],
     wanted: Sequence[str],
-    pending: Mapping[str, list[torch.Tensor]],
+    pending: Mapping[str, torch.Tensor],
 ) -> BackwardCall:
     leaves = [layer_run.received[name] for name in wanted]
     roots = [layer_run.edges[name] for name in arrived]
-    parts = list(arrived.values())
+    gradients = list(arrived.values())
 
     def whole_backward() -> Sequence[torch.Tensor | None]:
-        torch.autograd.backward(cast(Any, roots), [_total(part) for part in parts])
-        return [leaf.grad for leaf in leaves]
+        torch.autograd.backward(cast(Any, roots), gradients)
+        # As autograd does inside a stage: at once, so that no part waits for the value's producer.
+        return [
+            leaf.grad if leaf.grad is None or name not in pending else pending[name] + leaf.grad
+            for name, leaf in zip(wanted, leaves, strict=True)
+        ]
 
-    size = sum(gradient.nbytes for group in pending.values() for gradient in group)
-    return BackwardCall(index, size, whole_backward)
-
-
-def _total(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A value that several layers consume has a gradient from each."""
-    total = gradients[0]
-    for gradient in gradients[1:]:
-        total = total + gradient
-    return total
+    return BackwardCall(index, whole_backward)

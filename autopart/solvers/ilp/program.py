@@ -14,7 +14,8 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
     (5) only[v, s] >= c[v, s] + x[p(v), s] - 1     v kept for its sending alone
     (6) any[g, s] >= x[l, s]      for the layers l of a group g (a tied parameter, a model input)
     (7) work[s] >= workspace of l * x[l, s] - sum of the inner stash of j * x[j, s] over the layers j behind l
-        + sum of the gradient bytes of tied t * again[t, j, s] over the same j; ways.py has more of it where stash comes back
+        + sum of the gradient bytes of tied t * again[t, j, s] over the same j; and the same with what the backward of l
+        needs beside gradients of values, and those of (24); ways.py has more of it where stash comes back
     (8) memory of stage s <= memory of a GPU       the cost model's own formula, linear in the above
     (9) T >= sum over l of (f + b)_l z[l, s-1] + m * period[s]; T >= m * busy[s] for the bottleneck
    (10) x[l, s] = 1 for a pin of l to s; x[l, s] = x[u, s] for layers of one stage; the sum of x[l, s] over
@@ -26,9 +27,13 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
    (22) lent[s] >= part[s] - N (1 - host[s])      host[s] is 1 where the optimizer's state of s is on the host;
                                                   away of N elements in all are off the device, lent on the host
    (23) again[t, j, s] >= x[j, s] + x[u, s] - 1    for layers u ahead of j that read t too: its gradient waits
+   (24) waits[l, g, s] >= x[l, s] + x[w, s] - 1    for the readers w of a group g of values whose gradients may wait
+        while l runs; less x[p, s] of a maker p that may have run before, plus x[u, s] - 1 of one of several layers u
+        that must be there too (stage_load.may_wait)
+   (25) relays[v, s] >= c[v, s-1] + c[v, s] - 1 - the sum of x[w, s] over the readers w of v
 
 All of c, only, any, work and T are continuous: each is pushed down by (8) and (9), and at whole z the
-smallest value that (4)-(7) and (13)-(23) allow is the exact one. The cumulative z make precedence (2) tight in the
+smallest value that (4)-(7) and (13)-(25) allow is the exact one. The cumulative z make precedence (2) tight in the
 relaxation. Solved by HiGHS through PuLP; on a time-out the best solution found so far is taken.
 Derivation: docs/solvers.md.
 """
@@ -60,12 +65,15 @@ from autopart.frontier import treat_sums
 from autopart.graph import edges, positions
 from autopart.layouts import Layout, own_microbatches
 from autopart.problem import Problem
-from autopart.solvers.ilp.ways import Expression, StageProgram
+from autopart.solvers.ilp.ways import Beside, Expression, StageProgram
 from autopart.stage_load import (
     Partition,
     StageLoad,
     Traffic,
     Transient,
+    counts_gradients,
+    may_wait,
+    own_results,
     stage_loads,
     whole_transients,
 )
@@ -221,8 +229,13 @@ class _Program:
         speed = slowest_speed(problem.cluster, self.layout.stage_ranks[stage])
         steps = Steps(self.graph, problem.demands, host_way(problem.cluster.host_link, speed))
         on = [self._on(l, stage) for l in range(len(self.work))]
-        tied = self._tied_again(stage)
-        return treat_sums(load, StageProgram(self.program, stage, on, steps, tied).choice())
+        sent = {v.name: self._sent(number, stage) for number, v in enumerate(self.graph.values)}
+        beside = Beside(
+            self._tied_again(stage),
+            self._pending(stage),
+            [[(v.bytes, sent[v.name]) for v in own] for own in own_results(self.graph)],
+        )
+        return treat_sums(load, StageProgram(self.program, stage, on, steps, beside).choice())
 
     def _bound_memory(self, stage: int, load: StageLoad) -> None:
         problem, replicas = self.problem, len(self.layout.stage_ranks[stage])
@@ -307,6 +320,7 @@ class _Program:
             input_bytes=pulp.lpSum(i.bytes * taken for i, taken in read),
             received=received,
             sent=sent,
+            relayed_grad_bytes=self._relayed(stage),
         )
 
     def _sum(self, stage: int, per_layer: Sequence[float]) -> Expression:
@@ -329,19 +343,63 @@ class _Program:
 
     def _transient(self, stage: int, layers: Sequence[Transient]) -> Expression:
         variable: Any = self.program.add_variable(f"work_{stage}", 0)
-        scale = max(layer.most_bytes for layer in layers) or 1
-        tied = self._tied_again(stage)
+        scale = max(max(layer.most_bytes, layer.backward_bytes or 0) for layer in layers) or 1
+        tied, pending = self._tied_again(stage), self._pending(stage)
         for at, layer in enumerate(layers):
+            behind = pulp.lpSum(
+                other.less_bytes / scale * self._on(place, stage)
+                for place, other in enumerate(layers)
+                if place > at and other.less_bytes
+            )
+            waits = pulp.lpSum(size / scale * on for place, size, on in tied if place > at)
             if layer.most_bytes:
-                behind = pulp.lpSum(
-                    other.less_bytes / scale * self._on(place, stage)
-                    for place, other in enumerate(layers)
-                    if place > at and other.less_bytes
-                )
                 here = layer.most_bytes / scale * self._on(at, stage)
-                waits = pulp.lpSum(size / scale * on for place, size, on in tied if place > at)
                 self.program += variable >= here + waits - behind  # (7)
+            if layer.backward_bytes is not None:
+                here = layer.backward_bytes / scale * self._on(at, stage) + pending[at] * (
+                    1 / scale
+                )
+                self.program += variable >= here + waits - behind
         return scale * variable
+
+    def _pending(self, stage: int) -> list[Expression]:
+        """By layer, the bytes of gradients that are there while its backward runs, if it is on the stage."""
+        found: list[Expression] = []
+        for at, values in enumerate(may_wait(self.graph)):
+            here, own = self._on(at, stage), list[Expression]()
+            for number, value in enumerate(values):
+                if not value.readers:
+                    own.append(value.bytes * here)
+                    continue
+                variable: Any = self.program.add_variable(f"waits_{at}_{number}_{stage}", 0, 1)
+                gone = 0 if value.producer is None else self._on(value.producer, stage)
+                others = [self._on(other, stage) - 1 for other in value.others if other != at]
+                for reader in value.readers:
+                    both = here + self._on(reader, stage) - 1 - gone
+                    for other in [0] if at in value.others else others or [0]:
+                        self.program += variable >= both + other  # (24)
+                own.append(value.bytes * variable)
+            found.append(pulp.lpSum(own))
+        return found
+
+    def _relayed(self, stage: int) -> Expression:
+        """Bytes of the gradients that the stage hands on as they are."""
+        found: list[Expression] = []
+        if counts_gradients(self.graph) and 0 < stage < self.k - 1:
+            for number, (value, row) in enumerate(
+                zip(self.graph.values, self.crosses, strict=True)
+            ):
+                if value.has_gradient:
+                    variable: Any = self.program.add_variable(f"relays_{number}_{stage}", 0, 1)
+                    readers = (self._on(self.place[name], stage) for name in value.consumers)
+                    through = row[stage - 1] + row[stage] - 1
+                    self.program += variable >= through - pulp.lpSum(readers)  # (25)
+                    found.append(value.bytes * variable)
+        return pulp.lpSum(found)
+
+    def _sent(self, number: int, stage: int) -> Expression:
+        """c of a value at the cut behind the stage."""
+        return self.crosses[number][stage] if stage < self.k - 1 else 0
 
     def _tied_again(self, stage: int) -> list[tuple[int, int, Expression]]:
         """The layers that read a tied parameter, the bytes of its gradient, and whether the layer is on the stage

@@ -12,7 +12,10 @@ Symbols   as in program.py and in autopart/frontier.py, and
                                                              backward needs it (the sum over such w)
     (15) p[l+1, s] >= stash of l * off[l, s],   p[l+1, s] >= p[l, s] - P off[l, s]
     (16) work[s] >= w_l x[l, s] + (sum over w of r_w y[l, s, w]) + p[l, s] - P (1 - x[l, s])
-                    - what the layers behind l keep inside on stage s + the gradients that wait, as in (7)
+                    - what the layers behind l keep inside on stage s, and now[u, j, s] of theirs
+                    + the gradients that wait, as in (7)
+         and so with what the backward needs beside gradients in place of w_l; where l runs again that is no less
+         than w_l, and twice[v, l, s] >= c[v, s] + (sum of such y[l, s, w]) - 1 for what l makes and keeps itself
     (17) left[l, s] >= t[l, s] - F_l x[l, s]
          t[l+1, s] >= c_l off[l, s],            t[l+1, s] >= left[l, s] - C off[l, s]
     (18) wait[l, s] >= left[l, s] - C (1 - off[l, s]);   at the end of the stage all of t
@@ -25,15 +28,27 @@ than any p and t, so what they loosen is loosened to nothing. (16) takes the pla
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pulp
 
 from autopart.frontier import Choice
+from autopart.stage_load import Transient
 from autopart.ways import Step, Steps, Way
 
 Expression = Any
 """A PuLP affine expression, or a number."""
+
+
+class Beside(NamedTuple):
+    """What of a stage's gradients counts beside its layers."""
+
+    tied: Sequence[tuple[int, int, Expression]]
+    """The layers of which gradients of tied parameters wait, their bytes, and the again[t, l, stage] of (23)."""
+    pending: Sequence[Expression]
+    """By layer, the bytes of gradients of values that are there while its backward runs (24)."""
+    results: Sequence[Sequence[tuple[int, Expression]]]
+    """By layer, the bytes of what it makes and keeps itself, and whether the stage sends that on."""
 
 
 class StageProgram:
@@ -45,18 +60,18 @@ class StageProgram:
         stage: int,
         on: Sequence[Expression],
         steps: Steps,
-        tied: Sequence[tuple[int, int, Expression]],
+        beside: Beside,
     ) -> None:
-        """`on` are the x[l, stage], `tied` the layers of which gradients wait, their bytes, and the again[t, l,
-        stage] of (23)."""
+        """`on` are the x[l, stage]."""
         self.program, self.stage, self.on, self.steps = program, stage, on, steps
-        self.tied = tied
+        self.beside = beside
         nowhere = [False] * len(on)
         self.alone: list[Step] = [steps.step(at, nowhere) for at in range(len(on))]
         """The layers, where nothing that they take is made on the same stage."""
         self.goes = [self._ways_of(at, step) for at, step in enumerate(self.alone)]
         moved = [way for own in self.goes for way, _ in own if way.moved_bytes]
         self.most_bytes = max((way.moved_bytes for way in moved), default=0)
+        self.newly_kept = [self._newly_kept(at) for at in range(len(on))]
         self.longest = max((way.copy_time for way in moved), default=0.0)
 
     def choice(self) -> Choice:
@@ -69,7 +84,7 @@ class StageProgram:
         return Choice(
             extra_time=extra + forward + backward,
             forward_wait=forward,
-            freed_bytes=freed - self._newly_kept(),
+            freed_bytes=freed - pulp.lpSum(size for own in self.newly_kept for size in own),
             workspace_bytes=self._workspace(),
             host_bytes=pulp.lpSum(way.moved_bytes * y for way, y in chosen if way.moved_bytes),
         )
@@ -93,28 +108,47 @@ class StageProgram:
     def _offloaded(self, at: int) -> tuple[Way, Any] | None:
         return next(((way, y) for way, y in self.goes[at] if way.moved_bytes), None)
 
-    def _newly_kept(self) -> Expression:
+    def _again(self, at: int) -> list[Any]:
+        """The y of the ways in which a layer runs again."""
+        return [y for way, y in self.goes[at] if not way.moved_bytes]
+
+    def _newly_kept(self, at: int) -> list[Expression]:
+        """Bytes of values that stay because one layer runs again."""
         kept: list[Expression] = []
-        for at, own in enumerate(self.goes):
-            again = [y for way, y in own if not way.moved_bytes]
-            for producer, size in self.steps.taken[at] if again else ():
-                stays = self._variable(f"now_{producer}", f"{at}_{len(kept)}", upBound=1)
-                self.program += stays >= self.on[producer] + pulp.lpSum(again) - 1  # (14)
-                kept.append(size * stays)
-        return pulp.lpSum(kept)
+        again = self._again(at)
+        for producer, size in self.steps.taken[at] if again else ():
+            stays = self._variable(f"now_{producer}", f"{at}_{len(kept)}", upBound=1)
+            self.program += stays >= self.on[producer] + pulp.lpSum(again) - 1  # (14)
+            kept.append(size * stays)
+        return kept
 
     def _workspace(self) -> Expression:
         scale = self.most_bytes + max(self._room(step) for step in self.alone) or 1
         work, ahead = self._variable("work", "all"), None
-        for at, step in enumerate(self.alone):
+        for at in range(len(self.on)):
             back = pulp.lpSum(way.back_bytes / scale * y for way, y in self.goes[at])
-            room = step.workspace_bytes / scale * self.on[at] + back
             if ahead is not None:
                 most = self.most_bytes / scale
-                room = room + most * ahead - most * (1 - self.on[at])
-            self.program += work >= room - self._behind(at) * (1 / scale)  # (16)
+                back = back + most * ahead - most * (1 - self.on[at])
+            behind = self._behind(at)
+            for own in self._needs(at, self.steps.transients[at]):
+                self.program += work >= back + (own - behind) * (1 / scale)  # (16)
             ahead = self._in_transit(at, ahead)
         return scale * work
+
+    def _needs(self, at: int, layer: Transient) -> list[Expression]:
+        """Bytes of one layer and of gradients, of which the largest counts."""
+        needs = [layer.most_bytes * self.on[at]]
+        if layer.backward_bytes is not None:
+            again = pulp.lpSum(self._again(at))
+            more = max(0, layer.most_bytes - layer.backward_bytes) * again
+            for number, (size, sent) in enumerate(self.beside.results[at]):
+                twice = self._variable(f"twice_{number}", at, upBound=1)
+                self.program += twice >= sent + again - 1
+                more = more + size * twice
+            own = layer.backward_bytes * self.on[at] + self.beside.pending[at]
+            needs.append(own + more)
+        return needs
 
     def _behind(self, at: int) -> Expression:
         """Bytes of the layers behind one that are not there while it runs, less the gradients that wait."""
@@ -123,8 +157,9 @@ class StageProgram:
             stash = self.steps.layers[other].stash_bytes
             kept.append(stash * self.on[other])
             kept += [(way.kept_bytes - stash) * y for way, y in self.goes[other]]
+            kept += self.newly_kept[other]
         return pulp.lpSum(kept) - pulp.lpSum(
-            size * on for place, size, on in self.tied if place > at
+            size * on for place, size, on in self.beside.tied if place > at
         )
 
     def _room(self, step: Step) -> int:
