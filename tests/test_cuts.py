@@ -131,3 +131,15 @@ def test_transients_and_what_waits_for_w_are_those_of_the_same_stage(seed: int):
             members = sorted(partition[place])
             found = load.workspace_bytes, load.input_grad_workspace_bytes
             assert found == most_by_definition(graph, members)
+
+
+def test_a_skip_over_the_cut_lies_in_the_receive_buffer_alone():
+    layers = tuple(layer(name, backward_workspace_bytes=1) for name in "abc")
+    values = (value("a", "b", bytes=10), value("b", "c", bytes=20), value("a", "c", bytes=100))
+    graph = LayerGraph(layers=layers, values=values)
+    (whole,) = stage_loads(graph, ((0, 1, 2),))
+    assert whole.workspace_bytes == 1 + 20 + 100, "while b runs"
+    first, _ = stage_loads(graph, ((0, 1), (2,)))
+    assert (first.workspace_bytes, first.sent.grad_bytes) == (1 + 10, 20 + 100)
+    through = stage_loads(graph, ((0,), (1,), (2,)))
+    assert [load.relayed_grad_bytes for load in through] == [0, 100, 0]

@@ -5,6 +5,7 @@ notes what W needs. Each storage that is noted counts once in its layer: a value
 made apart from the rest, and what is there anyway (parameters, the batch) not at all.
 """
 
+import weakref
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -39,7 +40,7 @@ def take_halves(subject: Subject) -> tuple[Halves, ...]:
     segments, device = subject.split, subject.leaves[0].device
     there = [*subject.state, *(t.grad for t in subject.state if t.is_leaf and t.grad is not None)]
     state = storage_keys(there)
-    values: list[frozenset[int]] = []
+    values: list[dict[int, weakref.ref[torch.UntypedStorage]]] = []
     found = [NOTHING] * len(segments.layers)
     with LiveStorages() as live:
         for tensor in there:
@@ -50,14 +51,17 @@ def take_halves(subject: Subject) -> tuple[Halves, ...]:
                 if tensor.requires_grad:
                     tensor.register_hook(alone)
             outputs = call.run()
-            values.append(storage_keys((*call.received.values(), *outputs)))
+            own = (*call.received.values(), *outputs)
+            values.append({storage_key(t): weakref.ref(t.untyped_storage()) for t in own})
             return outputs
 
         def around_backward(call: BackwardCall) -> Sequence[torch.Tensor | None]:
             deeds: list[Deed] = []
             with put_off(deeds):
                 gradients, input_peak = with_peak(call.run, live, device)
-            inside, of_values = _waiting(deeds, state, values[call.index])
+            # Where a value has gone, a gradient may have taken its place in memory.
+            alive = (key for key, storage in values[call.index].items() if storage() is not None)
+            inside, of_values = _waiting(deeds, state, frozenset(alive))
             _, weight_peak = with_peak(partial(run_put_off, deeds), live, device)
             found[call.index] = Halves(
                 waiting_bytes=inside,
