@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autopart.graph import LayerGraph, edges, positions
+from autopart.graph import LayerGraph, Value, edges, positions
 from autopart.problem import Demands
 from autopart.stage_load import (
     Number,
@@ -136,12 +136,7 @@ def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
     for v in values:
         kept[place[v.producer]] += v.bytes if v.kept_by else 0
     inner = whole([la.stash_bytes + more for la, more in zip(layers, kept, strict=True)])
-    sizes = np.array([v.bytes for v in values], dtype=float)
-    back = np.array([v.has_gradient for v in values], dtype=float)
-    crossing = [
-        np.rint(crosses @ what).astype(np.int64)
-        for what in (sizes, np.ones(len(values)), sizes * back, back)
-    ]
+    crossing = _crossing(crosses, values)
     free = np.array([0 if v.kept_by else v.bytes for v in values], dtype=float)
     sent_only = np.rint((~made * free) @ crosses.T).astype(np.int64)
     copies = [_copies(ahead, [place[name] for name in set(t.layers)]) for t in graph.tied]
@@ -180,6 +175,14 @@ def _cut_loads(graph: LayerGraph, ahead: Number) -> StageLoad:
         weight_grad_workspace_bytes=_transients(ahead, weight_grad_transients(graph), pending),
         relayed_grad_bytes=_relayed(graph, ahead),
     )
+
+
+def _crossing(crosses: Number, values: Sequence[Value]) -> list[Number]:
+    """What each cut is crossed by, as `Traffic` has it."""
+    sizes = np.array([v.bytes for v in values], dtype=float)
+    back = np.array([v.has_gradient for v in values], dtype=float)
+    each = (sizes, np.ones(len(values)), sizes * back, back)
+    return [np.rint(crosses @ what).astype(np.int64) for what in each]
 
 
 def _waiting(graph: LayerGraph, whole: Callable[[Sequence[int]], Number], stash: Number) -> Number:

@@ -17,6 +17,15 @@ from autopart.ways import Step, Steps
 Array = npt.NDArray[Any]
 
 
+TOGETHER = 1 << 14
+"""Stages whose frontiers grow side by side."""
+
+
+def _numbered(codes: Array) -> Array:
+    """Codes that would not stay below 2 ** 62 when doubled again and again, by their ranks instead."""
+    return codes if codes.max() < 1 << 61 else np.unique(codes, return_inverse=True)[1]
+
+
 class StagePoints:
     """The frontiers of stages between cuts, as far as they were asked for."""
 
@@ -38,16 +47,29 @@ class StagePoints:
     def _numbers(self, starts: Array, ends: Array) -> Array:
         """The numbers of the frontiers of some stages: the same for stages with the same steps."""
         asked = np.flatnonzero(self._of[starts, ends] == 0)
-        for i, j in zip(starts[asked].tolist(), ends[asked].tolist(), strict=True):
+        for some in np.array_split(asked, 1 + len(asked) // TOGETHER):
+            i, j = starts[some], ends[some]
             self._of[i, j] = self._make(self.ahead[j] & ~self.ahead[i])
         return self._of[starts, ends]
 
-    def _make(self, inside: Array) -> int:
-        """The number of the frontier of the stage with the layers `inside`."""
-        is_inside, number = inside.tolist(), 0
-        for at in np.flatnonzero(inside).tolist():
-            number = self._grow(number, self.steps.step(at, is_inside))
-        return number
+    def _make(self, inside: Array) -> Array:
+        """The numbers of the frontiers of stages with the layers `inside`, shape (stages, layers)."""
+        numbers = np.zeros(len(inside), dtype=np.int64)
+        for at, around in enumerate(self.steps.around):
+            here = np.flatnonzero(inside[:, at])
+            if not len(here):
+                continue
+            # Stages in which the same layers lie around this one grow alike from the same frontier.
+            seen = numbers[here]
+            for other in around:
+                seen = _numbered(2 * seen + inside[here, other])
+            codes, grown = seen.tolist(), dict[int, int]()
+            for row, code in zip(here.tolist(), codes, strict=True):
+                if code not in grown:
+                    step = self.steps.step(at, inside[row].tolist())
+                    grown[code] = self._grow(int(numbers[row]), step)
+            numbers[here] = [grown[code] for code in codes]
+        return numbers
 
     def _grow(self, number: int, step: Step) -> int:
         if (number, step) not in self._next:

@@ -9,6 +9,7 @@ Whatever is given up is back on the device while the layer's own backward runs. 
 any case: where it runs again that includes each value that the stage makes and that no backward needs.
 """
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -186,6 +187,20 @@ class Steps:
             (sorted({place[name] for name in tied.layers}), tied.grad_bytes) for tied in graph.tied
         ]
         self._made: dict[tuple[int, int, int, int, int, WayName | None], Step] = {}
+
+    @functools.cached_property
+    def around(self) -> tuple[tuple[int, ...], ...]:
+        """Of each layer the positions of the others on which its step depends."""
+        return tuple(map(self._around, range(len(self.layers))))
+
+    def _around(self, at: int) -> tuple[int, ...]:
+        found = {producer for producer, _ in self.taken[at]}
+        found.update(*(readers for readers, _ in self._results[at]))
+        found.update(*(holders for holders, _ in self._tied if at in holders))
+        for value in self._pending[at]:
+            found.update(value.readers, value.others)
+            found.update(() if value.producer is None else (value.producer,))
+        return tuple(sorted(found - {at}))
 
     def step(self, at: int, is_inside: Sequence[bool] | Any, given: WayName | None = None) -> Step:
         """The layer at position `at`, with one given way or all that the demands leave it; `is_inside` says

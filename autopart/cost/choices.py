@@ -39,22 +39,38 @@ def best_ways(problem: Problem, layout: Layout, partition: Partition) -> tuple[S
     """For each stage of a partition the ways of its layers that are best there."""
     if not leaves_choice(problem.demands) or not can_treat(layout.schedule):
         return (StageWays(),) * len(partition)
+    steps = _steps(problem, layout)
     return tuple(
-        _best_place(problem, layout, stage, sorted(partition[stage]), load)
+        _best_place(problem, layout, stage, steps[stage], sorted(partition[stage]), load)
         for stage, load in enumerate(stage_loads(problem.graph, partition))
     )
 
 
+def _steps(problem: Problem, layout: Layout) -> list[Steps]:
+    """The layers as steps of each stage; stages on ranks of one speed share them."""
+    speeds = [slowest_speed(problem.cluster, ranks) for ranks in layout.stage_ranks]
+    made = {
+        speed: Steps(problem.graph, problem.demands, host_way(problem.cluster.host_link, speed))
+        for speed in set(speeds)
+    }
+    return [made[speed] for speed in speeds]
+
+
 def _best_place(
-    problem: Problem, layout: Layout, stage: int, members: Sequence[int], load: StageLoad
+    problem: Problem,
+    layout: Layout,
+    stage: int,
+    steps: Steps,
+    members: Sequence[int],
+    load: StageLoad,
 ) -> StageWays:
     """The best ways, with the optimizer's state where that is best."""
     best: tuple[StageLoad, StageWays] | None = None
     for on_host in places_of_state(problem.demands):
         there = load._replace(optimizer_on_host=int(on_host))
-        ways = _best_ways(problem, layout, stage, members, there)
+        ways = _best_ways(problem, layout, stage, steps, members, there)
         ways = ways._replace(optimizer_on_host=on_host)
-        made = _treated(problem, layout, stage, members, load, ways)
+        made = _treated(problem, steps, members, load, ways)
         if best is None or better_on_host(problem, layout, stage, best[0], made):
             best = made, ways
     assert best is not None
@@ -87,32 +103,30 @@ def _busy(problem: Problem, layout: Layout, stage: int, load: StageLoad) -> Numb
 
 
 def _best_ways(
-    problem: Problem, layout: Layout, stage: int, members: Sequence[int], load: StageLoad
+    problem: Problem,
+    layout: Layout,
+    stage: int,
+    steps: Steps,
+    members: Sequence[int],
+    load: StageLoad,
 ) -> StageWays:
     limits, layers = limits_of(problem, layout, stage), problem.graph.layers
     kept = total(memory(load, problem, len(layout.stage_ranks[stage]), limits.held))
     may_keep = all("keep" in allowed_ways(layers[at], problem.demands) for at in members)
     if may_keep and kept <= limits.device_bytes:
         return StageWays()
-    points = _frontier(problem, layout, stage, members)
+    points = _frontier(problem, steps, members)
     assert points.chosen is not None
     chosen = points.chosen[best_point(points, kept - load.workspace_bytes, limits)]
     return ways_of_bits(members, chosen)
 
 
 def _frontier(
-    problem: Problem,
-    layout: Layout,
-    stage: int,
-    members: Sequence[int],
-    given: StageWays | None = None,
+    problem: Problem, steps: Steps, members: Sequence[int], given: StageWays | None = None
 ) -> Points:
-    """The frontier of stage `stage` with the layers at `members`; the one point of the given ways."""
-    inside = np.zeros(len(problem.graph.layers), dtype=bool)
-    inside[list(members)] = True
-    speed = slowest_speed(problem.cluster, layout.stage_ranks[stage])
-    host = host_way(problem.cluster.host_link, speed)
-    steps = Steps(problem.graph, problem.demands, host)
+    """The frontier of a stage with the layers at `members`; the one point of the given ways."""
+    own = set(members)
+    inside = [at in own for at in range(len(problem.graph.layers))]
     along = tuple(steps.step(at, inside, given and way_of(given, at)) for at in members)
     growth = Growth(
         hosted=host_share(problem.cluster) is not None,
@@ -125,16 +139,16 @@ def treated_stages(
     problem: Problem, layout: Layout, partition: Partition, ways: Sequence[StageWays]
 ) -> list[StageLoad]:
     """The loads of the stages of a partition whose layers go the given ways."""
+    steps = _steps(problem, layout)
     return [
-        _treated(problem, layout, stage, sorted(partition[stage]), load, ways[stage])
+        _treated(problem, steps[stage], sorted(partition[stage]), load, ways[stage])
         for stage, load in enumerate(stage_loads(problem.graph, partition))
     ]
 
 
 def _treated(
     problem: Problem,
-    layout: Layout,
-    stage: int,
+    steps: Steps,
     members: Sequence[int],
     load: StageLoad,
     ways: StageWays,
@@ -142,5 +156,5 @@ def _treated(
     placed = load._replace(optimizer_on_host=int(ways.optimizer_on_host))
     if not (ways.recompute or ways.selective or ways.offload):
         return placed
-    points = _frontier(problem, layout, stage, members, ways)
+    points = _frontier(problem, steps, members, ways)
     return treat(placed, choice_at(points, 0))
