@@ -10,9 +10,10 @@ thread a rank (`autopart validate --local`), while the machine is as fast as it 
 piece of work tells, and a run before or after which it took over 5 % more or less time is run again, up to three
 times. One JSON line a plan is written as it is done, to standard output; then a table, the median and the worst
 error of the step, whether plans of one model that are predicted to differ by more than 10 % come in that
-order, and the bytes at the peak. `--rows` prints the table of lines that were written before. `cluster.json` is
-what `autopart probe` writes for this machine. With `--one-device` each rank runs alone in this process: no step
-is timed, but actions, on the core, and bytes, which other processes on the machine do not change.
+order, and the bytes at the peak. `--rows` prints the table of lines that were written before; of a plan that
+stands in several of them, the medians of what was predicted and of what was measured. `cluster.json` is what
+`autopart probe` writes for this machine. With `--one-device` each rank runs alone in this process: no step is timed,
+but actions, on the core, and bytes, which other processes on the machine do not change.
 """
 
 import argparse
@@ -69,7 +70,8 @@ def main() -> None:
     asked = _options()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if asked.rows:
-        rows = [json.loads(line) for path in asked.rows for line in path.read_text().splitlines()]
+        lines = [line for path in asked.rows for line in path.read_text().splitlines()]
+        rows = _once_each([json.loads(line) for line in lines])
     else:
         rows = list(_measured(asked))
     timed = [row for row in rows if row["measured"] is not None]
@@ -111,6 +113,22 @@ def _measured(asked: argparse.Namespace):
             sys.stdout.write(json.dumps(row) + "\n")
             sys.stdout.flush()
             yield row
+
+
+def _once_each(rows: list[Row]) -> list[Row]:
+    """One row for each plan of a model: the medians of several calls."""
+    alike: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row["model"], row["plan"]), []).append(row)
+    return [own[0] if len(own) == 1 else _medians(own) for own in alike.values()]
+
+
+def _medians(rows: list[Row]) -> Row:
+    found = dict(rows[-1])
+    for name in ("predicted", "measured", "spread", "drift"):
+        found[name] = statistics.median(row[name] for row in rows)
+    found["error"] = found["predicted"] / found["measured"] - 1.0
+    return found
 
 
 def _profile(model: str, asked: argparse.Namespace) -> tuple[autopart.Profile, float]:
