@@ -106,7 +106,7 @@ def _random_stage(rng: random.Random, scale: float) -> StageTimes:
         send_time=scale * rng.choice([1.0, rng.uniform(0, 2)]),
         send_back_time=scale * rng.choice([1.0, rng.uniform(0, 2)]),
         update_time=rng.choice([0.0, rng.uniform(0, 1)]),
-        split_time=rng.choice([0.0, rng.uniform(0, 1)]),
+        split_time=0.125 * weights,
     )
 
 
