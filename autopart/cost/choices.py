@@ -1,6 +1,7 @@
 """The ways of the layers of one partition: those that are best on their ranks, and what they make of the stages."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,39 +40,47 @@ def best_ways(problem: Problem, layout: Layout, partition: Partition) -> tuple[S
     """For each stage of a partition the ways of its layers that are best there."""
     if not leaves_choice(problem.demands) or not can_treat(layout.schedule):
         return (StageWays(),) * len(partition)
-    steps = _steps(problem, layout)
     return tuple(
-        _best_place(problem, layout, stage, steps[stage], sorted(partition[stage]), load)
-        for stage, load in enumerate(stage_loads(problem.graph, partition))
+        _best_place(problem, layout, stage, load)
+        for stage, load in zip(
+            _stages(problem, layout, partition),
+            stage_loads(problem.graph, partition),
+            strict=True,
+        )
     )
 
 
-def _steps(problem: Problem, layout: Layout) -> list[Steps]:
-    """The layers as steps of each stage; stages on ranks of one speed share them."""
+class _Stage(NamedTuple):
+    """A stage of a partition."""
+
+    number: int
+    members: Sequence[int]
+    """The positions of its layers, in the order of execution."""
+    steps: Steps
+    """All layers as steps of a stage on its ranks."""
+
+
+def _stages(problem: Problem, layout: Layout, partition: Partition) -> list[_Stage]:
+    """Those on ranks of one speed share their steps."""
     speeds = [slowest_speed(problem.cluster, ranks) for ranks in layout.stage_ranks]
     made = {
         speed: Steps(problem.graph, problem.demands, host_way(problem.cluster.host_link, speed))
         for speed in set(speeds)
     }
-    return [made[speed] for speed in speeds]
+    return [
+        _Stage(number, sorted(members), made[speed])
+        for number, (members, speed) in enumerate(zip(partition, speeds, strict=True))
+    ]
 
 
-def _best_place(
-    problem: Problem,
-    layout: Layout,
-    stage: int,
-    steps: Steps,
-    members: Sequence[int],
-    load: StageLoad,
-) -> StageWays:
+def _best_place(problem: Problem, layout: Layout, stage: _Stage, load: StageLoad) -> StageWays:
     """The best ways, with the optimizer's state where that is best."""
     best: tuple[StageLoad, StageWays] | None = None
     for on_host in places_of_state(problem.demands):
         there = load._replace(optimizer_on_host=int(on_host))
-        ways = _best_ways(problem, layout, stage, steps, members, there)
-        ways = ways._replace(optimizer_on_host=on_host)
-        made = _treated(problem, steps, members, load, ways)
-        if best is None or better_on_host(problem, layout, stage, best[0], made):
+        ways = _best_ways(problem, layout, stage, there)._replace(optimizer_on_host=on_host)
+        made = _treated(problem, stage, load, ways)
+        if best is None or better_on_host(problem, layout, stage.number, best[0], made):
             best = made, ways
     assert best is not None
     return best[1]
@@ -102,32 +111,24 @@ def _busy(problem: Problem, layout: Layout, stage: int, load: StageLoad) -> Numb
     return own_microbatches(layout, stage) * once + placed.update_time
 
 
-def _best_ways(
-    problem: Problem,
-    layout: Layout,
-    stage: int,
-    steps: Steps,
-    members: Sequence[int],
-    load: StageLoad,
-) -> StageWays:
-    limits, layers = limits_of(problem, layout, stage), problem.graph.layers
-    kept = total(memory(load, problem, len(layout.stage_ranks[stage]), limits.held))
-    may_keep = all("keep" in allowed_ways(layers[at], problem.demands) for at in members)
+def _best_ways(problem: Problem, layout: Layout, stage: _Stage, load: StageLoad) -> StageWays:
+    limits, layers = limits_of(problem, layout, stage.number), problem.graph.layers
+    replicas = len(layout.stage_ranks[stage.number])
+    kept = total(memory(load, problem, replicas, limits.held))
+    may_keep = all("keep" in allowed_ways(layers[at], problem.demands) for at in stage.members)
     if may_keep and kept <= limits.device_bytes:
         return StageWays()
-    points = _frontier(problem, steps, members)
+    points = _frontier(problem, stage)
     assert points.chosen is not None
     chosen = points.chosen[best_point(points, kept - load.workspace_bytes, limits)]
-    return ways_of_bits(members, chosen)
+    return ways_of_bits(stage.members, chosen)
 
 
-def _frontier(
-    problem: Problem, steps: Steps, members: Sequence[int], given: StageWays | None = None
-) -> Points:
-    """The frontier of a stage with the layers at `members`; the one point of the given ways."""
-    own = set(members)
+def _frontier(problem: Problem, stage: _Stage, given: StageWays | None = None) -> Points:
+    """The frontier of a stage; the one point of the given ways."""
+    own = set(stage.members)
     inside = [at in own for at in range(len(problem.graph.layers))]
-    along = tuple(steps.step(at, inside, given and way_of(given, at)) for at in members)
+    along = tuple(stage.steps.step(at, inside, given and way_of(given, at)) for at in stage.members)
     growth = Growth(
         hosted=host_share(problem.cluster) is not None,
         most_points=most_points(problem.graph.layers),
@@ -139,22 +140,15 @@ def treated_stages(
     problem: Problem, layout: Layout, partition: Partition, ways: Sequence[StageWays]
 ) -> list[StageLoad]:
     """The loads of the stages of a partition whose layers go the given ways."""
-    steps = _steps(problem, layout)
+    stages, loads = _stages(problem, layout, partition), stage_loads(problem.graph, partition)
     return [
-        _treated(problem, steps[stage], sorted(partition[stage]), load, ways[stage])
-        for stage, load in enumerate(stage_loads(problem.graph, partition))
+        _treated(problem, stage, load, own)
+        for stage, load, own in zip(stages, loads, ways, strict=True)
     ]
 
 
-def _treated(
-    problem: Problem,
-    steps: Steps,
-    members: Sequence[int],
-    load: StageLoad,
-    ways: StageWays,
-) -> StageLoad:
+def _treated(problem: Problem, stage: _Stage, load: StageLoad, ways: StageWays) -> StageLoad:
     placed = load._replace(optimizer_on_host=int(ways.optimizer_on_host))
     if not (ways.recompute or ways.selective or ways.offload):
         return placed
-    points = _frontier(problem, steps, members, ways)
-    return treat(placed, choice_at(points, 0))
+    return treat(placed, choice_at(_frontier(problem, stage, ways), 0))

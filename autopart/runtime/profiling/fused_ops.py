@@ -1,9 +1,10 @@
-"""What a GPU's kernels keep for backward, on meta tensors.
+"""What a GPU's kernels keep for backward, and hold while they run, on meta tensors.
 
 Which kernel runs, and so what autograd saves, is decided by the device. On meta, attention is
 decomposed and keeps its whole matrix of scores, and dropout keeps a noise tensor in the input's
 precision; a GPU runs fused kernels that keep neither. This context puts the fused operation in
-their place, for tensors on meta only.
+their place, for tensors on meta only. The mean of squares, of which meta makes the result alone, makes all the
+squares first on any device.
 """
 
 from typing import Any
@@ -16,10 +17,11 @@ aten = torch.ops.aten
 
 _ATTENTION = frozenset({F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default})
 _DROPOUT = frozenset({F.dropout, torch.dropout, aten.dropout.default})
+_SQUARES = frozenset({F.mse_loss, aten.mse_loss.default})
 
 
 class FusedOps(TorchFunctionMode):
-    """A context in which attention and dropout on meta tensors are the fused kernels."""
+    """A context in which attention, dropout and mean squares on meta tensors are the kernels."""
 
     def __init__(self, *, dropout: bool = True) -> None:
         """Without `dropout`, as on a CPU, whose dropout is not fused."""
@@ -34,6 +36,8 @@ class FusedOps(TorchFunctionMode):
             return _attention(*args, **kwargs)
         if self._dropout and func in _DROPOUT and _is_meta(args):
             return _dropout(func, *args, **kwargs)
+        if func in _SQUARES and _is_meta(args):
+            return _squares(func, *args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -93,3 +97,10 @@ def _plain_dropout(func: Any, input: torch.Tensor, p: float, train: bool) -> tor
     if not train or not 0.0 < p < 1.0:
         return func(input, p, train)
     return aten.native_dropout(input, p, True)[0]
+
+
+def _squares(func: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    result = func(input, *args, **kwargs)
+    if result.numel() < input.numel():
+        torch.empty_like(input)  # Only to be there for a moment.
+    return result
