@@ -4,26 +4,19 @@
     plan = autopart.solve(profile, autopart.cluster_of("h100-sxm", gpus=8, nodes=2))
     autopart.save_plan(plan, "plan.json")
 
-A name is imported when it is first used, so that `import autopart` stays quick and never imports
-torch; only `profile_model`, `probe_cluster`, `run_plan`, `validate_plan` and `make_pipeline` need it.
+A name is imported when it is first used. So `import autopart` is quick and never imports torch. Only the
+verbs that run a model need torch: `profile_model`, `probe_cluster`, `run_plan`, `validate_plan`,
+`make_pipeline` and `make_asynchronous_pipeline`.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from autopart.records.version import __version__
 
 if TYPE_CHECKING:
-    from autopart.certificate import Check, verify
-    from autopart.cluster import (
-        Cluster,
-        GpuGroup,
-        Link,
-        cluster_of,
-        load_cluster,
-        mixed_cluster,
-        save_cluster,
-    )
+    from autopart.certificate.verify import verify
+    from autopart.cost.probed_cluster import cluster_of_probe
     from autopart.errors import (
         AutopartError,
         ClusterError,
@@ -31,91 +24,127 @@ if TYPE_CHECKING:
         FileError,
         InfeasibleError,
         ModelError,
+        NoPlanFound,
         PlanError,
         ProfileError,
         RunError,
         ScheduleError,
         UsageError,
     )
-    from autopart.exporters import export_plan
-    from autopart.fidelity import Fidelity
-    from autopart.foreign import ForeignAnswer, ForeignStage, solve_foreign
-    from autopart.foreign import Limits as ForeignLimits
-    from autopart.graph import Input, Layer, LayerGraph, Recompute, TiedParameter, Value
-    from autopart.importers import import_profile
-    from autopart.plan import Plan, Stage, load_plan, save_plan
-    from autopart.planner import baselines, solve
-    from autopart.probe_result import Probe, cluster_of_probe
-    from autopart.problem import Problem
-    from autopart.profile import Device, Profile, Source, WholeModel, load_profile, save_profile
-    from autopart.run_result import RunResult
-    from autopart.runtime.execution.asynchronous_pipeline import (
+    from autopart.exporters.targets import export_plan
+    from autopart.fidelity.compare import Fidelity
+    from autopart.peers.answer import PeerAnswer, PeerStage
+    from autopart.peers.formats import import_profile
+    from autopart.peers.limits import PeerLimits
+    from autopart.peers.solve import solve_peer
+    from autopart.records.check import Check
+    from autopart.records.cluster import (
+        Cluster,
+        GpuGroup,
+        Link,
+        cluster_of,
+        load_cluster,
+        save_cluster,
+    )
+    from autopart.records.layer_graph import (
+        Input,
+        Layer,
+        LayerGraph,
+        Recompute,
+        TiedParameter,
+        Value,
+    )
+    from autopart.records.mixed_cluster import mixed_cluster
+    from autopart.records.plan import Plan, Stage, load_plan, save_plan
+    from autopart.records.probe import Probe
+    from autopart.records.problem import Problem
+    from autopart.records.profile import (
+        Device,
+        Profile,
+        Source,
+        WholeModel,
+        load_profile,
+        save_profile,
+    )
+    from autopart.records.run_result import RunResult
+    from autopart.runtime.engine.asynchronous_pipeline import (
         AsynchronousPipeline,
         make_asynchronous_pipeline,
     )
-    from autopart.runtime.execution.launch import run_plan
-    from autopart.runtime.execution.pipeline import Pipeline, make_pipeline, split_batch
+    from autopart.runtime.engine.pipeline import Pipeline, make_pipeline, split_batch
+    from autopart.runtime.job.launch import run_plan
     from autopart.runtime.probing.probe import probe_cluster
     from autopart.runtime.profiling.profiler import profile_model
     from autopart.runtime.validation import Validation, validate_plan
-    from autopart.simulator import Timeline
-    from autopart.simulator import simulate_plan as simulate
+    from autopart.search.planner import baselines, solve
+    from autopart.simulator.timeline import Timeline
+    from autopart.simulator.timeline import simulate_plan as simulate
 
 _HOMES = {
-    "autopart.certificate": ("Check", "verify"),
-    "autopart.cluster": (
-        "Cluster",
-        "GpuGroup",
-        "Link",
-        "cluster_of",
-        "load_cluster",
-        "mixed_cluster",
-        "save_cluster",
-    ),
-    "autopart.errors": (
-        "AutopartError",
-        "ClusterError",
-        "ExportRefused",
-        "FileError",
-        "InfeasibleError",
-        "ModelError",
-        "PlanError",
-        "ProfileError",
-        "RunError",
-        "ScheduleError",
-        "UsageError",
-    ),
-    "autopart.exporters": ("export_plan",),
-    "autopart.fidelity": ("Fidelity",),
-    "autopart.foreign": ("ForeignAnswer", "ForeignLimits", "ForeignStage", "solve_foreign"),
-    "autopart.graph": ("Input", "Layer", "LayerGraph", "Recompute", "TiedParameter", "Value"),
-    "autopart.importers": ("import_profile",),
-    "autopart.plan": ("Plan", "Stage", "load_plan", "save_plan"),
-    "autopart.planner": ("baselines", "solve"),
-    "autopart.probe_result": ("Probe", "cluster_of_probe"),
-    "autopart.problem": ("Problem",),
-    "autopart.profile": (
-        "Device",
-        "Profile",
-        "Source",
-        "WholeModel",
-        "load_profile",
-        "save_profile",
-    ),
-    "autopart.run_result": ("RunResult",),
-    "autopart.runtime.execution.asynchronous_pipeline": (
-        "AsynchronousPipeline",
-        "make_asynchronous_pipeline",
-    ),
-    "autopart.runtime.execution.launch": ("run_plan",),
-    "autopart.runtime.execution.pipeline": ("Pipeline", "make_pipeline", "split_batch"),
-    "autopart.runtime.probing.probe": ("probe_cluster",),
-    "autopart.runtime.profiling.profiler": ("profile_model",),
-    "autopart.runtime.validation": ("Validation", "validate_plan"),
-    "autopart.simulator": ("Timeline", "simulate"),
+    "AsynchronousPipeline": "runtime.engine.asynchronous_pipeline",
+    "AutopartError": "errors",
+    "Check": "records.check",
+    "Cluster": "records.cluster",
+    "ClusterError": "errors",
+    "Device": "records.profile",
+    "ExportRefused": "errors",
+    "Fidelity": "fidelity.compare",
+    "FileError": "errors",
+    "GpuGroup": "records.cluster",
+    "InfeasibleError": "errors",
+    "Input": "records.layer_graph",
+    "Layer": "records.layer_graph",
+    "LayerGraph": "records.layer_graph",
+    "Link": "records.cluster",
+    "ModelError": "errors",
+    "NoPlanFound": "errors",
+    "PeerAnswer": "peers.answer",
+    "PeerLimits": "peers.limits",
+    "PeerStage": "peers.answer",
+    "Pipeline": "runtime.engine.pipeline",
+    "Plan": "records.plan",
+    "PlanError": "errors",
+    "Probe": "records.probe",
+    "Problem": "records.problem",
+    "Profile": "records.profile",
+    "ProfileError": "errors",
+    "Recompute": "records.layer_graph",
+    "RunError": "errors",
+    "RunResult": "records.run_result",
+    "ScheduleError": "errors",
+    "Source": "records.profile",
+    "Stage": "records.plan",
+    "TiedParameter": "records.layer_graph",
+    "Timeline": "simulator.timeline",
+    "UsageError": "errors",
+    "Validation": "runtime.validation",
+    "Value": "records.layer_graph",
+    "WholeModel": "records.profile",
+    "baselines": "search.planner",
+    "cluster_of": "records.cluster",
+    "cluster_of_probe": "cost.probed_cluster",
+    "export_plan": "exporters.targets",
+    "import_profile": "peers.formats",
+    "load_cluster": "records.cluster",
+    "load_plan": "records.plan",
+    "load_profile": "records.profile",
+    "make_asynchronous_pipeline": "runtime.engine.asynchronous_pipeline",
+    "make_pipeline": "runtime.engine.pipeline",
+    "mixed_cluster": "records.mixed_cluster",
+    "probe_cluster": "runtime.probing.probe",
+    "profile_model": "runtime.profiling.profiler",
+    "run_plan": "runtime.job.launch",
+    "save_cluster": "records.cluster",
+    "save_plan": "records.plan",
+    "save_profile": "records.profile",
+    "simulate": "simulator.timeline:simulate_plan",
+    "solve": "search.planner",
+    "solve_peer": "peers.solve",
+    "split_batch": "runtime.engine.pipeline",
+    "validate_plan": "runtime.validation",
+    "verify": "certificate.verify",
 }
-_OTHER_NAMES = {"simulate": "simulate_plan", "ForeignLimits": "Limits"}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+"""The module for each public name, and `:name` where the module has another name for it."""
 
 __all__ = [
     "AsynchronousPipeline",
@@ -127,9 +156,6 @@ __all__ = [
     "ExportRefused",
     "Fidelity",
     "FileError",
-    "ForeignAnswer",
-    "ForeignLimits",
-    "ForeignStage",
     "GpuGroup",
     "InfeasibleError",
     "Input",
@@ -137,6 +163,10 @@ __all__ = [
     "LayerGraph",
     "Link",
     "ModelError",
+    "NoPlanFound",
+    "PeerAnswer",
+    "PeerLimits",
+    "PeerStage",
     "Pipeline",
     "Plan",
     "PlanError",
@@ -176,7 +206,7 @@ __all__ = [
     "save_profile",
     "simulate",
     "solve",
-    "solve_foreign",
+    "solve_peer",
     "split_batch",
     "validate_plan",
     "verify",
@@ -184,10 +214,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
+    if name not in _HOMES:
         raise AttributeError(f"module 'autopart' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOME_OF[name]), _OTHER_NAMES.get(name, name))
+    home, _, own_name = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"autopart.{home}"), own_name or name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+    return sorted({*globals(), *_HOMES})

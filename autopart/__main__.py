@@ -1,6 +1,6 @@
-"""`python -m autopart` and `torchrun … -m autopart` are the command line."""
+"""The command line as `python -m autopart` and `torchrun … -m autopart`."""
 
-from autopart.cli import main
+from autopart.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,40 +1,44 @@
-"""Every error that autopart raises for something a user can mend.
+"""All errors that autopart raises for mistakes that a user can correct.
 
     AutopartError            exit code 1
-    ├── UsageError           exit code 2: options that are missing or contradict each other
-    ├── FileError            a file that is missing, truncated, of another format or version
-    │   └── ProfileError     a profile whose content contradicts itself
-    ├── ModelError           a model file, builder or input that cannot be used
-    ├── ClusterError         a cluster description that cannot be used
-    ├── InfeasibleError      exit code 3: no plan exists; says the least that would do
-    ├── PlanError            a plan that is wrong, or does not match its profile or model
-    │   └── ScheduleError    orders that are incomplete, out of order or deadlock
-    ├── RunError             a rank that died, hung or disagreed while a plan was run
+    ├── UsageError           exit code 2: options are missing or contradict each other
+    ├── FileError            a file is missing, truncated, or has another format or version
+    │   └── ProfileError     a profile contradicts itself
+    ├── ModelError           a model file, builder or input cannot be used
+    ├── ClusterError         a cluster description cannot be used
+    ├── InfeasibleError      exit code 3: no plan exists; the message says the least that would do
+    ├── NoPlanFound          exit code 5: the search found no plan; whether one exists is open
+    ├── PlanError            a plan is wrong, or does not match its profile or model
+    │   └── ScheduleError    orders are incomplete, out of order or deadlock
+    ├── RunError             a rank died, hung or disagreed during a run
     └── ExportRefused        exit code 4: the target cannot express the plan
 
-A message says what is wrong, where, by how much, and what to try. Faults of the programmer are
-``assert`` and ``ValueError``; they are never caught.
+A message names the mistake, its place, its size and a remedy. A programmer's faults are ``assert`` and
+``ValueError``; they are never caught.
 """
 
 
 class AutopartError(Exception):
-    """Something that the user can mend; the command line prints it without a traceback."""
+    """A mistake that the user can correct. The command line prints it without a traceback."""
 
     exit_code = 1
 
+    rank: int | None = None
+    """The rank that tells the error for all ranks of its run; None where it holds for each process."""
+
 
 class UsageError(AutopartError):
-    """Options of a command line that are missing or contradict each other."""
+    """Command-line options are missing or contradict each other."""
 
     exit_code = 2
 
 
 class FileError(AutopartError):
-    """A file is missing, truncated, or of another format or version."""
+    """A file is missing, truncated, or has another format or version."""
 
 
 class ProfileError(FileError):
-    """A profile's content contradicts itself."""
+    """A profile contradicts itself."""
 
 
 class ModelError(AutopartError):
@@ -46,14 +50,22 @@ class ClusterError(AutopartError):
 
 
 class InfeasibleError(AutopartError):
-    """No plan satisfies the problem; the message says the least that would do."""
+    """No plan satisfies the problem. The message says the least that would do."""
 
     exit_code = 3
 
     def __init__(self, message: str, least_bytes: int | None = None) -> None:
-        """`least_bytes` of memory a GPU would do, where memory is what is missing."""
+        """`least_bytes` is the memory per GPU that would do, where memory is missing."""
         super().__init__(message)
         self.least_bytes = least_bytes
+        self.too_few_layers = False
+        """Whether more stages were asked for than the model has layers."""
+
+
+class NoPlanFound(AutopartError):
+    """The search found no plan, in its time. Whether one exists is open."""
+
+    exit_code = 5
 
 
 class PlanError(AutopartError):
@@ -61,11 +73,11 @@ class PlanError(AutopartError):
 
 
 class ScheduleError(PlanError):
-    """The orders of a schedule are incomplete, out of order, or deadlock."""
+    """A schedule's orders are incomplete, out of order, or deadlock."""
 
 
 class RunError(AutopartError):
-    """A rank died, hung or disagreed while a plan was run."""
+    """A rank died, hung or disagreed during a run."""
 
 
 class ExportRefused(AutopartError):

@@ -1,91 +1,192 @@
-"""What complete decisions cost: the stages' predictions and the simulated step.
+"""The price for a complete decision: a prediction for each stage, and the simulated step.
 
-The ranks of a stage are priced alike. Where every stage has as many of them, and they run as many
-microbatches each, the step of one replica of the pipeline is the step of all, and only that one is
-simulated; else all ranks are.
+All ranks on one stage have the same price. Replicas take the same step where stages have equally
+many ranks, and ranks run equally many microbatches. Then only the first replica is simulated, else
+all ranks.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from autopart.cluster import host_share, smallest_memory
-from autopart.cost import (
-    best_ways,
+from autopart.activations.best_policies import best_policies, totals_with_policies
+from autopart.activations.best_totals import with_best_policies
+from autopart.activations.memory_shares import Share, shares_of
+from autopart.activations.policies import StagePolicies
+from autopart.cost.cuts import Cuts, totals_at
+from autopart.cost.in_flight import most_in_flight, stage_in_flight, stages_in_flight
+from autopart.cost.memory import Memory, memory, microbatch_bytes, rank_peaks, total
+from autopart.cost.memory_limits import free_bytes, prediction_fits, ranks_fit
+from autopart.cost.on_ranks import on_ranks
+from autopart.cost.stage_times import (
     bottleneck_time,
+    busy_time,
     cut_links,
-    held_by,
     links_around,
-    on_ranks,
-    peaks_fit,
-    predict,
-    rank_peaks,
-    sync_times,
     traffic_times,
 )
-from autopart.cuts import Cuts
-from autopart.layouts import Layout, alike, one_replica, several_stages
-from autopart.plan import OrderSource, Prediction, Sync
-from autopart.problem import Problem
-from autopart.schedule import Schedule
-from autopart.schedules import make_schedule
-from autopart.simulator import (
-    Program,
-    StageTimes,
-    SyncTime,
-    compile_schedule,
-    simulate,
-    step_times,
+from autopart.cost.stage_totals import Array, StageTotals
+from autopart.cost.syncs import sync_times
+from autopart.records.cluster import Cluster, Link
+from autopart.records.layer_graph import positions
+from autopart.records.layouts import (
+    Layout,
+    Partition,
+    has_virtual_stages,
+    one_replica,
+    replicas_alike,
 )
-from autopart.stage_load import Number, Partition, StageLoad, Traffic
-from autopart.treated import treated
-from autopart.ways import StageWays
+from autopart.records.plan import OrderSource
+from autopart.records.prediction import MemoryUse, MovingBytes, Prediction, StagePrediction, Sync
+from autopart.records.problem import Problem
+from autopart.schedules.actions import Action, Schedule
+from autopart.schedules.catalogue import make_schedule
+from autopart.schedules.in_flight import InFlight
+from autopart.simulator.compiled import Program, compile_schedule, step_times
+from autopart.simulator.costs import StageTimes, SyncTime, Time
+from autopart.simulator.timeline import simulate
+from autopart.time_limit import check_time
+
+
+def predict(
+    problem: Problem,
+    layout: Layout,
+    partition: Partition,
+    policies: Sequence[StagePolicies] | None = None,
+    in_flight: Sequence[InFlight] | None = None,
+) -> tuple[tuple[StagePrediction, ...], tuple[Sync, ...]]:
+    """The prediction for each stage on its ranks, and the gradient syncs in a step.
+
+    `policies` are for each stage; None takes the best ones. `in_flight` has for each stage the
+    microbatches that its ranks keep; None takes the layout's schedule.
+    """
+    chosen = best_policies(problem, layout, partition) if policies is None else policies
+    all_totals = totals_with_policies(problem, layout, partition, chosen)
+    shares = shares_of(problem.graph, partition, chosen, all_totals)
+    links = cut_links(problem.cluster, layout.stage_ranks)
+    kept = in_flight or [stage_in_flight(layout, stage) for stage in range(len(all_totals))]
+    stages: list[StagePrediction] = []
+    for stage, totals in enumerate(all_totals):
+        replicas, count = len(layout.stage_ranks[stage]), most_in_flight(kept[stage])
+        use = memory(totals, problem, replicas, kept[stage])
+        share = shares[stage]._replace(loss_stash=count * shares[stage].loss_stash)
+        placed = on_ranks(totals, problem, layout, stage)
+        around = links_around(links, stage)
+        stages.append(_prediction(problem.cluster, placed, count, use, share, around))
+    return tuple(stages), _syncs(problem, layout, partition, all_totals)
+
+
+def _prediction(
+    cluster: Cluster,
+    totals: StageTotals[float],
+    in_flight: int,
+    use: Memory[float],
+    share: Share,
+    around: tuple[Link | None, Link | None],
+) -> StagePrediction:
+    """The prediction for a stage with its totals on its ranks, and links over its two cuts."""
+    before, after = around
+    moving = microbatch_bytes(totals)._asdict()
+    del moving["stash"]
+    return StagePrediction(
+        forward_time=totals.forward_time,
+        backward_time=totals.backward_time,
+        weight_grad_time=totals.weight_grad_time,
+        split_time=totals.split_time,
+        busy_time=busy_time(totals, cluster, before, after),
+        send_time=traffic_times(totals.sent, after)[0],
+        send_back_time=traffic_times(totals.received, before)[1],
+        update_time=totals.update_time,
+        in_flight=in_flight,
+        stash_bytes=int(totals.stash_bytes),
+        moving=MovingBytes(**moving),
+        memory=MemoryUse(**use._asdict(), **share._asdict()),
+        peak_bytes=int(total(use)),
+    )
+
+
+def _syncs(
+    problem: Problem, layout: Layout, partition: Partition, all_totals: Sequence[StageTotals[float]]
+) -> tuple[Sync, ...]:
+    """The syncs in a step; a tied parameter has one where several stages have a copy."""
+    place = positions(problem.graph)
+    members = [{place[name] for name in tied.layers} for tied in problem.graph.tied]
+    holders = [
+        tuple(s for s, layers in enumerate(partition) if own.intersection(layers))
+        for own in members
+    ]
+    syncs = sync_times(problem, layout, all_totals, holders)
+    return tuple(Sync(what=sync.what, ranks=sync.ranks, time=sync.time) for sync in syncs)
 
 
 class Decision(NamedTuple):
-    """A layout with its partition, and what follows from it."""
+    """A layout with its partition, its policies and orders, and their prediction."""
 
     layout: Layout
     partition: Partition
     prediction: Prediction
-    ways: tuple[StageWays, ...]
-    """For each stage those of its layers."""
+    policies: tuple[StagePolicies, ...]
+    """Policies for the layers on each stage."""
     orders: Schedule | None = None
-    """The orders of all ranks, where the layout's schedule names none."""
+    """An order for each rank, where a plan has its own; None where the layout names a schedule."""
     order_source: OrderSource | None = None
+    """The method that found the orders."""
 
 
 def price(
     problem: Problem, layout: Layout, partition: Partition, orders: Schedule | None = None
 ) -> Decision:
-    """Predict every stage and simulate the step; `orders` are those of all ranks, where the layout's
-    schedule names none."""
-    ways = best_ways(problem, layout, partition)
-    shown = layout if orders else _simulated(layout)
-    schedule = orders or make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
-    held = held_by(orders, layout.stage_ranks) if orders else None
-    stages, syncs = predict(problem, layout, partition, ways, held)
+    """Predict every stage with its best policies, and simulate the step.
+
+    `orders` gives every rank its order where a plan has its own.
+    """
+    policies = best_policies(problem, layout, partition)
+    in_flight = None
+    if orders:
+        shown, schedule = _simulated_orders(layout, orders)
+        in_flight = stages_in_flight(schedule, shown.stage_ranks)
+    stages, syncs = predict(problem, layout, partition, policies, in_flight)
+    prediction = simulated(problem.cluster, layout, stages, syncs, orders)
+    return Decision(layout, partition, prediction, policies, orders)
+
+
+def simulated(
+    cluster: Cluster,
+    layout: Layout,
+    stages: tuple[StagePrediction, ...],
+    syncs: tuple[Sync, ...],
+    orders: Schedule | None,
+) -> Prediction:
+    """The prediction for stages and syncs, with their simulated step.
+
+    `orders` gives every rank its order where the layout names no schedule.
+    """
+    if orders:
+        shown, schedule = _simulated_orders(layout, orders)
+    else:
+        shown = _simulated(layout)
+        schedule = make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
     timeline = simulate(
         schedule,
         shown.stage_ranks,
         stages,
         [Sync(what=s.what, ranks=_seen(layout, shown, s.ranks), time=s.time) for s in syncs],
-        action_overhead=problem.cluster.action_overhead,
-        sends_overlap=problem.cluster.sends_overlap,
+        action_overhead=cluster.action_overhead,
+        sends_overlap=cluster.sends_overlap,
     )
-    prediction = Prediction(
+    return Prediction(
         step_time=timeline.makespan,
         bubble=timeline.bubble,
         rank_peak_bytes=_all_peaks(layout, shown, rank_peaks(shown.stage_ranks, schedule, stages)),
         stages=stages,
         syncs=syncs,
     )
-    return Decision(layout, partition, prediction, ways, orders)
 
 
 def _all_peaks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int, ...]:
-    """The peaks of all ranks, of those of the ranks that are simulated."""
+    """Peak bytes on all ranks, from the peaks on the simulated ranks."""
     found = [0] * (1 + max(rank for ranks in layout.stage_ranks for rank in ranks))
     for ranks, seen in zip(layout.stage_ranks, shown.stage_ranks, strict=True):
         for rank in ranks:
@@ -96,39 +197,36 @@ def _all_peaks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int
 def minimised(
     problem: Problem, prediction: Prediction, stage_ranks: Sequence[Sequence[int]]
 ) -> float:
-    """Seconds of what the problem minimises: of the step, or of its busiest rank."""
+    """Seconds that the problem minimises: the step, or the bottleneck."""
     if problem.objective == "step":
         return prediction.step_time
     return bottleneck_time(prediction.stages, stage_ranks, problem.num_microbatches)
 
 
 def may_beat(problem: Problem, layout: Layout, partition: Partition, seconds: float) -> bool:
-    """Whether a partition may take less than `seconds`, without simulating it: every stage fits alone, and
-    keeps no rank busy for as long."""
+    """Whether a partition may take less than `seconds`, without simulating it.
+
+    Every stage must fit alone, and the bottleneck must be smaller.
+    """
     stages, _ = predict(problem, layout, partition)
-    loads = zip(stages, layout.stage_ranks, strict=True)
-    fit = all(one.peak_bytes <= smallest_memory(problem.cluster, ranks) for one, ranks in loads)
+    on_ranks_of = zip(stages, layout.stage_ranks, strict=True)
+    fit = all(free_bytes(problem.cluster, ranks, one.peak_bytes) >= 0 for one, ranks in on_ranks_of)
     busy = bottleneck_time(stages, layout.stage_ranks, layout.num_microbatches)
     return fit and busy < seconds
 
 
 def fits(problem: Problem, decision: Decision) -> bool:
-    """Whether every rank stays within the memory of its GPU, and within its share of the host's."""
-    share = host_share(problem.cluster)
-    return all(
-        peak <= smallest_memory(problem.cluster, (rank,))
-        for rank, peak in enumerate(decision.prediction.rank_peak_bytes)
-        if peak
-    ) and all(share is None or stage.memory.host <= share for stage in decision.prediction.stages)
+    """Whether every rank stays within its GPU's memory, and within its share in host memory."""
+    return prediction_fits(problem.cluster, decision.prediction)
 
 
 def most_bytes(decision: Decision) -> int:
-    """The peak bytes of the fullest rank."""
+    """Peak bytes on the fullest rank."""
     return max(decision.prediction.rank_peak_bytes)
 
 
 def compile_layout(layout: Layout) -> Program:
-    """The schedule to simulate, ready for any partition of the layout."""
+    """The layout's schedule, ready to simulate any partition."""
     shown = _simulated(layout)
     schedule = make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
     return compile_schedule(schedule, shown.stage_ranks)
@@ -136,59 +234,73 @@ def compile_layout(layout: Layout) -> Program:
 
 def price_paths(
     problem: Problem, layout: Layout, program: Program, cuts: Cuts, paths: Sequence[Sequence[int]]
-) -> Number:
-    """The simulated step times of several paths over the cuts, as an array; infinite where a rank with
-    several stages has not the memory for all. That each stage fits alone is not asked."""
-    ways = np.asarray(paths)
-    prices = np.empty(len(ways))
-    holders = _holders(problem, cuts, ways)
-    for pattern in np.unique(holders.reshape(len(ways), -1), axis=0):
-        alike = (holders.reshape(len(ways), -1) == pattern).all(axis=1)
-        held = pattern.reshape(holders.shape[1:])
-        prices[alike] = _price_alike(problem, layout, program, cuts, ways[alike], held)
-    if several_stages(layout):
-        loads = [_load_at(cuts.loads, *ways[:, s : s + 2].T) for s in range(ways.shape[1] - 1)]
-        prices[~peaks_fit(problem, layout, loads)] = np.inf
+) -> npt.NDArray[np.float64]:
+    """Simulated step times in seconds, one for each path over the cuts.
+
+    Infinite where some rank lacks memory for all its stages together. Each stage must fit alone; that
+    is not checked here.
+    """
+    routes = np.asarray(paths)
+    prices = np.empty(len(routes))
+    copies = _copies(problem, cuts, routes)
+    patterns = copies.reshape(len(routes), -1)
+    # Step 1: paths whose tied parameters lie on the same stages have the same syncs: together.
+    for pattern in np.unique(patterns, axis=0):
+        alike = (patterns == pattern).all(axis=1)
+        own = pattern.reshape(copies.shape[1:])
+        prices[alike] = _price_alike(problem, layout, program, cuts, routes[alike], own)
+    # Step 2: stages that share a rank must fit together.
+    if has_virtual_stages(layout):
+        totals = [
+            totals_at(cuts.totals, *routes[:, s : s + 2].T) for s in range(routes.shape[1] - 1)
+        ]
+        prices[~ranks_fit(problem, layout, totals)] = np.inf
     return prices
 
 
-def _holders(problem: Problem, cuts: Cuts, ways: Number) -> Number:
-    """Boolean, shape (paths, tied parameters, stages): whether a stage holds a copy."""
+def _copies(problem: Problem, cuts: Cuts, routes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Boolean, shape (paths, tied parameters, stages): whether a stage has a copy."""
     place = {layer.name: at for at, layer in enumerate(problem.graph.layers)}
     rows = [
-        np.diff(cuts.ahead[:, [place[name] for name in set(tied.layers)]].sum(axis=1)[ways]) > 0
+        np.diff(cuts.ahead[:, [place[name] for name in set(tied.layers)]].sum(axis=1)[routes]) > 0
         for tied in problem.graph.tied
     ]
-    shape = (len(ways), 0, ways.shape[1] - 1)
+    shape = (len(routes), 0, routes.shape[1] - 1)
     return np.stack(rows, axis=1) if rows else np.zeros(shape, dtype=bool)
 
 
 def _price_alike(
-    problem: Problem, layout: Layout, program: Program, cuts: Cuts, ways: Number, held: Number
-) -> Number:
-    """Price paths whose tied parameters lie on the same stages."""
+    problem: Problem,
+    layout: Layout,
+    program: Program,
+    cuts: Cuts,
+    routes: npt.NDArray[np.int64],
+    copies: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float64]:
+    """Price paths with the same `copies`, shape (tied parameters, stages)."""
     links = cut_links(problem.cluster, layout.stage_ranks)
-    stages: list[StageTimes] = []
-    loads: list[StageLoad] = []
+    stages: list[StageTimes[Time]] = []
+    all_totals: list[StageTotals[Array]] = []
     for stage in range(len(layout.stage_ranks)):
-        best = treated(problem, layout, cuts, stage)
-        load = _load_at(best, ways[:, stage], ways[:, stage + 1])
-        load = on_ranks(load, problem, layout, stage)
+        check_time()
+        best = with_best_policies(problem, layout, cuts, stage)
+        totals = totals_at(best, routes[:, stage], routes[:, stage + 1])
+        totals = on_ranks(totals, problem, layout, stage)
         before, after = links_around(links, stage)
         stages.append(
             StageTimes(
-                forward_time=load.forward_time,
-                backward_time=load.backward_time,
-                send_time=traffic_times(load.sent, after)[0],
-                send_back_time=traffic_times(load.received, before)[1],
-                update_time=load.update_time,
-                weight_grad_time=load.weight_grad_time,
-                split_time=load.split_time,
+                forward_time=totals.forward_time,
+                backward_time=totals.backward_time,
+                send_time=traffic_times(totals.sent, after)[0],
+                send_back_time=traffic_times(totals.received, before)[1],
+                update_time=totals.update_time,
+                weight_grad_time=totals.weight_grad_time,
+                split_time=totals.split_time,
             )
         )
-        loads.append(load)
-    tied = [tuple(int(s) for s in np.flatnonzero(row)) for row in held]
-    syncs, shown = sync_times(problem, layout, loads, tied), _simulated(layout)
+        all_totals.append(totals)
+    tied = [tuple(int(s) for s in np.flatnonzero(row)) for row in copies]
+    syncs, shown = sync_times(problem, layout, all_totals, tied), _simulated(layout)
     return step_times(
         program,
         shown.stage_ranks,
@@ -199,25 +311,32 @@ def _price_alike(
     )
 
 
-def _load_at(loads: StageLoad, starts: Number, ends: Number) -> StageLoad:
-    """The loads of the stages [start, end], one for each path."""
-    received = Traffic(*(what[starts, 0] for what in loads.received))
-    sent = Traffic(*(what[0, ends] for what in loads.sent))
-    fields = {
-        name: loads_of[starts, ends]
-        for name, loads_of in loads._asdict().items()
-        if name not in ("received", "sent")
-    }
-    return StageLoad(**fields, received=received, sent=sent)
-
-
 def _simulated(layout: Layout) -> Layout:
-    """The first replica where all are alike; else the layout itself."""
-    return one_replica(layout) if alike(layout) else layout
+    """The first replica where all are alike, else the layout itself."""
+    return one_replica(layout) if replicas_alike(layout) else layout
+
+
+def _simulated_orders(layout: Layout, orders: Schedule) -> tuple[Layout, Schedule]:
+    """The first replica and its orders where all replicas do the same, else all ranks."""
+    if not replicas_alike(layout):
+        return layout, orders
+    count = len(layout.stage_ranks[0])
+
+    def of_replica(at: int) -> Schedule:
+        ranks = dict.fromkeys(own[at] for own in layout.stage_ranks)
+        return tuple(
+            tuple(Action(stage, op, (m - at) // count) for stage, op, m in orders[rank])
+            for rank in ranks
+        )
+
+    first = of_replica(0)
+    # Replica r of R runs microbatches r, r + R, ...: the same order for each of them.
+    alike = all(of_replica(at) == first for at in range(1, count))
+    return (one_replica(layout), first) if alike else (layout, orders)
 
 
 def _seen(layout: Layout, shown: Layout, ranks: tuple[int, ...]) -> tuple[int, ...]:
-    """The ranks of a sync among those that are simulated."""
+    """The simulated ranks that stand for a sync's `ranks`."""
     if shown is layout:
         return ranks
     asked = set(ranks)

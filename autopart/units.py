@@ -1,20 +1,49 @@
-"""Where text becomes seconds and bytes, and where they become text again.
+"""Text to seconds and bytes, and back.
 
-Inside autopart times are seconds and sizes are bytes. Bandwidth is decimal (1 GB/s = 1e9 bytes a
-second), memory is binary (1 GiB = 2**30 bytes); both spellings are read, each with its own meaning.
+Inside autopart times are seconds and sizes are bytes. Bandwidth is decimal (1 GB/s = 1e9 bytes per
+second), memory is binary (1 GiB = 2**30 bytes). Both spellings are read, each with its own meaning.
 """
 
 import re
-from typing import Annotated
+from typing import Annotated, Any, Protocol, Self, TypeVar
 
 import msgspec
 
 from autopart.errors import AutopartError
 
-Seconds = Annotated[float, msgspec.Meta(ge=0.0, description="seconds")]
-Bytes = Annotated[int, msgspec.Meta(ge=0, description="bytes")]
-Count = Annotated[int, msgspec.Meta(ge=0)]
-PositiveCount = Annotated[int, msgspec.Meta(ge=1)]
+LARGEST = 2**63 - 1
+"""The largest whole number in a file. Numbers of arrays have 64 bits."""
+MOST_BYTES = 2**50
+"""The largest size in a file: 1 PiB. Sums and products of sizes then keep to 64 bits."""
+MOST_SECONDS = 1e12
+"""The longest time in a file: 30,000 years. Sums of times then stay finite."""
+LEAST_BANDWIDTH, MOST_BANDWIDTH = 1e-3, 1e18
+"""Bytes per second of the slowest and the fastest link."""
+
+MOST_AMOUNT = 1e18
+"""The largest number without a unit of ours: a gap, or an amount in another planner's file."""
+
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=MOST_SECONDS, description="seconds")]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=MOST_BYTES, description="bytes")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+PositiveCount = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+
+
+class Quantity(Protocol):
+    """Seconds or bytes: a number, an array with an entry for each stage, or an affine expression."""
+
+    def __add__(self, other: Any, /) -> Self: ...
+    def __radd__(self, other: Any, /) -> Self: ...
+    def __sub__(self, other: Any, /) -> Self: ...
+    def __rsub__(self, other: Any, /) -> Self: ...
+    def __mul__(self, other: Any, /) -> Self: ...
+    def __rmul__(self, other: Any, /) -> Self: ...
+    def __truediv__(self, other: Any, /) -> Any: ...  # An int becomes a float.
+
+
+Q = TypeVar("Q", bound=Quantity)
+"""One kind of quantity throughout a formula."""
+
 
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -28,18 +57,27 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(_NUMBER + r"([kKMGT]i?)?B?\s*", text)
     if match is None:
         raise AutopartError(f"'{text}' is not a size; write for example 80GiB, 500MB or 1024")
-    return round(float(match[1]) * _PREFIX[match[2] or ""])
+    size = float(match[1]) * _PREFIX[match[2] or ""]
+    if not size <= MOST_BYTES:
+        raise AutopartError(f"'{text}' is too large a size; at most {MOST_BYTES} bytes (1 PiB)")
+    return round(size)
 
 
 def parse_bandwidth(text: str) -> float:
-    """Read a bandwidth such as ``25GB/s``, ``200Gbit/s`` or ``1e9``, in bytes a second."""
+    """Read a bandwidth such as ``25GB/s``, ``200Gbit/s`` or ``1e9``, in bytes per second."""
     match = re.fullmatch(_NUMBER + r"([kKMGT]i?)?(B|bit|b)?(?:/s|ps)?\s*", text)
     if match is None or float(match[1]) == 0.0:
         raise AutopartError(
-            f"'{text}' is not a bandwidth; write for example 25GB/s, 200Gbit/s or 1e9 (bytes a second)"
+            f"'{text}' is not a bandwidth; write for example 25GB/s, 200Gbit/s or 1e9 (bytes per second)"
         )
     bits = match[3] in ("bit", "b")
-    return float(match[1]) * _PREFIX[match[2] or ""] / (8 if bits else 1)
+    rate = float(match[1]) * _PREFIX[match[2] or ""] / (8 if bits else 1)
+    if not LEAST_BANDWIDTH <= rate <= MOST_BANDWIDTH:
+        raise AutopartError(
+            f"'{text}' is no bandwidth of a link; from {LEAST_BANDWIDTH:g} to {MOST_BANDWIDTH:g} "
+            "bytes per second are known"
+        )
+    return rate
 
 
 def parse_time(text: str) -> float:
@@ -47,7 +85,10 @@ def parse_time(text: str) -> float:
     match = re.fullmatch(_NUMBER + r"(s|ms|us|µs|ns)?\s*", text)
     if match is None:
         raise AutopartError(f"'{text}' is not a time; write for example 5us, 0.2ms or 1.5s")
-    return float(match[1]) * _TIME[match[2] or "s"]
+    seconds = float(match[1]) * _TIME[match[2] or "s"]
+    if not seconds <= MOST_SECONDS:
+        raise AutopartError(f"'{text}' is too long a time; at most {MOST_SECONDS:g} s")
+    return seconds
 
 
 def parse_share(text: str) -> float:
@@ -71,7 +112,7 @@ def format_bytes(size: float) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """Write a time with three or four digits: ``812 ms``, ``1.02 s``, ``35.1 µs``."""
+    """Write a time with two to four digits: ``812 ms``, ``1.02 s``, ``35.1 µs``."""
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         scaled = seconds * scale
         if abs(scaled) >= 1.0 or unit == "µs":
@@ -81,7 +122,7 @@ def format_time(seconds: float) -> str:
 
 
 def format_bandwidth(bandwidth: float) -> str:
-    """Write a bandwidth in decimal gigabytes a second: ``25 GB/s``."""
+    """Write a bandwidth in decimal gigabytes per second: ``25 GB/s``."""
     return f"{bandwidth / 1e9:.3g} GB/s"
 
 
@@ -90,8 +131,13 @@ def format_share(share: float) -> str:
     return f"{share * 100:.1f} %"
 
 
+def format_gap(gap: float | None) -> str:
+    """Write the gap over a lower bound as per cent; `unknown` where it is None."""
+    return "unknown" if gap is None else format_share(gap)
+
+
 def time_unit(largest: float) -> tuple[str, float]:
-    """The unit, and its seconds, in which a column of times up to `largest` reads best."""
+    """The unit, with its seconds, in which times up to `largest` read best in a column."""
     for unit in ("s", "ms"):
         if largest >= _TIME[unit]:
             return unit, _TIME[unit]
@@ -100,7 +146,7 @@ def time_unit(largest: float) -> tuple[str, float]:
 
 
 def bytes_unit(largest: float) -> tuple[str, float]:
-    """The binary unit, and its bytes, in which a column of sizes up to `largest` reads best."""
+    """The binary unit, with its bytes, in which sizes up to `largest` read best in a column."""
     for prefix in ("Gi", "Mi", "Ki"):
         if largest >= _BINARY[prefix]:
             return f"{prefix}B", float(_BINARY[prefix])

@@ -1,14 +1,15 @@
-"""What the executor costs: a step against torch.distributed.pipelining written by hand.
+"""Measure executor overhead: a step against torch.distributed.pipelining written by hand.
 
     python scripts/bench_executor.py [--schedule 1f1b] [--microbatches 8] [--pairs 30]
         [--blocks 8] [--width 256] [--tokens 256]
 
-Both train the same transformer blocks on two processes with gloo, one thread each, cut at the same
-place, with the same schedule and microbatches, in turns within one run: `make_pipeline` and its
-`step` on the whole batch, and `PipelineStage` with torch's own schedule class. Prints the median
-over all pairs of steps of (ours / by hand), for the time until the last rank is done and for the
-processor time of both ranks together, which other programs on the machine disturb less; and that
-the gradients agree.
+Both sides train the same transformer blocks on two processes with gloo and one thread each. They
+have the same cut, schedule and microbatches. One side uses `make_pipeline` and its `step` on the
+whole batch. The other uses `PipelineStage` with torch's own schedule class. They run in turns
+within one run, after a check that their gradients agree.
+
+Prints the median over all pairs of steps of (ours / by hand). One ratio is for the time until the
+last rank is done. The other is for both ranks' processor time, which other programs disturb less.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def example_target(size):
 
 
 class Block(nn.Module):
-    """A transformer block, attention and all."""
+    """A transformer block with causal attention and an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -70,10 +71,12 @@ def loss_fn(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 class Cost(NamedTuple):
-    """One step; seconds."""
+    """The seconds of one step."""
 
     time: float
+    """Seconds until the last rank is done."""
     processor: float
+    """Processor seconds, summed over both ranks."""
 
 
 def main() -> None:
@@ -136,6 +139,7 @@ def _rank(rank: int, options: argparse.Namespace, plan_file: Path, port: int) ->
 
     _compare(ours.parameters, module, step_ours, step_by_hand)
     pairs = []
+    # The side that runs first alternates, so that a slow moment hits both sides alike.
     for pair in range(options.pairs):
         order = (step_ours, step_by_hand) if pair % 2 == 0 else (step_by_hand, step_ours)
         costs = {step: _measured(step) for step in order}
@@ -157,7 +161,7 @@ def _batch(options: argparse.Namespace, size: int) -> tuple[tuple[torch.Tensor],
 
 
 def _by_hand(options: argparse.Namespace, plan: autopart.Plan, rank: int) -> nn.Sequential:
-    """This rank's blocks, as a person would cut them who knows the plan."""
+    """This rank's blocks under the plan's cut, without autopart's executor."""
     blocks = _model(options)
     mine = [name for name in plan.stages[rank].layers if name.isdigit()]
     return nn.Sequential(*(blocks[int(name)] for name in mine))
@@ -188,6 +192,7 @@ def _measured(step) -> Cost:
     begin, processor = time.perf_counter(), time.process_time()
     step()
     mine = torch.tensor([time.perf_counter() - begin, time.process_time() - processor])
+    # Wall time ends with the slowest rank; processor time is the sum over ranks.
     times = mine[:1].clone()
     distributed.all_reduce(times, distributed.ReduceOp.MAX)
     distributed.all_reduce(mine)
@@ -201,16 +206,16 @@ def _report(options: argparse.Namespace, pairs: list[tuple[Cost, Cost]]) -> None
     sys.stdout.write(
         f"{options.schedule}, {options.microbatches} microbatches, {options.blocks} blocks of width "
         f"{options.width}, {options.tokens} tokens; {len(pairs)} pairs of steps\n"
-        f"  by hand         {by_hand * 1e3:.0f} ms a step\n"
+        f"  by hand         {by_hand * 1e3:.0f} ms per step\n"
         f"  ours / by hand  {statistics.median(times):.3f} of the time, "
         f"{statistics.median(processor):.3f} of the processor time\n"
     )
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""How long the chain solvers take, over layers n and stages k, and how that grows.
+"""Measure how the chain solver's time grows with layers n and stages k.
 
     python scripts/bench_solvers.py [FILE...] [--layers 64 ... 4096] [--stages 4 ... 1024] [--repeats 3]
 
-Synthetic chains have sends at every cut and 1F1B memory that binds on the early stages; FILE adds a
-real one, a profile of autopart's, PipeDream's, DAPPLE's or Piper's, cut along its order on 32 GB GPUs.
-Prints one JSON line for each chain, n and k: processor seconds (the smallest of the repeats), the
-bottleneck and the last infeasible one; then one for each chain with the exponents p, q of the least
-squares fit seconds ~ n^p k^q over its runs of 2 ms and more.
+Synthetic chains have sends at every cut, and 1F1B memory that binds on the early stages. FILE adds
+a real chain: a profile from autopart, PipeDream, DAPPLE or Piper, cut along its order on 32 GB
+GPUs.
+
+Prints one JSON line for each chain, n and k. It has processor seconds (the fastest repeat), the
+bottleneck and the largest infeasible value. Then it prints one line for each synthetic chain
+with p and q from a least squares fit, seconds ~ n^p k^q. The fit uses runs with 2 ms or more.
 """
 
 import argparse
@@ -18,25 +20,26 @@ from typing import NamedTuple
 import numpy as np
 
 import autopart
-from autopart.cuts import all_cuts
-from autopart.importers import import_profile
-from autopart.layouts import Layout
-from autopart.planner import make_problem
-from autopart.profile import Profile
-from autopart.solvers import probe
-from autopart.solvers.layout_chain import LayoutChain, chain_of
-from autopart.solvers.probe import Chain, Memory, Sizes, prefix
+from autopart.cost.cuts import all_cuts
+from autopart.peers.formats import import_profile
+from autopart.records.layouts import Layout
+from autopart.records.profile import Profile
+from autopart.search.demands import make_problem
+from autopart.search.options import SolveOptions
+from autopart.solvers import chain_bisection
+from autopart.solvers.chain import Chain, MemoryLimit, Sizes, prefix
+from autopart.solvers.chain_of_layout import LayoutChain, chain_of
 
 LAYERS = (64, 200, 512, 1024, 2048, 4096)
 STAGES = (4, 16, 64, 256, 1024)
 KINDS = ("uniform", "lognormal", "half free", "equal", "one heavy layer", "free first half")
 GPU = "v100-sxm-32gb"
 FITTED_SECONDS = 2e-3
-"""Shorter runs are overhead, and are left out of the fit."""
+"""Seconds below which a run is mostly overhead; the fit skips it."""
 
 
 class Run(NamedTuple):
-    """One measurement."""
+    """Processor seconds for one chain with `layers` layers in `stages` stages."""
 
     layers: int
     stages: int
@@ -68,8 +71,10 @@ def main() -> None:
 
 
 def synthetic(kind: str, layers: int, stages: int) -> LayoutChain:
-    """A chain drawn from a fixed seed. Memory is 1.5 times what the average stage needs with as many
-    microbatches in flight as the middle stage has."""
+    """A chain from a fixed seed.
+
+    Memory is 1.5 times the average stage's bytes with the middle stage's microbatches in flight.
+    """
     rng = np.random.default_rng(0)
     work = _work(kind, layers, rng)
     sends = rng.uniform(0, 0.5, layers + 1) * work.mean()
@@ -77,14 +82,15 @@ def synthetic(kind: str, layers: int, stages: int) -> LayoutChain:
     state, stash = (rng.integers(1, 100, layers) for _ in range(2))
     sent = rng.integers(0, 50, layers + 1)
     nothing = np.zeros(layers + 1, dtype=np.int64)
-    held = tuple(stages - stage for stage in range(stages))
+    in_flight = tuple(stages - stage for stage in range(stages))
     capacity = int(1.5 * (100 * state.sum() + max(1, stages // 2) * stash.sum()) / stages)
-    memory = Memory(
+    # Memory is at least enough for the heaviest layers on the first stage.
+    memory = MemoryLimit(
         max(capacity, int(100 * state.max() + stages * (stash.max() + 50))),
         Sizes(100 * prefix(state), nothing, nothing),
         Sizes(prefix(stash), sent, nothing),
     )
-    return LayoutChain(Chain(prefix(work), (sends,), 0.0, memory), (0,) * (stages - 1), held)
+    return LayoutChain(Chain(prefix(work), (sends,), 0.0, memory), (0,) * (stages - 1), in_flight)
 
 
 def _work(
@@ -104,12 +110,12 @@ def _work(
 
 
 def real(profile: Profile, stages: int) -> LayoutChain:
-    """The profile's layers in their order, one GPU a stage, under 1F1B, sends beside compute."""
+    """The profile's layers in their order: one GPU per stage, 1F1B, sends beside compute."""
     cluster = autopart.cluster_of(GPU, gpus=stages)
-    problem = make_problem(profile, cluster, num_microbatches=4 * stages, schedule="1f1b")
+    problem = make_problem(profile, cluster, 4 * stages, SolveOptions(schedule="1f1b"))
     ranks = tuple((rank,) for rank in range(stages))
     layout = Layout(schedule="1f1b", stage_ranks=ranks, num_microbatches=4 * stages)
-    return chain_of(problem, layout, all_cuts(profile.graph, most=0).loads, send_share=1.0)
+    return chain_of(problem, layout, all_cuts(profile.graph, most=0).totals, send_share=1.0)
 
 
 def _profile(path: Path) -> Profile:
@@ -124,7 +130,7 @@ def _measure(name: str, asked: LayoutChain, repeats: int) -> Run:
     found = None
     for _ in range(repeats):
         began = time.process_time()
-        found = probe.solve(*asked)
+        found = chain_bisection.solve(*asked)
         seconds.append(time.process_time() - began)
     run = Run(len(asked.chain.work) - 1, len(asked.in_flight), min(seconds))
     answer = {
@@ -139,6 +145,7 @@ def _exponents(runs: list[Run]) -> dict[str, float | None]:
     long = [run for run in runs if run.seconds >= FITTED_SECONDS]
     if len({run.layers for run in long}) < 2 or len({run.stages for run in long}) < 2:
         return {"exponent_of_layers": None, "exponent_of_stages": None}
+    # log seconds = p log n + q log k + constant, with log e = 1 for the constant.
     logs = np.log([[run.layers, run.stages, np.e] for run in long])
     (p, q, _), *_ = np.linalg.lstsq(logs, np.log([run.seconds for run in long]), rcond=None)
     return {"exponent_of_layers": round(float(p), 2), "exponent_of_stages": round(float(q), 2)}

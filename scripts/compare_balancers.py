@@ -1,12 +1,12 @@
-"""Stages of balanced compute, beside what torchgpipe and DeepSpeed make of the same layers.
+"""Stages with balanced compute, beside torchgpipe's and DeepSpeed's stages for the same layers.
 
     python scripts/compare_balancers.py FILE... --stages K [--format NAME] [--peer-seconds 120]
 
-FILE is a profile of PipeDream's, DAPPLE's, Piper's, dnn-partitioning's or autopart's own. A layer
-weighs its forward and backward. Prints one JSON line for each file:
+FILE is a profile by PipeDream, DAPPLE, Piper, dnn-partitioning or autopart itself. A layer weighs its
+forward and backward. Prints one JSON line for each file:
 
-    objective        milliseconds of the heaviest stage; null where there are more stages than layers
-    lower_bound      no stages of any order of the layers have less; equal to `objective` where it is
+    objective        milliseconds in the heaviest stage; null where there are more stages than layers
+    lower_bound      no stages in any order of the layers have less; equal to `objective` where it is
                      proven optimal
     order_optimal    true: no cut of the order in which the stages stand has less (always proven)
     solve_seconds    processor time of the solver
@@ -14,8 +14,8 @@ weighs its forward and backward. Prints one JSON line for each file:
     peers            for torchgpipe and deepspeed, where they can be imported: the heaviest stage on the
                      file's own order and on the order of the stages, the better of the two, and
                      the processor time for both
-    peer_*           the better of the peers; where none can be imported, what ../shared/data/
-                     baselines.json (or the folder that AUTOPART_DATA names) has of them
+    peer_*           the better of the peers; where none can be imported, their published answers from
+                     ../shared/data/baselines.json (or the folder that AUTOPART_DATA names)
 """
 
 import argparse
@@ -32,10 +32,11 @@ import networkx as nx
 
 import autopart
 from autopart.errors import AutopartError, FileError, InfeasibleError
-from autopart.graph import LayerGraph, as_networkx
-from autopart.importers import import_profile
-from autopart.profile import Profile
-from autopart.solvers.balance import Balance, solve
+from autopart.peers.balancers.one_order import Balance
+from autopart.peers.balancers.solve import solve
+from autopart.peers.formats import import_profile
+from autopart.records.layer_graph import LayerGraph, as_networkx
+from autopart.records.profile import Profile
 
 DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))
 PEERS = ("torchgpipe", "deepspeed")
@@ -44,6 +45,7 @@ MILLISECONDS = 1e3
 
 
 def main() -> None:
+    """Compare each file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -60,7 +62,7 @@ def main() -> None:
 
 
 def row(path: Path, asked: argparse.Namespace) -> dict[str, object]:
-    """What is printed of one file."""
+    """The line printed for one file."""
     format_name = asked.format or _format(path)
     profile = _profile(path, format_name)
     weights = [
@@ -86,7 +88,7 @@ def row(path: Path, asked: argparse.Namespace) -> dict[str, object]:
 
 
 def _format(path: Path) -> str:
-    """The format of a file, from what stands in it."""
+    """The format of a file, from its content."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -105,8 +107,11 @@ def _profile(path: Path, format_name: str) -> Profile:
 
 
 def _file_order(path: Path, graph: LayerGraph) -> list[int]:
-    """The layers as the file has them, as far as its edges allow: the first time that a line begins
-    with the layer's name; where none does, the profile's order."""
+    """The layers in file order, as far as its edges allow.
+
+    A layer stands where a line first begins with its name. Without such a line it stands in the
+    profile's order.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     begins = {line.partition(" -- ")[0]: at for at, line in reversed(list(enumerate(lines)))}
     names = [layer.name for layer in graph.layers]
@@ -145,7 +150,7 @@ def _peers(
 def _run(
     peer: str, sequences: Sequence[Sequence[float]], asked: argparse.Namespace
 ) -> dict[str, float] | None:
-    """What a peer answers; None, and a line on stderr, where it cannot."""
+    """A peer's answer; None, and a line on stderr, where it gives none."""
     question = json.dumps({"sequences": sequences, "stages": asked.stages})
     command = [sys.executable, str(PEER_PROGRAM), peer]
     try:
@@ -168,7 +173,7 @@ def _run(
 
 
 def _published(path: Path, stages: int) -> dict[str, object]:
-    """What is known of the peers on PipeDream's profiles, by the name of the file's folder."""
+    """The peers' published answers on PipeDream's profiles, by the name of the file's folder."""
     try:
         runs = json.loads((DATA / "baselines.json").read_text())["chain-balancers"]
     except (OSError, KeyError):

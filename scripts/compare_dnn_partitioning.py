@@ -1,18 +1,18 @@
-"""dnn-partitioning's inputs under its own objective, beside what the published programs answered.
+"""dnn-partitioning's inputs under its own objective, beside the published programs' answers.
 
     python scripts/compare_dnn_partitioning.py FILE... [--no-contiguity] [--time-limit SECONDS]
 
-Prints one JSON line for each file; loads are in the file's own unit:
+Prints one JSON line for each file; charges are in the file's own unit:
 
-    objective        the largest load of a device, recomputed from the split and the file alone; null
-                     where nothing fits, and `infeasible` says why, or where nothing was found in
-                     time, and `unsolved` says so
+    objective        the largest charge on a device, its authors' "max-load", computed again from the
+                     split and the file alone; null where nothing fits, and `infeasible` says why, or
+                     where nothing was found in time, and `unsolved` says so
     lower_bound      no split has a smaller one; equal to `objective` where it is proven optimal. Where
                      the time limit came first, a line on the error output says so
-    proof            what the lower bound rests on
+    proof            the basis for the lower bound
     solve_seconds    processor time of the solver
     stages           the file's node ids and the kind of device, in pipeline order; each has one replica
-    peer_*           what the published program answered: its exact one, or with --no-contiguity its
+    peer_*           the published program's answer: its exact one, or with --no-contiguity its
                      local search; in ../shared/data/baselines.json or the folder that AUTOPART_DATA
                      names. `peer_objective` is null where it did not end
 """
@@ -26,22 +26,23 @@ from pathlib import Path
 
 import msgspec
 
-import autopart
+from autopart import PeerLimits, solve_peer
 from autopart.errors import AutopartError, FileError, InfeasibleError
 
 DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 MODES = {True: ("dp", "dp_lean"), False: ("localSearch",)}
-"""The published programs by contiguity; the second one where the first did not end."""
+"""The published programs by contiguity; the second one counts where the first did not end."""
 
 
 def main() -> None:
+    """Compare each file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument(
-        "--no-contiguity", action="store_true", help="a device may hold several pieces of the graph"
+        "--no-contiguity", action="store_true", help="a device may take several parts of the graph"
     )
     parser.add_argument("--time-limit", type=float, default=60.0, help="seconds, for each file")
     asked = parser.parse_args()
@@ -54,12 +55,12 @@ def main() -> None:
 
 
 def row(path: Path, *, contiguous: bool, time_limit: float) -> dict[str, object]:
-    """What is printed of one file."""
-    limits = autopart.ForeignLimits(contiguous=contiguous, time_limit=time_limit)
+    """The line printed for one file."""
+    limits = PeerLimits(contiguous=contiguous, time_limit=time_limit)
     began = time.process_time()
     found: dict[str, object]
     try:
-        answer = autopart.solve_foreign("dnn-partitioning", path, limits)
+        answer = solve_peer("dnn-partitioning", path, limits)
     except FileError:
         raise
     except AutopartError as error:

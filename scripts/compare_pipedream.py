@@ -1,22 +1,22 @@
-"""PipeDream's profiles under PipeDream's own objective, beside what its optimizer answered.
+"""PipeDream's profiles under PipeDream's own objective, beside its optimizer's answers.
 
     python scripts/compare_pipedream.py FILE... --machines N [N2] --bandwidth B [B2] [--straight]
 
-Two levels: GPUs of a node and nodes, each with the bandwidth of its links. Transfers count as with
-PipeDream's --activation_compression_ratio 1 (--compression is that ratio, --no-transfers leaves it out),
-and --memory is its --memory_size with --use_memory_constraint. Machines may stay idle. Prints one JSON
-line for each file:
+Two levels: GPUs per node, then nodes, each with the bandwidth of its links. Transfers count as with
+PipeDream's --activation_compression_ratio 1: --compression is that ratio, --no-transfers leaves it out.
+--memory is its --memory_size with --use_memory_constraint. Machines may stay idle. Prints one JSON line
+for each file:
 
-    objective        seconds of the busiest stage or link for a minibatch, as PipeDream counts them
+    objective        seconds per minibatch on the busiest stage or link, under PipeDream's charges
     lower_bound      no plan has a smaller one; equal to `objective` where it is proven optimal
     solve_seconds    processor time of the solver
-    stages           the file's node ids, replicas in all; in two levels also `outer_stage`,
+    stages           the file's node ids, replicas in all; on two levels also `outer_stage`,
                      `outer_replicas` (nodes that run the same) and `inner_replicas` (in each of them)
     all_sends        the same plan with the first stages' sends charged too, which PipeDream leaves
-                     out; `all_sends_optimum` and `all_sends_lower_bound` are of the best plan then
+                     out; `all_sends_optimum` and `all_sends_lower_bound` belong to the best plan then
     downsets         of the layer graph, null where they were not all listed
-    peer_*           what PipeDream answered to the same question, in ../shared/data/baselines.json or
-                     the folder that AUTOPART_DATA names; `peer_objective` is null where it did not end
+    peer_*           PipeDream's answer to the same question, in ../shared/data/baselines.json or the
+                     folder that AUTOPART_DATA names; `peer_objective` is null where it did not end
 """
 
 import argparse
@@ -28,27 +28,26 @@ from pathlib import Path
 
 import msgspec
 
-import autopart
-from autopart import ForeignAnswer
-from autopart import ForeignLimits as Limits
+from autopart import PeerAnswer, PeerLimits, solve_peer
 from autopart.errors import AutopartError
-from autopart.loads.pipedream import Network
+from autopart.peers.pipedream.charges import Network
 from autopart.units import parse_bandwidth, parse_bytes
 
 DATA = Path(os.environ.get("AUTOPART_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def main() -> None:
+    """Compare each file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--machines", type=int, nargs="+", required=True)
     parser.add_argument("--bandwidth", type=parse_bandwidth, nargs="+", required=True)
-    parser.add_argument("--straight", action="store_true", help="one machine for each stage")
+    parser.add_argument("--straight", action="store_true", help="one machine per stage")
     parser.add_argument("--compression", type=float, default=1.0)
     parser.add_argument("--no-transfers", action="store_true")
-    parser.add_argument("--memory", type=parse_bytes, help="of a machine, for example 16GB")
+    parser.add_argument("--memory", type=parse_bytes, help="per machine, for example 16GB")
     parser.add_argument("--time-limit", type=float, default=60.0, help="seconds, for each file")
     asked = parser.parse_args()
     network = Network(
@@ -66,17 +65,17 @@ def main() -> None:
 
 
 def row(path: Path, network: Network, time_limit: float) -> dict[str, object]:
-    """What is printed of one file."""
-    limits = Limits(
+    """The line printed for one file."""
+    limits = PeerLimits(
         gpus=network.machines,
         bandwidths=network.bandwidths,
         memory_bytes=network.memory_bytes,
-        one_gpu_a_stage=network.straight,
+        one_gpu_per_stage=network.straight,
         compression=network.compression,
         time_limit=time_limit,
     )
     began = time.process_time()
-    found = autopart.solve_foreign("pipedream", path, limits)
+    found = solve_peer("pipedream", path, limits)
     seconds = time.process_time() - began
     return {
         "instance": str(path),
@@ -90,7 +89,7 @@ def row(path: Path, network: Network, time_limit: float) -> dict[str, object]:
     }
 
 
-def _all_sends(path: Path, limits: Limits, found: ForeignAnswer) -> dict[str, object]:
+def _all_sends(path: Path, limits: PeerLimits, found: PeerAnswer) -> dict[str, object]:
     same = found.objective_with_all_sends
     assert same is not None, "the convention has it"
     if same == found.objective:
@@ -99,7 +98,7 @@ def _all_sends(path: Path, limits: Limits, found: ForeignAnswer) -> dict[str, ob
             "all_sends_optimum": same,
             "all_sends_lower_bound": found.lower_bound,
         }
-    best = autopart.solve_foreign("pipedream", path, limits._replace(all_sends=True))
+    best = solve_peer("pipedream", path, limits._replace(all_sends=True))
     return {
         "all_sends": same,
         "all_sends_optimum": min(same, best.objective),

@@ -1,16 +1,21 @@
-"""One session on a GPU: profiles for `profiles/`, and predictions held against what one GPU measures.
+"""One session on a GPU: profiles for `profiles/`, and predictions beside measurements on one GPU.
 
     python scripts/gpu_session.py --out DIR
     python scripts/gpu_session.py --out DIR --models gpt2-124m resnet-50 --seconds 300
     python scripts/gpu_session.py --out DIR --device cpu --quick
 
-For each model, in a process of its own: profile it in bfloat16 (on a CPU in float32), solve it for 4 GPUs of this kind in 4 stages,
-and run each rank of the plan alone (`autopart validate --one-device`): as it is, with every block recomputed, as a
-whole and in part, and with every block's stash offloaded. Before them, the host link is measured, alone and beside a
-multiplication of matrices. What does not fit into `--seconds` is left out, and the results say so.
+First the session measures the host link, alone and beside a multiplication of matrices. Then each
+model runs in its own process:
 
-DIR (by default $OUT, else gpu-session) then has a profile a model, `gpu-session.json` with all figures and
-`gpu-session.md` with the tables. `--quick` takes tiny models, on any device, to see that it works.
+1. Profile it in bfloat16 (float32 on a CPU).
+2. Solve it in 4 stages on 4 GPUs like this one.
+3. Run each rank alone (`autopart validate --one-device`): with every layer kept, with every block
+   recomputed whole or in part, and with every block's stash offloaded.
+
+Models that do not fit into `--seconds` are skipped, and the results list them.
+
+DIR (by default $OUT, else gpu-session) then has one profile per model, `gpu-session.json` with all
+figures and `gpu-session.md` with the tables. `--quick` takes tiny models on any device, as a trial.
 """
 
 import argparse
@@ -28,33 +33,33 @@ import msgspec
 import torch
 
 import autopart
-from autopart.cluster import HostLink
-from autopart.gpus import GPUS
+from autopart.records.cluster import HostLink
+from autopart.records.known_gpus import GPUS
 from autopart.units import format_bytes, format_time
 
 HERE = Path(__file__).resolve().parent
 STAGES, MICROBATCHES = 4, 8
 KEPT, RECOMPUTED, PARTLY, OFFLOADED = "kept", "recomputed", "recomputed in part", "offloaded"
-TREATMENTS = (KEPT, RECOMPUTED, PARTLY, OFFLOADED)
+POLICIES = (KEPT, RECOMPUTED, PARTLY, OFFLOADED)
 COPY_BYTES = {"cuda": 1 << 28, "cpu": 1 << 22}
 DTYPES = {"cuda": "bfloat16", "cpu": "float32"}
-"""Multiplying in 16 bits may take a CPU a hundred times as long."""
+"""dtype per device; a CPU may take a hundred times as long to multiply in 16 bits."""
 ENOUGH = 20.0
-"""Seconds under which a model is not begun."""
+"""Seconds that must be left to begin with a model."""
 
 Row = dict[str, Any]
 
 
 class Subject(NamedTuple):
-    """A model of the session."""
+    """A model in the session."""
 
     model: str
-    """As `autopart profile` takes it."""
+    """Model argument for `autopart profile`."""
     microbatch_size: int
     blocks: str
-    """What the names of the layers begin with that are recomputed or offloaded."""
+    """Prefix of the names of all layers that may be recomputed or offloaded."""
     seconds: float
-    """It may take so long, of the whole session."""
+    """Seconds that this model may take out of the whole session."""
 
 
 MODELS = {
@@ -108,7 +113,7 @@ def _options() -> argparse.Namespace:
 def _in_own_process(
     name: str, subject: Subject, asked: argparse.Namespace, left: float
 ) -> list[Row]:
-    """The rows of one model: those that were written before its time was over."""
+    """The rows that one model's process wrote before its time was over."""
     if left < ENOUGH:
         return [{"step": name, "skipped": f"{max(0.0, left):.0f} s were left"}]
     lines = asked.out / f"{name}.rows"
@@ -128,7 +133,10 @@ def _in_own_process(
 
 
 def _measure(name: str, subject: Subject, asked: argparse.Namespace) -> None:
-    """Profile and validate one model; each row is written as soon as it is there."""
+    """Profile and validate one model, and write each row at once.
+
+    The rows stay if the process is stopped.
+    """
     torch.set_num_threads(1)
     with (asked.out / f"{name}.rows").open("w") as file:
         for row in _rows(name, subject, asked):
@@ -159,20 +167,24 @@ def _rows(name: str, subject: Subject, asked: argparse.Namespace) -> Iterator[Ro
         "warnings": list(profile.warnings),
     }
     plan = _solved(profile, _cluster(card, asked.device))
-    for treatment in TREATMENTS:
+    for policy in POLICIES:
         began = time.monotonic()
-        treated = _treated(profile, plan, subject, treatment)
-        if treated is None:
-            yield {"step": f"{name}, {treatment}", "skipped": "no block of it can be"}
+        with_policy = _with_policy(profile, plan, subject, policy)
+        if with_policy is None:
+            yield {"step": f"{name}, {policy}", "skipped": "no block allows it"}
             continue
         found = autopart.validate_plan(
-            treated, subject.model, steps=asked.steps, one_device=True, device=asked.device
+            with_policy,
+            subject.model,
+            steps=asked.steps,
+            one_device=True,
+            device=asked.device,
         )
         assert found is not None
         yield {
             "step": "validate",
             "model": name,
-            "treatment": treatment,
+            "treatment": policy,
             "device": card,
             "seconds": time.monotonic() - began,
             "fidelity": msgspec.to_builtins(found.fidelity),
@@ -180,7 +192,7 @@ def _rows(name: str, subject: Subject, asked: argparse.Namespace) -> Iterator[Ro
 
 
 def _cluster(card: str, device: str) -> autopart.Cluster:
-    """4 GPUs of this kind, on a CPU 4 processes, with the host link as measured."""
+    """4 GPUs like this one (4 processes on a CPU) with the measured host link."""
     names = [gpu.name for gpu in GPUS.values() if card in gpu.cuda_names]
     kind = names[0] if names else "cpu" if device == "cpu" else "h100-sxm"
     measured = _host_link(device)
@@ -191,11 +203,13 @@ def _cluster(card: str, device: str) -> autopart.Cluster:
     return msgspec.structs.replace(autopart.cluster_of(kind, gpus=STAGES), host_link=link)
 
 
-def _treated(
-    profile: autopart.Profile, plan: autopart.Plan, subject: Subject, treatment: str
+def _with_policy(
+    profile: autopart.Profile, plan: autopart.Plan, subject: Subject, policy: str
 ) -> autopart.Plan | None:
-    """The same stages with all of their blocks treated in one way, as the solver prices it; None where
-    no block can be."""
+    """The same stages with one policy for all their blocks, priced by the solver.
+
+    None if no block allows the policy.
+    """
     able = {
         RECOMPUTED: lambda layer: layer.recompute is not None,
         PARTLY: lambda layer: layer.selective is not None,
@@ -206,17 +220,18 @@ def _treated(
         PARTLY: "selective_layers",
         OFFLOADED: "offload_layers",
     }
-    if treatment == KEPT:
+    if policy == KEPT:
         return plan
     blocks = tuple(
         layer.name
         for layer in profile.graph.layers
-        if layer.name.startswith(subject.blocks) and able[treatment](layer)
+        if layer.name.startswith(subject.blocks) and able[policy](layer)
     )
     if not blocks:
         return None
+    # Pins keep the plan's stages, so that only the policies differ.
     pins = {layer: s for s, stage in enumerate(plan.stages) for layer in stage.layers}
-    return _solved(profile, plan.cluster, pins=pins, **{option[treatment]: blocks})
+    return _solved(profile, plan.cluster, pins=pins, **{option[policy]: blocks})
 
 
 def _solved(profile: autopart.Profile, cluster: autopart.Cluster, **asked: Any) -> autopart.Plan:
@@ -232,8 +247,10 @@ def _solved(profile: autopart.Profile, cluster: autopart.Cluster, **asked: Any) 
 
 
 def _host_link(device: str) -> Row:
-    """Bytes a second to the host and back through pinned memory, and what a multiplication that runs
-    beside them loses."""
+    """Bytes per second to the host and back through pinned memory.
+
+    Also the seconds of a multiplication, alone and with a copy beside it.
+    """
     on = torch.device(device)
     size = COPY_BYTES[device]
     host = torch.empty(size, dtype=torch.uint8, pin_memory=device == "cuda")
@@ -272,14 +289,14 @@ def _host_link(device: str) -> Row:
     }
 
 
-def _time(deed: Callable[[], None], device: str, repeats: int = 10) -> float:
-    """The median of several, of which the first does not count."""
+def _time(task: Callable[[], None], device: str, repeats: int = 10) -> float:
+    """The median seconds over `repeats` runs, after one warm-up run."""
     samples: list[float] = []
     for _ in range(repeats + 1):
         if device == "cuda":
             torch.cuda.synchronize()
         begin = time.perf_counter()
-        deed()
+        task()
         if device == "cuda":
             torch.cuda.synchronize()
         samples.append(time.perf_counter() - begin)
@@ -297,7 +314,7 @@ def _report(rows: list[Row]) -> Iterator[str]:
         f"{format_time(link['copy_beside_multiply_seconds'])}."
     )
     yield ""
-    yield "| model | stash | stage time off, median | worst | bytes predicted / held, least | most |"
+    yield "| model | policy | stage time off, median | worst | bytes predicted / measured, least | most |"
     yield "|---|---|---|---|---|---|"
     for row in rows:
         if row["step"] == "validate":
@@ -315,15 +332,15 @@ def _report(rows: list[Row]) -> Iterator[str]:
 def _validated(row: Row) -> str:
     found = row["fidelity"]
     times = sorted(abs(one["error"]) for one in found["actions"])
-    held = [rank["error"] for rank in found["ranks"]]
+    sizes = [rank["error"] for rank in found["ranks"]]
     return (
         f"| {row['model']} | {row['treatment']} | {statistics.median(times):.1%} | {times[-1]:.1%} "
-        f"| {min(held):+.1%} | {max(held):+.1%} |"
+        f"| {min(sizes):+.1%} | {max(sizes):+.1%} |"
     )
 
 
 def _stages(rows: list[Row]) -> Iterator[str]:
-    yield "| model | stash | stage | F predicted | F | B predicted | B | peak predicted | peak |"
+    yield "| model | policy | stage | F predicted | F | B predicted | B | peak predicted | peak |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         if row["step"] != "validate":
@@ -331,9 +348,9 @@ def _stages(rows: list[Row]) -> Iterator[str]:
         actions = {(one["stage"], one["op"]): one for one in row["fidelity"]["actions"]}
         for stage, rank in enumerate(row["fidelity"]["ranks"]):
             cells = [
-                format_time(actions[stage, op][what])
+                format_time(actions[stage, op][source])
                 for op in "FB"
-                for what in ("predicted", "measured")
+                for source in ("predicted", "measured")
             ]
             sizes = [format_bytes(rank["predicted_bytes"]), format_bytes(rank["measured_bytes"])]
             yield f"| {' | '.join([row['model'], row['treatment'], str(stage), *cells, *sizes])} |"

@@ -1,6 +1,6 @@
-"""A model file: a few layers of Llama 3 8B at their full width, with its embedding and head.
+"""A model file: a few layers of Llama 3 8B at full width, with its embedding and head.
 
-What a pipeline's stages of the 8B hold, on a GPU that could not train the whole of it.
+The slice has the stages of an 8B pipeline. It fits a GPU that could not train the whole model.
 """
 
 import torch

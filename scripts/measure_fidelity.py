@@ -1,19 +1,24 @@
-"""Predicted against measured steps of built-in models under several plans, on two ranks of this machine.
+"""Compare predicted with measured steps of built-in models, for several plans on two ranks here.
 
     python scripts/measure_fidelity.py --cluster cluster.json
     python scripts/measure_fidelity.py zoo:gpt2-tiny zoo:unet-tiny --plans balanced deep --steps 20
     python scripts/measure_fidelity.py --one-device --steps 3
     python scripts/measure_fidelity.py --rows rows.jsonl
 
-Each model is profiled with one thread and solved for two ranks in each of PLANS; each plan is run with one
-thread a rank (`autopart validate --local`), while the machine is as fast as it was for the profile: a fixed
-piece of work tells, and a run before or after which it took over 5 % more or less time is run again, up to three
-times. One JSON line a plan is written as it is done, to standard output; then a table, the median and the worst
-error of the step, whether plans of one model that are predicted to differ by more than 10 % come in that
-order, and the bytes at the peak. `--rows` prints the table of lines that were written before; of a plan that
-stands in several of them, the medians of what was predicted and of what was measured. `cluster.json` is what
-`autopart probe` writes for this machine. With `--one-device` each rank runs alone in this process: no step is timed,
-but actions, on the core, and bytes, which other processes on the machine do not change.
+Each model is profiled with one thread, and solved for two ranks in each of PLANS. Each plan runs
+with one thread per rank (`autopart validate --local`). `cluster.json` is the file that
+`autopart probe` writes for this machine.
+
+The machine must be as fast in a run as it was for the profile. A fixed piece of work measures its
+pace. If the pace after a run differs by more than 5 %, the run is repeated, up to three times.
+
+One JSON line per plan goes to standard output as soon as the plan is done. A table follows. It has
+the median and the worst error of the step, and the bytes at the peak. It also checks the order: two
+plans for one model that are predicted more than 10 % apart should come in that order.
+
+`--rows` prints the table for earlier lines. For a plan with several lines it takes the medians of
+the predicted and of the measured seconds. With `--one-device` each rank runs alone in this process.
+No step is timed then, only core time per action, and bytes. Other processes do not change these.
 """
 
 import argparse
@@ -53,15 +58,16 @@ PLANS: Mapping[str, Mapping[str, Any]] = {
     "zero bubble": {"schedule": "zb-h1", "num_stages": 2},
     "replicas": {"schedule": "1f1b", "num_stages": 1, "num_replicas": 2},
 }
-"""What is asked of the solver; unbalanced also pins all behind the first quarter on the last stage."""
+"""Demands for each plan. `unbalanced` also pins layers after the first quarter on the last stage."""
 
 DIFFERENT = 0.10
-"""Plans of one model whose predicted steps differ by more must come in that order."""
+"""Steps of one model predicted further apart than this share must come in that order."""
 DRIFT = 0.05
-"""Share by which the machine may be faster or slower in a run than when the model was profiled."""
+"""Largest share by which the machine's pace in a run may differ from its pace in the profile."""
 TRIES = 3
+"""Times that a profile or a run is measured, at most, to find the same pace."""
 LONGEST_WAIT = 40.0
-"""Seconds that a run waits for the machine's former pace."""
+"""Seconds that a run waits for the profile's pace, at most."""
 
 Row = dict[str, Any]
 
@@ -85,13 +91,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
-    parser.add_argument("--cluster", type=Path, help="measured by 'autopart probe'")
+    parser.add_argument("--cluster", type=Path, help="file from 'autopart probe'")
     parser.add_argument("--microbatch-size", type=int, default=4)
     parser.add_argument("--microbatches", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=10, help="rounds of the profile")
+    parser.add_argument("--repeats", type=int, default=10, help="rounds in the profile")
     parser.add_argument("--one-device", action="store_true")
-    parser.add_argument("--rows", type=Path, nargs="+", help="lines of earlier calls")
+    parser.add_argument("--rows", type=Path, nargs="+", help="files with lines from earlier calls")
     return parser.parse_args()
 
 
@@ -116,7 +122,7 @@ def _measured(asked: argparse.Namespace):
 
 
 def _once_each(rows: list[Row]) -> list[Row]:
-    """One row for each plan of a model: the medians of several calls."""
+    """One row for each model and plan: the medians over several calls."""
     alike: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         alike.setdefault((row["model"], row["plan"]), []).append(row)
@@ -132,7 +138,10 @@ def _medians(rows: list[Row]) -> Row:
 
 
 def _profile(model: str, asked: argparse.Namespace) -> tuple[autopart.Profile, float]:
-    """And the machine's pace around it; again where that changed meanwhile."""
+    """The profile, and the machine's pace around it in seconds.
+
+    The model is profiled again if the pace changed meanwhile.
+    """
     torch.set_num_threads(1)
     found: list[tuple[float, autopart.Profile, float]] = []
     for _ in range(1 if asked.one_device else TRIES):
@@ -151,12 +160,14 @@ def _profile(model: str, asked: argparse.Namespace) -> tuple[autopart.Profile, f
 def _at_the_same_pace(
     model: str, name: str, plan: autopart.Plan, pace: float, asked: argparse.Namespace
 ) -> Row:
-    """A run while the machine is as fast as when the model was profiled, as far as `TRIES` get one."""
+    """The run whose pace is nearest to the profile's, out of at most `TRIES` runs."""
     rows: list[Row] = []
     for _ in range(1 if asked.one_device else TRIES):
+        # Step 1: wait until the machine has the profile's pace again.
         until = time.monotonic() + LONGEST_WAIT
         while abs(_pace() / pace - 1.0) > DRIFT and time.monotonic() < until:
             time.sleep(2.0)
+        # Step 2: run the plan. Step 3: stop if the pace is still the same after it.
         row = _row(model, name, plan, asked)
         rows.append(row | {"drift": _pace() / pace - 1.0})
         if abs(rows[-1]["drift"]) <= DRIFT:
@@ -165,8 +176,10 @@ def _at_the_same_pace(
 
 
 def _pace() -> float:
-    """Seconds of a fixed piece of work, the sum over the cores: what else the host of a virtual machine does
-    changes it by up to a factor of two, from one minute to the next."""
+    """Seconds for a fixed piece of work, summed over the cores.
+
+    Other work on a virtual machine's host changes it by up to a factor of two within a minute.
+    """
     cores, rows = os.sched_getaffinity(0), torch.ones(512, 512)
     total = 0.0
     try:
@@ -188,6 +201,7 @@ def _plan(
 ) -> autopart.Plan:
     pins = {}
     if name == "unbalanced":
+        # The first layer past a quarter of the forward time begins the last stage.
         layers = profile.graph.layers
         total, so_far = sum(la.forward_time for la in layers), 0.0
         for layer in layers:
@@ -251,10 +265,10 @@ def _steps(rows: list[Row]) -> list[str]:
     errors = sorted(abs(row["error"]) for row in rows)
     wrong, pairs = _order(rows)
     drifts = sorted(abs(row["drift"]) for row in rows)
-    steady = sum(drift <= DRIFT for drift in drifts)
+    unchanged = sum(drift <= DRIFT for drift in drifts)
     return [
         f"the machine's pace differed from the profile's by {statistics.median(drifts):.1%} in the median, "
-        f"{drifts[-1]:.1%} at worst, in {steady} of {len(rows)} plans by at most {DRIFT:.0%}",
+        f"{drifts[-1]:.1%} at worst, in {unchanged} of {len(rows)} plans by at most {DRIFT:.0%}",
         f"{len(rows)} plans: the step is off by {statistics.median(errors):.1%} in the median, "
         f"{errors[-1]:.1%} at worst",
         f"order: {pairs - len(wrong)} of {pairs} pairs of one model that are predicted more than "
@@ -265,7 +279,7 @@ def _steps(rows: list[Row]) -> list[str]:
 def _actions(rows: list[Row]) -> str:
     errors = sorted(error for row in rows for error in row["core_errors"])
     if not errors:
-        return "actions: nobody counted their time on the core"
+        return "actions: no core time was counted"
     sizes = sorted(map(abs, errors))
     return (
         f"actions, on the core: off by {statistics.median(sizes):.1%} in the median, from "
@@ -274,12 +288,15 @@ def _actions(rows: list[Row]) -> str:
 
 
 def _bytes(rows: list[Row]) -> str:
-    held = [error for row in rows for error in row["byte_errors"]]
-    return f"bytes at the peak: predicted {min(held):+.2%} to {max(held):+.2%} of what was held"
+    errors = [error for row in rows for error in row["byte_errors"]]
+    return (
+        f"bytes at the peak: the prediction is off by {min(errors):+.2%} to {max(errors):+.2%} "
+        "of the measured peak"
+    )
 
 
 def _order(rows: list[Row]) -> tuple[list[str], int]:
-    """The pairs that come in the wrong order, and how many were asked about."""
+    """A note for each pair in the wrong order, and the number of pairs compared."""
     wrong: list[str] = []
     pairs = 0
     for one, other in itertools.combinations(rows, 2):

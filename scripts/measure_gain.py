@@ -1,14 +1,15 @@
-"""What the solved cut gains over the usual ones: predicted, and measured on two processes.
+"""Measure the solved cut's gain over the usual cuts: predicted, and on two processes.
 
     autopart probe --ranks 2 -o cluster.json
     python scripts/measure_gain.py --cluster cluster.json
     python scripts/measure_gain.py --cluster cluster.json resnet-50 --rounds 3 --steps 8
 
-Each model is profiled on this machine, one thread, and cut into two stages three times: uniform
-layers, balanced parameters, and as `autopart solve` does. The plans run in turns, `--rounds` times
-`--steps` steps with 1F1B, so that a machine that slows down slows all; a plan's step is the median
-over its rounds. A gain is the other plan's step over the solved plan's, minus 1. `--json` prints
-one JSON line a model.
+Each model is profiled on this machine with one thread. It is cut into two stages three times:
+uniform layers, balanced parameters, and the cut that `autopart solve` finds.
+
+The plans run in turns with 1F1B, `--rounds` times `--steps` steps. A machine that slows down then
+slows all plans. A plan's step is the median over its rounds. A gain is the other plan's step
+divided by the solved plan's, minus 1. `--json` prints one JSON line for each model.
 """
 
 import argparse
@@ -39,10 +40,10 @@ example_target, loss_fn = SOURCE.example_target, SOURCE.loss_fn
 
 
 class Case(NamedTuple):
-    """A model and how it is trained."""
+    """A model with its microbatches."""
 
     model: str
-    """As autopart takes it; `heavy-ends` is the file above."""
+    """Model argument for autopart; `heavy-ends` stands for the file above."""
     microbatch_size: int
     microbatches: int
 
@@ -74,13 +75,13 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("cases", nargs="*", default=list(CASES), choices=[*CASES, []])
-    parser.add_argument("--cluster", type=Path, help="a file of autopart probe, for two ranks")
+    parser.add_argument("--cluster", type=Path, help="file from autopart probe for two ranks")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--layers", type=int, default=8, help="of heavy-ends, as the next three")
+    parser.add_argument("--layers", type=int, default=8, help="layers of heavy-ends")
     for option, default in (("--width", 512), ("--inner", 1536), ("--length", 128)):
-        parser.add_argument(option, type=int, default=default)
+        parser.add_argument(option, type=int, default=default, help=f"{option[2:]} of heavy-ends")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

@@ -1,10 +1,10 @@
-"""How far plans are from their lower bounds, over profiles and numbers of GPUs.
+"""Measure the gaps between plans and their lower bounds, over profiles and numbers of GPUs.
 
     python scripts/measure_gaps.py profiles/*.json --gpu h100-sxm
     python scripts/measure_gaps.py --format pipedream DATA/pipedream/profiles/*/graph.txt --gpu v100-sxm-32gb
     python scripts/measure_gaps.py --format dapple DATA/dapple/*.txt --schedule auto --replicas 1 --gpus 4 8
 
-Prints one JSON line for each profile and number of GPUs, then the share of gaps that are closed.
+Prints one JSON line for each profile and number of GPUs, then the share of closed gaps.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from autopart.errors import InfeasibleError
 GPUS = (4, 8, 16, 32)
 GPUS_PER_NODE = 8
 CLOSED = 1e-9
+"""Largest gap that counts as 0, for rounding."""
 
 
 def main() -> None:
@@ -34,7 +35,9 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=None)
     parser.add_argument("--microbatches", type=int, default=None)
     parser.add_argument(
-        "--schedule", default=None, help="such as auto; the step of GPipe and 1F1B stands beside it"
+        "--schedule",
+        default=None,
+        help="such as auto; the row also has the step under GPipe and 1F1B",
     )
     parser.add_argument("--time-limit", type=float, default=60.0)
     asked = parser.parse_args()
@@ -42,8 +45,9 @@ def main() -> None:
     gaps = [row["gap"] for row in rows if row["gap"] is not None]
     closed = sum(gap <= CLOSED for gap in gaps)
     near = sum(gap <= 0.01 for gap in gaps)
+    infeasible = sum("step_time" not in row for row in rows)
     print(
-        f"{len(rows)} problems, {len(rows) - len(gaps)} infeasible; gap 0 on {closed} "
+        f"{len(rows)} problems, {infeasible} infeasible; gap 0 on {closed} "
         f"({closed / max(1, len(gaps)):.0%}), at most 1 % on {near} ({near / max(1, len(gaps)):.0%})"
     )
 

@@ -1,10 +1,10 @@
-"""How far the sum of a model's layers is from the whole model, for the example models.
+"""Compare the sum over a model's layers with the whole model, for the example models.
 
     python scripts/measure_profile.py
-    python scripts/measure_profile.py tests/models/hf_gpt2.py zoo:gpt2-124m --microbatch-size 1 --runs 3
+    python scripts/measure_profile.py tests/support/models/hf_gpt2.py zoo:gpt2-124m --microbatch-size 1 --runs 3
 
-Profiles each model `--runs` times and prints a row of medians over the runs, with the range of the
-time error; `--json` prints one JSON line a model, with every run.
+Profiles each model `--runs` times. Prints one row per model with medians over the runs, and the
+range of the time error. `--json` prints one JSON line per model, with every run.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 import autopart
-from autopart.profile import Profile, stash_error, time_error
+from autopart.records.profile import Profile, stash_error, time_error
 from autopart.units import format_bytes, format_time
-from autopart.zoo import zoo_names
+from autopart.zoo.catalogue import zoo_names
 
 TINY = tuple(f"zoo:{name}" for name in zoo_names() if name.endswith("-tiny"))
 
@@ -80,7 +80,7 @@ def _row(model: str, asked: argparse.Namespace) -> dict[str, object]:
 
 
 def _layer_spread(profile: Profile) -> float:
-    """The layers' interquartile ranges over their times, weighted by the times."""
+    """The layers' spreads divided by their times, weighted by the times."""
     layers = profile.graph.layers
     spread = sum(la.forward_spread + la.input_grad_spread + la.weight_grad_spread for la in layers)
     return spread / sum(la.forward_time + la.input_grad_time + la.weight_grad_time for la in layers)

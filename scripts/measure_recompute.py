@@ -1,29 +1,35 @@
-"""Plans that recompute layer by layer against uniform layers with all or nothing recomputed.
+"""Compare layer-by-layer recompute with uniform plans that recompute all layers or none.
 
     python scripts/measure_recompute.py --models llama-8b llama-70b --gpus 8 64 --sequence 8192
 
-The models are analytic: blocks of GPT and Llama shapes in bfloat16 with AdamW and float32 master copies,
-one sequence a microbatch, no tensor parallelism, on h100-sxm nodes of eight at the rates of
-autopart/gpus.py; with `--zero1` replicas share out optimizer state. Forward of a block: 2 flops a token and parameter, and 2 s^2 h for causal attention;
-backward twice that. Stash of a block of s tokens, h wide, but for its input, and what of it stays where only the
-cheap part is recomputed: the results of products with parameters.
+The models are analytic: blocks with GPT and Llama shapes in bfloat16, with AdamW and float32 master
+copies. A microbatch has one sequence, and there is no tensor parallelism. The nodes have eight
+h100-sxm at the rates in autopart/records/known_gpus.py. With `--zero1` replicas share the optimizer
+state.
+
+A block's forward takes 2 flops per token and parameter, and 2 s^2 h for causal attention. Its
+backward takes twice as many. The table has the stash of a block with s tokens and width h, without
+the block's input. A second line has the stash that stays under selective recompute: the results of
+products with parameters.
 
     GPT     32 s h                    Korthikanti et al. 2022, section 4, attention scores left out
             18 s h                    q, k and v, the attention's result, both results of the MLP
     Llama   2 s (5 h + 2 kv + 4 f)    two norms, q, attention, residual; k and v; gated MLP
             2 s (2 h + 2 kv + 2 f)    q, the attention's result; k and v; both results of the MLP
 
-The cheap part takes the attention's flops again, and reads and writes what it makes.
+The cheap part repeats the attention's flops, and reads and writes the values that it makes.
 
-Prints one JSON line for each case: step, gap and processor seconds of `--recompute auto`, alone and with
-`--offload auto` (PCIe as autopart/gpus.py has it), the step of the best uniform plan (over all stages,
-replicas and schedules, with nothing and with everything recomputed), and the gains over it. Where nothing fits,
-what the planner says of the least memory and the fewest GPUs stands in place of a plan.
+Prints one JSON line for each case. It has step, gap and processor seconds for `--recompute auto`,
+alone and with `--offload auto` (PCIe from autopart/records/known_gpus.py). It also has the step of
+the best uniform plan, and the gains over it. Uniform plans recompute nothing or everything, over
+all stages, replicas and schedules. Where nothing fits, the line has the planner's message about the
+least memory and the fewest GPUs.
 
     python scripts/measure_recompute.py --long-chain
 
-solves blocks of the first model's shape, 126 layers in 16 stages of 80 GiB with 64 microbatches, with recomputation,
-with offload and with both, each in a first solve and in a sweep of 20 memory sizes.
+solves 126 layers with the first model's block shape, on 16 stages with 80 GiB and 64 microbatches.
+It allows recompute, then both, then offload. Each is one first solve and one sweep over 20 memory
+sizes.
 """
 
 import argparse
@@ -38,19 +44,19 @@ import msgspec
 
 import autopart
 from autopart.errors import InfeasibleError
-from autopart.gpus import find_gpu
-from autopart.graph import Layer, LayerGraph, Recompute, Value
-from autopart.memory_sweep import memory_sweep
-from autopart.profile import Device, Profile, Source
+from autopart.records.known_gpus import find_gpu
+from autopart.records.layer_graph import Layer, LayerGraph, Recompute, Value
+from autopart.records.profile import Device, Profile, Source
+from autopart.search.memory_sweep import memory_sweep
 
 ALL_OR_NOTHING = ("never", "always")
 GPU, GPUS_PER_NODE, MICROBATCHES_PER_GPU = "h100-sxm", 8, 2
 LONG_CHAIN, SIZES = (126, 16), 20
-"""Layers and stages of the long chain, and memory sizes of its sweep."""
+"""Layers and stages of the long chain, and the number of memory sizes in its sweep."""
 
 
 class Shape(NamedTuple):
-    """A decoder: blocks, width, width of its MLP, of keys, and words."""
+    """A decoder: numbers of blocks and words, and widths of the model, the MLP and the keys."""
 
     blocks: int
     width: int
@@ -94,7 +100,7 @@ def main() -> None:
 
 
 def measure_long_chain(name: str, sequences: Sequence[int], time_limit: float) -> None:
-    """One JSON line for each sequence length and each pair of what is allowed."""
+    """Print one JSON line for each sequence length and each pair of allowed policies."""
     layers, stages = LONG_CHAIN
     for sequence in sequences:
         profile = analytic_profile(
@@ -109,23 +115,27 @@ def measure_long_chain(name: str, sequences: Sequence[int], time_limit: float) -
                 num_stages=stages,
                 recompute=recompute,
                 offload=offload,
-                time_limit=time_limit,
             )
             began = time.process_time()
-            plan = solved(cluster)
+            plan = solved(cluster, time_limit=time_limit)
             row = _row(plan, None, time.process_time() - began)
             began = time.process_time()
-            memory_sweep(solved, cluster, SIZES)
+            memory_sweep(
+                lambda target, seconds, solved=solved: solved(target, time_limit=seconds),
+                cluster,
+                SIZES,
+                SIZES * time_limit,
+            )
             row["sweep_seconds"] = round(time.process_time() - began, 2)
             case = {"sequence": sequence, "recompute": recompute, "offload": offload}
             print(json.dumps(case | row), flush=True)
 
 
 def compare(profile: Profile, gpus: int, *, zero1: bool, time_limit: float) -> dict[str, object]:
-    """The plans with `--recompute auto`, and the best of uniform layers, on `gpus` GPUs."""
+    """The plans with `--recompute auto` and the best uniform plan on `gpus` GPUs."""
 
     def solved(solver: str, recompute: str, offload: str) -> autopart.Plan | str:
-        """The best plan; where nothing fits, what would do."""
+        """The best plan, or the planner's message where nothing fits."""
         try:
             return autopart.solve(
                 profile,
@@ -168,10 +178,11 @@ def _row(plan: autopart.Plan, best: float | None, seconds: float) -> dict[str, o
 
 
 def analytic_profile(shape: Shape, name: str, sequence: int) -> Profile:
-    """A model of a shape with one sequence of so many tokens a microbatch."""
+    """A profile for a shape, with one sequence of `sequence` tokens per microbatch."""
     s = sequence
     h, f, kv = shape.width, shape.mlp, shape.keys
     params = 2 * h * (h + kv) + (3 if shape.gated else 2) * h * f
+    # Bytes per microbatch; the head of this file derives both.
     stash = 2 * s * (5 * h + 2 * kv + 4 * f) if shape.gated else 32 * s * h
     left = 2 * s * (2 * h + 2 * kv + 2 * f) if shape.gated else 18 * s * h
     block = _layer("block", params, 2 * s * params + 2 * s * s * h, stash, 6 * s * f)
@@ -221,6 +232,7 @@ def _cheap_part(flops: int, moved: int, left: int) -> Recompute:
 def _layer(kind: str, params: int, flops: int, stash: int, workspace: int) -> Layer:
     gpu = find_gpu(GPU)
     forward = flops / (gpu.flops["bfloat16"] * gpu.compute_efficiency)
+    # Seconds for AdamW's update, which moves eight times the bytes of the 16-bit weights.
     moved = 2 * params * 8 / gpu.memory_bandwidth
     return Layer(
         name=kind,

@@ -1,10 +1,11 @@
-"""What a process of a run holds on a CPU beside the run's tensors, and where it comes from: MiB resident.
+"""Measure a process's resident memory on a CPU beside a run's tensors, in MiB, by origin.
 
 Usage: .venv/bin/python scripts/measure_reserve.py [MODEL]
 
-One process goes through what a rank does before and around its first step. Of the model (default:
-zoo:mlp-tiny) it has the parameters, and at the end their gradients and AdamW's state: take a small one.
-`autopart/gpus.py` reserves what the last line says, rounded up for the connections to other ranks.
+One process does the same as each rank before and around its first training step. It keeps the
+model's parameters (default: zoo:mlp-tiny), and at the end their gradients and AdamW's state. Choose
+a small model. `autopart/records/known_gpus.py` reserves the last line's figure, rounded up for the
+connections to other ranks.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Print a line for each part of a rank's life."""
+    """Print the peak resident memory after each part of the process."""
     typed = argparse.ArgumentParser(description=__doc__)
     typed.add_argument("model", nargs="?", default="zoo:mlp-tiny")
     name = typed.parse_args().model
@@ -25,8 +26,9 @@ def main() -> None:
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     _say("gloo")
     from autopart.runtime.capture.capture import capture_model
-    from autopart.runtime.execution import rank
-    from autopart.runtime.models.model import build_training_model, example_batch, load_model
+    from autopart.runtime.job import rank
+    from autopart.runtime.models.model import build_training_model, example_batch
+    from autopart.runtime.models.model_file import load_model
 
     _say(f"the executor ({rank.__name__})")
     source = load_model(name)
@@ -38,10 +40,10 @@ def main() -> None:
     distributed.destroy_process_group()
 
 
-def _say(what: str) -> None:
+def _say(step: str) -> None:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    print(f"{int(peak.split()[1]) / 1024:8.1f}  {what}", flush=True)
+    print(f"{int(peak.split()[1]) / 1024:8.1f}  {step}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What sends cost under plain 1F1B, and what a schedule of one's own wins back for how many bytes.
+"""Measure the seconds that sends add to plain 1F1B, and the bytes for which other orders save them.
 
     python scripts/measure_schedules.py [--stages 8] [--microbatches 64] [--sends 0.1 0.3] [--json]
 
-Equal stages of 1 s forward and 2 s backward (1 s of it the gradient of the weights) that keep 1 GiB a
-microbatch; a send, in either direction, takes the given share of a stage's 3 s, beside compute. Room
-is what every rank has for its stash, in multiples of what plain 1F1B keeps on its first rank. The
-period is that of the last stage's backwards over the middle half of the step.
+All stages are equal: 1 s forward, 2 s backward (1 s for the weight gradients), and 1 GiB of stash
+per microbatch. A send takes the given share of a stage's 3 s in either direction, beside compute.
+
+Room is every rank's memory for stash, divided by the stash that plain 1F1B keeps on its first rank.
+The period is measured on the last stage's backwards over the middle half of the step.
 """
 
 import argparse
@@ -14,37 +15,42 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from autopart.order_bounds import OrderProblem, least_step
-from autopart.schedule import Schedule
-from autopart.schedules import make_schedule
-from autopart.simulator import StageTimes, simulate
-from autopart.solvers.orders import optimize_orders
+from autopart.bounds.any_order_partition import OrderProblem, least_step
+from autopart.schedules.actions import Schedule
+from autopart.schedules.catalogue import make_schedule
+from autopart.simulator.costs import StageTimes
+from autopart.simulator.timeline import simulate
 from autopart.solvers.orders.evaluation import peak_stash
+from autopart.solvers.orders.optimizer import optimize_orders
 
 FORWARD, BACKWARD, WEIGHTS = 1.0, 2.0, 1.0
 GIB = 1 << 30
+ACTIONS = 3_000_000
+"""Actions that each search for orders may simulate: some seconds."""
 ROOMS = (1.0, 1.25, 1.5, 2.0, None)
 OWN = "its own"
-"""Room on each rank for what plain 1F1B keeps there."""
+"""Room on each rank for plain 1F1B's stash there."""
 
 
 class Row(NamedTuple):
-    """One line of the table."""
+    """One line in the table."""
 
     send: float
     backward: str
     room: float | str | None
     schedule: str
     step: float
-    """In multiples of the busiest rank's work."""
+    """Makespan divided by the busiest rank's work."""
     period: float
-    """In multiples of a stage's time."""
+    """Seconds per microbatch divided by a stage's time."""
     bound: float
-    """Like `step`: no order within the room is faster."""
+    """Lower bound on `step` over every order within the room."""
     most_gib: float
-    """On the fullest rank."""
+    """Peak stash on the fullest rank, in GiB."""
     all_gib: float
+    """Sum of the peak stash over all ranks, in GiB."""
     seconds: float
+    """Processor seconds of the search for orders."""
 
 
 def main() -> None:
@@ -54,7 +60,7 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=8)
     parser.add_argument("--microbatches", type=int, default=64)
     parser.add_argument("--sends", type=float, nargs="+", default=[0.1, 0.3])
-    parser.add_argument("--json", action="store_true", help="one JSON line for each row")
+    parser.add_argument("--json", action="store_true", help="print one JSON line for each row")
     asked = parser.parse_args()
     if not asked.json:
         print(
@@ -67,7 +73,7 @@ def main() -> None:
 
 
 def rows(num_stages: int, num_microbatches: int, send: float) -> Iterator[Row]:
-    """Plain 1F1B, and then the best order found for each room."""
+    """Plain 1F1B, then the best order found for each room."""
     task = equal_stages(num_stages, num_microbatches, send, split=False)
     plain = make_schedule("1f1b", task.stage_ranks, num_microbatches)
     bound = least_step(task._replace(room_bytes=peak_stash(task, plain)))
@@ -79,7 +85,7 @@ def rows(num_stages: int, num_microbatches: int, send: float) -> Iterator[Row]:
                 each = int(room * min(num_stages, num_microbatches)) * GIB
                 task = task._replace(room_bytes=(each,) * num_stages)
             start = time.process_time()
-            found = optimize_orders(task)
+            found = optimize_orders(task, actions=ACTIONS)
             seconds = time.process_time() - start
             name = found.name if found.name != "auto" else f"auto, {found.origin}"
             yield _row(task, send, room, found.schedule, name, found.lower_bound, seconds)
@@ -88,7 +94,7 @@ def rows(num_stages: int, num_microbatches: int, send: float) -> Iterator[Row]:
 def equal_stages(
     num_stages: int, num_microbatches: int, send: float, *, split: bool
 ) -> OrderProblem:
-    """One stage a rank, each with a send of `send` stages to its neighbours."""
+    """One stage per rank; a send to a neighbour takes `send` times a stage's time."""
     moving = send * (FORWARD + BACKWARD)
     stages = [
         StageTimes(
@@ -123,6 +129,7 @@ def _row(
         schedule, task.stage_ranks, task.stages, (), action_overhead=0.0, sends_overlap=True
     )
     last = [s.end for s in timeline.slices[-1] if s.action.op in "BI"]
+    # The middle half of the step leaves warm-up and cool-down out.
     early, late = len(last) // 4, 3 * len(last) // 4
     busy = FORWARD + BACKWARD
     work = task.num_microbatches * busy

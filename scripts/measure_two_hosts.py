@@ -1,15 +1,17 @@
-"""Two hosts on one machine: what a probe finds of the link between them, and what knowing it gains.
+"""Two hosts on one machine: probe the link between them, and measure the gain from knowing it.
 
     sudo python scripts/measure_two_hosts.py --bandwidth 25MB/s
     sudo python scripts/measure_two_hosts.py zoo:resnet-tiny --microbatch-size 16 --bandwidth 100MB/s
 
-Makes two network namespaces with a pair of virtual interfaces between them, shapes both ends with
-`tc` (token buckets for the bandwidth; netem for `--latency`, where the kernel has it), and starts
-`autopart probe` with torchrun in both. Then two plans run across them in turns: the one that
-`autopart solve` makes with the probed cluster, and the one that it makes where the link between
-the hosts is taken to be as fast as loopback. The second is priced on the probed cluster too, so
-that there is a gain predicted and a gain measured. The namespaces are removed however it ends;
-nothing outside them is touched.
+1. Make two network namespaces with a pair of virtual interfaces between them.
+2. Shape both ends with `tc`: token buckets for the bandwidth, netem for `--latency` if the kernel
+   has it.
+3. Start `autopart probe` with torchrun in both.
+4. Run two plans in turns. `autopart solve` makes the first with the probed cluster. It makes the
+   second with a link between the hosts as fast as loopback.
+
+The second plan is also priced on the probed cluster, which gives a predicted gain beside the
+measured one. The namespaces are removed after success and failure. Nothing outside them changes.
 """
 
 import argparse
@@ -30,16 +32,17 @@ import msgspec
 import torch
 
 import autopart
-from autopart.probe_result import ProbeSummary
-from autopart.run_result import RunResult
+from autopart.records.cluster import num_gpus
+from autopart.records.probe import ProbeSummary
+from autopart.records.run_result import RunResult
 from autopart.units import format_bandwidth, format_time, parse_bandwidth, parse_time
 
 ADDRESSES = ("192.0.2.1", "192.0.2.2")
-"""Of the block that RFC 5737 keeps for documentation: nobody else's."""
+"""From the block that RFC 5737 reserves for documentation, so no real host has them."""
 INTERFACE = "between"
 PORT = 29511
 BURST = 32 << 10
-"""Bytes that a token bucket lets through at once."""
+"""Bytes that a token bucket passes at once."""
 
 
 class Host(NamedTuple):
@@ -52,9 +55,8 @@ class Host(NamedTuple):
 def main() -> None:
     asked = _options()
     _check_tools()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that the namespaces go all the same
+    # An exit, unlike the default, runs the `finally` that removes the namespaces.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder, two_hosts(asked) as hosts:
         probed = _probe(hosts, Path(folder), asked)
         plans = _plans(probed.cluster, asked)
@@ -71,7 +73,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("model", nargs="?", default="zoo:resnet-tiny")
     parser.add_argument("--bandwidth", type=parse_bandwidth, default=parse_bandwidth("25MB/s"))
-    parser.add_argument("--latency", type=parse_time, default=0.0, help="of one way; needs netem")
+    parser.add_argument(
+        "--latency", type=parse_time, default=0.0, help="in one direction; needs netem"
+    )
     parser.add_argument("--ranks-per-host", type=int, default=1)
     parser.add_argument("--microbatch-size", type=int, default=16)
     parser.add_argument("--microbatches", type=int, default=8)
@@ -90,7 +94,7 @@ def _check_tools() -> None:
 
 @contextlib.contextmanager
 def two_hosts(asked: argparse.Namespace) -> Generator[tuple[Host, Host]]:
-    """Two namespaces and the shaped link between them, which are gone afterwards."""
+    """Make two namespaces with a shaped link between them, and remove them afterwards."""
     names = [f"autopart-{os.getpid()}-{letter}" for letter in "ab"]
     hosts = tuple(Host(name, address) for name, address in zip(names, ADDRESSES, strict=True))
     try:
@@ -134,7 +138,7 @@ def _shape(host: Host, asked: argparse.Namespace) -> None:
 
 
 def _remove(host: Host) -> None:
-    """With whatever still runs in it; that it may never have been made is no matter."""
+    """End all processes in a namespace and delete it. A missing namespace is no error."""
     listed = subprocess.run(["ip", "netns", "pids", host.namespace], capture_output=True, text=True)
     for pid in listed.stdout.split():
         with contextlib.suppress(ProcessLookupError):
@@ -151,7 +155,7 @@ def _do(*words: str) -> None:
 def _across(
     hosts: Sequence[Host], arguments: Sequence[str], folder: Path, asked: argparse.Namespace
 ) -> bytes:
-    """Run `autopart …` on all ranks of both hosts; what rank 0 printed."""
+    """Run `autopart …` on all ranks of both hosts, and return the output of rank 0."""
     _say(f"autopart {' '.join(arguments)}")
     started: list[subprocess.Popen[bytes]] = []
     for place, host in enumerate(hosts):
@@ -191,11 +195,11 @@ def _probe(hosts: Sequence[Host], folder: Path, asked: argparse.Namespace) -> Pr
 
 
 def _plans(cluster: autopart.Cluster, asked: argparse.Namespace) -> dict[str, autopart.Plan]:
-    """With and without knowledge of the link; both priced with it."""
+    """The plans with and without knowledge of the link, both priced on the probed cluster."""
     torch.set_num_threads(1)
     profile = autopart.profile_model(asked.model, microbatch_size=asked.microbatch_size)
     _say(f"profiled {len(profile.graph.layers)} layers", *profile.warnings)
-    stages = autopart.cluster.num_gpus(cluster)
+    stages = num_gpus(cluster)
     loopback = autopart.cluster_of("cpu", gpus=stages).intra_node
     ignored = msgspec.structs.replace(cluster, inter_node=loopback)
     demands = {
@@ -205,6 +209,7 @@ def _plans(cluster: autopart.Cluster, asked: argparse.Namespace) -> dict[str, au
         "schedule": "1f1b",
     }
     blind = autopart.solve(profile, ignored, **demands)
+    # Pins fix the blind plan's stages, so that only the prices change.
     pins = {name: at for at, stage in enumerate(blind.stages) for name in stage.layers}
     return {
         "knows the link": autopart.solve(profile, cluster, **demands),

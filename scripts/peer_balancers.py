@@ -1,9 +1,9 @@
-"""One balancer of others on sequences of layer times; scripts/compare_balancers.py runs it.
+"""Run one peer's balancer on sequences of layer times, for scripts/compare_balancers.py.
 
     echo '{"sequences": [[1, 2, 3]], "stages": 2}' | python scripts/peer_balancers.py torchgpipe
 
-Prints the largest sum of a stage for each sequence and the processor time, as JSON. In a process of
-its own, since these packages import torch and may run for long.
+Prints the largest stage sum for each sequence and the processor time, as JSON. It is a process by
+itself, since these packages import torch and may run for long.
 """
 
 import itertools
@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 
 Balancer = Callable[[Sequence[float], int], list[int]]
-"""Times and the number of stages in, where each stage begins out, and the end."""
+"""Takes layer times and a number of stages; returns each stage's first layer, and the end."""
 
 
 def torchgpipe() -> Balancer:
-    """Block partitions of a sequence (`torchgpipe.balance.balance_by_time`)."""
+    """Block partitions for a sequence (`torchgpipe.balance.balance_by_time`)."""
     from torchgpipe.balance import blockpartition
 
     def solve(times: Sequence[float], stages: int) -> list[int]:
@@ -28,7 +28,7 @@ def torchgpipe() -> Balancer:
 
 
 def deepspeed() -> Balancer:
-    """The difference of the largest and the smallest stage (`PipelineModule`'s partitioning)."""
+    """`PipelineModule`'s partitions: least difference between the largest and smallest stage."""
     from deepspeed.runtime.utils import partition_balanced
 
     return lambda times, stages: [int(bound) for bound in partition_balanced(list(times), stages)]

@@ -1,75 +1,58 @@
-"""Write docs/schemas/: the JSON Schema of every file and of every `--json` document.
+"""Write docs/schemas/: a JSON Schema for every file and every `--json` document.
 
 Usage: .venv/bin/python scripts/write_schemas.py
 
-The descriptions are the docstrings in the code, those under the fields included.
+The descriptions are the docstrings in the code, below classes and below fields.
 """
 
 import ast
-import importlib
 import inspect
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from autopart.cluster import Cluster
-from autopart.fidelity import Fidelity
-from autopart.foreign import ForeignAnswer
-from autopart.plan import Plan
-from autopart.probe_result import ProbeSummary
-from autopart.profile import Profile
-from autopart.report import step_summary, summary, sweep_table
-from autopart.run_result import RunResult
+from autopart.fidelity.compare import Fidelity
+from autopart.peers.answer import PeerAnswer
+from autopart.records.cluster import Cluster
+from autopart.records.plan import Plan
+from autopart.records.probe import ProbeSummary
+from autopart.records.profile import Profile
+from autopart.records.run_result import RunResult
+from autopart.report import cluster_table, plan_summary, profile_summary, step_summary, sweep_table
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 
 FILES = {"profile": Profile, "cluster": Cluster, "plan": Plan}
 DOCUMENTS = {
-    "profile-summary": summary.ProfileSummary,
+    "profile-summary": profile_summary.ProfileSummary,
     "probe-summary": ProbeSummary,
-    "solve-summary": summary.SolveSummary,
+    "clusters-summary": cluster_table.KnownClusters,
+    "solve-summary": plan_summary.SolveSummary,
     "sweep-summary": sweep_table.SweepSummary,
-    "bottleneck-summary": ForeignAnswer,
-    "show-summary": summary.PlanSummary,
-    "memory-summary": summary.MemorySummary,
+    "bottleneck-summary": PeerAnswer,
+    "show-summary": plan_summary.PlanSummary,
+    "memory-summary": plan_summary.MemorySummary,
     "simulate-summary": step_summary.SimulateSummary,
-    "verify-summary": summary.VerifySummary,
+    "verify-summary": plan_summary.VerifySummary,
     "run-summary": RunResult,
     "validate-summary": Fidelity,
-    "export-summary": summary.ExportSummary,
+    "export-summary": plan_summary.ExportSummary,
 }
-TORCH_FREE = (
-    "graph",
-    "profile",
-    "cluster",
-    "training",
-    "problem",
-    "plan",
-    "run_result",
-    "probe_result",
-    "fidelity",
-    "foreign",
-    "report.memory_table",
-    "report.step_summary",
-    "report.summary",
-    "report.sweep_table",
-)
 
 
 def schemas() -> dict[str, bytes]:
-    """File name and content of every schema."""
-    documented = _field_docs()
+    """Every schema: its content by file name."""
     return {
-        f"{name}.json": _schema(kind, documented, is_file=name in FILES)
+        f"{name}.json": _schema(kind, is_file=name in FILES)
         for name, kind in (FILES | DOCUMENTS).items()
     }
 
 
-def _schema(
-    kind: type[msgspec.Struct], documented: dict[tuple[str, str], str], *, is_file: bool
-) -> bytes:
+def _schema(kind: type[msgspec.Struct], *, is_file: bool) -> bytes:
+    documented = _field_docs(kind)
     schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     schema |= msgspec.json.schema(kind)
     for name, definition in schema["$defs"].items():
@@ -82,15 +65,29 @@ def _schema(
     return msgspec.json.format(msgspec.json.encode(schema), indent=1) + b"\n"
 
 
-def _field_docs() -> dict[tuple[str, str], str]:
-    """The docstring under each field of each class, on one line."""
-    docs: dict[tuple[str, str], str] = {}
-    for room in TORCH_FREE:
-        source = inspect.getsource(importlib.import_module(f"autopart.{room}"))
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.ClassDef):
-                docs |= {(node.name, field): text for field, text in _documented(node)}
-    return docs
+def _field_docs(kind: type[msgspec.Struct]) -> dict[tuple[str, str], str]:
+    """The docstring below each field, on one line, by class and field."""
+    classes = set(_classes(msgspec.inspect.type_info(kind)))
+    return {
+        (cls.__name__, field): text
+        for cls in classes
+        for node in ast.parse(inspect.getsource(cls)).body
+        if isinstance(node, ast.ClassDef)
+        for field, text in _documented(node)
+    }
+
+
+def _classes(kind: object) -> Iterator[type]:
+    """The classes that a type consists of: its own, and all below its fields and its items."""
+    if isinstance(kind, msgspec.inspect.StructType | msgspec.inspect.NamedTupleType):
+        yield kind.cls
+        for field in kind.fields:
+            yield from _classes(field.type)
+    for name in ("type", "item_type", "key_type", "value_type"):
+        yield from _classes(getattr(kind, name)) if hasattr(kind, name) else ()
+    for name in ("types", "item_types"):
+        for part in getattr(kind, name, ()):
+            yield from _classes(part)
 
 
 def _documented(node: ast.ClassDef) -> list[tuple[str, str]]:

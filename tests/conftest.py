@@ -1,5 +1,6 @@
-"""What all tests share; processes too, since starting them takes seconds."""
+"""Fixtures that all tests share, among them ranks: their start takes seconds."""
 
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -7,11 +8,15 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from tests.runtime.rank_pool import RankPool
+    from tests.support.runtime.rank_pool import RankPool
 
-# How long an example takes says more about the machine than about the code.
+# No deadline: an example's time depends on the machine more than on the code.
 settings.register_profile("autopart", deadline=None)
 settings.load_profile("autopart")
+
+# Jobs in the background of a shell ignore these signals, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +30,9 @@ def four_ranks() -> Iterator["RankPool"]:
 
 
 def _pool(num_ranks: int) -> Iterator["RankPool"]:
-    from tests.runtime.rank_pool import RankPool  # and with it torch, which not all tests need
+    from tests.support.runtime.rank_pool import (
+        RankPool,  # a late import: it imports torch, which not all tests need
+    )
 
     pool = RankPool(num_ranks)
     yield pool

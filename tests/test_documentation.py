@@ -1,29 +1,41 @@
-"""What the documents say is so: commands exist, code runs, links lead somewhere, schemas are current."""
+"""The documents are true: commands exist, code runs, links work, schemas are current."""
 
-import importlib.util
+import dataclasses
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import jsonschema
 import pytest
 
 import autopart
-from autopart.cli import COMMANDS, exit_code
-from autopart.importers import FORMATS
-from autopart.plan import save_plan
-from autopart.profile import save_profile
-from tests.samples import sample_plan, sample_profile
+from autopart.cli.application import COMMANDS
+from autopart.cli.main import exit_code
+from autopart.peers.formats import FORMATS
+from autopart.records.cluster import save_cluster
+from autopart.records.plan import save_plan
+from autopart.records.profile import save_profile
+from autopart.search.options import SolveOptions
+from tests.support.places import ROOT
+from tests.support.samples import sample_cluster, sample_plan, sample_profile
+from tests.support.scripts import load_script
 
-ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+README = ROOT / "README.md"
+PAGES = sorted(
+    [
+        README,
+        ROOT / "CHANGELOG.md",
+        ROOT / "profiles" / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+    ]
+)
 
-FOREIGN = ("import", "bottleneck")
+PEERS = ("import", "bottleneck")
 """Commands that read another planner's file."""
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -68,21 +80,13 @@ def _named(item: object) -> str:
     return item.name if isinstance(item, Path) else " ".join(item) if isinstance(item, list) else ""
 
 
-def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_schemas_are_those_of_the_code() -> None:
-    expected = _script("write_schemas").schemas()
+def test_the_schemas_equal_those_generated_from_the_code() -> None:
+    expected = load_script("write_schemas").schemas()
     there = {path.name: path.read_bytes() for path in (ROOT / "docs" / "schemas").iterdir()}
     assert there == expected, "run scripts/write_schemas.py"
 
 
-def test_the_schemas_accept_what_is_written_and_refuse_what_is_not(tmp_path: Path) -> None:
+def test_the_schemas_accept_written_files_and_refuse_changed_ones(tmp_path: Path) -> None:
     import json
 
     save_plan(sample_plan(), tmp_path / "plan.json")
@@ -98,7 +102,7 @@ def test_the_schemas_accept_what_is_written_and_refuse_what_is_not(tmp_path: Pat
 
 
 def test_every_command_is_in_the_readme() -> None:
-    shown = {words[0] for page, words in _autopart_lines() if page.name == "README.md"}
+    shown = {words[0] for page, words in _autopart_lines() if page == README}
     assert shown == set(COMMANDS)
 
 
@@ -120,7 +124,7 @@ def test_every_public_name_is_in_the_page_on_python() -> None:
     assert {name for name in autopart.__all__ if not name.startswith("_")} <= code
 
 
-def test_every_script_that_is_named_is_there() -> None:
+def test_every_named_script_exists() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"scripts/[\w./-]*\w", text))
     assert {"scripts/quickstart", "scripts/test"} <= named
@@ -129,7 +133,7 @@ def test_every_script_that_is_named_is_there() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_named)
-def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+def test_links_lead_to_existing_files_and_headings(page: Path) -> None:
     for link in _LINK.findall(page.read_text(encoding="utf-8")):
         if "://" in link:
             continue
@@ -145,8 +149,8 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", text.lower()).strip().replace(" ", "-") for text in headings}
 
 
-def test_every_page_of_docs_is_reached_from_the_readme() -> None:
-    found, ahead = set[Path](), [ROOT / "README.md"]
+def test_every_page_in_docs_is_linked_from_the_readme_or_its_pages() -> None:
+    found, ahead = set[Path](), [README]
     while ahead:
         page = ahead.pop()
         if page in found or page.suffix != ".md" or not page.is_file():
@@ -159,7 +163,7 @@ def test_every_page_of_docs_is_reached_from_the_readme() -> None:
 
 @pytest.mark.parametrize("page", sorted({block.page for block in _blocks("python")}), ids=_named)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
-    """A block that opens with `# name.py` is that file; `plan.json` and `profile.json` are there."""
+    """A block that starts with `# name.py` is that file; `plan.json` and `profile.json` exist."""
     save_plan(sample_plan(), tmp_path / "plan.json")
     save_profile(sample_profile(), tmp_path / "profile.json")
     program = ""
@@ -178,21 +182,72 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
 
 
+def test_the_page_on_solving_names_every_option_and_every_keyword(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (ROOT / "docs" / "solving.md").read_text(encoding="utf-8")
+    assert exit_code(["solve", "--help"]) == 0
+    options = set(re.findall(r"^  (?:-\w, )?(--[a-z0-9-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert len(options) > 30
+    for option in options - {"--help", "--output"}:
+        assert re.search(rf"{option}(?![\w-])", page), option
+    code = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", _FENCE.sub("", page)))))
+    assert {field.name for field in dataclasses.fields(SolveOptions)} <= code
+
+
+def test_a_console_block_shows_real_output_of_its_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line `…` stands for lines that the page leaves out."""
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    blocks = _blocks("console")
+    assert any(block.page == README for block in blocks)
+    for block in blocks:
+        for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+            command, _, shown = part.partition("\n")
+            assert exit_code(shlex.split(command)[1:]) == 0
+            printed = "\n" + "".join(
+                f"{x.rstrip()}\n" for x in capsys.readouterr().out.splitlines()
+            )
+            for lines in re.split(r"^…\n", shown, flags=re.MULTILINE):
+                _, found, printed = printed.partition("\n" + lines)
+                assert found, f"{block.page.name}: {command} does not print\n{lines}"
+                printed = "\n" + printed
+
+
 @pytest.mark.slow
-def test_the_commands_of_the_readme_do_what_they_say(tmp_path: Path) -> None:
-    """In order, on the model file that the README shows; some need another planner's file."""
+def test_the_commands_of_the_readme_succeed(tmp_path: Path) -> None:
+    """They run in order on the README's model file, except those that need another planner's file."""
     model = next(block.text for block in _blocks("python") if block.text.startswith("# model.py"))
     (tmp_path / "model.py").write_text(model)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    # A probe under torchrun would write this file on a cluster.
+    save_cluster(sample_cluster(2, 4), tmp_path / "cluster.json")
     for page, words in _command_lines():
-        if page.name != "README.md" or words[0] != "autopart" or words[1] in FOREIGN:
-            continue
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
+        if page == README and words[0] == "autopart" and words[1] not in PEERS:
+            _run(words, tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
-    assert made >= {"profile.json", "plan.json", "exported", "llama.json", "llama-plan.json"}
+    assert made >= {"profile.json", "plan.json", "exported", "llama.json", "trace.json"}
+
+
+@pytest.mark.slow
+def test_the_commands_on_the_profiles_of_the_repository_succeed(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    found = [
+        words
+        for page, words in _command_lines()
+        if page != README
+        if words[:2] == ["autopart", "solve"] and any(w.startswith("profiles/") for w in words)
+    ]
+    assert len(found) > 5
+    for words in found:
+        _run(words, tmp_path)
+
+
+def _run(words: list[str], folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"

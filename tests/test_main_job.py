@@ -1,14 +1,14 @@
-"""The whole path on every example model: profile, solve, verify, run against the plain model."""
+"""The main job on every example model: profile, solve, verify, run against the plain model."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from autopart.cli import exit_code
-from autopart.zoo import zoo_names
+from autopart.cli.main import exit_code
+from autopart.zoo.catalogue import zoo_names
+from tests.support.places import MODELS
 
-MODELS = Path(__file__).parent / "models"
 HUGGING_FACE = ("hf_gpt2", "hf_llama", "hf_bert", "hf_t5")
 TINY = tuple(name for name in zoo_names() if name.endswith("-tiny"))
 
@@ -38,9 +38,9 @@ def assert_equal_to_the_plain_model(result: dict[str, object]) -> None:
     check = result["check"]
     assert isinstance(check, dict)
     assert check["num_parameters"] > 0
-    # Parameters are held by the run itself, against the way that each has gone (docs/runtime.md).
-    for what in ("losses", "gradients"):
-        assert 0.0 <= check[what] <= 1e-5, what
+    # The run itself checks the parameters (docs/runtime.md).
+    for kind in ("losses", "gradients"):
+        assert 0.0 <= check[kind] <= 1e-5, kind
 
 
 @pytest.mark.slow

@@ -3,29 +3,29 @@ import random
 
 import pytest
 
-from autopart.cuts import all_cuts, partition_of
-from autopart.layouts import layouts, shapes
-from autopart.plan import Sync
+from autopart.cost.cuts import all_cuts, partition_of
 from autopart.pricing import compile_layout, price, price_paths
-from autopart.schedules import make_schedule
-from autopart.simulator import simulate
-from tests.problems import random_problem
-from tests.seeds import seeds
+from autopart.records.layouts import layouts, shapes
+from autopart.records.prediction import Sync
+from autopart.schedules.catalogue import make_schedule
+from autopart.simulator.timeline import simulate
+from tests.support.problems import random_problem
+from tests.support.seeds import seeds
 
 
 def some_paths(rng: random.Random, nested, num_stages: int):
-    """Paths of `num_stages` stages, every one where there are few."""
+    """Paths with `num_stages` stages; all of them if there are few."""
     last = len(nested) - 1
-    ways = [
+    paths = [
         (0, *inner, last)
         for inner in itertools.combinations(range(1, last), num_stages - 1)
         if all(nested[i, j] for i, j in itertools.pairwise((0, *inner, last)))
     ]
-    return rng.sample(ways, min(6, len(ways)))
+    return rng.sample(paths, min(6, len(paths)))
 
 
 @pytest.mark.parametrize("seed", seeds(40, 80))
-def test_many_paths_at_once_cost_what_each_costs_alone(seed: int):
+def test_many_paths_at_once_have_the_same_steps_as_each_alone(seed: int):
     rng = random.Random(seed)
     asked = random_problem(rng, branching=rng.random() < 0.5, tight=False)
     cuts = all_cuts(asked.graph)
@@ -42,7 +42,7 @@ def test_many_paths_at_once_cost_what_each_costs_alone(seed: int):
 
 
 @pytest.mark.parametrize("seed", seeds(30, 60))
-def test_one_replica_takes_as_long_as_all(seed: int):
+def test_the_step_of_one_replica_equals_the_step_of_all(seed: int):
     rng = random.Random(seed)
     asked = random_problem(rng, branching=False, tight=False)
     cuts = all_cuts(asked.graph)

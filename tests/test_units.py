@@ -17,17 +17,17 @@ from autopart.units import (
     ("text", "size"),
     [("80GiB", 80 << 30), ("80 GB", 80 * 10**9), ("1.5KiB", 1536), ("1024", 1024), ("2k", 2000)],
 )
-def test_a_size_is_binary_or_decimal_as_it_is_spelled(text: str, size: int):
+def test_a_size_is_binary_or_decimal_by_its_unit(text: str, size: int):
     assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "80 XB", "-1GiB", "80GiBs", "1e", "nan"])
-def test_what_is_no_size_is_refused_with_an_example(text: str):
+def test_an_invalid_size_is_refused_with_an_example(text: str):
     with pytest.raises(AutopartError, match="is not a size; write for example 80GiB"):
         parse_bytes(text)
 
 
-def test_a_bandwidth_counts_bits_where_it_says_bits():
+def test_a_bandwidth_may_be_in_bits_or_bytes():
     assert parse_bandwidth("25GB/s") == 25e9
     assert parse_bandwidth("200Gbit/s") == 25e9
     assert parse_bandwidth("200Gbps") == 25e9
@@ -35,7 +35,7 @@ def test_a_bandwidth_counts_bits_where_it_says_bits():
 
 
 @pytest.mark.parametrize("text", ["0", "0GB/s", "fast", "-3GB/s"])
-def test_a_bandwidth_of_nothing_is_refused(text: str):
+def test_an_invalid_bandwidth_is_refused(text: str):
     with pytest.raises(AutopartError, match="is not a bandwidth"):
         parse_bandwidth(text)
 
@@ -48,12 +48,12 @@ def test_times_are_read_in_their_units():
         parse_time("soon")
 
 
-@given(st.integers(min_value=0, max_value=1 << 60))
-def test_a_size_written_in_bytes_is_read_back(size: int):
+@given(st.integers(min_value=0, max_value=1 << 50))
+def test_a_number_without_a_unit_is_read_as_bytes(size: int):
     assert parse_bytes(str(size)) == pytest.approx(size, rel=1e-12)
 
 
-def test_numbers_are_written_with_the_unit_that_fits():
+def test_numbers_are_printed_with_a_suitable_unit():
     assert format_bytes(80 << 30) == "80.0 GiB"
     assert format_bytes(12) == "12 B"
     assert format_bytes(5000 << 30) == "5000.0 GiB"

@@ -1,11 +1,18 @@
-"""The cluster that the options of a command line describe, and how they were read."""
+"""The cluster that options describe: from a file, or from a known GPU's data sheet."""
 
+import dataclasses
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated
 
 import msgspec
+import typer
 
-from autopart.cluster import (
+from autopart.cli.console import warn
+from autopart.cli.shared_options import usage_checked
+from autopart.errors import ClusterError, UsageError
+from autopart.records.cluster import (
     HOST_LATENCY,
     Cluster,
     HostLink,
@@ -13,45 +20,114 @@ from autopart.cluster import (
     cluster_of,
     gpus_on_each_node,
     load_cluster,
-    mixed_cluster,
 )
-from autopart.errors import ClusterError, UsageError
-from autopart.gpus import GPUS
-from autopart.profile import Profile
+from autopart.records.known_clusters import PRESETS, find_preset, preset_cluster
+from autopart.records.known_gpus import GPUS
+from autopart.records.mixed_cluster import mixed_cluster
+from autopart.records.network import with_gpus
+from autopart.records.profile import Profile
+from autopart.text import counted
+from autopart.units import format_bandwidth, parse_bandwidth, parse_bytes
+
+_SIZE = usage_checked(parse_bytes)
+_BANDWIDTH = usage_checked(parse_bandwidth)
 
 
-class ClusterOptions(NamedTuple):
-    """What the user typed; None where nothing was."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterOptions:
+    """The GPUs, their memory, and the links between them; None where nothing was typed."""
 
-    gpus: int | None
-    nodes: int | None
-    gpus_per_node: int | None
-    gpu: str | None
-    memory: int | None
-    reserve: int | None
-    intra_bandwidth: float | None
-    inter_bandwidth: float | None
-    host_bandwidth: float | None
-    host_memory: int | None
-    cluster: Path | None
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Number of GPUs, over all nodes together.")
+    ] = None
+    nodes: Annotated[int | None, typer.Option(min=1, help="Number of nodes; default: 1.")] = None
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs per node.")] = None
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="The kind of GPU, or kinds in the order of the ranks: h100-sxm:4,l40s:4. Default: "
+            "the profile's own."
+        ),
+    ] = None
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=_SIZE,
+            help="Memory of one GPU, such as 80GiB; default: the GPU's data sheet.",
+        ),
+    ] = None
+    reserve: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=_SIZE,
+            help="Part of that memory which the framework keeps for itself, such as 1GiB.",
+        ),
+    ] = None
+    intra_bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            parser=_BANDWIDTH,
+            help="Bandwidth between GPUs of a node, such as 450GB/s.",
+        ),
+    ] = None
+    inter_bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            parser=_BANDWIDTH,
+            help="Bandwidth between nodes, such as 200Gbit/s.",
+        ),
+    ] = None
+    host_bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            parser=_BANDWIDTH,
+            help="Bandwidth between a GPU and its host, such as 50GB/s.",
+        ),
+    ] = None
+    host_memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=_SIZE,
+            help="Host memory of one node for everything offloaded, such as 1TiB; default: no limit.",
+        ),
+    ] = None
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="A cluster file, or a known cluster such as dgx-h100 (see 'autopart clusters').",
+        ),
+    ] = None
 
 
 def chosen_cluster(options: ClusterOptions, profile: Profile) -> Cluster:
-    """The cluster file, or the named GPUs' published figures; single options replace figures.
+    """The cluster from the cluster file, or from the published figures for the named GPU.
 
-    Raises ClusterError where the counts contradict each other, UsageError without any.
+    Single options replace single figures. Warns where the links between nodes are assumed. Raises ClusterError on contradicting counts, UsageError
+    where no count is given.
     """
     if options.cluster is not None:
-        base = _recounted(load_cluster(options.cluster), options)
+        if _is_file(options.cluster):
+            base = _recounted(load_cluster(options.cluster), options)
+        else:
+            base = _known(str(options.cluster), options)
     elif options.gpu is not None and ":" in options.gpu:
         base = _mixed(options.gpu, options, profile)
     else:
         base = cluster_of(_gpu_name(options, profile), *_counts(options))
-    return _refined(base, options)
+    cluster = _refined(base, options)
+    warn(_assumed_network(options, cluster))
+    return cluster
 
 
 def _mixed(text: str, options: ClusterOptions, profile: Profile) -> Cluster:
-    """Read `h100-sxm:4,a100-sxm-80gb:4`, the GPUs in the order of the ranks."""
+    """Read `h100-sxm:4,a100-sxm-80gb:4`: the GPUs in rank order."""
     kinds: list[tuple[str, int]] = []
     for part in text.split(","):
         name, _, count = part.partition(":")
@@ -63,9 +139,9 @@ def _mixed(text: str, options: ClusterOptions, profile: Profile) -> Cluster:
     nodes = options.nodes or (total // per_node if per_node else 1)
     if options.gpus not in (None, total) or per_node not in (None, total / nodes):
         raise UsageError(
-            f"--gpu {text} names {total} GPUs; leave the other counts out, or say as many"
+            f"--gpu {text} names {counted(total, 'GPU')}; leave the other counts out, or make them equal"
         )
-    reference = _gpu_name(options._replace(gpu=None), profile)
+    reference = _gpu_name(dataclasses.replace(options, gpu=None), profile)
     return mixed_cluster(kinds, reference, profile.dtype, nodes)
 
 
@@ -78,13 +154,41 @@ def _counts(options: ClusterOptions) -> tuple[int, int, int | None]:
         )
     if gpus is None:
         return (nodes or 1) * (per_node or 1), nodes or 1, per_node
+    # `--gpus 8 --gpus-per-node 4` means 2 nodes. Counts that do not divide stay for `cluster_of` to refuse.
     if nodes is None and per_node is not None and gpus % per_node == 0:
         nodes = gpus // per_node
     return gpus, nodes or 1, per_node
 
 
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file's: it exists, or it has a folder or a suffix as names have not."""
+    # os.path, unlike Path, takes a name that no file may have for a missing file.
+    return os.path.isfile(path) or bool(path.suffix) or path.parent != Path()
+
+
+def _known(name: str, options: ClusterOptions) -> Cluster:
+    """The known cluster with a name, on as many nodes as asked for or needed."""
+    preset = find_preset(name)
+    if options.gpu not in (None, preset.gpu):
+        raise UsageError(f"--cluster {name} has {preset.gpu}, not {options.gpu}; leave --gpu out")
+    room, per_node = preset.gpus_per_node, options.gpus_per_node
+    if per_node is None and options.gpus is not None and options.nodes is None:
+        # As few nodes as hold them.
+        nodes = -(-options.gpus // room)
+    else:
+        nodes = options.nodes or max(1, (options.gpus or 1) // (per_node or room))
+    gpus = options.gpus or nodes * (per_node or room)
+    each = gpus_on_each_node(gpus, nodes, per_node)
+    if each > room:
+        raise UsageError(
+            f"--cluster {name} has {counted(room, 'GPU')} per node, not {each}; "
+            f"{counted(gpus, 'GPU')} need --nodes {-(-gpus // room)}"
+        )
+    return _with_counts(preset_cluster(preset, nodes), nodes, each)
+
+
 def _recounted(cluster: Cluster, options: ClusterOptions) -> Cluster:
-    """The cluster of a file, with the counts of the options where they say any."""
+    """The cluster from a file, with its counts replaced where options give counts."""
     if options.gpu is not None:
         raise UsageError("--cluster names its own GPU; leave --gpu out")
     if options.gpus is None and options.nodes is None and options.gpus_per_node is None:
@@ -92,10 +196,23 @@ def _recounted(cluster: Cluster, options: ClusterOptions) -> Cluster:
     nodes = options.nodes or cluster.num_nodes
     gpus = options.gpus or nodes * (options.gpus_per_node or cluster.gpus_per_node)
     per_node = gpus_on_each_node(gpus, nodes, options.gpus_per_node)
-    return msgspec.structs.replace(cluster, num_nodes=nodes, gpus_per_node=per_node)
+    return _with_counts(cluster, nodes, per_node)
+
+
+def _with_counts(cluster: Cluster, nodes: int, per_node: int) -> Cluster:
+    """The cluster with other counts; each GPU keeps its share of the rails."""
+    network = with_gpus(cluster.network, cluster.gpus_per_node, per_node)
+    return msgspec.structs.replace(
+        cluster, num_nodes=nodes, gpus_per_node=per_node, network=network
+    )
 
 
 def _refined(cluster: Cluster, options: ClusterOptions) -> Cluster:
+    if cluster.network and (options.intra_bandwidth or options.inter_bandwidth):
+        raise UsageError(
+            "--intra-bandwidth and --inter-bandwidth are for clusters without a network record; "
+            "write ring_bandwidth or rail_bandwidth into the cluster file ('autopart clusters -o')"
+        )
     if options.memory is not None and cluster.gpus:
         raise UsageError("--memory is for equal GPUs; these are listed, each with its own")
     if options.memory is not None:
@@ -117,8 +234,10 @@ def _link(link: Link, bandwidth: float | None) -> Link:
 
 
 def _host_link(cluster: Cluster, bandwidth: float | None) -> HostLink | None:
-    """The cluster's link to the host at another bandwidth; where it has none, one that copies beside
-    compute just if sends do."""
+    """The cluster's host link at another bandwidth.
+
+    A cluster without a host link gets one. It overlaps with compute if sends do.
+    """
     if bandwidth is None:
         return cluster.host_link
     known = cluster.host_link or HostLink(
@@ -128,7 +247,7 @@ def _host_link(cluster: Cluster, bandwidth: float | None) -> HostLink | None:
 
 
 def _gpu_name(options: ClusterOptions, profile: Profile) -> str:
-    """The GPU that was asked for, else what the profile was measured on."""
+    """The GPU that the user named; by default the device in the profile."""
     if options.gpu is not None:
         return options.gpu
     device = profile.device
@@ -145,8 +264,19 @@ def _gpu_name(options: ClusterOptions, profile: Profile) -> str:
     return known
 
 
+def _assumed_network(options: ClusterOptions, cluster: Cluster) -> list[str]:
+    """A note where a data sheet's GPU is on several nodes, and its links are assumed."""
+    name = next((p.name for p in PRESETS.values() if p.gpu == cluster.gpu), None)
+    if options.cluster is not None or cluster.num_nodes == 1 or name is None:
+        return []
+    return [
+        f"nodes are assumed to have one link of {format_bandwidth(cluster.inter_node.bandwidth)} "
+        f"for collectives; --cluster {name} has all adapters of such nodes"
+    ]
+
+
 def notes_on(profile: Profile, cluster: Cluster) -> list[str]:
-    """What to keep in mind of a plan of this profile for this cluster."""
+    """Limits on the figures in a plan from this profile for this cluster."""
     notes: list[str] = []
     if cluster.gpus and len({group.name for group in cluster.gpus}) > 1:
         notes.append(

@@ -1,90 +1,109 @@
-"""Where words go: results to stdout, everything else to stderr; files only where they may."""
+"""Output on the terminal: results to stdout, everything else to stderr."""
 
+import json
+import os
 import sys
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, redirect_stdout
 
 import msgspec
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from autopart.errors import FileError
-from autopart.files import encode
+from autopart.records.files import encode
+from autopart.report.columns import plain
+from autopart.text import visible
 
 
 def results_console(*, as_json: bool) -> Console:
-    """The console for tables: stdout, or stderr where stdout is kept for JSON."""
-    return Console(stderr=as_json, highlight=False)
+    """The console for tables: stdout, or stderr where stdout is reserved for JSON.
+
+    Names of layers and files are plain text, also where they look like markup or emoji.
+    """
+    return Console(stderr=as_json, highlight=False, markup=False, emoji=False)
 
 
 def print_result(
     summary: msgspec.Struct, *parts: RenderableType, as_json: bool, console: Console | None = None
 ) -> None:
-    """Print the tables of a result, and its JSON document where that was asked for."""
+    """Print a result's tables, and its JSON document under `--json`."""
     out = console or results_console(as_json=as_json)
     for part in parts:
-        out.print(part)
+        out.print(plain(part) if isinstance(part, str) else part)
+    # Not through rich: it would break long lines, and the document with them.
     if as_json:
-        sys.stdout.write(encode(summary).decode())
+        sys.stdout.write(_json_text(encode(summary).decode(), sys.stdout.encoding or "ascii"))
+
+
+def _json_text(document: str, encoding: str) -> str:
+    """A JSON document with escapes for characters that a terminal obeys, or that `encoding` lacks."""
+
+    def kept(character: str) -> bool:
+        if character.isprintable() or character == "\n":
+            return character.isascii() or bool(character.encode(encoding, "ignore"))
+        return False
+
+    if document.isascii() and "\x7f" not in document:
+        return document
+    return "".join(
+        c if kept(c) else json.dumps(c)[1:-1].replace("\x7f", "\\u007f") for c in document
+    )
+
+
+@contextmanager
+def stdout_for_json(*, as_json: bool) -> Generator[None]:
+    """Send everything that the block prints to stderr, so that stdout holds the document only.
+
+    This covers the model's own prints, and those of its libraries and child processes. Without
+    `as_json` nothing changes.
+    """
+    if not as_json:
+        yield
+        return
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # stdout is closed
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def say(line: str) -> None:
-    """A remark beside the result, on stderr."""
-    sys.stderr.write(f"{line}\n")
+    """Print a remark on stderr."""
+    sys.stderr.write(f"{visible(line)}\n")
 
 
 def warn(warnings: Iterable[str]) -> None:
-    """Warnings, one line each, on stderr."""
+    """Print warnings on stderr, one per line."""
     for warning in warnings:
         say(f"warning: {warning}")
 
 
 @contextmanager
-def progress_bar(what: str) -> Generator["Bar"]:
-    """A progress bar on stderr, gone when the work is done; nothing where stderr is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+def progress_bar(task: str) -> Generator["Bar"]:
+    """A progress bar on stderr that vanishes at the end; silent where stderr is no terminal."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
     quiet = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
-        yield Bar(progress, what)
+        yield Bar(progress, task)
 
 
 class Bar:
-    """Takes `(done, total, what)` and moves the bar."""
+    """A callable that moves the bar: `(done, total, task)`."""
 
-    def __init__(self, progress: Progress, what: str) -> None:
+    def __init__(self, progress: Progress, task: str) -> None:
         self._progress = progress
-        self._task = progress.add_task(what, total=None)
+        self._task = progress.add_task(task, total=None)
 
-    def __call__(self, done: int, total: int, what: str = "") -> None:
-        self._progress.update(self._task, completed=done, total=total, description=what or None)
-
-
-def check_may_write(path: Path, file_format: str) -> None:
-    """Raise FileError where `path` is a folder or a file of another format: we replace our own."""
-    if path.is_dir():
-        raise FileError(f"{path}: it is a folder; name a file with -o")
-    if path.exists() and f'"{file_format}"'.encode() not in _head(path):
-        raise FileError(
-            f"{path}: it exists and is no {file_format} file; name another file with -o"
-        )
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(1000)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-EXPORT_MARK = b"Written by autopart"
-
-
-def check_may_replace(path: Path, text: str) -> None:
-    """Raise FileError where `path` holds anything but `text` or an earlier export."""
-    if path.name.startswith("autopart_") or not path.exists():
-        return  # not every format has room for a mark, but the name is one
-    if EXPORT_MARK not in _head(path) and path.read_bytes() != text.encode():
-        raise FileError(f"{path}: it exists and was not exported by autopart; choose another -o")
+    def __call__(self, done: int, total: int, task: str = "") -> None:
+        named = visible(task) or None
+        self._progress.update(self._task, completed=done, total=total, description=named)

@@ -1,62 +1,89 @@
-"""`autopart export`: a plan in the words of another framework."""
+"""`autopart export`: a plan as code or settings for another framework."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import typer
 
-from autopart.cli.console import check_may_replace, print_result, results_console, warn
-from autopart.cli.options import AsJson
+from autopart.cli.console import print_result, progress_bar, results_console, warn
+from autopart.cli.export_options import CheckOptions, TargetOptions
+from autopart.cli.option_groups import with_groups
+from autopart.cli.output_files import check_may_replace
+from autopart.cli.shared_options import AsJson
 from autopart.errors import UsageError
-from autopart.exporters import export_plan, parse_renaming
-from autopart.files import write_file
-from autopart.plan import load_plan
-from autopart.report.summary import ExportSummary
+from autopart.exporters.model_units import parse_renaming
+from autopart.exporters.targets import export_plan
+from autopart.exporters.torch.self_check import check_export
+from autopart.records.files import write_file
+from autopart.records.plan import Plan, load_plan
+from autopart.report.plan_summary import ExportSummary
 from autopart.report.target_table import target_table
 
 EXAMPLE = "autopart export plan.json --to torch -o exported"
 
-TargetName = Literal[
-    "torch", "torchtitan", "megatron", "deepspeed", "automodel", "primus", "vllm", "device-map"
-]
 
-
+@with_groups
 def command(
+    *,
     plan: Annotated[
         Path | None,
         typer.Argument(metavar="[PLAN]", help="A plan file, as 'autopart solve' writes it."),
     ] = None,
-    target: Annotated[TargetName | None, typer.Option("--to", help="The framework.")] = None,
-    target_version: Annotated[
-        str | None, typer.Option(help="The framework's version, of those that --list shows.")
-    ] = None,
-    renamings: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="LAYER=UNIT", help="transformer.h.{i}=layers.{i}"),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder for the files.")
-    ] = Path("exported"),
+    target_options: TargetOptions,
+    check_options: CheckOptions,
     show_list: Annotated[
-        bool, typer.Option("--list", help="Show the frameworks and what each can be told.")
+        bool, typer.Option("--list", help="Show the frameworks and the settings that each accepts.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a plan as code or settings that need no autopart."""
+    """Write a plan as code or settings that need no autopart.
+
+    Exits with 1 where --check finds a difference between the written files and the plain model.
+    """
     if show_list:
         results_console(as_json=as_json).print(target_table())
         return
+    target, output = target_options.target, target_options.output
     if plan is None or target is None:
         raise UsageError("name a plan and a framework: autopart export plan.json --to torch")
-    named = tuple(map(parse_renaming, renamings or ()))
-    made = export_plan(load_plan(plan), target, version=target_version, renamings=named)
+    if check_options.check and target != "torch":
+        raise UsageError(
+            "--check is for --to torch; autopart verify PLAN --target checks other exports"
+        )
+    named, asked = tuple(map(parse_renaming, target_options.renamings or ())), load_plan(plan)
+    made = export_plan(asked, target, version=target_options.target_version, renamings=named)
     files = {output / name: text for name, text in made.files.items()}
     for path, text in files.items():
         check_may_replace(path, text)
     for path, text in files.items():
         write_file(path, text.encode())
-    summary = ExportSummary(
-        plan=str(plan), target=target, files=tuple(map(str, files)), notes=made.notes
-    )
     warn(made.notes)
-    print_result(summary, *(f"written: {path}" for path in files), as_json=as_json)
+    said = _checked(output, check_options, asked)
+    summary = ExportSummary(
+        plan=str(plan),
+        target=target,
+        files=tuple(map(str, files)),
+        notes=made.notes,
+        check=said,
+    )
+    lines = [f"written: {path}" for path in files] + ([] if said is None else [said])
+    print_result(summary, *lines, as_json=as_json)
+
+
+def _checked(output: Path, options: CheckOptions, plan: Plan) -> str | None:
+    """The sentence of the exported check; None where none is asked for."""
+    if not options.check:
+        return None
+    # The exported check reads model files only, and this one passes autopart's own reading on.
+    text = (
+        "from autopart.runtime.models.model_file import load_model\n"
+        f"found = load_model({options.model or plan.origin.model!r})\n"
+        "build_model, example_inputs = found.build_model, found.example_inputs\n"
+        "example_target, loss_fn = found.example_target, found.loss_fn\n"
+    )
+    with TemporaryDirectory(prefix="autopart-check-") as folder:
+        file = Path(folder) / "model.py"
+        file.write_text(text, encoding="utf-8")
+        with progress_bar("comparing one step with the plain model"):
+            return check_export(output / "pipeline.py", file)

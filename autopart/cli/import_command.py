@@ -1,23 +1,25 @@
-"""`autopart import`: a profile of another planner in our words."""
+"""`autopart import`: another planner's profile as a profile file."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from autopart.cli.console import check_may_write, print_result, warn
-from autopart.cli.options import AsJson
-from autopart.importers import FORMATS, import_profile
-from autopart.profile import FORMAT, save_profile
+from autopart.cli.console import print_result, warn
+from autopart.cli.output_files import check_may_write
+from autopart.cli.shared_options import AsJson
+from autopart.peers.formats import FORMATS, import_profile
+from autopart.records.profile import FORMAT, save_profile
+from autopart.report.profile_summary import profile_summary
 from autopart.report.profile_table import profile_report
-from autopart.report.summary import profile_summary
 
 EXAMPLE = "autopart import pipedream graph.txt -o vgg16.json"
 
 
 def command(
     name: Annotated[
-        str, typer.Argument(metavar="FORMAT", help=f"One of: {', '.join(sorted(FORMATS))}.")
+        str,
+        typer.Argument(metavar="FORMAT", help=f"The file's format: {', '.join(sorted(FORMATS))}."),
     ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The other planner's file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The profile to write.")] = Path(

@@ -1,79 +1,114 @@
 """`autopart profile`: measure a model layer by layer."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from autopart.cli.console import check_may_write, print_result, progress_bar, warn
-from autopart.cli.options import AsJson, ModelName, usage_checked
-from autopart.profile import FORMAT, MAX_SPREAD, Profile, save_profile
+from autopart.cli.console import print_result, progress_bar, stdout_for_json, warn
+from autopart.cli.option_groups import with_groups
+from autopart.cli.output_files import check_may_write
+from autopart.cli.shared_options import MOST_THREADS, AsJson, ModelName, usage_checked
+from autopart.records.profile import FORMAT, MAX_SPREAD, Profile, save_profile
+from autopart.report.profile_summary import profile_summary
 from autopart.report.profile_table import profile_report
-from autopart.report.summary import profile_summary
 from autopart.units import parse_share
 
 EXAMPLE = "autopart profile zoo:gpt2-tiny --microbatch-size 4 -o gpt2.json"
 
 
-def command(
-    model: ModelName,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Default: <model>-<device>-mb<size>.json here."),
-    ] = None,
-    microbatch_size: Annotated[int, typer.Option(min=1, help="Samples that flow together.")] = 1,
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceOptions:
+    """The device, its precision, and the size of a microbatch."""
+
+    microbatch_size: Annotated[int, typer.Option(min=1, help="Samples per microbatch.")] = 1
     dtype: Annotated[
-        Literal["float32", "float64", "bfloat16", "float16"],
-        typer.Option(help="Precision of parameters and activations."),
-    ] = "float32",
+        Literal["float32", "float64", "bfloat16", "float16"] | None,
+        typer.Option(
+            help="Cast parameters, buffers and example data to this dtype; default: their own."
+        ),
+    ] = None
     device: Annotated[
         Literal["cpu", "cuda", "meta"],
-        typer.Option(help="Where to measure; 'meta' runs nothing and takes times from a roofline."),
-    ] = "cpu",
+        typer.Option(
+            help="Where to measure; 'meta' runs nothing and computes times from a roofline."
+        ),
+    ] = "cpu"
     gpu: Annotated[
-        str | None, typer.Option(help="The GPU whose roofline '--device meta' takes.")
-    ] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Runs before those that count.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs whose median counts.")] = 10,
+        str | None, typer.Option(help="The GPU whose roofline '--device meta' uses.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuringOptions:
+    """The measured runs, and the layers that they measure."""
+
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before the measured ones.")] = 2
+    repeats: Annotated[int, typer.Option(min=1, help="Measured runs; their median counts.")] = 10
     max_spread: Annotated[
         float | None,
         typer.Option(
             parser=usage_checked(parse_share),
             metavar="SHARE",
-            help="Run more, at most three times --repeats, until the step scatters by less "
+            help="Measure up to three times --repeats, until the step varies by less than this share "
             f"[default: {MAX_SPREAD:.0%}].",
         ),
-    ] = None,
+    ] = None
     each: Annotated[
-        bool, typer.Option("--each", help="Measure identical layers one by one all the same.")
-    ] = False,
+        bool, typer.Option("--each", help="Measure identical layers one by one, too.")
+    ] = False
     granularity: Annotated[
         Literal["block", "module"],
-        typer.Option(help="Layers are the repeated blocks, or every leaf module."),
-    ] = "block",
-    threads: Annotated[int, typer.Option(min=1, help="Compute threads, on a CPU.")] = 1,
+        typer.Option(help="Make a layer of each repeated block, or of every leaf module."),
+    ] = "block"
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Time graphs under torch's compiler, for run --compile."),
+    ] = False
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="Compute threads, on a CPU.")
+    ] = 1
+
+
+@with_groups
+def command(
+    *,
+    model: ModelName,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The profile to write; default: <model>-<device>-mb<size>.json in this folder.",
+        ),
+    ] = None,
+    device_options: DeviceOptions,
+    measuring_options: MeasuringOptions,
     as_json: AsJson = False,
 ) -> None:
     """Measure MODEL layer by layer and write a profile."""
-    from autopart.runtime.execution.threads import use_threads
+    from autopart.runtime.measuring.threads import use_threads
     from autopart.runtime.profiling.profiler import profile_model
 
-    use_threads(threads)
+    use_threads(measuring_options.threads)
     if output is not None:
         check_may_write(output, FORMAT)
-    with progress_bar("capturing") as progress:
+    max_spread = measuring_options.max_spread
+    with stdout_for_json(as_json=as_json), progress_bar("capturing") as progress:
         profile = profile_model(
             model,
-            microbatch_size=microbatch_size,
-            dtype=dtype,
-            device=device,
-            gpu=gpu,
-            warmup=warmup,
-            repeats=repeats,
+            microbatch_size=device_options.microbatch_size,
+            dtype=device_options.dtype,
+            device=device_options.device,
+            gpu=device_options.gpu,
+            warmup=measuring_options.warmup,
+            repeats=measuring_options.repeats,
             max_spread=MAX_SPREAD if max_spread is None else max_spread,
-            each=each,
-            granularity=granularity,
+            each=measuring_options.each,
+            granularity=measuring_options.granularity,
+            compile=measuring_options.compile,
             progress=progress,
         )
     path = output or Path(default_name(profile))

@@ -1,20 +1,20 @@
-"""Progress for the log of a job that has no terminal."""
+"""Progress lines for a job's log, where there is no terminal."""
 
 import time
 
-from rich.console import Console
+from autopart.cli.console import say
 
 
 class ProgressLines:
-    """Takes `(done, total, what)` and writes a line to stderr now and then: for a job's log."""
+    """A callable `(done, total, task)` that writes a line to stderr from time to time."""
 
     def __init__(self, every: float = 10.0) -> None:
-        """`every`: seconds from one line to the next."""
+        """`every`: least seconds from one line to the next."""
         self._every = every
         self._last = time.monotonic()
 
-    def __call__(self, done: int, total: int, what: str = "") -> None:
+    def __call__(self, done: int, total: int, task: str = "") -> None:
         now = time.monotonic()
         if now - self._last >= self._every:
             self._last = now
-            Console(stderr=True, soft_wrap=True).print(f"step {done} of {total}: {what}")
+            say(f"step {done} of {total}: {task}")

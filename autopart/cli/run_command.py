@@ -1,85 +1,55 @@
 """`autopart run`: train a few steps of a plan on real ranks."""
 
 from contextlib import nullcontext
-from typing import Annotated, Literal
 
-import typer
-
-from autopart.cli.console import print_result, progress_bar
-from autopart.cli.options import AsJson, ModelName, PlanFile, Seed, Timeout
+from autopart.cli.console import print_result, progress_bar, stdout_for_json
+from autopart.cli.option_groups import with_groups
 from autopart.cli.progress_lines import ProgressLines
-from autopart.cli.starting import check_started
-from autopart.plan import load_plan, num_ranks
+from autopart.cli.run_options import EngineOptions, RankOptions, StepOptions
+from autopart.cli.shared_options import AsJson, ModelName, PlanFile
+from autopart.cli.torchrun_check import check_started
+from autopart.records.plan import load_plan, num_ranks
 from autopart.report.run_table import run_report
 
 EXAMPLE = "autopart run two-ranks.json zoo:gpt2-tiny --local --steps 5 --check"
 
 
+@with_groups
 def command(
+    *,
     plan: PlanFile,
     model: ModelName,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 5,
-    local: Annotated[
-        bool, typer.Option("--local", help="Start all ranks on this machine, without torchrun.")
-    ] = False,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Compare losses and gradients with the plain model."),
-    ] = False,
-    optimizer: Annotated[
-        Literal["adamw", "sgd-momentum", "sgd"] | None,
-        typer.Option(help="Default: adamw, and sgd where the run is checked."),
-    ] = None,
-    lr: Annotated[float | None, typer.Option(min=0.0, help="Learning rate.")] = None,
-    device: Annotated[
-        Literal["cpu", "cuda"] | None,
-        typer.Option(help="Default: cuda where each rank has a GPU of its own, else cpu."),
-    ] = None,
-    timeout: Timeout = 60.0,
-    seed: Seed = 0,
-    backend: Annotated[
-        Literal["autopart", "torch"],
-        typer.Option(help="Whose loop runs the orders: ours, or torch's own schedules."),
-    ] = "autopart",
-    autocast: Annotated[
-        bool,
-        typer.Option(
-            "--autocast", help="Compute under autocast to bfloat16; parameters stay float32."
-        ),
-    ] = False,
-    asynchronous: Annotated[
-        Literal["pipedream", "pipedream-2bw"] | None,
-        typer.Option(
-            help="Train without flushes, with older weights: PipeDream updates after every "
-            "microbatch, 2BW after each batch."
-        ),
-    ] = None,
+    step_options: StepOptions,
+    rank_options: RankOptions,
+    engine_options: EngineOptions,
     as_json: AsJson = False,
 ) -> None:
     """Run a plan with MODEL on real ranks, and time it.
 
-    Under torchrun this process is one of its ranks; --local starts them all on this machine.
-    Prints measured beside predicted times. Exits with 1 where a rank dies, or where --check finds
-    the pipeline and the plain model to differ.
+    Under torchrun this process is one rank; --local starts all ranks on this machine. Prints
+    measured and predicted times. Exits with 1 where any rank dies, or where --check finds a
+    difference between the pipeline and the plain model.
     """
-    asked = load_plan(plan)
+    asked, local = load_plan(plan), step_options.local
     check_started("run", plan, num_ranks(asked), model, local=local)
-    from autopart.runtime.execution.launch import run_plan  # and with it torch: seconds
+    from autopart.runtime.job.launch import run_plan  # imports torch, which takes seconds
 
-    with progress_bar("starting the ranks") if local else nullcontext(ProgressLines()) as progress:
+    bar = progress_bar("starting the ranks") if local else nullcontext(ProgressLines())
+    with stdout_for_json(as_json=as_json), bar as progress:
         result = run_plan(
             asked,
             model,
-            steps=steps,
-            check=check,
-            optimizer=optimizer,
-            lr=lr,
-            timeout=timeout,
-            device=device,
-            seed=seed,
-            backend=backend,
-            autocast=autocast,
-            asynchronous=asynchronous,
+            steps=step_options.steps,
+            check=step_options.check,
+            optimizer=step_options.optimizer,
+            lr=step_options.lr,
+            timeout=rank_options.timeout,
+            device=step_options.device,
+            seed=rank_options.seed,
+            backend=engine_options.backend,
+            autocast=engine_options.autocast,
+            compile=engine_options.compile,
+            asynchronous=engine_options.asynchronous,
             report=progress,
         )
     if result is not None:

@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from autopart.cli.console import print_result, results_console
-from autopart.cli.options import AsJson, PlanFile
-from autopart.plan import load_plan
+from autopart.cli.shared_options import AsJson, PlanFile
+from autopart.records.plan import load_plan
 from autopart.report.memory_table import memory_of_ranks, rank_memory_report
+from autopart.report.plan_summary import MemorySummary, plan_summary
 from autopart.report.plan_table import plan_report, plan_title
-from autopart.report.summary import MemorySummary, plan_summary
 from autopart.report.timeline import idle_line, timeline_text
-from autopart.simulator import simulate_plan
+from autopart.simulator.timeline import simulate_plan
 
 EXAMPLE = "autopart show plan.json"
 
@@ -19,7 +19,7 @@ EXAMPLE = "autopart show plan.json"
 def command(
     plan: PlanFile,
     memory: Annotated[
-        bool, typer.Option("--memory", help="Show what every rank holds at its peak instead.")
+        bool, typer.Option("--memory", help="Show the memory of every rank at its peak instead.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -27,9 +27,9 @@ def command(
     shown = load_plan(plan)
     console = results_console(as_json=as_json)
     if memory:
-        held = MemorySummary(plan=str(plan), ranks=memory_of_ranks(shown))
+        ranks = MemorySummary(plan=str(plan), ranks=memory_of_ranks(shown))
         parts = (plan_title(shown), rank_memory_report(shown))
-        print_result(held, *parts, as_json=as_json, console=console)
+        print_result(ranks, *parts, as_json=as_json, console=console)
         return
     timeline = simulate_plan(shown)
     drawing = timeline_text(shown, timeline, console.width)

@@ -1,19 +1,19 @@
-"""`autopart validate`: hold a plan's prediction against a run of it."""
+"""`autopart validate`: compare a plan's prediction with a run."""
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
 
-import typer
-
-from autopart.cli.console import check_may_write, print_result, progress_bar, say
-from autopart.cli.options import AsJson, ModelName, PlanFile, Seed, Timeout
+from autopart.cli.console import print_result, progress_bar, say, stdout_for_json
+from autopart.cli.option_groups import with_groups
+from autopart.cli.output_files import check_may_write
 from autopart.cli.progress_lines import ProgressLines
-from autopart.cli.starting import check_started
+from autopart.cli.run_options import ComparisonOptions, ComputeOptions, RankOptions
+from autopart.cli.shared_options import AsJson, ModelName, PlanFile
+from autopart.cli.torchrun_check import check_started
 from autopart.errors import UsageError
-from autopart.fidelity import Fidelity, check_within
-from autopart.files import write_file
-from autopart.plan import Plan, load_plan, num_ranks
+from autopart.fidelity.compare import Fidelity, check_within
+from autopart.records.files import write_file
+from autopart.records.plan import Plan, load_plan, num_ranks
 from autopart.report.both_timelines import both_timelines
 from autopart.report.fidelity_table import fidelity_report
 from autopart.report.trace import FORMAT
@@ -21,94 +21,62 @@ from autopart.report.trace import FORMAT
 EXAMPLE = "autopart validate plan.json zoo:gpt2-tiny --one-device"
 
 
+@with_groups
 def command(
+    *,
     plan: PlanFile,
     model: ModelName,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Steps, of which the first does not count.")
-    ] = 10,
-    local: Annotated[
-        bool, typer.Option("--local", help="Start all ranks on this machine, without torchrun.")
-    ] = False,
-    one_device: Annotated[
-        bool,
-        typer.Option(
-            "--one-device",
-            help="Run each rank alone on one device, with stand-ins for its neighbours.",
-        ),
-    ] = False,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="PERCENT",
-            help="Exit with 1 where the step (with --one-device the time of an action) is off by "
-            "more, or a rank held so much more than predicted.",
-        ),
-    ] = None,
-    trace_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--trace", metavar="FILE", help="Write both timelines as a Chrome trace, for Perfetto."
-        ),
-    ] = None,
-    optimizer: Annotated[
-        Literal["adamw", "sgd-momentum", "sgd"] | None,
-        typer.Option(help="Default: the one that the plan's memory is reckoned for."),
-    ] = None,
-    device: Annotated[
-        Literal["cpu", "cuda"] | None,
-        typer.Option(help="Default: cuda where there is a GPU for each rank, else cpu."),
-    ] = None,
-    threads: Annotated[
-        int, typer.Option(min=1, help="Compute threads of --one-device, on a CPU.")
-    ] = 1,
-    timeout: Timeout = 60.0,
-    seed: Seed = 0,
+    comparison_options: ComparisonOptions,
+    compute_options: ComputeOptions,
+    rank_options: RankOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Run a plan with MODEL and print predicted beside measured: each kind of action, bytes at the
-    peak, where each rank's step goes, and what makes the difference.
+    """Run a plan with MODEL and compare prediction with measurement.
 
-    Ranks are started as by 'autopart run': by torchrun, or here with --local. With --one-device a
-    plan for many GPUs is held against one.
+    Prints both for each kind of action, for peak memory, and for the parts of each rank's step, with
+    the causes of the difference.
+
+    Ranks are started as by 'autopart run': by torchrun, or here with --local. With --one-device, one
+    device is enough to check a plan for many GPUs.
     """
-    asked = load_plan(plan)
-    _check_asked(asked, plan, model, trace_file, local=local, one_device=one_device)
-    from autopart.runtime.execution.threads import use_threads
-    from autopart.runtime.validation import validate_plan  # and with it torch: seconds
+    asked, one_device = load_plan(plan), comparison_options.one_device
+    _check_asked(asked, plan, model, comparison_options)
+    from autopart.runtime.measuring.threads import use_threads
+    from autopart.runtime.validation import validate_plan  # imports torch, which takes seconds
 
     if one_device:
-        use_threads(threads)
-    here = local or one_device
-    with progress_bar("starting the ranks") if here else nullcontext(ProgressLines()) as progress:
+        use_threads(compute_options.threads)
+    here = comparison_options.local or one_device
+    bar = progress_bar("starting the ranks") if here else nullcontext(ProgressLines())
+    with stdout_for_json(as_json=as_json), bar as progress:
         found = validate_plan(
             asked,
             model,
-            steps=steps,
+            steps=comparison_options.steps,
             one_device=one_device,
-            optimizer=optimizer,
-            device=device,
-            timeout=timeout,
-            seed=seed,
+            optimizer=compute_options.optimizer,
+            device=compute_options.device,
+            timeout=rank_options.timeout,
+            seed=rank_options.seed,
             report=progress,
         )
     if found is not None:
+        trace_file, tolerance = comparison_options.trace_file, comparison_options.tolerance
         trace = None if trace_file is None else both_timelines(asked, found.run)
         _tell(found.fidelity, trace_file, trace, as_json=as_json)
         if tolerance is not None:
             check_within(found.fidelity, tolerance / 100.0)
 
 
-def _check_asked(
-    asked: Plan, path: Path, model: str, trace: Path | None, *, local: bool, one_device: bool
-) -> None:
-    if trace is not None:
-        check_may_write(trace, FORMAT)
-    if one_device and local:
-        raise UsageError("--one-device runs one rank after the other, --local all: choose one")
-    if not one_device:
-        check_started("validate", path, num_ranks(asked), model, local=local)
+def _check_asked(asked: Plan, path: Path, model: str, options: ComparisonOptions) -> None:
+    if options.trace_file is not None:
+        check_may_write(options.trace_file, FORMAT)
+    if options.one_device and options.local:
+        raise UsageError(
+            "--one-device runs one rank after the other, --local all together: choose one"
+        )
+    if not options.one_device:
+        check_started("validate", path, num_ranks(asked), model, local=options.local)
 
 
 def _tell(found: Fidelity, path: Path | None, trace: bytes | None, *, as_json: bool) -> None:

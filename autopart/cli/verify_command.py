@@ -5,17 +5,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from autopart.certificate import verify
+from autopart.certificate.verify import verify
 from autopart.cli.console import print_result
-from autopart.cli.options import AsJson, PlanFile
+from autopart.cli.shared_options import AsJson, PlanFile
 from autopart.errors import UsageError
-from autopart.exporters import parse_renaming
-from autopart.files import read_file
-from autopart.plan import FORMAT, VERSION, Plan, load_plan
-from autopart.profile import load_profile
-from autopart.proofs import check_export
-from autopart.report.step_table import check_table
-from autopart.report.summary import verify_summary
+from autopart.exporters.model_units import parse_renaming
+from autopart.exporters.readback.check import check_export
+from autopart.records.files import read_file
+from autopart.records.plan import FORMAT, VERSION, Plan, load_plan
+from autopart.records.profile import load_profile
+from autopart.report.check_table import check_table
+from autopart.report.plan_summary import verify_summary
 
 EXAMPLE = "autopart verify plan.json --profile gpt2-tiny-cpu-mb1.json"
 
@@ -26,27 +26,29 @@ def command(
     plan: PlanFile,
     profile: Annotated[
         list[Path] | None,
-        typer.Option(help="The profile that the plan was made from, or each of them."),
+        typer.Option(help="The profile that the plan was made from; repeat it for several."),
     ] = None,
     target: Annotated[
         TargetName | None,
-        typer.Option(help="An installed framework, to read the plan's export and compare."),
+        typer.Option(help="An installed framework that reads the plan's export, to compare."),
     ] = None,
     renamings: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="LAYER=UNIT", help="As for 'autopart export'."),
+        typer.Option(
+            "--map", metavar="LAYER=UNIT", help="Rename layers, as for 'autopart export'."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a plan against the profile that it was made from.
+    """Check a plan against the profile that it was made from, without a solver.
 
-    Each layer once, edges forward, memory kept, the prediction reproduced, the bound proved again;
-    no solver is asked. With --target, the plan's export is read by the installed framework, and the
-    layers, recomputing and orders that it would run are compared. Exits with 1 where a check fails.
+    Each layer is on one stage, values flow forward, memory suffices, the prediction is reproduced, and
+    the lower bound is proven again. With --target, the installed framework reads the plan's export;
+    its layers, recomputation and orders are compared. Exits with 1 where a check fails.
     """
     profiles = profile or []
     if not profiles and target is None:
-        raise UsageError("name what to check against: --profile FILE, or --target FRAMEWORK")
+        raise UsageError("name something to check against: --profile FILE, or --target FRAMEWORK")
     checks = ()
     if profiles:
         asked = read_file(plan, Plan, FORMAT, VERSION)

@@ -1,41 +1,55 @@
-"""What becomes of a stage's seconds on its ranks: their pace, shared updates, and state that comes from the host."""
+"""Stage times on the stage's ranks: GPU speed, ZeRO-1 sharing for the update, optimizer state from the host."""
+
+from typing import Any
 
 import numpy as np
 
-from autopart.cluster import slowest_speed
 from autopart.cost.links import send_time
-from autopart.cost.rank_bytes import largest_part
+from autopart.cost.memory import largest_part
+from autopart.cost.stage_totals import StageTotals
 from autopart.cost.syncs import update_share
-from autopart.layouts import Layout
-from autopart.problem import Problem
-from autopart.stage_load import StageLoad
-from autopart.training import state_bytes
+from autopart.records.cluster import slowest_speed
+from autopart.records.layouts import Layout
+from autopart.records.problem import Problem
+from autopart.records.training import state_bytes
+from autopart.units import Q
 
 
-def on_replicas(load: StageLoad, problem: Problem, replicas: int, speed: float) -> StageLoad:
-    """The load on so many GPUs of `speed`, relative to the profile's device: every time grows by
-    1 / speed, and with ZeRO-1 the replicas share the update out among them. State on the host comes to the
-    device for the update and goes back, one way after the other."""
+def on_replicas(
+    totals: StageTotals[Q], problem: Problem, replicas: int, speed: float
+) -> StageTotals[Q]:
+    """The totals on so many GPUs with `speed` relative to the profile's device.
+
+    Each time grows by 1 / speed. With ZeRO-1 the replicas share the update. Optimizer state on the host is copied to
+    the device for the update and back, one copy after the other.
+    """
     sharing = update_share(problem.training, replicas)
-    host = problem.cluster.host_link
-    if host is not None and np.any(load.optimizer_on_host):
-        stepped = largest_part(load.num_trainable, sharing) * load.optimizer_on_host
+    host, on_host = problem.cluster.host_link, _hosted(totals)
+    if host is not None and on_host:
+        stepped = largest_part(totals.num_trainable, sharing) * totals.optimizer_on_host
         trip = 2 * send_time(host, stepped * state_bytes(problem.training), 0)
     elif speed == 1.0 and sharing == 1:
-        return load
+        return totals
     else:
         trip = 0.0
-    return load._replace(
-        forward_time=load.forward_time / speed,
-        backward_time=load.backward_time / speed,
-        weight_grad_time=load.weight_grad_time / speed,
-        split_time=load.split_time / speed,
-        update_time=load.update_time / (speed * sharing) + trip,
+    return totals._replace(
+        forward_time=totals.forward_time / speed,
+        backward_time=totals.backward_time / speed,
+        weight_grad_time=totals.weight_grad_time / speed,
+        split_time=totals.split_time / speed,
+        update_time=totals.update_time / (speed * sharing) + trip,
     )
 
 
-def on_ranks(load: StageLoad, problem: Problem, layout: Layout, stage: int) -> StageLoad:
-    """The load as stage `stage` of a layout: its slowest rank sets the pace."""
+def _hosted(totals: StageTotals[Any]) -> bool:
+    """Whether optimizer state lies on the host for any stage."""
+    return bool(np.any(totals.optimizer_on_host))
+
+
+def on_ranks(
+    totals: StageTotals[Q], problem: Problem, layout: Layout, stage: int
+) -> StageTotals[Q]:
+    """The totals as stage `stage` in a layout: its slowest rank sets the pace."""
     ranks = layout.stage_ranks[stage]
     speed = slowest_speed(problem.cluster, ranks)
-    return on_replicas(load, problem, len(ranks), speed)
+    return on_replicas(totals, problem, len(ranks), speed)

@@ -1,182 +1,232 @@
-"""Seconds of a stage, and what it needs in all."""
+"""Stages between cuts as arrays, and the sums that their totals need.
 
+Symbols   D_c     the layers ahead of cut c, a downset
+          [i, j]  the stage between cuts i and j: the layers in D_j - D_i
+
+A sum over [i, j] is the sum over D_j less the sum over D_i. So each array is computed once for each cut, and read at
+the cuts where stages start and end. Stages lie side by side in one of two shapes:
+
+    in a row   a partition's k stages with its k + 1 cuts:  i = 0 … k - 1,  j = i + 1
+    in pairs   all stages between two of N cuts:            i has shape (N, 1),  j has shape (1, N)
+
+The row is the diagonal above the pairs' main diagonal. So both come from the same formulas.
+"""
+
+import functools
 import itertools
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from autopart.cluster import Cluster, Link, link_between
-from autopart.cost.attribution import Share, share_of
-from autopart.cost.choices import best_ways, treated_stages
-from autopart.cost.links import send_time
-from autopart.cost.on_ranks import on_ranks
-from autopart.cost.rank_bytes import Memory, holding_of, memory, most_in_flight, sizes, total
-from autopart.cost.syncs import sync_times
-from autopart.graph import positions
-from autopart.layouts import Layout
-from autopart.plan import MemoryUse, MovingBytes, Plan, StagePrediction, Sync, stage_ranks
-from autopart.problem import Problem
-from autopart.simulator.holding import Holding
-from autopart.stage_load import Number, Partition, StageLoad, Traffic
-from autopart.ways import StageWays
+import numpy as np
+import numpy.typing as npt
+
+from autopart.cost.stage_totals import Array, Traffic
+from autopart.cost.transients import counts_gradients
+from autopart.records.layer_graph import LayerGraph, positions
+from autopart.records.layouts import Partition
 
 
-def compute_time(load: StageLoad, cluster: Cluster) -> Number:
-    """Seconds that a rank computes for one microbatch: one F and one B, each with its fixed cost."""
-    return load.forward_time + load.backward_time + 2 * cluster.action_overhead
+class Places(NamedTuple):
+    """Layers on their stages: position, cut before the stage, cut behind it. The arrays broadcast."""
+
+    layer: npt.NDArray[np.int64] | int
+    start: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+
+    def at_start(self, per_cut: Array) -> Array:
+        """Entries from an array with shape (cuts, layers), at the cut before the stage."""
+        return per_cut[self.start, self.layer]
+
+    def at_end(self, per_cut: Array) -> Array:
+        """Entries at the cut behind the stage."""
+        return per_cut[self.end, self.layer]
+
+    def inside(self, per_cut: Array) -> Array:
+        """The part that the stage adds."""
+        return self.at_end(per_cut) - self.at_start(per_cut)
 
 
-def occupied_time(busy: Number, microbatches: int) -> Number:
-    """Seconds of a step that a rank is busy with its microbatches, `busy` seconds with each."""
-    return microbatches * busy
+class StagesBetweenCuts:
+    """Stages between cuts, in a row or in pairs."""
+
+    def __init__(self, ahead: npt.NDArray[np.bool_], *, paired: bool, prefixes: bool) -> None:
+        """`ahead` says which layers lie ahead of each cut, shape (cuts, layers).
+
+        `prefixes` says whether these are the first 0, 1, … n layers in the graph's order. Then the stages with a
+        given layer form a block in the matrix.
+        """
+        self.ahead, self.paired, self.prefixes = ahead, paired, prefixes
+        cuts = np.arange(len(ahead))
+        self.start = cuts[:, None] if paired else cuts[:-1]
+        self.end = cuts[None, :] if paired else cuts[1:]
+        self.shape = (len(ahead), len(ahead)) if paired else (len(ahead) - 1,)
+
+    @functools.cached_property
+    def ahead_as_numbers(self) -> npt.NDArray[np.int64]:
+        """`ahead` as 0 and 1."""
+        return self.ahead.astype(np.int64)
+
+    @functools.cached_property
+    def home(self) -> npt.NDArray[np.int64]:
+        """Each layer's stage, for stages in a row."""
+        return len(self.ahead) - self.ahead_as_numbers.sum(axis=0) - 1
+
+    def between(self, per_cut: Array) -> Array:
+        """Each stage's part in a sum; `per_cut` has the sums over all layers ahead of each cut."""
+        return per_cut[self.end] - per_cut[self.start]
+
+    def seconds(self, per_layer: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The sum over each stage's layers."""
+        if self.paired:
+            return self.between(self.ahead @ per_layer)
+        # A plan prints its seconds, and a difference of two sums rounds. So stages in a row are summed layer by
+        # layer, in the order of execution: `accumulate` adds in that order on each machine, `sum` does not.
+        inside = self.ahead[1:] > self.ahead[:-1]
+        return np.add.accumulate(inside * per_layer, axis=1)[:, -1]
+
+    def bytes(self, per_layer: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The same for whole numbers, which are exact in any order."""
+        return self.between(self.ahead_as_numbers @ per_layer)
+
+    def holds_any(self, layers: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Whether each stage has at least one among some layers."""
+        return self.between(self.ahead_as_numbers[:, layers].sum(axis=1)) > 0
+
+    def products(self, before: Array, behind: Array) -> npt.NDArray[np.int64]:
+        """For each stage the sum over columns: `before` at its first cut times `behind` at its last cut."""
+        if self.paired:
+            # Floats take the fast matrix product; whole numbers below 2 ** 53 stay exact in it.
+            return np.rint(before.astype(float) @ behind.T.astype(float)).astype(np.int64)
+        return (before[:-1] * behind[1:]).sum(axis=1)
+
+    def block(self, layer: int) -> tuple[slice, slice, npt.NDArray[np.bool_] | bool]:
+        """Rows and columns for the pairs that may have a layer, and whether each has it."""
+        if self.prefixes:
+            # Stages with the layer start at a prefix without it and end at one with it.
+            return slice(layer + 1), slice(layer + 1, None), True
+        holds = self.ahead[None, :, layer] > self.ahead[:, None, layer]
+        return slice(None), slice(None), holds
+
+    def places(self, layer: int) -> Places:
+        """One layer on all pairs in `block`."""
+        rows, columns, _ = self.block(layer)
+        return Places(layer, self.start[rows], self.end[:, columns])
+
+    def all_places(self) -> Places:
+        """Each layer on its stage, for stages in a row."""
+        return Places(np.arange(len(self.home)), self.home, self.home + 1)
+
+    def largest(self, per_layer: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The largest number among each stage's layers, at least 0."""
+        if not self.paired:
+            return ((self.ahead[1:] > self.ahead[:-1]) * per_layer).max(axis=1)
+        largest = np.zeros(self.shape, dtype=np.int64)
+        for size in np.unique(per_layer):
+            # Larger numbers come later, and replace this one where a stage has such a layer.
+            largest[self.holds_any(np.flatnonzero(per_layer >= size).tolist())] = size
+        return largest
 
 
-def bottleneck_time(
-    stages: Sequence[StagePrediction], stage_ranks: Sequence[Sequence[int]], num_microbatches: int
-) -> float:
-    """Seconds of a step that its busiest rank is busy with microbatches, over all its stages: replicas
-    share the microbatches in turn. Syncs and updates, once a step, are not counted."""
-    occupied: dict[int, float] = {}
-    for stage, ranks in zip(stages, stage_ranks, strict=True):
-        for turn, rank in enumerate(ranks):
-            own = math.ceil((num_microbatches - turn) / len(ranks))
-            occupied[rank] = occupied.get(rank, 0.0) + occupied_time(stage.busy_time, own)
-    return max(occupied.values())
+def in_a_row(graph: LayerGraph, partition: Partition) -> StagesBetweenCuts:
+    """The stages in a partition whose edges all go forward."""
+    home = np.empty(len(graph.layers), dtype=np.int64)
+    for stage, layers in enumerate(partition):
+        home[list(layers)] = stage
+    ahead = home[None, :] < np.arange(len(partition) + 1)[:, None]
+    return StagesBetweenCuts(ahead, paired=False, prefixes=False)
 
 
-def steady_period(
-    busy_times: Sequence[float],
-    send_times: Sequence[float],
-    in_flight: Sequence[int],
-    replicas: Sequence[int] | None = None,
-) -> float:
-    """A lower bound on the seconds from one microbatch to the next once the pipeline is full, which
-    1F1B with stages that are alike reaches.
+class _Values(NamedTuple):
+    """The values that some layer reads, as arrays."""
 
-    `busy_times` are forward and backward of a microbatch on each stage, `send_times` one send over
-    the cut behind each stage but the last, in either direction, beside compute. `in_flight` are the
-    w_s microbatches that one of the r_s replicas of stage s holds at most; each runs every r_s-th.
-
-        (1) period >= busy_s / r_s
-        (2) period >= (busy_s + .. + busy_t + 2 (send_s + .. + send_(t-1))) / (r (w_s - w_t + 1))
-
-    (2) is the way of a microbatch from its F on stage s to stage t > s and back: between its F and
-    the F that its B lets go, s runs w_s - w_t + 1. Where replicas differ it is used to the last
-    stage alone, whose w is 1, with r = r_s.
-    """
-    counts = replicas or [1] * len(busy_times)
-    period = max(busy / r for busy, r in zip(busy_times, counts, strict=True))
-    last = len(busy_times) - 1
-    for s, (held, r) in enumerate(zip(in_flight, counts, strict=True)):
-        way = busy_times[s]
-        for t in range(s + 1, last + 1):
-            way += busy_times[t] + 2 * send_times[t - 1]
-            if len(set(counts)) == 1 or t == last:
-                period = max(period, way / (r * (held - in_flight[t] + 1)))
-    return period
+    producer: npt.NDArray[np.int64]
+    readers: npt.NDArray[np.int64]
+    """Reading layers for all values, one value after the other."""
+    first_reader: npt.NDArray[np.int64]
+    """For each value the place in `readers` where its own begin."""
+    num_readers: npt.NDArray[np.int64]
+    traffic: npt.NDArray[np.int64]
+    """For each value its bytes, tensors, gradient bytes and gradients, shape (values, 4)."""
+    free_bytes: npt.NDArray[np.int64]
+    """Bytes in values that no backward needs; 0 for the others."""
+    relayed: npt.NDArray[np.int64]
+    """Values with a gradient that may be relayed, each as often as it has readers."""
+    relayed_read: npt.NDArray[np.int64]
+    """The number of its readers ahead of both cuts: 0, 1, … up to all except one."""
+    relayed_bytes: npt.NDArray[np.int64]
 
 
-def plan_bottleneck(plan: Plan) -> float:
-    """`bottleneck_time` of a plan, by its own prediction."""
-    return bottleneck_time(plan.prediction.stages, stage_ranks(plan), plan.num_microbatches)
+class CutSums:
+    """The sums for `plain_totals` as arrays, for stages between cuts (`StageSums`)."""
+
+    def __init__(self, graph: LayerGraph, stages: StagesBetweenCuts) -> None:
+        self.graph, self.stages, self.place = graph, stages, positions(graph)
+        self.seconds, self.bytes = stages.seconds, stages.bytes
+        self._values = values = _values(graph)
+        ahead = stages.ahead_as_numbers
+        self._made = stages.ahead[:, values.producer]
+        self._read = np.add.reduceat(ahead[:, values.readers], values.first_reader, axis=1)
+        """For each cut and value the number of readers ahead."""
+        self._crosses = self._made & (self._read < values.num_readers)
+        self._traffic = self._crosses @ values.traffic
+
+    def holds_tied(self, number: int) -> Array:
+        return self._holds(self.graph.tied[number].layers)
+
+    def reads_input(self, number: int) -> Array:
+        return self._holds(self.graph.inputs[number].consumers)
+
+    def _holds(self, names: Sequence[str]) -> Array:
+        return self.stages.holds_any([self.place[name] for name in set(names)]).astype(np.int64)
+
+    def received(self) -> Traffic[Array]:
+        return Traffic(*self._traffic.T[:, self.stages.start])
+
+    def sent(self) -> Traffic[Array]:
+        return Traffic(*self._traffic.T[:, self.stages.end])
+
+    def sent_only(self) -> Array:
+        # A value that crosses cut j and is not made ahead of cut i is made on [i, j].
+        return self.stages.products(~self._made * self._values.free_bytes, self._crosses)
+
+    def relayed_gradients(self) -> Array:
+        # Such a value crosses both cuts, and no reader lies between them.
+        values, number = self._values, self._values.relayed
+        through = self._crosses[:, number] & (self._read[:, number] == values.relayed_read)
+        return self.stages.products(through * values.relayed_bytes, through)
+
+    def nothing(self) -> Array:
+        return np.zeros(self.stages.shape, dtype=np.int64)
 
 
-def traffic_times(traffic: Traffic, link: Link | None) -> tuple[Number, Number]:
-    """Seconds of the activations' and of the gradients' way over one cut; 0 where there is none."""
-    if link is None:
-        return 0.0 * traffic.bytes, 0.0 * traffic.bytes
-    forward = send_time(link, traffic.bytes, traffic.tensors)
-    return forward, send_time(link, traffic.grad_bytes, traffic.grad_tensors)
-
-
-def busy_time(load: StageLoad, cluster: Cluster, before: Link | None, after: Link | None) -> Number:
-    """Seconds that a rank is occupied by one microbatch: compute and, where sends do not overlap
-    with it, all that the rank sends and receives."""
-    busy = compute_time(load, cluster)
-    if cluster.sends_overlap:
-        return busy
-    return busy + sum(traffic_times(load.received, before)) + sum(traffic_times(load.sent, after))
-
-
-def cut_links(cluster: Cluster, stage_ranks: Sequence[Sequence[int]]) -> list[Link | None]:
-    """For each cut the slowest link that its sends use, when microbatch m goes from the rank
-    m mod r of one stage to the rank m mod r of the next; None where no send leaves its rank."""
-    links: list[Link | None] = []
-    for here, there in itertools.pairwise(stage_ranks):
-        turns = math.lcm(len(here), len(there))
-        pairs = {(here[m % len(here)], there[m % len(there)]) for m in range(turns)}
-        used = [link_between(cluster, a, b) for a, b in pairs if a != b]
-        slowest = min(used, key=lambda link: (link.bandwidth, -link.latency), default=None)
-        links.append(slowest)
-    return links
-
-
-def links_around(links: Sequence[Link | None], stage: int) -> tuple[Link | None, Link | None]:
-    """The links before and after a stage; None at the ends."""
-    before = links[stage - 1] if stage > 0 else None
-    return before, links[stage] if stage < len(links) else None
-
-
-def predict(
-    problem: Problem,
-    layout: Layout,
-    partition: Partition,
-    ways: Sequence[StageWays] | None = None,
-    held: Sequence[Holding] | None = None,
-) -> tuple[tuple[StagePrediction, ...], tuple[Sync, ...]]:
-    """What each stage of a partition needs on its ranks, and the gradient syncs of a step. `ways` are
-    those of each stage's layers, `best_ways` where it is None; `held` what the ranks of each stage hold of it,
-    under the layout's schedule where None."""
-    chosen = best_ways(problem, layout, partition) if ways is None else ways
-    loads = treated_stages(problem, layout, partition, chosen)
-    links = cut_links(problem.cluster, layout.stage_ranks)
-    holds = held or [holding_of(layout, stage) for stage in range(len(loads))]
-    stages: list[StagePrediction] = []
-    for stage, load in enumerate(loads):
-        replicas, count = len(layout.stage_ranks[stage]), most_in_flight(holds[stage])
-        use = memory(load, problem, replicas, holds[stage])
-        share = share_of(problem.graph, partition[stage], chosen[stage], load)
-        share = share._replace(loss_stash=count * share.loss_stash)
-        placed = on_ranks(load, problem, layout, stage)
-        around = links_around(links, stage)
-        stages.append(_prediction(problem.cluster, placed, count, use, share, around))
-    return tuple(stages), _syncs(problem, layout, partition, loads)
-
-
-def _prediction(
-    cluster: Cluster,
-    load: StageLoad,
-    held: int,
-    use: Memory,
-    share: Share,
-    around: tuple[Link | None, Link | None],
-) -> StagePrediction:
-    before, after = around
-    moving = sizes(load)._asdict()
-    del moving["stash"]
-    return StagePrediction(
-        forward_time=load.forward_time,
-        backward_time=load.backward_time,
-        weight_grad_time=load.weight_grad_time,
-        split_time=load.split_time,
-        busy_time=busy_time(load, cluster, before, after),
-        send_time=traffic_times(load.sent, after)[0],
-        send_back_time=traffic_times(load.received, before)[1],
-        update_time=load.update_time,
-        in_flight=held,
-        stash_bytes=load.stash_bytes,
-        moving=MovingBytes(**moving),
-        memory=MemoryUse(**use._asdict(), **share._asdict()),
-        peak_bytes=total(use),
+@functools.lru_cache(maxsize=8)
+def _values(graph: LayerGraph) -> _Values:
+    place = positions(graph)
+    values = [v for v in graph.values if v.consumers]
+    readers = [sorted({place[name] for name in v.consumers}) for v in values]
+    counts = [len(own) for own in readers]
+    sizes = [v.bytes for v in values]
+    back = [int(v.has_gradient) for v in values]
+    grads = [size * flows for size, flows in zip(sizes, back, strict=True)]
+    relayed = [
+        (number, read)
+        for number, (value, count) in enumerate(zip(values, counts, strict=True))
+        for read in range(count)
+        if value.has_gradient and counts_gradients(graph)
+    ]
+    numbers = [number for number, _ in relayed]
+    return _Values(
+        producer=_whole([place[v.producer] for v in values]),
+        readers=_whole([reader for own in readers for reader in own]),
+        first_reader=_whole([0, *itertools.accumulate(counts)][:-1]),
+        num_readers=_whole(counts),
+        traffic=_whole([*zip(sizes, [1] * len(values), grads, back, strict=True)]).reshape(-1, 4),
+        free_bytes=_whole([0 if v.kept_by else v.bytes for v in values]),
+        relayed=_whole(numbers),
+        relayed_read=_whole([read for _, read in relayed]),
+        relayed_bytes=_whole([sizes[number] for number in numbers]),
     )
 
 
-def _syncs(
-    problem: Problem, layout: Layout, partition: Partition, loads: Sequence[StageLoad]
-) -> tuple[Sync, ...]:
-    place = positions(problem.graph)
-    members = [{place[name] for name in tied.layers} for tied in problem.graph.tied]
-    holders = [
-        tuple(s for s, layers in enumerate(partition) if own.intersection(layers))
-        for own in members
-    ]
-    return sync_times(problem, layout, loads, holders)
+def _whole(numbers: Sequence[int] | Sequence[tuple[int, ...]]) -> npt.NDArray[np.int64]:
+    return np.array(numbers, dtype=np.int64)

@@ -1,81 +1,184 @@
-"""Seconds behind the last backward of a step: gradient syncs and the optimizer's step.
+"""Seconds behind a step's last backward: gradient syncs and the optimizer's step.
 
-The replicas of a stage sum their gradients by a ring all-reduce and each steps all parameters. With
-ZeRO-1 a ring reduce-scatter leaves each of r replicas the sum of its share, it steps that share, and a
-ring all-gather hands the new weights to all (Rajbhandari et al., ZeRO, 2020, section 7): the same
-2 (r - 1) turns of the ring, of which the second half carries weights in place of gradients.
+A stage's replicas sum their gradients with a ring all-reduce, and each steps all parameters. With ZeRO-1, a ring
+reduce-scatter leaves each replica the sum for its shard. The replica steps that shard, and a ring all-gather sends
+the new weights to all (Rajbhandari et al., ZeRO, 2020, section 7). These are the same 2 (r - 1) ring steps, but the
+second half carries weights instead of gradients.
+
+On a cluster with a network record, autopart/cost/collectives.py prices the same collectives by the
+nodes that the ranks lie on.
 """
 
 from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from autopart.cluster import Link, slowest_link
-from autopart.graph import Layer, TiedParameter
-from autopart.layouts import Layout
-from autopart.plan import Sync
-from autopart.problem import Problem
-from autopart.stage_load import Number, StageLoad
-from autopart.training import WIDTHS, Training, weight_dtype
+from autopart.cost.collectives import (
+    AnyPlacement,
+    Collective,
+    Fastest,
+    fabric_of,
+    least_price,
+    price_of,
+    shape_of,
+)
+from autopart.cost.stage_totals import StageTotals
+from autopart.records.cluster import Cluster, Link, slowest_link
+from autopart.records.layouts import Layout
+from autopart.records.problem import Problem
+from autopart.records.training import WIDTHS, Training, weight_dtype
+from autopart.units import Q, Quantity
+
+Q_co = TypeVar("Q_co", bound=Quantity, covariant=True)
 
 
-def all_reduce_time(link: Link, num_bytes: Number, num_ranks: int) -> Number:
-    """Seconds of a ring all-reduce: 2 (r - 1) steps of 1/r of the bytes (Patarasuk and Yuan,
-    J. Parallel Distrib. Comput. 2009), times what the link's all-reduces were measured to take more."""
+class Trained(Protocol[Q_co]):
+    """Parameters in a layer or a stage, or one tied parameter."""
+
+    @property
+    def grad_bytes(self) -> Q_co: ...
+    @property
+    def num_trainable(self) -> Q_co: ...
+
+
+class StageSync(NamedTuple, Generic[Q]):
+    """One gradient sync at the end of each step."""
+
+    what: str
+    """The stage or the tied parameter that is synced."""
+    ranks: tuple[int, ...]
+    time: Q
+    """Seconds."""
+
+
+class RingOnLink(NamedTuple):
+    """The price of a ring all-reduce over one link, on a cluster without a network record."""
+
+    link: Link
+    num_ranks: int
+
+    def seconds(self, num_bytes: Q) -> Q:
+        """Seconds for so many bytes on each rank."""
+        return all_reduce_time(self.link, num_bytes, self.num_ranks)
+
+
+SyncPrice = RingOnLink | Fastest
+"""Seconds of a sync by its bytes. ZeRO-1's sync takes `synced_bytes` too."""
+
+
+def sync_price(cluster: Cluster, ranks: Sequence[int], training: Training) -> SyncPrice:
+    """The price of a stage's gradient sync among its ranks, for `synced_bytes`."""
+    return _price(cluster, ranks, "sharded_sync" if training.zero1 else "all_reduce")
+
+
+def tied_sync_price(cluster: Cluster, ranks: Sequence[int]) -> SyncPrice:
+    """The price of a tied parameter's gradient sync: one all-reduce, with ZeRO-1 too."""
+    return _price(cluster, ranks, "all_reduce")
+
+
+def _price(cluster: Cluster, ranks: Sequence[int], collective: Collective) -> SyncPrice:
+    fabric = fabric_of(cluster)
+    if fabric is None:
+        return RingOnLink(slowest_link(cluster, tuple(ranks)), len(ranks))
+    nodes = [rank // cluster.gpus_per_node for rank in ranks]
+    if isinstance(fabric.network, AnyPlacement):
+        counts = range(len(ranks), len(ranks) + 1)
+        return least_price(fabric, collective, counts, min(2, len(set(nodes))))
+    return price_of(fabric, collective, shape_of(nodes))
+
+
+def least_sync_price(cluster: Cluster, counts: range, training: Training) -> SyncPrice:
+    """A price that no stage sync among any of `counts` ranks beats, on any nodes."""
+    return _least(cluster, counts, "sharded_sync" if training.zero1 else "all_reduce")
+
+
+def least_tied_price(cluster: Cluster, counts: range) -> SyncPrice:
+    """A price that no tied parameter's sync among any of `counts` ranks beats, on any nodes."""
+    return _least(cluster, counts, "all_reduce")
+
+
+def _least(cluster: Cluster, counts: range, collective: Collective) -> SyncPrice:
+    fabric = fabric_of(cluster)
+    if fabric is None:
+        # A ring over fewer ranks takes fewer steps with fewer bytes in all.
+        return RingOnLink(_best_link(cluster, counts[0]), counts[0])
+    return least_price(fabric, collective, counts, 1)
+
+
+def _best_link(cluster: Cluster, count: int) -> Link:
+    """A link that no ring over `count` ranks can beat."""
+    inside, across = cluster.intra_node, cluster.inter_node
+    if cluster.num_nodes == 1:
+        return inside
+    if count > cluster.gpus_per_node:
+        return across
+    return Link(
+        bandwidth=max(inside.bandwidth, across.bandwidth),
+        latency=min(inside.latency, across.latency),
+        all_reduce_factor=min(inside.all_reduce_factor, across.all_reduce_factor),
+    )
+
+
+def all_reduce_time(link: Link, num_bytes: Q, num_ranks: int) -> Q:
+    """Seconds for a ring all-reduce: 2 (r - 1) steps, each with 1/r of the bytes, times the link's measured factor.
+
+    Source: Patarasuk and Yuan, J. Parallel Distrib. Comput. 2009.
+    """
     steps = 2 * (num_ranks - 1)
     ring = steps * (link.latency + num_bytes / num_ranks / link.bandwidth)
     return ring * link.all_reduce_factor
 
 
-def gradient_bytes(load: StageLoad | Layer | TiedParameter, training: Training) -> Number:
-    """Bytes of the gradients, in the precision that they are summed in."""
+def gradient_bytes(parameters: Trained[Q], training: Training) -> Q:
+    """Gradient bytes in the precision that gradients are summed in."""
     if training.gradient_dtype == weight_dtype(training):
-        return load.grad_bytes
-    return load.num_trainable * WIDTHS[training.gradient_dtype]
+        return parameters.grad_bytes
+    return parameters.num_trainable * WIDTHS[training.gradient_dtype]
 
 
-def synced_bytes(load: StageLoad, training: Training) -> Number:
-    """Bytes of an all-reduce that takes as long as the sync of a stage's replicas."""
-    summed = gradient_bytes(load, training)
-    return (summed + load.grad_bytes) / 2 if training.zero1 else summed
+def synced_bytes(totals: Trained[Q], training: Training) -> Q:
+    """Bytes in an all-reduce that takes as long as the sync among a stage's replicas."""
+    summed = gradient_bytes(totals, training)
+    # ZeRO-1 sends gradients in one half of the ring steps, and weights in the other.
+    return (summed + totals.grad_bytes) / 2 if training.zero1 else summed
 
 
 def update_share(training: Training, replicas: int) -> int:
-    """Among how many replicas a stage's optimizer step is shared out."""
+    """The number of replicas that share a stage's optimizer step."""
     return replicas if training.zero1 else 1
 
 
-def time_after_backward(load: StageLoad, training: Training, link: Link, num_ranks: int) -> Number:
-    """Seconds of a stage's own gradient sync over `num_ranks` replicas and of its optimizer step, in a
-    load that is on its ranks already."""
-    return load.update_time + all_reduce_time(link, synced_bytes(load, training), num_ranks)
+def time_after_backward(totals: StageTotals[Q], training: Training, price: SyncPrice) -> Q:
+    """Seconds for a stage's sync over its replicas and its update; `totals` are on their ranks already."""
+    return totals.update_time + price.seconds(synced_bytes(totals, training))
 
 
 def sync_times(
     problem: Problem,
     layout: Layout,
-    loads: Sequence[StageLoad],
+    all_totals: Sequence[StageTotals[Q]],
     holders: Sequence[tuple[int, ...]],
-) -> tuple[Sync, ...]:
-    """The gradient syncs of a step: of each stage over its replicas, then of each tied parameter
-    over all ranks of the stages that hold it. `holders` says which, for each tied parameter."""
+) -> tuple[StageSync[Q], ...]:
+    """A step's gradient syncs; `holders` names the stages with a copy, for each tied parameter."""
     training = problem.training
+    # Step 1: each stage over its replicas.
     syncs = [
-        Sync(
+        StageSync(
             what=f"stage {stage}",
             ranks=ranks,
-            time=_sync_time(problem, ranks, synced_bytes(load, training)),
+            time=sync_price(problem.cluster, ranks, training).seconds(
+                synced_bytes(totals, training)
+            ),
         )
-        for stage, (ranks, load) in enumerate(zip(layout.stage_ranks, loads, strict=True))
+        for stage, (ranks, totals) in enumerate(zip(layout.stage_ranks, all_totals, strict=True))
         if len(ranks) > 1
     ]
+    # Step 2: each tied parameter over all ranks with a copy.
     for tied, stages in zip(problem.graph.tied, holders, strict=True):
         if len(stages) > 1:
             ranks = tuple(sorted({rank for s in stages for rank in layout.stage_ranks[s]}))
             if set(ranks) == set(layout.stage_ranks[stages[0]]):
-                continue  # the same ranks hold it once, and sync it with the stage
-            time = _sync_time(problem, ranks, gradient_bytes(tied, training))
-            syncs.append(Sync(what=tied.name, ranks=ranks, time=time))
+                continue  # The same ranks have it once, and sync it with their stage.
+            price = tied_sync_price(problem.cluster, ranks)
+            time: Any = price.seconds(gradient_bytes(tied, training))
+            syncs.append(StageSync(tied.name, ranks, time))
     return tuple(syncs)
-
-
-def _sync_time(problem: Problem, ranks: tuple[int, ...], num_bytes: Number) -> Number:
-    return all_reduce_time(slowest_link(problem.cluster, ranks), num_bytes, len(ranks))

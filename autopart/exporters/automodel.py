@@ -1,26 +1,11 @@
-"""A plan in the YAML of NeMo AutoModel, which trains Hugging Face models over torch's pipelining.
+"""The export to NeMo AutoModel, which trains Hugging Face models over torch's pipelining.
 
-It keeps of each stage the modules that a list names, like torchtitan, by their Hugging Face names.
+For each stage AutoModel keeps the modules in a list, like torchtitan, by their Hugging Face names.
 """
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
-from autopart.exporters.shape import (
-    Shape,
-    rank_notes,
-    refuse_single_rank,
-    refuse_split_tied,
-    shape_of,
-)
-from autopart.exporters.text import comments, rows
-from autopart.exporters.torch_schedules import (
-    CSV_FILE,
-    CSV_NOTE,
-    TorchSchedule,
-    refuse_split_backwards,
-    torch_schedule,
-)
-from autopart.exporters.units import (
+from autopart.exporters.model_units import (
     EMBEDDING,
     HEAD,
     NORM,
@@ -29,15 +14,34 @@ from autopart.exporters.units import (
     refuse_elsewhere,
     refuse_other_recompute,
 )
-from autopart.plan import Plan
+from autopart.exporters.pipeline_shape import (
+    Shape,
+    rank_notes,
+    refuse_single_rank,
+    refuse_split_tied,
+    shape_of,
+)
+from autopart.exporters.text import comments, rows
+from autopart.exporters.torch.schedules import (
+    CSV_FILE,
+    CSV_NOTE,
+    TorchSchedule,
+    refuse_split_backwards,
+    torch_schedule,
+)
+from autopart.records.plan import Plan
+from autopart.text import counted
 
 VERSIONS = ("0.7.0",)
 _NAME = "NeMo AutoModel"
 
 
 def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
-    """`autopart_automodel.yaml`, the `distributed` section of a recipe, and the orders as a file where
-    no schedule of torch's stands for them; raises ExportRefused."""
+    """Write `autopart_automodel.yaml`, the `distributed` section for a recipe.
+
+    Where no schedule in torch gives the plan's orders, a file with the orders comes with it. Raises
+    ExportRefused where AutoModel cannot run the plan.
+    """
     shape = shape_of(plan, _NAME)
     refuse_single_rank(shape, _NAME)
     refuse_split_tied(plan, _NAME)
@@ -72,9 +76,9 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
 def _refuse_few_microbatches(plan: Plan, shape: Shape) -> None:
     if shape.num_microbatches < shape.num_ranks:
         raise ExportRefused(
-            f"{_NAME} wants as many microbatches as ranks, {shape.num_ranks}, and a replica has "
-            f"{shape.num_microbatches}; the nearest plan has "
-            f"{shape.num_ranks * shape.num_replicas} microbatches"
+            f"{_NAME} needs at least {counted(shape.num_ranks, 'microbatch')} per replica, one per rank, and "
+            f"this plan has {shape.num_microbatches}; the nearest plan has "
+            f"{counted(shape.num_ranks * shape.num_replicas, 'microbatch')}"
         )
 
 
@@ -82,8 +86,8 @@ def _notes(shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]:
     notes = rank_notes(shape)
     if shape.num_replicas > 1:
         notes += (
-            f"{_NAME} spreads the parameters of a stage over its replicas (FSDP): they take less room, "
-            "and more messages, than the plan counts",
+            f"{_NAME} shards each stage's parameters over its replicas (FSDP): they take less memory "
+            "and more messages than the plan predicts",
         )
     if schedule.csv is not None:
         notes += (CSV_NOTE,)
@@ -103,7 +107,7 @@ def _for_all(stages: tuple[UnitStage, ...]) -> str:
     chosen = sum(len(blocks(stage.recompute)) for stage in stages)
     if chosen not in (0, sum(len(blocks(stage.units)) for stage in stages)):
         raise ExportRefused(
-            f"the plan recomputes {chosen} layers, and {_NAME} recomputes all or none; --to torchtitan "
-            "takes single layers"
+            f"the plan recomputes {counted(chosen, 'layer')}, and {_NAME} recomputes all or none; "
+            "--to torchtitan recomputes single layers"
         )
     return "full" if chosen else "false"

@@ -1,9 +1,9 @@
-"""A plan as a DeepSpeed PipelineModule with the plan's boundaries, and its JSON configuration.
+"""The export to DeepSpeed: a PipelineModule with the plan's boundaries, and its JSON configuration.
 
-DeepSpeed takes a partition neither in its configuration nor in its constructor; a subclass sets the
-boundaries. Its default of `gradient_clipping` is 1.0, and without ZeRO in full precision the norm
-counts the parameters of the first stage alone, so that training would depend on the cuts: the
-configuration says 0.0, which a user must change knowingly.
+Neither DeepSpeed's configuration nor its constructor takes a partition, so a subclass sets the
+boundaries. The default `gradient_clipping` is 1.0. Without ZeRO in full precision, the norm then
+counts the first stage's parameters alone, and training depends on the cuts. The export writes 0.0;
+a user must change it knowingly.
 """
 
 import json
@@ -13,16 +13,10 @@ from string import Template
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
-from autopart.exporters.shape import (
-    Shape,
-    follows_its_name,
-    rank_notes,
-    refuse_single_rank,
-    shape_of,
-)
+from autopart.exporters.model_units import UnitStage, refuse_recomputed_loss
+from autopart.exporters.pipeline_shape import Shape, rank_notes, refuse_single_rank, shape_of
 from autopart.exporters.text import mark, rows
-from autopart.exporters.units import UnitStage
-from autopart.plan import Plan
+from autopart.records.plan import Plan, follows_its_name
 
 VERSIONS = ("0.19.8",)
 _NAME = "DeepSpeed"
@@ -33,10 +27,14 @@ CLIPPING_NOTE = (
 
 
 def export_to_deepspeed(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
-    """`autopart_deepspeed.py` with the class `PlannedPipeline`, and `autopart_deepspeed.json`;
-    raises ExportRefused."""
+    """Write `autopart_deepspeed.py` with the class `PlannedPipeline`, and
+    `autopart_deepspeed.json`.
+
+    Raises ExportRefused where DeepSpeed cannot run the plan.
+    """
     shape = shape_of(plan, _NAME)
     refuse_single_rank(shape, _NAME)
+    refuse_recomputed_loss(stages, _NAME)
     _refuse_orders(plan, shape)
     units = [unit for stage in stages for unit in stage.units]
     recomputed = sorted(units.index(unit) for stage in stages for unit in stage.recompute)
@@ -58,13 +56,13 @@ def export_to_deepspeed(plan: Plan, stages: tuple[UnitStage, ...], version: str)
 def _refuse_orders(plan: Plan, shape: Shape) -> None:
     if shape.stages_per_rank > 1:
         raise ExportRefused(
-            f"DeepSpeed's PipelineModule has one stage a rank, and the plan has "
+            f"DeepSpeed's PipelineModule has one stage per rank, and the plan has "
             f"{shape.stages_per_rank}; the nearest plan has one, with --schedule 1f1b"
         )
     if plan.schedule != "1f1b" or not follows_its_name(plan):
         does = "orders of its own" if plan.schedule == "1f1b" else plan.schedule
         raise ExportRefused(
-            f"DeepSpeed runs 1f1b, and this plan runs {does}; the nearest has --schedule 1f1b"
+            f"DeepSpeed runs 1f1b, and this plan runs {does}; the nearest plan has --schedule 1f1b"
         )
 
 

@@ -1,13 +1,13 @@
-"""What an export hands over."""
+"""The result when a plan is exported."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 
 class Exported(NamedTuple):
-    """A plan in the words of a framework."""
+    """The files and notes for one framework."""
 
     files: Mapping[str, str]
-    """Their texts by name; each opens with a mark that autopart wrote it."""
+    """The text for each file name. Each text opens with a mark that autopart wrote it."""
     notes: tuple[str, ...] = ()
-    """What the files cannot say and the user must see to."""
+    """Facts that the files cannot express, for the user to act on."""

@@ -1,24 +1,16 @@
-"""A plan in the arguments of Megatron-Core, and of what is built on it.
+"""The export to Megatron-Core and frameworks built on it: command-line arguments.
 
-The layout is a string of `E` (embedding), `t` (decoder layer) and `L` (final norm, head and loss)
-with `|` between stages; stage s goes to rank s mod k. Megatron builds embedding and head on the
-first and the last stage whatever the layout says, and `--recompute-method block` recomputes the
-first N layers of every stage, so nothing else is written. Versions before 0.13 have no layout.
+The layout is a string with `E` (embedding), `t` (decoder layer) and `L` (final norm, head and
+loss), and `|` between stages. Stage s goes to rank s mod k. Megatron always builds the embedding on
+the first stage and the head on the last. `--recompute-method block` recomputes the first N layers
+per stage. So nothing else is written. Versions before 0.13 have no layout.
 """
 
 from collections.abc import Sequence
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
-from autopart.exporters.shape import (
-    Shape,
-    follows_its_name,
-    rank_notes,
-    refuse_single_rank,
-    shape_of,
-)
-from autopart.exporters.text import comments, mark
-from autopart.exporters.units import (
+from autopart.exporters.model_units import (
     EMBEDDING,
     HEAD,
     NORM,
@@ -28,16 +20,22 @@ from autopart.exporters.units import (
     refuse_other_recompute,
     refuse_unknown_units,
 )
-from autopart.plan import Plan
+from autopart.exporters.pipeline_shape import Shape, rank_notes, refuse_single_rank, shape_of
+from autopart.exporters.text import comments, mark
+from autopart.records.plan import Plan, follows_its_name
+from autopart.text import counted
 
 VERSIONS = ("0.16.1", "0.12")
 _NAME = "Megatron-Core"
 
 
 def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
-    """`autopart_megatron.sh`, the arguments as a bash array; for versions with layouts also
-    `autopart_megatron.yaml`, the fields of `TransformerConfig`, and, where stages recompute different
-    numbers of layers, `autopart_recompute.py`. Raises ExportRefused."""
+    """Write `autopart_megatron.sh`, a bash array with the arguments.
+
+    Versions with layouts also get `autopart_megatron.yaml`, fields for `TransformerConfig`. Where
+    stages recompute different numbers of layers, they get `autopart_recompute.py` too. Raises
+    ExportRefused where Megatron cannot run the plan.
+    """
     shape = megatron_shape(plan, stages, _NAME)
     refuse_orders(plan, shape, _NAME)
     sizes = [len(blocks(stage.units)) for stage in stages]
@@ -46,8 +44,8 @@ def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) 
     split = {} if version != "0.12" else _without_layout(shape, sizes)
     if version == "0.12" and common is None:
         raise ExportRefused(
-            "stages recompute different numbers of layers, which Megatron-Core takes from 0.13 on; "
-            f"the nearest plan recomputes the first {max(recompute)} layers of every stage"
+            "stages recompute different numbers of layers, which Megatron-Core supports from 0.13 on; "
+            f"the nearest plan recomputes the first {counted(max(recompute), 'layer')} on every stage"
         )
     notes = (*rank_notes(shape), *_empty_notes(sizes))
     if common is None:
@@ -62,7 +60,7 @@ def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) 
 
 
 def megatron_shape(plan: Plan, stages: Sequence[UnitStage], framework: str) -> Shape:
-    """The pipeline, once it has what Megatron asks of stages; raises ExportRefused."""
+    """The pipeline's shape, checked against Megatron's rules for stages; raises ExportRefused."""
     shape = shape_of(plan, framework)
     refuse_single_rank(shape, framework)
     refuse_unknown_units(stages, framework)
@@ -73,7 +71,7 @@ def megatron_shape(plan: Plan, stages: Sequence[UnitStage], framework: str) -> S
 
 
 def layout_of(stages: Sequence[UnitStage]) -> str:
-    """The layout string: `Et*3|t*4|t*2L`."""
+    """The layout string, such as `Et*3|t*4|t*2L`."""
     segments = [_repeated(len(blocks(stage.units))) for stage in stages]
     return f"E{'|'.join(segments)}L"
 
@@ -83,57 +81,57 @@ def _repeated(count: int) -> str:
 
 
 def refuse_orders(plan: Plan, shape: Shape, framework: str) -> None:
-    """Raise ExportRefused unless the plan's orders are those of Megatron's own two schedules."""
+    """Raise ExportRefused unless the plan's orders match one of Megatron's two schedules."""
     wanted = "1f1b" if shape.stages_per_rank == 1 else "interleaved-1f1b"
     if shape.placement != "loop":
         raise ExportRefused(
-            f"the plan's stages go there and back, and {framework} puts stage s on rank s mod k; the "
-            "nearest plan is interleaved-1f1b with as many stages a rank; AMD Primus takes a V"
+            f"the plan's stages form a V, and {framework} puts stage s on rank s mod k; the nearest "
+            "plan is interleaved-1f1b with the same stages per rank; --to primus takes a V"
         )
     names = (wanted, "interleaved-1f1b")
     if plan.schedule not in names or not follows_its_name(plan):
         raise ExportRefused(
             f"{framework} runs 1f1b, and interleaved-1f1b where a rank has several stages; this "
             f"plan runs {'orders of its own' if plan.schedule in names else plan.schedule}; the "
-            f"nearest has --schedule {wanted}"
+            f"nearest plan has --schedule {wanted}"
         )
     m, k = shape.num_microbatches, shape.num_ranks
     if shape.stages_per_rank > 1 and m % k:
         near = [n * shape.num_replicas for n in (m - m % k, m - m % k + k) if n]
         raise ExportRefused(
-            f"interleaved stages take microbatches in groups of {k}, the ranks, and a replica has {m}; "
-            f"the nearest plans have {' or '.join(map(str, near))} microbatches"
+            f"interleaved stages take microbatches in groups of {k}, one per rank, and a replica has "
+            f"{m}; the nearest plans have {' or '.join(map(str, near))} microbatches"
         )
 
 
 def _prefixes(stages: Sequence[UnitStage]) -> list[int]:
-    """How many layers each stage recomputes, from its first on."""
+    """The number of recomputed layers per stage, counted from its first layer."""
     counts: list[int] = []
     for index, stage in enumerate(stages):
         there, chosen = blocks(stage.units), blocks(stage.recompute)
         if chosen != there[: len(chosen)]:
             raise ExportRefused(
                 f"stage {index} recomputes layers {', '.join(map(str, chosen))}, and Megatron-Core "
-                f"recomputes the first of a stage only; the nearest plan recomputes "
-                f"{', '.join(map(str, there[: len(chosen)]))}; --to primus takes any set"
+                f"recomputes only a stage's first layers; the nearest plan recomputes "
+                f"{', '.join(map(str, there[: len(chosen)]))}; --to primus recomputes any layers"
             )
         counts.append(len(chosen))
     return counts
 
 
 def _once_for_all(sizes: Sequence[int], recompute: Sequence[int]) -> int | None:
-    """The N of `block` that says the same for every stage; None where there is none."""
+    """The N for `block` that fits every stage; None where the stages differ."""
     n = max(recompute)
     fits = all(chosen == min(n, size) for size, chosen in zip(sizes, recompute, strict=True))
     return n if fits else None
 
 
 def _without_layout(shape: Shape, sizes: Sequence[int]) -> dict[str, int | bool]:
-    """The older arguments, in which only the first and the last stage may differ."""
+    """The arguments for older versions, where only the first and the last stage may differ."""
     if shape.stages_per_rank > 1:
         raise ExportRefused(
-            "several stages on a rank differ as they please only with a layout, from Megatron-Core "
-            "0.13 on; the nearest plan has one stage a rank"
+            "several stages per rank need a layout, which Megatron-Core has from 0.13 on; the "
+            "nearest plan has one stage per rank"
         )
     first, *middle, last = sizes
     if len(set(sizes)) == 1:
@@ -144,8 +142,8 @@ def _without_layout(shape: Shape, sizes: Sequence[int]) -> dict[str, int | bool]
         middle = [first + last]
     if len(set(middle)) > 1:
         raise ExportRefused(
-            f"stages of {', '.join(map(str, sizes))} layers need a layout, which Megatron-Core has "
-            "from 0.13 on; before, all stages but the first and last have as many layers"
+            f"stages with {', '.join(map(str, sizes))} layers need a layout, which Megatron-Core has "
+            "from 0.13 on; before, all stages between the first and the last have equally many layers"
         )
     q = middle[0]
     if first and last:
@@ -199,16 +197,17 @@ def _empty_notes(sizes: Sequence[int]) -> tuple[str, ...]:
     if all(sizes[1:-1]):
         return ()
     return (
-        "a stage between first and last has no layer, which Megatron-Core allows but users report to "
-        "hang (Megatron-LM issue 1852): try a few steps first",
+        "a stage between the first and the last has no layer: Megatron-Core allows this, but users "
+        "report hangs (Megatron-LM issue 1852); try a few steps first",
     )
 
 
 def _shell(plan: Plan, arguments: Sequence[str], notes: Sequence[str]) -> str:
     lines = "".join(f"    {argument}\n" for argument in arguments)
     return (
-        f"{comments(plan, notes)}# source this file, and give pretrain_gpt.py "
-        f'"${{AUTOPART_ARGS[@]}}" beside your own arguments.\nAUTOPART_ARGS=(\n{lines})\n'
+        f"{comments(plan, notes)}# Source this file, then pass "
+        f'"${{AUTOPART_ARGS[@]}}" and your own arguments to pretrain_gpt.py.\n'
+        f"AUTOPART_ARGS=(\n{lines})\n"
     )
 
 
@@ -243,12 +242,13 @@ def _recompute_module(plan: Plan, shape: Shape, recompute: Sequence[int]) -> str
     k = shape.num_ranks
     table = "".join(f"    {tuple(recompute[rank::k])!r},\n" for rank in range(k))
     return (
-        f'"""{mark(plan)}\n\nGive each stage its own number of recomputed layers: in your model '
-        "provider, before GPTModel is built,\n\n"
+        f'"""{mark(plan)}\n\nEach stage gets its own number of recomputed layers. In your model '
+        "provider, before GPTModel is built, call\n\n"
         '    autopart_recompute.configure(config, pp_rank, vp_stage)\n"""\n\nimport copy\n\n'
-        f"# For each pipeline rank, how many layers each of its stages recomputes.\nRECOMPUTED = (\n"
-        f'{table})\n\n\ndef configure(config, pp_rank, vp_stage=None):\n    """A copy of the '
-        'TransformerConfig for one stage, with its own recompute_num_layers."""\n'
+        "# For each pipeline rank, the number of recomputed layers on each of its stages.\n"
+        f"RECOMPUTED = (\n{table})\n\n\n"
+        'def configure(config, pp_rank, vp_stage=None):\n    """Copy the TransformerConfig for one '
+        'stage, with the stage\'s own recompute_num_layers."""\n'
         "    config = copy.copy(config)\n"
         "    config.recompute_num_layers = RECOMPUTED[pp_rank][vp_stage or 0]\n"
         "    return config\n"

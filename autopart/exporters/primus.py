@@ -1,29 +1,28 @@
-"""A plan in the YAML of AMD Primus, whose Megatron takes single layers to recompute and a V.
+"""The export to AMD Primus, as YAML. Its Megatron recomputes single layers and runs a V.
 
-Primus has a pipeline of its own beside Megatron's. Without `patch_primus_pipeline` its `pp_algorithm`
-is read and ignored, so the two are written together or not at all. Its tables of too few microbatches
-name microbatches that are none, and its `v-half` and `v-min` are other orders than those of
-`autopart.schedules`.
+Primus has its own pipeline beside Megatron's. Without `patch_primus_pipeline` it reads and ignores
+`pp_algorithm`, so both are written or neither. Its tables for few microbatches name microbatches
+that do not exist. Its `v-half` and `v-min` differ from the orders in `autopart.schedules`.
 """
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
 from autopart.exporters.megatron import layout_of, megatron_shape, refuse_orders
-from autopart.exporters.shape import Shape, follows_its_name, rank_notes
+from autopart.exporters.model_units import UnitStage, blocks
+from autopart.exporters.pipeline_shape import Shape, rank_notes
 from autopart.exporters.text import comments
-from autopart.exporters.units import UnitStage, blocks
-from autopart.plan import Plan
+from autopart.records.plan import Plan, follows_its_name
+from autopart.text import counted
 
 VERSIONS = ("2026",)
 _NAME = "AMD Primus"
 
 ALGORITHMS = {"zb-h1": "zero-bubble", "zbv": "zbv-formatted"}
-"""Schedules of `autopart.schedules` that Primus's own pipeline runs, by their names in `pp_algorithm`."""
+"""The `pp_algorithm` name for each schedule that Primus's own pipeline runs."""
 
 
 def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
-    """`autopart_primus.yaml`, settings for the overrides of a pre-training module; raises
-    ExportRefused."""
+    """Write `autopart_primus.yaml`, overrides for a pre-training module; raises ExportRefused."""
     shape = megatron_shape(plan, stages, _NAME)
     algorithm = _algorithm(plan, shape)
     chosen = [str(number) for stage in stages for number in blocks(stage.recompute)]
@@ -33,7 +32,7 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
         if chosen
         else ""
     )
-    notes = (*rank_notes(shape), "Primus itself has not read this file: try a few steps first")
+    notes = (*rank_notes(shape), "this file is not tested with Primus: try a few steps first")
     text = (
         f"{comments(plan, notes)}"
         f"use_distributed_optimizer: {str(plan.training.zero1).lower()}\n"
@@ -47,7 +46,7 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
 
 
 def _algorithm(plan: Plan, shape: Shape) -> str:
-    """The lines that choose the schedule; raises ExportRefused where Primus has none for the orders."""
+    """The lines that choose the schedule; raises ExportRefused where Primus lacks the orders."""
     if plan.schedule not in ALGORITHMS and shape.placement == "loop":
         refuse_orders(plan, shape, _NAME)
         return "patch_primus_pipeline: false\n"
@@ -55,13 +54,13 @@ def _algorithm(plan: Plan, shape: Shape) -> str:
         raise ExportRefused(
             f"{_NAME} runs 1f1b, interleaved-1f1b, {' and '.join(ALGORITHMS)}; this plan runs "
             f"{'orders of its own' if plan.schedule in ALGORITHMS else plan.schedule}; the nearest "
-            f"has --schedule {'zb-h1' if shape.placement == 'loop' else 'zbv'}"
+            f"plan has --schedule {'zb-h1' if shape.placement == 'loop' else 'zbv'}"
         )
     least = shape.num_ranks if plan.schedule == "zb-h1" else 2 * shape.num_ranks - 1
     if shape.num_microbatches < least:
         raise ExportRefused(
-            f"{_NAME} runs {plan.schedule} on {shape.num_ranks} ranks from {least} microbatches on, and "
-            f"a replica has {shape.num_microbatches}; the nearest plan has "
-            f"{least * shape.num_replicas} microbatches"
+            f"{_NAME} runs {plan.schedule} on {counted(shape.num_ranks, 'rank')} with at least "
+            f"{counted(least, 'microbatch')} per replica, and this plan has {shape.num_microbatches}; the nearest plan has "
+            f"{counted(least * shape.num_replicas, 'microbatch')}"
         )
     return f"patch_primus_pipeline: true\npp_algorithm: {ALGORITHMS[plan.schedule]}\n"

@@ -1,31 +1,32 @@
-"""Literals and remarks in the files that are written."""
+"""Literals and remarks for exported files."""
 
-import json
 from collections.abc import Iterable, Sequence
 
-from autopart.plan import Plan
+from autopart.records.plan import Plan
+from autopart.text import counted, quoted, visible
 
 
 def one_line(text: str) -> str:
-    """Text that can neither end the docstring nor the comment that it stands in."""
-    return " ".join(text.split()).replace("\\", "/").replace('"""', "'''")
+    """Text that cannot end its docstring or comment, and that a terminal shows as it is."""
+    # Escapes come before the slashes: a docstring would read `\\x1b` as the character itself.
+    return visible(" ".join(text.split())).replace("\\", "/").replace('"', "'")
 
 
 def mark(plan: Plan) -> str:
-    """Who wrote a file, of what, and what the plan expected; `check_may_replace` looks for it."""
+    """The mark: version, model, stages and schedule. `check_may_replace` looks for it."""
     return (
         f"Written by autopart {one_line(plan.origin.autopart)} for {one_line(plan.origin.model)}: "
-        f"{len(plan.stages)} stages, schedule {one_line(plan.schedule)}, "
-        f"{plan.num_microbatches} microbatches of {plan.microbatch_size}."
+        f"{counted(len(plan.stages), 'stage')}, schedule {one_line(plan.schedule)}, "
+        f"{counted(plan.num_microbatches, 'microbatch')} of {plan.microbatch_size}."
     )
 
 
 def comments(plan: Plan, notes: Iterable[str] = ()) -> str:
-    """`mark` and the notes as comment lines of YAML, TOML, shell or Python."""
-    return "".join(f"# {line}\n" for line in (mark(plan), *notes))
+    """The mark and the notes as comment lines for YAML, TOML, shell or Python."""
+    return "".join(f"# {line}\n" for line in (mark(plan), *map(one_line, notes)))
 
 
 def rows(items: Iterable[Sequence[str]], indent: int = 4) -> str:
-    """A list of lists of strings, a line each; it reads alike in Python, TOML and YAML."""
+    """A list with string lists, one line each; valid Python, TOML and YAML."""
     pad = " " * indent
-    return "".join(f"{pad}{json.dumps(list(item))},\n" for item in items)
+    return "".join(f"{pad}[{', '.join(map(quoted, item))}],\n" for item in items)

@@ -1,8 +1,8 @@
-"""A plan in torchtitan's settings: Python for 0.3, TOML for 0.2.2.
+"""The export to torchtitan: Python for 0.3, TOML for 0.2.2.
 
-torchtitan keeps of each stage the modules that a list names, and checks nothing: an unknown name is
-ignored, a missing layer is dropped from the model. What is written here has each unit once, and
-compares the number of layers where it can. Recomputing single layers is a subclass of its policy.
+For each stage torchtitan keeps the modules in a list. It checks nothing: it ignores an unknown name
+and drops a missing layer. The export lists each unit once, and compares the number of layers where
+it can. A subclass for torchtitan's policy recomputes single layers.
 """
 
 import json
@@ -11,7 +11,15 @@ from string import Template
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
-from autopart.exporters.shape import (
+from autopart.exporters.model_units import (
+    EMBEDDING,
+    HEAD,
+    UnitStage,
+    blocks,
+    refuse_elsewhere,
+    refuse_other_recompute,
+)
+from autopart.exporters.pipeline_shape import (
     Shape,
     rank_notes,
     refuse_shared_optimizer,
@@ -20,22 +28,15 @@ from autopart.exporters.shape import (
     shape_of,
 )
 from autopart.exporters.text import comments, mark, rows
-from autopart.exporters.torch_schedules import (
+from autopart.exporters.torch.schedules import (
     CSV_FILE,
     CSV_NOTE,
     TorchSchedule,
     refuse_split_backwards,
     torch_schedule,
 )
-from autopart.exporters.units import (
-    EMBEDDING,
-    HEAD,
-    UnitStage,
-    blocks,
-    refuse_elsewhere,
-    refuse_other_recompute,
-)
-from autopart.plan import Plan
+from autopart.records.plan import Plan
+from autopart.text import counted
 
 VERSIONS = ("0.3.0", "0.2.2")
 _HEADS = {"0.3.0": "lm_head", "0.2.2": "output"}
@@ -43,8 +44,10 @@ _NAME = "torchtitan"
 
 
 def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
-    """`autopart_titan.py` with `apply(config)` for 0.3, or `autopart_titan.toml` for 0.2.2, and the
-    orders as a file where no schedule of torch's stands for them; raises ExportRefused."""
+    """Write `autopart_titan.py` with `apply(config)` for 0.3, or `autopart_titan.toml` for 0.2.2.
+
+    Where no torch schedule gives the orders, a file with them comes too. Raises ExportRefused.
+    """
     shape = shape_of(plan, _NAME)
     refuse_single_rank(shape, _NAME)
     refuse_shared_optimizer(plan, f"{_NAME} without FSDP")
@@ -123,7 +126,7 @@ def _mode_of_all(stages: tuple[UnitStage, ...]) -> str:
     chosen = sum(len(blocks(stage.recompute)) for stage in stages)
     if chosen not in (0, sum(len(blocks(stage.units)) for stage in stages)):
         raise ExportRefused(
-            f"the plan recomputes {chosen} layers, and torchtitan 0.2.2 recomputes all or none; "
-            "--target-version 0.3.0 takes single layers"
+            f"the plan recomputes {counted(chosen, 'layer')}, and torchtitan 0.2.2 recomputes all or none; "
+            "--target-version 0.3.0 recomputes single layers"
         )
     return "full" if chosen else "none"

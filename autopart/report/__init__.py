@@ -1,4 +1,5 @@
-"""What a person reads: tables and timelines for the terminal, and summaries for `--json`.
+"""Tables and timelines for the terminal, and the documents that `--json` prints.
 
-Plain values in, rich renderables or structs out; nothing here reads a file or decides anything.
+The functions take plain values and return rich renderables or structs. They read no file and decide
+nothing.
 """

@@ -1,33 +1,25 @@
-"""A predicted step and a measured one as one Chrome trace: two processes a rank, one below the other.
+"""A predicted step and a measured step as one Chrome trace.
 
-The measured step is the last one that was timed; its gradient sums and update last as long as their
-medians. Where each rank ran alone, each begins its own step at 0.
+Each rank has two processes, one below the other: predicted and measured. The measured step is the last
+step that was timed. Its gradient sums and its update last as long as their medians over all timed
+steps. Where each rank ran alone, its step begins at 0.
 """
 
 from collections.abc import Iterator
 
 import msgspec
 
-from autopart.plan import Plan
-from autopart.report.trace import (
-    ACTIONS,
-    FORMAT,
-    IDLE,
-    SYNCS,
-    Event,
-    named_event,
-    slice_event,
-)
-from autopart.run_result import OneDeviceResult, RankStep, RunResult, RunSlice
-from autopart.schedule import parse_action
-from autopart.simulator import Timeline, simulate_plan
-from autopart.simulator.timeline import rank_slices
+from autopart.records.plan import Plan
+from autopart.records.run_result import OneDeviceResult, RankStep, RunResult, RunSlice
+from autopart.report.trace import ACTIONS, FORMAT, IDLE, SYNCS, Event, named_event, slice_event
+from autopart.schedules.actions import parse_action
+from autopart.simulator.timeline import Timeline, rank_slices, simulate_plan
 
 THREADS = {ACTIONS: "actions", SYNCS: "syncs and update", IDLE: "waiting"}
 
 
 def both_timelines(plan: Plan, run: RunResult | OneDeviceResult) -> bytes:
-    """The trace as JSON: metadata first, then events in the order of their time."""
+    """The trace as JSON: metadata first, then events sorted by time."""
     timeline = simulate_plan(plan)
     ranks = {ran.rank: ran for ran in run.ranks if run.trace[ran.rank]}
     names = [event for rank in ranks for event in _names(rank)]
@@ -74,6 +66,7 @@ def _measured(slices: tuple[RunSlice, ...], ran: RankStep) -> Iterator[Event]:
         yield slice_event(one.action, op, process, ACTIONS, one.ready, one.end)
         if one.ready > one.start:
             yield slice_event(f"for {one.action}", "waiting", process, IDLE, one.start, one.ready)
+    # A run times gradient sums and the update, but not their beginning: they follow the last action.
     acted = slices[-1].end
     summed = acted + ran.sync_time
     if summed > acted:

@@ -1,70 +1,71 @@
-"""A prediction beside what was measured, on the terminal."""
+"""A prediction beside its measurement, on the terminal."""
 
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from autopart.fidelity import Fidelity, RankFidelity, RankParts
-from autopart.report.columns import add_number, add_text, new_table, sizes, times
-from autopart.report.names import ranks_label
+from autopart.fidelity.compare import Fidelity, RankFidelity, RankParts
+from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
+from autopart.report.labels import ranks_label
 from autopart.units import format_time
 
 PARTS = ("compute", "overhead", "waiting", "sync", "update", "rest")
+"""Columns for the parts that a step has on one rank: the fields in `RankParts`."""
 
 
 def fidelity_report(found: Fidelity) -> RenderableType:
-    """Actions and sends, ranks and their bytes, the step and its causes."""
+    """Tables for actions, bytes and ranks; lines for the step and the causes behind its error."""
     parts: list[RenderableType] = [action_table(found), byte_table(found)]
     if found.step_time is not None:
         parts.append(rank_table(found))
-    return Group(*parts, *(Text(line) for line in [*step_lines(found), *found.notes]))
+    return Group(*parts, *(plain(line) for line in [*step_lines(found), *found.notes]))
 
 
 def action_table(found: Fidelity) -> Table:
-    """One row a kind of action or send: seconds for one microbatch."""
+    """One row for each kind of action or send, in seconds per microbatch."""
     rows = [
         *((str(one.stage), one.op, one) for one in found.actions),
-        *((str(one.stage), _way(one.op), one) for one in found.sends),
+        *((str(one.stage), _direction(one.op), one) for one in found.sends),
     ]
     largest = [max(one.predicted, one.measured) for _, _, one in rows]
     unit, _ = times(largest)
-    table = new_table(f"{found.model} on {_where(found)}: for one microbatch, in {unit}")
+    table = new_table(f"{found.model} on {_where(found)}: time per microbatch, in {unit}")
     add_number(table, "stage")
-    add_text(table, "what")
-    for head in ("predicted", "measured", "spread", "off"):
+    add_text(table, "action")
+    for head in ("predicted", "measured", "spread", "error"):
         add_number(table, head)
+    # All three columns have one unit, so their cells are made together and then split.
     count = len(rows)
     cells = times([
         *(one.predicted for _, _, one in rows),
         *(one.measured for _, _, one in rows),
         *(one.spread for _, _, one in rows),
     ])[1]  # fmt: skip
-    for place, (stage, what, one) in enumerate(rows):
+    for place, (stage, action, one) in enumerate(rows):
         three = (cells[place + column * count] for column in range(3))
-        table.add_row(stage, what, *three, f"{one.error:+.1%}")
+        table.add_row(stage, action, *three, f"{one.error:+.1%}")
     return table
 
 
 def byte_table(found: Fidelity) -> Table:
-    """One row a rank: bytes of tensors at its peak."""
+    """One row for each rank: tensor bytes at its peak."""
     ranks = found.ranks
     unit, cells = sizes([size for rank in ranks for size in _sizes(rank)])
-    table = new_table(f"bytes of tensors at the peak, in {unit}")
+    table = new_table(f"tensor bytes at the peak, in {unit}")
     add_number(table, "rank")
     add_text(table, "stage")
-    for head in ("predicted", "measured", "off"):
+    for head in ("predicted", "measured", "error"):
         add_number(table, head)
     for place, rank in enumerate(ranks):
         measured = "–" if rank.measured_bytes is None else cells[2 * place + 1]
-        off = "–" if rank.error is None else f"{rank.error:+.1%}"
-        table.add_row(str(rank.rank), ranks_label(rank.stages), cells[2 * place], measured, off)
+        error = "–" if rank.error is None else f"{rank.error:+.1%}"
+        table.add_row(str(rank.rank), ranks_label(rank.stages), cells[2 * place], measured, error)
     return table
 
 
 def rank_table(found: Fidelity) -> Table:
-    """Two rows a rank: where its step goes, predicted and measured."""
+    """Two rows for each rank: seconds by part, predicted and measured."""
     rows = [
         (rank.rank, kind, parts)
         for rank in found.ranks
@@ -72,7 +73,7 @@ def rank_table(found: Fidelity) -> Table:
         if parts is not None
     ]
     unit, cells = times([value for _, _, parts in rows for value in _values(parts)])
-    table = new_table(f"where a step goes, in {unit}")
+    table = new_table(f"parts of a step on each rank, in {unit}")
     add_number(table, "rank")
     add_text(table, "")
     for head in PARTS:
@@ -84,7 +85,7 @@ def rank_table(found: Fidelity) -> Table:
 
 
 def step_lines(found: Fidelity) -> list[str]:
-    """The step on both sides, and what makes the difference."""
+    """Lines for the predicted and the measured step, and why they differ."""
     predicted = format_time(found.predicted_step_time)
     if found.step_time is None or found.error is None:
         again = format_time(found.resimulated_step_time)
@@ -94,7 +95,7 @@ def step_lines(found: Fidelity) -> list[str]:
     causes = ", ".join(f"{one.cause} {_signed(one.seconds)}" for one in found.causes)
     return [
         f"step {predicted} predicted, {measured} measured (spread {spread}), {found.error:+.1%}",
-        f"measured less predicted: {causes}",
+        f"measured minus predicted: {causes}",
     ]
 
 
@@ -102,7 +103,7 @@ def _signed(seconds: float) -> str:
     return ("-" if seconds < 0 else "+") + format_time(abs(seconds))
 
 
-def _way(op: str) -> str:
+def _direction(op: str) -> str:
     return "send on" if op == "F" else "send back"
 
 

@@ -1,4 +1,4 @@
-"""Bytes on the terminal: one row a stage beside a plan, and every kind of byte of every rank."""
+"""Memory on the terminal: a row for each stage, or each kind of byte on every rank."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,11 +7,12 @@ import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from autopart.cluster import smallest_memory
-from autopart.cost import rank_memory, total
-from autopart.plan import MemoryUse, Plan, schedule_of, stage_ranks
+from autopart.cost.memory import rank_memory, total
+from autopart.records.cluster import smallest_memory
+from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.records.prediction import MemoryUse
 from autopart.report.columns import add_number, add_text, new_table, sizes
-from autopart.report.names import ranks_label
+from autopart.report.labels import ranks_label
 from autopart.units import format_share
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -23,7 +24,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "buffers": ("receives", "sends", "batch"),
     "reserve": ("reserve",),
 }
-"""The columns of the table of stages: together every kind of `ON_DEVICE`."""
+"""Columns in the stage table. Together they hold every kind in `ON_DEVICE`."""
 
 MEANINGS = {
     "weights": "weights and the model's buffers",
@@ -32,35 +33,39 @@ MEANINGS = {
     "optimizer": "optimizer state",
     "versions": "older versions of the weights",
     "stash": "stash of all microbatches in flight",
-    "loss_stash": "  of it logits and loss",
+    "loss_stash": "  of which logits and loss",
     "workspace": "workspace of the largest layer",
-    "recomputed": "  of it recomputed stash",
-    "loss_workspace": "  of it the loss's",
+    "recomputed": "  of which recomputed stash",
+    "loss_workspace": "  of which for the loss",
     "receives": "receive buffers",
     "sends": "send buffers",
-    "batch": "its part of the batch",
+    "batch": "part of the batch",
     "reserve": "the framework's reserve",
-    "host": "on the host, beside these",
+    "host": "on the host, in addition",
 }
-"""What each field of `MemoryUse` is called, in the order in which they are shown."""
+"""The label for each field in `MemoryUse`, in row order."""
 
 RANKS_SIDE_BY_SIDE = 5
+"""Rank columns that fit into 80 columns on a terminal."""
 LONGEST_LABEL = 9
-"""Letters: so many columns of ranks fit into 80 columns of a terminal."""
+"""Characters in the head above such a column."""
 
 
 class RankMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """The bytes of ranks that hold the same."""
+    """Memory on ranks whose bytes are all equal."""
 
     ranks: tuple[int, ...]
+    """The ranks that share these figures."""
     memory: MemoryUse
+    """Bytes on each such rank at its peak, by kind."""
     peak_bytes: int
+    """Bytes on each device at its peak."""
     memory_bytes: int
-    """Of the smallest GPU among them."""
+    """Bytes that the smallest GPU among these ranks has."""
 
 
 def memory_of_ranks(plan: Plan) -> tuple[RankMemory, ...]:
-    """What every rank in use holds at its peak, ranks that hold the same together."""
+    """Peak memory on every rank in use; ranks with equal memory are one entry."""
     alike: dict[tuple[MemoryUse, int], list[int]] = {}
     uses = rank_memory(stage_ranks(plan), schedule_of(plan), plan.prediction.stages)
     for rank, use in sorted(uses.items()):
@@ -74,7 +79,7 @@ def memory_of_ranks(plan: Plan) -> tuple[RankMemory, ...]:
 
 
 def stage_memory_table(plan: Plan) -> Table:
-    """One row a stage: the peak of one rank by what it is made of."""
+    """One row for each stage: the peak on one rank by kind of byte."""
     stages = plan.prediction.stages
     peaks = [stage.peak_bytes for stage in stages]
     unit, _ = sizes(peaks)
@@ -90,7 +95,7 @@ def stage_memory_table(plan: Plan) -> Table:
 
 
 def rank_memory_report(plan: Plan) -> RenderableType:
-    """What every rank holds, a row for each kind of byte that there is, in tables side by side."""
+    """Memory on every rank: one row for each kind of byte, ranks side by side."""
     groups, width = memory_of_ranks(plan), RANKS_SIDE_BY_SIDE
     shown = [groups[at : at + width] for at in range(0, len(groups), width)]
     return Group(*map(_rank_memory_table, shown))
@@ -101,7 +106,7 @@ def _rank_memory_table(groups: Sequence[RankMemory]) -> Table:
     sized = [[getattr(group.memory, kind) for group in groups] for kind in rows]
     peaks = [group.peak_bytes for group in groups]
     unit, cells = sizes([*itertools.chain(*sized), *peaks])
-    table = new_table(f"bytes of each rank at its peak, {unit}")
+    table = new_table(f"memory of each rank at its peak, {unit}")
     add_text(table, "")
     for group in groups:
         add_number(table, f"rank{'s' if len(group.ranks) > 1 else ''}\n{_named(group.ranks)}")
@@ -116,6 +121,6 @@ def _rank_memory_table(groups: Sequence[RankMemory]) -> Table:
 
 
 def _named(ranks: Sequence[int]) -> str:
-    """The ranks, or how many from the first on where their list is long."""
+    """The ranks; where the list is long, the first rank and the count."""
     label = ranks_label(ranks)
     return label if len(label) <= LONGEST_LABEL else f"{min(ranks)} … ({len(ranks)})"

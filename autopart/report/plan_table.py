@@ -1,34 +1,35 @@
-"""A plan on the terminal: its stages, its memory, its prediction and how good it is."""
+"""A plan on the terminal: stages, memory, prediction, and distance from the lower bound."""
 
 from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from autopart.cluster import Cluster, num_gpus
-from autopart.cost import plan_bottleneck
-from autopart.plan import Plan
-from autopart.report.columns import add_number, add_text, new_table, sizes, times
+from autopart.cost.stage_times import plan_bottleneck
+from autopart.records.cluster import Cluster, num_gpus
+from autopart.records.microbatch_sizes import ASSUMPTION
+from autopart.records.plan import Plan
+from autopart.records.problem import CUSTOM
+from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
+from autopart.report.labels import chosen_label, layers_label, ranks_label
 from autopart.report.memory_table import stage_memory_table
-from autopart.report.names import chosen_label, layers_label, ranks_label
-from autopart.sizes import ASSUMPTION
-from autopart.units import format_bytes, format_share, format_time
+from autopart.text import counted
+from autopart.units import format_bytes, format_gap, format_share, format_time
 
 
 def plan_report(plan: Plan) -> RenderableType:
-    """The stages, their memory, and the figures of the whole step."""
+    """Tables for the stages and their memory; lines for the step's figures."""
     return Group(
-        stage_table(plan), stage_memory_table(plan), *(Text(line) for line in figures(plan))
+        stage_table(plan), stage_memory_table(plan), *(plain(line) for line in figures(plan))
     )
 
 
 def plan_title(plan: Plan) -> str:
-    """`zoo:gpt2-tiny in 4 stages x 2 replicas on 8 of 8 cpu`, and the kind of profile."""
+    """`zoo:gpt2-tiny in 4 stages x 2 replicas on 8 of 8 cpu (measured)`."""
     replicas = sorted({len(stage.ranks) for stage in plan.stages})
     copies = "" if replicas == [1] else f" x {'/'.join(map(str, replicas))} replicas"
     used = len({rank for stage in plan.stages for rank in stage.ranks})
-    stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}"
+    stages = counted(len(plan.stages), "stage")
     return (
         f"{plan.origin.model} in {stages}{copies} "
         f"on {used} of {num_gpus(plan.cluster)} {plan.cluster.gpu} ({plan.origin.method})"
@@ -36,7 +37,10 @@ def plan_title(plan: Plan) -> str:
 
 
 def stage_table(plan: Plan) -> Table:
-    """One row a stage: what runs where, how long, and what it holds."""
+    """One row for each stage: layers, ranks, seconds per microbatch, and peak memory.
+
+    The last column is the busy time in per cent, relative to the busiest stage.
+    """
     stages = plan.prediction.stages
     bottleneck = max(stage.busy_time for stage in stages)
     columns = [
@@ -54,10 +58,10 @@ def stage_table(plan: Plan) -> Table:
         add_number(table, f"{head}\n{unit}")
     add_number(table, "in\nflight")
     add_number(table, f"peak\n{columns[3][1][0]}")
-    add_number(table, "load\n%")
+    add_number(table, "busy\n%")
     for place, (stage, predicted) in enumerate(zip(plan.stages, stages, strict=True)):
         cells = [cells[place] for _, (_, cells) in columns]
-        load = 100 * predicted.busy_time / bottleneck if bottleneck else 0.0
+        share = 100 * predicted.busy_time / bottleneck if bottleneck else 0.0
         table.add_row(
             str(place),
             layers_label(stage.layers),
@@ -66,38 +70,41 @@ def stage_table(plan: Plan) -> Table:
             *cells[:3],
             str(predicted.in_flight),
             cells[3],
-            f"{load:.0f}",
+            f"{share:.0f}",
         )
     return table
 
 
 def nodes_of(cluster: Cluster, ranks: tuple[int, ...]) -> list[int]:
-    """The nodes that `ranks` sit on, each once."""
+    """The nodes that hold `ranks`, each once."""
     return sorted({rank // cluster.gpus_per_node for rank in ranks})
 
 
-DEEDS = {
+VERBS = {
     "recompute": "recomputes",
     "selective": "recomputes the cheap part of",
     "offload": "offloads",
 }
-"""What a stage does with the layers of each of its lists."""
+"""The verb for the layers in each policy list of a stage."""
 
 
-def ways_lines(plan: Plan) -> list[str]:
-    """Which layers each stage does not simply keep, a line for each way, and whose state lies on the host."""
+def policy_lines(plan: Plan) -> list[str]:
+    """A line for each stage and policy with its layers, and one for state on the host."""
     hosted = [place for place, stage in enumerate(plan.stages) if stage.optimizer_on_host]
     state = [f"optimizer state on the host: stages {ranks_label(hosted)}"] if hosted else []
     return state + [
-        f"stage {place} {deed} {len(names)} of {len(stage.layers)} layers: {chosen_label(names)}"
+        f"stage {place} {verb} {len(names)} of {counted(len(stage.layers), 'layer')}: {chosen_label(names)}"
         for place, stage in enumerate(plan.stages)
-        for way, deed in DEEDS.items()
-        if (names := getattr(stage, way))
+        for policy, verb in VERBS.items()
+        if (names := getattr(stage, policy))
     ]
 
 
 def _order_lines(plan: Plan) -> list[str]:
-    """Where the plan's own orders come from, and what the memory limit costs; none for a named one."""
+    """The method that made the plan's own orders, and the price that the memory limit has.
+
+    Empty where the schedule is a named one.
+    """
     source = plan.origin.orders
     if source is None:
         return []
@@ -109,12 +116,26 @@ def _order_lines(plan: Plan) -> list[str]:
     ]
 
 
+def _other_orders(plan: Plan) -> list[str]:
+    """The share of the step that other orders could save; empty where the bound covers them."""
+    demands, bound = plan.demands, plan.certificate.any_order_bound
+    if plan.objective == "bottleneck" or CUSTOM in demands.schedules:
+        return []
+    step = plan.prediction.step_time
+    saved = format_share(max(0.0, 1 - bound / step) if step else 0.0)
+    hint = "" if demands.replicas_per_stage else ": --schedule auto looks for them"
+    return [
+        f"over every order the bound is {format_time(bound)}, so other orders save at most "
+        f"{saved} of the step{hint}"
+    ]
+
+
 def figures(plan: Plan) -> list[str]:
-    """The step, the bound and the recipe, a line each, within 80 columns where words allow."""
+    """Lines for the step, the bound, the schedule, the policies and the gradient syncs."""
     prediction, certificate = plan.prediction, plan.certificate
     batch = plan.num_microbatches * plan.microbatch_size
     proven = (
-        f"lower bound {format_time(certificate.lower_bound)}, gap {format_share(certificate.gap)}"
+        f"lower bound {format_time(certificate.lower_bound)}, gap {format_gap(certificate.gap)}"
     )
     step, bubble = format_time(prediction.step_time), format_share(prediction.bubble)
     lines = [f"step {step}, {proven}, bubble {bubble}"]
@@ -125,16 +146,17 @@ def figures(plan: Plan) -> list[str]:
             f"step {step}, bubble {bubble}",
         ]
     lines += [
-        f"schedule {plan.schedule}, {plan.num_microbatches} microbatches of "
+        f"schedule {plan.schedule}, {counted(plan.num_microbatches, 'microbatch')} of "
         f"{plan.microbatch_size} = batch of {batch}; "
         f"solver {plan.origin.solver}, {format_time(plan.origin.solve_seconds)}",
-        *ways_lines(plan),
+        *policy_lines(plan),
         *_order_lines(plan),
         f"the bound holds for {certificate.assumes}",
+        *_other_orders(plan),
     ]
     syncs = [f"{sync.what} {format_time(sync.time)}" for sync in prediction.syncs]
     if syncs:
-        lines.append(f"gradient syncs once a step: {'; '.join(syncs)}")
+        lines.append(f"gradient syncs once per step: {'; '.join(syncs)}")
     if len(plan.sizes) > 1:
         sizes_searched = ", ".join(str(size.microbatch_size) for size in plan.sizes)
         lines.append(f"microbatch sizes searched: {sizes_searched}")
@@ -142,7 +164,7 @@ def figures(plan: Plan) -> list[str]:
 
 
 def notes_on_scaled(plan: Plan) -> list[str]:
-    """What was assumed of the microbatch sizes that no profile was taken with, where there are such."""
+    """A note on microbatch sizes that have no profile; none where all were measured."""
     scaled = [size for size in plan.sizes if size.microbatch_size != size.profiled_size]
     if not scaled:
         return []
@@ -151,12 +173,12 @@ def notes_on_scaled(plan: Plan) -> list[str]:
 
 
 def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
-    """The plan beside other ways to cut the same model for the same cluster."""
+    """One row for the plan, and one for each other split on the same cluster."""
     made = {"this plan": plan, **{n: p for n, p in baselines.items() if isinstance(p, Plan)}}
     values = [_minimised(other) for other in made.values()]
     unit, cells = times(values)
     peaks_unit, peaks = sizes([peak_bytes(other) for other in made.values()])
-    table = new_table("beside the usual ways to cut")
+    table = new_table("compared with the usual splits")
     add_text(table, "split")
     add_number(table, f"{plan.objective} {unit}")
     add_number(table, "slower by")
@@ -165,10 +187,10 @@ def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
     add_text(table, "")
     rows = zip(made.items(), values, cells, peaks, strict=True)
     for (name, other), value, cell, peak in rows:
-        # Rounded here, and -0 made 0, so that a tie does not read "-0.0 %".
-        slower = round(value / values[0] - 1, 4) + 0.0
+        # Adding 0.0 turns a rounded -0.0 into 0.0, so a tie never reads "-0.0 %".
+        slower = round(value / values[0] - 1, 4) + 0.0 if values[0] else None
         bubble = format_share(other.prediction.bubble)
-        table.add_row(name, cell, format_share(slower), bubble, peak, "")
+        table.add_row(name, cell, format_gap(slower), bubble, peak, "")
     for name, reason in baselines.items():
         if isinstance(reason, str):
             table.add_row(name, "-", "-", "-", "-", reason)
@@ -176,26 +198,26 @@ def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
 
 
 def _minimised(plan: Plan) -> float:
-    """Seconds of what the plan minimises."""
+    """Seconds that the plan minimises: the step, or the bottleneck."""
     return plan.prediction.step_time if plan.objective == "step" else plan_bottleneck(plan)
 
 
 def peak_bytes(plan: Plan) -> int:
-    """The most that any rank holds."""
+    """Peak bytes on the fullest rank."""
     return max(stage.peak_bytes for stage in plan.prediction.stages)
 
 
 def reading_of(plan: Plan, *, batch_given: bool) -> str:
-    """How the counts were read: `8 GPUs in all: 2 nodes x 4, …; a step of 32 samples …`."""
+    """The counts as they were understood: `8 GPUs in all: 2 nodes x 4, …; a step of 32 samples …`."""
     cluster, per_gpu = plan.cluster, plan.num_microbatches / num_gpus(plan.cluster)
     batch = plan.num_microbatches * plan.microbatch_size
     default = (
         "" if batch_given else f" ({per_gpu:g} for each GPU, where no --global-batch is named)"
     )
     return (
-        f"{num_gpus(cluster)} GPUs in all: {_nodes(cluster.num_nodes)} x {cluster.gpus_per_node}, "
+        f"{counted(num_gpus(cluster), 'GPU')} in all: {counted(cluster.num_nodes, 'node')} x {cluster.gpus_per_node}, "
         f"{_gpus(cluster)}; "
-        f"a step of {batch} samples: {plan.num_microbatches} microbatches of "
+        f"a step of {counted(batch, 'sample')}: {counted(plan.num_microbatches, 'microbatch')} of "
         f"{plan.microbatch_size}{default}"
     )
 
@@ -208,7 +230,3 @@ def _gpus(cluster: Cluster) -> str:
         "of the profile's speed"
         for group in cluster.gpus
     )
-
-
-def _nodes(count: int) -> str:
-    return f"{count} node{'s' if count > 1 else ''}"

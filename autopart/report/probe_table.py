@@ -1,30 +1,31 @@
-"""A probe on the terminal: each link by the size of what was sent, and what the cluster takes from it."""
+"""A probe on the terminal: measured messages by size, and the cluster file's figures."""
 
 from collections.abc import Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from autopart.cluster import Cluster, HostLink, Link
-from autopart.cost import all_reduce_time, send_time
-from autopart.probe_result import LinkReadings, Probe, ProbeSummary, Reading
-from autopart.report.columns import add_number, add_text, new_table
+from autopart.cost.links import send_time
+from autopart.cost.syncs import all_reduce_time
+from autopart.records.cluster import Cluster, HostLink, Link
+from autopart.records.probe import LinkReadings, Probe, ProbeSummary, Reading
+from autopart.report.columns import add_number, add_text, new_table, plain
+from autopart.text import counted
 from autopart.units import format_bandwidth, format_bytes, format_share, format_time
 
 
 def probe_report(summary: ProbeSummary) -> Sequence[RenderableType]:
-    """A table of everything that was sent or copied, and a line for each figure of the cluster."""
+    """A table for all messages and copies, and a line for each figure in the cluster file."""
     lines = _cluster_lines(summary.cluster, summary.probe)
-    return _table(summary.cluster, summary.probe), *(Text(line) for line in lines)
+    return _table(summary.cluster, summary.probe), *(plain(line) for line in lines)
 
 
 def _table(cluster: Cluster, probe: Probe) -> Table:
     table = new_table(
-        f"{probe.num_nodes} nodes x {probe.gpus_per_node} ranks, {probe.device_name} ({probe.backend})"
+        f"{counted(probe.num_nodes, 'node')} x {counted(probe.gpus_per_node, 'rank')}, {probe.device_name} ({probe.backend})"
     )
-    add_text(table, "what")
-    for head in ("size", "measured", "in the cluster", "scatter", "times"):
+    add_text(table, "message")
+    for head in ("size", "measured", "in the cluster", "spread", "repeats"):
         add_number(table, head)
     for where, kind, link in (
         ("inside a node", probe.intra_node, cluster.intra_node),
@@ -52,11 +53,11 @@ def _add_link(table: Table, where: str, kind: LinkReadings, link: Link) -> None:
 
 
 def _add_rows(
-    table: Table, what: str, readings: Sequence[Reading], predicted: Sequence[float]
+    table: Table, message: str, readings: Sequence[Reading], predicted: Sequence[float]
 ) -> None:
     for place, (reading, seconds) in enumerate(zip(readings, predicted, strict=True)):
         table.add_row(
-            "" if place else what,
+            "" if place else message,
             format_bytes(reading.num_bytes),
             format_time(reading.time),
             format_time(seconds),
@@ -72,14 +73,14 @@ def _cluster_lines(cluster: Cluster, probe: Probe) -> list[str]:
     hidden = [kind.hidden for _, kind, _ in links if kind is not None][-1]
     return [
         *(_link_line(where, link) for where, kind, link in links if kind is not None),
-        f"sends {'run beside' if cluster.sends_overlap else 'keep their ranks from'} compute "
-        f"({format_share(hidden)} of a send vanished beside it)",
-        f"compute takes {probe.slowdown:.3f} times as long while neighbours compute (mere memory "
-        f"traffic {probe.slowdown_of_copies:.2f} times)",
+        f"sends {'overlap with' if cluster.sends_overlap else 'interrupt'} compute "
+        f"({format_share(hidden)} of a send is hidden)",
+        f"compute takes {probe.slowdown:.3f} times as long while neighbours compute (memory copies "
+        f"alone {probe.slowdown_of_copies:.2f} times)",
         "fixed cost of an action "
-        + (format_time(overhead) if overhead is not None else "not measured: taken as nothing"),
+        + (format_time(overhead) if overhead is not None else "not measured: taken as 0"),
         f"memory of a rank {format_bytes(cluster.memory_bytes)}, of which "
-        f"{format_bytes(cluster.reserve_bytes)} are gone before a model is there",
+        f"{format_bytes(cluster.reserve_bytes)} are in use before a model exists",
     ]
 
 

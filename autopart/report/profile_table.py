@@ -1,32 +1,32 @@
-"""A profile on the terminal: what each layer costs, and how far the sum is from the whole."""
+"""A profile on the terminal: seconds and bytes per layer, and their sum against the whole model."""
 
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from autopart.graph import Layer, LayerGraph
-from autopart.profile import Profile, stash_error, time_error
-from autopart.report.columns import add_number, add_text, new_table, sizes, times
-from autopart.report.names import run_label, sibling_runs
+from autopart.records.layer_graph import Layer, LayerGraph
+from autopart.records.profile import Profile, stash_error, time_error
+from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
+from autopart.report.labels import run_label, sibling_runs
+from autopart.text import counted
 from autopart.units import format_bytes, format_time
 
 
 def profile_report(profile: Profile) -> RenderableType:
-    """The table of layers, what the model holds, and the distance from the whole model."""
+    """The layer table; lines for the sum and for its distance from the whole model."""
     lines = [_totals_line(profile), *_whole_lines(profile)]
-    return Group(layer_table(profile), *(Text(line) for line in lines))
+    return Group(layer_table(profile), *(plain(line) for line in lines))
 
 
 def profile_title(profile: Profile) -> str:
-    """`zoo:gpt2-tiny on cpu, float32, microbatch of 4`, and `analytic` where nothing was run."""
+    """`zoo:gpt2-tiny on cpu, float32, microbatch of 4, measured`."""
     place = f"{profile.device.name}, {profile.dtype}, microbatch of {profile.microbatch_size}"
     return f"{profile.source.model} on {place}, {profile.method}"
 
 
 def layer_table(profile: Profile) -> Table:
-    """One row a layer; neighbours with one measurement are folded into one row."""
+    """One row for each layer; neighbours with one measurement share a row."""
     layers = profile.graph.layers
     rows = folded_rows(layers)
     first = [layers[row.start] for row in rows]
@@ -54,7 +54,7 @@ def layer_table(profile: Profile) -> Table:
 
 
 def folded_rows(layers: Sequence[Layer]) -> list[range]:
-    """Rows of the table: numbered neighbours that share one measurement stand together."""
+    """Layer ranges, one for each row: numbered neighbours with one measurement share a row."""
     return sibling_runs(
         [layer.name for layer in layers], lambda one, other: _alike(layers[one], layers[other])
     )
@@ -88,7 +88,7 @@ def _totals_line(profile: Profile) -> str:
     tied = sum(tie.param_bytes * (len(tie.layers) - 1) for tie in profile.graph.tied)
     params = sum(layer.param_bytes for layer in layers) - tied
     return (
-        f"{len(layers)} layers; F {format_time(sum(la.forward_time for la in layers))}, "
+        f"{counted(len(layers), 'layer')}; F {format_time(sum(la.forward_time for la in layers))}, "
         f"I {format_time(sum(la.input_grad_time for la in layers))}, "
         f"W {format_time(sum(la.weight_grad_time for la in layers))}; "
         f"{profile.source.num_params:,} parameters in {format_bytes(params)}"
@@ -103,10 +103,10 @@ def _totals_line(profile: Profile) -> str:
 def _whole_lines(profile: Profile) -> list[str]:
     whole = profile.whole
     if whole is None:
-        return ["not held against the whole model: nothing was run"]
+        return ["not compared with the whole model: nothing was run"]
     layers = whole.layers_forward_time + whole.layers_backward_time
     return [
-        f"held against the whole model: time {_signed(time_error(whole))} "
+        f"compared with the whole model: time {_signed(time_error(whole))} "
         f"({format_time(layers)} of {format_time(whole.forward_time + whole.backward_time)}), "
         f"stash {_signed(stash_error(whole))} "
         f"({format_bytes(whole.layers_stash_bytes)} of {format_bytes(whole.stash_bytes)})"
@@ -114,5 +114,5 @@ def _whole_lines(profile: Profile) -> list[str]:
 
 
 def _signed(difference: float) -> str:
-    """A difference as per cent, in which nothing is `+0.0%` from either side."""
+    """A difference in per cent; adding 0.0 turns -0.0 into 0.0."""
     return f"{round(difference, 3) + 0.0:+.1%}"

@@ -2,26 +2,29 @@
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from autopart.report.columns import add_number, add_text, new_table, sizes, times
-from autopart.report.names import ranks_label
-from autopart.run_result import AsynchronousRun, CheckResult, RunResult
+from autopart.records.run_result import AsynchronousRun, CheckResult, RunResult
+from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
+from autopart.report.labels import ranks_label
+from autopart.text import counted
 from autopart.units import format_bytes, format_time
 
 
 def run_report(run: RunResult) -> RenderableType:
-    """The stages as measured and as predicted, the step, the losses and the check."""
+    """A stage table, measured and predicted; lines for the step, the losses and the check."""
     lines = [_step_line(run), _loss_line(run), f"peak: {run.memory}", *run.notes]
     if run.asynchronous is not None:
         lines += asynchronous_lines(run.asynchronous)
     if run.check is not None:
         lines += check_lines(run.check)
-    return Group(stage_table(run), *(Text(line) for line in lines))
+    return Group(stage_table(run), *(plain(line) for line in lines))
 
 
 def stage_table(run: RunResult) -> Table:
-    """Two rows a stage: measured and predicted, for one microbatch; waiting and peak for a step."""
+    """Two rows for each stage, measured and predicted.
+
+    F, B and busy are per microbatch; update, waiting and peak are per step.
+    """
     rows = [row for stage in run.stages for row in (stage, stage.predicted)]
     columns = [
         ("F", times([row.forward_time for row in rows])),
@@ -30,13 +33,15 @@ def stage_table(run: RunResult) -> Table:
         ("update", times([row.update_time for row in rows])),
         ("peak", sizes([row.peak_bytes for row in rows])),
     ]
-    table = new_table(f"{run.model} on {run.num_ranks} ranks, {run.device} ({run.backend})")
+    table = new_table(
+        f"{run.model} on {counted(run.num_ranks, 'rank')}, {run.device} ({run.backend})"
+    )
     add_number(table, "stage")
     add_text(table, "ranks")
     add_text(table, "")
     for head, (unit, _) in columns:
         add_number(table, f"{head}\n{unit}")
-    add_number(table, "wait a\nstep")
+    add_number(table, "wait per\nstep")
     for place, stage in enumerate(run.stages):
         cells = [cells[2 * place : 2 * place + 2] for _, (_, cells) in columns]
         wait = format_time(stage.wait_time)
@@ -47,15 +52,15 @@ def stage_table(run: RunResult) -> Table:
 
 
 def asynchronous_lines(run: AsynchronousRun) -> list[str]:
-    """What the versions of the weights are, and take."""
+    """Lines on an asynchronous run: its updates, and weight versions and peak for each stage."""
     rows = zip(run.versions, run.predicted_versions, run.predicted_peak_bytes, strict=True)
     each = "microbatch" if run.microbatches_per_update == 1 else "batch"
     return [
-        f"{run.schedule}: {run.updates} updates, one a {each}, without a flush; of a stage's weights",
+        f"{run.schedule}: {run.updates} updates, one per {each}, without a flush; weight versions per stage:",
         *(
-            f"  stage {place} held {held} versions, {planned} predicted, with which its peak is "
-            f"predicted at {format_bytes(peak)}"
-            for place, (held, planned, peak) in enumerate(rows)
+            f"  stage {place}: {measured} versions measured, {planned} predicted; predicted peak "
+            f"{format_bytes(peak)}"
+            for place, (measured, planned, peak) in enumerate(rows)
         ),
     ]
 
@@ -64,7 +69,7 @@ def _step_line(run: RunResult) -> str:
     return (
         f"step {format_time(run.step_time)} measured, "
         f"{format_time(run.predicted_step_time)} predicted ({run.error:+.1%}), {_speed(run)}; "
-        f"{len(run.step_times)} steps of {run.num_microbatches} microbatches of "
+        f"{counted(len(run.step_times), 'step')} of {counted(run.num_microbatches, 'microbatch')} of "
         f"{run.microbatch_size}, {run.optimizer}, {run.dtype}"
     )
 
@@ -75,15 +80,19 @@ def _speed(run: RunResult) -> str:
 
 def _loss_line(run: RunResult) -> str:
     if len(run.losses) == 1:
-        return f"loss {run.losses[0]:.6g}"
-    return f"loss {run.losses[0]:.6g} in the first step, {run.losses[-1]:.6g} in the last"
+        return f"loss {_loss(run.losses[0])}"
+    return f"loss {_loss(run.losses[0])} in the first step, {_loss(run.losses[-1])} in the last"
+
+
+def _loss(loss: float | None) -> str:
+    return "NaN or infinite" if loss is None else f"{loss:.6g}"
 
 
 def check_lines(check: CheckResult) -> list[str]:
-    """That the pipeline equals the plain model, and how closely."""
-    buffers = f" and {check.num_buffers} buffers" if check.num_buffers else ""
+    """Lines on a passed check: the largest difference from the plain model, by kind."""
+    buffers = f" and {counted(check.num_buffers, 'buffer')}" if check.num_buffers else ""
     return [
-        f"equal to the plain model, {check.num_parameters} parameters{buffers} compared, "
+        f"equal to the plain model, {counted(check.num_parameters, 'parameter')}{buffers} compared, "
         f"tolerance {check.tolerance:.0e}:",
         f"  losses      {check.losses:.1e}",
         f"  gradients   {check.gradients:.1e}{_at(check.worst_gradient)}",

@@ -1,100 +1,129 @@
-"""The JSON document of a simulated step, in seconds and bytes."""
+"""The JSON document for a simulated step. Times are seconds, sizes are bytes."""
 
 import msgspec
 
-from autopart.asynchronous_prices import price_asynchronous
-from autopart.plan import Plan, stage_ranks
-from autopart.simulator import Timeline
+from autopart.cost.asynchronous import price_asynchronous
+from autopart.records.plan import Plan, stage_ranks
 from autopart.simulator.idle import Cause, Idle, idle_pieces, sums_by_cause
 from autopart.simulator.memory import MemoryCurve, memory_over_time
 from autopart.simulator.noise import Distribution
-from autopart.simulator.timeline import rank_slices, used_ranks
+from autopart.simulator.timeline import Timeline, rank_slices, used_ranks
 
 
 class SliceSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One action on one rank, in seconds from the start of the step."""
+    """One action on one rank, in seconds since the step began."""
 
     action: str
+    """The action in torch's letters: stage, operation, microbatch, such as `2F0`."""
     start: float
+    """When the action starts, in seconds."""
     end: float
+    """When the action ends, in seconds."""
 
 
 class IdleSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A stretch in which a rank is idle for one cause, in seconds from the start of the step."""
+    """An interval in which one rank is idle, in seconds since the step began."""
 
     cause: Cause
+    """Why the rank is idle."""
     start: float
+    """When the interval starts, in seconds."""
     end: float
+    """When the interval ends, in seconds."""
 
 
 class RankSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One rank's step."""
+    """One step on one rank."""
 
     rank: int
+    """The rank, counted from 0."""
     stages: tuple[int, ...]
+    """Stages on this rank, counted from 0."""
     busy_time: float
-    """Of its actions."""
+    """Seconds that all actions take together."""
     sync_time: float
-    """Of its gradient syncs."""
+    """Seconds that all gradient syncs take together."""
     update_time: float
+    """Seconds that the optimizer step takes."""
     idle_time: float
+    """Seconds in which the rank is idle."""
     idle_times: dict[Cause, float]
-    """The idle time by cause."""
+    """Idle seconds by cause."""
     in_flight: int
+    """Most microbatches in flight at once, counted once for each stage on the rank."""
     peak_bytes: int
-    """The most that it holds at once, over all its stages."""
+    """Bytes on the device at the peak, over all stages on the rank."""
     slices: tuple[SliceSummary, ...]
+    """All actions on the rank, in their order."""
     idle: tuple[IdleSummary, ...]
+    """All idle intervals on the rank, in their order."""
 
 
 class NoiseSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """Makespans of steps whose actions vary, in seconds."""
+    """Makespans under noise, in seconds."""
 
     noise: str
-    """What was asked for: a share of every time, or the profile's own ranges."""
+    """Where the noise comes from: a share of every time, or the profile's ranges."""
     draws: int
+    """How many steps were drawn."""
     seed: int
+    """Seed for the random numbers."""
     mean: float
+    """Mean makespan, in seconds."""
     deviation: float
+    """Standard deviation, in seconds."""
     smallest: float
+    """Shortest makespan, in seconds."""
     percentile_5: float
+    """Makespan that 5 % stay below, in seconds."""
     median: float
+    """Median makespan, in seconds."""
     percentile_95: float
+    """Makespan that 95 % stay below, in seconds."""
     largest: float
+    """Longest makespan, in seconds."""
 
 
 class AsynchronousSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The plan's stages under one asynchronous schedule."""
 
     schedule: str
+    """The schedule's name."""
     period: float
-    """Seconds from one microbatch to the next, over all replicas, at least."""
+    """Least seconds from one microbatch to the next, over all replicas together."""
     samples_per_second: float
+    """Samples per second at that period."""
     in_flight: tuple[int, ...]
+    """Microbatches in flight on each stage."""
     extra_copies: tuple[int, ...]
-    """Of each stage's weights."""
+    """Extra weight copies on each stage."""
     forward_delay: float
-    """Updates that the weights of the first stage's forward are behind."""
+    """Updates by which the weights are late in the first stage's forward."""
     backward_delay: float
+    """Updates by which the weights are late in the first stage's backward."""
     peak_bytes: tuple[int, ...]
-    """Of a rank of each stage."""
+    """Peak bytes per rank, for each stage."""
     fits: bool
+    """Whether every rank has enough memory."""
 
 
 class SimulateSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What `autopart simulate --json` prints."""
+    """The document that `autopart simulate --json` prints."""
 
     plan: str
+    """Plan file."""
     makespan: float
+    """Seconds that the whole step takes."""
     bubble: float
+    """Idle share of all rank-seconds in the step, 0 to 1."""
     ranks: tuple[RankSummary, ...]
-    """The ranks that have a stage."""
+    """All ranks that have a stage."""
     noise: NoiseSummary | None
-    """The makespan's distribution, where noise was asked for."""
+    """How the makespan varies under `--noise`; null without that option."""
     trace: str | None
-    """The trace file that was written, if one was."""
+    """Trace file; null where none was written."""
     asynchronous: tuple[AsynchronousSummary, ...] = ()
-    """Where they were asked for."""
+    """One entry for each asynchronous schedule under `--asynchronous`; empty without that option."""
 
 
 def simulate_summary(
@@ -106,7 +135,7 @@ def simulate_summary(
     trace: str | None = None,
     asynchronous: tuple[AsynchronousSummary, ...] = (),
 ) -> SimulateSummary:
-    """What every rank does in a step."""
+    """The document for a step: every rank's actions, idle time and memory."""
     idle = idle_pieces(timeline)
     curves = memory_over_time(timeline, stage_ranks(plan), plan.prediction.stages)
     return SimulateSummary(
@@ -135,7 +164,7 @@ def asynchronous_summary(plan: Plan) -> tuple[AsynchronousSummary, ...]:
 
 
 def noise_summary(asked: str, draws: int, seed: int, found: Distribution) -> NoiseSummary:
-    """The figures of `draws` steps under the noise that was asked for."""
+    """The figures for `draws` steps under the noise that `asked` names."""
     return NoiseSummary(noise=asked, draws=draws, seed=seed, **found._asdict())
 
 
@@ -144,8 +173,8 @@ def _rank_summary(
 ) -> RankSummary:
     places = [place for place, stage in enumerate(plan.stages) if rank in stage.ranks]
     slices = rank_slices(timeline, rank)
-    busy = sum(piece.end - piece.start for piece in slices)
-    sync = sum(piece.end - piece.start for piece in timeline.syncs[rank])
+    busy = sum(one.end - one.start for one in slices)
+    sync = sum(one.end - one.start for one in timeline.syncs[rank])
     update = timeline.rank_end[rank] - timeline.sync_end[rank]
     causes = sums_by_cause(idle)
     return RankSummary(
@@ -159,10 +188,7 @@ def _rank_summary(
         in_flight=timeline.in_flight[rank],
         peak_bytes=curve.peak_bytes,
         slices=tuple(
-            SliceSummary(action=str(piece.action), start=piece.start, end=piece.end)
-            for piece in slices
+            SliceSummary(action=str(one.action), start=one.start, end=one.end) for one in slices
         ),
-        idle=tuple(
-            IdleSummary(cause=piece.cause, start=piece.start, end=piece.end) for piece in idle
-        ),
+        idle=tuple(IdleSummary(cause=span.cause, start=span.start, end=span.end) for span in idle),
     )

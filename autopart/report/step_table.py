@@ -1,19 +1,17 @@
-"""A simulated step and the checks of a plan, on the terminal."""
-
-from collections.abc import Sequence
+"""A simulated step on the terminal."""
 
 from rich.table import Table
 
-from autopart.certificate import Check
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
-from autopart.report.names import ranks_label
+from autopart.report.labels import ranks_label
 from autopart.report.step_summary import NoiseSummary, SimulateSummary
 from autopart.simulator.idle import CAUSES, Cause
+from autopart.text import counted
 from autopart.units import format_share, format_time
 
 
 def rank_table(step: SimulateSummary) -> Table:
-    """One row a rank: where its time goes, and what it holds at its peak."""
+    """One row for each rank: seconds by use, microbatches in flight, and peak memory."""
     ranks = step.ranks
     columns = [
         ("busy", times([rank.busy_time for rank in ranks])),
@@ -44,13 +42,15 @@ def rank_table(step: SimulateSummary) -> Table:
 
 
 def asynchronous_table(step: SimulateSummary, samples: int) -> Table:
-    """One row an asynchronous schedule: what it would gain on the plan's step of `samples` samples, how old
-    its weights are, and what it holds."""
+    """One row for each asynchronous schedule: speed, weight delay, and memory.
+
+    Speed is relative to the plan's own step, which trains `samples` samples.
+    """
     rows, own = step.asynchronous, samples / step.makespan if step.makespan else 0.0
     unit, periods = times([row.period for row in rows])
     peak_unit, peaks = sizes([max(row.peak_bytes) for row in rows])
     table = new_table(
-        "asynchronous schedules on the same stages, which train another way",
+        "asynchronous schedules on the same stages; they train with older weights",
         "delay: updates that the first stage's weights are behind, forward and backward",
     )
     add_text(table, "schedule")
@@ -76,7 +76,7 @@ def asynchronous_table(step: SimulateSummary, samples: int) -> Table:
 
 
 def idle_table(step: SimulateSummary) -> Table:
-    """One row a rank: its idle time by cause; causes that no rank has are left out."""
+    """One row for each rank: idle time by cause. Causes that no rank has are left out."""
     found: list[Cause] = [
         cause for cause in CAUSES if any(rank.idle_times[cause] for rank in step.ranks)
     ]
@@ -86,35 +86,24 @@ def idle_table(step: SimulateSummary) -> Table:
     columns: list[list[str]] = []
     for cause in found:
         add_number(table, cause.replace(" ", "\n"))
-        # With the totals in the same column, all columns have the same unit.
+        # The totals decide the unit, so all columns have the same one.
         own = [rank.idle_times[cause] for rank in step.ranks]
         _, cells = times([*own, *(rank.idle_time for rank in step.ranks)])
         columns.append(cells)
-    add_number(table, "in all")
+    add_number(table, "total")
     for place, rank in enumerate(step.ranks):
         table.add_row(str(rank.rank), *(cells[place] for cells in columns), totals[place])
     return table
 
 
 def noise_lines(noise: NoiseSummary, makespan: float) -> list[str]:
-    """The makespan's distribution in words."""
+    """Two lines on how the makespan varies."""
     shift = noise.mean / makespan - 1 if makespan else 0.0
     return [
-        f"under noise ({noise.noise}; {noise.draws} steps, seed {noise.seed}): "
+        f"under noise ({noise.noise}; {counted(noise.draws, 'step')}, seed {noise.seed}): "
         f"mean {format_time(noise.mean)} ({100 * shift:+.1f} %), "
         f"deviation {format_time(noise.deviation)}",
         f"median {format_time(noise.median)}; 90 % of steps take {format_time(noise.percentile_5)} "
         f"to {format_time(noise.percentile_95)}, all {format_time(noise.smallest)} "
         f"to {format_time(noise.largest)}",
     ]
-
-
-def check_table(checks: Sequence[Check], title: str) -> Table:
-    """One row a check: passed or failed, and what was found."""
-    table = new_table(title)
-    add_text(table, "check")
-    add_text(table, "")
-    add_text(table, "found")
-    for check in checks:
-        table.add_row(check.name, "ok" if check.passed else "FAILED", check.detail)
-    return table

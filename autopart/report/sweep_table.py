@@ -1,41 +1,49 @@
-"""Memory sizes and the plans that fit: a table, and the document that `--json` prints."""
+"""The best plan within each memory size: a table, and the document that `--json` prints."""
 
 from collections.abc import Sequence
 
 import msgspec
 from rich.table import Table
 
-from autopart.memory_sweep import SweepPoint
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
-from autopart.units import format_share
+from autopart.search.memory_sweep import SweepPoint
+from autopart.units import format_gap
 
 
 class SweepPointSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The best plan within one memory size; null throughout where nothing fits."""
 
     memory_bytes: int
-    """Of one GPU."""
+    """Bytes that each GPU has."""
     step_time: float | None
+    """Seconds that the simulated step takes."""
     gap: float | None
+    """Objective over its lower bound, minus 1; null also where the bound is 0."""
     stages: int | None
+    """How many stages the plan has."""
     replicas: int | None
-    """Of the stage with the most."""
+    """Replicas on the stage that has the most."""
     schedule: str | None
+    """The schedule's name."""
     recomputed: tuple[str, ...] | None
+    """Layers that are recomputed as a whole."""
     selective: tuple[str, ...] | None
-    """Layers of which only the cheap part is recomputed."""
+    """Layers whose cheap part is recomputed."""
     offloaded: tuple[str, ...] | None
+    """Layers whose stash is offloaded to the host."""
     bottleneck: int | None
-    """The stage that is busiest with a microbatch."""
+    """The stage with the longest busy time per microbatch, counted from 0."""
 
 
 class SweepSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What `autopart solve --memory-sweep --json` prints."""
+    """The document that `autopart solve --memory-sweep --json` prints."""
 
     profile: str
+    """Profile files, with commas between."""
     layers: int
+    """How many layers the model has."""
     points: tuple[SweepPointSummary, ...]
-    """The largest memory first."""
+    """One entry for each memory size, the largest first."""
 
 
 def sweep_summary(profile: str, num_layers: int, points: Sequence[SweepPoint]) -> SweepSummary:
@@ -74,7 +82,7 @@ def _summary(point: SweepPoint) -> SweepPointSummary:
 
 
 def sweep_table(summary: SweepSummary) -> Table:
-    """One row a memory size."""
+    """One row for each memory size."""
     points = summary.points
     memory_unit, memories = sizes([point.memory_bytes for point in points])
     time_unit, steps = times([point.step_time or 0.0 for point in points])
@@ -86,14 +94,14 @@ def sweep_table(summary: SweepSummary) -> Table:
     add_number(table, "off-\nloaded")
     add_number(table, "busiest\nstage")
     for point, memory, step in zip(points, memories, steps, strict=True):
-        if point.gap is None:
+        if point.step_time is None:
             table.add_row(memory, "-", "", "", "nothing fits", "", "", "")
             continue
         recomputed = [*(point.recomputed or ()), *(point.selective or ())]
         table.add_row(
             memory,
             step,
-            format_share(point.gap),
+            format_gap(point.gap),
             f"{point.stages} x {point.replicas}",
             point.schedule,
             str(len(recomputed)),

@@ -1,15 +1,15 @@
-"""The frameworks that plans are exported to, and what each can be told, as a table."""
+"""A table with all frameworks that plans are exported to, and the settings that each accepts."""
 
 from rich.table import Table
 
-from autopart.exporters import TARGETS
+from autopart.exporters.targets import TARGETS
 from autopart.report.columns import add_text, new_table
 
 
 def target_table() -> Table:
-    """One row a framework."""
-    table = new_table("frameworks; none can be told which layers to offload")
-    for heading in ("--to", "framework", "versions", "schedules", "stages a rank", "recompute"):
+    """One row for each framework."""
+    table = new_table("frameworks; none accepts a list of layers to offload")
+    for heading in ("--to", "framework", "versions", "schedules", "stages per rank", "recompute"):
         add_text(table, heading)
     for name, target in TARGETS.items():
         table.add_row(

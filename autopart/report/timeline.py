@@ -1,4 +1,4 @@
-"""A step as lines of text, one rank a line, time running to the right."""
+"""A step as text: one line for each rank, time from left to right."""
 
 from collections import Counter
 from statistics import median
@@ -6,25 +6,27 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from autopart.plan import Plan
-from autopart.schedule import Action
-from autopart.simulator import Timeline
+from autopart.records.plan import Plan
+from autopart.schedules.actions import Action
 from autopart.simulator.idle import CAUSES, idle_times
-from autopart.simulator.timeline import rank_slices, used_ranks
+from autopart.simulator.timeline import Timeline, rank_slices, used_ranks
+from autopart.text import counted
 from autopart.units import format_share, format_time
 
 MOST_RANKS = 16
+"""Most lines in a drawing; with more ranks, one rank per stage is drawn."""
 _STYLES = {"F": "cyan", "B": "green", "I": "green", "W": "yellow"}
 
 
 class _Scale(NamedTuple):
-    """How time becomes columns."""
+    """The scale for a drawing."""
 
     columns: int
+    """How many columns the drawing has."""
     seconds: float
-    """What all columns together stand for."""
+    """Seconds that all columns together cover."""
     named: bool
-    """Whether actions are wide enough to be named; else they are letters."""
+    """Whether actions are drawn with their names; else with letters."""
 
 
 def timeline_text(plan: Plan, timeline: Timeline, width: int) -> Text:
@@ -33,8 +35,8 @@ def timeline_text(plan: Plan, timeline: Timeline, width: int) -> Text:
         rank 0  0F0- 0F1- ......... 0B0----- 0B1-----+
         rank 1  ..... 1F0- 1B0----- 1F1- 1B1----- ...+
 
-    Where actions are too narrow for names, `FFFfffBBBbbb`: letters, capital and small in turn.
-    Above `MOST_RANKS` ranks one rank of each stage is drawn.
+    Actions too narrow for names are letters, capital and small alternately: `FFFfffBBBbbb`.
+    Above `MOST_RANKS` ranks, one rank per stage is drawn.
     """
     ranks = _drawn_ranks(plan, timeline)
     margin = len(f"rank {max(ranks)}") + 2
@@ -48,7 +50,7 @@ def timeline_text(plan: Plan, timeline: Timeline, width: int) -> Text:
 
 
 def idle_line(timeline: Timeline) -> str:
-    """`idle 12.0 % of rank-seconds: fill 4.0 %, drain 8.0 %`, the largest cause first."""
+    """`idle 12.0 % of rank-seconds: drain 8.0 %, fill 4.0 %`, the largest cause first."""
     ranks = used_ranks(timeline)
     each = idle_times(timeline)
     total = timeline.makespan * len(ranks) or 1.0
@@ -67,18 +69,19 @@ def _drawn_ranks(plan: Plan, timeline: Timeline) -> list[int]:
 
 
 def _scale(timeline: Timeline, ranks: list[int], columns: int) -> _Scale:
-    """Actions are named where half of the forwards have room for name and gap."""
-    drawn = [piece for rank in ranks for piece in rank_slices(timeline, rank)]
+    """Actions are named where the median forward has room for a name and a gap."""
+    drawn = [one for rank in ranks for one in rank_slices(timeline, rank)]
     seconds = timeline.makespan or 1.0
     room = [
-        (piece.end - piece.start) * columns / seconds - len(str(piece.action))
-        for piece in drawn
-        if piece.action.op == "F"
+        (one.end - one.start) * columns / seconds - len(str(one.action))
+        for one in drawn
+        if one.action.op == "F"
     ]
     return _Scale(columns, seconds, named=median(room) >= 1)
 
 
 def _row(timeline: Timeline, rank: int, scale: _Scale) -> Text:
+    # Later layers paint over earlier ones: idle, then syncs and the update, then actions.
     row = Text("." * scale.columns, style="dim")
     slices = rank_slices(timeline, rank)
     for _, start, stop in timeline.syncs[rank]:
@@ -95,7 +98,7 @@ def _row(timeline: Timeline, rank: int, scale: _Scale) -> Text:
 
 
 def _span(start: float, end: float, scale: _Scale) -> range:
-    """The columns from `start` to `end` seconds; at least one where any time passes."""
+    """The columns from `start` to `end`, in seconds; at least one where any time passes."""
     each = scale.seconds / scale.columns
     first = min(round(start / each), scale.columns - 1)
     last = min(max(round(end / each), first + 1), scale.columns)
@@ -107,23 +110,28 @@ def _paint(row: Text, span: range, cell: str, style: str) -> Text:
 
 
 def _name(action: Action, width: int) -> str:
-    """The longest name of `action` that fits, drawn out over `width` columns, and a gap."""
-    names = (str(action), f"{action.op}{action.microbatch}", action.op)
+    """The longest name for `action` that fits, extended to `width` columns with a gap.
+
+    An action without any time has no column, and no name.
+    """
+    names = (str(action), f"{action.op}{action.microbatch}", action.op, "")
     name = next(name for name in names if len(name) <= width)
     return name if len(name) == width else name.ljust(width - 1, "-") + " "
 
 
 def _letters(action: Action, width: int, turns: Counter[str]) -> str:
-    """The letter of `action`, small for every second one, so that neighbours stay apart."""
+    """The letter for `action`, small for every other one, so that neighbours stay apart."""
     turns[action.op] += 1
     return (action.op if turns[action.op] % 2 else action.op.lower()) * width
 
 
 def _legend(timeline: Timeline, ranks: list[int], scale: _Scale) -> str:
-    lines = [f"a column is {format_time(scale.seconds / scale.columns)}"]
+    lines = [f"one column is {format_time(scale.seconds / scale.columns)}"]
     if not scale.named:
-        lines[0] += "; capital and small letters in turn, a wider terminal has room for names"
+        lines[0] += "; letters alternate in case; a wider terminal shows names"
     if len(ranks) < len(used_ranks(timeline)):
-        lines.append(f"one rank of each stage, of {len(timeline.actions.schedule)} ranks")
+        lines.append(
+            f"one rank per stage is drawn, of {counted(len(timeline.actions.schedule), 'rank')}"
+        )
     lines.append("F forward, B backward, ~ gradient sync, + optimizer, . idle")
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """A simulated step as a Chrome trace, which Perfetto and chrome://tracing open.
 
-A process is a rank. Its threads are its actions, the sends on each of its links, its gradient syncs and
-optimizer step, its link to the host, and its idle time by cause; arrows lead from a result to the
-action that awaited it, and a counter shows its bytes by kind. Times in a trace are microseconds.
+Each rank is a process. Its threads hold actions, gradient syncs with the optimizer step, idle time by
+cause, and the sends on each link. Arrows lead from a result to the action that awaited it. A counter
+shows the rank's bytes by kind. Times are microseconds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,21 +10,21 @@ from typing import Any
 
 import msgspec
 
-from autopart.plan import Plan, stage_ranks
-from autopart.simulator import Timeline
+from autopart.records.plan import Plan, stage_ranks
 from autopart.simulator.idle import Idle, idle_pieces
 from autopart.simulator.memory import MemoryCurve, memory_over_time
-from autopart.simulator.timeline import rank_slices, used_ranks
+from autopart.simulator.timeline import Timeline, rank_slices, used_ranks
 
 FORMAT = "autopart-trace"
-ACTIONS, SYNCS, HOST, IDLE, SENDS = range(5)
-"""Threads of a rank; its sends stand on `SENDS` + the number of their link."""
+ACTIONS, SYNCS, IDLE, SENDS = range(4)
+"""Threads in each process. Sends over link number i are thread `SENDS` + i."""
 
 Event = dict[str, Any]
+"""One entry in `traceEvents`, as the Trace Event Format defines it."""
 
 
 def trace(plan: Plan, timeline: Timeline) -> bytes:
-    """The trace as JSON: metadata first, then events in the order of their time."""
+    """The trace as JSON: metadata first, then events sorted by time."""
     curves = memory_over_time(timeline, stage_ranks(plan), plan.prediction.stages)
     ranks, idle = used_ranks(timeline), idle_pieces(timeline)
     events = [
@@ -44,7 +44,7 @@ def trace(plan: Plan, timeline: Timeline) -> bytes:
 
 def _names(plan: Plan, timeline: Timeline) -> Iterator[Event]:
     used = used_ranks(timeline)
-    threads = {ACTIONS: "actions", SYNCS: "syncs and update", HOST: "host link", IDLE: "idle"}
+    threads = {ACTIONS: "actions", SYNCS: "syncs and update", IDLE: "idle"}
     named: dict[int, dict[int, str]] = {rank: dict(threads) for rank in used}
     for place, (sender, receiver) in enumerate(timeline.actions.links):
         named[sender][SENDS + place] = f"sends to rank {receiver}"
@@ -57,15 +57,15 @@ def _names(plan: Plan, timeline: Timeline) -> Iterator[Event]:
             yield named_event("thread_name", rank, thread, name=name)
 
 
-def named_event(what: str, rank: int, thread: int, **args: object) -> Event:
-    """What a process or a thread is called, or where it stands."""
-    return {"name": what, "ph": "M", "ts": 0.0, "pid": rank, "tid": thread, "args": args}
+def named_event(kind: str, rank: int, thread: int, **args: object) -> Event:
+    """Metadata for a process or a thread: its name, or its place in the list."""
+    return {"name": kind, "ph": "M", "ts": 0.0, "pid": rank, "tid": thread, "args": args}
 
 
 def slice_event(
     name: str, category: str, rank: int, thread: int, start: float, end: float, **args: object
 ) -> Event:
-    """Something that lasts from `start` to `end`, in seconds."""
+    """An event that lasts from `start` to `end`, in seconds."""
     return {
         "name": name,
         "cat": category,
@@ -87,12 +87,12 @@ def _rank_events(timeline: Timeline, rank: int, idle: Sequence[Idle]) -> Iterato
     start, end = timeline.sync_end[rank], timeline.rank_end[rank]
     if end > start:
         yield slice_event("optimizer step", "update", rank, SYNCS, start, end)
-    for piece in idle:
-        yield slice_event(piece.cause, "idle", rank, IDLE, piece.start, piece.end)
+    for span in idle:
+        yield slice_event(span.cause, "idle", rank, IDLE, span.start, span.end)
 
 
 def _send_events(timeline: Timeline, *, overlap: bool) -> Iterator[Event]:
-    """The sends beside compute; those that are not stand within their actions."""
+    """Sends that overlap with compute. Sends without overlap are part of their actions."""
     actions, times = timeline.actions, timeline.times
     flat = [action for order in actions.schedule for action in order]
     for i, link in enumerate(actions.link.tolist()):
@@ -100,15 +100,10 @@ def _send_events(timeline: Timeline, *, overlap: bool) -> Iterator[Event]:
             sender, _ = actions.links[link]
             span = times.send_start[i], times.arrival[i]
             yield slice_event(f"{flat[i]}", "send", sender, SENDS + link, *span)
-    for move in times.host_moves:
-        way = "out" if flat[move.action].op == "F" else "back"
-        yield slice_event(
-            f"{flat[move.action]} {way}", "host", move.rank, HOST, move.start, move.end
-        )
 
 
 def _arrows(timeline: Timeline) -> Iterator[Event]:
-    """From the end of an action to the start of that of another rank which awaited its result."""
+    """Arrows from each action's end to the start of every action that awaited its result."""
     actions, times = timeline.actions, timeline.times
     needs, ranks = actions.need.tolist(), actions.rank.tolist()
     for i, need in enumerate(needs):
@@ -124,9 +119,10 @@ def _memory_events(curve: MemoryCurve, rank: int) -> Iterator[Event]:
     columns = [curve.stash.tolist(), curve.workspace.tolist(), curve.messages.tolist()]
     names = ("stash", "workspace", "messages")
     for place, time in enumerate(times):
+        # Several changes at one time are one event: only the last of them counts.
         if place + 1 == len(times) or times[place + 1] > time:
-            held = {name: of[place] for name, of in zip(names, columns, strict=True)}
-            args = {**curve.constant, **held}
+            changing = {name: of[place] for name, of in zip(names, columns, strict=True)}
+            args = {**curve.constant, **changing}
             yield {
                 "name": "memory",
                 "ph": "C",

@@ -1,1 +1,1 @@
-"""The rooms that import torch: the model as layers, the profiler, the executor."""
+"""The room that imports torch: capture, profiling, probing and the engine that runs plans."""

@@ -1,9 +1,9 @@
-"""How the C library keeps memory that tensors on a CPU no longer need.
+"""The C library's allocator: freed memory from CPU tensors stays with the process.
 
-By default large pieces go back to the system at once, and whoever takes one again pays for the first touch of
-every page: of the backward of a layer with large logits that is a third, now more and now less. A GPU's
-allocator keeps what it has. Told to do the same, the steps of a CPU are shorter and take equal times, which a
-profile can foretell.
+By default the C library returns large blocks to the system at once. The next allocation then pays
+again for the first touch of every page. For a layer with large logits this is about a third of its
+backward time, and it varies. A GPU's allocator keeps freed memory. With the same setting, CPU steps
+are shorter and take equal times, which a profile can predict.
 """
 
 import ctypes
@@ -12,14 +12,16 @@ import sys
 import torch
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-"""Numbers of mallopt(3) in glibc."""
+"""Parameter numbers for mallopt(3) in glibc."""
 _SETTINGS = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20))
-"""Nothing apart from the heap, which never shrinks and grows by this many bytes at least."""
+"""No mapping outside the heap. The heap never shrinks and grows by at least 64 MiB."""
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """From now on this process keeps what it frees for its next allocations, where it computes on a CPU and
-    its C library can be told so (glibc can)."""
+    """Let this process keep freed memory for its next allocations.
+
+    It has an effect on a CPU with a C library that offers the setting (glibc does).
+    """
     if device.type != "cpu" or not sys.platform.startswith("linux"):
         return
     library = ctypes.CDLL(None)

@@ -1,63 +1,68 @@
-"""A plan's prediction held against a run of it."""
+"""Compares a plan's prediction with a run of the plan."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
-from autopart.errors import UsageError
-from autopart.fidelity import Fidelity, judge
-from autopart.plan import Plan, check_plan, load_plan
-from autopart.run_result import OneDeviceResult, RunResult
-from autopart.runtime.execution.launch import run_as_told
-from autopart.runtime.execution.one_device import planned_optimizer, run_on_one_device
-from autopart.runtime.execution.run_settings import RunSettings
-from autopart.runtime.execution.training import Report
+from autopart.fidelity.compare import Fidelity, judge
+from autopart.records.plan import Plan, check_plan, load_plan
+from autopart.records.run_result import OneDeviceResult, RunResult
+from autopart.runtime.engine.run_settings import RunKeywords, RunSettings, check_settings
+from autopart.runtime.job.launch import run_with_settings
+from autopart.runtime.job.one_device import planned_optimizer, run_on_one_device
+from autopart.runtime.job.training import Report
 
 
 class Validation(NamedTuple):
-    """What was measured, and what it says of the prediction."""
+    """The measurements, and the prediction's errors."""
 
     run: RunResult | OneDeviceResult
     fidelity: Fidelity
+
+
+class ValidationKeywords(TypedDict, total=False):
+    """Keywords for `validate_plan`; `RunSettings` explains each."""
+
+    steps: int
+    """Default: 10."""
+    optimizer: str | None
+    """Default: the plan's own optimizer."""
+    device: str | None
+    timeout: float
+    seed: int
 
 
 def validate_plan(
     plan: Plan | Path | str,
     model: str,
     *,
-    steps: int = 10,
     one_device: bool = False,
-    optimizer: str | None = None,
-    device: str | None = None,
-    timeout: float = 60.0,
-    seed: int = 0,
     report: Report | None = None,
+    **keywords: Unpack[ValidationKeywords],
 ) -> Validation | None:
-    """Run the plan and hold its prediction against what was measured.
+    """Run the plan and compare its prediction with the measurements.
 
-    With `one_device` each rank runs alone in this process, with stand-ins for its neighbours. Else it
-    runs as `run_plan` does: as a rank under torchrun, or on ranks that are started here; the result
-    is None on a rank other than 0. `optimizer` is by default the one that the plan reckons with.
-    Raises what running a plan raises.
+    With `one_device` each rank runs alone in this process, with fake neighbours; `timeout` is then
+    not used. Otherwise the plan runs as in `run_plan`: as a rank under torchrun, or on ranks
+    started here. The result is None on ranks other than 0. Raises as `run_plan` does, UsageError
+    for less than 1 step.
     """
     loaded = plan if isinstance(plan, Plan) else load_plan(plan)
     check_plan(loaded)
-    chosen = optimizer or planned_optimizer(loaded)
+    given: RunKeywords = {"steps": 10, **keywords}
+    given["optimizer"] = given.get("optimizer") or planned_optimizer(loaded)
+    settings = RunSettings(model=model, count_bytes=True, **given)
+    check_settings(settings)
     run: RunResult | OneDeviceResult | None
-    if steps < 1:
-        raise UsageError(f"{steps} steps: run at least 1")
     if one_device:
         run = run_on_one_device(
-            loaded, model, steps=steps, optimizer=chosen, device=device, seed=seed, report=report
+            loaded,
+            model,
+            steps=settings.steps,
+            optimizer=settings.optimizer,
+            device=settings.device,
+            seed=settings.seed,
+            report=report,
         )
     else:
-        settings = RunSettings(
-            model=model,
-            steps=steps,
-            optimizer=chosen,
-            timeout=timeout,
-            device=device,
-            seed=seed,
-            count_bytes=True,
-        )
-        run = run_as_told(loaded, settings, report)
+        run = run_with_settings(loaded, settings, report)
     return None if run is None else Validation(run, judge(loaded, run))

@@ -1,54 +1,59 @@
-"""What is known of a schedule besides its orders."""
+"""A named schedule: its generator, and the facts about it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from autopart.schedule import Schedule, StageRanks
+from autopart.schedules.actions import Schedule, StageRanks
 from autopart.schedules.pipeline import Pipeline
 from autopart.schedules.placements import Placement, loop
 
 
 def any_number(pipeline: Pipeline) -> bool:
-    """Every number of microbatches will do."""
-    return pipeline.num_microbatches >= 1
+    """Any number of microbatches fits, from 1 on."""
+    return pipeline.microbatches_per_replica >= 1
 
 
 class Kind(NamedTuple):
-    """One schedule of the field.
+    """One named schedule.
 
-    A bidirectional one runs two pipelines over the same ranks in opposite directions: stages 0 to
-    k - 1 are the one, k to 2 k - 1 the other, and stages s and k + s hold the same layers. Their
-    weights lie there twice, and their gradients need a sync.
+    A bidirectional schedule runs two pipelines over the same k ranks in opposite directions. Stages
+    0 to k - 1 are the one, stages k to 2 k - 1 the other. Stages s and k + s have the same layers,
+    so their weights exist twice and their gradients need a sync.
     """
 
     name: str
     generate: Callable[[Pipeline], Schedule]
-    """The orders of ranks 0 to k - 1 of one pipeline, microbatches counted from 0."""
+    """Makes the orders for ranks 0 to k - 1 of one pipeline, with microbatches counted from 0."""
     in_flight: Callable[[Pipeline], tuple[int, ...]]
-    """For each rank the most microbatches past F and before the end of their backward (B or W) at
-    one time, each counted once on each stage of the rank."""
+    """The most microbatches in flight on each rank: past F and before the end of B or W.
+
+    A microbatch counts once on each stage of the rank.
+    """
     source: str
+    """The paper or program that the schedule is from."""
     pictured: Pipeline
-    """What the picture in the generator's file shows."""
+    """The pipeline in the picture that opens the generator's file."""
     stages_per_rank: int | None = 1
-    """None where any number will do."""
+    """Stages on each rank; None where any number fits."""
     placement: Callable[[int, int], Placement] = loop
-    """The rank of each stage, of ranks and stages a rank."""
+    """Gives the rank of each stage, for a number of ranks and of stages per rank."""
     splits_backward: bool = False
+    """Whether some backwards are split into I and W."""
     bidirectional: bool = False
+    """Whether two pipelines run in opposite directions."""
     takes: Callable[[Pipeline], bool] = any_number
-    """Whether the numbers of ranks, stages and microbatches fit."""
+    """Tells whether the numbers of ranks, stages and microbatches fit."""
     rule: str = "any number of microbatches"
-    """What `takes` asks for, in words."""
+    """The numbers that `takes` accepts, in words."""
     uneven: Callable[[StageRanks, int], Schedule] | None = None
-    """The orders where stages differ in their number of ranks; None where there are none."""
+    """Makes the orders where stages have different numbers of ranks; None where no order exists."""
 
 
 def pipeline_starts(kind: Kind, num_stages: int) -> tuple[int, ...]:
-    """The stages that are the first of a pipeline, as `check_schedule` asks for them."""
+    """The first stages of the pipelines, as `check_schedule` takes them."""
     return (0, num_stages // 2) if kind.bidirectional else (0,)
 
 
 def twin(kind: Kind, num_stages: int, stage: int) -> int | None:
-    """The stage that holds the same layers for the other direction; None where there is none."""
+    """The stage with the same layers in the other direction; None if there is only one."""
     return (stage + num_stages // 2) % num_stages if kind.bidirectional else None

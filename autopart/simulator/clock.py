@@ -1,69 +1,70 @@
-"""The clock of one step: each action starts when its rank is free and what it awaits has arrived."""
+"""The clock of one step: an action starts when its rank is free and the awaited result is there.
+
+Each rank runs ahead until an action awaits a result that is not made yet. The rank then sleeps
+until that result is made. So each action is worked off once, in O(actions).
+"""
 
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from autopart.simulator.actions import Actions, refuse_deadlock
+from autopart.schedules.encoding import Actions, refuse_deadlock
 from autopart.simulator.costs import KindCosts, time_to_result
 
 
-class HostMove(NamedTuple):
-    """Stash on its way between a rank and its host."""
-
-    rank: int
-    action: int
-    """The F whose stash leaves, or the B or I whose stash returns."""
-    start: float
-    end: float
-
-
 class Times(NamedTuple):
-    """When everything happens, in seconds from the start of the step; one entry an action."""
+    """Seconds since the step began, one entry for each action."""
 
     start: Sequence[float]
+    """When the action starts."""
     end: Sequence[float]
+    """When the action ends; a send that does not overlap compute is included."""
     arrival: Sequence[float]
-    """When its result is on the rank that needs it; its end, where none does."""
+    """When the result arrives on the rank that awaits it; when compute ends where no rank does."""
     send_start: Sequence[float]
-    """When its send starts; its end, where nothing is sent."""
-    reload_end: Sequence[float]
-    """When the stash that it needs is back from the host; 0 where none was there."""
-    host_moves: tuple[HostMove, ...] = ()
+    """When the send starts; when compute ends where nothing is sent."""
 
 
 def run(actions: Actions, costs: KindCosts, *, sends_overlap: bool) -> Times:
-    """Run the actions with links of their own for every pair of ranks and direction, first in, first
-    out; raises ScheduleError, naming every blocked rank, on a deadlock."""
+    """Run the actions, with a link from each rank to each other rank, first in, first out.
+
+    Raises ScheduleError, naming every blocked rank, on a deadlock.
+    """
     count = actions.num_actions
     needs = actions.need.tolist()
     links = actions.link.tolist()
     time = time_to_result(actions, costs, sends_overlap=sends_overlap).tolist()
     moving = costs.moving[actions.kind].tolist()
     unknown = -1.0
+    # The last two entries stand for `nothing`, which is there from the start, and `never`.
     arrival = [unknown] * count + [0.0, unknown]
     start, end = array("d", bytes(8 * count)), array("d", bytes(8 * count))
     send_start = [0.0] * count
     link_free = [0.0] * len(actions.links)
     free = [0.0] * len(actions.schedule)
     at, stops = list(actions.first[:-1]), actions.first[1:]
+    # waiting[i] is the rank that sleeps until action i is done. At most one rank awaits a result.
     waiting = [-1] * (count + 2)
     ranks = list(range(len(actions.schedule)))
     while ranks:
         rank = ranks.pop()
         now = free[rank]
         for i in range(at[rank], stops[rank]):
+            # Step 1: if the awaited result is not made yet, the rank sleeps.
             need = needs[i]
             there = arrival[need]
             if there < 0.0:
                 waiting[need] = rank
                 at[rank] = i
                 break
+            # Step 2: start when the rank is free and the result is there; then compute.
             if there > now:
                 now = there
             start[i] = now
             now += time[i]
             end[i] = send_start[i] = arrival[i] = now
+            # Step 3: send the result. Without overlap the rank itself is busy with the send. With
+            # overlap the send queues for its link. Results enter a link in the order of its sender.
             link = links[i]
             if link >= 0 and not sends_overlap:
                 end[i] = now = now + moving[i]
@@ -73,17 +74,18 @@ def run(actions: Actions, costs: KindCosts, *, sends_overlap: bool) -> Times:
                     leave = now
                 send_start[i] = leave
                 link_free[link] = arrival[i] = leave + moving[i]
+            # Step 4: wake the rank that sleeps until this action is done.
             if waiting[i] >= 0:
                 ranks.append(waiting[i])
         else:
             at[rank] = stops[rank]
         free[rank] = now
     refuse_deadlock(actions.schedule, [a - f for a, f in zip(at, actions.first, strict=False)])
-    return Times(start, end, arrival[:count], send_start, [0.0] * count)
+    return Times(start, end, arrival[:count], send_start)
 
 
 def last_ends(actions: Actions, times: Times) -> list[float]:
-    """When each rank has done its last action; 0 for an idle rank."""
+    """When each rank's last action ends; 0 for an idle rank."""
     stops = actions.first[1:]
     return [
         times.end[stop - 1] if order else 0.0

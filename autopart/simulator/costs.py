@@ -1,83 +1,92 @@
-"""What actions, sends and syncs take, in arrays by kind of action."""
+"""Seconds for actions, sends and syncs, as arrays over the kinds of action."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from autopart.simulator.actions import Actions, Array, B, F, I, W
+from autopart.schedules.encoding import Actions, B, F, I, W
 
-Time = Any
-"""Seconds: a float, or a numpy array of them, one for each of several partitions."""
+FloatArray = npt.NDArray[np.float64]
+"""Seconds."""
+
+Time = float | FloatArray
+"""Seconds: a number, or an array over several partitions."""
+
+T = TypeVar("T", bound=Time)
+T_co = TypeVar("T_co", bound=Time, covariant=True)
 
 
-class StageCosts(Protocol):
-    """What the simulator reads of a stage, as StagePrediction has it; seconds.
+class StageCosts(Protocol[T_co]):
+    """One stage's seconds, as the simulator reads them. `StagePrediction` has them.
 
-    The time of recomputation is part of `backward_time`; in a split backward it falls to I, and so does
-    `split_time`, what splitting adds to the forward too: less than a forward that ends later by it.
+    `backward_time` includes recomputing, and so does I in a split backward. I also takes the whole
+    `split_time`, although splitting makes the forward longer too. The next stage thus starts
+    earlier than it would after the longer forward: the simulator understates this wait.
     """
 
     @property
-    def forward_time(self) -> Time: ...
+    def forward_time(self) -> T_co: ...
     @property
-    def backward_time(self) -> Time: ...
+    def backward_time(self) -> T_co: ...
     @property
-    def weight_grad_time(self) -> Time: ...
+    def weight_grad_time(self) -> T_co | float: ...
     @property
-    def split_time(self) -> Time: ...
+    def split_time(self) -> T_co | float: ...
     @property
-    def send_time(self) -> Time: ...
+    def send_time(self) -> T_co: ...
     @property
-    def send_back_time(self) -> Time: ...
+    def send_back_time(self) -> T_co: ...
     @property
-    def update_time(self) -> Time: ...
+    def update_time(self) -> T_co: ...
 
 
-class StageTimes(NamedTuple):
-    """The times of one stage that `step_times` needs: those of StagePrediction, as arrays."""
+class StageTimes(NamedTuple, Generic[T]):
+    """One stage's seconds for `step_times`: numbers, or arrays over partitions."""
 
-    forward_time: Time
-    backward_time: Time
-    send_time: Time
-    send_back_time: Time
-    update_time: Time
-    weight_grad_time: Time = 0.0
-    """The part of the backward that W runs; asked for where backwards are split."""
-    split_time: Time = 0.0
-    """What splitting adds to I."""
+    forward_time: T
+    backward_time: T
+    send_time: T
+    send_back_time: T
+    update_time: T
+    weight_grad_time: T | float = 0.0
+    """Backward seconds that W takes; read only where backwards are split."""
+    split_time: T | float = 0.0
+    """Seconds that splitting adds to I."""
 
 
-class SyncTime(NamedTuple):
-    """A gradient sync whose time may be an array."""
+class SyncTime(NamedTuple, Generic[T]):
+    """A gradient sync: its ranks, and its seconds as a number or an array over partitions."""
 
     ranks: tuple[int, ...]
-    time: Time
+    time: T
 
 
 class KindCosts(NamedTuple):
-    """Seconds by kind of action: shape (kinds,), or (kinds, partitions)."""
+    """Seconds by kind of action, shape (kinds,) or (kinds, partitions)."""
 
-    compute: Array
-    """With the fixed cost of an action."""
-    moving: Array
-    """Of the send of its result; 0 for W."""
-
-
-def action_time(stage: StageCosts, op: int) -> Time:
-    """Seconds of an action of a stage, without its fixed cost; `op` is one of F, B, I and W."""
-    whole, half = stage.backward_time, stage.weight_grad_time
-    rest = whole - half + stage.split_time
-    return {F: stage.forward_time, B: whole, I: rest, W: half}[op]
+    compute: FloatArray
+    """Compute seconds, with each action's fixed cost."""
+    moving: FloatArray
+    """Send seconds for the result; 0 for W, which sends nothing."""
 
 
-def kind_costs(stages: Sequence[StageCosts], action_overhead: float) -> KindCosts:
-    """The costs of F, B, I and W of each stage, in the order of their kinds."""
+def action_time(stage: StageCosts[Time], op: int) -> Time:
+    """Seconds for one action without its fixed cost; `op` is F, B, I or W as a number."""
+    whole, weights = stage.backward_time, stage.weight_grad_time
+    rest = whole - weights + stage.split_time
+    return {F: stage.forward_time, B: whole, I: rest, W: weights}[op]
+
+
+def kind_costs(stages: Sequence[StageCosts[Time]], action_overhead: float) -> KindCosts:
+    """The seconds for F, B, I and W on each stage, ordered by kind."""
     compute: list[Time] = []
     moving: list[Time] = []
     for stage in stages:
         compute += [action_time(stage, op) + action_overhead for op in range(4)]
         back = stage.send_back_time
+        # The 0 for W has the shape of the backward: a number, or an array over partitions.
         moving += [stage.send_time, back, back, 0.0 * stage.backward_time]
     return KindCosts(
         np.array(np.broadcast_arrays(*compute), dtype=float),
@@ -85,9 +94,11 @@ def kind_costs(stages: Sequence[StageCosts], action_overhead: float) -> KindCost
     )
 
 
-def time_to_result(actions: Actions, costs: KindCosts, *, sends_overlap: bool) -> Array:
-    """Seconds from each action's start to its result: compute and, where sends do not overlap with it,
-    the receive before; shape (actions, ...)."""
+def time_to_result(actions: Actions, costs: KindCosts, *, sends_overlap: bool) -> FloatArray:
+    """Seconds from each action's start to its result, shape (actions, ...).
+
+    This is compute, and the receive before it where sends do not overlap compute.
+    """
     time = costs.compute[actions.kind]
     if sends_overlap:
         return time

@@ -1,28 +1,34 @@
-"""Why ranks are idle: every idle second of every rank in use has one cause.
+"""Idle causes: each rank in use has one cause for every idle second.
 
-At an idle instant a rank waits for its next action X, and X for what was not there yet. The walk goes
-back from X to what happens at that instant:
+At an idle instant the rank waits for its next action X. The walk goes back from X until it finds
+the cause. Let Y be the action that X awaits.
 
-- What X awaits is on its way, or queues for its link: **send**. (Where sends do not overlap compute,
-  its sender is busy with it.) The stash of X is still on the host or on its way: **host link**.
-- What X awaits is being computed: a wait for **compute**.
-- What X awaits, Y, has not started. Where Y lacks its own input, the walk goes on from Y. Where Y has
-  it and its rank runs something else: compute. Where that rank is idle, too, because its order has
-  another action Z first, the walk goes on from Z.
+1. Y's result is in transit, or queues for its link: **send**. Where sends do not overlap compute,
+   Y's rank is busy with the send.
+2. Y is running: a wait for **compute**.
+3. Y has not started because its own input is missing: the walk goes on from Y.
+4. Y has its input, but its rank runs another action: a wait for **compute**.
+5. Y has its input, and its rank is idle because an action Z stands before Y: the walk goes on from
+   Z.
 
-The last seconds of a gap are **memory cap**, as many as it would be shorter if no forward were held
-back: a forward is held back while it has its input and its rank is idle, but has a backward to do
-first, as orders ask that let only so many microbatches be in flight. No rank has more of them than
-the step would be shorter by. `memory_cap.py` computes it.
+Waits for compute have three names:
 
-Waits for compute before a rank's first action are **fill**. Of those after it, as many seconds as the
-rank has less work (actions, in the whole step) than the busiest rank are **imbalance**, the earliest
-ones; the rest is **dependency latency**: what it waits for takes its time on ranks that have no more
-to do than it has. After a rank's last action, idle seconds while any rank still runs an action are
-**drain**, and those later are **sync**: only syncs and optimizer steps of other ranks are left.
+- **Fill** comes before the rank's first action.
+- **Imbalance** covers the earliest seconds after it: as many as the rank has less work than the
+  busiest rank. Work is the time that its actions take in the step.
+- **Dependency latency** covers the rest. The rank waits, but other ranks have no more work than it
+  has.
 
-The pieces of a gap meet end to end, so on costs that are whole numbers the causes add up to the idle
-time exactly; on others within `ROUNDING` of the makespan.
+A gap's last seconds are **memory cap**: as many as the gap would be shorter if no forward were
+delayed by its order. A forward is delayed while its input is there and its rank is idle, but a
+backward stands before it. Orders that limit the microbatches in flight do this. No rank has more
+such seconds than the whole step would gain. `memory_cap` computes them.
+
+Two causes are left once the rank's last action has ended. It is **drain** while any rank still runs
+an action. It is **sync** later, while others finish syncs and optimizer steps.
+
+Pieces in a gap meet end to end. So on whole numbers the causes add up to the idle time exactly. On
+floats they do so up to `ROUNDING` times the makespan.
 """
 
 from collections.abc import Iterator
@@ -39,17 +45,17 @@ Cause = Literal[
     "send",
     "sync",
     "memory cap",
-    "host link",
 ]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 ROUNDING = 1e-9
-"""Share of the makespan by which sums of floats may differ from it for each rank."""
+"""The most that each rank's seconds may differ from the makespan, relative to it."""
 
 _COMPUTE = "compute"
+"""The cause until a wait for compute gets its final name."""
 
 
 class Idle(NamedTuple):
-    """A stretch in which a rank is idle for one cause; seconds from the start of the step."""
+    """An idle stretch with one cause, in seconds since the step began."""
 
     start: float
     end: float
@@ -63,36 +69,42 @@ class _Piece(NamedTuple):
 
 
 def idle_pieces(timeline: Timeline) -> tuple[tuple[Idle, ...], ...]:
-    """For each rank its idle seconds from the start to the end of the step, in order, by cause; none
-    for a rank that is not used."""
-    walk = _Walk(timeline)
+    """Each rank's idle stretches by cause, in order, over the whole step.
+
+    A rank without actions has none.
+    """
+    walk = _Causes(timeline)
     busy = busy_times(timeline.actions, timeline.times)
     pieces: list[tuple[Idle, ...]] = [()] * len(busy)
     last = max((timeline.times.end[i - 1] for i in timeline.actions.first[1:] if i), default=0.0)
     for rank in used_ranks(timeline):
+        # Step 1: before the first action, waits for compute are fill.
         first, stop = timeline.actions.first[rank : rank + 2]
         before = _named(walk.gap(first, 0.0), "fill")
+        # Step 2: find the pieces of all gaps between actions.
         free = timeline.times.end[first]
         gaps: list[_Piece] = []
         for i in range(first + 1, stop):
             if timeline.times.start[i] > free:
                 gaps += walk.gap(i, free)
             free = timeline.times.end[i]
+        # Step 3: divide waits for compute between imbalance and dependency latency.
         less_work = max(busy) - busy[rank]
         if less_work <= ROUNDING * timeline.makespan:
             less_work = 0.0
         within = _split_waits(gaps, less_work)
+        # Step 4: after the last action come drain and sync.
         pieces[rank] = (*before, *within, *_after_actions(timeline, rank, free, last))
     return tuple(pieces)
 
 
 def idle_times(timeline: Timeline) -> tuple[dict[Cause, float], ...]:
-    """For each rank the idle seconds of each cause."""
+    """Each rank's idle seconds by cause."""
     return tuple(sums_by_cause(own) for own in idle_pieces(timeline))
 
 
 def sums_by_cause(pieces: tuple[Idle, ...]) -> dict[Cause, float]:
-    """The seconds of each cause."""
+    """The total seconds by cause."""
     times: dict[Cause, float] = dict.fromkeys(CAUSES, 0.0)
     for start, end, cause in pieces:
         times[cause] += end - start
@@ -100,19 +112,20 @@ def sums_by_cause(pieces: tuple[Idle, ...]) -> dict[Cause, float]:
 
 
 def _named(pieces: list[_Piece], waits: Cause) -> Iterator[Idle]:
-    """The pieces as they are, waits for compute by the name `waits`."""
+    """The same pieces; waits for compute get the name `waits`."""
     for start, end, cause in pieces:
         name = waits if cause == _COMPUTE else cause
         yield Idle(start, end, name)  # pyright: ignore[reportArgumentType]
 
 
 def _split_waits(pieces: list[_Piece], less_work: float) -> Iterator[Idle]:
-    """The pieces, the first `less_work` seconds of waits for compute as imbalance."""
+    """The same pieces; waits for compute are imbalance for the first `less_work` seconds."""
     left = less_work
     for piece in pieces:
         if piece.cause != _COMPUTE:
             yield from _named([piece], "imbalance")
             continue
+        # A wait that is only partly imbalance is cut in two.
         middle = min(piece.end, piece.start + left)
         if middle > piece.start:
             yield Idle(piece.start, middle, "imbalance")
@@ -122,13 +135,16 @@ def _split_waits(pieces: list[_Piece], less_work: float) -> Iterator[Idle]:
 
 
 def _after_actions(timeline: Timeline, rank: int, free: float, last: float) -> Iterator[Idle]:
-    """The idle seconds of a rank after its last action, which ends at `free`; the last action of
-    all ends at `last`."""
+    """The rank's idle stretches after its last action.
+
+    This action ends at `free`, and the last action on any rank ends at `last`.
+    """
     gaps: list[tuple[float, float]] = []
     for sync in timeline.syncs[rank]:
         gaps.append((free, sync.start))
-        free = max(free, sync.end)
+        free = sync.end
     gaps.append((timeline.rank_end[rank], timeline.makespan))
+    # Up to `last` a gap is drain; from there on it is sync.
     for start, end in gaps:
         middle = min(max(start, last), end)
         if middle > start:
@@ -137,24 +153,28 @@ def _after_actions(timeline: Timeline, rank: int, free: float, last: float) -> I
             yield Idle(max(start, middle), end, "sync")
 
 
-class _Walk:
-    """Goes back from an action to what keeps it from starting."""
+class _Causes:
+    """Walks back from an action to the causes that delay it."""
 
     def __init__(self, timeline: Timeline) -> None:
         actions, times = timeline.actions, timeline.times
         self.start, self.end = times.start, times.end
+        # Where sends do not overlap, the end of an action includes its send. Its result is made
+        # before.
         self.computed = list(map(min, times.end, times.send_start))
-        self.reload = times.reload_end
         self.arrival = [*times.arrival, 0.0]
         self.need: list[int] = actions.need.tolist()
         self.capped = capped_times(actions, times)
         self.firsts = frozenset(actions.first)
 
     def gap(self, action: int, free: float) -> list[_Piece]:
-        """The idle seconds from `free` to the start of `action`, in order."""
+        """The pieces in the gap between `free` and `action`, in order."""
+        # Step 1: the last seconds of the gap are memory cap.
         found: list[_Piece] = []
         start = self.start[action]
         until = _take(found, "memory cap", max(free, start - self.capped[action]), start)
+        # Step 2: explain the rest. Each open entry is an action that does not start from low to
+        # high.
         open_ = [(action, free, until)]
         while open_:
             self._explain(*open_.pop(), found, open_)
@@ -168,23 +188,28 @@ class _Walk:
         found: list[_Piece],
         open_: list[tuple[int, float, float]],
     ) -> None:
-        """Why `action` does not start from `low` to `high`: into `found`, or left in `open_`."""
+        """Explain why `action` does not start from `low` to `high`.
+
+        Pieces with a known cause go into `found`, and open questions into `open_`. The loop works
+        backwards in time: all that is left to explain ends at `high`.
+        """
         while high > low:
+            # Step 1: from `ready` on the input is there, so the action's own rank delays it.
             awaited = self.need[action]
-            there, reload = self.arrival[awaited], self.reload[action]
-            ready = max(low, there, reload)
+            ready = max(low, self.arrival[awaited])
             if high > ready:
-                self._held_back(action, ready, high, found, open_)
+                self._delayed_by_rank(action, ready, high, found, open_)
                 high = ready
-            high = _take(found, "host link", max(low, there), high)
             if high <= low:
                 return
+            # Step 2: before that the result was in transit, and before that it was being computed.
             computed, begun = self.computed[awaited], self.start[awaited]
             high = _take(found, "send", max(low, computed), high)
             high = _take(found, _COMPUTE, max(low, begun), high)
+            # Step 3: still earlier, the awaited action had not started. Explain its delay instead.
             action = awaited
 
-    def _held_back(
+    def _delayed_by_rank(
         self,
         action: int,
         low: float,
@@ -192,21 +217,27 @@ class _Walk:
         found: list[_Piece],
         open_: list[tuple[int, float, float]],
     ) -> None:
-        """Why `action`, which has all it needs, does not start: what its rank does before it."""
+        """Explain why `action`, whose input is there, does not start from `low` to `high`.
+
+        Its rank runs or awaits earlier actions in its order. The loop goes back through them.
+        """
         after = action
         while high > low:
+            # Step 1: the rank is idle after the action before. Why the next one does not start is
+            # open.
             before = after - 1
             idle_from = low if after in self.firsts else max(low, self.end[before])
             if high > idle_from:
                 open_.append((after, idle_from, high))
             if idle_from == low:
                 return
+            # Step 2: while the action before runs, the wait is for compute.
             high = _take(found, _COMPUTE, max(low, self.start[before]), min(high, idle_from))
             after = before
 
 
 def _take(found: list[_Piece], cause: str, start: float, end: float) -> float:
-    """Note the piece if it has any length; returns where it starts, or `end` if it has none."""
+    """Add a piece if it has any length. Returns where the time that is left to explain ends."""
     if end <= start:
         return end
     found.append(_Piece(start, end, cause))

@@ -1,8 +1,8 @@
-"""What a rank holds over time.
+"""Memory on each rank over time.
 
-A microbatch's stash is there from the start of its F to the end of its B. Where the backward is
-split, what W needs stays from the end of I to the end of W. How much there is while each action runs
-depends on the order alone (simulator/holding.py), not on any time, except for what is on the host.
+A microbatch's stash stays from when F starts until B ends. Where the backward is split, the bytes
+that W needs stay until W ends. The bytes while an action runs depend on the order alone
+(`schedules.in_flight`), and not on any time.
 """
 
 from collections.abc import Sequence
@@ -10,74 +10,59 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.plan import LASTING
-from autopart.schedule import StageRanks
-from autopart.simulator.actions import OPS, Array, B, F, I, W
-from autopart.simulator.clock import HostMove
-from autopart.simulator.contention import HostTraffic
-from autopart.simulator.holding import (
-    ACTIVATIONS,
-    GRADIENTS,
-    SENT,
-    StageBytes,
-    every_row,
-    sizes_of,
-    workspace_of,
-)
+from autopart.records.peak_bytes import StageBytes, sizes_of, workspace_of
+from autopart.records.prediction import LASTING
+from autopart.schedules.actions import StageRanks
+from autopart.schedules.encoding import OPS, B, F, I, IntArray, W
+from autopart.schedules.in_flight import ACTIVATIONS, GRADIENTS, SENT, in_flight_at_each_action
+from autopart.simulator.costs import FloatArray
 from autopart.simulator.timeline import Timeline
 
 
 class MemoryCurve(NamedTuple):
-    """The bytes of one rank over time."""
+    """The bytes on one rank over time; arrays have one entry for each change."""
 
-    times: Array
-    """Seconds from the start of the step, rising; what is held changes there."""
-    stash: Array
-    """Bytes from each of the times on."""
-    workspace: Array
-    messages: Array
-    """Room for what arrives, and gradients that are not gone."""
+    times: FloatArray
+    """Seconds since the step began at which the bytes change, in ascending order."""
+    stash: IntArray
+    """Stash bytes from each time on."""
+    workspace: IntArray
+    """Transient bytes from each time on."""
+    messages: IntArray
+    """Bytes for arriving messages, and for sent gradients that are not gone."""
     constant: dict[str, int]
-    """Bytes of the other kinds; over all stages of the rank, the reserve once."""
+    """Bytes by kind that never change, over all stages on the rank; the reserve counts once."""
 
     @property
     def peak_bytes(self) -> int:
-        """The most that the rank holds at once, of all kinds together."""
+        """The largest sum over all kinds at one time."""
         moving = int((self.stash + self.workspace + self.messages).max(initial=0))
         return moving + sum(self.constant.values())
 
 
 def memory_over_time(
-    timeline: Timeline,
-    ranks: StageRanks,
-    stages: Sequence[StageBytes],
-    *,
-    host: Sequence[HostTraffic] | None = None,
+    timeline: Timeline, ranks: StageRanks, stages: Sequence[StageBytes]
 ) -> tuple[MemoryCurve, ...]:
-    """The bytes of every rank: stash as its microbatches come and go, the workspace of the stage whose
-    action runs, messages, and what does not change. `host` is as in `simulate`."""
-    rows = every_row(timeline.actions.schedule, ranks)
-    moved: dict[int, list[HostMove]] = {}
-    for move in timeline.times.host_moves:
-        moved.setdefault(move.rank, []).append(move)
+    """The bytes on every rank: stash, the running action's workspace, messages and constant bytes.
+
+    `ranks` has the ranks for each stage, and `stages` their bytes.
+    """
+    rows = in_flight_at_each_action(timeline.actions.schedule, ranks)
     curves: list[MemoryCurve] = []
     for rank in range(len(timeline.actions.schedule)):
         own = [stage for stage, on in zip(stages, ranks, strict=True) if rank in on]
-        events = [*_action_events(timeline, rank, stages, _messages(rows[rank], own))]
-        for move in moved.get(rank, []):
-            assert host is not None
-            events.append(_host_event(timeline, move, host))
+        events = _action_events(timeline, rank, stages, _messages(rows[rank], own))
         curves.append(_curve(np.concatenate(events), _constant(own)))
     return tuple(curves)
 
 
 def _constant(own: Sequence[StageBytes]) -> dict[str, int]:
-    held = {kind: sum(getattr(stage.memory, kind) for stage in own) for kind in LASTING}
-    return {**held, "reserve": max((stage.memory.reserve for stage in own), default=0)}
+    lasting = {kind: sum(getattr(stage.memory, kind) for stage in own) for kind in LASTING}
+    return {**lasting, "reserve": max((stage.memory.reserve for stage in own), default=0)}
 
 
-def _messages(rows: Array, own: Sequence[StageBytes]) -> Array:
-    """Bytes of messages while each action of a rank runs."""
+def _messages(rows: IntArray, own: Sequence[StageBytes]) -> IntArray:
+    """Message bytes while each action on the rank runs, shape (actions,)."""
     sizes = [sizes_of(stage) for stage in own]
     return sum(
         rows[:, ACTIVATIONS, at] * of.activations
@@ -88,12 +73,17 @@ def _messages(rows: Array, own: Sequence[StageBytes]) -> Array:
 
 
 def _action_events(
-    timeline: Timeline, rank: int, stages: Sequence[StageBytes], messages: Array
-) -> tuple[Array, Array]:
-    """Rows of (time, turn on an equal time, change of stash, of workspace, of messages): the starts of
-    a rank's actions, and their ends."""
+    timeline: Timeline, rank: int, stages: Sequence[StageBytes], messages: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """Changes where the rank's actions start, and where they end, one row each.
+
+    The columns are seconds, the turn among equal seconds, and changes in stash, workspace and
+    messages.
+    """
     first, stop = timeline.actions.first[rank : rank + 2]
     kinds = timeline.actions.kind[first:stop]
+    # Step 1: the workspace of each action, and the stash that it takes at its start and frees at
+    # its end.
     sizes = [sizes_of(stage) for stage in stages]
     room = np.array([workspace_of(of, op) for of in sizes for op in range(len(OPS))])[kinds]
     freed = np.array(
@@ -106,25 +96,20 @@ def _action_events(
     taken = np.array([of.stash * (op == F) for of in sizes for op in range(len(OPS))])[kinds]
     starts = np.array(timeline.times.start[first:stop])
     ends = np.array(timeline.times.end[first:stop])
+    # Step 2: at equal seconds, an action ends before the next one starts.
     turn = 2 * np.arange(len(kinds))
+    # Step 3: messages change at the start of an action. After the last action none are left.
     more = np.diff(messages, prepend=0)
     none = np.zeros_like(more)
     none[-1:] = messages[-1:]
     return (
-        np.column_stack([starts, turn, taken, room, more]),
-        np.column_stack([ends, turn + 1, -freed, -room, -none]),
+        np.column_stack([starts, turn, taken, room, more]).astype(np.float64),
+        np.column_stack([ends, turn + 1, -freed, -room, -none]).astype(np.float64),
     )
 
 
-def _host_event(timeline: Timeline, move: HostMove, host: Sequence[HostTraffic]) -> Array:
-    stage, op = divmod(int(timeline.actions.kind[move.action]), 4)
-    size = host[stage].num_bytes
-    # Leaving, the bytes are held until they have left; coming back, they need their place at once.
-    row = [move.end, -1.0, -size, 0.0, 0.0] if op == F else [move.start, np.inf, size, 0.0, 0.0]
-    return np.array([row])
-
-
-def _curve(events: Array, constant: dict[str, int]) -> MemoryCurve:
+def _curve(events: FloatArray, constant: dict[str, int]) -> MemoryCurve:
+    # Sort by seconds, then by turn, and add the changes up.
     order = np.lexsort((events[:, 1], events[:, 0]))
     changes = np.cumsum(events[order, 2:], axis=0).astype(np.int64)
     stash, workspace, messages = changes.T

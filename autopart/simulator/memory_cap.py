@@ -1,58 +1,66 @@
-"""How much shorter each wait would be if no forward were held back by its order.
+"""The memory cap: the seconds that waits would be shorter if no order delayed a forward.
 
-A forward Z is held back for h(Z) seconds: those in which its input is there and its rank is idle, but
-has a backward to do before it. How much earlier actions could then start follows the arcs of the step.
-With `gap` the idle seconds before X, `spare` those between X's input and X, Y the action of another
-rank that X awaits and P the one before X on its own:
+A forward Z is delayed for h(Z) seconds: its input is there and its rank is idle, but a backward
+stands before it. Without these delays, actions could start earlier. Symbols for an action X:
+
+    P          the action before X on its own rank
+    Y          the action on another rank that X awaits
+    gap(X)     idle seconds right before X
+    spare(X)   seconds from when X's input arrives until X starts
+    shift(X)   seconds that X could start earlier
+    given(Y)   seconds that Y's result could come earlier if Y itself were not delayed
 
     shift(X) = min(gap(X) + shift(P), spare(X) + given(Y))
-    given(Y) = min(gap(Y) + shift(P of Y) + h(Y), spare(Y) + given(what Y awaits))
+    given(Y) = min(gap(Y) + shift(P') + h(Y), spare(Y) + given(Y'))
 
-`given` is how much earlier X's input could come, with Y not held back; the rank itself is counted on
-as it is. The gap before X is then shorter by shift(X) - shift(P). Queues on links are left out.
+P' is the action before Y on its rank, and Y' the action that Y awaits. So X's own rank keeps its
+order, and only its input comes earlier. The gap before X is then shorter by shift(X) - shift(P).
+Queues on links are left out.
 
-A rank that has less to do than others would only wait at another place. So no rank is given more such
-seconds than the last action of all would end earlier; they are its earliest.
+A rank with less work than others would only wait at another place. So no rank gets more such
+seconds than the very last action would gain. It gets its earliest ones.
 """
 
 import bisect
 import itertools
 import math
 
-from autopart.simulator.actions import Actions, F
+from autopart.schedules.encoding import Actions, F
+from autopart.schedules.rounds import work_order
 from autopart.simulator.clock import Times
-from autopart.simulator.program import work_order
 
 
 def capped_times(actions: Actions, times: Times) -> list[float]:
-    """For each action the seconds of the gap before it that its wait would be shorter by."""
+    """The memory-cap seconds in the gap before each action."""
     gaps, needs = _gaps(actions, times), actions.need.tolist()
-    held = _held_back(actions, times, gaps)
+    delays = _delays(actions, times, gaps)
     firsts = frozenset(actions.first)
     arrival = [*times.arrival, 0.0]
     given, shift = [0.0] * actions.num_actions + [math.inf], [0.0] * actions.num_actions
     capped = shift.copy()
+    # In the order of work, the actions that i follows are done before i.
     for i in work_order(actions):
         start, need = times.start[i], needs[i]
         before = 0.0 if i in firsts else shift[i - 1]
+        # Step 1: the two limits of the recurrence. An action without input could start at 0.
         by_rank = gaps[i] + before
         by_input = start - arrival[need] + given[need] if need < actions.num_actions else start
-        if times.reload_end[i] > 0.0:
-            by_input = min(by_input, start - times.reload_end[i])
+        # Step 2: shift and given, and the part of the gap that the shift removes.
         shift[i] = min(by_rank, by_input)
-        given[i] = min(by_rank + held[i], by_input)
+        given[i] = min(by_rank + delays[i], by_input)
         capped[i] = min(max(shift[i] - before, 0.0), gaps[i])
     return _within_gain(actions, capped, _gain(actions, times, shift))
 
 
 def _gain(actions: Actions, times: Times, shift: list[float]) -> float:
-    """How much earlier the last action of all would end."""
+    """The seconds that the very last action would end earlier."""
     lasts = [stop - 1 for first, stop in itertools.pairwise(actions.first) if stop > first]
     latest = max((times.end[i] for i in lasts), default=0.0)
     return latest - max((times.end[i] - shift[i] for i in lasts), default=0.0)
 
 
 def _within_gain(actions: Actions, capped: list[float], gain: float) -> list[float]:
+    """Each rank's earliest seconds, at most `gain` together."""
     kept: list[float] = []
     for first, stop in itertools.pairwise(actions.first):
         left = gain
@@ -63,7 +71,7 @@ def _within_gain(actions: Actions, capped: list[float], gain: float) -> list[flo
 
 
 def _gaps(actions: Actions, times: Times) -> list[float]:
-    """Idle seconds of the rank right before each action."""
+    """The idle seconds right before each action."""
     gaps: list[float] = []
     for first, stop in itertools.pairwise(actions.first):
         ends = [0.0, *times.end[first : stop - 1]][: stop - first]
@@ -71,21 +79,24 @@ def _gaps(actions: Actions, times: Times) -> list[float]:
     return gaps
 
 
-def _held_back(actions: Actions, times: Times, gaps: list[float]) -> list[float]:
-    """Seconds that each forward is held back; 0 for other actions."""
-    held = [0.0] * actions.num_actions
+def _delays(actions: Actions, times: Times, gaps: list[float]) -> list[float]:
+    """The seconds h(Z) that each forward is delayed; 0 for other actions."""
+    delays = [0.0] * actions.num_actions
     forward = (actions.kind % 4 == F).tolist()
     needs, arrival = actions.need.tolist(), [*times.arrival, 0.0]
     for first, stop in itertools.pairwise(actions.first):
+        # upto[n] sums the gaps before backwards among the rank's first n actions.
         starts = times.start[first:stop]
         waits = [0.0 if forward[i] else gaps[i] for i in range(first, stop)]
         upto = [0.0, *itertools.accumulate(waits)]
         for at in range(stop - first):
             if forward[first + at]:
+                # Actions from `after` up to the forward start later than its input arrives.
                 ready = arrival[needs[first + at]]
                 after = bisect.bisect_right(starts, ready)
                 if after <= at:
-                    # The gap that `ready` falls into counts from there.
+                    # If `ready` falls into the gap before `after`, only the rest of that gap
+                    # counts.
                     passed = max(0.0, ready - (starts[after] - waits[after]))
-                    held[first + at] = upto[at] - upto[after] - min(passed, waits[after])
-    return held
+                    delays[first + at] = upto[at] - upto[after] - min(passed, waits[after])
+    return delays

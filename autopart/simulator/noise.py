@@ -1,7 +1,7 @@
-"""How the makespan spreads when actions and sends do not take the same time every time.
+"""Noise: how the makespan spreads when actions and sends vary from step to step.
 
-Each action and each send takes its time times a factor of its own, log-normal with mean 1: independent
-from one to the next, never negative. Gradient syncs and optimizer steps take their time.
+Each action and each send takes its usual time times a random factor. The factors are independent
+and log-normal with mean 1, so never negative. Gradient syncs and optimizer steps do not vary.
 """
 
 import math
@@ -10,31 +10,37 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.graph import Layer
-from autopart.schedule import Schedule, StageRanks
-from autopart.simulator.actions import Array
-from autopart.simulator.costs import StageCosts, kind_costs
-from autopart.simulator.program import (
-    Rows,
-    Step,
-    compile_schedule,
-    run_steps,
-    run_steps_in_turn,
-)
+from autopart.errors import UsageError
+from autopart.records.layer_graph import Layer
+from autopart.schedules.actions import Schedule, StageRanks
+from autopart.simulator.compiled import Rows, Step, compile_schedule, run_steps, run_steps_in_turn
+from autopart.simulator.costs import FloatArray, StageCosts, kind_costs
 from autopart.simulator.syncs import SyncCost, add_updates, after_syncs
+from autopart.text import counted
 
+MOST_ACTIONS = 10**9
+"""The most actions in all random steps together: about a minute."""
+MOST_AT_ONCE = 10**7
+"""The most actions in the random steps that run side by side: about 200 MB."""
 IQR_OF_NORMAL = 1.349
-"""Interquartile range of a normal distribution in standard deviations."""
+"""Interquartile range of a normal distribution, in standard deviations."""
 
 
 class Spread(NamedTuple):
-    """Standard deviations over means, of one stage."""
+    """Standard deviation over mean, for each time on one stage."""
 
     forward: float
     backward: float
     input_grad: float
     weight_grad: float
     send: float
+
+
+class Draws(NamedTuple):
+    """How many random steps to draw, and from which seed."""
+
+    number: int
+    seed: int
 
 
 class Distribution(NamedTuple):
@@ -50,17 +56,20 @@ class Distribution(NamedTuple):
 
 
 def even_spread(share: float, num_stages: int) -> tuple[Spread, ...]:
-    """The same share of every time, sends included."""
+    """The same spread for every time, sends included."""
     return (Spread(share, share, share, share, share),) * num_stages
 
 
 def measured_spreads(stages: Sequence[Sequence[Layer]]) -> tuple[Spread, ...]:
-    """What a profile's interquartile ranges say of stages made of its layers, which vary
-    independently; sends were not measured, and do not vary."""
+    """The spreads from a profile's interquartile ranges, for stages that consist of its layers.
+
+    Layers vary independently. Sends were not measured, and do not vary.
+    """
     return tuple(_measured_spread(layers) for layers in stages)
 
 
 def _measured_spread(layers: Sequence[Layer]) -> Spread:
+    # Variances of independent layers add up.
     def share(*parts: tuple[float, float]) -> float:
         mean = sum(time for time, _ in parts)
         deviation = math.hypot(*(spread for _, spread in parts)) / IQR_OF_NORMAL
@@ -75,41 +84,61 @@ def _measured_spread(layers: Sequence[Layer]) -> Spread:
 def noisy_makespans(
     schedule: Schedule,
     ranks: StageRanks,
-    stages: Sequence[StageCosts],
-    syncs: Sequence[SyncCost],
+    stages: Sequence[StageCosts[float]],
+    syncs: Sequence[SyncCost[float]],
     spreads: Sequence[Spread],
     *,
     action_overhead: float,
     sends_overlap: bool,
-    draws: int,
-    seed: int,
-) -> Array:
-    """The makespan of each of `draws` steps, in seconds; the same seed draws the same steps."""
+    draws: Draws,
+) -> FloatArray:
+    """Each random step's makespan in seconds, shape (draws,).
+
+    The same seed gives the same steps. Raises UsageError where so many actions would take minutes.
+    """
+    actions = sum(map(len, schedule))
+    if draws.number * actions > MOST_ACTIONS:
+        raise UsageError(
+            f"{draws.number} draws are too many for a step of {counted(actions, 'action')}; draw at most "
+            f"{MOST_ACTIONS // actions}"
+        )
     program = compile_schedule(schedule, ranks)
     costs = kind_costs(stages, action_overhead)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(draws.seed)
+    # One spread for each kind of action, F, B, I and W in turn; one for each kind's send.
     shares = np.array([spread[:4] for spread in spreads]).ravel()
     sends = np.repeat([spread.send for spread in spreads], 4)
     runner = run_steps if sends_overlap else run_steps_in_turn
-    compute = _drawn(rng, costs.compute, shares, draws)
-    free = runner(program, compute, _drawn(rng, costs.moving, sends, draws), draws)
-    rank_end = add_updates(after_syncs(free, syncs, np.maximum), ranks, stages)
-    return np.maximum.reduce(np.broadcast_arrays(*rank_end))
+    # The random steps run side by side, as partitions do, in blocks that fit into memory.
+    block = max(1, MOST_AT_ONCE // actions)
+    makespans: list[FloatArray] = []
+    for first in range(0, draws.number, block):
+        count = min(block, draws.number - first)
+        compute = _drawn(rng, costs.compute, shares, count)
+        moving = _drawn(rng, costs.moving, sends, count)
+        free = runner(program, compute, moving, count)
+        rank_end = add_updates(after_syncs(free, syncs, np.maximum), ranks, stages)
+        makespans.append(np.maximum.reduce(np.broadcast_arrays(*rank_end)))
+    return np.concatenate(makespans)
 
 
-def _drawn(rng: np.random.Generator, times: Array, shares: Array, draws: int) -> Rows:
-    """The times of a step, drawn anew for each."""
+def _drawn(rng: np.random.Generator, times: FloatArray, shares: FloatArray, draws: int) -> Rows:
+    """Random seconds for each action, drawn anew at each call.
+
+    With sigma^2 = log(1 + share^2), the factor exp(sigma z - sigma^2 / 2) has mean 1 and standard
+    deviation `share`, for z standard normal.
+    """
     width = np.sqrt(np.log1p(shares**2))
 
-    def row(step: Step) -> Array:
+    def row(step: Step) -> FloatArray:
         sigma = width[step.kind]
         return times[step.kind] * np.exp(sigma * rng.standard_normal(draws) - sigma**2 / 2)
 
     return row
 
 
-def distribution(makespans: Array) -> Distribution:
-    """The figures of drawn makespans."""
+def distribution(makespans: FloatArray) -> Distribution:
+    """Summarise the makespans in random steps."""
     low, middle, high = np.percentile(makespans, [5, 50, 95]).tolist()
     return Distribution(
         mean=float(makespans.mean()),

@@ -1,60 +1,51 @@
-"""What comes after the actions: gradient syncs, and each rank's optimizer step.
+"""Gradient syncs after the actions, and then each rank's optimizer step.
 
-At the end of the step, a sync starts when all its ranks have done their actions and the syncs before.
-In buckets, it runs beside the last backwards, as all-reduces of equal parts: part i of n may start
-when each of its ranks has done i/n of the last action that adds to these gradients (a B, or a W), for
-they become final evenly. All ranks take the parts in one order, that in which they may start.
+A sync starts when all its ranks are done with their actions and their earlier syncs.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
-import numpy as np
+from autopart.schedules.actions import StageRanks
+from autopart.simulator.costs import FloatArray, StageCosts, T_co
 
-from autopart.schedule import StageRanks
-from autopart.simulator.actions import Actions, B, W
-from autopart.simulator.clock import Times
-from autopart.simulator.costs import StageCosts, Time
+S = TypeVar("S", float, FloatArray)
 
 
-class SyncCost(Protocol):
-    """What the simulator reads of a sync, as plan.Sync has it."""
+class SyncCost(Protocol[T_co]):
+    """A sync's ranks and seconds. `Sync` in a plan's prediction has them."""
 
     @property
     def ranks(self) -> tuple[int, ...]: ...
     @property
-    def time(self) -> Time: ...
-
-
-class Buckets(NamedTuple):
-    """Syncs that run in parts beside the last backwards."""
-
-    parts: int
-    """Equal parts of each sync, 1 or more."""
-    stages: tuple[tuple[int, ...], ...]
-    """For each sync the stages whose gradients it sums."""
+    def time(self) -> T_co: ...
 
 
 class SyncSlice(NamedTuple):
-    """A sync, or a part of it, on one rank; seconds from the start of the step."""
+    """A sync on one rank, in seconds since the step began."""
 
     sync: int
-    """Its place in the plan's syncs."""
+    """The sync's place in the plan's list."""
     start: float
     end: float
 
 
 Slices = list[list[SyncSlice]]
-"""For each rank its syncs, in order."""
+"""Each rank's syncs, in order."""
 
 
 def after_syncs(
-    free: Sequence[Time], syncs: Sequence[SyncCost], larger: Callable[..., Time]
-) -> list[Time]:
-    """When each rank has made its gradient syncs, all at the end; `larger` is max, for floats or
-    arrays."""
+    free: Sequence[S], syncs: Sequence[SyncCost[S | float]], larger: Callable[[S, S], S]
+) -> list[S]:
+    """When each rank's gradient syncs end.
+
+    `free` says when each rank's last action ends. `larger` is `max` for numbers and `np.maximum`
+    for arrays over partitions.
+    """
     ready = list(free)
     for sync in syncs:
+        # Step 1: wait for the last of the sync's ranks. Step 2: all its ranks are busy until it
+        # ends.
         start = ready[sync.ranks[0]]
         for rank in sync.ranks[1:]:
             start = larger(start, ready[rank])
@@ -63,8 +54,8 @@ def after_syncs(
     return ready
 
 
-def syncs_at_end(free: Sequence[float], syncs: Sequence[SyncCost]) -> Slices:
-    """The same as slices."""
+def syncs_at_end(free: Sequence[float], syncs: Sequence[SyncCost[float]]) -> Slices:
+    """The same as slices, for numbers."""
     slices: Slices = [[] for _ in free]
     ready = list(free)
     for place, sync in enumerate(syncs):
@@ -75,45 +66,10 @@ def syncs_at_end(free: Sequence[float], syncs: Sequence[SyncCost]) -> Slices:
     return slices
 
 
-def syncs_in_buckets(
-    actions: Actions, times: Times, syncs: Sequence[SyncCost], buckets: Buckets
-) -> Slices:
-    """The parts of every sync, beside the last backwards."""
-    parts: list[tuple[float, int]] = []
-    for place, (sync, stages) in enumerate(zip(syncs, buckets.stages, strict=True)):
-        spans = [_last_gradient(actions, times, rank, stages) for rank in sync.ranks]
-        for done in range(1, buckets.parts + 1):
-            share = done / buckets.parts
-            parts.append((max(s + (e - s) * share for s, e in spans), place))
-    slices: Slices = [[] for _ in actions.schedule]
-    ready = [0.0] * len(slices)
-    for may_start, place in sorted(parts):
-        ranks = syncs[place].ranks
-        start = max(may_start, *(ready[rank] for rank in ranks))
-        for rank in ranks:
-            ready[rank] = start + syncs[place].time / buckets.parts
-            slices[rank].append(SyncSlice(place, start, ready[rank]))
-    return slices
-
-
-def _last_gradient(
-    actions: Actions, times: Times, rank: int, stages: Sequence[int]
-) -> tuple[float, float]:
-    """Start and end of the last action of `rank` that adds to the gradients of `stages`."""
-    first, stop = actions.first[rank], actions.first[rank + 1]
-    kinds = actions.kind[first:stop]
-    adding = np.isin(kinds // 4, stages) & np.isin(kinds % 4, (B, W))
-    found = np.flatnonzero(adding)
-    if not len(found):
-        return 0.0, 0.0
-    last = first + int(found[-1])
-    return times.start[last], times.end[last]
-
-
 def add_updates(
-    ends: Sequence[Time], ranks: StageRanks, stages: Sequence[StageCosts]
-) -> list[Time]:
-    """`ends` and the optimizer steps of the stages on each rank."""
+    ends: Sequence[S], ranks: StageRanks, stages: Sequence[StageCosts[S | float]]
+) -> list[S]:
+    """When each rank's optimizer step ends: its stages' updates follow its syncs, one by one."""
     updated = list(ends)
     for stage, own in zip(stages, ranks, strict=True):
         for rank in own:

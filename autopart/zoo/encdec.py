@@ -1,7 +1,7 @@
 """The encoder-decoder transformer (Vaswani et al., 2017), with the norms before each part.
 
-Every decoder block reads the encoder's output and the source mask, and one weight serves as both
-token embeddings and as the head.
+Every decoder block reads the encoder's output and the source mask. One weight serves both token
+embeddings and the head.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from autopart.zoo.tokens import token_loss
 
 @dataclass(frozen=True, slots=True)
 class EncoderDecoderSize:
-    """base is the paper's: `layers` blocks on each side."""
+    """base has the paper's shape: `layers` blocks on each side."""
 
     layers: int
     width: int
@@ -33,7 +33,7 @@ SIZES = {
 
 
 def source(name: str, size: str) -> ModelSource:
-    """The encoder-decoder of one of `SIZES`; the last quarter of each source is padding."""
+    """The encoder-decoder model in a size from `SIZES`. Each source's last quarter is padding."""
     shape = SIZES[size]
 
     def example_tokens(microbatch_size: int) -> torch.Tensor:
@@ -53,9 +53,9 @@ def source(name: str, size: str) -> ModelSource:
 
 
 class EncoderDecoder(nn.Module):
-    """Source and target ids (batch, length) to logits of the target (batch, length, vocabulary).
+    """Source and target ids (batch, length) to target logits (batch, length, vocabulary).
 
-    `source_mask` (batch, length) is true where the source is no padding.
+    `source_mask` (batch, length) is false on padding.
     """
 
     def __init__(self, size: EncoderDecoderSize) -> None:
@@ -152,7 +152,7 @@ def feed_forward(size: EncoderDecoderSize) -> nn.Sequential:
 
 
 def place(tokens: torch.Tensor) -> torch.Tensor:
-    """Scale embeddings (batch, length, width) by sqrt(width) and add sinusoids of the positions."""
+    """Scale embeddings (batch, length, width) by sqrt(width), and add position sinusoids."""
     length, width = tokens.shape[1:]
     exponents = torch.arange(0, width, 2, device=tokens.device) / width
     positions = torch.arange(length, device=tokens.device)

@@ -12,8 +12,8 @@ from autopart.zoo.tokens import language_source
 
 @dataclass(frozen=True, slots=True)
 class GPT2Size:
-    """The published shapes are those of the paper's table 2; 1.3b is GPT-3's (Brown et al., 2020,
-    table 2.1) on GPT-2's vocabulary."""
+    """Shapes from the paper's table 2; 1.3b is GPT-3's (Brown et al., 2020, table 2.1) with GPT-2's
+    vocabulary."""
 
     layers: int
     width: int
@@ -32,7 +32,7 @@ SIZES = {
 
 
 def source(name: str, size: str) -> ModelSource:
-    """The GPT-2 of one of `SIZES`."""
+    """The GPT-2 model in a size from `SIZES`."""
     shape = SIZES[size]
     return language_source(name, lambda: GPT2(shape), shape.vocabulary, shape.length)
 
@@ -57,7 +57,7 @@ class GPT2(nn.Module):
         return self.head(self.norm(x))
 
     def _initialise(self, layers: int) -> None:
-        """Normal weights of deviation 0.02, smaller where they write into the residual stream."""
+        """Normal weights with deviation 0.02, smaller where they write into the residual stream."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 into_residual = name.endswith(("project.weight", "down.weight"))
@@ -101,7 +101,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers, four times the width between them, GELU as GPT-2 approximates it."""
+    """Two linear layers with four times the width between them, and GPT-2's GELU approximation."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

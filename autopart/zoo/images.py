@@ -1,4 +1,4 @@
-"""Inputs, targets and loss of the image models in the zoo."""
+"""Inputs, targets and loss for the image models."""
 
 from collections.abc import Callable
 
@@ -17,8 +17,10 @@ def image_source(
     *,
     per_pixel: bool = False,
 ) -> ModelSource:
-    """A model from RGB images (microbatch, 3, side, side) to class scores, one set for each image
-    or one for each pixel (microbatch, classes, side, side)."""
+    """A model from RGB images (microbatch, 3, side, side) to class scores.
+
+    The scores are one set per image, or per pixel: (microbatch, classes, side, side).
+    """
 
     def example_images(microbatch_size: int) -> torch.Tensor:
         return torch.randn(microbatch_size, 3, side, side)
@@ -31,5 +33,5 @@ def image_source(
 
 
 def class_loss(scores: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the scores (second dimension) against the target classes, averaged."""
+    """Cross-entropy between scores (second dimension) and target classes, averaged."""
     return F.cross_entropy(scores.float(), target)

@@ -1,5 +1,7 @@
-"""A Llama 3 decoder (Dubey et al., 2024): few key-value heads, and a vocabulary so large that the
-embedding and the head outweigh the blocks beside them."""
+"""A Llama 3 decoder (Dubey et al., 2024) with few key-value heads.
+
+Its vocabulary is so large that embedding and head outweigh the blocks beside them.
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ from autopart.zoo.tokens import language_source
 
 @dataclass(frozen=True, slots=True)
 class LlamaSize:
-    """8b and 1b (3.2) as published; tiny keeps the proportion of vocabulary to width."""
+    """8b and 1b (3.2) as published; tiny keeps their vocabulary to width ratio."""
 
     layers: int
     width: int
@@ -23,7 +25,7 @@ class LlamaSize:
     vocabulary: int
     length: int
     tied: bool
-    """Whether the head's weight is the token embedding's."""
+    """Whether head and token embedding share one weight."""
 
 
 SIZES = {
@@ -36,7 +38,7 @@ _ROTARY_BASE = 500_000.0
 
 
 def source(name: str, size: str) -> ModelSource:
-    """The Llama of one of `SIZES`."""
+    """The Llama model in a size from `SIZES`."""
     shape = SIZES[size]
     return language_source(name, lambda: Llama(shape), shape.vocabulary, shape.length)
 
@@ -81,7 +83,7 @@ class Block(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean square in float32 (Zhang & Sennrich, 2019)."""
+    """x / rms(x) * weight, with the mean square in float32 (Zhang & Sennrich, 2019)."""
 
     def __init__(self, width: int, epsilon: float = 1e-5) -> None:
         super().__init__()
@@ -132,8 +134,8 @@ class SwiGLU(nn.Module):
 
 
 def rotary_table(length: int, head_width: int, device: torch.device) -> torch.Tensor:
-    """Cosines and sines (2, length, head width / 2) of the angles by which each pair of features
-    is turned at each position (Su et al., 2021)."""
+    """Cosines and sines (2, length, head width / 2) for each position's rotation angles (Su et al.,
+    2021)."""
     exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
     positions = torch.arange(length, device=device, dtype=torch.float32)
     angles = torch.outer(positions, _ROTARY_BASE**-exponents)
@@ -141,7 +143,7 @@ def rotary_table(length: int, head_width: int, device: torch.device) -> torch.Te
 
 
 def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Turn the pairs (x[i], x[i + half]) of the last dimension by their positions' angles."""
+    """Rotate the pairs (x[i], x[i + half]) in the last dimension by their positions' angles."""
     cosine, sine = rotary.to(x.dtype).unbind(0)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)

@@ -1,4 +1,4 @@
-"""A long multilayer perceptron: a plain chain of equal layers, the easiest model to cut."""
+"""A long multilayer perceptron: a plain chain with equal layers, the easiest model to cut."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from autopart.zoo.source import ModelSource
 
 @dataclass(frozen=True, slots=True)
 class MLPSize:
-    """`layers` square layers; one example is `rows` vectors of `width` features."""
+    """`layers` square layers. One example is `rows` vectors with `width` features."""
 
     layers: int
     width: int
@@ -25,7 +25,7 @@ SIZES = {
 
 
 def source(name: str, size: str) -> ModelSource:
-    """The perceptron of one of `SIZES`."""
+    """The perceptron in a size from `SIZES`."""
     shape = SIZES[size]
 
     def example_rows(microbatch_size: int) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""A decoder whose feed-forward nets are mixtures of experts, two for each token.
+"""A decoder with mixtures of experts as feed-forward nets, two experts per token.
 
-Routing is dense: every expert sees every token and the gates of the unchosen ones are zero, so
-shapes do not depend on data. As in Switch (Fedus et al., 2021) a balance loss is summed over the
-blocks, which makes a second value that flows through all of them.
+Routing is dense: every expert sees every token, and unchosen gates are zero. So shapes do not
+depend on data. As in Switch (Fedus et al., 2021), the blocks sum a balance loss. It is a second
+value that flows through all blocks.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _BALANCE_WEIGHT = 0.01
 
 @dataclass(frozen=True, slots=True)
 class MoESize:
-    """`experts` feed-forward nets of `hidden` inner features in each of `layers` blocks."""
+    """`experts` feed-forward nets with `hidden` inner features in each block, and `layers` blocks."""
 
     layers: int
     width: int
@@ -39,7 +39,7 @@ SIZES = {
 
 
 def source(name: str, size: str) -> ModelSource:
-    """The mixture of experts of one of `SIZES`."""
+    """The mixture-of-experts model in a size from `SIZES`."""
     shape = SIZES[size]
 
     def example_tokens(microbatch_size: int) -> torch.Tensor:
@@ -49,7 +49,7 @@ def source(name: str, size: str) -> ModelSource:
 
 
 def balanced_loss(output: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the logits, and a hundredth of the balance loss."""
+    """Cross-entropy, plus a hundredth times the balance loss."""
     logits, balance = output
     return token_loss(logits, target) + _BALANCE_WEIGHT * balance
 
@@ -93,7 +93,7 @@ class Block(nn.Module):
 
 
 class Experts(nn.Module):
-    """Feed-forward nets, of which each token's two likeliest are added by their gates."""
+    """Feed-forward nets. Each token adds its two likeliest ones, weighted by their gates."""
 
     def __init__(self, size: MoESize) -> None:
         super().__init__()

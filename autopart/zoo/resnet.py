@@ -10,7 +10,7 @@ from autopart.zoo.images import image_source
 from autopart.zoo.source import ModelSource
 
 _EXPANSION = 4
-"""A bottleneck's output channels over its inner ones."""
+"""A bottleneck's output channels divided by its inner channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ SIZES = {
 
 
 def source(name: str, size: str) -> ModelSource:
-    """The ResNet of one of `SIZES`."""
+    """The ResNet in a size from `SIZES`."""
     shape = SIZES[size]
     return image_source(name, lambda: ResNet(shape), shape.side, shape.classes)
 
@@ -63,7 +63,7 @@ class ResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a residual, which is projected where shapes differ."""
+    """1x1, 3x3 and 1x1 convolutions beside a residual, projected where shapes differ."""
 
     def __init__(self, incoming: int, inner: int, stride: int) -> None:
         super().__init__()

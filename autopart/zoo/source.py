@@ -1,4 +1,4 @@
-"""What a model is to autopart: a builder, examples of its inputs, and its loss."""
+"""A model for autopart: a builder, example inputs, and a loss."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """The functions of a model file; torch is imported by them, not by this class."""
+    """The functions in a model file. They import torch; this class does not."""
 
     name: str
-    """What the user typed: `model.py`, `package.module:build_large`, `zoo:gpt2-tiny`."""
+    """The model as the user typed it: `model.py`, `package.module:build_large`, `zoo:gpt2-tiny`."""
     build_model: Callable[[], nn.Module]
     example_inputs: Callable[[int], Any]
-    """Inputs of one microbatch of the given size: a tuple (positional), a dict (keywords), or a
-    lone tensor."""
+    """Inputs for one microbatch with the given size: a tuple (positional), a dict (keywords), or a
+    single tensor."""
     example_target: Callable[[int], Any] | None = None
     loss_fn: Callable[[Any, Any], Any] | None = None
-    """`loss_fn(output, target)` as a scalar tensor; None for a model that returns its own loss."""
+    """`loss_fn(output, target)`, a scalar tensor; None for a model that returns its own loss."""

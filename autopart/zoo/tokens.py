@@ -1,4 +1,4 @@
-"""Inputs, targets and loss of the language models in the zoo."""
+"""Inputs, targets and loss for the language models."""
 
 from collections.abc import Callable
 
@@ -20,5 +20,5 @@ def language_source(
 
 
 def token_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each position's logits against its target token, averaged."""
+    """Cross-entropy between each position's logits and its target token, averaged."""
     return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten())

@@ -1,5 +1,7 @@
-"""U-Net (Ronneberger et al., 2015): each level of the encoder is read again by its decoder level,
-so the first skip crosses nearly every cut. Convolutions are padded, which keeps sides even."""
+"""U-Net (Ronneberger et al., 2015): each decoder level reads its encoder level again.
+
+So the first skip crosses nearly every cut. Convolutions are padded, which keeps sides even.
+"""
 
 from dataclasses import dataclass
 
@@ -12,7 +14,7 @@ from autopart.zoo.source import ModelSource
 
 @dataclass(frozen=True, slots=True)
 class UNetSize:
-    """`channels * 2**i` channels on level i of `levels`; the last one is the bottom."""
+    """Level i has `channels * 2**i` channels, for i below `levels`; the last level is the bottom."""
 
     levels: int
     channels: int
@@ -27,7 +29,7 @@ SIZES = {
 
 
 def source(name: str, size: str) -> ModelSource:
-    """The U-Net of one of `SIZES`."""
+    """The U-Net in a size from `SIZES`."""
     shape = SIZES[size]
     return image_source(name, lambda: UNet(shape), shape.side, shape.classes, per_pixel=True)
 
@@ -60,7 +62,7 @@ class UNet(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Double the side, halve the channels, and join the encoder's output of the same level."""
+    """Double the side, halve the channels, and join the encoder's output on the same level."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class UpBlock(nn.Module):
 
 
 def two_convolutions(incoming: int, outgoing: int) -> nn.Sequential:
-    """Two 3x3 convolutions, each with a ReLU, drawn as the paper says (deviation sqrt(2 / fan in))."""
+    """Two 3x3 convolutions, each with a ReLU, drawn as in the paper (deviation sqrt(2 / fan in))."""
     first = nn.Conv2d(incoming, outgoing, 3, padding=1)
     second = nn.Conv2d(outgoing, outgoing, 3, padding=1)
     for convolution in (first, second):

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from autopart.cli import exit_code
-from autopart.profile import save_profile
-from tests.samples import sample_profile
+from autopart.cli.main import exit_code
+from autopart.records.profile import save_profile
+from tests.support.samples import sample_profile
 
 
 class Outcome(NamedTuple):
-    """What one command line did."""
+    """Exit code and output of one command line."""
 
     code: int
     out: str
@@ -80,7 +80,7 @@ def plan_file(cli: Cli, profile_file: Path) -> Path:
 
 @pytest.fixture
 def two_ranks(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`plan.json` in `folder`: `model.py` in two stages, whatever its layers were measured to take."""
+    """`plan.json` in `folder`: `model.py` in two stages."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (folder / "model.py").write_text(MODEL)
     assert cli("profile", "model.py", "--warmup", "0", "--repeats", "1").code == 0

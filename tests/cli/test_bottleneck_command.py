@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli
-from tests.test_compare_pipedream import CHAIN
+from tests.scripts.test_compare_pipedream import CHAIN
 
 
 @pytest.fixture
@@ -14,14 +14,21 @@ def graph(folder: Path) -> str:
 
 def test_the_bottleneck_of_a_pipedream_profile_is_printed_with_its_bound(cli: Cli, graph: str):
     done = cli(
-        "bottleneck", "pipedream", graph, "--gpus", "2", "--bandwidth", "1MB/s", "--one-gpu-a-stage"
+        "bottleneck",
+        "pipedream",
+        graph,
+        "--gpus",
+        "2",
+        "--bandwidth",
+        "1MB/s",
+        "--one-gpu-per-stage",
     )
     assert done.code == 0, done.err
     assert "2 stages, as pipedream counts" in done.out
     assert "objective 0.006, lower bound 0.006, gap 0.0 %" in done.out
 
 
-def test_two_levels_are_two_bandwidths(cli: Cli, graph: str):
+def test_two_levels_take_two_bandwidths(cli: Cli, graph: str):
     asked = ["bottleneck", "pipedream", graph, "--gpus", "4", "--nodes", "2"]
     done = cli(*asked, "--bandwidth", "10MB/s", "--bandwidth", "1MB/s", "--json")
     assert done.code == 0, done.err

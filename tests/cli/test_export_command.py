@@ -7,23 +7,27 @@ from typing import get_args
 import jsonschema
 import pytest
 
-import autopart.proofs as proofs
-from autopart.cli import export_command, verify_command
-from autopart.cli.console import check_may_replace
-from autopart.exporters import TARGETS
-from autopart.exporters.shape import Shape
-from autopart.proofs.rebuilt import Rebuilt
+import autopart.exporters.readback.check as readback
+from autopart.cli import verify_command
+from autopart.cli.export_options import TargetName
+from autopart.cli.output_files import check_may_replace
+from autopart.exporters.pipeline_shape import Shape
+from autopart.exporters.readback.rebuilt import Rebuilt
+from autopart.exporters.targets import TARGETS
+from tests.support.places import MODELS, SCHEMAS
 
 Cli = Callable[..., object]
 
 
-def test_export_writes_python_that_parses_and_says_where(cli: Cli, plan_file: Path) -> None:
+def test_export_writes_valid_python_and_lists_its_files(cli: Cli, plan_file: Path) -> None:
     outcome = cli("export", "plan.json", "--to", "torch", "--json")
     assert outcome.code == 0, outcome.err
-    schema = Path(__file__).parents[2] / "docs" / "schemas" / "export-summary.json"
+    schema = SCHEMAS / "export-summary.json"
     jsonschema.validate(outcome.document, json.loads(schema.read_text()))
-    assert outcome.document["files"] == ["exported/pipeline.py"]
-    ast.parse(Path("exported/pipeline.py").read_text())
+    names = ("pipeline", "pipeline_check", "pipeline_draws")
+    assert outcome.document["files"] == [f"exported/{name}.py" for name in names]
+    for file in outcome.document["files"]:
+        ast.parse(Path(file).read_text())
 
 
 def test_an_export_may_replace_an_export_but_nothing_else(cli: Cli, plan_file: Path) -> None:
@@ -37,7 +41,7 @@ def test_an_export_may_replace_an_export_but_nothing_else(cli: Cli, plan_file: P
     assert Path("here/pipeline.py").read_text() == "my own work"
 
 
-def test_what_the_target_cannot_express_is_code_4(cli: Cli, plan_file: Path) -> None:
+def test_a_plan_that_the_target_cannot_express_is_code_4(cli: Cli, plan_file: Path) -> None:
     plan = json.loads(plan_file.read_text())
     plan["stages"][0]["offload"] = plan["stages"][0]["layers"][:1]
     plan_file.write_text(json.dumps(plan))
@@ -51,14 +55,27 @@ def test_an_unknown_target_is_wrong_usage(cli: Cli, plan_file: Path) -> None:
     assert cli("export", "plan.json", "--to", "tensorflow").code == 2
 
 
-def test_every_target_is_offered_and_listed(cli: Cli) -> None:
+def test_only_torchs_export_checks_itself(cli: Cli, plan_file: Path) -> None:
+    outcome = cli("export", "plan.json", "--to", "megatron", "--check")
+    assert outcome.code == 2 and "autopart verify PLAN --target" in outcome.err
+    assert not Path("exported").exists()
+
+
+@pytest.mark.slow
+def test_a_check_without_the_model_fails_in_one_line(cli: Cli, plan_file: Path) -> None:
+    outcome = cli("export", "plan.json", "--to", "torch", "--check", "--model", "gone.py")
+    assert outcome.code == 1 and outcome.err.count("error: ") == 1
+    assert "gone.py: there is no such file" in outcome.err
+
+
+def test_list_shows_every_target(cli: Cli) -> None:
     outcome = cli("export", "--list")
     assert outcome.code == 0
     assert {line.split(" ")[0] for line in outcome.out.splitlines()} >= set(TARGETS)
-    assert set(TARGETS) == set(get_args(export_command.TargetName))
+    assert set(TARGETS) == set(get_args(TargetName))
 
 
-def test_layers_are_renamed_and_notes_are_said(cli: Cli, plan_file: Path) -> None:
+def test_map_renames_layers_and_notes_are_warnings(cli: Cli, plan_file: Path) -> None:
     asked = ["export", "plan.json", "--to", "deepspeed", "-o", "ds", "--json"]
     outcome = cli(*asked, "--map", "h.{i}=layers.{i}", "--map", "embed=embedding")
     assert outcome.code == 0, outcome.err
@@ -75,12 +92,12 @@ def test_a_schedule_file_of_an_earlier_export_is_replaced(cli: Cli, plan_file: P
     check_may_replace(Path("exported/autopart_schedule.csv"), "0F0,0F1,0B0,0B1\n")
 
 
-def test_verify_asks_what_to_check_against(cli: Cli, plan_file: Path) -> None:
+def test_verify_without_profile_and_target_is_wrong_usage(cli: Cli, plan_file: Path) -> None:
     assert cli("verify", "plan.json").code == 2
     assert cli("verify", "plan.json", "--target", "vllm").code == 2
 
 
-def test_verify_says_what_an_installed_framework_makes_of_the_export(
+def test_verify_compares_the_export_as_an_installed_framework_reads_it(
     cli: Cli, plan_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rebuilt(folder: Path, shape: Shape) -> Rebuilt:
@@ -88,21 +105,21 @@ def test_verify_says_what_an_installed_framework_makes_of_the_export(
         assert "--pipeline-model-parallel-size 2" in text and shape.num_replicas == 2
         return Rebuilt(((), ()), frozenset(), ((), ()))
 
-    proof = proofs.Proof("megatron-core", {"0.16.1": rebuilt})
-    monkeypatch.setattr(proofs, "PROOFS", {"megatron": proof})
-    monkeypatch.setattr(proofs, "installed", lambda *_: ("megatron-core 0", "0.16.1"))
+    reader = readback.Reader("megatron-core", {"0.16.1": rebuilt})
+    monkeypatch.setattr(readback, "READERS", {"megatron": reader})
+    monkeypatch.setattr(readback, "installed", lambda *_: ("megatron-core 0", "0.16.1"))
     outcome = cli("verify", "plan.json", "--target", "megatron", "--json")
     assert outcome.code == 1
-    schema = Path(__file__).parents[2] / "docs" / "schemas" / "verify-summary.json"
+    schema = SCHEMAS / "verify-summary.json"
     jsonschema.validate(outcome.document, json.loads(schema.read_text()))
     failed = [check["name"] for check in outcome.document["checks"] if not check["passed"]]
     assert failed == ["layers", "orders"] and outcome.document["target"] == "megatron"
 
 
 @pytest.mark.slow
-def test_a_profile_of_a_hugging_face_model_is_exported_in_every_frameworks_names(cli: Cli) -> None:
+def test_a_hugging_face_plan_is_exported_under_every_frameworks_names(cli: Cli) -> None:
     pytest.importorskip("transformers")
-    model = Path(__file__).parents[1] / "models" / "hf_llama.py"
+    model = MODELS / "hf_llama.py"
     assert cli("profile", str(model), "--microbatch-size", "2", "-o", "profile.json").code == 0
     asked = ["--gpus", "2", "--stages", "2", "--schedule", "1f1b"]
     outcome = cli("solve", "--profile", "profile.json", *asked)
@@ -124,5 +141,5 @@ def test_a_profile_of_a_hugging_face_model_is_exported_in_every_frameworks_names
         assert [word for word in words if word not in text] == [], target
 
 
-def test_verify_takes_every_framework_that_can_read_its_exports() -> None:
-    assert set(get_args(verify_command.TargetName)) == set(proofs.PROOFS)
+def test_verify_takes_every_framework_with_a_reader() -> None:
+    assert set(get_args(verify_command.TargetName)) == set(readback.READERS)

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import pytest
 
 import autopart
-from autopart.cli import COMMANDS
+from autopart.cli.application import COMMANDS
 from autopart.errors import AutopartError, ExportRefused, InfeasibleError, UsageError
 
 Cli = Callable[..., object]
 
 
-def test_without_arguments_the_commands_are_listed(cli: Cli) -> None:
+def test_autopart_without_arguments_lists_its_commands(cli: Cli) -> None:
     outcome = cli()
     assert outcome.code == 0
     for name in COMMANDS:
@@ -27,7 +27,7 @@ def test_every_help_ends_with_a_real_example_of_the_command(cli: Cli, name: str)
     assert "--json" in outcome.out
 
 
-def test_the_version_is_that_of_the_package(cli: Cli) -> None:
+def test_the_version_option_prints_the_version_of_the_package(cli: Cli) -> None:
     assert cli("--version").out == f"autopart {autopart.__version__}\n"
 
 
@@ -44,7 +44,7 @@ def test_the_version_is_that_of_the_package(cli: Cli) -> None:
         (["solve", "--gpus", "8", "--schedule", "zigzag"], "--schedule"),
     ],
 )
-def test_wrong_usage_is_one_line_and_code_2(cli: Cli, arguments: list[str], words: str) -> None:
+def test_wrong_usage_gives_one_line_and_code_2(cli: Cli, arguments: list[str], words: str) -> None:
     outcome = cli(*arguments)
     assert outcome.code == 2
     assert outcome.out == ""
@@ -69,7 +69,7 @@ def test_each_kind_of_error_has_its_exit_code(
     assert outcome.err == "error: the first line and the second\n"
 
 
-def test_a_fault_of_the_program_is_not_dressed_up_as_one_of_the_user(
+def test_a_bug_is_not_reported_as_a_mistake_of_the_user(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: object) -> None:
@@ -80,7 +80,7 @@ def test_a_fault_of_the_program_is_not_dressed_up_as_one_of_the_user(
         cli("show", "plan.json")
 
 
-def test_python_dash_m_is_the_command_line() -> None:
+def test_python_dash_m_runs_the_command_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "autopart", "show", "absent.json"],
         capture_output=True,
@@ -92,10 +92,10 @@ def test_python_dash_m_is_the_command_line() -> None:
 
 
 def test_planning_never_imports_torch() -> None:
-    """A planner that needs torch cannot run on the login node of a cluster."""
+    """The planner must run where torch is not installed, such as the login node of a cluster."""
     program = (
-        "import sys, autopart.cli\n"
-        "autopart.cli.app()\n"
+        "import sys, autopart.cli.application\n"
+        "autopart.cli.application.app()\n"
         "sys.exit(any(name.partition('.')[0] == 'torch' for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], timeout=200)

@@ -1,13 +1,13 @@
-"""Offload on the command line: solve, verify, show, and what cannot be."""
+"""Offload on the command line: solve, verify, show and refused options."""
 
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from autopart.profile import save_profile
+from autopart.records.profile import save_profile
 from tests.cli.conftest import Cli
-from tests.problems import chain_graph, layer, profile
+from tests.support.problems import chain_graph, layer, profile
 
 ASKED = ("solve", "--gpus", "2", "--gpu", "h100-sxm", "--stages", "2", "--replicas", "1")
 MEMORY = ("--global-batch", "8", "--schedule", "1f1b", "--memory")
@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def blocks(folder: Path) -> Path:
-    """`profile.json` of six blocks that compute for a second each and keep 10 GiB: a copy of them hides."""
+    """`profile.json` with six blocks; each computes for 1 s and keeps 10 GiB, so copies are hidden."""
     times = {"forward_time": 1.0, "input_grad_time": 1.0, "weight_grad_time": 1.0}
     layers = [layer(f"h.{i}", **times, stash_bytes=10 * GIB, workspace_bytes=GIB) for i in range(6)]
     graph = chain_graph(*layers, layer("head", **times), num_bytes=GIB)
@@ -29,7 +29,7 @@ def step_time(folder: Path) -> float:
     return msgspec.json.decode((folder / "plan.json").read_bytes())["prediction"]["step_time"]
 
 
-def test_offload_buys_a_faster_step_in_the_same_memory_and_verify_agrees(
+def test_offload_gives_a_faster_step_in_the_same_memory_and_verify_agrees(
     cli: Cli, blocks: Path
 ) -> None:
     steps: list[float] = []
@@ -39,17 +39,17 @@ def test_offload_buys_a_faster_step_in_the_same_memory_and_verify_agrees(
         assert cli("verify", "plan.json", "--profile", "profile.json").code == 0
         assert ("offloads" in cli("show", "plan.json").out) == (offload == "auto")
     assert steps[0] <= steps[1] < steps[2]
-    # Less than the copies of one block, out and back, would take in every microbatch if nothing hid them.
+    # The difference is less than one block's copies, out and back, for each microbatch.
     assert steps[1] - steps[0] < 8 * 2 * 10 * GIB / 64e9
 
 
-def test_what_does_not_fit_is_told_to_offload(cli: Cli, blocks: Path) -> None:
+def test_the_infeasible_message_names_offload(cli: Cli, blocks: Path) -> None:
     kept = cli(*ASKED, *MEMORY, "35GiB")
     assert kept.code == 3 and "--offload auto" in " ".join(kept.err.split()), kept.err
     assert cli(*ASKED, *MEMORY, "35GiB", "--offload", "auto").code == 0
 
 
-def test_a_plan_that_offloads_something_else_is_found_out(cli: Cli, blocks: Path) -> None:
+def test_verify_refuses_a_plan_that_offloads_other_layers(cli: Cli, blocks: Path) -> None:
     assert cli(*ASKED, *MEMORY, "50GiB", "--offload", "auto").code == 0
     path = blocks.parent / "plan.json"
     plan = msgspec.json.decode(path.read_bytes())
@@ -59,7 +59,9 @@ def test_a_plan_that_offloads_something_else_is_found_out(cli: Cli, blocks: Path
     assert cli("verify", "plan.json", "--profile", "profile.json").code == 1
 
 
-def test_named_layers_and_always(cli: Cli, blocks: Path) -> None:
+def test_named_layers_are_offloaded_and_always_offloads_all_except_kept_layers(
+    cli: Cli, blocks: Path
+) -> None:
     done = cli(*ASKED, *MEMORY, "200GiB", "--offload-layer", "h.2")
     assert done.code == 0 and "offloads 1 of" in done.out, done.err
     done = cli(*ASKED, *MEMORY, "200GiB", "--offload", "always", "--keep-layer", "h.2")
@@ -79,14 +81,14 @@ def test_named_layers_and_always(cli: Cli, blocks: Path) -> None:
         (("--offload", "always", "--schedule", "zb-h1"), "recomputed or offloaded under zb-h1"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_impossible_options_are_refused(
     options: tuple[str, ...], words: str, cli: Cli, blocks: Path
 ) -> None:
     done = cli(*ASKED, *MEMORY, "200GiB", *options)
     assert done.code == 1 and words in " ".join(done.err.split()), done.err
 
 
-def test_without_a_link_to_the_host_offload_is_refused_with_what_to_give(
+def test_offload_without_a_host_link_is_refused_with_the_missing_option(
     cli: Cli, blocks: Path
 ) -> None:
     assert cli(*ASKED, *MEMORY, "200GiB").code == 0

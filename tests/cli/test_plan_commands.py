@@ -5,22 +5,24 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from autopart.plan import ON_DEVICE, load_plan
-from autopart.profile import save_profile
-from tests.samples import sample_profile
+from autopart.records.plan import load_plan
+from autopart.records.prediction import ON_DEVICE
+from autopart.records.profile import save_profile
+from tests.support.places import SCHEMAS
+from tests.support.samples import sample_profile
 
 Cli = Callable[..., object]
 
 
 def _schema(name: str) -> object:
-    folder = Path(__file__).parents[2] / "docs" / "schemas"
+    folder = SCHEMAS
     return json.loads((folder / f"{name}.json").read_text())
 
 
 def test_show_prints_stages_memory_and_a_timeline(cli: Cli, plan_file: Path) -> None:
     outcome = cli("show", "plan.json")
     assert outcome.code == 0
-    for words in ("2 stages x 2 replicas", "memory of one rank", "rank 3  ", "a column is"):
+    for words in ("2 stages x 2 replicas", "memory of one rank", "rank 3  ", "one column is"):
         assert words in outcome.out
     assert max(map(len, outcome.out.splitlines())) <= 80
 
@@ -46,9 +48,7 @@ def test_show_draws_as_wide_as_the_terminal(
     assert {len(line) for line in lines if line.startswith("rank ")} == {160}
 
 
-def test_simulate_says_makespan_bubble_and_the_peak_of_every_rank(
-    cli: Cli, plan_file: Path
-) -> None:
+def test_simulate_gives_makespan_bubble_and_each_rank_s_peak(cli: Cli, plan_file: Path) -> None:
     outcome = cli("simulate", "plan.json", "--json")
     document, plan = outcome.document, load_plan("plan.json")
     jsonschema.validate(document, _schema("simulate-summary"))
@@ -58,7 +58,7 @@ def test_simulate_says_makespan_bubble_and_the_peak_of_every_rank(
         peaks = [rank["peak_bytes"] for rank in document["ranks"] if rank["rank"] in stage.ranks]
         assert peaks == [predicted.peak_bytes] * len(stage.ranks)
     for rank in document["ranks"]:
-        order = " ".join(piece["action"] for piece in rank["slices"])
+        order = " ".join(slice_["action"] for slice_ in rank["slices"])
         assert order == plan.orders[rank["rank"]]
     assert "makespan" in outcome.err
     assert "makespan" in cli("simulate", "plan.json").out
@@ -74,7 +74,7 @@ def test_simulate_gives_every_idle_second_a_cause(cli: Cli, plan_file: Path) -> 
     assert "of rank-seconds: " in cli("show", "plan.json").out
 
 
-def test_simulate_writes_a_trace_and_replaces_its_own_only(
+def test_simulate_writes_a_trace_and_replaces_only_a_trace(
     cli: Cli, folder: Path, plan_file: Path
 ) -> None:
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_simulate_writes_a_trace_and_replaces_its_own_only(
 
 
 @pytest.mark.parametrize("path", ["profile.json/trace.json", "."])
-def test_a_trace_that_cannot_be_written_is_refused_by_its_path(
+def test_a_trace_that_cannot_be_written_is_refused_with_its_path(
     cli: Cli, plan_file: Path, path: str
 ) -> None:
     outcome = cli("simulate", "plan.json", "--trace", path)
@@ -95,7 +95,7 @@ def test_a_trace_that_cannot_be_written_is_refused_by_its_path(
     assert path in outcome.err and "Traceback" not in outcome.err
 
 
-def test_noise_is_drawn_anew_by_seed_and_from_the_profile(cli: Cli, plan_file: Path) -> None:
+def test_noise_depends_on_the_seed_and_can_come_from_the_profile(cli: Cli, plan_file: Path) -> None:
     asked = ("simulate", "plan.json", "--draws", "50", "--json", "--noise")
     first, again, other = (
         cli(*asked, "5%", "--seed", seed).document["noise"] for seed in ("1", "1", "2")
@@ -103,7 +103,7 @@ def test_noise_is_drawn_anew_by_seed_and_from_the_profile(cli: Cli, plan_file: P
     assert first == again != other
     assert first["smallest"] < first["median"] < first["largest"]
     document = cli(*asked, "profile", "--profile", "profile.json").document
-    # The sample profile has no ranges: every step takes the simulated time.
+    # The sample profile has no ranges, so every step takes the simulated time.
     assert document["noise"]["mean"] == pytest.approx(document["makespan"])
     assert "under noise (5.0 % of every action" in cli(*asked[:4], "--noise", "5%").out
 
@@ -117,7 +117,7 @@ def test_noise_that_cannot_be_drawn_is_refused(cli: Cli, folder: Path, plan_file
     assert outcome.code == 1 and "the plan was made from" in outcome.err
 
 
-def test_verify_passes_a_plan_of_its_profile(cli: Cli, plan_file: Path) -> None:
+def test_verify_passes_a_plan_with_its_profile(cli: Cli, plan_file: Path) -> None:
     outcome = cli("verify", "plan.json", "--profile", "profile.json", "--json")
     assert outcome.code == 0
     jsonschema.validate(outcome.document, _schema("verify-summary"))
@@ -125,7 +125,7 @@ def test_verify_passes_a_plan_of_its_profile(cli: Cli, plan_file: Path) -> None:
     assert len(outcome.document["checks"]) >= 5
 
 
-def test_verify_fails_a_plan_of_another_profile_and_lists_what_failed(
+def test_verify_with_another_profile_fails_and_lists_the_failed_check(
     cli: Cli, folder: Path, plan_file: Path
 ) -> None:
     save_profile(sample_profile(dtype="float64"), folder / "other.json")
@@ -136,7 +136,7 @@ def test_verify_fails_a_plan_of_another_profile_and_lists_what_failed(
     assert document["passed"] is False
 
 
-def test_verify_fails_a_plan_whose_prediction_was_flattered(
+def test_verify_fails_a_plan_with_an_altered_prediction(
     cli: Cli, folder: Path, plan_file: Path
 ) -> None:
     plan = json.loads(plan_file.read_text())
@@ -146,7 +146,7 @@ def test_verify_fails_a_plan_whose_prediction_was_flattered(
     assert {check["name"] for check in document["checks"] if not check["passed"]} >= {"prediction"}
 
 
-def test_verify_lists_a_layer_that_stands_on_two_stages(
+def test_verify_lists_a_layer_that_is_on_two_stages(
     cli: Cli, folder: Path, plan_file: Path
 ) -> None:
     plan = json.loads(plan_file.read_text())

@@ -6,9 +6,10 @@ import jsonschema
 import pytest
 
 from autopart.cli.profile_command import default_name
-from autopart.profile import Device, Source, load_profile
+from autopart.records.profile import Device, Source, load_profile
 from tests.cli.conftest import MODEL
-from tests.samples import sample_profile
+from tests.support.places import SCHEMAS
+from tests.support.samples import sample_profile
 
 Cli = Callable[..., object]
 
@@ -28,26 +29,26 @@ def test_a_model_file_becomes_a_profile_named_after_model_device_and_size(
     profile = load_profile("model-cpu-mb3.json")
     assert (profile.microbatch_size, profile.device.threads) == (3, 1)
     assert "profile written to model-cpu-mb3.json" in outcome.out
-    assert "held against the whole model" in outcome.out
+    assert "compared with the whole model" in outcome.out
     for layer in profile.graph.layers:
         assert layer.name in outcome.out
 
 
-def test_the_document_holds_the_layers_and_nothing_else_is_on_stdout(
+def test_the_document_has_all_layers_and_nothing_else_is_on_stdout(
     quick: Cli, folder: Path
 ) -> None:
     outcome = quick("model.py", "--json", "-o", "p.json")
-    schema = Path(__file__).parents[2] / "docs" / "schemas" / "profile-summary.json"
+    schema = SCHEMAS / "profile-summary.json"
     jsonschema.validate(outcome.document, json.loads(schema.read_text()))
     profile = load_profile("p.json")
     said = outcome.document["layers"]
     assert [layer["name"] for layer in said] == [layer.name for layer in profile.graph.layers]
     assert sum(layer["share"] for layer in said) == pytest.approx(1)
     assert outcome.document["num_params"] == 8 * 8 + 8 + 8 * 4 + 4
-    assert "held against the whole model" in outcome.err
+    assert "compared with the whole model" in outcome.err
 
 
-def test_on_meta_nothing_is_run_and_everything_is_marked_analytic(quick: Cli, folder: Path) -> None:
+def test_a_profile_on_meta_is_marked_analytic(quick: Cli, folder: Path) -> None:
     outcome = quick("model.py", "--device", "meta", "--gpu", "h100-sxm")
     assert outcome.code == 0, outcome.err
     assert "analytic" in outcome.out.splitlines()[0]
@@ -66,7 +67,7 @@ def test_on_meta_nothing_is_run_and_everything_is_marked_analytic(quick: Cli, fo
         (["model.py", "--dtype", "int8"], 2, "--dtype"),
     ],
 )
-def test_what_cannot_be_profiled_is_one_line(
+def test_a_model_that_cannot_be_profiled_is_refused_in_one_line(
     quick: Cli, folder: Path, arguments: list[str], code: int, words: str
 ) -> None:
     outcome = quick(*arguments)
@@ -97,7 +98,7 @@ def test_a_model_file_that_fails_shows_its_own_error(
         assert word in outcome.err
 
 
-def test_a_profile_never_replaces_a_file_of_another_format(quick: Cli, folder: Path) -> None:
+def test_a_profile_never_replaces_a_file_in_another_format(quick: Cli, folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     outcome = quick("model.py", "-o", "notes.txt")
     assert outcome.code == 1
@@ -120,7 +121,7 @@ def test_a_profile_never_replaces_a_file_of_another_format(quick: Cli, folder: P
         ("net.py", Device(kind="meta", name="l40s"), "analytic", "net-l40s-analytic-mb2"),
     ],
 )
-def test_the_default_name_says_model_device_and_microbatch(
+def test_the_default_file_name_has_model_device_and_microbatch_size(
     model: str, device: Device, method: str, name: str
 ) -> None:
     source = Source(model=model, graph_hash="", num_params=0, software={})

@@ -3,7 +3,7 @@ import pytest
 from autopart.cli.progress_lines import ProgressLines
 
 
-def test_a_line_is_written_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_writes_a_line_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     always, seldom = ProgressLines(every=0.0), ProgressLines(every=1e6)
     for done in (1, 2):
         always(done, 100, "35 samples/s")

@@ -1,14 +1,14 @@
-"""Recomputation on the command line: solve, verify, show, and what cannot be."""
+"""Recompute on the command line: solve, verify, show and refused options."""
 
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from autopart.graph import Recompute
-from autopart.profile import save_profile
+from autopart.records.layer_graph import Recompute
+from autopart.records.profile import save_profile
 from tests.cli.conftest import Cli
-from tests.problems import chain_graph, layer, profile
+from tests.support.problems import chain_graph, layer, profile
 
 ASKED = ("solve", "--gpus", "2", "--gpu", "h100-sxm", "--stages", "2", "--replicas", "1")
 MEMORY = ("--global-batch", "8", "--schedule", "1f1b", "--memory")
@@ -17,7 +17,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def blocks(folder: Path) -> Path:
-    """`profile.json` of six like blocks that keep 10 GiB each, and a head that keeps 1 GiB."""
+    """`profile.json` with six identical blocks that keep 10 GiB each, and a head that keeps 1 GiB."""
     again = Recompute(extra_time=1e-3, stash_bytes=0)
     times = {"forward_time": 1e-3, "input_grad_time": 1e-3, "weight_grad_time": 1e-3}
     layers = [layer(f"h.{i}", **times, stash_bytes=10 * GIB, workspace_bytes=GIB) for i in range(6)]
@@ -43,7 +43,7 @@ def test_auto_recomputes_as_few_layers_as_fit_and_verify_agrees(cli: Cli, blocks
     assert steps == sorted(steps) and steps[0] < steps[-1]
 
 
-def test_a_plan_that_recomputes_something_else_is_found_out(cli: Cli, blocks: Path) -> None:
+def test_verify_refuses_a_plan_that_recomputes_other_layers(cli: Cli, blocks: Path) -> None:
     assert cli(*ASKED, *MEMORY, "61GiB", "--recompute", "auto").code == 0
     path = blocks.parent / "plan.json"
     plan = msgspec.json.decode(path.read_bytes())
@@ -55,10 +55,14 @@ def test_a_plan_that_recomputes_something_else_is_found_out(cli: Cli, blocks: Pa
     plan["stages"][-1]["recompute"] = ["head"]
     path.write_bytes(msgspec.json.encode(plan))
     told = cli("verify", "plan.json", "--profile", "profile.json")
-    assert told.code == 1 and "way of layer 'head' is recompute" in " ".join(told.out.split())
+    assert told.code == 1 and "the policy of layer 'head' is recompute" in " ".join(
+        told.out.split()
+    )
 
 
-def test_named_layers_and_always(cli: Cli, blocks: Path) -> None:
+def test_named_layers_are_recomputed_and_always_recomputes_all_except_kept_layers(
+    cli: Cli, blocks: Path
+) -> None:
     done = cli(*ASKED, *MEMORY, "200GiB", "--recompute-layer", "h.2")
     assert done.code == 0, done.err
     assert "recomputes 1 of" in done.out
@@ -70,7 +74,9 @@ def test_named_layers_and_always(cli: Cli, blocks: Path) -> None:
     assert cli("verify", "plan.json", "--profile", "profile.json").code == 0
 
 
-def test_too_little_memory_says_the_least_with_and_without(cli: Cli, blocks: Path) -> None:
+def test_the_infeasible_message_names_the_least_memory_with_and_without_recompute(
+    cli: Cli, blocks: Path
+) -> None:
     kept = cli(*ASKED, *MEMORY, "12GiB")
     assert kept.code == 3 and "--recompute auto" not in kept.err
     told = cli(*ASKED, *MEMORY, "12GiB", "--recompute", "auto")
@@ -93,14 +99,14 @@ def test_too_little_memory_says_the_least_with_and_without(cli: Cli, blocks: Pat
         (("--recompute", "always", "--schedule", "zb-h1"), "recomputed or offloaded under zb-h1"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_impossible_options_are_refused(
     options: tuple[str, ...], words: str, cli: Cli, blocks: Path
 ) -> None:
     done = cli(*ASKED, *MEMORY, "200GiB", *options)
     assert done.code == 1 and words in " ".join(done.err.split())
 
 
-def test_the_sweep_goes_from_generous_to_impossible_and_more_memory_is_never_slower(
+def test_a_memory_sweep_ends_where_nothing_fits_and_more_memory_is_never_slower(
     cli: Cli, blocks: Path
 ) -> None:
     asked = (*ASKED, "--global-batch", "8", "--schedule", "1f1b", "--recompute", "auto")

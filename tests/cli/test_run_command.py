@@ -9,11 +9,14 @@ import jsonschema
 import pytest
 
 from tests.cli.conftest import MODEL
+from tests.support.places import SCHEMAS
 
 Cli = Callable[..., object]
 
 
-def test_without_torchrun_the_user_is_told_what_to_type(cli: Cli, plan_file: Path) -> None:
+def test_run_without_torchrun_is_refused_with_the_command_to_type(
+    cli: Cli, plan_file: Path
+) -> None:
     outcome = cli("run", "plan.json", "model.py")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.count("\n") == 1
@@ -21,10 +24,10 @@ def test_without_torchrun_the_user_is_told_what_to_type(cli: Cli, plan_file: Pat
     assert "torchrun --nproc-per-node 4 -m autopart run plan.json model.py" in outcome.err
 
 
-def test_a_local_run_equals_the_plain_model_and_says_so(cli: Cli, two_ranks: Path) -> None:
+def test_a_local_run_with_a_check_equals_the_plain_model(cli: Cli, two_ranks: Path) -> None:
     outcome = cli("run", "plan.json", "model.py", "--local", "--steps", "2", "--check", "--json")
     assert outcome.code == 0, outcome.err
-    schema = Path(__file__).parents[2] / "docs" / "schemas" / "run-summary.json"
+    schema = SCHEMAS / "run-summary.json"
     jsonschema.validate(outcome.document, json.loads(schema.read_text()))
     check = outcome.document["check"]
     assert check["num_parameters"] == 4
@@ -35,7 +38,7 @@ def test_a_local_run_equals_the_plain_model_and_says_so(cli: Cli, two_ranks: Pat
 
 
 @pytest.mark.slow
-def test_a_model_that_is_not_the_plans_is_refused_with_the_layer(
+def test_another_model_than_the_plan_s_is_refused_in_one_line(
     cli: Cli, folder: Path, two_ranks: Path
 ) -> None:
     (folder / "model.py").write_text(MODEL.replace("nn.ReLU(),", "nn.ReLU(), nn.Tanh(),"))
@@ -45,7 +48,7 @@ def test_a_model_that_is_not_the_plans_is_refused_with_the_layer(
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_ranks_and_rank_0_speaks(folder: Path, two_ranks: Path) -> None:
+def test_under_torchrun_only_rank_0_prints(folder: Path, two_ranks: Path) -> None:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
         *("-m", "autopart", "run", "plan.json", "model.py", "--steps", "2", "--check", "--json"),

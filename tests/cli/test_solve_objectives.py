@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from autopart.profile import load_profile, save_profile
-from autopart.sizes import scale_profile
+from autopart.records.microbatch_sizes import scale_profile
+from autopart.records.profile import load_profile, save_profile
 from tests.cli.conftest import Cli
 
 ASKED = ("solve", "--gpus", "4", "--global-batch", "16")
@@ -13,7 +13,7 @@ ASKED = ("solve", "--gpus", "4", "--global-batch", "16")
 
 @pytest.fixture
 def two_profiles(profile_file: Path) -> tuple[str, ...]:
-    """Options that name the sample profile, of microbatches of 2, and one of 4."""
+    """Options that name the sample profile with microbatch size 2, and a profile with size 4."""
     save_profile(scale_profile(load_profile(profile_file), 4), profile_file.parent / "four.json")
     return ("--profile", "profile.json", "--profile", "four.json")
 
@@ -31,7 +31,7 @@ def test_two_profiles_are_searched_and_verified_together(cli: Cli, two_profiles:
     assert "microbatch sizes searched: 2, 4" in cli("show", "plan.json").out
 
 
-def test_sizes_without_a_profile_are_scaled_and_a_warning_says_so(cli: Cli, profile_file: Path):
+def test_sizes_without_a_profile_are_scaled_with_a_warning(cli: Cli, profile_file: Path):
     done = cli(*ASKED, "--profile", "profile.json", "--microbatch-size", "1,2,8")
     assert done.code == 0, done.err
     assert "warning: scaled, not measured, are microbatch sizes 1 from 2, 8 from 2" in done.err
@@ -43,11 +43,11 @@ def test_sizes_without_a_profile_are_scaled_and_a_warning_says_so(cli: Cli, prof
     [
         ("1,x", 2, "'1,x' is no list of counts"),
         ("0", 2, "no list of counts"),
-        ("2,2", 1, "microbatch size 2 is named twice"),
+        ("2,2", 1, "microbatch size 2 is given twice"),
         ("2,5", 1, "microbatches of 5 (2 do divide it)"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(
+def test_invalid_microbatch_sizes_are_refused(
     option: str, code: int, words: str, cli: Cli, profile_file: Path
 ):
     done = cli(*ASKED, "--microbatch-size", option)
@@ -55,7 +55,7 @@ def test_sizes_that_make_no_sense_are_refused(
     assert not Path("plan.json").exists()
 
 
-def test_the_bottleneck_is_said_to_be_the_objective(cli: Cli, profile_file: Path):
+def test_the_output_names_the_bottleneck_as_the_objective(cli: Cli, profile_file: Path):
     done = cli(*ASKED, "--objective", "bottleneck", "--stages", "4")
     assert done.code == 0, done.err
     said = " ".join(done.out.split())

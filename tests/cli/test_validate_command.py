@@ -5,18 +5,21 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from tests.support.places import SCHEMAS
+
 Cli = Callable[..., object]
-SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "validate-summary.json"
+SCHEMA = SCHEMAS / "validate-summary.json"
 
 
-def test_each_rank_alone_is_held_against_the_plan(cli: Cli, folder: Path, two_ranks: Path) -> None:
+@pytest.mark.slow
+def test_each_rank_alone_is_compared_with_the_plan(cli: Cli, folder: Path, two_ranks: Path) -> None:
     asked = ("--one-device", "--device", "cpu", "--steps", "2", "--trace", "both.json", "--json")
     outcome = cli("validate", "plan.json", "model.py", *asked)
     assert outcome.code == 0, outcome.err
     jsonschema.validate(outcome.document, json.loads(SCHEMA.read_text()))
     assert outcome.document["step_time"] is None
     assert [rank["rank"] for rank in outcome.document["ranks"]] == [0, 1]
-    # So small a model that counters of the optimizer, 4 bytes a parameter, are seen.
+    # The model is so small that the optimizer's counters (4 bytes per parameter) are visible.
     assert all(abs(rank["error"]) < 0.05 for rank in outcome.document["ranks"])
     assert {(one["stage"], one["op"]) for one in outcome.document["actions"]} == {
         (stage, op) for stage in (0, 1) for op in "FB"
@@ -28,10 +31,10 @@ def test_each_rank_alone_is_held_against_the_plan(cli: Cli, folder: Path, two_ra
     strict = cli("validate", "plan.json", "model.py", *asked[:5], "--tolerance", "0.0001")
     assert strict.code == 1
     assert strict.err.startswith("error: the prediction of ") and strict.err.count("\n") == 1
-    assert "bytes of tensors at the peak" in strict.out, "what was measured is told all the same"
+    assert "tensor bytes at the peak" in strict.out, "the tables are printed all the same"
 
 
-def test_what_cannot_be_started_is_said_in_one_line(
+def test_validate_without_ranks_or_with_contradicting_options_is_refused(
     cli: Cli, folder: Path, plan_file: Path
 ) -> None:
     outcome = cli("validate", "plan.json", "model.py")
@@ -45,7 +48,7 @@ def test_what_cannot_be_started_is_said_in_one_line(
 
 
 @pytest.mark.slow
-def test_a_run_on_all_ranks_is_held_against_the_plan(cli: Cli, two_ranks: Path) -> None:
+def test_a_run_on_all_ranks_is_compared_with_the_plan(cli: Cli, two_ranks: Path) -> None:
     outcome = cli("validate", "plan.json", "model.py", "--local", "--steps", "4", "--json")
     assert outcome.code == 0, outcome.err
     jsonschema.validate(outcome.document, json.loads(SCHEMA.read_text()))

@@ -1,4 +1,4 @@
-"""What each framework is told, word by word, and what it cannot be told."""
+"""Each framework's files, word by word, and the plans that it refuses."""
 
 import ast
 import csv
@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from autopart.errors import ExportRefused, UsageError
-from autopart.exporters import TARGETS, export_plan
-from autopart.plan import Plan, Sync, schedule_of
-from autopart.schedule import parse_order
-from tests.exporters.language import language_plan, recomputing
-from tests.exporters.plans import make_plan
+from autopart.exporters.targets import TARGETS, export_plan
+from autopart.records.plan import Plan, schedule_of
+from autopart.records.prediction import Sync
+from autopart.schedules.actions import parse_order
+from tests.support.exporters.language import language_plan, recomputing
+from tests.support.exporters.plans import make_plan
 
 WITH_MODELS = [name for name, target in TARGETS.items() if target.of_units]
 TRAINING = ["torchtitan", "megatron", "deepspeed", "automodel", "primus"]
@@ -59,7 +60,7 @@ def test_torchtitan_names_every_unit_once() -> None:
     assert made["SCHEDULE_FILE"] is None
 
 
-def test_torchtitan_0_2_is_told_in_toml() -> None:
+def test_torchtitan_0_2_gets_toml() -> None:
     plan = recomputing(language_plan([1, 1, 1, 1], 2, "interleaved-1f1b"), 0, 1, 2, 3)
     told = tomllib.loads(files(plan, "torchtitan", "0.2.2")["autopart_titan.toml"])
     assert told["parallelism"]["module_fqns_per_model_part"][-1] == ["layers.3", "norm", "output"]
@@ -70,7 +71,7 @@ def test_torchtitan_0_2_is_told_in_toml() -> None:
 
 
 @pytest.mark.parametrize("target", ["torchtitan", "automodel"])
-def test_orders_without_a_name_of_torchs_are_a_file_of_one_replica(target: str) -> None:
+def test_orders_without_a_torch_name_go_into_a_file_for_one_replica(target: str) -> None:
     plan = changed(language_plan([1, 1, 1, 1], 2, "looped-bfs", replicas=2), schedule="custom")
     made = files(plan, target)
     rows = list(csv.reader(made["autopart_schedule.csv"].splitlines()))
@@ -82,19 +83,19 @@ def test_orders_without_a_name_of_torchs_are_a_file_of_one_replica(target: str) 
 
 
 @pytest.mark.parametrize("target", ["torchtitan", "automodel"])
-def test_a_v_goes_by_the_name_that_places_it(target: str) -> None:
+def test_a_v_has_the_torch_name_that_places_it(target: str) -> None:
     plan = language_plan([1, 1, 1, 1], 2, "hanayo", num_microbatches=2)
     made = files(plan, target)
     assert len(made) == 2 and any("ZBVZeroBubble" in text for text in made.values())
 
 
-def test_1f1b_of_few_microbatches_is_a_file_because_torch_refuses_the_name() -> None:
+def test_1f1b_with_few_microbatches_goes_into_a_file_because_torch_refuses_the_name() -> None:
     made = files(language_plan([1, 1, 1, 1], num_microbatches=2), "torchtitan")
     assert set(made) == {"autopart_titan.py", "autopart_schedule.csv"}
     assert constants(made["autopart_titan.py"])["SCHEDULE"] == "PipelineScheduleMulti"
 
 
-def test_megatron_is_told_a_layout_twice() -> None:
+def test_megatron_gets_the_layout_as_a_string_and_as_a_list() -> None:
     made = files(language_plan([3, 1, 2, 0], 2, "interleaved-1f1b"), "megatron")
     assert "--pipeline-model-parallel-layout 'Et*3|t|t*2|L'\n" in made["autopart_megatron.sh"]
     fields = yaml.safe_load(made["autopart_megatron.yaml"])
@@ -113,7 +114,7 @@ def test_megatron_is_told_a_layout_twice() -> None:
          "--account-for-embedding-in-pipeline-split\n    --account-for-loss-in-pipeline-split"),
     ],
 )  # fmt: skip
-def test_megatron_before_layouts_is_told_the_first_and_the_last(
+def test_megatron_without_layouts_gets_the_first_and_the_last_stage(
     counts: list[int], told: str
 ) -> None:
     made = files(language_plan(counts), "megatron", "0.12")
@@ -123,7 +124,7 @@ def test_megatron_before_layouts_is_told_the_first_and_the_last(
     assert ("decoder" in text, "account" in text) == ("decoder" in told, "account" in told)
 
 
-def test_megatron_recomputes_the_first_layers_of_stages() -> None:
+def test_megatron_recomputes_the_first_layers_on_each_stage() -> None:
     plan = language_plan([3, 1, 2])
     made = files(recomputing(plan, 0, 1, 3, 4, 5), "megatron")
     assert "--recompute-method block\n    --recompute-num-layers 2" in made["autopart_megatron.sh"]
@@ -136,18 +137,18 @@ def test_megatron_recomputes_the_first_layers_of_stages() -> None:
 @pytest.mark.parametrize(
     ("counts", "words"), [([2, 1, 3, 2], "need a layout"), ([0, 3, 2], "gives it one layer")]
 )
-def test_megatron_before_layouts_refuses_the_rest(counts: list[int], words: str) -> None:
+def test_megatron_without_layouts_refuses_other_stage_sizes(counts: list[int], words: str) -> None:
     assert words in refusal(language_plan(counts), "megatron", "0.12")
 
 
-def test_megatron_before_layouts_refuses_several_stages_a_rank_and_uneven_recompute() -> None:
+def test_megatron_without_layouts_refuses_several_stages_per_rank_and_uneven_recompute() -> None:
     plan = language_plan([1, 1, 1, 1], 2, "interleaved-1f1b")
-    assert "the nearest plan has one stage a rank" in refusal(plan, "megatron", "0.12")
+    assert "the nearest plan has one stage per rank" in refusal(plan, "megatron", "0.12")
     plan = recomputing(language_plan([2, 2]), 0)
-    assert "takes from 0.13 on" in refusal(plan, "megatron", "0.12")
+    assert "supports from 0.13 on" in refusal(plan, "megatron", "0.12")
 
 
-def test_deepspeed_is_told_boundaries_and_that_it_does_not_clip() -> None:
+def test_deepspeed_gets_boundaries_and_no_clipping() -> None:
     made = files(recomputing(language_plan([2, 1], replicas=2), 1), "deepspeed")
     module = constants(made["autopart_deepspeed.py"])
     assert module["PARTS"] == (0, 3, 6) and module["RECOMPUTED"] == [2]
@@ -158,7 +159,7 @@ def test_deepspeed_is_told_boundaries_and_that_it_does_not_clip() -> None:
     assert config["pipeline"] == {"activation_checkpoint_interval": 1, "use_reentrant": False}
 
 
-def test_deepspeed_takes_a_list_of_layers_of_any_name() -> None:
+def test_deepspeed_takes_layers_with_any_name() -> None:
     layers = [["0", "1"], ["2", "pool", "pool@1", "loss"]]
     module = files(make_plan(layers, [(0,), (1,)], 4), "deepspeed")["autopart_deepspeed.py"]
     assert constants(module)["UNITS"] == [["0", "1"], ["2", "pool"]]
@@ -174,18 +175,20 @@ def test_automodel_keeps_the_rotary_embedding_on_every_stage() -> None:
 
 @pytest.mark.parametrize("schedule", ["zb-h1", "interleaved-zb", "zbv", "dualpipev", "v-half"])
 @pytest.mark.parametrize("target", ["torchtitan", "automodel"])
-def test_fsdp_would_lose_gradients_of_split_backwards(target: str, schedule: str) -> None:
+def test_split_backwards_are_refused_because_fsdp_loses_gradients(
+    target: str, schedule: str
+) -> None:
     counts = [1, 1] if schedule == "zb-h1" else [1, 1, 1, 1]
     message = refusal(language_plan(counts, 2, schedule), target)
-    assert "loses weights' gradients" in message and "--schedule 1f1b" in message
+    assert "loses weight gradients" in message and "--schedule 1f1b" in message
 
 
-def test_automodel_wants_a_microbatch_for_each_rank() -> None:
+def test_automodel_needs_a_microbatch_per_rank() -> None:
     few = language_plan([1, 1, 1], schedule="gpipe", num_microbatches=2, replicas=2)
     assert "the nearest plan has 6 microbatches" in refusal(few, "automodel")
 
 
-def test_automodel_notes_what_the_run_must_see_to() -> None:
+def test_automodel_notes_sharded_parameters_and_the_start_folder() -> None:
     plan = changed(language_plan([1, 1], schedule="gpipe", replicas=2), schedule="custom")
     notes = export_plan(plan, "automodel").notes
     assert "over its replicas (FSDP)" in notes[0] and "in the folder of" in notes[1]
@@ -199,7 +202,7 @@ def test_automodel_recomputes_all_or_none() -> None:
     assert yaml.safe_load(text)["distributed"]["activation_checkpointing"] == "full"
 
 
-def test_primus_takes_any_layers_and_a_v() -> None:
+def test_primus_recomputes_any_layers_and_runs_a_v() -> None:
     plan = recomputing(language_plan([1, 2, 1, 1], 2, "zbv"), 0, 2, 4)
     told = yaml.safe_load(files(plan, "primus")["autopart_primus.yaml"])
     assert told["recompute_layer_ids"] == "0,2,4"
@@ -208,7 +211,7 @@ def test_primus_takes_any_layers_and_a_v() -> None:
 
 
 @pytest.mark.parametrize(("schedule", "per_rank"), [("1f1b", 1), ("interleaved-1f1b", 2)])
-def test_primus_runs_megatrons_own_schedules_without_its_pipeline(
+def test_primus_runs_megatrons_schedules_without_its_own_pipeline(
     schedule: str, per_rank: int
 ) -> None:
     plan = language_plan([1] * 2 * per_rank, 2, schedule)
@@ -217,16 +220,16 @@ def test_primus_runs_megatrons_own_schedules_without_its_pipeline(
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "zb-h2", "v-half", "v-min", "dualpipev"])
-def test_primus_refuses_schedules_whose_orders_it_does_not_run(schedule: str) -> None:
+def test_primus_refuses_schedules_with_other_orders(schedule: str) -> None:
     counts = [1, 1] if schedule in ("gpipe", "zb-h2") else [1, 1, 1, 1]
     message = refusal(language_plan(counts, 2, schedule), "primus")
-    assert f"this plan runs {schedule}; the nearest has --schedule" in message
+    assert f"this plan runs {schedule}; the nearest plan has --schedule" in message
 
 
 @pytest.mark.parametrize(
     ("schedule", "counts", "least"), [("zb-h1", [1] * 4, 4), ("zbv", [1] * 6, 5)]
 )
-def test_primus_has_no_right_table_for_few_microbatches(
+def test_primus_refuses_few_microbatches_because_its_table_is_wrong(
     schedule: str, counts: list[int], least: int
 ) -> None:
     num_ranks = len(counts) // (2 if schedule == "zbv" else 1)
@@ -235,7 +238,7 @@ def test_primus_has_no_right_table_for_few_microbatches(
     assert files(language_plan(counts, num_ranks, schedule, least), "primus")
 
 
-def test_serving_is_told_the_cuts() -> None:
+def test_serving_gets_the_cuts() -> None:
     plan = language_plan([3, 2])
     assert files(plan, "vllm")["autopart_vllm.sh"].endswith("VLLM_PP_LAYER_PARTITION=3,2\n")
     devices = json.loads(files(plan, "device-map")["autopart_device_map.json"])
@@ -244,17 +247,17 @@ def test_serving_is_told_the_cuts() -> None:
     assert "--same-stage act,act@1" in refusal(again, "device-map")
 
 
-# What cannot be told
+# Plans that a framework refuses
 
 
 @pytest.mark.parametrize("target", TRAINING)
-def test_a_pipeline_of_one_rank_would_be_ignored(target: str) -> None:
+def test_a_pipeline_with_one_rank_is_refused(target: str) -> None:
     message = refusal(language_plan([4], replicas=2), target)
-    assert "ignores every setting of its pipeline; train without one on 2 replicas" in message
+    assert "ignores all pipeline settings; train on 2 replicas without a pipeline" in message
 
 
 @pytest.mark.parametrize("target", WITH_MODELS)
-def test_replicas_that_differ_are_refused(target: str) -> None:
+def test_different_numbers_of_replicas_are_refused(target: str) -> None:
     plan = make_plan([["wte", "h.0"], ["h.1", "ln_f", "lm_head"]], [(0, 1), (2,)], 4)
     assert "the nearest plan has 1 on every stage" in refusal(plan, target)
 
@@ -276,10 +279,10 @@ def test_offloading_is_refused(target: str) -> None:
     assert "stage 1 offloads layer 'transformer.h.1'" in message
     stage = changed(plan.stages[0], optimizer_on_host=True)
     message = refusal(changed(plan, stages=(stage, plan.stages[1])), target)
-    assert "stage 0 keeps its optimizer's state on the host" in message
+    assert "stage 0 keeps its optimizer state on the host" in message
 
 
-def test_a_shared_optimizer_is_said_or_refused() -> None:
+def test_zero1_is_exported_or_refused() -> None:
     plan = language_plan([1, 1], replicas=2)
     plan = changed(plan, training=changed(plan.training, zero1=True))
     config = json.loads(files(plan, "deepspeed")["autopart_deepspeed.json"])
@@ -292,16 +295,16 @@ def test_a_shared_optimizer_is_said_or_refused() -> None:
 
 
 @pytest.mark.parametrize("target", WITH_MODELS)
-def test_layers_recomputed_in_part_are_refused(target: str) -> None:
+def test_partly_recomputed_layers_are_refused(target: str) -> None:
     plan = language_plan([1, 1])
     stage = changed(plan.stages[1], selective=("transformer.h.1",))
     message = refusal(changed(plan, stages=(plan.stages[0], stage)), target)
-    assert "stage 1 recomputes layer 'transformer.h.1' but for its products" in message
-    assert "--to torch takes it" in message
+    assert "stage 1 recomputes layer 'transformer.h.1' except its products" in message
+    assert "--to torch takes this plan" in message
 
 
 @pytest.mark.parametrize("target", ["torchtitan", "automodel"])
-def test_losses_out_of_order_would_give_wrong_gradients(target: str) -> None:
+def test_losses_out_of_order_are_refused(target: str) -> None:
     plan = language_plan([1, 1], schedule="gpipe", num_microbatches=3)
     orders = tuple(order.replace("1F0 1F1", "1F1 1F0") for order in plan.orders)
     message = refusal(changed(plan, schedule="custom", orders=orders), target)
@@ -323,8 +326,34 @@ def test_only_decoder_layers_are_recomputed(target: str) -> None:
     assert "recomputes 'head'" in refusal(changed(plan, stages=(plan.stages[0], stage)), target)
 
 
+def recomputing_all(plan: Plan) -> Plan:
+    """The plan as after `--recompute always`: every layer is recomputed, the loss too."""
+    stages = tuple(changed(stage, recompute=stage.layers) for stage in plan.stages)
+    return changed(plan, stages=stages)
+
+
+@pytest.mark.parametrize("target", [*TRAINING, "torch"])
+def test_a_recomputed_loss_is_refused_with_the_option_that_keeps_it(target: str) -> None:
+    plan = recomputing_all(language_plan([1, 1]))
+    assert "recomputes 'loss'" in (said := refusal(plan, target)) and "--keep-layer loss" in said
+
+
+def test_serving_ignores_a_recomputed_loss() -> None:
+    plan = recomputing_all(language_plan([1, 1]))
+    for target in ("vllm", "device-map"):
+        assert files(plan, target) == files(language_plan([1, 1]), target)
+
+
+def test_all_layers_without_the_loss_are_recomputed_in_deepspeed() -> None:
+    plan = recomputing_all(language_plan([1, 1]))
+    last = changed(plan.stages[1], recompute=plan.stages[1].layers[:-1])
+    plan = changed(plan, stages=(plan.stages[0], last))
+    made = constants(files(plan, "deepspeed")["autopart_deepspeed.py"])
+    assert made["RECOMPUTED"] == list(range(5))
+
+
 @pytest.mark.parametrize("target", ["megatron", "primus", "vllm"])
-def test_head_and_norm_have_their_places(target: str) -> None:
+def test_norm_on_the_first_stage_and_a_missing_embedding_are_refused(target: str) -> None:
     plan = make_plan([["wte", "h.0", "ln_f"], ["lm_head"]], [(0,), (1,)], 4)
     assert "'norm' is on stage 0" in refusal(plan, target)
     plan = make_plan([["h.0"], ["ln_f", "lm_head"]], [(0,), (1,)], 4)
@@ -332,26 +361,26 @@ def test_head_and_norm_have_their_places(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["megatron", "deepspeed"])
-def test_schedules_that_a_framework_has_not_are_refused(target: str) -> None:
+def test_schedules_unknown_to_the_framework_are_refused(target: str) -> None:
     assert "--schedule 1f1b" in refusal(language_plan([1, 1], schedule="gpipe"), target)
     plan = language_plan([1, 1, 1, 1], 2, "zbv")
     assert "nearest plan" in refusal(plan, target)
 
 
-def test_orders_of_ones_own_are_refused_where_there_is_no_file_for_them() -> None:
+def test_own_orders_are_refused_where_the_framework_reads_no_order_file() -> None:
     plan = language_plan([1, 1])
     other = changed(plan, orders=language_plan([1, 1], schedule="gpipe").orders)
     for target in ("megatron", "deepspeed", "primus"):
         assert "orders of its own" in refusal(other, target)
 
 
-def test_interleaved_microbatches_fill_groups_in_megatron() -> None:
+def test_megatron_takes_interleaved_microbatches_in_groups() -> None:
     plan = language_plan([1, 1, 1, 1, 1, 1], 3, "interleaved-1f1b", num_microbatches=5)
     assert "groups of 3" in refusal(plan, "megatron")
     assert "have 3 or 6 microbatches" in refusal(plan, "megatron")
 
 
-def test_stages_that_lie_neither_round_nor_v_are_refused() -> None:
+def test_stages_in_neither_a_loop_nor_a_v_are_refused() -> None:
     plan = make_plan([["wte", "h.0"], ["h.1", "lm_head"]], [(0,), (1,)], 2)
     layers = [["wte"], ["h.0"], ["h.1", "lm_head"]]
     stages = tuple(
@@ -360,15 +389,15 @@ def test_stages_that_lie_neither_round_nor_v_are_refused() -> None:
     )
     for target in ("torchtitan", "automodel", "megatron"):
         message = refusal(changed(plan, stages=stages), target)
-        assert "these stages lie on ranks 0, 0, 1" in message
+        assert "these stages are on ranks 0, 0, 1" in message
 
 
-def test_ranks_in_another_order_are_noted() -> None:
+def test_a_note_lists_ranks_in_a_different_order() -> None:
     plan = make_plan([["wte", "h.0"], ["h.1", "lm_head"]], [(0, 2), (1, 3)], 4)
     (note,) = export_plan(plan, "torchtitan").notes
-    assert "r-th of 0, 2, 1, 3" in note
+    assert "must run on the plan's ranks 0, 2, 1, 3" in note
 
 
-def test_versions_are_known_or_refused() -> None:
+def test_an_unknown_version_is_refused_with_the_known_versions() -> None:
     with pytest.raises(UsageError, match=r"torchtitan 9; known versions: 0.3.0, 0.2.2"):
         export_plan(language_plan([1, 1]), "torchtitan", version="9")

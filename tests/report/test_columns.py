@@ -1,6 +1,14 @@
-import pytest
+import io
+import re
+from pathlib import Path
 
-from autopart.report.columns import sizes, times
+import pytest
+from rich.console import Console
+
+from autopart.report import columns
+from autopart.report.columns import add_text, new_table, sizes, times
+from autopart.text import visible
+from tests.support.hostile_names import HOSTILE, OBEYED
 
 
 @pytest.mark.parametrize(
@@ -34,3 +42,22 @@ def test_a_column_of_sizes_has_the_unit_of_its_largest(
     values: list[float], unit: str, cells: list[str]
 ) -> None:
     assert sizes(values) == (unit, cells)
+
+
+def test_a_cell_a_title_and_a_caption_are_printed_as_they_are() -> None:
+    """On a console that reads markup too, as a user's own may."""
+    for name in HOSTILE:
+        table = new_table(name, name)
+        add_text(table, "layer")
+        table.add_row(name)
+        console = Console(file=io.StringIO(), width=200)
+        console.print(table)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert text.count(visible(name).strip()) == 3 and not OBEYED.search(text)
+
+
+def test_only_two_files_make_texts_and_tables() -> None:
+    """Others use `plain` and `new_table`, which never read markup in a name."""
+    for path in Path(columns.__file__).parent.glob("*.py"):
+        made = re.search(r"\b(?:Text|Table)\(|Text\.from_markup", path.read_text())
+        assert not made or path.name in ("columns.py", "timeline.py"), path

@@ -4,14 +4,14 @@ import json
 import msgspec
 from rich.console import Console
 
-from autopart.fidelity import judge
-from autopart.plan import Plan
+from autopart.fidelity.compare import judge
+from autopart.records.plan import Plan
+from autopart.records.run_result import RunResult
 from autopart.report.both_timelines import both_timelines
 from autopart.report.fidelity_table import fidelity_report
-from autopart.run_result import RunResult
-from autopart.simulator import simulate_plan
-from tests.measured_runs import as_predicted
-from tests.samples import sample_plan
+from autopart.simulator.timeline import simulate_plan
+from tests.support.measured_runs import as_predicted
+from tests.support.samples import sample_plan
 
 
 def _slower(plan: Plan, by: float = 2.0) -> RunResult:
@@ -45,7 +45,7 @@ def test_predicted_stands_beside_measured_for_every_action_send_rank_and_the_ste
     assert row[2:4] == [f"{forward:.1f}", f"{2 * forward:.1f}"]
     assert text.count("-50.0%") == 5, "F and B of two stages, and the step"
     assert "send on" in text and "send back" in text
-    assert "measured less predicted: compute +" in text
+    assert "measured minus predicted: compute +" in text
     assert max(map(len, text.splitlines())) <= 80
 
 

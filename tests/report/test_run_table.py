@@ -4,9 +4,9 @@ import re
 import msgspec
 from rich.console import Console
 
+from autopart.records.run_result import CheckResult, RunResult, StageRun
 from autopart.report.run_table import check_lines, run_report
-from autopart.run_result import CheckResult, RunResult, StageRun
-from tests.samples import sample_plan
+from tests.support.samples import sample_plan
 
 
 def _result(**changes: object) -> RunResult:
@@ -81,7 +81,7 @@ def test_measured_stands_above_predicted_for_every_stage() -> None:
         assert measured[5] == "12.3"
 
 
-def test_the_step_is_held_against_its_prediction() -> None:
+def test_the_step_is_compared_with_its_prediction() -> None:
     text = _printed(_result())
     assert "step 400 ms measured, 300 ms predicted (-25.0%), 20 samples/s; 2 steps of 4" in text
     assert "loss 3.25 in the first step, 2.5 in the last" in text
@@ -100,7 +100,7 @@ def test_a_check_says_how_close_and_where_it_is_worst() -> None:
     assert "equal to the plain model" not in _printed(_result())
 
 
-def test_what_was_not_compared_is_said() -> None:
+def test_notes_name_tensors_that_were_not_compared() -> None:
     noted = msgspec.structs.replace(CHECK, num_buffers=3, notes=("dropout was switched off",))
     lines = check_lines(noted)
     assert "12 parameters and 3 buffers" in lines[0]

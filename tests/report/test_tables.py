@@ -5,14 +5,18 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
-from autopart.certificate import verify
+from autopart.certificate.verify import verify
+from autopart.report.check_table import check_table
 from autopart.report.memory_table import rank_memory_report
+from autopart.report.plan_summary import plan_summary
 from autopart.report.plan_table import comparison_table, figures, plan_report, reading_of
 from autopart.report.profile_table import folded_rows, profile_report
 from autopart.report.step_summary import simulate_summary
-from autopart.report.step_table import check_table, rank_table
-from autopart.simulator import simulate_plan
-from tests.samples import NAMES, sample_graph, sample_plan, sample_profile
+from autopart.report.step_table import rank_table
+from autopart.report.sweep_table import sweep_summary, sweep_table
+from autopart.search.memory_sweep import SweepPoint
+from autopart.simulator.timeline import simulate_plan
+from tests.support.samples import NAMES, sample_graph, sample_plan, sample_profile
 
 
 def _printed(part: RenderableType, width: int = 80) -> str:
@@ -135,6 +139,13 @@ def test_the_figures_hold_step_bound_gap_and_bubble() -> None:
     assert "embed.weight" in lines[-1]
 
 
+def test_the_figures_hold_the_share_that_other_orders_could_save() -> None:
+    plan = sample_plan(num_stages=4, num_replicas=2, num_microbatches=16)
+    bound, step = plan.certificate.any_order_bound, plan.prediction.step_time
+    line = next(line for line in figures(plan) if "over every order" in line)
+    assert f"at most {100 * (1 - bound / step):.1f} % of the step: --schedule auto" in line
+
+
 def test_a_failed_check_stands_out() -> None:
     broken = msgspec.structs.replace(sample_profile(), microbatch_size=3)
     text = _printed(check_table(verify(sample_plan(), broken), "plan"))
@@ -151,3 +162,17 @@ def test_idle_times_of_the_ranks_add_up_to_the_bubble() -> None:
 
 def test_the_sample_names_stand_in_the_order_of_its_graph() -> None:
     assert tuple(layer.name for layer in sample_graph().layers) == NAMES
+
+
+@pytest.mark.parametrize("objective", ["step", "bottleneck"])
+def test_an_unknown_gap_is_called_unknown_everywhere(objective: str) -> None:
+    plan = sample_plan()
+    certificate = msgspec.structs.replace(plan.certificate, lower_bound=0.0, gap=None)
+    plan = msgspec.structs.replace(plan, certificate=certificate, objective=objective)
+    assert "lower bound 0.00 µs, gap unknown" in " ".join(figures(plan))
+    assert plan_summary(plan, "plan.json").gap is None
+    points = (SweepPoint(1 << 30, plan), SweepPoint(1 << 20, None))
+    summary = sweep_summary("profile.json", len(NAMES), points)
+    text = _printed(sweep_table(summary))
+    assert _row(text, "1.0")[2] == "unknown"
+    assert "nothing fits" in text.splitlines()[-1]

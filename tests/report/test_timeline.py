@@ -1,13 +1,13 @@
 import itertools
 
-from autopart.plan import stage_ranks
+from autopart.records.plan import stage_ranks
 from autopart.report.timeline import MOST_RANKS, timeline_text
-from autopart.schedule import parse_action
-from autopart.simulator import Slice, Timeline, simulate_plan
-from autopart.simulator.actions import encode
+from autopart.schedules.actions import parse_action
+from autopart.schedules.encoding import encode
 from autopart.simulator.clock import Times
 from autopart.simulator.syncs import SyncSlice
-from tests.samples import sample_plan
+from autopart.simulator.timeline import Slice, Timeline, simulate_plan
+from tests.support.samples import sample_plan
 
 
 def _timeline(*ranks: str, makespan: float, sync_end: float, rank_end: float) -> Timeline:
@@ -16,7 +16,7 @@ def _timeline(*ranks: str, makespan: float, sync_end: float, rank_end: float) ->
     actions = encode(tuple(tuple(s.action for s in own) for own in slices), len(ranks))
     flat = list(itertools.chain(*slices))
     ends = [s.end for s in flat]
-    times = Times([s.start for s in flat], ends, ends, ends, [0.0] * len(flat))
+    times = Times([s.start for s in flat], ends, ends, ends)
     return Timeline(
         actions=actions,
         times=times,
@@ -47,7 +47,7 @@ def test_wide_actions_carry_their_names() -> None:
     assert lines == [
         "rank 0  0F0- 0F1- ...........0B0----- .........0B1----- ~~++",
         "rank 1  .....1F0- 1B0----- .1F1- 1B1----- ~~~~~~~~~~~~~~~~++",
-        "a column is 1.00 s",
+        "one column is 1.00 s",
         "F forward, B backward, ~ gradient sync, + optimizer, . idle",
     ]
 
@@ -60,7 +60,7 @@ def test_narrow_actions_are_letters_that_tell_neighbours_apart() -> None:
     assert line == "rank 0  FFff....BBBbbb"
 
 
-def test_every_line_keeps_within_the_width_asked_for() -> None:
+def test_every_line_fits_the_given_width() -> None:
     plan = sample_plan(num_stages=4, num_replicas=2, num_microbatches=64)
     for width in (40, 80, 200):
         text = timeline_text(plan, simulate_plan(plan), width).plain
@@ -69,14 +69,22 @@ def test_every_line_keeps_within_the_width_asked_for() -> None:
         assert {len(line) for line in ranks} == {width}
 
 
-def test_many_ranks_are_drawn_by_one_rank_of_each_stage() -> None:
+def test_many_ranks_are_drawn_as_one_rank_per_stage() -> None:
     plan = sample_plan(num_stages=2, num_replicas=MOST_RANKS, num_microbatches=4 * MOST_RANKS)
     text = timeline_text(plan, simulate_plan(plan), 80).plain
     drawn = [line.split()[1] for line in text.splitlines() if line.startswith("rank ")]
     assert drawn == [str(min(ranks)) for ranks in stage_ranks(plan)]
-    assert f"one rank of each stage, of {2 * MOST_RANKS} ranks" in text
+    assert f"one rank per stage is drawn, of {2 * MOST_RANKS} ranks" in text
 
 
 def test_a_step_that_takes_no_time_is_still_drawn() -> None:
     timeline = _timeline("0F0:0-0", makespan=0, sync_end=0, rank_end=0)
     assert timeline_text(sample_plan(), timeline, 20).plain.startswith("rank 0  ............\n")
+
+
+def test_an_action_without_any_time_has_no_name_beside_named_ones() -> None:
+    timeline = _timeline(
+        "0F0:0-9 0F1:9-9 0B0:9-20 0B1:20-20", makespan=20, sync_end=20, rank_end=20
+    )
+    line = timeline_text(sample_plan(), timeline, width=8 + 40).plain.splitlines()[0]
+    assert "0B0-" in line and "0B1" not in line and len(line) == 8 + 40

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from autopart.plan import ON_DEVICE, Plan, stage_ranks
+from autopart.records.plan import Plan, stage_ranks
+from autopart.records.prediction import ON_DEVICE
 from autopart.report.trace import ACTIONS, IDLE, SENDS, trace
-from autopart.simulator import Timeline, simulate_plan
 from autopart.simulator.idle import idle_times
 from autopart.simulator.memory import memory_over_time
-from autopart.simulator.timeline import rank_slices, used_ranks
-from tests.samples import sample_plan
+from autopart.simulator.timeline import Timeline, rank_slices, simulate_plan, used_ranks
+from tests.support.samples import sample_plan
 
 PHASES = {"M": "args", "X": "dur", "s": "id", "f": "id", "C": "args"}
 

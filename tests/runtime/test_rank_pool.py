@@ -2,11 +2,11 @@ import operator
 
 import pytest
 
-from tests.runtime.rank_pool import RankPool
+from tests.support.runtime.rank_pool import RankPool
 
 
 @pytest.mark.slow
-def test_a_pool_that_failed_starts_anew_for_the_next_test():
+def test_a_failed_pool_starts_again_for_the_next_test():
     pool = RankPool(1)
     try:
         with pytest.raises(AssertionError, match=r"(?s)rank 0:.*ZeroDivisionError"):

@@ -1,4 +1,4 @@
-"""A schedule that passes its check runs even where a send blocks until it is received."""
+"""A schedule that passes its check runs even if a send blocks until it is received."""
 
 from collections import deque
 from typing import NamedTuple
@@ -8,13 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopart.errors import ScheduleError
-from autopart.schedule import Action, Schedule, check_schedule, predecessors
-from autopart.schedules import KINDS, Kind, Pipeline, pipeline_starts, place_stages
-from tests.schedules.pictures import slots
+from autopart.schedules.actions import Action, Schedule
+from autopart.schedules.catalogue import KINDS
+from autopart.schedules.check import check_schedule
+from autopart.schedules.kind import Kind, pipeline_starts
+from autopart.schedules.pipeline import Pipeline
+from tests.support.pictures import place_stages, slots
+from tests.support.waits import predecessors
 
 
 class Handover(NamedTuple):
-    """One end of a message."""
+    """One end of a message: its send or its receive."""
 
     end: str
     peer: int
@@ -24,7 +28,7 @@ class Handover(NamedTuple):
 def with_messages(
     schedule: Schedule, num_stages: int, starts: tuple[int, ...]
 ) -> list[deque[Action | Handover]]:
-    """The orders with sends and receives, written down along one order of all ranks together."""
+    """The orders with sends and receives, written along one common order for all ranks."""
     rank_of = {action: rank for rank, order in enumerate(schedule) for action in order}
     users: dict[Action, list[Action]] = {action: [] for action in rank_of}
     for action in rank_of:
@@ -43,7 +47,7 @@ def with_messages(
 
 
 def run_blocking(programs: list[deque[Action | Handover]]) -> bool:
-    """Whether all ranks come to their end."""
+    """Whether all ranks reach the end of their programs."""
     moved = True
     while moved:
         moved = False
@@ -63,7 +67,7 @@ def run_blocking(programs: list[deque[Action | Handover]]) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_no_schedule_deadlocks_where_sends_block(kind: Kind, ranks: int):
+def test_no_schedule_deadlocks_with_blocking_sends(kind: Kind, ranks: int):
     pipeline = Pipeline(ranks, kind.stages_per_rank or 2, 3 * ranks)
     starts = pipeline_starts(kind, pipeline.num_stages)
     programs = with_messages(kind.generate(pipeline), pipeline.num_stages, starts)
@@ -72,8 +76,10 @@ def test_no_schedule_deadlocks_where_sends_block(kind: Kind, ranks: int):
 
 
 def test_receives_in_another_order_do_deadlock():
-    """The same orders of 1F1B with every receive right before its action: the check is of what can
-    run, and this is a way that cannot."""
+    """1F1B's orders with every receive right before its action.
+
+    The check says that some place for the receives works. These places do not.
+    """
     programs = with_messages(KINDS["1f1b"].generate(Pipeline(2, 1, 3)), 2, (0,))
     late: list[deque[Action | Handover]] = []
     for program in programs:
@@ -94,9 +100,7 @@ def test_receives_in_another_order_do_deadlock():
 
 @settings(max_examples=60)
 @given(st.sampled_from(list(KINDS.values())), st.data())
-def test_what_the_check_refuses_cannot_run_and_what_it_lets_pass_can(
-    kind: Kind, data: st.DataObject
-):
+def test_a_refused_schedule_cannot_run_and_one_that_passes_can(kind: Kind, data: st.DataObject):
     pipeline = Pipeline(2, kind.stages_per_rank or 2, 4)
     stages, starts = place_stages(kind, 2, pipeline.stages_per_rank), ()
     starts = pipeline_starts(kind, len(stages))

@@ -1,6 +1,6 @@
-"""Each schedule at the edges of the numbers of microbatches that it takes, and one step outside.
+"""Each schedule with the smallest and largest numbers of microbatches that it takes, and beyond.
 
-What a schedule takes is said here a second time, from the papers, and not asked of its generator.
+The numbers that fit stand here again, from the papers. The tests do not ask the generators.
 """
 
 from collections.abc import Callable
@@ -8,11 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from autopart.errors import ScheduleError
-from autopart.schedule import Order, Schedule, check_schedule
-from autopart.schedules import KINDS, Kind, Pipeline, make_schedule, pipeline_starts, place_stages
+from autopart.schedules.actions import Schedule
+from autopart.schedules.catalogue import KINDS, make_schedule
+from autopart.schedules.check import check_schedule
+from autopart.schedules.kind import Kind, pipeline_starts
+from autopart.schedules.pipeline import Pipeline
+from tests.support.pictures import place_stages
+from tests.support.waits import most_in_flight
 
 Takes = Callable[[int, int, int], bool]
-"""Of ranks, stages a rank, and microbatches."""
+"""Tells whether a number of ranks, stages per rank and microbatches fits."""
 
 
 def any_number(k: int, v: int, m: int) -> bool:
@@ -20,7 +25,7 @@ def any_number(k: int, v: int, m: int) -> bool:
 
 
 def equal_rounds(k: int, v: int, m: int) -> bool:
-    """Narayanan et al. ask for multiples of k; torch for rounds of the same size, about k."""
+    """Narayanan et al. need multiples of k. Torch needs rounds with the same size, about k."""
     return m >= 1 and (v == 1 or m < 2 * k or m % (m // k) == 0)
 
 
@@ -35,7 +40,7 @@ TAKES: dict[str, Takes] = {
 
 
 def edges(k: int, v: int) -> list[int]:
-    """Few, around the numbers of ranks and of stages and their doubles, and many."""
+    """A few microbatches, many, and numbers around ranks, stages and their doubles."""
     around = {n + step for n in (k, 2 * k, k * v, 2 * k * v, 5 * k * v) for step in (-1, 0, 1)}
     return sorted({0, 1, 2, 3, *around})
 
@@ -49,20 +54,12 @@ def cases() -> list[tuple[Kind, int, int]]:
     ]
 
 
-def most_held(order: Order) -> int:
-    held = most = 0
-    for action in order:
-        held += {"F": 1, "I": 0, "B": -1, "W": -1}[action.op]
-        most = max(most, held)
-    return most
-
-
 def work(schedule: Schedule, stage: int) -> list[tuple[str, int]]:
     return sorted((a.op, a.microbatch) for order in schedule for a in order if a.stage == stage)
 
 
 @pytest.mark.parametrize(("kind", "k", "v"), cases(), ids=lambda of: getattr(of, "name", str(of)))
-def test_a_schedule_runs_every_number_that_it_takes_and_refuses_its_neighbours(
+def test_a_schedule_runs_every_allowed_number_of_microbatches_and_refuses_the_others(
     kind: Kind, k: int, v: int
 ):
     takes, ranks = TAKES.get(kind.name, any_number), place_stages(kind, k, v)
@@ -75,9 +72,9 @@ def test_a_schedule_runs_every_number_that_it_takes_and_refuses_its_neighbours(
         schedule = make_schedule(kind.name, ranks, m)
         check_schedule(schedule, ranks, m, starts)
         limits = kind.in_flight(Pipeline(k, v, m))
-        held = [most_held(order) for order in schedule]
-        assert all(h <= limit for h, limit in zip(held, limits, strict=True)), m
-        assert all(h <= m * v for h in held)
+        counts = [most_in_flight(order) for order in schedule]
+        assert all(h <= limit for h, limit in zip(counts, limits, strict=True)), m
+        assert all(h <= m * v for h in counts)
         if not kind.bidirectional:
             for stage in range(len(ranks)):
                 done = work(schedule, stage)
@@ -87,7 +84,7 @@ def test_a_schedule_runs_every_number_that_it_takes_and_refuses_its_neighbours(
 
 @pytest.mark.parametrize("name", [n for n, kind in KINDS.items() if kind.uneven])
 @pytest.mark.parametrize("ranks", [[[0, 1], [2]], [[0], [1, 2, 3]], [[0, 1, 2], [3], [4, 5]]])
-def test_unequal_replicas_run_from_one_microbatch_on(name: str, ranks: list[list[int]]):
+def test_unequal_replicas_run_with_one_microbatch_or_more(name: str, ranks: list[list[int]]):
     for m in (1, 2, 3, 5, 6, 7, 13):
         check_schedule(make_schedule(name, ranks, m), ranks, m)
     with pytest.raises(ScheduleError, match=r"a step of 0 microbatches: .* at least 1"):
@@ -95,14 +92,14 @@ def test_unequal_replicas_run_from_one_microbatch_on(name: str, ranks: list[list
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
-def test_replicas_that_are_dealt_a_number_that_does_not_fit_are_refused_with_totals(kind: Kind):
-    """Two replicas, of which each is dealt half: a total fits if both halves do."""
+def test_numbers_that_do_not_fit_on_replicas_are_refused_with_totals_that_fit(kind: Kind):
+    """Each of two replicas is dealt half of the total: both numbers must fit."""
     takes, v = TAKES.get(kind.name, any_number), kind.stages_per_rank or 2
     ranks = [[rank, 2 + rank] for (rank,) in place_stages(kind, 2, v)]
     starts = pipeline_starts(kind, len(ranks))
     for m in range(1, 14):
-        halves = [n for n in (-(-m // 2), m // 2) if n]
-        if all(takes(2, v, n) for n in halves):
+        shares = [n for n in (-(-m // 2), m // 2) if n]
+        if all(takes(2, v, n) for n in shares):
             check_schedule(make_schedule(kind.name, ranks, m), ranks, m, starts)
         else:
             with pytest.raises(ScheduleError, match=r"next to it .* in all would do"):

@@ -7,27 +7,22 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from autopart.errors import ScheduleError
-from autopart.schedule import Order, check_schedule, parse_order
-from autopart.schedules import (
-    KINDS,
-    Kind,
-    Pipeline,
-    fitting_counts,
-    make_schedule,
-    pipeline_starts,
-    place_stages,
-    twin,
-)
-from autopart.schedules.interleaved import interleaved
-from autopart.schedules.one_f_one_b import one_f_one_b
-from autopart.schedules.zero_bubble import zb_h1, zb_h2
-from tests.schedules.pictures import draw
+from autopart.schedules.actions import parse_order
+from autopart.schedules.catalogue import KINDS, fitting_counts, make_schedule, orders_by_name
+from autopart.schedules.check import check_schedule
+from autopart.schedules.kind import Kind, pipeline_starts, twin
+from autopart.schedules.named.interleaved import interleaved
+from autopart.schedules.named.one_f_one_b import one_f_one_b
+from autopart.schedules.named.zero_bubble import zb_h1, zb_h2
+from autopart.schedules.pipeline import Pipeline
+from tests.support.pictures import draw, place_stages
+from tests.support.waits import most_in_flight
 
 _PICTURES = re.compile(r"(?:^    rank \d+  .*\n)+", re.MULTILINE)
 
 
 def pictures_in(text: str) -> list[list[str]]:
-    """Every picture of a docstring, as its lines."""
+    """The pictures in a docstring, each as a list of lines."""
     return [[line.strip() for line in p.splitlines()] for p in _PICTURES.findall(text + "\n")]
 
 
@@ -42,15 +37,6 @@ def test_a_generator_makes_the_picture_in_its_file(kind: Kind):
     assert drawn(kind) in shown
 
 
-def peak(order: Order) -> int:
-    """The most microbatches past F and before B or W, over all stages of the rank."""
-    held = most = 0
-    for action in order:
-        held += {"F": 1, "I": 0, "B": -1, "W": -1}[action.op]
-        most = max(most, held)
-    return most
-
-
 @st.composite
 def pipelines(draw_from: st.DrawFn, kind: Kind) -> Pipeline:
     per_rank = kind.stages_per_rank or draw_from(st.integers(1, 4))
@@ -62,28 +48,28 @@ def pipelines(draw_from: st.DrawFn, kind: Kind) -> Pipeline:
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 @given(data=st.data())
-def test_every_schedule_is_complete_free_of_deadlock_and_holds_what_it_says(
+def test_every_schedule_is_complete_runs_and_stays_within_its_microbatches_in_flight(
     kind: Kind, data: st.DataObject
 ):
     pipeline = data.draw(pipelines(kind))
     ranks = place_stages(kind, pipeline.num_ranks, pipeline.stages_per_rank)
     schedule = kind.generate(pipeline)
     starts = pipeline_starts(kind, len(ranks))
-    check_schedule(schedule, ranks, pipeline.num_microbatches, starts)
-    peaks = tuple(map(peak, schedule))
+    check_schedule(schedule, ranks, pipeline.microbatches_per_replica, starts)
+    peaks = tuple(map(most_in_flight, schedule))
     assert all(p <= most for p, most in zip(peaks, kind.in_flight(pipeline), strict=True))
     assert kind.splits_backward == any(a.op == "I" for order in schedule for a in order)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
-def test_what_is_said_to_be_held_is_reached(kind: Kind):
+def test_the_microbatches_in_flight_that_a_schedule_names_are_reached(kind: Kind):
     per_rank = kind.stages_per_rank or 2
     pipeline = Pipeline(4, per_rank, 24)
-    assert tuple(map(peak, kind.generate(pipeline))) == kind.in_flight(pipeline)
+    assert tuple(map(most_in_flight, kind.generate(pipeline))) == kind.in_flight(pipeline)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
-def test_replicas_of_a_pipeline_take_turns(kind: Kind):
+def test_replicas_run_the_orders_of_one_pipeline_on_their_own_microbatches(kind: Kind):
     per_rank = kind.stages_per_rank or 2
     one = place_stages(kind, 2, per_rank)
     two = [[10 + rank, 20 + rank] for (rank,) in one]
@@ -96,7 +82,24 @@ def test_replicas_of_a_pipeline_take_turns(kind: Kind):
     check_schedule(schedule, two, 8, pipeline_starts(kind, len(two)))
 
 
-def test_a_number_of_microbatches_that_does_not_fit_is_refused_with_those_that_do():
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_the_words_of_a_schedule_are_its_actions(kind: Kind, replicas: int):
+    ranks, per_rank, count = kind.pictured
+    one = place_stages(kind, ranks, per_rank)
+    stages = [[rank + ranks * replica for replica in range(replicas)] for (rank,) in one]
+    made = make_schedule(kind.name, stages, count * replicas)
+    words = orders_by_name(kind.name, stages, count * replicas)
+    assert words == tuple(" ".join(map(str, order)) for order in made)
+
+
+def test_the_words_of_a_schedule_with_uneven_replicas_are_its_actions():
+    stages = ((0, 1, 2), (3, 4))
+    made = make_schedule("1f1b", stages, 7)
+    assert orders_by_name("1f1b", stages, 7) == tuple(" ".join(map(str, own)) for own in made)
+
+
+def test_a_number_of_microbatches_that_does_not_fit_is_refused_with_numbers_that_fit():
     for name, ranks, microbatches, message in [
         ("interleaved-1f1b", [[0], [1], [2], [3]] * 2, 9, "next to it 8 or 10 in all would do"),
         ("interleaved-zb", [[0], [1]] * 2, 7, "next to it 6 or 8 in all would do"),
@@ -105,14 +108,14 @@ def test_a_number_of_microbatches_that_does_not_fit_is_refused_with_those_that_d
         ("chimera", [[0], [1], [2], [2], [1], [0]], 6, "an even number of ranks .* no number"),
         ("hanayo", [[0], [1], [1], [0]], 5, "next to it 4 or 6 in all would do"),
         ("hanayo", [[0, 4], [1, 5], [1, 5], [0, 4]], 10, "next to it 8 or 12 in all would do"),
-        ("hanayo", [[0], [1]], 4, "an even number of stages a rank.* no number would do"),
+        ("hanayo", [[0], [1]], 4, "an even number of stages per rank.* no number would do"),
     ]:
         with pytest.raises(ScheduleError, match=message):
             make_schedule(name, ranks, microbatches)
 
 
 @given(st.sampled_from(list(KINDS.values())), st.data())
-def test_numbers_that_would_do_are_the_nearest_that_do(kind: Kind, data: st.DataObject):
+def test_the_numbers_named_are_the_nearest_that_fit(kind: Kind, data: st.DataObject):
     per_rank = kind.stages_per_rank or data.draw(st.integers(1, 4))
     ranks, near = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 60))
     counts = fitting_counts(kind, ranks, per_rank, near)
@@ -121,12 +124,12 @@ def test_numbers_that_would_do_are_the_nearest_that_do(kind: Kind, data: st.Data
     assert counts == tuple(sorted({*below[-1:], *above[:1]}))
 
 
-def test_stages_that_lie_elsewhere_are_refused_with_where_they_could():
+def test_stages_on_the_wrong_ranks_are_refused_with_ranks_that_fit():
     with pytest.raises(
         ScheduleError, match="cannot lie on ranks 0, 1, 0, 1; they could on 0, 1, 1, 0"
     ):
         make_schedule("zbv", [[0], [1], [0], [1]], 4)
-    with pytest.raises(ScheduleError, match="runs 1 stages on each rank"):
+    with pytest.raises(ScheduleError, match="runs 1 stage on each rank"):
         make_schedule("1f1b", [[0], [1], [0], [1]], 4)
     with pytest.raises(ScheduleError, match=r"as many ranks on every stage.* 1, 2; .* gpipe, 1f1b"):
         make_schedule("zb-h1", [[0], [1, 2]], 4)
@@ -139,32 +142,29 @@ def test_the_two_directions_of_a_bidirectional_schedule_share_their_layers():
     assert pipeline_starts(chimera, 8) == (0, 4)
 
 
-def test_warm_ups_are_a_choice_of_one_forward_one_backward_alone():
-    made = make_schedule("1f1b", [[0], [1]], 4, warmups=(3, 2))
+def test_warm_ups_of_one_forward_one_backward_can_be_chosen():
+    made = one_f_one_b([[0], [1]], 4, (3, 2))
     assert made[0] == parse_order("0F0 0F1 0F2 0B0 0F3 0B1 0B2 0B3")
     assert made[1] == parse_order("1F0 1F1 1B0 1F2 1B1 1F3 1B2 1B3")
-    assert made == one_f_one_b([[0], [1]], 4, (3, 2))
-    with pytest.raises(ScheduleError, match="'gpipe' has no warm-ups to choose"):
-        make_schedule("gpipe", [[0], [1]], 4, warmups=(3, 2))
     with pytest.raises(ScheduleError, match="warm-ups 3 do not fit 2 stages"):
-        make_schedule("1f1b", [[0], [1]], 4, warmups=(3,))
+        one_f_one_b([[0], [1]], 4, (3,))
 
 
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 12))
-def test_warm_ups_run_where_none_is_below_the_next(depths: list[int], microbatches: int):
+def test_warm_ups_that_never_grow_are_free_of_deadlock(depths: list[int], microbatches: int):
     ranks = [[rank] for rank in range(len(depths))]
     depths.sort(reverse=True)
-    check_schedule(make_schedule("1f1b", ranks, microbatches, depths), ranks, microbatches)
+    check_schedule(one_f_one_b(ranks, microbatches, depths), ranks, microbatches)
 
 
-def test_a_warm_up_below_the_next_deadlocks_and_is_refused():
+def test_a_warm_up_below_the_next_stage_s_deadlocks():
     ranks = [[0], [1]]
     with pytest.raises(ScheduleError, match="deadlocks: rank 0 on 0B0, rank 1 on 1F1"):
-        check_schedule(make_schedule("1f1b", ranks, 4, (1, 2)), ranks, 4)
+        check_schedule(one_f_one_b(ranks, 4, (1, 2)), ranks, 4)
 
 
 @given(st.integers(1, 9), st.integers(1, 30))
-def test_one_stage_a_rank_makes_interleaved_schedules_plain(ranks: int, microbatches: int):
+def test_with_one_stage_per_rank_interleaved_schedules_are_plain(ranks: int, microbatches: int):
     line = Pipeline(ranks, 1, microbatches)
     eager = KINDS["eager-1f1b"].generate(line)
     assert interleaved(line) == eager

@@ -1,24 +1,26 @@
-"""docs/schedules.md is so: its pictures, its rows and the columns that no other test counts."""
+"""docs/schedules.md is right: its pictures, its rows, and columns that no other test counts."""
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autopart.schedules import KINDS, Kind, Pipeline, pipeline_starts, place_stages
-from autopart.schedules.asynchronous import ASYNCHRONOUS
-from tests.schedules.pictures import draw
+from autopart.schedules.catalogue import KINDS
+from autopart.schedules.kind import Kind, pipeline_starts
+from autopart.schedules.named.asynchronous import ASYNCHRONOUS
+from autopart.schedules.pipeline import Pipeline
+from tests.support.pictures import draw, place_stages
+from tests.support.places import ROOT
 
-PAGE = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
 _SECTION = re.compile(r"^#### (\S+)\n\n(.*?)```text\n(.*?)```", re.MULTILINE | re.DOTALL)
 SECTIONS = {name: (words, picture) for name, words, picture in _SECTION.findall(PAGE)}
 
 
 def rows() -> dict[str, list[str]]:
-    """The cells of every row that begins with a schedule's name."""
+    """The cells in every row that begins with a schedule's name."""
     found = re.findall(r"^\| `(\S+)` \|(.*)\|$", PAGE, re.MULTILINE)
     return {name: [cell.strip() for cell in rest.split(" | ")] for name, rest in found}
 
@@ -31,10 +33,10 @@ def test_every_schedule_has_its_row_with_its_source():
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
-def test_every_picture_is_what_the_generator_makes(kind: Kind):
+def test_every_picture_equals_the_generator_s_schedule(kind: Kind):
     words, picture = SECTIONS[kind.name]
     shape = kind.pictured
-    assert f"{shape.num_ranks} ranks, {shape.num_microbatches} microbatches" in " ".join(
+    assert f"{shape.num_ranks} ranks, {shape.microbatches_per_replica} microbatches" in " ".join(
         words.split()
     )
     drawn = draw(kind.generate(shape), shape.num_stages, pipeline_starts(kind, shape.num_stages))
@@ -56,7 +58,9 @@ SENDS: dict[str, Callable[[int, int], int]] = dict.fromkeys(KINDS, LINE) | {
 
 @settings(max_examples=30)
 @given(st.sampled_from(list(KINDS.values())), st.integers(1, 4), st.integers(1, 3))
-def test_a_microbatch_is_sent_as_often_as_the_table_says(kind: Kind, half: int, waves: int):
+def test_the_number_of_sends_per_microbatch_follows_the_formula_of_its_placement(
+    kind: Kind, half: int, waves: int
+):
     pipeline = Pipeline(2 * half, kind.stages_per_rank or 2 * waves, 4 * half)
     places = place_stages(kind, pipeline.num_ranks, pipeline.stages_per_rank)
     starts = pipeline_starts(kind, pipeline.num_stages)

@@ -1,4 +1,4 @@
-"""Schedules that torch generates too, held against torch's own, action by action."""
+"""Schedules that torch generates too, compared with torch's own, action by action."""
 
 import re
 from typing import Any, NamedTuple
@@ -8,12 +8,13 @@ import torch
 from torch.distributed.pipelining import schedules as pipelining
 from torch.distributed.pipelining._utils import generate_stage_to_rank_mapping
 
-from autopart.schedule import Action, Schedule, parse_action
-from autopart.schedules import KINDS, Pipeline
+from autopart.schedules.actions import Action, Schedule, parse_action
+from autopart.schedules.catalogue import KINDS
+from autopart.schedules.pipeline import Pipeline
 
 
 class Stage(NamedTuple):
-    """What the constructors of torch's schedules read of a stage; no process group is needed."""
+    """A stage as torch's schedule constructors read it; it needs no process group."""
 
     stage_index: int
     num_stages: int
@@ -36,7 +37,7 @@ class MutableStage:
 
 
 class Recorder(MutableStage):
-    """A stage that notes what it is told to run; all else that a schedule asks of it does nothing."""
+    """A stage that notes the actions it must run, and does nothing else."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage._replace(is_last=False))
@@ -53,17 +54,20 @@ class Recorder(MutableStage):
 
 
 def torch_orders(name: str, pipeline: Pipeline, style: str) -> Schedule:
-    """The compute actions of each rank of torch's schedule `name`: as it runs them where a rank has
-    one stage (what ScheduleSingle says of its order is off by one microbatch on the last rank of
-    1F1B), as it says where a rank may have several."""
+    """The compute actions on each rank under torch's schedule `name`.
+
+    With one stage per rank, these are the actions as torch runs them. The order in ScheduleSingle
+    is off by one microbatch on 1F1B's last rank. With several stages per rank, torch's order
+    counts.
+    """
     k, num_stages = pipeline.num_ranks, pipeline.num_stages
     where = generate_stage_to_rank_mapping(k, num_stages, style=style)
     facts = [Stage(s, num_stages, k, where[s], where) for s in range(num_stages)]
     kind = getattr(pipelining, name)
     if issubclass(kind, pipelining.PipelineScheduleSingle):
-        return tuple(_run(kind, stage, pipeline.num_microbatches) for stage in facts)
+        return tuple(_run(kind, stage, pipeline.microbatches_per_replica) for stage in facts)
     mine: list[Any] = [MutableStage(stage) for stage in facts if stage.group_rank == 0]
-    made = kind(mine, pipeline.num_microbatches, loss_fn=lambda *_: None)
+    made = kind(mine, pipeline.microbatches_per_replica, loss_fn=lambda *_: None)
     return tuple(
         tuple(parse_action(str(a)) for a in _flat(made.pipeline_order[rank])) for rank in range(k)
     )
@@ -78,7 +82,7 @@ def _run(kind: Any, stage: Stage, num_microbatches: int) -> tuple[Action, ...]:
 
 
 def _flat(order: list[Any]) -> list[Any]:
-    """The actions that compute, those that torch may overlap one after the other."""
+    """The actions that compute. Actions that torch may overlap come one after the other."""
     actions: list[Any] = []
     for action in order:
         if action is not None:
@@ -99,15 +103,15 @@ CASES = {
 
 
 def _torch_takes(name: str, pipeline: Pipeline) -> bool:
-    m, k = pipeline.num_microbatches, pipeline.num_ranks
+    m, k = pipeline.microbatches_per_replica, pipeline.num_ranks
     if "Interleaved" in name:
         return m % max(1, m // k) == 0
-    return name != "Schedule1F1B" or m >= k  # its constructor refuses fewer
+    return name != "Schedule1F1B" or m >= k  # its constructor refuses smaller numbers
 
 
 @pytest.mark.parametrize("ours", CASES)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8])
-def test_torch_makes_the_same_orders(ours: str, ranks: int):
+def test_torch_gives_the_same_orders(ours: str, ranks: int):
     theirs, style, per_rank = CASES[ours]
     kind = KINDS[ours]
     compared = 0

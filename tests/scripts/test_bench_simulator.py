@@ -1,9 +1,8 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.places import ROOT
 
 
 def test_the_benchmark_of_the_simulator_prints_a_line_for_each_size() -> None:

@@ -1,17 +1,15 @@
-"""The scripts that hold our answers against other planners'."""
+"""Scripts that compare our answers with other planners'."""
 
 import json
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-from tests.shared_data import DATA, needs_data, published
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from tests.support.places import SCRIPTS
+from tests.support.shared_data import DATA, needs_data, published
 
 CHOICE = {
     "id": "vanilla",
@@ -89,7 +87,7 @@ def pipedream_file(tmp_path):
     return path
 
 
-def test_a_comparison_with_piper_is_one_line_with_the_files_ids(piper_file):
+def test_a_comparison_with_piper_gives_one_line_with_the_file_s_ids(piper_file):
     ran, (line,) = run("compare_piper.py", piper_file, "--devices", 2, "--memory", 21)
     assert ran.returncode == 0, ran.stderr
     assert (line["objective"], line["lower_bound"]) == (2.0, 2.0)
@@ -99,26 +97,26 @@ def test_a_comparison_with_piper_is_one_line_with_the_files_ids(piper_file):
     assert line["solve_seconds"] > 0 and "peer_objective" not in line
 
 
-def test_a_stage_of_piper_says_which_nodes_recompute(piper_file):
+def test_a_stage_names_the_nodes_that_recompute(piper_file):
     _, (line,) = run("compare_piper.py", piper_file, "--memory", 13)
     assert [stage["recompute"] for stage in line["stages"]] == [[3]]
     assert line["objective"] == 5.0
 
 
-def test_nothing_that_fits_is_an_answer_too(piper_file):
+def test_an_infeasible_file_gives_a_line_with_the_least_memory(piper_file):
     ran, (line,) = run("compare_piper.py", piper_file, "--memory", 12)
     assert ran.returncode == 0 and line["objective"] is None
     assert "13 would do" in line["infeasible"]
 
 
-def test_a_bad_file_is_one_line_and_no_traceback(tmp_path):
+def test_a_missing_file_gives_one_line_without_traceback(tmp_path):
     ran, lines = run("compare_piper.py", tmp_path / "none.json")
     assert (ran.returncode, lines) == (1, [])
     assert ran.stderr == f"{tmp_path / 'none.json'}: there is no such file\n"
 
 
 @needs_data
-def test_what_piper_answered_stands_beside_it():
+def test_the_line_has_piper_s_own_answer():
     asked = published("piper")[0]
     _, (line,) = run(
         "compare_piper.py",
@@ -132,7 +130,7 @@ def test_what_piper_answered_stands_beside_it():
     assert line["objective"] == pytest.approx(asked["TPS"], rel=1e-9)
 
 
-def test_balanced_stages_name_the_files_nodes_in_pipeline_order(pipedream_file):
+def test_balanced_stages_have_the_file_s_nodes_in_pipeline_order(pipedream_file):
     ran, (line,) = run("compare_balancers.py", pipedream_file, "--stages", 2)
     assert ran.returncode == 0, ran.stderr
     assert line["objective"] == pytest.approx(5.0, rel=1e-12)
@@ -141,12 +139,12 @@ def test_balanced_stages_name_the_files_nodes_in_pipeline_order(pipedream_file):
 
 
 @pytest.mark.skipif(find_spec("torchgpipe") is not None, reason="torchgpipe is installed")
-def test_a_balancer_that_is_not_installed_is_named_and_left_out(pipedream_file):
+def test_a_missing_balancer_is_named_and_left_out(pipedream_file):
     ran, (line,) = run("compare_balancers.py", pipedream_file, "--stages", 2)
     assert "torchgpipe: left out" in ran.stderr and "peers" not in line
 
 
-def test_a_balancer_that_is_installed_stands_beside_ours(pipedream_file, tmp_path):
+def test_the_line_has_the_answer_of_an_installed_balancer(pipedream_file, tmp_path):
     package = tmp_path / "peer" / "torchgpipe" / "balance"
     package.mkdir(parents=True)
     for folder in (package, package.parent):
@@ -159,13 +157,15 @@ def test_a_balancer_that_is_installed_stands_beside_ours(pipedream_file, tmp_pat
     assert line["peer_objective"] == line["peers"]["torchgpipe"]["objective"]
 
 
-def test_more_stages_than_layers_is_an_answer_and_the_next_file_is_read(pipedream_file, piper_file):
+def test_more_stages_than_layers_gives_an_infeasible_line_after_other_files(
+    pipedream_file, piper_file
+):
     _, lines = run("compare_balancers.py", pipedream_file, piper_file, "--stages", 3)
     assert lines[0]["objective"] == pytest.approx(5.0)
     assert lines[1]["objective"] is None and "at most 2" in lines[1]["infeasible"]
 
 
-def test_the_benchmark_measures_chains_and_how_they_grow(pipedream_file):
+def test_the_benchmark_measures_chains_and_the_exponent_of_growth(pipedream_file):
     ran, lines = run(
         "bench_solvers.py", pipedream_file,
         "--layers", 64, 128, "--stages", 2, 3, "--kinds", "uniform", "--repeats", 1,

@@ -1,4 +1,4 @@
-"""The session on a GPU, as far as it goes on a CPU: a tiny model, and no time for a second one."""
+"""The GPU session, tested on a CPU with a tiny model."""
 
 import json
 import os
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from autopart.profile import load_profile
+from autopart.records.profile import load_profile
+from tests.support.places import SCRIPTS
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_session.py"
+SCRIPT = SCRIPTS / "gpu_session.py"
 
 
 @pytest.mark.slow
-def test_a_session_profiles_validates_and_says_what_it_left_out(tmp_path: Path) -> None:
+def test_a_session_profiles_a_model_and_validates_it_under_each_policy(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--steps", "1"]
     subprocess.run(
         [*command, "--out", str(tmp_path), "--models", "gpt2-tiny", "--seconds", "270"],
@@ -26,11 +27,11 @@ def test_a_session_profiles_validates_and_says_what_it_left_out(tmp_path: Path) 
     )
     rows = json.loads((tmp_path / "gpu-session.json").read_text())
     link, profiled, *rest = rows
-    ways = {row["treatment"]: row for row in rest if row["step"] == "validate"}
+    by_policy = {row["treatment"]: row for row in rest if row["step"] == "validate"}
     assert link["step"] == "host link" and min(link["out_bandwidth"], link["back_bandwidth"]) > 0
     assert load_profile(tmp_path / profiled["file"]).dtype == "float32"
-    assert {"kept", "recomputed", "offloaded"} <= ways.keys()
-    kept, recomputed = ways["kept"], ways["recomputed"]
+    assert {"kept", "recomputed", "offloaded"} <= by_policy.keys()
+    kept, recomputed = by_policy["kept"], by_policy["recomputed"]
     for row in (kept, recomputed):
         assert all(-0.01 <= rank["error"] <= 0.1 for rank in row["fidelity"]["ranks"])
     first = [row["fidelity"]["ranks"][0]["measured_bytes"] for row in (kept, recomputed)]
@@ -39,7 +40,7 @@ def test_a_session_profiles_validates_and_says_what_it_left_out(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_without_time_a_session_says_so(tmp_path: Path) -> None:
+def test_a_session_without_time_names_the_models_that_it_left_out(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--seconds", "1"]
     ran = subprocess.run(
         [*command, "--out", str(tmp_path), "--models", "gpt2-tiny"],

@@ -1,15 +1,16 @@
-"""Recomputation layer by layer against all or nothing, on one analytic model."""
+"""Recompute chosen for each layer, against all layers or none, on an analytic model."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "measure_recompute.py"
+from tests.support.places import SCRIPTS
+
+SCRIPT = SCRIPTS / "measure_recompute.py"
 
 
-def test_layer_by_layer_is_no_slower_than_all_or_nothing() -> None:
+def test_a_policy_for_each_layer_is_faster_than_one_for_all_layers() -> None:
     command = [sys.executable, str(SCRIPT), "--models", "llama-8b", "--gpus", "8"]
     ran = subprocess.run(
         [*command, "--sequence", "32768"],

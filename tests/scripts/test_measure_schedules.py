@@ -1,15 +1,19 @@
-"""The table of what sends cost, on a small pipeline."""
+"""The table of steps with sends, for a small pipeline."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "measure_schedules.py"
+import pytest
+
+from tests.support.places import SCRIPTS
+
+SCRIPT = SCRIPTS / "measure_schedules.py"
 
 
-def test_more_room_is_never_slower_and_no_row_is_below_its_bound():
+@pytest.mark.slow
+def test_more_memory_is_never_slower_and_no_step_is_below_its_bound():
     command = [sys.executable, str(SCRIPT), "--stages", "3", "--microbatches", "12"]
     ran = subprocess.run(
         [*command, "--sends", "0.3", "--json"],

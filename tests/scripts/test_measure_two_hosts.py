@@ -1,4 +1,4 @@
-"""The hosts of the script are made, shaped and always removed; what runs on them is tested elsewhere."""
+"""The script makes, shapes and always removes its hosts; other tests cover its measurements."""
 
 import argparse
 import importlib.util
@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "measure_two_hosts.py"
+from tests.support.places import SCRIPTS
+
+SCRIPT = SCRIPTS / "measure_two_hosts.py"
 
 
 def namespaces() -> list[str]:
@@ -39,7 +40,7 @@ def script() -> Iterator[ModuleType]:
     yield module
 
 
-def test_the_hosts_have_a_link_of_the_asked_bandwidth_and_go_whatever_happens(
+def test_the_hosts_have_the_given_bandwidth_and_are_removed_even_after_an_error(
     script: ModuleType,
 ) -> None:
     asked = argparse.Namespace(bandwidth=5e6, latency=0.0)

@@ -1,13 +1,14 @@
-"""The simulator against what papers and arithmetic say of whole steps."""
+"""The simulator against papers and arithmetic, on whole steps."""
 
 import random
 
 import pytest
 
-from autopart.plan import StagePrediction
-from autopart.schedules import KINDS, make_schedule, place_stages
-from autopart.simulator import simulate
-from tests.simulator.steps import stage
+from autopart.records.prediction import StagePrediction
+from autopart.schedules.catalogue import KINDS, make_schedule
+from autopart.simulator.timeline import simulate
+from tests.support.pictures import place_stages
+from tests.support.steps import stage
 
 
 def makespan(name: str, microbatches: int, stages: list[StagePrediction], ranks: int = 0) -> float:
@@ -19,8 +20,11 @@ def makespan(name: str, microbatches: int, stages: list[StagePrediction], ranks:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_gpipe_s_forwards_are_a_flow_shop_and_its_backwards_another(seed: int):
-    """Without sends, on any stages: sum + (m - 1) x max of the forwards, and the same of the
-    backwards, is what GPipe takes."""
+    """Without sends, GPipe takes at most sum + (m - 1) x max over forwards, and again over
+    backwards.
+
+    On equal stages it takes exactly this.
+    """
     rng = random.Random(seed)
     stages = [stage(rng.randint(1, 9), rng.randint(1, 9)) for _ in range(rng.randint(1, 6))]
     m = rng.randint(1, 12)
@@ -34,16 +38,21 @@ def test_gpipe_s_forwards_are_a_flow_shop_and_its_backwards_another(seed: int):
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 8])
-def test_zero_bubble_schedules_idle_what_their_paper_says(ranks: int):
-    """Qi et al., Zero Bubble Pipeline Parallelism, ICLR 2024, with T_F = T_B = T_W = 1: the step takes
-    m (T_F + T_B + T_W) and (p - 1) (T_F + T_B - T_W) for ZB-H1, (p - 1) (T_F + T_B + T_W) for 1F1B."""
+def test_zero_bubble_schedules_idle_as_in_their_paper(ranks: int):
+    """Qi et al., Zero Bubble Pipeline Parallelism, ICLR 2024, with T_F = T_B = T_W = 1.
+
+    The step takes m (T_F + T_B + T_W) and idle time on top:
+
+        ZB-H1    (p - 1) (T_F + T_B - T_W)
+        1F1B     (p - 1) (T_F + T_B + T_W)
+    """
     equal, m = [stage(1.0, 2.0, weight_grad_time=1.0)] * ranks, 4 * ranks
     assert makespan("1f1b", m, equal) == 3 * m + 3 * (ranks - 1)
     assert makespan("zb-h1", m, equal) == 3 * m + (ranks - 1)
 
 
 @pytest.mark.parametrize(("ranks", "each"), [(2, 2), (4, 2), (4, 3)])
-def test_interleaving_divides_the_bubble_by_the_stages_of_a_rank(ranks: int, each: int):
+def test_interleaving_divides_the_bubble_by_the_stages_per_rank(ranks: int, each: int):
     """Narayanan et al., Megatron-LM, SC 2021: (p - 1) (t_F + t_B) / v."""
     equal, m = [stage(1.0, 2.0)] * (ranks * each), 4 * ranks
     taken = makespan("interleaved-1f1b", m, equal, ranks)
@@ -51,10 +60,15 @@ def test_interleaving_divides_the_bubble_by_the_stages_of_a_rank(ranks: int, eac
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_the_period_with_sends_is_that_of_the_slowest_circle(seed: int):
-    """A microbatch's way from stage s to the end and back, sends included, ends before s takes the
-    one that is in-flight(s) later: period >= (sum of times + 2 sends a cut) / in flight; for two
-    stages it is the longest of the circles."""
+def test_with_sends_the_slowest_circle_sets_the_period(seed: int):
+    """A microbatch runs from stage s to the last stage and back, sends included.
+
+    This must end before s starts the microbatch that is in-flight(s) later. So
+
+        period >= (sum of times + 2 sends per cut) / in flight
+
+    With two stages the period is the longest of these circles.
+    """
     rng = random.Random(seed)
     k = rng.choice([2, 2, 3, 4])
     stages = [
@@ -68,15 +82,15 @@ def test_the_period_with_sends_is_that_of_the_slowest_circle(seed: int):
     ]
     steps = 60
     period = (makespan("1f1b", 40 + steps, stages) - makespan("1f1b", 40, stages)) / steps
-    circles: list[float] = []
+    round_trips: list[float] = []
     for first in range(k):
-        way = sum(s.forward_time + s.backward_time for s in stages[first:])
+        compute = sum(s.forward_time + s.backward_time for s in stages[first:])
         sends = sum(s.send_time for s in stages[first:]) + sum(
             s.send_back_time for s in stages[first + 1 :]
         )
-        circles.append((way + sends) / (k - first))
-        circles.append(stages[first].forward_time + stages[first].backward_time)
+        round_trips.append((compute + sends) / (k - first))
+        round_trips.append(stages[first].forward_time + stages[first].backward_time)
     links = [t for s in stages for t in (s.send_time, s.send_back_time)]
-    assert period >= max(circles) - 1e-9
+    assert period >= max(round_trips) - 1e-9
     if k == 2:
-        assert period == pytest.approx(max(*circles, *links))
+        assert period == pytest.approx(max(*round_trips, *links))

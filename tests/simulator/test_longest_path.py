@@ -1,4 +1,4 @@
-"""The simulator against a second computation: longest paths in a graph of events."""
+"""The simulator against another computation: longest paths in a graph of events."""
 
 import graphlib
 import random
@@ -7,18 +7,22 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from autopart.schedule import Action, Op, rank_of
-from autopart.simulator import StageTimes, SyncTime, compile_schedule, step_times
+from autopart.schedules.actions import Action, Op, rank_of
+from autopart.simulator.compiled import compile_schedule, step_times
+from autopart.simulator.costs import StageTimes, SyncTime
 from autopart.simulator.timeline import rank_slices
-from tests.seeds import seeds
-from tests.simulator.steps import Step, needs, random_step
+from tests.support.seeds import seeds
+from tests.support.steps import Step, needs, random_step
 
 Event = tuple[str, Action]
 
 
 def longest_paths(step: Step) -> dict[Event, float]:
-    """When each action starts ("start"), has its result ("result"), leaves its rank free ("free") and
-    has its result on the next rank ("there"): the longest path to each event."""
+    """The longest path to each event.
+
+    An action starts ("start"), has its result ("result"), leaves its rank free ("free"), and has
+    its result on the next rank ("there").
+    """
     arcs = _arcs(step)
     when: dict[Event, float] = {}
     graph = {event: [source for source, _ in into] for event, into in arcs.items()}
@@ -29,14 +33,14 @@ def longest_paths(step: Step) -> dict[Event, float]:
 
 def _arcs(step: Step) -> dict[Event, list[tuple[Event, float]]]:
     every = {action for order in step.schedule for action in order}
-    halves: dict[tuple[int, int], tuple[Op, ...]] = {
+    begins: dict[tuple[int, int], tuple[Op, ...]] = {
         (a.stage, a.microbatch): (a.op,) for a in every if a.op in "BI"
     }
     arcs: dict[Event, list[tuple[Event, float]]] = {}
     last_on: dict[tuple[int, int], Action] = {}
     for rank, order in enumerate(step.schedule):
         for at, action in enumerate(order):
-            remote = [n for n in _needed(step, action, halves) if _home(step, n) != rank]
+            remote = [n for n in _needed(step, action, begins) if _home(step, n) != rank]
             target = _receiver(step, action, every)
             sends = target is not None and target != rank
             start = [(("free", order[at - 1]), 0.0)] if at else []
@@ -55,9 +59,9 @@ def _arcs(step: Step) -> dict[Event, list[tuple[Event, float]]]:
 
 
 def _needed(
-    step: Step, action: Action, halves: dict[tuple[int, int], tuple[Op, ...]]
+    step: Step, action: Action, begins: dict[tuple[int, int], tuple[Op, ...]]
 ) -> Iterator[Action]:
-    for needed in needs(action, len(step.ranks), halves):
+    for needed in needs(action, len(step.ranks), begins):
         forward = needed.op == "F" and needed.stage != action.stage
         across = action.stage in step.starts if forward else needed.stage in step.starts
         if needed.stage == action.stage or not across:
@@ -81,8 +85,8 @@ def _receiver(step: Step, action: Action, every: set[Action]) -> int | None:
 
 def _compute(step: Step, action: Action) -> float:
     cost = step.stages[action.stage]
-    halves = {"I": cost.backward_time - cost.weight_grad_time, "W": cost.weight_grad_time}
-    times = {"F": cost.forward_time, "B": cost.backward_time, **halves}
+    split = {"I": cost.backward_time - cost.weight_grad_time, "W": cost.weight_grad_time}
+    times = {"F": cost.forward_time, "B": cost.backward_time, **split}
     return step.overhead + times[action.op]
 
 
@@ -92,22 +96,23 @@ def _send(step: Step, action: Action) -> float:
 
 
 @pytest.mark.parametrize("part", seeds(6, 20))
-def test_every_action_starts_and_ends_at_its_longest_path(part: int):
+def test_every_action_starts_and_ends_at_the_longest_path_to_it(part: int):
     for seed in range(100 * part, 100 * part + 100):
         step = random_step(random.Random(seed))
         expected = longest_paths(step)
         timeline = step.simulate()
         for rank in range(len(step.schedule)):
-            for piece in rank_slices(timeline, rank):
-                found = (piece.start, piece.end)
-                assert found == (expected["start", piece.action], expected["free", piece.action]), (
-                    f"{step.name}, seed {seed}, {piece.action}"
-                )
+            for slice_ in rank_slices(timeline, rank):
+                found = (slice_.start, slice_.end)
+                assert found == (
+                    expected["start", slice_.action],
+                    expected["free", slice_.action],
+                ), f"{step.name}, seed {seed}, {slice_.action}"
 
 
 @pytest.mark.parametrize("seed", seeds(50, 150))
 @pytest.mark.parametrize("width", [1, 9])
-def test_many_partitions_at_once_take_what_each_takes_alone(seed: int, width: int):
+def test_many_partitions_at_once_take_as_long_as_each_alone(seed: int, width: int):
     rng = random.Random(seed)
     step = random_step(rng)
     program = compile_schedule(step.schedule, step.ranks, step.starts)

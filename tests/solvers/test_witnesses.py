@@ -1,7 +1,7 @@
-"""Four ways to the same value: the dynamic program over cuts, the probe, the integer program, trying all.
+"""Four solvers give the same value: dynamic program, bisection, integer program, trying everything.
 
-Thousands of small problems with ties, zero times, infeasible memory, several links and schedules. The
-value is the objective of the integer program, `finish`; on a chain the probe's, the bottleneck, too.
+Thousands of small problems have ties, zero times, infeasible memory, several links and schedules.
+The value is the integer program's objective, `finish`. On a chain it is also the bottleneck.
 """
 
 import random
@@ -12,24 +12,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopart.cost import in_flight, memory, predict, total
-from autopart.cuts import all_cuts
+from autopart.cost.cuts import all_cuts
+from autopart.cost.in_flight import microbatches_in_flight
+from autopart.cost.memory import memory, total
 from autopart.errors import InfeasibleError
-from autopart.graph import is_chain
-from autopart.layouts import Layout, layouts, own_microbatches, shapes
-from autopart.problem import Problem
-from autopart.solvers import chain, ilp, probe
-from autopart.solvers.layout_chain import chain_of
-from tests.oracle import partitions
-from tests.problems import random_problem
-from tests.seeds import seeds
+from autopart.pricing import predict
+from autopart.records.layer_graph import is_chain
+from autopart.records.layouts import Layout, layouts, own_microbatches, shapes
+from autopart.records.problem import Problem
+from autopart.solvers import chain_bisection, cuts_dp
+from autopart.solvers.chain_of_layout import chain_of
+from autopart.solvers.ilp import program as integer_program
+from tests.support.oracle import partitions
+from tests.support.problems import random_problem
+from tests.support.seeds import seeds
 
 BLOCKS, IN_BLOCK = 10, 200
 CLOSE = 1e-9
 
 
 def drawn(seed: int) -> tuple[Problem, Layout] | None:
-    """A problem and a layout of it; None where no layout is possible."""
+    """A problem and one of its layouts; None if there is none."""
     rng = random.Random(seed)
     asked = random_problem(rng, branching=seed % 4 > 0, tight=rng.random() < 0.5)
     try:
@@ -39,10 +42,9 @@ def drawn(seed: int) -> tuple[Problem, Layout] | None:
 
 
 def tried(asked: Problem, layout: Layout) -> float:
-    """The smallest finish of all partitions that fit; infinite where none does."""
-
+    """The smallest finish over all partitions that fit; infinite if none does."""
     found = [
-        ilp.finish_of(asked, layout, partition)
+        integer_program.finish_of(asked, layout, partition)
         for partition in partitions(asked, len(layout.stage_ranks))
         if max(stage.peak_bytes for stage in predict(asked, layout, partition)[0])
         <= asked.cluster.memory_bytes
@@ -51,22 +53,28 @@ def tried(asked: Problem, layout: Layout) -> float:
 
 
 def over_cuts(asked: Problem, layout: Layout, ahead: bool) -> float:
-    """The smallest finish, or bottleneck of the step, by the dynamic program over all cuts."""
+    """The smallest finish (with `ahead`) or bottleneck by the dynamic program over all cuts."""
     cuts = all_cuts(asked.graph)
-    loads = cuts.loads
-    before = loads.forward_time[0] + loads.backward_time[0] if ahead else np.zeros(len(cuts.nested))
+    all_totals = cuts.totals
+    before = (
+        all_totals.forward_time[0] + all_totals.backward_time[0]
+        if ahead
+        else np.zeros(len(cuts.nested))
+    )
     costs = []
-    for stage, period in enumerate(chain._periods(asked, layout, cuts, ilp.SEND_SHARE)):
-        held = in_flight(layout, stage)
-        needed = total(memory(loads, asked, len(layout.stage_ranks[stage]), held))
+    for stage, period in enumerate(
+        cuts_dp._periods(asked, layout, cuts, integer_program.SEND_SHARE)
+    ):
+        in_flight = microbatches_in_flight(layout, stage)
+        needed = total(memory(all_totals, asked, len(layout.stage_ranks[stage]), in_flight))
         fits = needed <= asked.cluster.memory_bytes
         costs.append(np.where(fits, before[:, None] + period, np.inf))
-    best = chain.best_path(costs, cuts.nested)
+    best = cuts_dp.best_path(costs, cuts.nested)
     return np.inf if best is None else best.largest
 
 
 def check(seed: int) -> float | None:
-    """The value, the same in every way that is quick."""
+    """The value on which the quick solvers agree."""
     case = drawn(seed)
     if case is None:
         return None
@@ -75,7 +83,9 @@ def check(seed: int) -> float | None:
     assert value == pytest.approx(tried(asked, layout), rel=CLOSE)
     if is_chain(asked.graph):
         cuts = all_cuts(asked.graph)
-        found = probe.solve(*chain_of(asked, layout, cuts.loads, ilp.SEND_SHARE))
+        found = chain_bisection.solve(
+            *chain_of(asked, layout, cuts.totals, integer_program.SEND_SHARE)
+        )
         longest = over_cuts(asked, layout, ahead=False)
         assert (found is None) == (longest == np.inf)
         if found is not None:
@@ -85,7 +95,7 @@ def check(seed: int) -> float | None:
 
 
 @pytest.mark.parametrize("block", seeds(5, BLOCKS))
-def test_the_program_over_cuts_and_the_probe_equal_trying_everything(block: int):
+def test_the_dynamic_program_and_bisection_equal_trying_everything(block: int):
     values = [check(seed) for seed in range(block * IN_BLOCK, (block + 1) * IN_BLOCK)]
     known = [value for value in values if value is not None]
     assert IN_BLOCK // 2 < sum(np.isfinite(known)) < IN_BLOCK
@@ -93,19 +103,19 @@ def test_the_program_over_cuts_and_the_probe_equal_trying_everything(block: int)
 
 
 @given(st.integers(min_value=BLOCKS * IN_BLOCK, max_value=2**32))
-def test_the_program_over_cuts_and_the_probe_equal_trying_everything_whatever_is_drawn(seed: int):
+def test_the_dynamic_program_and_bisection_equal_trying_everything_for_any_seed(seed: int):
     check(seed)
 
 
 @pytest.mark.parametrize("block", seeds(2, 5))
-def test_the_integer_program_equals_the_program_over_cuts(block: int):
+def test_the_integer_program_equals_the_dynamic_program(block: int):
     for seed in range(block * 40, (block + 1) * 40):
         case = drawn(seed)
         if case is None:
             continue
         asked, layout = case
         value = over_cuts(asked, layout, ahead=True)
-        found = ilp.solve(asked, layout, None, time.perf_counter() + 30)
+        found = integer_program.solve(asked, layout, None, time.perf_counter() + 30)
         assert (found is None) == (value == np.inf)
         if found is not None:
-            assert ilp.finish_of(asked, layout, found) == pytest.approx(value, rel=1e-5)
+            assert integer_program.finish_of(asked, layout, found) == pytest.approx(value, rel=1e-5)

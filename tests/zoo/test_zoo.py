@@ -1,4 +1,4 @@
-"""The built-in examples: each builds, trains, and has the size that was published for it."""
+"""Built-in models: each builds, trains, and has its published size."""
 
 import subprocess
 import sys
@@ -7,13 +7,9 @@ import pytest
 import torch
 
 from autopart.errors import ModelError
-from autopart.runtime.models.model import (
-    build_training_model,
-    check_model,
-    example_batch,
-    load_model,
-)
-from autopart.zoo import zoo_names, zoo_source
+from autopart.runtime.models.model import build_training_model, check_model, example_batch
+from autopart.runtime.models.model_file import load_model
+from autopart.zoo.catalogue import zoo_names, zoo_source
 
 TINY = [name for name in zoo_names() if name.endswith("-tiny")]
 
@@ -149,11 +145,11 @@ def test_the_loss_falls_under_training() -> None:
         assert losses[-1] < losses[0], name
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ModelError, match=r"no example model 'gpt5'; known: gpt2-tiny, gpt2-124m"):
         load_model("zoo:gpt5")
 
 
 def test_listing_the_zoo_does_not_import_torch() -> None:
-    code = "import sys, autopart.zoo; autopart.zoo.zoo_names(); sys.exit('torch' in sys.modules)"
+    code = "import sys, autopart.zoo.catalogue as zoo; zoo.zoo_names(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,1 +1,1 @@
-"""A model as layers: captured as one graph of operations, grouped, and cut into stages."""
+"""A model as layers: captured as one operation graph, grouped, and cut into stages."""

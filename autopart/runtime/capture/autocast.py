@@ -1,4 +1,4 @@
-"""Autocast as a graph was captured under it, and must run under it."""
+"""Autocast: a graph captured under it must also run under it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -8,14 +8,14 @@ from torch import nn
 
 
 class Autocast(NamedTuple):
-    """Torch's autocast on a kind of device: which operations it casts differs between them."""
+    """Torch's autocast for one kind of device. Each kind casts its own set of operations."""
 
     device_type: str
     dtype: torch.dtype
 
 
 def autocast_of(module: nn.Module, dtype: torch.dtype | None) -> Autocast | None:
-    """To `dtype` where the module's parameters stand."""
+    """Return autocast to `dtype` on the device that has the module's parameters."""
     if dtype is None:
         return None
     devices = (parameter.device.type for parameter in module.parameters())
@@ -23,5 +23,5 @@ def autocast_of(module: nn.Module, dtype: torch.dtype | None) -> Autocast | None
 
 
 def entered(autocast: Autocast | None) -> AbstractContextManager[object]:
-    """The block to compute forward in; backward takes the dtypes of its forward by itself."""
+    """Return the context for a forward. Its backward takes the forward's dtypes by itself."""
     return nullcontext() if autocast is None else torch.autocast(*autocast)

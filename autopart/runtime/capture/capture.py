@@ -1,4 +1,4 @@
-"""A training model as layers: what stages are cut from."""
+"""A training model as layers, from which stages are cut."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -9,14 +9,15 @@ from torch import fx, nn
 
 from autopart.errors import ModelError
 from autopart.runtime.capture.autocast import Autocast, autocast_of, entered
+from autopart.runtime.capture.checkpoints import CheckpointedLayers, checkpointed_layers
 from autopart.runtime.capture.dataflow import Dataflow, facts_and_writes, find_dependencies
 from autopart.runtime.capture.fingerprint import graph_hash, layer_fingerprint
-from autopart.runtime.capture.layers import Group, group_nodes
-from autopart.runtime.capture.opaque import trace_model
-from autopart.runtime.capture.program import part_nodes
+from autopart.runtime.capture.layer_grouping import LayerNodes, group_nodes
 from autopart.runtime.capture.simplify import copy_changed_inputs, simplify
+from autopart.runtime.capture.subgraph import part_nodes
 from autopart.runtime.capture.tracing import Traced, batch_leaf_names
-from autopart.runtime.models.attributes import lookup
+from autopart.runtime.capture.uncapturable_modules import trace_model
+from autopart.runtime.models.attributes import lookup, user_name
 from autopart.runtime.models.model import Batch, TrainingModel
 
 Granularity = Literal["block", "module"]
@@ -24,23 +25,23 @@ Granularity = Literal["block", "module"]
 
 @dataclass(frozen=True, slots=True)
 class CapturedLayer:
-    """One layer of a captured model."""
+    """One layer in a captured model."""
 
     name: str
-    """The path of its module in the user's model; the second call of one module is ``path@1``."""
+    """Path of the layer's module in the user's model. A module's second call is ``path@1``."""
     kind: str
-    """The module's class, or "loss"."""
+    """Class name of the layer's module, or "loss"."""
     nodes: tuple[str, ...]
-    """The nodes of the graph that this layer alone computes, in order."""
+    """Names of the graph nodes that only this layer computes, in order."""
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     fingerprint: str
-    """Equal for layers that do the same work on the same shapes."""
+    """Hash that layers share if they do the same work on the same shapes."""
 
 
 @dataclass(frozen=True, slots=True)
 class CapturedValue:
-    """A tensor that one layer makes and later ones need."""
+    """A tensor that one layer makes and later layers need."""
 
     name: str
     producer: str
@@ -49,7 +50,7 @@ class CapturedValue:
     dtype: torch.dtype
     bytes: int
     has_gradient: bool
-    """Whether a gradient of the loss flows back through it."""
+    """Whether a gradient of the loss flows back through the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +69,30 @@ class Captured:
     """A model's loss as a flat graph, divided into layers."""
 
     module: fx.GraphModule
-    """Takes the tensor leaves of a batch and returns the loss; holds the model's own parameters."""
+    """Graph that takes the batch's tensor leaves and returns the loss.
+
+    It contains the model's own parameter objects.
+    """
     layers: tuple[CapturedLayer, ...]
-    """In a topological order that is the model's own order of execution."""
+    """Layers in a topological order that is also the model's own order."""
     values: tuple[CapturedValue, ...]
-    """In the order in which they are made."""
+    """Values in the order in which the layers make them."""
     inputs: tuple[CapturedInput, ...]
     tied: Mapping[str, tuple[str, ...]]
-    """Parameters that more than one layer reads, and those layers."""
+    """Parameters that more than one layer reads, each with these layers."""
     graph_hash: str
-    """Of the layers' computation: names, operations, shapes, dtypes; not of weights or device."""
+    """Hash over the layers' names, operations, shapes and dtypes, without weights and device."""
     warnings: tuple[str, ...]
     layer_of: Mapping[str, str]
-    """Node name to layer name; nodes that are missing are computed by whoever needs them."""
+    """Layer name for each node name. Any stage that needs a missing node computes it itself."""
     after: Mapping[str, tuple[str, ...]]
-    """Nodes that must run before a node although it does not take what they yield."""
+    """For each node name, nodes that must run earlier though it does not take their results."""
     constants: Mapping[str, object]
-    """The leaves of the batch that are no tensors; the graph is right for these alone."""
+    """Batch leaves that are no tensors, by name. The graph is correct for these values only."""
+    checkpointed: CheckpointedLayers
+    """Layers that the model checkpoints itself. The graph does not."""
     autocast: Autocast | None = None
-    """Under which the graph was captured, and must run."""
+    """Autocast under which the graph was captured and must run."""
 
 
 def capture_model(
@@ -96,18 +102,19 @@ def capture_model(
     granularity: Granularity = "block",
     autocast: torch.dtype | None = None,
 ) -> Captured:
-    """Capture the loss of `model` on batches of the shapes of `batch`, in train mode.
+    """Capture the loss of `model`, in its modules' own modes, for batches shaped as `batch`.
 
-    `granularity` "block" gives a layer for each block of the model, "module" one for each leaf
-    module. Under `autocast` to a dtype values have the dtypes that they have there, and the graph's
-    hash is another one. Works on the meta device. The model and its parameters are left as they are. Raises
-    ModelError where the model does not run on the batch or its loss cannot be trained.
+    `granularity` "block" gives one layer for each block, "module" one for each leaf module. Under
+    `autocast` to a dtype, values have the dtypes that autocast gives them, and the graph hash
+    differs. It works on the meta device and leaves the model unchanged. Raises ModelError where the
+    model does not run on the batch or its loss cannot be trained.
     """
     under = autocast_of(model, autocast)
     with entered(under):
-        traced = trace_model(model.train(), batch)
+        traced = trace_model(model, batch)
         flow = _observe(traced)
     _check_trainable(traced.module, flow, model.name)
+    _check_writes(traced.module, flow, model.name)
     grouping = group_nodes(traced.module.graph, flow, model.model, granularity)
     for node in traced.module.graph.nodes:
         node.meta["val"] = _example(flow.facts[node].value) if node.op != "get_attr" else None
@@ -117,10 +124,10 @@ def capture_model(
 
 
 def batch_leaves(captured: Captured, batch: Batch) -> dict[str, torch.Tensor]:
-    """The tensors of one microbatch by input name.
+    """Return one microbatch's tensors by input name.
 
-    Raises ModelError where the batch is not as the captured one: a leaf missing or too many,
-    another shape or dtype, or another constant.
+    Raises ModelError where the batch differs from the captured one: a leaf is missing or extra, or
+    a shape, a dtype or a constant differs.
     """
     given = dict(batch_leaf_names(batch))
     tensors = {name: leaf for name, leaf in given.items() if isinstance(leaf, torch.Tensor)}
@@ -133,11 +140,11 @@ def batch_leaves(captured: Captured, batch: Batch) -> dict[str, torch.Tensor]:
     wanted = {leaf.name: leaf for leaf in captured.inputs}
     unknown, missing = sorted(tensors.keys() - wanted), sorted(wanted.keys() - tensors)
     if unknown or missing:
-        what = (
+        fault = (
             f"has no tensor '{missing[0]}'" if missing else f"has one more tensor, '{unknown[0]}'"
         )
         raise ModelError(
-            f"this batch {what}; the model was captured with {', '.join(wanted) or 'none'}"
+            f"this batch {fault}; the model was captured with {', '.join(wanted) or 'none'}"
         )
     for name, leaf in wanted.items():
         tensor = tensors[name]
@@ -169,8 +176,22 @@ def _check_trainable(module: fx.GraphModule, flow: Dataflow, name: str) -> None:
         )
 
 
+def _check_writes(module: fx.GraphModule, flow: Dataflow, name: str) -> None:
+    """Refuse a forward that changes a trained parameter, which other microbatches still need."""
+    written = {storage for storages in flow.writes.values() for storage in storages}
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = lookup(module, str(node.target))
+        is_trained = isinstance(value, nn.Parameter) and value.requires_grad
+        if is_trained and not written.isdisjoint(flow.facts[node].storages):
+            raise ModelError(
+                f"{name}: the forward writes into the parameter '{user_name(str(node.target))}', but "
+                "backwards of earlier microbatches still need its value; change it after the "
+                "optimizer's step"
+            )
+
+
 def _example(value: object) -> object:
-    """A fake tensor without the autograd graph behind it."""
+    """Return a fake tensor without its autograd graph."""
     return value.detach() if isinstance(value, torch.Tensor) else None
 
 
@@ -181,7 +202,7 @@ def _same_constant(value: object, constant: object) -> bool:
 
 
 def _described(
-    traced: Traced, flow: Dataflow, groups: Iterable[Group], notes: tuple[str, ...]
+    traced: Traced, flow: Dataflow, groups: Iterable[LayerNodes], notes: tuple[str, ...]
 ) -> Captured:
     graph = traced.module.graph
     layer_of = {node.name: group.name for group in groups for node in group.nodes}
@@ -203,6 +224,7 @@ def _described(
         tied={name: tuple(layers) for name, layers in tied.items() if len(layers) > 1},
         graph_hash=graph_hash(traced.module, layer_of, set(traced.names.values())),
         warnings=notes,
+        checkpointed=checkpointed_layers(graph, [g.name for g in groups], layer_of),
         layer_of=layer_of,
         after=after,
         constants={leaf.name: leaf.value for leaf in traced.leaves if leaf.name not in names},
@@ -210,7 +232,7 @@ def _described(
 
 
 def _values(
-    groups: Iterable[Group], flow: Dataflow, layer_of: Mapping[str, str]
+    groups: Iterable[LayerNodes], flow: Dataflow, layer_of: Mapping[str, str]
 ) -> tuple[CapturedValue, ...]:
     place = {group.name: index for index, group in enumerate(groups)}
     found: list[CapturedValue] = []
@@ -247,7 +269,7 @@ def _input(node: fx.Node, consumers: list[str], flow: Dataflow) -> CapturedInput
 
 
 def _layer(
-    group: Group,
+    group: LayerNodes,
     part: list[fx.Node],
     traced: Traced,
     flow: Dataflow,
@@ -272,7 +294,7 @@ def _layer(
 def _state_names(
     part: Iterable[fx.Node], traced: Traced, kind: type[torch.Tensor]
 ) -> tuple[str, ...]:
-    """The user's names of the parameters, or of the buffers, that the nodes read."""
+    """Return the user's names for the parameters, or the buffers, that the nodes read."""
     found: dict[str, None] = {}
     for node in part:
         if node.op in ("get_attr", "call_module"):

@@ -1,8 +1,8 @@
-"""What each node of a traced graph yields, and on what it really depends.
+"""Results of all nodes in a traced graph, and their true dependencies.
 
-The graph is run once on fake tensors with the true ``requires_grad`` flags: shapes without memory,
-storages without data. That shows which nodes share a storage, so that a node which reads a tensor
-depends on the nodes that have written into it before, and which tensors a gradient flows back to.
+The graph runs once on fake tensors, which have shapes and storages but no data, with the true
+``requires_grad`` flags. The run shows which nodes share a storage: readers depend on earlier nodes
+that wrote into it. The run also shows to which tensors a gradient flows back.
 """
 
 # pyright: reportPrivateUsage=false
@@ -20,47 +20,52 @@ from torch.autograd.graph import get_gradient_edge
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from autopart.runtime.capture.call_outputs import META_KEY, fake_output
 from autopart.runtime.capture.tracing import Traced
-from autopart.runtime.capture.yields import META_KEY, fake_output
+from autopart.runtime.measuring.saved_tensors import storage_key
 from autopart.runtime.models.attributes import lookup
-from autopart.runtime.profiling.stash import storage_key
 
 _HIDDEN_WRITES = {
     torch.ops.aten.batch_norm.default: (3, 4, 5),
     torch.ops.aten.instance_norm.default: (3, 4, 5),
 }
-"""Operations whose schema does not say that they write: running mean, running variance, and the
-flag that makes them do so."""
+"""Operations that write although their schema does not say so.
+
+Each has its argument places for running mean, running variance and the flag that enables the
+writes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What one node yields."""
+    """One node's result."""
 
     value: Any
-    """The fake tensor, or whatever else the node yields."""
+    """The fake tensor, or any other result."""
     storages: frozenset[int]
     has_gradient: bool = False
 
 
 @dataclass(slots=True)
 class Dataflow:
-    """The true dependencies of a graph's nodes."""
+    """True dependencies between a graph's nodes."""
 
     facts: dict[fx.Node, Fact] = field(default_factory=dict)
     writes: dict[fx.Node, frozenset[int]] = field(default_factory=dict)
-    """The storages into which a node writes; nodes that write nowhere are missing."""
+    """Storages into which each node writes. A node that writes nowhere is missing."""
     after: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
-    """The nodes that wrote last into what a node reads, apart from its own arguments."""
+    """For each node, the latest nodes that wrote into its inputs, except its own arguments."""
     state: dict[int, str] = field(default_factory=dict)
-    """The storages of parameters and buffers, by the first name."""
+    """First name for each storage that belongs to a parameter or buffer."""
     replicable: frozenset[fx.Node] = frozenset()
-    """Nodes that any stage can compute for itself: from the batch and unchanging buffers alone,
-    without parameters or randomness."""
+    """Nodes that any stage can compute for itself.
+
+    They depend on the batch and on constant buffers only, not on parameters or randomness.
+    """
 
 
 def facts_and_writes(traced: Traced) -> Dataflow:
-    """Run the graph on fake tensors: what each node yields, and into what it writes."""
+    """Run the graph on fake tensors and note each node's result and the storages it writes."""
     flow = Dataflow()
     _run_on_fakes(traced, flow)
     for node in traced.module.graph.nodes:
@@ -71,26 +76,28 @@ def facts_and_writes(traced: Traced) -> Dataflow:
 
 
 def find_dependencies(module: fx.GraphModule, flow: Dataflow) -> None:
-    """Complete `flow`: the order that writing demands, and what is replicable. Drops the nodes
-    that neither the loss nor the model's state needs."""
+    """Complete `flow` with the order that writes demand and with the replicable nodes.
+
+    Nodes that neither the loss nor the model's state needs are erased.
+    """
     _order_after_writers(module.graph, flow)
     _erase_dead(module.graph, flow)
     flow.replicable = _replicable(module, flow)
 
 
 def dependencies(node: fx.Node, flow: Dataflow) -> Iterator[fx.Node]:
-    """The nodes that must run before `node`."""
+    """Yield the nodes that must run before `node`."""
     yield from node.all_input_nodes
     yield from flow.after.get(node, ())
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
-    """The tensors in what a node yields."""
+    """Return all tensors in one result."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def read_storages(node: fx.Node, flow: Dataflow) -> frozenset[int]:
-    """The storages of everything that the node takes."""
+    """Return the storages below all inputs of the node."""
     return frozenset().union(*(flow.facts[n].storages for n in node.all_input_nodes))
 
 
@@ -107,6 +114,7 @@ class _Recorder(fx.Interpreter):
         return self._mode.from_tensor(value, static_shapes=True)
 
     def run_node(self, n: fx.Node) -> Any:
+        # Operations without a schema show their writes in the version counters of their inputs.
         inputs = tensors_of([self.env[i] for i in n.all_input_nodes])
         before = [tensor._version for tensor in inputs]
         opaque = META_KEY in n.meta
@@ -124,7 +132,7 @@ class _Recorder(fx.Interpreter):
         return value
 
     def _run_opaque(self, node: fx.Node, inputs: list[torch.Tensor]) -> Any:
-        """A module that the graph cannot look into may write into each of its buffers."""
+        """Note that an opaque module may write into each buffer, and return a fake output."""
         parameters: list[torch.Tensor] = []
         if node.op == "call_module":
             inside = lookup(self.module, str(node.target))
@@ -154,11 +162,12 @@ def _run_on_fakes(traced: Traced, flow: Dataflow) -> None:
 
 
 def _gradient_edges(loss: torch.Tensor) -> set[tuple[GradNode, int]]:
-    """Every place of the autograd graph that a gradient of the loss arrives at."""
+    """Return all places in the autograd graph that a gradient of the loss reaches."""
     if not loss.requires_grad:
         return set()
     edge = get_gradient_edge(loss)
     reached = {(edge.node, edge.output_nr)}
+    # Walk the autograd graph from the loss. An edge counts even where its function was seen before.
     waiting, seen = [edge.node], {edge.node}
     while waiting:
         for function, output in waiting.pop().next_functions:
@@ -198,6 +207,7 @@ def _storages(argument: Any, flow: Dataflow) -> set[int]:
 
 
 def _order_after_writers(graph: fx.Graph, flow: Dataflow) -> None:
+    # The latest writer of each storage, while the nodes are passed in order.
     last: dict[int, fx.Node] = {}
     for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
@@ -212,9 +222,10 @@ def _order_after_writers(graph: fx.Graph, flow: Dataflow) -> None:
 
 
 def _erase_dead(graph: fx.Graph, flow: Dataflow) -> None:
-    """Keep what the loss needs and what changes the model's state."""
+    """Erase all nodes except those that the loss needs or that change the model's state."""
     live: set[fx.Node] = set()
     waiting = [graph.output_node()]
+    # Start at the loss and at writes into the model's state, then follow dependencies backward.
     waiting += [n for n, written in flow.writes.items() if not written.isdisjoint(flow.state)]
     while waiting:
         node = waiting.pop()
@@ -230,11 +241,14 @@ def _erase_dead(graph: fx.Graph, flow: Dataflow) -> None:
 
 def _replicable(module: fx.GraphModule, flow: Dataflow) -> frozenset[fx.Node]:
     changed = {storage for written in flow.writes.values() for storage in written}
+    # Step 1: nodes that are bound by themselves.
     bound = {node for node in module.graph.nodes if _is_bound(node, module, flow, changed)}
     while True:
         for node in module.graph.nodes:
+            # Step 2: a node that depends on a bound node is bound.
             if any(before in bound for before in dependencies(node, flow)):
                 bound.add(node)
+        # Step 3: a node that shares a storage into which a bound node writes is bound. Then repeat.
         tainted = _storages_of(flow.writes[n] for n in bound if n in flow.writes)
         more = {
             node
@@ -254,7 +268,7 @@ def _storages_of(parts: Iterable[frozenset[int]]) -> frozenset[int]:
 
 
 def _is_bound(node: fx.Node, module: fx.GraphModule, flow: Dataflow, changed: set[int]) -> bool:
-    """Whether the node by itself ties what depends on it to one stage."""
+    """Tell whether the node alone ties its dependents to one stage."""
     if node.op == "get_attr":
         value = lookup(module, str(node.target))
         is_parameter = isinstance(value, nn.Parameter)

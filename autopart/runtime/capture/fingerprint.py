@@ -1,8 +1,8 @@
-"""What makes two layers, or two captured graphs, the same.
+"""Hashes that two equal layers, or two equal captured graphs, share.
 
-A layer's fingerprint holds its operations, their scalar arguments, shapes, dtypes and how they
-hang together, and no names: identical blocks share it. A graph's hash holds the names too. Neither
-depends on the values of parameters, nor on the device.
+A layer's fingerprint covers its operations, their scalar arguments, shapes, dtypes and connections,
+but no names: identical blocks share it. A graph's hash covers the names too. Neither depends on
+parameter values or on the device.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _TRANSPARENT = frozenset(
     )
 )
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-"""Where an object without a name lies in memory."""
+"""Memory address in an unnamed object's text."""
 
 Describe = Callable[[fx.Node], object]
 
@@ -36,7 +36,7 @@ def layer_fingerprint(
     outputs: Collection[fx.Node],
     has_gradient: Mapping[fx.Node, bool],
 ) -> str:
-    """The hash of a layer's own program: `nodes` in order, of which `outputs` are handed on."""
+    """Return the hash of a layer's own program: `nodes` in order, with `outputs` handed on."""
     numbers: dict[fx.Node, int] = {}
     lines: list[str] = []
     inside = list(nodes)
@@ -46,7 +46,8 @@ def layer_fingerprint(
         if node not in numbers:
             numbers[node] = len(numbers)
             grad = has_gradient.get(node, False) if node not in made else ""
-            lines.append(f"{numbers[node]} {_source(module, node)} {_meta(node)} {grad}")
+            source = f"{_source(module, node)}{_hooked(module, node)}"
+            lines.append(f"{numbers[node]} {source} {_meta(node)} {grad}")
         return numbers[node]
 
     for node in inside:
@@ -59,12 +60,12 @@ def layer_fingerprint(
 
 
 def graph_hash(module: fx.GraphModule, layer_of: Mapping[str, str], state: Collection[str]) -> str:
-    """The hash of what the layers of a captured graph do, with the names of inputs, layers and of
-    `state`: parameters and buffers.
+    """Return the hash over the layers' computation in a captured graph.
 
-    The exporter records some operations differently on different devices: those that make masks
-    and constants, and those that do nothing where a tensor has the layout already. They do not
-    count, so that a plan made on one device can be held against the model on another.
+    It includes the names of inputs, layers and `state` (parameters and buffers). The exporter
+    records some operations differently on different devices. Some make masks and constants, others
+    have no effect where a tensor already has the layout. These do not count. A plan made on one
+    device can therefore be compared with the model on another device.
     """
     numbers: dict[fx.Node, object] = {}
     lines: list[str] = []
@@ -92,7 +93,7 @@ def _digest(lines: Iterable[str]) -> str:
 
 
 def _source(module: fx.GraphModule, node: fx.Node) -> str:
-    """What a node that computes nothing is."""
+    """Describe an input, an attribute or another layer's value."""
     if node.op == "get_attr":
         value = lookup(module, str(node.target))
         if isinstance(value, fx.GraphModule):
@@ -100,6 +101,13 @@ def _source(module: fx.GraphModule, node: fx.Node) -> str:
         kind = "parameter" if isinstance(value, nn.Parameter) else "buffer"
         return f"{kind} {_shape(value)} {value.requires_grad}"
     return "input" if node.op == "placeholder" else "value"
+
+
+def _hooked(module: fx.GraphModule, node: fx.Node) -> str:
+    """Mark a parameter with gradient hooks. Its layer's backward cannot be split."""
+    value = lookup(module, str(node.target)) if node.op == "get_attr" else None
+    hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return " hooked" if any(getattr(value, name, None) for name in hooks) else ""
 
 
 def _region_hash(region: fx.GraphModule) -> str:
@@ -114,7 +122,8 @@ def _target(module: fx.GraphModule, node: fx.Node) -> str:
         return f"module {type(inside).__qualname__} {_ADDRESS.sub('', repr(inside))} {state}"
     if isinstance(target, OpOverload | HigherOrderOperator):
         return str(target)
-    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', target)}"
+    named = getattr(target, "__qualname__", type(target).__qualname__)  # an object has no name
+    return f"{getattr(target, '__module__', '')}.{named}"
 
 
 def _meta(node: fx.Node) -> str:
@@ -127,7 +136,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _text(argument: Any, describe: Describe) -> str:
-    """An argument without anything that differs between processes or devices."""
+    """Return an argument as text, without parts that differ between processes or devices."""
     if isinstance(argument, fx.Node):
         return f"%{describe(argument)}"
     if isinstance(argument, tuple | list):

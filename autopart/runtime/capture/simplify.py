@@ -1,9 +1,9 @@
-"""Rewrites of a traced graph that change no number, but free stages from one another.
+"""Rewrites that change no number in a traced graph, but free stages from one another.
 
-- A conversion to what a tensor is already (``x.to(x.dtype)``) goes away. The exporter chains such
-  conversions of a shared tensor through every block that makes one.
-- ``x.new_zeros(…)`` and its like need only the shape of ``x``: they become constants.
-- A model that writes into its batch writes into a copy, because stages share the batch.
+- A conversion to the present dtype or device (``x.to(x.dtype)``) is dropped. The exporter chains
+  such conversions of a shared tensor through every block that makes one.
+- ``x.new_zeros(…)`` and similar operations need only ``x``'s shape: they become constants.
+- A model that writes into its batch writes into a copy instead, because stages share the batch.
 """
 
 from typing import Any
@@ -30,12 +30,11 @@ _FILLED = {
     _ATEN.new_full.default: (_ATEN.full.default, 2),
     _ATEN.full_like.default: (_ATEN.full.default, 1),
 }
-"""What makes the same without the tensor, and where the value to fill with stands."""
+"""For each operation, one that needs no tensor, and the place of its fill value."""
 
 
 def simplify(graph: fx.Graph, flow: Dataflow) -> None:
-    """Drop conversions that convert nothing, and take constants off the tensors they are shaped
-    after. `flow` follows."""
+    """Drop conversions without effect, and make constants independent of tensors. Update `flow`."""
     for node in list(graph.nodes):
         if node.target in _CONVERSIONS and _yields_its_argument(node, flow):
             _replace(graph, node, node.args[0], flow)
@@ -44,7 +43,7 @@ def simplify(graph: fx.Graph, flow: Dataflow) -> None:
 
 
 def copy_changed_inputs(graph: fx.Graph, flow: Dataflow) -> bool:
-    """Put a copy behind each batch leaf that is written into; whether there was one."""
+    """Put a copy behind each batch leaf that the model writes into. Tell whether there was one."""
     changed = {storage for written in flow.writes.values() for storage in written}
     places = [n for n in graph.find_nodes(op="placeholder") if flow.facts[n].storages & changed]
     for place in places:

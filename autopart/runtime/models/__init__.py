@@ -1,1 +1,1 @@
-"""The user's model: found by name, built, and seen as training sees it."""
+"""The user's model: found by name, built, and joined with its loss."""

@@ -1,8 +1,9 @@
-"""A model's name as the user types it, and the functions behind it."""
+"""From the text that the user types to the functions of a model file."""
 
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 from autopart.errors import ModelError
 from autopart.runtime.models.user_code import user_code
-from autopart.zoo import zoo_source
+from autopart.zoo.catalogue import zoo_source
 from autopart.zoo.source import ModelSource
 
 _PREFIX = "autopart_model_"
@@ -20,21 +21,21 @@ _SPELLINGS = "write model.py, model.py:function, package.module:function or zoo:
 
 
 def load_model(text: str) -> ModelSource:
-    """The model that `text` names: ``model.py``, ``path.py:function``, ``package.module:function``
-    or ``zoo:gpt2-tiny``.
+    """Load the model that `text` names.
 
-    Without a function the builder is ``build_model``; ``example_inputs``, ``example_target`` and
-    ``loss_fn`` come from the same module. Raises ModelError where there is no such file, module
-    or function, or where the file raises while it is imported.
+    `text` is ``model.py``, ``path.py:function``, ``package.module:function`` or ``zoo:gpt2-tiny``.
+    The default function is ``build_model``. ``example_inputs``, ``example_target`` and ``loss_fn``
+    come from the same module. Raises ModelError where the file, module or function does not exist,
+    or where the file raises while it is imported.
     """
     if text.startswith("zoo:"):
         return zoo_source(text.removeprefix("zoo:"))
-    where, colon, function = text.rpartition(":") if not Path(text).exists() else (text, "", "")
+    where, colon, function = text.rpartition(":") if not os.path.exists(text) else (text, "", "")
     if not colon:
         where, function = text, "build_model"
     if not where or not function.isidentifier():
         raise ModelError(f"'{text}' names no model; {_SPELLINGS}")
-    is_path = where.endswith(".py") or "/" in where or Path(where).exists()
+    is_path = where.endswith(".py") or "/" in where or os.path.exists(where)
     if not is_path and not colon:
         raise ModelError(f"{where}: there is no such file; {_SPELLINGS}")
     module = _import_file(Path(where)) if is_path else _import_module(where)
@@ -75,8 +76,9 @@ def _is_own_function(value: object, module: ModuleType) -> bool:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Run a Python file as a module of its own; on failure nothing of it stays behind."""
-    if not path.exists():
+    """Run a Python file as a module of its own. A failed import leaves nothing behind."""
+    # os.path, unlike Path, takes a name that no file may have for a missing file.
+    if not os.path.exists(path):
         raise ModelError(f"{path}: there is no such file; {_SPELLINGS}")
     if path.suffix != ".py" or not path.is_file():
         raise ModelError(f"{path}: it is not a Python file; {_SPELLINGS}")
@@ -104,8 +106,11 @@ def _import_module(name: str) -> ModuleType:
 
 @contextmanager
 def _siblings_importable(directory: Path) -> Generator[None]:
-    """Put `directory` first on the import path, as ``python model.py`` does; afterwards last, so
-    that imports inside the user's functions still work. On failure the modules from it go too."""
+    """Put `directory` first on the import path, as ``python model.py`` does.
+
+    Afterwards the directory stands last, so that imports inside the user's functions still work.
+    After a failure the directory and its modules are removed again.
+    """
     before = set(sys.modules)
     had = str(directory) in sys.path
     sys.path.insert(0, str(directory))
@@ -124,7 +129,10 @@ def _siblings_importable(directory: Path) -> Generator[None]:
 
 
 def _forget_namesakes(directory: Path) -> None:
-    """`layers.py` beside an earlier model file must not answer for `layers.py` beside this one."""
+    """Forget modules beside an earlier model file that would hide files beside this one.
+
+    Without this, `layers.py` in an earlier directory would be imported in place of the one here.
+    """
     earlier = {_file_of(name).parent for name in sys.modules if name.startswith(_PREFIX)} - {
         directory
     }

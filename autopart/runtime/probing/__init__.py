@@ -1,1 +1,1 @@
-"""What the cost model needs of a machine or cluster, measured between real ranks."""
+"""Figures that the cost model needs about a cluster, measured between real ranks."""

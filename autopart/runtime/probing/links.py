@@ -1,9 +1,8 @@
-"""Messages between ranks, as the executor sends them, and all-reduces over them.
+"""Messages between ranks, as the executor sends them, and all-reduces over ranks.
 
-Pairs of ranks that share no node with another pair are measured at once, others in turn, and the
-slowest pair counts. A message goes to a rank that has waited for it a while, as in a pipeline: a processor
-that has gone to sleep takes longer to notice than one that has just sent something itself (on a
-virtual machine 200 µs instead of 50).
+Pairs of ranks that share no node are measured at once, other pairs in turn. The slowest pair
+counts. The receiver has already waited for a while, as in a pipeline. A sleeping processor reacts
+later than one that has just sent something (on a virtual machine 200 µs instead of 50).
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -16,24 +15,24 @@ from functools import partial
 import torch
 from torch import distributed
 
-from autopart.probe_result import LinkReadings, Reading
-from autopart.runtime.execution.clock import clock_of
-from autopart.runtime.execution.gloo_threads import let_compute_go_first
-from autopart.runtime.execution.transfers import carried
-from autopart.runtime.probing.compute import Block
+from autopart.records.probe import LinkReadings, Reading
+from autopart.runtime.engine.gloo_threads import let_compute_go_first
+from autopart.runtime.engine.transfers import with_peer
+from autopart.runtime.measuring.clock import clock_of
 from autopart.runtime.probing.ranks import Ranks
 from autopart.runtime.probing.samples import LONGEST, repetitions, slowest, timed
+from autopart.runtime.probing.slowdown import TransformerMlp
 
 SIZES = (4, 4 << 10, 64 << 10, 512 << 10, 2 << 20, 8 << 20, 32 << 20)
 REDUCED = (64 << 10, 1 << 20, 8 << 20)
 WAITED = 2e-3
-"""Seconds that pass before a message is sent, while the other rank waits."""
+"""Seconds before a message is sent, during which the receiver waits."""
 _AWAKE = 3e-4
-"""Of them, the last, in which the sender is awake."""
+"""The last seconds of this pause, during which the sender is awake."""
 OVERLAPS = 5
-"""Times that compute beside a message is measured."""
+"""How often compute beside a message is measured."""
 _BESIDE = 0.2
-"""Seconds that this message takes at most, where there are such."""
+"""Largest time in seconds for the message in this measurement, if there is such a message."""
 
 Pair = tuple[int, int]
 Turns = Sequence[Sequence[Pair]]
@@ -41,7 +40,7 @@ Turns = Sequence[Sequence[Pair]]
 
 
 def pairs_inside(ranks: Ranks) -> Turns:
-    """The first two ranks of each node; none where nodes have one."""
+    """Return the first two ranks on each node; nothing where nodes have one rank."""
     if ranks.per_node < 2:
         return ()
     return (
@@ -50,7 +49,7 @@ def pairs_inside(ranks: Ranks) -> Turns:
 
 
 def pairs_across(ranks: Ranks) -> Turns:
-    """The first ranks of neighbouring nodes, every second pair at once."""
+    """Return the first ranks of neighbouring nodes, every second pair at once."""
     firsts = [node * ranks.per_node for node in range(ranks.num_nodes)]
     pairs = list(itertools.pairwise(firsts))
     return [turn for turn in (pairs[::2], pairs[1::2]) if turn]
@@ -59,8 +58,10 @@ def pairs_across(ranks: Ranks) -> Turns:
 def measure_links(
     ranks: Ranks, turns: Turns, reduced_over: Sequence[Sequence[int]]
 ) -> LinkReadings | None:
-    """Messages between the pairs, and all-reduces over each of the groups that this rank is in;
-    None where there are no pairs. Every rank must call this."""
+    """Measure messages between the pairs, and all-reduces over this rank's group.
+
+    None where there are no pairs. Every rank must call this.
+    """
     if not turns:
         return None
     mine: dict[int, list[float]] = {}
@@ -80,7 +81,7 @@ def measure_links(
 
 
 def _messages(ranks: Ranks, pair: Pair) -> dict[int, list[float]]:
-    """By size, seconds of one way; half of there and back, on the first rank of the pair alone."""
+    """Measure the seconds from rank to rank, by size. Only the pair's first rank returns them."""
     found: dict[int, list[float]] = {}
     for size in SIZES:
         one_way = partial(_one_way, ranks, pair, _message(ranks, size))
@@ -95,14 +96,15 @@ def _messages(ranks: Ranks, pair: Pair) -> dict[int, list[float]]:
 
 
 def _one_way(ranks: Ranks, pair: Pair, message: torch.Tensor) -> float:
-    """Half of the seconds there and back, on the first rank of the pair."""
+    """Send the message there and back. Returns half the seconds, on the pair's first rank."""
     _pause(WAITED)
+    # The pause of one side falls into the other side's time, so it is subtracted.
     there_and_back = timed(partial(_exchange, ranks, pair, message), ranks.device)
     return (there_and_back - WAITED) / 2
 
 
 def _exchange(ranks: Ranks, pair: Pair, message: torch.Tensor) -> None:
-    """There and back; the second rank is busy in between."""
+    """Send the message there and back. The second rank is busy in between."""
     first, second = pair
     if ranks.rank == first:
         _send(message, second)
@@ -115,8 +117,11 @@ def _exchange(ranks: Ranks, pair: Pair, message: torch.Tensor) -> None:
 
 
 def _pause(seconds: float) -> None:
-    """Mostly asleep: who computes until it sends keeps gloo's threads from its core, now and then for a
-    millisecond, and the median would be of two different things."""
+    """Pause, mostly asleep.
+
+    A rank that computes until it sends would keep gloo's threads from its core, sometimes for a
+    millisecond. The median would then mix two cases.
+    """
     until = time.perf_counter() + seconds
     time.sleep(seconds - _AWAKE)
     while time.perf_counter() < until:
@@ -124,7 +129,7 @@ def _pause(seconds: float) -> None:
 
 
 def _agreed_count(ranks: Ranks, pair: Pair, count: int) -> int:
-    """What the first rank of the pair decided."""
+    """Return the count that the pair's first rank decided."""
     said = torch.tensor([count], dtype=torch.int64, device=ranks.device)
     first, second = pair
     if ranks.rank == first:
@@ -135,7 +140,7 @@ def _agreed_count(ranks: Ranks, pair: Pair, count: int) -> int:
 
 
 def _all_reduces(ranks: Ranks, groups: Sequence[Sequence[int]]) -> tuple[Reading, ...]:
-    """The slowest rank's times, by size."""
+    """Measure all-reduces and return the slowest rank's times, by size."""
     mine: dict[int, list[float]] = {}
     own = _own_group(ranks, groups)
     for size in REDUCED:
@@ -154,7 +159,7 @@ def _all_reduces(ranks: Ranks, groups: Sequence[Sequence[int]]) -> tuple[Reading
 
 
 def _own_group(ranks: Ranks, groups: Sequence[Sequence[int]]) -> distributed.ProcessGroup:
-    """That of the groups which this rank is in; every rank must make them all."""
+    """Return the group that contains this rank. Every rank must create all groups."""
     made = [distributed.new_group(list(group)) for group in groups]
     let_compute_go_first()
     own = next(group for group, on in zip(made, groups, strict=True) if ranks.rank in on)
@@ -163,21 +168,23 @@ def _own_group(ranks: Ranks, groups: Sequence[Sequence[int]]) -> distributed.Pro
 
 
 def _reduce(tensor: torch.Tensor, group: distributed.ProcessGroup) -> None:
-    carried(partial(distributed.all_reduce, tensor, group=group), None, "an all-reduce")
+    with_peer(partial(distributed.all_reduce, tensor, group=group), None, "an all-reduce")
 
 
 def _hidden(ranks: Ranks, pair: Pair, readings: Sequence[Reading]) -> float:
-    """The share of a send that vanishes beside compute about as long, on both ranks of the pair."""
-    block = Block(ranks.device)
+    """Return the share by which compute of about the same length hides a send. Both ranks compute."""
+    block = TransformerMlp(ranks.device)
     block.run()
     of_block = max(ranks.gather(timed(block.run, ranks.device), "compute"))
     one = max((r for r in readings if r.time <= _BESIDE), default=readings[0], key=lambda r: r.time)
+    # Step 1: choose numbers of messages and blocks that take about the same time.
     messages = max(1, round(of_block / one.time))
     blocks = max(1, round(one.time / of_block))
     send = partial(_stream, ranks, pair, _message(ranks, one.num_bytes), messages)
     compute = partial(_repeat, block.run, blocks)
     if ranks.rank not in pair:
         send = compute = _nothing
+    # Step 2: time compute, messages, and both together. The median over all shares counts.
     shares: list[float] = []
     for _ in range(OVERLAPS):
         alone = _together(ranks, compute)
@@ -187,10 +194,10 @@ def _hidden(ranks: Ranks, pair: Pair, readings: Sequence[Reading]) -> float:
     return min(1.0, max(0.0, sorted(shares)[OVERLAPS // 2]))
 
 
-def _together(ranks: Ranks, deed: Callable[[], object]) -> float:
-    """Seconds until the last rank is done, once all have begun."""
+def _together(ranks: Ranks, action: Callable[[], object]) -> float:
+    """Return the seconds until the last rank is done, after all have begun."""
     ranks.wait("the start of a measurement")
-    return max(ranks.gather(timed(deed, ranks.device), "the end of a measurement"))
+    return max(ranks.gather(timed(action, ranks.device), "the end of a measurement"))
 
 
 def _beside(send: Callable[[], list[Callable[[], object]]], compute: Callable[[], object]) -> None:
@@ -203,32 +210,32 @@ def _beside(send: Callable[[], list[Callable[[], object]]], compute: Callable[[]
 def _stream(
     ranks: Ranks, pair: Pair, message: torch.Tensor, count: int
 ) -> list[Callable[[], object]]:
-    """Begin to send `count` messages from the first rank of the pair to the second; how to wait."""
+    """Start `count` messages from the pair's first rank to its second. Returns their waits."""
     first, second = pair
     begin, peer = (distributed.isend, second) if ranks.rank == first else (distributed.irecv, first)
-    works = [carried(partial(begin, message, peer), peer, "a message") for _ in range(count)]
-    return [partial(carried, work.wait, peer, "a message") for work in works if work is not None]
+    works = [with_peer(partial(begin, message, peer), peer, "a message") for _ in range(count)]
+    return [partial(with_peer, work.wait, peer, "a message") for work in works if work is not None]
 
 
 def _send(message: torch.Tensor, peer: int) -> None:
-    work = carried(partial(distributed.isend, message, peer), peer, "a message")
+    work = with_peer(partial(distributed.isend, message, peer), peer, "a message")
     if work is not None:
-        carried(work.wait, peer, "a message")
+        with_peer(work.wait, peer, "a message")
 
 
 def _receive(message: torch.Tensor, peer: int) -> None:
-    work = carried(partial(distributed.irecv, message, peer), peer, "a message")
+    work = with_peer(partial(distributed.irecv, message, peer), peer, "a message")
     if work is not None:
-        carried(work.wait, peer, "a message")
+        with_peer(work.wait, peer, "a message")
 
 
 def _message(ranks: Ranks, size: int) -> torch.Tensor:
     return torch.zeros(size, dtype=torch.uint8, device=ranks.device)
 
 
-def _repeat(deed: Callable[[], object], count: int) -> None:
+def _repeat(action: Callable[[], object], count: int) -> None:
     for _ in range(count):
-        deed()
+        action()
 
 
 def _nothing() -> list[Callable[[], object]]:

@@ -1,4 +1,4 @@
-"""What a rank may hold, what torch holds of it, and the way to the memory of its node."""
+"""Memory on ranks and nodes, torch's reserve, and copies between a device and its host."""
 
 import os
 import statistics
@@ -7,33 +7,38 @@ from functools import partial
 
 import torch
 
-from autopart.probe_result import Reading
-from autopart.runtime.execution.peak_memory import peak_bytes
+from autopart.records.probe import Reading
+from autopart.runtime.measuring.peak_memory import peak_bytes
 from autopart.runtime.probing.ranks import Ranks
 from autopart.runtime.probing.samples import repetitions, slowest, timed
 
 _COPIES = (1 << 20, 2 << 20, 4 << 20, 8 << 20)
-"""Bytes; smaller copies find room that is warm, and would hide what the large ones cost."""
+"""Copy sizes in bytes.
+
+Smaller copies find room that was touched before, and would hide the large ones' cost.
+"""
 _ALIVE = 256 << 20
-"""Bytes of copies of one size that are alive at once, as those of microbatches in flight are."""
+"""Bytes in equal copies that are alive at once, like the stashes in flight."""
 
 
 def memory_of_rank(ranks: Ranks) -> int:
-    """Bytes: of its GPU, or of the machine, shared by the ranks that sit on it."""
+    """Return the rank's memory in bytes: its GPU's, or its share of the machine's."""
     if ranks.device.type == "cuda":
         return torch.cuda.get_device_properties(ranks.device).total_memory
     return (_machine_memory() or 0) // ranks.per_node
 
 
 def memory_of_node() -> int | None:
-    """Bytes of the machine for what is offloaded to it; None where nobody knows."""
+    """Return the machine's bytes for offloaded tensors; None where they are unknown."""
     return _machine_memory()
 
 
 def reserve_of_rank(ranks: Ranks) -> int:
-    """Bytes that are gone before a model is there: on a GPU what its context and the transport took,
-    on a CPU the largest resident set of this process so far. To be called before anything else is
-    measured."""
+    """Return the bytes in use before a model exists.
+
+    On a GPU these are context and transport. On a CPU it is this process's largest resident set so
+    far. Call it before anything else is measured.
+    """
     if ranks.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(ranks.device)
         return total - free - torch.cuda.memory_reserved(ranks.device)
@@ -41,8 +46,10 @@ def reserve_of_rank(ranks: Ranks) -> int:
 
 
 def measure_copies(ranks: Ranks) -> tuple[Reading, ...]:
-    """Copies to the node's memory and back, into fresh room as the executor makes them; the slower
-    way counts. All ranks copy at once, as they would in a step. Every rank must call this."""
+    """Measure copies to host memory and back, into fresh room, as the executor makes them.
+
+    The slower direction counts. All ranks copy at once, as in a step. Every rank must call this.
+    """
     mine: dict[int, list[float]] = {}
     for size in _COPIES:
         on_device = torch.zeros(size, dtype=torch.uint8, device=ranks.device)
@@ -55,7 +62,7 @@ def measure_copies(ranks: Ranks) -> tuple[Reading, ...]:
 
 
 def _samples(ranks: Ranks, copy: Callable[[], torch.Tensor]) -> list[float]:
-    """Every copy goes to memory that none before it had: what a first touch costs is a part of it."""
+    """Time copies that all go to untouched memory: the first touch is part of the cost."""
     alive = [copy()]
     samples = [timed(lambda: alive.append(copy()), ranks.device)]
     count = min(repetitions(samples[0]), _ALIVE // alive[0].nbytes)

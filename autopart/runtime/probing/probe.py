@@ -1,4 +1,4 @@
-"""A probe from its start to its result, as a rank of torchrun or on ranks that are started here."""
+"""A probe from start to result, on ranks from torchrun or on ranks that it starts itself."""
 
 # pyright: reportPrivateImportUsage=false
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,12 +16,11 @@ import msgspec
 import torch
 
 from autopart.errors import RunError, UsageError
-from autopart.gpus import GPUS
-from autopart.probe_result import Probe
-from autopart.runtime.execution.launch import host_store, rank_environment
-from autopart.runtime.execution.rank import World, is_rank, read_world
-from autopart.runtime.execution.threads import use_threads
-from autopart.runtime.probing.compute import measure_slowdown
+from autopart.records.known_gpus import GPUS
+from autopart.records.probe import Probe
+from autopart.runtime.job.launch import host_store, rank_environment
+from autopart.runtime.job.world import World, is_rank, read_world
+from autopart.runtime.measuring.threads import use_threads
 from autopart.runtime.probing.links import measure_links, pairs_across, pairs_inside
 from autopart.runtime.probing.memory import (
     measure_copies,
@@ -32,7 +30,9 @@ from autopart.runtime.probing.memory import (
 )
 from autopart.runtime.probing.overhead import measure_overhead
 from autopart.runtime.probing.ranks import LONGEST_PROBE, Ranks, joined
+from autopart.runtime.probing.slowdown import measure_slowdown
 from autopart.runtime.profiling.devices import describe_device
+from autopart.signals import held_signals, temporary_folder
 
 _POLL_SECONDS = 0.1
 
@@ -44,12 +44,13 @@ def probe_cluster(
     threads: int = 1,
     timeout: float = 60.0,
 ) -> Probe | None:
-    """Measure what the cost model needs: as a rank where torchrun started this process, else on
-    `num_ranks` processes started here. Gives what was measured, or None on a rank other than 0.
+    """Measure all figures that the cost model needs about a cluster.
 
-    `timeout` are the seconds that one wait for another rank may last; the whole probe ends within
-    ten times as many. Raises UsageError where nobody starts ranks or a GPU is missing, RunError
-    where a rank is gone or was started differently.
+    It runs as one rank if torchrun started this process, else on `num_ranks` processes that it
+    starts here. Returns the probe on rank 0, and None on other ranks. `timeout` is the limit in
+    seconds for one wait on another rank. The whole probe ends within ten times as long. Raises
+    UsageError where nobody starts ranks or a GPU is missing, RunError where any rank is gone or was
+    started differently.
     """
     if num_ranks is None:
         if not is_rank(os.environ):
@@ -66,7 +67,7 @@ def probe_cluster(
 
 
 def probe_as_rank(world: World, device: str | None, threads: int, timeout: float) -> Probe | None:
-    """The part of one rank; the result on rank 0."""
+    """Run one rank's part. Returns the result on rank 0."""
     use_threads(threads)
     with joined(world, device, timeout) as ranks:
         return _measured(ranks)
@@ -113,19 +114,22 @@ def _known_name(name: str) -> str:
 def _locally(num_ranks: int, device: str | None, threads: int, timeout: float) -> Probe:
     store = host_store()
     options = msgspec.json.encode([device, threads, timeout]).decode()
-    with tempfile.TemporaryDirectory(prefix="autopart-probe-") as folder:
-        result = Path(folder) / "probe.json"
+    with temporary_folder("autopart-probe-") as folder:
+        result = folder / "probe.json"
         module = ["-m", "autopart.runtime.probing.rank_process"]
         command = [sys.executable, *module, options, str(result)]
         ranks: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(num_ranks):
                 environment = rank_environment(rank, num_ranks, store.port)
-                ranks.append(_started(command, environment, Path(folder) / f"rank-{rank}.txt"))
-            _wait(ranks, Path(folder), time.monotonic() + (LONGEST_PROBE + 1) * timeout)
+                environment["TMPDIR"] = str(folder)
+                with held_signals():
+                    ranks.append(_started(command, environment, folder / f"rank-{rank}.txt"))
+            _wait(ranks, folder, time.monotonic() + (LONGEST_PROBE + 1) * timeout)
             return msgspec.json.decode(result.read_bytes(), type=Probe)
         finally:
-            _kill(ranks)
+            with held_signals():
+                _kill(ranks)
 
 
 def _started(
@@ -143,11 +147,12 @@ def _started(
 
 
 def _wait(ranks: "list[subprocess.Popen[bytes]]", folder: Path, until: float) -> None:
-    """Until all have ended well; raises RunError with the last words of one that did not."""
+    """Wait until all ranks have ended well. Otherwise raise RunError with one rank's last words."""
     while any(process.poll() is None for process in ranks) or any(p.returncode for p in ranks):
         dead = [rank for rank, process in enumerate(ranks) if process.poll()]
         if dead:
-            # One that was killed says nothing; the others only miss it.
+            # A killed rank leaves no words, and the others only miss it: its negative code comes
+            # first.
             rank = min(dead, key=lambda r: ranks[r].returncode)
             raise RunError(_last_words(rank, ranks[rank].returncode, folder))
         if time.monotonic() > until:

@@ -1,17 +1,20 @@
-"""The process that `probe_cluster` starts for each rank: ``python -m autopart.runtime.probing.rank_process``."""
+"""Process that `probe_cluster` starts for each rank.
+
+It runs as ``python -m autopart.runtime.probing.rank_process``.
+"""
 
 import os
 import sys
 
-from autopart.runtime.started_process import end_with, end_with_starter
+from autopart.runtime.job.process_end import end_with, end_with_starter
 
 
 def main(options: str, result_file: str) -> None:
-    """Measure as one rank; rank 0 writes the result."""
+    """Measure as one rank. Rank 0 writes the result."""
     end_with_starter()
     import msgspec
 
-    from autopart.runtime.execution.rank import read_world
+    from autopart.runtime.job.world import read_world
     from autopart.runtime.probing.probe import probe_as_rank
 
     device, threads, timeout = msgspec.json.decode(options, type=tuple[str | None, int, float])

@@ -1,4 +1,4 @@
-"""A model that computes next to nothing: what an action of it takes is the executor's own cost."""
+"""A model that computes almost nothing: its actions take only the executor's overhead."""
 
 import torch
 from torch import nn
@@ -7,24 +7,24 @@ _WIDTH, _LAYERS = 8, 2
 
 
 class Small(nn.Module):
-    """Its own loss, of a few small maps."""
+    """A few small linear maps that return their own loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maps = nn.ModuleList(nn.Linear(_WIDTH, _WIDTH) for _ in range(_LAYERS))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """The mean of what the maps make of the rows."""
+        """Return the mean over the maps' result."""
         for one in self.maps:
             rows = one(rows)
         return rows.mean()
 
 
 def build_model() -> nn.Module:
-    """The model of a probe."""
+    """Build the probe's model."""
     return Small()
 
 
 def example_inputs(microbatch_size: int) -> tuple[torch.Tensor]:
-    """A few rows."""
+    """Return a few random rows."""
     return (torch.randn(microbatch_size, _WIDTH),)

@@ -1,1 +1,1 @@
-"""What each layer costs: measured in rounds, or computed from a GPU's data sheet."""
+"""Costs for each layer: measured in rounds, or computed from a GPU's data sheet."""

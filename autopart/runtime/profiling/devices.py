@@ -1,4 +1,4 @@
-"""What a profile says of the device and the software that it was made with."""
+"""Device and software under which a profile was made."""
 
 import importlib.metadata
 import os
@@ -10,17 +10,18 @@ from typing import Literal
 import torch
 
 from autopart.errors import UsageError
-from autopart.gpus import GPUS, Gpu, find_gpu
-from autopart.profile import Device
+from autopart.records.known_gpus import GPUS, Gpu, find_gpu
+from autopart.records.profile import Device
 
 DeviceKind = Literal["cpu", "cuda", "meta"]
 DEVICES: tuple[DeviceKind, ...] = ("cpu", "cuda", "meta")
 
 
 def checked_device(device: str, gpu: str | None) -> tuple[DeviceKind, Gpu | None]:
-    """The device to profile on, and on meta the GPU whose roofline gives the times.
+    """Return the device and, on meta, the GPU whose roofline gives the times.
 
-    Raises UsageError where there is no such device or GPU here.
+    Raises UsageError where the device does not exist here, or does not go with `gpu`. Raises
+    ClusterError for an unknown GPU.
     """
     kinds: dict[str, DeviceKind] = {known: known for known in DEVICES}
     kind = kinds.get(device)
@@ -44,7 +45,7 @@ def checked_device(device: str, gpu: str | None) -> tuple[DeviceKind, Gpu | None
 
 
 def describe_device(kind: DeviceKind, gpu: Gpu | None) -> Device:
-    """The device as the profile names it."""
+    """Describe the device for the profile."""
     if gpu is not None:
         return Device(kind="meta", name=gpu.name, memory_bytes=gpu.memory_bytes)
     if kind == "cuda":
@@ -59,7 +60,7 @@ def describe_device(kind: DeviceKind, gpu: Gpu | None) -> Device:
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what the times depend on."""
+    """Return the versions of all software that may change the times."""
     versions = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),

@@ -1,10 +1,10 @@
-"""What a GPU's kernels keep for backward, and hold while they run, on meta tensors.
+"""A GPU's fused kernels on meta tensors: the bytes that they keep and need.
 
-Which kernel runs, and so what autograd saves, is decided by the device. On meta, attention is
-decomposed and keeps its whole matrix of scores, and dropout keeps a noise tensor in the input's
-precision; a GPU runs fused kernels that keep neither. This context puts the fused operation in
-their place, for tensors on meta only. The mean of squares, of which meta makes the result alone, makes all the
-squares first on any device.
+The device decides which kernel runs, and so which tensors autograd saves. On meta, attention is
+decomposed and keeps its whole score matrix, and dropout keeps noise in the input's precision. A GPU
+runs fused kernels that keep neither. This context replaces both operations, for meta tensors only.
+It also adds the squares in a mean of squares: every real device makes all squares first, but meta
+makes only the result.
 """
 
 from typing import Any
@@ -21,10 +21,10 @@ _SQUARES = frozenset({F.mse_loss, aten.mse_loss.default})
 
 
 class FusedOps(TorchFunctionMode):
-    """A context in which attention, dropout and mean squares on meta tensors are the kernels."""
+    """A context in which meta tensors use fused attention, fused dropout and real mean squares."""
 
     def __init__(self, *, dropout: bool = True) -> None:
-        """Without `dropout`, as on a CPU, whose dropout is not fused."""
+        """Leave dropout as it is with `dropout` False, as on a CPU, where it is not fused."""
         super().__init__()
         self._dropout = dropout
 
@@ -49,7 +49,7 @@ def _has_fused_attention(
     *_: Any,
     **__: Any,
 ) -> bool:
-    """The conditions of torch's fused kernels that can be told from shapes."""
+    """Check the conditions for torch's fused kernels that depend on shapes."""
     plain = query.is_meta and query.dim() == 4 and query.shape[-1] == value.shape[-1]
     return plain and (attn_mask is None or not attn_mask.requires_grad)
 
@@ -67,8 +67,8 @@ def _attention(
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         added = torch.zeros_like(attn_mask, dtype=query.dtype)
         attn_mask = added.masked_fill_(attn_mask.logical_not(), float("-inf"))
-    # The CPU's flash kernel has the shapes of the GPU's, takes a mask, and needs no GPU to be
-    # traced. Dropout inside the GPU's kernel keeps only a seed.
+    # The CPU's flash kernel has the GPU kernel's shapes, takes a mask, and needs no GPU for a
+    # trace. Dropout inside the GPU's kernel keeps only a seed.
     output, _ = aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
     )
@@ -102,5 +102,5 @@ def _plain_dropout(func: Any, input: torch.Tensor, p: float, train: bool) -> tor
 def _squares(func: Any, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     result = func(input, *args, **kwargs)
     if result.numel() < input.numel():
-        torch.empty_like(input)  # Only to be there for a moment.
+        torch.empty_like(input)  # the squares, alive for a moment
     return result

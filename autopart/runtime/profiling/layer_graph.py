@@ -1,33 +1,43 @@
-"""A captured model and what was measured of it, as the layer graph of a profile."""
+"""The layer graph in a profile, from a captured model and its measurements."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 import torch
 
-from autopart.graph import Halves, Input, Layer, LayerGraph, Recompute, TiedParameter, Value
+from autopart.records.layer_graph import (
+    Input,
+    Layer,
+    LayerGraph,
+    Recompute,
+    SplitBackward,
+    TiedParameter,
+    Value,
+)
 from autopart.runtime.capture.capture import Captured, CapturedLayer
-from autopart.runtime.capture.split import LOSS_OUTPUT
+from autopart.runtime.capture.stage_modules import LOSS_OUTPUT
+from autopart.runtime.measuring.stopwatch import summarize
 from autopart.runtime.models.attributes import lookup
-from autopart.runtime.profiling.accounting import Account, LayerBytes
+from autopart.runtime.profiling.layer_bytes import LayerBytes, ModelBytes
+from autopart.runtime.profiling.profiled_model import ProfiledModel
+from autopart.runtime.profiling.recompute_cost import AlternativeCosts, RecomputeCost
 from autopart.runtime.profiling.rounds import LayerTimes
-from autopart.runtime.profiling.run_again import Again, Alternatives
-from autopart.runtime.profiling.subject import Subject
-from autopart.runtime.profiling.timing import summarize
 
 
-class Measured(NamedTuple):
-    """The times of one layer in every round, and of identical layers where these are pooled."""
+class LayerMeasurement(NamedTuple):
+    """One layer's times in every round. Identical layers may pool their times."""
 
     times: tuple[LayerTimes, ...]
     update_time: float
-    again: Alternatives | None = None
-    """Of a layer that can run again."""
+    recompute_costs: AlternativeCosts | None = None
+    """None for a layer that cannot be recomputed."""
     same_as: str | None = None
+    """Name of the identical layer that was measured for this one; None if it is the first."""
 
 
 class ParameterSize(NamedTuple):
-    """What parameters weigh."""
+    """Bytes and trained elements in some parameters."""
 
     param_bytes: int
     grad_bytes: int
@@ -35,16 +45,19 @@ class ParameterSize(NamedTuple):
 
 
 def layer_graph(
-    subject: Subject, account: Account, halves: Sequence[Halves], measured: Sequence[Measured]
+    profiled: ProfiledModel,
+    model_bytes: ModelBytes,
+    split_backwards: Sequence[SplitBackward],
+    measured: Sequence[LayerMeasurement],
 ) -> LayerGraph:
-    """The graph that the profile holds."""
-    captured = subject.captured
+    """Return the layer graph for the profile. Every sequence has one item per layer."""
+    captured = profiled.captured
     layers = zip(
         captured.layers,
-        subject.segments.layers,
-        subject.parameters,
-        account.layers,
-        halves,
+        profiled.programs.layers,
+        profiled.parameters,
+        model_bytes.layers,
+        split_backwards,
         measured,
         strict=True,
     )
@@ -54,12 +67,13 @@ def layer_graph(
                 layer,
                 sizes=size_of(parameters),
                 buffer_bytes=_buffer_bytes(captured, layer)
-                + account.loss_bytes * (LOSS_OUTPUT in segment.outputs),
-                held=held,
-                halves=split,
+                + model_bytes.loss_bytes * (LOSS_OUTPUT in program.outputs),
+                layer_bytes=layer_bytes,
+                split_backward=split_backward,
                 measured=times,
+                is_checkpointed=layer.name in captured.checkpointed.whole,
             )
-            for layer, segment, parameters, held, split, times in layers
+            for layer, program, parameters, layer_bytes, split_backward, times in layers
         ),
         values=tuple(
             Value(
@@ -68,10 +82,12 @@ def layer_graph(
                 consumers=value.consumers,
                 bytes=value.bytes,
                 has_gradient=value.has_gradient,
-                grad_extra_bytes=max(account.grad_extra.get(value.name, {}).values(), default=0),
-                grad_extra_by=tuple(account.grad_extra.get(value.name, ())),
-                kept_by=account.kept_by.get(value.name, ()),
-                part_of=account.part_of.get(value.name),
+                grad_extra_bytes=max(
+                    model_bytes.grad_extra.get(value.name, {}).values(), default=0
+                ),
+                grad_extra_by=tuple(model_bytes.grad_extra.get(value.name, ())),
+                kept_by=model_bytes.kept_by.get(value.name, ()),
+                part_of=model_bytes.part_of.get(value.name),
             )
             for value in captured.values
         ),
@@ -89,7 +105,7 @@ def layer_graph(
 
 
 def identical_layers(layers: Sequence[CapturedLayer]) -> Mapping[str, tuple[int, ...]]:
-    """The places of the layers that run the same computation, by its fingerprint."""
+    """Group the layers that run the same computation: their places, by fingerprint."""
     groups: dict[str, tuple[int, ...]] = {}
     for place, layer in enumerate(layers):
         groups[layer.fingerprint] = (*groups.get(layer.fingerprint, ()), place)
@@ -97,13 +113,14 @@ def identical_layers(layers: Sequence[CapturedLayer]) -> Mapping[str, tuple[int,
 
 
 def size_of(parameters: Iterable[torch.nn.Parameter]) -> ParameterSize:
-    """Bytes and trained elements of different parameters."""
+    """Return bytes and trained elements; a complex element counts as two. No parameter may appear
+    twice."""
     everything = list(parameters)
     trained = [parameter for parameter in everything if parameter.requires_grad]
     return ParameterSize(
         param_bytes=sum(parameter.nbytes for parameter in everything),
         grad_bytes=sum(parameter.nbytes for parameter in trained),
-        num_trainable=sum(parameter.numel() for parameter in trained),
+        num_trainable=sum(p.numel() * (2 if p.is_complex() else 1) for p in trained),
     )
 
 
@@ -117,9 +134,10 @@ def _layer(
     *,
     sizes: ParameterSize,
     buffer_bytes: int,
-    held: LayerBytes,
-    halves: Halves,
-    measured: Measured,
+    layer_bytes: LayerBytes,
+    split_backward: SplitBackward,
+    measured: LayerMeasurement,
+    is_checkpointed: bool,
 ) -> Layer:
     forward = summarize([times.forward for times in measured.times])
     backward = summarize([times.backward for times in measured.times])
@@ -127,41 +145,42 @@ def _layer(
     weights = summarize([times.weight_grad for times in measured.times])
     split = [t.split_forward + t.input_grad + t.weight_grad for t in measured.times]
     whole = [t.forward + t.backward for t in measured.times]
-    more = summarize([a - b for a, b in zip(split, whole, strict=True)]).median
-    # Where the halves take less than the whole, as where W adds in place, W has the rest.
+    added = summarize([a - b for a, b in zip(split, whole, strict=True)]).median
+    # I and W must add up to the whole backward. W takes the difference where their sum is less,
+    # for example because W adds to the gradient in place.
     weight_grad_time = min(max(weights.median, backward.median - inward.median), backward.median)
-    again = measured.again
+    costs = measured.recompute_costs
+    kept = layer_bytes.stash_bytes
     return Layer(
         name=layer.name,
         kind=layer.kind,
         forward_time=forward.median,
         input_grad_time=backward.median - weight_grad_time,
         weight_grad_time=weight_grad_time,
-        split_time=max(0.0, more),
+        split_time=max(0.0, added),
         update_time=measured.update_time,
         forward_spread=forward.spread,
         input_grad_spread=inward.spread,
         weight_grad_spread=weights.spread,
-        forward_flops=held.forward_flops,
+        forward_flops=layer_bytes.forward_flops,
         **sizes._asdict(),
         buffer_bytes=buffer_bytes,
-        stash_bytes=held.stash_bytes,
-        workspace_bytes=held.workspace_bytes,
-        backward_workspace_bytes=held.backward_workspace_bytes,
-        recompute=_alternative(again and again.recompute, 0, held.stash_bytes),
+        stash_bytes=layer_bytes.stash_bytes,
+        workspace_bytes=layer_bytes.workspace_bytes,
+        backward_workspace_bytes=layer_bytes.backward_workspace_bytes,
+        recompute=_alternative(costs and costs.recompute, 0, kept),
+        # A layer without products that could stay keeps no more than under full recomputation.
         selective=_alternative(
-            again and again.selective,
-            again.recompute.stash_bytes + 1 if again else 0,
-            held.stash_bytes,
+            costs and costs.selective, costs.recompute.stash_bytes + 1 if costs else 0, kept
         ),
-        halves=halves,
+        checkpointed=True if is_checkpointed else msgspec.UNSET,
+        split_backward=split_backward,
         same_as=measured.same_as,
     )
 
 
-def _alternative(again: Again | None, least: int, kept: int) -> Recompute | None:
-    """What running again changes; None where it leaves no less than keeping all, or less than `least`,
-    as where a layer has no products that could stay."""
-    if again is None or not least <= again.stash_bytes < kept:
+def _alternative(cost: RecomputeCost | None, least: int, kept: int) -> Recompute | None:
+    """Return an alternative that keeps at least `least` bytes but fewer than `kept`, else None."""
+    if cost is None or not least <= cost.stash_bytes < kept:
         return None
-    return Recompute(extra_time=again.time, stash_bytes=again.stash_bytes)
+    return Recompute(extra_time=cost.time, stash_bytes=cost.stash_bytes)

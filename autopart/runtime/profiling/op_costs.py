@@ -1,9 +1,9 @@
-"""Floating-point operations and bytes moved, operation by operation.
+"""Floating-point operations and moved bytes, operation by operation.
 
-Operations are counted where they reach a kernel, below autograd, so that a backward is counted
-like a forward and an input gradient alone costs what it really runs. FLOPs are torch's own count
-(a multiply-add is two; a causal attention mask saves nothing). Bytes are each operand read once
-and each result written once: what fusion would save and what a cache would miss are not known here.
+Operations are counted where they reach a kernel, below autograd. A backward therefore counts like a
+forward, and an input gradient alone costs only its own operations. FLOPs are torch's own count (a
+multiply-add is two, and a causal attention mask saves nothing). Bytes count each operand read once
+and each result written once. Savings by fusion and cache misses are not known here.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _GATHERS = frozenset(
         aten.nll_loss_forward,
     }
 )
-"""Read of a large operand only as much as they write."""
+"""Operations that read no more from a large operand than they write."""
 
 _WRITES_ONLY = frozenset(
     {
@@ -43,7 +43,7 @@ _WRITES_ONLY = frozenset(
         aten.zeros_like,
     }
 )
-"""Have an operand for its shape and never read it."""
+"""Operations that take only an operand's shape and never read it."""
 
 _FREE = frozenset(
     {
@@ -56,7 +56,7 @@ _FREE = frozenset(
         aten.new_empty_strided,
     }
 )
-"""Touch no element, like the views, and start no kernel."""
+"""Operations that touch no element, like views, and start no kernel."""
 
 
 class OpCost(NamedTuple):
@@ -65,18 +65,18 @@ class OpCost(NamedTuple):
     flops: int
     moved_bytes: int
     dtype: torch.dtype
-    """Of the first floating operand, which decides the rate of its arithmetic."""
+    """The first floating operand's dtype, which decides the arithmetic rate."""
 
 
 class OpCosts(TorchDispatchMode):
-    """A context that lists the cost of every operation run inside it."""
+    """A context that lists the costs for all operations inside it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._costs: list[OpCost] = []
 
     def take(self) -> list[OpCost]:
-        """The operations since the last call."""
+        """Return the operations since the last call."""
         taken, self._costs = self._costs, []
         return taken
 
@@ -105,7 +105,7 @@ def _flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
     if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
         shapes = [tensor.shape for tensor in args[:4]]
         return sdpa_backward_flop_count(*shapes)
-    # Torch lists no operation in place, as `addmm_`, which does what `addmm` does.
+    # Torch's registry has no in-place operations: `addmm_` counts as `addmm`.
     plain = getattr(aten, packet.__name__.removesuffix("_"), packet)
     count = flop_registry.get(packet) or flop_registry.get(plain)
     return 0 if count is None else int(count(*args, **kwargs, out_val=result))
@@ -120,12 +120,12 @@ def _moved_bytes(
     if packet in _GATHERS:
         indices = sum(_touched_bytes(t) for t in operands if not t.is_floating_point())
         return 2 * written + indices
-    # A result that is also an operand (an operation in place) is read, and then written.
+    # An in-place result is also an operand: it is read, then written.
     return written + sum(_touched_bytes(tensor) for tensor in operands)
 
 
 def _touched_bytes(tensor: torch.Tensor) -> int:
-    """An expanded tensor repeats elements that lie in memory once."""
+    """Return the bytes that the tensor occupies. An expanded tensor repeats them."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 

@@ -1,39 +1,42 @@
-"""The time of a layer on a GPU that is not at hand, from the roofline of its data sheet.
+"""Layer times on an absent GPU, from its data sheet's roofline.
 
-Symbols   f, b     floating-point operations and bytes moved of one operation
-          F, M     the GPU's peak rate for the operation's dtype, and its memory bandwidth
-          e, g     the shares of F and M that are reached (`Gpu.compute_efficiency`, …)
-          o        the time below which no operation comes: one kernel launch
+Symbols   f, b     floating-point operations and moved bytes of one operation
+          F, M     peak rate for the operation's dtype, and memory bandwidth, of the GPU
+          e, g     shares of F and M that are reached (`Gpu.compute_efficiency`, …)
+          o        least time per operation: one kernel launch
 
     time = sum over operations of max( f / (e F),  b / (g M),  o )
 
-Operations run one after the other, as on one CUDA stream, without fusion. The model is that of
-Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009; e, g and o are assumptions.
+Operations run one after another, as on one CUDA stream, without fusion. The model follows Williams,
+Waterman and Patterson, "Roofline", CACM 52(4), 2009. e, g and o are assumptions.
 """
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from autopart.errors import ClusterError
-from autopart.gpus import Gpu
+from autopart.records.known_gpus import Gpu
+from autopart.runtime.measuring.stopwatch import PendingTime
 from autopart.runtime.profiling.op_costs import OpCost, OpCosts
-from autopart.runtime.profiling.timing import Reading
 
 T = TypeVar("T")
 
 LAUNCH_TIME = 5e-6
-"""Seconds between two kernels of one stream when eager PyTorch launches them: an order of
-magnitude, not a measurement. It decides small operations (norms of a few rows, masks) only."""
+"""Seconds between two kernels on one stream when eager PyTorch launches them.
+
+This is an order of magnitude, not a measurement. It decides only small operations (norms over a few
+rows, masks).
+"""
 
 
 class RooflineStopwatch:
-    """A stopwatch that reads what `gpu` would need, whatever the device that runs the action."""
+    """A stopwatch that reads the time that `gpu` would need, whatever device runs the action."""
 
     counts_host_work = False
     waiting_share = 0.0
 
     def __init__(self, gpu: Gpu, costs: OpCosts, dtype: str) -> None:
-        """`costs` is the active context; `dtype` is the model's, which the GPU must know."""
+        """Read `costs`, which must be the active context. The GPU must know the model's `dtype`."""
         if dtype not in gpu.flops:
             raise ClusterError(
                 f"gpu '{gpu.name}': no peak rate is known for {dtype}; "
@@ -43,30 +46,30 @@ class RooflineStopwatch:
         self._costs = costs
         self._dtype = dtype
 
-    def measure(self, action: Callable[[], T]) -> tuple[T, Reading]:
+    def measure(self, action: Callable[[], T]) -> tuple[T, PendingTime]:
         self._costs.take()
         result = action()
         seconds = roofline_time(self._costs.take(), self._gpu, self._dtype)
         return result, lambda: seconds
 
     def settle(self) -> None:
-        """Nothing is ever outstanding: the readings are computed."""
+        """Return at once: the readings are computed."""
 
 
 def roofline_time(costs: Iterable[OpCost], gpu: Gpu, dtype: str) -> float:
-    """Seconds of operations that run one after the other.
+    """Return the seconds for operations that run one after another.
 
-    An operation in a dtype whose rate is not known counts at the rate of `dtype`.
+    An operation whose dtype has no known rate counts at the rate for `dtype`.
     """
     launch = 0.0 if gpu.name == "cpu" else LAUNCH_TIME
     return sum(_op_time(cost, gpu, dtype, launch) for cost in costs)
 
 
 def update_time(gpu: Gpu, num_trainable: int, element_size: int) -> float:
-    """Seconds of an AdamW step, which only streams memory.
+    """Return the seconds for an AdamW step, which only streams memory.
 
-    Read: gradient, parameter, two float32 moments. Written: parameter and moments. Parameters in
-    16 bits have a float32 master copy, which is read and written instead and then rounded.
+    It reads gradient, parameter and two float32 moments, and writes parameter and moments. A 16-bit
+    parameter has a float32 master copy, which is read and written in its place and then rounded.
     """
     moments = 4 * 4
     gradient = element_size

@@ -1,12 +1,12 @@
 """Rounds of measurement, in which the layers and the whole model take turns.
 
-One round is a segmented step with whole backwards, a step of the whole model, and a segmented step with
-backwards in halves, as the executor runs them (runtime/execution/weight_gradients.py). A machine that becomes slower during the measurement slows all three,
-so that their ratios stay true.
+One round has three parts: all layers with whole backwards, the whole model, and all layers with
+split backwards. The executor splits them the same (runtime/transforms/split_backward.py). A machine
+that becomes slower during the measurement slows all three, so that their ratios stay true.
 
-Starting autograd for one layer costs about 20 µs on a CPU, once a layer here and once a stage in a
-run, where the cluster's cost of an action covers it. A layer that does nothing is measured in each
-round, and its times are taken off the others'.
+To start autograd for one layer costs about 20 µs on a CPU. Here each layer pays it, in a run each
+stage, where the cluster's cost per action covers it. Each round therefore measures a layer that
+does nothing and subtracts its times from all others.
 """
 
 import statistics
@@ -19,47 +19,47 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.graph import get_gradient_edge
 
-from autopart.runtime.execution.weight_gradients import Deed, put_off, run_put_off
-from autopart.runtime.profiling.segments import (
+from autopart.runtime.measuring.stopwatch import PendingTime, Stopwatch
+from autopart.runtime.profiling.layer_by_layer import (
     BackwardCall,
     ForwardCall,
+    LayerPrograms,
     Outputs,
-    Segments,
     run_backward,
     run_forward,
 )
-from autopart.runtime.profiling.timing import Reading, Stopwatch
 from autopart.runtime.profiling.whole_model import StepReadings
+from autopart.runtime.transforms.split_backward import DeferredWork, defer, run_deferred
 
 
 @dataclass(slots=True)
 class LayerReadings:
-    """One segmented step; layers that were not called have no reading."""
+    """Readings from one step, by layer index. Layers that were not called have none."""
 
-    forward: dict[int, Reading] = field(default_factory=dict[int, Reading])
-    backward: dict[int, Reading] = field(default_factory=dict[int, Reading])
-    """Whole, or I alone."""
-    weight_grad: dict[int, Reading] = field(default_factory=dict[int, Reading])
-    """W, of layers whose I puts something off."""
+    forward: dict[int, PendingTime] = field(default_factory=dict[int, PendingTime])
+    backward: dict[int, PendingTime] = field(default_factory=dict[int, PendingTime])
+    """Whole backwards, or I alone where the step splits them."""
+    weight_grad: dict[int, PendingTime] = field(default_factory=dict[int, PendingTime])
+    """W, for layers with deferred work."""
 
 
 class LayerTimes(NamedTuple):
-    """Seconds of one layer in one round."""
+    """One layer's seconds in one round."""
 
     forward: float
     backward: float
-    """The whole backward, input and weight gradients."""
+    """Whole backward: input and weight gradients."""
     split_forward: float
-    """The forward where the backward is in halves; the plain one where nothing of it can be put off."""
+    """Forward with a split backward; equal to `forward` where the layer defers no work."""
     input_grad: float
-    """I, where the backward is in halves; the whole one where nothing can be put off."""
+    """I; equal to `backward` where the layer defers no work."""
     weight_grad: float
-    """W; 0 where nothing can be put off."""
+    """W; 0 where the layer defers no work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round measured."""
+    """Times from one round, in seconds."""
 
     layers: tuple[LayerTimes, ...]
     whole_forward: float
@@ -70,14 +70,14 @@ _IDLE_REPEATS = 5
 
 
 class _Idle(NamedTuple):
-    """Seconds of a layer that does nothing."""
+    """Seconds for a layer that does nothing."""
 
     forward: float
     backward: float
 
 
-def measure_layers(segments: Segments, stopwatch: Stopwatch, *, halves: bool) -> LayerReadings:
-    """One segmented step, with whole backwards or in halves."""
+def measure_layers(programs: LayerPrograms, stopwatch: Stopwatch, *, split: bool) -> LayerReadings:
+    """Run one step layer by layer and read it, with whole or with split backwards."""
     readings = LayerReadings()
 
     def around_forward(call: ForwardCall) -> Outputs:
@@ -85,47 +85,44 @@ def measure_layers(segments: Segments, stopwatch: Stopwatch, *, halves: bool) ->
         return outputs
 
     def around_backward(call: BackwardCall) -> Sequence[torch.Tensor | None]:
-        deeds: list[Deed] = []
-        with put_off(deeds) if halves else nullcontext():
+        deferred: list[DeferredWork] = []
+        with defer(deferred) if split else nullcontext():
             gradients, readings.backward[call.index] = stopwatch.measure(call.run)
-        if deeds:
-            run = partial(run_put_off, deeds)
+        if deferred:
+            run = partial(run_deferred, deferred)
             _, readings.weight_grad[call.index] = stopwatch.measure(run)
         return gradients
 
-    tape = run_forward(segments, around_forward)
-    run_backward(segments, tape, around_backward)
+    tape = run_forward(programs, around_forward)
+    run_backward(programs, tape, around_backward)
     return readings
 
 
 def measure_round(
-    segments: Segments,
-    split: Segments,
+    programs: LayerPrograms,
+    split: LayerPrograms,
     whole_step: Callable[[], StepReadings],
     stopwatch: Stopwatch,
 ) -> Round:
-    """One round on a device; `split` are the layers of `segments` with backwards in halves, `whole_step` runs
-    the whole model.
+    """Measure one round: `programs`, the same layers with `split` backwards, and the whole model.
 
-    The times of a layer that does nothing are taken off on a CPU, where they are part of every
-    layer's, but not on a GPU, which has work queued while the host starts autograd.
+    On a CPU an idle layer's times are subtracted, because every layer's times contain them. A GPU
+    has work queued while the host starts autograd, so nothing is subtracted there.
     """
-    plain = measure_layers(segments, stopwatch, halves=False)
+    plain = measure_layers(programs, stopwatch, split=False)
     whole = whole_step()
-    in_halves = measure_layers(split, stopwatch, halves=True)
-    off = _measure_idle(stopwatch) if stopwatch.counts_host_work else _Idle(0.0, 0.0)
+    parts = measure_layers(split, stopwatch, split=True)
+    idle = _measure_idle(stopwatch) if stopwatch.counts_host_work else _Idle(0.0, 0.0)
     stopwatch.settle()
     return Round(
-        layers=tuple(
-            _resolve(index, plain, in_halves, off) for index in range(len(segments.layers))
-        ),
+        layers=tuple(_resolve(index, plain, parts, idle) for index in range(len(programs.layers))),
         whole_forward=whole.forward(),
         whole_backward=whole.backward(),
     )
 
 
 def _measure_idle(stopwatch: Stopwatch) -> _Idle:
-    """A layer that hands on what it received: the median of several."""
+    """Measure a layer that returns its input: the median over several runs."""
     samples: list[_Idle] = []
     for _ in range(_IDLE_REPEATS):
         leaf, gradients = torch.zeros((), requires_grad=True), [torch.ones(())]
@@ -137,21 +134,21 @@ def _measure_idle(stopwatch: Stopwatch) -> _Idle:
     return _Idle(*(statistics.median(column) for column in zip(*samples, strict=True)))
 
 
-def _resolve(index: int, plain: LayerReadings, in_halves: LayerReadings, off: _Idle) -> LayerTimes:
-    """The times of one layer, less those of one that does nothing; where nothing is put off, halves are
-    the layer's own."""
-    forward = max(0.0, plain.forward[index]() - off.forward)
-    backward = _seconds(plain.backward, index, off.backward)
-    if index not in in_halves.weight_grad:
+def _resolve(index: int, plain: LayerReadings, parts: LayerReadings, idle: _Idle) -> LayerTimes:
+    """Return one layer's times without the idle layer's times."""
+    forward = max(0.0, plain.forward[index]() - idle.forward)
+    backward = _seconds(plain.backward, index, idle.backward)
+    # A layer without deferred work runs the same in both steps: the plain times stand for both.
+    if index not in parts.weight_grad:
         return LayerTimes(forward, backward, forward, backward, 0.0)
     return LayerTimes(
         forward,
         backward,
-        split_forward=max(0.0, in_halves.forward[index]() - off.forward),
-        input_grad=_seconds(in_halves.backward, index, off.backward),
-        weight_grad=in_halves.weight_grad[index](),
+        split_forward=max(0.0, parts.forward[index]() - idle.forward),
+        input_grad=_seconds(parts.backward, index, idle.backward),
+        weight_grad=parts.weight_grad[index](),
     )
 
 
-def _seconds(readings: Mapping[int, Reading], index: int, off: float) -> float:
-    return max(0.0, readings[index]() - off) if index in readings else 0.0
+def _seconds(readings: Mapping[int, PendingTime], index: int, idle: float) -> float:
+    return max(0.0, readings[index]() - idle) if index in readings else 0.0

@@ -1,21 +1,20 @@
-"""How long the optimizer's step over a layer's parameters takes."""
+"""Seconds for the optimizer step over a layer's parameters."""
 
 from collections.abc import Sequence
 
 import torch
 
-from autopart.runtime.execution.optimizer import Optimizer
-from autopart.runtime.profiling.timing import Stopwatch, summarize
+from autopart.runtime.measuring.stopwatch import Stopwatch, summarize
+from autopart.runtime.update.optimizer import Optimizer
 
 
 def measure_update(
     parameters: Sequence[torch.nn.Parameter], stopwatch: Stopwatch, repeats: int
 ) -> float:
-    """Seconds of the step of AdamW that a run makes over these parameters, the median of `repeats`.
+    """Return the median seconds over `repeats` AdamW steps on these parameters, as in a run.
 
-    Their gradients must be there and are there again afterwards. The parameters are not changed:
-    the learning rate is 0, which costs the same. The first step, which makes the optimizer's
-    state, does not count.
+    Gradients must exist, and exist again afterwards. Parameters do not change: the learning rate is
+    0, which costs the same. The first step creates the optimizer's state and does not count.
     """
     gradients = {p: p.grad for p in parameters if p.requires_grad and p.grad is not None}
     if not gradients:

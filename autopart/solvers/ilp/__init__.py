@@ -1,5 +1,1 @@
-"""Partitions of a layer graph that is no chain, with the ways of their layers, by integer programming."""
-
-from autopart.solvers.ilp.program import SEND_SHARE, finish_of, solve
-
-__all__ = ["SEND_SHARE", "finish_of", "solve"]
+"""Partitions and activation policies by integer programming, for layer graphs with branches."""

@@ -1,74 +1,57 @@
-"""What an order costs: the simulator's step time, and the bytes of stash that a rank then holds."""
+"""An order's seconds and stash bytes: the simulator's step, and each rank's peak."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from autopart.bounds.any_order_partition import OrderProblem
 from autopart.errors import ScheduleError
-from autopart.order_bounds import OrderProblem
-from autopart.schedule import Schedule
-from autopart.simulator.actions import Actions, Array, B, F, I, W, encode
-from autopart.simulator.clock import Times, last_ends, run
+from autopart.schedules.actions import Schedule
+from autopart.schedules.encoding import B, F, I, IntArray, W, encode
+from autopart.simulator.clock import last_ends, run
 from autopart.simulator.costs import KindCosts, kind_costs
 from autopart.simulator.syncs import add_updates, after_syncs
 
 
-class Run(NamedTuple):
-    """A schedule in numbers with its simulated times."""
-
-    actions: Actions
-    times: Times
-    step_time: float
-    last_rank: int
-    """The rank whose last action the end of the step waits for."""
-
-
 class Clock:
-    """The simulator, with what all orders of a problem share made ready."""
+    """The simulator for one problem's orders, with their common costs prepared."""
 
     def __init__(self, task: OrderProblem) -> None:
         self.task = task
         self.costs: KindCosts = kind_costs(task.stages, task.action_overhead)
-        self.actions_left = 0
-        """How many more actions may be simulated."""
 
-    def run(self, schedule: Schedule) -> Run:
-        """Simulate a schedule; raises ScheduleError on a deadlock."""
-        return self.run_actions(encode(schedule, len(self.task.stages)))
-
-    def run_actions(self, actions: Actions) -> Run:
-        """The same for a schedule that is in numbers already."""
-        self.actions_left -= actions.num_actions
+    def run(self, schedule: Schedule) -> float:
+        """The step in seconds; raises ScheduleError on a deadlock."""
+        actions = encode(schedule, len(self.task.stages))
         times = run(actions, self.costs, sends_overlap=self.task.sends_overlap)
         free = last_ends(actions, times)
         ends = add_updates(
             after_syncs(free, self.task.syncs, max), self.task.stage_ranks, self.task.stages
         )
-        step = max(ends)
-        last = ends.index(step)
-        waited = {last, *(r for sync in self.task.syncs if last in sync.ranks for r in sync.ranks)}
-        return Run(actions, times, step, max(waited, key=free.__getitem__))
+        return max(ends)
 
     def step_time(self, schedule: Schedule) -> float | None:
-        """Seconds of a step; None where the schedule deadlocks."""
+        """Step seconds; None where the schedule deadlocks."""
         try:
-            return self.run(schedule).step_time
+            return self.run(schedule)
         except ScheduleError:
             return None
 
 
 def peak_stash(task: OrderProblem, schedule: Schedule) -> tuple[int, ...]:
-    """The most bytes of stash that each rank holds at a time; they do not depend on any seconds."""
+    """Each rank's peak stash in bytes. It depends on the orders only, not on seconds."""
     return tuple(_peak(task, encode((order,), len(task.stages)).kind) for order in schedule)
 
 
-def _peak(task: OrderProblem, kinds: Array) -> int:
+def _peak(task: OrderProblem, kinds: IntArray) -> int:
     return int(np.cumsum(stash_changes(task)[kinds]).max(initial=0))
 
 
-def stash_changes(task: OrderProblem) -> Array:
-    """Bytes that an action of each kind keeps (F) or frees (B, W); I leaves what W needs."""
+def stash_changes(task: OrderProblem) -> IntArray:
+    """Bytes that each action kind adds to the stash, shape (4 * stages,).
+
+    F adds the stash, B frees it. I leaves the bytes that W needs, and W frees them.
+    """
     changes = np.zeros(4 * len(task.stages), dtype=np.int64)
     kept = task.waiting_bytes or task.stash_bytes
     for stage, (stash, waiting) in enumerate(zip(task.stash_bytes, kept, strict=True)):
@@ -78,12 +61,12 @@ def stash_changes(task: OrderProblem) -> Array:
 
 
 def fits(task: OrderProblem, schedule: Schedule) -> bool:
-    """Whether every rank's stash stays within its room."""
+    """Whether each rank's peak stash fits its room."""
     return exceeds(task.room_bytes, peak_stash(task, schedule)) is None
 
 
 def exceeds(room: Sequence[int] | None, peaks: Sequence[int]) -> int | None:
-    """The first rank whose peak is above its room."""
+    """The first rank whose peak exceeds its room; None where there is none."""
     if room is None:
         return None
     return next((r for r, peak in enumerate(peaks) if peak > room[r]), None)

@@ -1,40 +1,59 @@
-"""The orders of a partition of a problem: what the planner asks for where the schedule is `auto`."""
+"""A partition's own orders, for `--schedule auto`."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from autopart.cluster import smallest_memory
-from autopart.cost import bytes_beside_stash, predict
-from autopart.layouts import Layout, alike
-from autopart.order_bounds import OrderProblem
-from autopart.problem import Problem
-from autopart.schedule import Action, Order, Schedule
-from autopart.simulator import SyncTime
-from autopart.solvers.orders.optimizer import ACTIONS, OrderResult, optimize_orders
-from autopart.stage_load import Partition
+from autopart.bounds.any_order_partition import OrderProblem
+from autopart.cost.memory import bytes_beside_stash
+from autopart.cost.memory_limits import free_bytes
+from autopart.errors import ScheduleError
+from autopart.pricing import predict
+from autopart.records.layouts import Layout, Partition, replicas_alike
+from autopart.records.problem import CUSTOM, Problem
+from autopart.schedules.actions import Action, Order, Schedule, microbatches_per_replica
+from autopart.schedules.catalogue import make_schedule
+from autopart.simulator.costs import SyncTime
+from autopart.solvers.orders.evaluation import fits, peak_stash
+from autopart.solvers.orders.optimizer import OrderResult, optimize_orders
+from autopart.solvers.orders.starts import Given
 
 
 class _Shown(NamedTuple):
-    """The ranks that are ordered: one replica of the pipeline where all are alike, else all."""
+    """The ranks that get orders: one pipeline replica where replicas are alike, else all ranks."""
 
     names: tuple[int, ...]
-    """The cluster's name of each rank, in the order of their numbers here."""
+    """The cluster's rank for each rank in the order problem."""
     stage_ranks: tuple[tuple[int, ...], ...]
     replicas: int
+
+
+class Known(NamedTuple):
+    """Facts about a partition on its ranks that a search for orders may start from."""
+
+    peak_bytes: tuple[int, ...] | None = None
+    """Peak bytes on each rank under the layout's named schedule, where that fits."""
+    given: Given | None = None
+    """Orders to start from, where the layout names no schedule. Its ranks are `order_problem`'s."""
+
+
+NOTHING_KNOWN = Known()
 
 
 def order_problem(
     problem: Problem, layout: Layout, partition: Partition, *, split: bool
 ) -> OrderProblem:
-    """A partition of a layout as a problem of orders; the layout's schedule is not read. Where all
-    replicas of the pipeline are alike, it is the one on the first rank of each stage."""
+    """The order problem for a partition. It does not read the layout's schedule.
+
+    Where all pipeline replicas are alike, it has each stage's first rank only.
+    """
     stages, syncs = predict(problem, layout, partition)
     shown = _shown(layout)
     number = {name: at for at, name in enumerate(shown.names)}
     return OrderProblem(
         stages=stages,
         stage_ranks=shown.stage_ranks,
-        num_microbatches=layout.num_microbatches // shown.replicas,
+        num_microbatches=microbatches_per_replica(layout.num_microbatches, shown.replicas),
         syncs=[
             SyncTime(tuple(number[r] for r in sync.ranks if r in number), sync.time)
             for sync in syncs
@@ -45,10 +64,13 @@ def order_problem(
         stash_bytes=[stage.stash_bytes for stage in stages],
         waiting_bytes=[stage.moving.waiting for stage in stages],
         room_bytes=[
-            smallest_memory(problem.cluster, (name,))
-            - bytes_beside_stash(
-                [s for s, own in zip(stages, layout.stage_ranks, strict=True) if name in own],
-                split=split,
+            free_bytes(
+                problem.cluster,
+                (name,),
+                bytes_beside_stash(
+                    [s for s, own in zip(stages, layout.stage_ranks, strict=True) if name in own],
+                    split=split,
+                ),
             )
             for name in shown.names
         ],
@@ -61,24 +83,74 @@ def orders_of_layout(
     partition: Partition,
     *,
     split: bool,
-    named: Mapping[str, Schedule] | None = None,
-    deadline: float | None = None,
-    actions: int = ACTIONS,
-    seed: int = 0,
+    known: Known = NOTHING_KNOWN,
+    deadline: float = math.inf,
+    actions: float = math.inf,
 ) -> OrderResult:
-    """The fastest schedule found for a partition of a layout, on the layout's own ranks, within the
-    memory of every GPU; raises InfeasibleError where one microbatch does not fit.
+    """The fastest schedule found for a partition on the layout's ranks, within each GPU's memory.
 
-    `named` are schedules of `order_problem` to beat, and `peak_stash_bytes` are of its ranks.
+    The layout's named schedule is tried first, or the known orders. The room for stash is counted
+    without knowing the orders, so it may be too small for the named schedule, or too large. So the
+    caller must check that the result fits. With peaks of the named schedule, the room grows to the
+    bytes that it leaves, and backwards stay whole if its backwards are.
+
+    The result's `peak_stash_bytes` belong to the ranks in `order_problem`. Raises InfeasibleError
+    where one microbatch does not fit.
     """
     task = order_problem(problem, layout, partition, split=split)
-    found = optimize_orders(task, named, deadline=deadline, actions=actions, seed=seed)
-    return found._replace(schedule=_on_all_ranks(layout, found.schedule))
+    first = _named_orders(layout, task)
+    peaks = known.peak_bytes
+    if first is not None and peaks is not None and not fits(task, first.schedule):
+        task = order_problem(
+            problem, layout, partition, split=split and not _has_whole_backwards(first)
+        )
+        task = _with_room_for(problem, layout, task, first, peaks)
+    first = first or known.given
+    found = optimize_orders(task, given=first, deadline=deadline, actions=actions)
+    return found._replace(
+        schedule=_on_all_ranks(layout, found.schedule),
+        without_cap=_on_all_ranks(layout, found.without_cap),
+    )
+
+
+def _named_orders(layout: Layout, task: OrderProblem) -> Given | None:
+    """The orders of the layout's named schedule; None where it has none."""
+    if layout.schedule == CUSTOM:
+        return None
+    try:
+        named = make_schedule(layout.schedule, task.stage_ranks, task.num_microbatches)
+    except ScheduleError:
+        return None
+    return Given(layout.schedule, named)
+
+
+def _with_room_for(
+    problem: Problem,
+    layout: Layout,
+    task: OrderProblem,
+    first: Given,
+    peak_bytes: Sequence[int],
+) -> OrderProblem:
+    """The task with room for orders that have these peaks on the cluster's ranks."""
+    assert task.room_bytes is not None
+    stash = peak_stash(task, first.schedule)
+    left = [
+        free_bytes(problem.cluster, (name,), peak_bytes[name] - own)
+        for name, own in zip(_shown(layout).names, stash, strict=True)
+    ]
+    return task._replace(
+        room_bytes=[max(*pair) for pair in zip(task.room_bytes, left, strict=True)]
+    )
+
+
+def _has_whole_backwards(given: Given) -> bool:
+    """Whether no backward is split."""
+    return all(action.op in "FB" for order in given.schedule for action in order)
 
 
 def _shown(layout: Layout) -> _Shown:
     replicas = len(layout.stage_ranks[0])
-    if not (alike(layout) and _replicas_apart(layout, replicas)):
+    if not (replicas_alike(layout) and _replicas_apart(layout, replicas)):
         used = {rank for ranks in layout.stage_ranks for rank in ranks}
         names = tuple(range(1 + max(used)))
         return _Shown(names, layout.stage_ranks, 1)
@@ -87,13 +159,13 @@ def _shown(layout: Layout) -> _Shown:
 
 
 def _replicas_apart(layout: Layout, replicas: int) -> bool:
-    """Whether no rank runs stages in two replicas of the pipeline."""
+    """Whether each rank belongs to one pipeline replica."""
     places = {(rank, at) for ranks in layout.stage_ranks for at, rank in enumerate(ranks)}
     return len(places) == len({rank for rank, _ in places}) and replicas > 0
 
 
 def _on_all_ranks(layout: Layout, schedule: Schedule) -> Schedule:
-    """The orders of one replica on the ranks of each."""
+    """One replica's orders, repeated on all replicas' ranks."""
     shown = _shown(layout)
     if shown.replicas == 1 and shown.names == tuple(range(len(schedule))):
         return schedule

@@ -1,128 +1,167 @@
-"""An order for every rank of a given partition: the best of named schedules, list scheduling and local
-search, never slower than the best named schedule that fits.
+"""An order for each rank, never slower than the best named schedule that fits.
 
-List scheduling is tried with several priorities, and with several warmups. Symbols: p the busiest
-rank's seconds for one microbatch; t(s) the seconds from the F of a microbatch on stage s to the end of
-its backward, if nothing made it wait. A stage is fed all the time only if t(s) / p microbatches are in flight
-on it, so warmups are ceil(a t(s) / p) for several a; for equal stages and free sends a = 1 is 1F1B's
-k - s. The best warmups are then changed stage by stage while that helps, and the best few schedules go
-to the local search.
+Step 1: collect starts: named schedules, list scheduling, warm-ups and blocks with W filled in
+(starts.py).
+Step 2: local search from the best few, at first for a short time; the better half goes on for twice
+as long.
+Step 3: CP-SAT polishes parts of the best orders, if it is installed (cp_sat.py).
+Step 4: the same without the memory cap, in a tenth of the effort, for the price of the cap.
 
-Nothing is better than the lower bound of every order (autopart/order_bounds.py): there the search ends.
+The search ends at the lower bound of every order (autopart/bounds/any_order_partition.py).
 """
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from autopart.bounds.any_order_partition import OrderProblem, least_step
 from autopart.errors import InfeasibleError, ScheduleError
-from autopart.order_bounds import OrderProblem, least_step, stays
-from autopart.schedule import Schedule, check_schedule
-from autopart.schedules import KINDS, make_schedule
+from autopart.schedules.actions import Schedule
+from autopart.schedules.catalogue import KINDS, make_schedule
+from autopart.schedules.check import check_schedule
+from autopart.solvers.orders import cp_sat
+from autopart.solvers.orders.action_numbers import schedule_of
+from autopart.solvers.orders.effort import Effort
 from autopart.solvers.orders.evaluation import Clock, fits, peak_stash
-from autopart.solvers.orders.listing import Policy, list_schedule
-from autopart.solvers.orders.local_search import TIGHT, LocalSearch
+from autopart.solvers.orders.starts import Given, Start, Starts
+from autopart.solvers.orders.tabu_search import TIGHT, TabuSearch
 from autopart.units import format_bytes
 
-WARMUPS = (1.0, 1.15, 1.3, 1.5, 2.0, 3.0, None)
-"""Factors a of the warmups; None for as many microbatches as the room allows."""
+SEARCHED = ", local search"
+"""Said of orders that the local search improved."""
 
-PATIENCES = (0.0, 0.5)
-"""How long a rank may wait for an action that it prefers, in durations of the one at hand."""
+STARTS = 6
+"""How many orders the local search starts from."""
 
-ACTIONS = 3_000_000
-"""Actions simulated or listed: some seconds."""
+SAME_ORIGIN = 2
+"""How many of these may come from one origin."""
 
-STARTS = 3
-"""Schedules that the local search begins from."""
+FIRST_ROUNDS = 100
+"""Rounds of the local search from each start, before the better half goes on."""
+
+SHARE_OF_NAMED = 0.2
+"""The share of the effort for making the named schedules."""
+
+SHARE_OF_STARTS = 0.4
+"""The share of the effort for the starts."""
+
+SHARE_OF_CP_SAT = 0.4
+"""The share of the effort for CP-SAT behind the local search, if it is installed."""
+
+SHARE_WITHOUT_CAP = 0.1
+"""The share of the effort for the step without a memory cap."""
 
 
 class OrderResult(NamedTuple):
-    """The fastest schedule found, and what it was found against."""
+    """The fastest schedule found, its bound and its competitors."""
 
     schedule: Schedule
     name: str
-    """The named schedule that it is; "auto" where it is none."""
+    """The schedule's name; "auto" where no named schedule is equal to it."""
     origin: str
-    """Where it came from: a named schedule, or "list scheduling"; then "local search", if it was
-    changed by it."""
+    """Its start: a named schedule, or "list scheduling"; then "local search" if that changed it."""
     step_time: float
     lower_bound: float
-    """No order fits that is faster."""
+    """Seconds that no fitting order can beat."""
     peak_stash_bytes: tuple[int, ...]
-    """For each rank."""
+    """Each rank's largest stash, in bytes."""
     named: Mapping[str, float]
-    """The step times of the named schedules that fit."""
+    """Step seconds for the named schedules that fit and were tried."""
     step_time_without_cap: float
-    """Of the fastest schedule found if every rank had room for all: what the cap costs is the
-    difference."""
-
-
-class _Found(NamedTuple):
-    step_time: float
-    schedule: Schedule
-    origin: str
+    """Step seconds for the fastest schedule without a memory cap."""
+    without_cap: Schedule
+    """The fastest schedule without a memory cap."""
+    said_bound: float | None
+    """Seconds that no fitting order beats, as CP-SAT says: nothing proves it again."""
+    ended: bool
+    """Whether the search ended by itself, so that more effort gives no other schedule."""
 
 
 def optimize_orders(
     task: OrderProblem,
-    named: Mapping[str, Schedule] | None = None,
     *,
-    deadline: float | None = None,
-    actions: int = ACTIONS,
-    seed: int = 0,
+    given: Given | None = None,
+    deadline: float = math.inf,
+    actions: float = math.inf,
 ) -> OrderResult:
-    """The fastest schedule found; raises InfeasibleError where no rank order fits the room.
+    """The fastest schedule found; raises InfeasibleError where no order fits the room.
 
-    `named` are the schedules to beat (`named_schedules`, if None); `deadline` is a reading of
-    `time.perf_counter()`. Without one, the same arguments give the same schedule.
+    `given` orders are tried first, however short the time is. `deadline` is a
+    `time.perf_counter()` reading in seconds, and `actions` limits the actions that are
+    simulated. The search ends before them at the lower bound, or after many rounds without a better
+    step. Where the deadline does not end it, equal arguments give equal schedules.
     """
     _refuse_too_little(task)
-    known = named_schedules(task) if named is None else dict(named)
+    effort = Effort(deadline, actions)
+    known = named_schedules(task, effort.part(SHARE_OF_NAMED))
+    capped = effort.part(1 - SHARE_WITHOUT_CAP) if task.room_bytes is not None else effort
+    search = _Search(task, known, capped)
+    best = search.run(given)
+    said = search.said_bound()
+    # Without the cap: its step shows the price of the cap. Its orders may fit after all.
+    without = best
     free = task._replace(room_bytes=None)
-    without = _Search(free, known, deadline, actions // 2, seed).run()
-    if fits(task, without.schedule):
-        best = without
-    else:
-        best = _Search(task, known, deadline, actions // 2, seed).run()
-        without = min(without, best, key=lambda found: found.step_time)
+    limited = task.room_bytes is not None and not effort.is_over
+    if limited and best.step > least_step(free) * (1 + TIGHT):
+        few = effort if effort.deadline == math.inf == effort.actions_left else effort.part(1.0)
+        without = _Search(free, known, few).run(Given(best.origin, schedule_of(task, best.orders)))
+        if fits(task, schedule_of(task, without.orders)):
+            best = without
+    schedule = schedule_of(task, best.orders)
+    check_schedule(schedule, task.stage_ranks, task.num_microbatches)
     clock = Clock(task)
-    steps = {n: clock.run(s).step_time for n, s in known.items() if fits(task, s)}
-    same = next((n for n, s in known.items() if s == best.schedule), "auto")
-    check_schedule(best.schedule, task.stage_ranks, task.num_microbatches)
+    step = clock.run(schedule)
+    without_cap = schedule_of(task, without.orders) if without.step < best.step else schedule
     return OrderResult(
-        schedule=best.schedule,
-        name=same,
+        schedule=schedule,
+        name=next((n for n, s in known.items() if s == schedule), "auto"),
         origin=best.origin,
-        step_time=best.step_time,
-        lower_bound=min(least_step(task), best.step_time),
-        peak_stash_bytes=peak_stash(task, best.schedule),
-        named=steps,
-        step_time_without_cap=without.step_time,
+        step_time=step,
+        lower_bound=min(least_step(task), step),
+        peak_stash_bytes=peak_stash(task, schedule),
+        named=search.starts.named_steps,
+        step_time_without_cap=min(step, clock.run(without_cap)),
+        without_cap=without_cap,
+        said_bound=said,
+        ended=not effort.is_over and not capped.is_over,
     )
 
 
-def _refuse_too_little(task: OrderProblem) -> None:
-    """Raise InfeasibleError unless every rank has room for one microbatch of its stages."""
+def has_room(task: OrderProblem) -> bool:
+    """Whether every rank has room for one microbatch on all its stages."""
+    return next(_too_little(task), None) is None
+
+
+def _too_little(task: OrderProblem) -> Iterator[tuple[int, int, int]]:
+    """Each rank with too little room for one microbatch, its room and the bytes it needs."""
     for rank, room in enumerate(task.room_bytes or ()):
-        own = [s for s, ranks in enumerate(task.stage_ranks) if rank in ranks]
-        needed = sum(task.most_kept(s) for s in own)
+        needed = sum(task.most_kept(s) for s, own in enumerate(task.stage_ranks) if rank in own)
         if needed > room:
-            raise InfeasibleError(
-                f"rank {rank} has room for {format_bytes(room)} of stash, but one microbatch of its "
-                f"{'stage keeps' if len(own) == 1 else 'stages keeps'} {format_bytes(needed)}; "
-                "take smaller microbatches or more stages"
-            )
+            yield rank, room, needed
 
 
-def named_schedules(task: OrderProblem) -> dict[str, Schedule]:
-    """The field's schedules that can run on these ranks: those of one direction whose placement,
-    number of microbatches and halves of backwards fit."""
+def _refuse_too_little(task: OrderProblem) -> None:
+    """Raise InfeasibleError unless every rank has room for one microbatch on all its stages."""
+    for rank, room, needed in _too_little(task):
+        own = [s for s, ranks in enumerate(task.stage_ranks) if rank in ranks]
+        raise InfeasibleError(
+            f"rank {rank} has room for {format_bytes(room)} of stash, but one microbatch of its "
+            f"{'stage keeps' if len(own) == 1 else 'stages keeps'} {format_bytes(needed)}; "
+            "take smaller microbatches or more stages"
+        )
+
+
+def named_schedules(task: OrderProblem, effort: Effort) -> dict[str, Schedule]:
+    """The named schedules that run on these ranks; at least one, and all if the effort suffices.
+
+    Their placement, microbatch count and backward kind must fit. Bidirectional schedules never do.
+    """
     found: dict[str, Schedule] = {}
     for name, kind in KINDS.items():
         if kind.bidirectional or (kind.splits_backward and not task.split):
             continue
+        if found and effort.is_over:
+            break
         try:
             schedule = make_schedule(name, task.stage_ranks, task.num_microbatches)
             check_schedule(schedule, task.stage_ranks, task.num_microbatches)
@@ -135,139 +174,82 @@ def named_schedules(task: OrderProblem) -> dict[str, Schedule]:
 class _Search:
     """One search, with or without a memory cap."""
 
-    def __init__(
-        self,
-        task: OrderProblem,
-        named: Mapping[str, Schedule],
-        deadline: float | None,
-        actions: int,
-        seed: int,
-    ) -> None:
-        self.task, self.named, self.seed, self.deadline = task, named, seed, deadline
-        self.clock = Clock(task)
-        self.clock.actions_left = actions
+    def __init__(self, task: OrderProblem, named: Mapping[str, Schedule], effort: Effort) -> None:
+        self.task, self.effort = task, effort
         self.bound = least_step(task)
-        self.found: dict[Schedule, _Found] = {}
-        self.limits: list[tuple[float, Policy]] = []
+        self.starts = Starts(task, named, effort.part(SHARE_OF_STARTS), self.bound)
+        self.found: list[Start] = []
 
-    def run(self) -> _Found:
-        for name, schedule in self.named.items():
-            if fits(self.task, schedule):
-                self._take(schedule, name)
-        # However little time there is, one schedule that fits is made.
-        policies = list(self._policies())
-        self._list(policies[0])
-        for policy in policies[1:]:
-            if self._over(self.clock.actions_left // 2):
-                break
-            self._list(policy)
-        self._change_warmups()
-        return self._search_near()
-
-    @property
-    def best(self) -> _Found:
-        return min(self.found.values(), key=lambda found: found.step_time)
-
-    def _over(self, left: int) -> bool:
-        if self.found and self.best.step_time <= self.bound * (1 + TIGHT):
-            return True
-        return left <= 0 or (self.deadline is not None and time.perf_counter() > self.deadline)
-
-    def _take(self, schedule: Schedule, origin: str) -> float:
-        if schedule not in self.found:
-            step = self.clock.step_time(schedule)
-            if step is None:
-                return math.inf
-            self.found[schedule] = _Found(step, schedule, origin)
-        return self.found[schedule].step_time
-
-    def _list(self, policy: Policy) -> float:
-        schedule = list_schedule(self.task, policy)
-        self.clock.actions_left -= sum(map(len, schedule))
-        step = self._take(schedule, "list scheduling")
-        self.limits.append((step, policy))
-        return step
-
-    def _policies(self) -> Iterator[Policy]:
-        shared = len({r for own in self.task.stage_ranks for r in own}) < sum(
-            map(len, self.task.stage_ranks)
-        )
-        ways = (
-            [(True, False), (False, False), (True, True), (False, True)]
-            if shared
-            else [(True, False)]
-        )
-        ops = [("BFW", True), ("BWF", True), ("FBW", True)] if self.task.split else []
-        for patience in PATIENCES:
-            for factor in WARMUPS:
-                limits = self._warmup(factor)
-                for preferred, halves in (*ops, ("BF", False), ("FB", False)):
-                    for forward, backward in ways:
-                        yield Policy(tuple(preferred), limits, forward, backward, halves, patience)
-
-    def _warmup(self, factor: float | None) -> tuple[int, ...]:
-        m = self.task.num_microbatches
-        if factor is None:
-            return (m,) * len(self.task.stages)
-        period = _period(self.task)
-        if not period:
-            return (m,) * len(self.task.stages)
-        # A rank that needs a whole number of microbatches needs no more for rounding.
-        return tuple(
-            max(1, min(m, math.ceil(factor * stay / period - TIGHT))) for stay in stays(self.task)
-        )
-
-    def _change_warmups(self) -> None:
-        """One more or one less in flight, for a stage or for all stages up to it, while that helps."""
-        step, policy = min(self.limits, key=lambda pair: pair[0])
-        improved = True
-        while improved:
-            improved = False
-            for limits in _near(policy.limits, self.task.num_microbatches):
-                if self._over(self.clock.actions_left - self.clock.actions_left // 4):
-                    return
-                after = self._list(policy._replace(limits=limits))
-                if after < step * (1 - TIGHT):
-                    step, policy, improved = after, policy._replace(limits=limits), True
-                    break
-
-    def _search_near(self) -> _Found:
-        best = sorted(self.found.values(), key=lambda found: found.step_time)
-        for place, start in enumerate(best[:STARTS]):
-            if self._over(self.clock.actions_left):
-                break
-            whole = self.clock.actions_left
-            self.clock.actions_left = whole // (STARTS - place)
-            search = LocalSearch(self.clock, self.bound, self.deadline, self.seed + place)
-            schedule, step = search.improve(start.schedule)
-            self.clock.actions_left += whole - whole // (STARTS - place)
-            if schedule not in self.found:
-                self.found[schedule] = _Found(step, schedule, f"{start.origin}, local search")
+    def run(self, given: Given | None) -> Start:
+        """The fastest orders found. `given` orders are a start too, if they fit."""
+        self.found = self.starts.collect(given)
+        if not cp_sat.is_installed():
+            self._improve(self.effort)
+        else:
+            self._improve(self.effort.part(1 - SHARE_OF_CP_SAT))
+            self._polish()
         return self._smallest()
 
-    def _smallest(self) -> _Found:
-        """Of the fastest schedules, but for rounding, the one whose ranks hold least in all."""
-        most = self.best.step_time * (1 + TIGHT)
-        fastest = [found for found in self.found.values() if found.step_time <= most]
-        return min(fastest, key=lambda found: sum(peak_stash(self.task, found.schedule)))
+    def said_bound(self) -> float | None:
+        """Seconds that no orders beat, as CP-SAT says; None where it is missing or not needed."""
+        if not cp_sat.is_installed() or self._over():
+            return None
+        return cp_sat.bound_of(self.starts.times, self.found[0].orders, self.bound, self.effort)
+
+    def _polish(self) -> None:
+        """Let CP-SAT improve parts of the fastest orders."""
+        best = self.found[0]
+        if self._over():
+            return
+        polished = cp_sat.polish(self.starts.times, best.orders, self.bound, self.effort)
+        if polished != best.orders:
+            self.starts.times.take(*polished)
+            self.found.insert(0, Start(self.starts.times.step, polished, f"{best.origin}, CP-SAT"))
+
+    def _improve(self, effort: Effort) -> None:
+        """Search from several starts; the better half of them goes on for twice as long."""
+        running: list[tuple[Start, TabuSearch]] = []
+        for seed, start in enumerate(_different(self.found)):
+            if self._over() or effort.is_over:
+                return
+            running.append((start, TabuSearch(self.task, start.orders, seed)))
+        rounds = FIRST_ROUNDS
+        while not self._over() and not effort.is_over:
+            for place, (_, search) in enumerate(running):
+                share = effort.part(1 / (len(running) - place)) if len(running) > 1 else effort
+                search.run(rounds, self.bound, share)
+            # The better half goes on, for twice as many rounds.
+            running.sort(key=lambda pair: pair[1].step)
+            self._keep(*running[0])
+            if len(running) == 1 and running[0][1].is_stale(self.bound):
+                break
+            running = running[: max(1, len(running) // 2)]
+            rounds *= 2
+
+    def _keep(self, start: Start, search: TabuSearch) -> None:
+        if search.step < self.found[0].step * (1 - TIGHT):
+            origin = f"{start.origin.removesuffix(SEARCHED)}{SEARCHED}"
+            self.found.insert(0, Start(search.step, search.best, origin))
+
+    def _over(self) -> bool:
+        return self.found[0].step <= self.bound * (1 + TIGHT) or self.effort.is_over
+
+    def _smallest(self) -> Start:
+        """The orders with the smallest total stash among the fastest ones, up to rounding."""
+        most = self.found[0].step * (1 + TIGHT)
+        fastest = [found for found in self.found if found.step <= most]
+        return min(fastest, key=self._total_stash)
+
+    def _total_stash(self, start: Start) -> int:
+        return sum(peak_stash(self.task, schedule_of(self.task, start.orders)))
 
 
-def _near(limits: Sequence[int], most: int) -> Iterator[tuple[int, ...]]:
-    for stage in range(len(limits)):
-        for change in (1, -1):
-            for first in dict.fromkeys((stage, 0)):
-                changed = [*limits]
-                for s in range(first, stage + 1):
-                    changed[s] = max(1, min(most, changed[s] + change))
-                if tuple(changed) != tuple(limits):
-                    yield tuple(changed)
-
-
-def _period(task: OrderProblem) -> float:
-    """The busiest rank's compute seconds for one microbatch, replicas sharing them out."""
-    busy: dict[int, float] = {}
-    for stage, ranks in zip(task.stages, task.stage_ranks, strict=True):
-        seconds = stage.forward_time + stage.backward_time + 2 * task.action_overhead
-        for rank in ranks:
-            busy[rank] = busy.get(rank, 0.0) + seconds / len(ranks)
-    return max(busy.values())
+def _different(found: Sequence[Start]) -> list[Start]:
+    """The fastest starts, at most two from one origin."""
+    chosen: list[Start] = []
+    for start in found:
+        if sum(start.origin == other.origin for other in chosen) < SAME_ORIGIN:
+            chosen.append(start)
+        if len(chosen) == STARTS:
+            break
+    return chosen

@@ -1,0 +1,1 @@
+"""Activation policies: keep, recompute, recompute selectively or offload, for each layer."""

@@ -1,0 +1,264 @@
+"""Totals for all stages between two cuts under their best activation policies.
+
+The best policies depend on the memory that is free beside a stage's state, so on its place in a layout. Among the
+choices that fit, the rule (autopart/activations/chooser.py) takes the one with the fewest busy seconds.
+
+Where nothing waits for the host, no other choice for the same stage makes any step faster. Extra seconds only
+lengthen the stage's backward, and no action starts earlier where another takes longer. Waits lengthen the forward
+too. Then one choice may have the shorter forward and another the shorter backward: the rule decides, and the
+certificate says so.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from autopart.activations.changes import CHANGED_FIELDS, apply_changes
+from autopart.activations.chooser import (
+    StagePlace,
+    better_on_host,
+    changes_policies,
+    growth_of,
+    kept_bytes,
+    place_of,
+)
+from autopart.activations.policies import (
+    can_have_policies,
+    leaves_choice,
+    most_freed,
+    must_change,
+    optimizer_places,
+)
+from autopart.activations.stage_frontiers import StageFrontiers
+from autopart.activations.stage_layers import stage_layers
+from autopart.cost.cuts import Cuts
+from autopart.cost.memory import memory, total
+from autopart.cost.memory_limits import Limits
+from autopart.cost.stage_totals import Array, StageTotals
+from autopart.records.cluster import HostLink, host_share
+from autopart.records.layouts import Layout
+from autopart.records.problem import Demands, Problem
+
+KEPT_ENTRIES = 20_000_000
+"""Matrix entries that are kept for other layouts, with five matrices for each: some hundred megabytes."""
+
+
+def with_best_policies(
+    problem: Problem, layout: Layout, cuts: Cuts, stage: int
+) -> StageTotals[Array]:
+    """`cuts.totals` as stage `stage` in a layout, under the best policies there.
+
+    Stages that may keep all their stash have their plain totals, and so have stages that fit under no policies.
+    """
+    if not can_have_policies(layout.schedule) or not leaves_choice(problem.demands):
+        return cuts.totals
+    return best_totals(cuts).best(problem, layout, stage)
+
+
+def least_totals(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> StageTotals[Array]:
+    """`cuts.totals` as stage `stage` in a layout, with the fewest bytes under any policies.
+
+    Their times mean nothing.
+    """
+    if not can_have_policies(layout.schedule):
+        return cuts.totals
+    place = place_of(problem, layout, stage)
+    return least_totals_on_replicas(problem, cuts, place.replicas, place.limits)
+
+
+def least_totals_on_replicas(
+    problem: Problem, cuts: Cuts, replicas: int, limits: Limits
+) -> StageTotals[Array]:
+    """`least_totals` for stages with so many replicas. Only the host's limit counts, not the device's."""
+    if not leaves_choice(problem.demands):
+        return cuts.totals
+    return best_totals(cuts).least(problem, replicas, limits)
+
+
+class _FrontierKey(NamedTuple):
+    """Everything in a problem that its frontiers depend on, except the graph."""
+
+    demands: Demands
+    host_link: HostLink | None
+    hosted: bool
+    """Whether host memory is limited."""
+    speed: float | None
+    """None where only bytes count."""
+
+
+class _TotalsKey(NamedTuple):
+    """Everything in a problem and a layout that totals depend on, except the graph."""
+
+    problem: tuple[object, ...]
+    place: StagePlace
+    on_host: bool | None
+    """Whether optimizer state lies on the host; None for each stage's better place."""
+    least: bool
+    """Whether only bytes count."""
+
+
+class BestTotals:
+    """Totals for the stages between some cuts, in each place that was asked for."""
+
+    def __init__(self, cuts: Cuts) -> None:
+        self.cuts = cuts
+        self._totals: dict[_TotalsKey, StageTotals[Array]] = {}
+        self._frontiers: dict[_FrontierKey, StageFrontiers] = {}
+        self._freed: dict[Demands, tuple[Array, npt.NDArray[np.bool_]]] = {}
+
+    def best(self, problem: Problem, layout: Layout, stage: int) -> StageTotals[Array]:
+        """Totals under each stage's best policies, with optimizer state in the better place."""
+        place = place_of(problem, layout, stage)
+        places = [
+            self._best_in_place(problem, place, on_host)
+            for on_host in optimizer_places(problem.demands)
+        ]
+        if len(places) == 1:
+            return places[0]
+        key = _TotalsKey(_without_graph(problem), place, None, least=False)
+        if key not in self._totals:
+            self._keep(key, _chosen(better_on_host(problem, layout, stage, *places), *places))
+        return self._totals[key]
+
+    def least(self, problem: Problem, replicas: int, limits: Limits) -> StageTotals[Array]:
+        """Totals with the fewest bytes under any policies; `limits.device_bytes` has no effect."""
+        # On a device without memory the rule takes the point with the fewest bytes. Speed changes no bytes.
+        place = StagePlace(replicas, limits._replace(device_bytes=0), 1.0)
+        places = [
+            self._least_in_place(problem, place, on_host)
+            for on_host in optimizer_places(problem.demands)
+        ]
+        if len(places) == 1:
+            return places[0]
+        (here, size), (there, size_there) = (
+            (use.host <= (np.inf if limits.host_bytes is None else limits.host_bytes), total(use))
+            for use in (memory(own, problem, replicas, limits.in_flight) for own in places)
+        )
+        return _chosen(there & ((size_there < size) | ~here), *places)
+
+    def _best_in_place(
+        self, problem: Problem, place: StagePlace, on_host: bool
+    ) -> StageTotals[Array]:
+        key = _TotalsKey(_without_graph(problem), place, on_host, least=False)
+        if key not in self._totals:
+            totals = self._plain(on_host)
+            kept = kept_bytes(problem, place, totals)
+            freed, must = self._freed_bytes(problem)
+            # A stage that does not fit with all possible stash freed fits under no policies.
+            may_fit = kept - place.limits.in_flight * freed <= place.limits.device_bytes
+            asked = self.cuts.nested & may_fit & changes_policies(kept, must, place.limits)
+            frontiers = self._frontiers_of(problem, place.speed)
+            self._keep(key, _with_points(totals, asked, frontiers, kept, place.limits))
+        return self._totals[key]
+
+    def _least_in_place(
+        self, problem: Problem, place: StagePlace, on_host: bool
+    ) -> StageTotals[Array]:
+        key = _TotalsKey(_without_graph(problem), place, on_host, least=True)
+        if key not in self._totals:
+            totals, frontiers = self._plain(on_host), self._frontiers_of(problem, None)
+            kept = kept_bytes(problem, place, totals)
+            self._keep(key, _with_points(totals, self.cuts.nested, frontiers, kept, place.limits))
+        return self._totals[key]
+
+    def _plain(self, on_host: bool) -> StageTotals[Array]:
+        """The totals without policies, with all optimizer state in one place."""
+        zeros = self.cuts.totals.optimizer_on_host
+        return (
+            self.cuts.totals._replace(optimizer_on_host=zeros + 1) if on_host else self.cuts.totals
+        )
+
+    def _frontiers_of(self, problem: Problem, speed: float | None) -> StageFrontiers:
+        cluster, demands = problem.cluster, problem.demands
+        hosted = cluster.host_memory_bytes is not None
+        key = _FrontierKey(demands, cluster.host_link, hosted, speed)
+        if key not in self._frontiers:
+            layers = stage_layers(problem.graph, demands, cluster.host_link, speed or 1.0)
+            growth = growth_of(problem, timed=speed is not None)
+            self._frontiers[key] = StageFrontiers(growth, layers, self.cuts.ahead)
+        return self._frontiers[key]
+
+    def _freed_bytes(self, problem: Problem) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """For each stage the most bytes per microbatch that policies free, and whether it may not keep all."""
+        demands, ahead = problem.demands, self.cuts.ahead
+        if demands not in self._freed:
+            freed = ahead @ np.array(most_freed(problem.graph, demands), dtype=float)
+            bound = [must_change(layer, demands) for layer in problem.graph.layers]
+            must = ahead @ np.array(bound, dtype=float)
+            self._freed[demands] = (
+                freed[None, :] - freed[:, None],
+                must[None, :] > must[:, None],
+            )
+        return self._freed[demands]
+
+    def _keep(self, key: _TotalsKey, totals: StageTotals[Array]) -> None:
+        """Keep totals, and drop all others where they are too many; frontiers stay."""
+        self._totals[key] = totals
+        if len(self._totals) * self.cuts.nested.size > KEPT_ENTRIES:
+            self._totals = {key: totals}
+
+
+@functools.lru_cache(maxsize=2)
+def best_totals(cuts: Cuts) -> BestTotals:
+    """The totals that belong to some cuts, kept as long as the cuts themselves (`all_cuts`)."""
+    return BestTotals(cuts)
+
+
+def _without_graph(problem: Problem) -> tuple[object, ...]:
+    """All fields in a problem that totals depend on, except the graph, which its cuts stand for.
+
+    Totals do not depend on nodes, nor on the links between ranks.
+    """
+    names = [name for name in problem.__struct_fields__ if name not in ("graph", "cluster")]
+    linked = (
+        "num_nodes", "gpus_per_node", "intra_node", "inter_node", "network", "host_memory_bytes",
+    )  # fmt: skip
+    cluster = [name for name in problem.cluster.__struct_fields__ if name not in linked]
+    return (
+        *(getattr(problem, name) for name in names),
+        *(getattr(problem.cluster, name) for name in cluster),
+        host_share(problem.cluster),
+    )
+
+
+def _chosen(
+    hosted: npt.NDArray[np.bool_], device: StageTotals[Array], host: StageTotals[Array]
+) -> StageTotals[Array]:
+    """For each stage its totals in the chosen place. The traffic over its cuts is the same in both."""
+    fields = {
+        name: np.where(hosted, there, here)
+        for (name, here), there in zip(device._asdict().items(), host, strict=True)
+        if name not in ("received", "sent")
+    }
+    return device._replace(**fields)
+
+
+def _with_points(
+    totals: StageTotals[Array],
+    asked: npt.NDArray[np.bool_],
+    frontiers: StageFrontiers,
+    kept: Array,
+    limits: Limits,
+) -> StageTotals[Array]:
+    """`totals` with the best point for each stage that is asked for; `kept` as in `changes_policies`."""
+    at = np.nonzero(asked)
+    if not len(at[0]):
+        return totals
+    full = {name: np.broadcast_to(getattr(totals, name), asked.shape) for name in CHANGED_FIELDS}
+    # Step 1: the totals for the asked stages, one after the other.
+    own = totals._replace(**{name: matrix[at] for name, matrix in full.items()})
+    # Step 2: each stage's point, and its changes.
+    points = frontiers.best(at[0], at[1], (kept - totals.workspace_bytes)[at], limits)
+    changed = apply_changes(own, points)
+    # Step 3: back into the matrices.
+    return totals._replace(
+        **{name: _with_entries(full[name], at, getattr(changed, name)) for name in CHANGED_FIELDS}
+    )
+
+
+def _with_entries(matrix: Array, at: tuple[Array, ...], entries: Array) -> Array:
+    matrix = np.array(matrix)
+    matrix[at] = entries
+    return matrix

@@ -1,0 +1,151 @@
+"""The rule that chooses activation policies for a stage.
+
+    (1) A stage keeps all its stash where the demands allow this and it fits.
+    (2) Else it takes the point on its frontier that fits and adds the fewest seconds.
+    (3) Where no point fits, it takes the point with the fewest bytes.
+    (4) Where optimizer state may lie on the device or on the host, (1) to (3) are applied for both places.
+        Then `better_on_host` takes the place.
+
+One partition (best_policies.py) and all stages between cuts (best_totals.py) apply these functions. An integer
+program has variables in their place, but the rule decides on the partition that it finds.
+"""
+
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from autopart.activations.changes import PolicyChanges
+from autopart.activations.frontier import Growth, Points, most_points
+from autopart.cost.memory import memory, total
+from autopart.cost.memory_limits import Limits, fits_on_ranks, keeps_limits, limits_of
+from autopart.cost.on_ranks import on_ranks
+from autopart.cost.stage_totals import Array, StageTotals
+from autopart.records.cluster import host_share, slowest_speed
+from autopart.records.layouts import Layout, own_microbatches
+from autopart.records.problem import Problem
+from autopart.units import Q
+
+Bools = npt.NDArray[np.bool_]
+
+NEGLIGIBLE = 1e-9
+"""Share by which two sums in different order may differ."""
+
+
+class StagePlace(NamedTuple):
+    """A stage's ranks, as far as its policies depend on them."""
+
+    replicas: int
+    limits: Limits
+    speed: float
+    """The slowest rank's speed, relative to the profile's device."""
+
+
+def place_of(problem: Problem, layout: Layout, stage: int) -> StagePlace:
+    """The place for stage `stage` in a layout."""
+    ranks = layout.stage_ranks[stage]
+    limits = limits_of(problem, layout, stage)
+    return StagePlace(len(ranks), limits, slowest_speed(problem.cluster, ranks))
+
+
+def growth_of(problem: Problem, *, timed: bool = True) -> Growth:
+    """How frontiers grow for a problem: by seconds and bytes, or by bytes alone."""
+    hosted = host_share(problem.cluster) is not None
+    return Growth(timed=timed, hosted=hosted, most_points=most_points(problem.graph.layers))
+
+
+def kept_bytes(problem: Problem, place: StagePlace, totals: StageTotals[Q]) -> Q:
+    """Peak bytes on each rank where all layers keep their stash."""
+    return total(memory(totals, problem, place.replicas, place.limits.in_flight))
+
+
+@overload
+def changes_policies(kept: float, must: bool, limits: Limits) -> bool: ...
+@overload
+def changes_policies(kept: Array, must: Bools, limits: Limits) -> Bools: ...
+def changes_policies(kept: float | Array, must: bool | Bools, limits: Limits) -> bool | Bools:
+    """Whether a stage may not, or cannot, keep all its stash (1).
+
+    `kept` are the peak bytes where it does. `must` says whether the demands forbid it.
+    """
+    return must | (kept > limits.device_bytes)
+
+
+def best_point(points: Points, beside: float, limits: Limits) -> int:
+    """The place among `points` that one stage takes (2), (3).
+
+    `beside` are the peak bytes where all layers keep their stash, without the workspace.
+    """
+    changes = PolicyChanges(*(getattr(points, name) for name in PolicyChanges._fields))
+    count = np.array([len(points.extra_time)])
+    return int(best_points(changes, count, np.array([beside]), limits)[0])
+
+
+def best_points(
+    points: PolicyChanges[Array], counts: Array, beside: Array, limits: Limits
+) -> npt.NDArray[np.int64]:
+    """The places among `points` that several stages take (2), (3).
+
+    `points` has the stages' frontiers one after the other, `counts` their lengths, and `beside` for each stage the
+    bytes as in `best_point`. Each frontier has the point with the fewest extra seconds first.
+    """
+    # Step 1: each point's bytes, and whether it fits.
+    on_host = limits.in_flight * points.host_bytes
+    on_device = (
+        np.repeat(beside, counts) + points.workspace_bytes - limits.in_flight * points.freed_bytes
+    )
+    fits = keeps_limits(on_device, on_host, limits)
+    if limits.host_bytes is not None:
+        # A point that the host has no room for must not count as the one with the fewest bytes.
+        on_device = on_device + (on_host > limits.host_bytes) * on_host
+    # Step 2: for each stage the first point that fits; `none` where there is none.
+    none = len(fits)
+    starts = np.cumsum(counts) - counts
+    first = np.minimum.reduceat(np.where(fits, np.arange(none), none), starts)
+    # Step 3: the first point with the fewest bytes.
+    least = np.repeat(np.minimum.reduceat(on_device, starts), counts)
+    fewest = np.minimum.reduceat(np.where(on_device == least, np.arange(none), none), starts)
+    return np.where(first < none, first, fewest)
+
+
+@overload
+def better_on_host(
+    problem: Problem,
+    layout: Layout,
+    stage: int,
+    device: StageTotals[float],
+    host: StageTotals[float],
+) -> bool: ...
+@overload
+def better_on_host(
+    problem: Problem,
+    layout: Layout,
+    stage: int,
+    device: StageTotals[Array],
+    host: StageTotals[Array],
+) -> Bools: ...
+def better_on_host(
+    problem: Problem, layout: Layout, stage: int, device: StageTotals[Any], host: StageTotals[Any]
+) -> Any:
+    """Whether a stage's optimizer state lies on the host (4).
+
+    `device` and `host` are the stage's best totals with state in each place.
+
+    Where one place fits, that one is taken. Where both fit, the host is taken if the step then keeps a rank busy
+    for fewer seconds. Where none fits, the place with fewer bytes is taken.
+    """
+    place = place_of(problem, layout, stage)
+    (here, busy), (there, busy_there) = (
+        (fits_on_ranks(totals, problem, layout, stage), _busy_time(problem, layout, stage, totals))
+        for totals in (device, host)
+    )
+    fewer = kept_bytes(problem, place, host) < kept_bytes(problem, place, device)
+    shorter = busy_there < busy * (1 - NEGLIGIBLE)
+    return np.where(np.asarray(here | there), there & (~np.asarray(here) | shorter), fewer)
+
+
+def _busy_time(problem: Problem, layout: Layout, stage: int, totals: StageTotals[Q]) -> Q:
+    """Seconds per step in which each rank computes and updates."""
+    placed = on_ranks(totals, problem, layout, stage)
+    once = placed.forward_time + placed.backward_time
+    return own_microbatches(layout, stage) * once + placed.update_time

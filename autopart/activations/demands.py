@@ -1,0 +1,79 @@
+"""Whether layers and cluster can do as the user demands for recomputation and offload."""
+
+import msgspec
+
+from autopart.activations.policies import (
+    allowed_policies,
+    can_have_policies,
+    may_offload,
+    optimizer_places,
+    possible_policies,
+)
+from autopart.errors import AutopartError
+from autopart.records.cluster import Cluster
+from autopart.records.layer_graph import LayerGraph
+from autopart.records.plan import POLICY_LISTS
+from autopart.records.problem import Demands
+from autopart.text import counted
+
+
+def checked_policies(graph: LayerGraph, cluster: Cluster, demands: Demands) -> Demands:
+    """The demands, with only the schedules under which layers can have the demanded policies.
+
+    Raises AutopartError where a layer or the cluster cannot do as demanded, or two demands contradict.
+    """
+    if may_offload(demands) and cluster.host_link is None:
+        raise AutopartError(
+            "the cluster has no link to the host, so nothing can be offloaded; give --host-bandwidth RATE or "
+            "a host_link in the cluster file, or leave --offload out"
+        )
+    if demands.offload == "always" and demands.recompute in ("selective", "always"):
+        raise AutopartError(
+            f"--recompute {demands.recompute} and --offload always contradict: a layer has one policy; take "
+            "one of them, and name the layers for the other"
+        )
+    if demands.offload_optimizer != "never" and cluster.host_link is None:
+        raise AutopartError(
+            "the cluster has no link to the host, so optimizer state cannot lie there; give "
+            "--host-bandwidth RATE or a host_link in the cluster file, or leave --offload-optimizer out"
+        )
+    _check_names(graph, demands)
+    kept = all("keep" in allowed_policies(layer, demands) for layer in graph.layers)
+    if kept and False in optimizer_places(demands):
+        return demands
+    able = tuple(name for name in demands.schedules if can_have_policies(name))
+    if not able:
+        raise AutopartError(
+            f"nothing is recomputed or offloaded under {', '.join(demands.schedules)}, only under schedules "
+            "with one stage per rank and whole backwards; take --schedule gpipe,1f1b or --recompute auto"
+        )
+    if demands.stages_per_rank not in (None, 1):
+        raise AutopartError(
+            f"nothing is recomputed or offloaded with {counted(demands.stages_per_rank, 'stage')} per rank; leave out "
+            "--stages-per-rank, or allow `auto` in its place"
+        )
+    return msgspec.structs.replace(demands, schedules=able)
+
+
+def _check_names(graph: LayerGraph, demands: Demands) -> None:
+    why_not = {
+        "recompute": "be recomputed: by its profile it keeps nothing inside, or holds operations that "
+        "must run once",
+        "selective": "be recomputed in part: its profile has no such alternative",
+        "offload": "be offloaded: by its profile it keeps nothing inside",
+    }
+    for layer in graph.layers:
+        named = [
+            policy for policy in POLICY_LISTS if layer.name in getattr(demands, f"{policy}_layers")
+        ]
+        if layer.name in demands.keep_layers:
+            named.append("keep")
+        for policy in named:
+            if policy not in possible_policies(layer):
+                raise AutopartError(
+                    f"layer '{layer.name}' cannot {why_not[policy]}; leave it out of --{policy}-layer"
+                )
+        if len(named) > 1:
+            raise AutopartError(
+                f"layer '{layer.name}' is named for {' and for '.join(named)}: name it once"
+            )

@@ -1,0 +1,208 @@
+"""Layers on a stage: their seconds and bytes under each policy that they may have.
+
+Frontiers (autopart/activations/frontier.py) and integer programs (autopart/solvers/ilp/policies.py) take these figures.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from autopart.activations.policies import (
+    PolicyName,
+    allowed_policies,
+    kept_inside,
+    may_offload,
+)
+from autopart.cost.links import StashCopies, stash_copies
+from autopart.cost.transients import own_results, waiting_gradients, whole_transients
+from autopart.records.cluster import HostLink
+from autopart.records.layer_graph import Layer, LayerGraph, positions
+from autopart.records.problem import Demands
+
+
+class LayerPolicy(NamedTuple):
+    """Seconds and bytes that one policy for one layer changes in its stage."""
+
+    name: PolicyName
+    extra_time: float
+    """Seconds added to the layer's backward."""
+    freed_bytes: int
+    """Stash freed for each microbatch in flight; below 0 where more stays than is freed."""
+    returned_bytes: int
+    """Bytes that return beside the layer's workspace while it runs, for one microbatch at a time."""
+    moved_bytes: int
+    """Bytes copied to the host and back, for each microbatch."""
+    copy_time: float
+    """Seconds to copy `moved_bytes` in one direction."""
+    recompute_bytes: int
+    """Bytes that the second forward holds above the layer's workspace and `returned_bytes`.
+
+    Gradients wait beside it. A result that the layer keeps exists twice where the stage has sent the first one on.
+    """
+    kept_bytes: int
+    """Bytes that stay on the device for each microbatch: the layer's own stash, and inputs that it alone keeps alive.
+
+    Earlier layers never run beside them: in forward they do not exist yet, in backward they are already freed.
+    """
+
+
+class StageLayer(NamedTuple):
+    """One layer on a stage with its possible policies."""
+
+    forward_time: float
+    """Forward seconds that hide a copy; 0 where nothing hides one."""
+    backward_time: float
+    """Backward seconds that hide a copy; 0 where nothing hides one."""
+    workspace_bytes: int
+    """Transient bytes, with gradients that lie in the stage while the layer runs."""
+    waiting_bytes: int
+    """Gradient bytes for tied parameters that the layer's backward leaves waiting for an earlier layer."""
+    policies: tuple[LayerPolicy, ...]
+
+
+class _StageFigures(NamedTuple):
+    """A layer's figures that depend on the other layers on its stage."""
+
+    newly_kept: int
+    """Input bytes that stay only because the layer runs again."""
+    waits: int
+    """Gradient bytes for tied parameters that wait for an earlier layer."""
+    pending: int
+    """Gradient bytes from other layers that lie in the stage while the layer's backward runs."""
+    sent: int
+    """Bytes in results that the layer keeps itself and the stage sends on."""
+
+
+class StageLayers:
+    """A graph's layers under one user's demands, on ranks with one speed."""
+
+    def __init__(self, graph: LayerGraph, demands: Demands, host: StashCopies | None) -> None:
+        """`host` says how stash is copied to the host; no layer is offloaded where it is None."""
+        self.layers, self.demands, self.host = graph.layers, demands, host
+        self.transients = whole_transients(graph)
+        self._pending = waiting_gradients(graph)
+        place = positions(graph)
+        self.taken: list[list[tuple[int, int]]] = [[] for _ in graph.layers]
+        """For each layer its inputs that no backward needs: the maker's position, and bytes."""
+        # A value may lie inside another value's storage. Where some backward needs that one, both are kept.
+        kept = {value.name for value in graph.values if value.kept_by}
+        for value in graph.values:
+            if kept.isdisjoint((value.name, value.part_of)):
+                for name in set(value.consumers):
+                    self.taken[place[name]].append((place[value.producer], value.bytes))
+        self._results = [
+            [(tuple(place[name] for name in value.consumers), value.bytes) for value in own]
+            for own in own_results(graph)
+        ]
+        self._tied = [
+            (sorted({place[name] for name in tied.layers}), tied.grad_bytes) for tied in graph.tied
+        ]
+        self._made: dict[tuple[int, _StageFigures, PolicyName | None], StageLayer] = {}
+
+    @functools.cached_property
+    def around(self) -> tuple[tuple[int, ...], ...]:
+        """For each layer the positions at which other layers change its figures."""
+        return tuple(map(self._positions_around, range(len(self.layers))))
+
+    def _positions_around(self, at: int) -> tuple[int, ...]:
+        found = {producer for producer, _ in self.taken[at]}
+        found.update(*(readers for readers, _ in self._results[at]))
+        found.update(*(holders for holders, _ in self._tied if at in holders))
+        for value in self._pending[at]:
+            found.update(value.readers, value.others)
+            found.update(() if value.producer is None else (value.producer,))
+        return tuple(sorted(found - {at}))
+
+    def in_stage(
+        self,
+        at: int,
+        is_inside: Sequence[bool] | npt.NDArray[np.bool_],
+        given: PolicyName | None = None,
+    ) -> StageLayer:
+        """The layer at position `at` with one given policy, or with all that the demands leave it.
+
+        `is_inside` says for each layer whether it lies in the stage.
+        """
+        key = at, self._figures_around(at, is_inside), given
+        if key not in self._made:
+            self._made[key] = self._stage_layer(*key)
+        return self._made[key]
+
+    def _figures_around(
+        self, at: int, is_inside: Sequence[bool] | npt.NDArray[np.bool_]
+    ) -> _StageFigures:
+        return _StageFigures(
+            newly_kept=sum(size for producer, size in self.taken[at] if is_inside[producer]),
+            waits=sum(
+                size
+                for holders, size in self._tied
+                if at in holders and any(is_inside[other] for other in holders if other < at)
+            ),
+            pending=sum(
+                value.bytes
+                for value in self._pending[at]
+                if (not value.readers or any(is_inside[other] for other in value.readers))
+                and (not value.others or any(is_inside[other] for other in value.others))
+                and (value.producer is None or not is_inside[value.producer])
+            ),
+            sent=sum(
+                size
+                for readers, size in self._results[at]
+                if not all(is_inside[other] for other in readers)
+            ),
+        )
+
+    def _stage_layer(self, at: int, around: _StageFigures, given: PolicyName | None) -> StageLayer:
+        layer = self.layers[at]
+        workspace = self.transients[at].with_gradients(around.pending).most_bytes
+        again = self.transients[at].recomputed(around.pending + around.sent).most_bytes
+        policies = [
+            self._policy(layer, name, around.newly_kept, again - workspace)
+            for name in ((given,) if given else allowed_policies(layer, self.demands))
+            if self.host or name != "offload"
+        ]
+        # A policy that frees nothing is dropped, unless it is the only one.
+        useful = [policy for policy in policies if policy.name == "keep" or policy.freed_bytes > 0]
+        offloads = given is not None or may_offload(self.demands)
+        hides = offloads and self.host is not None and self.host.overlaps
+        backward = layer.input_grad_time + layer.weight_grad_time
+        return StageLayer(
+            forward_time=layer.forward_time if hides else 0.0,
+            backward_time=backward if hides else 0.0,
+            workspace_bytes=workspace,
+            waiting_bytes=around.waits,
+            policies=tuple(useful or policies),
+        )
+
+    def _policy(
+        self, layer: Layer, name: PolicyName, newly_kept: int, more_workspace: int
+    ) -> LayerPolicy:
+        kept = kept_inside(layer, name)
+        freed = layer.stash_bytes - kept
+        if name == "offload":
+            assert self.host is not None
+            return LayerPolicy(name, 0.0, freed, freed, freed, self.host.copy_time(freed), 0, 0)
+        again = {"recompute": layer.recompute, "selective": layer.selective}.get(name)
+        if again is None:
+            return LayerPolicy(name, 0.0, 0, 0, 0, 0.0, 0, kept)
+        return LayerPolicy(
+            name,
+            extra_time=again.extra_time,
+            freed_bytes=freed - newly_kept,
+            returned_bytes=freed,
+            moved_bytes=0,
+            copy_time=0.0,
+            recompute_bytes=more_workspace,
+            kept_bytes=kept + newly_kept,
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def stage_layers(
+    graph: LayerGraph, demands: Demands, link: HostLink | None, speed: float
+) -> StageLayers:
+    """A graph's layers on ranks with `speed` relative to the profile's device, with `link` to the host."""
+    return StageLayers(graph, demands, stash_copies(link, speed))

@@ -1,0 +1,1 @@
+"""Lower bounds: seconds that no plan can beat."""

@@ -1,0 +1,212 @@
+"""Lower bounds on the step under GPipe and 1F1B, in closed forms.
+
+Symbols   k stages, r replicas on stage s (from 0); m microbatches on its first rank, no fewer than
+on its
+          other ranks; o the fixed cost per action
+          f, b      forward and backward seconds of stage s, with o
+          F, B      forward and backward seconds of all layers before the stage
+          T         forward and backward of the whole model, and every stage's o
+          y         in flight: microbatches past F and before B on the stage
+          S         one microbatch's sends, there and back: the stage's own two cuts exactly,
+                    the other cuts at their cheapest
+
+Each bound follows one chain, in which each action must wait for the one before. Stage s between
+cuts i and j:
+
+    fill, all its work, drain or sync   F + s o + m (f + b) + max(B + s o, sync + update)        (1)
+    one microbatch's whole path, and the stage's other actions that must lie before or behind it:
+        GPipe, all stages as many r     T + S + (m - 1) (f + b)                                  (2)
+        1F1B                            T + S + (m - y) (f + b) + (y - 1) max(f, b)              (3)
+    d turns, each from the stage down and back, the first and the last microbatch among them (1F1B):
+                                        T + S + (d - 1) beyond + (m - 1 - (d - 1) (y - 1)) (f + b)
+                                        for 2 <= d <= 1 + floor((m - 1) / y)                     (4)
+    a link that queues q sends          T + S + (q - 1) max(send, send back)                     (5)
+
+(3) holds for any schedule with y = m. A link from r ranks to r' ranks carries q = ceil(microbatches
+/ lcm(r, r')) sends. Where GPUs differ, a stage runs as fast as its slowest rank, and layers ahead
+and behind as fast as the fastest stage there.
+
+Where layers may be recomputed or offloaded, f and b include the seconds that the stage's best
+policies add (autopart/activations/best_totals.py). F, B, T and beyond include the fewest seconds
+that policies add ahead and behind (autopart/bounds/policy_seconds.py).
+
+(1)-(5) include the sends on their paths. Stage 0's sync and update follow (2)-(5), and the drain in
+(1). All depend on s, i and j only. So no partition on a layout is faster than the smallest possible
+largest bound of a stage. A partition that beats a value has only stages with bounds below it.
+`paths_below` lists those; where there are none, no plan beats the value.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from autopart.activations.best_totals import with_best_policies
+from autopart.bounds.microbatch_path import LayoutPaths, Mask, Matrix, MicrobatchPath, step_ends
+from autopart.bounds.policy_seconds import PolicySeconds, policy_seconds
+from autopart.cost.cuts import Cuts, allowed, count_inside
+from autopart.cost.in_flight import microbatches_in_flight
+from autopart.cost.memory_limits import fits_on_ranks
+from autopart.cost.on_ranks import on_ranks
+from autopart.cost.stage_times import cut_links
+from autopart.cost.syncs import (
+    SyncPrice,
+    gradient_bytes,
+    least_tied_price,
+    sync_price,
+    tied_sync_price,
+    time_after_backward,
+)
+from autopart.records.cluster import Cluster
+from autopart.records.layer_graph import positions
+from autopart.records.layouts import Layout, own_microbatches
+from autopart.records.problem import Problem
+from autopart.time_limit import check_time
+
+
+def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Matrix]:
+    """For each stage in a layout, the largest among (1)-(5) in seconds with [i, j] in its place.
+
+    Each matrix has the shape (N, N) for N cuts. It is infinite where there is no stage, where a pin
+    breaks, and where the stage does not fit into memory.
+    """
+    fitting = _fitting(problem, layout, cuts)
+    if len(fitting) < len(layout.stage_ranks):
+        return [np.full(cuts.nested.shape, np.inf)] * len(layout.stage_ranks)
+    paths = LayoutPaths(problem, layout, cuts, cut_links(problem.cluster, layout.stage_ranks))
+    added = policy_seconds(problem, layout, cuts, fitting)
+    bounds: list[Matrix] = []
+    for stage, fits in enumerate(fitting):
+        check_time()
+        totals = on_ranks(with_best_policies(problem, layout, cuts, stage), problem, layout, stage)
+        path = _with_policies(paths.around(stage, totals), added[stage])
+        compute = path.compute
+        if len(set(paths.speeds)) == 1:
+            # T itself, with the fewest added seconds in both directions together, is larger.
+            both = added[stage].both
+            compute = paths.compute_of_all() + both.ahead + both.own + both.behind
+        ends = step_ends(lambda at: _sync_and_update(problem, layout, cuts, at), stage)
+        longest = _longest_chain(problem, layout, stage, path, compute, ends)
+        bounds.append(np.where(fits, longest, np.inf))
+    return bounds
+
+
+def _fitting(problem: Problem, layout: Layout, cuts: Cuts) -> list[Mask]:
+    """For each stage the [i, j] that may be it and fit.
+
+    Shorter where no path over such stages goes on.
+    """
+    found: list[Mask] = []
+    reached = np.arange(len(cuts.nested)) == 0
+    for stage in range(len(layout.stage_ranks)):
+        check_time()
+        # Step 1: the stages that pins allow and memory holds in this place.
+        totals = with_best_policies(problem, layout, cuts, stage)
+        may = allowed(cuts, problem.graph, problem.demands, stage)
+        fits = may & fits_on_ranks(totals, problem, layout, stage)
+        # Step 2: the cuts at which a path may end after this stage.
+        reached = fits[reached].any(axis=0)
+        if not reached.any():
+            break
+        found.append(fits)
+    return found
+
+
+def _with_policies(path: MicrobatchPath[Matrix], added: PolicySeconds) -> MicrobatchPath[Matrix]:
+    """The path with the fewest seconds that policies add ahead and behind.
+
+    The stage has its own already.
+    """
+    return path._replace(
+        compute_before=path.compute_before + added.forward.ahead,
+        compute_beyond=path.compute_beyond + added.both.behind,
+        compute_after=path.compute_after + added.backward.ahead,
+    )
+
+
+def _longest_chain(
+    problem: Problem,
+    layout: Layout,
+    stage: int,
+    path: MicrobatchPath[Matrix],
+    compute: Matrix,
+    ends: tuple[Matrix, Matrix],
+) -> Matrix:
+    """The largest among (1)-(5).
+
+    `compute` is T. `ends` are sync and update of the stage itself, and of stage 0.
+    """
+    overlap, (own_end, first_end) = problem.cluster.sends_overlap, ends
+    m, y = own_microbatches(layout, stage), microbatches_in_flight(layout, stage)
+    busy_f, busy_b = path.busy(sends_overlap=overlap)
+    counts = [len(ranks) for ranks in layout.stage_ranks]
+    trip = path.with_sends(compute)
+    # (2), (3): one microbatch's path, and the other actions on the rank.
+    if layout.schedule == "gpipe" and len(set(counts)) == 1:
+        longest = trip + (m - 1) * (busy_f + busy_b)
+    else:
+        others = (m - y) * (busy_f + busy_b) + (y - 1) * np.maximum(busy_f, busy_b)
+        longest = trip + others
+    # (5): where sends occupy their ranks, (2) and (3) count them.
+    if overlap:
+        queued = math.ceil(layout.num_microbatches / math.lcm(*counts[stage : stage + 2]))
+        sends = (queued - 1) * np.maximum(path.send, path.receive_back)
+        longest = np.maximum(longest, trip + sends)
+    if layout.schedule == "1f1b" and m > y:
+        longest = np.maximum(longest, trip + turns_beside_trip(path, m, y, sends_overlap=overlap))
+    # (1), whose drain may be hidden behind the stage's own sync.
+    fill, drain = path.fill(sends_overlap=overlap), path.drain(sends_overlap=overlap)
+    alone = fill + m * (busy_f + busy_b) + np.maximum(drain + first_end, own_end)
+    return np.maximum(longest + first_end, alone)
+
+
+def turns_beside_trip(
+    path: MicrobatchPath[Matrix], m: int, y: int, *, sends_overlap: bool
+) -> Matrix:
+    """(4) without T + S, for y < m."""
+    beyond = path.compute_beyond + path.sends_beyond
+    if sends_overlap:
+        # Other sends over the stage's own cut are in its busy seconds already.
+        beyond = beyond + path.send + path.receive_back
+    busy_f, busy_b = path.busy(sends_overlap=sends_overlap)
+    # The bound is linear in d, so the fewest turns or the most are the largest.
+    few, many = (
+        (d - 1) * beyond + (m - 1 - (d - 1) * (y - 1)) * (busy_f + busy_b)
+        for d in (2, (m - 1) // y + 1)
+    )
+    return np.maximum(few, many)
+
+
+def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> Matrix:
+    """Seconds from a last backward to the rank's end, with all syncs that [i, j] surely joins."""
+    totals = on_ranks(with_best_policies(problem, layout, cuts, stage), problem, layout, stage)
+    ranks = layout.stage_ranks[stage]
+    price = sync_price(problem.cluster, ranks, problem.training)
+    end: Matrix = time_after_backward(totals, problem.training, price)
+    others = [own for at, own in enumerate(layout.stage_ranks) if at != stage]
+    place = positions(problem.graph)
+    for tied in problem.graph.tied:
+        # Step 1: the fastest sync that joins this stage with others.
+        spots = sorted({place[name] for name in tied.layers})
+        moved = gradient_bytes(tied, problem.training)
+        prices = _tied_prices(problem.cluster, ranks, others, len(spots))
+        least = min((one.seconds(moved) for one in prices), default=0.0)
+        # Step 2: it counts where the stage has some copies, and some other stage has the rest.
+        inside = count_inside(cuts.ahead, spots)
+        shared = (inside > 0) & (inside < len(spots))
+        end = end + shared * least
+    return end
+
+
+def _tied_prices(
+    cluster: Cluster, ranks: tuple[int, ...], others: Sequence[tuple[int, ...]], copies: int
+) -> list[SyncPrice]:
+    """Prices of which the least bounds a tied parameter's sync among a stage and some others."""
+    if cluster.network is None or copies == 2:
+        # A ring over more stages takes longer. Two copies are on two stages.
+        return [tied_sync_price(cluster, (*ranks, *other)) for other in others]
+    if not others:
+        return []
+    # On a network, more ranks may be faster. So any number of them is taken, on any nodes.
+    fewest = len(ranks) + min(map(len, others))
+    return [least_tied_price(cluster, range(fewest, len(ranks) + sum(map(len, others)) + 1))]

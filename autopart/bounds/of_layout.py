@@ -1,0 +1,72 @@
+"""Lower bounds on the step for layouts, whatever their schedules.
+
+GPipe and 1F1B have the closed forms in autopart/bounds/classic_schedules.py. Every other schedule,
+and a plan's own orders, have bounds that hold under every order
+(autopart/bounds/any_order_stages.py). There each stage bounds its rank as if the rank ran nothing
+else. Where ranks have several stages, all work shared out says more. So does one microbatch's path
+(autopart/bounds/any_order_shapes.py).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from autopart.activations.policies import can_have_policies, leaves_choice
+from autopart.bounds.any_order_shapes import any_order_shape_bound
+from autopart.bounds.any_order_stages import stage_bounds_of_any_order
+from autopart.bounds.classic_schedules import stage_bounds
+from autopart.bounds.microbatch_path import Matrix
+from autopart.bounds.of_shape import splits_backward
+from autopart.bounds.open_paths import paths_below
+from autopart.cost.cuts import Cuts
+from autopart.cost.memory_limits import fits_on_ranks
+from autopart.records.layouts import Layout
+from autopart.records.problem import CLASSIC, CUSTOM, Problem
+
+
+class LayoutBounds(NamedTuple):
+    """Seconds that no partition on a layout can beat."""
+
+    stages: list[Matrix]
+    """For each stage the bound on every [i, j] in its place, shape (N, N) for N cuts.
+
+    Infinite where there is no stage, where a pin breaks, and where the stage does not fit into
+    memory.
+    """
+    whole: float = 0.0
+    """The bound for every partition."""
+
+    def paths_below(self, seconds: float) -> Iterator[tuple[int, ...]]:
+        """Every path over the cuts that these bounds leave open below `seconds`."""
+        return iter(()) if self.whole >= seconds else paths_below(self.stages, seconds)
+
+
+def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
+    """The bounds for a layout, whatever its schedule."""
+    if layout.schedule in CLASSIC:
+        return LayoutBounds(stage_bounds(problem, layout, cuts))
+    split = splits_backward(layout.schedule)
+    stages = stage_bounds_of_any_order(problem, layout, cuts, split=split)
+    ranks = len({own[0] for own in layout.stage_ranks})
+    shape = (ranks, len(layout.stage_ranks[0]))
+    whole = any_order_shape_bound(problem, shape, split=split)
+    if layout.schedule != CUSTOM:
+        # The bounds ask for one microbatch in its F. A named schedule keeps at least as much in flight.
+        stages = [
+            np.where(fits_on_ranks(cuts.totals, problem, layout, stage), bound, np.inf)
+            for stage, bound in enumerate(stages)
+        ]
+    return LayoutBounds(stages, whole)
+
+
+def is_needed(problem: Problem, layout: Layout) -> bool:
+    """Whether a problem's lower bound rests on the bounds for a layout.
+
+    Where a plan may have its own orders, their bounds hold for named schedules on the same
+    placement too. Named schedules that recompute layers are the exception.
+    """
+    demands = problem.demands
+    if CUSTOM not in demands.schedules or layout.schedule == CUSTOM:
+        return True
+    return leaves_choice(demands) and can_have_policies(layout.schedule)

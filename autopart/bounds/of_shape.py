@@ -1,0 +1,136 @@
+"""Lower bounds on the step for a shape: ranks per pipeline, and replicas.
+
+They hold however the graph's layers are ordered. For k stages under GPipe and 1F1B, m microbatches
+per replica:
+
+    step >= the work of all stages together              autopart/bounds/shared_work.py          (6)
+    step >= m (f + b)_l + (f + b) over all layers before l, for each layer l                     (7)
+    step >= T' + (m - 1) max(f, b)_l     for each layer l                                        (8)
+    k * memory >= all state + all stash inside layers + k * reserve                              (9)
+
+Where GPUs differ, k places have at most the speeds v_1 >= v_2 >= ..., and W is all work at speed 1:
+
+    step >= W / max over j of  (v_1 / a_1 + .. + v_j / a_j) / (1 + 1 / a_1 + .. + 1 / a_j)       (10)
+
+T' is forward and backward on all layers, without fixed costs. By (2) and (3) a stage with t seconds
+of work has S + a t <= step, with S the sum of all t. GPipe has a = m - 1. 1F1B has a = m - y + (y -
+1) share on a stage with y in flight, in ascending order here; the longer direction has at least
+that share. The work of all stages is largest where the fastest j places have t = (step - S) / a and
+the others none: a vertex of the linear program. (1)-(5) stand in
+autopart/bounds/classic_schedules.py.
+
+Bounds for every order stand in autopart/bounds/any_order_shapes.py.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from autopart.activations.policies import most_freed, optimizer_places
+from autopart.bounds.any_order_shapes import Shape, ancestors, any_order_shape_bounds
+from autopart.bounds.shared_work import shared_work_bounds
+from autopart.cost.memory import largest_part
+from autopart.cost.syncs import gradient_bytes, update_share
+from autopart.records.cluster import fastest_places, fastest_speed, largest_memory
+from autopart.records.problem import CLASSIC, CUSTOM, Problem
+from autopart.records.training import state_bytes
+from autopart.schedules.actions import microbatches_per_replica
+from autopart.schedules.catalogue import KINDS
+
+
+def quick_bounds(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float | None]:
+    """Seconds that no plan can beat, for each shape; None where its ranks cannot hold the model."""
+    quick = classic_shape_bounds(problem, shapes)
+    names = problem.demands.schedules
+    if set(names) <= set(CLASSIC):
+        return quick
+    able = [shape for shape, bound in quick.items() if bound is not None]
+    split = any(splits_backward(name) for name in names)
+    least = any_order_shape_bounds(problem, able, split=split)
+    return {shape: least.get(shape) for shape in quick}
+
+
+def splits_backward(schedule: str) -> bool:
+    """Whether a schedule's orders may split backwards into I and W."""
+    return schedule == CUSTOM or KINDS[schedule].splits_backward
+
+
+def classic_shape_bounds(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float | None]:
+    """(6)-(8) in seconds for each (stages, replicas).
+
+    None where (9) says that the model does not fit.
+    """
+    layers, speed = problem.graph.layers, fastest_speed(problem.cluster)
+    passes = [
+        (la.forward_time / speed, (la.input_grad_time + la.weight_grad_time) / speed)
+        for la in layers
+    ]
+    work = [forward + backward for forward, backward in passes]
+    shared = _shared_work(problem, shapes)
+    ahead = (ancestors(problem) @ np.array(work)).tolist()
+    longest_pass = max(max(both) for both in passes)
+    fixed = 2 * problem.cluster.action_overhead
+    usable = largest_memory(problem.cluster) - problem.cluster.reserve_bytes
+    needed = {r: least_bytes(problem, r) for r in {r for _, r in shapes}}
+
+    def bound(k: int, r: int) -> float | None:
+        if needed[r] > k * usable:
+            return None
+        m = microbatches_per_replica(problem.num_microbatches, r)
+        behind = max(m * own + before for own, before in zip(work, ahead, strict=True))
+        along = sum(work) + (m - 1) * longest_pass
+        differ = _on_different_gpus(problem, k, r, m) if problem.cluster.gpus else 0.0
+        return max(shared[k, r], differ, max(behind, along) + m * fixed)
+
+    return {(k, r): bound(k, r) for k, r in shapes}
+
+
+def _shared_work(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float]:
+    """(6) for each shape, under the best among the schedules that are allowed."""
+    of = [(k, microbatches_per_replica(problem.num_microbatches, r)) for k, r in shapes]
+    names = [name for name in CLASSIC if name in problem.demands.schedules] or CLASSIC
+    bounds = [shared_work_bounds(problem, name, of) for name in names]
+    return dict(zip(shapes, np.minimum.reduce(bounds).tolist(), strict=True))
+
+
+def _on_different_gpus(problem: Problem, places: int, replicas: int, m: int) -> float:
+    """(10) in seconds, under the best among the schedules that are allowed."""
+    layers = problem.graph.layers
+    forward = np.array([la.forward_time for la in layers])
+    both = forward + [la.input_grad_time + la.weight_grad_time for la in layers]
+    some = both > 0
+    longer = np.maximum(forward, both - forward)
+    share = float((longer[some] / both[some]).min(initial=1.0))
+    speeds = np.array(fastest_places(problem.cluster, places, replicas))
+    names = [name for name in CLASSIC if name in problem.demands.schedules] or CLASSIC
+    rates: list[float] = []
+    for name in names:
+        # Step 1: a, the times that a stage runs its work beside one microbatch's path; fewest first.
+        in_flight = np.minimum(np.arange(places, 0, -1), m) if name == "1f1b" else np.ones(places)
+        others = np.sort(m - in_flight + (in_flight - 1) * share)
+        # Step 2: the fastest j places take all that they can, for each j.
+        per_path = np.cumsum(1 / np.maximum(others, 1e-300))
+        done = np.cumsum(speeds / np.maximum(others, 1e-300)) / (1 + per_path)
+        rates.append(float(done.max()))
+    return float(both.sum()) / max(rates)
+
+
+def least_bytes(problem: Problem, replicas: int) -> int:
+    """Bytes for the whole model's state and one microbatch's inner stash.
+
+    Each tied parameter counts once.
+    """
+    graph, training = problem.graph, problem.training
+    spare = [(t, len(set(t.layers)) - 1) for t in graph.tied]
+    weights = sum(la.param_bytes + la.buffer_bytes for la in graph.layers)
+    weights -= sum(t.param_bytes * copies for t, copies in spare)
+    gradients = sum(gradient_bytes(la, training) for la in graph.layers)
+    gradients -= sum(gradient_bytes(t, training) * copies for t, copies in spare)
+    trained = sum(la.num_trainable for la in graph.layers)
+    trained -= sum(t.num_trainable * copies for t, copies in spare)
+    stepped = largest_part(trained, update_share(training, replicas))
+    on_host = True in optimizer_places(problem.demands)
+    state = 0 if on_host else stepped * state_bytes(training)
+    stash = sum(la.stash_bytes for la in graph.layers) - sum(most_freed(graph, problem.demands))
+    inner = stash + sum(v.bytes for v in graph.values if v.kept_by)
+    return weights + gradients + state + inner

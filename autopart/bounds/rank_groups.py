@@ -1,0 +1,122 @@
+"""Groups of ranks that share a node, by the links that may lie within one.
+
+A place is a list of ranks, one per replica, with one stage or more. A cut joins two places, replica
+by replica. A sync joins all ranks on one place, and a tied sync all ranks on two places.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from networkx.utils import UnionFind
+
+Pair = tuple[int, int]
+"""Two places, the smaller one first."""
+
+
+class Cap(NamedTuple):
+    """The most that the GPUs on one place give."""
+
+    speed: float
+    """Speed of the slowest one, relative to the profile's device."""
+    memory_bytes: int
+    """Bytes on the smallest one."""
+
+
+class Inside(NamedTuple):
+    """The links that may lie within a node. A place is a list of ranks with one stage or more."""
+
+    cuts: frozenset[Pair]
+    """Pairs of places with a cut between them."""
+    syncs: frozenset[int]
+    """Places with replicas."""
+    tied: frozenset[Pair]
+    """Pairs of places that may share a tied parameter."""
+    caps: tuple[Cap, ...] = ()
+    """For each place its cap; empty where GPUs are alike."""
+
+    def without(self, other: "Inside") -> "Inside":
+        """The links that `other` does not have."""
+        return Inside(
+            self.cuts - other.cuts, self.syncs - other.syncs, self.tied - other.tied, self.caps
+        )
+
+
+class RankGroups:
+    """The groups among the ranks on some places."""
+
+    def __init__(self, places: Sequence[tuple[int, ...]]) -> None:
+        self.places = places
+        counts = {len(ranks) for ranks in places}
+        self._alike = len(counts) == 1 and max(counts) > 2
+        """Whether all places have as many replicas, and more than two."""
+
+    def of(self, inside: Inside) -> list[tuple[int, ...]]:
+        """The ranks that the links join, the first places first."""
+        groups: list[tuple[int, ...]] = []
+        for group in self._joined(inside):
+            own = sorted({at for at, _ in group})
+            if not self._alike:
+                groups.append(tuple(self.places[at][replica] for at, replica in group))
+            elif len(group) > len(own):
+                # Two replicas of one place share a node, so all do.
+                groups.append(tuple(rank for at in own for rank in self.places[at]))
+            elif group[0][1] == 0:
+                groups += zip(*(self.places[at] for at in own), strict=True)
+        return groups
+
+    def sizes(self, inside: Inside) -> list[int]:
+        """The number of ranks in each group of `of`."""
+        sizes: list[int] = []
+        replicas = len(self.places[0])
+        for group in self._joined(inside):
+            count = len({at for at, _ in group})
+            if not self._alike:
+                sizes.append(len(group))
+            elif len(group) > count:
+                sizes.append(count * replicas)
+            elif group[0][1] == 0:
+                sizes += [count] * replicas
+        return sizes
+
+    def joined_by(self, link: Inside) -> int:
+        """The ranks in the largest group of one link alone."""
+        counts = [len(ranks) for ranks in self.places]
+        for a, b in link.cuts:
+            return (counts[a] + counts[b]) // math.gcd(counts[a], counts[b])
+        for a, b in link.tied:
+            return counts[a] + counts[b]
+        return max(counts[at] for at in link.syncs)
+
+    def _joined(self, inside: Inside) -> list[list[tuple[int, int]]]:
+        """The groups as (place, replica); where replicas are alike, only the first two of them."""
+        shown = [range(2 if self._alike else len(own)) for own in self.places]
+        all_ranks = [(at, replica) for at, own in enumerate(shown) for replica in own]
+        joined = UnionFind(all_ranks)
+        # Step 1: syncs join all ranks on a place, and tied syncs the ranks on both places.
+        for at in inside.syncs:
+            joined.union(*((at, replica) for replica in shown[at]))
+        for pair in inside.tied:
+            joined.union(*((at, replica) for at in pair for replica in shown[at]))
+        # Step 2: microbatch m goes from replica m mod r to replica m mod r': equal remainders meet.
+        for pair in inside.cuts:
+            turns = math.gcd(*(len(shown[at]) for at in pair))
+            for turn in range(turns):
+                joined.union(*((at, one) for at in pair for one in shown[at][turn::turns]))
+        return sorted(sorted(group) for group in joined.to_sets())
+
+
+def each_link(inside: Inside) -> Iterator[Inside]:
+    """Each link alone."""
+    for pair in inside.cuts:
+        yield Inside(frozenset([pair]), frozenset(), frozenset())
+    for at in inside.syncs:
+        yield Inside(frozenset(), frozenset([at]), frozenset())
+    for pair in inside.tied:
+        yield Inside(frozenset(), frozenset(), frozenset([pair]))
+
+
+def sort_key(links: Inside) -> tuple[object, ...]:
+    """Cuts come before syncs, and syncs before tied syncs; earlier places come first."""
+    kind = 0 if links.cuts else 1 if links.syncs else 2
+    return kind, sorted(links.cuts), sorted(links.syncs), sorted(links.tied)

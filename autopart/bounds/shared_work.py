@@ -1,0 +1,155 @@
+"""Lower bounds on a step under GPipe and 1F1B, from the work of all stages together.
+
+They hold for any cuts, on any ranks. Symbols are as in autopart/bounds/classic_schedules.py, for k
+stages with m microbatches on each rank. x is the work F + B ahead of stage s, and w its own, both
+without fixed costs. g are a microbatch's fewest seconds over one cut, there and back. A step of V
+seconds keeps, for each stage,
+
+    x + s (2 o + g) + m (w + 2 o)                                                  <= V   by (1)
+    GPipe   P + (m - 1) (w + 2 o)                                                  <= V   by (2)
+    1F1B    P + (m - y) (w + 2 o) + (y - 1) (share w + o)                          <= V   by (3)
+            P + (T - x - w) + (k - 1 - s) (2 o + g) + (m - y) (w + 2 o)            <= V   by (4)
+
+with P = T + 2 k o + (k - 1) g and y = min(k - s, m). (4) has d = 2, and asks for y < m. max(f, b)
+is at least a share of w. Every line allows a stage more work where more lies ahead of it, or less
+work by no more than x grows. So the most work of the first s stages is found stage by stage. Where
+k stages cannot do all work, no step takes V seconds. Bisection finds the largest such V.
+
+Stages with equal work attain (2) and (4): the bound is then T (m + k - 1) / k.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from autopart.bounds.microbatch_path import Mask, Matrix
+from autopart.cost.links import link_across, send_time
+from autopart.records.cluster import Cluster, fastest_speed
+from autopart.records.layer_graph import LayerGraph, positions
+from autopart.records.problem import Problem
+from autopart.time_limit import check_time
+
+BISECTIONS = 45
+"""Times that the interval around a bound is cut in two."""
+
+ROUNDING = 1e-12
+"""Relative error of a sum over stages."""
+
+
+def shared_work_bounds(
+    problem: Problem, schedule: str, pipelines: Sequence[tuple[int, int]]
+) -> Matrix:
+    """Seconds that no step can beat, for each pair of stages and microbatches per rank."""
+    work = _work_of(problem)
+    stages, microbatches = np.array(pipelines, dtype=np.float64).reshape(-1, 2).T
+    # One stage may have all the work, so no bound lies above `high`.
+    fixed = (microbatches + stages) * (2 * work.overhead + work.sends)
+    low, high = np.zeros(len(stages)), (microbatches + 1) * work.seconds + fixed
+    for _ in range(BISECTIONS):
+        check_time()
+        # No step lies below `low`.
+        middle = (low + high) / 2
+        enough = _holds_all(work, schedule, stages, microbatches, middle)
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return low
+
+
+class _Work(NamedTuple):
+    """A model's work for one microbatch on the fastest GPU."""
+
+    seconds: float
+    """T."""
+    share: float
+    """The least part that the longer direction has in a stage's work."""
+    overhead: float
+    """o."""
+    sends: float
+    """g."""
+
+
+def _work_of(problem: Problem) -> _Work:
+    layers, speed = problem.graph.layers, fastest_speed(problem.cluster)
+    forward = np.array([la.forward_time for la in layers])
+    backward = np.array([la.input_grad_time + la.weight_grad_time for la in layers])
+    both = forward + backward
+    some = both > 0
+    shares = [float((one[some] / both[some]).min(initial=1.0)) for one in (forward, backward)]
+    return _Work(
+        seconds=float(both.sum()) / speed,
+        share=max(0.5, *shares),
+        overhead=problem.cluster.action_overhead,
+        sends=cheapest_cut(problem.graph, problem.cluster),
+    )
+
+
+def cheapest_cut(graph: LayerGraph, cluster: Cluster) -> float:
+    """Seconds that one microbatch needs at least over any cut, there and back, on the best link.
+
+    Some value crosses every cut in a connected graph. 0 where the graph is not connected.
+    """
+    values = [value for value in graph.values if value.consumers]
+    if not _connected(graph):
+        return 0.0
+    links = [cluster.intra_node, link_across(cluster)]
+    if cluster.num_nodes == 1 or cluster.gpus_per_node == 1:
+        links = [links[cluster.gpus_per_node == 1]]
+    there = [send_time(link, float(v.bytes), 1) for link in links for v in values]
+    back = [
+        send_time(link, float(v.bytes * v.has_gradient), int(v.has_gradient))
+        for link in links
+        for v in values
+    ]
+    return min(there, default=0.0) + min(back, default=0.0)
+
+
+def _connected(graph: LayerGraph) -> bool:
+    """Whether each layer is joined to every other one by values, whatever their direction."""
+    place = positions(graph)
+    joined = list(range(len(graph.layers)))
+
+    def root(at: int) -> int:
+        while joined[at] != at:
+            joined[at] = at = joined[joined[at]]
+        return at
+
+    for value in graph.values:
+        for consumer in value.consumers:
+            joined[root(place[consumer])] = root(place[value.producer])
+    return len({root(at) for at in joined}) == 1
+
+
+def _holds_all(
+    work: _Work, schedule: str, stages: Matrix, microbatches: Matrix, step: Matrix
+) -> Mask:
+    """Whether the stages of each pipeline may have all work in a step of so many seconds."""
+    total, share, o, g = work
+    k, m = stages, microbatches
+    path = total + 2 * k * o + (k - 1) * g
+    ahead = np.zeros(len(k))
+    possible = np.ones(len(k), dtype=bool)
+    for stage in range(int(k.max(initial=0))):
+        # Step 1: the most work that each line leaves this stage.
+        y = np.minimum(k - stage, m)
+        most = (step - ahead - stage * (2 * o + g)) / m - 2 * o
+        if schedule == "gpipe":
+            rest, turn = step - path - (m - 1) * 2 * o, m - 1
+        else:
+            rest, turn = step - path - (m - y) * 2 * o - (y - 1) * o, (m - y) + (y - 1) * share
+            again = step - path - (total - ahead) - (k - 1 - stage) * (2 * o + g)
+            again = again - (m - y) * 2 * o
+            most = np.where(y < m, np.minimum(most, _most(again, m - y - 1)), most)
+        most = np.minimum(most, _most(rest, turn))
+        # Step 2: it does so much, where it is a stage of the pipeline at all.
+        here = stage < k
+        possible &= ~here | (most >= 0)
+        ahead = np.where(here, np.minimum(ahead + np.maximum(most, 0.0), total), ahead)
+    # Sums of times that are added up in another order may differ by rounding.
+    return possible & (ahead >= total * (1 - ROUNDING))
+
+
+def _most(seconds: Matrix, turns: Matrix) -> Matrix:
+    """The most work w with `turns` w <= `seconds`; below 0 where there is none."""
+    some = turns > 0
+    unlimited = np.where(seconds >= 0, np.inf, -1.0)
+    return np.where(some, seconds / np.where(some, turns, 1), unlimited)

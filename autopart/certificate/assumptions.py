@@ -1,0 +1,88 @@
+"""The assumptions behind a lower bound, in words: the choices that are open, and those made."""
+
+from collections.abc import Sequence
+
+from autopart.activations.frontier import most_points
+from autopart.activations.policies import can_have_policies, leaves_choice, may_offload
+from autopart.bounds.rank_assignments import takes_gpus_in_order
+from autopart.records.layer_graph import is_chain
+from autopart.records.layouts import MOST_STAGES_PER_RANK
+from autopart.records.plan import SearchedSize
+from autopart.records.problem import CUSTOM, Demands, Problem
+from autopart.text import counted
+
+
+def assumptions(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
+    """The assumptions in one sentence, for a problem that was searched at some microbatch sizes."""
+    cuts = "every cut of the chain" if is_chain(problem.graph) else "every cut of the graph"
+    demands = problem.demands
+    stages = counted(demands.num_stages, "stage") if demands.num_stages else "any number of stages"
+    counts = "any number of replicas that divides the microbatches, equal for all stages"
+    if demands.num_replicas:
+        counts = f"{counted(demands.num_replicas, 'replica')} for every stage"
+    if demands.replicas_per_stage:
+        counts = "replicas of their own for every stage"
+    in_order = takes_gpus_in_order(problem)
+    place = "GPUs in their order" if in_order else "any assignment of ranks to GPUs"
+    num_pins = len(demands.pins) + len(demands.same_stage) + len(demands.different_stage)
+    pins = f", {counted(num_pins, 'pin')} kept" if num_pins else ""
+    return (
+        f"{cuts}{pins}, {stages}, {counts}, {place}, "
+        f"{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, {_policies_allowed(problem)}"
+        f"{_place_of_state(demands)}"
+    )
+
+
+def _place_of_state(demands: Demands) -> str:
+    """The assumption on optimizer state; empty where it stays on the device."""
+    if demands.offload_optimizer == "never":
+        return ""
+    if demands.offload_optimizer == "always":
+        return ", optimizer state on the host"
+    return ", optimizer state on the host where a stage's rank is busy for a shorter step so"
+
+
+def _policies_allowed(problem: Problem) -> str:
+    """The assumption on recomputation and offload."""
+    demands = problem.demands
+    if not leaves_choice(demands):
+        return "no recomputation, no offload"
+    recomputed = {
+        "never": "no layers",
+        "auto": "any layers",
+        "selective": "the cheap part of all layers",
+        "always": "all layers that can be",
+    }[demands.recompute]
+    offloaded = {"never": "none", "auto": "any", "always": "all others"}[demands.offload]
+    said = f"{recomputed} recomputed, {offloaded} offloaded"
+    named = (
+        *demands.recompute_layers,
+        *demands.selective_layers,
+        *demands.offload_layers,
+        *demands.keep_layers,
+    )
+    said += f" but for {len(named)} named" if named else ""
+    if "auto" in (demands.recompute, demands.offload):
+        rule = ", the busy seconds of each stage fewest" if may_offload(demands) else ""
+        said += f" ({most_points(problem.graph.layers)} choices per stage{rule})"
+    others = [name for name in demands.schedules if not can_have_policies(name)]
+    return said + (" under gpipe and 1f1b" if others else "")
+
+
+def _orders_allowed(demands: Demands) -> str:
+    """The assumption on schedules."""
+    if CUSTOM in demands.schedules:
+        asked = demands.stages_per_rank
+        most = counted(asked, "stage") if asked else f"up to {MOST_STAGES_PER_RANK} stages"
+        return f"any order, whole or split backwards, {most} per rank in loops or waves"
+    *names, last = demands.schedules
+    return f"the orders of {', '.join(names)} and {last}" if names else f"the order of {last}"
+
+
+def _microbatches(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
+    """The assumption on microbatches and their sizes."""
+    if len(sizes) == 1:
+        return counted(problem.num_microbatches, "microbatch")
+    listed = ", ".join(str(size.microbatch_size) for size in sizes)
+    batch = problem.num_microbatches * problem.microbatch_size
+    return f"microbatches of {listed} samples in a batch of {batch}"

@@ -1,0 +1,127 @@
+"""Whether a plan keeps the demands that it was solved with: counts, pins, policies, orders."""
+
+from autopart.activations.demands import checked_policies
+from autopart.activations.policies import allowed_policies, can_have_policies, optimizer_places
+from autopart.certificate.space import check_covered
+from autopart.errors import PlanError
+from autopart.records.demands import check_demands
+from autopart.records.layer_graph import LayerGraph
+from autopart.records.plan import Plan, follows_its_name, policy_of_layers, stage_ranks
+from autopart.records.problem import CUSTOM
+from autopart.text import counted
+
+
+def check_kept(plan: Plan, graph: LayerGraph) -> str:
+    """Raise PlanError where a plan breaks a demand; returns its shape and schedule in words.
+
+    Raises AutopartError on demands that `solve` would refuse.
+    """
+    ranks = stage_ranks(plan)
+    _check_possible(plan, graph)
+    _check_counts(plan)
+    _check_pins(plan)
+    _check_policies(plan, graph)
+    if plan.schedule not in plan.demands.schedules:
+        raise PlanError(f"schedule '{plan.schedule}' was not among {list(plan.demands.schedules)}")
+    replicas = sorted({len(own) for own in ranks})
+    listed = "/".join(map(str, replicas))
+    shape = f"{counted(len(ranks), 'stage')} x {listed} replica{'s' if max(replicas) > 1 else ''}"
+    check_covered(plan)
+    if plan.schedule == CUSTOM:
+        return f"{shape}, orders of their own"
+    if not follows_its_name(plan):
+        raise PlanError(f"the orders are not those of schedule '{plan.schedule}'")
+    return f"{shape}, {plan.schedule}"
+
+
+def _check_possible(plan: Plan, graph: LayerGraph) -> None:
+    """Raise AutopartError unless `solve` takes the demands, and leaves them as they are."""
+    check_demands(plan.demands, plan.objective, graph)
+    able = checked_policies(graph, plan.cluster, plan.demands).schedules
+    if able != plan.demands.schedules:
+        raise PlanError(
+            f"the demands on recompute and offload leave the schedules {', '.join(able)}, "
+            f"but the bound is for {', '.join(plan.demands.schedules)}"
+        )
+
+
+def _check_counts(plan: Plan) -> None:
+    """Stages, replicas and GPUs, by their numbers."""
+    demands, ranks = plan.demands, stage_ranks(plan)
+    replicas = {len(own) for own in ranks}
+    if demands.replicas_per_stage:
+        if max(replicas) > plan.num_microbatches:
+            raise PlanError(
+                f"a stage has {counted(max(replicas), 'replica')} for {counted(plan.num_microbatches, 'microbatch')}"
+            )
+    elif len(replicas) > 1 or plan.num_microbatches % min(replicas):
+        raise PlanError(
+            f"stages have {sorted(replicas)} replicas: all must have as many, "
+            f"and they must divide the {counted(plan.num_microbatches, 'microbatch')}"
+        )
+    gpus = plan.cluster.num_nodes * plan.cluster.gpus_per_node
+    beyond = max(rank for own in ranks for rank in own)
+    if beyond >= gpus:
+        raise PlanError(f"rank {beyond} stands on no GPU: the cluster has {gpus}")
+    if demands.num_stages not in (None, len(ranks)):
+        raise PlanError(
+            f"{counted(demands.num_stages, 'stage was', 'stages were')} demanded, the plan has {len(ranks)}"
+        )
+    if demands.num_replicas not in (None, *replicas):
+        raise PlanError(
+            f"{counted(demands.num_replicas, 'replica was', 'replicas were')} demanded, not {max(replicas)}"
+        )
+
+
+def _check_pins(plan: Plan) -> None:
+    """Pins to stages, and groups of layers that must share a stage or lie apart."""
+    home = {name: index for index, stage in enumerate(plan.stages) for name in stage.layers}
+    for pin in plan.demands.pins:
+        if home[pin.layer] != pin.stage:
+            raise PlanError(
+                f"layer '{pin.layer}' is pinned to stage {pin.stage}, but on stage {home[pin.layer]}"
+            )
+    for group in plan.demands.same_stage:
+        if len({home[name] for name in group}) > 1:
+            raise PlanError(
+                f"{list(group)} must share a stage, but are on {[home[n] for n in group]}"
+            )
+    for group in plan.demands.different_stage:
+        if len({home[name] for name in group}) < len(set(group)):
+            raise PlanError(f"{list(group)} must lie apart, but are on {[home[n] for n in group]}")
+
+
+def _check_policies(plan: Plan, graph: LayerGraph) -> None:
+    """Each layer's activation policy, and the place of optimizer state."""
+    layers = {layer.name: layer for layer in graph.layers}
+    policies = [
+        (name, own) for stage in plan.stages for name, own in policy_of_layers(stage).items()
+    ]
+    if any(own != "keep" for _, own in policies) and not can_have_policies(plan.schedule):
+        raise PlanError(f"layers are not simply kept under '{plan.schedule}': that is not modelled")
+    if plan.cluster.host_link is None and any(own == "offload" for _, own in policies):
+        raise PlanError("layers are offloaded, but the plan's cluster has no host_link")
+    _check_state(plan)
+    for name, own in policies:
+        allowed = allowed_policies(layers[name], plan.demands)
+        if can_have_policies(plan.schedule) and own not in allowed:
+            raise PlanError(
+                f"the policy of layer '{name}' is {own}, but the demands allow {' or '.join(allowed)}"
+            )
+
+
+def _check_state(plan: Plan) -> None:
+    """The place of each stage's optimizer state: device or host."""
+    allowed = optimizer_places(plan.demands) if can_have_policies(plan.schedule) else (False,)
+    for index, stage in enumerate(plan.stages):
+        if stage.optimizer_on_host not in allowed:
+            where, asked = "host" if stage.optimizer_on_host else "device", plan.demands
+            raise PlanError(
+                f"the optimizer state of stage {index} lies on the {where}, against the demand to "
+                f"offload it {asked.offload_optimizer} (gpipe and 1f1b alone let it leave the device)"
+            )
+        if stage.optimizer_on_host and plan.cluster.host_link is None:
+            raise PlanError(
+                f"the optimizer state of stage {index} lies on the host, but the plan's cluster has "
+                "no host_link"
+            )

@@ -1,0 +1,82 @@
+"""A plan's prediction, made again with the cost model and the simulator."""
+
+import msgspec
+
+from autopart.bounds.objectives import TOLERANCE
+from autopart.certificate.plan_problem import PlanProblem, layout_of, partition_of, policies_of
+from autopart.cost.in_flight import stages_in_flight
+from autopart.errors import PlanError
+from autopart.pricing import predict, simulated
+from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.records.prediction import Prediction
+from autopart.records.problem import CUSTOM
+from autopart.schedules.check import check_schedule
+from autopart.simulator.timeline import simulate_plan
+
+
+def predict_again(given: PlanProblem) -> Prediction:
+    """The prediction for the plan's own stages, policies and orders."""
+    plan, graph = given.plan, given.graph
+    layout = layout_of(plan)
+    # Step 1: predict the stages with the plan's own partition and policies.
+    # A named schedule needs no actions: the demands say already that the orders are its own.
+    partition, orders = partition_of(plan, graph), None
+    if plan.schedule == CUSTOM:
+        orders = schedule_of(plan)
+    in_flight = stages_in_flight(orders, layout.stage_ranks) if orders else None
+    policies = policies_of(plan, graph)
+    stages, syncs = predict(given.problem, layout, partition, policies, in_flight)
+    # Step 2: simulate the step with them.
+    return simulated(plan.cluster, layout, stages, syncs, orders)
+
+
+def check_prediction(given: PlanProblem) -> None:
+    """Raise PlanError, with the place, where a predicted number is not reproduced."""
+    ours, theirs = predict_again(given), given.plan.prediction
+    difference = _difference(msgspec.to_builtins(ours), msgspec.to_builtins(theirs), "")
+    if difference:
+        raise PlanError(f"the prediction is not reproduced: {difference}")
+    _check_without_cap(given.plan)
+
+
+def _check_without_cap(plan: Plan) -> None:
+    """Raise PlanError unless the orders without a memory cap take the seconds that the plan says.
+
+    Only custom orders have this entry. The prediction is checked already.
+    """
+    source = plan.origin.orders
+    if (source is not None) != (plan.schedule == CUSTOM):
+        raise PlanError(
+            f"the plan has {'no' if source is None else 'a'} source of its orders, "
+            f"and its schedule is {plan.schedule}"
+        )
+    if source is None:
+        return
+    step = plan.prediction.step_time
+    if source.orders_without_cap:
+        other = msgspec.structs.replace(plan, orders=source.orders_without_cap)
+        check_schedule(schedule_of(other), stage_ranks(plan), plan.num_microbatches)
+        step = simulate_plan(other).makespan
+    said = source.step_time_without_cap
+    if not abs(step - said) <= TOLERANCE * max(step, said):
+        raise PlanError(f"the step without the memory limit is {said} s, recomputed {step} s")
+    if said > plan.prediction.step_time * (1 + TOLERANCE):
+        raise PlanError(
+            f"the step without the memory limit is {said} s, longer than the plan's own step"
+        )
+
+
+def _difference(ours: object, theirs: object, path: str) -> str | None:
+    """The first place where two trees of plain values differ by more than TOLERANCE."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        pairs = [(f"{path}.{key}", ours[key], theirs[key]) for key in ours]
+    elif isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        if len(ours) != len(theirs):
+            return f"prediction{path} has {len(theirs)} entries, recomputed {len(ours)}"
+        pairs = [(f"{path}[{i}]", a, b) for i, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    elif isinstance(ours, float) and isinstance(theirs, int | float):
+        near = abs(ours - theirs) <= TOLERANCE * max(abs(ours), abs(theirs))
+        return None if near else f"prediction{path} is {theirs}, recomputed {ours}"
+    else:
+        return None if ours == theirs else f"prediction{path} is {theirs}, recomputed {ours}"
+    return next((found for at, a, b in pairs if (found := _difference(a, b, at))), None)

@@ -1,0 +1,79 @@
+"""The application: one command per file, with the help and the examples of each."""
+
+import importlib
+from collections.abc import Sequence
+from typing import cast
+
+import typer
+
+from autopart.errors import UsageError
+
+COMMANDS = (
+    "profile",
+    "probe",
+    "clusters",
+    "import",
+    "bottleneck",
+    "solve",
+    "show",
+    "simulate",
+    "verify",
+    "run",
+    "validate",
+    "export",
+)
+
+_UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
+"""The base class for errors on wrong usage. Its module differs between typer releases."""
+
+_INTERRUPTED = 130
+"""The code into which newer releases of typer turn Ctrl-C, without a word."""
+
+
+def run_application(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code.
+
+    Raises UsageError where the command line is wrong, KeyboardInterrupt on Ctrl-C, and the errors of
+    the command.
+    """
+    try:
+        code = app()(args=list(arguments), prog_name="autopart", standalone_mode=False) or 0
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except _UsageError as error:
+        raise UsageError(f"{_usage(error)}; see 'autopart --help'") from None
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    return code
+
+
+def _usage(error: BaseException) -> str:
+    message: str = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+    return message.strip().rstrip(".")
+
+
+def app() -> typer.Typer:
+    """The application. The command NAME is `command` in `NAME_command.py`, with its help there."""
+    application = typer.Typer(
+        name="autopart",
+        help="Cut a PyTorch model into pipeline stages, and say how good the cut is.",
+        epilog="Example: autopart profile zoo:gpt2-tiny && autopart solve --gpus 8 --nodes 2",
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"max_content_width": 100},
+    )
+    application.callback(invoke_without_command=True)(_root)
+    for name in COMMANDS:
+        module = importlib.import_module(f"autopart.cli.{name}_command")
+        application.command(name, epilog=f"Example: {module.EXAMPLE}")(module.command)
+    return application
+
+
+def _root(context: typer.Context, version: bool = typer.Option(False, "--version")) -> None:
+    if version:
+        from autopart.records.version import __version__
+
+        typer.echo(f"autopart {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())

@@ -1,0 +1,216 @@
+"""The options for `autopart solve` that shape the plan, as users type them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import typer
+
+from autopart.cli.shared_options import usage_checked
+from autopart.records.training import MOMENTS
+from autopart.search.demands import known_schedules
+from autopart.search.options import DEFAULT_SCHEDULE, SolveOptions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineOptions:
+    """The batch, the stages, and how they are searched for."""
+
+    global_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Samples per optimizer step, over all replicas; default: 4 microbatches per GPU.",
+        ),
+    ] = None
+    microbatch_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Microbatch sizes to search, in samples; a size without a profile is scaled from "
+            "another. Default: the profiles' sizes.",
+        ),
+    ] = None
+    objective: Annotated[
+        Literal["step", "bottleneck"],
+        typer.Option(help="Minimise the simulated step, or the busy time of its busiest rank."),
+    ] = "step"
+    schedule: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[,NAME]|auto",
+            parser=usage_checked(known_schedules),
+            help="Schedules to choose from; auto: every schedule, and orders of the plan's own.",
+        ),
+    ] = DEFAULT_SCHEDULE
+    stages_per_rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Stages per rank (virtual stages); default: as the schedule allows."
+        ),
+    ] = None
+    stages: Annotated[int | None, typer.Option(min=1, help="Number of stages; default: any.")] = (
+        None
+    )
+    replicas: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N|per-stage",
+            help="Replicas per stage: auto: one number for all stages; N; per-stage: a number for "
+            "each.",
+        ),
+    ] = "auto"
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER=STAGE", help="Put a layer on a stage, counted from 0."),
+    ] = None
+    same_stage: Annotated[
+        list[str] | None, typer.Option(metavar="A,B", help="Layers that must share a stage.")
+    ] = None
+    different_stage: Annotated[
+        list[str] | None, typer.Option(metavar="A,B", help="Layers that must not share a stage.")
+    ] = None
+    solver: Annotated[
+        Literal["auto", "dp", "ilp", "uniform", "parameters"],
+        typer.Option(help="dp and ilp are exact; uniform and parameters are the usual splits."),
+    ] = "auto"
+    time_limit: Annotated[
+        float,
+        typer.Option(min=0.0, help="Seconds for the search; an early end leaves a wider gap."),
+    ] = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyOptions:
+    """Recomputation and offload."""
+
+    recompute: Annotated[
+        Literal["never", "auto", "selective", "always"] | None,
+        typer.Option(
+            help="Drop the stash of layers and run their forward again in backward. auto: the layers "
+            "that give the fastest step within the memory; selective: the cheap part of all layers; "
+            "default: the layers that the model checkpoints itself."
+        ),
+    ] = None
+    recompute_layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Always recompute this layer.")
+    ] = None
+    selective_layer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Always recompute the cheap part of this layer."),
+    ] = None
+    keep_layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Always keep the stash of this layer.")
+    ] = None
+    offload: Annotated[
+        Literal["never", "auto", "always"],
+        typer.Option(
+            help="Keep the stash of layers in host memory between forward and backward; auto: the "
+            "layers that give the fastest step within the memory."
+        ),
+    ] = "never"
+    offload_layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="Always offload this layer.")
+    ] = None
+    offload_optimizer: Annotated[
+        Literal["never", "auto", "always"],
+        typer.Option(
+            help="Keep optimizer state and master copies in host memory; auto: for the stages where "
+            "this shortens the step."
+        ),
+    ] = "never"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingOptions:
+    """The optimizer, the precisions, and shared optimizer state."""
+
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join((*MOMENTS, "BYTES")),
+            help="The optimizer whose state needs memory, or bytes of state per trained element.",
+        ),
+    ] = "adamw"
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE[-mixed]",
+            help="The profile's dtype; -mixed adds float32 master copies. Default: mixed for 16 "
+            "bits.",
+        ),
+    ] = None
+    gradient_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Dtype of summed gradients: the profile's (default), or float32 in place of 16 "
+            "bits.",
+        ),
+    ] = None
+    zero1: Annotated[
+        bool,
+        typer.Option("--zero1", help="Replicas share optimizer state and master copies (ZeRO-1)."),
+    ] = False
+
+
+def solve_options(
+    stages: PipelineOptions, policies: PolicyOptions, training: TrainingOptions
+) -> SolveOptions:
+    """The options as the planner takes them. Raises typer.BadParameter on unreadable text."""
+    per_stage = stages.replicas == "per-stage"
+    return SolveOptions(
+        global_batch=stages.global_batch,
+        microbatch_sizes=_counts(stages.microbatch_size),
+        objective=stages.objective,
+        schedule=stages.schedule,
+        stages_per_rank=stages.stages_per_rank,
+        num_stages=stages.stages,
+        num_replicas=None if per_stage else _replicas(stages.replicas),
+        replicas_per_stage=per_stage,
+        pins=_pins(stages.pin or []),
+        same_stage=[group.split(",") for group in stages.same_stage or []],
+        different_stage=[group.split(",") for group in stages.different_stage or []],
+        solver=stages.solver,
+        time_limit=stages.time_limit,
+        recompute=policies.recompute,
+        recompute_layers=policies.recompute_layer or [],
+        selective_layers=policies.selective_layer or [],
+        keep_layers=policies.keep_layer or [],
+        offload=policies.offload,
+        offload_layers=policies.offload_layer or [],
+        offload_optimizer=policies.offload_optimizer,
+        optimizer=training.optimizer,
+        precision=training.precision,
+        gradient_dtype=training.gradient_dtype,
+        zero1=training.zero1,
+    )
+
+
+def _replicas(text: str) -> int | None:
+    """Read a number of replicas; None for `auto`."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"'{text}' is no number of replicas; write auto, 4 or per-stage")
+    return int(text)
+
+
+def _counts(text: str | None) -> tuple[int, ...]:
+    """Read `1,2,4`; empty where nothing was typed."""
+    parts = text.split(",") if text is not None else []
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"'{text}' is no list of counts; write them as 1,2,4")
+    return tuple(map(int, parts))
+
+
+def _pins(texts: Sequence[str]) -> dict[str, int]:
+    """Read `LAYER=STAGE` pins."""
+    pins: dict[str, int] = {}
+    for text in texts:
+        layer, _, stage = text.rpartition("=")
+        if not layer or not stage.isdecimal():
+            raise typer.BadParameter(f"'{text}' is no pin; write a layer and a stage: head=3")
+        if pins.setdefault(layer, int(stage)) != int(stage):
+            raise typer.BadParameter(f"layer '{layer}' is pinned to {pins[layer]} and to {stage}")
+    return pins

@@ -1,0 +1,197 @@
+"""Memory on a rank at its peak, kind by kind.
+
+    weights + gradients + master + optimizer + versions + stash + workspace + receives + sends + batch + reserve
+
+autopart/cost/memory_limits.py compares it with the rank's limits.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, NamedTuple
+
+import msgspec
+
+from autopart.cost.stage_totals import StageTotals
+from autopart.cost.syncs import gradient_bytes, update_share
+from autopart.records.peak_bytes import MicrobatchBytes, at_peak, sizes_of, workspace_of
+from autopart.records.prediction import LASTING, ON_DEVICE, MemoryUse, StagePrediction
+from autopart.records.problem import Problem
+from autopart.records.training import master_bytes, optimizer_bytes, state_bytes
+from autopart.schedules.actions import Schedule, StageRanks, microbatches_per_replica
+from autopart.schedules.encoding import OPS, B, F
+from autopart.schedules.in_flight import STASH, InFlight, backward_row, in_flight_by_rank
+from autopart.units import Q
+
+
+class Memory(NamedTuple, Generic[Q]):
+    """One rank's bytes at its peak, kind by kind, as in `MemoryUse`."""
+
+    weights: Q
+    gradients: Q
+    master: Q
+    optimizer: Q
+    versions: Q
+    stash: Q
+    workspace: Q
+    receives: Q
+    sends: Q
+    batch: Q
+    reserve: int
+    host: Q
+
+
+def memory(
+    totals: StageTotals[Q], problem: Problem, replicas: int, in_flight: int | InFlight
+) -> Memory[Q]:
+    """Bytes at the peak on each rank with a stage that has so many replicas.
+
+    `in_flight` is a number under GPipe and 1F1B (`stage_in_flight`). A rank reads the batch for all microbatches that
+    it runs. Where optimizer state lies on the host, the device has room for one layer's state at a time.
+    """
+    sharing = update_share(problem.training, replicas)
+    stepped = largest_part(totals.num_trainable, sharing)
+    away = totals.optimizer_on_host * (stepped - largest_part(totals.widest_trainable, sharing))
+    hosted = totals.optimizer_on_host * stepped
+    return memory_with_state(totals, problem, replicas, in_flight, stepped - away, hosted)
+
+
+def memory_with_state(
+    totals: StageTotals[Q],
+    problem: Problem,
+    replicas: int,
+    in_flight: int | InFlight,
+    on_device: Q,
+    on_host: Q,
+) -> Memory[Q]:
+    """`memory` with optimizer state for `on_device` trained elements on the device and `on_host` on the host."""
+    training = problem.training
+    own = microbatches_per_replica(problem.num_microbatches, replicas)
+    rows = backward_row(in_flight) if isinstance(in_flight, int) else in_flight
+    peak = at_peak(rows, [microbatch_bytes(totals)])
+    # Only GPipe and 1F1B offload stash, and they have a number in flight.
+    offloaded = in_flight if isinstance(in_flight, int) else 0
+    return Memory(
+        weights=totals.weight_bytes,
+        gradients=gradient_bytes(totals, training),
+        master=on_device * master_bytes(training),
+        optimizer=on_device * optimizer_bytes(training),
+        versions=0 * totals.weight_bytes,
+        stash=peak.stash,
+        workspace=peak.workspace,
+        receives=peak.receives,
+        sends=peak.sends,
+        batch=own * totals.input_bytes,
+        reserve=problem.cluster.reserve_bytes,
+        host=offloaded * totals.host_bytes + on_host * state_bytes(training),
+    )
+
+
+def microbatch_bytes(totals: StageTotals[Q]) -> MicrobatchBytes[Q]:
+    """A stage's bytes that change within a step, for one microbatch."""
+    return MicrobatchBytes(
+        stash=totals.stash_bytes,
+        waiting=totals.waiting_bytes,
+        activations=totals.received.bytes,
+        gradients=totals.sent.grad_bytes + totals.relayed_grad_bytes,
+        sent=totals.received.grad_bytes,
+        workspace=totals.workspace_bytes,
+        input_grad_workspace=totals.input_grad_workspace_bytes,
+        weight_grad_workspace=totals.weight_grad_workspace_bytes,
+    )
+
+
+def largest_part(count: Q, parts: int) -> Q:
+    """The largest share where a whole number, or each in an array, is shared evenly: ceil(count / parts).
+
+    An affine expression has no such share, unless there is one part.
+    """
+    whole: Any = count
+    return count if parts == 1 else -(-whole // parts)
+
+
+def total(use: MemoryUse | Memory[Q]) -> Q:
+    """All bytes on a rank's device together."""
+    summed: Any = sum(getattr(use, kind) for kind in ON_DEVICE)
+    return summed
+
+
+def with_versions(stage: StagePrediction, in_flight: int, copies: int) -> MemoryUse:
+    """A stage's memory with other microbatches in flight and further copies for its weights."""
+    return msgspec.structs.replace(
+        stage.memory,
+        stash=in_flight * stage.stash_bytes,
+        loss_stash=stage.memory.loss_stash // stage.in_flight * in_flight,
+        versions=copies * stage.memory.weights,
+    )
+
+
+def rank_peaks(
+    stage_ranks: StageRanks, schedule: Schedule, stages: Sequence[StagePrediction]
+) -> tuple[int, ...]:
+    """Each rank's peak bytes; 0 for an idle rank."""
+    uses = rank_memory(stage_ranks, schedule, stages)
+    return tuple(int(total(uses[rank])) if rank in uses else 0 for rank in range(len(schedule)))
+
+
+def rank_memory(
+    stage_ranks: StageRanks, schedule: Schedule, stages: Sequence[StagePrediction]
+) -> Mapping[int, MemoryUse]:
+    """For each rank with a stage, its memory at the peak."""
+    on_rank: dict[int, list[int]] = {}
+    for stage, ranks in enumerate(stage_ranks):
+        for rank in ranks:
+            on_rank.setdefault(rank, []).append(stage)
+    # One stage's own prediction covers its rank. Stages that share a rank peak at different moments.
+    several = any(len(own) > 1 for own in on_rank.values())
+    in_flight = in_flight_by_rank(schedule, stage_ranks) if several else ()
+    return {
+        rank: stages[own[0]].memory
+        if len(own) == 1
+        else _together([stages[s] for s in own], in_flight[rank])
+        for rank, own in on_rank.items()
+    }
+
+
+def _together(own: Sequence[StagePrediction], in_flight: InFlight) -> MemoryUse:
+    """Memory on a rank with several stages: the most that its order ever keeps for all, and one reserve."""
+    uses, moving = [stage.memory for stage in own], [sizes_of(stage) for stage in own]
+    # Step 1: the place in the order where most is in flight.
+    peak = at_peak(in_flight, moving)
+    whole = next(
+        counts[STASH]
+        for row, counts in enumerate(in_flight.counts.tolist())
+        if at_peak(_row(in_flight, row), moving) == peak
+    )
+    # Step 2: shares for recomputation and loss, at most the workspace at that place.
+    widest = max(uses, key=lambda use: use.workspace)
+    return MemoryUse(
+        **{kind: sum(getattr(use, kind) for use in uses) for kind in (*LASTING, "host")},
+        **peak._asdict(),
+        reserve=max(use.reserve for use in uses),
+        recomputed=min(widest.recomputed, peak.workspace),
+        loss_stash=sum(
+            n * (stage.memory.loss_stash // stage.in_flight)
+            for n, stage in zip(whole, own, strict=True)
+        ),
+        loss_workspace=min(widest.loss_workspace, peak.workspace),
+    )
+
+
+def _row(in_flight: InFlight, row: int) -> InFlight:
+    at = slice(row, row + 1)
+    return InFlight(in_flight.stages, in_flight.column[at], in_flight.op[at], in_flight.counts[at])
+
+
+def bytes_beside_stash(stages: Sequence[StagePrediction], *, split: bool) -> int:
+    """Bytes at the peak on a rank with these stages, without stash, as far as they are known for any order.
+
+    They are the largest workspace in any action, and for each stage the messages under 1F1B. `split` says
+    whether backwards may be split.
+    """
+    uses = [stage.memory for stage in stages]
+    lasting = sum(getattr(use, kind) for use in uses for kind in LASTING)
+    moving = [sizes_of(stage) for stage in stages]
+    messages = [at_peak(backward_row(1), [own]) for own in moving]
+    ops = range(len(OPS)) if split else (F, B)
+    work = max(workspace_of(own, op) for own in moving for op in ops)
+    reserve = max(use.reserve for use in uses)
+    return lasting + work + reserve + sum(one.receives + one.sends for one in messages)

@@ -1,0 +1,147 @@
+"""Whether stages, layouts and plans fit into memory: each comparison with a limit is made here."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from autopart.cost.in_flight import microbatches_in_flight, ranks_in_flight, stage_in_flight
+from autopart.cost.memory import memory, microbatch_bytes, total
+from autopart.cost.stage_totals import Array, StageTotals
+from autopart.records.cluster import Cluster, host_share, smallest_memory
+from autopart.records.layouts import Layout
+from autopart.records.peak_bytes import at_peak
+from autopart.records.prediction import LASTING, Prediction, StagePrediction
+from autopart.records.problem import Problem
+from autopart.schedules.in_flight import InFlight
+from autopart.units import Q
+
+Bools = npt.NDArray[np.bool_]
+
+
+class Limits(NamedTuple):
+    """Bytes that a rank may use with so many microbatches in flight."""
+
+    in_flight: int
+    device_bytes: int
+    host_bytes: int | None
+    """None where host memory is not limited."""
+
+
+def limits_of(problem: Problem, layout: Layout, stage: int) -> Limits:
+    """The limits for each rank with stage `stage`: its smallest GPU, and its share on the host."""
+    return Limits(
+        in_flight=microbatches_in_flight(layout, stage),
+        device_bytes=smallest_memory(problem.cluster, layout.stage_ranks[stage]),
+        host_bytes=host_share(problem.cluster),
+    )
+
+
+@overload
+def keeps_limits(device_bytes: float, host_bytes: float, limits: Limits) -> bool: ...
+@overload
+def keeps_limits(device_bytes: Array, host_bytes: Array, limits: Limits) -> Bools: ...
+def keeps_limits(
+    device_bytes: float | Array, host_bytes: float | Array, limits: Limits
+) -> bool | Bools:
+    """Whether bytes on the device and bytes on the host stay within a rank's limits."""
+    on_device: Any = device_bytes <= limits.device_bytes
+    if limits.host_bytes is None:
+        return on_device
+    return on_device & (host_bytes <= limits.host_bytes)
+
+
+@overload
+def stage_fits(
+    totals: StageTotals[float],
+    problem: Problem,
+    replicas: int,
+    limits: Limits,
+    in_flight: int | InFlight,
+) -> bool: ...
+@overload
+def stage_fits(
+    totals: StageTotals[Array],
+    problem: Problem,
+    replicas: int,
+    limits: Limits,
+    in_flight: int | InFlight,
+) -> Bools: ...
+def stage_fits(
+    totals: StageTotals[Any],
+    problem: Problem,
+    replicas: int,
+    limits: Limits,
+    in_flight: int | InFlight,
+) -> bool | Bools:
+    """Whether a stage with so many replicas keeps the limits on each of its ranks."""
+    use = memory(totals, problem, replicas, in_flight)
+    return keeps_limits(total(use), use.host, limits)
+
+
+@overload
+def fits_on_ranks(
+    totals: StageTotals[float], problem: Problem, layout: Layout, stage: int
+) -> bool: ...
+@overload
+def fits_on_ranks(
+    totals: StageTotals[Array], problem: Problem, layout: Layout, stage: int
+) -> Bools: ...
+def fits_on_ranks(
+    totals: StageTotals[Any], problem: Problem, layout: Layout, stage: int
+) -> bool | Bools:
+    """Whether a stage fits as stage `stage` in a layout, alone on its ranks."""
+    replicas, limits = len(layout.stage_ranks[stage]), limits_of(problem, layout, stage)
+    return stage_fits(totals, problem, replicas, limits, stage_in_flight(layout, stage))
+
+
+def ranks_fit(problem: Problem, layout: Layout, all_totals: Sequence[StageTotals[Array]]) -> Bools:
+    """Whether each rank fits with all its stages, for several partitions side by side.
+
+    The layout's replicas are equal. `all_totals` has for each stage arrays with an entry for each partition.
+    """
+    return most_missing(problem, layout, all_totals) <= 0
+
+
+def most_missing(
+    problem: Problem, layout: Layout, all_totals: Sequence[StageTotals[Array]]
+) -> Array:
+    """Bytes that the fullest rank lacks, for several partitions side by side; below 0 where some are left.
+
+    The arguments are those in `ranks_fit`.
+    """
+    uses = [
+        memory(totals, problem, len(ranks), 0)
+        for totals, ranks in zip(all_totals, layout.stage_ranks, strict=True)
+    ]
+    missing: list[Array] = []
+    for rank, in_flight in ranks_in_flight(layout).items():
+        # Step 1: bytes that last, for each stage on the rank.
+        on = [s for s, ranks in enumerate(layout.stage_ranks) if ranks[0] == rank]
+        lasting = sum(getattr(uses[s], kind) for s in on for kind in LASTING)
+        # Step 2: the most that the order keeps for all stages together, and one reserve.
+        moving = sum(at_peak(in_flight, [microbatch_bytes(all_totals[s]) for s in on]))
+        peak: Array = np.asarray(lasting + moving + problem.cluster.reserve_bytes)
+        missing.append(peak - smallest_memory(problem.cluster, layout.stage_ranks[on[0]]))
+    return np.maximum.reduce(missing)
+
+
+def prediction_fits(cluster: Cluster, prediction: Prediction) -> bool:
+    """Whether each rank stays within its GPU's memory and within its share on the host."""
+    peaks = prediction.rank_peak_bytes
+    on_host = free_host_bytes(cluster, prediction.stages)
+    return all(
+        free_bytes(cluster, (rank,), peak) >= 0 for rank, peak in enumerate(peaks) if peak
+    ) and (on_host is None or on_host >= 0)
+
+
+def free_bytes(cluster: Cluster, ranks: Iterable[int], peak_bytes: Q) -> Q:
+    """Bytes left beside a peak on the smallest GPU among `ranks`; below 0 where the peak does not fit."""
+    return smallest_memory(cluster, ranks) - peak_bytes
+
+
+def free_host_bytes(cluster: Cluster, stages: Iterable[StagePrediction]) -> int | None:
+    """Bytes left in a rank's share on the host beside its largest stage; None without a limit."""
+    share = host_share(cluster)
+    return None if share is None else share - max(stage.memory.host for stage in stages)

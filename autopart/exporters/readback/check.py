@@ -1,0 +1,127 @@
+"""The check that a framework builds the plan from an export, layer by layer.
+
+Each reader imports its framework when called, and sees only the export, never the plan.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from autopart.errors import UsageError
+from autopart.exporters.exported import Exported
+from autopart.exporters.model_units import Renaming, UnitStage
+from autopart.exporters.pipeline_shape import Shape, orders_of_one_replica, shape_of
+from autopart.exporters.readback import automodel, deepspeed, megatron, torchtitan
+from autopart.exporters.readback.rebuilt import Rebuilt, installed
+from autopart.exporters.targets import export_plan, units_for
+from autopart.records.check import Check
+from autopart.records.files import write_file
+from autopart.records.plan import Plan
+from autopart.schedules.actions import Schedule, format_order
+from autopart.signals import temporary_folder
+from autopart.text import counted
+
+__all__ = ["READERS", "Reader", "check_export"]
+
+
+class Reader(NamedTuple):
+    """A framework that can read its exports back."""
+
+    package: str
+    """The package's name in the registry."""
+    rebuilds: Mapping[str, Callable[[Path, Shape], Rebuilt]]
+    """The function for each exported version; it reads the files in a folder."""
+
+
+READERS: Mapping[str, Reader] = MappingProxyType(
+    {
+        "torchtitan": Reader(
+            "torchtitan", {"0.3.0": torchtitan.rebuild, "0.2.2": torchtitan.rebuild_from_toml}
+        ),
+        "megatron": Reader(
+            "megatron-core", {"0.16.1": megatron.rebuild, "0.12": megatron.rebuild_without_layout}
+        ),
+        "deepspeed": Reader("deepspeed", {"0.19.8": deepspeed.rebuild}),
+        "automodel": Reader("nemo-automodel", {"0.7.0": automodel.rebuild}),
+    }
+)
+
+
+def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) -> tuple[Check, ...]:
+    """Export for the installed version, let the framework read the files, and compare.
+
+    Raises ExportRefused where the plan cannot be exported. Raises UsageError where the framework
+    has no reader, is not installed, or has an unsupported version.
+    """
+    if target not in READERS:
+        raise UsageError(
+            f"exports to '{target}' have no reader; targets with one are {', '.join(READERS)}"
+        )
+    # Step 1: export for the installed version. A plan that is refused needs no installed package.
+    export_plan(plan, target, renamings=renamings)
+    framework, version = installed(READERS[target].package, tuple(READERS[target].rebuilds))
+    exported = export_plan(plan, target, version=version, renamings=renamings)
+    # Step 2: let the framework read the files. It gets the pipeline's shape, never the plan.
+    shape = shape_of(plan, target)
+    with temporary_folder("autopart-readback-") as folder:
+        _write(exported, folder)
+        rebuilt = READERS[target].rebuilds[version](folder, shape)
+    # Step 3: compare its pipeline with the plan.
+    stages = units_for(plan, target, renamings)
+    return (
+        Check("framework", True, framework),
+        _layers(stages, rebuilt),
+        _recompute(stages, rebuilt),
+        _orders(orders_of_one_replica(plan, shape, target), rebuilt),
+    )
+
+
+def _write(exported: Exported, folder: Path) -> None:
+    for name, text in exported.files.items():
+        write_file(folder / name, text.encode())
+
+
+def _layers(stages: Sequence[UnitStage], rebuilt: Rebuilt) -> Check:
+    wanted = [stage.units for stage in stages]
+    for index, (units, built) in enumerate(zip(wanted, rebuilt.units, strict=False)):
+        if units != built:
+            return Check(
+                "layers", False, f"stage {index} has {_listed(built)}, planned {_listed(units)}"
+            )
+    if len(wanted) != len(rebuilt.units):
+        return Check(
+            "layers", False, f"{counted(len(rebuilt.units), 'stage')}, planned {len(wanted)}"
+        )
+    count = sum(map(len, wanted))
+    return Check(
+        "layers",
+        True,
+        f"{counted(count, 'unit')} in {counted(len(wanted), 'stage')}, each as planned",
+    )
+
+
+def _recompute(stages: Sequence[UnitStage], rebuilt: Rebuilt) -> Check:
+    wanted = frozenset(unit for stage in stages for unit in stage.recompute)
+    if wanted != rebuilt.recompute:
+        wrong = sorted(wanted ^ rebuilt.recompute)
+        return Check("recompute", False, f"differs for {', '.join(wrong)}")
+    return Check("recompute", True, f"{counted(len(wanted), 'unit')}, as planned")
+
+
+def _orders(wanted: Schedule, rebuilt: Rebuilt) -> Check:
+    for rank, (order, theirs) in enumerate(zip(wanted, rebuilt.orders, strict=True)):
+        if order != theirs:
+            return Check(
+                "orders",
+                False,
+                f"rank {rank} of a replica runs {format_order(theirs[:6])} …, planned "
+                f"{format_order(order[:6])} …",
+            )
+    return Check(
+        "orders", True, f"{counted(sum(map(len, wanted)), 'action')} per replica, as planned"
+    )
+
+
+def _listed(units: Sequence[str]) -> str:
+    return ", ".join(units) or "nothing"

@@ -1,0 +1,155 @@
+"""Readback by Megatron-Core: the layout through `TransformerConfig`, and its schedule's own table."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from autopart.exporters.pipeline_shape import Shape
+from autopart.exporters.readback.rebuilt import Rebuilt, exported_module, framework_module
+from autopart.schedules.actions import Action, Order
+
+
+def rebuild(folder: Path, shape: Shape) -> Rebuilt:
+    """The stages on every rank, from the arguments. The list in the YAML must agree."""
+    arguments = _arguments((folder / "autopart_megatron.sh").read_text(encoding="utf-8"))
+    layout = arguments["pipeline-model-parallel-layout"]
+    config = _config(arguments, pipeline_model_parallel_layout=layout)
+    listed = _config(
+        arguments,
+        pipeline_model_parallel_layout=_list(
+            (folder / "autopart_megatron.yaml").read_text("utf-8")
+        ),
+    )
+    # The list is for frameworks on Megatron-Core; it must parse to the same layout as the string.
+    assert listed.pipeline_model_parallel_layout.layout == (
+        config.pipeline_model_parallel_layout.layout
+    )
+    size = config.virtual_pipeline_model_parallel_size or 1
+    units = [_units(config, stage, size) for stage in range(size * shape.num_ranks)]
+    recompute = _recompute(folder, config, units, shape.num_ranks)
+    orders = tuple(_order(rank, size, shape) for rank in range(shape.num_ranks))
+    _tell_megatron(None, None, None)
+    return Rebuilt(tuple(units), recompute, orders)
+
+
+def rebuild_without_layout(folder: Path, shape: Shape) -> Rebuilt:
+    """The stages without layouts: the layers that a stage's block would build, and their first."""
+    arguments = _arguments((folder / "autopart_megatron.sh").read_text(encoding="utf-8"))
+    config = _config(arguments, **_older_fields(arguments))
+    build = framework_module("megatron.core.transformer.transformer_block").get_num_layers_to_build
+    offset = framework_module(
+        "megatron.core.transformer.transformer_layer"
+    ).get_transformer_layer_offset
+    # Megatron counts a block's layers from global state, so act as each rank in turn.
+    units: list[tuple[str, ...]] = []
+    for stage in range(shape.num_ranks):
+        state = _tell_megatron(config.pipeline_model_parallel_size, stage, 1)
+        start = offset(config)
+        layers = tuple(f"layers.{index}" for index in range(start, start + build(config)))
+        first = ("embedding",) if state.is_pipeline_first_stage() else ()
+        last = ("norm", "head") if state.is_pipeline_last_stage() else ()
+        units.append((*first, *layers, *last))
+    recompute = _recompute(folder, config, units, shape.num_ranks)
+    orders = tuple(_order(rank, 1, shape) for rank in range(shape.num_ranks))
+    _tell_megatron(None, None, None)
+    return Rebuilt(tuple(units), recompute, orders)
+
+
+def _arguments(text: str) -> dict[str, str]:
+    """The arguments that bash reads from the array. An argument without a value has an empty one."""
+    # A word after a flag is its value, unless it is the next flag.
+    words = shlex.split(text.partition("AUTOPART_ARGS=(")[2].rpartition(")")[0])
+    found: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--"):
+            found[word.removeprefix("--")] = "" if following.startswith("--") else following
+    return found
+
+
+def _list(text: str) -> list[list[str]]:
+    rows = [line.strip() for line in text.splitlines() if line.startswith("  - [")]
+    return [[word for word in row[3:-1].split(", ") if word] for row in rows]
+
+
+def _config(arguments: dict[str, str], **fields: Any) -> Any:
+    """Megatron's configuration from the arguments with fields, and from `fields`."""
+    numbers = ("num-layers", "pipeline-model-parallel-size", "recompute-num-layers")
+    for name in numbers:
+        if name in arguments:
+            fields[name.replace("-", "_")] = int(arguments[name])
+    for name in ("recompute-granularity", "recompute-method"):
+        if name in arguments:
+            fields[name.replace("-", "_")] = arguments[name]
+    return framework_module("megatron.core.transformer.transformer_config").TransformerConfig(
+        hidden_size=8,
+        num_attention_heads=1,
+        pipeline_dtype=framework_module("torch").float32,
+        **fields,
+    )
+
+
+def _older_fields(arguments: dict[str, str]) -> dict[str, int | bool]:
+    """The configuration that `megatron.training` passes on; no package contains it."""
+    counts = {
+        f"num_layers_in_{end}_pipeline_stage": int(arguments[name])
+        for end in ("first", "last")
+        if (name := f"decoder-{end}-pipeline-num-layers") in arguments
+    }
+    flags = {name.replace("-", "_"): True for name in arguments if name.startswith("account-for-")}
+    return counts | flags
+
+
+def _units(config: Any, stage: int, size: int) -> tuple[str, ...]:
+    layout = config.pipeline_model_parallel_layout
+    ranks = config.pipeline_model_parallel_size
+    state = _tell_megatron(ranks, stage % ranks, size)
+    own = stage // ranks
+    numbers = layout.get_layer_id_list(vp_stage=own, pp_rank=stage % ranks)
+    # Megatron builds embedding, norm and head on the first and last stage, not by E and L.
+    where = {"ignore_virtual": size == 1, "vp_stage": own}
+    first = ("embedding",) if state.is_pipeline_first_stage(**where) else ()
+    last = ("norm", "head") if state.is_pipeline_last_stage(**where) else ()
+    return (*first, *(f"layers.{index}" for index in numbers), *last)
+
+
+def _recompute(
+    folder: Path, config: Any, units: list[tuple[str, ...]], num_ranks: int
+) -> frozenset[str]:
+    if config.recompute_granularity is None:
+        return frozenset()
+    path = folder / "autopart_recompute.py"
+    each = exported_module(path) if path.exists() else None
+    # `block` recomputes the first N layers on a stage; N is common to all stages or comes from the
+    # exported module.
+    chosen: set[str] = set()
+    for stage, there in enumerate(units):
+        own = each.configure(config, stage % num_ranks, stage // num_ranks) if each else config
+        layers = [unit for unit in there if unit.startswith("layers.")]
+        chosen.update(layers[: own.recompute_num_layers])
+    return frozenset(chosen)
+
+
+def _tell_megatron(num_ranks: int | None, rank: int | None, size: int | None) -> Any:
+    """Set Megatron's global state to one rank with `size` stages; None resets it."""
+    state = framework_module("megatron.core.parallel_state")
+    state.set_pipeline_model_parallel_world_size(num_ranks)
+    state.set_pipeline_model_parallel_rank(rank)
+    state.set_virtual_pipeline_model_parallel_world_size(size if size and size > 1 else None)
+    return state
+
+
+def _order(rank: int, size: int, shape: Shape) -> Order:
+    """The order in `forward_backward_pipelining_with(out)_interleaving`: warm-up, pairs, rest."""
+    schedules = framework_module("megatron.core.pipeline_parallel.schedules")
+    k, m = shape.num_ranks, shape.num_microbatches
+    # Step 1: all forwards and backwards in table order. Backwards visit the stages in reverse.
+    table = schedules.get_schedule_table(m, size, k)
+    forwards = [Action(part * k + rank, "F", at) for at, part in table]
+    backwards = [Action((size - 1 - part) * k + rank, "B", at) for at, part in table]
+    # Step 2: warm-up forwards, then pairs of forward and backward, then the remaining backwards.
+    _tell_megatron(k, rank, size)
+    warmup = schedules.get_pp_rank_microbatches(m, size, k)[2]
+    order = forwards[:warmup]
+    for forward, backward in zip(forwards[warmup:], backwards, strict=False):
+        order += [forward, backward]
+    return (*order, *backwards[len(forwards) - warmup :])

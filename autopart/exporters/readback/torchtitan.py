@@ -1,0 +1,128 @@
+"""Readback by torchtitan: `autopart_titan.py` (0.3) or `autopart_titan.toml` (0.2).
+
+Its own function cuts a small Llama without data, and torch makes the orders.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autopart.exporters.pipeline_shape import Shape
+from autopart.exporters.readback.rebuilt import Rebuilt, exported_module, framework_module
+from autopart.exporters.readback.torch_orders import RankMesh, parts_for_stages, torch_orders
+
+_NAMES = {"tok_embeddings": "embedding", "lm_head": "head", "output": "head"}
+
+
+def rebuild(folder: Path, shape: Shape) -> Rebuilt:
+    """The modules that remain on every stage after the exported `apply`."""
+    exported = exported_module(folder / "autopart_titan.py")
+    config = exported.apply(_debug_config(exported.NUM_LAYERS))
+    pipelining = framework_module("torchtitan.distributed.pipeline_parallel")
+    with framework_module("torch").device("meta"):
+        whole = config.model_spec.model.build()
+    return _rebuilt(
+        folder,
+        config,
+        shape,
+        pipelining,
+        pipelining._pipeline_module_split,
+        whole,
+        _policy_of(config),
+    )
+
+
+def rebuild_from_toml(folder: Path, shape: Shape) -> Rebuilt:
+    """The modules that remain, from settings through the older torchtitan's own reader."""
+    manager = framework_module("torchtitan.config.manager").ConfigManager()
+    config = manager.parse_args(["--job.config_file", str(folder / "autopart_titan.toml")])
+    llama = framework_module("torchtitan.models.llama3")
+    names = [name for part in config.parallelism.module_fqns_per_model_part for name in part]
+    count = sum(name.startswith("layers.") for name in names)
+    with framework_module("torch").device("meta"):
+        whole = llama.Transformer(
+            llama.TransformerModelArgs(dim=32, n_layers=count, n_heads=2, vocab_size=64)
+        )
+    pipelining = framework_module("torchtitan.distributed.pipeline_parallel")
+    return _rebuilt(
+        folder, config, shape, pipelining, pipelining.pipeline_module_split, whole, _mode_of(config)
+    )
+
+
+def _rebuilt(
+    folder: Path,
+    config: Any,
+    shape: Shape,
+    pipelining: Any,
+    split: Any,
+    whole: Any,
+    recomputed: Callable[[Any], list[str]],
+) -> Rebuilt:
+    parallel, training = config.parallelism, config.training
+    units: dict[int, tuple[str, ...]] = {}
+    where: dict[int, int] = {}
+    chosen: set[str] = set()
+    # torchtitan cuts a copy on each rank. Act as each rank in turn, and note its stages.
+    for rank in range(shape.num_ranks):
+        mesh = RankMesh(rank, parallel.pipeline_parallel_degree)
+        asked = (parallel.pipeline_parallel_schedule, "cpu", parallel.module_fqns_per_model_part)
+        with parts_for_stages(pipelining):
+            parts, _ = split(whole, mesh, *asked)
+        for part in parts:
+            units[part.stage], where[part.stage] = tuple(_units(part.module)), rank
+            chosen.update(recomputed(part.module))
+    file = parallel.pipeline_parallel_schedule_csv
+    orders = torch_orders(
+        parallel.pipeline_parallel_schedule,
+        folder / file if file else None,
+        where,
+        training.local_batch_size // parallel.pipeline_parallel_microbatch_size,
+    )
+    return Rebuilt(tuple(units[stage] for stage in sorted(units)), frozenset(chosen), orders)
+
+
+def _debug_config(num_layers: int) -> Any:
+    """torchtitan's small Llama with the given number of layers."""
+    registry = framework_module("torchtitan.models.llama3.config_registry")
+    config = registry.llama3_debugmodel()
+    layers = config.model_spec.model.layers
+    config.model_spec.model.layers = (layers * (1 + num_layers // len(layers)))[:num_layers]
+    return config
+
+
+def _units(model: Any) -> list[str]:
+    """The remaining children, in model order."""
+    units: list[str] = []
+    for name, child in model.named_children():
+        if name == "layers":
+            units += [f"layers.{index}" for index, _ in child.named_children()]
+        elif child is not None:
+            units.append(_NAMES.get(str(name), str(name)))
+    return units
+
+
+def _policy_of(config: Any) -> Callable[[Any], list[str]]:
+    """The layers in a part that the exported policy wraps."""
+    if config.activation_checkpoint is None:
+        return lambda _: []
+    policy = config.activation_checkpoint.build()
+    return lambda part: [
+        f"layers.{index}"
+        for index, layer in part.get_submodule("layers").named_children()
+        if policy._wrap_block(layer, base_fqn=f"layers.{index}") is not layer
+    ]
+
+
+def _mode_of(config: Any) -> Callable[[Any], list[str]]:
+    """The layers in a part that the mode wraps."""
+    apply = framework_module("torchtitan.distributed.activation_checkpoint").apply_ac
+    if config.activation_checkpoint.mode == "none":  # torchtitan then does not call it
+        return lambda _: []
+
+    def wrapped(part: Any) -> list[str]:
+        before = dict(part.get_submodule("layers").named_children())
+        apply(part, config.activation_checkpoint)
+        after = dict(part.get_submodule("layers").named_children())
+        return [f"layers.{index}" for index in after if after[index] is not before[index]]
+
+    return wrapped

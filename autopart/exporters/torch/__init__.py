@@ -1,0 +1,1 @@
+"""The export to plain torch.distributed.pipelining."""

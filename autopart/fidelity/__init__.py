@@ -1,0 +1,1 @@
+"""A prediction beside its measurement, and the causes of the difference."""

@@ -1,0 +1,1 @@
+"""dnn-partitioning: the smallest largest charge on accelerators and CPUs, its authors' "max-load"."""

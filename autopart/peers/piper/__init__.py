@@ -1,0 +1,1 @@
+"""Piper: stages with their own data- and tensor-parallel degrees."""

@@ -1,0 +1,1 @@
+"""Frozen values and their files: inputs, decisions and measurements."""

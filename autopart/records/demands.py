@@ -1,0 +1,94 @@
+"""Whether the demands on a plan are possible at all: known words and layers, compatible counts."""
+
+import difflib
+import itertools
+from collections.abc import Sequence
+
+from autopart.errors import AutopartError
+from autopart.records.layer_graph import LayerGraph, positions
+from autopart.records.problem import CLASSIC, SCHEDULES, Demands, Objective
+from autopart.text import counted
+
+
+def check_demands(demands: Demands, objective: Objective, graph: LayerGraph) -> None:
+    """Raise AutopartError where demands name an unknown word or layer, or exclude each other."""
+    _check_counts(demands, objective)
+    _check_schedules(demands, objective)
+    _check_layers(demands, list(positions(graph)))
+    _check_pins(demands)
+
+
+def able_schedules(objective: Objective, *, replicas_per_stage: bool) -> tuple[str, ...]:
+    """The schedules that an objective can have, with equal replicas or replicas per stage."""
+    return CLASSIC if replicas_per_stage or objective == "bottleneck" else SCHEDULES
+
+
+def _check_counts(demands: Demands, objective: Objective) -> None:
+    """Raise AutopartError on a count below 1, and on counts that exclude each other."""
+    if demands.replicas_per_stage and objective == "bottleneck":
+        raise AutopartError(
+            "the bottleneck needs equal replicas for all stages; leave out --replicas per-stage, or "
+            "minimise the step"
+        )
+    counts = (
+        ("stages", demands.num_stages),
+        ("replicas", demands.num_replicas),
+        ("stages per rank", demands.stages_per_rank),
+    )
+    for noun, count in counts:
+        if count is not None and count < 1:
+            raise AutopartError(f"{count} {noun}: there must be at least 1")
+    if demands.replicas_per_stage and demands.num_replicas is not None:
+        raise AutopartError(
+            f"{counted(demands.num_replicas, 'replica')} for every stage, or replicas of their own: ask for one "
+            "of them"
+        )
+    if demands.replicas_per_stage and demands.stages_per_rank not in (None, 1):
+        raise AutopartError(
+            f"{counted(demands.stages_per_rank, 'stage')} per rank need equal replicas for all stages; leave out "
+            "--stages-per-rank or --replicas per-stage"
+        )
+
+
+def _check_schedules(demands: Demands, objective: Objective) -> None:
+    able = able_schedules(objective, replicas_per_stage=demands.replicas_per_stage)
+    names = demands.schedules
+    for name in names:
+        if name not in able:
+            reason = "replicas of their own" if demands.replicas_per_stage else "the bottleneck"
+            where = f"for {reason}, " if name in SCHEDULES else ""
+            raise AutopartError(f"{where}schedule is one of {', '.join(able)}, not '{name}'")
+    if not names or len(set(names)) < len(names):
+        raise AutopartError(f"schedules {list(names)}: name at least one, and each once")
+
+
+def _check_layers(demands: Demands, known: Sequence[str]) -> None:
+    groups = (
+        [pin.layer for pin in demands.pins],
+        *demands.same_stage,
+        *demands.different_stage,
+        demands.recompute_layers,
+        demands.selective_layers,
+        demands.offload_layers,
+        demands.keep_layers,
+    )
+    names = set(known)
+    for name in itertools.chain(*groups):
+        if name not in names:
+            near = difflib.get_close_matches(name, known, 3) or known[:3]
+            raise AutopartError(f"the profile knows no layer '{name}'; near it: {', '.join(near)}")
+
+
+def _check_pins(demands: Demands) -> None:
+    stages = demands.num_stages
+    for pin in demands.pins:
+        if pin.stage < 0 or (stages is not None and pin.stage >= stages):
+            raise AutopartError(
+                f"layer '{pin.layer}' is pinned to stage {pin.stage}; stages count from 0"
+                + (f" to {stages - 1}" if stages else "")
+            )
+    pinned = tuple(pin.layer for pin in demands.pins)
+    for names in (pinned, *demands.same_stage, *demands.different_stage):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise AutopartError(f"layer '{twice}' stands twice in one demand; name it once")

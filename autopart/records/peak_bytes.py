@@ -1,0 +1,111 @@
+"""A rank's peak bytes, from counts and sizes: microbatches, messages and one running action.
+
+The counts come from the orders (schedules/in_flight.py). The sizes are whole numbers, arrays with an
+entry for each partition, or affine expressions.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+
+from autopart.records.prediction import MemoryUse, MovingBytes
+from autopart.schedules.encoding import I, W
+from autopart.schedules.in_flight import ACTIVATIONS, GRADIENTS, SENT, STASH, WAITING, InFlight
+from autopart.units import Q
+
+
+class MicrobatchBytes(NamedTuple, Generic[Q]):
+    """A stage's bytes that change within a step, for one microbatch."""
+
+    stash: Q
+    """Bytes from F to B, or from F to I."""
+    waiting: Q
+    """Bytes from I to W, where the backward is split."""
+    activations: Q
+    """Activation bytes that the stage receives."""
+    gradients: Q
+    """Gradient bytes that the stage receives."""
+    sent: Q
+    """Gradient bytes that the stage sends."""
+    workspace: Q
+    """Transient bytes in F and in B."""
+    input_grad_workspace: Q
+    """Transient bytes in I."""
+    weight_grad_workspace: Q
+    """Transient bytes in W."""
+
+
+class StageBytes(Protocol):
+    """The fields that are read from a plan's stage, as StagePrediction has them."""
+
+    @property
+    def stash_bytes(self) -> int: ...
+    @property
+    def moving(self) -> MovingBytes: ...
+    @property
+    def memory(self) -> MemoryUse: ...
+
+
+def sizes_of(stage: StageBytes) -> MicrobatchBytes[int]:
+    """One stage's sizes, as its plan predicts them."""
+    return MicrobatchBytes(stage.stash_bytes, **msgspec.structs.asdict(stage.moving))
+
+
+class Peak(NamedTuple, Generic[Q]):
+    """Bytes at one place in a rank's order, over all its stages."""
+
+    stash: Q
+    workspace: Q
+    receives: Q
+    sends: Q
+
+
+def at_peak(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[Q]]) -> Peak[Q]:
+    """The bytes where their sum is largest; `sizes` has one entry per stage on the rank."""
+    rows = zip(
+        in_flight.column.tolist(), in_flight.op.tolist(), in_flight.counts.tolist(), strict=True
+    )
+    peaks = [_bytes_at(counts, sizes, column, op) for column, op, counts in rows]
+    return functools.reduce(_larger, peaks)
+
+
+def _bytes_at(
+    counts: Sequence[Sequence[int]], sizes: Sequence[MicrobatchBytes[Q]], column: int, op: int
+) -> Peak[Q]:
+    """The bytes at one place, where the stage at `column` runs an action."""
+    whole = _summed(counts[STASH], [stage.stash for stage in sizes])
+    waiting = _summed(counts[WAITING], [stage.waiting for stage in sizes])
+    activations = _summed(counts[ACTIVATIONS], [stage.activations for stage in sizes])
+    gradients = _summed(counts[GRADIENTS], [stage.gradients for stage in sizes])
+    return Peak(
+        stash=whole + waiting,
+        workspace=workspace_of(sizes[column], op),
+        receives=activations + gradients,
+        sends=_summed(counts[SENT], [stage.sent for stage in sizes]),
+    )
+
+
+def _summed(counts: Sequence[int], sizes: Sequence[Q]) -> Q:
+    """The sum over the rank's stages: count times size."""
+    total: Any = sum(count * size for count, size in zip(counts, sizes, strict=True))
+    return total
+
+
+def _larger(one: Peak[Q], other: Peak[Q]) -> Peak[Q]:
+    """The peak with the larger sum; for arrays entry by entry."""
+    sums: list[Any] = [sum(one), sum(other)]
+    more = sums[1] > sums[0]
+    if np.ndim(more) == 0:
+        return other if more else one
+    pairs: list[tuple[Any, Any]] = list(zip(one, other, strict=True))
+    return Peak(*(np.where(more, b, a) for a, b in pairs))
+
+
+def workspace_of(stage: MicrobatchBytes[Q], op: int) -> Q:
+    """Transient bytes during an action; `op` is F, B, I or W as a number."""
+    if op == I:
+        return stage.input_grad_workspace
+    return stage.weight_grad_workspace if op == W else stage.workspace

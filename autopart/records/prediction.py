@@ -1,0 +1,144 @@
+"""A plan's prediction: seconds and bytes per stage, per rank and per step."""
+
+from typing import Annotated
+
+import msgspec
+
+from autopart.units import Bytes, Count, PositiveCount, Seconds
+
+
+class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One rank's bytes at its peak, by kind. The kinds in `ON_DEVICE` add up to the peak."""
+
+    weights: Bytes
+    """Weights and the model's buffers."""
+    gradients: Bytes
+    """Gradients, in the precision in which they are summed."""
+    master: Bytes
+    """Master copies: float32 copies that the optimizer steps in place of 16-bit weights."""
+    optimizer: Bytes
+    """Optimizer state, without master copies."""
+    versions: Bytes
+    """Further weight versions, for microbatches that began before an update."""
+    stash: Bytes
+    """Stash, over all microbatches in flight."""
+    workspace: Bytes
+    """Transient bytes while one action runs."""
+    receives: Bytes
+    """Buffers for messages that arrive: the next activations and gradients."""
+    sends: Bytes
+    """Gradients that are being sent, two at most. Activations count in the stash until sent."""
+    batch: Bytes
+    """Model inputs that the rank reads from the batch, for all its microbatches in a step."""
+    reserve: Bytes
+    """Bytes that the framework keeps for itself."""
+    host: Bytes
+    """Bytes in host memory, not part of the device peak."""
+    recomputed: Bytes
+    """The part of the workspace that recompute brings back for a while."""
+    loss_stash: Bytes
+    """The part of the stash that belongs to the loss: logits, and its own stash."""
+    loss_workspace: Bytes
+    """The part of the workspace by which the loss's transient exceeds every other layer's."""
+
+
+ON_DEVICE = (
+    "weights",
+    "gradients",
+    "master",
+    "optimizer",
+    "versions",
+    "stash",
+    "workspace",
+    "receives",
+    "sends",
+    "batch",
+    "reserve",
+)
+"""The kinds that add up to the peak on the device."""
+
+MOVING = ("stash", "workspace", "receives", "sends")
+"""The kinds that change within a step."""
+
+
+LASTING = tuple(kind for kind in ON_DEVICE if kind not in (*MOVING, "reserve"))
+"""The kinds that do not change within a step. A rank has them for each of its stages."""
+
+
+class MovingBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stage's bytes that change within a step, for one microbatch, without the stash."""
+
+    waiting: Bytes = 0
+    """Bytes that stay from I to W in place of the stash, where the backward is split."""
+    activations: Bytes = 0
+    """Bytes received from the previous stage."""
+    gradients: Bytes = 0
+    """Bytes received from the next stage, and copies for gradients that are passed on unchanged."""
+    sent: Bytes = 0
+    """Gradient bytes sent to the previous stage."""
+    workspace: Bytes = 0
+    """Transient bytes in F and in B."""
+    input_grad_workspace: Bytes = 0
+    """Transient bytes in I."""
+    weight_grad_workspace: Bytes = 0
+    """Transient bytes in W."""
+
+
+class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Predicted seconds and bytes for one rank with one stage."""
+
+    forward_time: Seconds
+    """Forward seconds for one microbatch, without sends and fixed costs."""
+    backward_time: Seconds
+    """Backward seconds for one microbatch, without sends and fixed costs."""
+    weight_grad_time: Seconds
+    """The part of the backward that W runs where the backward is split into I and W."""
+    split_time: Seconds = 0.0
+    """Seconds by which a split backward makes forward and backward longer. They belong to I."""
+    busy_time: Seconds
+    """Seconds per microbatch that the rank is busy: forward, backward, fixed costs, blocking sends."""
+    send_time: Seconds
+    """Seconds to send one microbatch's activations to the next stage; 0 on the last stage."""
+    send_back_time: Seconds
+    """Seconds to send one microbatch's gradients to the previous stage; 0 on the first stage."""
+    update_time: Seconds
+    """Seconds per batch for the optimizer's step."""
+    in_flight: PositiveCount
+    """Most microbatches in flight on the rank."""
+    stash_bytes: Bytes
+    """Stash on the device for one microbatch in flight."""
+    moving: MovingBytes = MovingBytes()
+    """Other bytes that change within a step, for one microbatch."""
+    memory: MemoryUse
+    """Bytes at the rank's peak, by kind, as if it had this stage alone."""
+    peak_bytes: Bytes
+    """Peak device bytes, as if the rank had this stage alone."""
+
+
+class Sync(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One gradient all-reduce at the end of a step.
+
+    It runs over a stage's replicas, or over the stages that have copies of a tied parameter.
+    """
+
+    what: str
+    """The gradients that are summed, in words."""
+    ranks: tuple[Count, ...]
+    """The ranks that take part."""
+    time: Seconds
+    """Seconds that the all-reduce takes."""
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Predicted seconds and bytes from the cost model and the simulator."""
+
+    step_time: Seconds
+    """Seconds per step: the simulated makespan."""
+    bubble: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+    """Idle rank-seconds divided by all rank-seconds, over the ranks in use."""
+    rank_peak_bytes: tuple[Bytes, ...]
+    """Peak device bytes for each rank, over all its stages; 0 for an idle rank."""
+    stages: tuple[StagePrediction, ...]
+    """For each stage its seconds and bytes."""
+    syncs: tuple[Sync, ...]
+    """The gradient all-reduces at the end of a step."""

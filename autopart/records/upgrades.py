@@ -1,0 +1,56 @@
+"""Upgrades for older files, each from one version to the next.
+
+A file is upgraded from version v to v + 1 until it has the current version. Files are always written
+in the current version.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+Tree = dict[str, Any]
+"""A decoded JSON object: text, numbers, lists and objects by key."""
+
+SPLIT_BACKWARD = "split_backward"
+SPLIT_BACKWARD_IN_1 = "halves"
+"""The key for a layer's split backward in version 1."""
+
+
+def profile_from_1(profile: Tree) -> Tree:
+    """A version 1 profile in version 2."""
+    return _layers_renamed(profile, SPLIT_BACKWARD_IN_1, SPLIT_BACKWARD) | {"version": 2}
+
+
+def profile_as_1(profile: Tree) -> Tree:
+    """A version 2 profile in version 1, the reverse of `profile_from_1`."""
+    return _layers_renamed(profile, SPLIT_BACKWARD, SPLIT_BACKWARD_IN_1) | {"version": 1}
+
+
+def plan_from_2(plan: Tree) -> Tree:
+    """A version 2 plan in version 3: the gap over a lower bound of 0 is unknown."""
+    match plan:
+        case {"certificate": {"lower_bound": 0, "gap": 0} as certificate}:
+            return plan | {"certificate": certificate | {"gap": None}, "version": 3}
+        case _:
+            return plan | {"version": 3}
+
+
+UPGRADES: dict[tuple[str, int], Callable[[Tree], Tree]] = {
+    ("autopart-profile", 1): profile_from_1,
+    ("autopart-plan", 2): plan_from_2,
+}
+"""For each format and older version, the function that gives the next version."""
+
+
+def _layers_renamed(profile: Tree, old: str, new: str) -> Tree:
+    """A profile whose layers have the key `new` in place of `old`, at the same position.
+
+    A tree without layers comes back unchanged: the strict decoder then names the mistake.
+    """
+    match profile:
+        case {"graph": {"layers": [*layers]} as graph} if all(
+            isinstance(la, dict) for la in layers
+        ):
+            renamed = [{new if key == old else key: la[key] for key in la} for la in layers]
+            return profile | {"graph": graph | {"layers": renamed}}
+        case _:
+            return profile

@@ -1,0 +1,175 @@
+"""A run's check from start to end: train the plain model on rank 0, compare, and report.
+
+A run without flushes is compared with a plain model that trains with the same older weights. Its
+stages are never at the same update. So a rank keeps copies from its first update until the end, and
+compares them then.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+
+from autopart.records.plan import Plan, cast_of
+from autopart.records.run_result import CheckResult
+from autopart.records.training import has_master_copies
+from autopart.runtime.checking import check as checks
+from autopart.runtime.checking.check import CheckRecord
+from autopart.runtime.checking.dropout import DropNothing
+from autopart.runtime.checking.plain_optimizer import PlainOptimizer
+from autopart.runtime.checking.reference_run import Tensors, copies, run_reference
+from autopart.runtime.checking.verdict import outcome
+from autopart.runtime.engine.asynchronous import AsynchronousRules, rules_of
+from autopart.runtime.engine.microbatches import Microbatches
+from autopart.runtime.engine.rank_executor import RankExecutor
+from autopart.runtime.engine.run_settings import RunSettings, optimizer_name
+from autopart.runtime.models.model import build_training_model
+from autopart.runtime.models.precision import coarsest_dtype
+from autopart.runtime.transforms.seeded_draws import SeededDraws
+from autopart.runtime.update.optimizer import LEARNING_RATES
+from autopart.schedules.named.asynchronous import weight_version
+from autopart.text import counted
+from autopart.zoo.source import ModelSource
+
+
+class Comparison:
+    """One rank's part of a check. All ranks must call the same methods at the same points."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        check: CheckRecord | None,
+        executor: RankExecutor,
+        waiting: Callable[[str, None], None],
+        *,
+        draws: bool,
+    ) -> None:
+        """`check` is None except on rank 0. `waiting` is called before each comparison.
+
+        `draws` tells whether the captured model may draw random numbers.
+        """
+        self._seeded = SeededDraws() if draws else None
+        self._check, self._executor, self._waiting = check, executor, waiting
+        self._has_buffers = all(len(stage.ranks) == 1 for stage in plan.stages)
+        self._kept: list[Tensors] = []
+
+    @contextmanager
+    def repeatable(self) -> Generator[None]:
+        """In this block the pipeline draws the plain model's random numbers."""
+        with DropNothing(), self._seeded or nullcontext():
+            yield
+
+    def gradients(self) -> None:
+        """Compare gradients after the first step's backward."""
+        self._waiting("the comparison of gradients", None)
+        checks.compare_gradients(self._check, self._gradients())
+
+    def first_update(self) -> None:
+        """Compare parameters after the first step's update."""
+        self._waiting("the comparison of parameters", None)
+        checks.compare_first_update(self._check, self._executor.parameters)
+
+    def keep(self, update: int, step: Callable[[], None]) -> None:
+        """Run `step` for an update. For update 0, keep copies that `last` compares."""
+        if update == 0:
+            self._kept.append(copies(self._gradients()))
+        step()
+        if update == 0:
+            self._kept.append(copies(self._executor.parameters))
+
+    def last(self) -> None:
+        """Compare parameters and buffers after the last step."""
+        self._waiting("the comparison of parameters", None)
+        if self._kept:
+            gradients, first = self._kept
+            checks.compare_gradients(self._check, gradients)
+            checks.compare_first_update(self._check, first)
+        checks.compare_parameters(self._check, self._executor.parameters)
+        if self._has_buffers:
+            checks.compare_buffers(self._check, self._executor.buffers)
+        checks.compare_draws(self._check, {} if self._seeded is None else self._seeded.counts)
+
+    def outcome(self, losses: Sequence[float], dropouts: int) -> CheckResult | None:
+        """The check's result on rank 0, None on others; raises RunError if the check fails.
+
+        `losses` has one mean loss per update.
+        """
+        if self._check is None:
+            return None
+        notes: list[str] = []
+        if self._kept:
+            notes.append("the plain model was trained with the same older weights")
+        notes += draw_notes(self._check.reference.draws)
+        if dropouts:
+            notes.append(
+                f"recurrent dropout was off in both models ({counted(dropouts, 'operation')})"
+            )
+        if not self._has_buffers:
+            notes.append("buffers were not compared: each replica sees its own microbatches only")
+        return outcome(self._check, losses, dropouts, notes)
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        named = self._executor.parameters.items()
+        return {name: p.grad for name, p in named if p.grad is not None}
+
+
+def draw_notes(draws: Mapping[str, int]) -> list[str]:
+    """A note on seeded random numbers, for the user; none without draws."""
+    if not draws:
+        return []
+    told = ", ".join(f"{name} {count}" for name, count in sorted(draws.items()))
+    times = "time" if sum(draws.values()) == 1 else "times"
+    return [f"random numbers were seeded alike in both models ({told} {times})"]
+
+
+def train_plain(
+    plan: Plan,
+    settings: RunSettings,
+    source: ModelSource,
+    data: Microbatches,
+    device: str,
+    stages: Mapping[str, int],
+    note: Callable[[str], None],
+) -> CheckRecord:
+    """Train the plain model with the run's settings.
+
+    `stages` maps each parameter to its stage, which decides its weight versions in an asynchronous
+    run. `note` is told about the progress.
+    """
+    size, name = plan.num_microbatches, settings.asynchronous
+    rules = None if name is None else rules_of(plan, name)
+    microbatches_per_update = size if rules is None else rules.setting.num_microbatches
+    updates = settings.steps * size // microbatches_per_update
+    autocast = torch.bfloat16 if settings.autocast else None
+    optimizer = optimizer_name(settings)
+    lr = LEARNING_RATES[optimizer] if settings.lr is None else settings.lr
+    has_masters = has_master_copies(plan.training)
+    model = build_training_model(source, dtype=cast_of(plan), device=device, seed=settings.seed)
+    dtype = coarsest_dtype(model, plan.origin.dtype)
+    reference = run_reference(
+        model,
+        lambda update, m: data.batch(*divmod(update * microbatches_per_update + m, size), device),
+        steps=updates,
+        num_microbatches=microbatches_per_update,
+        optimizer=lambda trained: PlainOptimizer(optimizer, trained, lr, has_masters=has_masters),
+        note=note,
+        autocast=autocast,
+        version=None if rules is None else partial(_version, rules, stages),
+    )
+    return CheckRecord(
+        reference=reference,
+        dtype=dtype if autocast is None else "bfloat16",
+        steps=updates,
+        optimizer=optimizer,
+        lr=lr,
+        is_delayed=rules is not None,
+    )
+
+
+def _version(
+    rules: AsynchronousRules, stages: Mapping[str, int], name: str, microbatch: int
+) -> int:
+    """Weight version for one parameter. A parameter without a stage has no gradient; any version
+    fits."""
+    return weight_version(rules.kind, rules.setting, stages.get(name, 0), microbatch)

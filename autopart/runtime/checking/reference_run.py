@@ -1,0 +1,128 @@
+"""Trains the plain model on one process, as the reference for the check."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from autopart.errors import ModelError
+from autopart.runtime.capture.autocast import Autocast, autocast_of, entered
+from autopart.runtime.checking.dropout import DropNothing
+from autopart.runtime.checking.plain_optimizer import PlainOptimizer
+from autopart.runtime.checking.weight_history import Version, WeightHistory
+from autopart.runtime.models.attributes import user_name
+from autopart.runtime.models.model import Batch, TrainingModel
+from autopart.runtime.transforms import seeded_draws
+from autopart.runtime.transforms.seeded_draws import SeededDraws
+
+Tensors = Mapping[str, torch.Tensor]
+"""Tensors by the user's names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Results from the plain model; all tensors are on the CPU."""
+
+    losses: tuple[float, ...]
+    """Mean loss per step."""
+    loss_dtype: torch.dtype
+    gradients: Tensors
+    """Gradients in the first step; parameters without a gradient are missing."""
+    start: Tensors
+    """Parameters before the first step."""
+    first: Tensors
+    """Parameters after the first step."""
+    last: Tensors
+    """Parameters after the last step."""
+    buffers: Tensors
+    """Buffers after the last step."""
+    draws: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Draws of random numbers in all forwards, by operation."""
+    other_generators: tuple[str, ...] = ()
+    """Generators other than torch's from which forwards draw."""
+
+
+def run_reference(
+    model: TrainingModel,
+    microbatch: Callable[[int, int], Batch],
+    *,
+    steps: int,
+    num_microbatches: int,
+    optimizer: Callable[[list[torch.nn.Parameter]], PlainOptimizer],
+    note: Callable[[str], None],
+    autocast: torch.dtype | None = None,
+    version: Version | None = None,
+) -> Reference:
+    """Train the user's module on one process.
+
+    Each step accumulates gradients over its microbatches, with each loss divided by their number.
+    `microbatch(step, m)` returns one microbatch. With `version`, microbatches run with older
+    weights, as in an asynchronous run; `version` counts microbatches through the run.
+    """
+    parameters = {user_name(name): p for name, p in model.named_parameters()}
+    stepper, seeded = optimizer(list(parameters.values())), SeededDraws()
+    history = None if version is None else WeightHistory(parameters, version)
+    losses, loss_dtype = list[float](), torch.float32
+    under = autocast_of(model, autocast)
+    start = copies(parameters)
+    gradients, first = dict[str, torch.Tensor](), start
+    for step in range(steps):
+        # Step 1: accumulate gradients over the microbatches.
+        total = 0.0
+        for m in range(num_microbatches):
+            note(f"the plain model's microbatch {m} of step {step + 1}")
+            batch = microbatch(step, m)
+            number = step * num_microbatches + m
+            older = nullcontext() if history is None else history.older_weights(number)
+            with older, seeded:
+                # The pipeline's stages count microbatches in the same way.
+                drawn = m if version is None else number
+                loss = _backward(model, batch, drawn, num_microbatches, under)
+            total += loss.item()
+            loss_dtype = loss.dtype
+        losses.append(total)
+        if step == 0:
+            gradients = copies({n: p.grad for n, p in parameters.items() if p.grad is not None})
+        # Step 2: update the parameters.
+        stepper.step()
+        if step == 0:
+            first = copies(parameters)
+        if history is not None:
+            history.updated((step + 1) * num_microbatches)
+    return Reference(
+        losses=tuple(losses),
+        loss_dtype=loss_dtype,
+        gradients=gradients,
+        start=start,
+        first=first,
+        last=first if steps == 1 else copies(parameters),
+        buffers=copies({user_name(name): buffer for name, buffer in model.named_buffers()}),
+        draws=dict(seeded.counts),
+        other_generators=tuple(sorted(seeded.other_generators)),
+    )
+
+
+def _backward(
+    model: TrainingModel, batch: Batch, number: int, num_microbatches: int, under: Autocast | None
+) -> torch.Tensor:
+    """Run microbatch `number` forward and backward; return its share of the mean loss.
+
+    Raises ModelError where no parameter has a part in the loss.
+    """
+    seeded_draws.starts(number)
+    with DropNothing(), entered(under):
+        loss = model(*batch) / num_microbatches
+    if not loss.requires_grad:
+        raise ModelError(
+            f"the plain model's loss depends on no parameter in microbatch {number}, so it has no "
+            "gradient; check on other inputs, with --seed"
+        )
+    seeded_draws.starts(number, is_backward=True)
+    loss.backward()
+    return loss
+
+
+def copies(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Copies on the CPU, independent of the original tensors."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

@@ -1,0 +1,1 @@
+"""Runs a plan: stages on ranks, their actions and messages."""

@@ -1,0 +1,208 @@
+"""Builds one rank's executor from a plan and the programs of its stages."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import distributed
+
+from autopart.errors import UsageError
+from autopart.records.plan import Plan, Stage, schedule_of, stage_ranks
+from autopart.runtime.capture.stage_modules import StageProgram
+from autopart.runtime.engine.asynchronous import AsynchronousExecutor, check_no_shared, rules_of
+from autopart.runtime.engine.executor import Executor
+from autopart.runtime.engine.gloo_threads import let_compute_go_first
+from autopart.runtime.engine.plan_match import Backend, check_can_run, place_on
+from autopart.runtime.engine.rank_executor import RankPart, StepExecutor
+from autopart.runtime.engine.stage import TorchStage, stage_parameters
+from autopart.runtime.engine.torch_backend import TorchBackend, check_backwards
+from autopart.runtime.engine.transfers import Transfers
+from autopart.runtime.host_allocator import keep_freed_memory
+from autopart.runtime.measuring.watcher import Unwatched, Watcher
+from autopart.runtime.transforms.host_copies import HostCopies, host_copies_for
+from autopart.runtime.transforms.layer_policies import (
+    apply_policies,
+    offloading,
+    recomputing,
+    selective,
+)
+from autopart.runtime.transforms.offload import HostStash
+from autopart.runtime.transforms.split_backward import split_backwards
+from autopart.runtime.update.gradient_sum import GradientSum, Holders, holders_of
+from autopart.schedules.actions import StageRanks
+from autopart.schedules.messages import Program, write_messages
+
+
+def make_executor(
+    plan: Plan,
+    programs: Sequence[StageProgram],
+    *,
+    device: torch.device,
+    watcher: Watcher | None = None,
+    backend: Backend = "autopart",
+) -> StepExecutor:
+    """This rank's executor for the plan's own schedule.
+
+    `programs` come from `split_stages` for all the plan's stages, with equal weights on every rank.
+    This rank's stages are moved to `device`. `watcher` is told about every action. Collective: all
+    ranks in the default process group call this, because it creates process groups.
+
+    Raises PlanError if the plan, or this backend, cannot be run.
+    """
+    check_can_run(plan, backend)
+    if backend == "torch":
+        check_backwards(programs)
+    holders = _holders(plan, programs)
+    part = _part(plan, programs, holders, device, watcher)
+    if backend == "torch":
+        return TorchBackend(plan, part)
+    program = _program(plan, distributed.get_rank(), device)
+    return Executor(part, _torch_stages(plan, part), program)
+
+
+def make_asynchronous_executor(
+    plan: Plan,
+    programs: Sequence[StageProgram],
+    name: str,
+    *,
+    device: torch.device,
+    watcher: Watcher | None = None,
+) -> AsynchronousExecutor:
+    """This rank's executor for the asynchronous schedule called `name`.
+
+    All else is as in `make_executor`. Raises PlanError if the schedule cannot run on the plan's
+    stages.
+    """
+    check_can_run(plan)
+    rules = rules_of(plan, name)
+    holders = _holders(plan, programs)
+    check_no_shared(rules, holders)
+    part = _part(plan, programs, holders, device, watcher)
+    together = _together([group.ranks for group in holders])
+    return AsynchronousExecutor(part, _torch_stages(plan, part), rules, stage_ranks(plan), together)
+
+
+def make_lone_executor(
+    plan: Plan,
+    rank: int,
+    programs: Sequence[StageProgram],
+    transfers: Transfers,
+    *,
+    device: torch.device,
+) -> Executor:
+    """The executor for `rank` alone, in a process group with this process only.
+
+    `transfers` replace the other ranks, and no gradients are summed over ranks. Raises PlanError as
+    `make_executor` does.
+    """
+    check_can_run(plan)
+    part = _part(plan, programs, (), device, None, rank)
+    return Executor(part, _torch_stages(plan, part), _program(plan, rank, device), transfers)
+
+
+def _program(plan: Plan, rank: int, device: torch.device) -> Program:
+    """The rank's actions and messages. Over gloo receives go first (see docs/engine.md); over NCCL
+    both ranks must post their messages in one order."""
+    over_gloo = device.type == "cpu"
+    return write_messages(schedule_of(plan), stage_ranks(plan), receives_first=over_gloo)[rank]
+
+
+def _holders(plan: Plan, programs: Sequence[StageProgram]) -> tuple[Holders, ...]:
+    return holders_of([program.parameters for program in programs], stage_ranks(plan))
+
+
+def _together(groups: Sequence[Sequence[int]]) -> dict[int, set[int]]:
+    """For each rank, the ranks connected with it through groups, directly or through others."""
+    together: dict[int, set[int]] = {}
+    for group in groups:
+        joined = set(group).union(*(together.get(rank, ()) for rank in group))
+        together |= dict.fromkeys(joined, joined)
+    return together
+
+
+def _part(
+    plan: Plan,
+    programs: Sequence[StageProgram],
+    holders: Sequence[Holders],
+    device: torch.device,
+    watcher: Watcher | None,
+    rank: int | None = None,
+) -> RankPart:
+    """The part that belongs to `rank` (default: this rank), with the plan's policies applied."""
+    keep_freed_memory(device)
+    rank, ranks = distributed.get_rank() if rank is None else rank, stage_ranks(plan)
+    mine = {index: programs[index] for index, of_stage in enumerate(ranks) if rank in of_stage}
+    hosts = _prepare(plan, mine, device)
+    parameters = {n: p for program in mine.values() for n, p in stage_parameters(program).items()}
+    part = RankPart(
+        programs=mine,
+        hosts=hosts,
+        owned=_owned([program.parameters for program in programs], ranks, rank),
+        sums=GradientSum(holders, parameters, rank),
+        num_microbatches=plan.num_microbatches,
+        device=device,
+        watcher=watcher or Unwatched(),
+    )
+    let_compute_go_first()  # All process groups exist now, and with them gloo's threads.
+    return part
+
+
+def _prepare(
+    plan: Plan, programs: Mapping[int, StageProgram], device: torch.device
+) -> dict[int, HostStash | None]:
+    """Place each stage on the device, split its backwards and apply its activation policies.
+
+    Returns each stage's stash in host memory, None for stages without offloaded layers. Raises
+    UsageError if the model was captured under autocast for another kind of device.
+    """
+    copies, hosts = host_copies_for(device), dict[int, HostStash | None]()
+    split = {action.stage for order in schedule_of(plan) for action in order if action.op == "W"}
+    for index, program in programs.items():
+        if program.autocast is not None and program.autocast.device_type != device.type:
+            raise UsageError(
+                f"the model was captured under autocast on {program.autocast.device_type}, which casts "
+                f"other operations than autocast on {device.type}; move the model there first"
+            )
+        place_on(program.module, device)
+        if index in split:
+            split_backwards(program.module)
+        hosts[index] = _apply_policies(program, plan.stages[index], copies)
+    return hosts
+
+
+def _torch_stages(plan: Plan, part: RankPart) -> dict[int, TorchStage]:
+    group = distributed.new_group([distributed.get_rank()], use_local_synchronization=True)
+    assert isinstance(group, distributed.ProcessGroup)
+    return {
+        index: TorchStage(
+            program,
+            index,
+            len(plan.stages),
+            plan.num_microbatches,
+            part.device,
+            group,
+            part.hosts[index],
+        )
+        for index, program in part.programs.items()
+    }
+
+
+def _apply_policies(program: StageProgram, stage: Stage, copies: HostCopies) -> HostStash | None:
+    """Apply the policies that the plan names for the stage's layers; return their host stash."""
+    host = HostStash(copies) if stage.offload else None
+    policies = dict.fromkeys(stage.recompute, recomputing)
+    policies |= dict.fromkeys(stage.selective, selective)
+    if host is not None:
+        policies |= dict.fromkeys(stage.offload, offloading(host))
+    apply_policies(program, policies)
+    return host
+
+
+def _owned(
+    names_of_stages: Sequence[Sequence[str]], ranks: StageRanks, rank: int
+) -> tuple[str, ...]:
+    """Names of parameters for which `rank` is the lowest holder."""
+    first: dict[str, int] = {}
+    for names, of_stage in zip(names_of_stages, ranks, strict=True):
+        for name in names:
+            first[name] = min(first.get(name, min(of_stage)), *of_stage)
+    return tuple(name for name, owner in first.items() if owner == rank)

@@ -1,0 +1,253 @@
+"""A plan in your own training loop: `make_pipeline` once, then `Pipeline.step` for each batch."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import distributed, fx, nn
+from torch.utils import _pytree as pytree
+
+from autopart.errors import UsageError
+from autopart.records.plan import Plan, num_ranks
+from autopart.runtime.capture.capture import Captured, batch_leaves
+from autopart.runtime.capture.stage_modules import StageProgram, split_stages
+from autopart.runtime.engine.assembly import make_executor
+from autopart.runtime.engine.gradients import clip, unscale
+from autopart.runtime.engine.plan_match import Backend, capture_for_plan, check_same_weights
+from autopart.runtime.engine.rank_executor import RankExecutor, StepExecutor
+from autopart.runtime.engine.rank_optimizer import rank_optimizer
+from autopart.runtime.engine.stage import Leaves
+from autopart.runtime.engine.state_dict import Names, all_names, named_module
+from autopart.runtime.models.model import Batch, TrainingModel
+from autopart.runtime.update.optimizer import Optimizer
+from autopart.text import counted
+
+
+class PipelinePart:
+    """One rank's part of a model: its tensors, under the model's own names."""
+
+    def __init__(self, executor: RankExecutor, cut: "CutModel") -> None:
+        """`cut` is the model that the executor's stages come from."""
+        self._rank, self._plan = executor, cut.plan
+        programs = list(executor.programs.values())
+        self.module: nn.Module = named_module(cut.names, programs)
+        """This rank's parameters and buffers under their original names.
+
+        Use it for ``state_dict`` and for torch.distributed.checkpoint, which takes modules.
+        """
+        # Only the batch's names and shapes are needed. An empty module lets the weights be freed.
+        self._captured = replace(cut.captured, module=fx.GraphModule({}, fx.Graph()))
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """This rank's parameters by original name, for an optimizer."""
+        return self._rank.parameters
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """This rank's part of the original model's state dict.
+
+        All ranks' parts together are the whole, except tensors that do not influence the loss. A
+        tied parameter appears under each of its names.
+        """
+        return self.module.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load this rank's part of `state`, which may hold the whole model.
+
+        Raises UsageError if one of this rank's tensors is missing or has another shape.
+        """
+        for name, tensor in self.state_dict().items():
+            if name not in state or state[name].shape != tensor.shape:
+                found = f"has shape {tuple(state[name].shape)}" if name in state else "is missing"
+                raise UsageError(
+                    f"'{name}' of shape {tuple(tensor.shape)} {found} in the state to load; give "
+                    "a state of the same model"
+                )
+        with torch.no_grad():
+            for name, tensor in self.state_dict().items():
+                tensor.copy_(state[name])
+
+    def make_optimizer(self, name: str = "adamw", lr: float | None = None) -> Optimizer:
+        """An optimizer for `parameters`: "adamw", "sgd-momentum", "sgd" or "adafactor".
+
+        Its state is placed as the plan says: on the host, or in ZeRO shards. Raises UsageError for
+        Adafactor with ZeRO-1, which cannot be combined.
+        """
+        return rank_optimizer(self._plan, self._rank, name, lr)
+
+    def leaves_of(self, part: Batch) -> Leaves:
+        """The microbatch tensors that this rank's stages read, on its device."""
+        leaves, device = batch_leaves(self._captured, part), self._rank.device
+        return {name: leaves[name].to(device) for name in self._rank.inputs}
+
+
+class Pipeline(PipelinePart):
+    """One rank's part of a model that trains in a pipeline.
+
+    The caller provides data, optimizer, learning rate and checkpoints. `step` leaves gradients in
+    each parameter's ``grad``, summed over replicas and tied copies. So the optimizers on all ranks
+    with a copy make the same step.
+    """
+
+    def __init__(self, executor: StepExecutor, cut: "CutModel", num_microbatches: int) -> None:
+        """Use `make_pipeline` instead of this constructor."""
+        super().__init__(executor, cut)
+        self.executor = executor
+        self._num_microbatches = num_microbatches
+
+    @property
+    def microbatches(self) -> tuple[int, ...]:
+        """This rank's microbatches in each batch."""
+        return self.executor.microbatches
+
+    def step(
+        self, batch: Batch | Mapping[int, Batch], *, scale: float = 1.0, sync: bool = True
+    ) -> torch.Tensor:
+        """Run forward and backward for one batch. Collective over all ranks.
+
+        `batch` has one of two forms:
+
+        - ``(inputs, target)`` for the whole batch, equal on all ranks. Its tensors are divided into
+          microbatches along their first dimension.
+        - A mapping from microbatch number to ``(inputs, target)``. It must contain this rank's
+          `microbatches`, so each rank can load only the data that it needs.
+
+        The gradients of `scale` times the mean loss are added to each parameter's ``grad``. `scale`
+        comes from a loss scaler, or is 1 / n to accumulate n batches. With `sync` False, gradients
+        are not yet summed over replicas and tied copies; the last `step` before the optimizer's
+        step must have `sync` True.
+
+        Returns the mean loss over all microbatches, on every rank: a float64 scalar. Raises
+        ModelError if a batch has other shapes than the plan, LostPeer if another rank is gone.
+        """
+        parts = self._parts(batch)
+        share = self.executor.step(
+            {m: self.leaves_of(parts[m]) for m in self.microbatches}, scale=scale, sync=sync
+        )
+        total = torch.zeros((), dtype=torch.float64, device=self.executor.device)
+        if share is not None:
+            total += share
+        distributed.all_reduce(total)
+        return total
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Clip gradients by the whole model's norm, as ``torch.nn.utils.clip_grad_norm_`` does.
+
+        Returns the norm before. Collective over all ranks; call it after a `step` with `sync`.
+        """
+        return clip(self.executor, max_norm)
+
+    def unscale_gradients(self, scale: float) -> bool:
+        """Divide all gradients by a loss scale; return whether they are finite on all ranks.
+
+        If they are not, skip the optimizer's step and use a smaller scale. Collective over all
+        ranks; call it after a `step` with `sync`.
+        """
+        return unscale(self.executor, scale)
+
+    def _parts(self, batch: Batch | Mapping[int, Batch]) -> Mapping[int, Batch]:
+        if isinstance(batch, Mapping):
+            missing = [m for m in self.microbatches if m not in batch]
+            if missing:
+                raise UsageError(
+                    f"the batch lacks microbatch {missing[0]}; this rank needs "
+                    f"{', '.join(map(str, self.microbatches))}"
+                )
+            return batch
+        return dict(enumerate(split_batch(batch, self._num_microbatches)))
+
+
+class CutModel(NamedTuple):
+    """A model captured and cut into the plan's stages, equal on every rank."""
+
+    plan: Plan
+    captured: Captured
+    names: Names
+    programs: tuple[StageProgram, ...]
+
+
+def cut_model(
+    plan: Plan,
+    model: nn.Module,
+    batch: Batch,
+    loss_fn: Any,
+    autocast: torch.dtype | None,
+) -> CutModel:
+    """Capture the model and cut it; raises as `make_pipeline` does, on all ranks together."""
+    if num_ranks(plan) != distributed.get_world_size():
+        raise UsageError(
+            f"the plan is for {counted(num_ranks(plan), 'rank')}, but the process group has "
+            f"{distributed.get_world_size()}"
+        )
+    training = TrainingModel(model, loss_fn, name=type(model).__name__)
+    check_same_weights(training)
+    captured = capture_for_plan(plan, training, batch, autocast)
+    programs = split_stages(captured, [stage.layers for stage in plan.stages])
+    return CutModel(plan, captured, all_names(training), programs)
+
+
+def make_pipeline(
+    plan: Plan,
+    model: nn.Module,
+    batch: Batch,
+    *,
+    loss_fn: Any = None,
+    device: torch.device | str | None = None,
+    backend: Backend = "autopart",
+    autocast: torch.dtype | None = None,
+) -> Pipeline:
+    """This rank's part of `model` under `plan`, in the default process group. Collective.
+
+    - `model` has equal weights on every rank, and the plan's dtype. The pipeline takes over its
+      parameters; drop your own reference, so that other ranks' parameters are freed.
+    - `batch` is ``(inputs, target)`` for one microbatch with the plan's size.
+    - `loss_fn(output, target)` returns the loss; without it the model itself returns its loss.
+    - `device` is this rank's device. Default: its current GPU if the process group uses NCCL, else
+      the CPU.
+    - `backend` "torch" runs the plan with torch's own schedules, if they can.
+    - `autocast` is a dtype: forwards run under torch's autocast to it. The model must then be on
+    the
+      kind of device that runs it.
+
+    Raises PlanError if the plan belongs to another model, UsageError if it has another number of
+    ranks. Raises ModelError if the model cannot be used, or has unequal weights on some rank.
+    """
+    cut = cut_model(plan, model, batch, loss_fn, autocast)
+    executor = make_executor(plan, cut.programs, device=device_of(device), backend=backend)
+    pipeline = Pipeline(executor, cut, plan.num_microbatches)
+    del cut
+    gc.collect()  # Graphs are reference cycles, and keep the weights of other ranks' stages.
+    return pipeline
+
+
+def split_batch(batch: Batch, num_microbatches: int) -> Sequence[Batch]:
+    """A batch's microbatches: each tensor is divided along its first dimension, if it has one.
+
+    Raises UsageError if a first dimension is not divisible by `num_microbatches`.
+    """
+
+    def part(m: int, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0:
+            return leaf
+        size, rest = divmod(leaf.shape[0], num_microbatches)
+        if rest:
+            raise UsageError(
+                f"a batch tensor of shape {tuple(leaf.shape)} cannot be divided into "
+                f"{counted(num_microbatches, 'microbatch')} along its first dimension; give a mapping of "
+                "microbatches instead"
+            )
+        return leaf[m * size : (m + 1) * size]
+
+    return [cast(Batch, pytree.tree_map(partial(part, m), batch)) for m in range(num_microbatches)]
+
+
+def device_of(asked: torch.device | str | None) -> torch.device:
+    """A rank's device: as asked, else its GPU if the process group uses NCCL, else the CPU."""
+    if asked is not None:
+        return torch.device(asked)
+    if "nccl" in str(distributed.get_backend()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

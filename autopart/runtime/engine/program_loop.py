@@ -1,0 +1,83 @@
+"""Runs one rank's program, event by event. The loop itself decides nothing.
+
+    receive   allocate memory for a message and start to receive it in the background
+    F, B, I   wait for the action's inputs, then compute
+    W         compute the weight gradients that I deferred
+    send      start to send an action's results in the background
+    update    step the optimizer, in an asynchronous schedule
+
+At most `MAX_SENDS` sends are in progress. A message has memory only from its receive to its action.
+So memory does not grow with the number of microbatches, except as the schedule's in-flight count
+does.
+"""
+
+import time
+from collections.abc import Callable
+
+from autopart.runtime.engine.buffers import Buffers, Tensors
+from autopart.runtime.measuring.clock import DeviceClock
+from autopart.runtime.measuring.step_trace import Marks
+from autopart.runtime.measuring.watcher import Watcher
+from autopart.schedules.actions import Action
+from autopart.schedules.in_flight import MAX_SENDS
+from autopart.schedules.messages import Program, Receive, Send, Update
+
+Compute = Callable[[Action, Tensors], None]
+
+
+class ProgramLoop:
+    """Runs a program on one rank's buffers, and records the time of each action."""
+
+    def __init__(
+        self, buffers: Buffers, marks: Marks, clock: DeviceClock, watcher: Watcher
+    ) -> None:
+        self._buffers = buffers
+        self._marks = marks
+        self._clock = clock
+        self._watcher = watcher
+
+    def run(
+        self,
+        program: Program,
+        compute: Compute | None = None,
+        update: Callable[[Update], None] | None = None,
+    ) -> None:
+        """Run all events. `compute` replaces the buffers' own; `update` runs the optimizer."""
+        for event in program:
+            if isinstance(event, Receive):
+                # Receives never block: they only allocate memory and tell the transport.
+                self._buffers.post(event)
+            elif isinstance(event, Send):
+                # A send starts in the background; too many in progress block the rank here.
+                self._buffers.send(event)
+                self._drain(MAX_SENDS)
+            elif isinstance(event, Update):
+                assert update is not None
+                update(event)
+            else:
+                self._act(event, compute or self._buffers.compute)
+        # The step ends when every send has been received.
+        self._drain(0)
+
+    def _act(self, action: Action, compute: Compute) -> None:
+        # Step 1: wait for the action's inputs.
+        start = self._clock.mark()
+        peer = self._buffers.sender(action)
+        if peer is not None:
+            self._watcher.waiting(str(action), peer)
+        needed = self._buffers.needed(action)
+        # Step 2: compute. The status board then shows this rank as working, not as waiting.
+        self._watcher.working(str(action))
+        ready, core = self._clock.mark(), time.thread_time()
+        compute(action, needed)
+        end = self._clock.mark()
+        self._marks.add(action, (start, ready, end), time.thread_time() - core)
+
+    def _drain(self, most: int) -> None:
+        """Wait until at most `most` sends are in progress, oldest first."""
+        while len(self._buffers.sends) > most:
+            send = self._buffers.sends.popleft()
+            start = self._clock.mark()
+            self._watcher.waiting(f"{send.action}'s results being received", send.peer)
+            send.wait()
+            self._marks.blocked.append((start, self._clock.mark()))

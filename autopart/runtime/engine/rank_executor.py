@@ -1,0 +1,122 @@
+"""The base of all executors for one rank: its stages' tensors, gradient sums and a clock."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from autopart.runtime.capture.stage_modules import StageProgram
+from autopart.runtime.engine.stage import Leaves, stage_buffers, stage_parameters
+from autopart.runtime.engine.transfers import with_peer
+from autopart.runtime.measuring.clock import clock_of
+from autopart.runtime.measuring.stash_meter import StashMeter
+from autopart.runtime.measuring.step_trace import Marks, StepTrace, begin_marks
+from autopart.runtime.measuring.watcher import Watcher
+from autopart.runtime.transforms.offload import HostStash
+from autopart.runtime.update.gradient_sum import GradientSum, SharedParameters
+
+
+@dataclass(frozen=True, slots=True)
+class RankPart:
+    """One rank's part of a plan."""
+
+    programs: Mapping[int, StageProgram]
+    """The rank's stages, by stage number in the pipeline; their tensors are on `device`."""
+    hosts: Mapping[int, HostStash | None]
+    """Host memory for the stashes of each stage's offloaded layers; None without such layers."""
+    owned: tuple[str, ...]
+    """Names of parameters that no lower rank holds. Over all ranks each parameter occurs once."""
+    sums: GradientSum
+    num_microbatches: int
+    """Microbatches per step, over all replicas."""
+    device: torch.device
+    watcher: Watcher
+
+
+class RankExecutor:
+    """One rank's stages. A rank without stages takes part in gradient sums only."""
+
+    def __init__(self, part: RankPart) -> None:
+        self.device = part.device
+        self.owned = part.owned
+        self.programs = dict(part.programs)
+        self._part = part
+        self._clock = clock_of(part.device)
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Parameters of this rank's stages by the user's names, for an optimizer."""
+        programs = self.programs.values()
+        return {name: p for program in programs for name, p in stage_parameters(program).items()}
+
+    @property
+    def shared(self) -> Sequence[SharedParameters]:
+        """Parameters that this rank shares with others, grouped by their holders."""
+        return self._part.sums.shared
+
+    @property
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """Buffers of this rank's stages by the user's names."""
+        programs = self.programs.values()
+        return {name: b for program in programs for name, b in stage_buffers(program).items()}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of batch tensors that this rank's stages read."""
+        read = [name for program in self.programs.values() for name in program.inputs]
+        return tuple(dict.fromkeys(read))
+
+
+class StepExecutor(RankExecutor, ABC):
+    """Runs one batch per step, each to its end."""
+
+    def __init__(self, part: RankPart) -> None:
+        super().__init__(part)
+        self._marks: Marks | None = None
+        self.meter: StashMeter | None = None
+        """Counts stash bytes, if set and supported by the backend. It slows down every
+        operation."""
+
+    @property
+    @abstractmethod
+    def microbatches(self) -> tuple[int, ...]:
+        """This rank's microbatches in each step."""
+
+    def step(
+        self, microbatches: Mapping[int, Leaves], *, scale: float = 1.0, sync: bool = True
+    ) -> torch.Tensor | None:
+        """Run one batch; add the gradients of `scale` times its mean loss to each ``grad``.
+
+        `microbatches` maps each of this rank's microbatches to the tensors that its stages read. To
+        accumulate several batches, set `sync` False for all except the last: gradients are summed
+        over replicas and tied copies only once. After that sum, clear ``grad`` before the next
+        step.
+
+        Returns this rank's share of the mean loss, without `scale`: the sum over its own
+        microbatches divided by the number of all microbatches. None on ranks without the last
+        stage. Raises LostPeer if another rank is gone.
+        """
+        part = self._part
+        # Step 1: run all actions. Each microbatch weighs 1 / num_microbatches in the mean loss.
+        marks = self._marks = begin_marks(self._clock, self.device)
+        loss = self._run(microbatches, scale / part.num_microbatches, marks)
+        marks.acted = self._clock.mark()
+        # Step 2: sum gradients over replicas and tied copies.
+        if sync:
+            part.watcher.waiting("the sum of gradients", None)
+            with_peer(part.sums.run, None, "the sum of gradients")
+        marks.summed = self._clock.mark()
+        return None if loss is None else loss / part.num_microbatches
+
+    def trace(self) -> StepTrace:
+        """Times of the last step; waits until its work is done."""
+        assert self._marks is not None
+        return self._marks.trace(self._clock)
+
+    @abstractmethod
+    def _run(
+        self, microbatches: Mapping[int, Leaves], loss_scale: float, marks: Marks
+    ) -> torch.Tensor | None:
+        """Run all actions in a step; return this rank's sum of losses, None without the last
+        stage."""

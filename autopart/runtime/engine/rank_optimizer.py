@@ -1,0 +1,40 @@
+"""One rank's optimizer, with its state placed by the plan: on the host, or in ZeRO shards."""
+
+from autopart.errors import UsageError
+from autopart.records.plan import Plan
+from autopart.records.training import has_master_copies
+from autopart.runtime.engine.rank_executor import RankExecutor
+from autopart.runtime.engine.stage import stage_parameters
+from autopart.runtime.transforms.host_copies import host_copies_for
+from autopart.runtime.update.optimizer import Optimizer
+from autopart.runtime.update.zero_shards import ZeroSharding
+
+_WHOLE_MATRICES = ("adafactor",)
+"""Optimizers whose step for one element depends on other elements in its matrix."""
+
+
+def rank_optimizer(plan: Plan, executor: RankExecutor, name: str, lr: float | None) -> Optimizer:
+    """The optimizer called `name` for all parameters on the rank; `lr` None means its default.
+
+    Raises UsageError for Adafactor with ZeRO-1, because it cannot step shards.
+    """
+    if plan.training.zero1 and name in _WHOLE_MATRICES:
+        raise UsageError(
+            f"optimizer {name}: with ZeRO-1 a rank steps a part of each matrix, and {name} needs "
+            "whole matrices; take adamw or sgd-momentum, or solve without --zero1"
+        )
+    hosted = [
+        parameter
+        for index, program in executor.programs.items()
+        if plan.stages[index].optimizer_on_host
+        for parameter in stage_parameters(program).values()
+    ]
+    return Optimizer(
+        name,
+        list(executor.parameters.values()),
+        lr,
+        sharding=ZeroSharding(executor.shared if plan.training.zero1 else ()),
+        hosted=hosted,
+        host_copies=host_copies_for(executor.device),
+        has_masters=has_master_copies(plan.training),
+    )

@@ -1,0 +1,90 @@
+"""Settings for a run."""
+
+from typing import Required, TypedDict
+
+import msgspec
+
+from autopart.errors import UsageError
+from autopart.runtime.engine.plan_match import Backend
+from autopart.runtime.update.optimizer import LEARNING_RATES
+from autopart.text import counted
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings for a run, equal on every rank."""
+
+    model: str
+    """Model file, or a name such as `zoo:gpt2-tiny`."""
+    steps: int
+    """Steps to run, at least 1."""
+    check: bool = False
+    """Whether the run is compared with the plain model."""
+    optimizer: str | None = None
+    """A key of `optimizer.LEARNING_RATES`. None means sgd in a checked run, else adamw."""
+    lr: float | None = None
+    """Learning rate; None means the optimizer's default."""
+    timeout: float = 60.0
+    """Seconds without progress on any rank before the run stops. Building and capturing a model may
+    take ten times as long."""
+    device: str | None = None
+    """cpu or cuda. None means cuda if each rank has its own GPU, else cpu."""
+    seed: int = 0
+    """Seed for weights and data."""
+    count_bytes: bool = False
+    """Whether one more step runs after the timed ones, to count tensor bytes."""
+    backend: Backend = "autopart"
+    """The loop that runs the orders: ours or torch's."""
+    autocast: bool = False
+    """Whether forwards run under torch's autocast to bfloat16. Parameters keep the plan's dtype."""
+    compile: bool = False
+    """Whether each stage's graph runs under torch's compiler."""
+    asynchronous: str | None = None
+    """Asynchronous schedule, pipedream or pipedream-2bw. None means the plan's own schedule."""
+
+
+class RunKeywords(TypedDict, total=False):
+    """Keywords for `run_plan`: the fields of `RunSettings` that its callers may set."""
+
+    steps: Required[int]
+    check: bool
+    optimizer: str | None
+    lr: float | None
+    timeout: float
+    device: str | None
+    seed: int
+    backend: Backend
+    autocast: bool
+    compile: bool
+    asynchronous: str | None
+
+
+def optimizer_name(settings: RunSettings) -> str:
+    """The optimizer that was asked for. Default: adamw, and in a check sgd.
+
+    A step with sgd is as exact as its gradient.
+    """
+    return settings.optimizer or ("sgd" if settings.check else "adamw")
+
+
+def check_settings(settings: RunSettings) -> None:
+    """Raise UsageError for settings that cannot be run."""
+    if settings.steps < 1:
+        raise UsageError(f"{counted(settings.steps, 'step')}: run at least 1")
+    if not settings.timeout > 0.0:
+        raise UsageError(f"a timeout of {settings.timeout} s: give more than 0")
+    if settings.optimizer is not None and settings.optimizer not in LEARNING_RATES:
+        known = ", ".join(LEARNING_RATES)
+        raise UsageError(f"unknown optimizer '{settings.optimizer}'; known: {known}")
+    if settings.asynchronous is not None and settings.count_bytes:
+        raise UsageError(
+            "bytes are counted in a separate step, which an asynchronous run does not have"
+        )
+    if settings.asynchronous is not None and settings.compile:
+        raise UsageError(
+            "compiled stages cannot run with older weights; leave out --compile or --asynchronous"
+        )
+    if settings.asynchronous is not None and settings.backend == "torch":
+        raise UsageError(
+            "torch's schedules flush at the end of every step; leave out --backend torch or "
+            "--asynchronous"
+        )

@@ -1,0 +1,187 @@
+"""One stage on one rank: torch's `PipelineStage` with our messages.
+
+Torch keeps the forward's outputs until their backward, runs the backward, and returns the gradients
+of received tensors. We move the messages ourselves. Torch would keep one receive buffer per
+microbatch during the stage's whole life; here the stage gets each message when it needs it. We use
+only those private parts that torch 2.10 to 2.13 have in common.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import cast
+
+import torch
+from torch import distributed, nn
+from torch.distributed.pipelining import PipelineStage
+
+from autopart.runtime.capture.autocast import entered
+from autopart.runtime.capture.stage_modules import StageProgram, TensorMeta
+from autopart.runtime.transforms import seeded_draws
+from autopart.runtime.transforms.offload import HostStash
+from autopart.runtime.transforms.split_backward import DeferredWork, defer, run_deferred
+
+Leaves = Mapping[str, torch.Tensor]
+"""One microbatch's batch tensors, by input name."""
+
+
+class TorchStage(PipelineStage):
+    """Stage `index` of a pipeline, on `device`. Methods name microbatches by number."""
+
+    def __init__(
+        self,
+        program: StageProgram,
+        index: int,
+        num_stages: int,
+        num_microbatches: int,
+        device: torch.device,
+        group: distributed.ProcessGroup,
+        host: HostStash | None = None,
+    ) -> None:
+        """`host` is the host memory for the stashes of offloaded layers.
+
+        `group` has this rank only, because torch refuses groups with more ranks than stages. The
+        executor sends and receives, so torch needs no peers.
+        """
+        super().__init__(
+            ByName(program),
+            index,
+            num_stages,
+            device,
+            input_args=examples(program.received_meta),
+            output_args=examples(program.output_meta),
+            group=group,
+        )
+        self.program = program
+        self._host = host
+        self.has_backward = True
+        self.chunks = num_microbatches
+        self._arrived: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._gradients: dict[int, tuple[torch.Tensor | None, ...]] = {}
+        self._deferred: dict[int, list[DeferredWork]] = {}
+        self._fix_metadata()
+
+    def forward(
+        self, microbatch: int, received: Sequence[torch.Tensor], leaves: Leaves
+    ) -> tuple[torch.Tensor, ...]:
+        """Run one microbatch forward; returns the outputs, detached from autograd."""
+        for tensor, meta in zip(received, self.program.received_meta, strict=True):
+            tensor.requires_grad_(meta.requires_grad)
+        self._arrived[microbatch] = tuple(received)
+        seeded_draws.starts(microbatch)
+        inputs = {name: leaves[name] for name in self.program.inputs}
+        with self._host.forward(microbatch) if self._host else nullcontext():
+            outputs = self.forward_one_chunk(microbatch, (), inputs)
+        self.output_chunks.clear()
+        return tuple(output.detach() for output in outputs)
+
+    def backward(
+        self,
+        microbatch: int,
+        gradients: Sequence[torch.Tensor],
+        loss_scale: float,
+        *,
+        defers: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
+        """Run one microbatch backward; adds to each parameter's ``grad``.
+
+        `gradients` are for the outputs that require gradients, in order. The last stage needs none,
+        and multiplies its loss by `loss_scale`. Returns gradients for the received tensors that
+        require gradients; they are zero if nothing depends on the tensor. With `defers`, weight
+        gradients that can be deferred wait for `weight_backward`.
+        """
+        metas = self.program.received_meta
+        seeded_draws.starts(microbatch, is_backward=True)
+        with ExitStack() as around:
+            if self._host:
+                around.enter_context(self._host.backward(microbatch))
+            if defers:
+                around.enter_context(defer(self._deferred.setdefault(microbatch, [])))
+            of_received = self._backward(microbatch, gradients, loss_scale)
+        return tuple(
+            torch.zeros(meta.shape, dtype=meta.dtype, device=self.device) if grad is None else grad
+            for grad, meta in zip(of_received, metas, strict=True)
+            if meta.requires_grad
+        )
+
+    def weight_backward(self, microbatch: int) -> None:
+        """Compute the weight gradients that `backward` deferred; adds to each ``grad``."""
+        run_deferred(self._deferred.pop(microbatch))
+
+    def _backward(
+        self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float
+    ) -> Sequence[torch.Tensor | None]:
+        num_received = len(self.program.received_meta)
+        if self.is_last:
+            (loss,) = cast(tuple[torch.Tensor], self.fwd_cache[microbatch][0])
+            self.backward_one_chunk(microbatch, loss=loss * loss_scale)
+        elif any(meta.requires_grad for meta in self.program.output_meta):
+            self._gradients[microbatch] = _spread(gradients, self.program.output_meta)
+            self.backward_one_chunk(microbatch)
+        else:  # Nothing up to here is trained, so autograd has no graph to run backward.
+            self.fwd_cache.pop(microbatch)
+            return [None] * num_received
+        return self.bwd_cache.pop(microbatch)[:num_received]
+
+    def _retrieve_recv_activations(self, fwd_chunk_id: int) -> tuple[torch.Tensor, ...]:
+        return self._arrived.pop(fwd_chunk_id)
+
+    def _retrieve_recv_grads(self, bwd_chunk_id: int) -> tuple[torch.Tensor | None, ...]:
+        return self._gradients.pop(bwd_chunk_id)
+
+    def _fix_metadata(self) -> None:
+        """Tell torch that all shapes are known.
+
+        Torch would otherwise run the stage on uninitialised memory, which spoils BatchNorm's
+        statistics.
+        """
+        known = getattr(self, "_user_meta", None)
+        if known is not None:
+            self._stage_meta = known
+        else:  # Before 2.12 the first stage checks positional arguments, and here it has none.
+            self.args_recv_info[0] = ()
+
+
+def stage_parameters(program: StageProgram) -> dict[str, torch.nn.Parameter]:
+    """The stage's parameters by the user's names; a tied parameter has its first name."""
+    found = dict(program.module.named_parameters(remove_duplicate=False))
+    return {name: found[name] for name in program.parameters}
+
+
+def stage_buffers(program: StageProgram) -> dict[str, torch.Tensor]:
+    """The stage's buffers by the user's names."""
+    found = dict(program.module.named_buffers(remove_duplicate=False))
+    return {name: found[name] for name in program.buffers}
+
+
+def examples(metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:
+    """Tensors on the meta device with the shapes, dtypes and gradient flags that torch asks for."""
+    return tuple(
+        torch.empty(meta.shape, dtype=meta.dtype, device="meta").requires_grad_(meta.requires_grad)
+        for meta in metas
+    )
+
+
+class ByName(nn.Module):
+    """Calls a stage's module with received tensors by position and batch tensors by name."""
+
+    def __init__(self, program: StageProgram) -> None:
+        super().__init__()
+        self.module = program.module
+        self.inputs = program.inputs
+        self._autocast = program.autocast
+
+    def forward(self, *received: torch.Tensor, **leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with entered(self._autocast):
+            return self.module(*received, *(self.leaf(leaves, name) for name in self.inputs))
+
+    def leaf(self, leaves: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+        """The batch tensor called `name`."""
+        return leaves[name]
+
+
+def _spread(
+    gradients: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
+) -> tuple[torch.Tensor | None, ...]:
+    """One entry per output, None for outputs that require no gradient."""
+    given = iter(gradients)
+    return tuple(next(given) if meta.requires_grad else None for meta in metas)

@@ -1,0 +1,61 @@
+"""Fake neighbours and weights, with which one rank of a pipeline runs alone.
+
+Received tensors have the right shapes and random values, drawn anew for each message. Tensors that
+are not floating point, such as ids and masks, are zero. Sent tensors are dropped. So the rank has
+the memory and the work that its order implies. Operations whose cost depends on values, such as a
+router's choice of experts, may take another time.
+"""
+
+import torch
+from torch import fx, nn
+
+from autopart.runtime.engine.transfers import Transfers
+
+_DEVIATION = 1e-2
+"""Standard deviation of received values."""
+
+
+def _arrive(tensor: torch.Tensor, peer: int) -> None:
+    if tensor.is_floating_point():
+        tensor.normal_(std=_DEVIATION)
+    else:
+        tensor.zero_()
+
+
+def _leave(tensor: torch.Tensor, peer: int) -> None:
+    pass
+
+
+NEIGHBOURS = Transfers(send=_leave, receive=_arrive)
+
+
+def give_weights(module: fx.GraphModule, device: torch.device) -> None:
+    """Replace all meta tensors in a stage by tensors on `device`.
+
+    Matrices are random; their deviation keeps the size of the values that they multiply. Vectors
+    are ones, integers are zeros. Tied tensors stay one tensor.
+    """
+    made: dict[int, torch.Tensor] = {}
+
+    def real(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            value = _drawn(torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
+        return made[id(tensor)]
+
+    for part in module.modules():
+        for name, tensor in (
+            *part.named_parameters(recurse=False, remove_duplicate=False),
+            *part.named_buffers(recurse=False, remove_duplicate=False),
+        ):
+            if tensor.is_meta:
+                setattr(part, name, real(tensor))
+
+
+def _drawn(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor.zero_()
+    if tensor.ndim < 2:
+        return tensor.fill_(1.0)
+    return tensor.normal_(std=tensor[0].numel() ** -0.5)

@@ -1,0 +1,306 @@
+"""One rank's part of a run: from the user's model to its measurements."""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+from autopart.records.plan import Plan, cast_of
+from autopart.records.run_result import CheckResult, RunResult
+from autopart.runtime.capture.capture import Captured
+from autopart.runtime.capture.stage_modules import StageProgram, split_stages
+from autopart.runtime.checking.check import CheckRecord
+from autopart.runtime.checking.comparison import Comparison, train_plain
+from autopart.runtime.checking.dropout import drop_nothing, may_draw_numbers
+from autopart.runtime.engine.assembly import make_asynchronous_executor, make_executor
+from autopart.runtime.engine.asynchronous import AsynchronousExecutor
+from autopart.runtime.engine.compiled_stages import compile_stages
+from autopart.runtime.engine.microbatches import Microbatches
+from autopart.runtime.engine.plan_match import capture_for_plan, check_same_weights
+from autopart.runtime.engine.rank_executor import StepExecutor
+from autopart.runtime.engine.rank_optimizer import rank_optimizer
+from autopart.runtime.engine.run_settings import RunSettings, optimizer_name
+from autopart.runtime.engine.stage import Leaves
+from autopart.runtime.job.rank_results import (
+    RankRun,
+    StepRun,
+    device_name,
+    last_slices,
+    losses_of,
+    rank_step,
+    run_notes,
+    stages_of,
+    step_times_of,
+    update_losses_of,
+)
+from autopart.runtime.job.status_board import SETTING_UP, StatusBoard
+from autopart.runtime.job.training_without_flush import asynchronous_run, run_without_flush
+from autopart.runtime.measuring.clock import DeviceClock, clock_of
+from autopart.runtime.measuring.peak_memory import how_measured, peak_bytes, watch_peak
+from autopart.runtime.measuring.stash_meter import StashMeter
+from autopart.runtime.measuring.tensor_bytes import most_tensor_bytes
+from autopart.runtime.models.model import build_training_model, example_batch
+from autopart.runtime.models.model_file import load_model
+from autopart.runtime.update.optimizer import Optimizer
+from autopart.zoo.source import ModelSource
+
+Report = Callable[[int, int, str], None]
+"""Called with the steps done, the number of steps, and the current activity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """This process's rank and device."""
+
+    rank: int
+    num_ranks: int
+    device: torch.device
+    backend: str
+    """Transport for messages on `device`: gloo or nccl."""
+
+
+def train(
+    plan: Plan,
+    settings: RunSettings,
+    place: Place,
+    status_board: StatusBoard,
+    report: Report | None = None,
+) -> RunResult | None:
+    """Run the plan's steps as one rank of a process group; returns the result on rank 0.
+
+    `report` is told about each step and its samples per second. Raises ModelError for a model that
+    cannot be used, PlanError for a plan from another model, LostPeer if another rank is gone. On
+    rank 0, raises RunError if a check fails.
+    """
+    run = _Run(plan, settings, place, status_board, report)
+    mine = run.steps()
+    status_board.waiting("the end of the run", None)
+    runs: list[RankRun] = [mine] * place.num_ranks
+    distributed.all_gather_object(runs, mine)
+    return run.result(runs) if place.rank == 0 else None
+
+
+class _Run:
+    """One rank's run, from its set-up to its result."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: RunSettings,
+        place: Place,
+        status_board: StatusBoard,
+        report: Report | None,
+    ) -> None:
+        self._report = report
+        self._plan, self._settings = plan, settings
+        self._place, self._status_board = place, status_board
+        source = load_model(settings.model)
+        captured = self._captured(source)
+        self._dropouts = drop_nothing(captured.module) if settings.check else 0
+        draws = may_draw_numbers(captured.module)
+        self._data = Microbatches(plan, source, captured, settings.seed)
+        programs = split_stages(captured, [stage.layers for stage in plan.stages])
+        check = self._plain(source, programs) if settings.check and place.rank == 0 else None
+        status_board.waiting("the process groups", None)
+        executor = self._executor = self._make_executor(programs)
+        if settings.compile:
+            status_board.working("compiling the stages", SETTING_UP)
+            leaves = self._data.of_step(0, [0], executor.inputs, place.device)[0]
+            compile_stages(executor.programs.values(), leaves, place.device)
+        self._comparison: Comparison | None = None
+        if settings.check:
+            self._comparison = Comparison(plan, check, executor, status_board.waiting, draws=draws)
+        self._optimizer = rank_optimizer(plan, executor, optimizer_name(settings), settings.lr)
+        torch.manual_seed(settings.seed + place.rank)
+
+    def steps(self) -> RankRun:
+        """Train all steps. Collective over all ranks."""
+        gc.collect()  # Graphs are reference cycles, and keep the weights of other ranks' stages.
+        watch_peak(self._place.device)
+        if isinstance(self._executor, AsynchronousExecutor):
+            return self._without_flush(self._executor)
+        executor, count = self._executor, self._settings.steps
+        meter = StashMeter()
+        done = tuple(self._metered(executor, step, meter) for step in range(count))
+        peak = peak_bytes(self._place.device)
+        if self._comparison is not None:
+            self._comparison.last()
+        counted = self._counted(executor, peak) if self._settings.count_bytes else None
+        return RankRun(done, peak, meter.most_bytes, tensor_bytes=counted)
+
+    def result(self, runs: Sequence[RankRun]) -> RunResult:
+        """The result from all ranks' measurements; raises RunError if the check fails."""
+        plan, times = self._plan, step_times_of(runs)
+        losses = losses_of(runs)
+        measured = statistics.median(times[1:] or times)
+        name = self._settings.asynchronous
+        asynchronous = asynchronous_run(plan, name, self._settings.steps, runs) if name else None
+        predicted = plan.prediction.step_time
+        if asynchronous is not None:
+            predicted = asynchronous.predicted_period * plan.num_microbatches
+        return RunResult(
+            model=self._settings.model,
+            device=device_name(self._place.device),
+            backend=self._place.backend,
+            dtype=plan.origin.dtype,
+            optimizer=self._optimizer.name,
+            num_ranks=self._place.num_ranks,
+            num_microbatches=plan.num_microbatches,
+            microbatch_size=plan.microbatch_size,
+            losses=tuple(loss if math.isfinite(loss) else None for loss in losses),
+            step_times=times,
+            step_time=measured,
+            predicted_step_time=predicted,
+            error=predicted / measured - 1.0,
+            stages=stages_of(plan, runs, alone=asynchronous is not None),
+            memory=how_measured(self._place.device),
+            check=self._outcome(runs),
+            ranks=tuple(map(rank_step, range(len(runs)), runs)),
+            asynchronous=asynchronous,
+            trace=tuple(map(last_slices, runs)),
+            notes=run_notes(runs, self._settings),
+        )
+
+    def _outcome(self, runs: Sequence[RankRun]) -> CheckResult | None:
+        if self._comparison is None:
+            return None
+        return self._comparison.outcome(update_losses_of(runs), self._dropouts)
+
+    def _captured(self, source: ModelSource) -> Captured:
+        plan, seed = self._plan, self._settings.seed
+        self._status_board.working("building the model", SETTING_UP)
+        dtype, size = cast_of(plan), plan.microbatch_size
+        # Autocast casts other operations on a CPU than on a GPU. So the model is captured on the
+        # kind of device that runs it.
+        device = "cpu" if self._autocast is None else str(self._place.device)
+        model = build_training_model(source, dtype=dtype, device=device, seed=seed)
+        self._status_board.waiting("the comparison of weights", None)
+        check_same_weights(model)
+        batch = example_batch(source, size, dtype=dtype, device=device, seed=seed)
+        self._status_board.working("capturing the model", SETTING_UP)
+        return capture_for_plan(plan, model, batch, self._autocast)
+
+    @property
+    def _autocast(self) -> torch.dtype | None:
+        return torch.bfloat16 if self._settings.autocast else None
+
+    def _make_executor(
+        self, programs: Sequence[StageProgram]
+    ) -> StepExecutor | AsynchronousExecutor:
+        plan, settings, device = self._plan, self._settings, self._place.device
+        if settings.asynchronous is not None:
+            return make_asynchronous_executor(
+                plan, programs, settings.asynchronous, device=device, watcher=self._status_board
+            )
+        return make_executor(
+            plan, programs, device=device, watcher=self._status_board, backend=settings.backend
+        )
+
+    def _plain(self, source: ModelSource, programs: Sequence[StageProgram]) -> CheckRecord:
+        return train_plain(
+            self._plan,
+            self._settings,
+            source,
+            self._data,
+            str(self._place.device),
+            {name: index for index, of in enumerate(programs) for name in of.parameters},
+            lambda text: self._status_board.working(text, SETTING_UP),
+        )
+
+    def _without_flush(self, executor: AsynchronousExecutor) -> RankRun:
+        steps, size = self._settings.steps, self._plan.num_microbatches
+        status_board = self._status_board
+        status_board.working("the data of the run")
+        dealt = executor.microbatches(steps * size // executor.microbatches_per_update)
+        mine = [[m % size for m in dealt if m // size == step] for step in range(steps)]
+        batches = [
+            self._data.of_step(step, own, executor.inputs, self._place.device)
+            for step, own in enumerate(mine)
+        ]
+        status_board.waiting("the start of the run", None)
+        distributed.barrier()
+        begin, clock = time.perf_counter(), clock_of(self._place.device)
+
+        def note(done: int) -> None:
+            self._note_progress(done, (time.perf_counter() - begin) / done)
+
+        comparison, optimizer = self._comparison, self._optimizer
+        with nullcontext() if comparison is None else comparison.repeatable():
+            done = run_without_flush(executor, batches, size, optimizer, clock, note, comparison)
+        if comparison is not None:
+            comparison.last()
+        return done
+
+    def _metered(self, executor: StepExecutor, step: int, meter: StashMeter) -> StepRun:
+        """A step that counts stash bytes if it is the first of several, or checked.
+
+        Counting slows the step down. Medians leave the first of several steps out.
+        """
+        counts = step == 0 and (self._settings.steps > 1 or self._settings.check)
+        executor.meter = meter if counts else None
+        return self._step(executor, step)
+
+    def _step(self, executor: StepExecutor, step: int) -> StepRun:
+        clock, status_board = clock_of(self._place.device), self._status_board
+        status_board.working(f"the data of step {step + 1}")
+        microbatches = self._microbatches(executor, step)
+        status_board.waiting(f"the start of step {step + 1}", None)
+        distributed.barrier()
+        begin = time.perf_counter()
+        comparison = self._comparison if step == 0 else None
+        with nullcontext() if self._comparison is None else self._comparison.repeatable():
+            loss = executor.step(microbatches)
+        clock.wait()
+        time_taken = time.perf_counter() - begin
+        if comparison is not None:
+            comparison.gradients()
+        status_board.working("the optimizer's step")
+        update_time = _timed_update(self._optimizer, clock)
+        if comparison is not None:
+            comparison.first_update()
+        time_taken += update_time
+        self._note_progress(step + 1, time_taken)
+        return StepRun(
+            loss=None if loss is None else loss.item(),
+            trace=executor.trace(),
+            time=time_taken,
+            update_time=update_time,
+        )
+
+    def _microbatches(self, executor: StepExecutor, step: int) -> dict[int, Leaves]:
+        own, read = executor.microbatches, executor.inputs
+        return self._data.of_step(step, own, read, self._place.device)
+
+    def _counted(self, mine: StepExecutor, peak: int) -> int:
+        """Most tensor bytes, counted in one more step. A GPU's measured peak is this number."""
+        if self._place.device.type == "cuda":
+            return peak
+        microbatches = self._microbatches(mine, self._settings.steps)
+        read = (leaf for leaves in microbatches.values() for leaf in leaves.values())
+        there = (*mine.parameters.values(), *mine.buffers.values(), *self._optimizer.state, *read)
+
+        def step() -> None:
+            mine.step(microbatches)
+            self._optimizer.step()
+
+        self._status_board.working("a step that counts bytes", SETTING_UP)
+        return most_tensor_bytes(step, there, self._place.device, self._optimizer.counters)
+
+    def _note_progress(self, done: int, time_taken: float) -> None:
+        samples = self._plan.num_microbatches * self._plan.microbatch_size
+        self._status_board.step, self._status_board.speed = done, samples / time_taken
+        if self._report is not None:
+            self._report(done, self._settings.steps, f"{self._status_board.speed:.3g} samples/s")
+
+
+def _timed_update(optimizer: Optimizer, clock: DeviceClock) -> float:
+    begin = time.perf_counter()
+    optimizer.step()
+    clock.wait()
+    return time.perf_counter() - begin

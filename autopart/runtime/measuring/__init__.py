@@ -1,0 +1,1 @@
+"""Clocks and meters: seconds for actions and messages, bytes for tensors."""

@@ -1,0 +1,138 @@
+"""Times for all layers and for the whole model: measured, or computed from a roofline."""
+
+import gc
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from autopart.records.known_gpus import Gpu
+from autopart.records.profile import MAX_SPREAD
+from autopart.runtime.measuring.progress import StepCounter
+from autopart.runtime.measuring.stopwatch import Stopwatch
+from autopart.runtime.profiling.convergence import converged_rounds
+from autopart.runtime.profiling.layer_graph import identical_layers
+from autopart.runtime.profiling.op_costs import OpCosts
+from autopart.runtime.profiling.profiled_model import ProfiledModel
+from autopart.runtime.profiling.recompute_cost import AlternativeCosts, measure_recompute_costs
+from autopart.runtime.profiling.roofline import RooflineStopwatch, update_time
+from autopart.runtime.profiling.rounds import Round, measure_round
+from autopart.runtime.profiling.update_time import measure_update
+from autopart.runtime.profiling.whole_model import Forward, StepReadings, run_step
+
+MAX_REPEATS = 3
+"""Factor on `repeats`: at most so many rounds run until the last `repeats` agree."""
+_UPDATE_REPEATS = 5
+_RECOMPUTE_REPEATS = 5
+
+
+class Effort(NamedTuple):
+    """How many rounds to measure."""
+
+    warmup: int
+    """Rounds that do not count."""
+    repeats: int
+    """Rounds that count."""
+    max_spread: float = MAX_SPREAD
+    """Largest step spread at which rounds agree: interquartile range over median."""
+
+
+class ModelTimes(NamedTuple):
+    """Times for all layers and for the whole model, in seconds."""
+
+    rounds: tuple[Round, ...]
+    """Rounds that count."""
+    updates: tuple[float, ...]
+    """Seconds of the optimizer step over each layer's parameters."""
+    recompute_costs: Mapping[int, AlternativeCosts]
+    """Recompute costs by the layer's place, for the layers that were asked for."""
+    waiting_share: float = 0.0
+    """Share of the measurement in which other work had the core, 0 to 1."""
+    all_rounds: tuple[Round, ...] = ()
+    """All rounds, with those before the last `repeats`, which may not count."""
+
+
+def measure_times(
+    profiled: ProfiledModel,
+    whole: Forward,
+    stopwatch: Stopwatch,
+    effort: Effort,
+    recomputed: Collection[int],
+    steps: StepCounter,
+) -> ModelTimes:
+    """Measure rounds until the last `repeats` agree, at most `MAX_REPEATS` times as many.
+
+    The last `repeats` rounds count if they agree, else all rounds count. Afterwards the layers at
+    the places `recomputed` are recomputed.
+    """
+    warmup, repeats, max_spread = effort
+    rounds: list[Round] = []
+    with _garbage_uncollected():
+        # Step 1: rounds that warm up caches, allocator and clocks.
+        for index in range(warmup):
+            steps.next(f"warmup {index + 1} of {warmup}")
+            _round(profiled, whole, stopwatch)
+        # Step 2: one more round as long as the last ones do not agree.
+        wanted = repeats
+        while len(rounds) < wanted:
+            steps.next(f"round {len(rounds) + 1} of {wanted}")
+            rounds.append(_round(profiled, whole, stopwatch))
+            converged = converged_rounds(rounds, repeats, max_spread)
+            if converged is None and len(rounds) == wanted < MAX_REPEATS * repeats:
+                wanted += 1
+                steps.add(1)
+        counted = converged_rounds(rounds, repeats, max_spread) or rounds
+        # Step 3: optimizer and recomputation, which need no rounds.
+        steps.next("optimizer step of each layer")
+        updates = _measure_updates(profiled, stopwatch)
+        steps.next("layers that are recomputed")
+        costs = measure_recompute_costs(
+            profiled, recomputed, stopwatch, min(repeats, _RECOMPUTE_REPEATS)
+        )
+    return ModelTimes(tuple(counted), updates, costs, stopwatch.waiting_share, tuple(rounds))
+
+
+def compute_times(
+    profiled: ProfiledModel, whole: Forward, gpu: Gpu, dtype: str, recomputed: Collection[int]
+) -> ModelTimes:
+    """Run one round under the roofline stopwatch for `gpu`."""
+    with OpCosts() as costs:
+        stopwatch = RooflineStopwatch(gpu, costs, dtype)
+        rounds = (_round(profiled, whole, stopwatch),)
+        recompute_costs = measure_recompute_costs(profiled, recomputed, stopwatch, repeats=1)
+    updates = (
+        sum(update_time(gpu, p.numel(), p.element_size()) for p in parameters if p.requires_grad)
+        for parameters in profiled.parameters
+    )
+    return ModelTimes(rounds, tuple(updates), recompute_costs)
+
+
+def _round(profiled: ProfiledModel, whole: Forward, stopwatch: Stopwatch) -> Round:
+    def whole_step() -> StepReadings:
+        return run_step(whole, stopwatch)
+
+    return measure_round(profiled.timed, profiled.timed_split, whole_step, stopwatch)
+
+
+def _measure_updates(profiled: ProfiledModel, stopwatch: Stopwatch) -> tuple[float, ...]:
+    """Measure one layer per group of identical ones: their parameters have equal shapes."""
+    layers = profiled.captured.layers
+    updates = [0.0] * len(layers)
+    for places in identical_layers(layers).values():
+        parameters = profiled.parameters[places[0]]
+        measured = measure_update(parameters, stopwatch, _UPDATE_REPEATS)
+        for place in places:
+            updates[place] = measured
+    return tuple(updates)
+
+
+@contextmanager
+def _garbage_uncollected() -> Generator[None]:
+    """Keep Python's garbage collector off during a measurement."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,92 @@
+"""The options of a profile: one record, which Python callers and the command line share."""
+
+from dataclasses import dataclass
+from typing import TypedDict, get_args
+
+import torch
+
+from autopart.errors import UsageError
+from autopart.records.known_gpus import Gpu
+from autopart.records.profile import MAX_SPREAD
+from autopart.runtime.capture.capture import Granularity
+from autopart.runtime.measuring.progress import ProgressListener
+from autopart.runtime.models.precision import dtype_of
+from autopart.runtime.profiling.devices import DeviceKind, checked_device
+from autopart.runtime.transforms.compiled_segments import check_compiler
+from autopart.units import format_share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileOptions:
+    """Everything that a user may fix for a profile, in the user's own words."""
+
+    microbatch_size: int = 1
+    """Samples per microbatch."""
+    dtype: str | None = None
+    """Dtype to which parameters, buffers and batch are cast. None: all keep their own dtypes."""
+    device: str = "cpu"
+    """Device to measure on: "cpu" or "cuda". On "meta" times come from the roofline of `gpu`."""
+    gpu: str | None = None
+    """A known GPU's name, for device "meta" only."""
+    warmup: int = 2
+    """Rounds before the rounds that count."""
+    repeats: int = 10
+    """Rounds that count. Up to three times as many run until the last ones agree."""
+    max_spread: float = MAX_SPREAD
+    """Largest step scatter at which rounds agree: interquartile range over median."""
+    each: bool = False
+    """Whether identical layers keep their own times. Otherwise they share one median."""
+    granularity: Granularity = "block"
+    """Layers are the repeated blocks ("block") or all leaf modules ("module")."""
+    compile: bool = False
+    """Whether times are for graphs under torch's compiler. Bytes are for graphs without it."""
+    progress: ProgressListener | None = None
+    """Listener that learns how far the profiler is."""
+
+
+class ProfileKeywords(TypedDict, total=False):
+    """The fields of `ProfileOptions` as keywords, for `autopart.profile_model(model, ...)`."""
+
+    microbatch_size: int
+    dtype: str | None
+    device: str
+    gpu: str | None
+    warmup: int
+    repeats: int
+    max_spread: float
+    each: bool
+    granularity: Granularity
+    compile: bool
+    progress: ProgressListener | None
+
+
+def checked_options(options: ProfileOptions) -> tuple[DeviceKind, Gpu | None]:
+    """Check the options and return the device and, on meta, the GPU whose roofline counts.
+
+    Raises UsageError for options that are unknown or contradict each other, ModelError for an
+    unknown dtype, ClusterError for an unknown GPU.
+    """
+    found = checked_device(options.device, options.gpu)
+    if options.dtype is not None:
+        dtype_of(options.dtype)
+    if options.compile:
+        if options.device == "meta":
+            raise UsageError(
+                "--compile measures compiled graphs, and on meta nothing runs; drop one"
+            )
+        check_compiler(torch.device(options.device))
+    if options.granularity not in get_args(Granularity):
+        known = ", ".join(get_args(Granularity))
+        raise UsageError(f"unknown granularity '{options.granularity}'; known: {known}")
+    _check_count("microbatch-size", options.microbatch_size, 1)
+    _check_count("warmup", options.warmup, 0)
+    _check_count("repeats", options.repeats, 1)
+    if not options.max_spread > 0.0:
+        share = format_share(options.max_spread)
+        raise UsageError(f"--max-spread {share}: times always scatter a little")
+    return found
+
+
+def _check_count(option: str, count: int, least: int) -> None:
+    if count < least:
+        raise UsageError(f"--{option} {count}: it must be at least {least}")

@@ -1,0 +1,1 @@
+"""Changes to a stage's module: recomputation, offload and split backwards."""

@@ -1,0 +1,119 @@
+"""Gradient sync: each shared parameter gets the sum of its gradients over all ranks that hold it.
+
+Each rank whose stage reads a parameter holds a copy. So a parameter is shared if its stage has
+replicas, or if it is tied across stages. Each rank computes gradients from its own microbatches and
+its own uses. The sum over all holders is therefore the gradient for the whole batch. It is equal
+bit for bit on all holders, so the copies stay equal after the optimizer's step.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import distributed
+
+BUCKET_BYTES = 64 << 20
+"""Size of the flat buckets that gradients are copied into; a single gradient may be larger."""
+
+NamedParameters = Mapping[str, torch.nn.Parameter]
+
+
+class Holders(NamedTuple):
+    """Parameters with equal holders, and these holders."""
+
+    ranks: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+def holders_of(
+    stage_parameters: Sequence[Sequence[str]], stage_ranks: Sequence[Sequence[int]]
+) -> tuple[Holders, ...]:
+    """All parameters with more than one holder, grouped by their holders; equal on every rank.
+
+    Both arguments have one entry per stage.
+    """
+    # Step 1: collect the holders of each parameter.
+    ranks: dict[str, set[int]] = {}
+    for names, on in zip(stage_parameters, stage_ranks, strict=True):
+        for name in names:
+            ranks.setdefault(name, set()).update(on)
+    # Step 2: group parameters with equal holders. Sorted names give every rank the same order.
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in sorted(ranks):
+        if len(ranks[name]) > 1:
+            groups.setdefault(tuple(sorted(ranks[name])), []).append(name)
+    return tuple(Holders(on, tuple(groups[on])) for on in sorted(groups))
+
+
+class GradientSum:
+    """Sums the gradients of this rank's shared parameters over their holders."""
+
+    def __init__(self, holders: Sequence[Holders], parameters: NamedParameters, rank: int) -> None:
+        """Collective: all ranks call this with equal `holders`, because it creates process
+        groups."""
+        self.shared: list[SharedParameters] = []
+        """Parameters that this rank shares with others, grouped by their holders."""
+        for ranks, names in holders:
+            group = distributed.new_group(list(ranks))
+            if rank in ranks:
+                trained = [parameters[n] for n in names if parameters[n].requires_grad]
+                self.shared.append(SharedParameters(group, trained))
+
+    def run(self) -> None:
+        """Replace each shared gradient by its sum. Collective: all holders must call this."""
+        for shared in self.shared:
+            shared.agree_on_used()
+            for bucket in buckets(shared.used):
+                _sum_bucket(bucket, shared.group)
+
+
+class SharedParameters:
+    """Parameters with equal holders, and these holders' process group."""
+
+    def __init__(self, group: object, parameters: list[torch.nn.Parameter]) -> None:
+        assert isinstance(group, distributed.ProcessGroup)
+        self.group = group
+        self.parameters = parameters
+        self.used: list[torch.nn.Parameter] = []
+        self._agreed = False
+
+    def agree_on_used(self) -> None:
+        """Find the parameters with a gradient on any holder. Only the first call communicates.
+
+        The graph is fixed, so the answer never changes. Parameters without any gradient keep None
+        instead of zero, because an optimizer with weight decay would shrink them.
+        """
+        if self._agreed or not self.parameters:
+            return
+        first = self.parameters[0]
+        has = torch.tensor([p.grad is not None for p in self.parameters], device=first.device)
+        count = has.to(torch.int32)
+        distributed.all_reduce(count, group=self.group)
+        self.used = [p for p, n in zip(self.parameters, count.tolist(), strict=True) if n]
+        self._agreed = True
+
+
+def buckets(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Groups of parameters with one dtype, up to `BUCKET_BYTES` each, in equal order on all
+    holders."""
+    bucket: list[torch.nn.Parameter] = []
+    size = 0
+    for parameter in sorted(parameters, key=lambda p: str(p.dtype)):
+        full = size + parameter.nbytes > BUCKET_BYTES
+        if bucket and (full or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += parameter.nbytes
+    if bucket:
+        yield bucket
+
+
+def _sum_bucket(bucket: Sequence[torch.nn.Parameter], group: distributed.ProcessGroup) -> None:
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat, group=group)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for parameter, gradient, part in zip(bucket, gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+        parameter.grad = gradient

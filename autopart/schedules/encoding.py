@@ -1,0 +1,222 @@
+"""A schedule as flat arrays: the result that each action awaits, and the link that carries it.
+
+This file alone says what an action needs, on one microbatch:
+
+    F on stage s         F on stage s - 1, unless s is the first stage of a pipeline
+    B or I on stage s    F on stage s; and B or I on stage s + 1, unless s is the last stage
+    W on stage s         I on stage s
+
+Actions are numbered rank after rank, each rank in its order. A result made on the same rank must
+stand earlier in the order, and then nothing waits for it. So an action awaits at most one other
+rank.
+"""
+
+import functools
+import itertools
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from autopart.errors import ScheduleError
+from autopart.schedules.actions import Action, Schedule
+
+IntArray = npt.NDArray[np.int64]
+"""Whole numbers."""
+
+F, B, I, W = range(4)
+"""Ops as numbers; an action's kind is 4 x its stage + its op."""
+OPS = "FBIW"
+"""The letters of the ops, by number."""
+
+_CODE = np.full(256, -1)
+_CODE[[ord(op) for op in OPS]] = range(4)
+_PHASE = np.array([0, 1, 1, 2])
+"""The turn of each op in a microbatch's life on a stage. B and I share one: only one runs."""
+
+
+class Neighbours(NamedTuple):
+    """The stages that exchange results, for each kind of action (4 x stage + op).
+
+    Both actions run the same microbatch in the same direction: F hands over to F, and B or I to B
+    or I.
+    """
+
+    awaited: tuple[int, ...]
+    """The stage whose result this kind of action awaits; -1 where it awaits none."""
+    awaiting: tuple[int, ...]
+    """The stage that awaits the result from this kind of action; -1 where none does."""
+
+
+@functools.lru_cache(maxsize=256)
+def neighbours(num_stages: int, pipeline_starts: tuple[int, ...] = (0,)) -> Neighbours:
+    """The stages that wait for each other. The table needs no orders, so generators can use it.
+
+    `pipeline_starts` are the first stages of the pipelines: (0,), or (0, k) where stages from k on
+    are another pipeline.
+    """
+    ends = (*pipeline_starts, num_stages)
+    awaited: list[int] = []
+    awaiting: list[int] = []
+    for stage in range(num_stages):
+        before = -1 if stage in ends else stage - 1
+        after = -1 if stage + 1 in ends else stage + 1
+        # In the order F, B, I, W.
+        awaited += [before, after, after, -1]
+        awaiting += [after, before, before, -1]
+    return Neighbours(tuple(awaited), tuple(awaiting))
+
+
+class Numbered(NamedTuple):
+    """The actions of a schedule in columns; arrays have one entry for each action."""
+
+    each: Sequence[Action]
+    """All actions, by number."""
+    first: tuple[int, ...]
+    """Rank r runs the actions from first[r] up to first[r + 1], without the latter."""
+    rank: IntArray
+    stage: IntArray
+    op: IntArray
+    microbatch: IntArray
+
+
+def every_action(schedule: Schedule) -> list[Action]:
+    """All actions, in the order of their numbers."""
+    return list(itertools.chain.from_iterable(schedule))
+
+
+def number_actions(schedule: Schedule) -> Numbered:
+    """Number the actions rank after rank. Any actions will do, in any order."""
+    first = (0, *itertools.accumulate(map(len, schedule)))
+    each = every_action(schedule)
+    letters = "".join(map(operator.itemgetter(1), each)).encode()
+    return Numbered(
+        each=each,
+        first=first,
+        rank=np.repeat(np.arange(len(schedule)), np.diff(first)),
+        stage=np.fromiter(map(operator.itemgetter(0), each), np.int64, len(each)),
+        op=_CODE[np.frombuffer(letters, np.uint8)],
+        microbatch=np.fromiter(map(operator.itemgetter(2), each), np.int64, len(each)),
+    )
+
+
+class Actions(NamedTuple):
+    """A schedule in numbers; arrays have one entry for each action."""
+
+    schedule: Schedule
+    first: tuple[int, ...]
+    """Rank r runs the actions from first[r] up to first[r + 1], without the latter."""
+    rank: IntArray
+    kind: IntArray
+    """4 x stage + op."""
+    microbatch: IntArray
+    need: IntArray
+    """The action on another rank whose result this action awaits.
+
+    `nothing` where it awaits none; `never` where a needed action is missing, or stands too late on
+    the same rank.
+    """
+    link: IntArray
+    """The place in `links` of the link that carries the result; -1 where no other rank needs it."""
+    links: tuple[tuple[int, int], ...]
+    """Sender and receiver for each link in use. Each direction is a link of its own."""
+
+    @property
+    def num_actions(self) -> int:
+        """Actions on all ranks."""
+        return self.first[-1]
+
+    @property
+    def nothing(self) -> int:
+        """The entry in `need` for an action that awaits no other rank."""
+        return self.num_actions
+
+    @property
+    def never(self) -> int:
+        """The entry in `need` for an action that can never start."""
+        return self.num_actions + 1
+
+
+def encode(schedule: Schedule, num_stages: int, pipeline_starts: Sequence[int] = (0,)) -> Actions:
+    """Number the actions in `schedule` and find the result that each awaits.
+
+    `pipeline_starts` are the first stages of the pipelines: (0,), or (0, k) where stages from k on
+    are another pipeline.
+    """
+    return connect(schedule, number_actions(schedule), num_stages, pipeline_starts)
+
+
+def connect(
+    schedule: Schedule, numbered: Numbered, num_stages: int, pipeline_starts: Sequence[int]
+) -> Actions:
+    """`encode` for actions that have their numbers already."""
+    _, first, rank, stage, op, microbatch = numbered
+    kind = 4 * stage + op
+    need = _needs(numbered, kind, num_stages, tuple(pipeline_starts))
+    link, links = _links(rank, need, len(schedule))
+    return Actions(schedule, first, rank, kind, microbatch, need, link, links)
+
+
+def takers(actions: Actions) -> dict[int, int]:
+    """The handovers between ranks: the action that awaits a result, by the action that makes it."""
+    return {
+        giver: taker
+        for taker, giver in enumerate(actions.need.tolist())
+        if giver < actions.num_actions
+    }
+
+
+def _needs(
+    numbered: Numbered, kind: IntArray, num_stages: int, pipeline_starts: tuple[int, ...]
+) -> IntArray:
+    _, _, rank, stage, op, microbatch = numbered
+    count = len(stage)
+    nothing, never = count, count + 1
+    here, phase = np.arange(count), _PHASE[op]
+    # Step 1: note where each action stands, by stage, phase and microbatch. The stage -1 in
+    # `neighbours` is the last row, which stands for `nothing`.
+    width = int(microbatch.max(initial=0)) + 1
+    place = np.full((num_stages + 1, 3, width), never)
+    place[num_stages] = nothing
+    place[stage, phase, microbatch] = here
+    # Step 2: look up the result from the neighbouring stage.
+    awaited = np.array(neighbours(num_stages, pipeline_starts).awaited)
+    need = place[awaited[kind], phase, microbatch]
+    # Step 3: a result from the same rank needs no wait if it stands earlier in the order.
+    local = np.append(rank, [-1, -1])[need] == rank
+    need[local] = np.where(need < here, nothing, never)[local]
+    # Step 4: the phase before on the same stage (F before B and I, I before W) must stand earlier
+    # too.
+    later = np.flatnonzero(op != F)
+    own = place[stage[later], phase[later] - 1, microbatch[later]]
+    early = (own < later) & (rank[np.minimum(own, count - 1)] == rank[later])
+    need[later[~early]] = never
+    return need
+
+
+def _links(
+    rank: IntArray, need: IntArray, num_ranks: int
+) -> tuple[IntArray, tuple[tuple[int, int], ...]]:
+    # A link is a pair of ranks that some result crosses. Pairs are numbered in ascending order.
+    link = np.full(len(rank), -1)
+    receiver = np.flatnonzero(need < len(rank))
+    sender = need[receiver]
+    pair = rank[sender] * num_ranks + rank[receiver]
+    used, link[sender] = np.unique(pair, return_inverse=True)
+    return link, tuple((int(p) // num_ranks, int(p) % num_ranks) for p in used)
+
+
+def refuse_deadlock(schedule: Schedule, done: Sequence[int]) -> None:
+    """Raise ScheduleError unless each rank is done with its order; `done` counts its actions.
+
+    The message names every blocked rank and the action that it stands at.
+    """
+    stuck = [
+        f"rank {rank} on {order[at]}"
+        for rank, (order, at) in enumerate(zip(schedule, done, strict=True))
+        if at < len(order)
+    ]
+    if stuck:
+        raise ScheduleError(f"the schedule deadlocks: {', '.join(stuck)}")

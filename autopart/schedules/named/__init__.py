@@ -1,0 +1,1 @@
+"""Named schedules, one file for each. Every file opens with a picture of its schedule."""

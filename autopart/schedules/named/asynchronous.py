@@ -1,0 +1,285 @@
+"""Asynchronous schedules, as numbers: they update the weights and never empty the pipeline.
+
+They compute other gradients than a synchronous step. So only their prices are compared, and no plan
+uses them. All run one forward and one backward in turn. With stage s = 0 .. k - 1, n microbatches
+per update, and 1F1B's k - s microbatches in flight:
+
+    period        seconds between microbatches, the max over s of busy_s / r_s: no fill, no drain
+    delay         updates applied between the weights that a microbatch is computed with, and the
+                  update that its gradient joins; 0 in a synchronous schedule
+    copies        the stage's weights beside the current ones
+
+F on stage s for microbatch j comes after j - (k - 1 - s) backwards. So with n per update, the first
+microbatch in an update is ceil((k - 1 - s) / n) updates behind.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from autopart.errors import ScheduleError
+from autopart.schedules.named.one_f_one_b import warmup
+from autopart.text import counted
+
+
+class Setting(NamedTuple):
+    """The numbers that delays and copies depend on."""
+
+    num_stages: int
+    num_microbatches: int = 1
+    """Microbatches per update."""
+    num_pipelines: int = 1
+    """Pipelines that train copies of the model on the same ranks (AvgPipe)."""
+    clock_distance: int = 0
+    """Waves that one pipeline may be ahead of another (D in HetPipe)."""
+
+
+Count = Callable[[Setting, int], int]
+"""A count for a setting and a stage."""
+
+
+class Asynchronous(NamedTuple):
+    """One asynchronous schedule: each stage's microbatches in flight, weight copies and delays."""
+
+    name: str
+    in_flight: Count
+    """Microbatches past F and before B."""
+    extra_copies: Count
+    """Copies of the stage's weights beside the current ones."""
+    forward_delay: Callable[[Setting, int], float]
+    """Updates that the forward's weights are behind; a fraction is an average over microbatches."""
+    backward_delay: Callable[[Setting, int], float]
+    """Updates that the backward's weights are behind."""
+    every_microbatch: bool
+    """Whether each microbatch is an update of its own, regardless of the setting."""
+    least_microbatches: Callable[[int], int]
+    """The fewest microbatches per update, for a number of stages."""
+    source: str
+    """The paper that the numbers are from."""
+
+
+def asynchronous(name: str) -> Asynchronous:
+    """The asynchronous schedule called `name`; raises ScheduleError for an unknown name."""
+    if name not in ASYNCHRONOUS:
+        raise ScheduleError(
+            f"unknown asynchronous schedule '{name}'; known: {', '.join(ASYNCHRONOUS)}"
+        )
+    return ASYNCHRONOUS[name]
+
+
+def check_setting(kind: Asynchronous, setting: Setting) -> None:
+    """Raise ScheduleError if an update has too few microbatches, or more than its only one."""
+    least, n = kind.least_microbatches(setting.num_stages), setting.num_microbatches
+    if n < least:
+        raise ScheduleError(
+            f"schedule '{kind.name}' with {counted(setting.num_stages, 'stage')} needs at least "
+            f"{counted(least, 'microbatch')} to an update, and {n} were asked for"
+        )
+    if kind.every_microbatch and n != 1:
+        raise ScheduleError(
+            f"schedule '{kind.name}' updates after every microbatch, not after {n}; take 1"
+        )
+
+
+def weight_version(kind: Asynchronous, setting: Setting, stage: int, microbatch: int) -> int:
+    """The number of updates in the weights that a stage computes a microbatch with.
+
+    The schedule's two delays must be equal and whole.
+    """
+    delay = kind.backward_delay(setting, stage)
+    assert delay == kind.forward_delay(setting, stage) and delay == int(delay)
+    return max(0, microbatch // setting.num_microbatches - int(delay))
+
+
+def _plain(setting: Setting, stage: int) -> int:
+    return warmup(setting.num_stages - 1 - stage, 1)
+
+
+def _plain_delay(setting: Setting, stage: int) -> int:
+    return math.ceil((setting.num_stages - 1 - stage) / setting.num_microbatches)
+
+
+def _stashed(setting: Setting, stage: int) -> int:
+    return _plain(setting, stage) - 1
+
+
+def _nothing(setting: Setting, stage: int) -> int:
+    return 0
+
+
+def _one(setting: Setting, stage: int) -> int:
+    return 1
+
+
+def _any_number(num_stages: int) -> int:
+    return 1
+
+
+def _as_many_as_stages(num_stages: int) -> int:
+    return num_stages
+
+
+PIPEDREAM = Asynchronous(
+    name="pipedream",
+    in_flight=_plain,
+    extra_copies=_stashed,
+    forward_delay=_plain_delay,
+    backward_delay=_plain_delay,
+    every_microbatch=True,
+    least_microbatches=_any_number,
+    source="Narayanan et al., PipeDream, SOSP 2019: weight stashing, w_s of t - k + 1 + s",
+)
+
+TWO_BUFFERED = Asynchronous(
+    name="pipedream-2bw",
+    in_flight=_plain,
+    extra_copies=_one,
+    forward_delay=_one,
+    backward_delay=_one,
+    every_microbatch=False,
+    least_microbatches=_as_many_as_stages,
+    source="Narayanan et al., Memory-Efficient Pipeline-Parallel DNN Training, ICML 2021: "
+    "W(t+1) = W(t) - lr grad f(W(t-1))",
+)
+
+
+def _forward_and_backward_at_once(setting: Setting, stage: int) -> int:
+    return 2 * (setting.num_stages - stage) - 1
+
+
+def _pipemare_delay(setting: Setting, stage: int) -> float:
+    return _forward_and_backward_at_once(setting, stage) / setting.num_microbatches
+
+
+PIPEMARE = Asynchronous(
+    name="pipemare",
+    in_flight=_forward_and_backward_at_once,
+    extra_copies=_one,
+    forward_delay=_pipemare_delay,
+    backward_delay=_nothing,
+    every_microbatch=False,
+    least_microbatches=_any_number,
+    source="Yang et al., PipeMare, MLSys 2021: delay (2 (P - i) + 1) / N of stage i = 1 .. P; "
+    "the copy is the velocity of its discrepancy correction, 0 without",
+)
+
+
+def _spectrain_forward(setting: Setting, stage: int) -> int:
+    return stage // 2 + setting.num_stages - stage - 1
+
+
+def _spectrain_backward(setting: Setting, stage: int) -> int:
+    return stage // 2
+
+
+SPECTRAIN = Asynchronous(
+    name="spectrain",
+    in_flight=_plain,
+    extra_copies=_one,
+    forward_delay=_spectrain_forward,
+    backward_delay=_spectrain_backward,
+    every_microbatch=True,
+    least_microbatches=_any_number,
+    source="Chen et al., SpecTrain, 2018: weights predicted over s = floor(k/2) + N - k - 1 updates "
+    "forward, floor(k/2) backward, on GPU k of N; the copy is the predicted weights",
+)
+
+XPIPE = Asynchronous(
+    name="xpipe",
+    in_flight=_plain,
+    extra_copies=_one,
+    forward_delay=_plain_delay,
+    backward_delay=_nothing,
+    every_microbatch=False,
+    least_microbatches=_any_number,
+    source="Guan et al., XPipe, 2019: all microbatches of an update use the weights predicted for "
+    "its first; the delay is that of 1F1B's order, the copy the predicted weights",
+)
+
+
+def _first_group(setting: Setting, stage: int) -> int:
+    return 1 if stage < setting.num_stages // 2 else 0
+
+
+WPIPE = Asynchronous(
+    name="wpipe",
+    in_flight=_plain,
+    extra_copies=_first_group,
+    forward_delay=_first_group,
+    backward_delay=_first_group,
+    every_microbatch=False,
+    least_microbatches=_as_many_as_stages,
+    source="Yang et al., Group-based Interleaved Pipeline Parallelism, ICLR 2022: half of the "
+    "delays and of the copies of PipeDream-2BW; the first half of the stages is the first group",
+)
+
+PIPEOPTIM = Asynchronous(
+    name="pipeoptim",
+    in_flight=_plain,
+    extra_copies=_one,
+    forward_delay=_plain_delay,
+    backward_delay=_nothing,
+    every_microbatch=True,
+    least_microbatches=_any_number,
+    source="Guan et al., PipeOptim, 2023: weights predicted over D - rank - 1 updates by the rule of "
+    "the optimizer; the copy is the predicted weights",
+)
+
+
+def _side_by_side(setting: Setting, stage: int) -> int:
+    return setting.num_pipelines * _plain(setting, stage)
+
+
+def _pipelines(setting: Setting, stage: int) -> int:
+    return setting.num_pipelines
+
+
+AVGPIPE = Asynchronous(
+    name="avgpipe",
+    in_flight=_side_by_side,
+    extra_copies=_pipelines,
+    forward_delay=_nothing,
+    backward_delay=_nothing,
+    every_microbatch=False,
+    least_microbatches=_any_number,
+    source="Chen et al., Elastic Averaging for Efficient Pipelined DNN Training, PPoPP 2023: copies "
+    "of the other pipelines and of the reference model that all are pulled to",
+)
+
+
+def _wave(setting: Setting, stage: int) -> int:
+    """A wave has Nm = k microbatches. HetPipe's pipelines hand in a wave at a time."""
+    return setting.num_stages
+
+
+def _local_and_global(setting: Setting, stage: int) -> int:
+    local = _wave(setting, stage) - 1
+    return (setting.clock_distance + 1) * (local + 1) + local - 1
+
+
+HETPIPE = Asynchronous(
+    name="hetpipe",
+    in_flight=_plain,
+    extra_copies=_stashed,
+    forward_delay=_local_and_global,
+    backward_delay=_local_and_global,
+    every_microbatch=True,
+    least_microbatches=_any_number,
+    source="Park et al., HetPipe, ATC 2020: at most (D + 1) (s_local + 1) + s_local - 1 updates of "
+    "the other pipelines are missing, s_local = Nm - 1 of the own; here Nm = k",
+)
+
+ASYNCHRONOUS: dict[str, Asynchronous] = {
+    kind.name: kind
+    for kind in (
+        PIPEDREAM,
+        TWO_BUFFERED,
+        PIPEMARE,
+        SPECTRAIN,
+        XPIPE,
+        WPIPE,
+        PIPEOPTIM,
+        AVGPIPE,
+        HETPIPE,
+    )
+}

@@ -1,0 +1,1 @@
+"""The search for the best plan: over layouts, microbatch sizes and memory sizes."""

@@ -1,0 +1,189 @@
+"""Branch and bound over shapes and layouts: the best decision, and a value that none can beat.
+
+Shapes (stages, replicas) are visited by their quick bounds. In each layout of a shape (its ranks
+and its schedule) the search tries proposals (autopart/search/layout_search.py). Then some layouts
+are open: their smallest bound lies below the best value. There the search simulates every partition
+whose stages all have bounds below a value. The values rise from the layout's bound to the best
+value, until the layout is closed or the budget is spent. The lower bound is the best value, or the
+smallest value up to which some layout is not yet closed.
+
+Objectives differ in their bounds, their values and their proposals (autopart/search/objectives.py).
+The bottleneck attains its bounds: the best layout is the answer, and nothing is simulated to close
+the others.
+
+A layer graph with too many cuts has no list of all partitions. There the lower bound is the
+smallest of a shape.
+
+Where a plan may have orders of its own, named schedules are the start
+(autopart/search/own_orders.py). The lower bound is then the smallest that holds for every order on
+some placement, and nothing is listed.
+
+The search runs in phases (autopart/search/phases.py). A problem with fewer choices comes first: its
+best plan is the start. A phase that runs out of time leaves its shapes and layouts open. The lower
+bound is then the smallest of their bounds.
+"""
+
+from autopart.cost.cuts import list_all
+from autopart.errors import InfeasibleError
+from autopart.pricing import Decision, fits, price
+from autopart.records.layouts import layouts, shapes
+from autopart.records.plan import SolverName
+from autopart.records.problem import CUSTOM, Problem
+from autopart.search import every_assignment
+from autopart.search.first_orders import propose_first_orders
+from autopart.search.incumbent import Incumbent, Outcome
+from autopart.search.layout_search import ACTIONS, LayoutSearch, OpenLayout, Raised
+from autopart.search.own_orders import propose_own_orders
+from autopart.search.phases import SHARE_OF_START, Phase, run_phases, with_fewer_choices
+from autopart.time_limit import OutOfTime, check_time
+
+
+class BranchAndBound:
+    """The search over all shapes of a problem.
+
+    Raises InfeasibleError where the demands leave no shape.
+    """
+
+    def __init__(self, problem: Problem, solver: SolverName, beat: float = float("inf")) -> None:
+        self.problem = problem
+        self.solver: SolverName = solver
+        self.found = LayoutSearch(problem, solver, beat)
+        quick = self.found.objective.bounds.of_shapes(problem, shapes(problem))
+        self.shapes = sorted((bound, shape) for shape, bound in quick.items() if bound is not None)
+        """Shapes that may hold the model, by their quick bounds."""
+        self.quick_bound = self.shapes[0][0] if self.shapes else float("inf")
+        self.num_visited = 0
+        self.unvisited = self.quick_bound
+        """The smallest quick bound of the shapes that are not visited yet."""
+        self.open: list[OpenLayout] = []
+        self.closed: dict[OpenLayout, Raised] = {}
+        """For each layout the value up to which it has nothing better."""
+
+    @property
+    def best(self) -> Incumbent:
+        """The best decision so far."""
+        return self.found.best
+
+    @property
+    def phases(self) -> list[Phase]:
+        """Fewer choices, then all shapes, own orders, and the open layouts."""
+        start = Phase(SHARE_OF_START, self._start_with_fewer_choices)
+        visit, close = Phase(1.0, self._visit_shapes), Phase(1.0, self._close)
+        if not self.found.custom:
+            return [start, visit, close]
+        # Own orders gain more than the last shapes do, so these come behind them.
+        some, own = Phase(0.25, self._visit_shapes), Phase(0.75, self._own_orders)
+        return [start, some, own, visit, close]
+
+    @property
+    def progress(self) -> str:
+        """The part of the space that was searched, in words."""
+        return f"{self.num_visited} of {len(self.shapes)} shapes (stages x replicas) were searched"
+
+    def _start_with_fewer_choices(self, until: float) -> None:
+        """Take the best decision under fewer choices."""
+        fewer = with_fewer_choices(self.problem)
+        try:
+            start = BranchAndBound(fewer, self.solver, self.best.value) if fewer else None
+        except InfeasibleError:
+            return
+        if start is None:
+            return
+        run_phases(start, until)
+        if start.best.decision is not None:
+            self.start_from(start.best.decision, start.best.by)
+
+    def start_from(self, decision: Decision, by: SolverName) -> None:
+        """Take a decision that was found under fewer choices."""
+        own = price(self.problem, decision.layout, decision.partition, decision.orders)
+        if fits(self.problem, own):
+            self.best.offer(own, by)
+            self.found.best_of_layout[own.layout] = own
+
+    def _visit_shapes(self, until: float) -> None:
+        """Visit shapes by their quick bounds, until these reach the best value or time is up."""
+        self.found.deadline = until
+        for bound, shape in self.shapes[self.num_visited :]:
+            self.unvisited = bound
+            if bound >= self.best.value:
+                break
+            if self.found.out_of_time():
+                return
+            seen: list[OpenLayout] = []
+            for layout in layouts(self.problem, *shape):
+                check_time()
+                seen += every_assignment.visit(self.found, layout, bound)
+            # A shape counts when all its layouts are visited.
+            self.open += seen
+            self.num_visited += 1
+        self.unvisited = float("inf")
+
+    def _own_orders(self, until: float) -> None:
+        """Optimize orders for the best decisions on some placements."""
+        self.found.deadline = until
+        if self.best.value == float("inf"):
+            places = sorted(self.open, key=lambda place: place.bound)
+            own = (place.layout for place in places if place.layout.schedule == CUSTOM)
+            propose_first_orders(self.found, own)
+        # The shape whose visit ran out of time comes with its quick bound.
+        unfinished = [
+            OpenLayout(bound, layout)
+            for bound, shape in self.shapes[self.num_visited : self.num_visited + 1]
+            if bound < self.best.value
+            for layout in layouts(self.problem, *shape)
+            if layout.schedule == CUSTOM
+        ]
+        propose_own_orders(self.found, [*self.open, *unfinished])
+
+    def _close(self, until: float) -> None:
+        """Close layouts in the order of their bounds."""
+        self.found.deadline = until
+        best, left = self.best, self._actions_to_close()
+        proven = min(best.value, self.unvisited)
+        for place in sorted(self.open, key=lambda place: place.bound):
+            if place.bound >= min(proven, best.value):
+                break
+            raised = self.closed[place] = self._close_layout(place, left)
+            left -= raised.actions
+            proven = min(proven, raised.proven)
+
+    def _actions_to_close(self) -> int:
+        """The budget of actions; 0 where bounds alone say the lower bound."""
+        alone = self.found.custom or self.found.objective.bounds.attained
+        return ACTIONS if self.solver in ("auto", "dp") and not alone else 0
+
+    def _close_layout(self, place: OpenLayout, actions: int) -> Raised:
+        """The value up to which a layout has nothing better."""
+        if not self._lists_all(place):
+            return Raised(place.bound, 0, 0)
+        return every_assignment.raise_bound(self.found, place, actions)
+
+    def _lists_all(self, place: OpenLayout) -> bool:
+        return list_all(self.found.cuts, len(place.layout.stage_ranks))
+
+    def outcome(self) -> Outcome:
+        """The best decision and the lower bound, from everything that is done so far."""
+        best = self.best
+        left = min(best.value, self.unvisited)
+        proven = min((self._proven(place) for place in self.open), default=left)
+        proven = min(proven, left)
+        try:
+            simulated = sum(self._count_below(place, proven) for place in self.open)
+        except OutOfTime:
+            # Bounds alone need nothing simulated.
+            proven = min((place.bound for place in self.open), default=left)
+            proven, simulated = min(proven, left), 0
+        return Outcome(best.decision, best.by, proven, simulated)
+
+    def _proven(self, place: OpenLayout) -> float:
+        """Seconds up to which a layout has nothing better."""
+        return self.closed[place].proven if place in self.closed else place.bound
+
+    def _count_below(self, place: OpenLayout, value: float) -> int:
+        """Partitions that a check must simulate in a layout to prove a value."""
+        if place.bound >= value or not self._lists_all(place) or not self._actions_to_close():
+            return 0
+        closed = self.closed.get(place)
+        if closed is not None and closed.proven == value and closed.simulated is not None:
+            return closed.simulated
+        return every_assignment.count_below(self.found, place.layout, value)

@@ -1,0 +1,168 @@
+"""The problem for a search, made from the user's options."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+
+from autopart.activations.demands import checked_policies
+from autopart.activations.policies import can_have_policies
+from autopart.errors import AutopartError
+from autopart.records.cluster import Cluster, check_cluster, num_gpus
+from autopart.records.demands import able_schedules, check_demands
+from autopart.records.graph_check import bytes_in
+from autopart.records.layer_graph import LayerGraph
+from autopart.records.plan import POLICY_LISTS
+from autopart.records.problem import (
+    CUSTOM,
+    OBJECTIVES,
+    OFFLOADING,
+    RECOMPUTING,
+    SCHEDULES,
+    Demands,
+    Objective,
+    Pin,
+    Problem,
+)
+from autopart.records.profile import Profile
+from autopart.records.training import make_training
+from autopart.schedules.actions import microbatches_per_replica
+from autopart.schedules.catalogue import KINDS
+from autopart.search.options import SolveOptions
+from autopart.text import counted
+from autopart.time_limit import MOST_ACTIONS
+from autopart.units import LARGEST
+
+Word = TypeVar("Word", bound=str)
+
+MOST_MICROBATCHES = 2**20
+"""The most microbatches per step, over all replicas."""
+
+
+def make_problem(
+    profile: Profile, cluster: Cluster, num_microbatches: int, options: SolveOptions
+) -> Problem:
+    """The problem for a solve at the profile's microbatch size.
+
+    `num_microbatches` counts the microbatches per step over all replicas. It replaces the batch in
+    `options`, which may search several sizes.
+    Raises AutopartError on an unknown word, on contradicting options, and on an unknown layer.
+    """
+    check_cluster(cluster)
+    objective = _known(options.objective, OBJECTIVES, "objective")
+    demands = _with_own_checkpoints(_demands(options, objective), profile, options)
+    check_demands(demands, objective, profile.graph)
+    demands = checked_policies(profile.graph, cluster, demands)
+    _check_counts(profile.graph, cluster, num_microbatches, demands)
+    return Problem(
+        graph=profile.graph,
+        cluster=cluster,
+        microbatch_size=profile.microbatch_size,
+        num_microbatches=num_microbatches,
+        training=make_training(
+            profile.dtype,
+            options.optimizer,
+            options.precision,
+            options.gradient_dtype,
+            zero1=options.zero1,
+        ),
+        demands=demands,
+        objective=objective,
+    )
+
+
+def _check_counts(
+    graph: LayerGraph, cluster: Cluster, num_microbatches: int, demands: Demands
+) -> None:
+    """Raise AutopartError where no step of so many microbatches can be simulated or added up."""
+    said = f"{counted(num_microbatches, 'microbatch')} per step"
+    remedy = "use a smaller --global-batch, or larger microbatches"
+    if num_microbatches > MOST_MICROBATCHES:
+        raise AutopartError(f"{said} are too many; at most {MOST_MICROBATCHES}: {remedy}")
+    if num_microbatches * bytes_in(graph) > LARGEST // 4:
+        raise AutopartError(f"{said} have too many bytes to be added up: {remedy}")
+    stages = demands.num_stages or 1
+    replicas = demands.num_replicas or max(1, num_gpus(cluster) // stages)
+    actions = 2 * stages * microbatches_per_replica(num_microbatches, replicas)
+    if actions > MOST_ACTIONS:
+        raise AutopartError(
+            f"{said} on {counted(stages, 'stage')} and {counted(replicas, 'replica')} are "
+            f"{counted(actions, 'action')}, and at most {MOST_ACTIONS} are simulated: {remedy}, or more --replicas"
+        )
+
+
+def _demands(options: SolveOptions, objective: Objective) -> Demands:
+    """The demands as a plan file holds them, with every word checked."""
+    return Demands(
+        num_stages=options.num_stages,
+        num_replicas=options.num_replicas,
+        replicas_per_stage=options.replicas_per_stage,
+        stages_per_rank=options.stages_per_rank,
+        schedules=_schedules(options, objective),
+        pins=tuple(Pin(layer=name, stage=stage) for name, stage in (options.pins or {}).items()),
+        same_stage=tuple(map(tuple, options.same_stage)),
+        different_stage=tuple(map(tuple, options.different_stage)),
+        recompute=_known(options.recompute or "never", RECOMPUTING, "--recompute"),
+        offload=_known(options.offload, OFFLOADING, "--offload"),
+        recompute_layers=tuple(options.recompute_layers),
+        selective_layers=tuple(options.selective_layers),
+        offload_layers=tuple(options.offload_layers),
+        offload_optimizer=_known(options.offload_optimizer, OFFLOADING, "--offload-optimizer"),
+        keep_layers=tuple(options.keep_layers),
+    )
+
+
+def _with_own_checkpoints(demands: Demands, profile: Profile, options: SolveOptions) -> Demands:
+    """The demands, with recompute for the layers that the model checkpoints itself.
+
+    Another word on recompute or on a layer wins, and so does a schedule without recomputation.
+    """
+    can_be = all(map(can_have_policies, demands.schedules)) and options.stages_per_rank in (None, 1)
+    if options.recompute is not None or not can_be:
+        return demands
+    named = {
+        name for policy in ("keep", *POLICY_LISTS) for name in getattr(demands, f"{policy}_layers")
+    }
+    own = [
+        layer.name
+        for layer in profile.graph.layers
+        if layer.checkpointed is True and layer.recompute is not None and layer.name not in named
+    ]
+    return msgspec.structs.replace(demands, recompute_layers=(*demands.recompute_layers, *own))
+
+
+def _known(word: str, known: Sequence[Word], option: str) -> Word:
+    for one in known:
+        if word == one:
+            return one
+    raise AutopartError(f"unknown {option} '{word}'; known: {', '.join(known)}")
+
+
+def _schedules(options: SolveOptions, objective: Objective) -> tuple[str, ...]:
+    """The schedules that "1f1b,zb-h1" names; for "auto" all that the objective can have."""
+    if options.schedule == "auto":
+        return able_schedules(objective, replicas_per_stage=options.replicas_per_stage)
+    return parse_schedules(options.schedule)
+
+
+def parse_schedules(typed: str) -> tuple[str, ...]:
+    """Read "auto", or names with commas between. Raises AutopartError with the known names."""
+    if typed == "auto":
+        return SCHEDULES
+    names = tuple(dict.fromkeys(name.strip() for name in typed.split(",")))
+    for name in names:
+        if name in KINDS and KINDS[name].bidirectional:
+            raise AutopartError(
+                f"schedule '{name}' holds every layer on two ranks, which no plan can express; "
+                "docs/schedules.md says what it costs"
+            )
+        if name not in KINDS:
+            known = ", ".join(name for name in SCHEDULES if name != CUSTOM)
+            raise AutopartError(f"unknown schedule '{name}'; known: auto, {known}")
+    return names
+
+
+def known_schedules(typed: str) -> str:
+    """The text as it was typed. Raises AutopartError where `parse_schedules` cannot read it."""
+    parse_schedules(typed)
+    return typed

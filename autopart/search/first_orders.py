@@ -1,0 +1,45 @@
+"""Orders of a plan's own where no named schedule fits into memory.
+
+Named schedules keep several microbatches in flight. Own orders may keep one, so they may fit where
+nothing else does. On each placement the leanest partition is tried, until one fits.
+"""
+
+from collections.abc import Iterable
+
+from autopart.cost.cuts import partition_of
+from autopart.errors import InfeasibleError
+from autopart.pricing import fits
+from autopart.records.layouts import Layout
+from autopart.search.layout_search import LayoutSearch
+from autopart.search.own_orders import SOME_ACTIONS, with_orders
+from autopart.solvers import cuts_dp
+from autopart.solvers.orders.of_layout import orders_of_layout
+from autopart.time_limit import check_time
+
+
+def propose_first_orders(found: LayoutSearch, layouts: Iterable[Layout]) -> None:
+    """Offer own orders on the first of these layouts where some fit."""
+    for layout in layouts:
+        check_time()
+        # Step 1: the partition that needs the fewest bytes with one microbatch in flight.
+        best = cuts_dp.least_memory(found.problem, layout, found.cuts)
+        if best is None:
+            continue
+        partition = partition_of(found.cuts, best.path)
+        # Step 2: its orders within the memory.
+        try:
+            orders = orders_of_layout(
+                found.problem,
+                layout,
+                partition,
+                split=True,
+                deadline=found.deadline,
+                actions=SOME_ACTIONS,
+            )
+        except InfeasibleError:
+            continue
+        own = with_orders(found, layout, partition, orders)
+        if fits(found.problem, own):
+            found.best.offer(own, found.best.by)
+            found.best_of_layout[own.layout] = own
+            return

@@ -1,0 +1,115 @@
+"""The search over several microbatch sizes: one problem per size, and one incumbent for all.
+
+All sizes go through the phases of their searches side by side (autopart/search/phases.py). So each
+size gets a quick pass before any gets a deep one. In a phase the size with the best value so far
+comes first. Where none has a value, it is the size with the smallest quick bound. The best value prunes
+the shapes in all other sizes. A size whose quick bounds all reach that value is not searched.
+
+Each size has its own lower bound, which no plan with that size can beat. The smallest one is the
+lower bound over all sizes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from autopart.errors import InfeasibleError
+from autopart.pricing import minimised
+from autopart.records.plan import SolverName
+from autopart.records.problem import Problem
+from autopart.search.branch_and_bound import BranchAndBound
+from autopart.search.incumbent import Outcome
+from autopart.search.phases import PhasedSearch, run_phase
+from autopart.search.uneven_replicas import UnevenSearch
+from autopart.time_limit import OutOfTime, limited
+
+NOTHING = float("inf")
+"""The lower bound for a problem that has no plan."""
+
+SHARE_OF_BEST_SIZE = 0.75
+"""Part of a phase's time for the most promising size, where others follow."""
+
+
+class SizeOutcomes(NamedTuple):
+    """The outcomes at all sizes."""
+
+    outcomes: tuple[Outcome, ...]
+    """The outcome at each size, in the order of the problems."""
+    best: int | None
+    """The position of the size with the best plan; None where no size has one."""
+    progress: str
+    """The part of the space that was searched, in words."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether certainly no plan exists, where none was found."""
+        return all(outcome.lower_bound == NOTHING for outcome in self.outcomes)
+
+
+def search_sizes(problems: Sequence[Problem], solver: SolverName, deadline: float) -> SizeOutcomes:
+    """Search problems that differ in their microbatch sizes.
+
+    `deadline` is a reading of `time.perf_counter()`. Raises InfeasibleError where the demands leave
+    no shape at any size.
+    """
+    with limited(deadline):
+        try:
+            searches = _searches(problems, solver)
+        except OutOfTime:
+            unknown = Outcome(None, solver, 0.0, 0)
+            return SizeOutcomes((unknown,) * len(problems), None, "no shape was looked at")
+        able = [search for search in searches if not isinstance(search, InfeasibleError)]
+        if not able:
+            raise next(search for search in searches if isinstance(search, InfeasibleError))
+        for at in range(len(able[0].phases)):
+            _run_phase_at_all_sizes(able, at, deadline)
+        outcomes = tuple(
+            Outcome(None, solver, NOTHING, 0)
+            if isinstance(search, InfeasibleError)
+            else search.outcome()
+            for search in searches
+        )
+    values = [value_of(own, outcome) for own, outcome in zip(problems, outcomes, strict=True)]
+    best = min(range(len(values)), key=values.__getitem__)
+    progress = " and ".join(search.progress for search in able)
+    return SizeOutcomes(outcomes, best if values[best] < NOTHING else None, progress)
+
+
+def _searches(
+    problems: Sequence[Problem], solver: SolverName
+) -> list[PhasedSearch | InfeasibleError]:
+    """A search for each problem; the error where its demands leave no shape."""
+    found: list[PhasedSearch | InfeasibleError] = []
+    for problem in problems:
+        uneven = problem.demands.replicas_per_stage
+        try:
+            found.append((UnevenSearch if uneven else BranchAndBound)(problem, solver))
+        except InfeasibleError as error:
+            found.append(error)
+    return found
+
+
+def _run_phase_at_all_sizes(searches: Sequence[PhasedSearch], at: int, deadline: float) -> None:
+    """Run one phase for each size that can still beat the best value."""
+    left = sorted(searches, key=lambda search: (search.best.own_value, search.quick_bound))
+    while left:
+        # Step 1: the most promising size, which must beat all others.
+        search = left.pop(0)
+        search.best.beat = min(
+            (s.best.own_value for s in searches if s is not search), default=NOTHING
+        )
+        if search.quick_bound >= search.best.value:
+            continue
+        # Step 2: its part of the time. All sizes share the first phase evenly.
+        phase = search.phases[at]
+        part = SHARE_OF_BEST_SIZE if search.best.own_value < NOTHING else 1 / (len(left) + 1)
+        run_phase(phase, phase.share * (part if left else 1.0), deadline)
+
+
+def value_of(problem: Problem, outcome: Outcome) -> float:
+    """Seconds that the problem minimises, for the best decision found.
+
+    Infinite where there is none.
+    """
+    if outcome.best is None:
+        return NOTHING
+    return minimised(problem, outcome.best.prediction, outcome.best.layout.stage_ranks)

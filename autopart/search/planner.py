@@ -1,0 +1,231 @@
+"""The planner: a profile and a cluster in, a plan with its certificate out.
+
+It makes a problem from the options. The search finds the best decision and its lower bound. The
+planner writes both into a plan. Where nothing fits, its error names the least memory that would do.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Unpack
+
+import msgspec
+
+from autopart.certificate.certificate import certificate
+from autopart.certificate.plan_problem import own_size, problem_of
+from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
+from autopart.records.cluster import Cluster, num_gpus
+from autopart.records.layouts import Layout
+from autopart.records.microbatch_sizes import Sized, at_sizes, samples
+from autopart.records.plan import (
+    POLICY_LISTS,
+    SOLVERS,
+    Origin,
+    Plan,
+    SearchedSize,
+    SolverName,
+    Stage,
+    orders_of,
+)
+from autopart.records.problem import Problem
+from autopart.records.profile import Profile
+from autopart.records.version import __version__
+from autopart.schedules.catalogue import orders_by_name
+from autopart.search.demands import make_problem
+from autopart.search.incumbent import Outcome
+from autopart.search.infeasible import all_tried, why_infeasible
+from autopart.search.layout_search import BASELINES
+from autopart.search.microbatch_sizes import NOTHING, SizeOutcomes, search_sizes, value_of
+from autopart.search.options import SolveKeywords, SolveOptions
+from autopart.time_limit import (
+    GRACE,
+    Interrupt,
+    OutOfTime,
+    check_time,
+    deadline_in,
+    limited,
+    passed,
+    stop_on_interrupt,
+    time_left,
+)
+
+
+def solve(
+    profile: Profile | Sequence[Profile], cluster: Cluster, **keywords: Unpack[SolveKeywords]
+) -> Plan:
+    """The best plan found for a profile on a cluster, with its certificate.
+
+    The keywords are the fields of `autopart.search.options.SolveOptions`, which explains each.
+    `solve_with_options` says more, and raises the same errors.
+    """
+    return solve_with_options(profile, cluster, SolveOptions(**keywords))
+
+
+def solve_with_options(
+    profile: Profile | Sequence[Profile], cluster: Cluster, options: SolveOptions
+) -> Plan:
+    """The best plan found for a profile on a cluster, with its certificate.
+
+    Several profiles of one model at different microbatch sizes have all their sizes searched. The
+    answer comes within about two seconds of `options.time_limit`. A first Ctrl-C ends the search
+    with the best plan so far, in the main thread and under Python's own handler for SIGINT.
+
+    Raises AutopartError on options that are unknown or contradict each other. Raises
+    InfeasibleError where nothing fits; the error names the least memory that would do. Raises
+    NoPlanFound where the search ends without a plan and without a proof that there is none. Raises
+    KeyboardInterrupt where the user ends it before the first plan.
+    """
+    began = time.perf_counter()
+    with stop_on_interrupt() as interrupt:
+        return _solve(profile, cluster, options, began, interrupt)
+
+
+def _solve(
+    profile: Profile | Sequence[Profile],
+    cluster: Cluster,
+    options: SolveOptions,
+    began: float,
+    interrupt: Interrupt,
+) -> Plan:
+    deadline = began + options.time_limit
+    sized = at_sizes(
+        [profile] if isinstance(profile, Profile) else profile, options.microbatch_sizes
+    )
+    sizes = [one.profile.microbatch_size for one in sized]
+    batch = samples(sizes, num_gpus(cluster), options.num_microbatches, options.global_batch)
+    # All sizes share the batch in samples, so that their steps compare; their microbatches differ.
+    problems = [
+        make_problem(one.profile, cluster, batch // one.profile.microbatch_size, options)
+        for one in sized
+    ]
+    solver = _solver_name(options.solver)
+    found = search_sizes(problems, solver, deadline)
+    if found.best is not None:
+        return _plan(sized, problems, found, began)
+    if interrupt.asked:
+        raise KeyboardInterrupt
+    late = passed(deadline)
+    if found.certain or solver in BASELINES or (not late and all_tried(problems)):
+        with limited(deadline):
+            raise why_infeasible(problems[0], solver)
+    where = f" within {options.time_limit:g} s" if late else ""
+    raise NoPlanFound(
+        f"no plan was found{where}, and bounds do not exclude one: {found.progress}; try a larger "
+        "--time-limit, more memory, or fewer choices (--stages, --replicas)"
+    )
+
+
+def baselines(
+    profile: Profile | Sequence[Profile], plan: Plan, *, time_limit: float = 60.0
+) -> dict[str, Plan | str]:
+    """The usual splits for the same problem: `uniform` layers and balanced `parameters`.
+
+    They keep the plan's demands and its microbatch size. Pins, groups and replicas of their own do
+    not bind them. Each entry is a plan, or the reason why there is none. `profile` is one or all
+    that the plan was solved for. After `time_limit` seconds each entry is the best split so far.
+    """
+    until = deadline_in(time_limit)
+    own = own_size(plan, profile)
+    # Neither split can follow pins, groups, or different numbers of replicas.
+    demands = msgspec.structs.replace(
+        plan.demands, pins=(), same_stage=(), different_stage=(), replicas_per_stage=False
+    )
+    problem = msgspec.structs.replace(problem_of(plan, own.profile.graph), demands=demands)
+    found: dict[str, Plan | str] = {}
+    names: tuple[SolverName, ...] = ("uniform", "parameters")
+    for name in names:
+        # Both share the time evenly, where they need it.
+        share = 1.0 if found else 0.5
+        with limited(deadline_in(share * time_left(until)) - GRACE):
+            found[name] = _baseline(own, problem, name)
+    return found
+
+
+def _baseline(own: Sized, problem: Problem, solver: SolverName) -> Plan | str:
+    """The best plan of a solver that looks at one partition per layout, or why there is none."""
+    began = time.perf_counter()
+    try:
+        outcomes = search_sizes([problem], solver, math.inf)
+    except InfeasibleError as error:
+        return str(error)
+    if outcomes.best is not None:
+        return _plan([own], [problem], outcomes, began)
+    try:
+        check_time()
+    except OutOfTime:
+        return "no plan was found in time"
+    return str(why_infeasible(problem, solver))
+
+
+def _solver_name(solver: str) -> SolverName:
+    for known in SOLVERS:
+        if solver == known:
+            return known
+    raise AutopartError(f"unknown solver '{solver}'; known: {', '.join(SOLVERS)}")
+
+
+def _plan(
+    sized: Sequence[Sized], problems: Sequence[Problem], found: SizeOutcomes, began: float
+) -> Plan:
+    assert found.best is not None
+    own, problem, outcome = sized[found.best], problems[found.best], found.outcomes[found.best]
+    assert outcome.best is not None
+    layers, best = problem.graph.layers, outcome.best
+    return Plan(
+        origin=Origin(
+            model=own.profile.source.model,
+            graph_hash=own.profile.source.graph_hash,
+            profile_hash=own.profile_hash,
+            method=own.profile.method,
+            dtype=own.profile.dtype,
+            own_dtypes=own.profile.own_dtypes,
+            solver=outcome.solver,
+            solve_seconds=time.perf_counter() - began,
+            autopart=__version__,
+            orders=best.order_source,
+        ),
+        cluster=problem.cluster,
+        microbatch_size=problem.microbatch_size,
+        num_microbatches=problem.num_microbatches,
+        training=problem.training,
+        demands=problem.demands,
+        objective=problem.objective,
+        sizes=_searched(sized, found.outcomes),
+        stages=tuple(
+            Stage(
+                layers=tuple(layers[at].name for at in members),
+                ranks=ranks,
+                optimizer_on_host=policies.optimizer_on_host,
+                **{
+                    policy: tuple(layers[at].name for at in getattr(policies, policy))
+                    for policy in POLICY_LISTS
+                },
+            )
+            for members, ranks, policies in zip(
+                best.partition, best.layout.stage_ranks, best.policies, strict=True
+            )
+        ),
+        schedule=best.layout.schedule,
+        orders=orders_of(best.orders) if best.orders else _named_orders(best.layout),
+        prediction=best.prediction,
+        certificate=certificate(
+            problem, value_of(problem, outcome), _searched(sized, found.outcomes), problems
+        ),
+    )
+
+
+def _named_orders(layout: Layout) -> tuple[str, ...]:
+    return orders_by_name(layout.schedule, layout.stage_ranks, layout.num_microbatches)
+
+
+def _searched(sized: Sequence[Sized], outcomes: Sequence[Outcome]) -> tuple[SearchedSize, ...]:
+    return tuple(
+        SearchedSize(
+            microbatch_size=one.profile.microbatch_size,
+            profile_hash=one.profile_hash,
+            profiled_size=one.profiled_size,
+            lower_bound=outcome.lower_bound if outcome.lower_bound < NOTHING else None,
+            simulated=outcome.simulated,
+        )
+        for one, outcome in zip(sized, outcomes, strict=True)
+    )

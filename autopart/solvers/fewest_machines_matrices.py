@@ -1,0 +1,91 @@
+"""Stage seconds from matrices over pairs of downsets: for any cost model (fewest_machines.py)."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from autopart.solvers.fewest_machines import TOLERANCE, DownsetStage, Flags, Floats, Ints
+
+
+class BytesMatrices(NamedTuple):
+    """Stage bytes: a fixed part, and a stash for each microbatch in flight."""
+
+    fixed: Sequence[Floats | float]
+    """Bytes at [start, end], independent of the microbatches in flight, for each choice."""
+    stash: Floats
+    """Bytes at [start, end] for each microbatch in flight."""
+    in_flight: Callable[[int, int], int]
+    """Microbatches in flight for a choice and the machines behind the stage; it grows with these
+    machines."""
+    limit: float
+    """Bytes on one machine."""
+
+
+class SecondsMatrices:
+    """Stage seconds for `fewest_machines`, given for all pairs of downsets."""
+
+    def __init__(
+        self,
+        machines: Sequence[int],
+        seconds: Sequence[Floats],
+        work: Floats,
+        memory: BytesMatrices | None = None,
+    ) -> None:
+        """`seconds` holds a matrix at [start, end] for each choice, infinite where there is no
+        stage.
+
+        Row 0 is for first stages. A stage on q machines within T seconds has at most q T seconds of
+        `work`.
+        """
+        self.machines, self.work = machines, work
+        self.num_downsets = len(work)
+        self.matrices = _by_end(seconds)
+        self.memory = memory
+        if memory is not None:
+            shape = self.matrices.shape[1:]
+            self.fixed = _by_end([np.broadcast_to(fixed, shape) for fixed in memory.fixed])
+            self.stash = _by_end([memory.stash])[0]
+
+    def seconds_of(self, stage: DownsetStage) -> float:
+        """Seconds that one stage takes."""
+        return float(self.matrices[stage.choice, stage.end, stage.start])
+
+    def machines_ahead(self, limit: float) -> Ints:
+        """For each downset the least number of machines that its layers need within `limit`
+        seconds."""
+        if limit <= 0:
+            return np.zeros(self.num_downsets, dtype=np.int64)
+        # Sums are rounded: a relative and an absolute slack keep the count a lower bound.
+        return np.ceil(self.work / limit * (1 - 1e-12) - 1e-12).astype(np.int64)
+
+    def reach(
+        self, choices: Ints, limit: float, later: int, ends: Ints, room: Ints
+    ) -> tuple[int, Flags]:
+        """See `StageSeconds.reach`."""
+        rows = self.matrices[choices[:, None], ends, 1:] <= limit
+        rows &= (self.work[1:] <= (room * limit * (1 + TOLERANCE))[:, None])[:, None, :]
+        if self.memory is not None:
+            rows &= self._bytes(choices, later, ends, slice(1, None)) <= self.memory.limit
+        return 1, rows
+
+    def first_reach(self, choices: Ints, limit: float, later: int, ends: Ints) -> Flags:
+        """See `StageSeconds.first_reach`."""
+        flags = self.matrices[choices[:, None], ends, 0] <= limit
+        if self.memory is not None:
+            kept = self._bytes(choices, later, ends, slice(0, 1))[:, :, 0]
+            flags &= kept <= self.memory.limit
+        return flags
+
+    def _bytes(self, choices: Ints, later: int, ends: Ints, starts: slice) -> Floats:
+        """Stage bytes at [choice, end, start]."""
+        assert self.memory is not None
+        in_flight = [self.memory.in_flight(choice, later) for choice in choices.tolist()]
+        stash = np.array(in_flight)[:, None, None] * self.stash[ends, starts]
+        return self.fixed[choices[:, None], ends, starts] + stash
+
+
+def _by_end(matrices: Sequence[Floats]) -> Floats:
+    """Matrices at [start, end] as one array at [matrix, end, start]: the solver reads whole rows by
+    end."""
+    return np.ascontiguousarray(np.swapaxes(np.array(matrices), 1, 2))

@@ -1,1 +1,0 @@
-"""The smallest largest load of accelerators and CPUs, stages contiguous or not; `splits` is the way in."""

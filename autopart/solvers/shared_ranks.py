@@ -1,0 +1,79 @@
+"""The leanest partition where ranks have several stages: the fewest bytes on the fullest rank.
+
+Symbols   i_0 < i_1 < ..   the cuts along a path; stage s is [i_s, i_(s+1)]
+          peak_r           bytes on rank r over all its stages together (autopart/cost/memory_limits.py)
+
+The stages of one rank peak together, so no stage has a number of bytes of its own. Beginnings
+(i_0 .. i_s) grow stage by stage, all side by side. A beginning's peak_r counts its stages alone.
+Each further stage only adds bytes, so this is a lower bound. Beginnings that need as much as a known
+path are dropped. Past `MOST_BEGINNINGS` only the leanest are followed, and the answer may not be the
+best. Small graphs stay below that.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autopart.bounds.microbatch_path import Mask
+from autopart.cost.cuts import Cuts, allowed, totals_at
+from autopart.cost.memory_limits import most_missing
+from autopart.cost.stage_totals import Array, StageTotals, Traffic
+from autopart.records.layouts import Layout
+from autopart.records.problem import Problem
+from autopart.solvers import cuts_dp
+from autopart.time_limit import check_time
+
+MOST_BEGINNINGS = 4096
+
+Paths = npt.NDArray[np.int64]
+"""Beginnings of paths over the cuts, shape (beginnings, cuts so far)."""
+
+
+def leanest_path(problem: Problem, layout: Layout, cuts: Cuts) -> tuple[int, ...] | None:
+    """The path whose fullest rank lacks the fewest bytes, or has the most left; None where pins allow none."""
+    known = cuts_dp.least_memory(problem, layout, cuts)
+    if known is None:
+        return None
+    best, least = known.path, int(_missing(problem, layout, cuts, np.array([known.path]))[0])
+    stages = len(layout.stage_ranks)
+    may = [allowed(cuts, problem.graph, problem.demands, stage) for stage in range(stages)]
+    # Step 1: from the last cut on, the cuts from which later stages can go to the end.
+    ends: list[Mask] = [np.zeros(len(cuts.nested), dtype=bool) for _ in range(stages + 1)]
+    ends[-1][-1] = True
+    for stage in reversed(range(stages)):
+        ends[stage] = np.logical_or.reduce(may[stage] & ends[stage + 1][None, :], axis=1)
+    paths = np.zeros((1, 1), dtype=np.int64)
+    for stage in range(stages):
+        check_time()
+        # Step 2: put one more stage behind each beginning.
+        which, end = np.nonzero((may[stage] & ends[stage + 1][None, :])[paths[:, -1]])
+        paths = np.hstack([paths[which], end[:, None]])
+        # Step 3: keep those that may need less than the known path, the leanest first.
+        missing = _missing(problem, layout, cuts, paths)
+        order = np.argsort(missing, kind="stable")
+        order = order[missing[order] < least][:MOST_BEGINNINGS]
+        paths = paths[order]
+        if not len(paths):
+            return best
+    return tuple(int(cut) for cut in paths[0])
+
+
+def _missing(problem: Problem, layout: Layout, cuts: Cuts, paths: Paths) -> npt.NDArray[np.int64]:
+    """Bytes that the fullest rank lacks with the stages along each beginning."""
+    known = paths.shape[1] - 1
+    totals = [
+        totals_at(cuts.totals, paths[:, stage], paths[:, stage + 1])
+        if stage < known
+        else _no_layers(len(paths))
+        for stage in range(len(layout.stage_ranks))
+    ]
+    return most_missing(problem, layout, totals)
+
+
+def _no_layers(count: int) -> StageTotals[Array]:
+    """The totals for stages that are not known yet."""
+    none = np.zeros(count, dtype=np.int64)
+    fields: dict[str, Any] = dict.fromkeys(StageTotals._fields, none)
+    fields["received"] = fields["sent"] = Traffic(none, none, none, none)
+    return StageTotals(**fields)

@@ -1,0 +1,49 @@
+"""torchtitan and NeMo AutoModel train exported plans like the unsplit model, on two processes."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.exporters.readback.conftest import Needs
+from tests.support.exporters.language import language_plan, recomputing
+from tests.support.readback.ranks import run_ranks
+from tests.support.readback.trained import assert_same
+
+
+@pytest.mark.parametrize(
+    ("counts", "schedule", "recomputed"),
+    [
+        ([1, 2], "1f1b", (0, 2)),
+        ([1, 1, 2, 1], "interleaved-1f1b", ()),
+        ([2, 1, 1, 1], "looped-bfs", (0, 1, 4)),
+    ],
+)
+def test_torchtitan_trains_and_recomputes_as_planned(
+    needs: Needs, tmp_path: Path, counts: list[int], schedule: str, recomputed: tuple[int, ...]
+) -> None:
+    needs("torchtitan", "0.3")
+    plan = recomputing(language_plan(counts, 2, schedule, 4), *recomputed)
+    run_ranks("train_torchtitan.py", plan, "torchtitan", tmp_path)
+    once = plan.num_microbatches
+    layers = range(sum(counts))
+    assert_same(tmp_path, {str(n): once * (1 + (n in recomputed)) for n in layers})
+
+
+@pytest.mark.parametrize(
+    ("counts", "schedule", "recomputes"),
+    [([1, 2], "1f1b", True), ([1, 1, 2, 1], "interleaved-1f1b", False)],
+)
+def test_automodel_trains_and_recomputes_as_planned(
+    needs: Needs, tmp_path: Path, counts: list[int], schedule: str, recomputes: bool
+) -> None:
+    needs("automodel")
+    layers = range(sum(counts))
+    plan = language_plan(counts, 2, schedule, 4)
+    run_ranks(
+        "train_automodel.py",
+        recomputing(plan, *layers) if recomputes else plan,
+        "automodel",
+        tmp_path,
+    )
+    once = plan.num_microbatches
+    assert_same(tmp_path, {str(n): once * (1 + recomputes) for n in layers})

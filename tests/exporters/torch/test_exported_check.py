@@ -1,0 +1,191 @@
+"""Exports run autograd functions as they are written, and find their own errors."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from autopart.errors import RunError
+from autopart.exporters.targets import export_plan
+from autopart.exporters.torch import exported_check, exported_draws
+from autopart.exporters.torch.self_check import check_export
+from autopart.records.plan import Plan
+from autopart.runtime.models.model import build_training_model, example_batch
+from autopart.runtime.models.model_file import load_model
+from tests.exporters.torch.test_exported_pipeline import run_stages, with_policies
+from tests.support.exporters.exported import import_text
+from tests.support.exporters.plans import make_plan
+from tests.support.places import MODELS
+from tests.support.runtime.rank_pool import RankPool
+
+BACKWARDS, DRAWING = str(MODELS / "backwards.py"), str(MODELS / "drawing.py")
+CUT = [["blocks.0", "blocks.1"], ["blocks.2", "blocks.3", "head", "loss"]]
+DIFFUSION = [
+    ["enter", "blocks.0", "blocks.1"],
+    ["blocks.2", "blocks.3", "leave"],
+]
+
+
+def plan(layers: Sequence[Sequence[str]] = CUT, schedule: str = "1f1b", **policies: object) -> Plan:
+    return with_policies(make_plan(layers, [(0,), (1,)], 4, schedule), **policies)
+
+
+def differences(of: Plan, model: str) -> list[float]:
+    """Largest differences of the loss and of each gradient, after one microbatch in one process."""
+    pipeline = import_text(export_plan(of, "torch").files["pipeline.py"])
+    source = load_model(model)
+    training, twin = build_training_model(source), build_training_model(source)
+    batch = example_batch(source, 2)
+    stages = pipeline.cut_model(training.model, training.loss_fn, batch, torch.device("cpu"))
+    loss, expected = run_stages(stages, pipeline._leaves_of(batch)), twin(*batch)
+    for stage in stages:
+        stage.weight_gradients()()
+    expected.backward()
+    pairs = zip(training.parameters(), twin.parameters(), strict=True)
+    apart = [(p.grad - q.grad).abs().max().item() for p, q in pairs if q.grad is not None]
+    return [abs(loss.item() - expected.item()), *apart]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "policies"),
+    [
+        ("1f1b", {}),
+        ("1f1b", {"recompute": ("blocks.1", "blocks.2")}),
+        ("1f1b", {"selective": ("blocks.1", "blocks.2")}),
+        ("zb-h1", {"recompute": ("blocks.1",)}),
+    ],
+)
+def test_autograd_functions_keep_their_own_backwards(
+    schedule: str, policies: dict[str, tuple[str, ...]]
+) -> None:
+    assert max(differences(plan(CUT, schedule, **policies), BACKWARDS)) <= 1e-6
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
+def test_hooks_of_parameters_change_their_gradients(schedule: str) -> None:
+    assert max(differences(plan(CUT, schedule), BACKWARDS + ":parameter_hooked")) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("builder", "said"),
+    [
+        ("in_place", "its autograd function Doubling changes an argument"),
+        ("assigning", "it assigns buffer 'mean', which a graph loses: write into it"),
+        ("hooked", "it registers a hook for the gradient of a tensor"),
+        ("module_hooked", "a module has a backward hook"),
+        ("calling", "its autograd function CheckpointFunction takes a "),
+    ],
+)
+def test_a_backward_that_a_graph_loses_is_refused(builder: str, said: str) -> None:
+    layers = [["blocks.0"], ["blocks.1", "head", "loss"]]
+    with pytest.raises(ValueError, match=f"^the model cannot be captured: {said}") as caught:
+        differences(plan(layers), f"{BACKWARDS}:{builder}")
+    assert "\n" not in str(caught.value)
+    assert (
+        torch.autograd.Function.__dict__["apply"].__func__.__module__ == "torch.autograd.function"
+    )
+
+
+def checked(rank: int, text: str, model: str) -> str:
+    """The check's sentence, or its error, on this rank."""
+    pipeline = import_text(text)
+    sys.modules["pipeline_draws"] = exported_draws  # the file beside the exported one
+    try:
+        return exported_check.check(
+            pipeline, exported_check.load_model(model), rank, torch.device("cpu")
+        )
+    except exported_check.CheckError as error:
+        return f"error: {error}"
+
+
+def sentence(pool: RankPool, of: Plan, model: str, *changes: tuple[str, str]) -> str:
+    """The sentence of a checked export whose text is changed. All ranks say the same."""
+    text = export_plan(of, "torch").files["pipeline.py"]
+    for before, after in changes:
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    said, other = pool.call(checked, text, model)
+    assert said == other
+    return said
+
+
+def test_an_export_with_autograd_functions_is_equal_to_the_plain_model(
+    two_ranks: RankPool,
+) -> None:
+    said = sentence(two_ranks, plan(recompute=("blocks.1",)), BACKWARDS)
+    assert said.startswith("equal to the plain model: loss ") and "tolerance 1e-05" in said
+
+
+@pytest.mark.slow
+def test_an_export_draws_the_plain_models_random_numbers(two_ranks: RankPool) -> None:
+    layers = ("blocks.1", "blocks.2")
+    for policies in ({}, {"recompute": layers}, {"selective": layers}):
+        said = sentence(two_ranks, plan(DIFFUSION, **policies), DRAWING + ":diffusion")
+        assert (
+            "random numbers were seeded alike in both (bernoulli_ 48, randn_like 4 times)" in said
+        )
+
+
+BROKEN = {
+    "no autograd functions": (
+        "function.apply = classmethod(as_one_operation)",
+        "function.apply = self.apply",
+    ),
+    "the sum of losses": ("return loss.sum() / NUM_MICROBATCHES", "return loss.sum()"),
+    "a gradient that is dropped": (
+        "return tuple(gradient.contiguous() for gradient in gradients)",
+        "return tuple(0.0 * gradient.contiguous() for gradient in gradients)",
+    ),
+    "a microbatch for another": (
+        "torch.stack([leaves[place] for leaves in named])",
+        "torch.stack([named[0][place] for _ in named])",
+    ),
+    "another loss": (
+        "loss += part.detach()",
+        "loss += 1.001 * part.detach()",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_export_fails_its_check(two_ranks: RankPool, name: str) -> None:
+    said = sentence(two_ranks, plan(), BACKWARDS, BROKEN[name])
+    assert said.startswith("error: the export differs from the plain model: "), said
+
+
+@pytest.mark.slow
+def test_missing_sums_and_random_numbers_of_second_runs_fail_the_check(
+    two_ranks: RankPool,
+) -> None:
+    unsummed = ("    for group, parameters in stages.shared:", "    for group, parameters in ():")
+    whole = [["blocks.0", "blocks.1", "blocks.2", "blocks.3", "head", "loss"]]
+    replicated = make_plan(whole, [(0, 1)], 4)
+    assert sentence(two_ranks, replicated, BACKWARDS).startswith("equal to the plain model")
+    assert sentence(two_ranks, replicated, BACKWARDS, unsummed).startswith(
+        "error: the export differs"
+    )
+    forgets = ("use_reentrant=False, c", "use_reentrant=False, preserve_rng_state=False, c")
+    of = plan(DIFFUSION, recompute=("blocks.1", "blocks.2"))
+    said = sentence(two_ranks, of, DRAWING + ":diffusion", forgets)
+    assert said.startswith("error: the export differs"), said
+
+
+def written(folder: Path, of: Plan) -> Path:
+    for name, text in export_plan(of, "torch").files.items():
+        (folder / name).write_text(text)
+    return folder / "pipeline.py"
+
+
+@pytest.mark.slow
+def test_the_written_script_checks_itself(tmp_path: Path) -> None:
+    script = written(tmp_path, plan())
+    assert check_export(script, Path(BACKWARDS)).startswith("equal to the plain model: loss ")
+    script.write_text(script.read_text().replace(*BROKEN["the sum of losses"]))
+    with pytest.raises(RunError, match="the export differs from the plain model") as caught:
+        check_export(script, Path(BACKWARDS))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RunError, match=r"there is no such Python file; name it with --check"):
+        check_export(script, tmp_path / "gone.py")

@@ -1,0 +1,34 @@
+"""The zoo of hostile models: each trains in a pipeline, cannot be cut, or is refused in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.runtime.rank_pool import RankPool
+from tests.support.tried import hostile_control, hostile_gradients, hostile_structure
+from tests.support.tried.trial import check
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # some of these models warn
+
+TABLES = {
+    "tests.support.tried.hostile_gradients": hostile_gradients.MODELS,
+    "tests.support.tried.hostile_control": hostile_control.MODELS,
+    "tests.support.tried.hostile_structure": hostile_structure.MODELS,
+}
+QUICK = {"straight_through", "nan_loss"}
+
+
+def entries() -> list[object]:
+    """Every entry's table and name; all but a few are slow."""
+    return [
+        pytest.param(table, name, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for table, models in TABLES.items()
+        for name in models
+    ]
+
+
+@pytest.mark.parametrize(("table", "name"), entries())
+def test_a_hostile_model_ends_as_the_table_says(
+    table: str, name: str, tmp_path: Path, two_ranks: RankPool
+) -> None:
+    check(table, name, TABLES[table][name], tmp_path, two_ranks)

@@ -1,0 +1,113 @@
+"""Checkpoints in the model become the recompute of their layers, or are told."""
+
+import msgspec
+import pytest
+from torch.utils import checkpoint as torch_checkpoint
+
+from autopart.certificate.verify import verify
+from autopart.records.cluster import cluster_of
+from autopart.records.plan import Plan
+from autopart.records.profile import Profile, stash_error
+from autopart.runtime.capture.capture import capture_model
+from autopart.runtime.engine.run_settings import RunSettings
+from autopart.runtime.models.model import build_training_model, example_batch
+from autopart.runtime.models.model_file import load_model
+from autopart.runtime.profiling.profiler import profile_model
+from autopart.search.options import SolveKeywords
+from autopart.search.planner import solve
+from tests.support.places import MODELS
+from tests.support.runtime.on_ranks import run
+from tests.support.runtime.rank_pool import RankPool
+
+FILE = str(MODELS / "checkpointed.py")
+BLOCKS = tuple(f"blocks.{place}" for place in range(4))
+
+
+def profile_of(function: str) -> Profile:
+    return profile_model(f"{FILE}:{function}", microbatch_size=4, repeats=1, warmup=0)
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return profile_of("each_block")
+
+
+def planned(profile: Profile, **keywords: object) -> Plan:
+    asked = msgspec.convert({"global_batch": 16, "num_stages": 2, **keywords}, SolveKeywords)
+    return solve(profile, cluster_of("cpu", gpus=2), **asked)
+
+
+def recomputed(plan: Plan) -> tuple[str, ...]:
+    return tuple(name for stage in plan.stages for name in stage.recompute)
+
+
+@pytest.mark.parametrize(
+    ("function", "whole", "partly"),
+    [
+        ("plain", (), ()),
+        ("each_block", BLOCKS, ()),
+        ("each_block_reentrant", BLOCKS, ()),
+        ("half_of_them", BLOCKS[:2], ()),
+        ("parts_of_blocks", (), BLOCKS),
+    ],
+)
+def test_the_layers_under_a_checkpoint_are_known(
+    function: str, whole: tuple[str, ...], partly: tuple[str, ...]
+):
+    source = load_model(f"{FILE}:{function}")
+    captured = capture_model(build_training_model(source), example_batch(source, 4))
+    assert captured.checkpointed == (whole, partly)
+    assert len(captured.layers) == 7
+
+
+def test_torch_s_checkpoint_is_itself_after_a_capture():
+    kept = torch_checkpoint.CheckpointFunction
+    source = load_model(f"{FILE}:each_block_reentrant")
+    capture_model(build_training_model(source), example_batch(source, 4))
+    assert torch_checkpoint.CheckpointFunction is kept
+
+
+def test_the_profile_marks_the_layers_and_compares_with_the_model_without_checkpoints(
+    profile: Profile,
+):
+    assert tuple(la.name for la in profile.graph.layers if la.checkpointed is True) == BLOCKS
+    assert profile.whole is not None and abs(stash_error(profile.whole)) < 0.02
+    assert not any("stashes" in note for note in profile.warnings)
+    told = [note for note in profile.warnings if "checkpoints" in note]
+    assert len(told) == 1 and "solve recomputes them" in told[0]
+
+
+def test_a_plan_recomputes_the_layers_that_the_model_checkpoints(profile: Profile):
+    plan = planned(profile)
+    assert recomputed(plan) == BLOCKS and plan.demands.recompute_layers == BLOCKS
+    assert all(check.passed for check in verify(plan, profile))
+    assert planned(profile, recompute_layers=list(BLOCKS)).stages == plan.stages
+
+
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        ({"recompute": "never"}, ()),
+        ({"keep_layers": ["blocks.1"]}, ("blocks.0", "blocks.2", "blocks.3")),
+        ({"schedule": "zb-h1"}, ()),
+        ({"schedule": "interleaved-1f1b", "stages_per_rank": 2, "num_stages": 4}, ()),
+    ],
+)
+def test_another_word_of_the_user_wins(
+    profile: Profile, keywords: dict[str, object], expected: tuple[str, ...]
+):
+    plan = planned(profile, **keywords)
+    assert recomputed(plan) == expected
+
+
+def test_a_checkpoint_in_a_part_of_a_layer_is_told():
+    told = [note for note in profile_of("parts_of_blocks").warnings if "checkpoint" in note]
+    assert len(told) == 1
+    assert "a part of 4 layers (blocks.0, blocks.1, blocks.2, …), which is left out" in told[0]
+    assert "--recompute-layer" in told[0]
+
+
+def test_a_run_recomputes_in_the_model_s_place(two_ranks: RankPool, profile: Profile):
+    settings = RunSettings(model=f"{FILE}:each_block", steps=1, check=True)
+    result = two_ranks.call(run, planned(profile), settings)[0]
+    assert result.check.gradients < 1e-5

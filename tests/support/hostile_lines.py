@@ -1,0 +1,200 @@
+"""Hostile command lines: every option of every command with values that it cannot use, and more.
+
+Each line is refused in one sentence with a documented exit code, or does its work. It never ends in
+a traceback, and never without an end.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+LONG = "x" * 5000
+
+COUNT = ("0", "-1", "1.5", "nan", "", "many", "1e3", "0x10", "½", "99999999999999999999")
+NUMBER = ("-1", "nan", "inf", "-inf", "", "much", "1e999", "1,5", "½")
+SIZE = ("", "0", "-1GiB", "nan", "inf", "1e400GiB", "80 apples", "GiB", "٣GiB")
+RATE = ("", "0", "-1GB/s", "nan", "infGB/s", "1e-400GB/s", "1e400GB/s", "fast", "100")
+CHOICE = ("", "nothing", "STEP", "\x1b[31m", "[/b]", LONG)
+LAYER = ("", " ", "nobody", "[/b]", "h.0,h.0", "\n", "\udcff", LONG)
+PIN = ("", "=", "h.0", "h.0=", "=1", "h.0=-1", "h.0=99", "h.0=many", "nobody=0", "[/b]=0")
+PAIR = ("", ",", "h.0", "h.0,", "h.0,h.0", "h.0,nobody", "[/b],\x1b")
+INPUT = (
+    "", "absent.json", "folder", "broken.json", "empty.json", "text.txt", "binary.json",
+    "dangling.json", "pipe.json", "/dev/null", "profile.json/below", "\x1b[31m.json", "a\nb.json",
+    "\udcff.json", f"{LONG}.json", "層.json", "wrong.json",
+)  # fmt: skip
+OUTPUT = (
+    "", "folder", "text.txt", "profile.json/below.json", "/dev/full", "/proc/none/out.json",
+    "pipe.json", f"{LONG}.json", "model.py",
+)  # fmt: skip
+MODEL = (
+    "", "absent.py", "folder", "text.txt", "zoo:", "zoo:nobody", "zoo:[/b]", "model.py:", ":", "::",
+    "model.py:nobody", "model.py:build_model:more", "os:getcwd", "no.such.package:model", "os",
+    "syntax.py", "raising.py", "exiting.py", "binary.json", "\x1b[31m", "a\nb.py", LONG,
+)  # fmt: skip
+TEXT = ("", " ", "[/b]", "\x1b[31m", "\udcff", LONG)
+
+
+class Verb(NamedTuple):
+    """One command: a line that works or nearly works, and the values for each of its options."""
+
+    base: str
+    """The line. Hostile options are appended, and the last one counts."""
+    options: dict[str, tuple[str, ...]]
+    arguments: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Lines with `{}` for one argument, and the argument's values."""
+
+
+VERBS = {
+    "profile": Verb(
+        "profile model.py --warmup 0 --repeats 1 -o new.json",
+        {
+            "--output": OUTPUT, "--microbatch-size": COUNT, "--dtype": CHOICE, "--device": CHOICE,
+            "--gpu": ("", "z100", "[/b]", "h100-sxm"), "--warmup": ("-1", "nan", "", "many"),
+            "--repeats": ("0", "-1", "nan", "", "many"), "--max-spread": NUMBER,
+            "--granularity": CHOICE, "--threads": ("0", "-1", "nan", "", "99999999999999999999"),
+        },
+        (("profile {} --warmup 0 --repeats 1 -o new.json", MODEL),),
+    ),
+    "probe": Verb(
+        "probe -o new.json",
+        {
+            "--ranks": ("0", "1", "-1", "nan", "", "many"), "--output": OUTPUT, "--device": CHOICE,
+            "--threads": ("0", "-1", "nan", "", "99999999999999999999"), "--timeout": NUMBER,
+        },
+    ),
+    "clusters": Verb(
+        "clusters dgx-h100",
+        {"--nodes": COUNT, "--output": OUTPUT},
+        (("clusters {}", CHOICE), ("clusters {} -o new.json", TEXT)),
+    ),
+    "import": Verb(
+        "import pipedream graph.txt -o new.json",
+        {"--output": OUTPUT},
+        (("import {} graph.txt -o new.json", CHOICE), ("import pipedream {} -o new.json", INPUT)),
+    ),
+    "bottleneck": Verb(
+        "bottleneck pipedream graph.txt --gpus 2 --time-limit 1",
+        {
+            "--gpus": COUNT, "--nodes": COUNT, "--bandwidth": RATE, "--memory": SIZE,
+            "--microbatches": COUNT, "--time-limit": NUMBER,
+        },
+        (
+            ("bottleneck {} graph.txt --gpus 2", CHOICE),
+            ("bottleneck pipedream {} --gpus 2", INPUT),
+            ("bottleneck piper {} --gpus 2", INPUT),
+            ("bottleneck dnn-partitioning {} --gpus 2", INPUT),
+        ),
+    ),
+    "solve": Verb(
+        "solve --profile profile.json --gpus 2 --global-batch 8 --time-limit 1 -o new.json",
+        {
+            "--profile": INPUT, "--gpus": COUNT, "--nodes": COUNT, "--gpus-per-node": COUNT,
+            "--gpu": ("", "z100", "[/b]", "h100-sxm:", "h100-sxm:0", "h100-sxm:x", ":", ",", LONG),
+            "--memory": SIZE, "--reserve": (*SIZE, "1PiB"), "--intra-bandwidth": RATE,
+            "--inter-bandwidth": RATE, "--host-bandwidth": RATE, "--host-memory": SIZE,
+            "--cluster": INPUT, "--global-batch": COUNT,
+            "--microbatch-size": ("", "0", "-1", "1,", "1,1", ",", "many", "1.5", "7", "1" * 30),
+            "--objective": CHOICE, "--schedule": (*CHOICE, ",", "1f1b,", "1f1b,1f1b", "1f1b,zigzag"),
+            "--stages-per-rank": COUNT, "--stages": COUNT,
+            "--replicas": ("", "0", "-1", "many", "1.5", "99999999999999999999", "[/b]"),
+            "--pin": PIN, "--same-stage": PAIR, "--different-stage": PAIR, "--solver": CHOICE,
+            "--time-limit": NUMBER, "--recompute": CHOICE, "--recompute-layer": LAYER,
+            "--selective-layer": LAYER, "--keep-layer": LAYER, "--offload": CHOICE,
+            "--offload-layer": LAYER, "--offload-optimizer": CHOICE,
+            "--optimizer": (*CHOICE, "-1", "nan", "1e999"), "--precision": (*CHOICE, "-mixed"),
+            "--gradient-dtype": CHOICE, "--memory-sweep": ("0", "1", "-1", "nan", "", "many"),
+            "--output": OUTPUT,
+        },
+    ),
+    "show": Verb("show plan.json", {}, (("show {}", INPUT), ("show --memory --json {}", INPUT))),
+    "simulate": Verb(
+        "simulate plan.json",
+        {
+            "--trace": OUTPUT, "--noise": (*NUMBER, "0", "1000"), "--profile": INPUT,
+            "--draws": ("0", "-1", "nan", "", "many"), "--seed": ("nan", "", "many", "1.5", "-1"),
+        },
+        (("simulate {}", INPUT), ("simulate {} --asynchronous", INPUT[:6])),
+    ),
+    "verify": Verb(
+        "verify plan.json --profile profile.json",
+        {"--profile": INPUT, "--target": CHOICE, "--map": (*PAIR, "=", "a{i}=b", "{i}{i}=b")},
+        (("verify {} --profile profile.json", INPUT),),
+    ),
+    "run": Verb(
+        "run plan.json model.py --steps 1",
+        {
+            "--steps": COUNT, "--optimizer": CHOICE, "--lr": NUMBER, "--device": CHOICE,
+            "--timeout": NUMBER, "--seed": ("nan", "", "many", "1.5", "99999999999999999999999"),
+            "--backend": CHOICE, "--asynchronous": CHOICE,
+        },
+        (("run {} model.py", INPUT), ("run plan.json {} --local", MODEL[:3])),
+    ),
+    "validate": Verb(
+        "validate plan.json model.py --steps 1",
+        {
+            "--steps": COUNT, "--tolerance": NUMBER, "--trace": OUTPUT, "--optimizer": CHOICE,
+            "--device": CHOICE, "--threads": ("0", "-1", "nan", "", "99999999999999999999"),
+            "--timeout": NUMBER, "--seed": ("nan", "", "many", "1.5", "99999999999999999999999"),
+        },
+        (("validate {} model.py", INPUT), ("validate plan.json {} --one-device", MODEL)),
+    ),
+    "export": Verb(
+        "export plan.json --to torch -o out",
+        {
+            "--to": CHOICE, "--target-version": TEXT, "--output": ("", "text.txt", "profile.json/x", "/proc/none"),
+            "--map": (*PAIR, "=", "a{i}=b", "{i}{i}=b", "nobody=head"), "--model": MODEL[:4],
+        },
+        (("export {} --to torch -o out", INPUT), ("export {} --to device-map -o out", INPUT[:8])),
+    ),
+}  # fmt: skip
+
+WHOLE = (
+    "", "--nothing", "nothing", "[/b]", "\x1b[31m", LONG, "--help --help", "-o", "solve solve",
+    "solve", "solve --gpus", "solve -o", "solve --gpus 2 --gpus 0", "solve --gpus 8 --nodes 3",
+    "solve --gpus 8 --nodes 2 --gpus-per-node 2", "solve --gpus 2 --cluster cluster.json --gpu l40s",
+    "solve --gpus 2 --profile profile.json --profile profile.json",
+    "solve --gpus 2 --profile profile.json --profile plan.json",
+    "solve --gpus 2 --profile profile.json --memory 1B", "solve --gpus 2 --profile profile.json --stages 99",
+    "solve --gpus 2 --profile profile.json --stages 2 --replicas 2",
+    "solve --gpus 2 --profile profile.json --global-batch 7",
+    "solve --gpus 2 --profile profile.json --pin h.0=0 --pin h.0=1",
+    "solve --gpus 2 --profile profile.json --same-stage h.0,h.1 --different-stage h.0,h.1",
+    "solve --gpus 2 --profile profile.json --recompute-layer h.0 --keep-layer h.0",
+    "solve --gpus 2 --profile profile.json --stages-per-rank 2 --replicas per-stage",
+    "solve --gpus 2 --profile profile.json --objective bottleneck --replicas per-stage",
+    "solve --gpus 2 --profile profile.json --schedule 1f1b --stages-per-rank 2",
+    "solve --gpus 2 --profile profile.json --gpu h100-sxm:2,l40s:2",
+    "solve --gpus 2 --profile profile.json --gpu h100-sxm:1,l40s:1 --memory 1GiB",
+    "solve --gpus 2 --profile profile.json --reserve 1TiB --memory 1GiB",
+    "solve --gpus 2 --profile profile.json --memory-sweep 2 --time-limit 1 --memory 1B",
+    "solve --gpus 2 --profile profile.json extra", "show", "show plan.json plan.json", "show profile.json",
+    "show cluster.json", "show --memory", "simulate", "simulate plan.json --asynchronous --noise 1",
+    "simulate plan.json --profile profile.json --noise 0.1", "verify", "verify plan.json",
+    "verify plan.json --profile plan.json", "verify profile.json --profile profile.json",
+    "verify plan.json --profile profile.json --target torch", "verify plan.json --target",
+    "run", "run plan.json", "run plan.json model.py", "run plan.json model.py --local --device cuda",
+    "run plan.json model.py --local --asynchronous pipedream --backend torch --check",
+    "run plan.json model.py --local --steps 0", "run plan.json model.py --local --lr nan",
+    "run plan.json model.py --local --timeout nan", "run plan.json model.py --local --seed 99999999999999999999999",
+    "validate", "validate plan.json", "validate plan.json model.py --one-device --local",
+    "validate plan.json model.py --trace profile.json", "export", "export plan.json", "export --to torch",
+    "export plan.json --to nothing", "export plan.json --to megatron -o out", "export --list --to nothing",
+    "export plan.json --to torch --check --model absent.py -o out", "import", "import pipedream",
+    "bottleneck", "bottleneck pipedream", "bottleneck pipedream graph.txt", "probe", "probe --ranks 1",
+    "profile", "profile zoo:nobody --device meta --gpu h100-sxm", "profile model.py --gpu h100-sxm",
+    "profile model.py --device meta", "profile model.py -o profile.json/x",
+)  # fmt: skip
+"""Lines that lack something, say something twice, or contradict themselves."""
+
+
+def hostile_lines() -> Iterator[tuple[str, ...]]:
+    """Every line, in a fixed order."""
+    for line in WHOLE:
+        yield (line,) if line in ("\x1b[31m", LONG) else tuple(line.split(" ")) if line else ()
+    for verb in VERBS.values():
+        for option, values in verb.options.items():
+            for value in values:
+                yield (*verb.base.split(), option, value)
+        for line, values in verb.arguments:
+            for value in values:
+                yield tuple(value if word == "{}" else word for word in line.split())

@@ -1,0 +1,59 @@
+"""A schedule as a picture: one slot for each action, `.` where its rank waits."""
+
+from collections.abc import Sequence
+
+from autopart.schedules.actions import Action, Schedule
+from autopart.schedules.kind import Kind
+from tests.support.waits import predecessors
+
+
+def slots(
+    schedule: Schedule,
+    num_stages: int,
+    starts: Sequence[int] = (0,),
+    lengths: dict[str, int] | None = None,
+) -> dict[Action, int]:
+    """The slot in which each action starts.
+
+    `lengths` are the slots that F, B, I and W take; None gives each one slot. Sends take none.
+    """
+    took = lengths or dict.fromkeys("FBIW", 1)
+    start: dict[Action, int] = {}
+    end: dict[Action, int] = {}
+    there = {action for order in schedule for action in order}
+    at, free = [0] * len(schedule), [0] * len(schedule)
+    while len(end) < len(there):
+        # Each round lets every rank run all actions whose needs are done.
+        before = len(end)
+        for rank, order in enumerate(schedule):
+            while at[rank] < len(order):
+                action = order[at[rank]]
+                needs = there.intersection(predecessors(action, num_stages, "BI", starts))
+                if not end.keys() >= needs:
+                    break
+                start[action] = max([free[rank], *(end[n] for n in needs)])
+                free[rank] = end[action] = start[action] + took[action.op]
+                at[rank] += 1
+        assert len(end) > before, "the schedule deadlocks"
+    return start
+
+
+def draw(schedule: Schedule, num_stages: int, starts: Sequence[int] = (0,)) -> list[str]:
+    """One line for each rank, such as `rank 0  0F0 0F1  .  0B0`."""
+    start = slots(schedule, num_stages, starts)
+    length = 1 + max(start.values())
+    width = max(len(str(action)) for action in start)
+    lines: list[str] = []
+    for rank, order in enumerate(schedule):
+        cells = ["."] * length
+        for action in order:
+            cells[start[action]] = str(action)
+        lines.append(f"rank {rank}  " + " ".join(cell.center(width) for cell in cells).rstrip())
+    return lines
+
+
+def place_stages(
+    kind: Kind, num_ranks: int, stages_per_rank: int = 1
+) -> tuple[tuple[int, ...], ...]:
+    """The ranks of each stage, for one pipeline on ranks 0 to `num_ranks` - 1."""
+    return tuple((rank,) for rank in kind.placement(num_ranks, stages_per_rank))

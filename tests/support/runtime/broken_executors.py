@@ -1,0 +1,272 @@
+"""Executors that are broken on purpose, each in one way, for tests of the check.
+
+A fault is a function that replaces attributes of the executor on this rank. `complaint_with` runs a
+checked plan with it and undoes the replacements.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import distributed
+
+from autopart.records.plan import Plan
+from autopart.runtime.engine import asynchronous, rank_executor
+from autopart.runtime.engine.run_settings import RunSettings
+from autopart.runtime.engine.stage import TorchStage
+from autopart.runtime.job import training
+from autopart.runtime.transforms import offload, recomputed_layer
+from autopart.runtime.update import gradient_sum
+from autopart.runtime.update.optimizer import Optimizer
+from autopart.runtime.update.zero_shards import ZeroSharding
+from tests.support.runtime.on_ranks import complaint_of
+
+Replace = Callable[[Any, str, Any], None]
+"""Replaces an attribute until the run is over."""
+
+FAULTS: dict[str, Callable[[Replace], None]] = {}
+
+
+def complaint_with(rank: int, plan: Plan, settings: RunSettings, fault: str) -> str:
+    """The error of a run with a broken executor on this rank, empty without one."""
+    kept: list[tuple[Any, str, Any]] = []
+
+    def replace(owner: Any, name: str, value: Any) -> None:
+        kept.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    try:
+        if fault:
+            FAULTS[fault](replace)
+        return complaint_of(rank, plan, settings)
+    finally:
+        for owner, name, value in reversed(kept):
+            setattr(owner, name, value)
+
+
+def _fault(broken: Callable[[Replace], None]) -> Callable[[Replace], None]:
+    FAULTS[broken.__name__.strip("_").replace("_", " ")] = broken
+    return broken
+
+
+def _on_rank_1() -> bool:
+    return distributed.get_rank() == 1
+
+
+@_fault
+def _wrong_microbatch_scaling(replace: Replace) -> None:
+    step = rank_executor.StepExecutor.step
+
+    def scaled(self: Any, microbatches: Any, *, scale: float = 1.0, sync: bool = True) -> Any:
+        n = self._part.num_microbatches
+        return step(self, microbatches, scale=scale * n / (n - 1), sync=sync)
+
+    replace(rank_executor.StepExecutor, "step", scaled)
+
+
+@_fault
+def _wrong_loss_scale_of_one_microbatch(replace: Replace) -> None:
+    backward = TorchStage.backward
+    replace(
+        TorchStage,
+        "backward",
+        lambda self, m, given, scale, **how: backward(
+            self, m, given, scale * (1.001 if m == 2 else 1.0), **how
+        ),
+    )
+
+
+@_fault
+def _wrong_loss_that_is_reported(replace: Replace) -> None:
+    step = rank_executor.StepExecutor.step
+
+    def reported(self: Any, *given: Any, **how: Any) -> Any:
+        loss = step(self, *given, **how)
+        return None if loss is None else loss * 1.0001
+
+    replace(rank_executor.StepExecutor, "step", reported)
+
+
+@_fault
+def _dropped_message_of_gradients(replace: Replace) -> None:
+    backward = TorchStage.backward
+
+    def dropped(self: Any, m: int, *given: Any, **how: Any) -> Any:
+        made = backward(self, m, *given, **how)
+        return tuple(map(torch.zeros_like, made)) if m == 1 else made
+
+    replace(TorchStage, "backward", dropped)
+
+
+@_fault
+def _dropped_gradient_of_one_parameter(replace: Replace) -> None:
+    step = rank_executor.StepExecutor.step
+
+    def forgetful(self: Any, *given: Any, **how: Any) -> Any:
+        loss = step(self, *given, **how)
+        if _on_rank_1():
+            next(iter(self.parameters.values())).grad = None
+        return loss
+
+    replace(rank_executor.StepExecutor, "step", forgetful)
+
+
+@_fault
+def _dropped_update_of_one_rank(replace: Replace) -> None:
+    step = Optimizer.step
+
+    def lazy(self: Optimizer) -> None:
+        if not _on_rank_1():
+            return step(self)
+        for parameter in self._trained:
+            parameter.grad = None
+        return None
+
+    replace(Optimizer, "step", lazy)
+
+
+@_fault
+def _gradients_that_are_not_cleared(replace: Replace) -> None:
+    step = Optimizer.step
+
+    def keeping(self: Optimizer) -> None:
+        kept = [(p, p.grad) for p in self._trained]
+        step(self)
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+
+    replace(Optimizer, "step", keeping)
+
+
+@_fault
+def _stale_weights(replace: Replace) -> None:
+    """From the second step on, rank 1 runs one microbatch with the weights of the start."""
+    forward, start = TorchStage.forward, dict[int, torch.Tensor]()
+
+    def stale(self: Any, m: int, *given: Any) -> Any:
+        parameters = list(self.program.module.parameters())
+        now = [p.detach().clone() for p in parameters]
+        for p in parameters:
+            start.setdefault(id(p), p.detach().clone())
+        if m == 3 and _on_rank_1():
+            for p in parameters:
+                p.data.copy_(start[id(p)])
+        made = forward(self, m, *given)
+        for p, value in zip(parameters, now, strict=True):
+            p.data.copy_(value)
+        return made
+
+    replace(TorchStage, "forward", stale)
+
+
+@_fault
+def _weights_one_version_too_old(replace: Replace) -> None:
+    version = asynchronous.weight_version
+    replace(asynchronous, "weight_version", lambda *given: max(0, version(*given) - 1))
+
+
+@_fault
+def _swapped_stages(replace: Replace) -> None:
+    split = training.split_stages
+
+    def swapped(captured: Any, stages: Any) -> Any:
+        programs = list(split(captured, stages))
+        programs[1], programs[2] = programs[2], programs[1]
+        return tuple(programs)
+
+    replace(training, "split_stages", swapped)
+
+
+@_fault
+def _swapped_microbatches(replace: Replace) -> None:
+    """The first stage and the last one read different microbatches."""
+    forward, seen = TorchStage.forward, dict[str, Any]()
+
+    def swapped(self: Any, m: int, received: Any, leaves: Any) -> Any:
+        last = seen.get("leaves", leaves)
+        seen["leaves"] = leaves
+        return forward(self, m, received, last if self.is_last else leaves)
+
+    replace(TorchStage, "forward", swapped)
+
+
+@_fault
+def _message_of_another_microbatch(replace: Replace) -> None:
+    forward, seen = TorchStage.forward, dict[int, Any]()
+
+    def mixed(self: Any, m: int, received: Any, leaves: Any) -> Any:
+        copied = [tensor.clone() for tensor in received]
+        given = seen.get(self.stage_index, copied) if m == 2 else received
+        seen[self.stage_index] = copied
+        return forward(self, m, given, leaves)
+
+    replace(TorchStage, "forward", mixed)
+
+
+@_fault
+def _missing_sum_of_gradients(replace: Replace) -> None:
+    replace(gradient_sum.GradientSum, "run", lambda self: None)
+
+
+@_fault
+def _mean_in_place_of_a_sum(replace: Replace) -> None:
+    bucket_sum = gradient_sum._sum_bucket
+
+    def mean(bucket: Any, group: Any) -> None:
+        bucket_sum(bucket, group)
+        for parameter in bucket:
+            parameter.grad /= group.size()
+
+    replace(gradient_sum, "_sum_bucket", mean)
+
+
+@_fault
+def _missing_gather_of_shards(replace: Replace) -> None:
+    replace(ZeroSharding, "gather", lambda self, tensor_of: None)
+
+
+@_fault
+def _other_random_numbers_in_the_second_run(replace: Replace) -> None:
+    replace(recomputed_layer, "_is_random", lambda part: False)
+
+
+@_fault
+def _second_run_with_another_input(replace: Replace) -> None:
+    """Torch calls the layer's function again; the second time its first tensor is another."""
+    checkpoint = recomputed_layer.checkpoint
+
+    def other(function: Any, first: torch.Tensor, *rest: Any, **how: Any) -> Any:
+        runs: list[None] = []
+
+        def run(value: torch.Tensor, *others: Any) -> Any:
+            runs.append(None)
+            return function(value * 1.001 if len(runs) > 1 else value, *others)
+
+        return checkpoint(run, first, *rest, **how)
+
+    replace(recomputed_layer, "checkpoint", other)
+
+
+@_fault
+def _statistics_that_count_twice(replace: Replace) -> None:
+    replace(recomputed_layer, "_restored", lambda buffers: nullcontext())
+
+
+@_fault
+def _weight_gradient_that_is_left_out(replace: Replace) -> None:
+    weight_backward = TorchStage.weight_backward
+
+    def left_out(self: Any, m: int) -> None:
+        if m == 1:
+            self._deferred.pop(m)
+        else:
+            weight_backward(self, m)
+
+    replace(TorchStage, "weight_backward", left_out)
+
+
+@_fault
+def _stash_that_comes_back_wrong(replace: Replace) -> None:
+    tensor = offload._SavedTensor.tensor
+    replace(offload._SavedTensor, "tensor", lambda self: tensor(self).roll(1, 0))

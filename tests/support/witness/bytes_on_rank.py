@@ -1,0 +1,174 @@
+"""Bytes on one rank: what lasts for a step, and the most that moves within it."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from autopart.records.training import Training
+from tests.support.witness.orders import Orders, awaited_actions, round_of_actions
+from tests.support.witness.stages import StageFigures
+
+WIDTH = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+MOMENTS = {"adamw": 2, "sgd-momentum": 1, "adafactor": 1, "sgd": 0}
+
+
+def summed_gradients(training: Training, gradients: int, trained: int) -> int:
+    """Gradient bytes in the precision in which they are summed."""
+    own = training.precision.removesuffix("-mixed")
+    return gradients if training.gradient_dtype == own else trained * WIDTH[training.gradient_dtype]
+
+
+def state_per_element(training: Training) -> int:
+    """Bytes for the master copy and the optimizer's numbers, for one trained element."""
+    mixed = training.precision.endswith("-mixed")
+    stepped = WIDTH["float32" if mixed else training.precision]
+    if training.optimizer in MOMENTS:
+        return 4 * mixed + MOMENTS[training.optimizer] * stepped
+    return 4 * mixed + int(training.optimizer)
+
+
+def shard(count: int, training: Training, replicas: int) -> int:
+    """Trained elements that one replica steps."""
+    return -(-count // replicas) if training.zero1 else count
+
+
+def lasting(
+    figures: StageFigures, training: Training, replicas: int, own_microbatches: int, hosted: bool
+) -> int:
+    """Device bytes that a stage has on each of its ranks during the whole step."""
+    elements = figures.widest if hosted else figures.trained
+    return (
+        figures.weights
+        + summed_gradients(training, figures.gradients, figures.trained)
+        + shard(elements, training, replicas) * state_per_element(training)
+        + own_microbatches * figures.inputs
+    )
+
+
+class Moving(NamedTuple):
+    """A stage's bytes that move within a step, for one microbatch."""
+
+    stash: int
+    waiting: int
+    activation: int
+    gradient: int
+    sent: int
+    transient: Mapping[str, int]
+    """For each op."""
+
+
+def moving(figures: StageFigures) -> Moving:
+    """The bytes where layers keep their stash."""
+    return Moving(
+        stash=figures.stash,
+        waiting=figures.waiting,
+        activation=figures.received.bytes,
+        gradient=figures.sent.gradient_bytes + figures.relayed,
+        sent=figures.received.gradient_bytes,
+        transient={
+            "F": figures.workspace,
+            "B": figures.workspace,
+            "I": figures.input_grad_workspace,
+            "W": figures.weight_grad_workspace,
+        },
+    )
+
+
+def classic_peak(own: Moving, in_flight: int) -> int:
+    """The most that moves under GPipe and 1F1B: one activation, one gradient, two gradients on their way."""
+    return in_flight * own.stash + own.transient["B"] + own.activation + own.gradient + 2 * own.sent
+
+
+class Moment(NamedTuple):
+    """The counts while one action runs on a rank: for each of its stages five numbers."""
+
+    stage: int
+    op: str
+    counts: tuple[tuple[int, int, int, int, int], ...]
+    """Stash, waiting for W, activations, gradients, sent gradients."""
+
+
+def moving_peak(moments: Sequence[Moment], own: Sequence[Moving], stages: Sequence[int]) -> int:
+    """The most that moves on a rank, over all moments; `own` has an entry for each of its stages."""
+    return max(
+        own[stages.index(moment.stage)].transient[moment.op]
+        + sum(
+            stash * one.stash
+            + waiting * one.waiting
+            + activations * one.activation
+            + gradients * one.gradient
+            + sent * one.sent
+            for one, (stash, waiting, activations, gradients, sent) in zip(
+                own, moment.counts, strict=True
+            )
+        )
+        for moment in moments
+    )
+
+
+def moments_on_ranks(
+    orders: Orders, stage_ranks: Sequence[Sequence[int]]
+) -> list[tuple[Moment, ...]]:
+    """For each rank the different counts while its actions run, from the orders alone."""
+    needs = awaited_actions(orders, stage_ranks)
+    rounds = round_of_actions(orders, needs)
+    turns = list(dict.fromkeys(rank for ranks in stage_ranks for rank in ranks))
+    # Step 1: each message gets room on its receiver before the place where its send stands.
+    rooms: dict[tuple[int, int], list[tuple[int, str]]] = {}
+    senders = set(needs.values())
+    for (rank, place), (other, at) in needs.items():
+        sent_in = rounds[other, at]
+        later = turns.index(rank) < turns.index(other)
+        own = [rounds[rank, one] for one in range(len(orders[rank]))]
+        room = next(
+            (one for one, when in enumerate(own) if (when > sent_in if later else when >= sent_in)),
+            len(own),
+        )
+        stage, op, _ = orders[rank][place]
+        rooms.setdefault((rank, room), []).append((stage, op))
+    return [
+        _moments(rank, order, stage_ranks, rooms, {p for r, p in senders if r == rank}, needs)
+        for rank, order in enumerate(orders)
+    ]
+
+
+def _moments(
+    rank: int,
+    order: Sequence[tuple[int, str, int]],
+    stage_ranks: Sequence[Sequence[int]],
+    rooms: Mapping[tuple[int, int], Sequence[tuple[int, str]]],
+    sends: set[int],
+    needs: Mapping[tuple[int, int], tuple[int, int]],
+) -> tuple[Moment, ...]:
+    """One rank's counts, action by action."""
+    stages = [stage for stage, ranks in enumerate(stage_ranks) if rank in ranks]
+    now = {stage: [0, 0, 0, 0, 0] for stage in stages}
+    under_way: deque[tuple[int, str, int]] = deque()
+    found: dict[Moment, None] = {}
+    for place, (stage, op, microbatch) in enumerate(order):
+        for arriving, kind in rooms.get((rank, place), ()):
+            now[arriving][2 if kind == "F" else 3] += 1
+        came = (rank, place) in needs
+        own = now[stage]
+        if op == "F":
+            own[2] -= came
+            own[0] += 1
+        elif op != "W" and (stage, "F", microbatch) in under_way:
+            # Its gradient is back, so the activation has long arrived.
+            under_way.remove((stage, "F", microbatch))
+        found[Moment(stage, op, tuple((*now[one],) for one in stages))] = None
+        if op == "W":
+            own[1] -= 1
+        elif op != "F":
+            own[0] -= 1
+            own[1] += op == "I"
+            own[3] -= came
+            if not came and stage + 1 in now:
+                now[stage + 1][4] -= 1
+            own[4] += stage > 0
+        if place in sends:
+            under_way.append((stage, op, microbatch))
+            if len(under_way) > 2:
+                gone, kind, _ = under_way.popleft()
+                now[gone][4] -= kind != "F"
+    return tuple(found)

@@ -1,0 +1,132 @@
+"""Random cases by seed, with the words that `solve` takes for them."""
+
+import random
+from typing import Any, NamedTuple
+
+import msgspec
+
+from autopart.records.problem import SCHEDULES, Problem
+from autopart.records.profile import Profile
+from tests.support.problems import profile
+from tests.support.witness.draws import Style, draw_problem, rescaled, with_memory
+from tests.support.witness.optimum import low_memory
+
+ONE_NODE = ((1, 1), (1, 2), (1, 3), (1, 4))
+NODES = ((2, 1), (2, 2), (3, 1), (2, 3), (3, 2), (3, 3))
+FEW_GPUS = ((1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (2, 3))
+
+SPREADS = ((1, 4), (2, 2), (2, 2), (2, 3), (3, 2), (4, 1))
+"""Nodes on which the same ranks can be spread in several ways."""
+
+KINDS: dict[str, Style] = {
+    "one node": Style(shapes=ONE_NODE),
+    "nodes": Style(shapes=NODES),
+    "branches": Style(branching=True, shapes=(*ONE_NODE, *NODES[:4])),
+    "policies": Style(policies=True, shapes=(*ONE_NODE, *NODES[:3])),
+    "replicas per stage": Style(uneven=True, shapes=FEW_GPUS),
+    "different GPUs": Style(mixed_gpus=True, shapes=FEW_GPUS),
+    "other schedules": Style(other_schedules=True, shapes=(*ONE_NODE, *NODES[:4])),
+    "pins": Style(pins=True, branching=True, shapes=FEW_GPUS),
+    "bottleneck": Style(bottleneck=True, shapes=(*ONE_NODE, *NODES)),
+    "sizes": Style(shapes=(*ONE_NODE, *NODES[:3])),
+    "mixtures": Style(shapes=FEW_GPUS),
+    "networks": Style(shapes=(*SPREADS, (3, 3), (2, 4)), most_microbatches=6, network=True),
+    "every order": Style(shapes=FEW_GPUS[:4], most_layers=4, most_microbatches=2),
+}
+"""The kinds of cases by name."""
+
+
+class Case(NamedTuple):
+    """One question to the planner: a problem for each microbatch size, all with the same batch."""
+
+    seed: int
+    kind: str
+    problems: tuple[Problem, ...]
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """A profile for each size."""
+        return tuple(
+            msgspec.structs.replace(
+                profile(one.graph),
+                microbatch_size=one.microbatch_size,
+                dtype=one.training.precision.removesuffix("-mixed"),
+            )
+            for one in self.problems
+        )
+
+
+def draw_case(kind: str, seed: int) -> Case:
+    """The case that a kind and a seed give. Memory is near the least that fits in most cases."""
+    rng = random.Random(f"{kind} {seed}")
+    style = KINDS[kind]
+    if kind == "mixtures" or (kind == "networks" and rng.random() < 0.6):
+        style = _mixture(rng, style)
+        if style.network and (style.uneven or style.mixed_gpus):
+            style = style._replace(shapes=SPREADS)
+    elif rng.random() < 0.15:
+        style = style._replace(pins=True)
+    if kind == "every order" and rng.random() < 0.3:
+        style = style._replace(branching=True)
+    problem, low = _drawn(rng, kind, style)
+    while low is None and rng.random() < 0.9:
+        problem, low = _drawn(rng, kind, style)
+    if low is not None and rng.random() < 0.7:
+        more = rng.choice([-1, 0, 0, 1, low // 30, low // 10, low // 4])
+        problem = with_memory(problem, max(0, low + more))
+    problems = (problem,)
+    if kind == "sizes":
+        problems = tuple(rescaled(rng, problem, size) for size in rng.choice([(1, 2), (1, 2, 4)]))
+    return Case(seed, kind, problems)
+
+
+def _drawn(rng: random.Random, kind: str, style: Style) -> tuple[Problem, int | None]:
+    """A problem with ample memory, and about the least that fits."""
+    problem = draw_problem(rng, style)
+    if kind == "every order":
+        problem = _with_every_order(rng, problem)
+    return problem, low_memory(problem)
+
+
+def _with_every_order(rng: random.Random, problem: Problem) -> Problem:
+    demands = msgspec.structs.replace(
+        problem.demands, schedules=SCHEDULES, num_replicas=rng.choice([1, 1, None])
+    )
+    return msgspec.structs.replace(problem, demands=demands)
+
+
+def _mixture(rng: random.Random, style: Style) -> Style:
+    """Several kinds at once."""
+    uneven = rng.random() < 0.4
+    others = not uneven and rng.random() < 0.3
+    return style._replace(
+        other_schedules=others,
+        branching=rng.random() < 0.4,
+        policies=not others and rng.random() < 0.5,
+        mixed_gpus=rng.random() < 0.4,
+        pins=rng.random() < 0.4,
+        uneven=uneven,
+        bottleneck=not uneven and not others and rng.random() < 0.2,
+    )
+
+
+def keywords(problem: Problem, *, several: bool = False) -> dict[str, Any]:
+    """The keywords by which `solve` makes the same problem."""
+    demands, training = problem.demands, problem.training
+    fields = {
+        name: getattr(demands, name)
+        for name in demands.__struct_fields__
+        if name not in ("schedules", "pins")
+    }
+    whole = set(SCHEDULES) <= set(demands.schedules)
+    return fields | {
+        "schedule": "auto" if whole else ",".join(demands.schedules),
+        "pins": {pin.layer: pin.stage for pin in demands.pins},
+        "objective": problem.objective,
+        "optimizer": training.optimizer,
+        "precision": training.precision,
+        "gradient_dtype": training.gradient_dtype,
+        "zero1": training.zero1,
+        ("global_batch" if several else "num_microbatches"): problem.num_microbatches
+        * (problem.microbatch_size if several else 1),
+    }

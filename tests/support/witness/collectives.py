@@ -1,0 +1,74 @@
+"""Seconds of syncs on a cluster with a network record, written from docs/cost-model.md."""
+
+from collections.abc import Sequence
+
+from autopart.records.cluster import Cluster, Link
+from autopart.records.network import Network
+
+
+def _per_gpu(cluster: Cluster, network: Network) -> float:
+    return network.rails * network.rail_bandwidth / cluster.gpus_per_node
+
+
+def all_reduce_seconds(cluster: Cluster, nodes: Sequence[int], size: float) -> float:
+    """The faster of two turns around the ring, and up and down a tree."""
+    assert cluster.network is not None
+    network, least = cluster.network, _fewest(nodes)
+    ways = [network.start + _turns(cluster, nodes, size, 2)]
+    ranks_up, num_nodes = least, len(set(nodes))
+    nvls = bool(network.switch_bandwidth) and ranks_up >= network.switch_ranks
+    if num_nodes > 1 or nvls:
+        rate = (network.switch_bandwidth or 0.0) if nvls else 0.8 * network.ring_bandwidth
+        within = size * (2 - 2 / ranks_up) / rate
+        levels = 0
+        while 2**levels < num_nodes:
+            levels += 1
+        through_rails = min(levels, 1) + (num_nodes > 2)
+        between = through_rails * size / (ranks_up * _per_gpu(cluster, network))
+        slow, fast = sorted([within, between], reverse=True)
+        moved = slow + network.fold * fast
+        if num_nodes > 2:
+            moved = moved / network.tree_efficiency
+        filling = network.ramp if num_nodes == 1 else 2.5 * network.ramp
+        ways.append(network.start + filling + 2 * levels * network.hop + moved)
+    return min(ways)
+
+
+def sharded_seconds(
+    cluster: Cluster, nodes: Sequence[int], gradients: float, weights: float
+) -> float:
+    """A reduce-scatter of gradients, then an all-gather of weights."""
+    assert cluster.network is not None
+    return 2 * cluster.network.start + sum(
+        _turns(cluster, nodes, size, 1) for size in (gradients, weights)
+    )
+
+
+def _turns(cluster: Cluster, nodes: Sequence[int], size: float, turns: int) -> float:
+    """Turns around a ring that goes through all ranks of one node after the other."""
+    network, used = cluster.network, set(nodes)
+    assert network is not None
+    rates: list[float] = []
+    if len(used) < len(nodes):
+        rates.append(network.ring_bandwidth)
+    if len(used) > 1:
+        rates.append(_fewest(nodes) * _per_gpu(cluster, network))
+    latency = (len(nodes) - len(used)) * network.step + (len(used) - 1) * network.hop
+    return turns * (latency + size * (1 - 1 / len(nodes)) / min(rates))
+
+
+def _fewest(nodes: Sequence[int]) -> int:
+    return min(list(nodes).count(node) for node in set(nodes))
+
+
+def links_of(cluster: Cluster) -> dict[str, Link]:
+    """The links for sends: within a node, over one rail, and over two rails."""
+    across, network = cluster.inter_node, cluster.network
+    if network is None:
+        return {"intra": cluster.intra_node, "inter": across}
+    rate = min(across.bandwidth, _per_gpu(cluster, network))
+    return {
+        "intra": cluster.intra_node,
+        "inter": Link(bandwidth=rate, latency=across.latency),
+        "off rail": Link(bandwidth=rate * network.off_rail, latency=across.latency),
+    }

@@ -1,0 +1,196 @@
+"""Activation policies on one stage: each combination tried, copies to the host run one by one."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from autopart.records.cluster import HostLink
+from autopart.records.layer_graph import Layer
+from autopart.records.problem import Demands
+from tests.support.witness.graphs import Facts
+from tests.support.witness.stages import (
+    StageFigures,
+    gradients_beside,
+    layer_workspace,
+    tied_gradients_beside,
+)
+
+
+class PolicyFigures(NamedTuple):
+    """A stage's seconds and bytes under one combination of policies."""
+
+    policies: tuple[str, ...]
+    """One per layer, in the order of execution."""
+    forward: float
+    """Seconds on the stage's ranks, waits for copies included."""
+    backward: float
+    stash: int
+    workspace: int
+    host: int
+    """Stash in host memory for one microbatch."""
+
+    @property
+    def changed(self) -> int:
+        """Layers that do not keep their stash."""
+        return sum(policy != "keep" for policy in self.policies)
+
+
+def open_policies(layer: Layer, demands: Demands) -> tuple[str, ...]:
+    """The policies that the demands leave a layer."""
+    able = {
+        "keep": True,
+        "recompute": layer.recompute is not None,
+        "selective": layer.selective is not None,
+        "offload": layer.stash_bytes > 0,
+    }
+    named = {
+        "keep": demands.keep_layers,
+        "recompute": demands.recompute_layers,
+        "selective": demands.selective_layers,
+        "offload": demands.offload_layers,
+    }
+    for policy, names in named.items():
+        if layer.name in names:
+            return (policy if able[policy] else "keep",)
+    for policy, whole in (
+        ("recompute", demands.recompute == "always"),
+        ("selective", demands.recompute == "selective"),
+        ("offload", demands.offload == "always"),
+    ):
+        if whole and able[policy]:
+            return (policy,)
+    chosen = {
+        "keep": True,
+        "recompute": demands.recompute == "auto",
+        "selective": demands.recompute == "auto",
+        "offload": demands.offload == "auto",
+    }
+    return tuple(policy for policy in able if able[policy] and chosen[policy])
+
+
+def all_policies(
+    facts: Facts, figures: StageFigures, demands: Demands, host: HostLink | None, speed: float
+) -> Iterator[PolicyFigures]:
+    """The stage under every combination of policies that the demands leave its layers."""
+    choices = [
+        [
+            policy
+            for policy in open_policies(facts.layers[at], demands)
+            if host is not None or policy != "offload"
+        ]
+        for at in figures.members
+    ]
+    for policies in itertools.product(*choices):
+        yield with_policies(facts, figures, policies, host, speed)
+
+
+def with_policies(
+    facts: Facts,
+    figures: StageFigures,
+    policies: Sequence[str],
+    host: HostLink | None,
+    speed: float,
+) -> PolicyFigures:
+    """The stage under one combination of policies, on ranks with one speed."""
+    members = figures.members
+    stays = [_stays(facts, members, at, own) for at, own in zip(members, policies, strict=True)]
+    freed = sum(facts.layers[at].stash_bytes - own for at, own in zip(members, stays, strict=True))
+    forward, backward = _seconds(facts, members, policies, host, speed)
+    return PolicyFigures(
+        policies=tuple(policies),
+        forward=forward,
+        backward=backward,
+        stash=figures.stash - freed,
+        workspace=_workspace(facts, members, policies, stays),
+        host=sum(
+            facts.layers[at].stash_bytes
+            for at, own in zip(members, policies, strict=True)
+            if own == "offload"
+        ),
+    )
+
+
+def _again(layer: Layer, policy: str) -> tuple[float, int]:
+    """Seconds that a policy adds to a layer's backward, and stash bytes that stay inside the layer."""
+    if policy == "offload":
+        return 0.0, 0
+    again = {"recompute": layer.recompute, "selective": layer.selective}.get(policy)
+    return (again.extra_time, again.stash_bytes) if again else (0.0, layer.stash_bytes)
+
+
+def _stays(facts: Facts, members: Sequence[int], at: int, policy: str) -> int:
+    """Bytes that stay per microbatch: inside the layer, and inputs that it alone keeps."""
+    inside = _again(facts.layers[at], policy)[1]
+    if policy not in ("recompute", "selective"):
+        return inside
+    return inside + sum(
+        value.size
+        for value in facts.values
+        if at in value.readers and value.maker in members and not value.kept
+    )
+
+
+def _workspace(
+    facts: Facts, members: Sequence[int], policies: Sequence[str], stays: Sequence[int]
+) -> int:
+    """The largest transient above the whole stash, with stash that returns and stash in transit."""
+    peaks = [tied_gradients_beside(facts, members, members[0] - 1) - sum(stays)]
+    transit = 0
+    for place, (at, policy) in enumerate(zip(members, policies, strict=True)):
+        layer = facts.layers[at]
+        own = layer_workspace(facts, members, at)
+        returned = layer.stash_bytes - _again(layer, policy)[1]
+        if policy in ("recompute", "selective") and layer.backward_workspace_bytes is not None:
+            # The second forward has the gradients beside it, and results that were sent exist twice.
+            own = max(layer.workspace_bytes, layer.backward_workspace_bytes)
+            own += gradients_beside(facts, members, at) + _sent_results(facts, members, at)
+        behind = sum(stays[place + 1 :]) - tied_gradients_beside(facts, members, at)
+        peaks.append(own + returned + transit - behind)
+        if policy == "offload":
+            transit = layer.stash_bytes
+    return max(peaks)
+
+
+def _sent_results(facts: Facts, members: Sequence[int], at: int) -> int:
+    return sum(
+        value.size
+        for value in facts.values
+        if value.own_result and value.maker == at and not set(value.readers) <= set(members)
+    )
+
+
+def _seconds(
+    facts: Facts,
+    members: Sequence[int],
+    policies: Sequence[str],
+    host: HostLink | None,
+    speed: float,
+) -> tuple[float, float]:
+    """Forward and backward seconds, with each copy's start and end written down."""
+    layers = [facts.layers[at] for at in members]
+    away = [place for place, policy in enumerate(policies) if policy == "offload"]
+    copy = {
+        place: host.latency + layers[place].stash_bytes / host.bandwidth
+        for place in away
+        if host is not None
+    }
+    beneath = host is not None and host.overlaps
+    now = copied = 0.0
+    for place, layer in enumerate(layers):
+        now += layer.forward_time / speed
+        if place in copy:
+            # The layer before must have left; then this one's copy starts.
+            now = max(now, copied) + (0.0 if beneath else copy[place])
+            copied = now + (copy[place] if beneath else 0.0)
+    forward = max(now, copied)
+    now = 0.0
+    there = {place: copy[place] for place in away[-1:] if beneath}
+    for place in reversed(range(len(layers))):
+        layer = layers[place]
+        if place in copy:
+            now = max(now, there[place]) if beneath else now + copy[place]
+            earlier = [other for other in away if other < place][-1:]
+            there.update({other: now + copy[other] for other in earlier})
+        extra = _again(layer, policies[place])[0]
+        now += (layer.input_grad_time + layer.weight_grad_time + extra) / speed
+    return forward, now

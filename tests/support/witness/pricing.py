@@ -1,0 +1,434 @@
+"""The price of one plan: seconds per step, bottleneck, and bytes on each rank."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from autopart.records.cluster import Cluster, HostLink, Link
+from autopart.records.problem import CLASSIC, Problem
+from tests.support.witness.bytes_on_rank import (
+    Moment,
+    classic_peak,
+    lasting,
+    moments_on_ranks,
+    moving,
+    moving_peak,
+    shard,
+    state_per_element,
+    summed_gradients,
+)
+from tests.support.witness.clock import StageSeconds, Steps, SyncSeconds
+from tests.support.witness.collectives import all_reduce_seconds, links_of, sharded_seconds
+from tests.support.witness.graphs import Crossing, Facts, members_of
+from tests.support.witness.orders import Orders, in_flight, orders_of
+from tests.support.witness.placements import Place
+from tests.support.witness.policies import PolicyFigures, all_policies
+from tests.support.witness.stages import StageFigures, stage_figures
+
+SAME = 1e-9
+"""Share by which two sums in different order may differ."""
+
+
+class Setting(NamedTuple):
+    """A schedule on slots: all decisions except the partition, the policies and the GPUs."""
+
+    schedule: str
+    slots: tuple[tuple[int, ...], ...]
+    """For each stage its slots, one per replica."""
+    num_microbatches: int
+    own_orders: Orders | None = None
+    """Orders for all slots where no name gives them."""
+
+
+class Compiled(NamedTuple):
+    """A setting, ready to be priced."""
+
+    steps: Steps
+    seen: tuple[tuple[int, ...], ...]
+    """For each stage the slots that are simulated, renumbered: one where all replicas do the same."""
+    in_flight: tuple[int, ...] | None
+    """Under GPipe and 1F1B, each stage's most microbatches in flight."""
+    moments: tuple[tuple[tuple[int, ...], tuple[Moment, ...]], ...]
+    """Under other orders, for each rank its stages and its counts."""
+
+
+class OnRanks(NamedTuple):
+    """A stage on its ranks, with its policies chosen."""
+
+    figures: StageFigures
+    forward: float
+    backward: float
+    weight_grad: float
+    split: float
+    update: float
+    peak: int
+    """Device bytes without what moves under orders other than GPipe and 1F1B."""
+    host: int
+    policies: tuple[str, ...]
+    hosted: bool
+
+
+class Price(NamedTuple):
+    """One plan's objective values and bytes."""
+
+    step: float
+    bottleneck: float
+    peaks: tuple[int, ...]
+    """For each stage under GPipe and 1F1B, else for each simulated rank."""
+    fits: bool
+    stages: tuple[OnRanks, ...]
+
+
+@functools.lru_cache(maxsize=2048)
+def compiled(setting: Setting) -> Compiled:
+    """A setting's orders, sorted and counted once."""
+    schedule, slots, count, own = setting
+    replicas = {len(ranks) for ranks in slots}
+    seen = slots
+    if own is None and len(replicas) == 1 and count % len(slots[0]) == 0:
+        # All replicas do the same work: the first one stands for all.
+        first = list(dict.fromkeys(ranks[0] for ranks in slots))
+        seen, count = tuple((first.index(ranks[0]),) for ranks in slots), count // len(slots[0])
+    orders = orders_of(schedule, seen, count) if own is None else own
+    steps = Steps(orders, seen)
+    if schedule in CLASSIC:
+        flying = tuple(
+            in_flight(schedule, slots, stage, setting.num_microbatches)
+            for stage in range(len(slots))
+        )
+        return Compiled(steps, seen, flying, ())
+    moments = tuple(
+        (tuple(stage for stage, ranks in enumerate(seen) if rank in ranks), own_moments)
+        for rank, own_moments in enumerate(moments_on_ranks(orders, seen))
+        if own_moments
+    )
+    return Compiled(steps, seen, None, moments)
+
+
+class Pricer:
+    """Prices for one problem. Figures of stages are kept."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.facts = problem, Facts(problem.graph)
+        self._figures: dict[tuple[int, int], StageFigures] = {}
+        self._policies: dict[tuple[int, int, float], list[PolicyFigures]] = {}
+        self._stages: dict[tuple[object, ...], OnRanks] = {}
+
+    def figures(self, before: int, after: int) -> StageFigures:
+        """The stage between two cuts on the profile's device."""
+        key = before, after
+        if key not in self._figures:
+            self._figures[key] = stage_figures(self.facts, before, after)
+        return self._figures[key]
+
+    def price(
+        self, setting: Setting, place: Place, cuts: Sequence[int], beat: float = float("inf")
+    ) -> Price | None:
+        """The price of a partition; None where the step's work alone shows that it cannot beat a value."""
+        ready = compiled(setting)
+        stages = self._all_on_ranks(setting, ready, place, cuts)
+        peaks = self._peaks(ready, stages)
+        fits = self._fit(ready, place, stages, peaks)
+        if beat < float("inf") and not fits:
+            return None
+        links = [_slowest(self.problem.cluster, kinds) for kinds in place.cuts]
+        seconds = self._seconds(stages, links)
+        value = ready.steps.own_work(seconds) if self.problem.objective == "step" else 0.0
+        if value >= beat:
+            return None
+        syncs = self._syncs(setting, ready, place, cuts, stages)
+        overlap = self.problem.cluster.sends_overlap
+        step = ready.steps.makespan(seconds, syncs, overlap=overlap)
+        bottleneck = self._bottleneck(setting, stages, seconds, links)
+        return Price(step, bottleneck, tuple(peaks), fits, tuple(stages))
+
+    def peaks(self, setting: Setting, place: Place, cuts: Sequence[int]) -> list[int]:
+        """Peak bytes for each stage under GPipe and 1F1B, else for each simulated rank."""
+        ready = compiled(setting)
+        return self._peaks(ready, self._all_on_ranks(setting, ready, place, cuts))
+
+    def _all_on_ranks(
+        self, setting: Setting, ready: Compiled, place: Place, cuts: Sequence[int]
+    ) -> list[OnRanks]:
+        return [
+            self._on_ranks(setting, ready, place, stage, cuts[stage], cuts[stage + 1])
+            for stage in range(len(setting.slots))
+        ]
+
+    def _on_ranks(
+        self, setting: Setting, ready: Compiled, place: Place, stage: int, before: int, after: int
+    ) -> OnRanks:
+        replicas, groups = len(setting.slots[stage]), place.groups[stage]
+        own = -(-setting.num_microbatches // replicas)
+        flying = ready.in_flight[stage] if ready.in_flight else 0
+        key = before, after, replicas, own, flying, groups
+        if key not in self._stages:
+            figures = self.figures(before, after)
+            spot = Spot(self.problem, replicas, own, flying, groups)
+            self._stages[key] = self._chosen(figures, spot, before, after)
+        return self._stages[key]
+
+    def _chosen(self, figures: StageFigures, spot: "Spot", before: int, after: int) -> OnRanks:
+        """The stage with the policies that the rule of docs/cost-model.md takes."""
+        demands, host = self.problem.demands, self.problem.cluster.host_link
+        if not spot.in_flight:
+            return spot.kept(figures)
+        key = before, after, spot.speed
+        if key not in self._policies:
+            every = all_policies(self.facts, figures, demands, host, spot.speed)
+            self._policies[key] = list(every)
+        places = {"never": (False,), "auto": (False, True), "always": (True,)}
+        best: OnRanks | None = None
+        for hosted in places[demands.offload_optimizer]:
+            own = [spot.changed(figures, one, hosted) for one in self._policies[key]]
+            fitting = [one for one in own if spot.fits(one)]
+            # Fewest busy seconds, then fewest bytes on the host, then fewest changes; else fewest bytes.
+            taken = (
+                min(fitting, key=lambda one: (one.forward + one.backward, *_effort(one)))
+                if fitting
+                else min(own, key=lambda one: one.peak)
+            )
+            if best is None or spot.better(taken, best):
+                best = taken
+        assert best is not None
+        return best
+
+    def _peaks(self, ready: Compiled, stages: Sequence[OnRanks]) -> list[int]:
+        """Peak bytes for each stage, or for each rank where ranks have orders of other kinds."""
+        if ready.in_flight:
+            return [stage.peak for stage in stages]
+        reserve = self.problem.cluster.reserve_bytes
+        return [
+            moving_peak(moments, [moving(stages[s].figures) for s in own], own)
+            + sum(stages[s].peak - reserve for s in own)
+            + reserve
+            for own, moments in ready.moments
+        ]
+
+    def _fit(
+        self, ready: Compiled, place: Place, stages: Sequence[OnRanks], peaks: Sequence[int]
+    ) -> bool:
+        cluster = self.problem.cluster
+        homes = (
+            [(s,) for s in range(len(stages))] if ready.in_flight else [o for o, _ in ready.moments]
+        )
+        room = all(
+            peak <= memory_of(cluster, place.groups[s])
+            for peak, own in zip(peaks, homes, strict=True)
+            for s in own
+        )
+        return room and all(host_fits(cluster, stage.host) for stage in stages)
+
+    def _seconds(
+        self, stages: Sequence[OnRanks], links: Sequence[Link | None]
+    ) -> list[StageSeconds]:
+        fixed = self.problem.cluster.action_overhead
+        return [
+            StageSeconds(
+                ops={
+                    "F": one.forward + fixed,
+                    "B": one.backward + fixed,
+                    "I": one.backward - one.weight_grad + one.split + fixed,
+                    "W": one.weight_grad + fixed,
+                },
+                send=_there(one.figures.sent, links[s] if s < len(links) else None),
+                send_back=_back(one.figures.received, links[s - 1] if s else None),
+                update=one.update,
+            )
+            for s, one in enumerate(stages)
+        ]
+
+    def _syncs(
+        self,
+        setting: Setting,
+        ready: Compiled,
+        place: Place,
+        cuts: Sequence[int],
+        stages: Sequence[OnRanks],
+    ) -> list[SyncSeconds]:
+        cluster, training = self.problem.cluster, self.problem.training
+        syncs: list[SyncSeconds] = []
+        # Step 1: each stage over its replicas.
+        for s, slots in enumerate(setting.slots):
+            if len(slots) > 1:
+                own = stages[s].figures
+                size = summed_gradients(training, own.gradients, own.trained)
+                if training.zero1:
+                    # A reduce-scatter of gradients and an all-gather of weights.
+                    size = (size + own.gradients) / 2
+                link = cluster.inter_node if place.spread[s] else cluster.intra_node
+                time = _ring(link, size, len(slots))
+                if cluster.network is not None and training.zero1:
+                    time = sharded_seconds(
+                        cluster, place.nodes[s], 2 * size - own.gradients, own.gradients
+                    )
+                elif cluster.network is not None:
+                    time = all_reduce_seconds(cluster, place.nodes[s], size)
+                syncs.append(SyncSeconds(ready.seen[s], time))
+        # Step 2: each tied parameter over all ranks with a copy.
+        for one, holders in zip(self.problem.graph.tied, self.facts.tied, strict=True):
+            homes = [
+                s
+                for s in range(len(stages))
+                if set(holders).intersection(members_of(cuts[s], cuts[s + 1]))
+            ]
+            ranks = {slot for s in homes for slot in setting.slots[s]}
+            if len(homes) > 1 and ranks != set(setting.slots[homes[0]]):
+                apart = any((a, b) in place.pairs for a in homes for b in homes)
+                link = cluster.inter_node if apart else cluster.intra_node
+                size = summed_gradients(training, one.grad_bytes, one.num_trainable)
+                seen = tuple(sorted({rank for s in homes for rank in ready.seen[s]}))
+                time = _ring(link, size, len(ranks))
+                if cluster.network is not None:
+                    node_of = {
+                        slot: node
+                        for s in homes
+                        for slot, node in zip(setting.slots[s], place.nodes[s], strict=True)
+                    }
+                    time = all_reduce_seconds(cluster, list(node_of.values()), size)
+                syncs.append(SyncSeconds(seen, time))
+        return syncs
+
+    def _bottleneck(
+        self,
+        setting: Setting,
+        stages: Sequence[OnRanks],
+        seconds: Sequence[StageSeconds],
+        links: Sequence[Link | None],
+    ) -> float:
+        """Seconds per step that the busiest rank is busy with microbatches."""
+        busy: dict[int, float] = {}
+        for s, slots in enumerate(setting.slots):
+            once = seconds[s].ops["F"] + seconds[s].ops["B"]
+            if not self.problem.cluster.sends_overlap:
+                before = links[s - 1] if s else None
+                behind = links[s] if s < len(links) else None
+                once += _there(stages[s].figures.received, before) + seconds[s].send_back
+                once += _back(stages[s].figures.sent, behind) + seconds[s].send
+            for turn, slot in enumerate(slots):
+                own = len(range(turn, setting.num_microbatches, len(slots)))
+                busy[slot] = busy.get(slot, 0.0) + own * once
+        return max(busy.values())
+
+
+class Spot(NamedTuple):
+    """The ranks of one stage, as far as its figures depend on them."""
+
+    problem: Problem
+    replicas: int
+    own_microbatches: int
+    in_flight: int
+    """0 where only orders say it; then all stash is kept and only lasting bytes are counted."""
+    groups: frozenset[int]
+
+    @property
+    def speed(self) -> float:
+        """The slowest rank's speed while all ranks compute."""
+        cluster = self.problem.cluster
+        speeds = [cluster.gpus[group].speed for group in self.groups] if cluster.gpus else [1.0]
+        return min(speeds) / cluster.compute_slowdown
+
+    def kept(self, figures: StageFigures) -> OnRanks:
+        """The stage where each layer keeps its stash, without bytes that move."""
+        once = figures.forward / self.speed, figures.backward / self.speed
+        return self._placed(figures, once, 0, 0, ("keep",) * len(figures.members), hosted=False)
+
+    def changed(self, figures: StageFigures, own: PolicyFigures, hosted: bool) -> OnRanks:
+        """The stage under one combination of policies."""
+        moved = moving(figures)._replace(stash=own.stash, transient={"B": own.workspace})
+        device = classic_peak(moved, self.in_flight)
+        host = self.in_flight * own.host
+        once = own.forward, own.backward
+        return self._placed(figures, once, device, host, own.policies, hosted=hosted)
+
+    def _placed(
+        self,
+        figures: StageFigures,
+        once: tuple[float, float],
+        device: int,
+        host: int,
+        policies: tuple[str, ...],
+        *,
+        hosted: bool,
+    ) -> OnRanks:
+        training, cluster, speed = self.problem.training, self.problem.cluster, self.speed
+        stepped = shard(figures.trained, training, self.replicas)
+        state = stepped * state_per_element(training)
+        update = figures.update / speed / (self.replicas if training.zero1 else 1)
+        if hosted:
+            update += 2 * state / _host(cluster).bandwidth
+        lasts = lasting(figures, training, self.replicas, self.own_microbatches, hosted)
+        return OnRanks(
+            figures=figures,
+            forward=once[0],
+            backward=once[1],
+            weight_grad=figures.weight_grad / speed,
+            split=figures.split / speed,
+            update=update,
+            peak=lasts + device + cluster.reserve_bytes,
+            host=host + (state if hosted else 0),
+            policies=policies,
+            hosted=hosted,
+        )
+
+    def fits(self, one: OnRanks) -> bool:
+        """Whether the stage has room on its smallest GPU and on the host."""
+        cluster = self.problem.cluster
+        return one.peak <= memory_of(cluster, self.groups) and host_fits(cluster, one.host)
+
+    def better(self, one: OnRanks, other: OnRanks) -> bool:
+        """Whether state on the host (`one`) is taken before state on the device."""
+        if self.fits(one) and self.fits(other):
+            return self._busy(one) < self._busy(other) * (1 - SAME)
+        if self.fits(one) or self.fits(other):
+            return self.fits(one)
+        return one.peak < other.peak
+
+    def _busy(self, one: OnRanks) -> float:
+        return self.own_microbatches * (one.forward + one.backward) + one.update
+
+
+def _effort(one: OnRanks) -> tuple[int, int]:
+    return one.host, sum(policy != "keep" for policy in one.policies)
+
+
+def memory_of(cluster: Cluster, groups: frozenset[int]) -> int:
+    """Bytes on the smallest GPU among some kinds."""
+    if not cluster.gpus:
+        return cluster.memory_bytes
+    return min(cluster.gpus[group].memory_bytes for group in groups)
+
+
+def host_fits(cluster: Cluster, on_host: int) -> bool:
+    """Whether a rank's share of host memory has room."""
+    whole = cluster.host_memory_bytes
+    return whole is None or on_host <= whole // cluster.gpus_per_node
+
+
+def _host(cluster: Cluster) -> HostLink:
+    assert cluster.host_link is not None
+    return cluster.host_link
+
+
+def _slowest(cluster: Cluster, kinds: frozenset[str]) -> Link | None:
+    """The link with the least bandwidth, then with the highest latency."""
+    known = links_of(cluster)
+    links = [known[kind] for kind in sorted(kinds)]
+    return min(links, key=lambda link: (link.bandwidth, -link.latency), default=None)
+
+
+def _there(crossing: Crossing, link: Link | None) -> float:
+    if link is None:
+        return 0.0
+    return crossing.tensors * link.latency + crossing.bytes / link.bandwidth
+
+
+def _back(crossing: Crossing, link: Link | None) -> float:
+    if link is None:
+        return 0.0
+    return crossing.gradient_tensors * link.latency + crossing.gradient_bytes / link.bandwidth
+
+
+def _ring(link: Link, size: float, ranks: int) -> float:
+    steps = 2 * (ranks - 1)
+    return steps * (link.latency + size / ranks / link.bandwidth) * link.all_reduce_factor
