@@ -47,7 +47,7 @@ from autopart.schedules.in_flight import InFlight
 from autopart.simulator.compiled import Program, compile_schedule, step_times
 from autopart.simulator.costs import StageTimes, SyncTime, Time
 from autopart.simulator.timeline import simulate
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 
 def predict(

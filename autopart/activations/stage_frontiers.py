@@ -14,7 +14,7 @@ from autopart.activations.frontier import Growth, Points, no_layers
 from autopart.activations.stage_layers import StageLayer, StageLayers
 from autopart.cost.memory_limits import Limits
 from autopart.cost.stage_totals import Array
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 Whole = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

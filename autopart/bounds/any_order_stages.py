@@ -22,7 +22,7 @@ from autopart.cost.stage_times import cut_links
 from autopart.cost.syncs import sync_price, time_after_backward
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 
 def stage_bounds_of_any_order(

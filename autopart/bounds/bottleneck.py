@@ -28,7 +28,7 @@ from autopart.records.cluster import fastest_speed
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
 from autopart.schedules.actions import microbatches_per_replica
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 
 def shape_bottlenecks(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float | None]:

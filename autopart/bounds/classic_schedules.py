@@ -61,7 +61,7 @@ from autopart.records.cluster import Cluster
 from autopart.records.layer_graph import positions
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 
 def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Matrix]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from autopart.bounds.microbatch_path import Mask, Matrix
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 TOGETHER = 1024
 """Beginnings that go on at once."""

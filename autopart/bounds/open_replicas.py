@@ -20,7 +20,7 @@ from autopart.bounds.uneven_replicas import ReplicaBounds
 from autopart.cost.cuts import Cuts
 from autopart.records.cluster import num_gpus, slowest_speed
 from autopart.records.problem import Problem
-from autopart.time_limit import OutOfTime, check_time
+from autopart.stopping.time_limit import OutOfTime, check_time
 
 Path = tuple[int, ...]
 Counts = tuple[int, ...]

@@ -17,7 +17,7 @@ from autopart.cost.cuts import Cuts
 from autopart.cost.on_ranks import on_ranks
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 
 class AddedSeconds(NamedTuple):

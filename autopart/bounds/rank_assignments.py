@@ -57,7 +57,7 @@ from autopart.cost.syncs import sync_price, tied_sync_price
 from autopart.records.layer_graph import LayerGraph, edges, positions
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 MOST_SPLITS = 200
 """Most nodes of the tree that are split for one layout."""

@@ -21,7 +21,7 @@ from autopart.bounds.microbatch_path import Matrix
 from autopart.bounds.uneven_replicas import KEPT_ENTRIES, ReplicaBounds
 from autopart.records.cluster import slowest_speed, smallest_memory
 from autopart.schedules.named.one_f_one_b import warmup
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 _Key = tuple[int, int, float, int]
 """Ranks, the number that the ranks behind give, speed and memory."""

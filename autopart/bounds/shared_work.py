@@ -28,7 +28,7 @@ from autopart.cost.links import link_across, send_time
 from autopart.records.cluster import Cluster, fastest_speed
 from autopart.records.layer_graph import LayerGraph, positions
 from autopart.records.problem import Problem
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 BISECTIONS = 45
 """Times that the interval around a bound is cut in two."""

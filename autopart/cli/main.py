@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from autopart.cli.streams import READER_GONE, OutputLost, open_streams
 from autopart.errors import AutopartError
-from autopart.signals import Stopped, ending_signals
+from autopart.stopping.signals import Stopped, ending_signals
 from autopart.text import shortened, visible
 
 INTERRUPTED = 130

@@ -18,7 +18,7 @@ import msgspec
 
 from autopart.errors import FileError
 from autopart.records.upgrades import UPGRADES
-from autopart.signals import held_signals
+from autopart.stopping.signals import held_signals
 
 T = TypeVar("T", bound=msgspec.Struct)
 Decoded = TypeVar("Decoded")

@@ -23,8 +23,8 @@ from autopart.schedules.named.one_f_one_b import EAGER_ONE_F_ONE_B, ONE_F_ONE_B
 from autopart.schedules.named.zbv import ZBV
 from autopart.schedules.named.zero_bubble import INTERLEAVED_ZERO_BUBBLE, ZB_H1, ZB_H2
 from autopart.schedules.pipeline import Pipeline
+from autopart.stopping.time_limit import check_room
 from autopart.text import counted
-from autopart.time_limit import check_room
 
 KINDS: dict[str, Kind] = {
     kind.name: kind

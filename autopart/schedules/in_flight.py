@@ -20,7 +20,7 @@ import numpy as np
 from autopart.schedules.actions import Action, Schedule, StageRanks
 from autopart.schedules.encoding import Actions, B, IntArray, encode, every_action, takers
 from autopart.schedules.rounds import rounds
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 MAX_SENDS = 2
 """Sends that may be in transit at once. The next one waits until the oldest is received."""

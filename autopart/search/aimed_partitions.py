@@ -26,7 +26,7 @@ from autopart.solvers.orders.order_times import OrderTimes
 from autopart.solvers.orders.starts import Given
 from autopart.solvers.orders.target_times import Targets, TargetSearch
 from autopart.solvers.own_partitions import near_paths
-from autopart.time_limit import time_left
+from autopart.stopping.time_limit import time_left
 
 GLANCE = 300_000
 """Actions listed for a glance at one partition."""

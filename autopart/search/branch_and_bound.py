@@ -35,7 +35,7 @@ from autopart.search.incumbent import Incumbent, Outcome
 from autopart.search.layout_search import ACTIONS, LayoutSearch, OpenLayout, Raised
 from autopart.search.own_orders import propose_own_orders
 from autopart.search.phases import SHARE_OF_START, Phase, run_phases, with_fewer_choices
-from autopart.time_limit import OutOfTime, check_time
+from autopart.stopping.time_limit import OutOfTime, check_time
 
 
 class BranchAndBound:

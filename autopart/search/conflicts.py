@@ -15,8 +15,8 @@ from autopart.cost.cuts import Cuts, allowed
 from autopart.records.cluster import num_gpus
 from autopart.records.layouts import layouts, shapes
 from autopart.records.problem import Demands, Pin, Problem
+from autopart.stopping.time_limit import check_time
 from autopart.text import counted
-from autopart.time_limit import check_time
 
 LayerDemand = Pin | tuple[str, tuple[str, ...]]
 """A pin, or a field of the demands with one of its groups."""

@@ -29,8 +29,8 @@ from autopart.records.training import make_training
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.catalogue import KINDS
 from autopart.search.options import SolveOptions
+from autopart.stopping.time_limit import MOST_ACTIONS
 from autopart.text import counted
-from autopart.time_limit import MOST_ACTIONS
 from autopart.units import LARGEST
 
 Word = TypeVar("Word", bound=str)

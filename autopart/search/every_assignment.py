@@ -27,7 +27,7 @@ from autopart.records.problem import CUSTOM
 from autopart.search.layout_search import BASELINES, Closed, LayoutSearch, OpenLayout, Raised
 from autopart.search.likely_assignments import likely_layouts
 from autopart.solvers import cuts_dp
-from autopart.time_limit import check_time, passed
+from autopart.stopping.time_limit import check_time, passed
 
 STEPS_TO_BEST = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Values between a layout's bound and the best value at which the lower bound is raised."""

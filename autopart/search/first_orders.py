@@ -14,7 +14,7 @@ from autopart.search.layout_search import LayoutSearch
 from autopart.search.own_orders import SOME_ACTIONS, with_orders
 from autopart.solvers import cuts_dp
 from autopart.solvers.orders.of_layout import orders_of_layout
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 
 def propose_first_orders(found: LayoutSearch, layouts: Iterable[Layout]) -> None:

@@ -33,8 +33,8 @@ from autopart.search.conflicts import (
 )
 from autopart.search.least_memory import Need, fewest_stages, least_need
 from autopart.search.remedies import some_plan_fits, what_to_try
+from autopart.stopping.time_limit import OutOfTime
 from autopart.text import counted
-from autopart.time_limit import OutOfTime
 from autopart.units import format_bytes
 
 STATE = ("weights", "gradients", "master", "optimizer", "reserve")

@@ -27,7 +27,7 @@ from autopart.simulator.compiled import Program
 from autopart.solvers import baselines, cuts_dp
 from autopart.solvers.ilp import program as integer_program
 from autopart.solvers.shared_ranks import leanest_path
-from autopart.time_limit import passed
+from autopart.stopping.time_limit import passed
 
 BASELINES: tuple[SolverName, ...] = ("uniform", "parameters")
 """Solvers that propose one partition without a search."""

@@ -32,7 +32,7 @@ from autopart.records.problem import CUSTOM, Problem
 from autopart.schedules.named.one_f_one_b import in_flight_on_rank
 from autopart.solvers import baselines, cuts_dp
 from autopart.solvers.shared_ranks import leanest_path
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 
 class Need(NamedTuple):

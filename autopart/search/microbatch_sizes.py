@@ -20,7 +20,7 @@ from autopart.search.branch_and_bound import BranchAndBound
 from autopart.search.incumbent import Outcome
 from autopart.search.phases import PhasedSearch, run_phase
 from autopart.search.uneven_replicas import UnevenSearch
-from autopart.time_limit import OutOfTime, limited
+from autopart.stopping.time_limit import OutOfTime, limited
 
 NOTHING = float("inf")
 """The lower bound for a problem that has no plan."""

@@ -22,7 +22,7 @@ from autopart.search.objectives import Path
 from autopart.solvers.orders.of_layout import Known, order_problem, orders_of_layout
 from autopart.solvers.orders.optimizer import OrderResult
 from autopart.solvers.own_partitions import best_paths
-from autopart.time_limit import passed, time_left
+from autopart.stopping.time_limit import passed, time_left
 from autopart.units import format_time
 
 SOME_ACTIONS = 1_000_000

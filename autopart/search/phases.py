@@ -11,7 +11,7 @@ import msgspec
 
 from autopart.records.problem import CLASSIC, Problem
 from autopart.search.incumbent import Incumbent, Outcome
-from autopart.time_limit import OutOfTime, deadline_in, limited, time_left
+from autopart.stopping.time_limit import OutOfTime, deadline_in, limited, time_left
 
 SHARE_OF_START = 0.25
 """Part of the time in which fewer choices are searched."""

@@ -37,7 +37,7 @@ from autopart.search.infeasible import all_tried, why_infeasible
 from autopart.search.layout_search import BASELINES
 from autopart.search.microbatch_sizes import NOTHING, SizeOutcomes, search_sizes, value_of
 from autopart.search.options import SolveKeywords, SolveOptions
-from autopart.time_limit import (
+from autopart.stopping.time_limit import (
     GRACE,
     Interrupt,
     OutOfTime,

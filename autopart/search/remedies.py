@@ -21,7 +21,7 @@ from autopart.records.problem import Problem
 from autopart.records.training import state_bytes
 from autopart.search.least_memory import needs, widest_layouts
 from autopart.search.likely_assignments import likely_layouts
-from autopart.time_limit import OutOfTime, check_time
+from autopart.stopping.time_limit import OutOfTime, check_time
 
 
 class Option(NamedTuple):

@@ -41,7 +41,7 @@ from autopart.search.layout_search import ACTIONS, Closed, LayoutSearch
 from autopart.search.likely_assignments import likely_layouts
 from autopart.search.phases import SHARE_OF_START, Phase, run_phases, with_fewer_choices
 from autopart.solvers import uneven_replicas
-from autopart.time_limit import GRACE, limited, passed, time_left
+from autopart.stopping.time_limit import GRACE, limited, passed, time_left
 
 STEPS_TO_BEST = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1.0)
 """Values between the bound and the best step at which the lower bound is raised."""

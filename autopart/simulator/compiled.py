@@ -17,7 +17,7 @@ from autopart.schedules.rounds import work_order
 from autopart.simulator.clock import last_ends, run
 from autopart.simulator.costs import FloatArray, KindCosts, StageTimes, SyncTime, Time, kind_costs
 from autopart.simulator.syncs import add_updates, after_syncs
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 FEW = 6
 """Up to so many partitions run faster one by one than side by side on arrays."""

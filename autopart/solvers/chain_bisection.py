@@ -44,7 +44,7 @@ import numpy as np
 
 from autopart.solvers.chain import Chain, ChainCut, Floats
 from autopart.solvers.chain_rows import FittingRows, TimedRows
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 _Kind = tuple[int, int]
 """Link kinds before and after a stage."""

@@ -39,7 +39,7 @@ from autopart.cost.stage_totals import Array
 from autopart.records.cluster import host_share
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 SEND_SHARES = (0.0, 0.5, 1.0)
 

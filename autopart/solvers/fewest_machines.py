@@ -26,7 +26,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from autopart.time_limit import OutOfTime, check_time, limited, passed
+from autopart.stopping.time_limit import OutOfTime, check_time, limited, passed
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]

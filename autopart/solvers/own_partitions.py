@@ -23,7 +23,7 @@ from autopart.bounds.microbatch_path import Matrix
 from autopart.cost.cuts import Cuts, allowed
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 FEW = 500
 """Paths along one chain of cuts that are all looked at."""

@@ -22,7 +22,7 @@ from autopart.cost.stage_totals import Array, StageTotals, Traffic
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
 from autopart.solvers import cuts_dp
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 MOST_BEGINNINGS = 4096
 

@@ -34,7 +34,7 @@ from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.named.one_f_one_b import in_flight_on_rank
 from autopart.solvers.fewest_machines import Floats, bottleneck, fewest_machines, tighten
 from autopart.solvers.fewest_machines_matrices import BytesMatrices, SecondsMatrices
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 from autopart.units import format_bytes
 
 

@@ -21,7 +21,7 @@ from autopart.search.conflicts import (
 from autopart.search.infeasible import why_infeasible
 from autopart.search.microbatch_sizes import search_sizes
 from autopart.search.planner import solve
-from autopart.time_limit import deadline_in
+from autopart.stopping.time_limit import deadline_in
 from tests.activations.test_frontier import some_host, with_recompute_costs
 from tests.support.oracle import every_layout, layout_stages, partitions, step_time
 from tests.support.problems import chain_graph, cluster, layer, profile, random_problem

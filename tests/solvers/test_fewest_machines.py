@@ -16,7 +16,7 @@ from autopart.solvers.fewest_machines import (
     tighten,
 )
 from autopart.solvers.fewest_machines_matrices import BytesMatrices, SecondsMatrices
-from autopart.time_limit import GRACE, check_time, deadline_in
+from autopart.stopping.time_limit import GRACE, check_time, deadline_in
 
 
 def stage_paths(size: int, machines, most: int):

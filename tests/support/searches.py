@@ -3,7 +3,7 @@
 from autopart.records.problem import Problem
 from autopart.search.incumbent import Outcome
 from autopart.search.microbatch_sizes import search_sizes
-from autopart.time_limit import deadline_in
+from autopart.stopping.time_limit import deadline_in
 
 
 def searched(problem: Problem, seconds: float = 60.0) -> Outcome:

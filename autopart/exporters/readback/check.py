@@ -19,7 +19,7 @@ from autopart.records.check import Check
 from autopart.records.files import write_file
 from autopart.records.plan import Plan
 from autopart.schedules.actions import Schedule, format_order
-from autopart.signals import temporary_folder
+from autopart.stopping.signals import temporary_folder
 from autopart.text import counted
 
 __all__ = ["READERS", "Reader", "check_export"]

@@ -24,7 +24,7 @@ import numpy as np
 from autopart.peers.pipedream.downset_costs import DownsetCosts
 from autopart.peers.pipedream.downsets import Downsets, Level, levels
 from autopart.solvers.fewest_machines import DownsetStage, Flags, Floats, Ints
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 
 @dataclass(slots=True)

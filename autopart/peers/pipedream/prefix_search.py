@@ -23,7 +23,7 @@ import numpy as np
 from autopart.peers.pipedream.charges import stashed_minibatches
 from autopart.peers.pipedream.downset_costs import DownsetCosts
 from autopart.solvers.fewest_machines import DownsetStage, Flags
-from autopart.time_limit import check_time
+from autopart.stopping.time_limit import check_time
 
 FIRST = -1
 """Stands for the first stage's choice, which is not known yet while S is computed."""

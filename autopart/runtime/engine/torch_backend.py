@@ -31,7 +31,7 @@ from autopart.runtime.engine.torch_scheduled_stage import (
 from autopart.runtime.measuring.step_trace import Marks
 from autopart.schedules.actions import dealt
 from autopart.schedules.torch_names import csv_of
-from autopart.signals import temporary_folder
+from autopart.stopping.signals import temporary_folder
 
 
 class TorchBackend(StepExecutor):

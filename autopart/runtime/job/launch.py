@@ -40,7 +40,7 @@ from autopart.runtime.job.status_board import (
 )
 from autopart.runtime.job.training import Report
 from autopart.runtime.job.world import is_rank, read_world
-from autopart.signals import held_signals, temporary_folder
+from autopart.stopping.signals import held_signals, temporary_folder
 
 GRACE_SECONDS = 4.0
 """Seconds that ranks may take to end by themselves after one has failed."""

@@ -26,7 +26,7 @@ from autopart.runtime.job.status_board import (
 )
 from autopart.runtime.job.training import Place, Report, train
 from autopart.runtime.job.world import World
-from autopart.signals import heard_interrupts
+from autopart.stopping.signals import heard_interrupts
 from autopart.text import counted
 
 _TRANSPORT_TIMEOUTS = 3 * SETTING_UP

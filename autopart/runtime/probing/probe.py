@@ -32,7 +32,7 @@ from autopart.runtime.probing.overhead import measure_overhead
 from autopart.runtime.probing.ranks import LONGEST_PROBE, Ranks, joined
 from autopart.runtime.probing.slowdown import measure_slowdown
 from autopart.runtime.profiling.devices import describe_device
-from autopart.signals import held_signals, temporary_folder
+from autopart.stopping.signals import held_signals, temporary_folder
 
 _POLL_SECONDS = 0.1
 

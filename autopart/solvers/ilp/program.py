@@ -70,7 +70,7 @@ from autopart.solvers.ilp.placement import Placement, sum_of
 from autopart.solvers.ilp.policies import PolicyConstraints
 from autopart.solvers.ilp.sums import ExpressionSums
 from autopart.solvers.ilp.transients import kept_workspace, stage_gradients
-from autopart.time_limit import check_time, deadline_in, passed, time_left
+from autopart.stopping.time_limit import check_time, deadline_in, passed, time_left
 from autopart.units import Q, Quantity
 
 SEND_SHARE = 0.5

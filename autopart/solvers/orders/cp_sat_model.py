@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from autopart.solvers.orders.action_numbers import Orders
 from autopart.solvers.orders.effort import Effort
 from autopart.solvers.orders.order_times import OrderTimes
-from autopart.time_limit import time_left
+from autopart.stopping.time_limit import time_left
 
 UNITS = 100_000
 """Units of time in a step."""

@@ -3,7 +3,7 @@
 import math
 import time
 
-from autopart.time_limit import passed, time_left
+from autopart.stopping.time_limit import passed, time_left
 
 
 class Effort:

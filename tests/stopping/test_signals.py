@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autopart.signals import (
+from autopart.stopping.signals import (
     ENDING,
     Stopped,
     ending_signals,
@@ -18,7 +18,7 @@ from autopart.signals import (
 
 PROGRAM = """
 import os, signal, sys, time
-from autopart.signals import temporary_folder
+from autopart.stopping.signals import temporary_folder
 with temporary_folder("autopart-test-") as folder:
     (folder / "file").write_text("x")
     os.kill(os.getpid(), signal.{name})

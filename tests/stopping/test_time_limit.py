@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from autopart.time_limit import (
+from autopart.stopping.time_limit import (
     GRACE,
     MOST_ACTIONS,
     SECONDS_PER_ACTION,
