@@ -2,7 +2,7 @@
 
 Usage: .venv/bin/python scripts/make_profiles.py
 
-No GPU is needed, since times follow the GPU's data sheet (docs/profiling.md). It takes about a
+No GPU is needed, since times follow the GPU's datasheet (docs/profiling.md). It takes about a
 minute.
 """
 

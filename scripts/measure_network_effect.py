@@ -3,7 +3,7 @@
     python scripts/measure_network_effect.py
 
 For each profile in profiles/ and some known clusters, the planner solves the problem twice: on the cluster that counts
-and a GPU's data sheet give, and on the known cluster. Both plans are then priced on the known cluster. ZeRO-1, 1F1B and
+and a GPU's datasheet give, and on the known cluster. Both plans are then priced on the known cluster. ZeRO-1, 1F1B and
 GPipe, an equal number of replicas for each stage.
 """
 

@@ -1,4 +1,4 @@
-"""The cluster that options describe: from a file, or from a known GPU's data sheet."""
+"""The cluster that options describe: from a file, or from a known GPU's datasheet."""
 
 import dataclasses
 import os
@@ -54,7 +54,7 @@ class ClusterOptions:
         typer.Option(
             metavar="SIZE",
             parser=_SIZE,
-            help="Memory of one GPU, such as 80GiB; default: the GPU's data sheet.",
+            help="Memory of one GPU, such as 80GiB; default: the GPU's datasheet.",
         ),
     ] = None
     reserve: Annotated[
@@ -265,7 +265,7 @@ def _gpu_name(options: ClusterOptions, profile: Profile) -> str:
 
 
 def _assumed_network(options: ClusterOptions, cluster: Cluster) -> list[str]:
-    """A note where a data sheet's GPU is on several nodes, and its links are assumed."""
+    """A note where a datasheet's GPU is on several nodes, and its links are assumed."""
     name = next((p.name for p in PRESETS.values() if p.gpu == cluster.gpu), None)
     if options.cluster is not None or cluster.num_nodes == 1 or name is None:
         return []

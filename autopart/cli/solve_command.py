@@ -34,7 +34,8 @@ from autopart.search.memory_sweep import memory_sweep as sweep_memory
 from autopart.search.options import SolveOptions
 from autopart.search.planner import baselines, solve_with_options
 from autopart.search.progress import told_to
-from autopart.stopping.time_limit import deadline_in, stop_on_interrupt, time_left
+from autopart.stopping.ctrl_c import stop_on_interrupt
+from autopart.stopping.time_limit import deadline_in, time_left
 
 BASELINE_SECONDS = (0.5, 20.0)
 """Seconds for the usual splits beside a plan, at least and at most; then the best so far stand."""

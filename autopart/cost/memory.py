@@ -48,10 +48,10 @@ def memory(
     it runs. Where optimizer state lies on the host, the device has room for one layer's state at a time.
     """
     sharing = update_share(problem.training, replicas)
-    stepped = largest_part(totals.num_trainable, sharing)
-    away = totals.optimizer_on_host * (stepped - largest_part(totals.widest_trainable, sharing))
-    hosted = totals.optimizer_on_host * stepped
-    return memory_with_state(totals, problem, replicas, in_flight, stepped - away, hosted)
+    own = largest_part(totals.num_trainable, sharing)
+    off_device = totals.optimizer_on_host * (own - largest_part(totals.widest_trainable, sharing))
+    on_host = totals.optimizer_on_host * own
+    return memory_with_state(totals, problem, replicas, in_flight, own - off_device, on_host)
 
 
 def memory_with_state(
@@ -100,9 +100,9 @@ def microbatch_bytes(totals: StageTotals[Q]) -> MicrobatchBytes[Q]:
 
 
 def largest_part(count: Q, parts: int) -> Q:
-    """The largest share where a whole number, or each in an array, is shared evenly: ceil(count / parts).
+    """`count` divided by `parts`, rounded up, for an integer or each in an array.
 
-    An affine expression has no such share, unless there is one part.
+    The integer program's expressions cannot be rounded. For them `parts` must be 1.
     """
     whole: Any = count
     return count if parts == 1 else -(-whole // parts)

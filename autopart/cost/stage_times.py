@@ -64,8 +64,9 @@ def bottleneck_period(
         (1) period >= busy_s / r_s
         (2) period >= (busy_s + .. + busy_t + 2 (send_s + .. + send_(t-1))) / (r (w_s - w_t + 1))
 
-    (2) follows a microbatch from its F on stage s to stage t > s and back. Its B on s lets another F go, and between
-    these two F stage s runs w_s - w_t + 1. Where replicas differ, t is the last stage only: there w is 1, and r = r_s.
+    (2) follows a microbatch from its F on stage s to stage t > s and back. After its B, stage s may start another F.
+    Between these two forwards, stage s starts w_s - w_t + 1 forwards. Where all stages have equal replicas, r is their
+    number. Where they differ, t is the last stage only: there w is 1, and r = r_s.
     """
     counts = replicas or [1] * len(busy_times)
     period = max(busy / r for busy, r in zip(busy_times, counts, strict=True))  # (1)

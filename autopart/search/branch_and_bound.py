@@ -3,9 +3,9 @@
 Shapes (stages, replicas) are visited by their quick bounds. In each layout of a shape (its ranks
 and its schedule) the search tries proposals (autopart/search/layout_search.py). Then some layouts
 are open: their smallest bound lies below the best value. There the search simulates every partition
-whose stages all have bounds below a value. The values rise from the layout's bound to the best
-value, until the layout is closed or the budget is spent. The lower bound is the best value, or the
-smallest value up to which some layout is not yet closed.
+whose stages all have bounds below a threshold. The threshold rises from the layout's bound to the
+best value, until the layout is closed or the budget is spent. The lower bound is the best value, or
+the smallest threshold up to which some layout is not yet closed.
 
 Objectives differ in their bounds, their values and their proposals (autopart/search/objectives.py).
 The bottleneck attains its bounds: the best layout is the answer, and nothing is simulated to close
@@ -57,7 +57,7 @@ class BranchAndBound:
         """The smallest quick bound of the shapes that are not visited yet."""
         self.open: list[OpenLayout] = []
         self.closed: dict[OpenLayout, Raised] = {}
-        """For each layout the value up to which it has nothing better."""
+        """For each layout the threshold below which every partition is excluded."""
 
     @property
     def best(self) -> Incumbent:

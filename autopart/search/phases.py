@@ -71,10 +71,11 @@ def run_phase(phase: Phase, share: float, deadline: float) -> None:
 
 
 def with_fewer_choices(problem: Problem) -> Problem | None:
-    """A problem whose plans are also plans of this one, and which is solved faster; None if none is.
+    """A smaller problem, faster to solve. Each of its plans also solves `problem`.
 
-    Equal replicas come before uneven ones, GPipe and 1F1B before other schedules, and no policies
-    before free ones.
+    Equal replicas come before uneven ones, and GPipe and 1F1B before other schedules. No
+    recomputation and offload come before the planner's choice of them. None where the choices
+    cannot be reduced.
     """
     demands = problem.demands
     classic = tuple(name for name in demands.schedules if name in CLASSIC)

@@ -37,15 +37,14 @@ from autopart.search.infeasible import all_tried, why_infeasible
 from autopart.search.layout_search import BASELINES
 from autopart.search.microbatch_sizes import NOTHING, SizeOutcomes, search_sizes, value_of
 from autopart.search.options import SolveKeywords, SolveOptions
+from autopart.stopping.ctrl_c import Interrupt, stop_on_interrupt
 from autopart.stopping.time_limit import (
     GRACE,
-    Interrupt,
     OutOfTime,
     check_time,
     deadline_in,
     limited,
     passed,
-    stop_on_interrupt,
     time_left,
 )
 

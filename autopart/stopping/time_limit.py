@@ -6,18 +6,16 @@ it, in bounds and solvers, call `check_time()`. `GRACE` seconds after the deadli
 OutOfTime: the search drops the computation and keeps what it has. Outside of any limit
 `check_time()` does nothing, so a check of a plan is never cut short.
 
-A first Ctrl-C moves all deadlines to now (`stop_on_interrupt`). So an interrupted search
-ends like one that runs out of time. A second Ctrl-C raises KeyboardInterrupt.
+Ctrl-C moves all deadlines to now (autopart/stopping/ctrl_c.py).
 """
 
 import contextvars
 import math
-import signal
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from types import FrameType
+
+from autopart.stopping.ctrl_c import current_interrupt
 
 MOST_ACTIONS = 2**22
 """The most actions that a search lists for one step; they take about 2 GB."""
@@ -31,26 +29,12 @@ class OutOfTime(Exception):
     """A computation was dropped. The search that opened the limit catches it."""
 
 
-class Interrupt:
-    """Whether the user has asked a search to stop, and when."""
-
-    def __init__(self) -> None:
-        self.asked_at = math.inf
-        """A reading of `time.perf_counter()`; infinite until the user asks."""
-
-    @property
-    def asked(self) -> bool:
-        """Whether the user has asked."""
-        return self.asked_at < math.inf
-
-
 _hard_deadline = contextvars.ContextVar("hard deadline", default=math.inf)
-_interrupt = contextvars.ContextVar[Interrupt | None]("interrupt", default=None)
 
 
 def passed(deadline: float) -> bool:
     """Whether a deadline has passed, or the user has asked to stop."""
-    interrupt = _interrupt.get()
+    interrupt = current_interrupt.get()
     if interrupt is not None and interrupt.asked:
         return True
     return time.perf_counter() > deadline
@@ -58,7 +42,7 @@ def passed(deadline: float) -> bool:
 
 def check_time() -> None:
     """Raise OutOfTime where the innermost limit has passed by more than `GRACE` seconds."""
-    latest, interrupt = _hard_deadline.get(), _interrupt.get()
+    latest, interrupt = _hard_deadline.get(), current_interrupt.get()
     if interrupt is not None:
         latest = min(latest, interrupt.asked_at + GRACE)
     if latest < math.inf and time.perf_counter() > latest:
@@ -96,33 +80,3 @@ def limited(deadline: float) -> Generator[None]:
         yield
     finally:
         _hard_deadline.reset(token)
-
-
-@contextmanager
-def stop_on_interrupt() -> Generator[Interrupt]:
-    """Let a first Ctrl-C end the searches inside, with their best answers.
-
-    The second one raises KeyboardInterrupt, as without this context. A handler that a program has
-    installed itself stays in place, and so does Python's own one outside of the main thread.
-    """
-    outer = _interrupt.get()
-    if outer is not None:
-        yield outer
-        return
-    interrupt = Interrupt()
-    token = _interrupt.set(interrupt)
-
-    def ask(_signal: int, _frame: FrameType | None) -> None:
-        interrupt.asked_at = time.perf_counter()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    main = threading.current_thread() is threading.main_thread()
-    ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, ask)
-    try:
-        yield interrupt
-    finally:
-        _interrupt.reset(token)
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,10 +1,8 @@
-"""Deadlines, their grace, and Ctrl-C."""
-
-import signal
-import time
+"""Deadlines and their grace."""
 
 import pytest
 
+from autopart.stopping import time_limit
 from autopart.stopping.time_limit import (
     GRACE,
     MOST_ACTIONS,
@@ -15,7 +13,6 @@ from autopart.stopping.time_limit import (
     deadline_in,
     limited,
     passed,
-    stop_on_interrupt,
     time_left,
 )
 
@@ -26,7 +23,9 @@ def test_without_a_limit_nothing_is_dropped():
     assert time_left(float("inf")) == float("inf")
 
 
-def test_a_computation_is_dropped_a_grace_behind_its_deadline():
+def test_a_computation_is_dropped_a_grace_behind_its_deadline(monkeypatch: pytest.MonkeyPatch):
+    now = time_limit.time.perf_counter()
+    monkeypatch.setattr(time_limit.time, "perf_counter", lambda: now)
     with limited(deadline_in(-GRACE / 2)):
         check_time()
     with limited(deadline_in(-2 * GRACE)), pytest.raises(OutOfTime):
@@ -44,54 +43,6 @@ def test_an_inner_limit_ends_with_its_block():
         with limited(deadline_in(-2 * GRACE)), pytest.raises(OutOfTime):
             check_time()
         check_time()
-
-
-def test_the_first_ctrl_c_passes_every_deadline_and_the_second_raises():
-    with stop_on_interrupt() as interrupt:
-        assert not interrupt.asked
-        assert not passed(deadline_in(60))
-        signal.raise_signal(signal.SIGINT)
-        assert interrupt.asked
-        assert passed(deadline_in(60))
-        assert time_left(deadline_in(60)) == 0.0
-        check_time()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert not passed(deadline_in(60))
-
-
-def test_after_ctrl_c_and_its_grace_computations_are_dropped():
-    with stop_on_interrupt() as interrupt:
-        signal.raise_signal(signal.SIGINT)
-        interrupt.asked_at = time.perf_counter() - 2 * GRACE
-        with pytest.raises(OutOfTime):
-            check_time()
-
-
-def test_a_handler_of_the_program_stays_in_place():
-    seen: list[int] = []
-
-    def ours(number: int, _frame: object) -> None:
-        seen.append(number)
-
-    before = signal.signal(signal.SIGINT, ours)
-    try:
-        with stop_on_interrupt() as interrupt:
-            signal.raise_signal(signal.SIGINT)
-            assert not interrupt.asked
-        assert seen == [signal.SIGINT]
-        assert signal.getsignal(signal.SIGINT) is ours
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_an_inner_search_shares_the_interrupt_of_the_outer_one():
-    with stop_on_interrupt() as outer:
-        with stop_on_interrupt() as inner:
-            assert inner is outer
-        signal.raise_signal(signal.SIGINT)
-        assert outer.asked
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_step_that_outlasts_the_limit_or_the_memory_is_not_begun():

@@ -2,7 +2,7 @@
 
 A stopwatch runs an action and returns a pending time. The caller reads it after `settle`, because a
 GPU's clock is readable only after the device has caught up. This module has the stopwatches for
-real devices. `autopart.runtime.profiling.roofline` has one for data sheets.
+real devices. `autopart.runtime.profiling.roofline` has one for datasheets.
 """
 
 import statistics

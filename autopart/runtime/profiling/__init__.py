@@ -1,1 +1,1 @@
-"""Costs for each layer: measured in rounds, or computed from a GPU's data sheet."""
+"""Costs for each layer: measured in rounds, or computed from a GPU's datasheet."""

@@ -30,7 +30,7 @@ def checked_device(device: str, gpu: str | None) -> tuple[DeviceKind, Gpu | None
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             f"device cuda: PyTorch {torch.__version__} finds no CUDA GPU here; use --device cpu, "
-            "or --device meta --gpu h100-sxm for times from a GPU's data sheet"
+            "or --device meta --gpu h100-sxm for times from a GPU's datasheet"
         )
     if kind != "meta":
         if gpu is not None:
@@ -38,7 +38,7 @@ def checked_device(device: str, gpu: str | None) -> tuple[DeviceKind, Gpu | None
         return kind, None
     if gpu is None:
         raise UsageError(
-            "device meta takes its times from a GPU's data sheet: name one with --gpu; "
+            "device meta takes its times from a GPU's datasheet: name one with --gpu; "
             f"known: {', '.join(GPUS)}"
         )
     return kind, find_gpu(gpu)

@@ -1,4 +1,4 @@
-"""Layer times on an absent GPU, from its data sheet's roofline.
+"""Layer times on an absent GPU, from its datasheet's roofline.
 
 Symbols   f, b     floating-point operations and moved bytes of one operation
           F, M     peak rate for the operation's dtype, and memory bandwidth, of the GPU
