@@ -1,33 +1,13 @@
-"""The cluster that options describe: from a file, or from a known GPU's datasheet."""
+"""The options that describe a cluster; `autopart/cli/chosen_cluster.py` makes the cluster."""
 
-import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
-from autopart.cli.console import warn
 from autopart.cli.shared_options import usage_checked
-from autopart.errors import ClusterError, UsageError
-from autopart.records.cluster import (
-    HOST_LATENCY,
-    Cluster,
-    HostLink,
-    Link,
-    cluster_of,
-    gpus_on_each_node,
-    load_cluster,
-)
-from autopart.records.known_clusters import PRESETS, find_preset, preset_cluster
-from autopart.records.known_gpus import GPUS
-from autopart.records.mixed_cluster import mixed_cluster
-from autopart.records.network import with_gpus
-from autopart.records.profile import Profile
-from autopart.text import counted
-from autopart.units import format_bandwidth, parse_bandwidth, parse_bytes
+from autopart.units import parse_bandwidth, parse_bytes
 
 _SIZE = usage_checked(parse_bytes)
 _BANDWIDTH = usage_checked(parse_bandwidth)
@@ -45,8 +25,8 @@ class ClusterOptions:
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="The kind of GPU, or kinds in the order of the ranks: h100-sxm:4,l40s:4. Default: "
-            "the profile's own."
+            help="The kind of GPU, on the known nodes that it comes in; or kinds in the order of the "
+            "ranks: h100-sxm:4,l40s:4. Default: the profile's own."
         ),
     ] = None
     memory: Annotated[
@@ -104,188 +84,3 @@ class ClusterOptions:
             help="A cluster file, or a known cluster such as dgx-h100 (see 'autopart clusters').",
         ),
     ] = None
-
-
-def chosen_cluster(options: ClusterOptions, profile: Profile) -> Cluster:
-    """The cluster from the cluster file, or from the published figures for the named GPU.
-
-    Single options replace single figures. Warns where the links between nodes are assumed. Raises ClusterError on contradicting counts, UsageError
-    where no count is given.
-    """
-    if options.cluster is not None:
-        if _is_file(options.cluster):
-            base = _recounted(load_cluster(options.cluster), options)
-        else:
-            base = _known(str(options.cluster), options)
-    elif options.gpu is not None and ":" in options.gpu:
-        base = _mixed(options.gpu, options, profile)
-    else:
-        base = cluster_of(_gpu_name(options, profile), *_counts(options))
-    cluster = _refined(base, options)
-    warn(_assumed_network(options, cluster))
-    return cluster
-
-
-def _mixed(text: str, options: ClusterOptions, profile: Profile) -> Cluster:
-    """Read `h100-sxm:4,a100-sxm-80gb:4`: the GPUs in rank order."""
-    kinds: list[tuple[str, int]] = []
-    for part in text.split(","):
-        name, _, count = part.partition(":")
-        if not count.isdecimal() or int(count) < 1:
-            raise UsageError(f"--gpu {text}: '{part}' has no count; write h100-sxm:4,l40s:4")
-        kinds.append((name, int(count)))
-    total = sum(count for _, count in kinds)
-    per_node = options.gpus_per_node
-    nodes = options.nodes or (total // per_node if per_node else 1)
-    if options.gpus not in (None, total) or per_node not in (None, total / nodes):
-        raise UsageError(
-            f"--gpu {text} names {counted(total, 'GPU')}; leave the other counts out, or make them equal"
-        )
-    reference = _gpu_name(dataclasses.replace(options, gpu=None), profile)
-    return mixed_cluster(kinds, reference, profile.dtype, nodes)
-
-
-def _counts(options: ClusterOptions) -> tuple[int, int, int | None]:
-    gpus, nodes, per_node = options.gpus, options.nodes, options.gpus_per_node
-    if gpus is None and per_node is None:
-        raise UsageError(
-            "say how many GPUs: --gpus 8 --nodes 2 (8 in all), --nodes 2 --gpus-per-node 4, "
-            "or --cluster FILE"
-        )
-    if gpus is None:
-        return (nodes or 1) * (per_node or 1), nodes or 1, per_node
-    # `--gpus 8 --gpus-per-node 4` means 2 nodes. Counts that do not divide stay for `cluster_of` to refuse.
-    if nodes is None and per_node is not None and gpus % per_node == 0:
-        nodes = gpus // per_node
-    return gpus, nodes or 1, per_node
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a path is a file's: it exists, or it has a folder or a suffix as names have not."""
-    # os.path, unlike Path, takes a name that no file may have for a missing file.
-    return os.path.isfile(path) or bool(path.suffix) or path.parent != Path()
-
-
-def _known(name: str, options: ClusterOptions) -> Cluster:
-    """The known cluster with a name, on as many nodes as asked for or needed."""
-    preset = find_preset(name)
-    if options.gpu not in (None, preset.gpu):
-        raise UsageError(f"--cluster {name} has {preset.gpu}, not {options.gpu}; leave --gpu out")
-    room, per_node = preset.gpus_per_node, options.gpus_per_node
-    if per_node is None and options.gpus is not None and options.nodes is None:
-        # As few nodes as hold them.
-        nodes = -(-options.gpus // room)
-    else:
-        nodes = options.nodes or max(1, (options.gpus or 1) // (per_node or room))
-    gpus = options.gpus or nodes * (per_node or room)
-    each = gpus_on_each_node(gpus, nodes, per_node)
-    if each > room:
-        raise UsageError(
-            f"--cluster {name} has {counted(room, 'GPU')} per node, not {each}; "
-            f"{counted(gpus, 'GPU')} need --nodes {-(-gpus // room)}"
-        )
-    return _with_counts(preset_cluster(preset, nodes), nodes, each)
-
-
-def _recounted(cluster: Cluster, options: ClusterOptions) -> Cluster:
-    """The cluster from a file, with its counts replaced where options give counts."""
-    if options.gpu is not None:
-        raise UsageError("--cluster names its own GPU; leave --gpu out")
-    if options.gpus is None and options.nodes is None and options.gpus_per_node is None:
-        return cluster
-    nodes = options.nodes or cluster.num_nodes
-    gpus = options.gpus or nodes * (options.gpus_per_node or cluster.gpus_per_node)
-    per_node = gpus_on_each_node(gpus, nodes, options.gpus_per_node)
-    return _with_counts(cluster, nodes, per_node)
-
-
-def _with_counts(cluster: Cluster, nodes: int, per_node: int) -> Cluster:
-    """The cluster with other counts; each GPU keeps its share of the rails."""
-    network = with_gpus(cluster.network, cluster.gpus_per_node, per_node)
-    return msgspec.structs.replace(
-        cluster, num_nodes=nodes, gpus_per_node=per_node, network=network
-    )
-
-
-def _refined(cluster: Cluster, options: ClusterOptions) -> Cluster:
-    if cluster.network and (options.intra_bandwidth or options.inter_bandwidth):
-        raise UsageError(
-            "--intra-bandwidth and --inter-bandwidth are for clusters without a network record; "
-            "write ring_bandwidth or rail_bandwidth into the cluster file ('autopart clusters -o')"
-        )
-    if options.memory is not None and cluster.gpus:
-        raise UsageError("--memory is for equal GPUs; these are listed, each with its own")
-    if options.memory is not None:
-        cluster = msgspec.structs.replace(cluster, memory_bytes=options.memory)
-    if options.reserve is not None:
-        cluster = msgspec.structs.replace(cluster, reserve_bytes=options.reserve)
-    if options.host_memory is not None:
-        cluster = msgspec.structs.replace(cluster, host_memory_bytes=options.host_memory)
-    return msgspec.structs.replace(
-        cluster,
-        host_link=_host_link(cluster, options.host_bandwidth),
-        intra_node=_link(cluster.intra_node, options.intra_bandwidth),
-        inter_node=_link(cluster.inter_node, options.inter_bandwidth),
-    )
-
-
-def _link(link: Link, bandwidth: float | None) -> Link:
-    return link if bandwidth is None else msgspec.structs.replace(link, bandwidth=bandwidth)
-
-
-def _host_link(cluster: Cluster, bandwidth: float | None) -> HostLink | None:
-    """The cluster's host link at another bandwidth.
-
-    A cluster without a host link gets one. It overlaps with compute if sends do.
-    """
-    if bandwidth is None:
-        return cluster.host_link
-    known = cluster.host_link or HostLink(
-        bandwidth=bandwidth, latency=HOST_LATENCY, overlaps=cluster.sends_overlap
-    )
-    return msgspec.structs.replace(known, bandwidth=bandwidth)
-
-
-def _gpu_name(options: ClusterOptions, profile: Profile) -> str:
-    """The GPU that the user named; by default the device in the profile."""
-    if options.gpu is not None:
-        return options.gpu
-    device = profile.device
-    if device.kind == "cpu":
-        return "cpu"
-    known = next(
-        (gpu.name for gpu in GPUS.values() if device.name in (gpu.name, *gpu.cuda_names)), None
-    )
-    if known is None:
-        raise ClusterError(
-            f"the profile was measured on '{device.name}', of which no figures are known; "
-            f"name the GPU with --gpu ({', '.join(GPUS)}) or give --cluster FILE"
-        )
-    return known
-
-
-def _assumed_network(options: ClusterOptions, cluster: Cluster) -> list[str]:
-    """A note where a datasheet's GPU is on several nodes, and its links are assumed."""
-    name = next((p.name for p in PRESETS.values() if p.gpu == cluster.gpu), None)
-    if options.cluster is not None or cluster.num_nodes == 1 or name is None:
-        return []
-    return [
-        f"nodes are assumed to have one link of {format_bandwidth(cluster.inter_node.bandwidth)} "
-        f"for collectives; --cluster {name} has all adapters of such nodes"
-    ]
-
-
-def notes_on(profile: Profile, cluster: Cluster) -> list[str]:
-    """Limits on the figures in a plan from this profile for this cluster."""
-    notes: list[str] = []
-    if cluster.gpus and len({group.name for group in cluster.gpus}) > 1:
-        notes.append(
-            "the GPUs differ: each layer is taken to be faster or slower by its GPU's one speed"
-        )
-    if profile.method != "measured":
-        notes.append(f"the times are {profile.method}: no layer was run on the device")
-    elif profile.device.kind == "cpu" and cluster.gpu != "cpu":
-        notes.append(
-            f"the times were measured on a CPU ({profile.device.name}), not on {cluster.gpu}"
-        )
-    return notes

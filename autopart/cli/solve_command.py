@@ -7,11 +7,8 @@ from typing import Annotated
 
 import typer
 
-from autopart.cli.cluster_options import (
-    ClusterOptions,
-    chosen_cluster,
-    notes_on,
-)
+from autopart.cli.chosen_cluster import chosen_cluster, notes_on
+from autopart.cli.cluster_options import ClusterOptions
 from autopart.cli.console import print_result, say, warn
 from autopart.cli.option_groups import with_groups
 from autopart.cli.output_files import check_may_write

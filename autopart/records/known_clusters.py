@@ -14,7 +14,7 @@ import msgspec
 from autopart.errors import ClusterError
 from autopart.records.cluster import HOST_LATENCY, Cluster, HostLink, Link
 from autopart.records.known_gpus import find_gpu
-from autopart.records.network import Network
+from autopart.records.network import Network, with_gpus
 
 INSIDE_LATENCY = 9.3e-6
 ACROSS_LATENCY = 14.5e-6
@@ -142,21 +142,31 @@ def find_preset(name: str) -> Preset:
     raise ClusterError(f"there is no file and no known cluster '{name}'; known: {', '.join(near)}")
 
 
-def preset_cluster(preset: Preset, nodes: int = 1) -> Cluster:
-    """So many nodes of one kind."""
+def node_of(gpu: str, gpus_per_node: int = 1) -> Preset | None:
+    """The smallest known node with so many such GPUs, the first listed where several are alike.
+
+    None where no known node has as many.
+    """
+    fitting = [p for p in PRESETS.values() if p.gpu == gpu and p.gpus_per_node >= gpus_per_node]
+    return min(fitting, key=lambda p: p.gpus_per_node, default=None)
+
+
+def preset_cluster(preset: Preset, nodes: int = 1, gpus_per_node: int | None = None) -> Cluster:
+    """So many nodes of one kind; where only some of their GPUs are used, each keeps its share of the rails."""
     gpu, network = find_gpu(preset.gpu), preset.network
+    used = gpus_per_node or preset.gpus_per_node
     share = network.rails * network.rail_bandwidth / preset.gpus_per_node
     return Cluster(
         gpu=gpu.name,
         num_nodes=nodes,
-        gpus_per_node=preset.gpus_per_node,
+        gpus_per_node=used,
         memory_bytes=gpu.memory_bytes,
         reserve_bytes=gpu.reserve_bytes,
         intra_node=Link(bandwidth=network.ring_bandwidth, latency=INSIDE_LATENCY),
         inter_node=Link(
             bandwidth=SEND_SHARE * max(share, network.rail_bandwidth), latency=ACROSS_LATENCY
         ),
-        network=network,
+        network=with_gpus(network, preset.gpus_per_node, used),
         host_link=HostLink(bandwidth=preset.host_bandwidth, latency=HOST_LATENCY),
         action_overhead=gpu.action_overhead,
         source=f"{preset.name}: {preset.source}",

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from autopart.records.cluster import Cluster, load_cluster, num_gpus, save_cluster
+from autopart.records.cluster import Cluster, cluster_of, load_cluster, num_gpus, save_cluster
 from autopart.records.known_clusters import PRESETS, find_preset, preset_cluster
 from autopart.records.plan import load_plan
 from tests.support.samples import sample_cluster
@@ -95,9 +96,59 @@ def test_every_known_cluster_names_its_source_and_survives_its_file(
     assert PRESETS[name].source in made.source
 
 
-def test_nodes_without_a_name_are_told_to_have_one_link(cli: Cli, profile_file: Path) -> None:
-    plain = cli("solve", "--gpu", "h100-sxm", "--gpus", "16", "--nodes", "2")
-    assert "warning: nodes are assumed to have one link of 25 GB/s" in plain.err
-    assert "--cluster dgx-h100 has all adapters" in plain.err
-    for words in ("--gpu h100-sxm --gpus 8", "--cluster dgx-h100 --nodes 2"):
-        assert "assumed to have one link" not in cli("solve", *words.split()).err
+@pytest.mark.parametrize(
+    ("words", "name", "counts"),
+    [
+        ("--gpu h100-sxm --nodes 8", "dgx-h100", (8, 8)),
+        ("--gpu h100-sxm --gpus 16 --nodes 2", "dgx-h100", (2, 8)),
+        ("--gpu h100-sxm --gpus 8 --nodes 2", "dgx-h100", (2, 4)),
+        ("--gpu h100-sxm --gpus 4", "dgx-h100", (1, 4)),
+        ("--gpu a100-sxm-40gb --nodes 2 --gpus-per-node 2", "p4d", (2, 2)),
+        ("--gpu v100-sxm-32gb --gpus 8", "dgx-1v", (1, 8)),
+        ("--gpu v100-sxm-32gb --gpus 32 --nodes 2", "dgx-2", (2, 16)),
+    ],
+)
+def test_gpus_come_in_a_known_node_and_one_line_says_which(
+    cli: Cli, profile_file: Path, words: str, name: str, counts: tuple[int, int]
+) -> None:
+    outcome = cli("solve", *words.split(), "--global-batch", "128")
+    assert outcome.code == 0
+    assert load_plan("plan.json").cluster == preset_cluster(find_preset(name), *counts)
+    said = [line for line in outcome.err.splitlines() if line.startswith("assumed: ")]
+    assert len(said) == 1 and f"of kind {name}" in said[0]
+    part = counts[1] < PRESETS[name].gpus_per_node
+    assert (f"{counts[1]} of {PRESETS[name].gpus_per_node} GPUs are used" in said[0]) == part
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--gpu rtx-4090 --gpus 4", "links of 32 GB/s inside the node, as no known node has rtx"),
+        ("--gpu rtx-4090 --gpus 4 --nodes 2", "one link of 25 GB/s between nodes, as no known"),
+        ("--gpu h100-sxm --gpus 16", "as no known node has 16 h100-sxm; dgx-h100 has 8 per node"),
+        ("--gpu h100-sxm:2,l40s:2 --nodes 2", "one link of 25 GB/s between nodes, as no known"),
+        ("--gpu h100-sxm --gpus 4 --nodes 2 --intra-bandwidth 9GB/s", "--inter-bandwidth"),
+        ("--gpu h100-sxm --gpus 4 --nodes 2 --inter-bandwidth 9GB/s", ""),
+        ("--gpu h100-sxm --gpus 1", ""),
+        ("--gpus 4", ""),
+        ("--cluster dgx-h100 --nodes 2", ""),
+    ],
+)
+def test_links_that_stand_in_for_a_known_node_are_told_in_one_line(
+    cli: Cli, profile_file: Path, words: str, said: str
+) -> None:
+    outcome = cli("solve", *words.split(), "--global-batch", "64")
+    assert outcome.code == 0
+    lines = [line for line in outcome.err.splitlines() if line.startswith("assumed: ")]
+    assert len(lines) == bool(said)
+    assert said in "".join(lines)
+    one_link = "--cluster" not in words and words != "--gpu h100-sxm --gpus 1"
+    assert (load_plan("plan.json").cluster.network is None) == one_link
+
+
+def test_a_bandwidth_keeps_the_links_of_the_data_sheet(cli: Cli, profile_file: Path) -> None:
+    words = "--gpu h100-sxm --gpus 4 --nodes 2 --inter-bandwidth 9GB/s"
+    plain = cluster_of("h100-sxm", 4, 2)
+    slower = msgspec.structs.replace(plain.inter_node, bandwidth=9e9)
+    assert solved(cli, *words.split()) == msgspec.structs.replace(plain, inter_node=slower)
+    assert cli("solve", "--nodes", "2", "--gpu", "rtx-4090").code == 2
