@@ -187,10 +187,11 @@ def simulated(
 
 def _all_peaks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int, ...]:
     """Peak bytes on all ranks, from the peaks on the simulated ranks."""
-    found = [0] * (1 + max(rank for ranks in layout.stage_ranks for rank in ranks))
+    found = [0] * (1 + max(map(max, layout.stage_ranks)))
     for ranks, seen in zip(layout.stage_ranks, shown.stage_ranks, strict=True):
+        one = peaks[seen[0]]
         for rank in ranks:
-            found[rank] = peaks[rank if shown is layout else seen[0]]
+            found[rank] = peaks[rank] if shown is layout else one
     return tuple(found)
 
 

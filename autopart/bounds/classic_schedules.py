@@ -36,14 +36,17 @@ largest bound of a stage. A partition that beats a value has only stages with bo
 `paths_below` lists those; where there are none, no plan beats the value.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from autopart.activations.best_totals import with_best_policies
 from autopart.bounds.microbatch_path import LayoutPaths, Mask, Matrix, MicrobatchPath, step_ends
 from autopart.bounds.policy_seconds import PolicySeconds, policy_seconds
+from autopart.bounds.pseudo_clusters import without_nodes
 from autopart.cost.cuts import Cuts, allowed, count_inside
 from autopart.cost.in_flight import microbatches_in_flight
 from autopart.cost.memory_limits import fits_on_ranks
@@ -59,7 +62,7 @@ from autopart.cost.syncs import (
 )
 from autopart.records.cluster import Cluster
 from autopart.records.layer_graph import positions
-from autopart.records.layouts import Layout, own_microbatches
+from autopart.records.layouts import Layout, has_virtual_stages, own_microbatches, side_by_side
 from autopart.records.problem import Problem
 from autopart.stopping.time_limit import check_time
 
@@ -76,6 +79,11 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Matrix]:
     paths = LayoutPaths(problem, layout, cuts, cut_links(problem.cluster, layout.stage_ranks))
     added = policy_seconds(problem, layout, cuts, fitting)
     bounds: list[Matrix] = []
+
+    @functools.lru_cache(maxsize=2)
+    def end_of(at: int) -> Matrix:
+        return _sync_and_update(problem, layout, cuts, at)
+
     for stage, fits in enumerate(fitting):
         check_time()
         totals = on_ranks(with_best_policies(problem, layout, cuts, stage), problem, layout, stage)
@@ -85,17 +93,38 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Matrix]:
             # T itself, with the fewest added seconds in both directions together, is larger.
             both = added[stage].both
             compute = paths.compute_of_all() + both.ahead + both.own + both.behind
-        ends = step_ends(lambda at: _sync_and_update(problem, layout, cuts, at), stage)
+        ends = step_ends(end_of, stage)
         longest = _longest_chain(problem, layout, stage, path, compute, ends)
         bounds.append(np.where(fits, longest, np.inf))
     return bounds
 
 
-def _fitting(problem: Problem, layout: Layout, cuts: Cuts) -> list[Mask]:
+def _fitting(problem: Problem, layout: Layout, cuts: Cuts) -> Sequence[Mask]:
     """For each stage the [i, j] that may be it and fit.
 
     Shorter where no path over such stages goes on.
     """
+    if problem.cluster.gpus or has_virtual_stages(layout):
+        return _find_fitting(problem, layout, cuts)
+    # GPUs are alike, so what fits does not depend on the nodes of the ranks.
+    anywhere = msgspec.structs.replace(problem, cluster=without_nodes(problem.cluster))
+    counts = tuple(map(len, layout.stage_ranks))
+    return _fitting_on_any_nodes(anywhere, layout.schedule, counts, layout.num_microbatches, cuts)
+
+
+@functools.lru_cache(maxsize=2)
+def _fitting_on_any_nodes(
+    problem: Problem, schedule: str, counts: tuple[int, ...], num_microbatches: int, cuts: Cuts
+) -> Sequence[Mask]:
+    """`_fitting` for stages with `counts` replicas on GPUs that are alike, kept for other nodes."""
+    layout = Layout(
+        schedule=schedule, stage_ranks=side_by_side(counts), num_microbatches=num_microbatches
+    )
+    return _find_fitting(problem, layout, cuts)
+
+
+def _find_fitting(problem: Problem, layout: Layout, cuts: Cuts) -> Sequence[Mask]:
+    """`_fitting` on the layout's own ranks."""
     found: list[Mask] = []
     reached = np.arange(len(cuts.nested)) == 0
     for stage in range(len(layout.stage_ranks)):
@@ -139,13 +168,14 @@ def _longest_chain(
     overlap, (own_end, first_end) = problem.cluster.sends_overlap, ends
     m, y = own_microbatches(layout, stage), microbatches_in_flight(layout, stage)
     busy_f, busy_b = path.busy(sends_overlap=overlap)
+    busy = busy_f + busy_b
     counts = [len(ranks) for ranks in layout.stage_ranks]
     trip = path.with_sends(compute)
     # (2), (3): one microbatch's path, and the other actions on the rank.
     if layout.schedule == "gpipe" and len(set(counts)) == 1:
-        longest = trip + (m - 1) * (busy_f + busy_b)
+        longest = trip + (m - 1) * busy
     else:
-        others = (m - y) * (busy_f + busy_b) + (y - 1) * np.maximum(busy_f, busy_b)
+        others = (m - y) * busy + (y - 1) * np.maximum(busy_f, busy_b)
         longest = trip + others
     # (5): where sends occupy their ranks, (2) and (3) count them.
     if overlap:
@@ -156,7 +186,7 @@ def _longest_chain(
         longest = np.maximum(longest, trip + turns_beside_trip(path, m, y, sends_overlap=overlap))
     # (1), whose drain may be hidden behind the stage's own sync.
     fill, drain = path.fill(sends_overlap=overlap), path.drain(sends_overlap=overlap)
-    alone = fill + m * (busy_f + busy_b) + np.maximum(drain + first_end, own_end)
+    alone = fill + m * busy + np.maximum(drain + first_end, own_end)
     return np.maximum(longest + first_end, alone)
 
 
@@ -169,10 +199,10 @@ def turns_beside_trip(
         # Other sends over the stage's own cut are in its busy seconds already.
         beyond = beyond + path.send + path.receive_back
     busy_f, busy_b = path.busy(sends_overlap=sends_overlap)
+    busy = busy_f + busy_b
     # The bound is linear in d, so the fewest turns or the most are the largest.
     few, many = (
-        (d - 1) * beyond + (m - 1 - (d - 1) * (y - 1)) * (busy_f + busy_b)
-        for d in (2, (m - 1) // y + 1)
+        (d - 1) * beyond + (m - 1 - (d - 1) * (y - 1)) * busy for d in (2, (m - 1) // y + 1)
     )
     return np.maximum(few, many)
 
@@ -183,6 +213,8 @@ def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -
     ranks = layout.stage_ranks[stage]
     price = sync_price(problem.cluster, ranks, problem.training)
     end: Matrix = time_after_backward(totals, problem.training, price)
+    if not problem.graph.tied:
+        return end
     others = [own for at, own in enumerate(layout.stage_ranks) if at != stage]
     place = positions(problem.graph)
     for tied in problem.graph.tied:

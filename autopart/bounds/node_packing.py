@@ -27,13 +27,19 @@ def pack_nodes(sizes: Sequence[int], num_nodes: int, room: int) -> Packing:
     """Nodes for groups with `sizes` ranks, on nodes with `room` GPUs each."""
     if max(sizes) > room or sum(sizes) > num_nodes * room:
         return Packing(None, certain=True)
-    in_order = range(len(sizes))
-    largest_first = sorted(in_order, key=lambda at: -sizes[at])
+    if len(set(sizes)) == 1:
+        # Equal groups fill node after node.
+        per_node = room // sizes[0]
+        enough = len(sizes) <= num_nodes * per_node
+        nodes = [at // per_node for at in range(len(sizes))] if enough else None
+        return Packing(nodes, certain=True)
     # Step 1: quick rules. The groups' own order comes first, since it keeps neighbours together.
-    for order in (in_order, largest_first):
-        found = _first_fit(sizes, order, min(num_nodes, len(sizes)), room)
-        if found is not None:
-            return Packing(_in_order_of_use(found), certain=True)
+    found = _first_fit(sizes, range(len(sizes)), min(num_nodes, len(sizes)), room)
+    if found is None:
+        largest_first = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
+        found = _first_fit(sizes, largest_first, min(num_nodes, len(sizes)), room)
+    if found is not None:
+        return Packing(_in_order_of_use(found), certain=True)
     # Step 2: the exact search, node by node.
     search = _ExactPacking(room)
     fillings = search.fillings(_remainder(sizes), num_nodes)
@@ -64,8 +70,8 @@ def _first_fit(
 
 
 def _in_order_of_use(nodes: Sequence[int]) -> list[int]:
-    names: dict[int, int] = {}
-    return [names.setdefault(node, len(names)) for node in nodes]
+    names = {node: at for at, node in enumerate(dict.fromkeys(nodes))}
+    return list(map(names.__getitem__, nodes))
 
 
 def _remainder(sizes: Sequence[int]) -> Remainder:

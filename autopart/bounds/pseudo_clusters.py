@@ -55,6 +55,20 @@ def with_nodes(cluster: Cluster, num_nodes: int, room: int, *, ordered: bool) ->
     )
 
 
+def without_nodes(cluster: Cluster) -> Cluster:
+    """The cluster as far as a stage's bytes depend on it: the same for any nodes and links."""
+    share, link = host_share(cluster), cluster.intra_node
+    return msgspec.structs.replace(
+        cluster,
+        num_nodes=1,
+        gpus_per_node=1,
+        host_memory_bytes=share,
+        intra_node=link,
+        inter_node=link,
+        network=None,
+    )
+
+
 def _any_placement(cluster: Cluster) -> AnyPlacement | None:
     """The network of a pseudo-cluster for a real one."""
     if cluster.network is None:

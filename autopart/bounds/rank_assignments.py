@@ -145,11 +145,11 @@ class RankAssignments:
         """The layout with each group on a node of its own, as (18) asks."""
         groups = self._groups.of(inside)
         room = max(map(len, groups))
-        ranks = {
-            rank: node * room + at
-            for node, group in enumerate(groups)
-            for at, rank in enumerate(group)
-        }
+        starts = range(0, len(groups) * room, room)
+        there = itertools.chain(
+            *(range(at, at + len(own)) for at, own in zip(starts, groups, strict=True))
+        )
+        ranks = dict(zip(itertools.chain(*groups), there, strict=True))
         cluster = with_nodes(self.problem.cluster, len(groups), room, ordered=self.ordered)
         if self._differ:
             cap_of = self._cap_of(inside)
@@ -244,7 +244,7 @@ class RankAssignments:
         return self._renamed(ranks)
 
     def _renamed(self, ranks: dict[int, int]) -> Layout:
-        renamed = tuple(tuple(ranks[rank] for rank in own) for own in self.layout.stage_ranks)
+        renamed = tuple(tuple(map(ranks.__getitem__, own)) for own in self.layout.stage_ranks)
         return msgspec.structs.replace(self.layout, stage_ranks=renamed)
 
     def _largest(self, inside: Inside) -> int:

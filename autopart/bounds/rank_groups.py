@@ -50,6 +50,7 @@ class RankGroups:
         counts = {len(ranks) for ranks in places}
         self._alike = len(counts) == 1 and max(counts) > 2
         """Whether all places have as many replicas, and more than two."""
+        self._latest: tuple[Inside, list[list[tuple[int, int]]]] | None = None
 
     def of(self, inside: Inside) -> list[tuple[int, ...]]:
         """The ranks that the links join, the first places first."""
@@ -89,6 +90,12 @@ class RankGroups:
         return max(counts[at] for at in link.syncs)
 
     def _joined(self, inside: Inside) -> list[list[tuple[int, int]]]:
+        """`_find_joined`; the latest answer is at hand."""
+        if self._latest is None or self._latest[0] != inside:
+            self._latest = inside, self._find_joined(inside)
+        return self._latest[1]
+
+    def _find_joined(self, inside: Inside) -> list[list[tuple[int, int]]]:
         """The groups as (place, replica); where replicas are alike, only the first two of them."""
         shown = [range(2 if self._alike else len(own)) for own in self.places]
         all_ranks = [(at, replica) for at, own in enumerate(shown) for replica in own]

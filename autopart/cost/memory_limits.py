@@ -131,9 +131,11 @@ def prediction_fits(cluster: Cluster, prediction: Prediction) -> bool:
     """Whether each rank stays within its GPU's memory and within its share on the host."""
     peaks = prediction.rank_peak_bytes
     on_host = free_host_bytes(cluster, prediction.stages)
-    return all(
-        free_bytes(cluster, (rank,), peak) >= 0 for rank, peak in enumerate(peaks) if peak
-    ) and (on_host is None or on_host >= 0)
+    if on_host is not None and on_host < 0:
+        return False
+    if not cluster.gpus:
+        return free_bytes(cluster, (), max(peaks, default=0)) >= 0
+    return all(free_bytes(cluster, (rank,), peak) >= 0 for rank, peak in enumerate(peaks) if peak)
 
 
 def free_bytes(cluster: Cluster, ranks: Iterable[int], peak_bytes: Q) -> Q:

@@ -207,8 +207,8 @@ def host_share(cluster: Cluster) -> int | None:
 
 def slowest_link(cluster: Cluster, ranks: tuple[int, ...]) -> Link:
     """The slowest link on a ring over `ranks`."""
-    nodes = {rank // cluster.gpus_per_node for rank in ranks}
-    return cluster.intra_node if len(nodes) == 1 else cluster.inter_node
+    size = cluster.gpus_per_node
+    return cluster.intra_node if min(ranks) // size == max(ranks) // size else cluster.inter_node
 
 
 def cluster_of(gpu: str, gpus: int, nodes: int = 1, gpus_per_node: int | None = None) -> Cluster:

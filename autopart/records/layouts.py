@@ -156,7 +156,7 @@ def layouts(problem: Problem, num_ranks: int, num_replicas: int) -> list[Layout]
     (autopart/bounds/rank_assignments.py). 1F1B comes before GPipe: where both are equally fast, it
     needs less memory.
     """
-    grid = _side_by_side((num_replicas,) * num_ranks)
+    grid = side_by_side((num_replicas,) * num_ranks)
     return [
         Layout(
             schedule=name,
@@ -219,7 +219,7 @@ def windows(cluster: Cluster, counts: Sequence[int]) -> list[StageRanks]:
 
     Of placements that cost the same, the first one is listed.
     """
-    place = _side_by_side(counts)
+    place = side_by_side(counts)
     if not cluster.gpus:
         return [place]
     shifted = [
@@ -232,7 +232,7 @@ def windows(cluster: Cluster, counts: Sequence[int]) -> list[StageRanks]:
     return list(differing.values())
 
 
-def _side_by_side(counts: Sequence[int]) -> StageRanks:
+def side_by_side(counts: Sequence[int]) -> StageRanks:
     """Consecutive ranks for each stage, from rank 0."""
     ends = list(itertools.accumulate(counts))
     return tuple(tuple(range(end - r, end)) for end, r in zip(ends, counts, strict=True))
@@ -244,7 +244,7 @@ def nodes_and_gpus(cluster: Cluster, place: StageRanks) -> tuple[object, ...]:
     Nodes are alike, so two placements with equal answers cost the same. Rails count where a send
     off its rail is slower.
     """
-    ranks = np.array([rank for own in place for rank in own], dtype=np.int64)
+    ranks = np.fromiter(itertools.chain.from_iterable(place), dtype=np.int64)
     nodes = ranks // cluster.gpus_per_node
     _, first, names = np.unique(nodes, return_index=True, return_inverse=True)
     in_order = np.argsort(np.argsort(first))[names]

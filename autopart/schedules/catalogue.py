@@ -86,12 +86,16 @@ def orders_by_name(name: str, stage_ranks: StageRanks, num_microbatches: int) ->
     if replicas is None:
         made = make_schedule(name, stage_ranks, num_microbatches)
         return tuple(format_order(order) for order in made)
-    orders = [""] * (1 + max(rank for ranks in stage_ranks for rank in ranks))
+    orders = [""] * (1 + max(map(max, stage_ranks)))
+    written: dict[int, tuple[str, list[int]]] = {}
     for pipeline in _replicated(kind, stage_ranks, num_microbatches, replicas):
         names = list(map(str, pipeline.microbatches))
-        for rank, (stages, ops, turns) in zip(pipeline.ranks, pipeline.columns, strict=True):
-            words = zip(stages, ops, turns, strict=True)
-            orders[rank] = " ".join([f"{stage}{op}{names[m]}" for stage, op, m in words])
+        for rank, columns in zip(pipeline.ranks, pipeline.columns, strict=True):
+            # Replicas differ in their microbatches alone: write the rest of an order once.
+            if id(columns) not in written:
+                written[id(columns)] = _pattern(columns), columns[2]
+            pattern, turns = written[id(columns)]
+            orders[rank] = pattern % tuple(map(names.__getitem__, turns))
     return tuple(orders)
 
 
@@ -163,6 +167,12 @@ def _replicated(
 
 def _columns(order: Order) -> _Columns:
     return [a.stage for a in order], [a.op for a in order], [a.microbatch for a in order]
+
+
+def _pattern(columns: _Columns) -> str:
+    """An order as text, with `%s` in place of each microbatch."""
+    stages, ops, _ = columns
+    return " ".join([f"{stage}{op}%s" for stage, op in zip(stages, ops, strict=True)])
 
 
 def _pipeline(

@@ -136,7 +136,7 @@ def _at_cheap_cuts(problem: Problem, layout: Layout, partition: Partition) -> It
     for sizes, syncs in ((counts, tree.root.syncs), ([1] * len(counts), frozenset[int]())):
         for ends in _groups(sizes, more, cluster.gpus_per_node):
             inside = Inside(tree.root.cuts - ends, syncs, tree.root.tied)
-            for kept in (inside, inside._replace(tied=frozenset())):
+            for kept in dict.fromkeys((inside, inside._replace(tied=frozenset()))):
                 assigned = tree.on_nodes(kept)
                 if assigned is not None:
                     yield assigned
