@@ -17,7 +17,11 @@ from autopart.activations.policies import (
     may_offload,
 )
 from autopart.cost.links import StashCopies, stash_copies
-from autopart.cost.transients import own_results, waiting_gradients, whole_transients
+from autopart.cost.transients import (
+    gradients_in_whole_backward,
+    own_results,
+    whole_transients,
+)
 from autopart.records.cluster import HostLink
 from autopart.records.layer_graph import Layer, LayerGraph, positions
 from autopart.records.problem import Demands
@@ -83,7 +87,7 @@ class StageLayers:
         """`host` says how stash is copied to the host; no layer is offloaded where it is None."""
         self.layers, self.demands, self.host = graph.layers, demands, host
         self.transients = whole_transients(graph)
-        self._pending = waiting_gradients(graph)
+        self._pending = gradients_in_whole_backward(graph)
         place = positions(graph)
         self.taken: list[list[tuple[int, int]]] = [[] for _ in graph.layers]
         """For each layer its inputs that no backward needs: the maker's position, and bytes."""

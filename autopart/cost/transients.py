@@ -134,6 +134,29 @@ def waiting_gradients(graph: LayerGraph) -> list[list[WaitingGradient]]:
     return [[WaitingGradient(*key, size) for key, size in own.items()] for own in found]
 
 
+def tied_sums(graph: LayerGraph) -> list[list[WaitingGradient]]:
+    """For each layer the sums of tied gradients that its whole backward makes, and the stages on which it does.
+
+    The first sum is a tensor of its own, beside the gradient that waits and the layer's own gradient. Autograd adds in
+    place only where nothing else knows the gradient's storage: a transposed product's gradient is a view of another.
+    """
+    place = positions(graph)
+    found: list[list[WaitingGradient]] = [[] for _ in graph.layers]
+    for tied in graph.tied:
+        holders = sorted({place[name] for name in tied.layers})
+        for number, at in enumerate(holders[:-1], 1):
+            if tied.grad_bytes:
+                later = tuple(holders[number:])
+                found[at].append(WaitingGradient(later, None, (), tied.grad_bytes))
+    return found
+
+
+def gradients_in_whole_backward(graph: LayerGraph) -> list[list[WaitingGradient]]:
+    """For each layer all gradients beside it in a whole backward: `waiting_gradients` and `tied_sums`."""
+    pairs = zip(waiting_gradients(graph), tied_sums(graph), strict=True)
+    return [waiting + sums for waiting, sums in pairs]
+
+
 def _descendants(graph: LayerGraph) -> list[int]:
     """For each layer the layers that need it, directly or through others, as bits in a number."""
     behind = [0] * len(graph.layers)

@@ -1,7 +1,8 @@
 """Stage workspace: the largest transient among its layers, above the whole stash.
 
 Symbols   l, h      layers on a stage, in the order of execution
-          own_l     transient bytes while l runs, with gradients that are there at that moment
+          own_l     transient bytes while l runs, with gradients that are there at that moment;
+                    in a whole backward also with the sum that l makes of gradients for a tied parameter
           less_h    stash bytes in h that are not there while an earlier layer runs (autopart/cost/transients.py)
           wait_h    gradient bytes for tied parameters that h's backward leaves waiting for an earlier layer
 
@@ -23,6 +24,7 @@ from autopart.cost.transients import (
     Transient,
     WaitingGradient,
     input_grad_transients,
+    tied_sums,
     waiting_gradients,
     weight_grad_transients,
     whole_transients,
@@ -68,7 +70,7 @@ class _TransientTable(NamedTuple):
     counted: Whole
     """1 where `backward` is known, else 0: then `most` includes all gradients."""
     leaves_tied: bool
-    """Whether gradients for tied parameters wait for earlier layers; I and W leave none."""
+    """Whether gradients for tied parameters wait for earlier layers and are summed; I and W leave none."""
 
 
 class _Gradients(NamedTuple):
@@ -110,7 +112,17 @@ def _table(layers: Sequence[Transient], *, leaves_tied: bool) -> _TransientTable
 
 @functools.lru_cache(maxsize=8)
 def _gradients(graph: LayerGraph) -> _Gradients:
-    waiting = waiting_gradients(graph)
+    return _as_arrays(waiting_gradients(graph))
+
+
+@functools.lru_cache(maxsize=8)
+def _tied_sums(graph: LayerGraph) -> _Gradients | None:
+    """None where no backward makes a sum."""
+    sums = tied_sums(graph)
+    return _as_arrays(sums) if any(sums) else None
+
+
+def _as_arrays(waiting: Sequence[Sequence[WaitingGradient]]) -> _Gradients:
     entries: list[tuple[int, WaitingGradient]] = [
         (at, own) for at, all_ in enumerate(waiting) for own in all_
     ]
@@ -160,7 +172,9 @@ class _Peaks:
         self.tied = [_Tied(graph, stages, number) for number in range(len(graph.tied))]
         self.behind = [_behind(stages.ahead_as_numbers * table.less) for table in tables]
         counted = any(table.counted.any() for table in tables)
-        self.gradients = _CutGradients(graph, stages) if counted else None
+        self.gradients = _CutGradients(_gradients(graph), stages) if counted else None
+        sums = _tied_sums(graph) if counted else None
+        self.sums = _CutGradients(sums, stages) if sums else None
 
     def largest(self) -> list[Whole]:
         found = [self._at_the_end(number) for number in range(len(self.tables))]
@@ -170,15 +184,17 @@ class _Peaks:
                 rows, columns, inside = self.stages.block(at)
                 places = self.stages.places(at)
                 gradients = self.gradients.of_layer(at, places) if self.gradients else 0
+                sums = self.sums.of_layer(at, places) if self.sums else 0
                 for number, most in enumerate(found):
                     block = most[rows, columns]
-                    peak = self._while_running(number, places, gradients)
+                    peak = self._while_running(number, places, gradients, sums)
                     np.maximum(block, peak, out=block, where=inside)
         else:
             places = self.stages.all_places()
             gradients = self.gradients.of_all_layers(self.stages) if self.gradients else 0
+            sums = self.sums.of_all_layers(self.stages) if self.sums else 0
             for number, most in enumerate(found):
-                peak = self._while_running(number, places, gradients)
+                peak = self._while_running(number, places, gradients, sums)
                 np.maximum.at(most, self.stages.home, peak)
         return found
 
@@ -189,12 +205,15 @@ class _Peaks:
             bytes_left = bytes_left + sum(tied.at_the_end(self.stages) for tied in self.tied)
         return bytes_left
 
-    def _while_running(self, number: int, places: Places, gradients: Whole | int) -> Whole:
-        """Bytes above the stash while the layers in `places` run."""
+    def _while_running(
+        self, number: int, places: Places, gradients: Whole | int, sums: Whole | int
+    ) -> Whole:
+        """Bytes above the stash while the layers in `places` run, with `sums` of tied gradients."""
         table, at = self.tables[number], places.layer
         own = table.most[at]
         if np.any(table.counted[at]):
-            own = np.maximum(own, (table.backward[at] + gradients) * table.counted[at])
+            beside = gradients + sums if table.leaves_tied else gradients
+            own = np.maximum(own, (table.backward[at] + beside) * table.counted[at])
         bytes_above = own - places.inside(self.behind[number][:, 1:])
         if table.leaves_tied:
             bytes_above = bytes_above + sum(tied.while_running(places) for tied in self.tied)
@@ -234,8 +253,8 @@ class _Tied:
 class _CutGradients:
     """Gradients that are there while backwards run, counted from the layers ahead of each cut."""
 
-    def __init__(self, graph: LayerGraph, stages: StagesBetweenCuts) -> None:
-        ahead, self.of = stages.ahead_as_numbers, _gradients(graph)
+    def __init__(self, gradients: _Gradients, stages: StagesBetweenCuts) -> None:
+        ahead, self.of = stages.ahead_as_numbers, gradients
         self.readers = np.add.reduceat(ahead[:, self.of.readers], self.of.first_reader, axis=1)
         self.others = np.add.reduceat(ahead[:, self.of.others], self.of.first_other, axis=1)
         self.producer = ahead[:, self.of.producer] * self.of.has_producer

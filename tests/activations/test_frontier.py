@@ -30,6 +30,7 @@ from tests.support.problems import (
     gradients_there,
     layer,
     random_problem,
+    tied_sums_made,
     value,
 )
 from tests.support.searches import searched
@@ -156,7 +157,8 @@ def by_hand(
             freed, hosted = freed + back, hosted + back
         work = la.workspace_bytes
         if la.backward_workspace_bytes is not None:
-            work = max(work, la.backward_workspace_bytes + there[at])
+            beside = there[at] + tied_sums_made(graph, members, at)
+            work = max(work, la.backward_workspace_bytes + beside)
             if at in again:
                 sent = sum(
                     v.bytes
@@ -164,7 +166,7 @@ def by_hand(
                     if v.producer == la.name in v.kept_by and not names.issuperset(v.consumers)
                 )
                 most = max(la.workspace_bytes, la.backward_workspace_bytes)
-                work = most + there[at] + sent
+                work = most + beside + sent
         rooms.append(work + back + before)
         kept.append(la.stash_bytes - back + stays)
         before = back if at in policies.offload else before

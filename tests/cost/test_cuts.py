@@ -8,7 +8,14 @@ import pytest
 from autopart.cost.cuts import all_cuts, cuts_along, partition_of, stage_totals
 from autopart.records.layer_graph import LayerGraph, SplitBackward, TiedParameter, edges
 from tests.support import stage_totals_oracle
-from tests.support.problems import chain_graph, gradients_there, layer, random_graph, value
+from tests.support.problems import (
+    chain_graph,
+    gradients_there,
+    layer,
+    random_graph,
+    tied_sums_made,
+    value,
+)
 
 
 def test_a_chain_has_a_cut_between_any_two_neighbours():
@@ -107,7 +114,8 @@ def most_by_definition(graph: LayerGraph, members: list[int]) -> tuple[int, int]
         )
         whole, half = la.workspace_bytes, la.split_backward.input_grad_workspace_bytes
         if la.backward_workspace_bytes is not None:
-            whole = max(whole, la.backward_workspace_bytes + there[at])
+            beside = there[at] + tied_sums_made(graph, members, at)
+            whole = max(whole, la.backward_workspace_bytes + beside)
             half += there[at]
         in_b.append(whole + waits - sum(other.stash_bytes for other in behind))
         left = sum(
@@ -141,6 +149,21 @@ def test_workspaces_and_bytes_for_w_equal_their_definition(seed: int):
             members = sorted(partition[place])
             found = totals.workspace_bytes, totals.input_grad_workspace_bytes
             assert found == most_by_definition(graph, members)
+
+
+def test_two_gradients_for_a_tied_parameter_and_their_sum_are_there_at_once():
+    layers = tuple(layer(name, backward_workspace_bytes=10, num_trainable=5) for name in "abc")
+    sizes = {"param_bytes": 10, "grad_bytes": 10, "num_trainable": 5}
+    tied = TiedParameter(name="t", layers=("a", "c"), **sizes)
+    graph = LayerGraph(layers=layers, values=(value("a", "b"), value("b", "c")), tied=(tied,))
+    without = msgspec.structs.replace(graph, tied=())
+    most, alone = (stage_totals(g, ((0, 1, 2),))[0] for g in (graph, without))
+    assert most.workspace_bytes - alone.workspace_bytes == 10 + 10, (
+        "c's gradient waits, and the sum"
+    )
+    assert most.input_grad_workspace_bytes == alone.input_grad_workspace_bytes, "W sums in place"
+    first, _ = stage_totals(graph, ((0, 1), (2,)))
+    assert first.workspace_bytes == stage_totals(without, ((0, 1), (2,)))[0].workspace_bytes
 
 
 def test_a_gradient_from_the_next_stage_lies_in_the_receive_buffer_only():

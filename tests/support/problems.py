@@ -161,6 +161,16 @@ def gradients_there(graph: LayerGraph, members: Sequence[int]) -> dict[int, int]
     return found
 
 
+def tied_sums_made(graph: LayerGraph, members: Sequence[int], at: int) -> int:
+    """Bytes of the sums that a layer's backward makes: a later layer in the stage reads the parameter too."""
+    own, later = graph.layers[at].name, {graph.layers[m].name for m in members if m > at}
+    return sum(
+        tied.grad_bytes
+        for tied in graph.tied
+        if own in tied.layers and not later.isdisjoint(tied.layers)
+    )
+
+
 def random_problem(rng: random.Random, branching: bool, tight: bool) -> Problem:
     """A problem with at most six layers and four GPUs. With `tight`, memory binds often."""
     graph = random_graph(rng, rng.randint(1, 6), branching)

@@ -48,12 +48,13 @@ def _stage_totals(
     stash = inner + sum(v.bytes for v in received) + sum(v.bytes for v in kept if not v.kept_by)
     own = sorted(members)
     pending = pending_gradients(graph, own)
+    summed = [a + b for a, b in zip(pending, sums_of_tied_gradients(graph, own), strict=True)]
     whole, of_input, of_weight = (
-        [of[m].with_gradients(gradients) for m, gradients in zip(own, pending, strict=True)]
-        for of in (
-            whole_transients(graph),
-            input_grad_transients(graph),
-            weight_grad_transients(graph),
+        [of[m].with_gradients(gradients) for m, gradients in zip(own, beside, strict=True)]
+        for of, beside in (
+            (whole_transients(graph), summed),
+            (input_grad_transients(graph), pending),
+            (weight_grad_transients(graph), pending),
         )
     )
     read = [i for i in graph.inputs if any(place[c] in inside for c in i.consumers)]
@@ -136,6 +137,19 @@ def tied_gradients(graph: LayerGraph, members: Sequence[int]) -> list[int]:
         for at in [at for at, name in enumerate(own) if name in tied.layers][1:]:
             waits[at] += tied.grad_bytes
     return waits
+
+
+def sums_of_tied_gradients(graph: LayerGraph, members: Sequence[int]) -> list[int]:
+    """For each layer on a stage, in execution order, the sums that its whole backward makes.
+
+    A sum is made where a later layer on the stage has left a gradient for the same parameter.
+    """
+    own = [graph.layers[at].name for at in members]
+    sums = [0] * len(own)
+    for tied in graph.tied:
+        for at in [at for at, name in enumerate(own) if name in tied.layers][:-1]:
+            sums[at] += tied.grad_bytes
+    return sums
 
 
 def pending_gradients(graph: LayerGraph, members: Sequence[int]) -> list[int]:

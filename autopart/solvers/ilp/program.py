@@ -30,7 +30,8 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
     (24) waits[l, g, s] >= x[l, s] + x[w, s] - 1 - x[p, s] + (x[u, s] - 1)
                                                    for readers w in a group g whose gradients may wait while l runs;
                                                    p: a maker that may have run before; u: one among several
-                                                   layers that must be there (`waiting_gradients`)
+                                                   layers that must be there (`waiting_gradients`);
+                                                   sums of tied gradients likewise (`tied_sums`)
     (25) relays[v, s] >= c[v, s-1] + c[v, s] - 1 - Σ x[w, s]  over readers w
 
 z is whole. The variables c, only, any, work, again, waits, relays and T are continuous. (8) and (9) push each down,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from autopart.cost.transients import (
     WaitingGradient,
+    gradients_in_whole_backward,
     own_results,
-    waiting_gradients,
     whole_transients,
 )
 from autopart.solvers.ilp.placement import Placement, sum_of
@@ -87,7 +87,7 @@ def _waiting_tied(placement: Placement, stage: int) -> list[WaitingTied]:
 
 def _pending(placement: Placement, stage: int) -> list[Quantity]:
     found: list[Quantity] = []
-    for at, groups in enumerate(waiting_gradients(placement.graph)):
+    for at, groups in enumerate(gradients_in_whole_backward(placement.graph)):
         here = placement.on(at, stage)
         own = [
             group.bytes * _waits(placement, stage, at, number, group)

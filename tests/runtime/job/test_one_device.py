@@ -70,20 +70,54 @@ def test_skips_over_a_cut_count_once(microbatch_size: int) -> None:
 def test_split_backwards_and_several_stages_per_rank_need_no_more_bytes_than_predicted(
     model: str,
 ) -> None:
-    """Linear layers keep gradients for W, skips cross the cut, and a stage has a tied parameter.
-
-    Cuts that do not depend on measured times give the same bytes in each run.
-    """
+    """Linear layers keep gradients for W, skips cross the cut, and a stage has a tied parameter."""
     own = profile_model(model, microbatch_size=2, repeats=1, warmup=0)
-    asked = {"num_microbatches": 6, "num_replicas": 1, "solver": "uniform"}
     for words in (
         {"schedule": "zb-h1", "num_stages": 2},
         {"schedule": "interleaved-1f1b", "num_stages": 4, "stages_per_rank": 2},
     ):
-        plan = solve(own, cluster_of("cpu", gpus=2), **asked, **words)  # type: ignore[arg-type]
+        plan = solve(
+            own,
+            cluster_of("cpu", gpus=2),
+            num_microbatches=6,
+            num_replicas=1,
+            **words,  # type: ignore[arg-type]
+        )
         found = judge(plan, run_on_one_device(plan, model, steps=1, device="cpu"))
         errors = [rank.error for rank in found.ranks]
         assert all(error is not None and 0.0 <= error <= 0.2 for error in errors), (words, errors)
+
+
+@pytest.fixture(scope="module")
+def translation() -> Profile:
+    return profile_model("zoo:encdec-tiny", microbatch_size=2, repeats=1, warmup=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "counts",
+    [(2, 3, 3, 4), (2, 4, 2, 4), (3, 3, 2, 4), (2, 2, 4, 4), (4, 2, 2, 4), (3, 4, 2, 3)],
+)
+def test_a_first_stage_with_both_embeddings_sums_their_gradients(
+    translation: Profile, counts: tuple[int, ...]
+) -> None:
+    """Both gradients for the tied parameter and their sum are there at once."""
+    names = [layer.name for layer in translation.graph.layers if layer.name != "target_tokens"]
+    names.insert(1, "target_tokens")
+    stages = [stage for stage, count in enumerate(counts) for _ in range(count)]
+    plan = solve(
+        translation,
+        cluster_of("cpu", gpus=2),
+        num_microbatches=6,
+        num_replicas=1,
+        schedule="interleaved-1f1b",
+        num_stages=4,
+        stages_per_rank=2,
+        pins=dict(zip(names, stages, strict=True)),
+    )
+    found = judge(plan, run_on_one_device(plan, "zoo:encdec-tiny", steps=1, device="cpu"))
+    errors = [rank.error for rank in found.ranks]
+    assert all(error is not None and 0.0 <= error <= 0.02 for error in errors), errors
 
 
 @pytest.mark.slow

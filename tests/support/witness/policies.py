@@ -13,6 +13,7 @@ from tests.support.witness.stages import (
     gradients_beside,
     layer_workspace,
     tied_gradients_beside,
+    tied_sum,
 )
 
 
@@ -138,12 +139,13 @@ def _workspace(
     transit = 0
     for place, (at, policy) in enumerate(zip(members, policies, strict=True)):
         layer = facts.layers[at]
-        own = layer_workspace(facts, members, at)
+        own = layer_workspace(facts, members, at, sums_tied=True)
         returned = layer.stash_bytes - _again(layer, policy)[1]
         if policy in ("recompute", "selective") and layer.backward_workspace_bytes is not None:
             # The second forward has the gradients beside it, and results that were sent exist twice.
             own = max(layer.workspace_bytes, layer.backward_workspace_bytes)
             own += gradients_beside(facts, members, at) + _sent_results(facts, members, at)
+            own += tied_sum(facts, members, at)
         behind = sum(stays[place + 1 :]) - tied_gradients_beside(facts, members, at)
         peaks.append(own + returned + transit - behind)
         if policy == "offload":

@@ -135,12 +135,24 @@ def tied_gradients_beside(facts: Facts, members: Sequence[int], at: int) -> int:
     return found
 
 
-def layer_workspace(facts: Facts, members: Sequence[int], at: int) -> int:
+def tied_sum(facts: Facts, members: Sequence[int], at: int) -> int:
+    """Bytes of the sums that a layer's whole backward makes of gradients for tied parameters."""
+    return sum(
+        one.grad_bytes
+        for one, holders in zip(facts.graph.tied, facts.tied, strict=True)
+        if at in holders and any(other > at for other in holders if other in members)
+    )
+
+
+def layer_workspace(
+    facts: Facts, members: Sequence[int], at: int, *, sums_tied: bool = False
+) -> int:
     """A layer's transient bytes in F or B, with the gradients beside it."""
     layer = facts.layers[at]
     if layer.backward_workspace_bytes is None:
         return layer.workspace_bytes
     beside = gradients_beside(facts, members, at)
+    beside += tied_sum(facts, members, at) if sums_tied else 0
     return max(layer.workspace_bytes, layer.backward_workspace_bytes + beside)
 
 
@@ -148,7 +160,7 @@ def workspace(facts: Facts, members: Sequence[int]) -> int:
     """The largest transient in F and B, above the whole stash."""
     least = min(members) - 1
     peaks = [
-        (0 if at == least else layer_workspace(facts, members, at))
+        (0 if at == least else layer_workspace(facts, members, at, sums_tied=True))
         - sum(facts.layers[other].stash_bytes for other in members if other > at)
         + tied_gradients_beside(facts, members, at)
         for at in (least, *members)
