@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 from autopart.cli.streams import READER_GONE, OutputLost, open_streams
-from autopart.errors import AutopartError
+from autopart.errors import AutopartError, FileError
 from autopart.stopping.signals import Stopped, ending_signals
 from autopart.text import shortened, visible
 
@@ -49,11 +49,17 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
         return _told(error)
     except Stopped as stopped:
         return _complain(str(stopped), 128 + stopped.number)
+    except MemoryError:
+        return _complain("memory ran out; free some, raise the limit, or ask for less", 1)
     except KeyboardInterrupt:
         return _interrupted()
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        os.getcwd()
+    except OSError:
+        raise FileError("the working directory is gone; change to a folder that exists") from None
     from autopart.cli.application import run_application
 
     return run_application(sys.argv[1:] if arguments is None else list(arguments))

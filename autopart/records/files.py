@@ -12,7 +12,7 @@ import select
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -27,6 +27,8 @@ MOST_FILE_BYTES = 2**28
 """The largest file that is read: 256 MiB. Decoded, it takes a few times as much memory."""
 MOST_LEVELS = 32
 """Levels of lists and objects within each other that are named as too deep."""
+_PART_BYTES = 2**20
+"""Bytes that are read at once."""
 PIPE_SECONDS = 2.0
 """Seconds in which the writer of a pipe must begin."""
 _MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
@@ -52,7 +54,7 @@ def read_content(path: Path) -> bytes:
     """The bytes of the file at `path`; raises FileError where it is missing or too large."""
     try:
         with os.fdopen(_descriptor(path), "rb") as file:
-            content = file.read(MOST_FILE_BYTES + 1)
+            content = _head_of(file)
     except FileNotFoundError:
         raise FileError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
@@ -61,6 +63,16 @@ def read_content(path: Path) -> bytes:
     if len(content) > MOST_FILE_BYTES:
         raise FileError(f"{path}: it is too large; at most {MOST_FILE_BYTES >> 20} MiB are read")
     return content
+
+
+def _head_of(file: BinaryIO) -> bytes:
+    """The file's bytes, up to one beyond the limit, with no more memory than they take."""
+    parts: list[bytes] = []
+    left = MOST_FILE_BYTES + 1
+    while left and (part := file.read(min(left, _PART_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _descriptor(path: Path) -> int:

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,28 @@ def test_a_bug_is_not_reported_as_a_mistake_of_the_user(
     monkeypatch.setattr("autopart.cli.show_command.load_plan", fail)
     with pytest.raises(ZeroDivisionError):
         cli("show", "plan.json")
+
+
+def test_memory_that_runs_out_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("autopart.cli.show_command.load_plan", fail)
+    outcome = cli("show", "plan.json")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith("error: memory ran out; ") and outcome.err.count("\n") == 1
+
+
+def test_a_working_directory_that_is_gone_is_one_line(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "gone").mkdir()
+    monkeypatch.chdir(folder / "gone")
+    (folder / "gone").rmdir()
+    outcome = cli("solve", "--gpus", "2")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: the working directory is gone; ")
+    assert outcome.err.count("\n") == 1
 
 
 def test_python_dash_m_runs_the_command_line() -> None:

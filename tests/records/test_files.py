@@ -1,5 +1,6 @@
 """Files that are no JSON, too deep, too large or in no known text are refused with their place."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_read(
             read(path)
     with pytest.raises(FileError, match="too large"):
         load_cluster(Path("/dev/zero"))
+
+
+def test_a_small_file_takes_no_memory_for_a_large_one(tmp_path: Path):
+    path = tmp_path / "c.json"
+    save_cluster(cluster_of("cpu", 2), path)
+    tracemalloc.start()
+    load_cluster(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**23
 
 
 def test_a_folder_and_a_name_that_no_file_can_have_are_refused(tmp_path: Path):

@@ -19,6 +19,7 @@ PLAN = solve(
     num_stages=2,
 )
 FIRST, SECOND = PLAN.stages
+IN_FLIGHT_9 = [msgspec.to_builtins(stage) | {"in_flight": 9} for stage in PLAN.prediction.stages]
 
 
 def test_a_plan_carries_its_schedule_as_words():
@@ -95,6 +96,7 @@ def test_a_bound_that_is_no_finite_number_from_0_on_is_refused(tmp_path: Path, b
     ("altered", "message"),
     [
         ({"prediction": {"stages": []}}, "it has 0 predicted stages for 2 stages"),
+        ({"prediction": {"stages": IN_FLIGHT_9}}, "stage 0 has 9 microbatches in flight, the step only"),
         ({"prediction": {"rank_peak_bytes": [1, 2, 3]}}, "it has 3 peaks of ranks for 2 ranks"),
         ({"prediction": {"syncs": [{"what": "w", "ranks": [0, 9], "time": 1.0}]}}, "sync 0 names rank 9, which has no stage"),
         ({"num_microbatches": 3 * 10**8}, "8 actions are too few for 300000000 microbatches"),
