@@ -8,6 +8,7 @@ all ranks.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +21,7 @@ from autopart.cost.in_flight import most_in_flight, stage_in_flight, stages_in_f
 from autopart.cost.memory import Memory, memory, microbatch_bytes, rank_peaks, total
 from autopart.cost.memory_limits import free_bytes, prediction_fits, ranks_fit
 from autopart.cost.on_ranks import on_ranks
+from autopart.cost.stage_syncs import StageSync, sync_times
 from autopart.cost.stage_times import (
     bottleneck_time,
     busy_time,
@@ -28,7 +30,6 @@ from autopart.cost.stage_times import (
     traffic_times,
 )
 from autopart.cost.stage_totals import Array, StageTotals
-from autopart.cost.syncs import sync_times
 from autopart.records.cluster import Cluster, Link
 from autopart.records.layer_graph import positions
 from autopart.records.layouts import (
@@ -39,7 +40,14 @@ from autopart.records.layouts import (
     replicas_alike,
 )
 from autopart.records.plan import OrderSource
-from autopart.records.prediction import MemoryUse, MovingBytes, Prediction, StagePrediction, Sync
+from autopart.records.prediction import (
+    MemoryUse,
+    MovingBytes,
+    Prediction,
+    StagePrediction,
+    Sync,
+    SyncParts,
+)
 from autopart.records.problem import Problem
 from autopart.schedules.actions import Action, Schedule
 from autopart.schedules.catalogue import make_schedule
@@ -68,14 +76,16 @@ def predict(
     links = cut_links(problem.cluster, layout.stage_ranks)
     kept = in_flight or [stage_in_flight(layout, stage) for stage in range(len(all_totals))]
     stages: list[StagePrediction] = []
+    on_their_ranks: list[StageTotals[float]] = []
     for stage, totals in enumerate(all_totals):
         replicas, count = len(layout.stage_ranks[stage]), most_in_flight(kept[stage])
         use = memory(totals, problem, replicas, kept[stage])
         share = shares[stage]._replace(loss_stash=count * shares[stage].loss_stash)
         placed = on_ranks(totals, problem, layout, stage)
+        on_their_ranks.append(placed)
         around = links_around(links, stage)
         stages.append(_prediction(problem.cluster, placed, count, use, share, around))
-    return tuple(stages), _syncs(problem, layout, partition, all_totals)
+    return tuple(stages), _syncs(problem, layout, partition, on_their_ranks)
 
 
 def _prediction(
@@ -118,7 +128,17 @@ def _syncs(
         for own in members
     ]
     syncs = sync_times(problem, layout, all_totals, holders)
-    return tuple(Sync(what=sync.what, ranks=sync.ranks, time=sync.time) for sync in syncs)
+    return tuple(map(_sync, syncs))
+
+
+def _sync(sync: StageSync[float]) -> Sync:
+    """A sync as the plan's file has it."""
+    parts = None
+    if sync.parts is not None:
+        # Numbers become plain ones, as a file has them.
+        own = {name: x if x is None else float(x) for name, x in sync.parts._asdict().items()}
+        parts = msgspec.convert(own | {"stage": sync.parts.stage}, SyncParts)
+    return Sync(what=sync.what, ranks=sync.ranks, time=float(sync.time), parts=parts)
 
 
 class Decision(NamedTuple):
@@ -172,7 +192,7 @@ def simulated(
         schedule,
         shown.stage_ranks,
         stages,
-        [Sync(what=s.what, ranks=_seen(layout, shown, s.ranks), time=s.time) for s in syncs],
+        [msgspec.structs.replace(s, ranks=_seen(layout, shown, s.ranks)) for s in syncs],
         action_overhead=cluster.action_overhead,
         sends_overlap=cluster.sends_overlap,
     )
@@ -306,7 +326,7 @@ def _price_alike(
         program,
         shown.stage_ranks,
         stages,
-        [SyncTime(_seen(layout, shown, s.ranks), s.time) for s in syncs],
+        [SyncTime(_seen(layout, shown, s.ranks), s.time, s.parts) for s in syncs],
         action_overhead=problem.cluster.action_overhead,
         sends_overlap=problem.cluster.sends_overlap,
     )

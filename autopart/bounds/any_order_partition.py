@@ -107,11 +107,34 @@ def _paths(task: OrderProblem) -> list[AnyOrderPath[float]]:
 
 def _ends(task: OrderProblem) -> dict[int, float]:
     """E for each rank in use."""
+    late = [sync.time if sync.parts is None else sync.parts.late_time or 0.0 for sync in task.syncs]
     return {
         rank: sum(task.stages[stage].update_time for stage in own)
-        + sum(sync.time for sync in task.syncs if rank in sync.ranks)
+        + sum(time for sync, time in zip(task.syncs, late, strict=True) if rank in sync.ranks)
+        + least_exposed(task, rank)
         for rank, own in _stages_on(task).items()
     }
+
+
+def least_exposed(task: OrderProblem, rank: int) -> float:
+    """Seconds of some sync's buckets that surely follow the rank's last action, slowdown included.
+
+    Any of its stages may be the one that runs last.
+    """
+    exposed = [0.0 for own in task.stage_ranks if rank in own]
+    place = {stage: at for at, stage in enumerate(_stages_of(task, rank))}
+    for sync in task.syncs:
+        if sync.parts is not None and sync.parts.stage in place and rank in sync.ranks:
+            parts = sync.parts
+            least = parts.slows_backward + parts.after_backward
+            if task.split:
+                least = min(least, parts.slows_weights + parts.after_weights)
+            exposed[place[parts.stage]] = least
+    return min(exposed, default=0.0)
+
+
+def _stages_of(task: OrderProblem, rank: int) -> list[int]:
+    return [stage for stage, own in enumerate(task.stage_ranks) if rank in own]
 
 
 def _work_of_rank(

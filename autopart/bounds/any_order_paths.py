@@ -28,8 +28,9 @@ from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import one_in_flight
 from autopart.cost.memory import memory, total
 from autopart.cost.on_ranks import on_replicas
+from autopart.cost.stage_syncs import RULES, time_after_backward
 from autopart.cost.stage_times import cut_links, traffic_times
-from autopart.cost.syncs import sync_price, time_after_backward
+from autopart.cost.syncs import sync_price
 from autopart.records.cluster import slowest_speed, smallest_memory
 from autopart.records.layouts import Layout, StageRanks, own_microbatches
 from autopart.records.problem import Problem
@@ -44,7 +45,9 @@ class _Stages(NamedTuple):
     forward: Matrix
     gradient: Matrix
     weights: Matrix
+    update: Matrix
     end: Matrix
+    """Sync and update, where the rank runs no other stage."""
     stash: Matrix
     """The least bytes that a microbatch keeps."""
     lasting: Matrix
@@ -61,11 +64,12 @@ class PathBounds:
         ranks = layout.stage_ranks
         made: dict[object, _Stages] = {}
         self.stages: list[_Stages] = []
-        for own in ranks:
+        for stage, own in enumerate(ranks):
             price = sync_price(problem.cluster, own, problem.training)
-            key = len(own), slowest_speed(problem.cluster, own), price
+            # The first stage may have other buckets than the rest.
+            key = len(own), slowest_speed(problem.cluster, own), price, stage == 0
             if key not in made:
-                made[key] = self._stages_on(own)
+                made[key] = self._stages_on(own, stage)
             self.stages.append(made[key])
         self.groups = _groups(ranks)
         self.sends = [
@@ -93,7 +97,7 @@ class PathBounds:
         ]
         return np.stack(bounds, axis=1)
 
-    def _stages_on(self, ranks: Sequence[int]) -> _Stages:
+    def _stages_on(self, ranks: Sequence[int], stage: int) -> _Stages:
         problem, cuts = self.problem, self.cuts
         cluster, o = problem.cluster, problem.cluster.action_overhead
         totals = on_replicas(cuts.totals, problem, len(ranks), slowest_speed(cluster, ranks))
@@ -108,7 +112,8 @@ class PathBounds:
             totals.forward_time + o,
             totals.backward_time - weights + o,
             weights,
-            time_after_backward(totals, problem.training, price),
+            totals.update_time,
+            time_after_backward(problem, totals, price, len(ranks), stage=stage, split=self.split),
             stash,
             total(use) - moving,
             use.workspace,
@@ -125,7 +130,7 @@ class PathBounds:
 
     def _paths(self, paths: Paths, found: _Stages) -> tuple[AnyOrderPath[Matrix], list[Matrix]]:
         """The path around each stage, and E for each group."""
-        ends = [found.end[:, own].sum(axis=1) for own in self.groups]
+        ends = [self._end(found, own) for own in self.groups]
         nothing = np.zeros((len(paths), 1))
         there, back = (
             np.column_stack(
@@ -155,6 +160,14 @@ class PathBounds:
         end = (found.weights[:, 0] + ends[first])[:, None]
         overlap = self.problem.cluster.sends_overlap
         return any_order_path(path, found.weights, end, sends_overlap=overlap), ends
+
+    def _end(self, found: _Stages, own: Sequence[int]) -> Matrix:
+        """E for one group."""
+        if not RULES[self.problem.training.sync].sums_early:
+            return found.end[:, own].sum(axis=1)
+        # All updates follow, and the sync of the stage that runs last: it may be any.
+        update, end = found.update[:, own], found.end[:, own]
+        return update.sum(axis=1) + (end - update).min(axis=1)
 
     def _work(self, path: AnyOrderPath[Matrix], end: Matrix, own: Sequence[int]) -> Matrix:
         """The largest of (1)-(5) over all rows of stages on a group."""

@@ -38,6 +38,7 @@ import numpy.typing as npt
 from autopart.bounds.microbatch_path import Mask
 from autopart.cost.collectives import Fastest
 from autopart.cost.links import link_across, send_time
+from autopart.cost.stage_syncs import RULES
 from autopart.cost.stage_totals import layer_sizes
 from autopart.cost.syncs import (
     all_reduce_time,
@@ -214,7 +215,12 @@ class AnyOrderBounds:
 
 
 def _sync_seconds_per_byte(problem: Problem, replicas: int) -> float:
-    """Seconds that a sync takes for each byte, on the best link that its ranks may have."""
+    """Seconds that a sync takes for each byte, on the best link that its ranks may have.
+
+    Where buckets go out during backwards, a larger stage may hide more, so nothing is said.
+    """
+    if RULES[problem.training.sync] != RULES["end"]:
+        return 0.0
     cluster, counts = problem.cluster, range(replicas, replicas + 1)
     price = least_sync_price(cluster, counts, problem.training)
     if isinstance(price, Fastest):

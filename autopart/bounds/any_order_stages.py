@@ -18,8 +18,9 @@ from autopart.cost.in_flight import one_in_flight
 from autopart.cost.memory import memory, total
 from autopart.cost.memory_limits import free_bytes
 from autopart.cost.on_ranks import on_ranks
+from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links
-from autopart.cost.syncs import sync_price, time_after_backward
+from autopart.cost.syncs import sync_price
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
 from autopart.stopping.time_limit import check_time
@@ -71,7 +72,7 @@ def _stage_bound(
         # Syncs of tied parameters come on top and are left out.
         own, ranks = on_ranks(cuts.totals, problem, layout, at), layout.stage_ranks[at]
         price = sync_price(problem.cluster, ranks, problem.training)
-        return time_after_backward(own, problem.training, price)
+        return time_after_backward(problem, own, price, len(ranks), stage=at, split=split)
 
     own_end, first_end = step_ends(end, stage)
     path = any_order_path(

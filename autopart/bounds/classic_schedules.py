@@ -51,6 +51,7 @@ from autopart.cost.cuts import Cuts, allowed, count_inside
 from autopart.cost.in_flight import microbatches_in_flight
 from autopart.cost.memory_limits import fits_on_ranks
 from autopart.cost.on_ranks import on_ranks
+from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links
 from autopart.cost.syncs import (
     SyncPrice,
@@ -58,7 +59,6 @@ from autopart.cost.syncs import (
     least_tied_price,
     sync_price,
     tied_sync_price,
-    time_after_backward,
 )
 from autopart.records.cluster import Cluster
 from autopart.records.layer_graph import positions
@@ -212,7 +212,7 @@ def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -
     totals = on_ranks(with_best_policies(problem, layout, cuts, stage), problem, layout, stage)
     ranks = layout.stage_ranks[stage]
     price = sync_price(problem.cluster, ranks, problem.training)
-    end: Matrix = time_after_backward(totals, problem.training, price)
+    end: Matrix = time_after_backward(problem, totals, price, len(ranks), stage=stage)
     if not problem.graph.tied:
         return end
     others = [own for at, own in enumerate(layout.stage_ranks) if at != stage]

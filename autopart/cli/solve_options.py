@@ -10,6 +10,7 @@ from autopart.cli.shared_options import usage_checked
 from autopart.records.training import MOMENTS
 from autopart.search.demands import known_schedules
 from autopart.search.options import DEFAULT_SCHEDULE, SolveOptions
+from autopart.units import parse_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +153,22 @@ class TrainingOptions:
         bool,
         typer.Option("--zero1", help="Replicas share optimizer state and master copies (ZeRO-1)."),
     ] = False
+    sync: Annotated[
+        Literal["end", "overlap", "megatron", "ddp", "fsdp2", "deepspeed"] | None,
+        typer.Option(
+            help="Whose gradient sync a step has: after all actions, in buckets beside the last "
+            "backward, or as a framework does it. Default: autopart run's own."
+        ),
+    ] = None
+    sync_bucket: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE",
+            parser=usage_checked(parse_bytes),
+            help="Size of the buckets in which gradients are summed, such as 25MiB; default: the "
+            "usual ones of --sync.",
+        ),
+    ] = None
 
 
 def solve_options(
@@ -184,6 +201,8 @@ def solve_options(
         precision=training.precision,
         gradient_dtype=training.gradient_dtype,
         zero1=training.zero1,
+        sync=training.sync,
+        bucket_bytes=training.sync_bucket,
     )
 
 

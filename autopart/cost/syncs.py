@@ -1,4 +1,4 @@
-"""Seconds behind a step's last backward: gradient syncs and the optimizer's step.
+"""Prices of gradient syncs: seconds by bytes and ranks.
 
 A stage's replicas sum their gradients with a ring all-reduce, and each steps all parameters. With ZeRO-1, a ring
 reduce-scatter leaves each replica the sum for its shard. The replica steps that shard, and a ring all-gather sends
@@ -6,13 +6,14 @@ the new weights to all (Rajbhandari et al., ZeRO, 2020, section 7). These are th
 second half carries weights instead of gradients.
 
 On a cluster with a network record, autopart/cost/collectives.py prices the same collectives by the
-nodes that the ranks lie on.
+nodes that the ranks lie on. autopart/cost/stage_syncs.py says which part is exposed.
 """
 
 from collections.abc import Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from autopart.cost.collectives import (
+    Affine,
     AnyPlacement,
     Collective,
     Fastest,
@@ -21,10 +22,7 @@ from autopart.cost.collectives import (
     price_of,
     shape_of,
 )
-from autopart.cost.stage_totals import StageTotals
 from autopart.records.cluster import Cluster, Link, slowest_link
-from autopart.records.layouts import Layout
-from autopart.records.problem import Problem
 from autopart.records.training import WIDTHS, Training, weight_dtype
 from autopart.units import Q, Quantity
 
@@ -40,25 +38,17 @@ class Trained(Protocol[Q_co]):
     def num_trainable(self) -> Q_co: ...
 
 
-class StageSync(NamedTuple, Generic[Q]):
-    """One gradient sync at the end of each step."""
-
-    what: str
-    """The stage or the tied parameter that is synced."""
-    ranks: tuple[int, ...]
-    time: Q
-    """Seconds."""
-
-
 class RingOnLink(NamedTuple):
     """The price of a ring all-reduce over one link, on a cluster without a network record."""
 
     link: Link
     num_ranks: int
+    share: float = 1.0
+    """Part of the ring's steps: one half for a reduce-scatter or an all-gather alone."""
 
     def seconds(self, num_bytes: Q) -> Q:
         """Seconds for so many bytes on each rank."""
-        return all_reduce_time(self.link, num_bytes, self.num_ranks)
+        return self.share * all_reduce_time(self.link, num_bytes, self.num_ranks)
 
 
 SyncPrice = RingOnLink | Fastest
@@ -118,6 +108,13 @@ def _best_link(cluster: Cluster, count: int) -> Link:
     )
 
 
+def halved(price: SyncPrice) -> SyncPrice:
+    """The price of one half of ZeRO-1's sync: its reduce-scatter or its all-gather alone."""
+    if isinstance(price, RingOnLink):
+        return price._replace(share=0.5)
+    return Fastest(tuple(Affine(p.start / 2, p.per_byte / 2) for p in price.pieces))
+
+
 def all_reduce_time(link: Link, num_bytes: Q, num_ranks: int) -> Q:
     """Seconds for a ring all-reduce: 2 (r - 1) steps, each with 1/r of the bytes, times the link's measured factor.
 
@@ -145,40 +142,3 @@ def synced_bytes(totals: Trained[Q], training: Training) -> Q:
 def update_share(training: Training, replicas: int) -> int:
     """The number of replicas that share a stage's optimizer step."""
     return replicas if training.zero1 else 1
-
-
-def time_after_backward(totals: StageTotals[Q], training: Training, price: SyncPrice) -> Q:
-    """Seconds for a stage's sync over its replicas and its update; `totals` are on their ranks already."""
-    return totals.update_time + price.seconds(synced_bytes(totals, training))
-
-
-def sync_times(
-    problem: Problem,
-    layout: Layout,
-    all_totals: Sequence[StageTotals[Q]],
-    holders: Sequence[tuple[int, ...]],
-) -> tuple[StageSync[Q], ...]:
-    """A step's gradient syncs; `holders` names the stages with a copy, for each tied parameter."""
-    training = problem.training
-    # Step 1: each stage over its replicas.
-    syncs = [
-        StageSync(
-            what=f"stage {stage}",
-            ranks=ranks,
-            time=sync_price(problem.cluster, ranks, training).seconds(
-                synced_bytes(totals, training)
-            ),
-        )
-        for stage, (ranks, totals) in enumerate(zip(layout.stage_ranks, all_totals, strict=True))
-        if len(ranks) > 1
-    ]
-    # Step 2: each tied parameter over all ranks with a copy.
-    for tied, stages in zip(problem.graph.tied, holders, strict=True):
-        if len(stages) > 1:
-            ranks = tuple(sorted({rank for s in stages for rank in layout.stage_ranks[s]}))
-            if set(ranks) == set(layout.stage_ranks[stages[0]]):
-                continue  # The same ranks have it once, and sync it with their stage.
-            price = tied_sync_price(problem.cluster, ranks)
-            time: Any = price.seconds(gradient_bytes(tied, training))
-            syncs.append(StageSync(tied.name, ranks, time))
-    return tuple(syncs)

@@ -11,6 +11,7 @@ from autopart.exporters.layer_order import check_layer_order
 from autopart.exporters.model_units import Renaming, UnitStage, units_of
 from autopart.exporters.torch import module as torch_module
 from autopart.records.plan import Plan
+from autopart.records.training import Sync
 
 
 class Target(NamedTuple):
@@ -23,6 +24,8 @@ class Target(NamedTuple):
     stages: str
     """Supported stages per rank."""
     recompute: str
+    sync: Sync = "end"
+    """Whose gradient sync the framework runs: the word of `--sync`."""
     of_units: Callable[[Plan, tuple[UnitStage, ...], str], Exported] | None = None
     """The exporter for frameworks with their own models; None for others."""
     takes_any_unit: bool = False
@@ -43,26 +46,26 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         ),
         "torchtitan": Target(
             "torchtitan", torchtitan.VERSIONS, _WHOLE, "any, or a V of 2",
-            "any layers (0.2.2: all or none)", torchtitan.export_to_torchtitan,
+            "any layers (0.2.2: all or none)", "fsdp2", torchtitan.export_to_torchtitan,
         ),
         "megatron": Target(
             "Megatron-Core", megatron.VERSIONS, "1f1b, interleaved-1f1b", "any",
-            "the first layers of each stage", megatron.export_to_megatron,
+            "the first layers of each stage", "megatron", megatron.export_to_megatron,
         ),
         "deepspeed": Target(
             "DeepSpeed", deepspeed.VERSIONS, "1f1b", "1", "any layers",
-            deepspeed.export_to_deepspeed, takes_any_unit=True,
+            "deepspeed", deepspeed.export_to_deepspeed, takes_any_unit=True,
         ),
         "automodel": Target(
             "NeMo AutoModel", automodel.VERSIONS, _WHOLE, "any, or a V of 2",
-            "all or none", automodel.export_to_automodel,
+            "all or none", "fsdp2", automodel.export_to_automodel,
         ),
         "primus": Target(
             "AMD Primus", primus.VERSIONS, "1f1b, interleaved-1f1b, zb-h1, zbv", "any, or a V of 2",
-            "any layers", primus.export_to_primus,
+            "any layers", "megatron", primus.export_to_primus,
         ),
         "vllm": Target(
-            "vLLM (serving)", serving.VLLM_VERSIONS, "-", "1", "-", serving.export_to_vllm
+            "vLLM (serving)", serving.VLLM_VERSIONS, "-", "1", "-", of_units=serving.export_to_vllm
         ),
         "device-map": Target(
             "Hugging Face Accelerate (inference)", serving.DEVICE_MAP_VERSIONS, "-", "1", "-",
@@ -94,9 +97,22 @@ def export_plan(
         )
     check_layer_order(plan)
     if asked.of_units is not None:
-        return asked.of_units(plan, units_for(plan, target, renamings), written)
-    assert asked.of_layers is not None
-    return asked.of_layers(plan, written)
+        exported = asked.of_units(plan, units_for(plan, target, renamings), written)
+    else:
+        assert asked.of_layers is not None
+        exported = asked.of_layers(plan, written)
+    return exported._replace(notes=(*exported.notes, *_sync_notes(plan, target)))
+
+
+def _sync_notes(plan: Plan, target: str) -> list[str]:
+    """A note where the plan was solved for another framework's gradient sync."""
+    own, solved = TARGETS[target].sync, plan.training.sync
+    if solved in ("end", own) or not plan.prediction.syncs:
+        return []
+    return [
+        f"the plan was solved with --sync {solved}, but {TARGETS[target].title} syncs gradients as "
+        f"--sync {own} says; solve with that to predict its step"
+    ]
 
 
 def units_for(plan: Plan, target: str, renamings: Sequence[Renaming]) -> tuple[UnitStage, ...]:

@@ -129,7 +129,10 @@ def _with_sends(predicted: StagePrediction, ran: StageRun) -> StagePrediction:
 
 
 def _measured_syncs(plan: Plan, ranks: Sequence[RankStep]) -> tuple[Sync, ...]:
-    """The syncs with measured seconds. A rank in several syncs divides its time as predicted."""
+    """The syncs with measured seconds, which follow all actions.
+
+    A rank in several syncs divides its time as predicted.
+    """
     syncs = plan.prediction.syncs
     spent = {ran.rank: ran.sync_time for ran in ranks}
     expected = {rank: sum(s.time for s in syncs if rank in s.ranks) for rank in spent}
@@ -138,7 +141,7 @@ def _measured_syncs(plan: Plan, ranks: Sequence[RankStep]) -> tuple[Sync, ...]:
         return spent[rank] * sync.time / expected[rank] if expected[rank] else 0.0
 
     return tuple(
-        msgspec.structs.replace(sync, time=min(part(sync, rank) for rank in sync.ranks))
+        msgspec.structs.replace(sync, time=min(part(sync, rank) for rank in sync.ranks), parts=None)
         for sync in syncs
     )
 

@@ -59,6 +59,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Share of the rails' bandwidth that an all-to-all reaches."""
     off_rail: Share = 1.0
     """Bandwidth of a send between GPUs on different rails, as a share of one on the same rail."""
+    slowdown: Annotated[float, msgspec.Meta(ge=0.0, le=10.0)] = 0.15
+    """Share by which compute takes longer while a gradient sync runs beside it."""
 
 
 def check_network(network: Network, gpus_per_node: int, where: str) -> None:

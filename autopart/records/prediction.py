@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from autopart.units import Bytes, Count, PositiveCount, Seconds
+from autopart.units import MOST_AMOUNT, Bytes, Count, PositiveCount, Seconds
 
 
 class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -115,8 +115,33 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Peak device bytes, as if the rank had this stage alone."""
 
 
+class SyncParts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The parts of a stage's gradient sync, where some of it hides behind compute."""
+
+    stage: Count
+    """The stage."""
+    buckets: Annotated[float, msgspec.Meta(ge=1.0, le=MOST_AMOUNT)]
+    """Buckets of equal size that its gradients are summed in."""
+    early_time: Seconds
+    """Seconds of the buckets that go out during the stage's last backward, one after the other."""
+    after_backward: Seconds
+    """Seconds of these that are exposed where the last backward is whole."""
+    after_weights: Seconds
+    """The same where the last backward is W."""
+    slows_backward: Seconds
+    """Seconds by which a last whole backward takes longer beside them."""
+    slows_weights: Seconds
+    """The same for W."""
+    late_time: Seconds | None = None
+    """Seconds after all actions of its ranks; null where nothing is left."""
+    gather_time: Seconds
+    """Seconds of ZeRO-1's gather beside the next step's first forwards."""
+    gather_wait: Seconds
+    """Seconds of this gather that are exposed: the stage's first forward starts no sooner."""
+
+
 class Sync(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One gradient all-reduce at the end of a step.
+    """One gradient sync in a step.
 
     It runs over a stage's replicas, or over the stages that have copies of a tied parameter.
     """
@@ -126,7 +151,9 @@ class Sync(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ranks: tuple[Count, ...]
     """The ranks that take part."""
     time: Seconds
-    """Seconds that the all-reduce takes."""
+    """Seconds that all its parts take, one after the other."""
+    parts: SyncParts | None = None
+    """Its parts; null where the whole sync follows all actions of its ranks."""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,4 +168,4 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     stages: tuple[StagePrediction, ...]
     """For each stage its seconds and bytes."""
     syncs: tuple[Sync, ...]
-    """The gradient all-reduces at the end of a step."""
+    """The gradient syncs in a step."""

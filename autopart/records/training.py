@@ -6,9 +6,18 @@ Training, 2018). With ZeRO-1 each replica keeps one shard of the optimizer state
 (Rajbhandari et al., ZeRO, 2020).
 """
 
+from typing import Literal
+
 import msgspec
 
 from autopart.errors import AutopartError
+from autopart.units import PositiveCount
+
+Sync = Literal["end", "overlap", "megatron", "ddp", "fsdp2", "deepspeed"]
+SYNCS: tuple[Sync, ...] = ("end", "overlap", "megatron", "ddp", "fsdp2", "deepspeed")
+"""Whose gradient sync a step has: the executor's after all actions or beside backwards, or a framework's."""
+DEFAULT_SYNC: Sync = "end"
+"""The executor's own."""
 
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per element."""
@@ -38,6 +47,10 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The dtype in which gradients are summed over microbatches and replicas."""
     zero1: bool = False
     """Whether each replica keeps one ZeRO shard of optimizer state and master copies."""
+    sync: Sync = "end"
+    """Whose gradient sync a step has; it says which part of the sync hides behind compute."""
+    bucket_bytes: PositiveCount | None = None
+    """Bytes of the buckets in which gradients are summed; null for the default of `sync`."""
 
 
 def make_training(
@@ -47,6 +60,8 @@ def make_training(
     gradient_dtype: str | None = None,
     *,
     zero1: bool = False,
+    sync: str = DEFAULT_SYNC,
+    bucket_bytes: int | None = None,
 ) -> Training:
     """The training for a model that was profiled in `dtype`.
 
@@ -74,7 +89,26 @@ def make_training(
             f"gradients in {summed} do not agree with weights in {dtype}: "
             f"use {' or '.join(gradients)}"
         )
-    return Training(optimizer=optimizer, precision=asked, gradient_dtype=summed, zero1=zero1)
+    known = _known_sync(sync)
+    if bucket_bytes is not None and (bucket_bytes < 1 or known == "end"):
+        raise AutopartError(
+            f"buckets of {bucket_bytes} bytes: give a size of at least 1, and another --sync than end"
+        )
+    return Training(
+        optimizer=optimizer,
+        precision=asked,
+        gradient_dtype=summed,
+        zero1=zero1,
+        sync=known,
+        bucket_bytes=bucket_bytes,
+    )
+
+
+def _known_sync(word: str) -> Sync:
+    for one in SYNCS:
+        if word == one:
+            return one
+    raise AutopartError(f"unknown sync '{word}'; known: {', '.join(SYNCS)}")
 
 
 def weight_dtype(training: Training) -> str:

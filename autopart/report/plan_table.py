@@ -1,14 +1,15 @@
 """A plan on the terminal: stages, memory, prediction, and distance from the lower bound."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from autopart.cost.stage_syncs import exposed_time
 from autopart.cost.stage_times import plan_bottleneck
 from autopart.records.cluster import Cluster, num_gpus
 from autopart.records.microbatch_sizes import ASSUMPTION
-from autopart.records.plan import Plan
+from autopart.records.plan import Plan, schedule_of
 from autopart.records.problem import CUSTOM
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
 from autopart.report.labels import chosen_label, layers_label, ranks_label
@@ -154,13 +155,21 @@ def figures(plan: Plan) -> list[str]:
         f"the bound holds for {certificate.assumes}",
         *_other_orders(plan),
     ]
-    syncs = [f"{sync.what} {format_time(sync.time)}" for sync in prediction.syncs]
-    if syncs:
-        lines.append(f"gradient syncs once per step: {'; '.join(syncs)}")
+    if prediction.syncs:
+        lines.append(f"gradient syncs once per step: {'; '.join(_syncs(plan))}")
     if len(plan.sizes) > 1:
         sizes_searched = ", ".join(str(size.microbatch_size) for size in plan.sizes)
         lines.append(f"microbatch sizes searched: {sizes_searched}")
     return lines + notes_on_scaled(plan)
+
+
+def _syncs(plan: Plan) -> Iterator[str]:
+    """Each sync's seconds, and those of them that hide behind no compute."""
+    split = {a.stage for order in schedule_of(plan) for a in order if a.op == "W"}
+    for sync in plan.prediction.syncs:
+        shown = exposed_time(sync, split=sync.parts is not None and sync.parts.stage in split)
+        part = "all" if shown == sync.time else format_time(shown)
+        yield f"{sync.what} {format_time(sync.time)}, {part} exposed"
 
 
 def notes_on_scaled(plan: Plan) -> list[str]:

@@ -9,7 +9,15 @@ from autopart.report.columns import add_text, new_table
 def target_table() -> Table:
     """One row for each framework."""
     table = new_table("frameworks; none accepts a list of layers to offload")
-    for heading in ("--to", "framework", "versions", "schedules", "stages per rank", "recompute"):
+    for heading in (
+        "--to",
+        "framework",
+        "versions",
+        "schedules",
+        "stages per rank",
+        "recompute",
+        "--sync",
+    ):
         add_text(table, heading)
     for name, target in TARGETS.items():
         table.add_row(
@@ -19,5 +27,6 @@ def target_table() -> Table:
             target.schedules,
             target.stages,
             target.recompute,
+            target.sync,
         )
     return table

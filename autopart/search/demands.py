@@ -25,7 +25,7 @@ from autopart.records.problem import (
     Problem,
 )
 from autopart.records.profile import Profile
-from autopart.records.training import make_training
+from autopart.records.training import DEFAULT_SYNC, make_training
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.catalogue import KINDS
 from autopart.search.options import SolveOptions
@@ -65,6 +65,8 @@ def make_problem(
             options.precision,
             options.gradient_dtype,
             zero1=options.zero1,
+            sync=options.sync or DEFAULT_SYNC,
+            bucket_bytes=options.bucket_bytes,
         ),
         demands=demands,
         objective=objective,

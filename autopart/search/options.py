@@ -84,6 +84,11 @@ class SolveOptions:
     """Dtype in which gradients are summed. None: the profile's dtype."""
     zero1: bool = False
     """Whether replicas share optimizer state and master copies (ZeRO-1)."""
+    sync: str | None = None
+    """Whose gradient sync a step has: `end`, `overlap`, or a framework's: `megatron`, `ddp`, `fsdp2`,
+    `deepspeed`. None: the executor's own."""
+    bucket_bytes: int | None = None
+    """Bytes of the buckets in which gradients are summed. None: the usual ones of `sync`."""
     time_limit: float = 60.0
     """Seconds for the search. A search that ends early leaves a wider gap."""
 
@@ -115,4 +120,6 @@ class SolveKeywords(TypedDict, total=False):
     precision: str | None
     gradient_dtype: str | None
     zero1: bool
+    sync: str | None
+    bucket_bytes: int | None
     time_limit: float

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from autopart.schedules.encoding import Actions, refuse_deadlock
 from autopart.simulator.costs import KindCosts, time_to_result
+from autopart.simulator.syncs import NO_EFFECTS, Effects
 
 
 class Times(NamedTuple):
@@ -25,15 +26,18 @@ class Times(NamedTuple):
     """When the send starts; when compute ends where nothing is sent."""
 
 
-def run(actions: Actions, costs: KindCosts, *, sends_overlap: bool) -> Times:
+def run(
+    actions: Actions, costs: KindCosts, *, sends_overlap: bool, effects: Effects = NO_EFFECTS
+) -> Times:
     """Run the actions, with a link from each rank to each other rank, first in, first out.
+
+    `effects` are what gradient syncs do to the actions.
 
     Raises ScheduleError, naming every blocked rank, on a deadlock.
     """
     count = actions.num_actions
-    needs = actions.need.tolist()
-    links = actions.link.tolist()
-    time = time_to_result(actions, costs, sends_overlap=sends_overlap).tolist()
+    needs, links = actions.need.tolist(), actions.link.tolist()
+    time = _times(actions, costs, effects, sends_overlap=sends_overlap)
     moving = costs.moving[actions.kind].tolist()
     unknown = -1.0
     # The last two entries stand for `nothing`, which is there from the start, and `never`.
@@ -41,7 +45,7 @@ def run(actions: Actions, costs: KindCosts, *, sends_overlap: bool) -> Times:
     start, end = array("d", bytes(8 * count)), array("d", bytes(8 * count))
     send_start = [0.0] * count
     link_free = [0.0] * len(actions.links)
-    free = [0.0] * len(actions.schedule)
+    free = [effects.begin.get(rank, 0.0) for rank in range(len(actions.schedule))]
     at, stops = list(actions.first[:-1]), actions.first[1:]
     # waiting[i] is the rank that sleeps until action i is done. At most one rank awaits a result.
     waiting = [-1] * (count + 2)
@@ -82,6 +86,16 @@ def run(actions: Actions, costs: KindCosts, *, sends_overlap: bool) -> Times:
         free[rank] = now
     refuse_deadlock(actions.schedule, [a - f for a, f in zip(at, actions.first, strict=False)])
     return Times(start, end, arrival[:count], send_start)
+
+
+def _times(
+    actions: Actions, costs: KindCosts, effects: Effects, *, sends_overlap: bool
+) -> list[float]:
+    """Seconds from each action's start to its result."""
+    times: list[float] = time_to_result(actions, costs, sends_overlap=sends_overlap).tolist()
+    for action, seconds in effects.slowed.items():
+        times[action] += seconds
+    return times
 
 
 def last_ends(actions: Actions, times: Times) -> list[float]:

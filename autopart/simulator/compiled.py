@@ -16,7 +16,7 @@ from autopart.schedules.encoding import Actions, encode
 from autopart.schedules.rounds import work_order
 from autopart.simulator.clock import last_ends, run
 from autopart.simulator.costs import FloatArray, KindCosts, StageTimes, SyncTime, Time, kind_costs
-from autopart.simulator.syncs import add_updates, after_syncs
+from autopart.simulator.syncs import Effects, add_updates, after_syncs, effects_of
 from autopart.stopping.time_limit import check_time
 
 FEW = 6
@@ -91,33 +91,53 @@ def _steps(actions: Actions, order: Sequence[int]) -> tuple[tuple[Step, ...], in
     return tuple(steps), next(fresh)
 
 
-def _one_by_one(program: Program, costs: KindCosts, *, sends_overlap: bool) -> list[FloatArray]:
-    """When each rank's last action ends; each partition runs on plain floats."""
-    rows = [
-        last_ends(
+class Ends(NamedTuple):
+    """When actions end in seconds, arrays with shape (partitions,)."""
+
+    free: list[FloatArray]
+    """Each rank's last action."""
+    watched: dict[int, FloatArray]
+    """The actions beside which a sync runs."""
+
+
+def _one_by_one(
+    program: Program, costs: KindCosts, effects: Effects, *, sends_overlap: bool
+) -> Ends:
+    """When actions end; each partition runs on plain floats."""
+    rows: list[list[float]] = []
+    watched: list[list[float]] = []
+    width = costs.compute.shape[-1]
+    for each in range(width):
+        times = run(
             program.actions,
-            run(
-                program.actions,
-                KindCosts(costs.compute[:, each], costs.moving[:, each]),
-                sends_overlap=sends_overlap,
+            KindCosts(costs.compute[:, each], costs.moving[:, each]),
+            sends_overlap=sends_overlap,
+            effects=effects._replace(
+                slowed={at: _entry(own, each) for at, own in effects.slowed.items()},
+                begin={rank: _entry(own, each) for rank, own in effects.begin.items()},
             ),
         )
-        for each in range(costs.compute.shape[-1])
-    ]
-    return list(np.array(rows).T)
+        rows.append(last_ends(program.actions, times))
+        watched.append([times.end[at] for at in effects.slowed])
+    columns = np.array(watched).reshape(width, -1).T
+    return Ends(list(np.array(rows).T), dict(zip(effects.slowed, columns, strict=True)))
+
+
+def _entry(seconds: Time, each: int) -> float:
+    return float(seconds[each]) if isinstance(seconds, np.ndarray) else seconds
 
 
 Rows = Callable[[Step], FloatArray]
 """Gives the seconds that one action takes, shape (partitions,)."""
 
 
-def run_steps(program: Program, compute: Rows, moving: Rows, width: int) -> list[FloatArray]:
-    """When each rank's last action ends, with sends that overlap compute.
+def run_steps(program: Program, compute: Rows, moving: Rows, width: int, effects: Effects) -> Ends:
+    """When actions end, with sends that overlap compute.
 
     `compute` and `moving` give the seconds that an action and its send take. There are `width`
-    partitions. Each result has shape (partitions,).
+    partitions.
     """
-    free = [np.zeros(width) for _ in range(len(program.actions.schedule))]
+    free, watched = _begin(program, width, effects), dict[int, FloatArray]()
     link_free = [np.zeros(width)] * len(program.actions.links)
     slots = [np.zeros(width)] * program.num_slots
     for step in program.steps:
@@ -129,19 +149,22 @@ def run_steps(program: Program, compute: Rows, moving: Rows, width: int) -> list
         if awaited:
             np.maximum(now, slots[slot], out=now)
         now += compute(step)
+        if step.action in effects.slowed:
+            now += effects.slowed[step.action]
+            watched[step.action] = now.copy()
         if link is not None:
             arrival = np.maximum(now, link_free[link])
             arrival += moving(step)
             # One array serves both: neither is changed in place later.
             link_free[link] = slots[target] = arrival
-    return free
+    return Ends(free, watched)
 
 
 def run_steps_in_turn(
-    program: Program, compute: Rows, moving: Rows, width: int
-) -> list[FloatArray]:
+    program: Program, compute: Rows, moving: Rows, width: int, effects: Effects
+) -> Ends:
     """The same with sends that do not overlap: sender and receiver are both busy with them."""
-    free = [np.zeros(width) for _ in range(len(program.actions.schedule))]
+    free, watched = _begin(program, width, effects), dict[int, FloatArray]()
     slots = [(np.zeros(width), np.zeros(width))] * program.num_slots
     for step in program.steps:
         check_time()
@@ -151,12 +174,23 @@ def run_steps_in_turn(
             np.maximum(now, arrival, out=now)
             now += received
         now += compute(step)
+        beside = step.action in effects.slowed
+        if beside:
+            now += effects.slowed[step.action]
         # The receiver needs two arrays: when the result is made, and how long receiving it takes.
         if step.link is not None:
             sent = moving(step)
             slots[step.target] = now.copy(), sent
             now += sent
-    return free
+        if beside:
+            watched[step.action] = now.copy()
+    return Ends(free, watched)
+
+
+def _begin(program: Program, width: int, effects: Effects) -> list[FloatArray]:
+    """When each rank may start, shape (partitions,)."""
+    ranks = range(len(program.actions.schedule))
+    return [np.zeros(width) + effects.begin.get(rank, 0.0) for rank in ranks]
 
 
 def step_times(
@@ -169,17 +203,19 @@ def step_times(
     sends_overlap: bool,
 ) -> FloatArray:
     """One schedule's makespans for several partitions at once, in seconds, shape (partitions,)."""
-    costs = kind_costs(stages, action_overhead)
+    costs, effects = kind_costs(stages, action_overhead), effects_of(program.actions, syncs)
     if costs.compute.shape[-1] <= FEW:
-        free = _one_by_one(program, costs, sends_overlap=sends_overlap)
+        ends = _one_by_one(program, costs, effects, sends_overlap=sends_overlap)
     else:
         compute, moving = list(costs.compute), list(costs.moving)
         runner = run_steps if sends_overlap else run_steps_in_turn
-        free = runner(
+        ends = runner(
             program,
             lambda step: compute[step.kind],
             lambda step: moving[step.kind],
             costs.compute.shape[-1],
+            effects,
         )
-    rank_end = add_updates(after_syncs(free, syncs, np.maximum), ranks, stages)
+    synced = after_syncs(ends.free, syncs, np.maximum, effects, ends.watched)
+    rank_end = add_updates(synced, ranks, stages)
     return np.maximum.reduce(np.broadcast_arrays(*rank_end))

@@ -42,6 +42,27 @@ class StageCosts(Protocol[T_co]):
     def update_time(self) -> T_co: ...
 
 
+class PartTimes(Protocol[T_co]):
+    """The parts of a stage's sync in seconds. `SyncParts` in a plan's prediction has them."""
+
+    @property
+    def stage(self) -> int: ...
+    @property
+    def early_time(self) -> T_co | float: ...
+    @property
+    def after_backward(self) -> T_co | float: ...
+    @property
+    def after_weights(self) -> T_co | float: ...
+    @property
+    def slows_backward(self) -> T_co | float: ...
+    @property
+    def slows_weights(self) -> T_co | float: ...
+    @property
+    def late_time(self) -> T_co | None: ...
+    @property
+    def gather_wait(self) -> T_co | float: ...
+
+
 class StageTimes(NamedTuple, Generic[T]):
     """One stage's seconds for `step_times`: numbers, or arrays over partitions."""
 
@@ -61,6 +82,8 @@ class SyncTime(NamedTuple, Generic[T]):
 
     ranks: tuple[int, ...]
     time: T
+    parts: PartTimes[T] | None = None
+    """Its parts; None where the whole sync follows all actions of its ranks."""
 
 
 class KindCosts(NamedTuple):

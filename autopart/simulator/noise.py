@@ -15,7 +15,7 @@ from autopart.records.layer_graph import Layer
 from autopart.schedules.actions import Schedule, StageRanks
 from autopart.simulator.compiled import Rows, Step, compile_schedule, run_steps, run_steps_in_turn
 from autopart.simulator.costs import FloatArray, StageCosts, kind_costs
-from autopart.simulator.syncs import SyncCost, add_updates, after_syncs
+from autopart.simulator.syncs import SyncCost, add_updates, after_syncs, effects_of
 from autopart.text import counted
 
 MOST_ACTIONS = 10**9
@@ -103,7 +103,7 @@ def noisy_makespans(
             f"{MOST_ACTIONS // actions}"
         )
     program = compile_schedule(schedule, ranks)
-    costs = kind_costs(stages, action_overhead)
+    costs, effects = kind_costs(stages, action_overhead), effects_of(program.actions, syncs)
     rng = np.random.default_rng(draws.seed)
     # One spread for each kind of action, F, B, I and W in turn; one for each kind's send.
     shares = np.array([spread[:4] for spread in spreads]).ravel()
@@ -116,8 +116,9 @@ def noisy_makespans(
         count = min(block, draws.number - first)
         compute = _drawn(rng, costs.compute, shares, count)
         moving = _drawn(rng, costs.moving, sends, count)
-        free = runner(program, compute, moving, count)
-        rank_end = add_updates(after_syncs(free, syncs, np.maximum), ranks, stages)
+        ends = runner(program, compute, moving, count, effects)
+        synced = after_syncs(ends.free, syncs, np.maximum, effects, ends.watched)
+        rank_end = add_updates(synced, ranks, stages)
         makespans.append(np.maximum.reduce(np.broadcast_arrays(*rank_end)))
     return np.concatenate(makespans)
 

@@ -10,7 +10,14 @@ from autopart.schedules.actions import Action, Schedule, StageRanks
 from autopart.schedules.encoding import Actions, B, F, W, encode
 from autopart.simulator.clock import Times, last_ends, run
 from autopart.simulator.costs import StageCosts, kind_costs
-from autopart.simulator.syncs import Slices, SyncCost, SyncSlice, add_updates, syncs_at_end
+from autopart.simulator.syncs import (
+    Slices,
+    SyncCost,
+    SyncSlice,
+    add_updates,
+    effects_of,
+    sync_slices,
+)
 
 BUBBLE_ROUNDING = 1e-12
 """Idle shares below this are rounding: floats were added up in different orders."""
@@ -90,9 +97,11 @@ def simulate(
     """
     actions = encode(schedule, len(ranks), pipeline_starts)
     costs = kind_costs(stages, action_overhead)
-    times = run(actions, costs, sends_overlap=sends_overlap)
+    effects = effects_of(actions, syncs)
+    times = run(actions, costs, sends_overlap=sends_overlap, effects=effects)
     free = last_ends(actions, times)
-    return _timeline(actions, times, free, syncs_at_end(free, syncs), ranks, stages)
+    slices = sync_slices(free, syncs, effects, times.end)
+    return _timeline(actions, times, free, slices, ranks, stages)
 
 
 def _timeline(

@@ -24,8 +24,9 @@ from autopart.cost.links import link_across
 from autopart.cost.memory import memory, total
 from autopart.cost.memory_limits import Limits
 from autopart.cost.on_ranks import on_replicas
+from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import busy_time, traffic_times
-from autopart.cost.syncs import RingOnLink, least_sync_price, time_after_backward
+from autopart.cost.syncs import RingOnLink, least_sync_price
 from autopart.errors import InfeasibleError
 from autopart.records.cluster import Link, host_share, num_gpus
 from autopart.records.layouts import Partition
@@ -108,7 +109,7 @@ def _stage_seconds(problem: Problem, cuts: Cuts, link: Link, ranks: int) -> Seco
         price = RingOnLink(link, r)
         if cluster.network is not None:
             price = least_sync_price(cluster, range(r, r + 1), problem.training)
-        once = time_after_backward(placed, problem.training, price)
+        once = time_after_backward(problem, placed, price, r, stage=None)
         time = (own * busy + once) / m
         if cluster.sends_overlap:
             time = np.maximum(time, own * sends / m)

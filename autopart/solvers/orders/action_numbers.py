@@ -7,7 +7,7 @@ counts the microbatches. A whole backward uses the number of I, and its W stands
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from autopart.bounds.any_order_partition import OrderProblem
+from autopart.bounds.any_order_partition import OrderProblem, least_exposed
 from autopart.schedules.actions import Action, Op, Schedule, rank_of
 from autopart.schedules.encoding import B, F, I, W
 from autopart.simulator.costs import kind_costs
@@ -168,14 +168,19 @@ def schedule_of(task: OrderProblem, orders: Orders) -> Schedule:
 
 
 def ends_after(task: OrderProblem, num_ranks: int) -> list[float]:
-    """For each rank, seconds from its last action to the step's end: syncs and updates."""
+    """For each rank, seconds from its last action to the step's end: syncs and updates.
+
+    Where buckets go out during backwards, these are the least seconds under any orders.
+    """
     rest = [0.0] * num_ranks
     for stage, ranks in zip(task.stages, task.stage_ranks, strict=True):
         for rank in ranks:
             rest[rank] += stage.update_time
     # From the last sync back: its ranks end together, so each has the longest way of all.
     for sync in reversed(task.syncs):
-        longest = sync.time + max(rest[rank] for rank in sync.ranks)
-        for rank in sync.ranks:
-            rest[rank] = longest
-    return rest
+        late = sync.time if sync.parts is None else sync.parts.late_time
+        if late is not None:
+            longest = late + max(rest[rank] for rank in sync.ranks)
+            for rank in sync.ranks:
+                rest[rank] = longest
+    return [least_exposed(task, rank) + seconds for rank, seconds in enumerate(rest)]

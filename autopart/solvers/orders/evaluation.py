@@ -10,7 +10,7 @@ from autopart.schedules.actions import Schedule
 from autopart.schedules.encoding import B, F, I, IntArray, W, encode
 from autopart.simulator.clock import last_ends, run
 from autopart.simulator.costs import KindCosts, kind_costs
-from autopart.simulator.syncs import add_updates, after_syncs
+from autopart.simulator.syncs import add_updates, after_syncs, effects_of
 
 
 class Clock:
@@ -23,12 +23,11 @@ class Clock:
     def run(self, schedule: Schedule) -> float:
         """The step in seconds; raises ScheduleError on a deadlock."""
         actions = encode(schedule, len(self.task.stages))
-        times = run(actions, self.costs, sends_overlap=self.task.sends_overlap)
+        effects = effects_of(actions, self.task.syncs)
+        times = run(actions, self.costs, sends_overlap=self.task.sends_overlap, effects=effects)
         free = last_ends(actions, times)
-        ends = add_updates(
-            after_syncs(free, self.task.syncs, max), self.task.stage_ranks, self.task.stages
-        )
-        return max(ends)
+        synced = after_syncs(free, self.task.syncs, max, effects, times.end)
+        return max(add_updates(synced, self.task.stage_ranks, self.task.stages))
 
     def step_time(self, schedule: Schedule) -> float | None:
         """Step seconds; None where the schedule deadlocks."""

@@ -55,7 +55,7 @@ def order_problem(
         stage_ranks=shown.stage_ranks,
         num_microbatches=microbatches_per_replica(layout.num_microbatches, shown.replicas),
         syncs=[
-            SyncTime(tuple(number[r] for r in sync.ranks if r in number), sync.time)
+            SyncTime(tuple(number[r] for r in sync.ranks if r in number), sync.time, sync.parts)
             for sync in syncs
         ],
         action_overhead=problem.cluster.action_overhead,

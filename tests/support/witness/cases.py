@@ -31,6 +31,15 @@ KINDS: dict[str, Style] = {
     "sizes": Style(shapes=(*ONE_NODE, *NODES[:3])),
     "mixtures": Style(shapes=FEW_GPUS),
     "networks": Style(shapes=(*SPREADS, (3, 3), (2, 4)), most_microbatches=6, network=True),
+    "hidden syncs": Style(
+        shapes=(*ONE_NODE[1:], *SPREADS[:5]), most_microbatches=6, network=True, overlap=True
+    ),
+    "hidden syncs, any orders": Style(
+        shapes=FEW_GPUS[:4], most_microbatches=4, network=True, overlap=True, other_schedules=True
+    ),
+    "hidden syncs, replicas per stage": Style(
+        shapes=FEW_GPUS, policies=True, uneven=True, network=True, overlap=True
+    ),
     "every order": Style(shapes=FEW_GPUS[:4], most_layers=4, most_microbatches=2),
 }
 """The kinds of cases by name."""
@@ -127,6 +136,8 @@ def keywords(problem: Problem, *, several: bool = False) -> dict[str, Any]:
         "precision": training.precision,
         "gradient_dtype": training.gradient_dtype,
         "zero1": training.zero1,
+        "sync": training.sync,
+        "bucket_bytes": training.bucket_bytes,
         ("global_batch" if several else "num_microbatches"): problem.num_microbatches
         * (problem.microbatch_size if several else 1),
     }

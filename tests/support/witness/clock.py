@@ -16,13 +16,29 @@ class StageSeconds(NamedTuple):
     send_back: float
     """Seconds to send gradients to the previous stage."""
     update: float
+    fixed: float = 0.0
+    """The action overhead in each of the ops."""
+
+
+class Beside(NamedTuple):
+    """Buckets of a sync that run beside a stage's last backward, and beside its first forward."""
+
+    stage: int
+    buckets: int
+    sum: float = 0.0
+    """Seconds of one bucket's sum; 0 where sums wait for all actions."""
+    gather: float = 0.0
+    """Seconds of one bucket's gather; 0 where gathers wait for all actions."""
+    slowdown: float = 0.0
 
 
 class SyncSeconds(NamedTuple):
     """One gradient sync."""
 
     ranks: tuple[int, ...]
-    seconds: float
+    seconds: float | None
+    """Seconds behind all actions; None where nothing is left."""
+    beside: Beside | None = None
 
 
 class Steps:
@@ -68,46 +84,119 @@ class Steps:
     ) -> float:
         """Seconds from the first action's start to the end of the last update."""
         # Step 1: the actions.
-        free = self._overlapped(stages) if overlap else self._in_turn(stages)
-        # Step 2: the syncs in their order, each once all its ranks are ready.
+        longer, begin, last = self._beside(stages, syncs)
+        free, ends = (self._overlapped if overlap else self._in_turn)(stages, longer, begin)
+        # Step 2: the buckets beside backwards, later stages first, and then one after the other.
+        busy = [0.0] * self.num_ranks
+        for sync in sorted(syncs, key=lambda one: -one.beside.stage if one.beside else 0):
+            if sync.beside is not None and sync.beside.sum > 0.0:
+                ended = self._buckets(sync, sync.beside, stages, last, ends, busy)
+                for rank in sync.ranks:
+                    busy[rank] = ended
+        free = [max(pair) for pair in zip(free, busy, strict=True)]
+        # Step 3: the other syncs in their order, each once all its ranks are ready.
         for sync in syncs:
+            if sync.seconds is None:
+                continue
             end = max(free[rank] for rank in sync.ranks) + sync.seconds
             for rank in sync.ranks:
                 free[rank] = end
-        # Step 3: the updates.
+        # Step 4: the updates.
         for stage, ranks in enumerate(self.stage_ranks):
             for rank in ranks:
                 free[rank] += stages[stage].update
         return max(free)
 
-    def _overlapped(self, stages: Sequence[StageSeconds]) -> list[float]:
-        free, queue = [0.0] * self.num_ranks, [0.0] * self.num_links
+    def _beside(
+        self, stages: Sequence[StageSeconds], syncs: Sequence[SyncSeconds]
+    ) -> tuple[dict[int, float], list[float], dict[tuple[int, int], int]]:
+        """Seconds by which rows take longer, when each rank begins, and the last row of a stage on
+        a rank that makes gradients."""
+        last = {
+            (stage, rank): at for at, (rank, stage, op, _, _) in enumerate(self.rows) if op in "BW"
+        }
+        first: dict[int, int] = {}
+        for at, (rank, *_) in enumerate(self.rows):
+            first.setdefault(rank, at)
+        longer: dict[int, float] = {}
+        begin = [0.0] * self.num_ranks
+        for sync in syncs:
+            for rank in sync.ranks if sync.beside else ():
+                assert sync.beside is not None
+                stage, buckets, tau, gather, slowdown = sync.beside
+                at = last.get((stage, rank))
+                if at is None:
+                    continue
+                compute = self._compute(stages, at)
+                longer[at] = slowdown * min(compute, (buckets - 1) * tau)
+                if self.rows[first[rank]][1] == stage:
+                    # Each part of the forward needs its bucket of weights.
+                    now = 0.0
+                    forward = stages[stage].ops["F"] - stages[stage].fixed
+                    for bucket in range(1, buckets + 1):
+                        now = max(now, bucket * gather) + forward / buckets
+                    begin[rank] = now - forward
+        return longer, begin, last
+
+    def _compute(self, stages: Sequence[StageSeconds], at: int) -> float:
+        """Seconds that a row computes, without its action overhead."""
+        _, stage, op, _, _ = self.rows[at]
+        return stages[stage].ops[op] - stages[stage].fixed
+
+    def _buckets(
+        self,
+        sync: SyncSeconds,
+        beside: Beside,
+        stages: Sequence[StageSeconds],
+        last: Mapping[tuple[int, int], int],
+        ends: Sequence[float],
+        busy: Sequence[float],
+    ) -> float:
+        """The end of a stage's last bucket: each goes out when all ranks have made its gradients."""
+        rows = [last[beside.stage, r] for r in sync.ranks if (beside.stage, r) in last]
+        now = max(busy[rank] for rank in sync.ranks)
+        for left in reversed(range(beside.buckets)):
+            for at in rows:
+                compute = self._compute(stages, at)
+                compute += beside.slowdown * min(compute, (beside.buckets - 1) * beside.sum)
+                now = max(now, ends[at] - compute * left / beside.buckets)
+            now += beside.sum
+        return now
+
+    def _overlapped(
+        self, stages: Sequence[StageSeconds], longer: Mapping[int, float], begin: Sequence[float]
+    ) -> tuple[list[float], list[float]]:
+        free, queue = list(begin), [0.0] * self.num_links
+        ends = [0.0] * len(self.rows)
         arrives = [0.0] * len(self.rows)
         for number, (rank, stage, op, giver, link) in enumerate(self.rows):
             now = free[rank]
             if giver >= 0 and arrives[giver] > now:
                 now = arrives[giver]
             own = stages[stage]
-            now += own.ops[op]
-            free[rank] = now
+            now += own.ops[op] + longer.get(number, 0.0)
+            free[rank] = ends[number] = now
             if link >= 0:
                 # The send leaves when its link is free.
                 leaves = max(now, queue[link]) + (own.send if op == "F" else own.send_back)
                 queue[link] = arrives[number] = leaves
-        return free
+        return free, ends
 
-    def _in_turn(self, stages: Sequence[StageSeconds]) -> list[float]:
+    def _in_turn(
+        self, stages: Sequence[StageSeconds], longer: Mapping[int, float], begin: Sequence[float]
+    ) -> tuple[list[float], list[float]]:
         """Blocking sends: the sender is busy behind its action, the receiver ahead of the next one."""
-        free = [0.0] * self.num_ranks
+        free = list(begin)
         made, takes = [0.0] * len(self.rows), [0.0] * len(self.rows)
+        ends = [0.0] * len(self.rows)
         for number, (rank, stage, op, giver, link) in enumerate(self.rows):
             now = free[rank]
             if giver >= 0:
                 now = max(now, made[giver]) + takes[giver]
             own = stages[stage]
-            now += own.ops[op]
+            now += own.ops[op] + longer.get(number, 0.0)
             if link >= 0:
                 made[number], takes[number] = now, own.send if op == "F" else own.send_back
                 now += takes[number]
-            free[rank] = now
-        return free
+            free[rank] = ends[number] = now
+        return free, ends

@@ -72,3 +72,9 @@ def links_of(cluster: Cluster) -> dict[str, Link]:
         "inter": Link(bandwidth=rate, latency=across.latency),
         "off rail": Link(bandwidth=rate * network.off_rail, latency=across.latency),
     }
+
+
+def ring_seconds(link: Link, size: float, ranks: int) -> float:
+    """An all-reduce over one link, on a cluster without a network record."""
+    steps = 2 * (ranks - 1)
+    return steps * (link.latency + size / ranks / link.bandwidth) * link.all_reduce_factor

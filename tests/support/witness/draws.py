@@ -17,7 +17,7 @@ from autopart.records.layer_graph import (
 )
 from autopart.records.network import Network
 from autopart.records.problem import Demands, Pin, Problem
-from autopart.records.training import Training
+from autopart.records.training import SYNCS, Training
 
 TRAININGS = (
     Training(),
@@ -52,6 +52,8 @@ class Style(NamedTuple):
     bottleneck: bool = False
     network: bool = False
     """Whether the cluster has a network record."""
+    overlap: bool = False
+    """Whether syncs hide behind compute."""
 
 
 def draw_problem(rng: random.Random, style: Style) -> Problem:
@@ -60,12 +62,13 @@ def draw_problem(rng: random.Random, style: Style) -> Problem:
     graph = draw_graph(rng, rng.randint(1 if rng.random() < 0.1 else 2, most), style)
     cluster = draw_cluster(rng, style)
     demands = draw_demands(rng, style, graph, cluster)
+    drawn = (rng.randint(1, style.most_microbatches), rng.choice(TRAININGS))
     return Problem(
         graph=graph,
         cluster=cluster,
         microbatch_size=1,
-        num_microbatches=rng.randint(1, style.most_microbatches),
-        training=rng.choice(TRAININGS),
+        num_microbatches=drawn[0],
+        training=draw_sync(rng, drawn[1]) if style.overlap else drawn[1],
         demands=demands,
         objective="bottleneck" if style.bottleneck else "step",
     )
@@ -216,11 +219,15 @@ def draw_cluster(rng: random.Random, style: Style) -> Cluster:
         compute_slowdown=rng.choice([1.0, 1.0, 1.07]),
         sends_overlap=rng.random() < 0.6,
         gpus=groups,
-        network=draw_network(rng, nodes, per_node) if style.network else None,
+        network=draw_network(rng, nodes, per_node, overlap=style.overlap)
+        if style.network and (not style.overlap or rng.random() < 0.7)
+        else None,
     )
 
 
-def draw_network(rng: random.Random, nodes: int, per_node: int) -> Network:
+def draw_network(
+    rng: random.Random, nodes: int, per_node: int, *, overlap: bool = False
+) -> Network:
     """Rails, rings, switches and latencies in any proportion, likely or not."""
 
     def rate(*likely: float) -> float:
@@ -245,7 +252,15 @@ def draw_network(rng: random.Random, nodes: int, per_node: int) -> Network:
         fold=rng.choice([0.1, rng.random()]),
         tree_efficiency=rng.choice([0.45, 1.0, rng.uniform(0.1, 1.0)]),
         off_rail=rng.choice([1.0, rng.uniform(0.2, 1.0)]) if few else 1.0,
+        slowdown=rng.choice([0.0, 0.15, rng.uniform(0, 1)]) if overlap else 0.15,
     )
+
+
+def draw_sync(rng: random.Random, training: Training) -> Training:
+    """The training with any sync, in usual buckets (always one) or in a few small ones."""
+    sync = rng.choice(SYNCS)
+    size = None if sync == "end" or rng.random() < 0.3 else rng.randint(1, 150)
+    return msgspec.structs.replace(training, sync=sync, bucket_bytes=size)
 
 
 def _slower_link(rng: random.Random, intra: Link) -> Link:

@@ -44,6 +44,8 @@ def random_plans(seed: int, count: int) -> list[RandomPlan]:
         style = style._replace(other_schedules=True)
     if seed % 3 == 0:
         style = style._replace(network=True)
+    if seed % 4 == 1:
+        style = style._replace(network=True, overlap=True)
     problem = draw_problem(rng, style)
     if rng.random() < 0.5:
         problem = with_memory(problem, rng.randrange(100, 3000))

@@ -18,8 +18,14 @@ from tests.support.witness.bytes_on_rank import (
     summed_gradients,
 )
 from tests.support.witness.clock import StageSeconds, Steps, SyncSeconds
-from tests.support.witness.collectives import all_reduce_seconds, links_of, sharded_seconds
+from tests.support.witness.collectives import (
+    all_reduce_seconds,
+    links_of,
+    ring_seconds,
+    sharded_seconds,
+)
 from tests.support.witness.graphs import Crossing, Facts, members_of
+from tests.support.witness.hidden_syncs import Own, parts_of
 from tests.support.witness.orders import Orders, in_flight, orders_of
 from tests.support.witness.placements import Place
 from tests.support.witness.policies import PolicyFigures, all_policies
@@ -234,6 +240,7 @@ class Pricer:
                 send=_there(one.figures.sent, links[s] if s < len(links) else None),
                 send_back=_back(one.figures.received, links[s - 1] if s else None),
                 update=one.update,
+                fixed=fixed,
             )
             for s, one in enumerate(stages)
         ]
@@ -257,14 +264,21 @@ class Pricer:
                     # A reduce-scatter of gradients and an all-gather of weights.
                     size = (size + own.gradients) / 2
                 link = cluster.inter_node if place.spread[s] else cluster.intra_node
-                time = _ring(link, size, len(slots))
+                time = ring_seconds(link, size, len(slots))
                 if cluster.network is not None and training.zero1:
                     time = sharded_seconds(
                         cluster, place.nodes[s], 2 * size - own.gradients, own.gradients
                     )
                 elif cluster.network is not None:
                     time = all_reduce_seconds(cluster, place.nodes[s], size)
-                syncs.append(SyncSeconds(ready.seen[s], time))
+                beside = None
+                if training.sync != "end":
+                    summed = summed_gradients(training, own.gradients, own.trained)
+                    figures = Own(
+                        s, len(slots), summed, own.gradients, link, place.nodes[s : s + 1]
+                    )
+                    time, beside = parts_of(self.problem, figures)
+                syncs.append(SyncSeconds(ready.seen[s], time, beside))
         # Step 2: each tied parameter over all ranks with a copy.
         for one, holders in zip(self.problem.graph.tied, self.facts.tied, strict=True):
             homes = [
@@ -278,7 +292,7 @@ class Pricer:
                 link = cluster.inter_node if apart else cluster.intra_node
                 size = summed_gradients(training, one.grad_bytes, one.num_trainable)
                 seen = tuple(sorted({rank for s in homes for rank in ready.seen[s]}))
-                time = _ring(link, size, len(ranks))
+                time = ring_seconds(link, size, len(ranks))
                 if cluster.network is not None:
                     node_of = {
                         slot: node
@@ -427,8 +441,3 @@ def _back(crossing: Crossing, link: Link | None) -> float:
     if link is None:
         return 0.0
     return crossing.gradient_tensors * link.latency + crossing.gradient_bytes / link.bandwidth
-
-
-def _ring(link: Link, size: float, ranks: int) -> float:
-    steps = 2 * (ranks - 1)
-    return steps * (link.latency + size / ranks / link.bandwidth) * link.all_reduce_factor
