@@ -142,7 +142,7 @@ def test_no_sentence_of_the_package_says_1_layers() -> None:
     found = [
         f"{path.relative_to(package)}: {words}"
         for path in package.rglob("*.py")
-        if path.name != "exported_pipeline.py"  # It imports nothing of ours; see its own messages.
+        if path.parent.name != "exported"  # They import nothing of ours; see their own messages.
         for words in plurals(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert found == []

@@ -60,7 +60,7 @@ def test_a_hostile_name_leaves_every_export_readable(name: str) -> None:
 
 
 def test_hostile_names_are_the_model_s_own_in_the_exported_module() -> None:
-    text = export_plan(hostile_plan("x"), "torch").files["pipeline.py"]
+    text = export_plan(hostile_plan("x"), "torch").files["pipeline_plan.py"]
     values = {
         node.target.id: ast.literal_eval(node.value)
         for node in ast.parse(text).body

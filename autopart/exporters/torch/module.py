@@ -1,9 +1,8 @@
-"""The export of a plan as one Python module of plain ``torch.distributed.pipelining``.
+"""The export of a plan as Python modules of plain ``torch.distributed.pipelining``.
 
-The exported module is `exported_pipeline.py` beside this file, with the plan's decisions as literals in its
-block of constants. It cuts the model at run time by the plan's layer names. It needs torch and the user's
-model, but not autopart. Beside it stand `exported_check.py` and `exported_draws.py`, unchanged. They
-compare one step with the plain model.
+The folder `exported` has the modules: `pipeline.py`, and `pipeline_*.py` beside it. Only `pipeline_plan.py`
+changes from plan to plan: its constants become the plan's decisions. The modules cut the model at run time by
+the plan's layer names. They need torch and the user's model, but not autopart.
 """
 
 import ast
@@ -20,15 +19,13 @@ from autopart.schedules.torch_names import csv_of
 from autopart.text import quoted
 
 _WIDTH = 96
-_BESIDE = {"pipeline_check.py": "exported_check.py", "pipeline_draws.py": "exported_draws.py"}
-"""Files that are written unchanged beside ``pipeline.py``, and their sources."""
-
+_FACE, _PLAN = "pipeline.py", "pipeline_plan.py"
 
 VERSIONS = ("2.13",)
 
 
 def export_to_torch(plan: Plan, version: str) -> Exported:
-    """Write ``pipeline.py`` with its check, and a file with orders where no torch schedule gives them.
+    """Write ``pipeline.py`` and its parts, and a file with orders where no torch schedule gives them.
 
     Raises ExportRefused where torch cannot run the plan: stages with different numbers of replicas,
     idle ranks, or offloaded layers.
@@ -39,7 +36,7 @@ def export_to_torch(plan: Plan, version: str) -> Exported:
     _refuse_recomputed_loss(plan)
     name = torch_name(plan, replicas)
     files = () if name else _schedule_files(plan, replicas)
-    text = _with_plan(
+    written = _with_plan(
         MODEL=quoted(plan.origin.model),
         AUTOPART=quoted(plan.origin.autopart),
         STAGES=_tuple_of(_words(stage.layers, indent=4) for stage in plan.stages),
@@ -54,18 +51,20 @@ def export_to_torch(plan: Plan, version: str) -> Exported:
         DTYPE=quoted(plan.origin.dtype),
         CASTS=cast_of(plan) is not None,
     )
-    beside = {name: _source(file) for name, file in _BESIDE.items()}
-    return Exported({"pipeline.py": text, **beside, **dict(files)})
+    return Exported({**_sources(), _PLAN: written, **dict(files)})
 
 
-def _source(name: str) -> str:
-    """The text of a file beside this one."""
-    return resources.files("autopart.exporters.torch").joinpath(name).read_text(encoding="utf-8")
+def _sources() -> dict[str, str]:
+    """The text of each exported module by its file name, ``pipeline.py`` first."""
+    folder = resources.files("autopart.exporters.torch.exported")
+    found = (file.name for file in folder.iterdir())
+    names = sorted(name for name in found if name.startswith("pipeline_") and name.endswith(".py"))
+    return {name: folder.joinpath(name).read_text(encoding="utf-8") for name in (_FACE, *names)}
 
 
 def _with_plan(**literals: object) -> str:
-    """The source text from `exported_pipeline`, with `literals` as the constants in its block."""
-    text = _source("exported_pipeline.py")
+    """The text of `pipeline_plan.py`, with `literals` as the constants in its block."""
+    text = _sources()[_PLAN]
     lines = text.splitlines(keepends=True)
     # From the last constant to the first, so that line numbers before it stay true.
     for node in reversed(ast.parse(text).body):
@@ -78,7 +77,7 @@ def _with_plan(**literals: object) -> str:
         first, last = value.lineno - 1, (value.end_lineno or value.lineno) - 1
         before, behind = lines[first][: value.col_offset], lines[last][value.end_col_offset :]
         lines[first : last + 1] = [f"{before}{literals.pop(name)}{behind}"]
-    assert not literals, f"exported_pipeline.py has no constants {sorted(literals)}"
+    assert not literals, f"{_PLAN} has no constants {sorted(literals)}"
     return "".join(lines)
 
 

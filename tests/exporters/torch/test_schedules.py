@@ -141,7 +141,7 @@ def test_torch_reads_schedules_without_a_torch_name_from_the_file(
 def test_replicas_with_different_ranks_or_shares_have_separate_files(tmp_path: Path) -> None:
     plan = make_plan(IN_FOUR, [(0, 3), (1, 2), (1, 2), (0, 3)], 5, "zbv")
     orders = schedule_of(plan)
-    assert "ScheduleZBV" not in export_plan(plan, "torch").files["pipeline.py"]
+    assert "ScheduleZBV" not in export_plan(plan, "torch").files["pipeline_plan.py"]
     for replica in (0, 1):
         read = read_by_torch(plan, tmp_path, replica)
         for order, expected in zip(read, orders[2 * replica : 2 * replica + 2], strict=True):

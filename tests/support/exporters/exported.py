@@ -1,5 +1,6 @@
-"""Imports exported modules from their text, and compares their training with the plain model."""
+"""Imports exported modules, and compares their training with the plain model."""
 
+import importlib
 import sys
 import warnings
 from collections.abc import Mapping
@@ -31,22 +32,26 @@ class Trained(NamedTuple):
     parameters: dict[str, np.ndarray]
 
 
-def import_text(
-    text: str, name: str = "exported_pipeline", file: Path = Path("exported_pipeline.py")
-) -> ModuleType:
-    """A module from its source text. Dataclasses look it up by name."""
-    module = ModuleType(name)
-    module.__file__ = str(file)
-    sys.modules[name] = module
-    exec(compile(text, f"{name}.py", "exec"), module.__dict__)
-    return module
-
-
 def import_files(files: Mapping[str, str], folder: Path) -> ModuleType:
-    """The exported module, with its other files beside it."""
+    """The exported `pipeline` module, from files in `folder`, in place of an earlier export's."""
     for name, text in files.items():
         (folder / name).write_text(text)
-    return import_text(files["pipeline.py"], file=folder / "pipeline.py")
+    names = [Path(file).stem for file in files if file.endswith(".py")]
+    for name in names:
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(folder))
+    try:
+        modules = {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(str(folder))
+    return modules["pipeline"]
+
+
+def import_export(plan: Plan) -> ModuleType:
+    """The plan's exported `pipeline` module. Its files are gone when this returns."""
+    with TemporaryDirectory() as folder:
+        return import_files(export_plan(plan, "torch").files, Path(folder))
 
 
 def check_training(pool: RankPool, plan: Plan, model: str, max_norm: float | None = None) -> None:

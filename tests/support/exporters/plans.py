@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from autopart.records.cluster import Cluster, Link
 from autopart.records.plan import Certificate, Origin, Plan, Stage, check_plan, orders_of
 from autopart.records.prediction import Prediction, StagePrediction
@@ -59,3 +61,18 @@ def make_plan(
     )  # fmt: skip
     check_plan(plan)
     return plan
+
+
+def with_policies(plan: Plan, **policies: tuple[str, ...]) -> Plan:
+    """The plan with these layers under these policies."""
+    stages = tuple(
+        msgspec.structs.replace(
+            stage,
+            **{
+                policy: tuple(la for la in stage.layers if la in names)
+                for policy, names in policies.items()
+            },
+        )
+        for stage in plan.stages
+    )
+    return msgspec.structs.replace(plan, stages=stages)

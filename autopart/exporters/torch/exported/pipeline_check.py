@@ -1,4 +1,4 @@
-"""The check of `pipeline.py`, the file beside this one: one step, compared with your plain model.
+"""The check of `pipeline.py`: one step, compared with your plain model.
 
 Written by autopart. `python pipeline.py --check model.py` starts all ranks on this machine's CPU.
 Under torchrun, each process is one rank; `--device cuda` then uses the GPUs.
@@ -24,7 +24,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +31,21 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 from torch.utils import _pytree as pytree
+
+from pipeline_capture import ModelWithLoss
+from pipeline_draws import SameDraws, seed_by_microbatch
+from pipeline_plan import (
+    CASTS,
+    DTYPE,
+    MICROBATCH_SIZE,
+    MODEL,
+    NUM_MICROBATCHES,
+    NUM_REPLICAS,
+    RANKS,
+)
+from pipeline_schedule import build_schedule
+from pipeline_stages import build_stages
+from pipeline_training import accumulate_gradients, sum_shared_gradients
 
 # Largest difference between two gradients, relative to the plain model's largest element.
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
@@ -61,25 +75,24 @@ class Difference(NamedTuple):
     allowed: float
 
 
-def main() -> None:
+def main(description: str | None) -> None:
     """Read the command line, run the check and print its result; exit with 1 where it fails."""
-    pipeline = importlib.import_module("pipeline")
-    parser = argparse.ArgumentParser(prog="pipeline.py", description=pipeline.__doc__)
-    parser.add_argument("--check", nargs="?", const=pipeline.MODEL, required=True, metavar="MODEL")
+    parser = argparse.ArgumentParser(prog="pipeline.py", description=description)
+    parser.add_argument("--check", nargs="?", const=MODEL, required=True, metavar="MODEL")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     try:
         if "RANK" in os.environ:
             _as_rank(int(os.environ["RANK"]), options.check, options.device, None)
         else:
-            _on_this_machine(pipeline, options.check, options.device)
+            _on_this_machine(options.check, options.device)
     except CheckError as error:
         # Under torchrun every rank knows the verdict, and rank 0 tells it.
         sys.exit(1 if os.environ.get("RANK", "0") != "0" else f"error: {error}")
 
 
-def _on_this_machine(pipeline: ModuleType, model: str, device: str) -> None:
-    ranks = {rank for on in pipeline.RANKS for rank in on}
+def _on_this_machine(model: str, device: str) -> None:
+    ranks = {rank for on in RANKS for rank in on}
     if any(name == "lo" for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -120,7 +133,7 @@ def _as_rank(rank: int, model: str, device: str, meeting: str | None) -> None:
         timeout=datetime.timedelta(minutes=10),
     )
     try:
-        said = check(importlib.import_module("pipeline"), load_model(model), rank, place)
+        said = check(load_model(model), rank, place)
         if rank == 0:
             print(said)  # noqa: T201 - the result
     finally:
@@ -145,39 +158,34 @@ def load_model(text: str) -> Model:
     return Model(getattr(module, builder), module.example_inputs, target, loss_fn)
 
 
-def check(pipeline: Any, model: Model, rank: int, device: torch.device) -> str:
+def check(model: Model, rank: int, device: torch.device) -> str:
     """Compare one step on this rank with the plain model. Collective over all ranks.
 
     Returns a sentence on the result. Raises CheckError on every rank where something differs.
     """
-    batch = [_microbatch(pipeline, model, m) for m in range(pipeline.NUM_MICROBATCHES)]
-    same = importlib.import_module("pipeline_draws")
-    plain, draws = _built(pipeline, model), same.SameDraws()
-    stages = pipeline.build_stages(
-        _built(pipeline, model), model.loss_fn, _microbatch(pipeline, model, 0), rank, device
-    )
-    schedule = pipeline.build_schedule(stages)
+    batch = [_microbatch(model, m) for m in range(NUM_MICROBATCHES)]
+    plain, draws = _built(model), SameDraws()
+    stages = build_stages(_built(model), model.loss_fn, _microbatch(model, 0), rank, device)
+    schedule = build_schedule(stages)
     for stage in stages.pipeline_stages:
-        same.seed_by_microbatch(stage, stages.replica, pipeline.NUM_REPLICAS)
+        seed_by_microbatch(stage, stages.replica, NUM_REPLICAS)
     # Step 1: the plain model's loss and gradients.
     with draws:
-        expected = _plain_loss(pipeline, plain.to(device), model.loss_fn, batch, device)
+        expected = _plain_loss(plain.to(device), model.loss_fn, batch, device)
         counts = draws.counts.copy()
         # Step 2: the pipeline's.
-        mine = batch[stages.replica :: pipeline.NUM_REPLICAS]
-        loss = pipeline.accumulate_gradients(stages, schedule, mine)
-        pipeline.sum_shared_gradients(stages)
+        mine = batch[stages.replica :: NUM_REPLICAS]
+        loss = accumulate_gradients(stages, schedule, mine)
+        sum_shared_gradients(stages)
     # Step 3: compare them, and tell all ranks what differs.
     theirs = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
     ours = dict(stages.module.named_parameters())
-    found = [_loss_difference(pipeline, loss.item(), expected), *_compare(pipeline, ours, theirs)]
+    found = [_loss_difference(loss.item(), expected), *_compare(ours, theirs)]
     return _verdict(_gathered(found), _gathered(list(ours)), set(theirs), counts)
 
 
-def _plain_loss(
-    pipeline: Any, plain: nn.Module, loss_fn: Any, batch: list[Any], device: torch.device
-) -> float:
-    whole, total = pipeline._Loss(plain, loss_fn), 0.0
+def _plain_loss(plain: nn.Module, loss_fn: Any, batch: list[Any], device: torch.device) -> float:
+    whole, total = ModelWithLoss(plain, loss_fn), 0.0
     for m, microbatch in enumerate(batch):
         inputs, target = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), microbatch)
         torch.manual_seed(2 * m)
@@ -189,14 +197,14 @@ def _plain_loss(
 
 
 def _compare(
-    pipeline: Any, ours: Mapping[str, nn.Parameter], theirs: Mapping[str, torch.Tensor]
+    ours: Mapping[str, nn.Parameter], theirs: Mapping[str, torch.Tensor]
 ) -> list[Difference]:
     """The difference of each gradient on this rank; a missing gradient counts as zero."""
-    dtype = getattr(torch, pipeline.DTYPE)
+    dtype = getattr(torch, DTYPE)
     largest = max((float(g.abs().max()) for g in theirs.values() if g.numel()), default=0.0)
     rounding, allowed = (
         FLOOR_EPSILONS * torch.finfo(dtype).eps * largest,
-        TOLERANCES[pipeline.DTYPE],
+        TOLERANCES[DTYPE],
     )
     found: list[Difference] = []
     for name, parameter in ours.items():
@@ -212,10 +220,10 @@ def _compare(
     return found
 
 
-def _loss_difference(pipeline: Any, mine: float, plain: float) -> Difference:
+def _loss_difference(mine: float, plain: float) -> Difference:
     size = abs(mine - plain) / (abs(plain) or 1.0)
     # A loss may be computed in float32 under any dtype, so no loss is held to more than that.
-    allowed = max(TOLERANCES[pipeline.DTYPE], FLOOR_EPSILONS * torch.finfo(torch.float32).eps)
+    allowed = max(TOLERANCES[DTYPE], FLOOR_EPSILONS * torch.finfo(torch.float32).eps)
     return Difference("the loss", size if math.isfinite(size) else math.inf, allowed)
 
 
@@ -247,41 +255,41 @@ def _verdict(
     gradients = max((one for _, one in found if one.what != "the loss"), key=lambda one: one.size)
     told = ", ".join(f"{name} {count}" for name, count in sorted(draws.items()))
     return (
-        f"equal to the plain model: loss {losses:.1e}, {len(wanted)} gradients {gradients.size:.1e}, "
-        f"tolerance {gradients.allowed:.0e}"
+        f"equal to the plain model: loss {losses:.1e}, {len(wanted)} gradients "
+        f"{gradients.size:.1e}, tolerance {gradients.allowed:.0e}"
         + (f"; random numbers were seeded alike in both ({told} times)" if told else "")
     )
 
 
-def _built(pipeline: Any, model: Model) -> nn.Module:
+def _built(model: Model) -> nn.Module:
     _seed_all(SEED)
     built = model.build_model()
     if not any(module.training for module in built.modules()):
         built.train()
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
-        return _cast(pipeline, tensor)
+        return _cast(tensor)
 
     # Module.to would make complex tensors real.
     return built._apply(cast)  # pyright: ignore[reportPrivateUsage]
 
 
-def _cast(pipeline: Any, tensor: torch.Tensor) -> torch.Tensor:
-    dtype = getattr(torch, pipeline.DTYPE)
-    if not pipeline.CASTS:
+def _cast(tensor: torch.Tensor) -> torch.Tensor:
+    dtype = getattr(torch, DTYPE)
+    if not CASTS:
         return tensor
     if tensor.is_complex():  # no complex dtype has less than 32 bits for each part
         return tensor.to(dtype.to_complex()) if dtype.itemsize >= 4 else tensor
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _microbatch(pipeline: Any, model: Model, m: int) -> tuple[Any, Any]:
+def _microbatch(model: Model, m: int) -> tuple[Any, Any]:
     _seed_all(SEED + 1 + m)
-    given, size = model.example_inputs(pipeline.MICROBATCH_SIZE), pipeline.MICROBATCH_SIZE
+    given, size = model.example_inputs(MICROBATCH_SIZE), MICROBATCH_SIZE
     inputs = (given,) if isinstance(given, torch.Tensor) else given
     inputs = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
     target = None if model.example_target is None else model.example_target(size)
-    return pytree.tree_map_only(torch.Tensor, lambda t: _cast(pipeline, t), (inputs, target))
+    return pytree.tree_map_only(torch.Tensor, lambda t: _cast(t), (inputs, target))
 
 
 def _seed_all(seed: int) -> None:

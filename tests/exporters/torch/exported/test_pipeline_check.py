@@ -1,22 +1,22 @@
 """Exports run autograd functions as they are written, and find their own errors."""
 
-import sys
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
 from autopart.errors import RunError
 from autopart.exporters.targets import export_plan
-from autopart.exporters.torch import exported_check, exported_draws
 from autopart.exporters.torch.self_check import check_export
 from autopart.records.plan import Plan
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
-from tests.exporters.torch.test_exported_pipeline import run_stages, with_policies
-from tests.support.exporters.exported import import_text
-from tests.support.exporters.plans import make_plan
+from tests.support.exporters.exported import import_export, import_files
+from tests.support.exporters.one_process import cut, run_stages
+from tests.support.exporters.plans import make_plan, with_policies
 from tests.support.places import MODELS
 from tests.support.runtime.rank_pool import RankPool
 
@@ -34,12 +34,12 @@ def plan(layers: Sequence[Sequence[str]] = CUT, schedule: str = "1f1b", **polici
 
 def differences(of: Plan, model: str) -> list[float]:
     """Largest differences of the loss and of each gradient, after one microbatch in one process."""
-    pipeline = import_text(export_plan(of, "torch").files["pipeline.py"])
+    pipeline = import_export(of)
     source = load_model(model)
     training, twin = build_training_model(source), build_training_model(source)
     batch = example_batch(source, 2)
-    stages = pipeline.cut_model(training.model, training.loss_fn, batch, torch.device("cpu"))
-    loss, expected = run_stages(stages, pipeline._leaves_of(batch)), twin(*batch)
+    stages = cut(pipeline, training, batch)
+    loss, expected = run_stages(stages, batch), twin(*batch)
     for stage in stages:
         stage.weight_gradients()()
     expected.backward()
@@ -88,25 +88,30 @@ def test_a_backward_that_a_graph_loses_is_refused(builder: str, said: str) -> No
     )
 
 
-def checked(rank: int, text: str, model: str) -> str:
+def checked(rank: int, files: Mapping[str, str], model: str) -> str:
     """The check's sentence, or its error, on this rank."""
-    pipeline = import_text(text)
-    sys.modules["pipeline_draws"] = exported_draws  # the file beside the exported one
+    with TemporaryDirectory() as folder:
+        import_files(files, Path(folder))
+    check = importlib.import_module("pipeline_check")
     try:
-        return exported_check.check(
-            pipeline, exported_check.load_model(model), rank, torch.device("cpu")
-        )
-    except exported_check.CheckError as error:
+        return check.check(check.load_model(model), rank, torch.device("cpu"))
+    except check.CheckError as error:
         return f"error: {error}"
+
+
+def changed(files: Mapping[str, str], before: str, after: str) -> dict[str, str]:
+    """The files with one place changed."""
+    (name,) = [name for name, text in files.items() if before in text]
+    assert files[name].count(before) == 1, before
+    return {**files, name: files[name].replace(before, after)}
 
 
 def sentence(pool: RankPool, of: Plan, model: str, *changes: tuple[str, str]) -> str:
     """The sentence of a checked export whose text is changed. All ranks say the same."""
-    text = export_plan(of, "torch").files["pipeline.py"]
+    files = dict(export_plan(of, "torch").files)
     for before, after in changes:
-        assert text.count(before) == 1, before
-        text = text.replace(before, after)
-    said, other = pool.call(checked, text, model)
+        files = changed(files, before, after)
+    said, other = pool.call(checked, files, model)
     assert said == other
     return said
 
@@ -173,17 +178,18 @@ def test_missing_sums_and_random_numbers_of_second_runs_fail_the_check(
     assert said.startswith("error: the export differs"), said
 
 
-def written(folder: Path, of: Plan) -> Path:
-    for name, text in export_plan(of, "torch").files.items():
+def written(folder: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
         (folder / name).write_text(text)
     return folder / "pipeline.py"
 
 
 @pytest.mark.slow
 def test_the_written_script_checks_itself(tmp_path: Path) -> None:
-    script = written(tmp_path, plan())
+    files = export_plan(plan(), "torch").files
+    script = written(tmp_path, files)
     assert check_export(script, Path(BACKWARDS)).startswith("equal to the plain model: loss ")
-    script.write_text(script.read_text().replace(*BROKEN["the sum of losses"]))
+    written(tmp_path, changed(files, *BROKEN["the sum of losses"]))
     with pytest.raises(RunError, match="the export differs from the plain model") as caught:
         check_export(script, Path(BACKWARDS))
     assert "\n" not in str(caught.value)
