@@ -52,7 +52,7 @@ def why_not_alone(module: nn.Module, call: ModuleCall) -> str | None:
     try:
         with export_surroundings(alone):
             refuse_objects(torch.export.export(alone, alone.tensors, strict=False))
-    except Exception as error:  # the exporter runs the user's code, as above
+    except Exception as error:  # the exporter runs the user's code, which may raise anything
         return reason_of(error)
     return None
 

@@ -132,7 +132,7 @@ class _Attempt:
             # Step 3: where none do, statements of a module with layers inside offend.
             try:
                 self._statements.widen(error, reason_of(error))
-            except Exception:  # user code runs in pieces here
+            except Exception:  # pieces of the user's code run alone here
                 break
         return self._coarse(cause if isinstance(error, UnmovableError) else error)
 
@@ -162,7 +162,9 @@ class _Attempt:
                         traced = trace_loss(self._model, self._batch)
                     traced = _repeatable(self._statements.replaced(fakes.replaced(traced)))
                     return _noted(traced, self._reasons), {}, error
-                except Exception as next_error:  # as above
+                except (
+                    Exception
+                ) as next_error:  # the exporter runs the user's code, which may raise anything
                     error = next_error
             return None, self._offenders(coarse=coarse), error
 

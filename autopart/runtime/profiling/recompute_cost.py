@@ -170,7 +170,7 @@ class _SecondRun(nn.Module):
             return self.part(*inputs)
         outcome, self._reading = self._stopwatch.measure(lambda: self._outcome(inputs))
         self._is_first = True
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
@@ -183,8 +183,9 @@ class _SecondRun(nn.Module):
     def _outcome(self, inputs: Sequence[Any]) -> Any:
         try:
             return self.part(*inputs)
-        # Torch ends a second forward with an exception once all needed tensors are there.
-        except BaseException as stop:
+        # Torch ends a second forward with an exception of its own once all needed tensors are
+        # there. The time counts up to it. The user's code may raise any other; both are passed on.
+        except Exception as stop:
             return stop
 
 
