@@ -10,23 +10,15 @@ from autopart.exporters.model_units import (
     HEAD,
     NORM,
     UnitStage,
-    blocks,
-    refuse_elsewhere,
-    refuse_other_recompute,
+    recomputes_all,
 )
-from autopart.exporters.pipeline_shape import (
-    Shape,
-    rank_notes,
-    refuse_single_rank,
-    refuse_split_tied,
-    shape_of,
-)
+from autopart.exporters.pipeline_shape import Shape, rank_notes
 from autopart.exporters.text import comments, rows
 from autopart.exporters.torch.schedules import (
     CSV_FILE,
     CSV_NOTE,
     TorchSchedule,
-    refuse_split_backwards,
+    shape_under_fsdp,
     torch_schedule,
 )
 from autopart.records.plan import Plan
@@ -42,15 +34,10 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     Where no schedule in torch gives the plan's orders, a file with the orders comes with it. Raises
     ExportRefused where AutoModel cannot run the plan.
     """
-    shape = shape_of(plan, _NAME)
-    refuse_single_rank(shape, _NAME)
-    refuse_split_tied(plan, _NAME)
-    refuse_other_recompute(stages, _NAME)
-    refuse_elsewhere(stages, EMBEDDING, 0, _NAME)
-    refuse_elsewhere(stages, HEAD, len(stages) - 1, _NAME)
-    refuse_split_backwards(plan, _NAME)
+    shape = shape_under_fsdp(plan, stages, _NAME)
     _refuse_few_microbatches(plan, shape)
     schedule = torch_schedule(plan, shape, _NAME)
+    recomputes = recomputes_all(stages, _NAME, "--to torchtitan")
     names = rows([*map(_named, stage.units), "model.rotary_emb"] for stage in stages)
     csv = "" if schedule.csv is None else f"    pp_schedule_csv: {CSV_FILE}\n"
     notes = _notes(shape, schedule)
@@ -58,7 +45,7 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
         f"{comments(plan, notes)}distributed:\n"
         f"  dp_size: {shape.num_replicas}\n"
         f"  pp_size: {shape.num_ranks}\n"
-        f"  activation_checkpointing: {_for_all(stages)}\n"
+        f"  activation_checkpointing: {'full' if recomputes else 'false'}\n"
         "  pipeline:\n"
         f"    pp_schedule: {schedule.name}\n{csv}"
         f"    pp_microbatch_size: {plan.microbatch_size}\n"
@@ -67,10 +54,7 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
         f"  local_batch_size: {plan.microbatch_size * shape.num_microbatches}\n"
         f"  global_batch_size: {plan.microbatch_size * plan.num_microbatches}\n"
     )
-    files = {"autopart_automodel.yaml": text}
-    if schedule.csv is not None:
-        files[CSV_FILE] = schedule.csv
-    return Exported(files, notes)
+    return Exported({"autopart_automodel.yaml": text, **schedule.files}, notes)
 
 
 def _refuse_few_microbatches(plan: Plan, shape: Shape) -> None:
@@ -101,13 +85,3 @@ def _named(unit: str) -> str:
 
 def _indented(lines: str) -> str:
     return "".join(f"  {line}\n" for line in lines.splitlines())
-
-
-def _for_all(stages: tuple[UnitStage, ...]) -> str:
-    chosen = sum(len(blocks(stage.recompute)) for stage in stages)
-    if chosen not in (0, sum(len(blocks(stage.units)) for stage in stages)):
-        raise ExportRefused(
-            f"the plan recomputes {counted(chosen, 'layer')}, and {_NAME} recomputes all or none; "
-            "--to torchtitan recomputes single layers"
-        )
-    return "full" if chosen else "false"

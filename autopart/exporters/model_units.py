@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from autopart.errors import ExportRefused, UsageError
 from autopart.records.plan import Plan
+from autopart.text import counted
 
 EMBEDDING, NORM, HEAD = "embedding", "norm", "head"
 _LOSS = {"loss", "loss_fn"}
@@ -128,6 +129,20 @@ def refuse_other_recompute(stages: Sequence[UnitStage], framework: str) -> None:
                     f"stage {index} recomputes '{unit}', and {framework} recomputes only decoder "
                     f"layers; the nearest plan keeps the stash of '{unit}'"
                 )
+
+
+def recomputes_all(stages: Sequence[UnitStage], framework: str, instead: str) -> bool:
+    """Whether all decoder layers are recomputed.
+
+    Raises ExportRefused, which ends with `instead`, where some are and some are not.
+    """
+    chosen = sum(len(blocks(stage.recompute)) for stage in stages)
+    if chosen not in (0, sum(len(blocks(stage.units)) for stage in stages)):
+        raise ExportRefused(
+            f"the plan recomputes {counted(chosen, 'layer')}, and {framework} recomputes all or none; "
+            f"{instead} recomputes single layers"
+        )
+    return chosen > 0
 
 
 def refuse_unknown_units(stages: Sequence[UnitStage], framework: str) -> None:

@@ -9,34 +9,24 @@ import json
 from importlib import resources
 from string import Template
 
-from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
 from autopart.exporters.model_units import (
     EMBEDDING,
     HEAD,
     UnitStage,
     blocks,
-    refuse_elsewhere,
-    refuse_other_recompute,
+    recomputes_all,
 )
-from autopart.exporters.pipeline_shape import (
-    Shape,
-    rank_notes,
-    refuse_shared_optimizer,
-    refuse_single_rank,
-    refuse_split_tied,
-    shape_of,
-)
+from autopart.exporters.pipeline_shape import Shape, rank_notes, refuse_shared_optimizer
 from autopart.exporters.text import comments, mark, rows
 from autopart.exporters.torch.schedules import (
     CSV_FILE,
     CSV_NOTE,
     TorchSchedule,
-    refuse_split_backwards,
+    shape_under_fsdp,
     torch_schedule,
 )
 from autopart.records.plan import Plan
-from autopart.text import counted
 
 VERSIONS = ("0.3.0", "0.2.2")
 _HEADS = {"0.3.0": "lm_head", "0.2.2": "output"}
@@ -48,26 +38,19 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
 
     Where no torch schedule gives the orders, a file with them comes too. Raises ExportRefused.
     """
-    shape = shape_of(plan, _NAME)
-    refuse_single_rank(shape, _NAME)
+    shape = shape_under_fsdp(plan, stages, _NAME)
     refuse_shared_optimizer(plan, f"{_NAME} without FSDP")
-    refuse_split_tied(plan, _NAME)
-    refuse_other_recompute(stages, _NAME)
-    refuse_elsewhere(stages, EMBEDDING, 0, _NAME)
-    refuse_elsewhere(stages, HEAD, len(stages) - 1, _NAME)
-    refuse_split_backwards(plan, _NAME)
     schedule = torch_schedule(plan, shape, _NAME)
     names = [[_named(unit, version) for unit in stage.units] for stage in stages]
     notes = rank_notes(shape)
     if version == "0.2.2":
         notes += (CSV_NOTE,) if schedule.csv is not None else ()
         text = _toml(plan, shape, schedule, names, stages, notes)
-        files = {"autopart_titan.toml": text}
+        file = "autopart_titan.toml"
     else:
-        files = {"autopart_titan.py": _python(plan, shape, schedule, names, stages)}
-    if schedule.csv is not None:
-        files[CSV_FILE] = schedule.csv
-    return Exported(files, notes)
+        text = _python(plan, shape, schedule, names, stages)
+        file = "autopart_titan.py"
+    return Exported({file: text, **schedule.files}, notes)
 
 
 def _named(unit: str, version: str) -> str:
@@ -107,6 +90,7 @@ def _toml(
     stages: tuple[UnitStage, ...],
     notes: tuple[str, ...],
 ) -> str:
+    recomputes = recomputes_all(stages, f"{_NAME} 0.2.2", "--target-version 0.3.0")
     csv = f'pipeline_parallel_schedule_csv = "{CSV_FILE}"\n' if schedule.csv is not None else ""
     return (
         comments(plan, notes) + "\n[training]\n"
@@ -118,15 +102,5 @@ def _toml(
         f'pipeline_parallel_schedule = "{schedule.name}"\n{csv}'
         f"pipeline_parallel_microbatch_size = {plan.microbatch_size}\n"
         f"module_fqns_per_model_part = [\n{rows(names)}]\n\n"
-        f'[activation_checkpoint]\nmode = "{_mode_of_all(stages)}"\n'
+        f'[activation_checkpoint]\nmode = "{"full" if recomputes else "none"}"\n'
     )
-
-
-def _mode_of_all(stages: tuple[UnitStage, ...]) -> str:
-    chosen = sum(len(blocks(stage.recompute)) for stage in stages)
-    if chosen not in (0, sum(len(blocks(stage.units)) for stage in stages)):
-        raise ExportRefused(
-            f"the plan recomputes {counted(chosen, 'layer')}, and torchtitan 0.2.2 recomputes all or none; "
-            "--target-version 0.3.0 recomputes single layers"
-        )
-    return "full" if chosen else "none"

@@ -1,9 +1,23 @@
 """The plan's schedule among the named schedules in torch and its descendants."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from autopart.errors import ExportRefused
-from autopart.exporters.pipeline_shape import Shape, orders_of_one_replica
+from autopart.exporters.model_units import (
+    EMBEDDING,
+    HEAD,
+    UnitStage,
+    refuse_elsewhere,
+    refuse_other_recompute,
+)
+from autopart.exporters.pipeline_shape import (
+    Shape,
+    orders_of_one_replica,
+    refuse_single_rank,
+    refuse_split_tied,
+    shape_of,
+)
 from autopart.records.plan import Plan, follows_its_name, schedule_of
 from autopart.schedules.actions import Schedule
 from autopart.schedules.torch_names import TORCH_NAMES, csv_of, takes
@@ -22,6 +36,11 @@ class TorchSchedule(NamedTuple):
     """The schedule's name. With a file, the name decides the placement only."""
     csv: str | None
     """The orders' text; None where the name gives them."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The file with the orders, by its name; empty where the schedule's name gives them."""
+        return {} if self.csv is None else {CSV_FILE: self.csv}
 
 
 def torch_schedule(plan: Plan, shape: Shape, framework: str) -> TorchSchedule:
@@ -48,7 +67,24 @@ def torch_schedule(plan: Plan, shape: Shape, framework: str) -> TorchSchedule:
     )
 
 
-def refuse_split_backwards(plan: Plan, framework: str) -> None:
+def shape_under_fsdp(plan: Plan, stages: Sequence[UnitStage], framework: str) -> Shape:
+    """The plan's shape, for a framework that lists each stage's units and wraps stages in FSDP2.
+
+    Raises ExportRefused where the embedding is not on the first stage, the head not on the last,
+    other units than decoder layers are recomputed, a parameter is tied over stages, a backward is
+    split, or one rank has all stages.
+    """
+    shape = shape_of(plan, framework)
+    refuse_single_rank(shape, framework)
+    refuse_split_tied(plan, framework)
+    refuse_other_recompute(stages, framework)
+    refuse_elsewhere(stages, EMBEDDING, 0, framework)
+    refuse_elsewhere(stages, HEAD, len(stages) - 1, framework)
+    _refuse_split_backwards(plan, framework)
+    return shape
+
+
+def _refuse_split_backwards(plan: Plan, framework: str) -> None:
     """Raise ExportRefused where a backward is split.
 
     torch's split backward skips the hooks through which FSDP2 takes gradients. torch 2.13 gives
