@@ -41,26 +41,10 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.peers.piper.charges import Floats, Ints
+from autopart.peers.piper.stage_pricer import StageOptions
 
 ROUNDING = 1e-9
 """Error in a quotient, as a share of a device, up to which it does not count as one more."""
-
-
-class DeviceOptions(NamedTuple):
-    """All stages that a plan may use, one entry each; every array has the same length."""
-
-    start: Ints
-    """Downset ahead of the stage."""
-    end: Ints
-    """Downset after the stage, at a higher level."""
-    width: Ints
-    """Devices per replica."""
-    replicas: Ints
-    """Replicas."""
-    behind: Ints
-    """The most replicas in all stages behind this one with which its time holds; at least 0."""
-    time: Floats
-    """Seconds."""
 
 
 class DevicePath(NamedTuple):
@@ -77,7 +61,7 @@ class DevicePath(NamedTuple):
 
 
 def solve(
-    options: DeviceOptions, levels: Ints, work: Floats, devices: int, replicas: int
+    options: StageOptions, levels: Ints, work: Floats, devices: int, replicas: int
 ) -> DevicePath | None:
     """The path from the first downset to the last with the smallest largest time, or None.
 
@@ -132,7 +116,7 @@ class _PathSearch:
     """
 
     def __init__(
-        self, options: DeviceOptions, levels: Ints, work: Floats, devices: int, replicas: int
+        self, options: StageOptions, levels: Ints, work: Floats, devices: int, replicas: int
     ) -> None:
         self.most_devices, self.most_replicas = devices, replicas
         self.num_downsets, self.levels, self.work = len(levels), levels, work

@@ -170,7 +170,7 @@ def _within(
     """The best plan over `downsets` with stages within `most_time` seconds, or None."""
     options = stage_options(net, limits, downsets, most_time * (1 + ROUNDING))
     best = fewest_devices.solve(
-        fewest_devices.DeviceOptions(*options[:6]),
+        options,
         levels=downsets.sum(axis=1),
         work=downsets @ least_work(net),
         devices=limits.devices,

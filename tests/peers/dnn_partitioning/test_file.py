@@ -44,16 +44,6 @@ def _node(number, latency, backward, **fields):
     } | fields
 
 
-@pytest.fixture
-def write(tmp_path):
-    def written(content):
-        path = tmp_path / "net.json"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    return written
-
-
 def test_an_instance_keeps_all_that_the_objective_needs(write):
     found = dnn_partitioning.read(write(document()))
     assert [n.id for n in found.nodes] == [8, 7, 4, 5]

@@ -6,12 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopart.peers.piper import fewest_devices
-from autopart.peers.piper.fewest_devices import DeviceOptions
+from autopart.peers.piper.stage_pricer import StageOptions
 
 
 def options(*rows):
     """Rows of (start, end, width, replicas, behind, time)."""
-    return DeviceOptions(*(np.array(column) for column in zip(*rows, strict=True)))
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    return StageOptions(*columns, in_flight=np.zeros(len(rows), dtype=np.int64))
 
 
 def random_options(rng, num_downsets):
@@ -116,5 +117,5 @@ def test_work_known_to_be_ahead_never_changes_the_answer():
 
 
 def test_there_is_no_path_without_options():
-    nothing = DeviceOptions(*(np.zeros(0, dtype=np.int64) for _ in DeviceOptions._fields))
+    nothing = StageOptions(*(np.zeros(0, dtype=np.int64) for _ in StageOptions._fields))
     assert fewest_devices.solve(nothing, np.arange(2), np.zeros(2), 4, 4) is None

@@ -41,16 +41,6 @@ def instance():
     }
 
 
-@pytest.fixture
-def write(tmp_path):
-    def written(content):
-        path = tmp_path / "net.json"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    return written
-
-
 def test_an_instance_keeps_every_number_and_names_nodes_by_their_place(write):
     net, limits = piper.read(write(instance()))
     assert limits == (4, 1e9, 1e6, 12)
