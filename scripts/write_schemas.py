@@ -71,7 +71,9 @@ def _field_docs(kind: type[msgspec.Struct]) -> dict[tuple[str, str], str]:
     return {
         (cls.__name__, field): text
         for cls in classes
-        for node in ast.parse(inspect.getsource(cls)).body
+        for home in cls.__mro__
+        if home.__module__.startswith("autopart.")
+        for node in ast.parse(inspect.getsource(home)).body
         if isinstance(node, ast.ClassDef)
         for field, text in _documented(node)
     }

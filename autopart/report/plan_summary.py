@@ -94,51 +94,15 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     """The reason why this split gives no plan; null where it gives one."""
 
 
-class SolveSummary(msgspec.Struct, frozen=True, kw_only=True):
+class SolveSummary(PlanSummary, frozen=True, kw_only=True):
     """The document that `autopart solve --json` prints."""
 
-    plan: str
-    """Plan file."""
     profile: str
     """Profile files, with commas between."""
     reading: str
     """The counts as they were understood: `8 GPUs in all: 2 nodes x 4 …`."""
     notes: tuple[str, ...]
     """Limits that the figures have: an analytic profile, another device."""
-    model: str
-    """The model as the profile names it."""
-    method: str
-    """How the profile's times were made: `measured`, `analytic` or `imported`."""
-    gpu: str
-    """The cluster's kind of GPU."""
-    objective: str
-    """The minimised quantity, which the lower bound belongs to: `step` or `bottleneck`."""
-    step_time: float
-    """Seconds that the simulated step takes."""
-    bottleneck_time: float
-    """Seconds per step for which the busiest rank works on microbatches."""
-    lower_bound: float
-    """Proven lower bound for the objective, in seconds."""
-    gap: float | None
-    """Objective over its lower bound, minus 1; null where the bound is 0."""
-    any_order_bound: float
-    """Seconds that no order of actions can beat, with the same demands otherwise."""
-    bubble: float
-    """Idle share of all rank-seconds in a step, 0 to 1."""
-    solver: str
-    """The solver that found the plan."""
-    solve_seconds: float
-    """Seconds that the search took."""
-    schedule: str
-    """The schedule's name."""
-    num_microbatches: int
-    """Microbatches per step, over all replicas together."""
-    microbatch_size: int
-    """Samples per microbatch."""
-    sizes: tuple[SearchedSize, ...]
-    """All microbatch sizes that were searched."""
-    stages: tuple[StageSummary, ...]
-    """All stages, in pipeline order."""
     baselines: dict[str, Baseline]
     """Other splits by name: `uniform` (equal layer counts) and `parameters` (equal bytes)."""
 
