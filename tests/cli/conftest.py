@@ -8,6 +8,7 @@ import pytest
 from autopart.cli.main import exit_code
 from autopart.records.profile import save_profile
 from tests.support.samples import sample_profile
+from tests.support.small_model_file import MODEL
 
 
 class Outcome(NamedTuple):
@@ -24,23 +25,6 @@ class Outcome(NamedTuple):
 
 
 Cli = Callable[..., Outcome]
-
-MODEL = """\
-import torch
-from torch import nn
-
-def build_model():
-    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-
-def example_inputs(microbatch_size):
-    return (torch.ones(microbatch_size, 8),)
-
-def example_target(microbatch_size):
-    return torch.zeros(microbatch_size, 4)
-
-def loss_fn(output, target):
-    return nn.functional.mse_loss(output, target)
-"""
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 
 from autopart.cli.profile_command import default_name
 from autopart.records.profile import Device, Source, load_profile
-from tests.cli.conftest import MODEL
 from tests.support.places import SCHEMAS
 from tests.support.samples import sample_profile
+from tests.support.small_model_file import MODEL
 
 Cli = Callable[..., object]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.cli.conftest import MODEL
 from tests.support.places import SCHEMAS
+from tests.support.small_model_file import MODEL
 
 Cli = Callable[..., object]
 

@@ -19,6 +19,7 @@ from autopart.records.profile import save_profile
 from autopart.text import LONGEST_CLAUSE
 from tests.support.hostile_names import OBEYED
 from tests.support.samples import sample_cluster, sample_plan, sample_profile
+from tests.support.small_model_file import MODEL
 
 MOST_SECONDS = 10.0
 """Seconds of this process's processor that one line may take."""
@@ -26,23 +27,6 @@ HANGS = 120.0
 """Seconds after which a line hangs: it waits for something, such as a pipe."""
 CODES = range(5)
 """The documented exit codes, beside those of signals."""
-
-MODEL = """\
-import torch
-from torch import nn
-
-def build_model():
-    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-
-def example_inputs(microbatch_size):
-    return (torch.ones(microbatch_size, 8),)
-
-def example_target(microbatch_size):
-    return torch.zeros(microbatch_size, 4)
-
-def loss_fn(output, target):
-    return nn.functional.mse_loss(output, target)
-"""
 
 TEXTS = {
     "model.py": MODEL,
