@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from pipeline_autograd import AsWritten, AutogradFunctions
@@ -47,6 +48,7 @@ def capture(
     wrapped, functions = ModelWithLoss(model, loss_fn), AutogradFunctions()
     if not any(module.training for module in model.modules()):
         model.train()
+    give_shapes(model, distinct[0])
     with functions.recorded():
         try:
             program = torch.export.export(wrapped, distinct, strict=False)
@@ -62,6 +64,35 @@ def capture(
     for node, place in zip(graph.graph.find_nodes(op="placeholder"), leaves, strict=True):
         node.meta["place"] = place
     return graph, {id(value): name.removeprefix("model.") for name, value in named}
+
+
+def give_shapes(model: nn.Module, inputs: Any) -> None:
+    """Run the model once where it has lazy parameters, so that they get shapes and first values.
+
+    The values follow from torch's seed alone, so that ranks with one seed get equal ones. Training
+    modes stay as they were. Raises ValueError where the forward does not reach a lazy parameter.
+    """
+    if not lazy_parameters(model):
+        return
+    modes = {module: module.training for module in model.modules()}
+    model.eval()  # norms must not count this forward as a step
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(torch.initial_seed())
+            model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    left = lazy_parameters(model)
+    if left:
+        raise ValueError(f"the lazy parameter '{left[0]}' has no shape after one forward")
+
+
+def lazy_parameters(model: nn.Module) -> list[str]:
+    """The names of parameters and buffers that have no shape yet."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, value in named if is_lazy(value)]
 
 
 def _own_copy(leaf: Any) -> Any:

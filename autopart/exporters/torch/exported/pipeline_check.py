@@ -32,7 +32,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 from torch.utils import _pytree as pytree
 
-from pipeline_capture import ModelWithLoss
+from pipeline_capture import ModelWithLoss, give_shapes, lazy_parameters
 from pipeline_draws import SameDraws, seed_by_microbatch
 from pipeline_plan import (
     CASTS,
@@ -264,14 +264,15 @@ def _verdict(
 def _built(model: Model) -> nn.Module:
     _seed_all(SEED)
     built = model.build_model()
+    if lazy_parameters(built):
+        inputs, _ = _example(model, 0)
+        _seed_all(SEED)
+        give_shapes(built, inputs)
     if not any(module.training for module in built.modules()):
         built.train()
 
-    def cast(tensor: torch.Tensor) -> torch.Tensor:
-        return _cast(tensor)
-
     # Module.to would make complex tensors real.
-    return built._apply(cast)  # pyright: ignore[reportPrivateUsage]
+    return built._apply(_cast)  # pyright: ignore[reportPrivateUsage]
 
 
 def _cast(tensor: torch.Tensor) -> torch.Tensor:
@@ -284,12 +285,16 @@ def _cast(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _microbatch(model: Model, m: int) -> tuple[Any, Any]:
+    return pytree.tree_map_only(torch.Tensor, _cast, _example(model, m))
+
+
+def _example(model: Model, m: int) -> tuple[Any, Any]:
     _seed_all(SEED + 1 + m)
     given, size = model.example_inputs(MICROBATCH_SIZE), MICROBATCH_SIZE
     inputs = (given,) if isinstance(given, torch.Tensor) else given
     inputs = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
     target = None if model.example_target is None else model.example_target(size)
-    return pytree.tree_map_only(torch.Tensor, lambda t: _cast(t), (inputs, target))
+    return inputs, target
 
 
 def _seed_all(seed: int) -> None:
