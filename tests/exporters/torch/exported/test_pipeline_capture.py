@@ -1,6 +1,7 @@
 """Models that take their shapes from a first forward are captured and checked like others."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def plan() -> Plan:
 
 
 def test_lazy_parameters_get_their_shapes_and_values_from_the_seed_alone() -> None:
-    written: dict[str, object] = {}
+    written: dict[str, Any] = {}
     exec(LAZY, written)
     build, loss_fn = written["build_model"], written["loss_fn"]
     pipeline = import_export(plan())
@@ -72,7 +73,7 @@ def test_lazy_parameters_get_their_shapes_and_values_from_the_seed_alone() -> No
 
 
 def test_a_lazy_parameter_that_the_forward_does_not_reach_is_refused() -> None:
-    written: dict[str, object] = {}
+    written: dict[str, Any] = {}
     exec(LAZY, written)
     pipeline = import_export(plan())
     batch = ((torch.randn(4, 5),), torch.randn(4, 3))

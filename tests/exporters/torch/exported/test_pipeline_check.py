@@ -28,7 +28,9 @@ DIFFUSION = [
 ]
 
 
-def plan(layers: Sequence[Sequence[str]] = CUT, schedule: str = "1f1b", **policies: object) -> Plan:
+def plan(
+    layers: Sequence[Sequence[str]] = CUT, schedule: str = "1f1b", **policies: tuple[str, ...]
+) -> Plan:
     return with_policies(make_plan(layers, [(0,), (1,)], 4, schedule), **policies)
 
 

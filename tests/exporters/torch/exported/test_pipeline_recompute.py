@@ -1,6 +1,7 @@
 """Exactly the planned layers run again in backward."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ class Counting(TorchDispatchMode):
         self.clamps: dict[int, int] = {}
         self.products = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten.clamp.default:
             top = kwargs["max"] if "max" in kwargs else args[2]
