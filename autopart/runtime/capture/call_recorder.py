@@ -2,18 +2,17 @@
 
 # pyright: reportPrivateUsage=false
 
-import random
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from autopart.runtime.capture.checkpoints import checkpoints_left_out
+from autopart.runtime.models.host_generators import HostGenerators
 from autopart.runtime.models.model import Batch, TrainingModel
 from autopart.runtime.models.user_code import user_code
 
@@ -79,13 +78,10 @@ def state_restored(model: nn.Module) -> Generator[None]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with HostGenerators(model.modules()).restored(), torch.random.fork_rng():
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
             with torch.no_grad():
                 for module, name, buffer, value in kept:
                     buffer.copy_(value)

@@ -4,9 +4,8 @@ A trace runs the user's code once, so that each number it draws stays the same f
 is skipped in the trace is skipped in each step.
 """
 
-import pickle
 import random
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from autopart.runtime.capture.torch_export import UncapturableError
+from autopart.runtime.models.host_generators import HostGenerators, own_generators
 
 _GENERATORS = (random.Random, np.random.RandomState)
 
@@ -22,26 +22,17 @@ _GENERATORS = (random.Random, np.random.RandomState)
 def draws_noted(model: nn.Module) -> Generator[list[bool]]:
     """Yield a list that has one entry after the block if a generator has drawn inside it.
 
-    The global generators count, and generators in the attributes of modules. All are restored.
+    The global generators count, and the model's own ones. All are restored.
     """
-    own = [
-        v for m in model.modules() for v in vars(m).values() if isinstance(v, np.random.Generator)
-    ]
-    states = _states(own)
+    generators = HostGenerators(model.modules())
+    before = generators.states()
     drawn: list[bool] = []
     try:
         yield drawn
     finally:
-        if pickle.dumps(states) != pickle.dumps(_states(own)):
+        if generators.states() != before:
             drawn.append(True)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        for generator, state in zip(own, states[2], strict=True):
-            generator.bit_generator.state = state
-
-
-def _states(own: Iterable[np.random.Generator]) -> tuple[Any, Any, list[Any]]:
-    return random.getstate(), np.random.get_state(), [g.bit_generator.state for g in own]
+        generators.restore(before)
 
 
 @contextmanager
@@ -56,11 +47,9 @@ def draws_refused(model: nn.Module) -> Generator[None]:
             if isinstance(getattr(value, "__self__", None), _GENERATORS):
                 kept.append((names, name, value))
                 names[name] = _refuse
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, np.random.Generator):
-                kept.append((module.__dict__, name, value))
-                module.__dict__[name] = _Refusing()
+    for names, name, value in own_generators(model.modules()):
+        kept.append((names, name, value))
+        names[name] = _Refusing()
     try:
         yield
     finally:
@@ -70,7 +59,7 @@ def draws_refused(model: nn.Module) -> Generator[None]:
 
 
 class _Refusing:
-    """Stands for a module's own generator."""
+    """Stands for a generator of the model's own."""
 
     def __getattr__(self, name: str) -> None:
         _refuse()

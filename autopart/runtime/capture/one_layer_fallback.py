@@ -27,7 +27,7 @@ class RunModel:
     def __init__(self, model: TrainingModel, batch: Batch, parameters: Sequence[str]) -> None:
         leaves, self._structure = pytree.tree_flatten(batch)
         self._constants = [None if isinstance(x, torch.Tensor) else (x,) for x in leaves]
-        self._model = model
+        self.model = model
         self._parameters = tuple(parameters)
 
     def __call__(
@@ -38,7 +38,7 @@ class RunModel:
         leaves = [next(given) if known is None else known[0] for known in self._constants]
         inputs, target = pytree.tree_unflatten(leaves, self._structure)
         state = dict(zip(self._parameters, parameters, strict=True))
-        return torch.func.functional_call(self._model, state, (inputs, target))
+        return torch.func.functional_call(self.model, state, (inputs, target))
 
 
 def trace_whole(model: TrainingModel, batch: Batch, reason: str) -> Traced:

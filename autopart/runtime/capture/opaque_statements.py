@@ -138,7 +138,9 @@ class OpaqueStatements(nn.Module):
         super().__init__()
         self.parts: Mapping[str, object] = {}
         """The user's modules and parameters that the statements use, by the user's names."""
-        self._statements, self._template, self._changed = statements, template, changed
+        self.execution = 0
+        """How often the statements run before this call, in one forward of the user's model."""
+        self.statements, self._template, self._changed = statements, template, changed
         leaves, self._structure = given
         own = pytree.tree_unflatten(list(leaves), self._structure).get(
             statements.source.first_argument
@@ -156,7 +158,7 @@ class OpaqueStatements(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the statements by their code, so that equal statements look equal."""
-        code = self._statements.source.statements(self._statements.span)
+        code = self.statements.source.statements(self.statements.span)
         return "; ".join(map(ast.unparse, code))
 
     def forward(self, *tensors: torch.Tensor) -> Any:
@@ -170,12 +172,12 @@ class OpaqueStatements(nn.Module):
             (t, t._version) for n, t in given.items() if n not in self._changed and _is_tensor(t)
         ]
         with torch.set_grad_enabled(self._grad and torch.is_grad_enabled()):
-            result = self._statements.run(**given)
-        made = self._statements.made(result, given, self._changed)
-        whole = self._statements.is_complete(made, result, given)
+            result = self.statements.run(**given)
+        made = self.statements.made(result, given, self._changed)
+        whole = self.statements.is_complete(made, result, given)
         if not whole or any(tensor._version != version for tensor, version in kept):
             raise ModelError(
-                f"the statements at {self._statements.place} change other values {_NOW}"
+                f"the statements at {self.statements.place} change other values {_NOW}"
             )
         return self._checked(made)
 
@@ -184,11 +186,10 @@ class OpaqueStatements(nn.Module):
         expected = self._template.leaves
         if structure != self._template.structure or not all(map(_is_as, leaves, expected)):
             raise ModelError(
-                f"the statements at {self._statements.place} give other shapes or values {_NOW}, and "
+                f"the statements at {self.statements.place} give other shapes or values {_NOW}, and "
                 "a stage cannot send them; pad them to one shape"
             )
-        fitting = [_with_gradient(*pair) for pair in zip(leaves, expected, strict=True)]
-        return pytree.tree_unflatten(fitting, structure)
+        return with_gradients(made, self._template)
 
 
 def statements_template(made: Any, differentiable: bool) -> OutputTemplate:
@@ -206,6 +207,13 @@ def statements_template(made: Any, differentiable: bool) -> OutputTemplate:
         for leaf in template.leaves
     )
     return OutputTemplate(leaves, template.structure)
+
+
+def with_gradients(made: Any, template: OutputTemplate) -> Any:
+    """Return recorded or new outputs so that each tensor takes a gradient if the template does."""
+    leaves, structure = pytree.tree_flatten(made)
+    fitting = [_with_gradient(*pair) for pair in zip(leaves, template.leaves, strict=True)]
+    return pytree.tree_unflatten(fitting, structure)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -20,6 +20,7 @@ from autopart.runtime.capture.opaque_statements import (
     function_of,
     output_problem,
     statements_template,
+    with_gradients,
 )
 from autopart.runtime.capture.statement_values import (
     has_moving_shape,
@@ -96,10 +97,13 @@ class StatementCalls:
     @contextmanager
     def installed(self) -> Generator[None]:
         """Fake all statements inside the block. Each call leaves one operation in a trace."""
-        self._counts.clear()
-        self._traced.clear()
         with self._shortened(self._fake):
             yield
+
+    def begin(self) -> None:
+        """Count the calls of a trace from 0."""
+        self._counts.clear()
+        self._traced.clear()
 
     def replaced(self, traced: Traced) -> Traced:
         """Return the trace with calls of the real statements, and notes on them.
@@ -114,6 +118,7 @@ class StatementCalls:
                 call.statements, call.given, call.used, call.call.template, call.call.changed
             )
             made.parts = user_parts(call.used, self._model.model)
+            made.execution = int(key.rpartition(":")[2])
             name = f"{_PREFIX}_{len(names)}"
             names[name] = len(names)
             for path, part in made.parts.items():
@@ -230,8 +235,10 @@ class StatementCalls:
             any(p.requires_grad for p in used.parameters())
             or any(map(requires_grad, given.values()))
         )
-        self._recorded[number].append(_Call(statements_template(made, grows), changed))
-        return made
+        template = statements_template(made, grows)
+        self._recorded[number].append(_Call(template, changed))
+        # Later statements must see a gradient, also where this run took a branch without one.
+        return with_gradients(made, template)
 
     def _fake(self, number: int, local: dict[str, Any]) -> Any:
         """Leave one operation in the trace in place of the statements."""

@@ -197,14 +197,30 @@ class Source:
 
     def shortened(self, spans: Mapping[int, Span], function: FunctionType) -> CodeType:
         """Return the function's code with one call in place of each span, by its number."""
+        tree = self._bare_tree()
+        for number, span in _later_first(spans):
+            block = block_at(tree, span.block)
+            block[span.start : span.end] = self._call(number, span, block[span.start])
+        return self._code(tree, function)
+
+    def marked(self, spans: Mapping[int, Span], function: FunctionType) -> CodeType:
+        """Return the function's code with each span inside the context that `CALL(number)` makes."""
+        tree = self._bare_tree()
+        for number, span in _later_first(spans):
+            block = block_at(tree, span.block)
+            around = cast(ast.With, ast.parse(f"with {CALL}({number}): pass").body[0])
+            around = cast(ast.With, _at_line(block[span.start], around))
+            around.body = block[span.start : span.end]
+            block[span.start : span.end] = [around]
+        return self._code(tree, function)
+
+    def _bare_tree(self) -> ast.FunctionDef:
         tree = copy.deepcopy(self.tree)
         tree.decorator_list, tree.returns = [], None
         _strip(tree.args)
-        # Later spans first: the places of earlier ones stay true.
-        order = sorted(spans.items(), key=lambda s: (*s[1].block, s[1].start), reverse=True)
-        for number, span in order:
-            block = block_at(tree, span.block)
-            block[span.start : span.end] = self._call(number, span, block[span.start])
+        return tree
+
+    def _code(self, tree: ast.FunctionDef, function: FunctionType) -> CodeType:
         # A mention of each closure variable keeps the closure as it is.
         free = function.__code__.co_freevars
         mentions = [_at_line(tree.body[0], ast.parse(f"if False: {n}").body[0]) for n in free]
@@ -221,6 +237,11 @@ class Source:
             parts = [f"if {n!r} in {_RESULT}: {n} = {_RESULT}[{n!r}]" for n in sorted(names)]
             text = "\n".join([f"{_RESULT} = {CALL}({number}, locals())", *parts])
         return [_at_line(place, s) for s in ast.parse(text).body]
+
+
+def _later_first(spans: Mapping[int, Span]) -> list[tuple[int, Span]]:
+    """Return the spans from the last to the first: the places of earlier ones stay true."""
+    return sorted(spans.items(), key=lambda s: (*s[1].block, s[1].start), reverse=True)
 
 
 def _leaves_loop(statements: Iterable[ast.AST]) -> bool:

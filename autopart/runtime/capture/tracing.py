@@ -5,7 +5,7 @@ leaves, and its only output is the scalar loss. Its parameters and buffers are t
 objects under the user's names (without the wrapper's prefix ``model.``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,14 +59,21 @@ def batch_leaf_names(batch: object) -> list[tuple[str, object]]:
     return [(names.create_name(_leaf_name(path), None), leaf) for path, leaf in found]
 
 
-def trace_loss(model: nn.Module, batch: tuple[Any, Any]) -> Traced:
-    """Export ``model(*batch)``. Raises any error that the exporter or the model raises."""
+def trace_loss(
+    model: nn.Module, batch: tuple[Any, Any], begin: Callable[[], None] = lambda: None
+) -> Traced:
+    """Export ``model(*batch)``. Raises any error that the exporter or the model raises.
+
+    `begin` is called before each of one or two traces.
+    """
     with export_surroundings(model) as around:
         with draws_noted(model) as drawn:
+            begin()
             program = torch.export.export(model, _distinct(batch), strict=False)
         if drawn:
             # The second trace ends at the first draw.
             with draws_noted(model), draws_refused(model):
+                begin()
                 torch.export.export(model, _distinct(batch), strict=False)
         refuse_objects(program)
         raw = program.module(check_guards=False)

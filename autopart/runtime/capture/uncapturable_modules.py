@@ -31,6 +31,7 @@ from autopart.runtime.capture.torch_export import (
 )
 from autopart.runtime.capture.tracing import Traced, trace_loss
 from autopart.runtime.capture.used_modules import UnmovableError
+from autopart.runtime.models.host_generators import HostGenerators
 from autopart.runtime.models.model import Batch, TrainingModel
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -46,13 +47,15 @@ def trace_model(model: TrainingModel, batch: Batch) -> Traced:
     Raises ModelError where the model itself fails on the batch, or where it cannot be exported and
     has no real tensors to run with.
     """
-    try:
-        return _repeatable(trace_loss(model, batch))
-    except AutopartError:
-        raise
-    # The exporter runs the user's code and has errors of its own, so any error may occur.
-    except Exception as error:
-        return _trace_around(model, batch, error)
+    # Generators outside torch are left as they were: modules run alone, and may draw.
+    with HostGenerators(model.modules()).restored():
+        try:
+            return _repeatable(trace_loss(model, batch))
+        except AutopartError:
+            raise
+        # The exporter runs the user's code and has errors of its own, so any error may occur.
+        except Exception as error:
+            return _trace_around(model, batch, error)
 
 
 def _trace_around(model: TrainingModel, batch: Batch, error: Exception) -> Traced:
@@ -159,7 +162,7 @@ class _Attempt:
             if self._reasons or self._statements or self._is_strict:
                 try:
                     with self._statements.installed():
-                        traced = trace_loss(self._model, self._batch)
+                        traced = trace_loss(self._model, self._batch, self._statements.begin)
                     traced = _repeatable(self._statements.replaced(fakes.replaced(traced)))
                     return _noted(traced, self._reasons), {}, error
                 except (

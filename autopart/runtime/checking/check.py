@@ -74,7 +74,7 @@ class CheckRecord:
     parameters: list[Deviation] = field(default_factory=list)
     buffers: list[Deviation] = field(default_factory=list)
     draws: Counter[str] = field(default_factory=Counter[str])
-    """Draws of random numbers on all ranks, by operation."""
+    """Draws of random numbers on all ranks, by operation or generator."""
 
     @property
     def tolerance(self) -> float:

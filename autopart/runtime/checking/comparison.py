@@ -6,7 +6,7 @@ compares them then.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -27,6 +27,7 @@ from autopart.runtime.engine.run_settings import RunSettings, optimizer_name
 from autopart.runtime.models.model import build_training_model
 from autopart.runtime.models.precision import coarsest_dtype
 from autopart.runtime.transforms.seeded_draws import SeededDraws
+from autopart.runtime.transforms.seeded_parts import Parts, parts_seeded, plain_parts_seeded
 from autopart.runtime.update.optimizer import LEARNING_RATES
 from autopart.schedules.named.asynchronous import weight_version
 from autopart.text import counted
@@ -42,13 +43,16 @@ class Comparison:
         check: CheckRecord | None,
         executor: RankExecutor,
         waiting: Callable[[str, None], None],
+        parts: Parts,
         *,
         draws: bool,
     ) -> None:
         """`check` is None except on rank 0. `waiting` is called before each comparison.
 
-        `draws` tells whether the captured model may draw random numbers.
+        `parts` are those of the captured model, and `draws` tells whether it may draw random
+        numbers.
         """
+        self._parts = parts
         self._seeded = SeededDraws() if draws else None
         self._check, self._executor, self._waiting = check, executor, waiting
         self._has_buffers = all(len(stage.ranks) == 1 for stage in plan.stages)
@@ -57,7 +61,10 @@ class Comparison:
     @contextmanager
     def repeatable(self) -> Generator[None]:
         """In this block the pipeline draws the plain model's random numbers."""
-        with DropNothing(), self._seeded or nullcontext():
+        with DropNothing(), ExitStack() as stack:
+            if self._seeded is not None:
+                stack.enter_context(parts_seeded(self._parts))
+                stack.enter_context(self._seeded)
             yield
 
     def gradients(self) -> None:
@@ -130,12 +137,13 @@ def train_plain(
     data: Microbatches,
     device: str,
     stages: Mapping[str, int],
+    parts: Parts,
     note: Callable[[str], None],
 ) -> CheckRecord:
     """Train the plain model with the run's settings.
 
     `stages` maps each parameter to its stage, which decides its weight versions in an asynchronous
-    run. `note` is told about the progress.
+    run. `parts` are those of the captured model. `note` is told about the progress.
     """
     size, name = plan.num_microbatches, settings.asynchronous
     rules = None if name is None else rules_of(plan, name)
@@ -147,16 +155,21 @@ def train_plain(
     has_masters = has_master_copies(plan.training)
     model = build_training_model(source, dtype=cast_of(plan), device=device, seed=settings.seed)
     dtype = coarsest_dtype(model, plan.origin.dtype)
-    reference = run_reference(
-        model,
-        lambda update, m: data.batch(*divmod(update * microbatches_per_update + m, size), device),
-        steps=updates,
-        num_microbatches=microbatches_per_update,
-        optimizer=lambda trained: PlainOptimizer(optimizer, trained, lr, has_masters=has_masters),
-        note=note,
-        autocast=autocast,
-        version=None if rules is None else partial(_version, rules, stages),
-    )
+    with plain_parts_seeded(model, parts):
+        reference = run_reference(
+            model,
+            lambda update, m: data.batch(
+                *divmod(update * microbatches_per_update + m, size), device
+            ),
+            steps=updates,
+            num_microbatches=microbatches_per_update,
+            optimizer=lambda trained: PlainOptimizer(
+                optimizer, trained, lr, has_masters=has_masters
+            ),
+            note=note,
+            autocast=autocast,
+            version=None if rules is None else partial(_version, rules, stages),
+        )
     return CheckRecord(
         reference=reference,
         dtype=dtype if autocast is None else "bfloat16",

@@ -38,9 +38,7 @@ class Reference:
     buffers: Tensors
     """Buffers after the last step."""
     draws: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Draws of random numbers in all forwards, by operation."""
-    other_generators: tuple[str, ...] = ()
-    """Generators other than torch's from which forwards draw."""
+    """Draws of random numbers in all forwards, by operation or generator."""
 
 
 def run_reference(
@@ -99,7 +97,6 @@ def run_reference(
         last=first if steps == 1 else copies(parameters),
         buffers=copies({user_name(name): buffer for name, buffer in model.named_buffers()}),
         draws=dict(seeded.counts),
-        other_generators=tuple(sorted(seeded.other_generators)),
     )
 
 

@@ -86,9 +86,6 @@ def _cause(check: CheckRecord) -> str:
     if apart:
         told = ", ".join(f"{n} {check.draws[n]} times in place of {plain[n]}" for n in apart)
         return f"the pipeline draws other random numbers than the plain model: {told}; so "
-    if check.reference.other_generators:
-        told = " and ".join(check.reference.other_generators)
-        return f"the model's forward draws from {told}, whose numbers depend on the rank; so "
     return ""
 
 

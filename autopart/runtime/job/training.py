@@ -47,6 +47,7 @@ from autopart.runtime.measuring.stash_meter import StashMeter
 from autopart.runtime.measuring.tensor_bytes import most_tensor_bytes
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
+from autopart.runtime.transforms.seeded_parts import Parts, parts_of
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.zoo.source import ModelSource
 
@@ -106,7 +107,8 @@ class _Run:
         draws = may_draw_numbers(captured.module)
         self._data = Microbatches(plan, source, captured, settings.seed)
         programs = split_stages(captured, [stage.layers for stage in plan.stages])
-        check = self._plain(source, programs) if settings.check and place.rank == 0 else None
+        parts = parts_of(captured.module)
+        check = self._plain(source, parts, programs) if settings.check and place.rank == 0 else None
         status_board.waiting("the process groups", None)
         executor = self._executor = self._make_executor(programs)
         if settings.compile:
@@ -115,7 +117,9 @@ class _Run:
             compile_stages(executor.programs.values(), leaves, place.device)
         self._comparison: Comparison | None = None
         if settings.check:
-            self._comparison = Comparison(plan, check, executor, status_board.waiting, draws=draws)
+            self._comparison = Comparison(
+                plan, check, executor, status_board.waiting, parts, draws=draws
+            )
         self._optimizer = rank_optimizer(plan, executor, optimizer_name(settings), settings.lr)
         torch.manual_seed(settings.seed + place.rank)
 
@@ -202,7 +206,9 @@ class _Run:
             plan, programs, device=device, watcher=self._status_board, backend=settings.backend
         )
 
-    def _plain(self, source: ModelSource, programs: Sequence[StageProgram]) -> CheckRecord:
+    def _plain(
+        self, source: ModelSource, parts: Parts, programs: Sequence[StageProgram]
+    ) -> CheckRecord:
         return train_plain(
             self._plan,
             self._settings,
@@ -210,6 +216,7 @@ class _Run:
             self._data,
             str(self._place.device),
             {name: index for index, of in enumerate(programs) for name in of.parameters},
+            parts,
             lambda text: self._status_board.working(text, SETTING_UP),
         )
 

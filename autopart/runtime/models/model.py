@@ -1,17 +1,16 @@
 """A model in training form: inputs and target go in, a scalar loss comes out."""
 
 import math
-import random
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from autopart.errors import ModelError
+from autopart.runtime.models.host_generators import HostGenerators
 from autopart.runtime.models.lazy_parameters import give_shapes, has_lazy_parameters
 from autopart.runtime.models.model_file import load_model
 from autopart.runtime.models.precision import cast_model, cast_to, dtype_of
@@ -269,17 +268,12 @@ def _empty_to_meta(model: nn.Module) -> None:
 @contextmanager
 def _seeded(seed: int) -> Generator[None]:
     """Seed torch, numpy and random inside the block, then restore the caller's states."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    generators = HostGenerators()
+    with generators.restored(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+        generators.seed(seed % 2**32)
+        yield
 
 
 @contextmanager

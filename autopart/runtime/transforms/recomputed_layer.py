@@ -10,12 +10,10 @@ between it and the layer's outputs.
 
 # pyright: reportPrivateUsage=false
 
-import random
 from collections.abc import Collection, Generator, Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils.checkpoint import (
@@ -26,6 +24,7 @@ from torch.utils.checkpoint import (
 
 from autopart.runtime.capture.call_outputs import META_KEY
 from autopart.runtime.measuring.saved_tensors import storage_keys
+from autopart.runtime.models.host_generators import HostGenerators, States
 
 aten = torch.ops.aten
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
@@ -119,7 +118,7 @@ class RecomputedLayer(nn.Module):
         self.part: nn.Module = part
         self._buffers_at = frozenset(buffers)
         self._is_random = _is_random(part)
-        self._is_opaque = calls_opaque_code(part)
+        self._generators = HostGenerators(part.modules()) if calls_opaque_code(part) else None
         self._keeps_products = keeps_products
         if keeps_products:
             _mark_unkept_products(part)
@@ -139,12 +138,13 @@ class RecomputedLayer(nn.Module):
                 *(buffers[i] if i in buffers else next(rest) for i in range(len(inputs)))
             )
 
-        # Opaque code may draw from Python's and numpy's generators, which torch does not restore.
-        drawn = _host_generators() if self._is_opaque else None
+        # Opaque code may draw from generators outside torch, which torch does not restore.
+        generators = self._generators
+        drawn = None if generators is None else generators.states()
 
         def contexts() -> Contexts:
-            if drawn is not None:
-                return nullcontext(), _both(_restored(written), _drawing_again(drawn))
+            if generators is not None and drawn is not None:
+                return nullcontext(), _both(_restored(written), _drawing_again(generators, drawn))
             if not self._keeps_products:
                 return nullcontext(), _restored(written)
             first, second = _keeping_products(inputs)
@@ -239,25 +239,12 @@ def _both(
         yield
 
 
-def _host_generators() -> tuple[Any, Any]:
-    """Return the states of Python's and numpy's global generators."""
-    return random.getstate(), np.random.get_state()
-
-
-def _set_host_generators(states: tuple[Any, Any]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-
-
 @contextmanager
-def _drawing_again(states: tuple[Any, Any]) -> Generator[None]:
+def _drawing_again(generators: HostGenerators, states: States) -> Generator[None]:
     """Draw the numbers that follow `states` in the block, then go on as if nothing was drawn."""
-    now = _host_generators()
-    _set_host_generators(states)
-    try:
+    with generators.restored():
+        generators.restore(states)
         yield
-    finally:
-        _set_host_generators(now)
 
 
 @contextmanager

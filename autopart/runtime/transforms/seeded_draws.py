@@ -8,22 +8,25 @@ So numbers depend neither on the rank nor on the order of draws. A layer that ru
 restores the generator, and with it the microbatch's seed. A backward starts with another seed, so
 that a layer without that restoration draws other numbers and fails the check.
 
+Parts that run as they are may draw from other generators (`seeded_parts`). Python's and numpy's start
+each microbatch with its seed. A part seeds them anew, from their states and its own name, and puts
+them back afterwards.
+
 Numbers fill a tensor in the order of its elements, also where its strides differ. A received tensor
 is contiguous, and the plain model's may be transposed.
 """
 
-import random
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_OTHERS = ("random", "numpy.random")
+from autopart.runtime.models.host_generators import HostGenerators, moved
 
 
 def starts(microbatch: int, *, is_backward: bool = False) -> None:
@@ -41,13 +44,21 @@ class SeededDraws(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
-        """Draws in all forwards, by operation."""
-        self.other_generators: set[str] = set()
-        """Generators other than torch's from which forwards have drawn."""
+        """Draws in all forwards by operation, and parts that drew by other generators."""
+        self.num_forwards = 0
+        """Forwards that have started."""
+        self.is_in_part = False
+        """Whether a part now draws its own numbers from generators outside torch."""
         self._is_forward = False
-        self._others: tuple[Any, Any] = (None, None)
+        self._generators = HostGenerators()
+        self._begin = self._generators.states()
+        self._callers = ExitStack()
+        """The caller's random states, while the context is entered."""
 
     def __enter__(self) -> "SeededDraws":
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        self._callers.enter_context(torch.random.fork_rng(devices=devices))
+        self._callers.enter_context(self._generators.restored())
         SeededDraws.running = self
         super().__enter__()
         return self
@@ -55,23 +66,42 @@ class SeededDraws(TorchDispatchMode):
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         SeededDraws.running = None
+        self._end_forward()
+        self._callers.close()
 
     def start(self, microbatch: int, *, is_backward: bool) -> None:
         """Seed the generators of torch, numpy and Python for a forward or a backward."""
-        if self._is_forward:
-            self._note_other_generators()
+        self._end_forward()
         seed = 2 * microbatch + is_backward
         torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
+        self._generators.seed(seed)
         self._is_forward = not is_backward
-        self._others = _other_states()
+        self.num_forwards += self._is_forward
+        self._begin = self._generators.states()
 
-    def _note_other_generators(self) -> None:
-        """Compare the generators with their states at the start of the last forward."""
-        for name, before, now in zip(_OTHERS, self._others, _other_states(), strict=True):
-            if before != now:
-                self.other_generators.add(name)
+    @contextmanager
+    def part(self, name: str, generators: HostGenerators) -> Generator[None]:
+        """In this block the generators draw the numbers of one part. Parts inside it are its own."""
+        if self.is_in_part:
+            yield
+            return
+        # The states before are the microbatch's, unless a second run of a layer lacks them.
+        before = generators.states()
+        generators.seed(zlib.crc32(repr((before[:2], name)).encode()))
+        begin, self.is_in_part = generators.states(), True
+        try:
+            yield
+        finally:
+            self.is_in_part = False
+            if self._is_forward:
+                self.counts.update(moved(begin, generators.states()))
+            generators.restore(before)
+
+    def _end_forward(self) -> None:
+        """Count draws from generators outside torch, and outside all parts."""
+        if self._is_forward:
+            self.counts.update(moved(self._begin, self._generators.states()))
+        self._is_forward = False
 
     def __torch_dispatch__(
         self,
@@ -139,8 +169,3 @@ def _in_element_order(operation: Any, args: tuple[Any, ...], kwargs: dict[str, A
         return torch.empty_like(first, dtype=leaf.dtype).copy_(leaf) if same else leaf
 
     return pytree.tree_map(as_the_first, made)
-
-
-def _other_states() -> tuple[Any, Any]:
-    name, keys, place, *_ = np.random.get_state()
-    return random.getstate(), (name, bytes(np.asarray(keys)), place)

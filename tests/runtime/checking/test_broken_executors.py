@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 PERCEPTRON, GPT2, RESNET = "zoo:mlp-tiny", "zoo:gpt2-tiny", "zoo:resnet-tiny"
 DRAWING = "tests/support/models/drawing.py:diffusion"
+PYTHONS = "tests/support/models/drawing.py:pythons_numbers"
 
 IN_LOOP = {"ranks": [(0,), (1,), (0,), (1,)], "schedule": "interleaved-1f1b"}
 
@@ -46,6 +47,7 @@ def plan(kind: str) -> Plan:
         "replicas": lambda: planned(PERCEPTRON, (), replicas=2),
         "shards": lambda: with_zero1(planned(PERCEPTRON, (), replicas=2)),
         "random layers that run again": lambda: planned(DRAWING, policy="recompute"),
+        "layers with numbers of Python": lambda: planned(PYTHONS, policy="recompute"),
         "layers that run again": lambda: planned(PERCEPTRON, policy="recompute"),
         "batch norms that run again": lambda: planned(RESNET, policy="recompute"),
         "offloaded layers": lambda: planned(PERCEPTRON, policy="offload"),
@@ -71,6 +73,7 @@ BREAKS = {
     "mean in place of a sum": "a tied head",
     "missing gather of shards": "shards",
     "other random numbers in the second run": "random layers that run again",
+    "other numbers of python in the second run": "layers with numbers of Python",
     "second run with another input": "layers that run again",
     "statistics that count twice": "batch norms that run again",
     "weight gradient that is left out": "split backwards",

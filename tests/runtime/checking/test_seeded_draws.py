@@ -1,8 +1,10 @@
 """Checks of models that draw random numbers in forward."""
 
+import random
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from autopart.records.plan import Plan
 from autopart.records.run_result import CheckResult
 from autopart.runtime.engine.run_settings import RunSettings
+from autopart.runtime.models.host_generators import HostGenerators
 from autopart.runtime.transforms.seeded_draws import SeededDraws, starts
-from tests.support.runtime.on_ranks import complaint_of, run
+from tests.support.runtime.on_ranks import run, run_from
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 
@@ -97,12 +100,24 @@ def test_a_model_that_skips_its_layers_by_chance_is_cut_and_passes(two_ranks: Ra
     assert checked(two_ranks, of, steps=1).gradients <= 1e-12
 
 
-def test_numbers_from_another_generator_are_the_first_words_of_the_failure(two_ranks: RankPool):
-    of = plan("pythons_numbers")
-    settings = RunSettings(model=of.origin.model, check=True, steps=1)
-    complaint, _ = two_ranks.call(complaint_of, of, settings)
-    assert complaint.startswith("the model's forward draws from random, whose numbers depend on")
-    assert "so the pipeline differs from the plain model: " in complaint
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        pytest.param("pythons_numbers", "recompute"),
+        pytest.param("wandering", "", marks=pytest.mark.slow),
+        pytest.param("wandering", "recompute", marks=pytest.mark.slow),
+    ],
+)
+def test_numbers_of_other_generators_are_equal_whatever_their_states_on_the_ranks(
+    two_ranks: RankPool, name: str, policy: str
+):
+    of = plan(name)
+    of = with_policy(of, policy) if policy else of
+    settings = RunSettings(model=of.origin.model, check=True, steps=2)
+    for states in ((1, 2), (7, 7)):
+        said, _ = two_ranks.call(run_from, of, settings, *states)
+        assert said.startswith("random numbers were seeded alike in both models ("), said
+        assert "random 32 times" in said or "random 16 times" in said, said
 
 
 # Draws in one process
@@ -126,6 +141,33 @@ def test_a_draw_depends_on_no_strides():
     ones = torch.ones(5, 8)
     (plain,), (transposed,) = drawn(ones), drawn(torch.ones(8, 5).T)
     assert torch.equal(plain, transposed) and not transposed.is_contiguous()
+
+
+def test_a_part_draws_the_numbers_of_its_microbatch_and_name_only():
+    generators = HostGenerators()
+    before = generators.states()
+
+    def numbers(microbatch: int, *names: str) -> list[tuple[float, float]]:
+        found: list[tuple[float, float]] = []
+        with SeededDraws() as draws:
+            starts(microbatch)
+            for name in names:
+                with draws.part(name, generators):
+                    found.append((random.random(), random.random() + np.random.rand()))
+        return found
+
+    (alone,), (first, second) = numbers(0, "b"), numbers(0, "a", "b")
+    assert alone == second != first and alone[0] != alone[1]
+    assert numbers(1, "b") != [alone] and generators.states() == before
+
+
+def test_a_context_gives_all_random_states_back():
+    generators, torchs = HostGenerators(), torch.get_rng_state()
+    before = generators.states()
+    with SeededDraws():
+        starts(3)
+        torch.rand(2), random.random(), np.random.rand()
+    assert generators.states() == before and torch.equal(torch.get_rng_state(), torchs)
 
 
 def test_outside_a_check_nothing_is_seeded():

@@ -65,8 +65,8 @@ def train_exported(
     rank: int, files: Mapping[str, str], model: str, microbatch_size: int, max_norm: float | None
 ) -> Trained:
     """Train one rank. Returns its part of the gradients and parameters."""
-    warnings.simplefilter("error")
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("error")
         return _train(import_files(files, Path(folder)), rank, model, microbatch_size, max_norm)
 
 

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -85,14 +86,15 @@ class SkippingLayers(LayerDrop):
 
 
 class Scaling(nn.Module):
-    """Scales by a number from Python's generator; no graph can contain its branch."""
+    """Scales by numbers from Python's generator; no graph can contain its branch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x) * random.random() if x.isfinite().all() else x
+        y = self.inner(x) * (0.5 + random.random())
+        return torch.tanh(y) + random.random() if x.isfinite().all() else x
 
 
 class PythonsNumbers(nn.Module):
@@ -104,6 +106,30 @@ class PythonsNumbers(nn.Module):
         x = x.transpose(1, 2)
         for block in self.blocks:
             x = block(x)
+        return {"loss": x.square().mean()}
+
+
+NUMBERS = np.random.default_rng(5)
+
+
+class Wandering(nn.Module):
+    """Skips and repeats its blocks by the numbers of several generators, some of its own.
+
+    One statement draws until a number is small.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, WIDTH)) for _ in range(4))
+        self.numbers, self.others = np.random.default_rng(3), random.Random(4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = x.transpose(1, 2)
+        for block in self.blocks:
+            if self.numbers.random() > 0.3:
+                x = block(x) * (1.0 + random.random() * np.random.rand() - NUMBERS.random())
+            while np.random.random() > 0.2:
+                x = torch.tanh(x) * (1.0 + 0.1 * self.others.random())
         return {"loss": x.square().mean()}
 
 
@@ -121,6 +147,10 @@ def skipping_layers() -> nn.Module:
 
 def pythons_numbers() -> nn.Module:
     return PythonsNumbers()
+
+
+def wandering() -> nn.Module:
+    return Wandering()
 
 
 def example_inputs(microbatch_size: int) -> dict[str, torch.Tensor]:

@@ -232,6 +232,11 @@ def _other_random_numbers_in_the_second_run(replace: Replace) -> None:
 
 
 @_fault
+def _other_numbers_of_python_in_the_second_run(replace: Replace) -> None:
+    replace(recomputed_layer, "_drawing_again", lambda generators, states: nullcontext())
+
+
+@_fault
 def _second_run_with_another_input(replace: Replace) -> None:
     """Torch calls the layer's function again; the second time its first tensor is another."""
     checkpoint = recomputed_layer.checkpoint

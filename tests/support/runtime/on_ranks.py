@@ -1,9 +1,11 @@
 """Functions for a pool of ranks; each runs on all ranks at once."""
 
 import gc
+import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage
@@ -24,6 +26,7 @@ from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.engine.stage import TorchStage, stage_parameters
 from autopart.runtime.job.status_board import StatusBoard
 from autopart.runtime.job.training import Place, train
+from autopart.runtime.models.host_generators import HostGenerators, moved
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
 from autopart.runtime.update.gradient_sum import GradientSum, Holders
@@ -38,6 +41,23 @@ def run(rank: int, plan: Plan, settings: RunSettings) -> RunResult | None:
     size = distributed.get_world_size()
     place = Place(rank, size, torch.device("cpu"), "gloo")
     return train(plan, settings, place, StatusBoard(distributed.HashStore(), rank, size))
+
+
+def run_from(rank: int, plan: Plan, settings: RunSettings, *of_ranks: int) -> str:
+    """The notes of a checked run, or its error; rank r's generators start with seed `of_ranks[r]`.
+
+    Raises AssertionError where the run does not leave the generators as they were.
+    """
+    random.seed(of_ranks[rank])
+    np.random.seed(of_ranks[rank])
+    before = HostGenerators().states()
+    try:
+        result = run(rank, plan, settings)
+    except AutopartError as error:
+        return str(error)
+    apart = moved(before, HostGenerators().states())
+    assert not apart, apart
+    return "; ".join(result.check.notes) if result and result.check else ""
 
 
 def reported(rank: int, plan: Plan, settings: RunSettings) -> list[tuple[int, int, str]]:

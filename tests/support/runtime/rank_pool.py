@@ -3,14 +3,19 @@
 import os
 import time
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
+
+from autopart.runtime.models.host_generators import HostGenerators
 
 START_SECONDS = 200.0
 CALL_SECONDS = 200.0
@@ -101,11 +106,25 @@ def _serve(pipe: Connection, rank: int, num_ranks: int, port: int) -> None:
         except EOFError:
             return
         try:
-            answer = function(rank, *arguments)
+            with _state_restored():
+                answer = function(rank, *arguments)
             _forget_groups()
             pipe.send((False, answer))
         except Exception:
             pipe.send((True, traceback.format_exc()))
+
+
+@contextmanager
+def _state_restored() -> Generator[None]:
+    """Undo what a function changes for its whole process: no test depends on those before it."""
+    environment, folder = dict(os.environ), Path.cwd()
+    try:
+        with HostGenerators().restored(), torch.random.fork_rng(), warnings.catch_warnings():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
 
 
 def _forget_groups() -> None:

@@ -3,7 +3,8 @@
 import contextlib
 import io
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def trial(model: str, pool: RankPool, dtype: str | None = None) -> Outcome:
     """The outcome for the model that `model` names. An error without a line is raised as it is."""
     step, profile = "profile", None
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _users_warnings():
             profile = profile_model(
                 model, microbatch_size=MICROBATCH, warmup=0, repeats=1, dtype=dtype
             )
@@ -109,11 +110,19 @@ def counts(*tables: Mapping[str, Tried]) -> tuple[int, int, int]:
 def line_of_run(rank: int, plan: Plan, settings: RunSettings) -> str:
     """The error of a run on this rank, empty without one."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _users_warnings():
             run(rank, plan, settings)
     except AutopartError as error:
         return str(error)
     return ""
+
+
+@contextlib.contextmanager
+def _users_warnings() -> Generator[None]:
+    """In this block warnings of the model are no errors, as in a user's process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _layers(profile: Profile) -> int:
