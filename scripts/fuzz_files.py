@@ -60,7 +60,7 @@ def _run(given: argparse.Namespace, folder: Path) -> int:
             formats[name][kind] = formats[name].get(kind, 0) + number
         for fault in counts.faults:
             faults += 1
-            sys.stdout.write(json.dumps({"seed": seed} | fault._asdict()) + "\n")
+            sys.stdout.write(json.dumps(fault._asdict()) + "\n")
             sys.stdout.flush()
         verbs, seconds = verbs + counts.verbs, seconds + counts.cpu_seconds
         sys.stderr.write(f"seed {seed}: {outcomes}, {verbs} command lines, {seconds:.0f} s\n")

@@ -1,6 +1,7 @@
 """A session of the fuzzer: seeded inputs, and the outcome of each."""
 
 import contextlib
+import gc
 import io
 import json
 import random
@@ -9,6 +10,7 @@ import resource
 import shutil
 import signal
 import time
+import warnings
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -44,6 +46,14 @@ class Outcome(NamedTuple):
     """The command line; empty where the loader alone was asked."""
     detail: str
     """The message, the exception, or the rule that is broken."""
+    seed: int
+
+    def __str__(self) -> str:
+        reader = f"`{self.verb}`" if self.verb else "the loader"
+        return (
+            f"input {self.at} of seed {self.seed}, a {self.file_format}, in {reader}: {self.kind}: "
+            f"{self.detail} (scripts/fuzz_files.py {self.seed} 1 --first {self.at} --show)"
+        )
 
 
 class _Overtime(BaseException):
@@ -90,7 +100,7 @@ class Session:
             kind, detail = "large", f"over {MOST_BYTES >> 30} GiB: {error}"
         except Exception as error:
             kind, detail = "escaped", f"{type(error).__name__}: {error}"
-        return Outcome(index, name, kind, verb, detail)
+        return Outcome(index, name, kind, verb, detail, self._seed)
 
     def _load(self, asked: Format, path: Path) -> tuple[str, str]:
         try:
@@ -139,6 +149,22 @@ def _no_number(word: str) -> Any:
 
 
 @contextlib.contextmanager
+def _apart_from_earlier_work() -> Generator[None]:
+    """Keep what this process did before from counting for an input.
+
+    Collections in this block leave older objects alone: their number adds no seconds, and garbage
+    of others, such as an open file, gives no warning here. Warnings are errors.
+    """
+    gc.freeze()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        gc.unfreeze()
+
+
+@contextlib.contextmanager
 def _limits() -> Generator[None]:
     """CPU seconds and address space for what runs inside."""
 
@@ -181,7 +207,7 @@ def run_inputs(
     by_format: Counter[tuple[str, str]] = Counter()
     faults: list[Outcome] = []
     verbs, began = 0, time.process_time()
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), _apart_from_earlier_work():
         session = Session(seed, folder, verb_every)
         for index in range(first, first + count):
             found = session.run(index)
