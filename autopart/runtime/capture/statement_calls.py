@@ -231,14 +231,12 @@ class StatementCalls:
         used = statements.modules(local)
         if used is None:
             raise ValueError("its modules cannot be told")
-        grows = torch.is_grad_enabled() and bool(
-            any(p.requires_grad for p in used.parameters())
-            or any(map(requires_grad, given.values()))
-        )
-        template = statements_template(made, grows)
-        self._recorded[number].append(_Call(template, changed))
+        own = any(p.requires_grad for p in used.parameters())
+        grows = torch.is_grad_enabled() and (own or any(map(requires_grad, given.values())))
+        call = _Call(statements_template(made, grows), changed)
+        self._recorded[number].append(call)
         # Later statements must see a gradient, also where this run took a branch without one.
-        return with_gradients(made, template)
+        return with_gradients(made, call.template)
 
     def _fake(self, number: int, local: dict[str, Any]) -> Any:
         """Leave one operation in the trace in place of the statements."""
@@ -262,10 +260,8 @@ class StatementCalls:
             raise UncapturableError("its statements take no tensor")
         key = f"{_PREFIX}:{number}:{place}"
         self._operation.templates[key] = recorded[place].template
-        own = given.get(statements.source.first_argument)
-        self._traced[key] = _Traced(
-            statements, (leaves, structure), used, recorded[place], self._paths.get(id(own), "")
-        )
+        path = self._paths.get(id(given.get(statements.source.first_argument)), "")
+        self._traced[key] = _Traced(statements, (leaves, structure), used, recorded[place], path)
         return self._operation(tensors, key)
 
 
