@@ -7,6 +7,7 @@ else. Where ranks have several stages, all work shared out says more. So does on
 (autopart/bounds/any_order_shapes.py).
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ from autopart.bounds.classic_schedules import stage_bounds
 from autopart.bounds.microbatch_path import Matrix
 from autopart.bounds.of_shape import splits_backward
 from autopart.bounds.open_paths import paths_below
+from autopart.bounds.rank_loads import RankLoads
 from autopart.cost.cuts import Cuts
 from autopart.cost.memory_limits import fits_on_ranks
-from autopart.records.layouts import Layout
+from autopart.records.layouts import Layout, replicas_alike
 from autopart.records.problem import CLASSIC, CUSTOM, Problem
 
 
@@ -36,10 +38,22 @@ class LayoutBounds(NamedTuple):
     """
     whole: float = 0.0
     """The bound for every partition."""
+    loads: RankLoads | None = None
+    """All stages of each rank together."""
 
     def paths_below(self, seconds: float) -> Iterator[tuple[int, ...]]:
         """Every path over the cuts that these bounds leave open below `seconds`."""
-        return iter(()) if self.whole >= seconds else paths_below(self.stages, seconds)
+        if self.whole >= seconds:
+            return iter(())
+        below = paths_below(self.stages, seconds)
+        first = next(below, None)
+        if first is None or self.refutes(seconds):
+            return iter(())
+        return itertools.chain([first], below)
+
+    def refutes(self, seconds: float) -> bool:
+        """Whether all stages of each rank together leave no partition below `seconds`."""
+        return self.loads is not None and self.loads.refutes(seconds, self.stages)
 
 
 def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
@@ -57,7 +71,10 @@ def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
             np.where(fits_on_ranks(cuts.totals, problem, layout, stage), bound, np.inf)
             for stage, bound in enumerate(stages)
         ]
-    return LayoutBounds(stages, whole)
+    loads = None
+    if layout.schedule == CUSTOM and ranks > 1 and replicas_alike(layout):
+        loads = RankLoads(problem, layout, cuts, split=split)
+    return LayoutBounds(stages, whole, loads)
 
 
 def is_needed(problem: Problem, layout: Layout) -> bool:

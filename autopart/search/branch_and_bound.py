@@ -23,6 +23,7 @@ best plan is the start. A phase that runs out of time leaves its shapes and layo
 bound is then the smallest of their bounds.
 """
 
+from autopart.bounds.of_layout import is_needed
 from autopart.cost.cuts import list_all
 from autopart.errors import InfeasibleError
 from autopart.pricing import Decision, fits, price
@@ -35,7 +36,11 @@ from autopart.search.incumbent import Incumbent, Outcome
 from autopart.search.layout_search import ACTIONS, LayoutSearch, OpenLayout, Raised
 from autopart.search.own_orders import propose_own_orders
 from autopart.search.phases import SHARE_OF_START, Phase, run_phases, with_fewer_choices
-from autopart.stopping.time_limit import OutOfTime, check_time
+from autopart.search.raised_bounds import raised_together
+from autopart.stopping.time_limit import OutOfTime, check_time, deadline_in, time_left
+
+SHARE_OF_LAST_SHAPES = 0.5
+"""The share of the time behind own orders in which shapes are only bounded."""
 
 
 class BranchAndBound:
@@ -68,12 +73,12 @@ class BranchAndBound:
     def phases(self) -> list[Phase]:
         """Fewer choices, then all shapes, own orders, and the open layouts."""
         start = Phase(SHARE_OF_START, self._start_with_fewer_choices)
-        visit, close = Phase(1.0, self._visit_shapes), Phase(1.0, self._close)
+        close = Phase(1.0, self._close)
         if not self.found.custom:
-            return [start, visit, close]
+            return [start, Phase(1.0, self._visit_shapes), close]
         # Own orders gain more than the last shapes do, so these come behind them.
         some, own = Phase(0.25, self._visit_shapes), Phase(0.75, self._own_orders)
-        return [start, some, own, visit, close]
+        return [start, some, own, Phase(0.5, self._visit_shapes), close]
 
     @property
     def progress(self) -> str:
@@ -100,8 +105,11 @@ class BranchAndBound:
             self.best.offer(own, by)
             self.found.best_of_layout[own.layout] = own
 
-    def _visit_shapes(self, until: float) -> None:
-        """Visit shapes by their quick bounds, until these reach the best value or time is up."""
+    def _visit_shapes(self, until: float, *, bounds_only: bool = False) -> None:
+        """Visit shapes by their quick bounds, until these reach the best value or time is up.
+
+        With `bounds_only` it skips layouts on which no bound rests.
+        """
         self.found.deadline = until
         for bound, shape in self.shapes[self.num_visited :]:
             self.unvisited = bound
@@ -112,7 +120,8 @@ class BranchAndBound:
             seen: list[OpenLayout] = []
             for layout in layouts(self.problem, *shape):
                 check_time()
-                seen += every_assignment.visit(self.found, layout, bound)
+                if not bounds_only or is_needed(self.problem, layout):
+                    seen += every_assignment.visit(self.found, layout, bound)
             # A shape counts when all its layouts are visited.
             self.open += seen
             self.num_visited += 1
@@ -138,14 +147,30 @@ class BranchAndBound:
     def _close(self, until: float) -> None:
         """Close layouts in the order of their bounds."""
         self.found.deadline = until
+        self._raise_own_orders(until)
         best, left = self.best, self._actions_to_close()
         proven = min(best.value, self.unvisited)
         for place in sorted(self.open, key=lambda place: place.bound):
             if place.bound >= min(proven, best.value):
                 break
-            raised = self.closed[place] = self._close_layout(place, left)
+            raised = self._close_layout(place, left)
             left -= raised.actions
+            if place not in self.closed or self.closed[place].proven < raised.proven:
+                self.closed[place] = raised
+            raised = self.closed[place]
             proven = min(proven, raised.proven)
+
+    def _raise_own_orders(self, until: float) -> None:
+        """Raise the bounds of all open layouts, where no list of partitions closes them."""
+        if not self.found.custom or self.found.objective.bounds.attained:
+            return
+        # The shapes that are left gain little. Their bounds are found without their plans.
+        self._visit_shapes(deadline_in(SHARE_OF_LAST_SHAPES * time_left(until)), bounds_only=True)
+        self.found.deadline = until
+        value = raised_together(self.found, self.open, min(self.best.value, self.unvisited))
+        for place in self.open:
+            if place.bound < value:
+                self.closed[place] = Raised(value, 0, 0)
 
     def _actions_to_close(self) -> int:
         """The budget of actions; 0 where bounds alone say the lower bound."""

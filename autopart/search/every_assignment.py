@@ -12,7 +12,7 @@ import itertools
 import math
 
 from autopart.bounds.any_cuts import class_bounds
-from autopart.bounds.of_layout import is_needed
+from autopart.bounds.of_layout import LayoutBounds, is_needed
 from autopart.bounds.rank_assignments import (
     RankAssignments,
     assignments_of,
@@ -138,6 +138,22 @@ def _only_assignment(found: LayoutSearch, layout: Layout) -> Layout | None:
         return layout
     tree = assignments_of(found.problem, layout)
     return tree.best_leaf(tree.root)
+
+
+def bounds_of_root(found: LayoutSearch, layout: Layout) -> LayoutBounds | None:
+    """Bounds that hold on every assignment of a layout's ranks, as the certificate takes them.
+
+    None where there are none for so many cuts.
+    """
+    if not list_all(found.cuts, len(layout.stage_ranks)):
+        of_classes = class_bounds(
+            *fastest_assigned(found.problem, layout), found.objective.bounds.of_layout
+        )
+        return None if of_classes is None else of_classes[0]
+    alone = _only_assignment(found, layout)
+    if alone is not None:
+        return found.bounds_of(alone)
+    return found.objective.bounds.of_layout(*fastest_assigned(found.problem, layout), found.cuts)
 
 
 def _least_of_root(found: LayoutSearch, layout: Layout) -> float | None:
