@@ -1,11 +1,11 @@
 """Models with backwards that are not the derivatives of their forwards."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 WIDTH = 16
 
@@ -52,6 +52,18 @@ class Doubling(torch.autograd.Function):
         return 2.0 * gradient
 
 
+class Calling(torch.autograd.Function):
+    """Calls another function."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Any:
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return None, gradient
+
+
 class Block(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -76,7 +88,7 @@ class Block(nn.Module):
         if self.kind == "hook":
             y.register_hook(lambda gradient: -gradient)
         if self.kind == "call":
-            return checkpoint(self.down, y, use_reentrant=True)
+            return Calling.apply(torch.tanh, x)
         return x + self.down(y)
 
 

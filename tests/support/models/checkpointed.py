@@ -63,6 +63,17 @@ def each_block_reentrant() -> nn.Module:
     return Body(lambda blocks, x: _each(blocks, x, use_reentrant=True))
 
 
+class _Unneeded(Body):
+    """Its first block is under a checkpoint, and torch gives that block no gradients."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.run(self.blocks, self.first(x).detach()))
+
+
+def no_gradient_reentrant() -> nn.Module:
+    return _Unneeded(lambda blocks, x: _each(blocks, x, use_reentrant=True))
+
+
 def half_of_them() -> nn.Module:
     """Of two segments, torch leaves the last one alone."""
     in_segments: Any = checkpoint_sequential

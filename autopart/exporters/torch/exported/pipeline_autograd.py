@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_buffer_registration_hook
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
 
 _NAMESPACE = "autopart_pipeline"
 _CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
@@ -54,6 +55,8 @@ class AutogradFunctions:
         """
 
         def as_one_operation(function: Any, *args: Any) -> Any:
+            if function is CheckpointFunction:
+                return _without_checkpoint(*args)
             # Torch's own checkpointing computes nothing in the first. Others are custom operations.
             if function.__name__.startswith(("_NoopSaveInputs", "GeneratedBackwardFor_")):
                 return self.apply.__func__(function, *args)
@@ -127,6 +130,16 @@ class AutogradFunctions:
         tensors = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
         call.made = pytree.tree_map_only(torch.Tensor, lambda _: _TENSOR, results)
         return [torch.empty_like(tensor) for tensor in tensors]
+
+
+def _without_checkpoint(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
+    """The results of a function under a reentrant checkpoint. The plan says what runs again.
+
+    Torch gives no gradients through such a checkpoint if no tensor among its arguments needs one.
+    """
+    has_gradient = any(isinstance(x, torch.Tensor) and x.requires_grad for x in args)
+    made = function(*args)
+    return made if has_gradient else pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, made)
 
 
 class _Tensor:
