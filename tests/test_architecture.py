@@ -407,7 +407,8 @@ def test_what_is_caught_is_named() -> None:
             if not isinstance(node, ast.ExceptHandler):
                 continue
             assert node.type is not None, f"{module.path}:{node.lineno}: a bare except"
-            if isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"):
+            names = {part.id for part in ast.walk(node.type) if isinstance(part, ast.Name)}
+            if names & {"Exception", "BaseException"}:  # in a tuple of errors too
                 raises = any(isinstance(n, ast.Raise) and n.exc is None for n in ast.walk(node))
                 around = "\n".join(lines[max(0, node.lineno - 3) : node.lineno + 2])
                 at_user_code = module.room == "runtime" or module.name in EXPORTED
