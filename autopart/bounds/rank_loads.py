@@ -40,8 +40,9 @@ from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import one_in_flight
 from autopart.cost.memory import memory, total
 from autopart.cost.on_ranks import on_ranks
+from autopart.cost.stage_syncs import RULES, time_after_backward
 from autopart.cost.stage_times import cut_links
-from autopart.cost.syncs import sync_price, time_after_backward
+from autopart.cost.syncs import sync_price
 from autopart.records.cluster import smallest_memory
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
@@ -147,6 +148,8 @@ class RankLoads:
         totals = on_ranks(self.cuts.totals, problem, layout, stage)
         weights = totals.weight_grad_time if self.split else 0.0 * totals.backward_time
         own_end, first_end = step_ends(self._end, stage)
+        if RULES[problem.training.sync].sums_early:
+            own_end = totals.update_time  # Syncs may overlap the rank's other stages.
         around = paths.around(stage, totals)
         path = any_order_path(
             around,
@@ -154,7 +157,7 @@ class RankLoads:
             (weights if stage == 0 else 0.0) + first_end,
             sends_overlap=problem.cluster.sends_overlap,
         )
-        # Step 1: L, by (2) or (1). Other cuts' sends are counted once they are known.
+        # L, by (2) or (1). Other cuts' sends are counted once they are known.
         n = own_microbatches(layout, stage)
         gradients = n * (path.forward + path.send + path.gradient + path.send_back)
         everything = gradients + n * path.weights + own_end
@@ -165,7 +168,6 @@ class RankLoads:
         else:
             start = path.arrival - around.sends_before
             sends, work = around.receive, everything
-        # Step 2: M and N.
         once, twice = self._kept(path, own_end, n)
         if stage == self.groups[group][0]:
             forward, backward, room = self._per_byte_and_room(stage)
@@ -182,7 +184,7 @@ class RankLoads:
     def _kept(self, path: AnyOrderPath[Matrix], own_end: Matrix, n: int) -> tuple[Matrix, Matrix]:
         """What a stage adds to M and N, without room, G and K."""
         totals = self.cuts.totals
-        forward, backward, _ = self._per_byte_and_room(0)
+        forward, backward = self._per_byte
         stash = totals.stash_bytes
         waiting = totals.waiting_bytes if self.split else stash
         f, i, w = path.forward + path.send, path.gradient + path.send_back, path.weights
@@ -194,11 +196,10 @@ class RankLoads:
 
     def _end(self, stage: int) -> Matrix:
         """Sync and update for every [i, j]; tied parameters' syncs come on top and are left out."""
-        totals = on_ranks(self.cuts.totals, self.problem, self.layout, stage)
-        price = sync_price(
-            self.problem.cluster, self.layout.stage_ranks[stage], self.problem.training
-        )
-        return time_after_backward(totals, self.problem.training, price)
+        problem, ranks = self.problem, self.layout.stage_ranks[stage]
+        totals = on_ranks(self.cuts.totals, problem, self.layout, stage)
+        price, split = sync_price(problem.cluster, ranks, problem.training), self.split
+        return time_after_backward(problem, totals, price, len(ranks), stage=stage, split=split)
 
     def _full(self, seconds: Matrix | float) -> Matrix:
         return np.broadcast_to(np.asarray(seconds, dtype=np.float64), self.cuts.nested.shape)
@@ -206,8 +207,8 @@ class RankLoads:
     @functools.cached_property
     def _bytes(self) -> tuple[Matrix, float]:
         """Bytes that do not change within a step, and the smallest workspace of a stage in F."""
-        replicas = len(self.layout.stage_ranks[0])
-        use = memory(self.cuts.totals, self.problem, replicas, one_in_flight())
+        ranks = self.layout.stage_ranks[0]
+        use = memory(self.cuts.totals, self.problem, len(ranks), one_in_flight())
         moving = use.stash + use.workspace + use.receives + use.sends + use.reserve
         workspace = self._full(use.workspace)[self.cuts.nested]
         return self._full(total(use) - moving), float(workspace.min(initial=0.0))
@@ -283,12 +284,11 @@ def _joined(cut: Places, numbers: Numbers, seconds: float) -> tuple[Places, Numb
         ordered = key[order]
         firsts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
         if len(firsts) <= WIDTH:
-            break
+            return cut[order][firsts], np.minimum.reduceat(numbers[order], firsts, axis=0)
         # The work of the ranks tells more than the time at which they started.
         near *= 2
         if near > 0.01:
             near_total *= 4
-    return cut[order][firsts], np.minimum.reduceat(numbers[order], firsts, axis=0)
 
 
 def _keys(cut: Places, cells: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
