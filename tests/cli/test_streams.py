@@ -52,7 +52,7 @@ def closed_pipe() -> int:
     return writing
 
 
-@pytest.mark.parametrize("arguments", [SHOW, ("--help",)])
+@pytest.mark.parametrize("arguments", [SHOW, (*SHOW, "--json"), ("--help",)])
 def test_a_reader_that_is_gone_ends_a_command_without_a_word(
     folder: Path, arguments: tuple[str, ...]
 ) -> None:
@@ -78,6 +78,7 @@ def test_a_full_device_is_one_line(folder: Path, arguments: tuple[str, ...]) -> 
 def test_a_full_stderr_keeps_the_exit_code(folder: Path) -> None:
     with FULL.open("w") as full:
         assert run(folder, "show", "absent.json", stderr=full).returncode == 1
+        assert run(folder, "solve", "--gpus", "0", stderr=full).returncode == 2
         assert run(folder, *SHOW, stderr=full).returncode == 0
 
 

@@ -110,6 +110,13 @@ def test_a_figure_that_no_file_may_have_is_never_written(tmp_path: Path):
     assert not (tmp_path / "c.json").exists()
 
 
+def test_a_file_that_cannot_be_written_leaves_nothing_beside_it(tmp_path: Path):
+    (tmp_path / "c.json" / "inside").mkdir(parents=True)
+    with pytest.raises(FileError, match="cannot be written: Is a directory"):
+        save_cluster(cluster_of("cpu", 2), tmp_path / "c.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.json"]
+
+
 def test_bytes_of_a_file_name_that_are_no_utf_8_are_written_as_text():
     named = msgspec.structs.replace(cluster_of("cpu", 2), source="a\udcff.txt")
     assert b"a\\\\udcff.txt" in encode(named)

@@ -11,9 +11,11 @@ from functools import partial
 
 import torch
 
+from autopart.errors import ModelError
 from autopart.records.plan import Plan, cast_of
 from autopart.records.run_result import CheckResult
 from autopart.records.training import has_master_copies
+from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.checking import check as checks
 from autopart.runtime.checking.check import CheckRecord
 from autopart.runtime.checking.dropout import DropNothing
@@ -24,7 +26,7 @@ from autopart.runtime.engine.asynchronous import AsynchronousRules, rules_of
 from autopart.runtime.engine.microbatches import Microbatches
 from autopart.runtime.engine.rank_executor import RankExecutor
 from autopart.runtime.engine.run_settings import RunSettings, optimizer_name
-from autopart.runtime.models.model import build_training_model
+from autopart.runtime.models.model import TrainingModel, build_training_model
 from autopart.runtime.models.precision import coarsest_dtype
 from autopart.runtime.transforms.seeded_draws import SeededDraws
 from autopart.runtime.transforms.seeded_parts import Parts, parts_seeded, plain_parts_seeded
@@ -136,15 +138,17 @@ def train_plain(
     source: ModelSource,
     data: Microbatches,
     device: str,
-    stages: Mapping[str, int],
+    programs: Sequence[StageProgram],
     parts: Parts,
     note: Callable[[str], None],
 ) -> CheckRecord:
     """Train the plain model with the run's settings.
 
-    `stages` maps each parameter to its stage, which decides its weight versions in an asynchronous
-    run. `parts` are those of the captured model. `note` is told about the progress.
+    `programs` are the pipeline's stages. A parameter's stage decides its weight versions in an
+    asynchronous run. `parts` are those of the captured model. `note` is told about the progress.
+    Raises ModelError where both models have the same parameter objects.
     """
+    stages = {name: index for index, of in enumerate(programs) for name in of.parameters}
     size, name = plan.num_microbatches, settings.asynchronous
     rules = None if name is None else rules_of(plan, name)
     microbatches_per_update = size if rules is None else rules.setting.num_microbatches
@@ -154,6 +158,7 @@ def train_plain(
     lr = LEARNING_RATES[optimizer] if settings.lr is None else settings.lr
     has_masters = has_master_copies(plan.training)
     model = build_training_model(source, dtype=cast_of(plan), device=device, seed=settings.seed)
+    check_other(model, programs)
     dtype = coarsest_dtype(model, plan.origin.dtype)
     with plain_parts_seeded(model, parts):
         reference = run_reference(
@@ -178,6 +183,16 @@ def train_plain(
         lr=lr,
         is_delayed=rules is not None,
     )
+
+
+def check_other(model: TrainingModel, programs: Sequence[StageProgram]) -> None:
+    """Raise ModelError where the plain model has parameters of the pipeline itself."""
+    ours = {id(p) for program in programs for p in program.module.parameters()}
+    if not ours.isdisjoint(map(id, model.parameters())):
+        raise ModelError(
+            f"{model.name}: its builder returns the same module in each call, and a check needs two; "
+            "build a new one in each call"
+        )
 
 
 def _version(

@@ -215,7 +215,7 @@ class _Run:
             source,
             self._data,
             str(self._place.device),
-            {name: index for index, of in enumerate(programs) for name in of.parameters},
+            programs,
             parts,
             lambda text: self._status_board.working(text, SETTING_UP),
         )

@@ -14,6 +14,7 @@ from autopart.runtime.models.host_generators import HostGenerators
 from autopart.runtime.models.lazy_parameters import give_shapes, has_lazy_parameters
 from autopart.runtime.models.model_file import load_model
 from autopart.runtime.models.precision import cast_model, cast_to, dtype_of
+from autopart.runtime.models.shared_memory import check_apart
 from autopart.runtime.models.user_code import user_code
 from autopart.zoo.source import ModelSource
 
@@ -83,7 +84,8 @@ def build_training_model(
 
     With `dtype`, floating parameters and buffers are cast to it. On device "meta" the parameters
     have shapes but no memory. The caller's random state stays unchanged. One forward gives lazy
-    parameters their shapes. Raises ModelError where the builder raises or returns no module.
+    parameters their shapes. Raises ModelError where the builder raises or returns no module, or
+    where parameters share memory without being one.
     """
     on_meta = device == "meta"
     advice = "build it with --device cpu if it reads values while it is built" if on_meta else ""
@@ -96,6 +98,7 @@ def build_training_model(
         with _seeded(seed):
             batch = example_batch(source, 1, device="meta" if on_meta else "cpu", seed=seed)
             give_shapes(built, batch[0], source.name)
+    check_apart(built, source.name)
     if on_meta:
         _empty_to_meta(built)
     training = TrainingModel(built, source.loss_fn, name=source.name)

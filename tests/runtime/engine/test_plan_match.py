@@ -1,9 +1,11 @@
+import itertools
+
 import msgspec
 import pytest
 import torch
 from torch import fx, nn
 
-from autopart.errors import PlanError
+from autopart.errors import ModelError, PlanError
 from autopart.records.plan import Plan
 from autopart.records.training import make_training
 from autopart.runtime.capture.capture import capture_model
@@ -60,6 +62,18 @@ def test_a_plan_for_a_shorter_model_names_the_new_layers():
 def test_a_plan_for_other_shapes_says_that_the_layers_are_the_same():
     with pytest.raises(PlanError, match=r"same layers, but its operations or shapes differ"):
         capture_for_plan(plan(model()), model(width=16), BATCH)
+
+
+def test_a_model_that_changes_from_call_to_call_is_the_reason_why_a_plan_does_not_match():
+    calls = itertools.count(1)
+
+    class Changing(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * next(calls)
+
+    changing = TrainingModel(Changing(nn.Linear(8, 8), nn.Linear(8, 8)), lambda y, _: y.sum())
+    with pytest.raises(ModelError, match=r"two captures of the forward differ .*at random"):
+        capture_for_plan(plan(changing), changing, BATCH)
 
 
 def test_layers_that_no_granularity_has_are_named():

@@ -86,6 +86,11 @@ def nan_parameter() -> nn.Module:
     return model
 
 
+def one_for_ever() -> nn.Module:
+    """The same module in each call."""
+    return ONE
+
+
 def example_inputs(microbatch_size: int) -> torch.Tensor:
     return torch.randn(microbatch_size, WIDTH)
 
@@ -96,3 +101,12 @@ def example_target(microbatch_size: int) -> torch.Tensor:
 
 def loss_fn(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return nn.functional.mse_loss(output, target)
+
+
+def _seeded() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Body()
+
+
+ONE = _seeded()

@@ -164,8 +164,13 @@ def check(model: Model, rank: int, device: torch.device) -> str:
     Returns a sentence on the result. Raises CheckError on every rank where something differs.
     """
     batch = [_microbatch(model, m) for m in range(NUM_MICROBATCHES)]
-    plain, draws = _built(model), SameDraws()
-    stages = build_stages(_built(model), model.loss_fn, _microbatch(model, 0), rank, device)
+    plain, other, draws = _built(model), _built(model), SameDraws()
+    if not {*plain.parameters()}.isdisjoint(other.parameters()):
+        raise CheckError(
+            "build_model returns the same module in each call, and a check needs two; build a new "
+            "one in each call"
+        )
+    stages = build_stages(other, model.loss_fn, _microbatch(model, 0), rank, device)
     schedule = build_schedule(stages)
     for stage in stages.pipeline_stages:
         seed_by_microbatch(stage, stages.replica, NUM_REPLICAS)

@@ -1,6 +1,10 @@
 """Exports run autograd functions as they are written, and find their own errors."""
 
 import importlib
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +21,11 @@ from autopart.runtime.models.model_file import load_model
 from tests.support.exporters.exported import import_export, import_files
 from tests.support.exporters.one_process import cut, run_stages
 from tests.support.exporters.plans import make_plan, with_policies
-from tests.support.places import MODELS
+from tests.support.places import MODELS, ROOT
 from tests.support.runtime.rank_pool import RankPool
 
 BACKWARDS, DRAWING = str(MODELS / "backwards.py"), str(MODELS / "drawing.py")
+ODD = str(MODELS / "odd_forwards.py")
 CUT = [["blocks.0", "blocks.1"], ["blocks.2", "blocks.3", "head", "loss"]]
 DIFFUSION = [
     ["enter", "blocks.0", "blocks.1"],
@@ -145,6 +150,12 @@ def test_an_export_with_autograd_functions_is_equal_to_the_plain_model(
     assert said.startswith("equal to the plain model: loss ") and "tolerance 1e-05" in said
 
 
+def test_a_builder_of_one_module_cannot_be_checked(two_ranks: RankPool) -> None:
+    layers = [["enter", "blocks.0", "blocks.1"], ["blocks.2", "blocks.3", "leave"]]
+    said = sentence(two_ranks, plan(layers), ODD + ":one_for_ever")
+    assert said.startswith("error: build_model returns the same module in each call"), said
+
+
 @pytest.mark.slow
 def test_an_export_draws_the_plain_models_random_numbers(two_ranks: RankPool) -> None:
     layers = ("blocks.1", "blocks.2")
@@ -217,3 +228,34 @@ def test_the_written_script_checks_itself(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(RunError, match=r"there is no such Python file; name it with --check"):
         check_export(script, tmp_path / "gone.py")
+
+
+SIGNALLING = """
+import os, pathlib, signal, tempfile, time
+tempfile.mkdtemp()
+pathlib.Path("pid").write_text(str(os.getpid()))
+os.kill(os.getppid(), signal.{name})
+time.sleep(600)
+"""
+CHECKING = """
+import pathlib
+from autopart.exporters.torch.self_check import check_export
+check_export(pathlib.Path("pipeline.py"), pathlib.Path("model.py"))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_check_with_its_processes_and_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / "pipeline.py").write_text(SIGNALLING.format(name=name))
+    (tmp_path / "tmp").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKING],
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == -getattr(signal, name)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert list((tmp_path / "tmp").iterdir()) == []
