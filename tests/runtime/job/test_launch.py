@@ -213,7 +213,7 @@ SLOW_TO_TELL = """
 import os, sys, time
 told = sys.excepthook
 def slow(kind, error, trace):
-    time.sleep(3)
+    time.sleep(10)
     told(kind, error, trace)
 sys.excepthook = slow
 """
