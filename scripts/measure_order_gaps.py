@@ -2,14 +2,17 @@
 
     python scripts/measure_order_gaps.py --data DATA
     python scripts/measure_order_gaps.py --data DATA --only llama --time-limit 60
+    python scripts/measure_order_gaps.py --data DATA --steps rows.jsonl
 
 The rows are the profiles of docs/benchmarks.md with one pipeline and 16 microbatches, and llama-8b on
 8 to 512 GPUs. Prints one JSON line for each row, then the median and the largest gap. DATA holds the
-public profiles; rows without a file are left out.
+public profiles; rows without a file are left out. `--steps` takes the steps of an earlier run and
+finds their lower bounds again, without a search for plans and without a time limit.
 """
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -17,6 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import autopart
+from autopart.records.cluster import num_gpus
+from autopart.records.microbatch_sizes import samples
+from autopart.search.branch_and_bound import BranchAndBound
+from autopart.search.demands import make_problem
+from autopart.search.options import SolveOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = ROOT / "profiles" / "llama-8b-h100-sxm-mb2.json"
@@ -32,10 +40,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--only", default="", help="rows whose name contains this text")
     parser.add_argument("--time-limit", type=float, default=60.0)
+    parser.add_argument("--steps", type=Path, help="JSON lines of an earlier run")
     asked = parser.parse_args()
+    lines = asked.steps.read_text().splitlines() if asked.steps else []
+    known = [json.loads(line) for line in lines if line.startswith("{")]
+    steps: dict[str, float] = {row["row"]: row["step"] for row in known}
     gaps: list[float] = []
     for name, profile, gpu, gpus, more in _rows(asked.data, asked.only):
-        row = _solved(profile, gpu, gpus, more | {"time_limit": asked.time_limit})
+        step = steps.get(f"{name} {gpus}")
+        if asked.steps and step is None:
+            continue
+        options = more | {"time_limit": asked.time_limit}
+        row = (
+            _solved(profile, gpu, gpus, options)
+            if step is None
+            else _bounded(profile, gpu, gpus, options, step)
+        )
         print(json.dumps({"row": f"{name} {gpus}"} | row), flush=True)
         gaps += [row["gap"]] if row["gap"] is not None else []
     if gaps:
@@ -81,6 +101,27 @@ def _solved(
         "bound": plan.certificate.lower_bound,
         "gap": plan.certificate.gap,
         "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - spent, 1),
+    }
+
+
+def _bounded(
+    profile: autopart.Profile, gpu: str, gpus: int, options: dict[str, Any], step: float
+) -> dict[str, Any]:
+    """The lower bound of a row whose step is known."""
+    cluster = autopart.cluster_of(gpu, gpus, nodes=max(1, gpus // GPUS_PER_NODE))
+    spent, asked = time.process_time(), SolveOptions(schedule="auto", **options)
+    size = profile.microbatch_size
+    batch = samples([size], num_gpus(cluster), asked.num_microbatches, asked.global_batch)
+    problem = make_problem(profile, cluster, batch // size, asked)
+    search = BranchAndBound(problem, "auto", step)
+    # The last phase raises the lower bound.
+    search.phases[-1].run(math.inf)
+    bound = search.outcome().lower_bound
+    return {
+        "step": step,
+        "bound": bound,
+        "gap": step / bound - 1,
         "cpu_seconds": round(time.process_time() - spent, 1),
     }
 
