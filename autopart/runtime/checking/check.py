@@ -13,6 +13,9 @@ before BatchNorm. Both runs then have rounding noise and no digits to compare. D
 `FLOOR_EPSILONS` machine epsilons, times the model's largest gradient, count as *rounding*. So do
 the changes that n steps make from them.
 
+Own rounding. Where a gradient in float32 is beyond t, the plain model runs once more in float64. Its
+own distance from there, times a small number, is then allowed too (`own_rounding`).
+
 Drift. From the second step on, both runs start from weights that differ by rounding, and no
 tolerance like t holds. For example, a ReLU's input crosses zero in one run only. AdamW divides each
 gradient by its own size, so it turns noise into a step with the full learning rate. Such
@@ -22,7 +25,7 @@ clearing or applying gradients do not stay small.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -69,6 +72,8 @@ class CheckRecord:
     lr: float
     is_delayed: bool = False
     """Whether both models trained with older weights; steps are then updates."""
+    in_float64: Callable[[], Tensors] | None = None
+    """Makes the plain model's gradients of the first step in float64, for a model in float32."""
     gradients: list[Deviation] = field(default_factory=list)
     first_update: list[Deviation] = field(default_factory=list)
     parameters: list[Deviation] = field(default_factory=list)

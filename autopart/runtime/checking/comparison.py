@@ -19,6 +19,7 @@ from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.checking import check as checks
 from autopart.runtime.checking.check import CheckRecord
 from autopart.runtime.checking.dropout import DropNothing
+from autopart.runtime.checking.own_rounding import gradients_in_float64
 from autopart.runtime.checking.plain_optimizer import PlainOptimizer
 from autopart.runtime.checking.reference_run import Tensors, copies, run_reference
 from autopart.runtime.checking.verdict import outcome
@@ -175,7 +176,17 @@ def train_plain(
             autocast=autocast,
             version=None if rules is None else partial(_version, rules, stages),
         )
+    in_float64 = partial(
+        gradients_in_float64,
+        source,
+        settings.seed,
+        lambda m: data.batch(0, m, device),
+        size,
+        device,
+    )
+    is_plain = dtype == "float32" and autocast is None and rules is None
     return CheckRecord(
+        in_float64=in_float64 if is_plain else None,
         reference=reference,
         dtype=dtype if autocast is None else "bfloat16",
         steps=updates,

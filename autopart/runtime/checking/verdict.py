@@ -9,6 +9,7 @@ import torch
 from autopart.errors import RunError
 from autopart.records.run_result import CheckResult
 from autopart.runtime.checking.check import FLOOR_EPSILONS, CheckRecord, Deviation
+from autopart.runtime.checking.own_rounding import allow_own_rounding
 
 
 def outcome(
@@ -20,14 +21,10 @@ def outcome(
     """
     _check_finite(check, losses)
     loss_deviations = _compare_losses(check, losses)
-    groups = {
-        "": loss_deviations,
-        "the gradient of ": check.gradients,
-        f"after the first {check.step} parameter ": check.first_update,
-        f"after the last {check.step} parameter ": check.parameters,
-        "buffer ": check.buffers,
-    }
-    wrong = {kind: bad for kind, found in groups.items() if (bad := _beyond(found))}
+    wrong = _wrong(check, loss_deviations)
+    if wrong:
+        notes = [*notes, *allow_own_rounding(check)]
+        wrong = _wrong(check, loss_deviations)
     if wrong:
         raise RunError(f"{_cause(check)}{_verdict(check, wrong)}")
     gradient, parameter = _worst(check.gradients), _worst(check.parameters)
@@ -45,6 +42,18 @@ def outcome(
         dropouts=dropouts,
         notes=tuple(notes),
     )
+
+
+def _wrong(check: CheckRecord, losses: list[Deviation]) -> dict[str, list[Deviation]]:
+    """The deviations beyond what is allowed, by kind."""
+    groups = {
+        "": losses,
+        "the gradient of ": check.gradients,
+        f"after the first {check.step} parameter ": check.first_update,
+        f"after the last {check.step} parameter ": check.parameters,
+        "buffer ": check.buffers,
+    }
+    return {kind: bad for kind, found in groups.items() if (bad := _beyond(found))}
 
 
 def _check_finite(check: CheckRecord, losses: Sequence[float]) -> None:
