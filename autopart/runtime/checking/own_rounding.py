@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils import _pytree as pytree
 
-from autopart.errors import AutopartError
 from autopart.runtime.checking.check import CheckRecord, Deviation
 from autopart.runtime.checking.plain_optimizer import PlainOptimizer
 from autopart.runtime.checking.reference_run import Tensors, run_reference
@@ -44,7 +43,7 @@ def gradients_in_float64(
             optimizer=lambda trained: PlainOptimizer("sgd", trained, 0.0, has_masters=False),
             note=lambda _: None,
         ).gradients
-    except (AutopartError, RuntimeError, TypeError, ValueError):  # a model may fix its own dtypes
+    except Exception:  # user code in another dtype may raise anything
         return {}
 
 

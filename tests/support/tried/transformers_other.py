@@ -326,3 +326,7 @@ _CANNOT_BE_CUT = {
 }
 for _name, _reason in _CANNOT_BE_CUT.items():
     MODELS[_name] = replace(MODELS[_name], one_layer=_reason)
+
+# Its gradients cancel: rounding in float32 is 1.4 times the tolerance of the check. It draws random
+# numbers, which a run in float64 would draw otherwise, so that its own rounding is not known.
+MODELS["dpt"] = replace(MODELS["dpt"], dtype="float64")
