@@ -176,14 +176,8 @@ def train_plain(
             autocast=autocast,
             version=None if rules is None else partial(_version, rules, stages),
         )
-    in_float64 = partial(
-        gradients_in_float64,
-        source,
-        settings.seed,
-        lambda m: data.batch(0, m, device),
-        size,
-        device,
-    )
+    batches = partial(data.batch, 0, device=device)
+    in_float64 = partial(gradients_in_float64, source, settings.seed, batches, size, device)
     is_plain = dtype == "float32" and autocast is None and rules is None
     return CheckRecord(
         in_float64=in_float64 if is_plain else None,
