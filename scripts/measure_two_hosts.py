@@ -58,7 +58,7 @@ def main() -> None:
     # An exit, unlike the default, runs the `finally` that removes the namespaces.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder, two_hosts(asked) as hosts:
-        probed = _probe(hosts, Path(folder), asked)
+        probed = probe_hosts(hosts, Path(folder), asked)
         plans = _plans(probed.cluster, asked)
         steps: dict[str, list[float]] = {name: [] for name in plans}
         for _ in range(asked.rounds):
@@ -152,11 +152,11 @@ def _do(*words: str) -> None:
         sys.exit(f"error: {' '.join(words)}: {done.stderr.strip() or done.returncode}")
 
 
-def _across(
+def across(
     hosts: Sequence[Host], arguments: Sequence[str], folder: Path, asked: argparse.Namespace
 ) -> bytes:
     """Run `autopart …` on all ranks of both hosts, and return the output of rank 0."""
-    _say(f"autopart {' '.join(arguments)}")
+    say(f"autopart {' '.join(arguments)}")
     started: list[subprocess.Popen[bytes]] = []
     for place, host in enumerate(hosts):
         command = [
@@ -182,13 +182,13 @@ def _across(
     return printed[0]
 
 
-def _say(*lines: str) -> None:
+def say(*lines: str) -> None:
     for line in lines:
         sys.stderr.write(f"{time.strftime('%X')} {line}\n")
 
 
-def _probe(hosts: Sequence[Host], folder: Path, asked: argparse.Namespace) -> ProbeSummary:
-    printed = _across(
+def probe_hosts(hosts: Sequence[Host], folder: Path, asked: argparse.Namespace) -> ProbeSummary:
+    printed = across(
         hosts, ["probe", "--json", "--output", str(folder / "cluster.json")], folder, asked
     )
     return msgspec.json.decode(printed, type=ProbeSummary)
@@ -198,7 +198,7 @@ def _plans(cluster: autopart.Cluster, asked: argparse.Namespace) -> dict[str, au
     """The plans with and without knowledge of the link, both priced on the probed cluster."""
     torch.set_num_threads(1)
     profile = autopart.profile_model(asked.model, microbatch_size=asked.microbatch_size)
-    _say(f"profiled {len(profile.graph.layers)} layers", *profile.warnings)
+    say(f"profiled {len(profile.graph.layers)} layers", *profile.warnings)
     stages = num_gpus(cluster)
     loopback = autopart.cluster_of("cpu", gpus=stages).intra_node
     ignored = msgspec.structs.replace(cluster, inter_node=loopback)
@@ -223,7 +223,7 @@ def _run(
     file = folder / "plan.json"
     autopart.save_plan(plan, file)
     arguments = ["run", str(file), asked.model, "--steps", str(asked.steps), "--json"]
-    return msgspec.json.decode(_across(hosts, arguments, folder, asked), type=RunResult)
+    return msgspec.json.decode(across(hosts, arguments, folder, asked), type=RunResult)
 
 
 def _report(

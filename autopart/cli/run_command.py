@@ -49,6 +49,7 @@ def command(
             backend=engine_options.backend,
             autocast=engine_options.autocast,
             compile=engine_options.compile,
+            sync=engine_options.sync,
             asynchronous=engine_options.asynchronous,
             report=progress,
         )

@@ -67,6 +67,13 @@ class EngineOptions:
         bool,
         typer.Option("--compile", help="Run each stage's graph under torch's compiler."),
     ] = False
+    sync: Annotated[
+        Literal["end", "overlap"] | None,
+        typer.Option(
+            help="Sum gradients after all actions, or in buckets beside the last backward. Default: "
+            "as the plan was solved."
+        ),
+    ] = None
     asynchronous: Annotated[
         Literal["pipedream", "pipedream-2bw"] | None,
         typer.Option(

@@ -65,7 +65,11 @@ class RankStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     waiting_time: Seconds
     """Seconds that the rank waited for messages to arrive or to be received."""
     sync_time: Seconds
-    """Seconds in gradient sums over replicas and tied copies, including waiting for them."""
+    """Seconds in gradient sums over replicas and tied copies, including waiting for them.
+
+    Seconds beside actions do not count."""
+    hidden_sync_time: Seconds | None = None
+    """Seconds in which gradient sums ran beside actions; null where none did."""
     update_time: Seconds
     """Seconds in the optimizer's step."""
     peak_bytes: Bytes

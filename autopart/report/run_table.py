@@ -7,12 +7,12 @@ from autopart.records.run_result import AsynchronousRun, CheckResult, RunResult
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
 from autopart.report.labels import ranks_label
 from autopart.text import counted
-from autopart.units import format_bytes, format_time
+from autopart.units import format_bytes, format_share, format_time
 
 
 def run_report(run: RunResult) -> RenderableType:
     """A stage table, measured and predicted; lines for the step, the losses and the check."""
-    lines = [_step_line(run), _loss_line(run), f"peak: {run.memory}", *run.notes]
+    lines = [_step_line(run), *_sync_lines(run), _loss_line(run), f"peak: {run.memory}", *run.notes]
     if run.asynchronous is not None:
         lines += asynchronous_lines(run.asynchronous)
     if run.check is not None:
@@ -72,6 +72,18 @@ def _step_line(run: RunResult) -> str:
         f"{counted(len(run.step_times), 'step')} of {counted(run.num_microbatches, 'microbatch')} of "
         f"{run.microbatch_size}, {run.optimizer}, {run.dtype}"
     )
+
+
+def _sync_lines(run: RunResult) -> list[str]:
+    """The share of gradient sums that ran beside actions, on the rank where they took longest."""
+    sums = [(r.hidden_sync_time, r.sync_time) for r in run.ranks if r.hidden_sync_time is not None]
+    if not sums:
+        return []
+    hidden, exposed = max(sums, key=sum)
+    share = hidden / (hidden + exposed) if hidden + exposed else 0.0
+    return [
+        f"gradient sums {format_time(hidden + exposed)} per step, {format_share(share)} of it hidden beside actions"
+    ]
 
 
 def _speed(run: RunResult) -> str:

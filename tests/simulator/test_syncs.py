@@ -1,7 +1,6 @@
 """Gradient syncs after the last actions, and beside them."""
 
 import random
-from typing import Any
 
 import msgspec
 import pytest
@@ -36,13 +35,13 @@ def test_the_end_of_syncs_equals_their_end_for_many_partitions(seed: int):
         assert ends[rank] == (own[-1].end if own else free[rank])
 
 
-def parts(**seconds: float | None) -> SyncParts:
+def parts(**seconds: float) -> SyncParts:
     """The parts of stage 0's sync; those not named take no time."""
     none = dict.fromkeys(
         ("early_time", "after_backward", "after_weights", "slows_backward", "slows_weights"), 0.0
     )
-    fields: dict[str, Any] = {"stage": 0, "buckets": 2.0, "gather_time": 0.0, "gather_wait": 0.0}
-    return SyncParts(**(fields | none | seconds))
+    fields = {"stage": 0, "buckets": 2.0, "gather_time": 0.0, "gather_wait": 0.0}
+    return msgspec.convert(fields | none | seconds, SyncParts)
 
 
 def stepped(own: SyncParts, *, split: bool = False) -> Timeline:

@@ -1,10 +1,13 @@
 """Builds one rank's executor from a plan and the programs of its stages."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import distributed
 
+from autopart.cost.stage_syncs import RUN_BUCKET_BYTES
 from autopart.errors import UsageError
 from autopart.records.plan import Plan, Stage, schedule_of, stage_ranks
 from autopart.runtime.capture.stage_modules import StageProgram
@@ -28,6 +31,7 @@ from autopart.runtime.transforms.layer_policies import (
 from autopart.runtime.transforms.offload import HostStash
 from autopart.runtime.transforms.split_backward import split_backwards
 from autopart.runtime.update.gradient_sum import GradientSum, Holders, holders_of
+from autopart.runtime.update.overlapped_sum import OverlappedSum, StageCopies
 from autopart.schedules.actions import StageRanks
 from autopart.schedules.messages import Program, write_messages
 
@@ -39,11 +43,13 @@ def make_executor(
     device: torch.device,
     watcher: Watcher | None = None,
     backend: Backend = "autopart",
+    sync: Literal["end", "overlap"] | None = None,
 ) -> StepExecutor:
     """This rank's executor for the plan's own schedule.
 
     `programs` come from `split_stages` for all the plan's stages, with equal weights on every rank.
-    This rank's stages are moved to `device`. `watcher` is told about every action. Collective: all
+    This rank's stages are moved to `device`. `watcher` is told about every action. `sync` says whether
+    gradient sums run beside last backwards; None means as the plan was solved. Collective: all
     ranks in the default process group call this, because it creates process groups.
 
     Raises PlanError if the plan, or this backend, cannot be run.
@@ -55,6 +61,9 @@ def make_executor(
     part = _part(plan, programs, holders, device, watcher)
     if backend == "torch":
         return TorchBackend(plan, part)
+    if (sync or plan.training.sync) == "overlap":
+        part = replace(part, sums=_overlapped(plan, programs, part))
+        let_compute_go_first()
     program = _program(plan, distributed.get_rank(), device)
     return Executor(part, _torch_stages(plan, part), program)
 
@@ -104,6 +113,19 @@ def _program(plan: Plan, rank: int, device: torch.device) -> Program:
     both ranks must post their messages in one order."""
     over_gloo = device.type == "cpu"
     return write_messages(schedule_of(plan), stage_ranks(plan), receives_first=over_gloo)[rank]
+
+
+def _overlapped(plan: Plan, programs: Sequence[StageProgram], part: RankPart) -> OverlappedSum:
+    """The part's gradient sums, with those of each stage's replicas beside its last backward."""
+    copies = [
+        StageCopies(program.parameters, ranks)
+        for program, ranks in zip(programs, stage_ranks(plan), strict=True)
+    ]
+    size = plan.training.bucket_bytes or RUN_BUCKET_BYTES
+    parameters = {
+        n: p for program in part.programs.values() for n, p in stage_parameters(program).items()
+    }
+    return OverlappedSum(part.sums, parameters, copies, size)
 
 
 def _holders(plan: Plan, programs: Sequence[StageProgram]) -> tuple[Holders, ...]:

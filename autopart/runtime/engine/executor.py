@@ -1,10 +1,11 @@
 """Runs one rank's part of a step, in the plan's order."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
-from autopart.runtime.engine.buffers import Buffers, Stages
+from autopart.runtime.engine.buffers import Buffers, Stages, Tensors
 from autopart.runtime.engine.program_loop import ProgramLoop
 from autopart.runtime.engine.rank_executor import RankPart, StepExecutor
 from autopart.runtime.engine.stage import Leaves
@@ -28,6 +29,9 @@ class Executor(StepExecutor):
         self._stages = dict(stages)
         self._program = program
         self._transfers = transfers
+        # A stage's gradients are complete after its last B or W.
+        makes = [event for event in program if isinstance(event, Action) and event.op in "BW"]
+        self._last = set({action.stage: action for action in makes}.values())
 
     @property
     def microbatches(self) -> tuple[int, ...]:
@@ -38,8 +42,20 @@ class Executor(StepExecutor):
         self, microbatches: Mapping[int, Leaves], loss_scale: float, marks: Marks
     ) -> torch.Tensor | None:
         buffers = Buffers(self._stages, microbatches, loss_scale, self._transfers, self.meter)
-        ProgramLoop(buffers, marks, self._clock, self._part.watcher).run(self._program)
+        loop = ProgramLoop(buffers, marks, self._clock, self._part.watcher)
+        loop.run(self._program, partial(self._compute, buffers) if self._sums else None)
         return buffers.loss
+
+    def _compute(self, buffers: Buffers, action: Action, needed: Tensors) -> None:
+        """Run an action; sums go out beside a stage's last one that makes gradients."""
+        if action not in self._last:
+            buffers.compute(action, needed)
+            return
+        stage = self._stages[action.stage]
+        with self._part.sums.beside(action.stage) as made:
+            stage.made = made
+            buffers.compute(action, needed)
+        stage.made = None
 
 
 def microbatches_of(program: Program) -> tuple[int, ...]:

@@ -74,6 +74,8 @@ class StepExecutor(RankExecutor, ABC):
     def __init__(self, part: RankPart) -> None:
         super().__init__(part)
         self._marks: Marks | None = None
+        self._sums = True
+        """Whether the running step sums gradients."""
         self.meter: StashMeter | None = None
         """Counts stash bytes, if set and supported by the backend. It slows down every
         operation."""
@@ -97,7 +99,7 @@ class StepExecutor(RankExecutor, ABC):
         microbatches divided by the number of all microbatches. None on ranks without the last
         stage. Raises LostPeer if another rank is gone.
         """
-        part = self._part
+        part, self._sums = self._part, sync
         # Step 1: run all actions. Each microbatch weighs 1 / num_microbatches in the mean loss.
         marks = self._marks = begin_marks(self._clock, self.device)
         loss = self._run(microbatches, scale / part.num_microbatches, marks)
@@ -106,6 +108,7 @@ class StepExecutor(RankExecutor, ABC):
         if sync:
             part.watcher.waiting("the sum of gradients", None)
             with_peer(part.sums.run, None, "the sum of gradients")
+            marks.under_way = part.sums.under_way()
         marks.summed = self._clock.mark()
         return None if loss is None else loss / part.num_microbatches
 

@@ -1,6 +1,6 @@
 """Settings for a run."""
 
-from typing import Required, TypedDict
+from typing import Literal, Required, TypedDict
 
 import msgspec
 
@@ -38,6 +38,9 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether forwards run under torch's autocast to bfloat16. Parameters keep the plan's dtype."""
     compile: bool = False
     """Whether each stage's graph runs under torch's compiler."""
+    sync: Literal["end", "overlap"] | None = None
+    """Whether gradient sums follow all actions or run beside last backwards. None means as the plan
+    was solved, and end for a framework's sync."""
     asynchronous: str | None = None
     """Asynchronous schedule, pipedream or pipedream-2bw. None means the plan's own schedule."""
 
@@ -55,6 +58,7 @@ class RunKeywords(TypedDict, total=False):
     backend: Backend
     autocast: bool
     compile: bool
+    sync: Literal["end", "overlap"] | None
     asynchronous: str | None
 
 
@@ -82,6 +86,11 @@ def check_settings(settings: RunSettings) -> None:
     if settings.asynchronous is not None and settings.compile:
         raise UsageError(
             "compiled stages cannot run with older weights; leave out --compile or --asynchronous"
+        )
+    other = "--backend torch" if settings.backend == "torch" else "--asynchronous"
+    if settings.sync == "overlap" and (settings.asynchronous or settings.backend == "torch"):
+        raise UsageError(
+            f"{other} sums gradients after all actions; leave out --sync overlap or {other}"
         )
     if settings.asynchronous is not None and settings.backend == "torch":
         raise UsageError(

@@ -19,6 +19,7 @@ from autopart.runtime.capture.stage_modules import StageProgram, TensorMeta
 from autopart.runtime.transforms import seeded_draws
 from autopart.runtime.transforms.offload import HostStash
 from autopart.runtime.transforms.split_backward import DeferredWork, defer, run_deferred
+from autopart.runtime.update.gradient_sum import Made
 
 Leaves = Mapping[str, torch.Tensor]
 """One microbatch's batch tensors, by input name."""
@@ -58,6 +59,8 @@ class TorchStage(PipelineStage):
         self._arrived: dict[int, tuple[torch.Tensor, ...]] = {}
         self._gradients: dict[int, tuple[torch.Tensor | None, ...]] = {}
         self._deferred: dict[int, list[DeferredWork]] = {}
+        self.made: Made | None = None
+        """Told about each parameter whose gradient a deferred operation added to."""
         self._fix_metadata()
 
     def forward(
@@ -105,7 +108,7 @@ class TorchStage(PipelineStage):
 
     def weight_backward(self, microbatch: int) -> None:
         """Compute the weight gradients that `backward` deferred; adds to each ``grad``."""
-        run_deferred(self._deferred.pop(microbatch))
+        run_deferred(self._deferred.pop(microbatch), self.made)
 
     def _backward(
         self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float

@@ -113,10 +113,21 @@ def rank_step(rank: int, run: RankRun) -> RankStep:
         between_time=median(_between_time),
         waiting_time=median(_waiting_time),
         sync_time=median(lambda step: step.trace.sync_time),
+        hidden_sync_time=_hidden_sync_time(run),
         update_time=median(lambda step: step.update_time),
         peak_bytes=run.peak_bytes,
         tensor_bytes=run.tensor_bytes,
     )
+
+
+def _hidden_sync_time(run: RankRun) -> float | None:
+    """Median seconds in which sums ran beside actions; None where no step had such sums."""
+    hidden = [
+        max(0.0, step.trace.sums_time - step.trace.sync_time)
+        for step in settled(run.steps)
+        if step.trace.sums_time is not None
+    ]
+    return statistics.median(hidden) if hidden else None
 
 
 def _most_kept(stage: int, runs: Iterable[RankRun]) -> int | None:

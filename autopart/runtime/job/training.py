@@ -203,7 +203,12 @@ class _Run:
                 plan, programs, settings.asynchronous, device=device, watcher=self._status_board
             )
         return make_executor(
-            plan, programs, device=device, watcher=self._status_board, backend=settings.backend
+            plan,
+            programs,
+            device=device,
+            watcher=self._status_board,
+            backend=settings.backend,
+            sync=settings.sync,
         )
 
     def _plain(

@@ -1,6 +1,8 @@
 """One rank's times in one step: its actions, its waits and its sums."""
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +22,8 @@ class StepTrace(NamedTuple):
     """Seconds spent on gradient sums over replicas and tied copies, waits included."""
     end: float
     """Seconds from the step's start to the end of its sums."""
+    sums_time: float | None = None
+    """Seconds in which some bucket was under way beside actions or after them; None where none was."""
     begun: float = 0.0
     """Step start on the host's monotonic clock, which all its processes share."""
 
@@ -42,6 +46,8 @@ class Marks:
     )
     """Each action, its marks (start, ready, end), and its seconds on a core if known."""
     blocked: list[tuple[Mark, Mark]] = field(default_factory=list)
+    under_way: list[tuple[float, float]] = field(default_factory=list)
+    """When each bucket went out beside a backward, and when it was summed."""
     acted: Mark | None = None
     summed: Mark | None = None
 
@@ -66,5 +72,15 @@ class Marks:
             blocked_time=sum(seconds(start, end) for start, end in self.blocked),
             sync_time=seconds(self.acted, self.summed),
             end=seconds(begin, self.summed),
+            sums_time=_covered(self.under_way) if self.under_way else None,
             begun=self.begun,
         )
+
+
+def _covered(intervals: Sequence[tuple[float, float]]) -> float:
+    """Seconds that lie in some interval."""
+    covered, reached = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered

@@ -27,6 +27,8 @@ class DeferredWork(NamedTuple):
     """One operation's weight gradient, to be computed in W."""
 
     run: Callable[[], None]
+    parameters: tuple[nn.Parameter, ...]
+    """The weight, and the bias if there is one."""
     waiting: tuple[torch.Tensor, torch.Tensor]
     """Tensors kept until `run`: the input x and the output's gradient g."""
 
@@ -50,12 +52,21 @@ def defer(deferred: list[DeferredWork]) -> Generator[None]:
         _Deferral.work = None
 
 
-def run_deferred(deferred: list[DeferredWork]) -> None:
-    """Compute the weight gradients in order; drop each one's tensors after it ran."""
+def run_deferred(
+    deferred: list[DeferredWork], made: Callable[[nn.Parameter], None] | None = None
+) -> None:
+    """Compute the weight gradients in order; drop each one's tensors after it ran.
+
+    `made` is told about each parameter whose gradient was added to.
+    """
     deferred.reverse()
     with torch.no_grad():
         while deferred:
-            deferred.pop().run()
+            work = deferred.pop()
+            work.run()
+            if made is not None:
+                for parameter in work.parameters:
+                    made(parameter)
 
 
 def split_backwards(module: fx.GraphModule) -> int:
@@ -168,7 +179,8 @@ class _SplitOperation(torch.autograd.Function):
             parts = operation.weight_gradients(g, x, weight, bias is not None, rest)
             return None, of_input, parts[0], parts[1] if needs[3] else None, None
         work = partial(_add_parts, operation, g, x, weight, bias, rest)
-        _Deferral.work.append(DeferredWork(work, (x, g)))
+        parameters = (weight,) if bias is None or not bias.requires_grad else (weight, bias)
+        _Deferral.work.append(DeferredWork(work, parameters, (x, g)))
         return None, of_input, None, None, None
 
 

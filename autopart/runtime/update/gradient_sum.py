@@ -6,7 +6,8 @@ its own uses. The sum over all holders is therefore the gradient for the whole b
 bit for bit on all holders, so the copies stay equal after the optimizer's step.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ from torch import distributed
 
 BUCKET_BYTES = 64 << 20
 """Size of the flat buckets that gradients are copied into; a single gradient may be larger."""
+
+Made = Callable[[torch.nn.Parameter], None]
+"""Called when a part of a parameter's gradient was added."""
 
 NamedParameters = Mapping[str, torch.nn.Parameter]
 
@@ -59,12 +63,24 @@ class GradientSum:
                 trained = [parameters[n] for n in names if parameters[n].requires_grad]
                 self.shared.append(SharedParameters(group, trained))
 
+    def beside(self, stage: int) -> AbstractContextManager[Made | None]:
+        """In this block the stage's last backward runs. Here nothing is summed beside it."""
+        return nullcontext()
+
     def run(self) -> None:
         """Replace each shared gradient by its sum. Collective: all holders must call this."""
+        self.sum_now(lambda _: True)
+
+    def sum_now(self, is_asked: Callable[[torch.nn.Parameter], bool]) -> None:
+        """Replace the asked gradients by their sums. Collective: all holders must call this."""
         for shared in self.shared:
             shared.agree_on_used()
-            for bucket in buckets(shared.used):
+            for bucket in buckets([p for p in shared.used if is_asked(p)]):
                 _sum_bucket(bucket, shared.group)
+
+    def under_way(self) -> list[tuple[float, float]]:
+        """When each bucket beside the last step's backwards went out and was summed."""
+        return []
 
 
 class SharedParameters:
@@ -93,13 +109,15 @@ class SharedParameters:
         self._agreed = True
 
 
-def buckets(parameters: Sequence[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """Groups of parameters with one dtype, up to `BUCKET_BYTES` each, in equal order on all
+def buckets(
+    parameters: Sequence[torch.nn.Parameter], bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[list[torch.nn.Parameter]]:
+    """Groups of parameters with one dtype, up to `bucket_bytes` each, in equal order on all
     holders."""
     bucket: list[torch.nn.Parameter] = []
     size = 0
     for parameter in sorted(parameters, key=lambda p: str(p.dtype)):
-        full = size + parameter.nbytes > BUCKET_BYTES
+        full = size + parameter.nbytes > bucket_bytes
         if bucket and (full or parameter.dtype != bucket[0].dtype):
             yield bucket
             bucket, size = [], 0

@@ -1,0 +1,46 @@
+"""Gradient sums beside a backward, on the ranks of a pool."""
+
+import torch
+from torch import distributed
+
+from autopart.runtime.update.gradient_sum import GradientSum, Holders
+from autopart.runtime.update.overlapped_sum import OverlappedSum, StageCopies
+
+Gradients = list[dict[str, list[float] | None]]
+
+
+def sums_of_steps(rank: int, idle: int = -1) -> Gradients:
+    """Each step's gradients of two ranks, whose factors are 1 and 10; rank `idle` runs no backward.
+
+    `twice` gets two parts, one before and one after `once`. `silent` is changed without autograd.
+    Nothing makes `unused`, and `tied` is on another stage too.
+    """
+    names = ("twice", "once", "silent", "unused", "tied")
+    parameters = {name: torch.nn.Parameter(torch.ones(2)) for name in names}
+    whole = GradientSum([Holders((0, 1), names)], parameters, rank)
+    stages = [StageCopies(names, (0, 1)), StageCopies(("tied",), (0, 1))]
+    sums = OverlappedSum(whole, parameters, stages, bucket_bytes=8)
+    found: Gradients = []
+    for _ in range(3):
+        if rank != idle:
+            with sums.beside(0):
+                _backward(parameters, 10.0**rank)
+        distributed.barrier()
+        sums.run()
+        found.append(
+            {n: None if p.grad is None else p.grad.tolist() for n, p in parameters.items()}
+        )
+        for parameter in parameters.values():
+            parameter.grad = None
+    return found
+
+
+def _backward(parameters: dict[str, torch.nn.Parameter], factor: float) -> None:
+    twice, silent = parameters["twice"], parameters["silent"]
+    (factor * twice).sum().backward()
+    (2 * factor * (parameters["once"] + parameters["tied"])).sum().backward()
+    (3 * factor * twice).sum().backward()
+    (5 * factor * silent).sum().backward()
+    with torch.no_grad():
+        assert silent.grad is not None
+        silent.grad.add_(factor)
