@@ -14,12 +14,22 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
-from autopart.bounds.microbatch_path import Mask
+from autopart.bounds.microbatch_path import Mask, Matrix
 from autopart.bounds.replicas_behind import replicas_behind
 from autopart.bounds.uneven_replicas import ReplicaBounds
+from autopart.bounds.waiting_replicas import (
+    Rows,
+    StageSeconds,
+    Waiting,
+    at_first_cut,
+    behind_stage,
+    lateness,
+    round_trips,
+)
 from autopart.cost.cuts import Cuts
 from autopart.records.cluster import num_gpus, slowest_speed
 from autopart.records.problem import Problem
+from autopart.schedules.named.one_f_one_b import warmup
 from autopart.stopping.time_limit import OutOfTime, check_time
 
 Path = tuple[int, ...]
@@ -30,13 +40,20 @@ MOST_COUNTS = 4000
 """Most lists of replicas that are looked at one by one."""
 
 
+MOST_WAITING = 128
+"""Most replicas on a stage for which lists of replicas are bounded by their waiting."""
+
+
 class OpenStages:
     """The stages with bounds below a value under a schedule, and the cuts that they connect."""
 
     def __init__(self, bounds: ReplicaBounds, schedule: str, value: float) -> None:
-        self.bounds, self.value = bounds, value
+        self.bounds, self.schedule, self.value = bounds, schedule, value
         self.num_stages = bounds.problem.demands.num_stages
         self._least = replicas_behind(bounds, schedule)
+        self._stages: dict[tuple[int, int], tuple[Mask, Mask]] = {}
+        self._seconds: dict[int, StageSeconds] = {}
+        self._kept: dict[tuple[int, int], Matrix] = {}
         self.behind: list[Mask] = [least < value for least in self._least.least]
         """Whether e ranks can run everything behind cut i, at [e, i].
 
@@ -47,6 +64,45 @@ class OpenStages:
         """Whether [i, j] is below the value and fits, on `count` ranks before the last `behind`."""
         below: Mask = self._least.stage(count, behind) < self.value
         return below
+
+    def starting_at(
+        self, reached: Mask, ends: Mask, count: int, behind: int, ahead: Waiting | None
+    ) -> tuple[Rows, Mask]:
+        """The cuts in `reached` where a stage on `count` ranks may start, and its [i, j].
+
+        The [i, j] have shape (starts, N) and end at cuts in `ends`. `ahead` says how late microbatches
+        come; None leaves that open.
+        """
+        if (count, behind) not in self._stages:
+            stages = self.stage(count, behind)
+            self._stages[count, behind] = stages, np.asarray(stages.any(axis=1))
+        stages, some = self._stages[count, behind]
+        starts = np.flatnonzero(reached & some)
+        may: Mask = np.asarray(stages[starts] & ends)
+        if ahead is None or not may.any():
+            return starts, may
+        # Step 1: ranks whose microbatches come late.
+        gpipe, m, seconds = self.schedule == "gpipe", self.bounds.m, self.seconds(count)
+        late = lateness(ahead, seconds, starts, count, m, gpipe=gpipe)
+        may = np.logical_and(may, self._through(count, behind)[starts] + late < self.value)
+        # Step 2: round trips through stages ahead.
+        if not gpipe and may.any():
+            may &= round_trips(ahead, seconds, starts, count, behind, m) < self.value
+        return starts, may
+
+    def seconds(self, count: int) -> StageSeconds:
+        """Seconds of every [i, j] on `count` ranks, on GPUs alike."""
+        if count not in self._seconds:
+            self._seconds[count] = StageSeconds.of(self.bounds.path(count))
+        return self._seconds[count]
+
+    def _through(self, count: int, behind: int) -> Matrix:
+        # As in `ReplicasBehind.stage`, the ranks behind give one whole number.
+        turns = (self.bounds.m - behind) // count
+        key = count, turns if self.schedule == "gpipe" else warmup(behind, count)
+        if key not in self._kept:
+            self._kept[key] = self.bounds.through(self.schedule, count, behind)
+        return self._kept[key]
 
     def ranks_in_all(self) -> list[int]:
         """Numbers of ranks on which all layers can run."""
@@ -152,31 +208,42 @@ def all_open_counts(bounds: ReplicaBounds, value: float) -> Iterator[Counts]:
         below = OpenStages(bounds, schedule, value)
         start = np.zeros(len(bounds.cuts.nested), dtype=bool)
         start[0] = True
+        # Different GPUs have no bounds on waiting, and on very many GPUs its arrays are too large.
+        waits = value < math.inf and bounds.counts[-1] <= MOST_WAITING
+        waits = waits and not bounds.problem.cluster.gpus
+        waiting = at_first_cut(len(start), bounds.counts[-1]) if waits else None
         for used in below.ranks_in_all():
-            for counts in _continued(below, start, used, ()):
+            for counts in _continued(below, start, used, (), waiting):
                 if counts not in seen:
                     seen.add(counts)
                     yield counts
 
 
-def _continued(below: OpenStages, reached: Mask, left: int, counts: Counts) -> Iterator[Counts]:
+def _continued(
+    below: OpenStages, reached: Mask, left: int, counts: Counts, ahead: Waiting | None
+) -> Iterator[Counts]:
     """All replicas that begin with `counts`, which may end at the cuts `reached`.
 
-    The last `left` ranks are for the stages to come.
+    The last `left` ranks are for the stages to come. `ahead` says how late their microbatches come.
     """
     for count in below.bounds.counts:
         if count > left:
             break
         check_time()
         # Step 1: the cuts where a stage on `count` ranks may end, and the rest can go on.
-        ends = below.stage(count, left - count)[reached].any(axis=0)
-        ends &= below.behind_next(counts, left - count)
+        may_end = below.behind_next(counts, left - count)
+        starts, may = below.starting_at(reached, may_end, count, left - count, ahead)
+        ends: Mask = np.asarray(may.any(axis=0))
         # Step 2: the last cut ends the list; all others go on.
         if ends[-1]:
             yield (*counts, count)
         ends[-1] = False
         if ends.any():
-            yield from _continued(below, ends, left - count, (*counts, count))
+            more = ahead
+            if ahead is not None:
+                seconds = below.seconds(count)
+                more = behind_stage(ahead, seconds, starts, may, count, left - count)
+            yield from _continued(below, ends, left - count, (*counts, count), more)
 
 
 def first_open(bounds: ReplicaBounds, value: float) -> Iterator[tuple[Path, Counts]]:

@@ -66,7 +66,13 @@ class ReplicaBounds:
 
         At most `behind` ranks lie behind it. `speed` is relative to the profile's device.
         """
-        parts, own = self._parts(count, speed), microbatches_per_replica(self.m, count)
+        parts = self._parts(count, speed)
+        others = self._others(parts, schedule, count, behind)
+        return np.maximum(parts.alone, parts.trip + others)
+
+    def _others(self, parts: "_Parts", schedule: str, count: int, behind: int) -> Matrix:
+        """The rank's other actions in (2) to (4), in seconds."""
+        own = microbatches_per_replica(self.m, count)
         f, b = parts.busy_forward, parts.busy_backward
         if schedule == "gpipe":
             passed = min(max((self.m - behind) // count, 0), own - 1)
@@ -78,7 +84,21 @@ class ReplicaBounds:
                 overlap = self.problem.cluster.sends_overlap
                 turns = turns_beside_trip(parts.path, own, y, sends_overlap=overlap)
                 others = np.maximum(others, turns)
-        return np.maximum(parts.alone, parts.trip + others)
+        return others
+
+    def through(self, schedule: str, count: int, behind: int) -> Matrix:
+        """`bound` along paths that end with the way back of the last microbatch, on GPUs alike.
+
+        A rank whose microbatches come late takes that much longer
+        (autopart/bounds/waiting_replicas.py).
+        """
+        parts = self._parts(count, fastest_speed(self.problem.cluster))
+        others = self._others(parts, schedule, count, behind)
+        return np.maximum(parts.alone_to_end, parts.trip + others)
+
+    def path(self, count: int) -> MicrobatchPath[Matrix]:
+        """One microbatch's path around every [i, j] on `count` ranks, on GPUs alike."""
+        return self._parts(count, fastest_speed(self.problem.cluster)).path
 
     def fits(self, schedule: str, count: int, behind: int, limit: int) -> Mask:
         """Whether [i, j] on `count` ranks with `behind` ranks behind it fits into `limit` bytes."""
@@ -95,7 +115,7 @@ class ReplicaBounds:
         if key in self._kept:
             return self._kept[key]
         found = self._compute_parts(count, speed)
-        if 2 * len(found) * (len(self._kept) + 1) * found.alone.size <= KEPT_ENTRIES:
+        if 3 * len(found) * (len(self._kept) + 1) * found.alone.size <= KEPT_ENTRIES:
             self._kept[key] = found
         return found
 
@@ -114,6 +134,7 @@ class ReplicaBounds:
         alone = fill + own * (busy_f + busy_b) + np.maximum(drain + update, end)
         return _Parts(
             alone=np.where(self.may, alone, np.inf),
+            alone_to_end=fill + own * (busy_f + busy_b) + drain + update,
             trip=path.with_sends(path.compute) + update,
             busy_forward=busy_f,
             busy_backward=busy_b,
@@ -126,6 +147,8 @@ class _Parts(NamedTuple):
 
     alone: Matrix
     """(1), infinite where there is no stage."""
+    alone_to_end: Matrix
+    """(1) without the stage's own sync and update."""
     trip: Matrix
     """T, and the sends and the update on one microbatch's path."""
     busy_forward: Matrix

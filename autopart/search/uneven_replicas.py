@@ -269,6 +269,9 @@ class UnevenSearch:
                 return None
             partitions += closed.simulated
             spent += closed.actions
+        # What is closed stays so where time ends before the next value is.
+        if value <= self.best.value:
+            self.proven, self.simulated = value, partitions
         return Closed(partitions, spent)
 
 

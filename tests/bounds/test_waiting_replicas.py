@@ -1,0 +1,110 @@
+import itertools
+import random
+
+import msgspec
+import numpy as np
+import pytest
+
+from autopart.bounds.open_replicas import OpenStages, all_open_counts
+from autopart.bounds.uneven_replicas import ReplicaBounds
+from autopart.bounds.waiting_replicas import at_first_cut, behind_stage
+from autopart.cost.cuts import all_cuts
+from autopart.pricing import price
+from autopart.records.layouts import Layout, layouts_of
+from autopart.records.problem import Demands, Problem
+from tests.support.problems import chain_graph, cluster, layer, problem, random_problem
+from tests.support.seeds import seeds
+
+PER_STAGE = Demands(replicas_per_stage=True)
+
+
+def leaves_open(bounds: ReplicaBounds, layout: Layout, path: tuple[int, ...], value: float) -> bool:
+    """Whether bounds leave the partition along a path over the cuts open below a value."""
+    below = OpenStages(bounds, layout.schedule, value)
+    counts = [len(ranks) for ranks in layout.stage_ranks]
+    waiting = at_first_cut(len(bounds.cuts.nested), max(counts))
+    for at, (count, (i, j)) in enumerate(zip(counts, itertools.pairwise(path), strict=True)):
+        here = np.arange(len(bounds.cuts.nested)) == i
+        behind = sum(counts[at + 1 :])
+        only = np.arange(len(here)) == j
+        starts, may = below.starting_at(here, only, count, behind, waiting)
+        if not may.any():
+            return False
+        waiting = behind_stage(waiting, below.seconds(count), starts, may, count, behind)
+    return True
+
+
+def random_lists(asked: Problem, rng: random.Random) -> tuple[int, ...]:
+    """Random replicas for each stage, as many stages and ranks as there may be."""
+    gpus = asked.cluster.num_nodes * asked.cluster.gpus_per_node
+    most = rng.randint(1, min(len(asked.graph.layers), gpus))
+    counts = [1] * most
+    for _ in range(rng.randint(0, gpus - most)):
+        counts[rng.randrange(most)] += 1
+    return tuple(min(count, asked.num_microbatches) for count in counts)
+
+
+@pytest.mark.parametrize("seed", seeds(150, 3500))
+def test_no_partition_is_faster_than_its_replicas_waiting_says(seed: int):
+    rng = random.Random(seed)
+    drawn = random_problem(rng, branching=rng.random() < 0.2, tight=False)
+    machine = msgspec.structs.replace(
+        drawn.cluster, num_nodes=rng.choice([1, 3]), gpus_per_node=rng.choice([3, 5, 8])
+    )
+    asked = msgspec.structs.replace(
+        drawn, cluster=machine, demands=PER_STAGE, num_microbatches=rng.randint(1, 40)
+    )
+    cuts = all_cuts(asked.graph)
+    bounds = ReplicaBounds(asked, cuts)
+    for layout in layouts_of(asked, random_lists(asked, rng)):
+        path = [0]
+        for left in range(len(layout.stage_ranks) - 1, -1, -1):
+            sizes = cuts.ahead.sum(axis=1)
+            # Each stage behind needs a layer.
+            ends = np.flatnonzero(cuts.nested[path[-1]] & (len(asked.graph.layers) - sizes >= left))
+            path.append(int(rng.choice(ends)) if left else len(cuts.nested) - 1)
+        if not all(cuts.nested[i, j] for i, j in itertools.pairwise(path)):
+            continue
+        stages = tuple(
+            tuple(int(l) for l in np.flatnonzero(cuts.ahead[j] & ~cuts.ahead[i]))
+            for i, j in itertools.pairwise(path)
+        )
+        step = price(asked, layout, stages).prediction.step_time
+        assert leaves_open(bounds, layout, tuple(path), step * (1 + 1e-9))
+
+
+def test_stages_whose_replicas_do_not_match_are_known_to_wait():
+    # 13 and 20 ranks keep 52 and 20 microbatches in flight: 32 for the work of 33 ranks.
+    asked = problem(
+        chain_graph(*(layer(f"l{at}") for at in range(64))),
+        num_microbatches=640,
+        cluster=cluster(1, 64),
+        demands=Demands(replicas_per_stage=True, schedules=("1f1b",)),
+    )
+    counts = (17, 13, 20, 14)
+    [layout] = layouts_of(asked, counts)
+    ends = tuple(itertools.accumulate(counts, initial=0))
+    partition = tuple(tuple(range(i, j)) for i, j in itertools.pairwise(ends))
+    step = price(asked, layout, partition).prediction.step_time
+    bounds = ReplicaBounds(asked, all_cuts(asked.graph))
+    alone = max(
+        float(bounds.bound("1f1b", count, 1.0, sum(counts[at + 1 :]))[ends[at], ends[at + 1]])
+        for at, count in enumerate(counts)
+    )
+    assert leaves_open(bounds, layout, ends, step * (1 + 1e-9))
+    assert not leaves_open(bounds, layout, ends, alone * 1.02)
+    assert step > alone * 1.03
+
+
+def test_fewer_lists_of_replicas_are_open_than_without_waiting(monkeypatch: pytest.MonkeyPatch):
+    asked = problem(
+        chain_graph(*(layer(f"l{at}") for at in range(6))),
+        num_microbatches=24,
+        cluster=cluster(1, 6),
+        demands=Demands(replicas_per_stage=True, num_stages=3, schedules=("1f1b",)),
+    )
+    bounds = ReplicaBounds(asked, all_cuts(asked.graph))
+    waiting = set(all_open_counts(bounds, 100.0))
+    monkeypatch.setattr("autopart.bounds.open_replicas.MOST_WAITING", 0)
+    alone = set(all_open_counts(bounds, 100.0))
+    assert waiting < alone
