@@ -19,7 +19,7 @@ from autopart.bounds.replicas_behind import replicas_behind
 from autopart.bounds.uneven_replicas import ReplicaBounds
 from autopart.bounds.waiting_replicas import (
     Rows,
-    StageSeconds,
+    SecondsOnRanks,
     Waiting,
     at_first_cut,
     behind_stage,
@@ -52,7 +52,7 @@ class OpenStages:
         self.num_stages = bounds.problem.demands.num_stages
         self._least = replicas_behind(bounds, schedule)
         self._stages: dict[tuple[int, int], tuple[Mask, Mask]] = {}
-        self._seconds: dict[int, StageSeconds] = {}
+        self._seconds: dict[int, SecondsOnRanks] = {}
         self._kept: dict[tuple[int, int], Matrix] = {}
         self.behind: list[Mask] = [least < value for least in self._least.least]
         """Whether e ranks can run everything behind cut i, at [e, i].
@@ -90,10 +90,10 @@ class OpenStages:
             may &= round_trips(ahead, seconds, starts, count, behind, m) < self.value
         return starts, may
 
-    def seconds(self, count: int) -> StageSeconds:
+    def seconds(self, count: int) -> SecondsOnRanks:
         """Seconds of every [i, j] on `count` ranks, on GPUs alike."""
         if count not in self._seconds:
-            self._seconds[count] = StageSeconds.of(self.bounds.path(count))
+            self._seconds[count] = SecondsOnRanks.of(self.bounds.path(count))
         return self._seconds[count]
 
     def _through(self, count: int, behind: int) -> Matrix:

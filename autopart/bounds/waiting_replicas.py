@@ -49,7 +49,7 @@ Rows = npt.NDArray[np.int64]
 """Cuts at which a stage may start."""
 
 
-class StageSeconds(NamedTuple):
+class SecondsOnRanks(NamedTuple):
     """Seconds of every stage [i, j] on some ranks for one microbatch, each action with its fixed cost."""
 
     forward: Matrix
@@ -63,13 +63,13 @@ class StageSeconds(NamedTuple):
     """F and B: the forwards and backwards ahead of cut i that the bounds on one stage count."""
 
     @staticmethod
-    def of(path: MicrobatchPath[Matrix]) -> "StageSeconds":
+    def of(path: MicrobatchPath[Matrix]) -> "SecondsOnRanks":
         """The seconds along a microbatch's path around every [i, j]."""
         shape = path.forward.shape
         ahead = path.compute_before + path.compute_after
         each = (path.receive, path.send_back, ahead)
         columns = [np.broadcast_to(one, shape)[:, 0] for one in each]
-        return StageSeconds(path.forward, path.backward, *columns)
+        return SecondsOnRanks(path.forward, path.backward, *columns)
 
 
 class Waiting(NamedTuple):
@@ -93,7 +93,7 @@ def at_first_cut(num_cuts: int, width: int) -> Waiting:
 
 
 def behind_stage(
-    ahead: Waiting, seconds: StageSeconds, starts: Rows, may: Mask, count: int, behind: int
+    ahead: Waiting, seconds: SecondsOnRanks, starts: Rows, may: Mask, count: int, behind: int
 ) -> Waiting:
     """A and D behind one more stage on `count` ranks, with `behind` ranks behind it.
 
@@ -129,7 +129,7 @@ def _in_turns(ready: Matrix, seconds: Matrix, count: int) -> Matrix:
 
 def lateness(
     ahead: Waiting,
-    seconds: StageSeconds,
+    seconds: SecondsOnRanks,
     starts: Rows,
     count: int,
     num_microbatches: int,
@@ -148,7 +148,7 @@ def lateness(
 
 def round_trips(
     ahead: Waiting,
-    seconds: StageSeconds,
+    seconds: SecondsOnRanks,
     starts: Rows,
     count: int,
     behind: int,
