@@ -195,6 +195,7 @@ def simulated(
         [msgspec.structs.replace(s, ranks=_seen(layout, shown, s.ranks)) for s in syncs],
         action_overhead=cluster.action_overhead,
         sends_overlap=cluster.sends_overlap,
+        rendezvous=cluster.sends == "rendezvous",
     )
     return Prediction(
         step_time=timeline.makespan,
@@ -329,6 +330,7 @@ def _price_alike(
         [SyncTime(_seen(layout, shown, s.ranks), s.time, s.parts) for s in syncs],
         action_overhead=problem.cluster.action_overhead,
         sends_overlap=problem.cluster.sends_overlap,
+        rendezvous=problem.cluster.sends == "rendezvous",
     )
 
 

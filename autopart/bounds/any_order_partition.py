@@ -33,6 +33,8 @@ class OrderProblem(NamedTuple):
     action_overhead: float = 0.0
     """Fixed cost for each action in seconds."""
     sends_overlap: bool = True
+    rendezvous: bool = False
+    """Whether sends wait for their receiver. No bound counts this wait."""
     split: bool = False
     """Whether backwards may be split into I and W."""
     stash_bytes: Sequence[int] = ()

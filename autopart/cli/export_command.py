@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+import msgspec
 import typer
 
 from autopart.cli.console import print_result, progress_bar, results_console, warn
@@ -13,14 +14,19 @@ from autopart.cli.output_files import check_may_replace
 from autopart.cli.shared_options import AsJson
 from autopart.errors import UsageError
 from autopart.exporters.model_units import parse_renaming
-from autopart.exporters.targets import export_plan
+from autopart.exporters.targets import TARGETS, export_plan
 from autopart.exporters.torch.self_check import check_export
 from autopart.records.files import write_file
 from autopart.records.plan import Plan, load_plan
 from autopart.report.plan_summary import ExportSummary
 from autopart.report.target_table import target_table
+from autopart.simulator.timeline import simulate_plan
+from autopart.units import format_time
 
 EXAMPLE = "autopart export plan.json --to torch -o exported"
+
+NOTED = 0.01
+"""A step that other sends change by a smaller share is not noted."""
 
 
 @with_groups
@@ -58,17 +64,33 @@ def command(
         check_may_replace(path, text)
     for path, text in files.items():
         write_file(path, text.encode())
-    warn(made.notes)
+    warn(notes := (*made.notes, *_notes_on_sends(asked, target)))
     said = _checked(output, check_options, asked)
     summary = ExportSummary(
         plan=str(plan),
         target=target,
         files=tuple(map(str, files)),
-        notes=made.notes,
+        notes=notes,
         check=said,
     )
     lines = [f"written: {path}" for path in files] + ([] if said is None else [said])
     print_result(summary, *lines, as_json=as_json)
+
+
+def _notes_on_sends(plan: Plan, target: str) -> list[str]:
+    """A note where sends that wait for their receiver would make the plan's step longer."""
+    cluster, framework = plan.cluster, TARGETS[target]
+    if cluster.sends == framework.sends or not cluster.sends_overlap:
+        return []
+    waiting = msgspec.structs.replace(cluster, sends=framework.sends)
+    step = simulate_plan(msgspec.structs.replace(plan, cluster=waiting)).makespan
+    said = plan.prediction.step_time
+    if abs(step - said) <= NOTED * said:
+        return []
+    return [
+        f"sends are {framework.sends} in {framework.title}: the step then takes {format_time(step)} in place of "
+        f"{format_time(said)}; solve with --sends {framework.sends} to plan for that"
+    ]
 
 
 def _checked(output: Path, options: CheckOptions, plan: Plan) -> str | None:

@@ -11,6 +11,7 @@ from autopart.errors import AutopartError, PlanError, UsageError
 from autopart.records.plan import Plan, schedule_of, stage_ranks
 from autopart.records.profile import load_profile, profile_hash
 from autopart.report.step_summary import NoiseSummary, noise_summary
+from autopart.simulator.compiled import runner_of
 from autopart.simulator.noise import (
     Draws,
     Spread,
@@ -84,7 +85,10 @@ def draw_noise(plan: Plan, options: NoiseOptions) -> NoiseSummary | None:
         plan.prediction.syncs,
         spreads,
         action_overhead=plan.cluster.action_overhead,
-        sends_overlap=plan.cluster.sends_overlap,
+        runner=runner_of(
+            sends_overlap=plan.cluster.sends_overlap,
+            rendezvous=plan.cluster.sends == "rendezvous",
+        ),
         draws=Draws(draws, seed),
     )
     return noise_summary(asked, draws, seed, distribution(makespans))

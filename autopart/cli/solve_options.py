@@ -169,6 +169,13 @@ class TrainingOptions:
             "usual ones of --sync.",
         ),
     ] = None
+    sends: Annotated[
+        Literal["buffered", "rendezvous"] | None,
+        typer.Option(
+            help="Whether a send waits until its receiver asks for it (rendezvous), as other "
+            "frameworks' do over NCCL; default: buffered, as in autopart run."
+        ),
+    ] = None
 
 
 def solve_options(
@@ -203,6 +210,7 @@ def solve_options(
         zero1=training.zero1,
         sync=training.sync,
         bucket_bytes=training.sync_bucket,
+        sends=training.sends,
     )
 
 

@@ -10,6 +10,7 @@ from autopart.exporters.exported import Exported
 from autopart.exporters.layer_order import check_layer_order
 from autopart.exporters.model_units import Renaming, UnitStage, units_of
 from autopart.exporters.torch import module as torch_module
+from autopart.records.cluster import Sends
 from autopart.records.plan import Plan
 from autopart.records.training import Sync
 
@@ -28,6 +29,8 @@ class Target(NamedTuple):
     """Whose gradient sync the framework runs: the word of `--sync`."""
     of_units: Callable[[Plan, tuple[UnitStage, ...], str], Exported] | None = None
     """The exporter for frameworks with their own models; None for others."""
+    sends: Sends = "rendezvous"
+    """Whether its sends wait for their receiver: all but serving targets ask right before an action."""
     takes_any_unit: bool = False
     """Whether layers may have any name, because the user's model is a list."""
     of_layers: Callable[[Plan, str], Exported] | None = None
@@ -65,11 +68,12 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             "any layers", "megatron", primus.export_to_primus,
         ),
         "vllm": Target(
-            "vLLM (serving)", serving.VLLM_VERSIONS, "-", "1", "-", of_units=serving.export_to_vllm
+            "vLLM (serving)", serving.VLLM_VERSIONS, "-", "1", "-", of_units=serving.export_to_vllm,
+            sends="buffered",
         ),
         "device-map": Target(
             "Hugging Face Accelerate (inference)", serving.DEVICE_MAP_VERSIONS, "-", "1", "-",
-            of_layers=serving.export_to_device_map,
+            sends="buffered", of_layers=serving.export_to_device_map,
         ),
     }
 )  # fmt: skip

@@ -89,6 +89,7 @@ def _simulated(plan: Plan, costs: _Costs) -> float:
         costs.syncs,
         action_overhead=costs.overhead,
         sends_overlap=plan.cluster.sends_overlap,
+        rendezvous=plan.cluster.sends == "rendezvous",
     )
     return timeline.makespan
 

@@ -46,6 +46,11 @@ HOST_LATENCY = 10e-6
 """Typical seconds to start one copy between a GPU and its host. Measure your own."""
 
 
+Sends = Literal["buffered", "rendezvous"]
+SENDS: tuple[Sends, ...] = ("buffered", "rendezvous")
+"""Whether a send starts once its result is made, or waits until its receiver asks for it."""
+
+
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The link from one rank to another: a send takes `latency + bytes / bandwidth` seconds."""
 
@@ -112,6 +117,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Compute time while all ranks on the node compute, divided by compute time alone."""
     sends_overlap: bool = True
     """Whether a send overlaps with compute (GPU). Otherwise it keeps both ranks busy (gloo on a CPU)."""
+    sends: Sends = "buffered"
+    """Whether sends wait for their receiver: a property of the framework that runs the plan."""
     gpus: tuple[GpuGroup, ...] = ()
     """All GPUs in rank order, where they differ; empty where all are alike."""
     source: str = ""

@@ -15,6 +15,8 @@ from autopart.records.training import Training, make_training
 from autopart.schedules.actions import Schedule, format_order, parse_order
 from autopart.schedules.catalogue import make_schedule, orders_by_name
 from autopart.schedules.check import check_schedule
+from autopart.schedules.encoding import encode
+from autopart.schedules.rendezvous import rendezvous_events
 from autopart.text import counted
 from autopart.units import MOST_AMOUNT, Count, PositiveCount, Seconds
 
@@ -234,6 +236,9 @@ def _check_orders(plan: Plan, where: str) -> None:
     try:
         if not _is_named_on_replicas_apart(plan):
             check_schedule(schedule_of(plan), stage_ranks(plan), plan.num_microbatches)
+        if plan.cluster.sends == "rendezvous":
+            actions = encode(schedule_of(plan), len(plan.stages))
+            rendezvous_events(actions, sends_overlap=plan.cluster.sends_overlap)
     except ScheduleError as error:
         raise ScheduleError(f"{where}: {error}") from None
     if not plan.orders[-1].split():

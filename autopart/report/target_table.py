@@ -17,6 +17,7 @@ def target_table() -> Table:
         "stages per rank",
         "recompute",
         "--sync",
+        "--sends",
     ):
         add_text(table, heading)
     for name, target in TARGETS.items():
@@ -28,5 +29,6 @@ def target_table() -> Table:
             target.stages,
             target.recompute,
             target.sync,
+            target.sends,
         )
     return table

@@ -8,7 +8,7 @@ import msgspec
 from autopart.activations.demands import checked_policies
 from autopart.activations.policies import can_have_policies
 from autopart.errors import AutopartError
-from autopart.records.cluster import Cluster, check_cluster, num_gpus
+from autopart.records.cluster import SENDS, Cluster, check_cluster, num_gpus
 from autopart.records.demands import able_schedules, check_demands
 from autopart.records.graph_check import bytes_in
 from autopart.records.layer_graph import LayerGraph
@@ -49,6 +49,9 @@ def make_problem(
     Raises AutopartError on an unknown word, on contradicting options, and on an unknown layer.
     """
     check_cluster(cluster)
+    if options.sends is not None:
+        sends = _known(options.sends, SENDS, "--sends")
+        cluster = msgspec.structs.replace(cluster, sends=sends)
     objective = _known(options.objective, OBJECTIVES, "objective")
     demands = _with_own_checkpoints(_demands(options, objective), profile, options)
     check_demands(demands, objective, profile.graph)

@@ -89,6 +89,8 @@ class SolveOptions:
     `deepspeed`. None: the executor's own."""
     bucket_bytes: int | None = None
     """Bytes of the buckets in which gradients are summed. None: the usual ones of `sync`."""
+    sends: str | None = None
+    """Whether sends wait for their receiver: `buffered` or `rendezvous`. None: the cluster's own."""
     time_limit: float = 60.0
     """Seconds for the search. A search that ends early leaves a wider gap."""
 
@@ -122,4 +124,5 @@ class SolveKeywords(TypedDict, total=False):
     zero1: bool
     sync: str | None
     bucket_bytes: int | None
+    sends: str | None
     time_limit: float

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from autopart.schedules.encoding import Actions, refuse_deadlock
 from autopart.simulator.costs import KindCosts, time_to_result
+from autopart.simulator.rendezvous import run_rendezvous
 from autopart.simulator.syncs import NO_EFFECTS, Effects
 
 
@@ -27,14 +28,27 @@ class Times(NamedTuple):
 
 
 def run(
-    actions: Actions, costs: KindCosts, *, sends_overlap: bool, effects: Effects = NO_EFFECTS
+    actions: Actions,
+    costs: KindCosts,
+    *,
+    sends_overlap: bool,
+    rendezvous: bool = False,
+    effects: Effects = NO_EFFECTS,
 ) -> Times:
     """Run the actions, with a link from each rank to each other rank, first in, first out.
 
-    `effects` are what gradient syncs do to the actions.
+    With `rendezvous` a send waits until its receiver asks. `effects` are what gradient syncs do to
+    the actions.
 
-    Raises ScheduleError, naming every blocked rank, on a deadlock.
+    Raises ScheduleError, naming the blocked ranks, on a deadlock.
     """
+    clock = _run_rendezvous if rendezvous else _run_buffered
+    return clock(actions, costs, effects, sends_overlap=sends_overlap)
+
+
+def _run_buffered(
+    actions: Actions, costs: KindCosts, effects: Effects, *, sends_overlap: bool
+) -> Times:
     count = actions.num_actions
     needs, links = actions.need.tolist(), actions.link.tolist()
     time = _times(actions, costs, effects, sends_overlap=sends_overlap)
@@ -86,6 +100,20 @@ def run(
         free[rank] = now
     refuse_deadlock(actions.schedule, [a - f for a, f in zip(at, actions.first, strict=False)])
     return Times(start, end, arrival[:count], send_start)
+
+
+def _run_rendezvous(
+    actions: Actions, costs: KindCosts, effects: Effects, *, sends_overlap: bool
+) -> Times:
+    ran = run_rendezvous(
+        actions,
+        # The messages themselves keep both ranks here, so actions take their compute alone.
+        _times(actions, costs, effects, sends_overlap=True),
+        costs.moving[actions.kind].tolist(),
+        [effects.begin.get(rank, 0.0) for rank in range(len(actions.schedule))],
+        sends_overlap=sends_overlap,
+    )
+    return Times(ran.start, ran.end, ran.arrival, ran.send_start)
 
 
 def _times(

@@ -7,6 +7,7 @@ read. The slot is then free for a later result, so few arrays stay in the proces
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from autopart.schedules.encoding import Actions, encode
 from autopart.schedules.rounds import work_order
 from autopart.simulator.clock import last_ends, run
 from autopart.simulator.costs import FloatArray, KindCosts, StageTimes, SyncTime, Time, kind_costs
+from autopart.simulator.rendezvous import run_rendezvous_rows
 from autopart.simulator.syncs import Effects, add_updates, after_syncs, effects_of
 from autopart.stopping.time_limit import check_time
 
@@ -101,7 +103,7 @@ class Ends(NamedTuple):
 
 
 def _one_by_one(
-    program: Program, costs: KindCosts, effects: Effects, *, sends_overlap: bool
+    program: Program, costs: KindCosts, effects: Effects, *, sends_overlap: bool, rendezvous: bool
 ) -> Ends:
     """When actions end; each partition runs on plain floats."""
     rows: list[list[float]] = []
@@ -112,6 +114,7 @@ def _one_by_one(
             program.actions,
             KindCosts(costs.compute[:, each], costs.moving[:, each]),
             sends_overlap=sends_overlap,
+            rendezvous=rendezvous,
             effects=effects._replace(
                 slowed={at: _entry(own, each) for at, own in effects.slowed.items()},
                 begin={rank: _entry(own, each) for rank, own in effects.begin.items()},
@@ -193,6 +196,43 @@ def _begin(program: Program, width: int, effects: Effects) -> list[FloatArray]:
     return [np.zeros(width) + effects.begin.get(rank, 0.0) for rank in ranks]
 
 
+Runner = Callable[[Program, Rows, Rows, int, Effects], Ends]
+"""Gives when actions end: `run_steps` or one with the same parameters."""
+
+
+def runner_of(*, sends_overlap: bool, rendezvous: bool) -> Runner:
+    """The function that runs many partitions at once under such sends."""
+    if rendezvous:
+        return partial(_run_steps_rendezvous, sends_overlap=sends_overlap)
+    return run_steps if sends_overlap else run_steps_in_turn
+
+
+def _run_steps_rendezvous(
+    program: Program,
+    compute: Rows,
+    moving: Rows,
+    width: int,
+    effects: Effects,
+    *,
+    sends_overlap: bool,
+) -> Ends:
+    step_of = {step.action: step for step in program.steps}
+
+    def seconds(action: int) -> FloatArray:
+        own = compute(step_of[action])
+        return own + effects.slowed[action] if action in effects.slowed else own
+
+    free, watched = run_rendezvous_rows(
+        program.actions,
+        seconds,
+        lambda action: moving(step_of[action]),
+        _begin(program, width, effects),
+        frozenset(effects.slowed),
+        sends_overlap=sends_overlap,
+    )
+    return Ends(free, watched)
+
+
 def step_times(
     program: Program,
     ranks: StageRanks,
@@ -201,14 +241,20 @@ def step_times(
     *,
     action_overhead: float,
     sends_overlap: bool,
+    rendezvous: bool = False,
 ) -> FloatArray:
-    """One schedule's makespans for several partitions at once, in seconds, shape (partitions,)."""
+    """One schedule's makespans for several partitions at once, in seconds, shape (partitions,).
+
+    Raises ScheduleError where rendezvous sends deadlock.
+    """
     costs, effects = kind_costs(stages, action_overhead), effects_of(program.actions, syncs)
     if costs.compute.shape[-1] <= FEW:
-        ends = _one_by_one(program, costs, effects, sends_overlap=sends_overlap)
+        ends = _one_by_one(
+            program, costs, effects, sends_overlap=sends_overlap, rendezvous=rendezvous
+        )
     else:
         compute, moving = list(costs.compute), list(costs.moving)
-        runner = run_steps if sends_overlap else run_steps_in_turn
+        runner = runner_of(sends_overlap=sends_overlap, rendezvous=rendezvous)
         ends = runner(
             program,
             lambda step: compute[step.kind],

@@ -13,7 +13,7 @@ import numpy as np
 from autopart.errors import UsageError
 from autopart.records.layer_graph import Layer
 from autopart.schedules.actions import Schedule, StageRanks
-from autopart.simulator.compiled import Rows, Step, compile_schedule, run_steps, run_steps_in_turn
+from autopart.simulator.compiled import Rows, Runner, Step, compile_schedule
 from autopart.simulator.costs import FloatArray, StageCosts, kind_costs
 from autopart.simulator.syncs import SyncCost, add_updates, after_syncs, effects_of
 from autopart.text import counted
@@ -89,12 +89,12 @@ def noisy_makespans(
     spreads: Sequence[Spread],
     *,
     action_overhead: float,
-    sends_overlap: bool,
+    runner: Runner,
     draws: Draws,
 ) -> FloatArray:
     """Each random step's makespan in seconds, shape (draws,).
 
-    The same seed gives the same steps. Raises UsageError where so many actions would take minutes.
+    `runner` runs many steps at once (`runner_of`). The same seed gives the same steps. Raises UsageError where so many actions would take minutes.
     """
     actions = sum(map(len, schedule))
     if draws.number * actions > MOST_ACTIONS:
@@ -108,7 +108,6 @@ def noisy_makespans(
     # One spread for each kind of action, F, B, I and W in turn; one for each kind's send.
     shares = np.array([spread[:4] for spread in spreads]).ravel()
     sends = np.repeat([spread.send for spread in spreads], 4)
-    runner = run_steps if sends_overlap else run_steps_in_turn
     # The random steps run side by side, as partitions do, in blocks that fit into memory.
     block = max(1, MOST_AT_ONCE // actions)
     makespans: list[FloatArray] = []

@@ -77,6 +77,7 @@ def simulate_plan(plan: Plan) -> Timeline:
         plan.prediction.syncs,
         action_overhead=plan.cluster.action_overhead,
         sends_overlap=plan.cluster.sends_overlap,
+        rendezvous=plan.cluster.sends == "rendezvous",
     )
 
 
@@ -88,9 +89,10 @@ def simulate(
     *,
     action_overhead: float,
     sends_overlap: bool,
+    rendezvous: bool = False,
     pipeline_starts: Sequence[int] = (0,),
 ) -> Timeline:
-    """Run `schedule` on paper; raises ScheduleError, naming every blocked rank, on a deadlock.
+    """Run `schedule` on paper; raises ScheduleError, naming the blocked ranks, on a deadlock.
 
     `ranks` has the ranks for each stage. `action_overhead` is each action's fixed cost in seconds.
     `pipeline_starts` has each pipeline's first stage.
@@ -98,7 +100,7 @@ def simulate(
     actions = encode(schedule, len(ranks), pipeline_starts)
     costs = kind_costs(stages, action_overhead)
     effects = effects_of(actions, syncs)
-    times = run(actions, costs, sends_overlap=sends_overlap, effects=effects)
+    times = run(actions, costs, sends_overlap=sends_overlap, rendezvous=rendezvous, effects=effects)
     free = last_ends(actions, times)
     slices = sync_slices(free, syncs, effects, times.end)
     return _timeline(actions, times, free, slices, ranks, stages)

@@ -7,6 +7,7 @@ import pytest
 from autopart.errors import UsageError
 from autopart.schedules.catalogue import make_schedule
 from autopart.simulator import noise
+from autopart.simulator.compiled import runner_of
 from autopart.simulator.noise import (
     IQR_OF_NORMAL,
     Draws,
@@ -32,7 +33,7 @@ def draw(share: float, seed: int = 0, overlap: bool = True, draws: int = 400) ->
         (),
         even_spread(share, 3),
         action_overhead=0.0,
-        sends_overlap=overlap,
+        runner=runner_of(sends_overlap=overlap, rendezvous=False),
         draws=Draws(draws, seed),
     )
 
@@ -67,7 +68,7 @@ def test_one_rank_spreads_as_the_root_of_its_actions():
         (),
         even_spread(0.1, 1),
         action_overhead=0.0,
-        sends_overlap=True,
+        runner=runner_of(sends_overlap=True, rendezvous=False),
         draws=Draws(4000, seed=0),
     )
     assert makespans.mean() == pytest.approx(24.0, rel=0.002)

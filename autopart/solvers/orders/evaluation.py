@@ -24,7 +24,13 @@ class Clock:
         """The step in seconds; raises ScheduleError on a deadlock."""
         actions = encode(schedule, len(self.task.stages))
         effects = effects_of(actions, self.task.syncs)
-        times = run(actions, self.costs, sends_overlap=self.task.sends_overlap, effects=effects)
+        times = run(
+            actions,
+            self.costs,
+            sends_overlap=self.task.sends_overlap,
+            rendezvous=self.task.rendezvous,
+            effects=effects,
+        )
         free = last_ends(actions, times)
         synced = after_syncs(free, self.task.syncs, max, effects, times.end)
         return max(add_updates(synced, self.task.stage_ranks, self.task.stages))

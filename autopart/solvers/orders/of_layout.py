@@ -60,6 +60,7 @@ def order_problem(
         ],
         action_overhead=problem.cluster.action_overhead,
         sends_overlap=problem.cluster.sends_overlap,
+        rendezvous=problem.cluster.sends == "rendezvous",
         split=split,
         stash_bytes=[stage.stash_bytes for stage in stages],
         waiting_bytes=[stage.moving.waiting for stage in stages],

@@ -61,6 +61,14 @@ class Steps:
             link = -1 if taker is None else links.setdefault((rank, taker[0]), len(links))
             self.rows.append((rank, stage, op, number[giver] if giver else -1, link))
         self.num_links = len(links)
+        self.asked: dict[int, list[int]] = {}
+        """Rows of the messages for which a rank asks right before a row, under rendezvous sends."""
+        asking: dict[int, tuple[int, int]] = {}
+        # Backwards over each link: a message is asked for no later than any that follows it.
+        for giver, taker in sorted(takers.items(), reverse=True):
+            link = self.rows[number[giver]][4]
+            asking[link] = min(asking.get(link, taker), taker)
+            self.asked.setdefault(number[asking[link]], []).insert(0, number[giver])
         self.work: dict[int, dict[tuple[int, str], int]] = {}
         """For each rank, how often it runs each stage's op."""
         for rank, order in enumerate(orders):
@@ -80,12 +88,22 @@ class Steps:
         )
 
     def makespan(
-        self, stages: Sequence[StageSeconds], syncs: Sequence[SyncSeconds], *, overlap: bool
+        self,
+        stages: Sequence[StageSeconds],
+        syncs: Sequence[SyncSeconds],
+        *,
+        overlap: bool,
+        rendezvous: bool = False,
     ) -> float:
-        """Seconds from the first action's start to the end of the last update."""
+        """Seconds from the first action's start to the end of the last update.
+
+        Rendezvous sends must overlap.
+        """
+        assert overlap or not rendezvous
         # Step 1: the actions.
         longer, begin, last = self._beside(stages, syncs)
-        free, ends = (self._overlapped if overlap else self._in_turn)(stages, longer, begin)
+        sending = self._overlapped if overlap else self._in_turn
+        free, ends = (self._asked_for if rendezvous else sending)(stages, longer, begin)
         # Step 2: the buckets beside backwards, later stages first, and then one after the other.
         busy = [0.0] * self.num_ranks
         for sync in sorted(syncs, key=lambda one: -one.beside.stage if one.beside else 0):
@@ -180,6 +198,24 @@ class Steps:
                 # The send leaves when its link is free.
                 leaves = max(now, queue[link]) + (own.send if op == "F" else own.send_back)
                 queue[link] = arrives[number] = leaves
+        return free, ends
+
+    def _asked_for(
+        self, stages: Sequence[StageSeconds], longer: Mapping[int, float], begin: Sequence[float]
+    ) -> tuple[list[float], list[float]]:
+        """Rendezvous sends: one starts when it is made, its link is free and its rank's peer asks."""
+        free, queue = list(begin), [0.0] * self.num_links
+        ends, arrives = [0.0] * len(self.rows), [0.0] * len(self.rows)
+        for number, (rank, stage, op, giver, _) in enumerate(self.rows):
+            asks = free[rank]
+            for message in self.asked.get(number, ()):
+                _, from_stage, from_op, _, link = self.rows[message]
+                own = stages[from_stage]
+                seconds = own.send if from_op == "F" else own.send_back
+                queue[link] = max(ends[message], queue[link], asks) + seconds
+                arrives[message] = queue[link]
+            begins = max(asks, arrives[giver]) if giver >= 0 else asks
+            free[rank] = ends[number] = begins + stages[stage].ops[op] + longer.get(number, 0.0)
         return free, ends
 
     def _in_turn(

@@ -199,7 +199,7 @@ def draw_cluster(rng: random.Random, style: Style) -> Cluster:
             for at, own in enumerate(counts)
         )
     host = rng.choice([None, 1, 2]) if not style.policies else rng.choice([None, 1, 2, 3])
-    return Cluster(
+    drawn = Cluster(
         gpu="test",
         num_nodes=nodes,
         gpus_per_node=per_node,
@@ -223,6 +223,10 @@ def draw_cluster(rng: random.Random, style: Style) -> Cluster:
         if style.network and (not style.overlap or rng.random() < 0.7)
         else None,
     )
+    # Blocking sends that wait for their receiver deadlock under 1F1B, and are refused.
+    if drawn.sends_overlap and rng.random() < 0.4:
+        return msgspec.structs.replace(drawn, sends="rendezvous")
+    return drawn
 
 
 def draw_network(

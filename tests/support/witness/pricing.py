@@ -144,7 +144,8 @@ class Pricer:
             return None
         syncs = self._syncs(setting, ready, place, cuts, stages)
         overlap = self.problem.cluster.sends_overlap
-        step = ready.steps.makespan(seconds, syncs, overlap=overlap)
+        waits = self.problem.cluster.sends == "rendezvous"
+        step = ready.steps.makespan(seconds, syncs, overlap=overlap, rendezvous=waits)
         bottleneck = self._bottleneck(setting, stages, seconds, links)
         return Price(step, bottleneck, tuple(peaks), fits, tuple(stages))
 
