@@ -35,7 +35,7 @@ from autopart.stopping.ctrl_c import stop_on_interrupt
 from autopart.stopping.time_limit import deadline_in, time_left
 
 BASELINE_SECONDS = (0.5, 20.0)
-"""Seconds for the usual splits beside a plan, at least and at most; then the best so far stand."""
+"""Seconds for the baselines beside a plan, at least and at most; then the best so far stand."""
 
 EXAMPLE = "autopart solve --gpus 8 --nodes 2 --memory 80GiB -o plan.json"
 

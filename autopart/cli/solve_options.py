@@ -73,7 +73,7 @@ class PipelineOptions:
     ] = None
     solver: Annotated[
         Literal["auto", "dp", "ilp", "uniform", "parameters"],
-        typer.Option(help="dp and ilp are exact; uniform and parameters are the usual splits."),
+        typer.Option(help="dp and ilp are exact; uniform and parameters are the baselines."),
     ] = "auto"
     time_limit: Annotated[
         float,

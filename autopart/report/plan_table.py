@@ -187,7 +187,7 @@ def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
     values = [_minimised(other) for other in made.values()]
     unit, cells = times(values)
     peaks_unit, peaks = sizes([peak_bytes(other) for other in made.values()])
-    table = new_table("compared with the usual splits")
+    table = new_table("compared with the baselines")
     add_text(table, "split")
     add_number(table, f"{plan.objective} {unit}")
     add_number(table, "slower by")

@@ -22,7 +22,7 @@ class Send(NamedTuple):
 
     action: Action
     """The action that made the results."""
-    peer: int
+    other_rank: int
     """The rank that receives them."""
 
 
@@ -31,7 +31,7 @@ class Receive(NamedTuple):
 
     action: Action
     """The action that needs the results."""
-    peer: int
+    other_rank: int
     """The rank that sends them."""
 
 

@@ -94,11 +94,11 @@ class _Blocking:
             while (event := self._next(rank)) is not None:
                 if isinstance(event, Move):
                     # Step 1: a message waits until its other rank stands at it too.
-                    peer = self._peer(rank, event)
-                    if self._next(peer) != event:
+                    other_rank = self._peer(rank, event)
+                    if self._next(other_rank) != event:
                         break
-                    self.at[peer] += 1
-                    ranks.append(peer)
+                    self.at[other_rank] += 1
+                    ranks.append(other_rank)
                 # Step 2: an action runs at once, as its messages stand before it.
                 self.at[rank] += 1
                 done.append(event)

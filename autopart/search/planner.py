@@ -117,7 +117,7 @@ def _solve(
 def baselines(
     profile: Profile | Sequence[Profile], plan: Plan, *, time_limit: float = 60.0
 ) -> dict[str, Plan | str]:
-    """The usual splits for the same problem: `uniform` layers and balanced `parameters`.
+    """The baselines for the same problem: `uniform` layers and balanced `parameters`.
 
     They keep the plan's demands and its microbatch size. Pins, groups and replicas of their own do
     not bind them. Each entry is a plan, or the reason why there is none. `profile` is one or all

@@ -1,4 +1,4 @@
-"""The two usual splits that a plan is compared with. They look at neither seconds nor memory.
+"""The two baselines of a plan. They look at neither seconds nor memory.
 
 Uniform layers: as many layers per stage as possible. Balanced parameters: the largest stage has the fewest parameter
 bytes, as DeepSpeed's `partition_method="parameters"` does. Ties fill earlier stages first.

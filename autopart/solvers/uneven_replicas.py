@@ -10,7 +10,7 @@ Symbols   r   ranks per stage; each runs every r-th microbatch;  m  microbatches
 `busy` and `sends`, there and back, come from autopart/cost over one link. `sync` is an all-reduce
 over r ranks on the same link, once per step. With a network record it has the least price of r ranks. The bottleneck leaves fill and drain to the simulator.
 The downsets are the graph's cuts. So the answer is exact on a chain, and wherever all cuts are
-listed (fewest_machines.py). Ranks may stay idle.
+listed (fewest_ranks.py). Ranks may stay idle.
 """
 
 import time
@@ -33,8 +33,8 @@ from autopart.records.layouts import Partition
 from autopart.records.problem import Problem
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.named.one_f_one_b import in_flight_on_rank
-from autopart.solvers.fewest_machines import Floats, bottleneck, fewest_machines, tighten
-from autopart.solvers.fewest_machines_matrices import BytesMatrices, SecondsMatrices
+from autopart.solvers.fewest_ranks import Floats, bottleneck, fewest_ranks, tighten
+from autopart.solvers.fewest_ranks_matrices import BytesMatrices, SecondsMatrices
 from autopart.stopping.time_limit import check_time
 from autopart.units import format_bytes
 
@@ -77,7 +77,7 @@ def solve(
     low = float(seconds.work[-1]) / ranks
     longest = float(seconds.matrices[np.isfinite(seconds.matrices)].max())
     found = tighten(
-        lambda limit: fewest_machines(seconds, limit, ranks),
+        lambda limit: fewest_ranks(seconds, limit, ranks),
         lambda stages: bottleneck(seconds.seconds_of, stages),
         None,
         low,
@@ -90,7 +90,7 @@ def solve(
         bottleneck=found.bottleneck,
         lower_bound=found.lower_bound,
         partition=partition_of(cuts, [0, *(stage.end for stage in found.stages)]),
-        replicas=tuple(seconds.machines[stage.choice] for stage in found.stages),
+        replicas=tuple(seconds.ranks[stage.choice] for stage in found.stages),
         complete=cuts.complete,
     )
 
@@ -163,4 +163,4 @@ def _fits_into(
 ) -> bool:
     """Whether some stages fit into `limit` bytes per GPU."""
     seconds.memory = memory._replace(limit=limit)
-    return fewest_machines(seconds, longest, ranks) is not None
+    return fewest_ranks(seconds, longest, ranks) is not None

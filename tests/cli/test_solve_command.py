@@ -60,7 +60,7 @@ def test_the_document_follows_its_schema_and_nothing_else_is_on_stdout(
         assert (tuple(said["layers"]), tuple(said["ranks"])) == (stage.layers, stage.ranks)
         assert said["busy_time"] == predicted.busy_time
         assert said["peak_bytes"] == predicted.peak_bytes
-    assert "compared with the usual splits" in outcome.err
+    assert "compared with the baselines" in outcome.err
 
 
 def test_tables_go_to_stdout_and_compare_the_plan_with_the_baselines(

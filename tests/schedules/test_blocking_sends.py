@@ -21,7 +21,7 @@ class Handover(NamedTuple):
     """One end of a message: its send or its receive."""
 
     end: str
-    peer: int
+    other_rank: int
     action: Action
 
 
@@ -57,10 +57,12 @@ def run_blocking(programs: list[deque[Action | Handover]]) -> bool:
                 moved = True
             if not program or program[0].end != "send":
                 continue
-            peer, message = program[0].peer, program[0].action
-            if programs[peer] and programs[peer][0] == Handover("receive", rank, message):
+            other_rank, message = program[0].other_rank, program[0].action
+            if programs[other_rank] and programs[other_rank][0] == Handover(
+                "receive", rank, message
+            ):
                 program.popleft()
-                programs[peer].popleft()
+                programs[other_rank].popleft()
                 moved = True
     return not any(programs)
 

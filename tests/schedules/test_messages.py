@@ -16,7 +16,8 @@ def as_text(program: Program) -> str:
     """The program as text: `1F0` an action, `0F0>1` a send to rank 1, `1F0<0` a receive from rank 0."""
     marks = {Send: ">", Receive: "<"}
     return " ".join(
-        str(e) if isinstance(e, Action) else f"{e.action}{marks[type(e)]}{e.peer}" for e in program
+        str(e) if isinstance(e, Action) else f"{e.action}{marks[type(e)]}{e.other_rank}"
+        for e in program
     )
 
 
@@ -42,9 +43,9 @@ def test_receives_first_tells_of_room_before_anything_is_sent():
 def test_a_stage_sends_to_the_replica_that_runs_the_microbatch():
     ranks = [[0], [1, 2]]
     programs = write_messages(gpipe(ranks, 3), ranks)
-    sends = [(str(e.action), e.peer) for e in programs[0] if isinstance(e, Send)]
+    sends = [(str(e.action), e.other_rank) for e in programs[0] if isinstance(e, Send)]
     assert sends == [("0F0", 1), ("0F1", 2), ("0F2", 1)]
-    receives = {str(e.action): e.peer for e in programs[0] if isinstance(e, Receive)}
+    receives = {str(e.action): e.other_rank for e in programs[0] if isinstance(e, Receive)}
     assert receives == {"0B0": 1, "0B1": 2, "0B2": 1}
 
 
@@ -84,7 +85,7 @@ def schedules(draw: st.DrawFn) -> tuple[Schedule, list[list[int]]]:
 
 
 def deadlock(programs: tuple[Program, ...]) -> list[str]:
-    """Run with sends that block until the peer has made room. Returns where each rank is stuck."""
+    """Run with sends that block until the other rank has made room. Returns where each rank is stuck."""
     at = [0] * len(programs)
     rooms: dict[tuple[int, int], deque[Action]] = {}
     arrived: set[Action] = set()
@@ -95,9 +96,9 @@ def deadlock(programs: tuple[Program, ...]) -> list[str]:
             while at[rank] < len(program):
                 event = program[at[rank]]
                 if isinstance(event, Receive):
-                    rooms.setdefault((event.peer, rank), deque()).append(event.action)
+                    rooms.setdefault((event.other_rank, rank), deque()).append(event.action)
                 elif isinstance(event, Send):
-                    room = rooms.get((rank, event.peer))
+                    room = rooms.get((rank, event.other_rank))
                     if not room:
                         break
                     arrived.add(room.popleft())
@@ -136,11 +137,13 @@ def test_messages_between_two_ranks_are_received_in_the_order_of_their_sends(
     programs = write_messages(schedule, ranks, receives_first=receives_first)
     for a in range(len(programs)):
         for b in range(len(programs)):
-            sent = [reader(e.action) for e in programs[a] if isinstance(e, Send) and e.peer == b]
+            sent = [
+                reader(e.action) for e in programs[a] if isinstance(e, Send) and e.other_rank == b
+            ]
             received = [
                 (e.action.stage, e.action.op == "F", e.action.microbatch)
                 for e in programs[b]
-                if isinstance(e, Receive) and e.peer == a
+                if isinstance(e, Receive) and e.other_rank == a
             ]
             assert sent == received
 

@@ -92,7 +92,7 @@ def test_the_quickstart_runs_the_main_job(tmp_path: Path) -> None:
         "8 GPUs in all: 2 nodes x 4",
         "compared with the whole model",
         "rank 7  ",
-        "compared with the usual splits",
+        "compared with the baselines",
         "equal to the plain model",
     ):
         assert words in done.stdout

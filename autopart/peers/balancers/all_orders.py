@@ -11,7 +11,7 @@ from autopart.downsets import Covers
 from autopart.peers.balancers.one_order import ROUNDING, Balance, largest_sum
 from autopart.records.layer_graph import LayerGraph, edges
 from autopart.records.layouts import Partition
-from autopart.solvers.fewest_machines import Floats, Ints
+from autopart.solvers.fewest_ranks import Floats, Ints
 
 
 class HeavyLayers(NamedTuple):

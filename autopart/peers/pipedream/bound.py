@@ -17,7 +17,7 @@ from autopart.peers.pipedream.downset_classes import Chains, chains, classes, ke
 from autopart.peers.pipedream.downset_classes_refutation import RelaxedChoice, RelaxedStages
 from autopart.peers.pipedream.downsets import with_ahead
 from autopart.peers.pipedream.incumbent import Best, Task
-from autopart.solvers.fewest_machines import TOLERANCE
+from autopart.solvers.fewest_ranks import TOLERANCE
 
 FEW_CLASSES, MOST_CLASSES = 50_000, 1_200_000
 """Classes in the first try, and a limit that no try exceeds."""

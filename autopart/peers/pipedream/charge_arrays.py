@@ -18,8 +18,8 @@ from autopart.peers.pipedream.charges import (
 from autopart.peers.pipedream.downset_costs import DownsetCosts, ReplicaChoice, StashMemory
 from autopart.peers.pipedream.downset_sums import DownsetSums
 from autopart.peers.pipedream.two_levels_matrices import NodeMatrices
-from autopart.solvers.fewest_machines import Flags
-from autopart.solvers.fewest_machines_matrices import BytesMatrices, SecondsMatrices
+from autopart.solvers.fewest_ranks import Flags
+from autopart.solvers.fewest_ranks_matrices import BytesMatrices, SecondsMatrices
 
 
 def level_costs(sums: DownsetSums, network: Network, *, all_sends: bool) -> DownsetCosts:

@@ -2,7 +2,7 @@
 
 Symbols   D       a downset;  D ⊂ D' is a cover where D' has one layer more
           c       a choice with a key: stage D' - D is busy for key_c(D') - key_c(D) seconds
-          T, G    a bottleneck, and the fewest machines behind a downset: fewest_machines.py
+          T, G    a bottleneck, and the fewest machines behind a downset: fewest_ranks.py
 
 With few downsets, all pairs are looked at as one boolean matrix (pair_seconds.py). With many, a
 second recurrence along covers replaces the pairs, since busy times are differences. For m machines
@@ -23,13 +23,13 @@ import numpy as np
 
 from autopart.peers.pipedream.downset_costs import DownsetCosts
 from autopart.peers.pipedream.downsets import Downsets, Level, levels
-from autopart.solvers.fewest_machines import DownsetStage, Flags, Floats, Ints
+from autopart.solvers.fewest_ranks import DownsetStage, Flags, Floats, Ints
 from autopart.stopping.time_limit import check_time
 
 
 @dataclass(slots=True)
 class CoverSearch:
-    """`fewest_machines` along covers, without a memory limit; call it with a bottleneck in seconds."""
+    """`fewest_ranks` along covers, without a memory limit; call it with a bottleneck in seconds."""
 
     downsets: Downsets
     costs: DownsetCosts

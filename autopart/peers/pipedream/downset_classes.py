@@ -29,7 +29,7 @@ from autopart.downsets import bits, unpack
 from autopart.peers.pipedream.charged_layers import ChargedLayers, Floats
 from autopart.peers.pipedream.downset_sums import reread
 from autopart.peers.pipedream.downsets import Downsets, Level, levels, list_downsets
-from autopart.solvers.fewest_machines import Flags
+from autopart.solvers.fewest_ranks import Flags
 
 BLOCK = 1 << 16
 """Classes per array operation, one flag per chain for each."""

@@ -28,7 +28,7 @@ import numpy as np
 
 from autopart.peers.pipedream.charged_layers import Floats
 from autopart.peers.pipedream.downset_classes import Classes
-from autopart.solvers.fewest_machines import Flags
+from autopart.solvers.fewest_ranks import Flags
 
 ROUNDING = 1e-12
 """Relative rounding error in sums over thousands of times; refusals keep this distance."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.peers.pipedream.charges import stashed_minibatches
-from autopart.solvers.fewest_machines import DownsetStage, Floats, Ints
+from autopart.solvers.fewest_ranks import DownsetStage, Floats, Ints
 
 
 class ReplicaChoice(NamedTuple):

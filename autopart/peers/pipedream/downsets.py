@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.downsets import bits, downset_lattice, unpack
-from autopart.solvers.fewest_machines import Flags, Ints
+from autopart.solvers.fewest_ranks import Flags, Ints
 
 MOST_DOWNSETS = 300_000
 """Number of downsets up to which all are looked at."""

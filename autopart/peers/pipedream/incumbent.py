@@ -11,12 +11,12 @@ from autopart.peers.pipedream.downset_costs import DownsetCosts
 from autopart.peers.pipedream.downset_sums import DownsetSums, grown_sums, mask_sums
 from autopart.peers.pipedream.downsets import Downsets, nesting
 from autopart.peers.pipedream.pair_seconds import PairSeconds
-from autopart.solvers.fewest_machines import (
+from autopart.solvers.fewest_ranks import (
     TOLERANCE,
     BestStages,
     DownsetStage,
     bottleneck,
-    fewest_machines,
+    fewest_ranks,
     tighten,
 )
 
@@ -96,7 +96,7 @@ def on_one_machine(task: Task) -> Best:
 def pair_search(costs: DownsetCosts, downsets: Downsets, machines: int) -> StagesWithin:
     """A search over all pairs of downsets."""
     seconds = PairSeconds(costs, nesting(downsets))
-    return lambda limit: fewest_machines(seconds, limit, machines)
+    return lambda limit: fewest_ranks(seconds, limit, machines)
 
 
 def tightened(

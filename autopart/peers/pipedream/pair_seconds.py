@@ -6,7 +6,7 @@ import numpy as np
 
 from autopart.peers.pipedream.charges import stashed_minibatches
 from autopart.peers.pipedream.downset_costs import DownsetCosts
-from autopart.solvers.fewest_machines import TOLERANCE, Flags, Floats, Ints
+from autopart.solvers.fewest_ranks import TOLERANCE, Flags, Floats, Ints
 
 StageKinds = Literal["all", "first", "later"]
 """Stages from the empty downset as first stages and all others as later ones, or only one kind.
@@ -16,7 +16,7 @@ StageKinds = Literal["all", "first", "later"]
 
 
 class PairSeconds:
-    """Stage costs with the nesting of their downsets: the form that `fewest_machines` asks for."""
+    """Stage costs with the nesting of their downsets: the form that `fewest_ranks` asks for."""
 
     def __init__(self, costs: DownsetCosts, nested: Flags, stages: StageKinds = "all") -> None:
         """`nested` holds flags at [end, start], see `nesting`."""
@@ -29,10 +29,10 @@ class PairSeconds:
             costs = DownsetCosts(choices, free, costs.memory)
         self.costs, self.nested, self.stages = costs, nested, stages
         self.lowest_start = 0 if stages == "first" else 1
-        self.machines = costs.machines
+        self.ranks = costs.machines
         self.num_downsets = costs.num_downsets
         self.seconds_of = costs.seconds_of
-        self.machines_ahead = costs.machines_ahead
+        self.ranks_ahead = costs.machines_ahead
         self.key = np.array([choice.key for choice in choices])
         self.first = np.array([choice.first - choice.first[0] for choice in choices])
         self.receive = np.array([choice.receive for choice in choices])
@@ -86,7 +86,7 @@ class PairSeconds:
         """Bytes per minibatch in flight at [choice, 1, 1], to compare with [choice, end, start]."""
         assert self.costs.memory is not None
         stashes = np.array(
-            [stashed_minibatches(later, self.machines[choice]) for choice in choices.tolist()]
+            [stashed_minibatches(later, self.ranks[choice]) for choice in choices.tolist()]
         )
         with np.errstate(divide="ignore"):
             return (self.costs.memory.limit / stashes)[:, None, None]

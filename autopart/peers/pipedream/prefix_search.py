@@ -22,7 +22,7 @@ import numpy as np
 
 from autopart.peers.pipedream.charges import stashed_minibatches
 from autopart.peers.pipedream.downset_costs import DownsetCosts
-from autopart.solvers.fewest_machines import DownsetStage, Flags
+from autopart.solvers.fewest_ranks import DownsetStage, Flags
 from autopart.stopping.time_limit import check_time
 
 FIRST = -1
@@ -31,7 +31,7 @@ FIRST = -1
 
 @dataclass(slots=True)
 class PrefixSearch:
-    """`fewest_machines` over an order's prefixes; call it with a bottleneck in seconds."""
+    """`fewest_ranks` over an order's prefixes; call it with a bottleneck in seconds."""
 
     costs: DownsetCosts
     machines: int

@@ -16,13 +16,13 @@ from autopart.peers.pipedream.downsets import Downsets, downsets_between, nestin
 from autopart.peers.pipedream.incumbent import Best, StageEnd, Task
 from autopart.peers.pipedream.pair_seconds import PairSeconds
 from autopart.peers.pipedream.two_levels_search import OuterStage, TwoLevelSearch
-from autopart.solvers.fewest_machines import (
+from autopart.solvers.fewest_ranks import (
     TOLERANCE,
     BestStages,
     DownsetStage,
     Flags,
     bottleneck,
-    fewest_machines,
+    fewest_ranks,
     tighten,
 )
 
@@ -112,7 +112,7 @@ def _best_pipeline(
     machines = task.network.machines[0]
     whole = float(costs.work[-1])
     found = tighten(
-        lambda limit: fewest_machines(seconds, limit, machines),
+        lambda limit: fewest_ranks(seconds, limit, machines),
         lambda stages: bottleneck(costs.seconds_of, stages),
         None,
         whole / machines,

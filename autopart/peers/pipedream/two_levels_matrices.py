@@ -1,6 +1,6 @@
 """The best pipeline on one node between each pair of downsets, as a matrix.
 
-Symbols   i < k < j      downsets: fewest_machines.py;  n  machines per node
+Symbols   i < k < j      downsets: fewest_ranks.py;  n  machines per node
           r              an inner choice: replicas within a node
           first_r(i, j)  seconds for a node's first stage, without transfers
           other_r(k, j)  seconds for any other stage, with its transfers
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.solvers.fewest_machines import Flags, Floats
+from autopart.solvers.fewest_ranks import Flags, Floats
 
 Fits = Callable[[int, int], Flags]
 """Whether each pair of downsets fits into memory, for a choice and machines behind."""

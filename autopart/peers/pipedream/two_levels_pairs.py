@@ -17,7 +17,7 @@ from autopart.peers.pipedream.downsets import Downsets, downsets_between, nestin
 from autopart.peers.pipedream.incumbent import Best, StageEnd, Task
 from autopart.peers.pipedream.pair_seconds import PairSeconds
 from autopart.peers.pipedream.two_levels_matrices import node_pipelines
-from autopart.solvers.fewest_machines import (
+from autopart.solvers.fewest_ranks import (
     TOLERANCE,
     BestStages,
     DownsetStage,
@@ -25,7 +25,7 @@ from autopart.solvers.fewest_machines import (
     Floats,
     Ints,
     bottleneck,
-    fewest_machines,
+    fewest_ranks,
     tighten,
 )
 
@@ -99,7 +99,7 @@ def _over_pairs(
         pipelines = node_pipelines(matrices, network.machines[0], limit * counts[-1])
         outer = outer_matrices(pipelines, sums, network, all_sends=all_sends)
         found = tighten(
-            lambda limit, outer=outer: fewest_machines(outer, limit, network.machines[1]),
+            lambda limit, outer=outer: fewest_ranks(outer, limit, network.machines[1]),
             lambda stages, outer=outer: bottleneck(outer.seconds_of, stages),
             BestStages(best.value, best.bound, ()) if limit == best.value else None,
             best.bound,
@@ -123,6 +123,6 @@ def _pipeline_on_node(
     downsets = downsets_between(nested, stage.start, stage.end)
     costs = within_node(level, downsets)
     seconds = PairSeconds(costs, nested[np.ix_(downsets, downsets)])
-    found = fewest_machines(seconds, limit * (1 + TOLERANCE / 10), task.network.machines[0])
+    found = fewest_ranks(seconds, limit * (1 + TOLERANCE / 10), task.network.machines[0])
     assert found is not None, "the pipeline was found before"
     return tuple(StageEnd(masks[downsets[s.end]], costs.machines[s.choice]) for s in found)

@@ -23,7 +23,7 @@ import numpy as np
 
 from autopart.peers.pipedream.downset_costs import DownsetCosts
 from autopart.peers.pipedream.pair_seconds import PairSeconds
-from autopart.solvers.fewest_machines import DownsetStage, Flags, Ints, Labels, settle, stages_into
+from autopart.solvers.fewest_ranks import DownsetStage, Flags, Ints, Labels, settle, stages_into
 
 ANY_ROOM = 1 << 30
 """Machines ahead of a node's pipeline: they belong to other nodes, and are not counted here."""
@@ -86,7 +86,7 @@ class TwoLevelSearch:
         needed = np.full(self.outer.num_downsets, self.nodes + 1)
         needed[-1] = 0
         chosen: dict[int, _OuterChoice] = {}
-        ahead = self.outer.machines_ahead(limit)
+        ahead = self.outer.ranks_ahead(limit)
         # Downsets are settled in ascending order of the nodes behind them.
         for later in range(self.nodes):
             # Step 1: the downsets with exactly `later` nodes behind, and enough nodes left for the
@@ -134,7 +134,7 @@ class TwoLevelSearch:
         # Step 1: the fewest machines from each downset to a target, for the pipeline's later
         # stages.
         labels = settle(self.later, limit, self.machines - 1, targets, ANY_ROOM)
-        taken = np.array(self.later.machines)
+        taken = np.array(self.later.ranks)
         # Step 2: put the pipeline's first stage ahead of them.
         for behind in range(self.machines):
             ends = np.flatnonzero(labels.needed == behind)
@@ -155,7 +155,7 @@ class TwoLevelSearch:
         self, limit: float, ends: Ints, later: int, needed: Ints, chosen: dict[int, _OuterChoice]
     ) -> None:
         """Settle downsets with a stage on several nodes, its pipeline as good as it could be."""
-        taken = np.array(self.outer.machines)
+        taken = np.array(self.outer.ranks)
         choices = np.flatnonzero((taken > 1) & (later + taken <= self.nodes))
         if not len(choices):
             return

@@ -23,7 +23,7 @@ from autopart.runtime.engine.executor import microbatches_of
 from autopart.runtime.engine.program_loop import ProgramLoop
 from autopart.runtime.engine.rank_executor import RankExecutor, RankPart
 from autopart.runtime.engine.stage import Leaves
-from autopart.runtime.engine.transfers import BETWEEN_RANKS, with_peer
+from autopart.runtime.engine.transfers import BETWEEN_RANKS, with_other_rank
 from autopart.runtime.engine.weight_versions import WeightVersions
 from autopart.runtime.measuring.clock import Mark
 from autopart.runtime.measuring.step_trace import Marks, begin_marks
@@ -151,7 +151,7 @@ class AsynchronousExecutor(RankExecutor):
 
         `load` returns the tensors that this rank's stage reads for a microbatch; it is called right
         before the forward. `step` applies each parameter's ``grad`` and clears it. The gradients
-        belong to the mean loss over the update's microbatches. Raises LostPeer if another rank is
+        belong to the mean loss over the update's microbatches. Raises LostRank if another rank is
         gone.
         """
         program, watcher = self._program(num_updates), self._part.watcher
@@ -180,7 +180,7 @@ class AsynchronousExecutor(RankExecutor):
             # Step 1: sum the update's gradients over replicas and tied copies.
             begin = self._clock.mark()
             watcher.waiting(f"the sum of gradients of update {event.number}", None)
-            with_peer(self._part.sums.run, None, "the sum of gradients")
+            with_other_rank(self._part.sums.run, None, "the sum of gradients")
             summed = self._clock.mark()
             # Step 2: step the optimizer, which makes a new weight version.
             watcher.working(f"update {event.number}")

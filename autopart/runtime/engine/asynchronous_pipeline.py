@@ -43,7 +43,7 @@ class AsynchronousPipeline(PipelinePart):
         `step()` applies the gradients in ``grad`` and clears them: an optimizer's step and
         zero_grad. Returns the mean loss of each update, on every rank: a float64 tensor with
         `num_updates` elements. Raises ModelError if a batch has other shapes than the plan,
-        LostPeer if another rank is gone.
+        LostRank if another rank is gone.
         """
         n = self.executor.microbatches_per_update
         seen = self.seen = self.executor.train(lambda m: self.leaves_of(load(m)), num_updates, step)

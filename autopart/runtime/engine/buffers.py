@@ -64,18 +64,18 @@ class Buffers:
             if is_forward or meta.requires_grad
         )
         self._arriving[event.action] = start(
-            self._transfers.receive, buffers, event.peer, event.action
+            self._transfers.receive, buffers, event.other_rank, event.action
         )
 
     def send(self, event: Send) -> None:
         """Start to send an action's results to another rank."""
         tensors = self._results.pop(_reader_of(event.action))
-        self.sends.append(start(self._transfers.send, tensors, event.peer, event.action))
+        self.sends.append(start(self._transfers.send, tensors, event.other_rank, event.action))
 
     def sender(self, action: Action) -> int | None:
         """The rank whose message the action waits for; None if it waits for none."""
         message = self._arriving.get(action)
-        return None if message is None else message.peer
+        return None if message is None else message.other_rank
 
     def needed(self, action: Action) -> Tensors:
         """The action's inputs from other stages; waits for their message if another rank sends

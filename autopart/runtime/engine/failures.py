@@ -6,15 +6,15 @@ from autopart import errors
 from autopart.errors import AutopartError, RunError
 
 
-class LostPeer(RunError):
-    """A message to or from `peer` failed, because the rank or its connection is gone.
+class LostRank(RunError):
+    """A message to or from `other_rank` failed, because the rank or its connection is gone.
 
-    `peer` is None if it may be any of several ranks.
+    `other_rank` is None if it may be any of several ranks.
     """
 
-    def __init__(self, peer: int | None, waiting_for: str, cause: str) -> None:
+    def __init__(self, other_rank: int | None, waiting_for: str, cause: str) -> None:
         super().__init__(f"{waiting_for}: {cause}")
-        self.peer = peer
+        self.other_rank = other_rank
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -121,7 +121,7 @@ class Pipeline(PipelinePart):
         step must have `sync` True.
 
         Returns the mean loss over all microbatches, on every rank: a float64 scalar. Raises
-        ModelError if a batch has other shapes than the plan, LostPeer if another rank is gone.
+        ModelError if a batch has other shapes than the plan, LostRank if another rank is gone.
         """
         parts = self._parts(batch)
         share = self.executor.step(

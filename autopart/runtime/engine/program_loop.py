@@ -50,21 +50,21 @@ class ProgramLoop:
             elif isinstance(event, Send):
                 # A send starts in the background; too many in progress block the rank here.
                 self._buffers.send(event)
-                self._drain(MAX_SENDS)
+                self._wait_for_sends(MAX_SENDS)
             elif isinstance(event, Update):
                 assert update is not None
                 update(event)
             else:
                 self._act(event, compute or self._buffers.compute)
         # The step ends when every send has been received.
-        self._drain(0)
+        self._wait_for_sends(0)
 
     def _act(self, action: Action, compute: Compute) -> None:
         # Step 1: wait for the action's inputs.
         start = self._clock.mark()
-        peer = self._buffers.sender(action)
-        if peer is not None:
-            self._watcher.waiting(str(action), peer)
+        other_rank = self._buffers.sender(action)
+        if other_rank is not None:
+            self._watcher.waiting(str(action), other_rank)
         needed = self._buffers.needed(action)
         # Step 2: compute. The status board then shows this rank as working, not as waiting.
         self._watcher.working(str(action))
@@ -73,11 +73,11 @@ class ProgramLoop:
         end = self._clock.mark()
         self._marks.add(action, (start, ready, end), time.thread_time() - core)
 
-    def _drain(self, most: int) -> None:
+    def _wait_for_sends(self, most: int) -> None:
         """Wait until at most `most` sends are in progress, oldest first."""
         while len(self._buffers.sends) > most:
             send = self._buffers.sends.popleft()
             start = self._clock.mark()
-            self._watcher.waiting(f"{send.action}'s results being received", send.peer)
+            self._watcher.waiting(f"{send.action}'s results being received", send.other_rank)
             send.wait()
             self._marks.blocked.append((start, self._clock.mark()))

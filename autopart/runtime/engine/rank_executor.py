@@ -8,7 +8,7 @@ import torch
 
 from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.engine.stage import Leaves, stage_buffers, stage_parameters
-from autopart.runtime.engine.transfers import with_peer
+from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.measuring.clock import clock_of
 from autopart.runtime.measuring.stash_meter import StashMeter
 from autopart.runtime.measuring.step_trace import Marks, StepTrace, begin_marks
@@ -97,7 +97,7 @@ class StepExecutor(RankExecutor, ABC):
 
         Returns this rank's share of the mean loss, without `scale`: the sum over its own
         microbatches divided by the number of all microbatches. None on ranks without the last
-        stage. Raises LostPeer if another rank is gone.
+        stage. Raises LostRank if another rank is gone.
         """
         part, self._sums = self._part, sync
         # Step 1: run all actions. Each microbatch weighs 1 / num_microbatches in the mean loss.
@@ -107,7 +107,7 @@ class StepExecutor(RankExecutor, ABC):
         # Step 2: sum gradients over replicas and tied copies.
         if sync:
             part.watcher.waiting("the sum of gradients", None)
-            with_peer(part.sums.run, None, "the sum of gradients")
+            with_other_rank(part.sums.run, None, "the sum of gradients")
             marks.under_way = part.sums.under_way()
         marks.summed = self._clock.mark()
         return None if loss is None else loss / part.num_microbatches

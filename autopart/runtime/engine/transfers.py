@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import distributed
 
-from autopart.runtime.engine.failures import LostPeer
+from autopart.runtime.engine.failures import LostRank
 from autopart.schedules.actions import Action
 
 T = TypeVar("T")
@@ -30,31 +30,36 @@ class Message(NamedTuple):
     """One message; its tensors must stay alive until they have arrived."""
 
     action: Action
-    peer: int
+    other_rank: int
     tensors: tuple[torch.Tensor, ...]
     works: tuple[distributed.Work, ...]
 
     def wait(self) -> None:
-        """Wait until the transfer is complete; raises LostPeer if the peer is gone."""
+        """Wait until the transfer is complete; raises LostRank if the other rank is gone."""
         for work in self.works:
-            with_peer(work.wait, self.peer, str(self.action))
+            with_other_rank(work.wait, self.other_rank, str(self.action))
 
 
 def start(
-    transfer: Transfer, tensors: Sequence[torch.Tensor], peer: int, action: Action
+    transfer: Transfer, tensors: Sequence[torch.Tensor], other_rank: int, action: Action
 ) -> Message:
-    """Start to send or receive `tensors`; raises LostPeer if the peer is gone."""
-    works = [with_peer(partial(transfer, tensor, peer), peer, str(action)) for tensor in tensors]
-    return Message(action, peer, tuple(tensors), tuple(work for work in works if work is not None))
+    """Start to send or receive `tensors`; raises LostRank if the other rank is gone."""
+    works = [
+        with_other_rank(partial(transfer, tensor, other_rank), other_rank, str(action))
+        for tensor in tensors
+    ]
+    return Message(
+        action, other_rank, tuple(tensors), tuple(work for work in works if work is not None)
+    )
 
 
-def with_peer(communicate: Callable[[], T], peer: int | None, waiting_for: str) -> T:
-    """Run `communicate`, which needs another rank; raises LostPeer if that rank is gone.
+def with_other_rank(communicate: Callable[[], T], other_rank: int | None, waiting_for: str) -> T:
+    """Run `communicate`, which needs another rank; raises LostRank if it is gone.
 
-    All transports raise RuntimeError for a peer that is gone, or late beyond the process group's
+    All transports raise RuntimeError for a rank that is gone, or late beyond the process group's
     timeout. This function converts it.
     """
     try:
         return communicate()
     except RuntimeError as error:
-        raise LostPeer(peer, waiting_for, " ".join(str(error).split())) from error
+        raise LostRank(other_rank, waiting_for, " ".join(str(error).split())) from error

@@ -15,14 +15,14 @@ _DEVIATION = 1e-2
 """Standard deviation of received values."""
 
 
-def _arrive(tensor: torch.Tensor, peer: int) -> None:
+def _arrive(tensor: torch.Tensor, other_rank: int) -> None:
     if tensor.is_floating_point():
         tensor.normal_(std=_DEVIATION)
     else:
         tensor.zero_()
 
 
-def _leave(tensor: torch.Tensor, peer: int) -> None:
+def _leave(tensor: torch.Tensor, other_rank: int) -> None:
     pass
 
 

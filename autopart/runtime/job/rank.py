@@ -14,7 +14,7 @@ from autopart.errors import AutopartError, PlanError, RunError, UsageError
 from autopart.records.files import content_hash
 from autopart.records.plan import Plan, num_ranks
 from autopart.records.run_result import RunResult
-from autopart.runtime.engine.failures import Failure, LostPeer, as_error, failure_of
+from autopart.runtime.engine.failures import Failure, LostRank, as_error, failure_of
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.job.meeting import SILENT_SECONDS, connect_to, find_store, leave_last, meet
 from autopart.runtime.job.status_board import (
@@ -33,7 +33,7 @@ _TRANSPORT_TIMEOUTS = 3 * SETTING_UP
 """Torch's own limit on a wait, in timeouts. It is a backstop: the guard acts first, and knows
 more."""
 _ACCOUNT_SECONDS = 0.05
-"""Seconds that a rank waits for a lost peer's own account. The peer writes it before it ends."""
+"""Seconds that a rank waits for a lost rank's own account. That rank writes it before it ends."""
 
 
 def run_as_rank(
@@ -176,35 +176,37 @@ def _account(error: Exception, rank: int, status_board: StatusBoard) -> Failure 
     return mine if written == mine else None
 
 
-def _as_lost(error: Exception, status_board: StatusBoard) -> LostPeer | None:
+def _as_lost(error: Exception, status_board: StatusBoard) -> LostRank | None:
     """The error as the loss of another rank; None if it is this rank's own.
 
     Errors that torch raises during a wait for other ranks count as a loss.
     """
-    if isinstance(error, LostPeer):
+    if isinstance(error, LostRank):
         return error
     if (
         isinstance(error, RuntimeError)
         and status_board.last
         and status_board.last.state == "waiting"
     ):
-        return LostPeer(None, status_board.last.on, " ".join(str(error).split()))
+        return LostRank(None, status_board.last.on, " ".join(str(error).split()))
     return None
 
 
-def _guess(error: LostPeer, rank: int, status_board: StatusBoard) -> Failure | None:
+def _guess(error: LostRank, rank: int, status_board: StatusBoard) -> Failure | None:
     """A guess from a missing message: its sender failed. None if a rank has written a failure."""
     until = time.monotonic() + _ACCOUNT_SECONDS
     while time.monotonic() < until:
         if status_board.failure() is not None:
             return None
         time.sleep(_ACCOUNT_SECONDS / 5)
-    if error.peer is None:
+    if error.other_rank is None:
         text = f"rank {rank} lost another rank during {error}"
         return Failure(rank=rank, message=text, is_guess=True)
-    was = describe(status_board.notes()[error.peer])
-    text = f"rank {error.peer} is gone; it was last on {was} (rank {rank} needed it for {error})"
-    return Failure(rank=error.peer, message=text, is_guess=True)
+    was = describe(status_board.notes()[error.other_rank])
+    text = (
+        f"rank {error.other_rank} is gone; it was last on {was} (rank {rank} needed it for {error})"
+    )
+    return Failure(rank=error.other_rank, message=text, is_guess=True)
 
 
 def _raise_once(world: World, error: AutopartError) -> None:

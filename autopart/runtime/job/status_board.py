@@ -44,7 +44,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     """The activity: an action such as `1F3`, or words."""
     state: str
     """working, waiting or done"""
-    peer: int | None = None
+    other_rank: int | None = None
     """The rank that this rank waits for; None if it waits for several or none."""
     patience: float = 1.0
     """Timeouts that the activity may take."""
@@ -71,9 +71,9 @@ class StatusBoard:
         """Note that this rank computes."""
         self._note(on, "working", None, patience)
 
-    def waiting(self, on: str, peer: int | None) -> None:
-        """Note that this rank waits for `peer`, or for several ranks if `peer` is None."""
-        self._note(on, "waiting", peer, 1.0)
+    def waiting(self, on: str, other_rank: int | None) -> None:
+        """Note that this rank waits for `other_rank`, or for several ranks if `other_rank` is None."""
+        self._note(on, "waiting", other_rank, 1.0)
 
     def done(self) -> None:
         """Note that this rank has finished its run."""
@@ -94,13 +94,13 @@ class StatusBoard:
             return None
         return msgspec.json.decode(self._store.get(_FAILURE), type=Failure)
 
-    def _note(self, on: str, state: str, peer: int | None, patience: float) -> None:
+    def _note(self, on: str, state: str, other_rank: int | None, patience: float) -> None:
         self._count += 1
         self.last = Note(
             count=self._count,
             on=on,
             state=state,
-            peer=peer,
+            other_rank=other_rank,
             patience=patience,
             step=self.step,
             speed=self.speed,
@@ -166,7 +166,7 @@ def describe(note: Note | None) -> str:
         return "starting up"
     if note.state != "waiting":
         return note.on
-    return f"{note.on}, waiting for {'the others' if note.peer is None else f'rank {note.peer}'}"
+    return f"{note.on}, waiting for {'the others' if note.other_rank is None else f'rank {note.other_rank}'}"
 
 
 def stuck_failure(stuck: Stuck) -> Failure:

@@ -76,7 +76,7 @@ def train(
     """Run the plan's steps as one rank of a process group; returns the result on rank 0.
 
     `report` is told about each step and its samples per second. Raises ModelError for a model that
-    cannot be used, PlanError for a plan from another model, LostPeer if another rank is gone. On
+    cannot be used, PlanError for a plan from another model, LostRank if another rank is gone. On
     rank 0, raises RunError if a check fails.
     """
     run = _Run(plan, settings, place, status_board, report)

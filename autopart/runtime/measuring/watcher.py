@@ -10,8 +10,8 @@ class Watcher(Protocol):
         """The rank computes action `on`."""
         ...
 
-    def waiting(self, on: str, peer: int | None) -> None:
-        """The rank waits for `peer`, or for any rank where it is None, with action `on`."""
+    def waiting(self, on: str, other_rank: int | None) -> None:
+        """The rank waits for `other_rank`, or for any rank where it is None, with action `on`."""
         ...
 
 
@@ -21,5 +21,5 @@ class Unwatched:
     def working(self, on: str) -> None:
         pass
 
-    def waiting(self, on: str, peer: int | None) -> None:
+    def waiting(self, on: str, other_rank: int | None) -> None:
         pass

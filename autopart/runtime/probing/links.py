@@ -17,7 +17,7 @@ from torch import distributed
 
 from autopart.records.probe import LinkReadings, Reading
 from autopart.runtime.engine.gloo_threads import let_compute_go_first
-from autopart.runtime.engine.transfers import with_peer
+from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.measuring.clock import clock_of
 from autopart.runtime.probing.ranks import Ranks
 from autopart.runtime.probing.samples import LONGEST, repetitions, slowest, timed
@@ -168,7 +168,7 @@ def _own_group(ranks: Ranks, groups: Sequence[Sequence[int]]) -> distributed.Pro
 
 
 def _reduce(tensor: torch.Tensor, group: distributed.ProcessGroup) -> None:
-    with_peer(partial(distributed.all_reduce, tensor, group=group), None, "an all-reduce")
+    with_other_rank(partial(distributed.all_reduce, tensor, group=group), None, "an all-reduce")
 
 
 def _hidden(ranks: Ranks, pair: Pair, readings: Sequence[Reading]) -> float:
@@ -212,21 +212,30 @@ def _stream(
 ) -> list[Callable[[], object]]:
     """Start `count` messages from the pair's first rank to its second. Returns their waits."""
     first, second = pair
-    begin, peer = (distributed.isend, second) if ranks.rank == first else (distributed.irecv, first)
-    works = [with_peer(partial(begin, message, peer), peer, "a message") for _ in range(count)]
-    return [partial(with_peer, work.wait, peer, "a message") for work in works if work is not None]
+    begin, other_rank = (
+        (distributed.isend, second) if ranks.rank == first else (distributed.irecv, first)
+    )
+    works = [
+        with_other_rank(partial(begin, message, other_rank), other_rank, "a message")
+        for _ in range(count)
+    ]
+    return [
+        partial(with_other_rank, work.wait, other_rank, "a message")
+        for work in works
+        if work is not None
+    ]
 
 
-def _send(message: torch.Tensor, peer: int) -> None:
-    work = with_peer(partial(distributed.isend, message, peer), peer, "a message")
+def _send(message: torch.Tensor, other_rank: int) -> None:
+    work = with_other_rank(partial(distributed.isend, message, other_rank), other_rank, "a message")
     if work is not None:
-        with_peer(work.wait, peer, "a message")
+        with_other_rank(work.wait, other_rank, "a message")
 
 
-def _receive(message: torch.Tensor, peer: int) -> None:
-    work = with_peer(partial(distributed.irecv, message, peer), peer, "a message")
+def _receive(message: torch.Tensor, other_rank: int) -> None:
+    work = with_other_rank(partial(distributed.irecv, message, other_rank), other_rank, "a message")
     if work is not None:
-        with_peer(work.wait, peer, "a message")
+        with_other_rank(work.wait, other_rank, "a message")
 
 
 def _message(ranks: Ranks, size: int) -> torch.Tensor:

@@ -16,9 +16,9 @@ import torch
 from torch import distributed
 
 from autopart.errors import RunError, UsageError
-from autopart.runtime.engine.failures import LostPeer
+from autopart.runtime.engine.failures import LostRank
 from autopart.runtime.engine.gloo_threads import let_compute_go_first
-from autopart.runtime.engine.transfers import with_peer
+from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.host_allocator import keep_freed_memory
 from autopart.runtime.job.meeting import find_store, meet
 from autopart.runtime.job.rank import place_of
@@ -54,13 +54,13 @@ class Ranks:
         return self.size // self.per_node
 
     def wait(self, waiting_for: str) -> None:
-        """Wait until all ranks are here. Raises LostPeer where one is gone or late."""
+        """Wait until all ranks are here. Raises LostRank where one is gone or late."""
         self.gather(None, waiting_for)
 
     def gather(self, value: T, waiting_for: str) -> list[T]:
-        """Return every rank's value on every rank. Raises LostPeer where one is gone or late."""
+        """Return every rank's value on every rank. Raises LostRank where one is gone or late."""
         everyone: list[Any] = [None] * self.size
-        with_peer(partial(distributed.all_gather_object, everyone, value), None, waiting_for)
+        with_other_rank(partial(distributed.all_gather_object, everyone, value), None, waiting_for)
         return everyone
 
 
@@ -99,7 +99,7 @@ def _met(world: World, place: Place, timeout: float) -> Ranks:
         world_size=world.size,
         timeout=timedelta(seconds=timeout),
     )
-    with_peer(begin, None, "meeting the others")
+    with_other_rank(begin, None, "meeting the others")
     keep_freed_memory(place.device)
     let_compute_go_first()
     return Ranks(world.rank, world.size, world.local_size, place.device, place.backend)
@@ -110,8 +110,8 @@ def lost_ranks_reported(rank: int) -> Generator[None]:
     """Raise RunError, which names both ranks, where one is gone or late."""
     try:
         yield
-    except LostPeer as error:
-        lost = "another rank" if error.peer is None else f"rank {error.peer}"
+    except LostRank as error:
+        lost = "another rank" if error.other_rank is None else f"rank {error.other_rank}"
         raise RunError(
             f"rank {rank} lost {lost} in {error}; check that all ranks run and reach each other, or "
             "raise --timeout"

@@ -12,9 +12,9 @@ from autopart.peers.pipedream.downset_sums import grown_sums
 from autopart.peers.pipedream.downsets import list_downsets, nesting, prefixes
 from autopart.peers.pipedream.pair_seconds import PairSeconds
 from autopart.peers.pipedream.prefix_search import PrefixSearch
-from autopart.solvers.fewest_machines import (
+from autopart.solvers.fewest_ranks import (
     bottleneck,
-    fewest_machines,
+    fewest_ranks,
 )
 from tests.support.peers import pipedream_graphs
 
@@ -40,11 +40,11 @@ def test_the_search_along_covers_equals_the_search_over_all_pairs(seed: int):
     by_pairs = PairSeconds(costs(downsets), nesting(downsets))
     by_levels = CoverSearch(downsets, by_pairs.costs, machines)
     for limit in np.geomspace(0.2, 60, 25).tolist():
-        one, other = fewest_machines(by_pairs, limit, machines), by_levels(limit)
+        one, other = fewest_ranks(by_pairs, limit, machines), by_levels(limit)
         assert (one is None) == (other is None)
         if other is not None:
             assert bottleneck(by_pairs.seconds_of, other) <= limit
-            assert sum(by_pairs.machines[stage.choice] for stage in other) <= machines
+            assert sum(by_pairs.ranks[stage.choice] for stage in other) <= machines
             assert all(by_pairs.nested[stage.end, stage.start] for stage in other)
 
 
@@ -55,12 +55,12 @@ def test_the_search_along_an_order_equals_the_search_over_all_pairs(seed: int):
     by_pairs = PairSeconds(costs(along), nesting(along))
     by_order = PrefixSearch(by_pairs.costs, machines)
     for limit in np.geomspace(0.2, 60, 25).tolist():
-        one, other = fewest_machines(by_pairs, limit, machines), by_order(limit)
+        one, other = fewest_ranks(by_pairs, limit, machines), by_order(limit)
         assert (one is None) == (other is None)
         if other is not None:
             assert bottleneck(by_pairs.seconds_of, other) <= limit * (1 + 1e-12)
             later = 0
             for stage in reversed(other):
                 assert by_pairs.costs.fits(stage, later)
-                later += by_pairs.machines[stage.choice]
+                later += by_pairs.ranks[stage.choice]
             assert later <= machines

@@ -3,7 +3,7 @@ import torch
 
 from autopart import errors
 from autopart.errors import ModelError, PlanError, RunError, UsageError
-from autopart.runtime.engine.failures import Failure, LostPeer, as_error, failure_of
+from autopart.runtime.engine.failures import Failure, LostRank, as_error, failure_of
 from autopart.runtime.job.world import is_rank, read_world
 
 TORCHRUN = {
@@ -54,6 +54,6 @@ def test_errors_that_the_user_can_fix_keep_their_message_and_class(
 
 
 def test_an_unknown_error_class_becomes_a_run_error():
-    lost = LostPeer(1, "0B0", "connection closed")
+    lost = LostRank(1, "0B0", "connection closed")
     assert str(lost) == "0B0: connection closed"
-    assert type(as_error(Failure(rank=0, message="x", kind="LostPeer"))) is RunError
+    assert type(as_error(Failure(rank=0, message="x", kind="LostRank"))) is RunError

@@ -18,13 +18,17 @@ def note(count: int, on: str, state: str = "working", **fields: float) -> Note:
 def test_a_run_with_progress_on_any_rank_is_not_stuck():
     stalls = StallDetector(timeout=10.0, now=0.0)
     for now in range(0, 100, 5):
-        notes = [note(1, "0B0", "waiting", peer=1), note(now + 1, f"1F{now}")]
+        notes = [note(1, "0B0", "waiting", other_rank=1), note(now + 1, f"1F{now}")]
         assert stalls.look(notes, float(now)) is None
 
 
 def test_the_working_rank_is_blamed_and_not_the_waiting_ones():
     stalls = StallDetector(timeout=10.0, now=0.0)
-    notes = [note(7, "0B0", "waiting", peer=1), note(3, "1F0"), note(5, "2F0", "waiting", peer=1)]
+    notes = [
+        note(7, "0B0", "waiting", other_rank=1),
+        note(3, "1F0"),
+        note(5, "2F0", "waiting", other_rank=1),
+    ]
     assert stalls.look(notes, 1.0) is None
     stuck = stalls.look(notes, 12.0)
     assert stuck is not None and (stuck.rank, stuck.on, stuck.seconds) == (1, "1F0", 11.0)
@@ -41,7 +45,7 @@ def test_among_several_working_ranks_the_one_with_the_oldest_note_is_blamed():
 
 def test_ranks_that_all_wait_are_stuck_too():
     stalls = StallDetector(timeout=10.0, now=0.0)
-    notes = [note(1, "0B0", "waiting", peer=1), note(1, "1F0", "waiting", peer=0)]
+    notes = [note(1, "0B0", "waiting", other_rank=1), note(1, "1F0", "waiting", other_rank=0)]
     stalls.look(notes, 1.0)
     stuck = stalls.look(notes, 12.0)
     assert stuck is not None and stuck.on == "0B0, waiting for rank 1"
@@ -49,7 +53,7 @@ def test_ranks_that_all_wait_are_stuck_too():
 
 def test_setting_up_may_take_ten_times_as_long():
     stalls = StallDetector(timeout=10.0, now=0.0)
-    notes = [note(1, "capturing the model", patience=10.0), note(4, "0F0", "waiting", peer=0)]
+    notes = [note(1, "capturing the model", patience=10.0), note(4, "0F0", "waiting", other_rank=0)]
     stalls.look(notes, 0.0)
     assert stalls.look(notes, 99.0) is None
     assert stalls.look(notes, 101.0) is not None
@@ -77,7 +81,7 @@ def test_notes_are_read_back_as_they_were_written(status_board: StatusBoard):
     status_board.working("1F3")
     status_board.step = 2
     status_board.waiting("1B3", 2)
-    assert status_board.notes() == [None, note(2, "1B3", "waiting", peer=2, step=2), None]
+    assert status_board.notes() == [None, note(2, "1B3", "waiting", other_rank=2, step=2), None]
     assert describe(status_board.last) == "1B3, waiting for rank 2"
 
 

@@ -13,7 +13,7 @@ import torch
 from autopart.cost.probed_cluster import fit_link
 from autopart.errors import RunError, UsageError
 from autopart.records.cluster import load_cluster
-from autopart.runtime.engine.failures import LostPeer
+from autopart.runtime.engine.failures import LostRank
 from autopart.runtime.probing.links import pairs_across, pairs_inside
 from autopart.runtime.probing.probe import probe_cluster
 from autopart.runtime.probing.ranks import Ranks, lost_ranks_reported
@@ -69,9 +69,9 @@ def test_ranks_that_were_started_differently_are_reported(two_ranks: RankPool) -
 def test_a_lost_rank_is_named_with_the_rank_and_the_action_that_missed_it() -> None:
     words = "rank 2 lost rank 0 in a message: closed; check that all ranks run"
     with pytest.raises(RunError, match=words), lost_ranks_reported(2):
-        raise LostPeer(0, "a message", "closed")
+        raise LostRank(0, "a message", "closed")
     with pytest.raises(RunError, match="rank 2 lost another rank"), lost_ranks_reported(2):
-        raise LostPeer(None, "an all-reduce", "closed")
+        raise LostRank(None, "an all-reduce", "closed")
 
 
 @pytest.mark.slow

@@ -44,8 +44,8 @@ class ToldTime:
         return self.now - begin
 
     def message(self, of: Callable[..., Any], waits: float = 0.0) -> Callable[..., Any]:
-        def moved(message: torch.Tensor, peer: int) -> None:
-            of(message, peer)
+        def moved(message: torch.Tensor, other_rank: int) -> None:
+            of(message, other_rank)
             self.now += self.LINK.latency + message.nbytes / self.LINK.bandwidth + waits
 
         return moved

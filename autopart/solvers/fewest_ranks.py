@@ -1,18 +1,18 @@
 """Stages with a replica count each: the smallest bottleneck over downsets, for any cost model.
 
 Symbols   0 … N-1  downsets of a graph, or cuts in a chain, smaller ones first: 0 is empty, N - 1 full
-          c        a choice for a stage: its machine count, which also decides its seconds
+          c        a choice for a stage: its rank count, which also decides its seconds
           seconds_c(k, j)   time for the stage between downsets k < j under choice c
-          n        machines, some may stay idle;  T  a bottleneck
+          n        ranks, some may stay idle;  T  a bottleneck
 
-For a fixed T, G(k) is the smallest machine count on which everything behind downset k runs:
+For a fixed T, G(k) is the smallest rank count on which everything behind downset k runs:
 
     G(N - 1) = 0
-    G(k) = min { c's machines + G(j) :  seconds_c(k, j) <= T,  memory allows it with G(j) machines behind }
+    G(k) = min { c's ranks + G(j) :  seconds_c(k, j) <= T,  memory allows it with G(j) ranks behind }
 
-A plan within T exists exactly if G(0) <= n. Fewer machines behind a stage never hurt that stage:
+A plan within T exists exactly if G(0) <= n. Fewer ranks behind a stage never hurt that stage:
 its seconds do not depend on them, and it has fewer microbatches in flight. So the recurrence needs
-no machine count beside the downset. Downsets are settled in ascending order by G, with all choices
+no rank count beside the downset. Downsets are settled in ascending order by G, with all choices
 at once: O(N² n) for one T. `tighten` then lowers the bottleneck until no plan keeps T. This last T
 is the certificate. Derivation and proof: docs/solvers.md.
 """
@@ -65,7 +65,7 @@ class StageSeconds(Protocol):
     """Seconds for every stage under every choice, as a solver asks for them."""
 
     @property
-    def machines(self) -> Sequence[int]:
+    def ranks(self) -> Sequence[int]:
         """Machines that each choice takes, at least 1, ascending."""
         ...
 
@@ -78,8 +78,8 @@ class StageSeconds(Protocol):
         """Seconds that one stage takes."""
         ...
 
-    def machines_ahead(self, limit: float) -> Ints:
-        """For each downset the least number of machines that its layers need within `limit`
+    def ranks_ahead(self, limit: float) -> Ints:
+        """For each downset the least number of ranks that its layers need within `limit`
         seconds."""
         ...
 
@@ -90,8 +90,8 @@ class StageSeconds(Protocol):
 
         The result is a first downset, and flags [choice, end, downset from the first one on]. A
         flag is set where such a stage keeps within `limit` seconds and fits into memory with
-        `later` machines behind it. Downsets that are left out cannot start a stage. Neither can
-        downsets that need more than the choice's `room` in machines ahead. The empty downset is
+        `later` ranks behind it. Downsets that are left out cannot start a stage. Neither can
+        downsets that need more than the choice's `room` in ranks ahead. The empty downset is
         asked about in `first_reach`.
         """
         ...
@@ -103,10 +103,10 @@ class StageSeconds(Protocol):
 
 @dataclass(slots=True)
 class Labels:
-    """For each downset the fewest machines behind it, and a stage there that needs no more."""
+    """For each downset the fewest ranks behind it, and a stage there that needs no more."""
 
     needed: Ints
-    """Machines behind each downset; larger than the machine count where these are not enough."""
+    """Machines behind each downset; larger than the rank count where these are not enough."""
     ends: Ints
     """End of the stage that starts at each downset."""
     choices: Ints
@@ -121,48 +121,48 @@ class Labels:
         return tuple(stages)
 
 
-def fewest_machines(
-    seconds: StageSeconds, limit: float, machines: int
+def fewest_ranks(
+    seconds: StageSeconds, limit: float, ranks: int
 ) -> tuple[DownsetStage, ...] | None:
-    """The stages within `limit` seconds on the fewest machines, or None where `machines` are too
+    """The stages within `limit` seconds on the fewest ranks, or None where `ranks` are too
     few.
 
-    `seconds.machines` must ascend.
+    `seconds.ranks` must ascend.
     """
-    labels = settle(seconds, limit, machines, np.array([seconds.num_downsets - 1]))
-    return labels.path(0) if labels.needed[0] <= machines else None
+    labels = settle(seconds, limit, ranks, np.array([seconds.num_downsets - 1]))
+    return labels.path(0) if labels.needed[0] <= ranks else None
 
 
 def settle(
-    seconds: StageSeconds, limit: float, machines: int, targets: Ints, elsewhere: int = 0
+    seconds: StageSeconds, limit: float, ranks: int, targets: Ints, elsewhere: int = 0
 ) -> Labels:
     """Labels from each downset to the nearest target, with stages within `limit` seconds.
 
-    Labels above `machines` are cut off. The search ends when the empty downset is settled. Layers
-    ahead of a downset may also run on `elsewhere` further machines.
+    Labels above `ranks` are cut off. The search ends when the empty downset is settled. Layers
+    ahead of a downset may also run on `elsewhere` further ranks.
     """
-    taken = np.array(seconds.machines)
+    taken = np.array(seconds.ranks)
     size = seconds.num_downsets
-    labels = Labels(np.full(size, machines + 1), np.zeros(size, int), np.zeros(size, int))
+    labels = Labels(np.full(size, ranks + 1), np.zeros(size, int), np.zeros(size, int))
     needed = labels.needed
     needed[targets] = 0
-    left = machines + elsewhere - seconds.machines_ahead(limit)
-    # Downsets are settled in ascending order of the machines behind them.
-    for later in range(machines):
+    left = ranks + elsewhere - seconds.ranks_ahead(limit)
+    # Downsets are settled in ascending order of the ranks behind them.
+    for later in range(ranks):
         check_time()
         if needed[0] <= later:
             break
-        # Step 1: take the downsets with exactly `later` machines behind, and enough left for the
+        # Step 1: take the downsets with exactly `later` ranks behind, and enough left for the
         # layers ahead.
         ends = np.flatnonzero((needed == later) & (left >= later))
-        choices = np.flatnonzero(later + taken <= machines)
+        choices = np.flatnonzero(later + taken <= ranks)
         # Step 2: look at the choices in batches, so that the flags stay in the cache.
         step = max(1, BATCH // max(1, len(ends) * size))
         for begin in range(0, len(choices) if len(ends) else 0, step):
             group = choices[begin : begin + step]
-            room = machines + elsewhere - later - taken[group]
+            room = ranks + elsewhere - later - taken[group]
             for starts, best, by in stages_into(seconds, group, limit, later, ends, room):
-                # Step 3: keep a stage where it lowers the machine count behind its start.
+                # Step 3: keep a stage where it lowers the rank count behind its start.
                 total = later + taken[by]
                 better = total < needed[starts]
                 starts = starts[better]

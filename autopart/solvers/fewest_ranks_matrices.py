@@ -1,11 +1,11 @@
-"""Stage seconds from matrices over pairs of downsets: for any cost model (fewest_machines.py)."""
+"""Stage seconds from matrices over pairs of downsets: for any cost model (fewest_ranks.py)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from autopart.solvers.fewest_machines import TOLERANCE, DownsetStage, Flags, Floats, Ints
+from autopart.solvers.fewest_ranks import TOLERANCE, DownsetStage, Flags, Floats, Ints
 
 
 class BytesMatrices(NamedTuple):
@@ -16,18 +16,18 @@ class BytesMatrices(NamedTuple):
     stash: Floats
     """Bytes at [start, end] for each microbatch in flight."""
     in_flight: Callable[[int, int], int]
-    """Microbatches in flight for a choice and the machines behind the stage; it grows with these
-    machines."""
+    """Microbatches in flight for a choice and the ranks behind the stage; it grows with these
+    ranks."""
     limit: float
-    """Bytes on one machine."""
+    """Bytes on one rank."""
 
 
 class SecondsMatrices:
-    """Stage seconds for `fewest_machines`, given for all pairs of downsets."""
+    """Stage seconds for `fewest_ranks`, given for all pairs of downsets."""
 
     def __init__(
         self,
-        machines: Sequence[int],
+        ranks: Sequence[int],
         seconds: Sequence[Floats],
         work: Floats,
         memory: BytesMatrices | None = None,
@@ -35,10 +35,10 @@ class SecondsMatrices:
         """`seconds` holds a matrix at [start, end] for each choice, infinite where there is no
         stage.
 
-        Row 0 is for first stages. A stage on q machines within T seconds has at most q T seconds of
+        Row 0 is for first stages. A stage on q ranks within T seconds has at most q T seconds of
         `work`.
         """
-        self.machines, self.work = machines, work
+        self.ranks, self.work = ranks, work
         self.num_downsets = len(work)
         self.matrices = _by_end(seconds)
         self.memory = memory
@@ -51,8 +51,8 @@ class SecondsMatrices:
         """Seconds that one stage takes."""
         return float(self.matrices[stage.choice, stage.end, stage.start])
 
-    def machines_ahead(self, limit: float) -> Ints:
-        """For each downset the least number of machines that its layers need within `limit`
+    def ranks_ahead(self, limit: float) -> Ints:
+        """For each downset the least number of ranks that its layers need within `limit`
         seconds."""
         if limit <= 0:
             return np.zeros(self.num_downsets, dtype=np.int64)
