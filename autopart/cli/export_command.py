@@ -19,7 +19,7 @@ from autopart.exporters.torch.self_check import check_export
 from autopart.records.files import write_file
 from autopart.records.plan import Plan, load_plan
 from autopart.report.plan_summary import ExportSummary
-from autopart.report.target_table import target_table
+from autopart.report.target_table import communication_table, target_table
 from autopart.simulator.timeline import simulate_plan
 from autopart.units import format_time
 
@@ -48,7 +48,9 @@ def command(
     Exits with 1 where --check finds a difference between the written files and the plain model.
     """
     if show_list:
-        results_console(as_json=as_json).print(target_table())
+        console = results_console(as_json=as_json)
+        console.print(target_table())
+        console.print(communication_table())
         return
     target, output = target_options.target, target_options.output
     if plan is None or target is None:

@@ -1,4 +1,4 @@
-"""A table with all frameworks that plans are exported to, and the settings that each accepts."""
+"""Tables with all frameworks that plans are exported to: what each accepts, and how each communicates."""
 
 from rich.table import Table
 
@@ -7,18 +7,9 @@ from autopart.report.columns import add_text, new_table
 
 
 def target_table() -> Table:
-    """One row for each framework."""
+    """One row for each framework: the plans that it accepts."""
     table = new_table("frameworks; none accepts a list of layers to offload")
-    for heading in (
-        "--to",
-        "framework",
-        "versions",
-        "schedules",
-        "stages per rank",
-        "recompute",
-        "--sync",
-        "--sends",
-    ):
+    for heading in ("--to", "framework", "versions", "schedules", "stages per rank", "recompute"):
         add_text(table, heading)
     for name, target in TARGETS.items():
         table.add_row(
@@ -28,7 +19,15 @@ def target_table() -> Table:
             target.schedules,
             target.stages,
             target.recompute,
-            target.sync,
-            target.sends,
         )
+    return table
+
+
+def communication_table() -> Table:
+    """One row for each framework: the words for `solve` that say how it syncs and sends."""
+    table = new_table("how each syncs and sends")
+    for heading in ("--to", "--sync", "--sends"):
+        add_text(table, heading)
+    for name, target in TARGETS.items():
+        table.add_row(name, target.sync, target.sends)
     return table

@@ -102,6 +102,7 @@ VERBS = {
             "--selective-layer": LAYER, "--keep-layer": LAYER, "--offload": CHOICE,
             "--offload-layer": LAYER, "--offload-optimizer": CHOICE,
             "--optimizer": (*CHOICE, "-1", "nan", "1e999"), "--precision": (*CHOICE, "-mixed"),
+            "--sync": CHOICE, "--sync-bucket": SIZE, "--sends": CHOICE,
             "--gradient-dtype": CHOICE, "--memory-sweep": ("0", "1", "-1", "nan", "", "many"),
             "--output": OUTPUT,
         },
@@ -125,7 +126,7 @@ VERBS = {
         {
             "--steps": COUNT, "--optimizer": CHOICE, "--lr": NUMBER, "--device": CHOICE,
             "--timeout": NUMBER, "--seed": ("nan", "", "many", "1.5", "99999999999999999999999"),
-            "--backend": CHOICE, "--asynchronous": CHOICE,
+            "--backend": CHOICE, "--asynchronous": CHOICE, "--sync": CHOICE,
         },
         (("run {} model.py", INPUT), ("run plan.json {} --local", MODEL[:3])),
     ),
