@@ -22,10 +22,10 @@ class StepTrace(NamedTuple):
     """Seconds spent on gradient sums over replicas and tied copies, waits included."""
     end: float
     """Seconds from the step's start to the end of its sums."""
-    sums_time: float | None = None
-    """Seconds in which some bucket was under way beside actions or after them; None where none was."""
     begun: float = 0.0
     """Step start on the host's monotonic clock, which all its processes share."""
+    sums_time: float | None = None
+    """Seconds in which some bucket was under way beside actions or after them; None where none was."""
 
 
 def begin_marks(clock: DeviceClock, device: torch.device) -> "Marks":
