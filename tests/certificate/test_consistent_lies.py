@@ -58,6 +58,7 @@ def test_a_plan_that_claims_nothing_and_keeps_its_demands_passes():
     assert kept >= {"its schedule", "stages", "pins on every layer", "stages that stay together"}
 
 
+@pytest.mark.slow
 def test_most_lies_are_lies_and_some_claims_are_true():
     counts = Counter(
         (accepted(plan, given), is_true(plan, given))

@@ -106,6 +106,7 @@ def test_impossible_options_are_refused(
     assert done.code == 1 and words in " ".join(done.err.split())
 
 
+@pytest.mark.slow
 def test_a_memory_sweep_ends_where_nothing_fits_and_more_memory_is_never_slower(
     cli: Cli, blocks: Path
 ) -> None:

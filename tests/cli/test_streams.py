@@ -74,6 +74,7 @@ def test_a_full_device_is_one_line(folder: Path, arguments: tuple[str, ...]) -> 
         load_plan(folder / "new.json")
 
 
+@pytest.mark.slow
 @needs_full
 def test_a_full_stderr_keeps_the_exit_code(folder: Path) -> None:
     with FULL.open("w") as full:

@@ -51,10 +51,6 @@ QUICK = {
     "moe_ilp": "--profile moe-tiny.json --gpus 2 --stages 2 --solver ilp --global-batch 8",
     "llama_recompute": "--profile llama-8b.json --gpus 8 --stages 8 --global-batch 64 "
     "--memory 24GiB --recompute auto --zero1",
-    "llama_offload": "--profile llama-8b.json --gpus 8 --nodes 2 --stages 8 --global-batch 64 "
-    "--recompute auto --offload auto --memory 22GiB",
-    "llama_optimizer_on_host": "--profile llama-8b.json --gpus 8 --nodes 2 --global-batch 32 "
-    "--recompute auto --offload-optimizer auto --memory 30GiB",
     "llama_selective": "--profile llama-8b.json --gpus 8 --nodes 2 --global-batch 32 "
     "--recompute selective --memory 60GiB --gradient-dtype float32",
     "llama_layers": "--profile llama-8b.json --gpus 8 --stages 4 --global-batch 32 "
@@ -75,6 +71,10 @@ SLOW = {
     "llama": "--profile llama-8b.json --gpus 16 --nodes 2 --global-batch 64 --zero1",
     "llama_sweep": "--profile llama-8b.json --gpus 8 --recompute auto --memory-sweep 6 "
     "--global-batch 32",
+    "llama_optimizer_on_host": "--profile llama-8b.json --gpus 8 --nodes 2 --global-batch 32 "
+    "--recompute auto --offload-optimizer auto --memory 30GiB",
+    "llama_offload": "--profile llama-8b.json --gpus 8 --nodes 2 --stages 8 --global-batch 64 "
+    "--recompute auto --offload auto --memory 22GiB",
 }
 """The same for cases that take seconds each."""
 

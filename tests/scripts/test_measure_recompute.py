@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.places import SCRIPTS
 
 SCRIPT = SCRIPTS / "measure_recompute.py"
 
 
+@pytest.mark.slow
 def test_a_policy_for_each_layer_is_faster_than_one_for_all_layers() -> None:
     command = [sys.executable, str(SCRIPT), "--models", "llama-8b", "--gpus", "8"]
     ran = subprocess.run(

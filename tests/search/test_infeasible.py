@@ -55,7 +55,7 @@ def infeasible_problem(seed: int) -> Problem | None:
     return None
 
 
-@pytest.mark.parametrize("block", seeds(2, 10))
+@pytest.mark.parametrize("block", seeds(1, 10))
 def test_the_message_names_exactly_the_options_that_would_do(block: int) -> None:
     alone, together = 0, 0
     for seed in range(10 * block, 10 * block + 10):

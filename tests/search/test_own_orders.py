@@ -43,7 +43,7 @@ def assert_passes(plan: Plan, given: Profile) -> None:
     assert [check for check in verify(plan, given) if not check.passed] == []
 
 
-@pytest.mark.parametrize("seed", seeds(20, 40))
+@pytest.mark.parametrize("seed", seeds(10, 40))
 def test_the_plan_is_the_fastest_over_all_given_schedules(seed: int):
     rng = random.Random(seed)
     problem = random_problem(rng, branching=rng.random() < 0.3, tight=rng.random() < 0.4)
@@ -62,7 +62,7 @@ def test_the_plan_is_the_fastest_over_all_given_schedules(seed: int):
     assert_passes(plan, profile(problem.graph))
 
 
-@pytest.mark.parametrize("seed", seeds(3, 12))
+@pytest.mark.parametrize("seed", seeds(1, 12))
 def test_custom_orders_are_no_slower_than_any_schedule_and_respect_the_bound(seed: int):
     rng = random.Random(100 + seed)
     problem = random_problem(rng, branching=seed % 3 == 0, tight=seed % 2 == 0)
@@ -108,6 +108,7 @@ def test_a_plan_names_its_custom_orders_and_passes_verify():
     assert_passes(plan, TIGHT)
 
 
+@pytest.mark.slow
 def test_a_plan_with_custom_orders_and_an_altered_order_or_bound_is_refused():
     plan = with_custom_orders()
 
@@ -177,6 +178,7 @@ def test_schedule_auto_finds_a_step_with_less_bubble_for_few_microbatches():
     assert any("W" in order for order in free.orders) or free.schedule != CUSTOM
 
 
+@pytest.mark.slow
 def test_replicas_run_the_same_orders_on_their_own_microbatches():
     plan = solve(ROW, cluster(1, 4), num_microbatches=8, num_replicas=2, schedule="auto")
     ranks, orders = stage_ranks(plan), schedule_of(plan)
@@ -216,7 +218,7 @@ def test_every_named_schedule_can_be_demanded():
     assert set(itertools.chain(*stage_ranks(plan))) == {0, 1}
 
 
-@pytest.mark.parametrize("seed", seeds(5, 10))
+@pytest.mark.parametrize("seed", seeds(2, 10))
 def test_schedule_auto_is_no_slower_than_recomputed_layers_under_classic_schedules(seed: int):
     rng = random.Random(200 + seed)
     problem = random_problem(rng, branching=False, tight=True)

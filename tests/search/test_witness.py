@@ -90,6 +90,7 @@ def test_no_claim_of_the_planner_is_false(kind: str, block: int):
     assert broken == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [6058, 6105])
 def test_own_orders_keep_pins_and_groups_of_layers(seed: int):
     assert judge(draw_case("every order", seed)).broken == ()

@@ -22,6 +22,7 @@ def charges_of(problem: DnnInstance) -> BlockCharges:
     return BlockCharges(blocks_of(problem, contiguous=False), problem.size_limit)
 
 
+@pytest.mark.slow
 def test_no_bound_is_above_the_best_of_all_splits():
     rng = random.Random(21)
     met = [0, 0, 0]

@@ -52,12 +52,14 @@ def test_the_split_is_the_best_of_all_contiguous_splits(seed: int):
     check_against_trying(random_instance(random.Random(seed), most_groups=4))
 
 
+@pytest.mark.slow
 def test_hundreds_of_random_instances_are_solved_to_optimality():
     rng = random.Random(11)
     feasible = [check_against_trying(random_instance(rng, most_groups=4)) for _ in range(250)]
     assert 25 < feasible.count(False) < 125
 
 
+@pytest.mark.slow
 def test_large_searches_give_the_same_answers(monkeypatch: pytest.MonkeyPatch):
     """Each constant that only matters with many downsets is set so that few are many."""
     few = {"FEW_DOWNSETS": 1, "EASY_PAIRS": 0, "NEAR": 2, "FARTHEST": 8}
@@ -70,6 +72,7 @@ def test_large_searches_give_the_same_answers(monkeypatch: pytest.MonkeyPatch):
     assert sum(check_against_trying(random_instance(rng, most_groups=4)) for _ in range(120)) > 60
 
 
+@pytest.mark.slow
 def test_latencies_that_stand_for_never_take_no_precision_away():
     rng = random.Random(13)
     for _ in range(80):
@@ -181,6 +184,7 @@ def test_ten_thousand_downsets_take_moments():
     assert "10002 downsets" in found.proof
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_without_contiguity_bounds_hold_and_nothing_gets_worse(seed: int):

@@ -154,6 +154,7 @@ def fingerprints(*blocks: nn.Module) -> list[str]:
     return [layer.fingerprint for layer in captured.layers if layer.name.startswith("blocks")]
 
 
+@pytest.mark.slow
 def test_identical_blocks_share_a_fingerprint_whatever_their_weights() -> None:
     assert len(set(fingerprints(Block(), Block(), Block()))) == 1
     for name in ("gpt2", "llama", "bert"):
@@ -257,6 +258,7 @@ def test_a_model_on_the_meta_device_is_captured_as_the_same_graph(name: str) -> 
         assert dataclasses.replace(there, name=here.name) == here
 
 
+@pytest.mark.slow
 def test_a_model_of_billions_of_parameters_is_captured_without_memory_for_them() -> None:
     with torch.device("meta"):
         config = LlamaConfig(

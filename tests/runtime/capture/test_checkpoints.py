@@ -67,6 +67,7 @@ def test_torch_s_checkpoint_is_itself_after_a_capture():
     assert torch_checkpoint.CheckpointFunction is kept
 
 
+@pytest.mark.slow
 def test_the_profile_marks_the_layers_and_compares_with_the_model_without_checkpoints(
     profile: Profile,
 ):

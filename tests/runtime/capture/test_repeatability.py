@@ -24,6 +24,7 @@ def built(function: str) -> tuple[TrainingModel, Captured]:
     return model, captured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ["skipped_by_python", "scaled_by_numpy"])
 def test_a_path_that_a_generator_chooses_is_chosen_in_each_step(function: str):
     _, captured = built(function)

@@ -102,6 +102,7 @@ class Packed(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_packed_sequences_stay_inside_one_layer() -> None:
     def given(*lengths: int) -> Batch:
         return (batch(4, 6, WIDTH)[0][0], torch.tensor(lengths)), None

@@ -180,6 +180,7 @@ def test_opaque_blocks_that_share_a_buffer_are_one_layer() -> None:
     assert any("running_mean" in warning for warning in captured.warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_cache", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_experts_in_a_loop_over_the_data_make_opaque_layers_of_hugging_faces_mixtral(
     use_cache: bool,

@@ -175,6 +175,7 @@ def _weights() -> int:
     return len([o for o in gc.get_objects() if type(o) is nn.Parameter and not o.is_meta])
 
 
+@pytest.mark.slow
 def test_a_missing_device_and_another_model_are_refused(profile: Profile) -> None:
     plan = _solved(profile, num_stages=2, num_replicas=1)
     if not torch.cuda.is_available():

@@ -99,6 +99,7 @@ def test_a_value_is_dropped_after_its_last_consumer() -> None:
     assert alive == [(), ("linear", "gt"), ("gt", "tanh"), ("where",)]
 
 
+@pytest.mark.slow
 def test_layers_that_share_a_table_compute_it_once_where_they_are_timed(
     llama: ProfiledModel,
 ) -> None:

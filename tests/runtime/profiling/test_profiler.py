@@ -87,6 +87,7 @@ def test_a_stash_inside_a_layer_is_its_own_and_can_be_recomputed() -> None:
     assert _layers(profile)["loss"].recompute is None, "to recompute it saves nothing"
 
 
+@pytest.mark.slow
 def test_identical_layers_share_a_measurement_unless_each_is_wanted() -> None:
     pooled = _profile("blocks", granularity="block", repeats=2)
     alone = _profile("blocks", granularity="block", repeats=2, each=True)
@@ -198,6 +199,7 @@ def test_a_block_of_gpt2_keeps_its_products_where_only_the_rest_runs_again() -> 
     assert 0 < block.selective.extra_time < block.recompute.extra_time < block.forward_time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _all_of("gpt2", "llama", "bert", "t5"))
 def test_bytes_of_hugging_face_models(name: str) -> None:
     profile = profile_model(str(MODELS / f"hf_{name}.py"), warmup=0, repeats=1)

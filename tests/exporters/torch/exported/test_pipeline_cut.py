@@ -56,6 +56,7 @@ def cut_at_random(names: Sequence[str], seed: int) -> list[Sequence[str]]:
     return [names[a:b] for a, b in pairwise(cuts)]
 
 
+@pytest.mark.slow
 def test_another_model_raises_when_it_is_cut() -> None:
     layers = [["tokens", "blocks.99"], ["head", "loss"]]
     pipeline = import_export(make_plan(layers, [(0,), (1,)], 2))
