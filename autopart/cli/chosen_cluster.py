@@ -215,7 +215,8 @@ def _assumptions(options: ClusterOptions, cluster: Cluster) -> list[str]:
         return []
     kind = f"{counted(cluster.num_nodes, 'node')} of kind {usual.name}"
     if cluster.gpus_per_node < usual.gpus_per_node:
-        kind += f", of which {cluster.gpus_per_node} of {usual.gpus_per_node} GPUs are used"
+        gpus = counted(usual.gpus_per_node, "GPU")
+        kind += f", of which {cluster.gpus_per_node} of {gpus} are used"
     network = cluster.network
     rails = counted(network.rails, "rail")
     speeds = (

@@ -48,9 +48,7 @@ def command(
     Exits with 1 where --check finds a difference between the written files and the plain model.
     """
     if show_list:
-        console = results_console(as_json=as_json)
-        console.print(target_table())
-        console.print(communication_table())
+        _show_frameworks(as_json=as_json)
         return
     target, output = target_options.target, target_options.output
     if plan is None or target is None:
@@ -77,6 +75,12 @@ def command(
     )
     lines = [f"written: {path}" for path in files] + ([] if said is None else [said])
     print_result(summary, *lines, as_json=as_json)
+
+
+def _show_frameworks(*, as_json: bool) -> None:
+    console = results_console(as_json=as_json)
+    console.print(target_table())
+    console.print(communication_table())
 
 
 def _notes_on_sends(plan: Plan, target: str) -> list[str]:

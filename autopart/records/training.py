@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from autopart.errors import AutopartError
+from autopart.text import counted
 from autopart.units import PositiveCount
 
 Sync = Literal["end", "overlap", "megatron", "ddp", "fsdp2", "deepspeed"]
@@ -92,7 +93,8 @@ def make_training(
     known = _known_sync(sync)
     if bucket_bytes is not None and (bucket_bytes < 1 or known == "end"):
         raise AutopartError(
-            f"buckets of {bucket_bytes} bytes: give a size of at least 1, and another --sync than end"
+            f"buckets of {counted(bucket_bytes, 'byte')}: give a size of at least 1, and another "
+            "--sync than end"
         )
     return Training(
         optimizer=optimizer,
