@@ -49,6 +49,7 @@ def tiny(
     return stages, problem(chain_graph(*layers), microbatches, cluster=machine, demands=demands)
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("seed", seeds(3, 20))
 def test_no_order_beats_the_bounds_of_its_partition_and_of_its_problem(
@@ -58,6 +59,7 @@ def test_no_order_beats_the_bounds_of_its_partition_and_of_its_problem(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_no_order_of_three_microbatches_on_three_stages_beats_the_bounds() -> None:
     # Trying all orders takes more than a minute here.
     check_bounds(5, 3, 2, 3)
