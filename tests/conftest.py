@@ -1,6 +1,7 @@
 """Fixtures that all tests share, among them ranks: their start takes seconds."""
 
 import signal
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,12 @@ settings.load_profile("autopart")
 # Jobs in the background of a shell ignore these signals, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture
+def processor_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time limits count this process's processor seconds, which a busy machine does not change."""
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def test_a_profile_loads_and_is_analytic(path: Path) -> None:
     assert profile.microbatch_size == 2
 
 
+@pytest.mark.usefixtures("processor_clock")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_profile_is_solved_in_four_stages_with_a_bound(path: Path) -> None:
     profile = autopart.load_profile(path)

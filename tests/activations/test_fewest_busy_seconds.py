@@ -84,6 +84,7 @@ def test_the_rule_of_the_fewest_busy_seconds_is_within_half_a_percent_of_the_sho
     assert all(-1e-9 <= share <= MOST_EXCESS for share, _ in found)
 
 
+@pytest.mark.slow
 def test_the_rule_of_the_fewest_busy_seconds_can_miss_the_shortest_step() -> None:
     found = excess(311)
     assert found is not None

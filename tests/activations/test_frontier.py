@@ -233,6 +233,7 @@ def keeps_no_less(graph: LayerGraph, members: list[int], policies: StagePolicies
     return any(by_hand(graph, members, one, None).freed <= 0 for one in alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("demands", [RECOMPUTE, EVERYTHING])
 @pytest.mark.parametrize("block", seeds(5, 20))
 def test_the_frontier_dominates_every_choice_and_each_point_is_a_choice(

@@ -86,6 +86,7 @@ def check_bounds(seed: int, count: int, num_ranks: int, microbatches: int) -> No
     assert any_order_bound(asked) <= min(steps) * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_the_exhaustive_search_finds_the_step_of_1f1b_on_equal_stages() -> None:
     stages = [TinyStage(1.0, 2.0, 0.0)] * 2
     assert shortest_step(stages, (0, 1), 3) == 3 * 3 + 3

@@ -43,7 +43,7 @@ def some_layouts(asked: Problem, rng: random.Random) -> list[tuple[int, Layout]]
     return rng.sample(found, min(3, len(found)))
 
 
-@pytest.mark.parametrize("seed", seeds(25, 60))
+@pytest.mark.parametrize("seed", seeds(8, 60))
 def test_no_order_is_faster_than_the_bounds_of_its_stages(seed: int):
     rng = random.Random(2000 + seed)
     asked = random_problem(rng, branching=rng.random() < 0.4, tight=rng.random() < 0.6)

@@ -71,7 +71,7 @@ def test_a_stage_that_does_not_fit_has_an_infinite_bound():
     assert np.isfinite(last[0, 2]) and np.isinf(last[1, 1])
 
 
-@pytest.mark.parametrize("seed", seeds(50, 150))
+@pytest.mark.parametrize("seed", seeds(16, 150))
 def test_no_partition_is_faster_than_the_bounds_of_its_stages(seed: int):
     rng = random.Random(1000 + seed)
     asked = random_problem(rng, branching=rng.random() < 0.4, tight=rng.random() < 0.5)

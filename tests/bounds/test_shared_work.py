@@ -22,7 +22,7 @@ def test_equal_stages_attain_the_bound_of_all_stages_together(schedule: str, num
     assert bound.tolist() == pytest.approx([expected], rel=1e-11)
 
 
-@pytest.mark.parametrize("seed", seeds(40, 300))
+@pytest.mark.parametrize("seed", seeds(13, 300))
 def test_no_plan_is_faster_than_the_bound_of_all_stages_together(seed: int):
     rng = random.Random(90_000 + seed)
     asked = random_problem(rng, branching=rng.random() < 0.3, tight=False)

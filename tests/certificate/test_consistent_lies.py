@@ -36,6 +36,7 @@ def accepted(plan: Plan, given: Profile) -> bool:
     return all(check.passed for check in verify(plan, given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(4, 200))
 def test_a_bad_plan_is_refused_behind_everything_that_could_hide_it(seed: int):
     for name, plan, given in lies(random.Random(seed)):
@@ -48,6 +49,7 @@ def test_a_plan_that_breaks_a_demand_is_refused_even_where_its_bound_claims_noth
         assert name not in BROKEN or not accepted(plan, given), name
 
 
+@pytest.mark.slow
 def test_a_plan_that_claims_nothing_and_keeps_its_demands_passes():
     kept = {
         name

@@ -26,6 +26,7 @@ def hostile_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_some_hostile_lines_are_refused_in_one_line(hostile_folder: Path) -> None:
     session = run_lines(LINES[::EACH], hostile_folder)
     assert session.faults == []

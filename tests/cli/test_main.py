@@ -103,6 +103,7 @@ def test_a_working_directory_that_is_gone_is_one_line(
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_python_dash_m_runs_the_command_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "autopart", "show", "absent.json"],

@@ -29,6 +29,7 @@ def step_time(folder: Path) -> float:
     return msgspec.json.decode((folder / "plan.json").read_bytes())["prediction"]["step_time"]
 
 
+@pytest.mark.slow
 def test_offload_gives_a_faster_step_in_the_same_memory_and_verify_agrees(
     cli: Cli, blocks: Path
 ) -> None:

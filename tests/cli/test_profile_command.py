@@ -34,6 +34,7 @@ def test_a_model_file_becomes_a_profile_named_after_model_device_and_size(
         assert layer.name in outcome.out
 
 
+@pytest.mark.slow
 def test_the_document_has_all_layers_and_nothing_else_is_on_stdout(
     quick: Cli, folder: Path
 ) -> None:

@@ -29,6 +29,7 @@ def blocks(folder: Path) -> Path:
     return folder / "profile.json"
 
 
+@pytest.mark.slow
 def test_auto_recomputes_as_few_layers_as_fit_and_verify_agrees(cli: Cli, blocks: Path) -> None:
     steps = []
     for memory, count in (("200GiB", 0), ("61GiB", 1), ("45GiB", 2)):
@@ -74,6 +75,7 @@ def test_named_layers_are_recomputed_and_always_recomputes_all_except_kept_layer
     assert cli("verify", "plan.json", "--profile", "profile.json").code == 0
 
 
+@pytest.mark.slow
 def test_the_infeasible_message_names_the_least_memory_with_and_without_recompute(
     cli: Cli, blocks: Path
 ) -> None:

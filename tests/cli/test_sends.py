@@ -22,6 +22,7 @@ def with_sends(plan: Plan, sends: str) -> Plan:
     return msgspec.structs.replace(plan, cluster=cluster)
 
 
+@pytest.mark.slow
 def test_a_plan_says_its_sends_and_is_verified_with_them(cli: Cli, profile_file: Path) -> None:
     steps: dict[str, float] = {}
     for sends in ("buffered", "rendezvous"):

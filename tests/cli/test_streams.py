@@ -52,6 +52,7 @@ def closed_pipe() -> int:
     return writing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [SHOW, (*SHOW, "--json"), ("--help",)])
 def test_a_reader_that_is_gone_ends_a_command_without_a_word(
     folder: Path, arguments: tuple[str, ...]
@@ -61,6 +62,7 @@ def test_a_reader_that_is_gone_ends_a_command_without_a_word(
     assert "Traceback" not in done.stderr and "error" not in done.stderr
 
 
+@pytest.mark.slow
 @needs_full
 @pytest.mark.parametrize("arguments", [(*SHOW, "--json"), SOLVE])
 def test_a_full_device_is_one_line(folder: Path, arguments: tuple[str, ...]) -> None:
@@ -83,6 +85,7 @@ def test_a_full_stderr_keeps_the_exit_code(folder: Path) -> None:
         assert run(folder, *SHOW, stderr=full).returncode == 0
 
 
+@pytest.mark.slow
 def test_closed_descriptors_never_become_files(folder: Path) -> None:
     command = " ".join(AUTOPART)
     done = subprocess.run(

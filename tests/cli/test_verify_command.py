@@ -26,6 +26,7 @@ def odd_names(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["step", "bottleneck"])
 def test_a_gap_over_a_bound_of_0_is_unknown_in_every_output(
     cli: Cli, odd_names: Path, objective: str

@@ -104,6 +104,7 @@ def every_group(fabric: Fabric, ranks: int, fewest_nodes: int = 1) -> set[Group]
 sizes = st.floats(0.0, 1e12)
 
 
+@pytest.mark.slow
 @given(fabrics(), st.sampled_from(COLLECTIVES), st.integers(1, 12), sizes, sizes, st.floats(0, 1))
 def test_a_price_is_nondecreasing_and_concave_in_the_bytes(
     fabric: Fabric, collective: Collective, ranks: int, a: float, b: float, share: float
@@ -158,6 +159,7 @@ def test_more_ranks_on_the_same_nodes_may_be_faster():
     )
 
 
+@pytest.mark.slow
 @given(fabrics(), st.sampled_from(COLLECTIVES), st.integers(1, 10), st.integers(1, 2), sizes)
 def test_the_least_price_is_the_least_of_all_placements(
     fabric: Fabric, collective: Collective, ranks: int, fewest: int, size: float
@@ -169,6 +171,7 @@ def test_the_least_price_is_the_least_of_all_placements(
         assert least == pytest.approx(min(each), rel=1e-9, abs=1e-15)
 
 
+@pytest.mark.slow
 @given(fabrics(), st.integers(2, 8), st.lists(sizes, min_size=1, max_size=4))
 def test_a_price_for_an_array_is_the_price_of_each_entry(
     fabric: Fabric, ranks: int, size: list[float]
@@ -177,6 +180,7 @@ def test_a_price_for_an_array_is_the_price_of_each_entry(
     assert price.seconds(np.array(size)).tolist() == [price.seconds(own) for own in size]
 
 
+@pytest.mark.slow
 @given(fabrics(), st.integers(1, 10), st.integers(1, 10), sizes)
 def test_a_price_that_is_said_to_be_never_above_another_one_never_is(
     fabric: Fabric, n: int, other: int, size: float

@@ -41,6 +41,7 @@ class Leaving:
         warnings.warn("left open", ResourceWarning, stacklevel=1)
 
 
+@pytest.mark.slow
 def test_garbage_of_earlier_tests_is_not_collected_among_the_inputs(tmp_path: Path):
     told: list[object] = []
     with pytest.MonkeyPatch.context() as patch:

@@ -27,6 +27,7 @@ def entries() -> list[object]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "name"), entries())
 def test_a_hostile_model_ends_as_the_table_says(
     table: str, name: str, tmp_path: Path, two_ranks: RankPool

@@ -39,6 +39,7 @@ def test_a_malformed_line_is_named(tmp_path):
         import_profile("dapple", path)
 
 
+@pytest.mark.usefixtures("processor_clock")
 @needs_data
 @pytest.mark.parametrize(
     ("name", "size", "layers"),

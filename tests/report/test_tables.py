@@ -92,6 +92,7 @@ def test_the_memory_table_adds_up_to_the_peak() -> None:
         assert numbers[7] == pytest.approx(stage.peak_bytes / (1 << 20), abs=0.05)
 
 
+@pytest.mark.slow
 def test_tables_fit_into_80_columns_without_losing_a_number() -> None:
     plan = sample_plan(num_stages=4, num_replicas=2, num_microbatches=64)
     step = simulate_summary(plan, simulate_plan(plan), "plan.json")
@@ -123,6 +124,7 @@ def test_a_baseline_that_cannot_be_made_says_why() -> None:
     assert _row(text, "parameters")[-1] == "too large"
 
 
+@pytest.mark.slow
 def test_the_reading_says_all_gpus_and_the_batch() -> None:
     plan = sample_plan(num_stages=4, num_replicas=2, num_microbatches=32)
     assert reading_of(plan, batch_given=True) == (
@@ -139,6 +141,7 @@ def test_the_figures_hold_step_bound_gap_and_bubble() -> None:
     assert "embed.weight" in lines[-1]
 
 
+@pytest.mark.slow
 def test_the_figures_hold_the_share_that_other_orders_could_save() -> None:
     plan = sample_plan(num_stages=4, num_replicas=2, num_microbatches=16)
     bound, step = plan.certificate.any_order_bound, plan.prediction.step_time
@@ -152,6 +155,7 @@ def test_a_failed_check_stands_out() -> None:
     assert "FAILED" in text
 
 
+@pytest.mark.slow
 def test_idle_times_of_the_ranks_add_up_to_the_bubble() -> None:
     plan = sample_plan(num_stages=4, num_replicas=2, num_microbatches=16)
     step = simulate_summary(plan, simulate_plan(plan), "plan.json")

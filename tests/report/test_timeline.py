@@ -1,5 +1,7 @@
 import itertools
 
+import pytest
+
 from autopart.records.plan import stage_ranks
 from autopart.report.timeline import MOST_RANKS, timeline_text
 from autopart.schedules.actions import parse_action
@@ -60,6 +62,7 @@ def test_narrow_actions_are_letters_that_tell_neighbours_apart() -> None:
     assert line == "rank 0  FFff....BBBbbb"
 
 
+@pytest.mark.slow
 def test_every_line_fits_the_given_width() -> None:
     plan = sample_plan(num_stages=4, num_replicas=2, num_microbatches=64)
     for width in (40, 80, 200):

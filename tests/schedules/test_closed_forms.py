@@ -81,6 +81,7 @@ def test_every_schedule_has_a_closed_form():
     assert {form.name for form in FORMS} == set(KINDS)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 10), st.integers(0, 20), st.sampled_from(["zb-h2", "zbv"]))
 def test_no_rank_idles_after_its_first_action_under_a_zero_bubble_schedule(
     ranks: int, more: int, name: str

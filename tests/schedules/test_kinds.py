@@ -46,6 +46,7 @@ def pipelines(draw_from: st.DrawFn, kind: Kind) -> Pipeline:
     return Pipeline(ranks, per_rank, draw_from(st.sampled_from(counts)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 @given(data=st.data())
 def test_every_schedule_is_complete_runs_and_stays_within_its_microbatches_in_flight(

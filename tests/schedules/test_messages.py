@@ -112,6 +112,7 @@ def deadlock(programs: tuple[Program, ...]) -> list[str]:
     return [f"{r}: {p[i]}" for r, (p, i) in enumerate(zip(programs, at, strict=True)) if i < len(p)]
 
 
+@pytest.mark.slow
 @given(schedules(), st.booleans())
 def test_any_valid_order_runs_with_blocking_sends(
     case: tuple[Schedule, list[list[int]]], receives_first: bool
@@ -129,6 +130,7 @@ def reader(sent: Action) -> tuple[int, bool, int]:
     return sent.stage + (1 if is_forward else -1), is_forward, sent.microbatch
 
 
+@pytest.mark.slow
 @given(schedules(), st.booleans())
 def test_messages_between_two_ranks_are_received_in_the_order_of_their_sends(
     case: tuple[Schedule, list[list[int]]], receives_first: bool

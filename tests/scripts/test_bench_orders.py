@@ -33,6 +33,7 @@ def rows(only: tuple[str, ...], seconds: float) -> list[dict]:
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @needs_orders
 @pytest.mark.parametrize("hard", seeds(1, 2))
 def test_own_orders_fit_and_are_no_longer_than_any_peer_s(hard: int):

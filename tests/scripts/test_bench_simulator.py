@@ -2,9 +2,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.places import ROOT
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_simulator_prints_a_line_for_each_size() -> None:
     done = subprocess.run(
         [sys.executable, "scripts/bench_simulator.py", "--json", "--most", "600"],

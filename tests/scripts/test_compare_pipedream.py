@@ -54,6 +54,7 @@ def compare(tmp_path: Path):
     return run
 
 
+@pytest.mark.slow
 def test_the_line_of_a_file_has_our_answer_and_pipedream_s(compare):
     done = compare("--machines", "2", "--bandwidth", "1e6", "--straight")
     assert done.returncode == 0, done.stderr
@@ -70,6 +71,7 @@ def test_the_line_of_a_file_has_our_answer_and_pipedream_s(compare):
     assert row["solve_seconds"] >= 0
 
 
+@pytest.mark.slow
 def test_the_answer_with_all_sends_is_printed_separately(compare):
     row = json.loads(compare("--machines", "4", "--bandwidth", "4e5").stdout)
     assert row["all_sends"] >= row["all_sends_optimum"] >= row["objective"]
@@ -77,6 +79,7 @@ def test_the_answer_with_all_sends_is_printed_separately(compare):
     assert "peer_objective" not in row
 
 
+@pytest.mark.slow
 def test_with_two_levels_each_stage_has_outer_and_inner_replicas(compare):
     row = json.loads(compare("--machines", "2", "2", "--bandwidth", "1e7", "1MB/s").stdout)
     for stage in row["stages"]:
@@ -84,6 +87,7 @@ def test_with_two_levels_each_stage_has_outer_and_inner_replicas(compare):
     assert [n for stage in row["stages"] for n in stage["nodes"]] == ["node2", "node3", "node4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -98,6 +102,7 @@ def test_numbers_out_of_range_are_one_line(compare, options, words: str):
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_missing_file_gives_one_line_on_stderr(compare, tmp_path: Path):
     done = compare("--machines", "2", "--bandwidth", "1e6", path=tmp_path / "none.txt")
     assert done.returncode == 1

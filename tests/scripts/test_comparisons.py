@@ -87,6 +87,7 @@ def pipedream_file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_comparison_with_piper_gives_one_line_with_the_file_s_ids(piper_file):
     ran, (line,) = run("compare_piper.py", piper_file, "--devices", 2, "--memory", 21)
     assert ran.returncode == 0, ran.stderr
@@ -97,24 +98,28 @@ def test_a_comparison_with_piper_gives_one_line_with_the_file_s_ids(piper_file):
     assert line["solve_seconds"] > 0 and "peer_objective" not in line
 
 
+@pytest.mark.slow
 def test_a_stage_names_the_nodes_that_recompute(piper_file):
     _, (line,) = run("compare_piper.py", piper_file, "--memory", 13)
     assert [stage["recompute"] for stage in line["stages"]] == [[3]]
     assert line["objective"] == 5.0
 
 
+@pytest.mark.slow
 def test_an_infeasible_file_gives_a_line_with_the_least_memory(piper_file):
     ran, (line,) = run("compare_piper.py", piper_file, "--memory", 12)
     assert ran.returncode == 0 and line["objective"] is None
     assert "13 would do" in line["infeasible"]
 
 
+@pytest.mark.slow
 def test_a_missing_file_gives_one_line_without_traceback(tmp_path):
     ran, lines = run("compare_piper.py", tmp_path / "none.json")
     assert (ran.returncode, lines) == (1, [])
     assert ran.stderr == f"{tmp_path / 'none.json'}: there is no such file\n"
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_line_has_piper_s_own_answer():
     asked = published("piper")[0]
@@ -130,6 +135,7 @@ def test_the_line_has_piper_s_own_answer():
     assert line["objective"] == pytest.approx(asked["TPS"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_balanced_stages_have_the_file_s_nodes_in_pipeline_order(pipedream_file):
     ran, (line,) = run("compare_balancers.py", pipedream_file, "--stages", 2)
     assert ran.returncode == 0, ran.stderr
@@ -138,12 +144,14 @@ def test_balanced_stages_have_the_file_s_nodes_in_pipeline_order(pipedream_file)
     assert [stage["nodes"] for stage in line["stages"]] == [["node2"], ["node3", "node4"]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("torchgpipe") is not None, reason="torchgpipe is installed")
 def test_a_missing_balancer_is_named_and_left_out(pipedream_file):
     ran, (line,) = run("compare_balancers.py", pipedream_file, "--stages", 2)
     assert "torchgpipe: left out" in ran.stderr and "peers" not in line
 
 
+@pytest.mark.slow
 def test_the_line_has_the_answer_of_an_installed_balancer(pipedream_file, tmp_path):
     package = tmp_path / "peer" / "torchgpipe" / "balance"
     package.mkdir(parents=True)
@@ -157,6 +165,7 @@ def test_the_line_has_the_answer_of_an_installed_balancer(pipedream_file, tmp_pa
     assert line["peer_objective"] == line["peers"]["torchgpipe"]["objective"]
 
 
+@pytest.mark.slow
 def test_more_stages_than_layers_gives_an_infeasible_line_after_other_files(
     pipedream_file, piper_file
 ):
@@ -165,6 +174,7 @@ def test_more_stages_than_layers_gives_an_infeasible_line_after_other_files(
     assert lines[1]["objective"] is None and "at most 2" in lines[1]["infeasible"]
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_chains_and_the_exponent_of_growth(pipedream_file):
     ran, lines = run(
         "bench_solvers.py", pipedream_file,

@@ -64,6 +64,7 @@ def listed(found: LayoutSearch, candidate: Candidate) -> float:
     return search.step * ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(1, 6))
 def test_aimed_partitions_are_no_slower_than_those_with_the_smallest_bounds(seed: int):
     """Each keeps layers together, and each has orders that fit and start a search."""

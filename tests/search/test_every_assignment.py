@@ -51,6 +51,7 @@ def test_three_stages_on_two_nodes_take_the_better_ranks():
     assert plan.certificate.gap == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.slow
 @needs_cases
 def test_stages_that_share_a_parameter_share_a_node_where_that_is_faster():
     given = load_profile(CASES / "enc.profile.json")

@@ -55,6 +55,7 @@ def infeasible_problem(seed: int) -> Problem | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", seeds(1, 10))
 def test_the_message_names_exactly_the_options_that_would_do(block: int) -> None:
     alone, together = 0, 0

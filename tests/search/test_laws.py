@@ -60,6 +60,7 @@ def value(plan: Plan) -> float:
     return plan.prediction.step_time if plan.objective == "step" else plan_bottleneck(plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", LARGER, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("block", seeds(quick=1, total=9))
 def test_more_of_anything_is_never_worse(change: Change, block: int):
@@ -96,6 +97,7 @@ def test_seconds_times_two_give_twice_the_answer_to_the_last_digit(kind: str, bl
             assert slow.stages == plan.stages and slow.orders == plan.orders, seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", (*KINDS, "mixtures"))
 @pytest.mark.parametrize("block", seeds(quick=1, total=9))
 def test_names_and_the_order_of_lists_do_not_matter(kind: str, block: int):

@@ -57,6 +57,7 @@ def case(seed: int) -> tuple[Profile, Cluster]:
     return profile(graph), msgspec.structs.replace(asked.cluster, host_link=some_host(rng, graph))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", seeds(2, 30))
 def test_wherever_time_ends_the_plan_and_its_bound_are_verified(

@@ -36,6 +36,7 @@ def five_layers() -> Problem:
     return own_orders(asked)
 
 
+@pytest.mark.slow
 def test_the_bound_counts_whole_layers_and_is_proven_again():
     asked = five_layers()
     found = searched(asked).outcome()
@@ -44,6 +45,7 @@ def test_the_bound_counts_whole_layers_and_is_proven_again():
     check_bound(asked, found.lower_bound, found.simulated)
 
 
+@pytest.mark.slow
 def test_a_bound_above_the_best_plan_is_refused():
     asked = five_layers()
     found = searched(asked).outcome()
@@ -52,6 +54,7 @@ def test_a_bound_above_the_best_plan_is_refused():
         check_bound(asked, found.best.prediction.step_time * 1.01, 0)
 
 
+@pytest.mark.slow
 def test_a_value_that_is_refuted_no_more_for_all_layouts_falls_back(
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -67,6 +70,7 @@ def test_a_value_that_is_refuted_no_more_for_all_layouts_falls_back(
     check_bound(asked, found.lower_bound, found.simulated)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(3, 60))
 def test_a_raised_bound_is_proven_again_and_reaches_no_plan(seed: int):
     rng = random.Random(300 + seed)

@@ -182,6 +182,7 @@ def check_reason(asked: Problem, said: str) -> str:
     return "counts"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", seeds(1, 40))
 def test_without_the_cause_that_a_reason_names_the_reason_is_gone(block: int) -> None:
     kinds = []

@@ -16,6 +16,7 @@ from tests.support.witness.placements import Gpus, all_places, places
 from tests.support.witness.plans import random_plans, random_policies, ranks_of_peaks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", seeds(quick=1, total=21))
 def test_the_witness_and_the_planner_price_each_plan_alike(block: int):
     """Steps and bottlenecks agree within 1e-9, bytes exactly, also on ranks in any order."""
@@ -71,6 +72,7 @@ def test_gpus_of_one_kind_on_one_node_are_alike(per_node: int, groups: tuple[int
             assert places(gpus, slots).keys() == all_places(gpus, slots)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block", seeds(quick=1, total=11))
 def test_no_claim_of_the_planner_is_false(kind: str, block: int):

@@ -53,6 +53,7 @@ def own_plan() -> Plan:
 # Real steps on two or four processes
 
 
+@pytest.mark.slow
 def test_own_orders_train_as_the_plain_model(two_ranks: RankPool) -> None:
     check_training(two_ranks, own_plan(), "zoo:gpt2-tiny", max_norm=0.1)
 

@@ -45,6 +45,7 @@ def check_against_trying(problem: DnnInstance) -> bool:
     return True
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 @example(36310)  # One node, which no accelerator runs.
@@ -166,6 +167,7 @@ def _grid(chains: int, length: int, seed: int, accelerators: int) -> DnnInstance
     return instance(nodes, edges, accelerators, 1)
 
 
+@pytest.mark.usefixtures("processor_clock")
 def test_a_time_limit_gives_a_split_and_an_honest_bound():
     problem = _grid(6, 10, 5, 8)  # 1,771,563 downsets
     began = time.perf_counter()
@@ -177,6 +179,7 @@ def test_a_time_limit_gives_a_split_and_an_honest_bound():
     assert found.lower_bound >= work / (8 + 0.1) * (1 - 1e-9)
 
 
+@pytest.mark.slow
 def test_ten_thousand_downsets_take_moments():
     problem = _grid(4, 9, 1, 5)
     found = solve(problem)
@@ -184,6 +187,7 @@ def test_ten_thousand_downsets_take_moments():
     assert "10002 downsets" in found.proof
 
 
+@pytest.mark.usefixtures("processor_clock")
 @pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1))
@@ -206,6 +210,7 @@ def test_without_contiguity_bounds_hold_and_nothing_gets_worse(seed: int):
     assert found.lower_bound <= expected * (1 + 1e-9)
 
 
+@pytest.mark.usefixtures("processor_clock")
 def test_without_contiguity_two_pieces_on_a_device_can_be_better():
     chain = instance([node(1, 5.0), node(2, 8.0), node(3, 3.0)], {(1, 2): 0.25, (2, 3): 0.25}, 2)
     assert solve(chain).objective == 11.25
@@ -214,6 +219,7 @@ def test_without_contiguity_two_pieces_on_a_device_can_be_better():
     assert {s.nodes for s in found.stages} == {(1, 3), (2,)}
 
 
+@pytest.mark.usefixtures("processor_clock")
 def test_without_contiguity_more_may_fit():
     """Sizes 3, 2 and 2, 1 in a chain fit into 4 and 4 only if the ends share a device."""
     sizes = {1: 3.0, 2: 2.0, 3: 2.0, 4: 1.0}
@@ -243,6 +249,8 @@ def test_the_published_optimum_is_reached_and_proven(name: str):
     assert seconds < 10
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("processor_clock")
 @needs_data
 @pytest.mark.parametrize(
     ("name", "at_most"),

@@ -17,6 +17,7 @@ from autopart.solvers.fewest_ranks import (
     fewest_ranks,
 )
 from tests.support.peers import pipedream_graphs
+from tests.support.seeds import seeds
 
 
 def costs_of(seed: int, most_layers: int, density: float, *, memory: bool = False):
@@ -34,7 +35,7 @@ def costs_of(seed: int, most_layers: int, density: float, *, memory: bool = Fals
     return nodes, downsets, costs, network.machines[0]
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(20, 60))
 def test_the_search_along_covers_equals_the_search_over_all_pairs(seed: int):
     _, downsets, costs, machines = costs_of(seed, 9, random.Random(seed).choice([0.1, 0.3, 0.7]))
     by_pairs = PairSeconds(costs(downsets), nesting(downsets))

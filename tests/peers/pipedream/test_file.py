@@ -190,6 +190,7 @@ def check_against(run) -> None:
             assert plan.objective == pytest.approx(theirs, rel=1e-9)
 
 
+@pytest.mark.slow
 @needs_data
 def test_one_level_is_never_worse_than_pipedream_and_the_same_where_it_sees_every_cut():
     runs = answered(two_levels=False)
@@ -198,6 +199,7 @@ def test_one_level_is_never_worse_than_pipedream_and_the_same_where_it_sees_ever
         check_against(run)
 
 
+@pytest.mark.slow
 @needs_data
 def test_two_levels_are_never_worse_than_pipedream():
     runs = answered(two_levels=True)

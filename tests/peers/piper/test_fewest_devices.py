@@ -74,12 +74,14 @@ def check(seed):
     assert found.infeasible == (max(lower) if lower else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(4))
 def test_the_bottleneck_is_the_best_of_all_paths(block):
     for seed in range(block * 500, block * 500 + 500):
         check(seed)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**63))
 def test_the_bottleneck_is_the_best_of_all_paths_whatever_the_options(seed):
     check(seed)

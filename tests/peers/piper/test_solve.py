@@ -61,6 +61,7 @@ def degrees(devices: int) -> list[tuple[int, int]]:
     return [(t, d) for t in range(1, devices + 1) for d in range(1, devices // t + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(4))
 def test_the_bottleneck_is_the_best_of_everything(block):
     feasible = 0

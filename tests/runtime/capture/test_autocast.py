@@ -136,6 +136,7 @@ def test_split_backwards_are_cast_alike(two_ranks: RankPool):
     checked(two_ranks, plan("zoo:gpt2-tiny", [0.2, 0.5, 0.8], ranks=V, orders=orders))
 
 
+@pytest.mark.slow
 def test_a_model_in_16_bits_is_refused():
     of = plan("zoo:mlp-tiny", CUT, dtype="bfloat16")
     source = load_model(of.origin.model)

@@ -37,6 +37,7 @@ from tests.support.runtime.small_models import (
 )
 
 
+@pytest.mark.slow
 def test_the_captured_graph_computes_the_models_loss_from_the_tensors_of_a_batch() -> None:
     model = training(TiedDecoder(), decoder_loss)
     captured = capture_model(model, decoder_batch())
@@ -102,6 +103,7 @@ def test_leaves_are_named_by_keyword_or_place_and_no_name_is_taken_twice() -> No
     assert torch.equal(leaves["inputs_target"], x + 2) and torch.equal(leaves["target"], x + 3)
 
 
+@pytest.mark.slow
 def test_labels_that_are_the_input_ids_themselves_are_an_input_of_their_own() -> None:
     model, (inputs, _), captured = captured_hugging_face("gpt2")
     assert inputs["labels"] is inputs["input_ids"]
@@ -163,6 +165,7 @@ def test_identical_blocks_share_a_fingerprint_whatever_their_weights() -> None:
         assert len(blocks) == 1, name
 
 
+@pytest.mark.slow
 def test_blocks_that_differ_in_width_constants_dropout_or_training_do_not() -> None:
     wider = Block()
     wider.mlp = nn.Sequential(nn.Linear(WIDTH, 24), nn.GELU(), nn.Linear(24, WIDTH))
@@ -194,6 +197,7 @@ def captured_with(**changes: Any) -> Captured:
     return capture_model(training(model), batch(size["rows"], WIDTH))
 
 
+@pytest.mark.slow
 def test_the_graph_hash_changes_with_shapes_operations_and_names() -> None:
     variants = [{}, {"blocks": 3}, {"rows": 6}, {"scale": 0.5}, {"renamed": True}]
     hashes = [captured_with(**variant).graph_hash for variant in variants]
@@ -281,6 +285,7 @@ def test_a_model_of_billions_of_parameters_is_captured_without_memory_for_them()
     assert {value.bytes for value in captured.values} == {2048 * 4096 * 2}
 
 
+@pytest.mark.slow
 def test_layers_and_values_make_a_layer_graph() -> None:
     for name in ("gpt2", "t5"):
         captured = captured_hugging_face(name)[2]
@@ -332,6 +337,7 @@ def test_a_part_with_a_name_that_graph_modules_need_is_refused() -> None:
         capture_model(training(Graphic()), batch())
 
 
+@pytest.mark.slow
 def test_a_loss_modules_own_state_keeps_its_name() -> None:
     class Weighted(nn.Module):
         def __init__(self) -> None:

@@ -41,6 +41,7 @@ def recomputed(plan: Plan) -> tuple[str, ...]:
     return tuple(name for stage in plan.stages for name in stage.recompute)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "whole", "partly"),
     [
@@ -78,6 +79,7 @@ def test_the_profile_marks_the_layers_and_compares_with_the_model_without_checkp
     assert len(told) == 1 and "solve recomputes them" in told[0]
 
 
+@pytest.mark.slow
 def test_a_plan_recomputes_the_layers_that_the_model_checkpoints(profile: Profile):
     plan = planned(profile)
     assert recomputed(plan) == BLOCKS and plan.demands.recompute_layers == BLOCKS
@@ -101,6 +103,7 @@ def test_another_word_of_the_user_wins(
     assert recomputed(plan) == expected
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_a_part_of_a_layer_is_told():
     told = [note for note in profile_of("parts_of_blocks").warnings if "checkpoint" in note]
     assert len(told) == 1

@@ -1,6 +1,7 @@
 """Models that draw from generators outside torch, while they are captured."""
 
 import numpy as np
+import pytest
 import torch
 
 from autopart.runtime.capture.capture import Captured, capture_model
@@ -15,6 +16,7 @@ def captured_model(name: str = "wandering") -> Captured:
     return capture_model(build_training_model(source), example_batch(source, 2))
 
 
+@pytest.mark.slow
 def test_statements_that_skip_all_in_one_run_pass_gradients_on_in_others() -> None:
     captured = captured_model()
     assert [layer.name for layer in captured.layers] == [
@@ -28,6 +30,7 @@ def test_statements_that_skip_all_in_one_run_pass_gradients_on_in_others() -> No
     assert all(value.has_gradient for value in captured.values)
 
 
+@pytest.mark.slow
 def test_a_capture_leaves_all_generators_as_they_were() -> None:
     generators = HostGenerators([drawing.wandering()])
     torch.manual_seed(3)

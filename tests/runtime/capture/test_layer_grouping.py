@@ -61,6 +61,7 @@ def test_an_encoder_decoder_has_the_layers_of_both() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_residual_networks_blocks_are_its_layers_and_a_sum_joins_its_latest_producer() -> None:
     captured = capture_model(training(ResNet()), batch(2, 3, 4, 4))
     assert names(captured) == ["conv1", "bn1", "layer1.0", "layer1.1", "fc", "loss"]
@@ -93,6 +94,7 @@ def test_leaf_modules_are_layers_when_asked_for_and_glue_joins_them() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_experts_beside_each_other_are_one_layer_with_their_gate() -> None:
     assert layers_of(Blocks(Experts(), Experts())) == [
         "first",
@@ -159,6 +161,7 @@ def test_modules_that_are_never_reached_give_no_layer() -> None:
     assert not any("unused" in name for layer in captured.layers for name in layer.parameters)
 
 
+@pytest.mark.slow
 def test_masks_and_positions_are_no_values_between_layers() -> None:
     captured = capture_model(training(TiedDecoder(), decoder_loss), decoder_batch())
     between = [(value.producer, value.consumers) for value in captured.values]
@@ -288,6 +291,7 @@ def test_a_frozen_encoder_under_no_grad_is_still_layers() -> None:
     assert gradients == {**dict.fromkeys(names(captured)[:4], False), "head": True}
 
 
+@pytest.mark.slow
 def test_blocks_under_autocast_are_still_layers() -> None:
     class Mixed(Blocks):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

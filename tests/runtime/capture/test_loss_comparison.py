@@ -24,6 +24,7 @@ def test_a_graph_that_fails_beside_its_model_is_refused() -> None:
         check_loss(model, example, replace(traced, module=failing))
 
 
+@pytest.mark.slow
 def test_a_forward_that_takes_another_path_while_it_is_traced_is_no_graph() -> None:
     """Its own statements run unchanged, and the rest of the graph doubles a value."""
 

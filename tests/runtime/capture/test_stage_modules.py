@@ -137,6 +137,7 @@ class Probing(nn.Module):
         return self.head(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [
@@ -158,6 +159,7 @@ def test_awkward_models_keep_their_loss_gradients_and_buffers(
     check_cuts(training(build()), batch(), FLOAT64)
 
 
+@pytest.mark.slow
 def test_attention_and_recurrence_keep_their_loss_and_gradients() -> None:
     check_cuts(training(Attentive()), batch(3, 5, WIDTH), FLOAT64)
 
@@ -171,6 +173,7 @@ def test_batch_norms_buffers_are_updated_as_in_the_plain_model() -> None:
     )
 
 
+@pytest.mark.slow
 def test_tied_weights_masks_and_keyword_inputs_survive_every_cut() -> None:
     check_cuts(training(TiedDecoder(), decoder_loss), decoder_batch(), FLOAT64, (2, 3, 4, 5, 6))
 
@@ -197,6 +200,7 @@ def test_autocast_inside_the_model_survives_every_cut() -> None:
     check_cuts(model, ((batch()[0][0].float(),), None), FLOAT32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(2, 6))
 def test_random_networks_survive_random_cuts(seed: int) -> None:
     model = RandomNet(seed)

@@ -39,6 +39,7 @@ def names(captured: Captured) -> list[str]:
     return [layer.name for layer in captured.layers]
 
 
+@pytest.mark.slow
 def test_routing_by_value_makes_layers_of_its_experts_only() -> None:
     example = batch()
     captured = check(training(opaque.Routed()), example, *map(other_batch, range(3)))
@@ -52,6 +53,7 @@ def test_routing_by_value_makes_layers_of_its_experts_only() -> None:
     assert captured.layers[4].parameters == ("experts.0.weight", "experts.0.bias")
 
 
+@pytest.mark.slow
 def test_layers_that_numpys_generator_skips_are_skipped_anew_in_each_run() -> None:
     captured = check(training(opaque.Skipping()), batch())
     assert names(captured) == ["layers.0", "layers.1", "layers.2", "layers.3", "last", "loss"]
@@ -59,6 +61,7 @@ def test_layers_that_numpys_generator_skips_are_skipped_anew_in_each_run() -> No
     assert "opaque.py:" in captured.warnings[0]
 
 
+@pytest.mark.slow
 def test_a_modules_own_generator_is_no_constant_of_the_graph() -> None:
     class Own(opaque.Skipping):
         def __init__(self) -> None:
@@ -76,6 +79,7 @@ def test_a_modules_own_generator_is_no_constant_of_the_graph() -> None:
     assert "draws numbers" in captured.warnings[0]
 
 
+@pytest.mark.slow
 def test_gradients_in_the_forward_join_all_statements_that_lead_to_them() -> None:
     captured = check(training(opaque.Forces()), batch())
     assert names(captured) == ["layers", "loss"]
@@ -111,6 +115,7 @@ def test_packed_sequences_stay_inside_one_layer() -> None:
     assert names(captured) == ["before.0", "before.1", "lstm", "after.0", "after.1", "loss"]
 
 
+@pytest.mark.slow
 def test_a_gradient_hook_in_the_models_own_code_keeps_the_layer_that_made_the_tensor() -> None:
     class Damped(Blocks):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -125,6 +130,7 @@ def test_a_gradient_hook_in_the_models_own_code_keeps_the_layer_that_made_the_te
     assert captured.tied == {}, "the statements use one element of the list"
 
 
+@pytest.mark.slow
 def test_module_hooks_run_once_and_a_backward_hook_makes_one_layer_of_its_block() -> None:
     model = training(Blocks(Block(), Block(), Block()))
     model.model.blocks[1].register_full_backward_hook(lambda _m, given, _o: (given[0] * 2,))
@@ -138,6 +144,7 @@ def test_module_hooks_run_once_and_a_backward_hook_makes_one_layer_of_its_block(
     )
 
 
+@pytest.mark.slow
 def test_another_branch_and_an_early_return_are_taken_when_the_values_say_so() -> None:
     class Early(Blocks):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -158,6 +165,7 @@ def test_another_branch_and_an_early_return_are_taken_when_the_values_say_so() -
     assert names(captured)[:4] == ["first", "blocks.0", "blocks.1", "blocks.2"]
 
 
+@pytest.mark.slow
 def test_numbers_that_depend_on_values_stay_inside() -> None:
     class Counting(Blocks):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -173,6 +181,7 @@ def test_numbers_that_depend_on_values_stay_inside() -> None:
     assert names(captured) == ["first", "blocks.0", "blocks.1", "last", "loss"]
 
 
+@pytest.mark.slow
 def test_writes_into_a_tensor_and_into_a_list_are_kept() -> None:
     class Writing(Blocks):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -190,6 +199,7 @@ def test_writes_into_a_tensor_and_into_a_list_are_kept() -> None:
     assert captured.warnings
 
 
+@pytest.mark.slow
 def test_shapes_that_change_between_batches_are_refused_when_they_come() -> None:
     class Shrinking(Blocks):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -220,6 +230,7 @@ def test_code_that_cannot_be_divided_still_makes_one_layer() -> None:
     assert "the whole model is one layer" in captured.warnings[0]
 
 
+@pytest.mark.slow
 def test_a_function_that_runs_all_layers_is_one_statement() -> None:
     class Handing(Blocks):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

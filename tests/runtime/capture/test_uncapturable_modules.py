@@ -42,6 +42,7 @@ def names(captured: Captured) -> list[str]:
     return [layer.name for layer in captured.layers]
 
 
+@pytest.mark.slow
 def test_a_block_whose_control_flow_depends_on_values_is_one_layer_and_the_warning_says_why() -> (
     None
 ):
@@ -57,6 +58,7 @@ def test_a_block_whose_control_flow_depends_on_values_is_one_layer_and_the_warni
     )
 
 
+@pytest.mark.slow
 def test_it_takes_the_other_branch_when_the_values_say_so() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
@@ -79,6 +81,7 @@ def test_it_takes_the_other_branch_when_the_values_say_so() -> None:
         assert_same_step(plain, again, 1e-12)
 
 
+@pytest.mark.slow
 def test_the_block_around_a_hidden_offender_is_run_as_it_is() -> None:
     class Inner(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,6 +101,7 @@ def test_the_block_around_a_hidden_offender_is_run_as_it_is() -> None:
     assert [w.split("'")[1] for w in captured.warnings] == ["blocks.1"]
 
 
+@pytest.mark.slow
 def test_a_block_that_writes_into_its_input_is_no_offender() -> None:
     class Careful(Hesitant):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -108,6 +112,7 @@ def test_a_block_that_writes_into_its_input_is_no_offender() -> None:
     assert names(captured) == ["first", "blocks.0", "blocks.2", "last", "loss"]
 
 
+@pytest.mark.slow
 def test_a_model_whose_own_code_cannot_be_divided_is_one_layer_that_still_trains() -> None:
     class Deciding(Blocks):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -129,12 +134,14 @@ def test_a_model_whose_own_code_cannot_be_divided_is_one_layer_that_still_trains
     assert captured.layers[0].buffers == tuple(dict(model.model.named_buffers()))
 
 
+@pytest.mark.slow
 def test_an_autograd_function_of_the_users_keeps_its_own_backward() -> None:
     captured = check(training(Blocks(Block(), Rounding(), Block())), batch())
     assert "'blocks.1' runs unchanged" in captured.warnings[0]
     assert "autograd function Hard" in captured.warnings[0]
 
 
+@pytest.mark.slow
 def test_a_gradient_hook_is_kept() -> None:
     class Damped(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -165,6 +172,7 @@ def test_checkpointing_inside_the_model_keeps_the_gradients(reentrant: bool) -> 
     assert captured.layers[1].fingerprint == captured.layers[2].fingerprint
 
 
+@pytest.mark.slow
 def test_opaque_blocks_that_share_a_buffer_are_one_layer() -> None:
     class Watching(nn.Module):
         def __init__(self, norm: nn.Module) -> None:
@@ -200,6 +208,7 @@ def test_experts_in_a_loop_over_the_data_make_opaque_layers_of_hugging_faces_mix
     assert model.model.config.use_cache == use_cache
 
 
+@pytest.mark.slow
 def test_a_custom_operation_with_a_backward_is_an_operation_as_any_other() -> None:
     """On a CPU, Mixtral's grouped experts are such an operation."""
     torch.manual_seed(0)
@@ -215,6 +224,7 @@ def test_a_model_that_depends_on_values_cannot_be_captured_on_the_meta_device() 
         capture_model(model, ((torch.empty(4, WIDTH, dtype=torch.float64, device="meta"),), None))
 
 
+@pytest.mark.slow
 def test_an_autograd_function_can_be_captured_on_the_meta_device() -> None:
     model = training(Blocks(Block(), Rounding())).to("meta")
     example = ((torch.empty(4, WIDTH, dtype=torch.float64, device="meta"),), None)
@@ -223,6 +233,7 @@ def test_an_autograd_function_can_be_captured_on_the_meta_device() -> None:
     assert all(value.has_gradient for value in captured.values)
 
 
+@pytest.mark.slow
 def test_a_weight_tied_three_times_is_one_parameter_in_and_around_opaque_blocks() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -254,6 +265,7 @@ def test_an_operation_whose_error_the_model_catches_is_left_out() -> None:
     assert captured.warnings == ()
 
 
+@pytest.mark.slow
 def test_a_block_with_a_generator_of_its_own_runs_unchanged() -> None:
     class Drawing(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

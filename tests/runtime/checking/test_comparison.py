@@ -12,6 +12,7 @@ from tests.support.places import MODELS
 from tests.support.runtime.stage_chain import random_cuts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one_for_ever", "plain"])
 def test_the_plain_model_has_parameters_of_its_own(kind: str):
     source = load_model(f"{MODELS / 'odd_forwards.py'}:{kind}")

@@ -46,6 +46,7 @@ def test_the_plain_model_drops_nothing_in_the_mode(name: str):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_captured_graph_drops_nothing_afterwards(name: str):
     model = nn.Sequential(nn.Linear(8, 8), MODELS[name], nn.Linear(8, 8))

@@ -17,6 +17,7 @@ FILE = str(MODELS / "odd_forwards.py")
 NAN_PARAMETER, NAN_LOSS = f"{FILE}:nan_parameter", f"{FILE}:log_of_negative"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "told"),
     [

@@ -42,6 +42,7 @@ def with_policy(of: Plan, policy: str) -> Plan:
     return msgspec.structs.replace(of, stages=stages)
 
 
+@pytest.mark.slow
 def test_noise_dropout_and_stochastic_depth_are_equal_in_both_models(two_ranks: RankPool):
     check = checked(two_ranks, plan("diffusion"), steps=2)
     assert max(check.losses, check.gradients, check.parameters) <= 1e-12

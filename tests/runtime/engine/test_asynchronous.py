@@ -59,6 +59,7 @@ def most_versions_of(k: int, stage: int, updates: int) -> int:
     return max(len(older | {u}) for u, older in enumerate(begun, 1))
 
 
+@pytest.mark.slow
 def test_pipedream_on_two_stages_equals_delayed_updates_by_hand(two_ranks: RankPool):
     check_pipedream(two_ranks, plan("zoo:mlp-tiny", LINE[2]), 6, "momentum")
 
@@ -82,6 +83,7 @@ def check_two_buffered(pool: RankPool, of: Plan, updates: int, optimizer: str) -
         assert one.most_versions == min(versions, updates + 1)
 
 
+@pytest.mark.slow
 def test_2bw_on_two_stages_equals_delayed_updates_by_hand(two_ranks: RankPool):
     check_two_buffered(two_ranks, plan("zoo:mlp-tiny", LINE[2], num_microbatches=3), 4, "adamw")
 

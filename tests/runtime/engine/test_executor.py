@@ -70,6 +70,7 @@ def test_the_check_notices_a_loss_that_is_a_ten_thousandth_too_large(two_ranks: 
     assert "by 0.0001 (1e-05 allowed), and 31 more" in complaint
 
 
+@pytest.mark.slow
 def test_skips_over_many_layers_cross_the_cut(two_ranks: RankPool):
     check = check_of(checked(two_ranks, plan("zoo:unet-tiny", 0.5, schedule="gpipe")))
     assert check.gradients <= 1e-6
@@ -216,6 +217,7 @@ def test_a_model_with_code_that_no_graph_can_hold_trains_in_two_stages(
     assert check.gradients <= 1e-12
 
 
+@pytest.mark.slow
 def test_a_module_that_cannot_be_captured_runs_uncaptured(two_ranks: RankPool):
     check = check_of(checked(two_ranks, plan(AWKWARD + "data_dependent", 0.5)))
     assert check.num_parameters == 10

@@ -115,6 +115,7 @@ def test_a_batch_that_does_not_fit_the_plan_is_refused(two_ranks: RankPool, faul
         assert said in complaint
 
 
+@pytest.mark.slow
 def test_a_state_has_the_model_s_own_names_and_must_be_complete(two_ranks: RankPool):
     of = placed("zoo:gpt2-tiny", [[0], [1]])
     (first, complaint), (second, _) = two_ranks.call(complaint_of_load, of)

@@ -54,11 +54,13 @@ def test_a_plan_for_a_longer_model_names_the_missing_layers():
     assert "model.py" in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_plan_for_a_shorter_model_names_the_new_layers():
     with pytest.raises(PlanError, match=r"the model has '3', '4', '5', '6' and 2 more"):
         capture_for_plan(plan(model(3)), model(9), BATCH)
 
 
+@pytest.mark.slow
 def test_a_plan_for_other_shapes_says_that_the_layers_are_the_same():
     with pytest.raises(PlanError, match=r"same layers, but its operations or shapes differ"):
         capture_for_plan(plan(model()), model(width=16), BATCH)
@@ -76,6 +78,7 @@ def test_a_model_that_changes_from_call_to_call_is_the_reason_why_a_plan_does_no
         capture_for_plan(plan(changing), changing, BATCH)
 
 
+@pytest.mark.slow
 def test_layers_that_no_granularity_has_are_named():
     of = plan(model())
     first, second = of.stages

@@ -186,6 +186,7 @@ def test_a_missing_device_and_another_model_are_refused(profile: Profile) -> Non
     assert not distributed.is_initialized()
 
 
+@pytest.mark.slow
 def test_the_optimizer_defaults_to_the_plan_s_own(profile: Profile) -> None:
     plan = _solved(profile, num_stages=2, num_replicas=1)
     assert planned_optimizer(plan) == "adamw"

@@ -62,6 +62,7 @@ def quick_profile(model: str, dtype: str | None = None) -> Profile:
     return profile_model(model, microbatch_size=4, dtype=dtype, repeats=1, warmup=0)
 
 
+@pytest.mark.slow
 def test_parameters_keep_their_dtypes_in_the_profile():
     profile = quick_profile(MIXED)
     assert (profile.dtype, profile.own_dtypes) == ("bfloat16", True)
@@ -72,6 +73,7 @@ def test_parameters_keep_their_dtypes_in_the_profile():
     assert not any("casts" in note for note in profile.warnings)
 
 
+@pytest.mark.slow
 def test_a_cast_that_is_asked_for_is_told():
     profile = quick_profile(FROZEN, "float64")
     assert (profile.dtype, profile.own_dtypes) == ("float64", msgspec.UNSET)
@@ -134,6 +136,7 @@ def test_complex_weights_train_as_in_the_plain_model(
     assert check is not None and check.num_parameters == 8 and check.gradients < 1e-6
 
 
+@pytest.mark.slow
 def test_a_plan_says_that_the_model_kept_its_dtypes():
     profile = quick_profile(MIXED)
     plan = solve(profile, cluster_of("cpu", gpus=2), global_batch=8)
@@ -145,6 +148,7 @@ def test_a_plan_says_that_the_model_kept_its_dtypes():
     assert "own dtypes" in str(verify(lie, profile)[-1])
 
 
+@pytest.mark.slow
 def test_modules_in_eval_mode_stay_so_and_the_rest_trains(two_ranks: RankPool):
     model = build_training_model(load_model(FROZEN))
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]

@@ -67,6 +67,7 @@ def _step(programs: LayerPrograms, *, split: bool) -> None:
     assert tape.runs == [], "a backward consumes its forward"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_the_layers_gradients_are_the_whole_models(model: str) -> None:
     profiled = _prepared(model)
@@ -112,6 +113,7 @@ def test_layers_that_share_a_table_compute_it_once_where_they_are_timed(
     assert timed[1].outputs == blocks[1].outputs
 
 
+@pytest.mark.slow
 def test_bytes_are_measured_on_layers_that_run_alone(llama: ProfiledModel) -> None:
     model_bytes = measure_layer_bytes(llama.programs, llama.state, torch.device("cpu"))
     blocks = [

@@ -39,6 +39,7 @@ def _values(profile: Profile) -> dict[str, Value]:
     return {value.producer: value for value in profile.graph.values}
 
 
+@pytest.mark.slow
 def test_the_bytes_of_a_perceptron_equal_a_count_by_hand() -> None:
     profile = _profile("perceptron")
     layers, values = _layers(profile), _values(profile)
@@ -55,6 +56,7 @@ def test_the_bytes_of_a_perceptron_equal_a_count_by_hand() -> None:
     assert [i.bytes for i in profile.graph.inputs] == [4 * 8 * 4, 4 * 8 * 4]
 
 
+@pytest.mark.slow
 def test_parameters_gradients_and_flops_of_a_perceptron() -> None:
     layers = _layers(_profile("perceptron"))
     assert [la.param_bytes for la in layers.values()] == [4 * (8 * 16 + 16), 0, 4 * (16 * 8 + 8), 0]
@@ -63,6 +65,7 @@ def test_parameters_gradients_and_flops_of_a_perceptron() -> None:
     assert [la.forward_flops for la in layers.values()] == [2 * 4 * 8 * 16, 0, 2 * 4 * 16 * 8, 0]
 
 
+@pytest.mark.slow
 def test_workspace_is_needed_beside_the_kept_bytes() -> None:
     layers = _layers(_profile("perceptron"))
     # In backward a layer makes the gradients of its input (none for the first) and of its
@@ -74,6 +77,7 @@ def test_workspace_is_needed_beside_the_kept_bytes() -> None:
     assert layers["0"].workspace_bytes == 256, "nobody keeps its output"
 
 
+@pytest.mark.slow
 def test_a_stash_inside_a_layer_is_its_own_and_can_be_recomputed() -> None:
     profile = _profile("blocks", granularity="block")
     blocks = [layer for layer in profile.graph.layers if layer.kind == "Block"]
@@ -102,6 +106,7 @@ def test_identical_layers_share_a_measurement_unless_each_is_wanted() -> None:
     assert len({la.forward_time for la in alone.graph.layers[1:4]}) == 3
 
 
+@pytest.mark.slow
 def test_a_tied_parameter_is_recorded_with_every_layer_that_reads_it() -> None:
     profile = _profile("tied")
     (tied,) = profile.graph.tied
@@ -111,6 +116,7 @@ def test_a_tied_parameter_is_recorded_with_every_layer_that_reads_it() -> None:
     assert profile.source.num_params == 64 + 8 + 8, "counted once"
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_back_through_a_mask() -> None:
     values = {value.bytes: value for value in _profile("masked").graph.values}
     mask = values[4 * 8]
@@ -119,6 +125,7 @@ def test_no_gradient_flows_back_through_a_mask() -> None:
     assert all(value.has_gradient for size, value in values.items() if size != 32)
 
 
+@pytest.mark.slow
 def test_a_view_of_a_value_shares_its_storage() -> None:
     profile = _profile("reshaped")
     values = _values(profile)
@@ -128,6 +135,7 @@ def test_a_view_of_a_value_shares_its_storage() -> None:
     assert profile.whole.layers_stash_bytes == profile.whole.stash_bytes
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_kept_storage_is_its_producers_stash() -> None:
     profile = _profile("halved")
     assert _values(profile)["0.wide"].bytes == 4 * 16 * 4
@@ -136,6 +144,7 @@ def test_the_rest_of_a_kept_storage_is_its_producers_stash() -> None:
     assert profile.whole.layers_stash_bytes == profile.whole.stash_bytes == 4 * 32 * 4 + 4 * 8 * 4
 
 
+@pytest.mark.slow
 def test_a_layer_that_counts_its_calls_is_not_recomputed() -> None:
     layers = _layers(_profile("normalized"))
     assert layers["1"].stash_bytes == 2 * 8 * 4, "mean and deviation of the batch"
@@ -143,12 +152,14 @@ def test_a_layer_that_counts_its_calls_is_not_recomputed() -> None:
     assert layers["1"].buffer_bytes == 2 * 8 * 4 + 8
 
 
+@pytest.mark.slow
 def test_frozen_layers_have_no_gradients_and_no_backward() -> None:
     first = _layers(_profile("frozen"))["0"]
     assert (first.param_bytes, first.grad_bytes, first.num_trainable) == (576, 0, 0)
     assert (first.input_grad_time, first.weight_grad_time, first.update_time) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_i_and_w_add_up_to_the_whole_backward_without_the_cost_of_the_split() -> None:
     profile = _profile("perceptron", repeats=3)
     layers = _layers(profile)
@@ -214,6 +225,7 @@ def test_bytes_of_hugging_face_models(name: str) -> None:
         assert abs(error) <= 0.02
 
 
+@pytest.mark.slow
 def test_a_profile_on_meta_is_analytic_and_names_its_gpu() -> None:
     profile = _profile("perceptron", device="meta", gpu="a100-sxm-80gb", dtype="bfloat16")
     assert profile.method == "analytic"
@@ -247,12 +259,14 @@ def test_an_8b_model_needs_no_memory_on_meta() -> None:
     assert blocks[0].forward_time == blocks[31].forward_time > 1e-3
 
 
+@pytest.mark.slow
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
     profile = _profile("tied", repeats=2)
     save_profile(profile, tmp_path / "profile.json")
     assert load_profile(tmp_path / "profile.json") == profile
 
 
+@pytest.mark.slow
 def test_a_profile_says_how_it_was_made() -> None:
     profile = _profile("perceptron", warmup=1, repeats=2, dtype="float64")
     assert profile.method == "measured"
@@ -266,6 +280,7 @@ def test_a_profile_says_how_it_was_made() -> None:
     assert profile.created.endswith("+00:00")
 
 
+@pytest.mark.slow
 def test_progress_goes_from_nothing_to_everything() -> None:
     told: list[tuple[int, int, str]] = []
     _profile("perceptron", repeats=2, progress=lambda *step: told.append(step))
@@ -276,6 +291,7 @@ def test_progress_goes_from_nothing_to_everything() -> None:
     assert {"bytes of each layer", "round 1 of 2"} <= {name for _, _, name in told}
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_callers_random_numbers_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -327,6 +343,7 @@ def test_a_model_that_raises_is_shown_with_its_line(tmp_path: Path) -> None:
         profile_model(str(broken))
 
 
+@pytest.mark.slow
 def test_code_that_cannot_run_twice_is_not_offered_recomputation() -> None:
     """It computes gradients in its forward, which torch's checkpointing cannot repeat."""
     profile = profile_model(f"{MODELS / 'opaque.py'}:forces", warmup=0, repeats=1)

@@ -75,6 +75,7 @@ def test_an_idle_layer_is_subtracted_where_the_host_is_timed(
     assert measured.whole_forward == 100
 
 
+@pytest.mark.slow
 def test_rounds_that_agree_are_not_repeated(perceptron: ProfiledModel) -> None:
     told: list[tuple[int, int]] = []
     steps = StepCounter(lambda done, total, name: told.append((done, total)), total=6)
@@ -93,6 +94,7 @@ def test_rounds_that_agree_are_not_repeated(perceptron: ProfiledModel) -> None:
     assert told == [(done, 6) for done in range(6)]
 
 
+@pytest.mark.slow
 def test_rounds_that_scatter_are_repeated_up_to_a_bound(perceptron: ProfiledModel) -> None:
     told: list[int] = []
     steps = StepCounter(lambda done, total, name: told.append(total), total=4)
@@ -109,6 +111,7 @@ def test_rounds_that_scatter_are_repeated_up_to_a_bound(perceptron: ProfiledMode
     assert told[-1] == 4 + 4, "the total grows with the added rounds"
 
 
+@pytest.mark.slow
 def test_rounds_before_convergence_do_not_count(perceptron: ProfiledModel) -> None:
     times = measure_times(
         perceptron,

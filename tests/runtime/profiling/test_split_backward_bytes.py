@@ -6,6 +6,7 @@ from autopart.runtime.profiling.profiled_model import prepare_model
 from autopart.runtime.profiling.split_backward_bytes import measure_split_backwards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_a_linear_layer_keeps_its_input_and_the_gradient_of_its_output(device: str):
     profiled = prepare_model("zoo:mlp-tiny", 2, dtype="float32", device=device, granularity="block")

@@ -58,6 +58,7 @@ def step(program: StageProgram) -> Step:
     return outputs, gradients, dict(program.module.named_buffers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.usefixtures("no_compiler")
 def test_segments_compute_the_same_bit_for_bit(place: int):
@@ -66,6 +67,7 @@ def test_segments_compute_the_same_bit_for_bit(place: int):
     torch.testing.assert_close(step(divided), step(plain), rtol=0.0, atol=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_compiler")
 def test_random_operations_and_opaque_modules_stay_outside():
     for program in stages():
@@ -79,6 +81,7 @@ def test_random_operations_and_opaque_modules_stay_outside():
         assert not any("linear" in target for target in targets)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_compiler")
 def test_a_layer_that_is_recomputed_runs_as_without_the_compiler():
     for policy in (recomputing, selective):
@@ -90,6 +93,7 @@ def test_a_layer_that_is_recomputed_runs_as_without_the_compiler():
         torch.testing.assert_close(step(program)[:2], step(plain)[:2], rtol=0.0, atol=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_compiler")
 def test_compiling_ahead_leaves_buffers_gradients_and_random_state_alone():
     program = stages()[0]

@@ -250,6 +250,7 @@ class Skipping(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_a_recomputed_layer_draws_the_same_numbers_from_pythons_and_numpys_generators():
     def seeded() -> tuple[torch.Tensor, Tensors]:
         random.seed(1)
@@ -348,6 +349,7 @@ def test_layers_that_write_into_another_layer_s_output_are_recomputed_with_it():
     torch.testing.assert_close(run(program, leaves), plain, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["zoo:gpt2-tiny", "zoo:unet-tiny", "zoo:moe-tiny"])
 def test_every_layer_of_a_model_takes_every_policy(model: str):
     """Skips, masks that all blocks share, tied weights, several outputs of a layer."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -122,6 +123,7 @@ def test_host_buffers_are_reused():
     assert [buffer.nbytes for buffer in host.copies.buffers] == [ONE_TENSOR] * 2 * 5
 
 
+@pytest.mark.slow
 def test_reused_buffers_return_the_bytes_that_were_offloaded():
     forward, host = offloaded(HostCopies(), "1", "2", "3", "4")
     kept, _ = offloaded(HostCopies())

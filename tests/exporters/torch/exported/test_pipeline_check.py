@@ -80,6 +80,7 @@ def test_autograd_functions_keep_their_own_backwards(
 CHECKPOINTED = [["first", "blocks.0"], ["blocks.1", "blocks.2", "blocks.3", "last", "loss"]]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # the plain model's
 @pytest.mark.parametrize("policies", [{}, {"recompute": ("blocks.1", "blocks.2")}])
 @pytest.mark.parametrize("builder", ["each_block", "each_block_reentrant", "no_gradient_reentrant"])
@@ -90,6 +91,7 @@ def test_checkpoints_of_the_model_give_way_to_the_plan(
     assert max(differences(plan(CHECKPOINTED, **policies), model)) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
 def test_hooks_of_parameters_change_their_gradients(schedule: str) -> None:
     assert max(differences(plan(CUT, schedule), BACKWARDS + ":parameter_hooked")) <= 1e-6

@@ -37,6 +37,7 @@ class Counting(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
 def test_exactly_the_planned_layers_run_again(tmp_path: Path, schedule: str) -> None:
     (tmp_path / "clamped.py").write_text(CLAMPED)
@@ -79,6 +80,7 @@ def test_recomputed_layers_train_as_the_plain_model(
     check_training(two_ranks, plan, "zoo:gpt2-tiny")
 
 
+@pytest.mark.slow
 def test_an_input_that_changes_before_the_second_run_raises(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(ODD)
     source = load_model(str(tmp_path / "odd.py"))
