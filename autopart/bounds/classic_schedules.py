@@ -36,20 +36,18 @@ largest bound of a stage. A partition that beats a value has only stages with bo
 `paths_below` lists those; where there are none, no plan beats the value.
 """
 
-import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 
 from autopart.activations.best_totals import with_best_policies
-from autopart.bounds.microbatch_path import LayoutPaths, Mask, Matrix, MicrobatchPath, step_ends
-from autopart.bounds.policy_seconds import PolicySeconds, policy_seconds
-from autopart.bounds.pseudo_clusters import without_nodes
-from autopart.cost.cuts import Cuts, allowed, count_inside
+from autopart.bounds.any_nodes import OnAnyNodes, on_any_nodes
+from autopart.bounds.microbatch_path import LayoutPaths, Matrix, MicrobatchPath, step_ends
+from autopart.bounds.policy_seconds import PolicySeconds
+from autopart.cost.cuts import Cuts, count_inside
 from autopart.cost.in_flight import microbatches_in_flight
-from autopart.cost.memory_limits import fits_on_ranks
 from autopart.cost.on_ranks import on_ranks
 from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links
@@ -62,7 +60,7 @@ from autopart.cost.syncs import (
 )
 from autopart.records.cluster import Cluster
 from autopart.records.layer_graph import positions
-from autopart.records.layouts import Layout, has_virtual_stages, own_microbatches, side_by_side
+from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
 from autopart.stopping.time_limit import check_time
 
@@ -70,75 +68,53 @@ from autopart.stopping.time_limit import check_time
 def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Matrix]:
     """For each stage in a layout, the largest among (1)-(5) in seconds with [i, j] in its place.
 
-    Each matrix has the shape (N, N) for N cuts. It is infinite where there is no stage, where a pin
-    breaks, and where the stage does not fit into memory.
+    Each matrix has the shape (N, N) for N cuts, and is read-only. It is infinite where there is no
+    stage, where a pin breaks, and where the stage does not fit into memory.
     """
-    fitting = _fitting(problem, layout, cuts)
-    if len(fitting) < len(layout.stage_ranks):
+    common = on_any_nodes(problem, layout, cuts)
+    if len(common.fitting) < len(layout.stage_ranks):
         return [np.full(cuts.nested.shape, np.inf)] * len(layout.stage_ranks)
     paths = LayoutPaths(problem, layout, cuts, cut_links(problem.cluster, layout.stage_ranks))
-    added = policy_seconds(problem, layout, cuts, fitting)
-    bounds: list[Matrix] = []
+    prices = _stage_prices(problem, layout)
 
-    @functools.lru_cache(maxsize=2)
     def end_of(at: int) -> Matrix:
-        return _sync_and_update(problem, layout, cuts, at)
+        def made() -> Matrix:
+            return _sync_and_update(problem, layout, cuts, at, prices[at])
 
-    for stage, fits in enumerate(fitting):
+        return common.matrix(("end", at, prices[at]), made)
+
+    def bound_of(stage: int) -> Matrix:
+        def made() -> Matrix:
+            ends = step_ends(end_of, stage)
+            longest = _longest_chain(
+                problem, layout, stage, *_path_around(problem, layout, paths, stage, common), ends
+            )
+            return np.where(common.fitting[stage], longest, np.inf)
+
+        # The ranks matter through these links and prices alone.
+        return common.matrix((stage, paths.sends_around(stage), prices[stage], prices[0]), made)
+
+    bounds: list[Matrix] = []
+    for stage in range(len(layout.stage_ranks)):
         check_time()
-        totals = on_ranks(with_best_policies(problem, layout, cuts, stage), problem, layout, stage)
-        path = _with_policies(paths.around(stage, totals), added[stage])
-        compute = path.compute
-        if len(set(paths.speeds)) == 1:
-            # T itself, with the fewest added seconds in both directions together, is larger.
-            both = added[stage].both
-            compute = paths.compute_of_all() + both.ahead + both.own + both.behind
-        ends = step_ends(end_of, stage)
-        longest = _longest_chain(problem, layout, stage, path, compute, ends)
-        bounds.append(np.where(fits, longest, np.inf))
+        bounds.append(bound_of(stage))
     return bounds
 
 
-def _fitting(problem: Problem, layout: Layout, cuts: Cuts) -> Sequence[Mask]:
-    """For each stage the [i, j] that may be it and fit.
-
-    Shorter where no path over such stages goes on.
-    """
-    if problem.cluster.gpus or has_virtual_stages(layout):
-        return _find_fitting(problem, layout, cuts)
-    # GPUs are alike, so what fits does not depend on the nodes of the ranks.
-    anywhere = msgspec.structs.replace(problem, cluster=without_nodes(problem.cluster))
-    counts = tuple(map(len, layout.stage_ranks))
-    return _fitting_on_any_nodes(anywhere, layout.schedule, counts, layout.num_microbatches, cuts)
-
-
-@functools.lru_cache(maxsize=2)
-def _fitting_on_any_nodes(
-    problem: Problem, schedule: str, counts: tuple[int, ...], num_microbatches: int, cuts: Cuts
-) -> Sequence[Mask]:
-    """`_fitting` for stages with `counts` replicas on GPUs that are alike, kept for other nodes."""
-    layout = Layout(
-        schedule=schedule, stage_ranks=side_by_side(counts), num_microbatches=num_microbatches
+def _path_around(
+    problem: Problem, layout: Layout, paths: LayoutPaths, stage: int, common: OnAnyNodes
+) -> tuple[MicrobatchPath[Matrix], Matrix]:
+    """The path around a stage under the best policies, and T."""
+    totals = on_ranks(
+        with_best_policies(problem, layout, paths.cuts, stage), problem, layout, stage
     )
-    return _find_fitting(problem, layout, cuts)
-
-
-def _find_fitting(problem: Problem, layout: Layout, cuts: Cuts) -> Sequence[Mask]:
-    """`_fitting` on the layout's own ranks."""
-    found: list[Mask] = []
-    reached = np.arange(len(cuts.nested)) == 0
-    for stage in range(len(layout.stage_ranks)):
-        check_time()
-        # Step 1: the stages that pins allow and memory holds in this place.
-        totals = with_best_policies(problem, layout, cuts, stage)
-        may = allowed(cuts, problem.graph, problem.demands, stage)
-        fits = may & fits_on_ranks(totals, problem, layout, stage)
-        # Step 2: the cuts at which a path may end after this stage.
-        reached = fits[reached].any(axis=0)
-        if not reached.any():
-            break
-        found.append(fits)
-    return found
+    added = common.policies[stage]
+    path = _with_policies(paths.around(stage, totals), added)
+    if len(set(paths.speeds)) > 1:
+        return path, path.compute
+    # T itself, with the fewest added seconds in both directions together, is larger.
+    both = added.both
+    return path, paths.compute_of_all() + both.ahead + both.own + both.behind
 
 
 def _with_policies(path: MicrobatchPath[Matrix], added: PolicySeconds) -> MicrobatchPath[Matrix]:
@@ -207,22 +183,43 @@ def turns_beside_trip(
     return np.maximum(few, many)
 
 
-def _sync_and_update(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> Matrix:
+class _StagePrices(NamedTuple):
+    """Prices of the syncs that a stage joins."""
+
+    own: SyncPrice
+    """The sync among its replicas."""
+    tied: tuple[tuple[SyncPrice, ...], ...]
+    """For each tied parameter, prices of which the least bounds its sync."""
+
+
+def _stage_prices(problem: Problem, layout: Layout) -> list[_StagePrices]:
+    """The prices of each stage's syncs, which depend on the nodes of its ranks."""
+    tied = [len(set(tied.layers)) for tied in problem.graph.tied]
+    found: list[_StagePrices] = []
+    for stage, ranks in enumerate(layout.stage_ranks):
+        own = sync_price(problem.cluster, ranks, problem.training)
+        others = [other for at, other in enumerate(layout.stage_ranks) if at != stage]
+        of_copies = {
+            copies: tuple(dict.fromkeys(_tied_prices(problem.cluster, ranks, others, copies)))
+            for copies in set(tied)
+        }
+        found.append(_StagePrices(own, tuple(of_copies[copies] for copies in tied)))
+    return found
+
+
+def _sync_and_update(
+    problem: Problem, layout: Layout, cuts: Cuts, stage: int, prices: _StagePrices
+) -> Matrix:
     """Seconds from a last backward to the rank's end, with all syncs that [i, j] surely joins."""
     totals = on_ranks(with_best_policies(problem, layout, cuts, stage), problem, layout, stage)
-    ranks = layout.stage_ranks[stage]
-    price = sync_price(problem.cluster, ranks, problem.training)
-    end: Matrix = time_after_backward(problem, totals, price, len(ranks), stage=stage)
-    if not problem.graph.tied:
-        return end
-    others = [own for at, own in enumerate(layout.stage_ranks) if at != stage]
+    replicas = len(layout.stage_ranks[stage])
+    end: Matrix = time_after_backward(problem, totals, prices.own, replicas, stage=stage)
     place = positions(problem.graph)
-    for tied in problem.graph.tied:
+    for tied, of_tied in zip(problem.graph.tied, prices.tied, strict=True):
         # Step 1: the fastest sync that joins this stage with others.
         spots = sorted({place[name] for name in tied.layers})
         moved = gradient_bytes(tied, problem.training)
-        prices = _tied_prices(problem.cluster, ranks, others, len(spots))
-        least = min((one.seconds(moved) for one in prices), default=0.0)
+        least = min((one.seconds(moved) for one in of_tied), default=0.0)
         # Step 2: it counts where the stage has some copies, and some other stage has the rest.
         inside = count_inside(cuts.ahead, spots)
         shared = (inside > 0) & (inside < len(spots))

@@ -120,21 +120,30 @@ class LayoutPaths:
         `split` leaves W out.
         """
         self.k, self.overhead = len(layout.stage_ranks), problem.cluster.action_overhead
-        self.layers, self.links, self.split = cuts.totals, links, split
+        self.cuts, self.layers, self.links, self.split = cuts, cuts.totals, links, split
         self.speeds = [slowest_speed(problem.cluster, ranks) for ranks in layout.stage_ranks]
-        self.cheapest = [_cheapest_sends(cuts.totals, link) for link in links]
+        of_link = {link: _cheapest_sends(cuts.totals, link) for link in set(links)}
+        self.cheapest = [of_link[link] for link in links]
 
     def around(self, stage: int, totals: StageTotals[Array]) -> MicrobatchPath[Matrix]:
         """The path around a stage, whose `totals` are on its ranks already."""
-        before, behind = links_around(self.links, stage)
+        (before, behind), farther_ahead, farther_behind = self.sends_around(stage)
         return _path(
             totals,
             self.layers,
             (traffic_times(totals.received, before), traffic_times(totals.sent, behind)),
-            _Side.of(self.speeds[:stage], self.cheapest[: max(0, stage - 1)], self.overhead),
-            _Side.of(self.speeds[stage + 1 :], self.cheapest[stage + 1 :], self.overhead),
+            _Side.of(self.speeds[:stage], farther_ahead, self.overhead),
+            _Side.of(self.speeds[stage + 1 :], farther_behind, self.overhead),
             self.overhead,
             split=self.split,
+        )
+
+    def sends_around(self, stage: int) -> "SendsAround":
+        """All sends of a microbatch, as the path around a stage counts them."""
+        return SendsAround(
+            links_around(self.links, stage),
+            _sum_both(self.cheapest[: max(0, stage - 1)]),
+            _sum_both(self.cheapest[stage + 1 :]),
         )
 
     def compute_of_all(self) -> float:
@@ -221,6 +230,17 @@ def step_ends(seconds_of: Callable[[int], Matrix], stage: int) -> tuple[Matrix, 
     return own, np.full_like(first, first[1:].min())[:, None]
 
 
+class SendsAround(NamedTuple):
+    """Sends of a microbatch, seen from one stage."""
+
+    own: tuple[Link | None, Link | None]
+    """The links over the stage's own two cuts."""
+    ahead: tuple[float, float]
+    """Seconds for activations and for gradients over the other cuts ahead."""
+    behind: tuple[float, float]
+    """The same over the other cuts behind."""
+
+
 class _Side(NamedTuple):
     """All stages on one side, in one direction."""
 
@@ -234,10 +254,9 @@ class _Side(NamedTuple):
     """Gradients over their cuts in seconds."""
 
     @staticmethod
-    def of(speeds: Sequence[float], sends: Sequence[tuple[float, float]], fixed: float) -> "_Side":
+    def of(speeds: Sequence[float], sends: tuple[float, float], fixed: float) -> "_Side":
         """The side whose stages have these speeds, with sends over its cuts in both directions."""
-        there, back = (sum(times) for times in zip(*sends, strict=True)) if sends else (0.0, 0.0)
-        return _Side(max(speeds, default=1.0), len(speeds) * fixed, there, back)
+        return _Side(max(speeds, default=1.0), len(speeds) * fixed, *sends)
 
 
 def _path(
@@ -277,6 +296,12 @@ def _path(
 def _backward(totals: StageTotals[Array], *, split: bool) -> Matrix:
     """Seconds of the backward without fixed cost, or of I alone."""
     return totals.backward_time - totals.weight_grad_time if split else totals.backward_time
+
+
+def _sum_both(sends: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The sums over some cuts, in both directions."""
+    there, back = map(sum, zip(*sends, strict=True)) if sends else (0.0, 0.0)
+    return there, back
 
 
 def _cheapest_sends(totals: StageTotals[Array], link: Link | None) -> tuple[float, float]:

@@ -34,6 +34,7 @@ lack one sync and no cut of a group therefore lack all its syncs.
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -108,12 +109,24 @@ class RankAssignments:
                 every = every.without(link)
         return every
 
-    def open_layouts(self, of_layout: BoundLayout, cuts: Cuts, value: float) -> list[Layout] | None:
+    def open_layouts(
+        self,
+        of_layout: BoundLayout,
+        cuts: Cuts,
+        value: float,
+        is_open: Callable[[Inside], bool] | None = None,
+    ) -> list[Layout] | None:
         """The leaves that bounds leave open below `value` seconds, as layouts on the real nodes.
 
-        None where the tree is too large to look at, or where a leaf is not certain. Where GPUs
-        differ and each stage has its own replicas, the layout's own ranks are the only leaf.
+        `is_open` says so for a node in the tree, where a caller knows it already. None where the
+        tree is too large to look at, or where a leaf is not certain. Where GPUs differ and each
+        stage has its own replicas, the layout's own ranks are the only leaf.
         """
+
+        def may_be_below(inside: Inside) -> bool:
+            bounds = of_layout(*self.apart(inside), cuts)
+            return next(bounds.paths_below(value), None) is not None
+
         if takes_gpus_in_order(self.problem):
             return [self.layout]
         open_nodes, seen = [self.root], {self.root}
@@ -128,8 +141,7 @@ class RankAssignments:
                 found[leaf] = None
                 continue
             # Step 2: nothing below a node is faster than its groups apart.
-            bounds = of_layout(*self.apart(inside), cuts)
-            if next(bounds.paths_below(value), None) is None:
+            if not (is_open or may_be_below)(inside):
                 continue
             # Step 3: look at each choice that leaves out a link.
             check_time()
@@ -146,9 +158,7 @@ class RankAssignments:
         groups = self._groups.of(inside)
         room = max(map(len, groups))
         starts = range(0, len(groups) * room, room)
-        there = itertools.chain(
-            *(range(at, at + len(own)) for at, own in zip(starts, groups, strict=True))
-        )
+        there = itertools.chain(*map(range, starts, map(operator.add, starts, map(len, groups))))
         ranks = dict(zip(itertools.chain(*groups), there, strict=True))
         cluster = with_nodes(self.problem.cluster, len(groups), room, ordered=self.ordered)
         if self._differ:

@@ -8,8 +8,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from networkx.utils import UnionFind
-
 Pair = tuple[int, int]
 """Two places, the smaller one first."""
 
@@ -98,19 +96,43 @@ class RankGroups:
     def _find_joined(self, inside: Inside) -> list[list[tuple[int, int]]]:
         """The groups as (place, replica); where replicas are alike, only the first two of them."""
         shown = [range(2 if self._alike else len(own)) for own in self.places]
-        all_ranks = [(at, replica) for at, own in enumerate(shown) for replica in own]
-        joined = UnionFind(all_ranks)
+        joined = _Joined([(at, replica) for at, own in enumerate(shown) for replica in own])
         # Step 1: syncs join all ranks on a place, and tied syncs the ranks on both places.
         for at in inside.syncs:
-            joined.union(*((at, replica) for replica in shown[at]))
+            joined.join([(at, replica) for replica in shown[at]])
         for pair in inside.tied:
-            joined.union(*((at, replica) for at in pair for replica in shown[at]))
+            joined.join([(at, replica) for at in pair for replica in shown[at]])
         # Step 2: microbatch m goes from replica m mod r to replica m mod r': equal remainders meet.
         for pair in inside.cuts:
             turns = math.gcd(*(len(shown[at]) for at in pair))
             for turn in range(turns):
-                joined.union(*((at, one) for at in pair for one in shown[at][turn::turns]))
-        return sorted(sorted(group) for group in joined.to_sets())
+                joined.join([(at, one) for at in pair for one in shown[at][turn::turns]])
+        return joined.groups()
+
+
+class _Joined:
+    """Groups of (place, replica), which joins make larger: each group knows its members."""
+
+    def __init__(self, alone: Sequence[tuple[int, int]]) -> None:
+        self._group = {one: [one] for one in alone}
+
+    def join(self, members: Sequence[tuple[int, int]]) -> None:
+        """Make one group of all groups with some of these members."""
+        largest = self._group[members[0]]
+        for one in members[1:]:
+            group = self._group[one]
+            if group is largest:
+                continue
+            if len(group) > len(largest):
+                largest, group = group, largest
+            largest += group
+            for moved in group:
+                self._group[moved] = largest
+
+    def groups(self) -> list[list[tuple[int, int]]]:
+        """All groups in order, each with its members in order."""
+        different = {id(group): group for group in self._group.values()}
+        return sorted(map(sorted, different.values()))
 
 
 def each_link(inside: Inside) -> Iterator[Inside]:

@@ -110,10 +110,12 @@ def cut_links(cluster: Cluster, stage_ranks: Sequence[Sequence[int]]) -> list[Li
     """
     links: list[Link | None] = []
     across, off_rail = link_across(cluster), link_off_rail(cluster)
-    for here, there in itertools.pairwise(stage_ranks):
+    for here, there in itertools.pairwise(map(np.asarray, stage_ranks)):
         # The pairs repeat after lcm(r, r') microbatches.
-        turns = np.arange(math.lcm(len(here), len(there)))
-        senders, receivers = (np.asarray(ranks)[turns % len(ranks)] for ranks in (here, there))
+        senders, receivers = here, there
+        if len(here) != len(there):
+            turns = np.arange(math.lcm(len(here), len(there)))
+            senders, receivers = here[turns % len(here)], there[turns % len(there)]
         moves = senders != receivers
         crosses = senders // cluster.gpus_per_node != receivers // cluster.gpus_per_node
         same = _rails(cluster, senders) == _rails(cluster, receivers)

@@ -44,8 +44,8 @@ def own_microbatches(layout: Layout, stage: int) -> int:
 
 def has_virtual_stages(layout: Layout) -> bool:
     """Whether some rank has several stages."""
-    ranks = [rank for own in layout.stage_ranks for rank in own]
-    return len(set(ranks)) < len(ranks)
+    different = set[int]().union(*layout.stage_ranks)
+    return len(different) < sum(map(len, layout.stage_ranks))
 
 
 def one_replica(layout: Layout) -> Layout:

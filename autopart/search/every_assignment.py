@@ -9,7 +9,6 @@ bound of a node that is left.
 
 import heapq
 import itertools
-import math
 
 from autopart.bounds.any_cuts import class_bounds
 from autopart.bounds.of_layout import LayoutBounds, is_needed
@@ -102,10 +101,8 @@ def close(found: LayoutSearch, layout: Layout, value: float, actions: int) -> Cl
 
     None where that takes more than so many `actions`, or where time is up.
     """
-    if layout not in found.least_of:
-        least = _least_of_root(found, layout)
-        found.least_of[layout] = math.inf if least is None else least
-    if found.least_of[layout] >= value:
+    least = _least_of_root(found, layout)
+    if least is None or least >= value:
         return Closed(0, 0)
     assigned = _assigned_below(found, layout, value)
     if assigned is None:
@@ -128,8 +125,16 @@ def count_below(found: LayoutSearch, layout: Layout, value: float) -> int:
 
 
 def _assigned_below(found: LayoutSearch, layout: Layout, value: float) -> list[Layout] | None:
+    tree = assignments_of(found.problem, layout)
+
+    def is_open(inside: Inside) -> bool:
+        least = _least_of_node(found, tree, inside)
+        return least is not None and least < value
+
+    # Under custom orders the bounds of all stages together say more than the least of a stage.
+    known = None if layout.schedule == CUSTOM else is_open
     of_layout = found.objective.bounds.of_layout
-    return assignments_of(found.problem, layout).open_layouts(of_layout, found.cuts, value)
+    return tree.open_layouts(of_layout, found.cuts, value, known)
 
 
 def _only_assignment(found: LayoutSearch, layout: Layout) -> Layout | None:
@@ -158,16 +163,22 @@ def bounds_of_root(found: LayoutSearch, layout: Layout) -> LayoutBounds | None:
 
 def _least_of_root(found: LayoutSearch, layout: Layout) -> float | None:
     """Seconds that no partition on any assignment can beat; None where nothing fits."""
-    alone = _only_assignment(found, layout)
-    if alone is not None:
-        return found.least(found.bounds_of(alone))
     tree = assignments_of(found.problem, layout)
+    known = found.least_of.setdefault(layout, {})
+    alone = None if tree.root in known else _only_assignment(found, layout)
+    if alone is not None:
+        known[tree.root] = found.least(found.bounds_of(alone))
     return _least_of_node(found, tree, tree.root)
 
 
 def _least_of_node(found: LayoutSearch, tree: RankAssignments, inside: Inside) -> float | None:
+    """Seconds that no partition on a node of the tree can beat; None where nothing fits."""
     check_time()
-    return found.least(found.objective.bounds.of_layout(*tree.apart(inside), found.cuts))
+    known = found.least_of.setdefault(tree.layout, {})
+    if inside not in known:
+        bounds = found.objective.bounds.of_layout(*tree.apart(inside), found.cuts)
+        known[inside] = found.least(bounds)
+    return known[inside]
 
 
 def _raise_assigned(found: LayoutSearch, layout: Layout, bound: float, actions: int) -> Raised:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.bounds.of_layout import LayoutBounds
+from autopart.bounds.rank_groups import Inside
 from autopart.cost.cuts import Cuts, all_cuts, partition_keeps_pins, partition_of
 from autopart.pricing import Decision, compile_layout, fits, may_beat, price, price_paths
 from autopart.records.layouts import Layout, Partition, has_virtual_stages
@@ -86,8 +87,8 @@ class LayoutSearch:
         self._programs: dict[Layout, Program] = {}
         self._simulated: dict[Layout, set[Path]] = {}
         """Partitions that closing has simulated."""
-        self.least_of: dict[Layout, float] = {}
-        """Seconds that no partition on any assignment of a layout's ranks can beat."""
+        self.least_of: dict[Layout, dict[Inside, float | None]] = {}
+        """Seconds that no partition can beat, for each node of a layout's tree of assignments."""
 
     def out_of_time(self) -> bool:
         """Whether the deadline has passed with something found or to beat.
