@@ -10,7 +10,8 @@ has at least the values that surely cross. So totals over these are lower totals
 path over cuts leads through a path of classes. A bound that grows with a stage's totals holds for
 it. The same class may come twice in a row where its downsets differ in light layers.
 
-K has as many layers as the most classes allow, the longest first. Layers named by demands and layers
+K has as many layers as the most classes allow, the longest first. Layers without work come last,
+and may make fewer classes. Layers named by demands and layers
 with tied parameters come before all others: whether a stage has them is then certain. The empty
 downset and the whole graph are classes of their own.
 """
@@ -21,14 +22,17 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autopart.cost.cuts import MOST_CUTS, Cuts
+from autopart.cost.cuts import Cuts
 from autopart.cost.stage_totals import Array, StageTotals, Traffic, layer_sizes, plain_totals
 from autopart.cost.transients import has_split_backward
 from autopart.downsets import Flags, downsets_of, nodes_ahead, unpack
 from autopart.records.layer_graph import LayerGraph, edges, positions
 
-MOST_CLASSES = MOST_CUTS
+MOST_CLASSES = 1_200
 """The most classes, besides the empty downset and the whole graph."""
+
+CLASSES_WITHOUT_WORK = 600
+"""The most classes where layers without work are kept, too."""
 
 
 @functools.lru_cache(maxsize=4)
@@ -71,7 +75,10 @@ def _kept_layers(
     def downsets(count: int) -> tuple[npt.NDArray[np.int64], list[int] | None]:
         kept = np.sort(np.array(order[:count], dtype=np.int64))
         pairs = zip(*np.nonzero(ahead[np.ix_(kept, kept)]), strict=True)
-        return kept, downsets_of(count, [(int(u), int(w)) for w, u in pairs], MOST_CLASSES)
+        most = MOST_CLASSES
+        if count > len(first) and work[order[count - 1]] == 0:
+            most = min(most, CLASSES_WITHOUT_WORK)
+        return kept, downsets_of(count, [(int(u), int(w)) for w, u in pairs], most)
 
     # A layer more never makes fewer downsets, so the largest number is found by halving.
     few, many = max(1, len(first)), len(order) + 1

@@ -1,4 +1,5 @@
 import random
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -67,4 +68,17 @@ def test_named_layers_are_kept_and_too_many_of_them_have_no_classes():
         classes = class_cuts(branches(6), frozenset({"l0"}))
         assert classes is not None and classes.ahead[:-1, 0].any()
         assert class_cuts(branches(6), frozenset(f"l{i}" for i in range(4))) is None
-    assert cut_classes.MOST_CLASSES == 600
+    assert cut_classes.MOST_CLASSES == 1_200
+
+
+@pytest.mark.parametrize(("most_without_work", "count"), [(16, 4), (8, 3)])
+def test_a_layer_without_work_is_kept_only_where_classes_are_few(
+    most_without_work: int, count: int
+):
+    idle = {"forward_time": 0.0, "input_grad_time": 0.0, "weight_grad_time": 0.0}
+    layers = [layer(f"l{i}", **(idle if i < 3 else {})) for i in range(6)]
+    with few_classes(16), mock.patch.object(cut_classes, "CLASSES_WITHOUT_WORK", most_without_work):
+        classes = class_cuts(LayerGraph(layers=tuple(layers)), frozenset())
+    assert classes is not None
+    kept = set(np.flatnonzero(classes.ahead[:-1].any(axis=0)))
+    assert len(kept) == count and {3, 4, 5} <= kept
