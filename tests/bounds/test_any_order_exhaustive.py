@@ -58,7 +58,7 @@ def test_no_order_beats_the_bounds_of_its_partition_and_of_its_problem(
     check_bounds(seed, *size)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_no_order_of_three_microbatches_on_three_stages_beats_the_bounds() -> None:
     # Trying all orders takes more than a minute here.

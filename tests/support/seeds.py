@@ -3,13 +3,16 @@
 import pytest
 
 
-def seeds(quick: int, slow: int, total: int | None = None) -> list[object]:
-    """Values for `parametrize`, 0 to `total` - 1 (`slow` - 1 without it).
+def seeds(quick: int, total: int, slow: int | None = None) -> list[object]:
+    """Values for `parametrize`, 0 to `total` - 1.
 
-    Seeds from `quick` on are marked slow, seeds from `slow` on are marked long.
+    Seeds from `quick` on are marked slow. Seeds from `slow` on, where it is given, are marked long.
     """
-    marks = (
-        () if n < quick else pytest.mark.slow if n < slow else pytest.mark.long
-        for n in range(total or slow)
-    )
-    return [n if not mark else pytest.param(n, marks=mark) for n, mark in enumerate(marks)]
+
+    def value(n: int) -> object:
+        if n < quick:
+            return n
+        long = slow is not None and n >= slow
+        return pytest.param(n, marks=pytest.mark.long if long else pytest.mark.slow)
+
+    return [value(n) for n in range(total)]
