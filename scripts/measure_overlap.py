@@ -36,7 +36,7 @@ def main() -> None:
         cluster = (
             autopart.load_cluster(asked.cluster)
             if asked.cluster
-            else probe_hosts(hosts, folder, asked).cluster
+            else probe_hosts(hosts, folder, asked, ["--no-network"]).cluster
         )
         plan = _plan(cluster, asked)
         path = folder / "plan.json"

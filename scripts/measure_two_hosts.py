@@ -41,6 +41,8 @@ ADDRESSES = ("192.0.2.1", "192.0.2.2")
 """From the block that RFC 5737 reserves for documentation, so no real host has them."""
 INTERFACE = "between"
 PORT = 29511
+LONGEST_PROGRAM = 600.0
+"""Seconds that a program on both hosts may take."""
 BURST = 32 << 10
 """Bytes that a token bucket passes at once."""
 
@@ -58,7 +60,7 @@ def main() -> None:
     # An exit, unlike the default, runs the `finally` that removes the namespaces.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder, two_hosts(asked) as hosts:
-        probed = probe_hosts(hosts, Path(folder), asked)
+        probed = probe_hosts(hosts, Path(folder), asked, ["--no-network"])
         plans = _plans(probed.cluster, asked)
         steps: dict[str, list[float]] = {name: [] for name in plans}
         for _ in range(asked.rounds):
@@ -157,13 +159,20 @@ def across(
 ) -> bytes:
     """Run `autopart …` on all ranks of both hosts, and return the output of rank 0."""
     say(f"autopart {' '.join(arguments)}")
+    return on_both(hosts, ["-m", "autopart", *arguments], folder, asked)
+
+
+def on_both(
+    hosts: Sequence[Host], words: Sequence[str], folder: Path, asked: argparse.Namespace
+) -> bytes:
+    """Run a program on all ranks of both hosts with torchrun, and return the output of rank 0."""
     started: list[subprocess.Popen[bytes]] = []
     for place, host in enumerate(hosts):
         command = [
             *("ip", "netns", "exec", host.namespace, sys.executable, "-m", "torch.distributed.run"),
             *("--nnodes", "2", "--nproc-per-node", str(asked.ranks_per_host)),
             *("--node-rank", str(place), "--master-addr", hosts[0].address),
-            *("--master-port", str(PORT), "-m", "autopart", *arguments),
+            *("--master-port", str(PORT), *words),
         ]
         environment = os.environ | {"GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
         with (folder / f"host-{place}.txt").open("wb") as errors:
@@ -171,7 +180,7 @@ def across(
                 subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors)
             )
     try:
-        printed = [process.communicate(timeout=240)[0] for process in started]
+        printed = [process.communicate(timeout=LONGEST_PROGRAM)[0] for process in started]
     finally:
         for process in started:
             process.kill()
@@ -187,10 +196,11 @@ def say(*lines: str) -> None:
         sys.stderr.write(f"{time.strftime('%X')} {line}\n")
 
 
-def probe_hosts(hosts: Sequence[Host], folder: Path, asked: argparse.Namespace) -> ProbeSummary:
-    printed = across(
-        hosts, ["probe", "--json", "--output", str(folder / "cluster.json")], folder, asked
-    )
+def probe_hosts(
+    hosts: Sequence[Host], folder: Path, asked: argparse.Namespace, options: Sequence[str]
+) -> ProbeSummary:
+    words = ["probe", "--json", "--output", str(folder / "cluster.json"), *options]
+    printed = across(hosts, words, folder, asked)
     return msgspec.json.decode(printed, type=ProbeSummary)
 
 

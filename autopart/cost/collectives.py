@@ -10,7 +10,8 @@ Symbols   n ranks on k nodes, at least g of them on each;  G GPUs per node;  S b
               + (max(in, over) + fold min(in, over)) / (1, or tree_efficiency on more than two nodes)
 
     reduce-scatter, all-gather    ring(1)
-    all-reduce                    the faster of ring(2) and tree; tree needs several nodes or a switch
+    all-reduce                    the faster of ring(2) and tree; tree needs a switch, or several nodes
+                                  and a transport that has trees
     all-to-all                    start + (n - g) peer + hop
                                   + max((g - 1)/n S / ring_bandwidth, (n - g)/n S / (efficiency out(1)))
 
@@ -188,7 +189,7 @@ def _tree(fabric: Fabric, group: Group) -> Iterator[Affine]:
     """The tree's seconds, where there is one."""
     network, (_, k, g) = fabric.network, group
     switched = network.switch_bandwidth is not None and g >= network.switch_ranks
-    if k == 1 and not switched:
+    if not (switched if k == 1 else network.trees):
         return
     inside_bandwidth = INSIDE_TREE * network.ring_bandwidth
     if network.switch_bandwidth is not None and switched:

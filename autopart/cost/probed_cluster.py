@@ -14,9 +14,12 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from autopart.cost.links import send_time
+from autopart.cost.probed_network import fit_network, rails_of
 from autopart.cost.syncs import all_reduce_time
 from autopart.records.cluster import Cluster, HostLink, Link
-from autopart.records.probe import LinkReadings, Probe, Reading
+from autopart.records.network import Network
+from autopart.records.probe import LinkReadings, Probe
+from autopart.records.readings import NetworkReadings, Reading
 from autopart.text import counted
 from autopart.units import format_bandwidth, format_bytes, format_share, format_time
 
@@ -81,6 +84,7 @@ def cluster_of_probe(probe: Probe) -> Cluster:
         reserve_bytes=probe.reserve_bytes,
         intra_node=_link_of(intra),
         inter_node=_link_of(inter),
+        network=_network_of(probe),
         host_link=HostLink(
             bandwidth=host.bandwidth, latency=host.latency, overlaps=probe.device == "cuda"
         ),
@@ -97,15 +101,29 @@ def _link_of(measured: LinkReadings) -> Link:
     return msgspec.structs.replace(link, all_reduce_factor=all_reduce_factor(link, measured))
 
 
+def _network_of(probe: Probe) -> Network | None:
+    if probe.network is None:
+        return None
+    trees = probe.backend == "nccl"
+    return fit_network(probe.network, probe.num_nodes, probe.gpus_per_node, trees=trees)
+
+
 def _source(probe: Probe) -> str:
     readings = [r for kind in (probe.intra_node, probe.inter_node) if kind for r in kind.readings]
     spread = statistics.median(r.spread for r in readings)
     overhead = "" if probe.action_overhead is not None else "; the action overhead is not measured"
     return (
         f"autopart probe, {probe.created}: {counted(probe.num_nodes, 'node')} x {counted(probe.gpus_per_node, 'rank')} on "
-        f"{probe.device_name}, {probe.backend}, torch {probe.torch}; medians, message times "
+        f"{probe.device_name}, {_transport(probe)}, torch {probe.torch}; medians, message times "
         f"scatter by {format_share(spread)} (interquartile range over median){overhead}"
     )
+
+
+def _transport(probe: Probe) -> str:
+    """The transport, with what changes its figures: its version and environment variables."""
+    version = probe.backend if probe.nccl is None else f"{probe.backend} {probe.nccl}"
+    changed = [f"{name}={value}" for name, value in probe.environment.items()]
+    return ", ".join([version, *changed])
 
 
 def notes_on_probe(probe: Probe) -> tuple[str, ...]:
@@ -123,7 +141,26 @@ def notes_on_probe(probe: Probe) -> tuple[str, ...]:
         notes.append(
             "each node has one rank: the link inside a node and the slowdown were not measured"
         )
+    if probe.environment_differs:
+        names = ", ".join(probe.environment_differs)
+        notes.append(f"ranks differ in environment variables: {names}; start all ranks alike")
+    if probe.network is not None:
+        notes += _notes_on_network(probe, probe.network)
     return tuple(notes)
+
+
+def _notes_on_network(probe: Probe, measured: NetworkReadings) -> Iterator[str]:
+    if measured.left_out:
+        yield (
+            f"the time limit left out {counted(len(measured.left_out), 'measurement')}: "
+            f"{'; '.join(measured.left_out)}; raise --limit"
+        )
+    rails = rails_of(measured, probe.gpus_per_node)
+    if rails < probe.gpus_per_node:
+        yield (
+            f"{probe.gpus_per_node} GPUs of a node share {counted(rails, 'rail')}: prices are for all of "
+            "them at once, and a lone group is faster"
+        )
 
 
 def _notes_on(what: str, readings: Sequence[Reading]) -> Iterator[str]:

@@ -3,26 +3,13 @@
 autopart/cost/probed_cluster.py turns it into a cluster file.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
 from autopart.records.cluster import Cluster
+from autopart.records.readings import MessageComparison, NetworkReadings, Reading, Share
 from autopart.units import Bytes, Count, PositiveCount, Seconds
-
-Share = Annotated[float, msgspec.Meta(description="share, 1 is all")]
-
-
-class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Messages or copies with one size."""
-
-    num_bytes: Bytes
-    time: Seconds
-    """Median seconds for one message or copy, on the slowest pair of ranks."""
-    spread: Share
-    """Interquartile range over median."""
-    count: PositiveCount
-    """Number of measured messages or copies."""
 
 
 class LinkReadings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,8 +56,16 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Memory that the framework uses on each rank."""
     host_memory_bytes: Bytes | None
     """Memory per node; None where it is unknown."""
+    network: NetworkReadings | None = None
+    """Messages between all ranks; null where they were not asked for."""
     torch: str
     """The version of torch."""
+    nccl: str | None = None
+    """The version of NCCL; null where it is not in use."""
+    environment: dict[str, str] = {}
+    """Environment variables that change the figures, on rank 0."""
+    environment_differs: tuple[str, ...] = ()
+    """Those variables of which some other rank has another value."""
     created: str
     """Date and time in ISO 8601, UTC."""
 
@@ -82,5 +77,7 @@ class ProbeSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The cluster file that was written."""
     cluster: Cluster
     probe: Probe
+    comparisons: tuple[MessageComparison, ...] = ()
+    """Messages of the network, as they were measured and as the cluster file predicts them."""
     notes: tuple[str, ...]
     """Remarks for the reader, such as noisy measurements."""

@@ -6,9 +6,12 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from autopart.cost.links import send_time
+from autopart.cost.probe_comparison import error_of
 from autopart.cost.syncs import all_reduce_time
 from autopart.records.cluster import Cluster, HostLink, Link
-from autopart.records.probe import LinkReadings, Probe, ProbeSummary, Reading
+from autopart.records.network import Network
+from autopart.records.probe import LinkReadings, Probe, ProbeSummary
+from autopart.records.readings import MessageComparison, Reading
 from autopart.report.columns import add_number, add_text, new_table, plain
 from autopart.text import counted
 from autopart.units import format_bandwidth, format_bytes, format_share, format_time
@@ -17,7 +20,28 @@ from autopart.units import format_bandwidth, format_bytes, format_share, format_
 def probe_report(summary: ProbeSummary) -> Sequence[RenderableType]:
     """A table for all messages and copies, and a line for each figure in the cluster file."""
     lines = _cluster_lines(summary.cluster, summary.probe)
-    return _table(summary.cluster, summary.probe), *(plain(line) for line in lines)
+    tables = [_table(summary.cluster, summary.probe)]
+    if summary.comparisons:
+        tables.append(_network_table(summary.comparisons))
+    return *tables, *(plain(line) for line in lines)
+
+
+def _network_table(compared: Sequence[MessageComparison]) -> Table:
+    table = new_table("network", "a lone group on shared rails is faster than its price (*)")
+    add_text(table, "message")
+    for head in ("size", "measured", "predicted", "off"):
+        add_number(table, head)
+    before = ""
+    for one in compared:
+        table.add_row(
+            one.what if one.what != before else "",
+            format_bytes(one.num_bytes),
+            format_time(one.measured),
+            format_time(one.predicted),
+            f"{error_of(one):+.0%}" + ("" if one.shares else "*"),
+        )
+        before = one.what
+    return table
 
 
 def _table(cluster: Cluster, probe: Probe) -> Table:
@@ -73,6 +97,7 @@ def _cluster_lines(cluster: Cluster, probe: Probe) -> list[str]:
     hidden = [kind.hidden for _, kind, _ in links if kind is not None][-1]
     return [
         *(_link_line(where, link) for where, kind, link in links if kind is not None),
+        *([] if cluster.network is None else [_network_line(cluster.network)]),
         f"sends {'overlap with' if cluster.sends_overlap else 'interrupt'} compute "
         f"({format_share(hidden)} of a send is hidden)",
         f"compute takes {probe.slowdown:.3f} times as long while neighbours compute (memory copies "
@@ -82,6 +107,19 @@ def _cluster_lines(cluster: Cluster, probe: Probe) -> list[str]:
         f"memory of a rank {format_bytes(cluster.memory_bytes)}, of which "
         f"{format_bytes(cluster.reserve_bytes)} are in use before a model exists",
     ]
+
+
+def _network_line(network: Network) -> str:
+    switch = network.switch_bandwidth
+    inside = f"ring {format_bandwidth(network.ring_bandwidth)}"
+    if switch is not None:
+        inside += f", switch {format_bandwidth(switch)} from {network.switch_ranks} ranks on"
+    return (
+        f"network of a node: {inside}; {counted(network.rails, 'rail')} of "
+        f"{format_bandwidth(network.rail_bandwidth)}, {format_time(network.hop)} per hop, another rail "
+        f"{format_share(network.off_rail)} as fast; compute takes {format_share(network.slowdown)} longer "
+        "beside a sync"
+    )
 
 
 def _link_line(where: str, link: Link) -> str:

@@ -1,13 +1,19 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
+import msgspec
 import pytest
 
 from autopart.cost.probed_cluster import cluster_of_probe
 from autopart.records.cluster import load_cluster, save_cluster
+from autopart.records.network import Network
 from autopart.records.probe import Probe
 from autopart.runtime.probing import probe
 from tests.cost.test_probed_cluster import probe_of
+from tests.support.drawn_readings import readings_of
+from tests.support.places import SCHEMAS
 
 Cli = Callable[..., object]
 
@@ -42,6 +48,66 @@ def test_the_tables_show_measured_figures_beside_those_in_the_cluster_file(
 def test_solve_plans_for_a_probed_cluster(cli: Cli, measured: Probe, profile_file: Path) -> None:
     assert cli("probe", "--ranks", "2", "--json").document["path"] == "cluster.json"
     assert cli("solve", "--cluster", "cluster.json", "--global-batch", "8").code == 0
+
+
+@pytest.fixture
+def measured_network(monkeypatch: pytest.MonkeyPatch) -> Probe:
+    """Figures of two nodes that share a rail, one message of which was disturbed."""
+    network = Network(rails=1, rail_bandwidth=1e7, ring_bandwidth=1e9, trees=False)
+    readings = readings_of(network, 2, 2, 0.0, 0)
+    first = readings.collectives[0]
+    slow = msgspec.structs.replace(first.readings[-1], time=2 * first.readings[-1].time)
+    disturbed = msgspec.structs.replace(first, readings=(*first.readings[:-1], slow))
+    readings = msgspec.structs.replace(
+        readings, collectives=(disturbed, *readings.collectives[1:]), left_out=("a send",)
+    )
+    found = probe_of(
+        network=readings, environment={"GLOO_SOCKET_IFNAME": "eth1"}, environment_differs=("FI_X",)
+    )
+    monkeypatch.setattr(probe, "probe_cluster", lambda **asked: found)
+    return found
+
+
+def test_a_probed_network_is_printed_beside_its_predictions_and_planned_for(
+    cli: Cli, measured_network: Probe, profile_file: Path
+) -> None:
+    outcome = cli("probe")
+    assert outcome.code == 0, outcome.err
+    words = " ".join(outcome.out.split())
+    assert "network of a node: ring 0.996 GB/s; 1 rail of 0.01 GB/s" in words
+    assert "all-gather, 2 x 2 ranks on 2 nodes" in words
+    for warning in (
+        "all-reduce, 2 ranks on 1 node: 1.0 GiB take",
+        "the time limit left out 1 measurement: a send; raise --limit",
+        "2 GPUs of a node share 1 rail",
+        "ranks differ in environment variables: FI_X",
+    ):
+        assert warning in outcome.err, outcome.err
+    network = load_cluster("cluster.json").network
+    assert network is not None and not network.trees
+    assert network.rail_bandwidth == pytest.approx(1e7, rel=0.01)
+    assert "GLOO_SOCKET_IFNAME=eth1" in load_cluster("cluster.json").source
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    assert cli("solve", "--cluster", "cluster.json", "--global-batch", "8").code == 0
+
+
+def test_the_document_of_a_probed_network_follows_its_schema(
+    cli: Cli, measured_network: Probe
+) -> None:
+    document = cli("probe", "--json").document
+    jsonschema.validate(document, json.loads((SCHEMAS / "probe-summary.json").read_text()))
+    first = document["comparisons"][0]
+    assert set(first) == {"what", "num_bytes", "measured", "predicted", "shares"}
+    assert len(document["probe"]["network"]["collectives"]) > 10
+
+
+def test_rails_of_one_node_are_refused_in_one_line(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    outcome = cli("probe", "--ranks", "2", "--network")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "has no rails to measure" in outcome.err and outcome.err.count("\n") == 1
 
 
 def test_a_probe_without_ranks_is_refused_with_the_option_that_starts_them(

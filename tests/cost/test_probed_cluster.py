@@ -15,7 +15,8 @@ from autopart.cost.probed_cluster import (
 )
 from autopart.cost.syncs import all_reduce_time
 from autopart.records.cluster import Link, check_cluster, load_cluster, save_cluster
-from autopart.records.probe import LinkReadings, Probe, Reading
+from autopart.records.probe import LinkReadings, Probe
+from autopart.records.readings import Reading
 
 SIZES = (4, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20)
 

@@ -60,6 +60,7 @@ VERBS = {
         {
             "--ranks": ("0", "1", "-1", "nan", "", "many"), "--output": OUTPUT, "--device": CHOICE,
             "--threads": ("0", "-1", "nan", "", "99999999999999999999"), "--timeout": NUMBER,
+            "--limit": NUMBER,
         },
     ),
     "clusters": Verb(
@@ -181,7 +182,7 @@ WHOLE = (
     "validate plan.json model.py --trace profile.json", "export", "export plan.json", "export --to torch",
     "export plan.json --to nothing", "export plan.json --to megatron -o out", "export --list --to nothing",
     "export plan.json --to torch --check --model absent.py -o out", "import", "import pipedream",
-    "bottleneck", "bottleneck pipedream", "bottleneck pipedream graph.txt", "probe", "probe --ranks 1",
+    "bottleneck", "bottleneck pipedream", "bottleneck pipedream graph.txt", "probe", "probe --ranks 1", "probe --ranks 2 --network", "probe --network --limit 1",
     "profile", "profile zoo:nobody --device meta --gpu h100-sxm", "profile model.py --gpu h100-sxm",
     "profile model.py --device meta", "profile model.py -o profile.json/x",
 )  # fmt: skip

@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import distributed
 
-from autopart.records.probe import LinkReadings, Reading
+from autopart.records.probe import LinkReadings
+from autopart.records.readings import Reading
 from autopart.runtime.engine.gloo_threads import let_compute_go_first
 from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.measuring.clock import clock_of
@@ -107,13 +108,13 @@ def _exchange(ranks: Ranks, pair: Pair, message: torch.Tensor) -> None:
     """Send the message there and back. The second rank is busy in between."""
     first, second = pair
     if ranks.rank == first:
-        _send(message, second)
-        _receive(message, second)
+        send_message(message, second)
+        receive_message(message, second)
     else:
-        _receive(message, first)
+        receive_message(message, first)
         clock_of(ranks.device).wait()
         _pause(WAITED)
-        _send(message, first)
+        send_message(message, first)
 
 
 def _pause(seconds: float) -> None:
@@ -133,16 +134,16 @@ def _agreed_count(ranks: Ranks, pair: Pair, count: int) -> int:
     said = torch.tensor([count], dtype=torch.int64, device=ranks.device)
     first, second = pair
     if ranks.rank == first:
-        _send(said, second)
+        send_message(said, second)
     else:
-        _receive(said, first)
+        receive_message(said, first)
     return int(said.item())
 
 
 def _all_reduces(ranks: Ranks, groups: Sequence[Sequence[int]]) -> tuple[Reading, ...]:
     """Measure all-reduces and return the slowest rank's times, by size."""
     mine: dict[int, list[float]] = {}
-    own = _own_group(ranks, groups)
+    own = own_group(ranks, groups)
     for size in REDUCED:
         tensor = torch.zeros(size // 4, device=ranks.device)
         reduce = partial(_reduce, tensor, own)
@@ -158,7 +159,7 @@ def _all_reduces(ranks: Ranks, groups: Sequence[Sequence[int]]) -> tuple[Reading
     return slowest(ranks.gather(mine, "the times of all-reduces"))
 
 
-def _own_group(ranks: Ranks, groups: Sequence[Sequence[int]]) -> distributed.ProcessGroup:
+def own_group(ranks: Ranks, groups: Sequence[Sequence[int]]) -> distributed.ProcessGroup:
     """Return the group that contains this rank. Every rank must create all groups."""
     made = [distributed.new_group(list(group)) for group in groups]
     let_compute_go_first()
@@ -226,13 +227,15 @@ def _stream(
     ]
 
 
-def _send(message: torch.Tensor, other_rank: int) -> None:
+def send_message(message: torch.Tensor, other_rank: int) -> None:
+    """Send the message as the executor does. Raises LostRank where the other rank is gone."""
     work = with_other_rank(partial(distributed.isend, message, other_rank), other_rank, "a message")
     if work is not None:
         with_other_rank(work.wait, other_rank, "a message")
 
 
-def _receive(message: torch.Tensor, other_rank: int) -> None:
+def receive_message(message: torch.Tensor, other_rank: int) -> None:
+    """Receive the message as the executor does. Raises LostRank where the other rank is gone."""
     work = with_other_rank(partial(distributed.irecv, message, other_rank), other_rank, "a message")
     if work is not None:
         with_other_rank(work.wait, other_rank, "a message")

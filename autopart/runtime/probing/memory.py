@@ -1,13 +1,15 @@
 """Memory on ranks and nodes, torch's reserve, and copies between a device and its host."""
 
+import contextlib
 import os
 import statistics
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
-from autopart.records.probe import Reading
+from autopart.records.readings import Reading
 from autopart.runtime.measuring.peak_memory import peak_bytes
 from autopart.runtime.probing.ranks import Ranks
 from autopart.runtime.probing.samples import repetitions, slowest, timed
@@ -31,6 +33,18 @@ def memory_of_rank(ranks: Ranks) -> int:
 def memory_of_node() -> int | None:
     """Return the machine's bytes for offloaded tensors; None where they are unknown."""
     return _machine_memory()
+
+
+def free_memory(ranks: Ranks) -> int:
+    """Return the bytes that this rank can still take: the GPU's, or its share of the machine's."""
+    if ranks.device.type == "cuda":
+        return torch.cuda.mem_get_info(ranks.device)[0]
+    # Linux counts memory that caches would give back; elsewhere all of the machine's counts.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        return (int(available.split()[1]) << 10) // ranks.per_node
+    return memory_of_rank(ranks)
 
 
 def reserve_of_rank(ranks: Ranks) -> int:

@@ -16,9 +16,10 @@ def main(options: str, result_file: str) -> None:
 
     from autopart.runtime.job.world import read_world
     from autopart.runtime.probing.probe import probe_as_rank
+    from autopart.runtime.probing.ranks import ProbeSettings
 
-    device, threads, timeout = msgspec.json.decode(options, type=tuple[str | None, int, float])
-    end_with(lambda: probe_as_rank(read_world(os.environ), device, threads, timeout), result_file)
+    asked = msgspec.json.decode(options, type=ProbeSettings)
+    end_with(lambda: probe_as_rank(read_world(os.environ), asked), result_file)
 
 
 if __name__ == "__main__":

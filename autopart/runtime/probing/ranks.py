@@ -3,14 +3,15 @@
 # pyright: reportPrivateImportUsage=false
 
 import os
+import socket
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import distributed
@@ -22,15 +23,33 @@ from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.host_allocator import keep_freed_memory
 from autopart.runtime.job.meeting import find_store, meet
 from autopart.runtime.job.rank import place_of
-from autopart.runtime.job.status_board import StatusBoard
 from autopart.runtime.job.training import Place
 from autopart.runtime.job.world import World
+from autopart.runtime.probing.watch import Watch, board_of, watched
 from autopart.text import counted
 
 T = TypeVar("T")
 
 LONGEST_PROBE = 10.0
-"""Limit for a whole probe, in multiples of the timeout for one wait."""
+"""Limit for a whole probe without the network, in multiples of the timeout for one wait."""
+
+
+class ProbeSettings(NamedTuple):
+    """What the user asked for, alike on all ranks."""
+
+    device: str | None
+    threads: int
+    timeout: float
+    """Seconds for one wait on another rank."""
+    network: bool | None
+    """Whether sends and collectives between all ranks are measured; None where nodes are several."""
+    limit: float
+    """Seconds for them."""
+
+
+def longest(asked: ProbeSettings) -> float:
+    """Return the seconds after which a probe is given up."""
+    return LONGEST_PROBE * asked.timeout + (0.0 if asked.network is False else 2 * asked.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +61,8 @@ class Ranks:
     per_node: int
     device: torch.device
     backend: str
+    tell: Callable[[str], None] = lambda line: None
+    """Tells what this rank does now: in its notes, and to the user on rank 0."""
 
     @property
     def node(self) -> int:
@@ -55,7 +76,9 @@ class Ranks:
 
     def wait(self, waiting_for: str) -> None:
         """Wait until all ranks are here. Raises LostRank where one is gone or late."""
-        self.gather(None, waiting_for)
+        # A number on the CPU goes over gloo, also where the ranks have GPUs.
+        meet_all = partial(distributed.all_reduce, torch.zeros(1))
+        with_other_rank(meet_all, None, waiting_for)
 
     def gather(self, value: T, waiting_for: str) -> list[T]:
         """Return every rank's value on every rank. Raises LostRank where one is gone or late."""
@@ -65,18 +88,20 @@ class Ranks:
 
 
 @contextmanager
-def joined(world: World, device: str | None, timeout: float) -> Generator[Ranks]:
+def joined(world: World, asked: ProbeSettings) -> Generator[Ranks]:
     """Join the ranks that torchrun or `probe_cluster` started.
 
-    Each wait for another rank lasts at most `timeout` seconds, and the whole probe `LONGEST_PROBE`
-    times as long. Then this process ends. Raises RunError where ranks were started differently,
-    UsageError where a device is missing.
+    Each wait for another rank lasts at most `asked.timeout` seconds, and the whole probe at most
+    `longest` ones. Then this process ends. Raises RunError where a rank is gone, which it names, or
+    ranks were started differently; UsageError where a device is missing.
     """
-    end = threading.Timer(LONGEST_PROBE * timeout, _give_up, (world.rank, LONGEST_PROBE * timeout))
+    end = threading.Timer(longest(asked), _give_up, (world.rank, longest(asked)))
     end.daemon = True
     end.start()
-    with lost_ranks_reported(world.rank):
-        ranks = _met(world, place_of(device, world), timeout)
+    place = place_of(asked.device, world)
+    store = find_store(world, asked.timeout)
+    with watched(world) as watch, lost_ranks_reported(world.rank):
+        ranks = _met(world, place, asked.timeout, store, watch)
         check_alike(ranks)
         yield ranks
         ranks.wait("the end of the probe")
@@ -84,13 +109,11 @@ def joined(world: World, device: str | None, timeout: float) -> Generator[Ranks]
     end.cancel()
 
 
-def _met(world: World, place: Place, timeout: float) -> Ranks:
-    store = find_store(world, timeout)
-    board = StatusBoard(
-        distributed.PrefixStore(f"probe/{world.attempt}", store), world.rank, world.size
-    )
-    board.working("starting up")
-    meet(board, timeout)
+def _met(
+    world: World, place: Place, timeout: float, store: distributed.Store, watch: Watch
+) -> Ranks:
+    watch.beat()
+    meet(board_of(store, world), timeout)
     begin = partial(
         distributed.init_process_group,
         "cpu:gloo,cuda:nccl" if place.backend == "nccl" else "gloo",
@@ -102,7 +125,16 @@ def _met(world: World, place: Place, timeout: float) -> Ranks:
     with_other_rank(begin, None, "meeting the others")
     keep_freed_memory(place.device)
     let_compute_go_first()
-    return Ranks(world.rank, world.size, world.local_size, place.device, place.backend)
+
+    def tell(line: str) -> None:
+        watch.doing(line)
+        if world.rank == 0:
+            sys.stderr.write(f"probe: {line}\n")
+            sys.stderr.flush()
+
+    ranks = Ranks(world.rank, world.size, world.local_size, place.device, place.backend, tell)
+    watch.hosts = ranks.gather(socket.gethostname(), "the hosts of other ranks")
+    return ranks
 
 
 @contextmanager

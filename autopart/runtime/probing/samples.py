@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from autopart.records.probe import Reading
+from autopart.records.readings import Reading
 from autopart.runtime.measuring.clock import clock_of
 from autopart.runtime.measuring.stopwatch import relative_spread, summarize
 

@@ -9,7 +9,8 @@ from torch import distributed
 
 from autopart.errors import AutopartError
 from autopart.records.cluster import Link
-from autopart.records.probe import LinkReadings, Reading
+from autopart.records.probe import LinkReadings
+from autopart.records.readings import Reading
 from autopart.runtime.probing import links, ranks
 from autopart.runtime.probing.links import measure_links, pairs_across, pairs_inside
 from autopart.runtime.probing.memory import measure_copies
@@ -67,9 +68,9 @@ def link(rank: int, per_node: int) -> LinkReadings | None:
         patch.setattr(links, "REDUCED", (1 << 16,))
         patch.setattr(links, "OVERLAPS", 1)
         patch.setattr(links, "timed", time.timed)
-        patch.setattr(links, "_send", time.message(links._send))
+        patch.setattr(links, "send_message", time.message(links.send_message))
         # The other rank pauses before it answers.
-        patch.setattr(links, "_receive", time.message(links._receive, links.WAITED))
+        patch.setattr(links, "receive_message", time.message(links.receive_message, links.WAITED))
         patch.setattr(links, "_reduce", time.after(links._reduce, time.ALL_REDUCE))
         patch.setattr(links, "_stream", time.after(links._stream, time.BLOCK))
         block = links.TransformerMlp

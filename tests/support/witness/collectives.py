@@ -17,7 +17,7 @@ def all_reduce_seconds(cluster: Cluster, nodes: Sequence[int], size: float) -> f
     ways = [network.start + _turns(cluster, nodes, size, 2)]
     ranks_up, num_nodes = least, len(set(nodes))
     nvls = bool(network.switch_bandwidth) and ranks_up >= network.switch_ranks
-    if num_nodes > 1 or nvls:
+    if network.trees if num_nodes > 1 else nvls:
         rate = (network.switch_bandwidth or 0.0) if nvls else 0.8 * network.ring_bandwidth
         within = size * (2 - 2 / ranks_up) / rate
         levels = 0
