@@ -4,8 +4,8 @@
     sudo python scripts/measure_two_hosts.py zoo:resnet-tiny --microbatch-size 16 --bandwidth 100MB/s
 
 1. Make two network namespaces with a pair of virtual interfaces between them.
-2. Shape both ends with `tc`: token buckets for the bandwidth, netem for `--latency` if the kernel
-   has it.
+2. Shape both ends with `tc`: token buckets for the bandwidth, netem for `--latency`. Where the
+   kernel has no netem, scripts/delayed_wire.py delays the frames.
 3. Start `autopart probe` with torchrun in both.
 4. Run two plans in turns. `autopart solve` makes the first with the probed cluster. It makes the
    second with a link between the hosts as fast as loopback.
@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import msgspec
 import torch
+from delayed_wire import delayed_wire
 
 import autopart
 from autopart.records.cluster import num_gpus
@@ -75,9 +76,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("model", nargs="?", default="zoo:resnet-tiny")
     parser.add_argument("--bandwidth", type=parse_bandwidth, default=parse_bandwidth("25MB/s"))
-    parser.add_argument(
-        "--latency", type=parse_time, default=0.0, help="in one direction; needs netem"
-    )
+    parser.add_argument("--latency", type=parse_time, default=0.0, help="in one direction")
     parser.add_argument("--ranks-per-host", type=int, default=1)
     parser.add_argument("--microbatch-size", type=int, default=16)
     parser.add_argument("--microbatches", type=int, default=8)
@@ -103,37 +102,49 @@ def two_hosts(asked: argparse.Namespace) -> Generator[tuple[Host, Host]]:
         for host in hosts:
             _do("ip", "netns", "add", host.namespace)
         first, second = hosts
-        _do(
-            *("ip", "link", "add", INTERFACE, "netns", first.namespace, "type", "veth"),
-            *("peer", "name", INTERFACE, "netns", second.namespace),
-        )
-        for host in hosts:
-            inside = ("ip", "-n", host.namespace)
-            _do(*inside, "address", "add", f"{host.address}/30", "dev", INTERFACE)
-            _do(*inside, "link", "set", INTERFACE, "up")
-            _do(*inside, "link", "set", "lo", "up")
-            _shape(host, asked)
-        yield first, second
+        with _wire(first, second, asked):
+            for host in hosts:
+                inside = ("ip", "-n", host.namespace)
+                _do(*inside, "address", "add", f"{host.address}/30", "dev", INTERFACE)
+                _do(*inside, "link", "set", INTERFACE, "up")
+                _do(*inside, "link", "set", "lo", "up")
+                _shape(host, asked)
+            yield first, second
     finally:
         for host in hosts:
             _remove(host)
 
 
+def _wire(
+    first: Host, second: Host, asked: argparse.Namespace
+) -> contextlib.AbstractContextManager[None]:
+    """Join the hosts: a pair of virtual interfaces, or a wire that delays where `tc` cannot."""
+    if asked.latency and not _can_delay(first):
+        names = (first.namespace, second.namespace)
+        return delayed_wire(names, INTERFACE, asked.latency)
+    _do(
+        *("ip", "link", "add", INTERFACE, "netns", first.namespace, "type", "veth"),
+        *("peer", "name", INTERFACE, "netns", second.namespace),
+    )
+    return contextlib.nullcontext()
+
+
+def _can_delay(host: Host) -> bool:
+    """Whether the kernel has netem."""
+    tc = ("tc", "-n", host.namespace, "qdisc")
+    trial = [*tc, "add", "dev", "lo", "root", "netem", "delay", "1us"]
+    if subprocess.run(trial, capture_output=True).returncode:
+        return False
+    _do(*tc, "delete", "dev", "lo", "root")
+    return True
+
+
 def _shape(host: Host, asked: argparse.Namespace) -> None:
     tc = ("tc", "-n", host.namespace, "qdisc", "add", "dev", INTERFACE)
     parent: tuple[str, ...] = ("root",)
-    if asked.latency:
+    if asked.latency and _can_delay(host):
         delay = f"{asked.latency * 1e6:.0f}us"
-        done = subprocess.run(
-            [*tc, "root", "handle", "1:", "netem", "delay", delay, "limit", "100000"],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            sys.exit(
-                f"error: this kernel cannot delay packets (tc netem: {done.stderr.strip()}); leave "
-                "--latency out, or use a kernel with CONFIG_NET_SCH_NETEM"
-            )
+        _do(*tc, "root", "handle", "1:", "netem", "delay", delay, "limit", "100000")
         parent = ("parent", "1:1")
     rate = f"{asked.bandwidth * 8:.0f}bit"
     _do(*tc, *parent, "tbf", "rate", rate, "burst", str(BURST), "latency", "1s")

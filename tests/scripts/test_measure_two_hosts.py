@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -26,7 +27,7 @@ def shape_of(namespace: str) -> str:
 
 
 @pytest.fixture
-def script() -> Iterator[ModuleType]:
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     if os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("tc")):
         pytest.skip("network namespaces need root, ip and tc")
     trial = f"autopart-{os.getpid()}-trial"
@@ -36,6 +37,7 @@ def script() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location("measure_two_hosts", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(str(SCRIPTS))
     spec.loader.exec_module(module)
     yield module
 
@@ -50,3 +52,33 @@ def test_the_hosts_have_the_given_bandwidth_and_are_removed_even_after_an_error(
         assert all("tbf" in shape_of(name) and "rate 40Mbit" in shape_of(name) for name in names)
         raise ZeroDivisionError
     assert not names & set(namespaces())
+
+
+ANSWER = "import socket; s = socket.create_server(('192.0.2.2', 5000)); s.accept()"
+CALL = """
+import socket, time
+while True:
+    begin = time.monotonic()
+    try:
+        socket.create_connection(('192.0.2.2', 5000), timeout=5).close()
+        break
+    except OSError:
+        time.sleep(0.1)
+print(time.monotonic() - begin)
+"""
+
+
+def test_a_connection_takes_there_and_back_at_least_the_latency(script: ModuleType) -> None:
+    asked = argparse.Namespace(bandwidth=5e6, latency=0.05)
+    with script.two_hosts(asked) as (first, second):
+        inside = ["ip", "netns", "exec"]
+        answer = subprocess.Popen([*inside, second.namespace, sys.executable, "-c", ANSWER])
+        called = subprocess.run(
+            [*inside, first.namespace, sys.executable, "-c", CALL],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert float(called.stdout) >= 0.1
+        answer.wait(20)

@@ -18,7 +18,7 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def started_node(folder: Path, node: int, port: int) -> "subprocess.Popen[str]":
+def started_node(folder: Path, node: int, port: int) -> "subprocess.Popen[bytes]":
     """Start one of two nodes with a rank each, on this machine."""
     words = ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(node)]
     words += ["--master-addr", "127.0.0.1", "--master-port", str(port)]

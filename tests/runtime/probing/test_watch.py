@@ -39,7 +39,11 @@ def watches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Watch]:
     """Three ranks of one job; rank 2 writes a single note."""
     store = distributed.FileStore(str(tmp_path / "store"), 3)
     store.set_timeout(timedelta(seconds=5))
-    monkeypatch.setattr(watch, "connect_to", lambda world: store)
+
+    def connected(world: World) -> distributed.Store:
+        return store
+
+    monkeypatch.setattr(watch, "connect_to", connected)
     for name, seconds in (("GONE", 0.2), ("_PATIENCE", 5.0), ("BEAT", 0.02)):
         monkeypatch.setattr(watch, name, seconds)
     made = [

@@ -1,0 +1,81 @@
+"""A wire with latency between two network namespaces, for kernels whose `tc` has no netem.
+
+Each end is a TAP device. This process reads the frames of one end, and writes them to the other end
+so many seconds later. The bandwidth is not limited here.
+"""
+
+import contextlib
+import fcntl
+import os
+import queue
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Generator, Sequence
+
+TUN = "/dev/net/tun"
+SET_INTERFACE, TAP, NO_PROTOCOL = 0x400454CA, 0x0002, 0x1000
+"""From linux/if_tun.h: TUNSETIFF, IFF_TAP, IFF_NO_PI."""
+LARGEST_FRAME = 1 << 16
+MTU = 16000
+"""Large frames, so that few of them pass through Python. They fit into a token bucket."""
+
+Frames = queue.SimpleQueue[tuple[float, bytes]]
+
+
+@contextlib.contextmanager
+def delayed_wire(namespaces: Sequence[str], name: str, latency: float) -> Generator[None]:
+    """Make one device called `name` in each of two namespaces; frames take `latency` seconds.
+
+    Raises CalledProcessError or OSError where the system makes no TAP devices.
+    """
+    ends: list[int] = []
+    try:
+        for place, namespace in enumerate(namespaces):
+            own = f"ap{os.getpid()}{'ab'[place]}"
+            ends.append(_end(own))
+            for words in (
+                ("ip", "link", "set", own, "netns", namespace),
+                ("ip", "-n", namespace, "link", "set", own, "name", name, "mtu", str(MTU)),
+            ):
+                subprocess.run(words, check=True, capture_output=True)
+        for source, target in (ends, reversed(ends)):
+            frames: Frames = queue.SimpleQueue()
+            for work in (
+                threading.Thread(target=_read, args=(source, frames, latency), daemon=True),
+                threading.Thread(target=_write, args=(target, frames), daemon=True),
+            ):
+                work.start()
+        yield
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def _end(name: str) -> int:
+    """A new TAP device. It lives as long as the returned file."""
+    end = os.open(TUN, os.O_RDWR)
+    try:
+        fcntl.ioctl(end, SET_INTERFACE, struct.pack("16sH22x", name.encode(), TAP | NO_PROTOCOL))
+    except OSError:
+        os.close(end)
+        raise
+    return end
+
+
+def _read(source: int, frames: Frames, latency: float) -> None:
+    with contextlib.suppress(OSError):  # The wire has ended.
+        while True:
+            frame = os.read(source, LARGEST_FRAME)
+            frames.put((time.monotonic() + latency, frame))
+
+
+def _write(target: int, frames: Frames) -> None:
+    while True:
+        due, frame = frames.get()
+        time.sleep(max(0.0, due - time.monotonic()))
+        try:
+            os.write(target, frame)
+        except OSError:  # The device is not up yet, or the wire has ended.
+            continue
