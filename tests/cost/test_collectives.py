@@ -2,6 +2,7 @@
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -87,6 +88,7 @@ def fabrics(draw: st.DrawFn) -> Fabric:
         ramp=draw(latency),
         fold=draw(st.floats(0.0, 1.0)),
         tree_efficiency=draw(st.floats(0.1, 1.0)),
+        trees=draw(st.booleans()),
     )
     return Fabric(network, room, draw(st.integers(1, 5)))
 
@@ -219,3 +221,16 @@ def test_zero_1_pays_a_reduce_scatter_and_an_all_gather():
     assert seconds("dgx-h100", "sharded_sync", 8, 1, GiB) > seconds(
         "dgx-h100", "all_reduce", 8, 1, GiB
     )
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 8])
+def test_without_trees_an_all_reduce_over_nodes_is_two_turns_around_the_ring(nodes: int):
+    network = Network(rails=4, rail_bandwidth=1e9, ring_bandwidth=1e10, trees=False)
+    fabric = Fabric(network, 4, nodes)
+    group = Group(4 * nodes, nodes, 4)
+    once = price_of(fabric, "all_gather", group).seconds(1e9)
+    twice = price_of(fabric, "all_reduce", group).seconds(1e9)
+    assert twice == pytest.approx(2 * once - network.start)
+    # A switch inside a node is no tree between nodes.
+    switched = Fabric(msgspec.structs.replace(network, switch_bandwidth=9e10, switch_ranks=4), 4, 1)
+    assert price_of(switched, "all_reduce", Group(4, 1, 4)).seconds(1e9) < 0.03
