@@ -1,8 +1,9 @@
 """Measurements that ranks in a pool make for tests of the probe."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import pytest
 import torch
 from torch import distributed
@@ -10,13 +11,16 @@ from torch import distributed
 from autopart.errors import AutopartError
 from autopart.records.cluster import Link
 from autopart.records.probe import LinkReadings
+from autopart.records.profile import Profile
 from autopart.records.readings import Reading
-from autopart.runtime.probing import links, ranks
+from autopart.runtime.engine import rank_executor
+from autopart.runtime.engine.program_loop import ProgramLoop
+from autopart.runtime.probing import links, memory, overhead, ranks, slowdown
 from autopart.runtime.probing.links import measure_links, pairs_across, pairs_inside
-from autopart.runtime.probing.memory import measure_copies
-from autopart.runtime.probing.overhead import measure_overhead
 from autopart.runtime.probing.ranks import Ranks
-from autopart.runtime.probing.slowdown import measure_slowdown
+from autopart.runtime.probing.slowdown import TransformerMlp
+
+T = TypeVar("T")
 
 
 def as_ranks(rank: int, per_node: int) -> Ranks:
@@ -79,10 +83,100 @@ def link(rank: int, per_node: int) -> LinkReadings | None:
         return measure_links(here, turns, [range(here.size)])
 
 
+class ToldMachine(Ranks):
+    """A rank whose compute, copies and actions take known seconds. Rank 1 is slower than rank 0.
+
+    All work is real. Only its seconds are told, so that no load of the machine changes a reading.
+    """
+
+    ALONE = 2e-3
+    """Seconds of any compute alone."""
+    BLOCK_SLOWDOWN, TRAFFIC_SLOWDOWN = 1.25, 2.0
+    """Slowdowns on rank 0 while all ranks compute. On rank 1 they are larger by 1."""
+    OUT, BACK = 4e7, 2e7
+    """Bytes per second of copies to host memory and back on rank 0. Rank 1 has half of them."""
+    ACTION, LAYERS = 5e-3, 2e-3
+    """Seconds of an action on rank 0, twice as long on rank 1; and of its layers in the profile."""
+
+    def wait(self, waiting_for: str) -> None:
+        super().wait(waiting_for)
+        _TOLD.is_together = waiting_for == "the start of computing together"
+
+    def measure(self, action: Callable[[], T]) -> tuple[T, Callable[[], float]]:
+        """A stopwatch's measurement of one action."""
+        is_block = isinstance(getattr(action, "__self__", None), TransformerMlp)
+        slowdown = (self.BLOCK_SLOWDOWN if is_block else self.TRAFFIC_SLOWDOWN) + self.rank
+        seconds = self.ALONE * (slowdown if _TOLD.is_together else 1.0)
+        return action(), lambda: seconds
+
+    def settle(self) -> None:
+        """A stopwatch's wait: told seconds are known at once."""
+
+    def copy(self, of: Callable[..., torch.Tensor], bandwidth: float) -> Callable[..., Any]:
+        """Return a copy that moves the told time by the bytes that it moves."""
+
+        def copied(source: torch.Tensor, *given: Any) -> torch.Tensor:
+            _TOLD.now += source.nbytes * (1 + self.rank) / bandwidth
+            return of(source, *given)
+
+        return copied
+
+    def profile(self, of: Callable[[str], Profile]) -> Callable[[str], Profile]:
+        """Return a profiler whose layers take known seconds, summed over forward and backward."""
+
+        def profiled(model: str) -> Profile:
+            found = of(model)
+            each = 2 * self.LAYERS / len(found.graph.layers)
+            layers = tuple(
+                msgspec.structs.replace(
+                    la, forward_time=each / 2, input_grad_time=each / 4, weight_grad_time=each / 4
+                )
+                for la in found.graph.layers
+            )
+            graph = msgspec.structs.replace(found.graph, layers=layers)
+            return msgspec.structs.replace(found, graph=graph)
+
+        return profiled
+
+
+class _Told(ToldTime):
+    """The told time of one rank. As a clock of an executor, it marks the seconds so far."""
+
+    is_together = False
+    """Whether all ranks compute now."""
+
+    def mark(self) -> float:
+        return self.now
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+    def wait(self) -> None:
+        pass
+
+
+_TOLD = _Told()
+
+
 def machine(rank: int) -> tuple[tuple[float, float], tuple[Reading, ...], float | None]:
-    """Measure slowdown, copies and overhead as a whole probe does."""
-    here = as_ranks(rank, 2)
-    return measure_slowdown(here), measure_copies(here), measure_overhead(here)
+    """Measure slowdown, copies and overhead as a whole probe does, by told seconds."""
+    size = distributed.get_world_size()
+    here = ToldMachine(rank, size, size, torch.device("cpu"), "gloo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slowdown, "_SECONDS", 0.0)
+        patch.setattr(slowdown, "_stopwatch", lambda ranks: ranks)
+        patch.setattr(memory, "timed", _TOLD.timed)
+        patch.setattr(memory, "_copied_out", here.copy(memory._copied_out, here.OUT))
+        patch.setattr(memory, "_copied_back", here.copy(memory._copied_back, here.BACK))
+        patch.setattr(overhead, "profile_model", here.profile(overhead.profile_model))
+        patch.setattr(rank_executor, "clock_of", lambda device: _TOLD)
+        act, seconds = ProgramLoop._act, here.ACTION * (1 + rank)
+        patch.setattr(ProgramLoop, "_act", _TOLD.after(act, seconds))
+        return (
+            slowdown.measure_slowdown(here),
+            memory.measure_copies(here),
+            overhead.measure_overhead(here),
+        )
 
 
 def disagreement(rank: int) -> str:
