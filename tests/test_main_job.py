@@ -1,6 +1,7 @@
 """The main job on every example model: profile, solve, verify, run against the plain model."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,18 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, ob
     capsys.readouterr()
     code = exit_code([*arguments, "--json"])
     out, err = capsys.readouterr()
-    assert code == 0, err
+    if code != 0:
+        pytest.fail(complaint(arguments, code, out, err), pytrace=False)
     return json.loads(out)
+
+
+def complaint(arguments: tuple[str, ...], code: int, out: str, err: str) -> str:
+    """All that a failed command said. Its error stands first, before warnings and progress."""
+    lines = err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    first = " ".join(errors) or "no error was told"
+    line = shlex.join(["autopart", *arguments])
+    return "\n".join([f"{first} (exit code {code})", line, "stderr:", err, "stdout:", out])
 
 
 def main_job(
