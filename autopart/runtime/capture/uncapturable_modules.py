@@ -53,7 +53,8 @@ def trace_model(model: TrainingModel, batch: Batch) -> Traced:
             return _repeatable(trace_loss(model, batch))
         except AutopartError:
             raise
-        # The exporter runs the user's code and has errors of its own, so any error may occur.
+        # The exporter runs the user's code, which may raise anything, and has errors of its own. No
+        # error is lost: a note tells it as the reason for each part that then runs unchanged.
         except Exception as error:
             return _trace_around(model, batch, error)
 
@@ -135,7 +136,9 @@ class _Attempt:
             # Step 3: where none do, statements of a module with layers inside offend.
             try:
                 self._statements.widen(error, reason_of(error))
-            except Exception:  # pieces of the user's code run alone here
+            # Pieces of the user's code run alone here, and may raise anything. The reason that is
+            # told stays the error of the trace.
+            except Exception:
                 break
         return self._coarse(cause if isinstance(error, UnmovableError) else error)
 
@@ -165,9 +168,8 @@ class _Attempt:
                         traced = trace_loss(self._model, self._batch, self._statements.begin)
                     traced = _repeatable(self._statements.replaced(fakes.replaced(traced)))
                     return _noted(traced, self._reasons), {}, error
-                except (
-                    Exception
-                ) as next_error:  # the exporter runs the user's code, which may raise anything
+                # As in `trace_model`, the user's code may raise anything, and a note tells it.
+                except Exception as next_error:
                     error = next_error
             return None, self._offenders(coarse=coarse), error
 
