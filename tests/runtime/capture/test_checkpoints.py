@@ -2,6 +2,8 @@
 
 import msgspec
 import pytest
+import torch
+from torch import nn
 from torch.utils import checkpoint as torch_checkpoint
 
 from autopart.certificate.verify import verify
@@ -18,8 +20,12 @@ from autopart.search.planner import solve
 from tests.support.places import MODELS
 from tests.support.runtime.on_ranks import run
 from tests.support.runtime.rank_pool import RankPool
+from tests.support.runtime.small_models import batch, linear, training
+from tests.support.runtime.stage_chain import assert_same_step, plain_step, stages_step
 
 FILE = str(MODELS / "checkpointed.py")
+REPLACED = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
+"""Torch's functions that a capture replaces for its time."""
 BLOCKS = tuple(f"blocks.{place}" for place in range(4))
 
 
@@ -61,11 +67,32 @@ def test_the_layers_under_a_checkpoint_are_known(
     assert len(captured.layers) == 7
 
 
-def test_torch_s_checkpoint_is_itself_after_a_capture():
-    kept = torch_checkpoint.CheckpointFunction
-    source = load_model(f"{FILE}:each_block_reentrant")
+@pytest.mark.parametrize("function", ["each_block", "each_block_reentrant"])
+def test_torch_s_checkpoint_is_itself_after_a_capture(function: str):
+    kept = {name: getattr(torch_checkpoint, name) for name in REPLACED}
+    source = load_model(f"{FILE}:{function}")
     capture_model(build_training_model(source), example_batch(source, 4))
-    assert torch_checkpoint.CheckpointFunction is kept
+    assert {name: getattr(torch_checkpoint, name) for name in REPLACED} == kept
+
+
+class FirstUnderReentrance(nn.Module):
+    """The first layer is under a reentrant checkpoint, whose input needs no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = linear(), linear()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = torch_checkpoint.checkpoint(self.first, x, use_reentrant=True)
+        return self.last(made)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_reentrant_checkpoint_of_inputs_without_gradients_gives_none_as_torch_does():
+    model, example = training(FirstUnderReentrance()), batch()
+    plain = plain_step(model, example)
+    assert "last.weight" in plain[1] and "first.weight" not in plain[1]
+    assert_same_step(plain, stages_step(model, capture_model(model, example), example), 1e-12)
 
 
 @pytest.mark.slow
