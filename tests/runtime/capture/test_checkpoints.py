@@ -11,9 +11,11 @@ from autopart.records.cluster import cluster_of
 from autopart.records.plan import Plan
 from autopart.records.profile import Profile, stash_error
 from autopart.runtime.capture.capture import capture_model
+from autopart.runtime.capture.checkpoints import CheckpointedLayers
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
+from autopart.runtime.profiling.checkpoint_notes import notes_on_checkpoints
 from autopart.runtime.profiling.profiler import profile_model
 from autopart.search.options import SolveKeywords
 from autopart.search.planner import solve
@@ -22,6 +24,7 @@ from tests.support.runtime.on_ranks import run
 from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.small_models import batch, linear, training
 from tests.support.runtime.stage_chain import assert_same_step, plain_step, stages_step
+from tests.support.samples import sample_profile
 
 FILE = str(MODELS / "checkpointed.py")
 REPLACED = ("CheckpointFunction", "_checkpoint_without_reentrant_generator")
@@ -93,6 +96,52 @@ def test_a_reentrant_checkpoint_of_inputs_without_gradients_gives_none_as_torch_
     plain = plain_step(model, example)
     assert "last.weight" in plain[1] and "first.weight" not in plain[1]
     assert_same_step(plain, stages_step(model, capture_model(model, example), example), 1e-12)
+
+
+class Deciding(nn.Module):
+    """Its control flow depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = linear()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) if x.abs().sum() > 0 else x
+
+
+class OpaqueUnderReentrance(nn.Module):
+    """A block that cannot be captured is under a reentrant checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.block, self.last = linear(), Deciding(), linear()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = torch_checkpoint.checkpoint(self.block, self.first(x), use_reentrant=True)
+        return self.last(made)
+
+
+def test_an_opaque_block_under_a_reentrant_checkpoint_keeps_its_gradients():
+    model, example = training(OpaqueUnderReentrance()), batch()
+    captured = capture_model(model, example)
+    assert [layer.name for layer in captured.layers] == ["first", "block", "last", "loss"]
+    plain = plain_step(model, example)
+    assert_same_step(plain, stages_step(model, captured, example), 1e-12)
+
+
+def test_checkpoints_of_layers_that_are_not_worth_it_are_told():
+    graph = sample_profile().graph
+    first, second = (layer.name for layer in graph.layers[:2])
+    able = msgspec.structs.replace(
+        graph,
+        layers=tuple(
+            msgspec.structs.replace(layer, recompute=None) if layer.name == first else layer
+            for layer in graph.layers
+        ),
+    )
+    (note,) = notes_on_checkpoints(CheckpointedLayers(whole=(first,), partly=()), able)
+    assert note.startswith(f"the model checkpoints 1 layer ({first}), which is left out: ")
+    assert second not in note and "--recompute auto" in note
 
 
 @pytest.mark.slow
