@@ -6,12 +6,13 @@ import msgspec
 import pytest
 import torch
 
-from autopart.errors import UsageError
+from autopart.errors import ModelError, UsageError
 from autopart.records.plan import Plan
 from autopart.records.run_result import RunResult
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.engine.compiled_stages import compile_stages
 from autopart.runtime.engine.run_settings import RunSettings, check_settings
+from autopart.runtime.profiling import options
 from autopart.runtime.profiling.profiler import profile_model
 from autopart.runtime.transforms import compiled_segments
 from autopart.runtime.transforms.compiled_segments import CompiledSegment, compile_segments
@@ -116,6 +117,20 @@ def test_without_a_compiler_one_line_refuses(monkeypatch: pytest.MonkeyPatch):
         compiled_segments.check_compiler(CPU)
     with pytest.raises(UsageError, match="--compile needs"):
         profile_model(PLAIN, compile=True)
+    program = stages()[0]
+    leaves = {name: torch.rand(2, 16) for name in program.inputs}
+    with pytest.raises(UsageError, match="--compile needs"):
+        compile_stages([program], leaves, CPU)
+
+
+def test_compiled_layers_with_another_loss_are_refused(monkeypatch: pytest.MonkeyPatch):
+    def wrong(part: Any, **_: Any) -> Any:
+        return lambda *inputs: tuple(1.001 * output for output in part(*inputs))
+
+    monkeypatch.setattr(torch, "compile", wrong)
+    monkeypatch.setattr(options, "check_compiler", lambda device: None)
+    with pytest.raises(ModelError, match=r"compiled layers give loss .* leave --compile out"):
+        profile_model(PLAIN, microbatch_size=2, repeats=1, warmup=0, compile=True)
 
 
 def test_compiled_stages_need_one_version_of_the_weights():
