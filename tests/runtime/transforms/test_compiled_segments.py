@@ -107,20 +107,21 @@ def test_compiling_ahead_leaves_buffers_gradients_and_random_state_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_without_a_compiler_one_line_refuses(monkeypatch: pytest.MonkeyPatch):
+def test_without_a_compiler_one_line_refuses():
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
-    with pytest.raises(
-        UsageError, match=r"^--compile needs a C\+\+ compiler.*leave --compile out$"
-    ):
-        compiled_segments.check_compiler(CPU)
-    with pytest.raises(UsageError, match="--compile needs"):
-        profile_model(PLAIN, compile=True)
     program = stages()[0]
     leaves = {name: torch.rand(2, 16) for name in program.inputs}
-    with pytest.raises(UsageError, match="--compile needs"):
-        compile_stages([program], leaves, CPU)
+    # Torch's own patch: pytest's would delete the setting at its end, and later tests would fail.
+    with config.patch({"cpp.cxx": ("/nowhere/c++",)}):
+        with pytest.raises(
+            UsageError, match=r"^--compile needs a C\+\+ compiler.*leave --compile out$"
+        ):
+            compiled_segments.check_compiler(CPU)
+        with pytest.raises(UsageError, match="--compile needs"):
+            profile_model(PLAIN, compile=True)
+        with pytest.raises(UsageError, match="--compile needs"):
+            compile_stages([program], leaves, CPU)
 
 
 def test_compiled_layers_with_another_loss_are_refused(monkeypatch: pytest.MonkeyPatch):
