@@ -1,0 +1,32 @@
+"""The place of an error is the user's line, also where autopart or torch raised it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from autopart.errors import ModelError
+from autopart.runtime.models.precision import dtype_of
+from autopart.runtime.models.user_code import error_place, shown_path, user_code
+
+
+def calls_autopart() -> object:
+    return dtype_of("odd")
+
+
+def calls_torch() -> object:
+    return nn.Sequential(nn.Linear(2, 2))(torch.zeros(3))
+
+
+@pytest.mark.parametrize("call", [calls_autopart, calls_torch])
+def test_the_place_of_an_error_is_the_user_s_line_that_led_there(call: Callable[[], object]):
+    with pytest.raises((ModelError, RuntimeError)) as raised:
+        call()
+    assert error_place(raised.value) == f"{shown_path(__file__)}:{call.__code__.co_firstlineno + 1}"
+
+
+def test_the_line_of_an_error_has_its_place_and_its_advice():
+    said = rf"forward raised RuntimeError: .* \({shown_path(__file__)}:\d+\); look there$"
+    with pytest.raises(ModelError, match=said), user_code("forward", "look there"):
+        calls_torch()
