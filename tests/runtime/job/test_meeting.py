@@ -78,11 +78,24 @@ def test_an_occupied_port_is_one_line(mute: int):
 def test_a_store_that_is_not_there_is_one_line():
     with pytest.raises(RunError, match=r"rank 1 of 2 found no store at 127\.0\.0\.1 port"):
         find_store(world(1, free_port()), SOON)
+
+
+def test_a_host_without_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    """Where no name server answers, a real lookup may take a minute."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(RunError, match=r"found no store at no\.such\.host\.invalid"):
         find_store(world(1, 29500, host="no.such.host.invalid"), SOON)
 
 
-def test_a_program_that_is_no_store_does_not_keep_a_rank_waiting(mute: int):
+def test_a_program_that_is_no_store_does_not_keep_a_rank_waiting(
+    mute: int, monkeypatch: pytest.MonkeyPatch
+):
+    # The rank's own connection goes on in a thread. It must not wait a minute behind the test.
+    monkeypatch.setattr(meeting, "ANSWER_SECONDS", 10 * SOON)
     with pytest.raises(RunError, match="found no store"):
         find_store(world(1, mute), SOON)
 
