@@ -15,7 +15,12 @@ from autopart.runtime.capture.capture import Captured, capture_model
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.models.model import TrainingModel, build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
-from autopart.runtime.models.precision import cast_model, main_dtype, notes_on_cast
+from autopart.runtime.models.precision import (
+    cast_model,
+    coarsest_dtype,
+    main_dtype,
+    notes_on_cast,
+)
 from autopart.runtime.profiling.profiler import profile_model
 from autopart.search.planner import solve
 from tests.support.models.own_dtypes import Mixed
@@ -92,6 +97,14 @@ def test_a_model_with_one_dtype_is_not_cast_and_needs_no_mark():
     batch = ((torch.zeros(2, 3, dtype=torch.float64),), None)
     assert main_dtype(model, batch) == ("float64", True)
     assert notes_on_cast(model, batch, "float64") == ()
+
+
+def test_the_tolerance_follows_the_coarsest_dtype_and_not_the_main_one():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(2, 2, dtype=torch.bfloat16))
+    assert main_dtype(model, ())[0] == "float32"
+    assert coarsest_dtype(model, "float32") == "bfloat16"
+    assert coarsest_dtype(model[0], "float32") == "float32"
+    assert coarsest_dtype(nn.Linear(2, 2, dtype=torch.complex64), "float64") == "float32"
 
 
 def test_complex_parameters_stay_complex_under_every_cast():
