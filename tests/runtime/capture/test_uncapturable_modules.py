@@ -8,7 +8,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from autopart.errors import ModelError
-from autopart.runtime.capture import uncapturable_modules
 from autopart.runtime.capture.capture import Captured, capture_model
 from autopart.runtime.capture.stage_modules import split_stages
 from autopart.runtime.engine.stage import stage_parameters
@@ -57,22 +56,6 @@ def test_a_block_whose_control_flow_depends_on_values_is_one_layer_and_the_warni
     assert captured.layers[1].parameters == tuple(
         f"blocks.0.{name}" for name in ("linear.weight", "linear.bias", "norm.weight", "norm.bias")
     )
-
-
-class StrangeError(Exception):
-    """An error that no part of autopart knows."""
-
-
-def test_any_error_of_the_exporter_is_told_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def strange(*_: Any) -> Any:
-        raise StrangeError("nobody knows why")
-
-    monkeypatch.setattr(uncapturable_modules, "trace_loss", strange)
-    captured = check(training(Blocks(Block())), batch())
-    assert names(captured) == ["model"]
-    (warning,) = captured.warnings
-    assert "the whole model is one layer" in warning
-    assert "StrangeError: nobody knows why" in warning
 
 
 @pytest.mark.slow
