@@ -14,9 +14,10 @@ from autopart.cli.output_files import check_may_replace
 from autopart.cli.shared_options import AsJson
 from autopart.errors import UsageError
 from autopart.exporters.model_units import parse_renaming
-from autopart.exporters.targets import TARGETS, export_plan
+from autopart.exporters.targets import export_plan
 from autopart.exporters.torch.self_check import check_export
 from autopart.records.files import write_file
+from autopart.records.frameworks import FRAMEWORKS
 from autopart.records.plan import Plan, load_plan
 from autopart.report.plan_summary import ExportSummary
 from autopart.report.target_table import communication_table, target_table
@@ -85,7 +86,7 @@ def _show_frameworks(*, as_json: bool) -> None:
 
 def _notes_on_sends(plan: Plan, target: str) -> list[str]:
     """A note where sends that wait for their receiver would make the plan's step longer."""
-    cluster, framework = plan.cluster, TARGETS[target]
+    cluster, framework = plan.cluster, FRAMEWORKS[target]
     if cluster.sends == framework.sends or not cluster.sends_overlap:
         return []
     waiting = msgspec.structs.replace(cluster, sends=framework.sends)
@@ -95,7 +96,7 @@ def _notes_on_sends(plan: Plan, target: str) -> list[str]:
         return []
     return [
         f"sends are {framework.sends} in {framework.title}: the step then takes {format_time(step)} in place of "
-        f"{format_time(said)}; solve with --sends {framework.sends} to plan for that"
+        f"{format_time(said)}; solve with --target {target} to plan for that"
     ]
 
 

@@ -31,6 +31,7 @@ from autopart.search.memory_sweep import memory_sweep as sweep_memory
 from autopart.search.options import SolveOptions
 from autopart.search.planner import baselines, solve_with_options
 from autopart.search.progress import told_to
+from autopart.search.target_defaults import target_line
 from autopart.stopping.ctrl_c import stop_on_interrupt
 from autopart.stopping.time_limit import deadline_in, time_left
 
@@ -76,6 +77,7 @@ def command(
     profiles = [load_profile(path) for path in paths]
     cluster = chosen_cluster(cluster_options, profiles[0])
     options = solve_options(pipeline_options, policy_options, training_options)
+    _tell_target(options, cluster, profiles[0])
     named = ", ".join(map(str, paths))
     if memory_sweep is not None:
         # One Ctrl-C ends the search at every size.
@@ -97,6 +99,13 @@ def command(
     beside = baselines(profiles, plan, time_limit=_baseline_limit(left))
     batch_given = options.global_batch is not None
     _print_plan(plan, profiles, named, output, beside, batch_given=batch_given, as_json=as_json)
+
+
+def _tell_target(options: SolveOptions, cluster: Cluster, profile: Profile) -> None:
+    """Say in one line what the target fixes; nothing without a target."""
+    line = target_line(options, cluster, profile.dtype)
+    if line is not None:
+        say(f"assumed: {line}")
 
 
 def _baseline_limit(left: float) -> float:

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from autopart.cli.export_options import TargetName
 from autopart.cli.shared_options import usage_checked
 from autopart.records.training import MOMENTS
 from autopart.search.demands import known_schedules
-from autopart.search.options import DEFAULT_SCHEDULE, SolveOptions
+from autopart.search.options import SolveOptions
 from autopart.units import parse_bytes
 
 
@@ -36,14 +37,22 @@ class PipelineOptions:
         Literal["step", "bottleneck"],
         typer.Option(help="Minimise the simulated step, or the busy time of its busiest rank."),
     ] = "step"
+    target: Annotated[
+        TargetName | None,
+        typer.Option(
+            help="The framework that the plan is for: it sets the defaults of --sync, --sends, --schedule "
+            "and --gradient-dtype. Default: autopart run."
+        ),
+    ] = None
     schedule: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME[,NAME]|auto",
             parser=usage_checked(known_schedules),
-            help="Schedules to choose from; auto: every schedule, and orders of the plan's own.",
+            help="Schedules to choose from; auto: every schedule, and orders of the plan's own. "
+            "Default: gpipe and 1f1b.",
         ),
-    ] = DEFAULT_SCHEDULE
+    ] = None
     stages_per_rank: Annotated[
         int | None,
         typer.Option(
@@ -157,7 +166,7 @@ class TrainingOptions:
         Literal["end", "overlap", "megatron", "ddp", "fsdp2", "deepspeed"] | None,
         typer.Option(
             help="Whose gradient sync a step has: after all actions, in buckets beside the last "
-            "backward, or as a framework does it. Default: autopart run's own."
+            "backward, or as a framework does it. Default: as --target does it."
         ),
     ] = None
     sync_bucket: Annotated[
@@ -173,7 +182,7 @@ class TrainingOptions:
         Literal["buffered", "rendezvous"] | None,
         typer.Option(
             help="Whether a send waits until its receiver asks for it (rendezvous), as other "
-            "frameworks' do over NCCL; default: buffered, as in autopart run."
+            "frameworks' do over NCCL; default: as --target does it, buffered in autopart run."
         ),
     ] = None
 
@@ -187,6 +196,7 @@ def solve_options(
         global_batch=stages.global_batch,
         microbatch_sizes=_counts(stages.microbatch_size),
         objective=stages.objective,
+        target=stages.target,
         schedule=stages.schedule,
         stages_per_rank=stages.stages_per_rank,
         num_stages=stages.stages,

@@ -10,27 +10,23 @@ from autopart.exporters.exported import Exported
 from autopart.exporters.layer_order import check_layer_order
 from autopart.exporters.model_units import Renaming, UnitStage, units_of
 from autopart.exporters.torch import module as torch_module
-from autopart.records.cluster import Sends
+from autopart.records.frameworks import EXECUTOR, FRAMEWORKS, Framework
 from autopart.records.plan import Plan
-from autopart.records.training import Sync
+from autopart.records.training import DEFAULT_SYNC
 
 
 class Target(NamedTuple):
-    """A framework, and the plan features that it supports."""
+    """A framework, and the plan features that its export supports."""
 
-    title: str
+    framework: Framework
     versions: tuple[str, ...]
     """Supported versions; the first is the default."""
     schedules: str
     stages: str
     """Supported stages per rank."""
     recompute: str
-    sync: Sync = "end"
-    """Whose gradient sync the framework runs: the word of `--sync`."""
     of_units: Callable[[Plan, tuple[UnitStage, ...], str], Exported] | None = None
     """The exporter for frameworks with their own models; None for others."""
-    sends: Sends = "rendezvous"
-    """Whether its sends wait for their receiver: all but serving targets ask right before an action."""
     takes_any_unit: bool = False
     """Whether layers may have any name, because the user's model is a list."""
     of_layers: Callable[[Plan, str], Exported] | None = None
@@ -43,37 +39,36 @@ _WHOLE = f"{_TORCH}; whole backwards"
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "torch": Target(
-            "torch.distributed.pipelining", torch_module.VERSIONS, _TORCH, "any",
+            FRAMEWORKS["torch"], torch_module.VERSIONS, _TORCH, "any",
             "any modules, whole or except products",
             of_layers=torch_module.export_to_torch,
         ),
         "torchtitan": Target(
-            "torchtitan", torchtitan.VERSIONS, _WHOLE, "any, or a V of 2",
-            "any layers (0.2.2: all or none)", "fsdp2", torchtitan.export_to_torchtitan,
+            FRAMEWORKS["torchtitan"], torchtitan.VERSIONS, _WHOLE, "any, or a V of 2",
+            "any layers (0.2.2: all or none)", torchtitan.export_to_torchtitan,
         ),
         "megatron": Target(
-            "Megatron-Core", megatron.VERSIONS, "1f1b, interleaved-1f1b", "any",
-            "the first layers of each stage", "megatron", megatron.export_to_megatron,
+            FRAMEWORKS["megatron"], megatron.VERSIONS, "1f1b, interleaved-1f1b", "any",
+            "the first layers of each stage", megatron.export_to_megatron,
         ),
         "deepspeed": Target(
-            "DeepSpeed", deepspeed.VERSIONS, "1f1b", "1", "any layers",
-            "deepspeed", deepspeed.export_to_deepspeed, takes_any_unit=True,
+            FRAMEWORKS["deepspeed"], deepspeed.VERSIONS, "1f1b", "1", "any layers",
+            deepspeed.export_to_deepspeed, takes_any_unit=True,
         ),
         "automodel": Target(
-            "NeMo AutoModel", automodel.VERSIONS, _WHOLE, "any, or a V of 2",
-            "all or none", "fsdp2", automodel.export_to_automodel,
+            FRAMEWORKS["automodel"], automodel.VERSIONS, _WHOLE, "any, or a V of 2",
+            "all or none", automodel.export_to_automodel,
         ),
         "primus": Target(
-            "AMD Primus", primus.VERSIONS, "1f1b, interleaved-1f1b, zb-h1, zbv", "any, or a V of 2",
-            "any layers", "megatron", primus.export_to_primus,
+            FRAMEWORKS["primus"], primus.VERSIONS, "1f1b, interleaved-1f1b, zb-h1, zbv", "any, or a V of 2",
+            "any layers", primus.export_to_primus,
         ),
         "vllm": Target(
-            "vLLM (serving)", serving.VLLM_VERSIONS, "-", "1", "-", of_units=serving.export_to_vllm,
-            sends="buffered",
+            FRAMEWORKS["vllm"], serving.VLLM_VERSIONS, "-", "1", "-", of_units=serving.export_to_vllm,
         ),
         "device-map": Target(
-            "Hugging Face Accelerate (inference)", serving.DEVICE_MAP_VERSIONS, "-", "1", "-",
-            sends="buffered", of_layers=serving.export_to_device_map,
+            FRAMEWORKS["device-map"], serving.DEVICE_MAP_VERSIONS, "-", "1", "-",
+            of_layers=serving.export_to_device_map,
         ),
     }
 )  # fmt: skip
@@ -109,13 +104,14 @@ def export_plan(
 
 
 def _sync_notes(plan: Plan, target: str) -> list[str]:
-    """A note where the plan was solved for another framework's gradient sync."""
-    own, solved = TARGETS[target].sync, plan.training.sync
-    if solved in ("end", own) or not plan.prediction.syncs:
+    """A note where the plan was solved for another gradient sync than the framework's."""
+    framework, solved = FRAMEWORKS[target], plan.training.sync
+    if solved == framework.sync or not plan.prediction.syncs:
         return []
+    whose = f", {EXECUTOR}'s" if solved == DEFAULT_SYNC else ""
     return [
-        f"the plan was solved with --sync {solved}, but {TARGETS[target].title} syncs gradients as "
-        f"--sync {own} says; solve with that to predict its step"
+        f"the plan was solved with --sync {solved}{whose}, but {framework.title} syncs gradients as --sync "
+        f"{framework.sync} says; solve with --target {target} to predict its step"
     ]
 
 

@@ -14,7 +14,7 @@ def target_table() -> Table:
     for name, target in TARGETS.items():
         table.add_row(
             name,
-            target.title,
+            target.framework.title,
             ", ".join(target.versions),
             target.schedules,
             target.stages,
@@ -29,5 +29,5 @@ def communication_table() -> Table:
     for heading in ("--to", "--sync", "--sends"):
         add_text(table, heading)
     for name, target in TARGETS.items():
-        table.add_row(name, target.sync, target.sends)
+        table.add_row(name, target.framework.sync, target.framework.sends)
     return table

@@ -14,6 +14,7 @@ from autopart.records.graph_check import bytes_in
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.plan import POLICY_LISTS
 from autopart.records.problem import (
+    CLASSIC,
     CUSTOM,
     OBJECTIVES,
     OFFLOADING,
@@ -29,6 +30,7 @@ from autopart.records.training import DEFAULT_SYNC, make_training
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.catalogue import KINDS
 from autopart.search.options import SolveOptions
+from autopart.search.target_defaults import with_target
 from autopart.stopping.time_limit import MOST_ACTIONS
 from autopart.text import counted
 from autopart.units import LARGEST
@@ -49,6 +51,7 @@ def make_problem(
     Raises AutopartError on an unknown word, on contradicting options, and on an unknown layer.
     """
     check_cluster(cluster)
+    options = with_target(options, cluster, profile.dtype)
     if options.sends is not None:
         sends = _known(options.sends, SENDS, "--sends")
         cluster = msgspec.structs.replace(cluster, sends=sends)
@@ -144,7 +147,12 @@ def _known(word: str, known: Sequence[Word], option: str) -> Word:
 
 
 def _schedules(options: SolveOptions, objective: Objective) -> tuple[str, ...]:
-    """The schedules that "1f1b,zb-h1" names; for "auto" all that the objective can have."""
+    """The schedules that "1f1b,zb-h1" names; for "auto" all that the objective can have.
+
+    Where none is named, those that every executor of plans runs; they never split a backward.
+    """
+    if options.schedule is None:
+        return CLASSIC
     if options.schedule == "auto":
         return able_schedules(objective, replicas_per_stage=options.replicas_per_stage)
     return parse_schedules(options.schedule)

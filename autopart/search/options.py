@@ -4,11 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from autopart.records.problem import CLASSIC
-
-DEFAULT_SCHEDULE = ",".join(CLASSIC)
-"""The schedules that every framework runs. They never split a backward."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SolveOptions:
@@ -30,10 +25,16 @@ class SolveOptions:
     objective: str = "step"
     """The seconds to minimise: `step`, the simulated step, or `bottleneck`, the busy time on its
     busiest rank."""
-    schedule: str = DEFAULT_SCHEDULE
+    target: str | None = None
+    """The framework that the plan is for (`autopart.records.frameworks.FRAMEWORKS`). None: the executor.
+
+    It sets the defaults of `sync`, `sends`, `schedule` and `gradient_dtype`.
+    """
+    schedule: str | None = None
     """Schedules to choose from: one name, several with commas between, or `auto`.
 
-    `auto` tries every schedule that a plan can follow, and the plan's own orders.
+    `auto` tries every schedule that a plan can follow, and the plan's own orders. None: GPipe and 1F1B,
+    as far as the target runs them.
     """
     solver: str = "auto"
     """The solver: `auto`, `dp` and `ilp` are exact; `uniform` and `parameters` are baselines."""
@@ -81,16 +82,17 @@ class SolveOptions:
     None: mixed where the profile's dtype has 16 bits.
     """
     gradient_dtype: str | None = None
-    """Dtype in which gradients are summed. None: the profile's dtype."""
+    """Dtype in which gradients are summed. None: the target's, or the profile's dtype."""
     zero1: bool = False
     """Whether replicas share optimizer state and master copies (ZeRO-1)."""
     sync: str | None = None
     """Whose gradient sync a step has: `end`, `overlap`, or a framework's: `megatron`, `ddp`, `fsdp2`,
-    `deepspeed`. None: the executor's own."""
+    `deepspeed`. None: the target's."""
     bucket_bytes: int | None = None
     """Bytes of the buckets in which gradients are summed. None: the usual ones of `sync`."""
     sends: str | None = None
-    """Whether sends wait for their receiver: `buffered` or `rendezvous`. None: the cluster's own."""
+    """Whether sends wait for their receiver: `buffered` or `rendezvous`. None: the target's, or the
+    cluster's own."""
     time_limit: float = 60.0
     """Seconds for the search. A search that ends early leaves a wider gap."""
 
@@ -102,7 +104,8 @@ class SolveKeywords(TypedDict, total=False):
     global_batch: int | None
     microbatch_sizes: Sequence[int]
     objective: str
-    schedule: str
+    target: str | None
+    schedule: str | None
     solver: str
     num_stages: int | None
     num_replicas: int | None

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from autopart.exporters.targets import TARGETS
+from autopart.records.frameworks import FRAMEWORKS
 from autopart.records.plan import Plan, load_plan, save_plan
 from autopart.simulator.timeline import simulate_plan
 from tests.cli.conftest import Cli
@@ -75,7 +75,7 @@ def test_sends_that_deadlock_are_refused_in_one_line(cli: Cli, profile_file: Pat
 def test_an_export_says_what_its_framework_does(
     cli: Cli, profile_file: Path, sends: str, noted: bool
 ) -> None:
-    assert TARGETS["torch"].sends == "rendezvous"
+    assert FRAMEWORKS["torch"].sends == "rendezvous"
     assert cli(*ASKED, "--sends", sends).code == 0
     outcome = cli("export", "plan.json", "--to", "torch", "--json")
     assert outcome.code == 0

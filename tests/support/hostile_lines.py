@@ -95,7 +95,7 @@ VERBS = {
             "--inter-bandwidth": RATE, "--host-bandwidth": RATE, "--host-memory": SIZE,
             "--cluster": INPUT, "--global-batch": COUNT,
             "--microbatch-size": ("", "0", "-1", "1,", "1,1", ",", "many", "1.5", "7", "1" * 30),
-            "--objective": CHOICE, "--schedule": (*CHOICE, ",", "1f1b,", "1f1b,1f1b", "1f1b,zigzag"),
+            "--objective": CHOICE, "--target": CHOICE, "--schedule": (*CHOICE, ",", "1f1b,", "1f1b,1f1b", "1f1b,zigzag"),
             "--stages-per-rank": COUNT, "--stages": COUNT,
             "--replicas": ("", "0", "-1", "many", "1.5", "99999999999999999999", "[/b]"),
             "--pin": PIN, "--same-stage": PAIR, "--different-stage": PAIR, "--solver": CHOICE,

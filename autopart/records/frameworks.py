@@ -1,0 +1,59 @@
+"""Frameworks that plans are made for: how each syncs and sends, and the orders that it can run.
+
+docs/cost-model.md names the sources.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from autopart.records.cluster import Sends
+from autopart.records.training import HALF, Sync
+from autopart.schedules.catalogue import KINDS
+
+MEGATRON_SCHEDULES = ("1f1b", "interleaved-1f1b")
+"""Schedules of Megatron-Core's own."""
+
+
+class Framework(NamedTuple):
+    """How a framework trains."""
+
+    title: str
+    sync: Sync = "end"
+    """Whose gradient sync it runs: the word of `--sync`."""
+    sends: Sends = "rendezvous"
+    """Whether its sends wait for their receiver: all but serving frameworks ask right before an action."""
+    schedules: tuple[str, ...] | None = None
+    """The schedules that it runs; None for any orders."""
+    sums_in_float32: tuple[str, ...] = ()
+    """Weight dtypes whose gradients it sums in float32, unless it is told otherwise."""
+
+
+def _whole() -> tuple[str, ...]:
+    """Schedules that never split a backward."""
+    kinds = KINDS.values()
+    return tuple(k.name for k in kinds if not (k.splits_backward or k.bidirectional))
+
+
+FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
+    {
+        "torch": Framework("torch.distributed.pipelining"),
+        "torchtitan": Framework(
+            "torchtitan", "fsdp2", schedules=_whole(), sums_in_float32=HALF,
+        ),
+        "megatron": Framework(
+            "Megatron-Core", "megatron", schedules=MEGATRON_SCHEDULES, sums_in_float32=("bfloat16",),
+        ),
+        "deepspeed": Framework("DeepSpeed", "deepspeed", schedules=("1f1b",)),
+        "automodel": Framework("NeMo AutoModel", "fsdp2", schedules=_whole()),
+        "primus": Framework(
+            "AMD Primus", "megatron", schedules=(*MEGATRON_SCHEDULES, "zb-h1", "zbv"),
+            sums_in_float32=("bfloat16",),
+        ),
+        "vllm": Framework("vLLM (serving)", sends="buffered"),
+        "device-map": Framework("Hugging Face Accelerate (inference)", sends="buffered"),
+    }
+)  # fmt: skip
+"""By the word of `solve --target` and `export --to`."""
+EXECUTOR = "autopart run"
+"""Who runs a plan where no framework is named."""

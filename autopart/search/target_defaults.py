@@ -1,0 +1,70 @@
+"""Defaults of a solve that a framework fixes: `autopart solve --target`."""
+
+import dataclasses
+
+from autopart.errors import AutopartError
+from autopart.records.cluster import Cluster
+from autopart.records.demands import able_schedules
+from autopart.records.frameworks import FRAMEWORKS, Framework
+from autopart.records.problem import CLASSIC, SCHEDULES
+from autopart.search.options import SolveOptions
+
+OPTIONS = {
+    "sync": "--sync",
+    "sends": "--sends",
+    "schedule": "--schedule",
+    "gradient_dtype": "--gradient-dtype",
+}
+"""The options that a framework may fix, by the field's name."""
+
+
+def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOptions:
+    """The options, with what their target does wherever the user said nothing.
+
+    `dtype` is the profile's. Raises AutopartError where the target is unknown.
+    """
+    if options.target is None:
+        return options
+    if options.target not in FRAMEWORKS:
+        known = ", ".join(FRAMEWORKS)
+        raise AutopartError(f"unknown --target '{options.target}'; known: {known}")
+    framework = FRAMEWORKS[options.target]
+    sends = options.sends
+    if sends is None and cluster.sends_overlap:
+        # Blocking sends are gloo's on a CPU; the frameworks' own sends never block there.
+        sends = framework.sends
+    dtype_of_sums = options.gradient_dtype
+    if dtype_of_sums is None and dtype in framework.sums_in_float32:
+        dtype_of_sums = "float32"
+    return dataclasses.replace(
+        options,
+        sync=options.sync or framework.sync,
+        sends=sends,
+        schedule=_schedules(options, framework),
+        gradient_dtype=dtype_of_sums,
+    )
+
+
+def target_line(options: SolveOptions, cluster: Cluster, dtype: str) -> str | None:
+    """What a target fixes, in one line; None without a target."""
+    if options.target is None:
+        return None
+    made = with_target(options, cluster, dtype)
+    fixed = [
+        f"{option} {getattr(made, field)}"
+        for field, option in OPTIONS.items()
+        if getattr(made, field) != getattr(options, field)
+    ]
+    said = ", ".join(fixed) or "all as the other options say"
+    return f"for {FRAMEWORKS[options.target].title}: {said}"
+
+
+def _schedules(options: SolveOptions, framework: Framework) -> str | None:
+    """The schedules to choose from, as far as the framework runs them."""
+    if options.schedule not in (None, "auto") or framework.schedules is None:
+        return options.schedule
+    objective = "bottleneck" if options.objective == "bottleneck" else "step"
+    able = able_schedules(objective, replicas_per_stage=options.replicas_per_stage)
+    asked = CLASSIC if options.schedule is None else SCHEDULES
+    runs = tuple(n for n in asked if n in able and n in framework.schedules)
+    return None if runs == CLASSIC else ",".join(runs)

@@ -1,0 +1,85 @@
+"""What a framework fixes for a solve, and what the user's own options keep."""
+
+from typing import Any, get_args
+
+import pytest
+
+import autopart
+from autopart.cli.export_options import TargetName
+from autopart.errors import AutopartError
+from autopart.exporters.targets import TARGETS
+from autopart.records.cluster import Cluster
+from autopart.records.frameworks import FRAMEWORKS
+from autopart.records.problem import SCHEDULES
+from autopart.search.options import SolveOptions
+from autopart.search.target_defaults import target_line, with_target
+from tests.exporters.test_targets import TRAINING, refusal
+from tests.support.exporters.language import language_plan
+
+GPUS = autopart.cluster_of("h100-sxm", gpus=8)
+"""A cluster whose sends run beside compute."""
+
+
+def made(
+    target: str | None, cluster: Cluster = GPUS, dtype: str = "bfloat16", **said: Any
+) -> SolveOptions:
+    return with_target(SolveOptions(target=target, **said), cluster, dtype)
+
+
+def test_without_a_target_nothing_changes() -> None:
+    assert made(None) == SolveOptions()
+    assert target_line(SolveOptions(), GPUS, "bfloat16") is None
+
+
+@pytest.mark.parametrize("target", FRAMEWORKS)
+def test_a_framework_syncs_and_sends_as_its_export_says(target: str) -> None:
+    own = TARGETS[target].framework
+    assert (made(target).sync, made(target).sends) == (own.sync, own.sends)
+    assert own is FRAMEWORKS[target] and set(FRAMEWORKS) == set(get_args(TargetName))
+
+
+def test_the_users_own_options_win() -> None:
+    said = {"sync": "ddp", "sends": "buffered", "schedule": "gpipe", "gradient_dtype": "bfloat16"}
+    asked = SolveOptions(target="megatron", **said)  # pyright: ignore[reportArgumentType]
+    assert with_target(asked, GPUS, "bfloat16") == asked
+    assert target_line(asked, GPUS, "bfloat16") == "for Megatron-Core: all as the other options say"
+
+
+def test_one_line_says_what_a_framework_fixes() -> None:
+    line = target_line(SolveOptions(target="megatron"), GPUS, "bfloat16")
+    assert line == (
+        "for Megatron-Core: --sync megatron, --sends rendezvous, --schedule 1f1b, --gradient-dtype float32"
+    )
+    line = target_line(SolveOptions(target="torchtitan"), GPUS, "float32")
+    assert line == "for torchtitan: --sync fsdp2, --sends rendezvous"
+
+
+@pytest.mark.parametrize("target", TRAINING)
+def test_the_schedules_are_those_that_the_export_takes(target: str) -> None:
+    schedules = FRAMEWORKS[target].schedules
+    assert schedules is not None
+    for name in ("gpipe", "1f1b", "zb-h1"):
+        plan = language_plan([1, 1], schedule=name)
+        if name not in schedules:
+            assert "--schedule" in refusal(plan, target)
+        else:
+            assert autopart.export_plan(plan, target).files
+    assert made(target, schedule="auto").schedule == ",".join(
+        n for n in SCHEDULES if n in schedules
+    )
+
+
+def test_blocking_sends_stay_as_they_are() -> None:
+    cpus = autopart.cluster_of("cpu", gpus=2)
+    assert not cpus.sends_overlap and made("torch", cpus).sends is None
+
+
+def test_the_bottleneck_has_classic_schedules_only() -> None:
+    assert made("primus", objective="bottleneck", schedule="auto").schedule == "1f1b"
+
+
+def test_an_unknown_framework_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(
+        AutopartError, match="unknown --target 'jax'; known: torch, torchtitan, meg"
+    ):
+        made("jax")
