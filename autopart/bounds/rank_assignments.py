@@ -53,6 +53,7 @@ from autopart.bounds.pseudo_clusters import (
 from autopart.bounds.rank_groups import Cap, Inside, Pair, RankGroups, each_link, sort_key
 from autopart.cost.collectives import Fastest
 from autopart.cost.cuts import Cuts
+from autopart.cost.rails import on_own_rails
 from autopart.cost.stage_times import cut_links
 from autopart.cost.syncs import sync_price, tied_sync_price
 from autopart.records.layer_graph import LayerGraph, edges, positions
@@ -251,7 +252,10 @@ class RankAssignments:
             for rank in group:
                 ranks[rank] = node * room + used[node]
                 used[node] += 1
-        return self._renamed(ranks)
+        leaf = self._renamed(ranks)
+        # Nodes decide which links lie within one; on its node each rank takes the rail of its sends.
+        own = on_own_rails(self.problem.cluster, leaf.stage_ranks)
+        return msgspec.structs.replace(leaf, stage_ranks=own)
 
     def _renamed(self, ranks: dict[int, int]) -> Layout:
         renamed = tuple(tuple(map(ranks.__getitem__, own)) for own in self.layout.stage_ranks)

@@ -1,13 +1,12 @@
 """Seconds that a stage computes and sends, and the bottleneck among stages."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from autopart.cost.links import link_across, link_off_rail, send_time
+from autopart.cost.rails import rails_of, sending_pairs
 from autopart.cost.stage_totals import StageTotals, Traffic
 from autopart.records.cluster import Cluster, Link
 from autopart.records.plan import Plan, stage_ranks
@@ -104,33 +103,20 @@ def busy_time(
 
 
 def cut_links(cluster: Cluster, stage_ranks: Sequence[Sequence[int]]) -> list[Link | None]:
-    """For each cut the slowest link that its sends use; None where no send leaves its rank.
-
-    Microbatch m goes from rank number m mod r in one stage to rank number m mod r in the next.
-    """
+    """For each cut the slowest link that its sends use; None where no send leaves its rank."""
     links: list[Link | None] = []
     across, off_rail = link_across(cluster), link_off_rail(cluster)
     for here, there in itertools.pairwise(map(np.asarray, stage_ranks)):
-        # The pairs repeat after lcm(r, r') microbatches.
-        senders, receivers = here, there
-        if len(here) != len(there):
-            turns = np.arange(math.lcm(len(here), len(there)))
-            senders, receivers = here[turns % len(here)], there[turns % len(there)]
+        senders, receivers = sending_pairs(here, there)
         moves = senders != receivers
         crosses = senders // cluster.gpus_per_node != receivers // cluster.gpus_per_node
-        same = _rails(cluster, senders) == _rails(cluster, receivers)
+        same = rails_of(cluster, senders) == rails_of(cluster, receivers)
         used = [cluster.intra_node] * bool((moves & ~crosses).any())
         used += [across] * bool((crosses & same).any())
         used += [off_rail] * bool((crosses & ~same).any())
         slowest = min(used, key=lambda link: (link.bandwidth, -link.latency), default=None)
         links.append(slowest)
     return links
-
-
-def _rails(cluster: Cluster, ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The rail near each rank on its node; all are 0 without a network record."""
-    rails = 0 if cluster.network is None else cluster.network.rails
-    return ranks % cluster.gpus_per_node * rails // cluster.gpus_per_node
 
 
 def links_around(links: Sequence[Link | None], stage: int) -> tuple[Link | None, Link | None]:

@@ -9,6 +9,8 @@ open. It is often too large. These come first:
 - Each stage is spread evenly over all nodes, so that only syncs cross nodes.
 - Nodes change at the cuts with the cheapest sends, for a partition.
 
+Each also comes with its ranks on the rails of their sends, where others are slower.
+
 Where GPUs differ, consecutive ranks come first, then the kinds of GPUs one after the other.
 """
 
@@ -20,6 +22,7 @@ import msgspec
 from autopart.bounds.rank_assignments import Inside, assignments_of, takes_gpus_in_order
 from autopart.cost.cuts import stage_totals
 from autopart.cost.links import link_across
+from autopart.cost.rails import on_own_rails
 from autopart.cost.stage_times import traffic_times
 from autopart.records.cluster import Cluster, group_of, num_gpus
 from autopart.records.layouts import (
@@ -56,6 +59,10 @@ def likely_layouts(problem: Problem, layout: Layout, partition: Partition | None
         found.append(msgspec.structs.replace(layout, stage_ranks=ranks))
     if partition is not None and not has_virtual_stages(layout) and not cluster.gpus:
         found += _at_cheap_cuts(problem, layout, partition)
+    found += [
+        msgspec.structs.replace(one, stage_ranks=on_own_rails(cluster, one.stage_ranks))
+        for one in found
+    ]
     differing: dict[object, Layout] = {}
     for one in found:
         differing.setdefault(nodes_and_gpus(problem.cluster, one.stage_ranks), one)
