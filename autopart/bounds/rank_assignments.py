@@ -55,7 +55,7 @@ from autopart.cost.collectives import Fastest
 from autopart.cost.cuts import Cuts
 from autopart.cost.rails import on_own_rails
 from autopart.cost.stage_times import cut_links
-from autopart.cost.syncs import sync_price, tied_sync_price
+from autopart.cost.syncs import CallPrice, calls_of, sync_price, tied_sync_price
 from autopart.records.layer_graph import LayerGraph, edges, positions
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
@@ -198,10 +198,10 @@ class RankAssignments:
         real, apart = self.problem.cluster, relaxed.problem.cluster
         pairs = set(zip(leaf.stage_ranks, relaxed.layout.stage_ranks, strict=True))
         # Step 1: each stage's own sync.
-        prices = [
-            (sync_price(real, own, training), sync_price(apart, others, training))
-            for own, others in pairs
-        ]
+        prices: list[tuple[CallPrice, CallPrice]] = []
+        for own, others in pairs:
+            price, least = sync_price(real, own, training), sync_price(apart, others, training)
+            prices += zip(calls_of(price), calls_of(least), strict=True)
         # Step 2: tied syncs over two stages. Those over more stages are left open.
         if any(len(set(tied.layers)) > 2 for tied in self.problem.graph.tied):
             return False

@@ -29,7 +29,7 @@ from autopart.cost.stage_totals import StageTotals, layer_sizes
 from autopart.cost.syncs import (
     SyncPrice,
     gradient_bytes,
-    halved,
+    halves,
     sync_price,
     synced_bytes,
     tied_sync_price,
@@ -168,8 +168,9 @@ def _buckets(
     number: Any = _larger(1.0, np.ceil(summed / size))
     if not problem.training.zero1:
         return _Buckets(number, price.seconds(summed / number), 0.0)
-    half = halved(price)
-    return _Buckets(number, half.seconds(summed / number), half.seconds(totals.grad_bytes / number))
+    sums, gathers = halves(price)
+    gather_time = gathers.seconds(totals.grad_bytes / number)
+    return _Buckets(number, sums.seconds(summed / number), gather_time)
 
 
 def stage_sync(

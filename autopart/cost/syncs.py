@@ -9,7 +9,7 @@ On a cluster with a network record, autopart/cost/collectives.py prices the same
 nodes that the ranks lie on. autopart/cost/stage_syncs.py says which part is exposed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from autopart.cost.collectives import (
@@ -51,24 +51,75 @@ class RingOnLink(NamedTuple):
         return self.share * all_reduce_time(self.link, num_bytes, self.num_ranks)
 
 
-SyncPrice = RingOnLink | Fastest
-"""Seconds of a sync by its bytes. ZeRO-1's sync takes `synced_bytes` too."""
+CallPrice = RingOnLink | Fastest
+"""Seconds of a collective, or of ZeRO-1's two, by the bytes."""
+
+
+class SumAndGather(NamedTuple):
+    """The prices of ZeRO-1's sync where they differ in form: an all-reduce, then an all-gather."""
+
+    sums: CallPrice
+    gathers: CallPrice
+
+    def seconds(self, num_bytes: Q) -> Q:
+        """Seconds for so many bytes of gradients, and as many of weights."""
+        return self.sums.seconds(num_bytes) + self.gathers.seconds(num_bytes)
+
+
+SyncPrice = CallPrice | SumAndGather
+"""The price of a stage's sync; `halves` gives its parts under ZeRO-1."""
+
+
+def sums_whole(training: Training) -> bool:
+    """Whether ZeRO-1's gradients are summed by all-reduces, though each rank needs its shard only.
+
+    Buckets beside a backward do not follow the shards, neither the executor's nor DDP's.
+    """
+    return training.zero1 and training.sync in ("overlap", "ddp")
 
 
 def sync_price(cluster: Cluster, ranks: Sequence[int], training: Training) -> SyncPrice:
     """The price of a stage's gradient sync among its ranks, for `synced_bytes`."""
-    return _price(cluster, ranks, "sharded_sync" if training.zero1 else "all_reduce")
+    return _of_sync(training, lambda collective: _price(cluster, ranks, collective))
 
 
-def tied_sync_price(cluster: Cluster, ranks: Sequence[int]) -> SyncPrice:
+def sync_price_on(link: Link, num_ranks: int, training: Training) -> SyncPrice:
+    """The same over one link, on a cluster without a network record."""
+    return _of_sync(training, lambda collective: _on_link(link, num_ranks, collective))
+
+
+def _of_sync(training: Training, price: Callable[[Collective], CallPrice]) -> SyncPrice:
+    if sums_whole(training):
+        return SumAndGather(price("all_reduce"), price("all_gather"))
+    return price("sharded_sync" if training.zero1 else "all_reduce")
+
+
+def calls_of(price: SyncPrice) -> tuple[CallPrice, ...]:
+    """The prices of which the sync's price is the sum."""
+    return tuple(price) if isinstance(price, SumAndGather) else (price,)
+
+
+def halves(price: SyncPrice) -> SumAndGather:
+    """The prices of ZeRO-1's two collectives: that of gradients, and that of weights."""
+    if isinstance(price, SumAndGather):
+        return price
+    half = _halved(price)
+    return SumAndGather(half, half)
+
+
+def tied_sync_price(cluster: Cluster, ranks: Sequence[int]) -> CallPrice:
     """The price of a tied parameter's gradient sync: one all-reduce, with ZeRO-1 too."""
     return _price(cluster, ranks, "all_reduce")
 
 
-def _price(cluster: Cluster, ranks: Sequence[int], collective: Collective) -> SyncPrice:
+def _on_link(link: Link, num_ranks: int, collective: Collective) -> RingOnLink:
+    return RingOnLink(link, num_ranks, 0.5 if collective == "all_gather" else 1.0)
+
+
+def _price(cluster: Cluster, ranks: Sequence[int], collective: Collective) -> CallPrice:
     fabric = fabric_of(cluster)
     if fabric is None:
-        return RingOnLink(slowest_link(cluster, tuple(ranks)), len(ranks))
+        return _on_link(slowest_link(cluster, tuple(ranks)), len(ranks), collective)
     nodes = [rank // cluster.gpus_per_node for rank in ranks]
     if isinstance(fabric.network, AnyPlacement):
         counts = range(len(ranks), len(ranks) + 1)
@@ -78,19 +129,19 @@ def _price(cluster: Cluster, ranks: Sequence[int], collective: Collective) -> Sy
 
 def least_sync_price(cluster: Cluster, counts: range, training: Training) -> SyncPrice:
     """A price that no stage sync among any of `counts` ranks beats, on any nodes."""
-    return _least(cluster, counts, "sharded_sync" if training.zero1 else "all_reduce")
+    return _of_sync(training, lambda collective: _least(cluster, counts, collective))
 
 
-def least_tied_price(cluster: Cluster, counts: range) -> SyncPrice:
+def least_tied_price(cluster: Cluster, counts: range) -> CallPrice:
     """A price that no tied parameter's sync among any of `counts` ranks beats, on any nodes."""
     return _least(cluster, counts, "all_reduce")
 
 
-def _least(cluster: Cluster, counts: range, collective: Collective) -> SyncPrice:
+def _least(cluster: Cluster, counts: range, collective: Collective) -> CallPrice:
     fabric = fabric_of(cluster)
     if fabric is None:
         # A ring over fewer ranks takes fewer steps with fewer bytes in all.
-        return RingOnLink(_best_link(cluster, counts[0]), counts[0])
+        return _on_link(_best_link(cluster, counts[0]), counts[0], collective)
     return least_price(fabric, collective, counts, 1)
 
 
@@ -108,7 +159,7 @@ def _best_link(cluster: Cluster, count: int) -> Link:
     )
 
 
-def halved(price: SyncPrice) -> SyncPrice:
+def _halved(price: CallPrice) -> CallPrice:
     """The price of one half of ZeRO-1's sync: its reduce-scatter or its all-gather alone."""
     if isinstance(price, RingOnLink):
         return price._replace(share=0.5)

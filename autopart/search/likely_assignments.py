@@ -59,10 +59,10 @@ def likely_layouts(problem: Problem, layout: Layout, partition: Partition | None
         found.append(msgspec.structs.replace(layout, stage_ranks=ranks))
     if partition is not None and not has_virtual_stages(layout) and not cluster.gpus:
         found += _at_cheap_cuts(problem, layout, partition)
-    found += [
-        msgspec.structs.replace(one, stage_ranks=on_own_rails(cluster, one.stage_ranks))
-        for one in found
-    ]
+    for one in list(found):
+        own_rails = on_own_rails(cluster, one.stage_ranks)
+        if own_rails is not one.stage_ranks:
+            found.append(msgspec.structs.replace(one, stage_ranks=own_rails))
     differing: dict[object, Layout] = {}
     for one in found:
         differing.setdefault(nodes_and_gpus(problem.cluster, one.stage_ranks), one)

@@ -26,7 +26,7 @@ from autopart.cost.memory_limits import Limits
 from autopart.cost.on_ranks import on_replicas
 from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import busy_time, traffic_times
-from autopart.cost.syncs import RingOnLink, least_sync_price
+from autopart.cost.syncs import least_sync_price, sync_price_on
 from autopart.errors import InfeasibleError
 from autopart.records.cluster import Link, host_share, num_gpus
 from autopart.records.layouts import Partition
@@ -106,7 +106,7 @@ def _stage_seconds(problem: Problem, cuts: Cuts, link: Link, ranks: int) -> Seco
         check_time()
         own = microbatches_per_replica(m, r)
         placed = on_replicas(totals, problem, r, 1.0)
-        price = RingOnLink(link, r)
+        price = sync_price_on(link, r, problem.training)
         if cluster.network is not None:
             price = least_sync_price(cluster, range(r, r + 1), problem.training)
         once = time_after_backward(problem, placed, price, r, stage=None)

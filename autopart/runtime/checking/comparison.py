@@ -120,6 +120,7 @@ class Comparison:
         return outcome(self._check, losses, dropouts, notes)
 
     def _gradients(self) -> dict[str, torch.Tensor]:
+        self._executor.complete_gradients()
         named = self._executor.parameters.items()
         return {name: p.grad for name, p in named if p.grad is not None}
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,6 +15,8 @@ from autopart.runtime.measuring.step_trace import Marks, StepTrace, begin_marks
 from autopart.runtime.measuring.watcher import Watcher
 from autopart.runtime.transforms.offload import HostStash
 from autopart.runtime.update.gradient_sum import GradientSum, SharedParameters
+from autopart.runtime.update.scattered_sum import ScatteredSum
+from autopart.runtime.update.zero_shards import ZeroSharding
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,18 @@ class RankExecutor:
     def shared(self) -> Sequence[SharedParameters]:
         """Parameters that this rank shares with others, grouped by their holders."""
         return self._part.sums.shared
+
+    def scatter_sums(self, sharding: ZeroSharding) -> None:
+        """From now on sum only the elements that this rank's optimizer steps, as `sharding` says.
+
+        Sums beside last backwards stay whole. Collective: all ranks do so, or none.
+        """
+        if self._part.sums.is_late:
+            self._part = replace(self._part, sums=ScatteredSum(self._part.sums, sharding))
+
+    def complete_gradients(self) -> None:
+        """Make the summed gradients whole on this rank. Collective."""
+        self._part.sums.complete()
 
     @property
     def buffers(self) -> dict[str, torch.Tensor]:

@@ -13,8 +13,13 @@ _WHOLE_MATRICES = ("adafactor",)
 """Optimizers whose step for one element depends on other elements in its matrix."""
 
 
-def rank_optimizer(plan: Plan, executor: RankExecutor, name: str, lr: float | None) -> Optimizer:
+def rank_optimizer(
+    plan: Plan, executor: RankExecutor, name: str, lr: float | None, *, scatters: bool = False
+) -> Optimizer:
     """The optimizer called `name` for all parameters on the rank; `lr` None means its default.
+
+    With `scatters` and ZeRO-1, from now on the executor sums only the elements that this optimizer
+    steps. Then nobody else may read the gradients.
 
     Raises UsageError for Adafactor with ZeRO-1, because it cannot step shards.
     """
@@ -29,11 +34,14 @@ def rank_optimizer(plan: Plan, executor: RankExecutor, name: str, lr: float | No
         if plan.stages[index].optimizer_on_host
         for parameter in stage_parameters(program).values()
     ]
+    sharding = ZeroSharding(executor.shared if plan.training.zero1 else ())
+    if scatters and plan.training.zero1:
+        executor.scatter_sums(sharding)
     return Optimizer(
         name,
         list(executor.parameters.values()),
         lr,
-        sharding=ZeroSharding(executor.shared if plan.training.zero1 else ()),
+        sharding=sharding,
         hosted=hosted,
         host_copies=host_copies_for(executor.device),
         has_masters=has_master_copies(plan.training),

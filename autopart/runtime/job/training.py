@@ -120,7 +120,9 @@ class _Run:
             self._comparison = Comparison(
                 plan, check, executor, status_board.waiting, parts, draws=draws
             )
-        self._optimizer = rank_optimizer(plan, executor, optimizer_name(settings), settings.lr)
+        self._optimizer = rank_optimizer(
+            plan, executor, optimizer_name(settings), settings.lr, scatters=True
+        )
         torch.manual_seed(settings.seed + place.rank)
 
     def steps(self) -> RankRun:

@@ -52,6 +52,9 @@ def holders_of(
 class GradientSum:
     """Sums the gradients of this rank's shared parameters over their holders."""
 
+    is_late = True
+    """Whether all sums follow all actions."""
+
     def __init__(self, holders: Sequence[Holders], parameters: NamedParameters, rank: int) -> None:
         """Collective: all ranks call this with equal `holders`, because it creates process
         groups."""
@@ -77,6 +80,9 @@ class GradientSum:
             shared.agree_on_used()
             for bucket in buckets([p for p in shared.used if is_asked(p)]):
                 _sum_bucket(bucket, shared.group)
+
+    def complete(self) -> None:
+        """Make the summed gradients whole on every holder. Here they are. Collective."""
 
     def under_way(self) -> list[tuple[float, float]]:
         """When each bucket beside the last step's backwards went out and was summed."""

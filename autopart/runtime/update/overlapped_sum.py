@@ -38,6 +38,8 @@ class StageCopies(NamedTuple):
 class OverlappedSum(GradientSum):
     """Sums the gradients of each stage's replicas beside its last backward."""
 
+    is_late = False
+
     def __init__(
         self,
         whole: GradientSum,

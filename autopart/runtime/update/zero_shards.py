@@ -7,7 +7,7 @@ r equal parts in each bucket, then gathers the other parts. AdamW and SGD update
 independently, so the result is equal bit for bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -89,6 +89,38 @@ class ZeroSharding:
             if start < stop
         ]
 
+    def divides(self, parameter: nn.Parameter) -> bool:
+        """Whether the parameter's holders divide its elements among them."""
+        return id(parameter) in self._ranges
+
+    @torch.no_grad()
+    def scatter_sums(self, used: Collection[int]) -> None:
+        """Replace this rank's elements of each divided gradient by their sum over the holders.
+
+        `used` has the ids of parameters with a gradient on any holder; a holder without one adds
+        zeros. Other elements stay as they are. Collective: all holders of each group must call this.
+        """
+        for group, parameters, part in self._buckets:
+            if not any(id(parameter) in used for parameter in parameters):
+                continue
+            # Step 1: lay the gradients end to end, padded to equal parts, and sum this rank's part.
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            whole = parameters[0].new_zeros(part * group.size())
+            torch.cat(
+                [gradient.reshape(-1) for gradient in gradients],
+                out=whole[: sum(gradient.numel() for gradient in gradients)],
+            )
+            first = part * group.rank()
+            whole[first : first + part] = _sum_of_part(whole, group)
+            # Step 2: copy it back.
+            begin = 0
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                end = begin + gradient.numel()
+                if id(parameter) in used:
+                    gradient.copy_(whole[begin:end].view_as(gradient))
+                    parameter.grad = gradient
+                begin = end
+
     def gather(self, tensor_of: Callable[[nn.Parameter], torch.Tensor]) -> None:
         """Complete one tensor per shared parameter with the elements from all its holders.
 
@@ -108,6 +140,20 @@ class ZeroSharding:
             elements = whole[: flat.numel()].split([tensor.numel() for tensor in tensors])
             for tensor, new in zip(tensors, elements, strict=True):
                 tensor.copy_(new.view_as(tensor))
+
+
+def _sum_of_part(whole: torch.Tensor, group: distributed.ProcessGroup) -> torch.Tensor:
+    """The sum of rank i's equal part of `whole` over all ranks, on rank i: a reduce-scatter."""
+    size = group.size()
+    if whole.device.type == "cpu":
+        # gloo's own reduce-scatter is an all-reduce (ProcessGroupGloo.cpp). An exchange of parts
+        # moves as few bytes as a ring.
+        received = torch.empty_like(whole)
+        distributed.all_to_all_single(received, whole, group=group)
+        return received.view(size, -1).sum(0)
+    own = whole.new_empty(whole.numel() // size)
+    distributed.reduce_scatter(own, list(whole.chunk(size)), group=group)
+    return own
 
 
 def _part(bucket: Sequence[nn.Parameter], group: distributed.ProcessGroup) -> int:

@@ -31,8 +31,12 @@ def parts_of(problem: Problem, own: Own) -> tuple[float | None, Beside | None]:
     """Seconds behind all actions, None where nothing is left, and what runs beside them."""
     training = problem.training
     buckets = max(1, math.ceil(own.summed / _bucket(problem, own)))
-    tau = _call(problem, own, own.summed / buckets)
-    gather = _call(problem, own, own.weights / buckets) if training.zero1 else 0.0
+    # The executor's and DDP's buckets beside a backward are summed whole, also under ZeRO-1.
+    whole = training.sync in ("overlap", "ddp") or not training.zero1
+    tau = _call(problem, own, own.summed / buckets, whole=whole)
+    gather = 0.0
+    if training.zero1:
+        gather = _call(problem, own, own.weights / buckets, whole=False)
     sums_beside = training.sync in ("overlap", "ddp", "megatron")
     gathers_beside = training.zero1 and training.sync in ("megatron", "fsdp2")
     rest = [buckets * tau] * (not sums_beside)
@@ -51,12 +55,12 @@ def parts_of(problem: Problem, own: Own) -> tuple[float | None, Beside | None]:
     return late, beside
 
 
-def _call(problem: Problem, own: Own, size: float) -> float:
-    """One all-reduce; under ZeRO-1 one reduce-scatter, which takes as long as a gather."""
-    cluster, halved = problem.cluster, problem.training.zero1
+def _call(problem: Problem, own: Own, size: float, *, whole: bool) -> float:
+    """One all-reduce, or one half of it: a reduce-scatter takes as long as a gather."""
+    cluster = problem.cluster
     if cluster.network is None:
-        return ring_seconds(own.link, size, own.replicas) / (2 if halved else 1)
-    if halved:
+        return ring_seconds(own.link, size, own.replicas) / (1 if whole else 2)
+    if not whole:
         return sharded_seconds(cluster, own.nodes[0], size, size) / 2
     return all_reduce_seconds(cluster, own.nodes[0], size)
 
