@@ -120,6 +120,7 @@ def _room_of(name: str) -> str:
     return name.partition(".")[2].partition(".")[0]
 
 
+@pytest.mark.slow
 def test_a_room_imports_only_what_the_table_allows() -> None:
     for module in MODULES:
         if module.room in FACE:
@@ -140,6 +141,7 @@ def test_the_table_has_no_circle() -> None:
     assert nx.is_directed_acyclic_graph(table)
 
 
+@pytest.mark.slow
 def test_the_certificate_needs_no_solver_and_no_search() -> None:
     """The modules that `verify` loads, directly or through others, contain neither."""
     imports: nx.DiGraph[str] = nx.DiGraph()
@@ -151,6 +153,7 @@ def test_the_certificate_needs_no_solver_and_no_search() -> None:
             assert not reached & {"solvers", "search"}, module.name
 
 
+@pytest.mark.slow
 def test_peers_are_read_by_tables_and_commands_only() -> None:
     for module in MODULES:
         if module.room not in PEERS_READERS:
@@ -162,6 +165,7 @@ def test_at_most_five_modules_stand_loose() -> None:
     assert len(loose) <= 5, sorted(loose)
 
 
+@pytest.mark.slow
 def test_folders_have_no_circle_at_any_depth() -> None:
     """For each folder: the files and folders in it, joined by imports, form no circle."""
     tangles: dict[str, nx.DiGraph[str]] = {}
@@ -224,6 +228,7 @@ def test_tests_mirror_the_package() -> None:
         assert (PACKAGE / place).is_dir(), place
 
 
+@pytest.mark.slow
 def test_no_import_goes_in_a_circle() -> None:
     """Imports inside functions count: a circle hidden in a function body is one all the same."""
     imports: nx.DiGraph[str] = nx.DiGraph()
@@ -233,6 +238,7 @@ def test_no_import_goes_in_a_circle() -> None:
     assert list(nx.simple_cycles(imports)) == []
 
 
+@pytest.mark.slow
 def test_torch_stays_in_its_rooms() -> None:
     for module in MODULES:
         top = {name.partition(".")[0] for name in _imports(module)}
@@ -240,6 +246,7 @@ def test_torch_stays_in_its_rooms() -> None:
             assert not top & {"torch", "transformers"}, module.name
 
 
+@pytest.mark.slow
 def test_exported_modules_stand_alone() -> None:
     own = {name.rpartition(".")[2] for name in EXPORTED}
     assert {"pipeline", "pipeline_plan", "pipeline_check"} <= own
@@ -264,6 +271,7 @@ def test_exported_modules_import_each_other_without_a_circle_and_none_imports_th
     assert set(imports.predecessors("pipeline_check")) == {"pipeline"}
 
 
+@pytest.mark.slow
 def test_pulp_stays_in_the_integer_program() -> None:
     for module in MODULES:
         top = {name.partition(".")[0] for name in _imports(module)}
@@ -271,6 +279,7 @@ def test_pulp_stays_in_the_integer_program() -> None:
             assert not top & {"pulp", "highspy"}, module.name
 
 
+@pytest.mark.slow
 def test_words_are_printed_by_the_command_line_only() -> None:
     for module in MODULES:
         called = [node.func for node in ast.walk(module.tree) if isinstance(node, ast.Call)]
@@ -294,6 +303,7 @@ def test_every_module_and_public_name_says_what_it_is() -> None:
                 assert ast.get_docstring(node) or "overload" in marks, f"{module.path}: {node.name}"
 
 
+@pytest.mark.slow
 def test_files_and_functions_stay_short() -> None:
     for module in MODULES:
         length = len(module.path.read_text(encoding="utf-8").splitlines())
@@ -304,6 +314,7 @@ def test_files_and_functions_stay_short() -> None:
                 assert length <= LONGEST_FUNCTION, f"{module.path}: {node.name} has {length} lines"
 
 
+@pytest.mark.slow
 def test_functions_have_few_parameters() -> None:
     """`self` counts. The fields of a record do not: a class is no function."""
     for module in MODULES:
@@ -315,6 +326,7 @@ def test_functions_have_few_parameters() -> None:
                 assert count <= MOST_PARAMETERS, f"{module.path}: {node.name} has {count}"
 
 
+@pytest.mark.slow
 def test_few_files_are_long_and_few_class_names_stand_twice() -> None:
     long = [m.name for m in MODULES if len(m.path.read_text("utf-8").splitlines()) > 300]
     assert len(long) <= 8, long
@@ -386,6 +398,7 @@ def _optional_parameters(node: ast.FunctionDef) -> Iterator[tuple[str, int | Non
             yield parameter.arg, None
 
 
+@pytest.mark.slow
 def test_no_parameter_is_passed_by_tests_alone() -> None:
     calls, public = _calls(), {*autopart.__all__, *PUBLIC_METHODS, "command", "_root"}
     for module in MODULES:
@@ -399,6 +412,7 @@ def test_no_parameter_is_passed_by_tests_alone() -> None:
                 assert passed or name in PASSED_FROM_OUTSIDE, f"{module.name}: {node.name}({name})"
 
 
+@pytest.mark.slow
 def test_what_is_caught_is_named() -> None:
     """`except Exception` stands only at the boundary to a user's code, with its reason beside it."""
     for module in MODULES:
@@ -415,6 +429,7 @@ def test_what_is_caught_is_named() -> None:
                 assert raises or (at_user_code and "#" in around), f"{module.path}:{node.lineno}"
 
 
+@pytest.mark.slow
 def test_there_is_no_drawer_and_no_global_state() -> None:
     for module in MODULES:
         assert not DRAWERS & set(module.name.split("."))

@@ -80,12 +80,14 @@ def _named(item: object) -> str:
     return item.name if isinstance(item, Path) else " ".join(item) if isinstance(item, list) else ""
 
 
+@pytest.mark.slow
 def test_the_schemas_equal_those_generated_from_the_code() -> None:
     expected = load_script("write_schemas").schemas()
     there = {path.name: path.read_bytes() for path in (ROOT / "docs" / "schemas").iterdir()}
     assert there == expected, "run scripts/write_schemas.py"
 
 
+@pytest.mark.slow
 def test_the_schemas_accept_written_files_and_refuse_changed_ones(tmp_path: Path) -> None:
     import json
 
@@ -161,6 +163,7 @@ def test_every_page_in_docs_is_linked_from_the_readme_or_its_pages() -> None:
     assert {page for page in PAGES if page.parent.name == "docs"} <= found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({block.page for block in _blocks("python")}), ids=_named)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path) -> None:
     """A block that starts with `# name.py` is that file; `plan.json` and `profile.json` exist."""
@@ -195,6 +198,7 @@ def test_the_page_on_solving_names_every_option_and_every_keyword(
     assert {field.name for field in dataclasses.fields(SolveOptions)} <= code
 
 
+@pytest.mark.slow
 def test_a_console_block_shows_real_output_of_its_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ def some_paths(rng: random.Random, nested, num_stages: int):
     return rng.sample(paths, min(6, len(paths)))
 
 
-@pytest.mark.parametrize("seed", seeds(40, 80))
+@pytest.mark.parametrize("seed", seeds(13, 80))
 def test_many_paths_at_once_have_the_same_steps_as_each_alone(seed: int):
     rng = random.Random(seed)
     asked = random_problem(rng, branching=rng.random() < 0.5, tight=False)

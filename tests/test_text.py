@@ -19,6 +19,7 @@ from tests.support.hostile_names import HOSTILE, OBEYED
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_visible_text_is_one_line_that_no_terminal_obeys(text: str) -> None:
     shown = visible(text)
@@ -134,6 +135,7 @@ def plurals(tree: ast.AST) -> Iterator[str]:
                 yield f"{{{count}}}{words}"
 
 
+@pytest.mark.slow
 def test_no_sentence_of_the_package_says_1_layers() -> None:
     assert list(plurals(ast.parse("f'{n} layers, {m} other ranks, {t} samples/s'"))) == [
         "{n} layers, ", "{m} other ranks, ",

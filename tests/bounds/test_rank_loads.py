@@ -83,6 +83,7 @@ def test_no_step_that_orders_reach_is_refuted(seed: int):
             assert not refutes(asked, layout, best * ROUNDING, split=split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(3, 60))
 def test_no_step_of_all_orders_of_two_microbatches_is_refuted(seed: int):
     rng = random.Random(8000 + seed)

@@ -121,7 +121,7 @@ def test_solve_needs_only_a_profile_and_a_cluster():
     assert plan.num_microbatches == 8
 
 
-@pytest.mark.parametrize("seed", seeds(16, 120))
+@pytest.mark.parametrize("seed", seeds(5, 120))
 def test_a_plan_is_proven_fastest(seed: int):
     rng = random.Random(seed)
     asked = random_problem(rng, branching=rng.random() < 0.4, tight=rng.random() < 0.5)

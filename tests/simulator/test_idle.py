@@ -90,6 +90,7 @@ def test_idle_seconds_after_the_last_action_have_the_cause_sync():
     assert causes(timeline, 1) == {"fill": 1.0, "drain": 2.0, "sync": 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", seeds(4, 10))
 def test_causes_add_up_to_the_idle_time_exactly_and_their_spans_fill_the_gaps(part: int):
     for seed in range(100 * part, 100 * part + 100):

@@ -95,6 +95,7 @@ def _send(step: Step, action: Action) -> float:
     return cost.send_time if action.op == "F" else cost.send_back_time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", seeds(6, 20))
 def test_every_action_starts_and_ends_at_the_longest_path_to_it(part: int):
     for seed in range(100 * part, 100 * part + 100):

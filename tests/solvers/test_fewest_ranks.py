@@ -67,6 +67,7 @@ def random_matrices(rng: np.random.Generator, size: int, with_memory: bool) -> S
     return SecondsMatrices(ranks, matrices, np.zeros(size), memory)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.integers(2, 6), st.integers(1, 6), st.integers(0, 2**32 - 1), st.booleans())
 def test_any_seconds_give_the_smallest_bottleneck_over_all_paths(

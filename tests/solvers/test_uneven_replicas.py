@@ -17,6 +17,7 @@ from autopart.records.problem import Demands
 from autopart.solvers import uneven_replicas
 from tests.support.oracle import partitions
 from tests.support.problems import chain_graph, cluster, layer, problem, random_problem
+from tests.support.seeds import seeds
 
 
 def own_seconds(problem, link: Link, totals, replicas: int) -> float:
@@ -61,7 +62,7 @@ def own_best(problem, link: Link) -> float:
     return best
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", seeds(26, 80))
 def test_the_bottleneck_and_its_bound_equal_trying_everything(seed: int):
     rng = random.Random(seed)
     asked = random_problem(rng, branching=seed % 2 == 0, tight=seed % 3 == 0)

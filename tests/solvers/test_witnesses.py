@@ -94,6 +94,7 @@ def check(seed: int) -> float | None:
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", seeds(5, BLOCKS))
 def test_the_dynamic_program_and_bisection_equal_trying_everything(block: int):
     values = [check(seed) for seed in range(block * IN_BLOCK, (block + 1) * IN_BLOCK)]
@@ -102,11 +103,13 @@ def test_the_dynamic_program_and_bisection_equal_trying_everything(block: int):
     assert np.isinf(known).any()
 
 
+@pytest.mark.slow
 @given(st.integers(min_value=BLOCKS * IN_BLOCK, max_value=2**32))
 def test_the_dynamic_program_and_bisection_equal_trying_everything_for_any_seed(seed: int):
     check(seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", seeds(2, 5))
 def test_the_integer_program_equals_the_dynamic_program(block: int):
     for seed in range(block * 40, (block + 1) * 40):

@@ -71,6 +71,7 @@ def test_a_run_without_flushes_equals_the_plain_model_with_the_same_delays(
     assert check.first_update is not None and check.first_update <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [PIPEDREAM, TWO_BUFFERED])
 def test_the_check_notices_another_weight_version(two_ranks: RankPool, name: str):
     of = plan("zoo:mlp-tiny", LINE[2])

@@ -88,6 +88,7 @@ def test_in_float64_gradients_agree_to_twelve_digits(two_ranks: RankPool):
     assert check.tolerance == 1e-12 and check.gradients <= 1e-12
 
 
+@pytest.mark.slow
 def test_two_stages_of_two_replicas_train_as_one_model(four_ranks: RankPool):
     check = check_of(checked(four_ranks, plan("zoo:mlp-tiny", 0.4, replicas=2), steps=3))
     assert check.gradients <= 1e-6

@@ -66,6 +66,7 @@ def checked(pool: RankPool, of: Plan, steps: int = 2) -> RunResult:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [LOOP, V], ids=["loop", "V"])
 def test_several_stages_per_rank_train_as_the_plain_model(two_ranks: RankPool, ranks: Ranks):
     checked(two_ranks, plan("zoo:mlp-tiny", ranks))
@@ -124,6 +125,7 @@ def test_the_check_notices_unsummed_gradients_of_unequal_replicas(four_ranks: Ra
     assert "differs from the plain model" in four_ranks.call(run_without_sums, of, settings)[0]
 
 
+@pytest.mark.slow
 def test_a_rank_may_run_a_replicated_stage_and_another_alone(two_ranks: RankPool):
     checked(two_ranks, plan("zoo:mlp-tiny", [[0, 1], [0], [1]], num_microbatches=5))
 
@@ -173,6 +175,7 @@ def test_with_replicas_and_split_backwards_gradients_are_summed_after_the_last_w
     checked(four_ranks, plan("zoo:gpt2-tiny", PIPEDREAM, num_microbatches=5, split_backward=True))
 
 
+@pytest.mark.slow
 def test_a_frozen_stage_has_nothing_to_defer(two_ranks: RankPool):
     checked(
         two_ranks,

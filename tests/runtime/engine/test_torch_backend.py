@@ -40,6 +40,7 @@ def assert_alike(pool: RankPool, of: Plan) -> None:
                 torch.testing.assert_close(tensor, theirs[name], rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_named_schedule_of_torch_s_trains_as_our_loop(two_ranks: RankPool):
     of = msgspec.structs.replace(named("1f1b", 2, 4), schedule="1f1b")
     assert_alike(two_ranks, of)

@@ -130,6 +130,7 @@ def test_ties_outlive_a_cast():
     assert model.tied is model.head.weight and model.head.weight.dtype == torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_mixed_model_runs_as_the_plain_one_with_its_own_dtypes(
     four_ranks: RankPool, two_ranks: RankPool, replicas: int
@@ -141,6 +142,7 @@ def test_a_mixed_model_runs_as_the_plain_one_with_its_own_dtypes(
     assert check is not None and check.tolerance == 5e-2 and check.num_parameters == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schedule", "optimizer"), [("1f1b", "adamw"), ("zb-h1", "sgd")])
 def test_complex_weights_train_as_in_the_plain_model(
     two_ranks: RankPool, schedule: str, optimizer: str

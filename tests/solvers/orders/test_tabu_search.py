@@ -31,7 +31,7 @@ def test_the_search_improves_a_bad_order_up_to_the_bound():
     assert search.step == least_step(task) == 15.0
 
 
-@pytest.mark.parametrize("seed", seeds(12, 60))
+@pytest.mark.parametrize("seed", seeds(4, 60))
 def test_the_best_order_of_a_search_is_complete_fits_and_has_its_step(seed: int):
     rng = random.Random(seed)
     ranks = PLACEMENTS[rng.choice(list(PLACEMENTS))]
@@ -62,6 +62,7 @@ def test_equal_seeds_and_rounds_give_equal_orders_and_no_effort_gives_the_start(
     assert first.rounds == 200 and idle.rounds == 0
 
 
+@pytest.mark.slow
 def test_a_search_is_stale_after_many_rounds_without_a_better_step():
     task = equal_stages(2, 0.0, num_microbatches=2)
     search = search_from(task, list_schedule(task, Policy(tuple("BF"), (2, 1))))

@@ -53,6 +53,7 @@ def uneven(stage_ranks: tuple[tuple[int, ...], ...], seconds: tuple[float, ...])
     )
 
 
+@pytest.mark.slow
 def test_ranks_with_stages_of_any_lengths_stay_busy():
     """Four ranks with four stages each, of lengths like gnmt's; other starts end 14 % higher."""
     wave = ((0,), (1,), (2,), (3,), (3,), (2,), (1,), (0,))

@@ -52,6 +52,7 @@ def test_replicas_of_two_stages_sum_their_gradients_even_with_uneven_shares(
     check_training(four_ranks, plan, "zoo:gpt2-tiny")
 
 
+@pytest.mark.slow
 def test_one_stage_on_two_ranks_is_data_parallel(two_ranks: RankPool) -> None:
     layers = [[str(index) for index in range(16)] + ["loss"]]
     check_training(two_ranks, make_plan(layers, [(0, 1)], 3), "zoo:mlp-tiny")
@@ -74,6 +75,7 @@ def test_a_model_with_its_own_loss_and_shared_masks_trains(two_ranks: RankPool) 
     check_training(two_ranks, make_plan(layers, [(0,), (1,)], 3), str(MODELS / "hf_t5.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_frozen_stages_scalar_inputs_flags_and_writes_in_place_train(
     two_ranks: RankPool, tmp_path: Path, schedule: str
