@@ -25,6 +25,7 @@ from torch import distributed
 from autopart.cost.collectives import Group, fabric_of, price_of
 from autopart.records.cluster import Cluster
 from autopart.records.probe import ProbeSummary
+from autopart.runtime.probing.network import ALL_GATHER
 from autopart.units import (
     format_bandwidth,
     format_bytes,
@@ -89,13 +90,13 @@ def _seconds(collective: str, num_bytes: int, group: distributed.ProcessGroup) -
     """Seconds on the slowest rank; all groups run it at once."""
     members = distributed.get_world_size(group)
     result = torch.zeros(num_bytes // 4 // members * members)
-    parts = list(result.chunk(members))
+    own = result[: len(result) // members].clone()
     distributed.barrier()
     begin = time.perf_counter()
     if collective == "all_reduce":
         distributed.all_reduce(result, group=group)
     else:
-        distributed.all_gather(parts, parts[0].clone(), group=group)
+        ALL_GATHER(result, own, group=group)
     took = torch.tensor(time.perf_counter() - begin)
     distributed.all_reduce(took, distributed.ReduceOp.MAX)
     return float(took)

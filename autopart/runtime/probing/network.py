@@ -35,6 +35,12 @@ from autopart.runtime.probing.ranks import Ranks
 from autopart.runtime.probing.samples import reading, timed
 from autopart.units import format_bytes
 
+ALL_GATHER: Callable[..., object] = next(
+    getattr(distributed, name)
+    for name in ("all_gather_single", "all_gather_into_tensor")
+    if hasattr(distributed, name)
+)
+"""The all-gather into one tensor, which needs no copy; torch renamed it in 2.13."""
 SIZES = (64 << 10, *(1 << power for power in range(20, 31, 2)))
 """Bytes of a message: 64 KiB, and from 1 MiB to 1 GiB by 4."""
 _FEWEST, _MOST = 3, 20
@@ -170,8 +176,7 @@ def _runner(
             return partial(distributed.all_reduce, result, group=group)
         case "all_gather":
             own = torch.zeros(each, device=device)
-            # The chunks lie in a row, so NCCL gathers into them without a copy.
-            return partial(distributed.all_gather, list(result.chunk(members)), own, group=group)
+            return partial(ALL_GATHER, result, own, group=group)
         case _:
             own = torch.zeros_like(result)
             return partial(distributed.all_to_all_single, result, own, group=group)
