@@ -1,5 +1,6 @@
-"""The place of an error is the user's line, also where autopart or torch raised it."""
+"""The place of an error is the user's line, also where autopart, torch or a library raised it."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -19,9 +20,13 @@ def calls_torch() -> object:
     return nn.Sequential(nn.Linear(2, 2))(torch.zeros(3))
 
 
-@pytest.mark.parametrize("call", [calls_autopart, calls_torch])
+def calls_a_library() -> object:
+    return json.loads("{")
+
+
+@pytest.mark.parametrize("call", [calls_autopart, calls_torch, calls_a_library])
 def test_the_place_of_an_error_is_the_user_s_line_that_led_there(call: Callable[[], object]):
-    with pytest.raises((ModelError, RuntimeError)) as raised:
+    with pytest.raises((ModelError, RuntimeError, ValueError)) as raised:
         call()
     assert error_place(raised.value) == f"{shown_path(__file__)}:{call.__code__.co_firstlineno + 1}"
 
