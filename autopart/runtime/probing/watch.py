@@ -140,8 +140,10 @@ class Watch:
     def _gone(self) -> int | None:
         beats, until = Beats(), time.monotonic() + _PATIENCE
         while time.monotonic() < until:
-            gone = beats.gone(self._board.notes(), time.monotonic(), GONE)
-            if gone is not None:
+            notes = self._board.notes()
+            gone = beats.gone(notes, time.monotonic(), GONE)
+            others = (note for rank, note in enumerate(notes) if rank != self._world.rank)
+            if gone is not None or all(note is None or note.state == "done" for note in others):
                 return gone
             time.sleep(BEAT / 2)
         return None
@@ -163,14 +165,15 @@ def board_of(store: distributed.Store, world: World) -> StatusBoard:
 def watched(world: World) -> Generator[Watch]:
     """Beat until the block ends. Raise SystemExit where another rank tells this one's error.
 
-    The job's store must exist. Only for the main thread, since it hears SIGTERM.
+    The job's store must exist. SIGTERM is heard in the main thread only.
     """
     watch = Watch(world)
     reading, writing = socket.socketpair()
     writing.setblocking(False)
-    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    hears = threading.current_thread() is threading.main_thread()
     # Without a handler the signal would end the process at once. The thread below ends it.
-    handler = signal.signal(signal.SIGTERM, _heard)
+    handler = signal.signal(signal.SIGTERM, _heard) if hears else None
+    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False) if hears else -1
     thread = threading.Thread(target=_beat, args=(watch, reading), name="probe-watch", daemon=True)
     thread.start()
     try:
@@ -184,8 +187,9 @@ def watched(world: World) -> Generator[Watch]:
         raise told from error
     finally:
         watch.end()
-        signal.signal(signal.SIGTERM, handler)
-        signal.set_wakeup_fd(before)
+        if hears:
+            signal.signal(signal.SIGTERM, handler)
+            signal.set_wakeup_fd(before)
         # The thread reads the end of the stream, and ends.
         writing.close()
         thread.join(_LINGER)

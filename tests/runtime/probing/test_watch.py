@@ -83,3 +83,24 @@ def test_an_error_of_a_ranks_own_is_told_as_it_is(watches: list[Watch]) -> None:
     assert watches[1].account(own) is own
     assert own.rank == 1
     assert watches[0].account(lost()) is None
+
+
+def test_ranks_that_are_all_stopped_end_at_once_and_blame_none(
+    watches: list[Watch], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sleep(seconds: float) -> None:
+        raise AssertionError("nobody is waited for")
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    for one in watches[1:]:
+        one.end()
+    watches[0].stopped()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_rank_that_torchrun_stops_first_tells_which_one_died(
+    watches: list[Watch], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: watches[1].beat())
+    watches[0].stopped()
+    assert capsys.readouterr().err.startswith("error: rank 2 on host gamma is gone")
