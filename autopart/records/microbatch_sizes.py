@@ -150,7 +150,7 @@ def _difference(one: Profile, other: Profile) -> str | None:
         ("device", one.device.name, other.device.name),
         ("threads of the device", one.device.threads, other.device.threads),
         ("dtype", one.dtype, other.dtype),
-        ("own dtypes", one.own_dtypes, other.own_dtypes),
+        ("choice of dtypes", _choice_of_dtypes(one), _choice_of_dtypes(other)),
         ("method", one.method, other.method),
         ("number of parameters", one.source.num_params, other.source.num_params),
         ("number of layers", len(one.graph.layers), len(other.graph.layers)),
@@ -164,6 +164,10 @@ def _difference(one: Profile, other: Profile) -> str | None:
     if _flow(one.graph) != _flow(other.graph):
         return "values, inputs or tied parameters lie between different layers"
     return None
+
+
+def _choice_of_dtypes(profile: Profile) -> str:
+    return "one for all" if profile.own_dtypes is msgspec.UNSET else "each tensor's own"
 
 
 def _unsized(layer: Layer) -> tuple[object, ...]:

@@ -235,6 +235,10 @@ def test_profiles_that_do_not_belong_together_say_what_differs():
     for words, other in (
         ("two profiles have microbatches of 1", ROW),
         ("dtype is float32 and bfloat16", msgspec.structs.replace(two, dtype="bfloat16")),
+        (
+            "choice of dtypes is one for all and each tensor's own",
+            msgspec.structs.replace(two, own_dtypes=True),
+        ),
         ("device is test and another", msgspec.structs.replace(two, device=device)),
         ("model is test and other.py", msgspec.structs.replace(two, source=source)),
         ("method is imported and analytic", msgspec.structs.replace(two, method="analytic")),
