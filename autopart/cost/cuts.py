@@ -63,6 +63,11 @@ def cuts_along(graph: LayerGraph, partition: Partition) -> Cuts:
     for at, stage in enumerate(partition, 1):
         ahead[at] = ahead[at - 1]
         ahead[at, list(stage)] = True
+    return cuts_between(graph, ahead)
+
+
+def cuts_between(graph: LayerGraph, ahead: npt.NDArray[np.bool_]) -> Cuts:
+    """Some cuts, smaller downsets first, with the layers ahead of each; the list is not complete."""
     return _with_stages(graph, ahead, complete=False, prefixes=False)
 
 

@@ -22,9 +22,10 @@ from autopart.bounds.rank_assignments import (
 from autopart.bounds.rank_groups import Inside
 from autopart.cost.cuts import list_all
 from autopart.records.layouts import Layout
-from autopart.records.problem import CUSTOM
+from autopart.records.problem import CLASSIC, CUSTOM
 from autopart.search.layout_search import BASELINES, Closed, LayoutSearch, OpenLayout, Raised
 from autopart.search.likely_assignments import likely_layouts
+from autopart.search.nearby_cuts import improve_nearby
 from autopart.solvers import cuts_dp
 from autopart.stopping.time_limit import check_time, passed
 
@@ -82,6 +83,8 @@ def _visit_unlisted(found: LayoutSearch, layout: Layout, quick: float) -> list[O
     if layout.schedule != CUSTOM and least < found.best.value:
         for one in likely_layouts(found.problem, layout, None):
             found.propose_without_bounds(one, listed=False)
+        if layout.schedule in CLASSIC and found.solver in ("auto", "dp"):
+            improve_nearby(found)
     return [OpenLayout(least, layout)] if is_needed(found.problem, layout) else []
 
 

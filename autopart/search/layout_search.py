@@ -179,11 +179,18 @@ class LayoutSearch:
         return Raised(proven, spent, simulated)
 
     def take_path(self, layout: Layout, path: Path) -> float:
-        """Price the partition along a path and offer it.
+        """`take` for the partition along a path."""
+        return self.take(layout, partition_of(self.cuts, path), "dp")
 
-        Returns its value, infinite where it does not fit.
-        """
-        return self._take(layout, partition_of(self.cuts, path), "dp")
+    def take(self, layout: Layout, partition: Partition, by: SolverName) -> float:
+        """Price a partition and offer it. Returns its value, infinite where it does not fit."""
+        decision = price(self.problem, layout, partition)
+        if not fits(self.problem, decision):
+            return float("inf")
+        self.best.offer(decision, by)
+        if self.custom and self.best.is_better(decision, self.best_of_layout.get(layout)):
+            self.best_of_layout[layout] = decision
+        return self.objective.value(decision)
 
     def bounds_of(self, layout: Layout) -> LayoutBounds:
         """The bounds of a layout; the latest few are at hand."""
@@ -203,7 +210,7 @@ class LayoutSearch:
         if not partition_keeps_pins(partition, problem.graph, problem.demands):
             return
         if may_beat(self.problem, layout, partition, self.best.value * (1 + ROUNDING)):
-            self._take(layout, partition, self.solver)
+            self.take(layout, partition, self.solver)
 
     def _propose_any_order(self, layout: Layout) -> None:
         """Take proposals along the graph's own order, then the integer program's."""
@@ -217,7 +224,7 @@ class LayoutSearch:
             first = partition_of(self.cuts, paths[0]) if paths else None
             found = integer_program.solve(self.problem, layout, first, self.deadline)
             if found is not None:
-                self._take(layout, found, "ilp")
+                self.take(layout, found, "ilp")
 
     def _propose_along_cuts(
         self, layout: Layout, bounds: LayoutBounds, by_bounds: Path, least: float
@@ -271,15 +278,6 @@ class LayoutSearch:
         steps = price_paths(self.problem, layout, self._program_of(layout), self.cuts, paths)
         at = int(np.argmin(steps))
         return paths[at], float(steps[at])
-
-    def _take(self, layout: Layout, partition: Partition, by: SolverName) -> float:
-        decision = price(self.problem, layout, partition)
-        if not fits(self.problem, decision):
-            return float("inf")
-        self.best.offer(decision, by)
-        if self.custom and self.best.is_better(decision, self.best_of_layout.get(layout)):
-            self.best_of_layout[layout] = decision
-        return self.objective.value(decision)
 
 
 def _at_hand(kept: dict[Layout, Made], layout: Layout, make: Callable[[], Made]) -> Made:
