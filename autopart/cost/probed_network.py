@@ -114,16 +114,21 @@ def rails_of(measured: NetworkReadings, gpus_per_node: int) -> int:
 
 
 def _ratios(found: Sequence[CollectiveReadings | SendReadings], gpus_per_node: int) -> list[float]:
-    """Seconds of all at once over seconds of one alone, at the largest size that both have."""
+    """Seconds per byte of all at once over those of one alone, between the two largest sizes.
+
+    Differences leave latencies out, which all at once and one alone have alike.
+    """
     ratios: list[float] = []
     for one in found:
         for other in found:
             if (one.at_once, other.at_once) != (1, gpus_per_node) or _kind(one) != _kind(other):
                 continue
             alone = {r.num_bytes: r.time for r in one.readings}
-            common = [r for r in other.readings if r.num_bytes in alone]
-            if common and gpus_per_node > 1:
-                ratios.append(common[-1].time / alone[common[-1].num_bytes])
+            common = [(r.time, alone[r.num_bytes]) for r in other.readings if r.num_bytes in alone]
+            if gpus_per_node > 1 and len(common) > 1:
+                (before, alone_before), (after, alone_after) = common[-2:]
+                if after > before and alone_after > alone_before:
+                    ratios.append((after - before) / (alone_after - alone_before))
     return ratios
 
 

@@ -108,9 +108,9 @@ def one_group(
 
 @pytest.mark.parametrize(("ratio", "rails"), [(1.0, 8), (1.1, 8), (2.1, 4), (3.6, 2), (9.0, 1)])
 def test_rails_follow_from_groups_at_once_over_one_alone(ratio: float, rails: int) -> None:
-    alone = one_group(2, 2, 1, (MiB, 1.0), (4 * MiB, 4.0), (16 * MiB, 16.0))
-    # The largest size that both have decides.
-    together = one_group(2, 2, 8, (MiB, 1.0), (4 * MiB, 4.0 * ratio))
+    # All have a latency of 5 s. The largest sizes that both have decide.
+    alone = one_group(2, 2, 1, (MiB, 6.0), (4 * MiB, 9.0), (16 * MiB, 77.0))
+    together = one_group(2, 2, 8, (MiB, 5.0 + ratio), (4 * MiB, 5.0 + 4.0 * ratio))
     measured = NetworkReadings(sends=(), collectives=(alone, together))
     assert rails_of(measured, 8) == rails
 
