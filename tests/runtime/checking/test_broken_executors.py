@@ -72,6 +72,7 @@ BREAKS = {
     "missing sum of gradients": "replicas",
     "mean in place of a sum": "a tied head",
     "missing gather of shards": "shards",
+    "missing sum of shards": "shards",
     "other random numbers in the second run": "random layers that run again",
     "other numbers of python in the second run": "layers with numbers of Python",
     "second run with another input": "layers that run again",

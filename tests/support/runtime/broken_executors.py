@@ -227,6 +227,11 @@ def _missing_gather_of_shards(replace: Replace) -> None:
 
 
 @_fault
+def _missing_sum_of_shards(replace: Replace) -> None:
+    replace(ZeroSharding, "scatter_sums", lambda self, used: None)
+
+
+@_fault
 def _other_random_numbers_in_the_second_run(replace: Replace) -> None:
     replace(recomputed_layer, "_is_random", lambda part: False)
 
