@@ -28,6 +28,7 @@ PARTS = [*((part, FEW_ACTIONS) for part in EASY), *((part, MANY_ACTIONS) for par
 
 @pytest.mark.slow
 @needs_orders
+@pytest.mark.timeout(1500)  # some 40 s of processor time at most; a busy machine takes longer
 @pytest.mark.parametrize(
     ("part", "actions"),
     [
