@@ -204,8 +204,9 @@ def _by_size(
             found.append(reading(size, [trial]))
             break
         found.append(reading(size, _samples(ranks, run, runs, count)))
-        # The next size takes about four times as long.
-        if 4 * trial * (2 + _FEWEST) > share.until - share.limit.gone():
+        # The next size takes about four times as long. 64 KiB alone would show no bandwidth.
+        left = share.until - share.limit.gone()
+        if size > SIZES[0] and 4 * trial * (2 + _FEWEST) > left:
             break
     return tuple(found)
 
