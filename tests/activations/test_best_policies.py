@@ -136,6 +136,7 @@ def best_of_everything(asked: Problem) -> float:
     return least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("demands", [RECOMPUTE, EVERYTHING])
 @pytest.mark.parametrize("seed", seeds(2, 40))
 def test_the_search_equals_trying_everything(seed: int, demands: Demands) -> None:

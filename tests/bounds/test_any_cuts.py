@@ -107,6 +107,7 @@ def test_a_graph_with_too_many_cuts_has_no_gap_where_classes_are_enough():
     assert not all_cuts(FAN).complete and plan.certificate.gap == 0.0
 
 
+@pytest.mark.slow
 def test_a_graph_with_too_many_cuts_has_a_small_gap_and_its_bound_is_checked():
     given = profile(FAN)
     with few_classes(100):

@@ -109,6 +109,7 @@ def nothing_is_faster(plan: Plan, profiles: list[Profile]) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plan_of_every_kind_passes_as_it_is(kind: str):
     plan, profiles = plan_of_kind(kind)

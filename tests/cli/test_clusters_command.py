@@ -120,6 +120,7 @@ def test_gpus_come_in_a_known_node_and_one_line_says_which(
     assert (f"{counts[1]} of {PRESETS[name].gpus_per_node} GPUs are used" in said[0]) == part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -31,6 +31,7 @@ def test_export_writes_valid_python_and_lists_its_files(cli: Cli, plan_file: Pat
         ast.parse(Path(file).read_text())
 
 
+@pytest.mark.slow
 def test_an_export_may_replace_an_export_but_nothing_else(cli: Cli, plan_file: Path) -> None:
     assert cli("export", "plan.json", "--to", "torch", "-o", "here").code == 0
     assert cli("solve", "--gpus", "2", "--stages", "2").code == 0

@@ -19,6 +19,7 @@ def check_text(outcome: Outcome, code: int = 0) -> None:
     assert not OBEYED.search(outcome.out) and not OBEYED.search(outcome.err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, len(HOSTILE), 6))
 def test_names_of_layers_are_printed_as_text(cli: Cli, folder: Path, first: int) -> None:
     save_profile(with_hostile_names(sample_profile(), first), folder / "profile.json")

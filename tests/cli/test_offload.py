@@ -60,6 +60,7 @@ def test_verify_refuses_a_plan_that_offloads_other_layers(cli: Cli, blocks: Path
     assert cli("verify", "plan.json", "--profile", "profile.json").code == 1
 
 
+@pytest.mark.slow
 def test_named_layers_are_offloaded_and_always_offloads_all_except_kept_layers(
     cli: Cli, blocks: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_named_layers_are_offloaded_and_always_offloads_all_except_kept_layers(
     assert cli("verify", "plan.json", "--profile", "profile.json").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -27,6 +27,7 @@ def test_show_prints_stages_memory_and_a_timeline(cli: Cli, plan_file: Path) -> 
     assert max(map(len, outcome.out.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_show_memory_names_every_byte_of_every_rank(cli: Cli, plan_file: Path) -> None:
     outcome = cli("show", "plan.json", "--memory", "--json")
     jsonschema.validate(outcome.document, _schema("memory-summary"))
@@ -64,6 +65,7 @@ def test_simulate_gives_makespan_bubble_and_each_rank_s_peak(cli: Cli, plan_file
     assert "makespan" in cli("simulate", "plan.json").out
 
 
+@pytest.mark.slow
 def test_simulate_gives_every_idle_second_a_cause(cli: Cli, plan_file: Path) -> None:
     document = cli("simulate", "plan.json", "--json").document
     for rank in document["ranks"]:
@@ -74,6 +76,7 @@ def test_simulate_gives_every_idle_second_a_cause(cli: Cli, plan_file: Path) -> 
     assert "of rank-seconds: " in cli("show", "plan.json").out
 
 
+@pytest.mark.slow
 def test_simulate_writes_a_trace_and_replaces_only_a_trace(
     cli: Cli, folder: Path, plan_file: Path
 ) -> None:
@@ -95,6 +98,7 @@ def test_a_trace_that_cannot_be_written_is_refused_with_its_path(
     assert path in outcome.err and "Traceback" not in outcome.err
 
 
+@pytest.mark.slow
 def test_noise_depends_on_the_seed_and_can_come_from_the_profile(cli: Cli, plan_file: Path) -> None:
     asked = ("simulate", "plan.json", "--draws", "50", "--json", "--noise")
     first, again, other = (

@@ -45,6 +45,7 @@ def test_the_tables_show_measured_figures_beside_those_in_the_cluster_file(
     assert max(map(len, outcome.out.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_solve_plans_for_a_probed_cluster(cli: Cli, measured: Probe, profile_file: Path) -> None:
     assert cli("probe", "--ranks", "2", "--json").document["path"] == "cluster.json"
     assert cli("solve", "--cluster", "cluster.json", "--global-batch", "8").code == 0

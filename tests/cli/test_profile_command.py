@@ -49,6 +49,7 @@ def test_the_document_has_all_layers_and_nothing_else_is_on_stdout(
     assert "compared with the whole model" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_profile_on_meta_is_marked_analytic(quick: Cli, folder: Path) -> None:
     outcome = quick("model.py", "--device", "meta", "--gpu", "h100-sxm")
     assert outcome.code == 0, outcome.err

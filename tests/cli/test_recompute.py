@@ -61,6 +61,7 @@ def test_verify_refuses_a_plan_that_recomputes_other_layers(cli: Cli, blocks: Pa
     )
 
 
+@pytest.mark.slow
 def test_named_layers_are_recomputed_and_always_recomputes_all_except_kept_layers(
     cli: Cli, blocks: Path
 ) -> None:

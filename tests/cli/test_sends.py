@@ -55,6 +55,7 @@ def test_buffered_is_the_default_and_an_older_plan_keeps_its_step(
     assert cli("verify", "plan.json", "--profile", "profile.json").code == 0
 
 
+@pytest.mark.slow
 def test_sends_that_deadlock_are_refused_in_one_line(cli: Cli, profile_file: Path) -> None:
     asked = ("solve", "--gpus", "4", "--stages", "4", "--sends", "rendezvous")
     outcome = cli(*asked, "--schedule", "1f1b")

@@ -92,6 +92,7 @@ def test_options_replace_single_figures_of_a_known_gpu(cli: Cli, profile_file: P
     assert (cluster.intra_node.bandwidth, cluster.inter_node.bandwidth) == (40e9, 10e9)
 
 
+@pytest.mark.slow
 def test_a_cluster_file_is_enough_and_counts_replace_its_own(
     cli: Cli, folder: Path, profile_file: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_warning_names_an_analytic_profile(cli: Cli, folder: Path) -> None:
     assert "(analytic)" in outcome.out
 
 
+@pytest.mark.slow
 def test_the_default_batch_is_named(cli: Cli, profile_file: Path) -> None:
     assert "4 for each GPU" in cli("solve", "--gpus", "4", "--json").document["reading"]
     chosen = cli("solve", "--gpus", "4", "--global-batch", "32", "--json").document
@@ -148,6 +150,7 @@ def test_the_named_schedule_is_kept(cli: Cli, profile_file: Path, schedule: str)
     assert cli(*asked).document["schedule"] == schedule
 
 
+@pytest.mark.slow
 def test_all_stages_have_equal_replicas_or_each_has_its_own(cli: Cli, profile_file: Path) -> None:
     assert cli("solve", "--gpus", "3", "--replicas", "per-stage").code == 0
     assert load_plan("plan.json").demands.replicas_per_stage
@@ -158,6 +161,7 @@ def test_all_stages_have_equal_replicas_or_each_has_its_own(cli: Cli, profile_fi
     assert refused.code == 2 and "write auto, 4 or per-stage" in refused.err
 
 
+@pytest.mark.slow
 def test_gpus_of_several_kinds_are_read_in_the_order_of_the_ranks(
     cli: Cli, profile_file: Path
 ) -> None:

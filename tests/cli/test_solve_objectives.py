@@ -18,6 +18,7 @@ def two_profiles(profile_file: Path) -> tuple[str, ...]:
     return ("--profile", "profile.json", "--profile", "four.json")
 
 
+@pytest.mark.slow
 def test_two_profiles_are_searched_and_verified_together(cli: Cli, two_profiles: tuple[str, ...]):
     solved = cli(*ASKED, *two_profiles, "--json")
     assert solved.code == 0, solved.err
@@ -31,6 +32,7 @@ def test_two_profiles_are_searched_and_verified_together(cli: Cli, two_profiles:
     assert "microbatch sizes searched: 2, 4" in cli("show", "plan.json").out
 
 
+@pytest.mark.slow
 def test_sizes_without_a_profile_are_scaled_with_a_warning(cli: Cli, profile_file: Path):
     done = cli(*ASKED, "--profile", "profile.json", "--microbatch-size", "1,2,8")
     assert done.code == 0, done.err
@@ -55,6 +57,7 @@ def test_invalid_microbatch_sizes_are_refused(
     assert not Path("plan.json").exists()
 
 
+@pytest.mark.slow
 def test_the_output_names_the_bottleneck_as_the_objective(cli: Cli, profile_file: Path):
     done = cli(*ASKED, "--objective", "bottleneck", "--stages", "4")
     assert done.code == 0, done.err

@@ -34,6 +34,7 @@ def test_each_rank_alone_is_compared_with_the_plan(cli: Cli, folder: Path, two_r
     assert "tensor bytes at the peak" in strict.out, "the tables are printed all the same"
 
 
+@pytest.mark.slow
 def test_validate_without_ranks_or_with_contradicting_options_is_refused(
     cli: Cli, folder: Path, plan_file: Path
 ) -> None:

@@ -45,6 +45,7 @@ def test_a_gap_over_a_bound_of_0_is_unknown_in_every_output(
     assert json.loads(Path("plan.json").read_text())["certificate"]["gap"] is None
 
 
+@pytest.mark.slow
 def test_a_memory_sweep_over_bounds_of_0_shows_unknown_gaps(cli: Cli, odd_names: Path):
     done = cli(*ASKED, "--memory-sweep", "3", "--json")
     assert done.code == 0, done.err
@@ -53,6 +54,7 @@ def test_a_memory_sweep_over_bounds_of_0_shows_unknown_gaps(cli: Cli, odd_names:
     assert "unknown" in cli(*ASKED, "--memory-sweep", "3").out
 
 
+@pytest.mark.slow
 def test_names_that_look_like_markup_are_printed_as_they_are(cli: Cli, odd_names: Path):
     assert cli(*ASKED).code == 0
     assert "l[/b]:smile:0" in cli("show", "plan.json").out

@@ -122,6 +122,7 @@ def test_a_price_is_nondecreasing_and_concave_in_the_bytes(
         assert price.seconds(a + b) <= (price.seconds(a) + price.seconds(b)) * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(sorted(PRESETS)),
     st.sampled_from(COLLECTIVES[:3]),
@@ -136,6 +137,7 @@ def test_more_nodes_with_as_many_ranks_each_are_never_faster(
     assert before <= after * (1 + 1e-12)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(sorted(PRESETS)),
     st.sampled_from(COLLECTIVES[:3]),

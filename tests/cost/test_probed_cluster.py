@@ -68,6 +68,7 @@ def probe_of(**changes: object) -> Probe:
     return msgspec.structs.replace(base, **changes)
 
 
+@pytest.mark.slow
 @given(
     st.floats(min_value=1e5, max_value=1e12),
     st.floats(min_value=0.0, max_value=1e-1),

@@ -35,6 +35,7 @@ def test_a_run_as_predicted_is_off_by_nothing(plan: Plan, run: RunResult) -> Non
             assert getattr(rank.measured, name) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_parts_of_every_rank_add_up_to_the_step(plan: Plan, run: RunResult) -> None:
     for rank in judge(plan, run).ranks:
         for parts in (rank.predicted, rank.measured):
@@ -43,15 +44,18 @@ def test_the_parts_of_every_rank_add_up_to_the_step(plan: Plan, run: RunResult) 
             assert total == pytest.approx(run.step_time, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_causes_add_up_to_the_difference_whatever_was_measured(plan: Plan, run: RunResult) -> None:
     slower = replace(run, step_times=(9.0, 2.0), stages=_stages(run, 1.3, 2.0))
     assert sum(causes_of(plan, slower).values()) == pytest.approx(2.0 - plan.prediction.step_time)
 
 
+@pytest.mark.slow
 def test_slower_actions_alone_are_told_as_compute(plan: Plan, run: RunResult) -> None:
     assert _only_cause(plan, replace(run, stages=_stages(run, actions=1.5)), run) == "compute"
 
 
+@pytest.mark.slow
 def test_what_others_had_of_the_core_is_told_apart(plan: Plan, run: RunResult) -> None:
     disturbed = tuple(
         replace(
@@ -65,26 +69,31 @@ def test_what_others_had_of_the_core_is_told_apart(plan: Plan, run: RunResult) -
     assert _only_cause(plan, replace(run, stages=disturbed), run) == "cores"
 
 
+@pytest.mark.slow
 def test_slower_messages_alone_are_told_as_sends(plan: Plan, run: RunResult) -> None:
     assert _only_cause(plan, replace(run, stages=_stages(run, sends=50.0)), run) == "sends"
 
 
+@pytest.mark.slow
 def test_more_between_actions_alone_is_told_as_overhead(plan: Plan, run: RunResult) -> None:
     ranks = tuple(replace(ran, between_time=10 * ran.between_time) for ran in run.ranks)
     assert _only_cause(plan, replace(run, ranks=ranks), run) == "overhead"
 
 
+@pytest.mark.slow
 def test_slower_updates_alone_are_told_as_updates(plan: Plan, run: RunResult) -> None:
     ranks = tuple(replace(ran, update_time=0.1) for ran in run.ranks)
     assert _only_cause(plan, replace(run, ranks=ranks), run) == "updates"
 
 
+@pytest.mark.slow
 def test_slower_sums_alone_are_told_as_syncs(plan: Plan, run: RunResult) -> None:
     assert plan.prediction.syncs, "embedding and head are tied"
     ranks = tuple(replace(ran, sync_time=ran.sync_time + 0.1) for ran in run.ranks)
     assert _only_cause(plan, replace(run, ranks=ranks), run) == "syncs"
 
 
+@pytest.mark.slow
 def test_bytes_are_compared_with_the_prediction_without_the_reserve(
     plan: Plan, run: RunResult
 ) -> None:
@@ -98,6 +107,7 @@ def test_bytes_are_compared_with_the_prediction_without_the_reserve(
         assert rank.predicted_bytes == rank.measured_bytes - (1 << 20)
 
 
+@pytest.mark.slow
 def test_beyond_the_tolerance_the_first_thing_that_is_off_is_named(
     plan: Plan, run: RunResult
 ) -> None:

@@ -143,6 +143,7 @@ def minimised_by(plan: Plan) -> float:
     return max(m * s.busy_time for m, s in zip(own, plan.prediction.stages, strict=True))
 
 
+@pytest.mark.slow
 def test_a_slow_small_size_is_pruned_and_the_proof_covers_it():
     slow = msgspec.structs.replace(
         ROW,
@@ -251,6 +252,7 @@ def test_profiles_that_do_not_belong_together_say_what_differs():
         solve([], cluster(1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("processor_clock")
 @pytest.mark.parametrize("objective", ["step", "bottleneck"])
 def test_without_time_a_plan_comes_back_with_a_bound_that_can_be_proven(objective: str):

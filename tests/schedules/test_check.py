@@ -54,6 +54,7 @@ def test_a_rank_without_a_stage_has_an_empty_order():
     assert gpipe([[0], [2]], 1)[1] == ()
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(["gpipe", "1f1b"]),
     st.integers(1, 6),
@@ -107,6 +108,7 @@ def test_an_invalid_schedule_is_refused_with_the_action(orders: tuple[str, str],
         check_schedule(picture(*orders), RANKS, 1)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=5),
     st.integers(1, 20),

@@ -66,6 +66,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name}-{form.per_rank}")
 @given(half=st.integers(1, 5), odd=st.booleans(), times=st.integers(1, 4), rest=st.integers(0, 7))
@@ -90,6 +91,7 @@ def test_no_rank_idles_after_its_first_action_under_a_zero_bubble_schedule(
     assert makespan(name, pipeline, LENGTHS)[1] == [0] * ranks
 
 
+@pytest.mark.slow
 @given(st.integers(1, 8), st.integers(0, 20), st.integers(1, 9), st.integers(1, 9))
 def test_h1_hides_weight_gradients_in_the_drain(ranks: int, more: int, both: int, weights: int):
     """The paper's bubble (k - 1) (F + I - W), if F = I and W is not longer."""

@@ -151,6 +151,7 @@ def test_warm_ups_of_one_forward_one_backward_can_be_chosen():
         one_f_one_b([[0], [1]], 4, (3,))
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 12))
 def test_warm_ups_that_never_grow_are_free_of_deadlock(depths: list[int], microbatches: int):
     ranks = [[rank] for rank in range(len(depths))]
@@ -164,6 +165,7 @@ def test_a_warm_up_below_the_next_stage_s_deadlocks():
         check_schedule(one_f_one_b(ranks, 4, (1, 2)), ranks, 4)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 9), st.integers(1, 30))
 def test_with_one_stage_per_rank_interleaved_schedules_are_plain(ranks: int, microbatches: int):
     line = Pipeline(ranks, 1, microbatches)

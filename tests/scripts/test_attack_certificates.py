@@ -13,6 +13,7 @@ def script():
     return load_script("attack_certificates")
 
 
+@pytest.mark.slow
 def test_a_few_problems_of_one_kind_break_no_claim(script, capsys):
     assert script.attack("policies", 0, 4, None) == 0
     row = json.loads(capsys.readouterr().out.splitlines()[-1])

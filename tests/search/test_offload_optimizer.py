@@ -107,6 +107,7 @@ def _machine(memory_bytes: int, **fields: object) -> Cluster:
     return cluster(1, 2, memory_bytes=memory_bytes, **({"host_link": LINK} | fields))
 
 
+@pytest.mark.slow
 def test_auto_moves_optimizer_state_to_the_host_only_if_memory_requires_it() -> None:
     roomy = _solved("auto", 1 << 30)
     assert not any(stage.optimizer_on_host for stage in roomy.stages)

@@ -69,6 +69,7 @@ def test_one_f_one_b_is_chosen_if_gpipe_does_not_fit():
         )
 
 
+@pytest.mark.slow
 def test_the_infeasible_message_names_the_least_memory_and_it_suffices():
     with pytest.raises(
         InfeasibleError, match=r"nothing fits into 500 B .*\((\d+) bytes\)"

@@ -39,6 +39,7 @@ def test_the_witness_and_the_planner_price_each_plan_alike(block: int):
     assert fitting > 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", seeds(quick=1, total=11))
 def test_the_witness_and_the_planner_agree_on_any_policies(block: int):
     """Seconds and bytes of each stage, with policies and a place for optimizer state drawn at random."""

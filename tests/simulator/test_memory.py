@@ -42,6 +42,7 @@ def largest_stash(order: tuple[Action, ...], stash: list[int], waiting: list[int
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_the_peak_of_an_order_is_the_largest_sum_action_by_action(part: int):
     for seed in range(100 * part, 100 * part + 100):

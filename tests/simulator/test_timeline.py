@@ -57,6 +57,7 @@ def line(num_stages: int) -> list[list[int]]:
     return [[s] for s in range(num_stages)]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 8), st.integers(1, 20), st.sampled_from(["gpipe", "1f1b"]))
 def test_the_bubble_of_equal_stages_is_stages_minus_one_over_all_slots(
     stages: int, microbatches: int, name: str

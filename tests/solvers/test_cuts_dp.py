@@ -1,6 +1,7 @@
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ def all_partitions(size: int, stages: int):
         yield list(itertools.pairwise([0, *inner, size]))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 7), st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_the_partition_is_the_best_of_all_partitions(size: int, stages: int, seed: int):
     rng = np.random.default_rng(seed)

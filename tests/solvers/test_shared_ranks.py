@@ -35,6 +35,7 @@ def _bytes(asked: Problem, layout: Layout, partition: tuple[tuple[int, ...], ...
     return most_bytes(price(asked, layout, partition))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(quick=6, total=40))
 def test_a_plan_is_found_with_the_least_memory_and_with_no_byte_less(seed: int):
     rng = random.Random(seed)

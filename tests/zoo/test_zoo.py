@@ -130,6 +130,7 @@ def test_even_routing_has_a_balance_loss_of_one() -> None:
     assert balance_loss(torch.full((1, 2, 4), 0.25), gates).item() == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_under_training() -> None:
     for name in TINY:
         source = zoo_source(name)

@@ -57,6 +57,7 @@ def test_an_order_that_is_not_the_graphs_own_can_balance_better():
     assert own.bottleneck == own.lower_bound == 10.0
 
 
+@pytest.mark.slow
 def test_a_graph_with_too_many_orders_is_cut_well_and_its_bound_is_honest():
     rng = random.Random(3)
     weights = [0.0, *(rng.uniform(0, 1) for _ in range(40))]

@@ -114,6 +114,7 @@ def _some_split(problem: DnnInstance, rng: random.Random) -> list | None:
     return [largest, stages]
 
 
+@pytest.mark.slow
 def test_charges_are_the_slow_and_obvious_sums() -> None:
     rng = random.Random(5)
     tried = 0

@@ -84,6 +84,7 @@ def rows_of(before: list[list[int]], second: int) -> tuple[DownsetRows, list[int
     return rows, as_numbers(found)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(0, 9), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_every_downset_is_enumerated_once_in_pieces_of_any_size(size: int, chunk: int, seed: int):
@@ -99,6 +100,7 @@ def test_elements_beyond_a_word_are_kept_apart():
     assert found == {(1 << e) - 1 for e in range(151)}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(0, 3), st.integers(0, 2), st.integers(0, 2**32 - 1))
 def test_the_fewest_devices_are_those_of_trying_every_chain(
@@ -174,6 +176,7 @@ def test_a_source_is_beaten_by_a_known_row_with_a_heavy_element_more():
     assert sorted(sets[row] for row in left) == [0b001, 0b011, 0b111]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(1, 8), st.integers(1, 30), st.integers(0, 2**32 - 1))
 def test_the_downsets_nearby_are_downsets_and_all_of_them_if_asked(

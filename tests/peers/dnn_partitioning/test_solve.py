@@ -167,6 +167,7 @@ def _grid(chains: int, length: int, seed: int, accelerators: int) -> DnnInstance
     return instance(nodes, edges, accelerators, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("processor_clock")
 def test_a_time_limit_gives_a_split_and_an_honest_bound():
     problem = _grid(6, 10, 5, 8)  # 1,771,563 downsets
@@ -219,6 +220,7 @@ def test_without_contiguity_two_pieces_on_a_device_can_be_better():
     assert {s.nodes for s in found.stages} == {(1, 3), (2,)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("processor_clock")
 def test_without_contiguity_more_may_fit():
     """Sizes 3, 2 and 2, 1 in a chain fit into 4 and 4 only if the ends share a device."""

@@ -153,6 +153,7 @@ def test_published_profiles_are_read_whole(name, layers, pairs, seconds, paramet
     assert nodes.parameters.sum() == parameters
 
 
+@pytest.mark.slow
 @needs_data
 def test_an_imported_profile_is_planned_like_any_other():
     profile = import_profile("pipedream", profile_file("gnmt"))

@@ -66,6 +66,7 @@ def test_two_levels_are_the_best_of_all_plans(seed: int):
     check_best(graph, network, all_sends=seed % 4 == 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(0, 5), min_size=1, max_size=5),

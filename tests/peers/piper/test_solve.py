@@ -173,12 +173,14 @@ def antichain(count):
     )
 
 
+@pytest.mark.slow
 def test_with_too_many_downsets_one_order_is_cut_and_the_bound_says_so():
     plan = stage_widths.solve(antichain(20), PiperLimits(3, 1e9, 1.0, microbatches=7))
     assert plan.lower_bound == 210 / 3 < plan.bottleneck < 80
     assert plan.infeasible is None
 
 
+@pytest.mark.slow
 def test_with_too_many_stages_one_order_is_cut_and_the_bound_is_the_failed_limit(monkeypatch):
     exact = stage_widths.solve(antichain(11), PiperLimits(3, 1e9, 1.0, microbatches=7))
     monkeypatch.setattr("autopart.peers.piper.nested_pairs.MOST_PAIRS", 100)
@@ -187,6 +189,7 @@ def test_with_too_many_stages_one_order_is_cut_and_the_bound_is_the_failed_limit
     check_plan(antichain(11), PiperLimits(3, 1e9, 1.0, microbatches=7), plan)
 
 
+@pytest.mark.slow
 def test_down_sets_of_many_orders_are_all_searched():
     """11 nodes without edges have 2048 downsets: first one order, then all of them within its time."""
     plan = stage_widths.solve(antichain(11), PiperLimits(3, 1e9, 1.0, microbatches=7))

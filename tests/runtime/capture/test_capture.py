@@ -46,6 +46,7 @@ def test_the_captured_graph_computes_the_models_loss_from_the_tensors_of_a_batch
     assert torch.equal(captured.module(*leaves.values()), model(*decoder_batch()))
 
 
+@pytest.mark.slow
 def test_the_graphs_parameters_are_the_models_own_under_its_own_names() -> None:
     model = training(TiedDecoder(), decoder_loss)
     captured = capture_model(model, decoder_batch())
@@ -55,6 +56,7 @@ def test_the_graphs_parameters_are_the_models_own_under_its_own_names() -> None:
     assert all(found[name] is own[name] for name in found)
 
 
+@pytest.mark.slow
 def test_capturing_leaves_the_model_its_buffers_and_the_random_state_as_they_were() -> None:
     class Remembering(nn.Module):
         def __init__(self) -> None:
@@ -204,6 +206,7 @@ def test_the_graph_hash_changes_with_shapes_operations_and_names() -> None:
     assert len(set(hashes)) == len(hashes)
 
 
+@pytest.mark.slow
 def test_the_graph_hash_does_not_change_with_the_weights() -> None:
     model = training(Blocks(Block()))
     first = capture_model(model, batch()).graph_hash
@@ -245,9 +248,8 @@ def test_hashes_are_the_same_in_every_process() -> None:
     assert other.stdout == here.getvalue() and len(here.getvalue().split()) == 13
 
 
-@pytest.mark.parametrize(
-    "name", ["gpt2", "llama", "bert", pytest.param("t5", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])
 def test_a_model_on_the_meta_device_is_captured_as_the_same_graph(name: str) -> None:
     """A plan from an analytic profile runs on a real device."""
     _, example, real = captured_hugging_face(name)
@@ -312,6 +314,7 @@ def test_every_node_is_in_one_layer_or_depends_on_no_parameter() -> None:
             assert not any(before.name in captured.layer_of for before in node.all_input_nodes)
 
 
+@pytest.mark.slow
 def test_a_loss_that_no_parameter_can_lower_is_refused() -> None:
     model = training(Blocks(Block()))
     model.requires_grad_(requires_grad=False)

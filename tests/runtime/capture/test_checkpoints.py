@@ -191,6 +191,7 @@ def test_a_checkpoint_in_a_part_of_a_layer_is_told():
     assert "--recompute-layer" in told[0]
 
 
+@pytest.mark.slow
 def test_a_run_recomputes_in_the_model_s_place(two_ranks: RankPool, profile: Profile):
     settings = RunSettings(model=f"{FILE}:each_block", steps=1, check=True)
     result = two_ranks.call(run, planned(profile), settings)[0]

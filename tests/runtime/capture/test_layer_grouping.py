@@ -75,6 +75,7 @@ def test_a_residual_networks_blocks_are_its_layers_and_a_sum_joins_its_latest_pr
     assert mean.producer == "layer1.1" and mean.shape == (2, 4)
 
 
+@pytest.mark.slow
 def test_an_in_place_write_belongs_to_the_layer_that_made_the_tensor() -> None:
     captured = capture_model(training(ResNet()), batch(2, 3, 4, 4))
     assert len(captured.warnings) == 1
@@ -105,6 +106,7 @@ def test_experts_beside_each_other_are_one_layer_with_their_gate() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_list_inside_a_wrapper_is_found() -> None:
     class Wrapper(nn.Module):
         def __init__(self) -> None:
@@ -118,6 +120,7 @@ def test_a_list_inside_a_wrapper_is_found() -> None:
     assert layers_of(Wrapper()) == expected
 
 
+@pytest.mark.slow
 def test_a_large_module_whose_children_run_one_after_another_is_opened_without_a_list() -> None:
     class Backbone(nn.Module):
         def __init__(self) -> None:
@@ -180,18 +183,21 @@ def test_masks_and_positions_are_no_values_between_layers() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_tied_weight_has_its_first_name_and_every_layer_that_reads_it() -> None:
     captured = capture_model(training(TiedDecoder(), decoder_loss), decoder_batch())
     assert captured.tied == {"tokens.weight": ("tokens", "head")}
     assert captured.layers[-2].parameters == ("tokens.weight",)
 
 
+@pytest.mark.slow
 def test_a_slice_of_a_parameter_belongs_to_the_layer_that_needs_it_first() -> None:
     captured = capture_model(training(TiedDecoder(), decoder_loss), decoder_batch())
     assert captured.layers[0].name == "tokens"
     assert captured.layers[0].parameters == ("positions", "tokens.weight")
 
 
+@pytest.mark.slow
 def test_a_skip_is_one_value_with_all_its_consumers() -> None:
     """The concatenation joins the layer to whose output it appends the skip."""
     captured = capture_model(training(SkipNet()), batch())
@@ -221,6 +227,7 @@ def test_a_value_knows_its_bytes_and_whether_a_gradient_flows_back() -> None:
     assert body.has_gradient and body.bytes == 4 * WIDTH * 8 and body.dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_layers_that_share_a_changing_buffer_are_one_and_the_warning_names_it() -> None:
     class Counting(nn.Module):
         def __init__(self, seen: torch.Tensor) -> None:
@@ -272,6 +279,7 @@ def test_layers_are_in_the_models_order_of_execution() -> None:
     assert layers_of(Reversed(Block(), Block())) == expected
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_under_no_grad_is_still_layers() -> None:
     class Probe(nn.Module):
         def __init__(self) -> None:
@@ -325,6 +333,7 @@ def test_a_parametrized_module_is_a_layer_as_any_other() -> None:
     assert "blocks.0.parametrizations.weight.original0" in captured.layers[1].parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ModuleList", "Sequential"])
 def test_layers_taken_from_slices_of_a_list_keep_their_own_names(kind: str) -> None:
     """A part with two names makes the exporter name each slice."""

@@ -40,6 +40,7 @@ def test_a_number_that_nothing_uses_leaves_the_layers_apart():
     assert len(captured.layers) == len(built("plain")[1].layers)
 
 
+@pytest.mark.slow
 def test_a_path_that_changes_from_call_to_call_is_refused():
     calls = itertools.count()
 

@@ -56,6 +56,7 @@ def check_captured(
         assert_same_step(plain, stages_step(model, captured, example, stages), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])
 def test_hugging_face_models_keep_their_loss_and_every_gradient(name: str) -> None:
     model, example, captured = captured_hugging_face(name)
@@ -164,6 +165,7 @@ def test_attention_and_recurrence_keep_their_loss_and_gradients() -> None:
     check_cuts(training(Attentive()), batch(3, 5, WIDTH), FLOAT64)
 
 
+@pytest.mark.slow
 def test_batch_norms_buffers_are_updated_as_in_the_plain_model() -> None:
     captured = check_cuts(training(ResNet()), batch(2, 3, 4, 4), FLOAT64)
     assert captured.layers[1].buffers == (
@@ -178,6 +180,7 @@ def test_tied_weights_masks_and_keyword_inputs_survive_every_cut() -> None:
     check_cuts(training(TiedDecoder(), decoder_loss), decoder_batch(), FLOAT64, (2, 3, 4, 5, 6))
 
 
+@pytest.mark.slow
 def test_a_module_called_twice_survives_every_cut() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -190,6 +193,7 @@ def test_a_module_called_twice_survives_every_cut() -> None:
     check_cuts(training(Twice()), batch(), FLOAT64, (2, 3, 4, 5))
 
 
+@pytest.mark.slow
 def test_autocast_inside_the_model_survives_every_cut() -> None:
     class Mixed(Blocks):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -236,6 +240,7 @@ class RandomNet(nn.Module):
         return made[-1]
 
 
+@pytest.mark.slow
 def test_a_value_needed_further_on_passes_through_the_stages_between() -> None:
     captured = capture_model(training(SkipNet()), batch())
     names = [layer.name for layer in captured.layers]
@@ -248,6 +253,7 @@ def test_a_value_needed_further_on_passes_through_the_stages_between() -> None:
     assert carrying == list(range(first, last + 1))
 
 
+@pytest.mark.slow
 def test_a_layer_alone_receives_and_returns_exactly_its_values() -> None:
     captured = capture_model(training(SkipNet()), batch())
     for layer, program in zip(captured.layers, split_layers(captured), strict=True):
@@ -259,6 +265,7 @@ def test_a_layer_alone_receives_and_returns_exactly_its_values() -> None:
         assert program.parameters == layer.parameters
 
 
+@pytest.mark.slow
 def test_stages_have_the_models_own_parameters_and_buffers_under_its_names() -> None:
     model = training(ResNet())
     captured = capture_model(model, batch(2, 3, 4, 4))
@@ -283,6 +290,7 @@ def test_a_buffer_outside_of_the_state_dict_stays_outside_of_it() -> None:
     assert "blocks.0.steps" not in stage.module.state_dict()
 
 
+@pytest.mark.slow
 def test_layers_may_be_in_any_order_within_a_stage_and_branches_on_any_stage() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
@@ -371,6 +379,7 @@ def test_stages_that_are_no_partition_are_refused(
         split_stages(captured, stages)
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_plain_models_numbers_from_the_same_seed() -> None:
     model = training(Blocks(Block(dropout=0.5), Block(dropout=0.5)), square_loss)
     check_cuts(model, batch(), FLOAT64)

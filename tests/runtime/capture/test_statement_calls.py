@@ -217,6 +217,7 @@ def test_shapes_that_change_between_batches_are_refused_when_they_come() -> None
         program.module(*batch_leaves(captured, (positive, None)).values())
 
 
+@pytest.mark.slow
 def test_code_that_cannot_be_divided_still_makes_one_layer() -> None:
     class Private(Blocks):
         def __scaled(self, x: Any) -> Any:

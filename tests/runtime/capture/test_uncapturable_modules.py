@@ -155,6 +155,7 @@ def test_a_gradient_hook_is_kept() -> None:
     assert "hook for the gradient" in captured.warnings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_inside_the_model_keeps_the_gradients(reentrant: bool) -> None:
     class Checkpointed(nn.Module):

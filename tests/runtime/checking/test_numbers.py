@@ -30,6 +30,7 @@ def test_a_profile_tells_nan(model: str, told: str):
     assert [note for note in profile.warnings if told in note]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "check", "told"),
     [
@@ -43,6 +44,7 @@ def test_a_run_names_nan_as_the_cause(two_ranks: RankPool, model: str, check: bo
     assert told in two_ranks.call(complaint_of, plan, settings)[0]
 
 
+@pytest.mark.slow
 def test_a_run_with_nan_losses_has_a_result_that_says_so(two_ranks: RankPool):
     plan = plan_for(NAN_LOSS, capture(NAN_LOSS), [0.5])
     result = two_ranks.call(run, plan, RunSettings(model=NAN_LOSS, steps=1))[0]

@@ -101,12 +101,13 @@ def test_a_model_that_skips_its_layers_by_chance_is_cut_and_passes(two_ranks: Ra
     assert checked(two_ranks, of, steps=1).gradients <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
         pytest.param("pythons_numbers", "recompute"),
-        pytest.param("wandering", "", marks=pytest.mark.slow),
-        pytest.param("wandering", "recompute", marks=pytest.mark.slow),
+        ("wandering", ""),
+        ("wandering", "recompute"),
     ],
 )
 def test_numbers_of_other_generators_are_equal_whatever_their_states_on_the_ranks(

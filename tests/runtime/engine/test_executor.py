@@ -63,6 +63,7 @@ def test_the_check_notices_unsummed_gradients_of_tied_weights(two_ranks: RankPoo
     assert "the gradient of tokens.weight on rank" in complaint and other == ""
 
 
+@pytest.mark.slow
 def test_the_check_notices_a_loss_that_is_a_ten_thousandth_too_large(two_ranks: RankPool):
     of = plan("zoo:mlp-tiny", 0.5)
     settings = RunSettings(model=of.origin.model, check=True, steps=1)
@@ -164,6 +165,7 @@ def test_any_valid_order_trains_the_same(two_ranks: RankPool, schedule: Schedule
 AWKWARD = "tests/support/models/awkward.py:"
 
 
+@pytest.mark.slow
 def test_a_frozen_first_stage_gets_and_sends_no_gradients(two_ranks: RankPool):
     check = check_of(checked(two_ranks, plan(AWKWARD + "frozen_start", 0.4), optimizer="adamw"))
     assert check.num_parameters == 8
@@ -175,11 +177,13 @@ def test_a_parameter_that_does_not_influence_the_loss_stays_unchanged(two_ranks:
     assert check.num_parameters == 8
 
 
+@pytest.mark.slow
 def test_integers_and_booleans_cross_the_cut(two_ranks: RankPool):
     check = check_of(checked(two_ranks, plan(AWKWARD + "masked", 0.5, dtype="float64")))
     assert check.gradients <= 1e-12
 
 
+@pytest.mark.slow
 def test_dropout_is_seeded_in_a_check_and_the_result_says_so(two_ranks: RankPool):
     check = check_of(checked(two_ranks, plan(AWKWARD + "with_dropout", 0.5), steps=1))
     assert check.dropouts == 0

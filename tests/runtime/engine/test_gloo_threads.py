@@ -20,6 +20,7 @@ def policies(rank: int) -> tuple[list[int], int]:
     return [os.sched_getscheduler(int(thread)) for thread in gloo], os.sched_getscheduler(0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="Linux names threads and their classes"
 )

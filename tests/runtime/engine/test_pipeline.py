@@ -97,11 +97,13 @@ def separate_pool() -> RankPool:
     return RankPool(2)
 
 
+@pytest.mark.slow
 def test_whole_batches_are_divided_along_their_first_dimension(two_ranks: RankPool):
     of, loop = placed("zoo:mlp-tiny", LOOP), Loop(whole_batches=True)
     assert_same(two_ranks.call(in_pipeline, of, loop), plain(of, loop))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

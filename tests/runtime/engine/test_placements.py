@@ -145,9 +145,8 @@ def test_each_stage_has_its_own_times(two_ranks: RankPool):
         assert 0 < 4 * busy <= 1.5 * result.step_time
 
 
-@pytest.mark.parametrize(
-    "ranks", [pytest.param([[0], [1]], marks=pytest.mark.slow), V], ids=["single", "V"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [[[0], [1]], V], ids=["single", "V"])
 def test_split_backwards_train_as_the_plain_model(two_ranks: RankPool, ranks: Ranks):
     result = checked(two_ranks, plan("zoo:gpt2-tiny", ranks, split_backward=True))
     ops = {slice.action.lstrip("0123456789")[0] for of in result.trace for slice in of}

@@ -39,6 +39,7 @@ class Block(nn.Module):
         return self.down(self.up(x).relu())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["block", "module"])
 def test_the_model_is_captured_in_the_plan_s_layers(granularity: str):
     blocks = TrainingModel(nn.Sequential(Block(), Block()), lambda y, _: y.sum(), name="m")
@@ -48,6 +49,7 @@ def test_the_model_is_captured_in_the_plan_s_layers(granularity: str):
     assert [layer.name for layer in captured.layers] == planned
 
 
+@pytest.mark.slow
 def test_a_plan_for_a_longer_model_names_the_missing_layers():
     with pytest.raises(PlanError, match=r"the plan has '2', which the model lacks") as raised:
         capture_for_plan(plan(model(3)), model(2), BATCH)
@@ -66,6 +68,7 @@ def test_a_plan_for_other_shapes_says_that_the_layers_are_the_same():
         capture_for_plan(plan(model()), model(width=16), BATCH)
 
 
+@pytest.mark.slow
 def test_a_model_that_changes_from_call_to_call_is_the_reason_why_a_plan_does_not_match():
     calls = itertools.count(1)
 

@@ -26,6 +26,7 @@ def planned(*cuts: float, replicas: int = 1, zero1: bool = False, on_host: bool 
     return msgspec.structs.replace(plan, stages=stages, training=training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan",
     [planned(replicas=2, zero1=True), planned(0.5, on_host=True)],
@@ -45,6 +46,7 @@ def test_training_continues_under_another_plan_from_saved_state(two_ranks: RankP
         assert resumed == pytest.approx(straight, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_needs_whole_matrices_cannot_have_shards():
     with pytest.raises(
         UsageError, match=r"adafactor needs whole matrices; .*solve without --zero1"
@@ -52,6 +54,7 @@ def test_an_optimizer_that_needs_whole_matrices_cannot_have_shards():
         rank_optimizer(planned(replicas=2, zero1=True), None, "adafactor", None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "copies"), [("bfloat16-mixed", 1), ("bfloat16", 0)])
 def test_parameters_have_master_copies_if_the_plan_says_so(precision: str, copies: int):
     plan = planned(0.5)

@@ -107,6 +107,7 @@ def test_a_file_imports_its_siblings_even_inside_a_function(write: Write) -> Non
     assert build_training_model(load_model(path)).model.weight.shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_namesakes_beside_two_model_files_are_kept_apart(tmp_path: Path) -> None:
     """A second file once got the first one's `widths.py`, silently, from the loaded modules."""
     text = GOOD.replace("import torch\n", "import torch\nfrom widths import OUT\n", 1)
@@ -243,6 +244,7 @@ def test_a_text_that_names_nothing_is_refused_with_the_spellings(text: str) -> N
     assert "zoo:NAME" in trouble(text)
 
 
+@pytest.mark.slow
 def test_a_missing_builder_is_answered_with_the_functions_there_are(write: Write) -> None:
     path = write(GOOD.replace("build_model", "make"))
     message = trouble(path)
@@ -251,6 +253,7 @@ def test_a_missing_builder_is_answered_with_the_functions_there_are(write: Write
     assert "there is no other()" in trouble(f"{path}:other")
 
 
+@pytest.mark.slow
 def test_missing_or_half_defined_examples_are_named(write: Write) -> None:
     assert "no example_inputs(microbatch_size)" in trouble(
         write(GOOD.replace("example_inputs", "e"))
@@ -294,6 +297,7 @@ def test_a_builder_that_raises_shows_its_error_and_its_line(write: Write) -> Non
     assert message.endswith("model.py:6)")
 
 
+@pytest.mark.slow
 def test_a_builder_that_returns_no_module_is_told_its_result(write: Write) -> None:
     assert "build_model() returned None; return" in trouble(
         write(GOOD.replace("return nn.L", "nn.L"))
@@ -342,6 +346,7 @@ def test_inputs_that_do_not_fit_show_the_models_own_error_and_line(write: Write)
     assert message.endswith("check that example_inputs fits the model's forward")
 
 
+@pytest.mark.slow
 def test_the_line_of_a_library_is_shown_where_the_file_has_none() -> None:
     pytest.importorskip("transformers")
     path = str(HUGGING_FACE / "hf_gpt2.py")

@@ -174,6 +174,7 @@ def test_modules_in_eval_mode_stay_so_and_the_rest_trains(two_ranks: RankPool):
     assert check is not None and check.num_buffers > 0
 
 
+@pytest.mark.slow
 def test_the_profile_measures_frozen_batch_norms():
     marks = [
         node.args[5] for node in own(FROZEN).module.graph.nodes if "batch_norm" in str(node.target)

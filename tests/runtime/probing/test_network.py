@@ -34,6 +34,7 @@ def test_every_collective_and_send_is_measured_alike_on_all_ranks(
     assert found.rail_bandwidth > 1e5 and 1 <= found.rails <= per_node
 
 
+@pytest.mark.slow
 def test_without_time_the_option_is_named(two_ranks: RankPool) -> None:
     for error in two_ranks.call(network_probes.too_late, 1):
         assert error == "0 s were too short for any collective over nodes; raise --limit"

@@ -45,7 +45,8 @@ def test_the_slowest_of_several_pairs_counts() -> None:
     assert reading(4, [1.0, 2.0, 3.0]).spread == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("per_node", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("per_node", [1, 2])
 def test_messages_become_a_link_that_all_ranks_agree_on(two_ranks: RankPool, per_node: int) -> None:
     first, second = two_ranks.call(probing_ranks.link, per_node)
     assert first == second
@@ -60,6 +61,7 @@ def test_messages_become_a_link_that_all_ranks_agree_on(two_ranks: RankPool, per
     assert first.hidden == 0.0  # compute and messages took their times one after the other
 
 
+@pytest.mark.slow
 def test_ranks_that_were_started_differently_are_reported(two_ranks: RankPool) -> None:
     first, second = two_ranks.call(probing_ranks.disagreement)
     assert "rank 1 has another number of ranks on its node than rank 0: 2 instead of 1" in first

@@ -88,6 +88,7 @@ def test_the_layers_gradients_are_the_whole_models(model: str) -> None:
             assert float((found[name] - gradient).abs().max()) <= tolerance, name
 
 
+@pytest.mark.slow
 def test_a_value_is_dropped_after_its_last_consumer() -> None:
     profiled = _prepared(f"{PROFILED}:build_masked")
     alive: list[tuple[str, ...]] = []

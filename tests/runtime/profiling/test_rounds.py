@@ -48,6 +48,7 @@ def _whole() -> StepReadings:
     return StepReadings(lambda: 100.0, lambda: 200.0)
 
 
+@pytest.mark.slow
 def test_a_round_reads_whole_and_split_backwards_of_each_layer(
     perceptron: ProfiledModel,
 ) -> None:

@@ -116,6 +116,7 @@ def four_layers() -> nn.Module:
     return chain(torch.tanh, torch.sigmoid, nn.functional.gelu, torch.erf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [(), ("1",), ("2", "4"), ("1", "2", "3", "4")])
 def test_recomputed_layers_run_forward_twice_and_other_layers_once(layers: Sequence[str]):
     program, leaves = program_of(four_layers())
@@ -153,6 +154,7 @@ def test_a_recomputed_layer_keeps_only_its_inputs():
 PRODUCTS = ("aten::mm", "aten::addmm")
 
 
+@pytest.mark.slow
 def test_a_selective_layer_runs_everything_except_its_products_again():
     program, leaves = program_of(four_layers())
     with Count() as count:
@@ -179,6 +181,7 @@ class Feeding(nn.Module):
         return x + self.down(torch.tanh(self.up(torch.tanh(x))))
 
 
+@pytest.mark.slow
 def test_a_selective_layer_keeps_the_products_that_its_other_operations_read():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Feeding(), Mixing(torch.tanh))
@@ -290,6 +293,7 @@ def test_writes_into_a_tensor_that_no_layer_makes_are_repeated_for_each_layer_th
     torch.testing.assert_close(run(program, leaves), plain, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_stash_of_an_offloaded_layer_leaves_the_device():
     program, leaves = program_of(four_layers())
     plain, before = run(program, leaves), live_bytes(program, leaves)
@@ -317,6 +321,7 @@ def test_dropout_draws_the_same_mask_again(policy: Policy):
     torch.testing.assert_close(trained, plain, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [recomputing, selective])
 def test_a_recomputed_layer_updates_its_statistics_once(policy: Policy):
     twins = [program_of(chain(nn.BatchNorm1d(WIDTH), torch.tanh)) for _ in range(2)]

@@ -16,6 +16,7 @@ from tests.support.runtime.rank_pool import RankPool
 GPT2 = "zoo:gpt2-tiny"
 
 
+@pytest.mark.slow
 def test_each_gradient_is_sent_with_all_its_parts(two_ranks: RankPool):
     for rank in two_ranks.call(sums_of_steps):
         for step in rank:
@@ -28,6 +29,7 @@ def test_each_gradient_is_sent_with_all_its_parts(two_ranks: RankPool):
             }
 
 
+@pytest.mark.slow
 def test_a_replica_without_microbatches_sends_zeros(two_ranks: RankPool):
     for rank in two_ranks.call(sums_of_steps, 1):
         assert [step["twice"] for step in rank] == [[4.0, 4.0]] * 3

@@ -29,6 +29,7 @@ def check(found: list[Scattered]) -> None:
             assert stepped == [want], "exactly one rank steps each element, with its whole sum"
 
 
+@pytest.mark.slow
 def test_two_ranks_sum_each_element_where_it_is_stepped(two_ranks: RankPool) -> None:
     check(two_ranks.call(scattered_sums))
 

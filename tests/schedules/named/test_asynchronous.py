@@ -40,6 +40,7 @@ def test_pipedream_s_order_has_its_delay_and_its_weight_copies(stages: int, data
     assert len(versions) == pipedream.in_flight(setting, stage)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 8), st.integers(0, 8), st.data())
 def test_two_weight_versions_are_enough_for_double_buffering(
     stages: int, more: int, data: st.DataObject
@@ -120,6 +121,7 @@ def simulated_period(
     return (end[0, "B", late] - end[0, "B", early]) / (late - early)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(0, 9), st.booleans())
 def test_equal_stages_reach_the_bottleneck_period(
@@ -133,6 +135,7 @@ def test_equal_stages_reach_the_bottleneck_period(
     assert simulated == pytest.approx(bound, rel=ENDS)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.lists(st.tuples(*[st.integers(1, 9)] * 2, st.integers(0, 9)), min_size=1, max_size=5))
 def test_no_stages_are_faster_than_the_bottleneck_period(stages: list[tuple[int, int, int]]):

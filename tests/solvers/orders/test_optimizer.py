@@ -95,6 +95,7 @@ def test_no_order_in_thousands_of_small_problems_is_faster_than_the_bound(block:
         assert best is None or least_step(task) <= best * ROUNDING, seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds(5, 60))
 def test_a_result_is_complete_fits_and_has_the_simulated_step(seed: int):
     rng = random.Random(seed)

@@ -49,6 +49,7 @@ def test_the_best_order_of_a_search_is_complete_fits_and_has_its_step(seed: int)
     assert search.step <= begun
 
 
+@pytest.mark.slow
 def test_equal_seeds_and_rounds_give_equal_orders_and_no_effort_gives_the_start():
     task = random_task(random.Random(7), 4, 6, split=True, room=True)
     start = list_schedule(task, Policy(tuple("BWF"), (6,) * 4, split=frozenset(range(4))))

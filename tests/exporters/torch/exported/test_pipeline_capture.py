@@ -47,6 +47,7 @@ def plan() -> Plan:
     return make_plan(NAMES, [(0,), (1,)], 2, microbatch_size=4)
 
 
+@pytest.mark.slow
 def test_lazy_parameters_get_their_shapes_and_values_from_the_seed_alone() -> None:
     written: dict[str, Any] = {}
     exec(LAZY, written)

@@ -97,6 +97,7 @@ def test_hooks_of_parameters_change_their_gradients(schedule: str) -> None:
     assert max(differences(plan(CUT, schedule), BACKWARDS + ":parameter_hooked")) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("builder", "said"),
     [
@@ -145,6 +146,7 @@ def sentence(pool: RankPool, of: Plan, model: str, *changes: tuple[str, str]) ->
     return said
 
 
+@pytest.mark.slow
 def test_an_export_with_autograd_functions_is_equal_to_the_plain_model(
     two_ranks: RankPool,
 ) -> None:
@@ -152,6 +154,7 @@ def test_an_export_with_autograd_functions_is_equal_to_the_plain_model(
     assert said.startswith("equal to the plain model: loss ") and "tolerance 1e-05" in said
 
 
+@pytest.mark.slow
 def test_a_builder_of_one_module_cannot_be_checked(two_ranks: RankPool) -> None:
     layers = [["enter", "blocks.0", "blocks.1"], ["blocks.2", "blocks.3", "leave"]]
     said = sentence(two_ranks, plan(layers), ODD + ":one_for_ever")

@@ -22,9 +22,7 @@ UNET_IN_TWO = [UNET[0] + UNET[1], UNET[2] + UNET[3]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("schedule", "microbatches"), [("gpipe", 3), pytest.param("1f1b", 3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("schedule", "microbatches"), [("gpipe", 3), ("1f1b", 3)])
 def test_two_stages_share_the_gradient_of_a_tied_head(
     two_ranks: RankPool, schedule: str, microbatches: int
 ) -> None:
@@ -32,7 +30,8 @@ def test_two_stages_share_the_gradient_of_a_tied_head(
     check_training(two_ranks, plan, "zoo:gpt2-tiny")
 
 
-@pytest.mark.parametrize("schedule", [pytest.param("gpipe", marks=pytest.mark.slow), "1f1b"])
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_skip_connections_cross_the_cut(two_ranks: RankPool, schedule: str) -> None:
     plan = make_plan(UNET_IN_TWO, [(1,), (0,)], 4, schedule)
     check_training(two_ranks, plan, "zoo:unet-tiny")
