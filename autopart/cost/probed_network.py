@@ -6,9 +6,8 @@ figures with the least sum over a robust distance of r = log(predicted / measure
     minimise  sum of 2 d^2 (sqrt(1 + (r / d)^2) - 1)  with d = 5 %
 
 So a short message counts as much as a long one, and twice too long as much as half as long. Errors
-well above d count as their size and not as its square: one disturbed message moves little. The
-steps are those of Levenberg and Marquardt on the figures' logarithms, where each residual has the
-weight 1 / sqrt(1 + (r / d)^2). Figures that no measurement shows keep their defaults.
+well above d count as their size and not as its square: one disturbed message moves little. scipy's
+least squares fits the figures' logarithms. Figures that no measurement shows keep their defaults.
 
 Rails are a whole number. It comes first: G groups at once, with one GPU of each node, take G / rails
 times as long as one of them alone. Whether a switch sums is decided first too.
@@ -39,9 +38,6 @@ _PRIOR, _PRIOR_OF_FOLD = 0.01, 0.1
 
 The phase that `fold` adds to is mostly the shorter one by far, so noise would move it anywhere.
 """
-_ITERATIONS, _CONVERGED = 200, 1e-9
-_STEP = 1e-4
-"""Change of a logarithm by which slopes are measured."""
 
 _LATENCY, _RATE, _SHARE = (1e-9, 1e3), (1e3, 1e15), (1e-3, 1.0)
 _LIMITS: Mapping[str, tuple[float, float]] = {
@@ -201,56 +197,34 @@ def _bus_bandwidth(one: CollectiveReadings) -> float:
 
 
 def _fitted(start: Network, shapes: Sequence[_Shape], num_nodes: int, per_node: int) -> Network:
-    """The network after Levenberg's and Marquardt's steps on the logarithms of its figures."""
+    """The network with the least robust distance, from `start` on."""
+    from scipy.optimize import least_squares  # a late import: only a probe needs it
+
     names = [name for name in _LIMITS if getattr(start, name) is not None]
     low, high = np.log([_LIMITS[name] for name in names]).T
     first = np.log([max(getattr(start, name), _LIMITS[name][0]) for name in names])
     first = np.clip(first, low, high)
-    prior = np.array([_PRIOR_OF_FOLD if name == "fold" else _PRIOR for name in names]) ** 2
+    prior = np.array([_PRIOR_OF_FOLD if name == "fold" else _PRIOR for name in names])
 
     def network_at(at: Vector) -> Network:
         return msgspec.structs.replace(
             start, **{name: float(own) for name, own in zip(names, np.exp(at), strict=True)}
         )
 
-    def residuals(at: Vector) -> Vector:
+    def distances(at: Vector) -> Vector:
         fabric = Fabric(network_at(at), per_node, num_nodes)
-        return np.concatenate(
+        errors = np.concatenate(
             [
                 np.log(price_of(fabric, s.collective, s.group).seconds(s.num_bytes) / s.seconds)
                 for s in shapes
             ]
         )
+        # Their squares are the terms of the robust distance, written without a difference of near numbers.
+        robust = errors * np.sqrt(2 / (1 + np.sqrt(1 + (errors / _SCALE) ** 2)))
+        return np.concatenate([robust, prior * (at - first)])
 
-    at, damping = first, 1e-2
-    errors = residuals(at)
-    cost = _cost(errors) + prior @ (at - first) ** 2
-    for _ in range(_ITERATIONS):
-        # Step 1: slopes, and the weights that make the squares a robust distance.
-        unit = _STEP * np.eye(len(names))
-        slopes = np.array([(residuals(at + step) - errors) / _STEP for step in unit]).T
-        weighted = slopes.T / np.sqrt(1 + (errors / _SCALE) ** 2)
-        curvature = weighted @ slopes + np.diag(prior)
-        descent = weighted @ errors + prior * (at - first)
-        # Step 2: shorten the step until it is one downwards.
-        before = cost
-        while damping < 1e8:
-            scale = np.diag(np.diag(curvature)) * damping
-            tried = np.clip(at - np.linalg.solve(curvature + scale, descent), low, high)
-            new = residuals(tried)
-            lower = _cost(new) + prior @ (tried - first) ** 2
-            if lower < cost:
-                at, errors, cost = tried, new, lower
-                damping = max(damping / 5, 1e-8)
-                break
-            damping *= 4
-        if before - cost <= _CONVERGED * before:
-            break
-    return network_at(at)
-
-
-def _cost(errors: Vector) -> float:
-    return float((2 * _SCALE**2 * (np.sqrt(1 + (errors / _SCALE) ** 2) - 1)).sum())
+    found = least_squares(distances, first, bounds=(low, high), xtol=1e-10, ftol=1e-12, gtol=1e-12)
+    return network_at(np.clip(found.x, low, high))
 
 
 def _off_rail(measured: NetworkReadings) -> float:
