@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,16 +17,29 @@ from autopart.records.problem import Demands, Problem
 from autopart.solvers.orders.of_layout import order_problem
 from tests.support.exhaustive_orders import TinyStage, shortest_step
 from tests.support.problems import chain_graph, cluster, layer, problem
-from tests.support.seeds import seeds
 
 SIZES = [
     (2, 2, 2),
     (2, 2, 3),
     (2, 2, 4),
     (3, 2, 2),
-    pytest.param((3, 3, 2), marks=pytest.mark.slow),
+    (3, 3, 2),
 ]
 """Stages, ranks and microbatches that are small enough to try all orders."""
+
+QUICK_SEEDS, SEEDS, LARGEST = 3, 20, (3, 3, 2)
+
+LONGEST = (4, (2, 2, 4))
+"""The seed and size with the most orders: they take some four minutes."""
+
+
+def cases() -> Iterator[object]:
+    """Seeds and sizes, marked by their time."""
+    for seed, size in itertools.product(range(SEEDS), SIZES):
+        marks = () if seed < QUICK_SEEDS and size != LARGEST else pytest.mark.slow
+        if (seed, size) == LONGEST:
+            marks = pytest.mark.long
+        yield pytest.param(seed, size, marks=marks)
 
 
 def tiny(
@@ -50,8 +64,7 @@ def tiny(
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("seed", seeds(3, 20))
+@pytest.mark.parametrize(("seed", "size"), list(cases()))
 def test_no_order_beats_the_bounds_of_its_partition_and_of_its_problem(
     seed: int, size: tuple[int, int, int]
 ) -> None:
