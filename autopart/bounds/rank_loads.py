@@ -274,7 +274,7 @@ def _with_stage(numbers: Numbers, stage: _Stage, start: Places, end: Places) -> 
 
 
 def _joined(cut: Places, numbers: Numbers, seconds: float) -> tuple[Places, Numbers]:
-    """At most `WIDTH` beginnings that stand for all: the smallest numbers of those nearly equal."""
+    """The smallest numbers of beginnings that are nearly equal: at most `WIDTH` of them, or one per cut."""
     count, near, near_total = numbers.shape[1] // 3, FINEST, FINEST_TOTAL
     loads, totals = numbers[:, :count] / seconds, numbers[:, count : 2 * count] / seconds
     while True:
@@ -283,7 +283,7 @@ def _joined(cut: Places, numbers: Numbers, seconds: float) -> tuple[Places, Numb
         order = np.argsort(key, kind="stable")
         ordered = key[order]
         firsts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-        if len(firsts) <= WIDTH:
+        if len(firsts) <= WIDTH or not cells.any():
             return cut[order][firsts], np.minimum.reduceat(numbers[order], firsts, axis=0)
         # The work of the ranks tells more than the time at which they started.
         near *= 2

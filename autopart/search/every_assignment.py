@@ -205,9 +205,34 @@ def _improve_likely(found: LayoutSearch, layout: Layout, actions: int) -> int:
     return spent
 
 
+def _find_some_plan(found: LayoutSearch, tree: RankAssignments) -> None:
+    """Try assignments depth first until one has a plan, where none is known.
+
+    Likely assignments may miss the only ones on which stages fit into different GPUs. The smallest
+    bound first leads to no leaf soon where many bounds are nearly equal.
+    """
+    if tree.layout.schedule == CUSTOM or found.solver not in ("auto", "dp"):
+        return
+    stack, seen = [tree.root], {tree.root}
+    left = most_splits(tree.layout, found.cuts)
+    while stack and left and found.best.decision is None and not passed(found.deadline):
+        inside = stack.pop()
+        leaf, packing = tree.on_nodes(inside), tree.packing(inside)
+        if leaf is not None:
+            found.visit(leaf)
+        elif packing.certain:
+            left -= 1
+            fewer = [one for one in tree.smaller(inside) if one not in seen]
+            seen.update(fewer)
+            able = [(least, at) for at, one in enumerate(fewer)
+                    if (least := _least_of_node(found, tree, one)) is not None]  # fmt: skip
+            stack += [fewer[at] for _, at in sorted(able, reverse=True)]
+
+
 def _raise_best_first(found: LayoutSearch, place: OpenLayout, actions: int) -> Raised:
     """Follow the tree of assignments, the smallest bound first."""
     tree, order = assignments_of(found.problem, place.layout), itertools.count()
+    _find_some_plan(found, tree)
     seen, searched = {tree.root}, dict[Layout, float]()
     left = most_splits(place.layout, found.cuts)
     heap = [(place.bound, next(order), tree.root)]

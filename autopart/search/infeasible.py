@@ -50,10 +50,16 @@ SUBJECTS: dict[SolverName, str] = {
 def all_tried(problems: Sequence[Problem]) -> bool:
     """Whether a search that ended in time has tried the leanest partition of every layout.
 
-    Own orders may need less memory than any named schedule, and some cuts may not be listed.
+    Own orders may need less memory than any named schedule, and some cuts may not be listed. Where
+    the memory of GPUs differs, some of their assignments may not have been tried.
     """
     return all(
-        CUSTOM not in problem.demands.schedules and all_cuts(problem.graph).complete
+        CUSTOM not in problem.demands.schedules
+        and all_cuts(problem.graph).complete
+        and (
+            takes_gpus_in_order(problem)
+            or len({gpu.memory_bytes for gpu in problem.cluster.gpus}) < 2
+        )
         for problem in problems
     )
 

@@ -18,10 +18,11 @@ from autopart.records.cluster import (
 )
 from autopart.records.layouts import shapes
 from autopart.records.mixed_cluster import mixed_cluster
+from autopart.search.infeasible import all_tried
 from autopart.search.planner import solve
 from tests.bounds.test_classic_schedules import largest
 from tests.support.oracle import best_step_time, every_layout, layout_stages, partitions, step_time
-from tests.support.problems import chain_graph, cluster, layer, profile, random_problem
+from tests.support.problems import chain_graph, cluster, layer, problem, profile, random_problem
 from tests.support.seeds import seeds
 
 
@@ -178,3 +179,10 @@ def test_known_gpus_of_two_kinds_have_the_speeds_of_their_peak_rates():
     check_cluster(machine)
     with pytest.raises(ClusterError, match="no rate is known for float64"):
         mixed_cluster([("h100-sxm", 2)], "h100-sxm", "float64")
+
+
+def test_a_search_does_not_try_all_of_gpus_with_different_memory():
+    given = problem(chain_graph(layer("a"), layer("b")), 2, cluster=two_kinds(memory=500))
+    alike = msgspec.structs.replace(given, cluster=two_kinds(memory=1000))
+    assert all_tried([alike])
+    assert not all_tried([alike, given])

@@ -97,3 +97,9 @@ def test_no_claim_of_the_planner_is_false(kind: str, block: int):
 @pytest.mark.parametrize("seed", [6058, 6105])
 def test_own_orders_keep_pins_and_groups_of_layers(seed: int):
     assert judge(draw_case("every order", seed)).broken == ()
+
+
+@pytest.mark.slow
+def test_a_plan_on_different_gpus_is_found_on_the_only_assignments_that_fit():
+    # The third of four stages needs the one larger GPU.
+    assert judge(draw_case("networks", 6769)).broken == ()
