@@ -170,10 +170,10 @@ def _account(error: Exception, rank: int, status_board: StatusBoard) -> Failure 
             if lost
             else failure_of(error, rank, describe(status_board.last))
         )
-        written = mine if mine is None else status_board.claim(mine)
+        is_first = mine is not None and status_board.claim(mine)
     except RuntimeError:  # The store is gone too.
         return Failure(rank=rank, message=f"rank {rank} lost the host of the run's store: {error}")
-    return mine if written == mine else None
+    return mine if is_first else None
 
 
 def _as_lost(error: Exception, status_board: StatusBoard) -> LostRank | None:

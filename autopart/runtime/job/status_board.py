@@ -13,6 +13,7 @@ import math
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import NamedTuple
@@ -54,6 +55,13 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     """Samples per second in the last step; 0 before the first is complete."""
 
 
+class _Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A failure on the board, signed."""
+
+    failure: Failure
+    by: str
+
+
 class StatusBoard:
     """One process's view of the status board. The executor uses it as its Watcher."""
 
@@ -63,6 +71,7 @@ class StatusBoard:
         self.rank = rank
         self._num_ranks = num_ranks
         self._count = 0
+        self._signature = uuid.uuid4().hex
         self.step = 0
         self.speed = 0.0
         self.last: Note | None = None
@@ -83,16 +92,19 @@ class StatusBoard:
         """Each rank's last note; None for ranks without a note."""
         return [self._read(rank) for rank in range(self._num_ranks)]
 
-    def claim(self, failure: Failure) -> Failure:
-        """Write a failure unless one is written already; return the failure on the board."""
-        written = self._store.compare_set(_FAILURE, "", msgspec.json.encode(failure).decode())
-        return msgspec.json.decode(written, type=Failure)
+    def claim(self, failure: Failure) -> bool:
+        """Write a failure unless one is written already; return whether it is this board's own.
+
+        Two ranks may claim equal failures at once. So each board signs its own.
+        """
+        signed = msgspec.json.encode(_Claim(failure=failure, by=self._signature))
+        return self._store.compare_set(_FAILURE, "", signed.decode()) == signed
 
     def failure(self) -> Failure | None:
         """The failure on the board, if any."""
         if not self._store.check([_FAILURE]):
             return None
-        return msgspec.json.decode(self._store.get(_FAILURE), type=Failure)
+        return msgspec.json.decode(self._store.get(_FAILURE), type=_Claim).failure
 
     def _note(self, on: str, state: str, other_rank: int | None, patience: float) -> None:
         self._count += 1
@@ -250,7 +262,7 @@ class Guard(threading.Thread):
                 if stuck is None:
                     return
                 mine = stuck_failure(stuck)
-                if self._status_board.claim(mine) == mine:
+                if self._status_board.claim(mine):
                     self._ending.tell(mine)
                     self._leave(self._interval)
                     return

@@ -132,7 +132,7 @@ class Watch:
 
     def _claimed(self, error: AutopartError) -> AutopartError | None:
         mine = Failure(rank=self._world.rank, message=str(error))
-        if self._board.claim(mine) != mine:
+        if not self._board.claim(mine):
             return None
         error.rank = self._world.rank
         return error

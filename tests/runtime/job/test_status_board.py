@@ -88,6 +88,13 @@ def test_notes_are_read_back_as_they_were_written(status_board: StatusBoard):
 def test_the_first_failure_stands_and_the_second_writer_learns_of_it(status_board: StatusBoard):
     first = Failure(rank=1, message="rank 1 raised")
     assert status_board.failure() is None
-    assert status_board.claim(first) == first
-    assert status_board.claim(Failure(rank=2, message="rank 2 lost rank 1", is_guess=True)) == first
+    assert status_board.claim(first)
+    assert not status_board.claim(Failure(rank=2, message="rank 2 lost rank 1", is_guess=True))
     assert status_board.failure() == first
+
+
+def test_of_two_equal_failures_one_rank_tells_its_own() -> None:
+    store = distributed.HashStore()
+    boards = [StatusBoard(store, rank, 2) for rank in range(2)]
+    hang = Failure(rank=1, message="rank 1 hangs on 1F2")
+    assert [board.claim(hang) for board in boards] == [True, False]
