@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from traceback import extract_tb
 
 import pytest
 import torch
@@ -35,3 +36,12 @@ def test_the_line_of_an_error_has_its_place_and_its_advice():
     said = rf"forward raised RuntimeError: .* \({shown_path(__file__)}:\d+\); look there$"
     with pytest.raises(ModelError, match=said), user_code("forward", "look there"):
         calls_torch()
+
+
+def test_an_error_whose_frames_are_all_torch_s_has_no_place():
+    with pytest.raises(RuntimeError) as raised:
+        nn.Sequential(nn.Linear(2, 2))(torch.zeros(3))
+    error = raised.value
+    assert error.__traceback__ is not None
+    below = error.with_traceback(error.__traceback__.tb_next)
+    assert extract_tb(below.__traceback__) and error_place(below) is None
