@@ -58,11 +58,20 @@ class _Reentrant:
         with annotate({_MARK: True}):
             made = function(*args)
             # Torch gives no gradients through a reentrant checkpoint whose inputs need none.
-            return made if needs_gradient else pytree.tree_map(_detached, made)
+            return _with_gradients(made) if needs_gradient else _detached(made)
 
 
-def _detached(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
+def _with_gradients(made: Any) -> Any:
+    """An autograd function gives gradients to a tensor and to tensors in a tuple, and to no others."""
+    if isinstance(made, torch.Tensor):
+        return made
+    if isinstance(made, tuple):
+        return tuple(x if isinstance(x, torch.Tensor) else _detached(x) for x in made)
+    return _detached(made)
+
+
+def _detached(made: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, made)
 
 
 def checkpointed_layers(

@@ -1,5 +1,8 @@
 """Checkpoints in the model become the recompute of their layers, or are told."""
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 import pytest
 import torch
@@ -95,6 +98,39 @@ def test_a_reentrant_checkpoint_of_inputs_without_gradients_gives_none_as_torch_
     model, example = training(FirstUnderReentrance()), batch()
     plain = plain_step(model, example)
     assert "last.weight" in plain[1] and "first.weight" not in plain[1]
+    assert_same_step(plain, stages_step(model, capture_model(model, example), example), 1e-12)
+
+
+class ContainerUnderReentrance(nn.Module):
+    """A reentrant checkpoint gives a container with one tensor."""
+
+    def __init__(self, made: Callable[[torch.Tensor], Any], taken: Callable[[Any], torch.Tensor]):
+        super().__init__()
+        self.first, self.block, self.last = linear(), linear(), linear()
+        self.made, self.taken = made, taken
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = torch_checkpoint.checkpoint(self._made, self.first(x), use_reentrant=True)
+        return self.last(self.taken(kept))
+
+    def _made(self, x: torch.Tensor) -> Any:
+        return self.made(self.block(x))
+
+
+CONTAINERS: dict[str, tuple[Callable[[torch.Tensor], Any], Callable[[Any], torch.Tensor], bool]] = {
+    "dict": (lambda y: {"y": y}, lambda kept: kept["y"], False),
+    "list": (lambda y: [y], lambda kept: kept[0], False),
+    "tuple": (lambda y: (y, 2), lambda kept: kept[0], True),
+    "list in a tuple": (lambda y: ([y], 2), lambda kept: kept[0][0], False),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_containers_from_a_reentrant_checkpoint_have_gradients_where_torch_gives_them(name: str):
+    made, taken, has_gradients = CONTAINERS[name]
+    model, example = training(ContainerUnderReentrance(made, taken)), batch()
+    plain = plain_step(model, example)
+    assert ("block.weight" in plain[1]) == has_gradients
     assert_same_step(plain, stages_step(model, capture_model(model, example), example), 1e-12)
 
 

@@ -74,6 +74,32 @@ def no_gradient_reentrant() -> nn.Module:
     return _Unneeded(lambda blocks, x: _each(blocks, x, use_reentrant=True))
 
 
+def _each_in_a(
+    pack: Callable[[torch.Tensor], Any], unpack: Callable[[Any], torch.Tensor]
+) -> Callable[[nn.Sequential, torch.Tensor], torch.Tensor]:
+    """Each block is under a reentrant checkpoint, and `pack` puts its result into a container."""
+
+    def packed(block: nn.Module, x: torch.Tensor) -> Any:
+        return pack(block(x))
+
+    def run(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+        for block in blocks:
+            made = checkpoint(packed, block, x, use_reentrant=True)
+            x = (unpack(made) + x) / 2
+        return x
+
+    return run
+
+
+def dict_reentrant() -> nn.Module:
+    """Torch gives gradients to no tensor in a dictionary."""
+    return Body(_each_in_a(lambda y: {"y": y}, lambda kept: kept["y"]))
+
+
+def tuple_reentrant() -> nn.Module:
+    return Body(_each_in_a(lambda y: (y, 2), lambda kept: kept[0]))
+
+
 def half_of_them() -> nn.Module:
     """Of two segments, torch leaves the last one alone."""
     in_segments: Any = checkpoint_sequential

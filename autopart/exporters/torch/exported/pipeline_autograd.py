@@ -136,10 +136,19 @@ def _without_checkpoint(function: Callable[..., Any], _preserve: bool, *args: An
     """The results of a function under a reentrant checkpoint. The plan says what runs again.
 
     Torch gives no gradients through such a checkpoint if no tensor among its arguments needs one.
+    Results have gradients if they are a tensor, or tensors in a tuple.
     """
     has_gradient = any(isinstance(x, torch.Tensor) and x.requires_grad for x in args)
     made = function(*args)
-    return made if has_gradient else pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, made)
+    if has_gradient and isinstance(made, torch.Tensor):
+        return made
+    if has_gradient and isinstance(made, tuple):
+        return tuple(x if isinstance(x, torch.Tensor) else _detached(x) for x in made)
+    return _detached(made)
+
+
+def _detached(made: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, made)
 
 
 class _Tensor:

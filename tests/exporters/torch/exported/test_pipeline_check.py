@@ -83,7 +83,16 @@ CHECKPOINTED = [["first", "blocks.0"], ["blocks.1", "blocks.2", "blocks.3", "las
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # the plain model's
 @pytest.mark.parametrize("policies", [{}, {"recompute": ("blocks.1", "blocks.2")}])
-@pytest.mark.parametrize("builder", ["each_block", "each_block_reentrant", "no_gradient_reentrant"])
+@pytest.mark.parametrize(
+    "builder",
+    [
+        "each_block",
+        "each_block_reentrant",
+        "no_gradient_reentrant",
+        "dict_reentrant",
+        "tuple_reentrant",
+    ],
+)
 def test_checkpoints_of_the_model_give_way_to_the_plan(
     builder: str, policies: dict[str, tuple[str, ...]]
 ) -> None:
