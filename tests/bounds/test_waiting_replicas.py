@@ -44,7 +44,7 @@ def random_lists(asked: Problem, rng: random.Random) -> tuple[int, ...]:
     return tuple(min(count, asked.num_microbatches) for count in counts)
 
 
-@pytest.mark.parametrize("seed", seeds(50, 3500))
+@pytest.mark.parametrize("seed", seeds(50, 3500, slow=1000))
 def test_no_partition_is_faster_than_its_replicas_waiting_says(seed: int):
     rng = random.Random(seed)
     drawn = random_problem(rng, branching=rng.random() < 0.2, tight=False)

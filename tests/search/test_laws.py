@@ -62,7 +62,7 @@ def value(plan: Plan) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", LARGER, ids=lambda change: change.__name__)
-@pytest.mark.parametrize("block", seeds(quick=1, total=9))
+@pytest.mark.parametrize("block", seeds(1, 9, slow=3))
 def test_more_of_anything_is_never_worse(change: Change, block: int):
     tried = 0
     for seed in seeds_of(block):
@@ -84,7 +84,7 @@ def test_more_of_anything_is_never_worse(change: Change, block: int):
 
 
 @pytest.mark.parametrize("kind", (*KINDS, "mixtures"))
-@pytest.mark.parametrize("block", seeds(quick=1, total=9))
+@pytest.mark.parametrize("block", seeds(1, 9, slow=3))
 def test_seconds_times_two_give_twice_the_answer_to_the_last_digit(kind: str, block: int):
     for seed in seeds_of(block):
         problem = drawn(kind, 60_000 + seed)
@@ -99,7 +99,7 @@ def test_seconds_times_two_give_twice_the_answer_to_the_last_digit(kind: str, bl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", (*KINDS, "mixtures"))
-@pytest.mark.parametrize("block", seeds(quick=1, total=9))
+@pytest.mark.parametrize("block", seeds(1, 9, slow=3))
 def test_names_and_the_order_of_lists_do_not_matter(kind: str, block: int):
     for seed in seeds_of(block):
         problem = drawn(kind, 70_000 + seed)
@@ -115,7 +115,7 @@ def test_names_and_the_order_of_lists_do_not_matter(kind: str, block: int):
             assert names == {la.name for la in problem.graph.layers}
 
 
-@pytest.mark.parametrize("block", seeds(quick=1, total=9))
+@pytest.mark.parametrize("block", seeds(1, 9, slow=3))
 def test_another_microbatch_size_is_never_worse(block: int):
     for seed in seeds_of(block, 8):
         case = draw_case("sizes", 80_000 + seed)

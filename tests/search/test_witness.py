@@ -17,7 +17,7 @@ from tests.support.witness.plans import random_plans, random_policies, ranks_of_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", seeds(quick=1, total=21))
+@pytest.mark.parametrize("block", seeds(1, 21, slow=8))
 def test_the_witness_and_the_planner_price_each_plan_alike(block: int):
     """Steps and bottlenecks agree within 1e-9, bytes exactly, also on ranks in any order."""
     fitting = 0
@@ -40,7 +40,7 @@ def test_the_witness_and_the_planner_price_each_plan_alike(block: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", seeds(quick=1, total=11))
+@pytest.mark.parametrize("block", seeds(1, 11))
 def test_the_witness_and_the_planner_agree_on_any_policies(block: int):
     """Seconds and bytes of each stage, with policies and a place for optimizer state drawn at random."""
     changed = 0
@@ -75,7 +75,7 @@ def test_gpus_of_one_kind_on_one_node_are_alike(per_node: int, groups: tuple[int
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("block", seeds(quick=1, total=11))
+@pytest.mark.parametrize("block", seeds(1, 11, slow=2))
 def test_no_claim_of_the_planner_is_false(kind: str, block: int):
     """A plan is found where one exists, and no bound lies above the best of all plans.
 
