@@ -158,7 +158,7 @@ def _notes_on_network(probe: Probe, measured: NetworkReadings) -> Iterator[str]:
     rails = rails_of(measured, probe.gpus_per_node)
     if rails < probe.gpus_per_node:
         yield (
-            f"{probe.gpus_per_node} GPUs of a node share {counted(rails, 'rail')}: prices are for all of "
+            f"{counted(probe.gpus_per_node, 'GPU')} of a node share {counted(rails, 'rail')}: prices are for all of "
             "them at once, and a lone group is faster"
         )
 

@@ -113,7 +113,9 @@ def _network_line(network: Network) -> str:
     switch = network.switch_bandwidth
     inside = f"ring {format_bandwidth(network.ring_bandwidth)}"
     if switch is not None:
-        inside += f", switch {format_bandwidth(switch)} from {network.switch_ranks} ranks on"
+        inside += (
+            f", switch {format_bandwidth(switch)} from {counted(network.switch_ranks, 'rank')} on"
+        )
     return (
         f"network of a node: {inside}; {counted(network.rails, 'rail')} of "
         f"{format_bandwidth(network.rail_bandwidth)}, {format_time(network.hop)} per hop, another rail "
