@@ -89,7 +89,7 @@ def assert_equal_to_the_plain_model(result: dict[str, object]) -> None:
         assert 0.0 <= check[kind] <= 1e-5, f"{kind} in {check}"
 
 
-@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("schedule", [pytest.param("gpipe", marks=pytest.mark.long), "1f1b"])
 @pytest.mark.parametrize("name", TINY)
 def test_the_main_job_on_a_built_in_model(
     name: str, schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

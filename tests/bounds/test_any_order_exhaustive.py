@@ -27,7 +27,7 @@ SIZES = [
 ]
 """Stages, ranks and microbatches that are small enough to try all orders."""
 
-QUICK_SEEDS, SEEDS, LARGEST = 3, 20, (3, 3, 2)
+QUICK_SEEDS, SLOW_SEEDS, SEEDS, LARGEST = 3, 10, 20, (3, 3, 2)
 
 LONGEST = (4, (2, 2, 4))
 """The seed and size with the most orders: they take some four minutes."""
@@ -37,7 +37,7 @@ def cases() -> Iterator[object]:
     """Seeds and sizes, marked by their time."""
     for seed, size in itertools.product(range(SEEDS), SIZES):
         marks = () if seed < QUICK_SEEDS and size != LARGEST else pytest.mark.slow
-        if (seed, size) == LONGEST:
+        if (seed, size) == LONGEST or seed >= SLOW_SEEDS:
             marks = pytest.mark.long
         yield pytest.param(seed, size, marks=marks)
 
