@@ -11,6 +11,7 @@ import pytest
 
 from autopart.cli.main import exit_code
 from autopart.zoo.catalogue import zoo_names
+from tests.support.long_tests import long_tests
 from tests.support.places import MODELS
 
 pytestmark = [
@@ -20,7 +21,6 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 
-HUGGING_FACE = ("hf_gpt2", "hf_llama", "hf_bert", "hf_t5")
 TINY = tuple(name for name in zoo_names() if name.endswith("-tiny"))
 
 
@@ -89,7 +89,7 @@ def assert_equal_to_the_plain_model(result: dict[str, object]) -> None:
         assert 0.0 <= check[kind] <= 1e-5, f"{kind} in {check}"
 
 
-@pytest.mark.parametrize("schedule", [pytest.param("gpipe", marks=pytest.mark.long), "1f1b"])
+@pytest.mark.parametrize("schedule", [*long_tests("gpipe"), "1f1b"])
 @pytest.mark.parametrize("name", TINY)
 def test_the_main_job_on_a_built_in_model(
     name: str, schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -106,7 +106,7 @@ def test_the_main_job_at_a_microbatch_size_that_was_scaled(
     assert_equal_to_the_plain_model(result)
 
 
-@pytest.mark.parametrize("name", HUGGING_FACE)
+@pytest.mark.parametrize("name", ["hf_gpt2", *long_tests("hf_llama", "hf_bert"), "hf_t5"])
 def test_the_main_job_on_a_hugging_face_model(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

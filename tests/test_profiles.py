@@ -8,6 +8,7 @@ import pytest
 import autopart
 from autopart.cli.main import exit_code
 from autopart.records.graph_check import check_graph
+from tests.support.long_tests import long_tests
 from tests.support.places import ROOT
 from tests.support.scripts import load_script
 
@@ -49,7 +50,7 @@ def test_the_profiles_page_lists_each_with_its_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["resnet-50", "moe-small"])
+@pytest.mark.parametrize("model", ["resnet-50", *long_tests("moe-small")])
 def test_the_script_writes_the_same_profile_again(model: str, tmp_path: Path) -> None:
     made, there = tmp_path / SCRIPT.file_name(model), FOLDER / SCRIPT.file_name(model)
     assert exit_code(SCRIPT.arguments(model, tmp_path)) == 0

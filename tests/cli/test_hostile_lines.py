@@ -15,8 +15,8 @@ from tests.support.hostile_lines import VERBS, hostile_lines
 from tests.support.hostile_session import Told, fault_of, make_folder, run_lines
 
 LINES = list(hostile_lines())
-EACH = 29
-"""The quick tests run every so-manieth line."""
+EACH = 5
+"""The slow tests run every so-manieth line, the long ones all."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_some_hostile_lines_are_refused_in_one_line(hostile_folder: Path) -> Non
     assert session.codes[1] > 5 and session.codes[2] > 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_hostile_lines_are_refused_in_one_line(hostile_folder: Path) -> None:
     session = run_lines(LINES, hostile_folder)
     assert session.faults == []

@@ -19,6 +19,7 @@ from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
 from tests.runtime.engine.test_placements import V
+from tests.support.long_tests import long_tests
 from tests.support.runtime.on_ranks import run, sent_dtypes
 from tests.support.runtime.orders import backward_first
 from tests.support.runtime.plans import capture, plan_for
@@ -58,7 +59,10 @@ def test_cast_values_travel_in_16_bits(two_ranks: RankPool):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["zoo:gpt2-tiny", "zoo:unet-tiny", "zoo:encdec-tiny", "hf_llama"])
+@pytest.mark.parametrize(
+    "model",
+    ["zoo:gpt2-tiny", *long_tests("zoo:unet-tiny", "zoo:encdec-tiny"), "hf_llama"],
+)
 @pytest.mark.parametrize("backend", ["autopart", "torch"])
 def test_recomputed_layers_and_split_backwards_are_cast_alike(
     two_ranks: RankPool, model: str, backend: str

@@ -7,6 +7,7 @@ import pytest
 
 from autopart.records.run_result import CheckResult
 from autopart.runtime.engine.run_settings import RunSettings
+from tests.support.long_tests import long_tests
 from tests.support.runtime.on_ranks import run
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
@@ -20,9 +21,7 @@ MODELS = [f"zoo:{name}-tiny" for name in ZOO] + [
 ]
 
 ON_FOUR_RANKS = [
-    model
-    if any(name in model for name in ("gpt2", "encdec", "t5"))
-    else pytest.param(model, marks=pytest.mark.long)
+    model if any(name in model for name in ("gpt2", "encdec", "t5")) else long_tests(model)[0]
     for model in MODELS
 ]
 """Four ranks share the cores of the machine: with most models these are long tests."""

@@ -8,6 +8,7 @@ import pytest
 from autopart.records.plan import Plan
 from autopart.records.run_result import RunResult
 from autopart.runtime.engine.run_settings import RunSettings
+from tests.support.long_tests import long_tests
 from tests.support.runtime.on_ranks import run
 from tests.support.runtime.overlapped_sums import sums_of_steps
 from tests.support.runtime.plans import capture, plan_for
@@ -57,7 +58,7 @@ def test_two_replicas_train_as_the_plain_model_and_say_what_was_hidden(two_ranks
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "gpipe"])
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", *long_tests("gpipe")])
 @pytest.mark.parametrize("model", [GPT2, "zoo:encdec-tiny"])
 def test_split_backwards_and_tied_weights_train_as_the_plain_model(
     four_ranks: RankPool, schedule: str, model: str
