@@ -60,6 +60,9 @@ that it does not need), demands that it keeps anyway, optimizers with equal byte
 sizes, which may be higher.
 """
 
+SLOW_KINDS = ("orders of their own under a memory limit",)
+"""Some alterations of these plans take seconds."""
+
 SECONDS = 1.0
 """Time for each search; most need some milliseconds, and own orders as much as they get."""
 
@@ -116,7 +119,10 @@ def test_a_plan_of_every_kind_passes_as_it_is(kind: str):
     assert [check for check in verify(plan, profiles) if not check.passed] == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW_KINDS else ()) for kind in KINDS],
+)
 def test_some_alterations_are_refused_or_harmless(kind: str):
     plan, profiles = plan_of_kind(kind)
     cases = list(alterations(json.loads(encode(plan))))

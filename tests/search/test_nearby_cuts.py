@@ -51,7 +51,7 @@ def best_step(graph: LayerGraph, plan: Plan) -> float:
     )
 
 
-@pytest.mark.parametrize("seed", seeds(2, 12))
+@pytest.mark.parametrize("seed", seeds(1, 12))
 def test_the_best_of_all_cuts_is_nearly_found(seed: int):
     graph = branches(seed)
 

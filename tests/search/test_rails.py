@@ -25,7 +25,7 @@ def machine(off_rail: float) -> Cluster:
     return msgspec.structs.replace(cluster, network=network, inter_node=across)
 
 
-@pytest.mark.parametrize("stages", [4, 8])
+@pytest.mark.parametrize("stages", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_sends_off_their_rail_cost_nothing_where_every_rank_finds_its_rail(stages: int) -> None:
     profile: Profile = sample_profile()
     plans = [
