@@ -21,7 +21,9 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 
-TINY = tuple(name for name in zoo_names() if name.endswith("-tiny"))
+TINY = [name for name in zoo_names() if name.endswith("-tiny")]
+OFTEN = ("gpt2-tiny", "encdec-tiny", "moe-tiny")
+"""Models of the slow tests; the others are in the long ones."""
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
@@ -90,7 +92,7 @@ def assert_equal_to_the_plain_model(result: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("schedule", [*long_tests("gpipe"), "1f1b"])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*OFTEN, *long_tests(*(n for n in TINY if n not in OFTEN))])
 def test_the_main_job_on_a_built_in_model(
     name: str, schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,7 +108,7 @@ def test_the_main_job_at_a_microbatch_size_that_was_scaled(
     assert_equal_to_the_plain_model(result)
 
 
-@pytest.mark.parametrize("name", ["hf_gpt2", *long_tests("hf_llama", "hf_bert"), "hf_t5"])
+@pytest.mark.parametrize("name", [*long_tests("hf_gpt2", "hf_llama", "hf_bert"), "hf_t5"])
 def test_the_main_job_on_a_hugging_face_model(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

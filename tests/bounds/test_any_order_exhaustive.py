@@ -27,7 +27,7 @@ SIZES = [
 ]
 """Stages, ranks and microbatches that are small enough to try all orders."""
 
-QUICK_SEEDS, SLOW_SEEDS, SEEDS, LARGEST = 3, 10, 20, (3, 3, 2)
+QUICK_SEEDS, SLOW_SEEDS, SEEDS, LARGEST = 3, 6, 20, (3, 3, 2)
 
 LONGEST = (4, (2, 2, 4))
 """The seed and size with the most orders: they take some four minutes."""

@@ -15,15 +15,16 @@ TABLES = {
     "tests.support.tried.hostile_control": hostile_control.MODELS,
     "tests.support.tried.hostile_structure": hostile_structure.MODELS,
 }
-QUICK = {"straight_through", "nan_loss"}
+EACH = 2
+"""Every so-manieth model is a slow test, the others are long ones."""
 
 
 def entries() -> list[object]:
-    """Every entry's table and name; all but a few are slow."""
+    """Every entry's table and name, with its mark."""
     return [
-        pytest.param(table, name, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        pytest.param(table, name, id=name, marks=pytest.mark.long if number % EACH else ())
         for table, models in TABLES.items()
-        for name in models
+        for number, name in enumerate(models)
     ]
 
 

@@ -209,7 +209,7 @@ def test_two_levels_are_never_worse_than_pipedream():
         check_against(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_data
 def test_nasnet_which_pipedream_cannot_finish_has_a_plan_near_its_bound():
     graph = import_profile("pipedream", profile_file("nasnetamobile")).graph

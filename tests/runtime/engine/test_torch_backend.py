@@ -111,7 +111,7 @@ def called(of: Plan, name: str) -> Plan:
     return msgspec.structs.replace(of, schedule=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMED)
 def test_every_schedule_that_torch_has_trains_as_our_loop_on_four_ranks(
     four_ranks: RankPool, name: str

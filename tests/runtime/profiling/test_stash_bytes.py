@@ -19,6 +19,7 @@ from autopart.records.profile import Profile
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.profiling.profiler import profile_model
 from autopart.schedules.catalogue import KINDS, make_schedule
+from tests.support.long_tests import long_tests
 from tests.support.pictures import place_stages
 from tests.support.places import MODELS
 from tests.support.runtime.on_ranks import run
@@ -129,7 +130,7 @@ def test_stages_of_every_example_keep_the_predicted_bytes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("model", HUGGING_FACE)
+@pytest.mark.parametrize("model", [*long_tests(*HUGGING_FACE[:-1]), HUGGING_FACE[-1]])
 def test_stages_of_hugging_face_models_keep_the_predicted_bytes(
     two_ranks: RankPool, model: str, policy: str
 ):
