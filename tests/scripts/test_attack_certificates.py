@@ -4,8 +4,12 @@ import json
 
 import pytest
 
+from autopart.errors import NoPlanFound
+from autopart.search.planner import solve
 from tests.support.scripts import load_script
-from tests.support.witness.claims import Verdict
+from tests.support.witness import claims
+from tests.support.witness.cases import draw_case
+from tests.support.witness.claims import Verdict, judge
 
 
 @pytest.fixture
@@ -29,3 +33,19 @@ def test_a_broken_claim_is_printed_and_its_problem_is_written(
     assert json.loads(capsys.readouterr().out.splitlines()[0])["broken"] == "a lie"
     written = json.loads((tmp_path / "nodes-7.json").read_text())
     assert written["seed"] == 7 and written["problems"][0]["num_microbatches"] >= 1
+
+
+@pytest.mark.parametrize(("enough", "broken"), [(200.0, 0), (2000.0, 1)])
+def test_a_solve_that_is_out_of_time_has_ten_times_the_limit(monkeypatch, enough, broken):
+    limits: list[float] = []
+
+    def starved(*given, time_limit: float, **words):
+        limits.append(time_limit)
+        if time_limit < enough:
+            raise NoPlanFound("out of time")
+        return solve(*given, time_limit=time_limit, **words)
+
+    monkeypatch.setattr(claims, "solve", starved)
+    verdict = judge(draw_case("one node", 2))
+    assert limits == [20.0, 200.0]
+    assert len(verdict.broken) == broken and (verdict.plan is None) == broken
