@@ -17,6 +17,13 @@ from autopart.errors import AutopartError, ProfileError
 from autopart.records.graph_check import check_graph
 from autopart.records.layer_graph import Layer, LayerGraph, Recompute, SplitBackward
 from autopart.records.profile import Profile, profile_hash
+from autopart.records.tensor_variants import (
+    Collective,
+    LayerCollectives,
+    TensorVariant,
+    check_variants,
+    degrees_listed,
+)
 from autopart.text import counted
 
 MOST_SAMPLES = 2**31
@@ -154,6 +161,7 @@ def _difference(one: Profile, other: Profile) -> str | None:
         ("method", one.method, other.method),
         ("number of parameters", one.source.num_params, other.source.num_params),
         ("number of layers", len(one.graph.layers), len(other.graph.layers)),
+        ("list of tensor degrees", degrees_listed(one.variants), degrees_listed(other.variants)),
     ]
     for subject, mine, theirs in named:
         if mine != theirs:
@@ -201,11 +209,15 @@ def scale_profile(profile: Profile, microbatch_size: int) -> Profile:
         f"scaled from microbatches of {profile.microbatch_size} to {microbatch_size}: {ASSUMPTION}"
     )
     graph = _scaled(profile.graph, share)
-    check_graph(graph, f"microbatches of {microbatch_size}")
+    variants = tuple(_scaled_variant(variant, share) for variant in profile.variants)
+    where = f"microbatches of {microbatch_size}"
+    check_graph(graph, where)
+    check_variants(graph, variants, where)
     return msgspec.structs.replace(
         profile,
         microbatch_size=microbatch_size,
         graph=graph,
+        variants=variants,
         whole=None,
         warnings=(*profile.warnings, scaled),
     )
@@ -228,6 +240,24 @@ def _scaled(graph: LayerGraph, share: float) -> LayerGraph:
         values=tuple(values),
         inputs=tuple(inputs),
     )
+
+
+def _scaled_variant(variant: TensorVariant, share: float) -> TensorVariant:
+    """The variant with `share` times the samples. Collectives once per step sum gradients, and do not change."""
+    scaled = tuple(
+        LayerCollectives(
+            layer=own.layer,
+            collectives=tuple(_scaled_collective(one, share) for one in own.collectives),
+        )
+        for own in variant.collectives
+    )
+    return msgspec.structs.replace(variant, graph=_scaled(variant.graph, share), collectives=scaled)
+
+
+def _scaled_collective(one: Collective, share: float) -> Collective:
+    if one.phase == "step":
+        return one
+    return msgspec.structs.replace(one, bytes=_scaled_bytes(one.bytes, share))
 
 
 def _scaled_layer(layer: Layer, share: float) -> Layer:

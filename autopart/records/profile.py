@@ -14,11 +14,12 @@ from autopart.errors import ProfileError
 from autopart.records.files import content_hash, decode, encode, read_file, write_record
 from autopart.records.graph_check import check_graph
 from autopart.records.layer_graph import LayerGraph
+from autopart.records.tensor_variants import TensorVariant, check_variants
 from autopart.records.upgrades import profile_as_1
 from autopart.units import Bytes, Count, PositiveCount, Seconds
 
 FORMAT = "autopart-profile"
-VERSION = 2
+VERSION = 3
 
 MAX_SPREAD = 0.10
 """Interquartile range divided by median step time, above which more rounds are measured."""
@@ -71,7 +72,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One model's seconds and bytes, layer by layer, for one microbatch on one device."""
 
     format: Literal["autopart-profile"] = FORMAT
-    version: Literal[2] = VERSION
+    version: Literal[3] = VERSION
     method: Literal["measured", "analytic", "imported"]
     """How the profile was made: measured, computed from a datasheet, or imported from a file."""
     source: Source
@@ -90,6 +91,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Measured rounds; times are their medians."""
     graph: LayerGraph
     """The layers and the values between them."""
+    variants: tuple[TensorVariant, ...] = ()
+    """The layers as one of t ranks runs them, for each tensor degree that was profiled; 1 is `graph` itself."""
     whole: WholeModel | None = None
     """The whole model measured at once; null where the profile was not measured, or was scaled."""
     warnings: tuple[str, ...] = ()
@@ -112,19 +115,19 @@ def stash_error(whole: WholeModel) -> float:
 def load_profile(path: Path | str) -> Profile:
     """Read a profile file; raises FileError, or ProfileError where it contradicts itself."""
     profile = read_file(Path(path), Profile, FORMAT, VERSION)
-    check_graph(profile.graph, where=str(path))
+    _check(profile, where=str(path))
     return profile
 
 
 def check_profile(profile: Profile, where: str) -> None:
     """Raise FileError where a profile made in Python could not be read from a file."""
-    check_graph(profile.graph, where)
+    _check(profile, where)
     decode(encode(profile), Profile, FORMAT, VERSION, where=f"{where}: as a profile")
 
 
 def save_profile(profile: Profile, path: Path | str) -> None:
     """Write a profile file, whole or not at all; raises ProfileError where it contradicts itself."""
-    check_graph(profile.graph, where=str(path))
+    _check(profile, where=str(path))
     write_record(Path(path), profile, FORMAT, VERSION)
 
 
@@ -166,12 +169,18 @@ def newest_profile(folder: Path) -> NewestProfile:
 def profile_hash(profile: Profile) -> str:
     """The hash by which a plan names its profile.
 
-    It covers the profile in version 1's words. So a version 1 file, and the same profile saved in a
-    later version, have one hash, and older plans keep matching. Whole numbers in place of floats do
+    It covers the profile in version 1's words, and tensor variants where there are some. So a version 1 file, and
+    the same profile saved in a later version, have one hash, and older plans keep matching. Whole numbers in place of floats do
     not count: a profile made in Python has the hash that its file will have.
     """
     as_in_a_file = msgspec.json.decode(msgspec.json.encode(profile), type=Profile)
     return content_hash(profile_as_1(msgspec.to_builtins(as_in_a_file)))
+
+
+def _check(profile: Profile, where: str) -> None:
+    """Raise ProfileError where the profile contradicts itself."""
+    check_graph(profile.graph, where)
+    check_variants(profile.graph, profile.variants, where)
 
 
 def _is_profile(path: Path) -> bool:

@@ -20,9 +20,15 @@ def profile_from_1(profile: Tree) -> Tree:
     return _layers_renamed(profile, SPLIT_BACKWARD_IN_1, SPLIT_BACKWARD) | {"version": 2}
 
 
+def profile_from_2(profile: Tree) -> Tree:
+    """A version 2 profile in version 3, which may have tensor variants."""
+    return profile | {"version": 3}
+
+
 def profile_as_1(profile: Tree) -> Tree:
-    """A version 2 profile in version 1, the reverse of `profile_from_1`."""
-    return _layers_renamed(profile, SPLIT_BACKWARD, SPLIT_BACKWARD_IN_1) | {"version": 1}
+    """A version 3 profile in version 1, the reverse of the upgrades. Tensor variants stay, where it has some."""
+    own = {key: profile[key] for key in profile if key != "variants" or profile[key]}
+    return _layers_renamed(own, SPLIT_BACKWARD, SPLIT_BACKWARD_IN_1) | {"version": 1}
 
 
 def plan_from_2(plan: Tree) -> Tree:
@@ -36,6 +42,7 @@ def plan_from_2(plan: Tree) -> Tree:
 
 UPGRADES: dict[tuple[str, int], Callable[[Tree], Tree]] = {
     ("autopart-profile", 1): profile_from_1,
+    ("autopart-profile", 2): profile_from_2,
     ("autopart-plan", 2): plan_from_2,
 }
 """For each format and older version, the function that gives the next version."""

@@ -1,0 +1,147 @@
+"""A model's layers as one of t ranks runs them: tensor variants in a profile.
+
+With tensor degree t, a tensor group of t GPUs runs each layer together. Every rank of the group has its shard of
+the weights. A variant has the seconds and bytes of one such rank, without collectives. The collectives are listed
+beside the layers, because their seconds depend on the cluster. docs/tensor-parallel.md has the formulas.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+
+from autopart.errors import ProfileError
+from autopart.records.graph_check import check_graph
+from autopart.records.layer_graph import LayerGraph, positions
+from autopart.text import counted
+from autopart.units import MOST_BYTES, Bytes
+
+MOST_DEGREE = 4096
+"""The largest tensor degree that a file may have."""
+
+Degree = Annotated[int, msgspec.Meta(ge=2, le=MOST_DEGREE)]
+Phase = Literal["forward", "input_grad", "weight_grad", "step"]
+
+
+class Collective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One collective of a layer among the ranks of its tensor group."""
+
+    kind: Literal["all_reduce", "all_gather", "reduce_scatter"]
+    """The collective."""
+    bytes: Bytes
+    """Bytes of the whole tensor, before a reduce-scatter or behind an all-gather."""
+    phase: Phase
+    """The part of the layer that it belongs to. "step" runs once per batch, the others per microbatch."""
+    beneath: Literal["weight_grad"] | None = None
+    """The work that hides it: the layer's W, beside which a collective of I may run; null where none does."""
+    recomputed: bool = False
+    """Whether a collective of the forward runs again where the layer is recomputed as a whole."""
+
+
+class LayerCollectives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The collectives of one layer."""
+
+    layer: str
+    """The layer's name."""
+    collectives: tuple[Collective, ...]
+    """Its collectives, in the order in which they run."""
+
+
+class TensorVariant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The layers as one of `degree` ranks runs them."""
+
+    degree: Degree
+    """The tensor degree t: GPUs that run each layer together."""
+    sequence_parallel: bool
+    """Whether ranks also split the sequence where layers need no whole tensors."""
+    graph: LayerGraph
+    """The profile's layers and values with the seconds and bytes of one rank, without collectives.
+
+    A value's bytes are the bytes that one rank sends: 1/t where the sequence is split."""
+    collectives: tuple[LayerCollectives, ...] = ()
+    """The collectives of each layer that has some."""
+
+
+def variant_name(variant: TensorVariant) -> str:
+    """A variant in words, such as "tensor degree 4 with sequence parallelism"."""
+    return degree_name(variant.degree, sequence_parallel=variant.sequence_parallel)
+
+
+def degree_name(degree: int, *, sequence_parallel: bool) -> str:
+    """A tensor degree in words, with sequence parallelism or without."""
+    return f"tensor degree {degree}" + " with sequence parallelism" * sequence_parallel
+
+
+def degrees_listed(variants: Sequence[TensorVariant]) -> str:
+    """The tensor degrees that a profile has, such as "1, 2, 2 with sequence parallelism"."""
+    own = sorted((variant.degree, variant.sequence_parallel) for variant in variants)
+    return ", ".join(["1", *(f"{t}" + " with sequence parallelism" * split for t, split in own)])
+
+
+def check_variants(graph: LayerGraph, variants: Sequence[TensorVariant], where: str) -> None:
+    """Raise ProfileError, with the place, where a variant contradicts the profile's graph or itself.
+
+    A variant has the graph's layers, values, inputs and tied parameters, in its order. No degree stands twice with
+    the same word on sequence parallelism.
+    """
+    seen: set[tuple[int, bool]] = set()
+    for variant in variants:
+        place = f"{where}: {variant_name(variant)}"
+        key = (variant.degree, variant.sequence_parallel)
+        if key in seen:
+            raise ProfileError(f"{place} stands twice")
+        seen.add(key)
+        check_graph(variant.graph, place)
+        _check_same_items(graph, variant.graph, place)
+        _check_collectives(variant, place)
+
+
+def _check_same_items(graph: LayerGraph, own: LayerGraph, where: str) -> None:
+    """Raise ProfileError unless a variant's graph has the items of the profile's, in the same order."""
+    for kind, theirs, mine in zip(_KINDS, _items(graph), _items(own), strict=True):
+        if len(mine) != len(theirs):
+            raise ProfileError(
+                f"{where}: it has {counted(len(mine), kind)}, the profile {len(theirs)}"
+            )
+        for at, (said, given) in enumerate(zip(mine, theirs, strict=True)):
+            if said[0] != given[0]:
+                raise ProfileError(
+                    f"{where}: {kind} {at} is '{said[0]}', in the profile '{given[0]}'"
+                )
+            if said != given:
+                raise ProfileError(
+                    f"{where}: {kind} '{said[0]}' has another kind or other connections in the profile"
+                )
+
+
+_KINDS = ("layer", "value", "input", "tied parameter")
+
+
+def _items(graph: LayerGraph) -> Iterator[list[tuple[object, ...]]]:
+    """The graph's items of each kind, each as its name and its connections."""
+    yield [(layer.name, layer.kind) for layer in graph.layers]
+    yield [(v.name, v.producer, v.consumers, v.has_gradient) for v in graph.values]
+    yield [(one.name, one.consumers) for one in graph.inputs]
+    yield [(one.name, one.layers) for one in graph.tied]
+
+
+def _check_collectives(variant: TensorVariant, where: str) -> None:
+    """Raise ProfileError where collectives name another layer, contradict themselves or are absurd."""
+    known, seen = positions(variant.graph), set[str]()
+    for own in variant.collectives:
+        if own.layer not in known:
+            raise ProfileError(f"{where}: collectives name an unknown layer '{own.layer}'")
+        if own.layer in seen:
+            raise ProfileError(f"{where}: layer '{own.layer}' has two lists of collectives")
+        seen.add(own.layer)
+        for at, one in enumerate(own.collectives):
+            place = f"{where}: collective {at} of layer '{own.layer}'"
+            if one.beneath is not None and one.phase != "input_grad":
+                raise ProfileError(f"{place} is hidden beneath W, but belongs to {one.phase}")
+            if one.recomputed and one.phase != "forward":
+                raise ProfileError(f"{place} is recomputed, but belongs to {one.phase}")
+    total = sum(one.bytes for own in variant.collectives for one in own.collectives)
+    if total > MOST_BYTES:
+        raise ProfileError(
+            f"{where}: its collectives have {total} bytes in all; at most {MOST_BYTES} are planned for"
+        )

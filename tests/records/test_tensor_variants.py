@@ -1,0 +1,132 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from autopart.errors import FileError, ProfileError
+from autopart.records.files import encode
+from autopart.records.layer_graph import LayerGraph
+from autopart.records.microbatch_sizes import check_same_model, scale_profile
+from autopart.records.profile import Profile, load_profile, profile_hash, save_profile
+from autopart.records.tensor_variants import (
+    Collective,
+    LayerCollectives,
+    TensorVariant,
+    check_variants,
+)
+from tests.support.problems import chain_graph, layer, profile
+
+WHOLE = chain_graph(layer("a", stash_bytes=8), layer("b"))
+SHARD = chain_graph(layer("a", stash_bytes=4), layer("b", forward_time=0.5))
+SUM = Collective(kind="all_reduce", bytes=100, phase="forward", recomputed=True)
+NORMS = Collective(kind="all_reduce", bytes=6, phase="step")
+
+
+def variant(**changed: Any) -> TensorVariant:
+    own: dict[str, Any] = {
+        "degree": 2,
+        "sequence_parallel": False,
+        "graph": SHARD,
+        "collectives": (LayerCollectives(layer="a", collectives=(SUM, NORMS)),),
+    }
+    return TensorVariant(**(own | changed))
+
+
+def with_variants(*variants: TensorVariant) -> Profile:
+    return msgspec.structs.replace(profile(WHOLE), variants=variants)
+
+
+def of(**changed: Any) -> tuple[LayerCollectives, ...]:
+    own: dict[str, Any] = {"kind": "all_reduce", "bytes": 1, "phase": "forward"}
+    one = Collective(**(own | changed))
+    return (LayerCollectives(layer="a", collectives=(one,)),)
+
+
+def test_a_profile_with_variants_survives_its_file(tmp_path: Path):
+    made = with_variants(variant(), variant(sequence_parallel=True), variant(degree=4))
+    save_profile(made, tmp_path / "profile.json")
+    assert load_profile(tmp_path / "profile.json") == made
+
+
+def test_a_profile_of_version_2_loads_without_variants_and_keeps_its_hash(tmp_path: Path):
+    tree = json.loads(encode(profile(WHOLE))) | {"version": 2}
+    del tree["variants"]
+    (tmp_path / "profile.json").write_text(json.dumps(tree))
+    loaded = load_profile(tmp_path / "profile.json")
+    assert loaded == profile(WHOLE)
+    assert profile_hash(loaded) == profile_hash(profile(WHOLE))
+
+
+def test_the_hash_covers_each_variant():
+    hashes = {
+        profile_hash(one)
+        for one in (
+            with_variants(),
+            with_variants(variant()),
+            with_variants(variant(collectives=())),
+            with_variants(variant(), variant(degree=4)),
+        )
+    }
+    assert len(hashes) == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"graph": chain_graph(layer("a"))}, "it has 1 layer, the profile 2"),
+        ({"graph": chain_graph(layer("a"), layer("c"))}, "layer 1 is 'c', in the profile 'b'"),
+        (
+            {"graph": chain_graph(msgspec.structs.replace(layer("a"), kind="loss"), layer("b"))},
+            "layer 'a' has another kind or other connections in the profile",
+        ),
+        ({"graph": LayerGraph(layers=SHARD.layers)}, "it has 0 values, the profile 1"),
+        (
+            {"graph": LayerGraph(layers=SHARD.layers[::-1])},
+            "layer 0 is 'b', in the profile 'a'",
+        ),
+        ({"collectives": of() + of()}, "layer 'a' has two lists of collectives"),
+        (
+            {"collectives": (LayerCollectives(layer="x", collectives=()),)},
+            "collectives name an unknown layer 'x'",
+        ),
+        ({"collectives": of(beneath="weight_grad")}, "beneath W, but belongs to forward"),
+        ({"collectives": of(phase="step", recomputed=True)}, "recomputed, but belongs to step"),
+        ({"graph": chain_graph(layer("a"), layer("b", grad_bytes=9))}, "layer 'b' has 9 bytes of"),
+    ],
+)
+def test_a_variant_that_contradicts_itself_or_its_profile_is_refused(
+    changed: dict[str, Any], message: str
+):
+    with pytest.raises(ProfileError, match=rf"^p.json: tensor degree 2: .*{message}"):
+        check_variants(WHOLE, [variant(**changed)], "p.json")
+
+
+def test_a_degree_stands_once_with_each_word_on_sequence_parallelism(tmp_path: Path):
+    save_profile(with_variants(variant(), variant(sequence_parallel=True)), tmp_path / "p.json")
+    with pytest.raises(
+        ProfileError, match="tensor degree 2 with sequence parallelism stands twice"
+    ):
+        save_profile(with_variants(*[variant(sequence_parallel=True)] * 2), tmp_path / "p.json")
+
+
+def test_a_degree_of_1_is_refused_with_its_place(tmp_path: Path):
+    path = tmp_path / "profile.json"
+    text = encode(with_variants(variant())).decode()
+    path.write_text(text.replace('"degree": 2', '"degree": 1'))
+    with pytest.raises(FileError, match=r">= 2 - at `\$.variants\[0\].degree`"):
+        load_profile(path)
+
+
+def test_a_variant_is_scaled_with_its_profile_but_for_collectives_once_per_step():
+    scaled = scale_profile(with_variants(variant()), 3 * profile(WHOLE).microbatch_size)
+    (own,) = scaled.variants
+    assert own.graph == scale_profile(profile(SHARD), scaled.microbatch_size).graph
+    assert [one.bytes for one in own.collectives[0].collectives] == [300, 6]
+
+
+def test_profiles_with_different_degrees_do_not_belong_together():
+    other = msgspec.structs.replace(with_variants(variant()), microbatch_size=7)
+    with pytest.raises(ProfileError, match="list of tensor degrees is 1 and 1, 2"):
+        check_same_model([profile(WHOLE), other])
