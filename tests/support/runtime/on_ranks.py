@@ -14,7 +14,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_sc
 from autopart.errors import AutopartError, RunError
 from autopart.records.plan import Plan
 from autopart.records.run_result import CheckResult, RunResult
-from autopart.runtime.capture.capture import batch_leaves, capture_model
+from autopart.runtime.capture.capture import batch_leaves
 from autopart.runtime.capture.stage_modules import StageProgram, TensorMeta, split_stages
 from autopart.runtime.checking import check as checks
 from autopart.runtime.checking.reference_run import Reference
@@ -32,6 +32,7 @@ from autopart.runtime.models.model_file import load_model
 from autopart.runtime.update.gradient_sum import GradientSum, Holders
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.runtime.update.zero_shards import ZeroSharding
+from tests.support.runtime.captured_once import captured_once
 
 Gradients = dict[str, torch.Tensor]
 
@@ -171,7 +172,7 @@ def ours_and_torchs(rank: int, plan: Plan, name: str = "1F1B") -> tuple[Gradient
     batches = [
         example_batch(source, plan.microbatch_size, dtype=dtype, seed=m) for m in range(count)
     ]
-    captured = capture_model(build_training_model(source, dtype=dtype), batches[0])
+    captured = captured_once(build_training_model(source, dtype=dtype), batches[0])
     leaves = [batch_leaves(captured, batch) for batch in batches]
 
     def programs() -> tuple[StageProgram, ...]:

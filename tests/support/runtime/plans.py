@@ -10,18 +10,19 @@ from autopart.records.plan import Certificate, Origin, Plan, Stage, orders_of
 from autopart.records.prediction import Prediction, StagePrediction
 from autopart.records.problem import Demands
 from autopart.records.training import make_training
-from autopart.runtime.capture.capture import Captured, capture_model
+from autopart.runtime.capture.capture import Captured
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
 from autopart.schedules.actions import Schedule
 from autopart.schedules.catalogue import make_schedule
 from tests.support.problems import memory_use
+from tests.support.runtime.captured_once import captured_once
 
 
 def capture(model: str, microbatch_size: int = 2, dtype: str = "float32") -> Captured:
     source = load_model(model)
     batch = example_batch(source, microbatch_size, dtype=dtype)
-    return capture_model(build_training_model(source, dtype=dtype), batch)
+    return captured_once(build_training_model(source, dtype=dtype), batch)
 
 
 class PlanKeywords(TypedDict, total=False):

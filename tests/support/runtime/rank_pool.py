@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import distributed
 
+from autopart.runtime.engine import pipeline
+from autopart.runtime.job import training
 from autopart.runtime.models.host_generators import HostGenerators
+from tests.support.runtime.captured_once import captured_for_plan
 
 START_SECONDS = 200.0
 CALL_SECONDS = 200.0
@@ -90,6 +93,7 @@ class RankPool:
 
 def _serve(pipe: Connection, rank: int, num_ranks: int, port: int) -> None:
     torch.set_num_threads(1)
+    training.capture_for_plan = pipeline.capture_for_plan = captured_for_plan
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store = distributed.TCPStore("127.0.0.1", port, None, is_master=False)
     distributed.init_process_group(
