@@ -28,9 +28,11 @@ from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import one_in_flight
 from autopart.cost.memory import memory, total
 from autopart.cost.on_ranks import on_replicas
-from autopart.cost.stage_syncs import RULES, time_after_backward
+from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links, traffic_times
+from autopart.cost.sync_rules import RULES
 from autopart.cost.syncs import sync_price
+from autopart.cost.tied_syncs import without_shared_ties
 from autopart.records.cluster import slowest_speed, smallest_memory
 from autopart.records.layouts import Layout, StageRanks, own_microbatches
 from autopart.records.problem import Problem
@@ -108,12 +110,15 @@ class PathBounds:
         stash = cuts.totals.stash_bytes
         if self.split:
             stash = np.minimum(stash, cuts.totals.waiting_bytes)
+        unshared = without_shared_ties(problem, cuts, totals)
         shown = (
             totals.forward_time + o,
             totals.backward_time - weights + o,
             weights,
             totals.update_time,
-            time_after_backward(problem, totals, price, len(ranks), stage=stage, split=self.split),
+            time_after_backward(
+                problem, unshared, price, len(ranks), stage=stage, split=self.split
+            ),
             stash,
             total(use) - moving,
             use.workspace,

@@ -38,15 +38,9 @@ import numpy.typing as npt
 from autopart.bounds.microbatch_path import Mask
 from autopart.cost.collectives import Fastest
 from autopart.cost.links import link_across, send_time
-from autopart.cost.stage_syncs import RULES
 from autopart.cost.stage_totals import layer_sizes
-from autopart.cost.syncs import (
-    all_reduce_time,
-    least_sync_price,
-    least_tied_price,
-    synced_bytes,
-    update_share,
-)
+from autopart.cost.sync_rules import RULES
+from autopart.cost.syncs import all_reduce_time, least_sync_price, synced_bytes, update_share
 from autopart.downsets import nodes_ahead
 from autopart.records.cluster import Cluster, Link, fastest_speed, num_gpus
 from autopart.records.layer_graph import LayerGraph, edges, is_chain, positions
@@ -219,7 +213,8 @@ def _sync_seconds_per_byte(problem: Problem, replicas: int) -> float:
 
     Where buckets go out during backwards, a larger stage may hide more, so nothing is said.
     """
-    if RULES[problem.training.sync] != RULES["end"]:
+    rule = RULES[problem.training.sync]
+    if rule.sums_early or rule.gathers_early:
         return 0.0
     cluster, counts = problem.cluster, range(replicas, replicas + 1)
     price = least_sync_price(cluster, counts, problem.training)
@@ -237,8 +232,10 @@ def _tied_seconds_per_byte(problem: Problem, replicas: int, in_stage: float) -> 
 
     A ring over more ranks takes longer. On a network, more ranks may be faster.
     """
+    if not RULES[problem.training.sync].ties_once:
+        return in_stage
     counts = range(replicas, max(replicas, num_gpus(problem.cluster)) + 1)
-    price = least_tied_price(problem.cluster, counts)
+    price = least_sync_price(problem.cluster, counts, problem.training)
     if not isinstance(price, Fastest):
         return in_stage
     return min(in_stage, *(piece.per_byte for piece in price.pieces))

@@ -21,6 +21,7 @@ from autopart.cost.on_ranks import on_ranks
 from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links
 from autopart.cost.syncs import sync_price
+from autopart.cost.tied_syncs import without_shared_ties
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
 from autopart.stopping.time_limit import check_time
@@ -71,6 +72,7 @@ def _stage_bound(
     def end(at: int) -> Matrix:
         # Syncs of tied parameters come on top and are left out.
         own, ranks = on_ranks(cuts.totals, problem, layout, at), layout.stage_ranks[at]
+        own = without_shared_ties(problem, cuts, own)
         price = sync_price(problem.cluster, ranks, problem.training)
         return time_after_backward(problem, own, price, len(ranks), stage=at, split=split)
 

@@ -37,7 +37,6 @@ largest bound of a stage. A partition that beats a value has only stages with bo
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,20 +45,18 @@ from autopart.activations.best_totals import with_best_policies
 from autopart.bounds.any_nodes import OnAnyNodes, on_any_nodes
 from autopart.bounds.microbatch_path import LayoutPaths, Matrix, MicrobatchPath, step_ends
 from autopart.bounds.policy_seconds import PolicySeconds
-from autopart.cost.cuts import Cuts, count_inside
+from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import microbatches_in_flight
 from autopart.cost.on_ranks import on_ranks
 from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links
-from autopart.cost.syncs import (
-    SyncPrice,
-    gradient_bytes,
-    least_tied_price,
-    sync_price,
-    tied_sync_price,
+from autopart.cost.syncs import SyncPrice, sync_price
+from autopart.cost.tied_syncs import (
+    TiedPrice,
+    least_tied_prices,
+    shared_ties,
+    without_shared_ties,
 )
-from autopart.records.cluster import Cluster
-from autopart.records.layer_graph import positions
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
 from autopart.stopping.time_limit import check_time
@@ -188,19 +185,22 @@ class _StagePrices(NamedTuple):
 
     own: SyncPrice
     """The sync among its replicas."""
-    tied: tuple[tuple[SyncPrice, ...], ...]
+    tied: tuple[tuple[TiedPrice, ...], ...]
     """For each tied parameter, prices of which the least bounds its sync."""
 
 
 def _stage_prices(problem: Problem, layout: Layout) -> list[_StagePrices]:
     """The prices of each stage's syncs, which depend on the nodes of its ranks."""
     tied = [len(set(tied.layers)) for tied in problem.graph.tied]
+    cluster, training = problem.cluster, problem.training
     found: list[_StagePrices] = []
     for stage, ranks in enumerate(layout.stage_ranks):
-        own = sync_price(problem.cluster, ranks, problem.training)
+        own = sync_price(cluster, ranks, training)
         others = [other for at, other in enumerate(layout.stage_ranks) if at != stage]
         of_copies = {
-            copies: tuple(dict.fromkeys(_tied_prices(problem.cluster, ranks, others, copies)))
+            copies: tuple(
+                dict.fromkeys(least_tied_prices(cluster, ranks, others, copies, training))
+            )
             for copies in set(tied)
         }
         found.append(_StagePrices(own, tuple(of_copies[copies] for copies in tied)))
@@ -213,29 +213,11 @@ def _sync_and_update(
     """Seconds from a last backward to the rank's end, with all syncs that [i, j] surely joins."""
     totals = on_ranks(with_best_policies(problem, layout, cuts, stage), problem, layout, stage)
     replicas = len(layout.stage_ranks[stage])
-    end: Matrix = time_after_backward(problem, totals, prices.own, replicas, stage=stage)
-    place = positions(problem.graph)
-    for tied, of_tied in zip(problem.graph.tied, prices.tied, strict=True):
-        # Step 1: the fastest sync that joins this stage with others.
-        spots = sorted({place[name] for name in tied.layers})
-        moved = gradient_bytes(tied, problem.training)
-        least = min((one.seconds(moved) for one in of_tied), default=0.0)
-        # Step 2: it counts where the stage has some copies, and some other stage has the rest.
-        inside = count_inside(cuts.ahead, spots)
-        shared = (inside > 0) & (inside < len(spots))
+    unshared = without_shared_ties(problem, cuts, totals)
+    end: Matrix = time_after_backward(problem, unshared, prices.own, replicas, stage=stage)
+    ties = zip(problem.graph.tied, prices.tied, shared_ties(problem, cuts), strict=True)
+    for tied, of_tied, shared in ties:
+        # The fastest sync that joins this stage with others counts where these have some copies.
+        least = min((one.seconds(tied, problem.training) for one in of_tied), default=0.0)
         end = end + shared * least
     return end
-
-
-def _tied_prices(
-    cluster: Cluster, ranks: tuple[int, ...], others: Sequence[tuple[int, ...]], copies: int
-) -> list[SyncPrice]:
-    """Prices of which the least bounds a tied parameter's sync among a stage and some others."""
-    if cluster.network is None or copies == 2:
-        # A ring over more stages takes longer. Two copies are on two stages.
-        return [tied_sync_price(cluster, (*ranks, *other)) for other in others]
-    if not others:
-        return []
-    # On a network, more ranks may be faster. So any number of them is taken, on any nodes.
-    fewest = len(ranks) + min(map(len, others))
-    return [least_tied_price(cluster, range(fewest, len(ranks) + sum(map(len, others)) + 1))]

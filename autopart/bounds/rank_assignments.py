@@ -55,7 +55,9 @@ from autopart.cost.collectives import Fastest
 from autopart.cost.cuts import Cuts
 from autopart.cost.rails import on_own_rails
 from autopart.cost.stage_times import cut_links
-from autopart.cost.syncs import CallPrice, calls_of, sync_price, tied_sync_price
+from autopart.cost.sync_rules import RULES
+from autopart.cost.syncs import CallPrice, calls_of, sync_price
+from autopart.cost.tied_syncs import tied_price
 from autopart.records.layer_graph import LayerGraph, edges, positions
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
@@ -90,7 +92,8 @@ class RankAssignments:
         place = {ranks: at for at, ranks in enumerate(self.places)}
         self._of_stage = [place[ranks] for ranks in layout.stage_ranks]
         self.ordered = links_are_ordered(problem.cluster)
-        self._groups = RankGroups(self.places)
+        once = RULES[problem.training.sync].ties_once
+        self._groups = RankGroups(self.places, ties_by_replica=not once)
         self._differ = bool(problem.cluster.gpus)
         self._matched: dict[Inside, Matching] = {}
 
@@ -207,8 +210,9 @@ class RankAssignments:
             return False
         if self.problem.graph.tied:
             for (own, there), (own_2, there_2) in itertools.combinations(pairs, 2):
-                price = tied_sync_price(real, (*own, *own_2))
-                prices.append((price, tied_sync_price(apart, (*there, *there_2))))
+                price = tied_price(real, (own, own_2), training).price
+                least = tied_price(apart, (there, there_2), training).price
+                prices += zip(calls_of(price), calls_of(least), strict=True)
         return all(
             isinstance(own, Fastest) and isinstance(least, Fastest) and own.is_never_above(least)
             for own, least in prices

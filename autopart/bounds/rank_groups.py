@@ -1,7 +1,8 @@
 """Groups of ranks that share a node, by the links that may lie within one.
 
 A place is a list of ranks, one per replica, with one stage or more. A cut joins two places, replica
-by replica. A sync joins all ranks on one place, and a tied sync all ranks on two places.
+by replica. A sync joins all ranks on one place. A tied sync joins all ranks on two places, or joins
+them replica by replica (autopart/cost/tied_syncs.py).
 """
 
 import math
@@ -43,8 +44,9 @@ class Inside(NamedTuple):
 class RankGroups:
     """The groups among the ranks on some places."""
 
-    def __init__(self, places: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, places: Sequence[tuple[int, ...]], *, ties_by_replica: bool = False) -> None:
         self.places = places
+        self._ties_by_replica = ties_by_replica
         counts = {len(ranks) for ranks in places}
         self._alike = len(counts) == 1 and max(counts) > 2
         """Whether all places have as many replicas, and more than two."""
@@ -84,8 +86,13 @@ class RankGroups:
         for a, b in link.cuts:
             return (counts[a] + counts[b]) // math.gcd(counts[a], counts[b])
         for a, b in link.tied:
-            return counts[a] + counts[b]
+            return 2 if self._by_replica((a, b)) else counts[a] + counts[b]
         return max(counts[at] for at in link.syncs)
+
+    def _by_replica(self, pair: Pair) -> bool:
+        """Whether a tied sync joins two places replica by replica."""
+        alike = len(self.places[pair[0]]) == len(self.places[pair[1]])
+        return self._ties_by_replica and alike
 
     def _joined(self, inside: Inside) -> list[list[tuple[int, int]]]:
         """`_find_joined`; the latest answer is at hand."""
@@ -101,7 +108,11 @@ class RankGroups:
         for at in inside.syncs:
             joined.join([(at, replica) for replica in shown[at]])
         for pair in inside.tied:
-            joined.join([(at, replica) for at in pair for replica in shown[at]])
+            if self._by_replica(pair):
+                for replica in shown[pair[0]]:
+                    joined.join([(at, replica) for at in pair])
+            else:
+                joined.join([(at, replica) for at in pair for replica in shown[at]])
         # Step 2: microbatch m goes from replica m mod r to replica m mod r': equal remainders meet.
         for pair in inside.cuts:
             turns = math.gcd(*(len(shown[at]) for at in pair))

@@ -40,9 +40,11 @@ from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import one_in_flight
 from autopart.cost.memory import memory, total
 from autopart.cost.on_ranks import on_ranks
-from autopart.cost.stage_syncs import RULES, time_after_backward
+from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links
+from autopart.cost.sync_rules import RULES
 from autopart.cost.syncs import sync_price
+from autopart.cost.tied_syncs import without_shared_ties
 from autopart.records.cluster import smallest_memory
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
@@ -198,6 +200,7 @@ class RankLoads:
         """Sync and update for every [i, j]; tied parameters' syncs come on top and are left out."""
         problem, ranks = self.problem, self.layout.stage_ranks[stage]
         totals = on_ranks(self.cuts.totals, problem, self.layout, stage)
+        totals = without_shared_ties(problem, self.cuts, totals)
         price, split = sync_price(problem.cluster, ranks, problem.training), self.split
         return time_after_backward(problem, totals, price, len(ranks), stage=stage, split=split)
 

@@ -40,6 +40,7 @@ from autopart.cost.memory_limits import Limits, stage_fits
 from autopart.cost.on_ranks import on_replicas
 from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.syncs import least_sync_price, update_share
+from autopart.cost.tied_syncs import without_shared_ties
 from autopart.records.cluster import fastest_speed, host_share, num_gpus
 from autopart.records.problem import Problem
 from autopart.schedules.actions import microbatches_per_replica
@@ -130,7 +131,8 @@ class ReplicaBounds:
         busy_f, busy_b = path.busy(sends_overlap=overlap)
         fill, drain = path.fill(sends_overlap=overlap), path.drain(sends_overlap=overlap)
         price = least_sync_price(cluster, range(count, count + 1), training)
-        end = time_after_backward(self.problem, totals, price, count, stage=None)
+        unshared = without_shared_ties(self.problem, self.cuts, totals)
+        end = time_after_backward(self.problem, unshared, price, count, stage=None)
         alone = fill + own * (busy_f + busy_b) + np.maximum(drain + update, end)
         return _Parts(
             alone=np.where(self.may, alone, np.inf),

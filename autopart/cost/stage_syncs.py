@@ -18,6 +18,7 @@ first forwards, bucket by bucket, a stage's first forward starts later by
     wait     = max(tau_g, T_g - f (n - 1) / n)                 after the step's start
 
 Else the gather follows all actions. docs/cost-model.md says what each framework does.
+autopart/cost/tied_syncs.py has the syncs of tied parameters.
 """
 
 from collections.abc import Sequence
@@ -26,15 +27,11 @@ from typing import Any, Generic, NamedTuple
 import numpy as np
 
 from autopart.cost.stage_totals import StageTotals, layer_sizes
-from autopart.cost.syncs import (
-    SyncPrice,
-    gradient_bytes,
-    halves,
-    sync_price,
-    synced_bytes,
-    tied_sync_price,
-)
+from autopart.cost.sync_rules import RULES, Rule
+from autopart.cost.syncs import SyncPrice, gradient_bytes, halves, sync_price, synced_bytes
+from autopart.cost.tied_syncs import all_ranks, tied_price, without_ties
 from autopart.records.cluster import Cluster
+from autopart.records.layer_graph import TiedParameter
 from autopart.records.layouts import Layout
 from autopart.records.prediction import Sync
 from autopart.records.problem import Problem
@@ -49,26 +46,6 @@ MEGATRON_BUCKET_ELEMENTS, MEGATRON_ELEMENTS_PER_REPLICA = 40_000_000, 1_000_000
 """Elements of a bucket in Megatron's first stage: the larger of the first, and replicas times the second."""
 DEEPSPEED_BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's `reduce_bucket_size`."""
-
-
-class Rule(NamedTuple):
-    """What a framework hides."""
-
-    sums_early: bool
-    """Whether buckets go out while a stage's last backward runs, else after all actions."""
-    gathers_early: bool
-    """Whether ZeRO-1's gather runs beside the next step's first forwards."""
-
-
-RULES = {
-    "end": Rule(sums_early=False, gathers_early=False),
-    "overlap": Rule(sums_early=True, gathers_early=False),
-    "megatron": Rule(sums_early=True, gathers_early=True),
-    "ddp": Rule(sums_early=True, gathers_early=False),
-    "fsdp2": Rule(sums_early=False, gathers_early=True),
-    "deepspeed": Rule(sums_early=False, gathers_early=False),
-}
-"""By the word of `--sync`."""
 
 
 class PartSeconds(NamedTuple, Generic[Q]):
@@ -270,24 +247,49 @@ def sync_times(
 ) -> tuple[StageSync[Q], ...]:
     """A step's gradient syncs; `holders` names the stages with a copy, for each tied parameter.
 
-    Those of tied parameters follow all actions of their ranks.
+    They are in the order in which they follow their ranks' actions.
     """
-    # Step 1: each stage over its replicas.
-    syncs = [
-        stage_sync(problem, totals, stage, ranks)
-        for stage, (ranks, totals) in enumerate(zip(layout.stage_ranks, all_totals, strict=True))
-        if len(ranks) > 1
+    rule = RULES[problem.training.sync]
+    # Step 1: each tied parameter that several stages have.
+    ties = [
+        _tied_sync(problem, layout, tied, stages)
+        for tied, stages in zip(problem.graph.tied, holders, strict=True)
     ]
-    # Step 2: each tied parameter over all ranks with a copy.
-    for tied, stages in zip(problem.graph.tied, holders, strict=True):
-        if len(stages) > 1:
-            ranks = tuple(sorted({rank for s in stages for rank in layout.stage_ranks[s]}))
-            if set(ranks) == set(layout.stage_ranks[stages[0]]):
-                continue  # The same ranks have it once, and sync it with their stage.
-            price = tied_sync_price(problem.cluster, ranks)
-            time: Any = price.seconds(gradient_bytes(tied, problem.training))
-            syncs.append(StageSync(tied.name, ranks, time))
-    return tuple(syncs)
+    # Step 2: each stage over its replicas.
+    syncs: list[StageSync[Any]] = []
+    for stage, (ranks, totals) in enumerate(zip(layout.stage_ranks, all_totals, strict=True)):
+        if len(ranks) == 1:
+            continue
+        left_out = [
+            _left_out(rule, stage, stages, tie) for stages, tie in zip(holders, ties, strict=True)
+        ]
+        syncs.append(stage_sync(problem, without_ties(problem, totals, left_out), stage, ranks))
+    # Step 3: their order.
+    tied = [tie for tie in ties if tie is not None]
+    return (*tied, *syncs) if rule.ties_first else (*syncs, *tied)
+
+
+def _tied_sync(
+    problem: Problem, layout: Layout, tied: TiedParameter, stages: tuple[int, ...]
+) -> StageSync[Any] | None:
+    """The sync of one tied parameter; None where there is nothing to sum besides the stages' own syncs."""
+    training = problem.training
+    holders = [layout.stage_ranks[s] for s in stages]
+    ranks = all_ranks(holders)
+    if len(stages) < 2 or len(ranks) < 2:
+        return None
+    rule = RULES[training.sync]
+    if rule.ties_once and not rule.sums_early and set(ranks) == set(holders[0]):
+        return None  # The same ranks have it once, and sum it with their first stage.
+    seconds = tied_price(problem.cluster, holders, training).seconds(tied, training)
+    return StageSync(tied.name, ranks, seconds) if seconds > 0.0 else None
+
+
+def _left_out(rule: Rule, stage: int, stages: tuple[int, ...], tie: StageSync[Any] | None) -> bool:
+    """Whether a stage's own sync leaves a tied parameter out."""
+    if not rule.ties_once or len(stages) < 2 or stage not in stages:
+        return False
+    return tie is not None or stage != stages[0]
 
 
 def _larger(first: Any, second: Any) -> Any:

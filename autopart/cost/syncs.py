@@ -107,8 +107,8 @@ def halves(price: SyncPrice) -> SumAndGather:
     return SumAndGather(half, half)
 
 
-def tied_sync_price(cluster: Cluster, ranks: Sequence[int]) -> CallPrice:
-    """The price of a tied parameter's gradient sync: one all-reduce, with ZeRO-1 too."""
+def all_reduce_price(cluster: Cluster, ranks: Sequence[int]) -> CallPrice:
+    """The price of one all-reduce, with ZeRO-1 too."""
     return _price(cluster, ranks, "all_reduce")
 
 
@@ -132,8 +132,8 @@ def least_sync_price(cluster: Cluster, counts: range, training: Training) -> Syn
     return _of_sync(training, lambda collective: _least(cluster, counts, collective))
 
 
-def least_tied_price(cluster: Cluster, counts: range) -> CallPrice:
-    """A price that no tied parameter's sync among any of `counts` ranks beats, on any nodes."""
+def least_all_reduce_price(cluster: Cluster, counts: range) -> CallPrice:
+    """A price that no all-reduce among any of `counts` ranks beats, on any nodes."""
     return _least(cluster, counts, "all_reduce")
 
 
@@ -188,6 +188,14 @@ def synced_bytes(totals: Trained[Q], training: Training) -> Q:
     summed = gradient_bytes(totals, training)
     # ZeRO-1 sends gradients in one half of the ring steps, and weights in the other.
     return (summed + totals.grad_bytes) / 2 if training.zero1 else summed
+
+
+def sync_seconds(price: SyncPrice, parameters: Trained[Q], training: Training) -> Q:
+    """Seconds of a sync that takes one call, or ZeRO-1's two."""
+    if isinstance(price, SumAndGather):
+        summed = price.sums.seconds(gradient_bytes(parameters, training))
+        return summed + price.gathers.seconds(parameters.grad_bytes)
+    return price.seconds(synced_bytes(parameters, training))
 
 
 def update_share(training: Training, replicas: int) -> int:

@@ -40,7 +40,7 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     recomputes = recomputes_all(stages, _NAME, "--to torchtitan")
     names = rows([*map(_named, stage.units), "model.rotary_emb"] for stage in stages)
     csv = "" if schedule.csv is None else f"    pp_schedule_csv: {CSV_FILE}\n"
-    notes = _notes(shape, schedule)
+    notes = _notes(plan, shape, schedule)
     text = (
         f"{comments(plan, notes)}distributed:\n"
         f"  dp_size: {shape.num_replicas}\n"
@@ -66,12 +66,13 @@ def _refuse_few_microbatches(plan: Plan, shape: Shape) -> None:
         )
 
 
-def _notes(shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]:
+def _notes(plan: Plan, shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]:
     notes = rank_notes(shape)
     if shape.num_replicas > 1:
         notes += (
             f"{_NAME} shards each stage's parameters over its replicas (FSDP): they take less memory "
-            "and more messages than the plan predicts",
+            + ("than" if plan.training.zero1 else "and more messages than")
+            + " the plan predicts",
         )
     if schedule.csv is not None:
         notes += (CSV_NOTE,)

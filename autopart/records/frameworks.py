@@ -27,6 +27,8 @@ class Framework(NamedTuple):
     """The schedules that it runs; None for any orders."""
     sums_in_float32: tuple[str, ...] = ()
     """Weight dtypes whose gradients it sums in float32, unless it is told otherwise."""
+    shards: bool = False
+    """Whether replicas always share a stage's optimizer state, as with ZeRO-1."""
 
 
 def _whole() -> tuple[str, ...]:
@@ -45,7 +47,7 @@ FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
             "Megatron-Core", "megatron", schedules=MEGATRON_SCHEDULES, sums_in_float32=("bfloat16",),
         ),
         "deepspeed": Framework("DeepSpeed", "deepspeed", schedules=("1f1b",)),
-        "automodel": Framework("NeMo AutoModel", "fsdp2", schedules=_whole()),
+        "automodel": Framework("NeMo AutoModel", "fsdp2", schedules=_whole(), shards=True),
         "primus": Framework(
             "AMD Primus", "megatron", schedules=(*MEGATRON_SCHEDULES, "zb-h1", "zbv"),
             sums_in_float32=("bfloat16",),

@@ -14,6 +14,7 @@ OPTIONS = {
     "sends": "--sends",
     "schedule": "--schedule",
     "gradient_dtype": "--gradient-dtype",
+    "zero1": "--zero1",
 }
 """The options that a framework may fix, by the field's name."""
 
@@ -42,6 +43,7 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
         sends=sends,
         schedule=_schedules(options, framework),
         gradient_dtype=dtype_of_sums,
+        zero1=options.zero1 or framework.shards,
     )
 
 
@@ -51,7 +53,7 @@ def target_line(options: SolveOptions, cluster: Cluster, dtype: str) -> str | No
         return None
     made = with_target(options, cluster, dtype)
     fixed = [
-        f"{option} {getattr(made, field)}"
+        option if field == "zero1" else f"{option} {getattr(made, field)}"
         for field, option in OPTIONS.items()
         if getattr(made, field) != getattr(options, field)
     ]

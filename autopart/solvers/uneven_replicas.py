@@ -27,6 +27,7 @@ from autopart.cost.on_ranks import on_replicas
 from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import busy_time, traffic_times
 from autopart.cost.syncs import least_sync_price, sync_price_on
+from autopart.cost.tied_syncs import without_shared_ties
 from autopart.errors import InfeasibleError
 from autopart.records.cluster import Link, host_share, num_gpus
 from autopart.records.layouts import Partition
@@ -109,7 +110,8 @@ def _stage_seconds(problem: Problem, cuts: Cuts, link: Link, ranks: int) -> Seco
         price = sync_price_on(link, r, problem.training)
         if cluster.network is not None:
             price = least_sync_price(cluster, range(r, r + 1), problem.training)
-        once = time_after_backward(problem, placed, price, r, stage=None)
+        unshared = without_shared_ties(problem, cuts, placed)
+        once = time_after_backward(problem, unshared, price, r, stage=None)
         time = (own * busy + once) / m
         if cluster.sends_overlap:
             time = np.maximum(time, own * sends / m)

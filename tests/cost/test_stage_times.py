@@ -111,7 +111,8 @@ def test_peak_bytes_are_the_sum_over_kinds():
 def test_replicas_and_tied_stages_sync_over_their_slowest_link():
     sizes = {"param_bytes": 40, "grad_bytes": 40, "num_trainable": 10}
     tied = TiedParameter(name="w", layers=("a", "b"), **sizes)
-    graph = LayerGraph(layers=(layer("a", **sizes), layer("b", **sizes)), tied=(tied,))
+    twice = {name: 2 * size for name, size in sizes.items()}
+    graph = LayerGraph(layers=(layer("a", **twice), layer("b", **twice)), tied=(tied,))
     machine = cluster(2, 2, intra_node=Link(bandwidth=40.0), inter_node=Link(bandwidth=4.0))
     layout = Layout(schedule="1f1b", stage_ranks=((0, 1), (2, 3)), num_microbatches=2)
     _, syncs = predict(problem(graph, cluster=machine), layout, ((0,), (1,)))

@@ -1,6 +1,7 @@
 """The attack on certificates, with a few problems and with a planner that lies."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_a_broken_claim_is_printed_and_its_problem_is_written(
 def test_a_solve_that_is_out_of_time_has_ten_times_the_limit(monkeypatch, enough, broken):
     limits: list[float] = []
 
-    def starved(*given, time_limit: float, **words):
+    def starved(*given: Any, time_limit: float, **words: Any):
         limits.append(time_limit)
         if time_limit < enough:
             raise NoPlanFound("out of time")

@@ -52,6 +52,13 @@ def test_one_line_says_what_a_framework_fixes() -> None:
     )
     line = target_line(SolveOptions(target="torchtitan"), GPUS, "float32")
     assert line == "for torchtitan: --sync fsdp2, --sends rendezvous"
+    line = target_line(SolveOptions(target="automodel"), GPUS, "float32")
+    assert line == "for NeMo AutoModel: --sync fsdp2, --sends rendezvous, --zero1"
+
+
+def test_only_a_framework_that_always_shards_fixes_zero_1() -> None:
+    assert [target for target in FRAMEWORKS if made(target).zero1] == ["automodel"]
+    assert made("megatron", zero1=True).zero1
 
 
 @pytest.mark.parametrize("target", TRAINING)

@@ -34,7 +34,8 @@ def holders_of(
 ) -> tuple[Holders, ...]:
     """All parameters with more than one holder, grouped by their holders; equal on every rank.
 
-    Both arguments have one entry per stage.
+    Both arguments have one entry per stage. Groups of single stages come first: each stage's own sum
+    then follows its own actions, and only tied parameters wait for other stages.
     """
     # Step 1: collect the holders of each parameter.
     ranks: dict[str, set[int]] = {}
@@ -46,7 +47,10 @@ def holders_of(
     for name in sorted(ranks):
         if len(ranks[name]) > 1:
             groups.setdefault(tuple(sorted(ranks[name])), []).append(name)
-    return tuple(Holders(on, tuple(groups[on])) for on in sorted(groups))
+    # Step 3: the stages' own groups, then those over several stages.
+    own = {tuple(sorted(on)) for on in stage_ranks}
+    ordered = sorted(groups, key=lambda on: (on not in own, on))
+    return tuple(Holders(on, tuple(groups[on])) for on in ordered)
 
 
 class GradientSum:

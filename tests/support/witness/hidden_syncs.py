@@ -30,13 +30,13 @@ class Own(NamedTuple):
 def parts_of(problem: Problem, own: Own) -> tuple[float | None, Beside | None]:
     """Seconds behind all actions, None where nothing is left, and what runs beside them."""
     training = problem.training
-    buckets = max(1, math.ceil(own.summed / _bucket(problem, own)))
+    buckets = max(1, math.ceil(own.summed / bucket_of(problem, own)))
     # The executor's and DDP's buckets beside a backward are summed whole, also under ZeRO-1.
     whole = training.sync in ("overlap", "ddp") or not training.zero1
-    tau = _call(problem, own, own.summed / buckets, whole=whole)
+    tau = call_seconds(problem, own, own.summed / buckets, whole=whole)
     gather = 0.0
     if training.zero1:
-        gather = _call(problem, own, own.weights / buckets, whole=False)
+        gather = call_seconds(problem, own, own.weights / buckets, whole=False)
     sums_beside = training.sync in ("overlap", "ddp", "megatron")
     gathers_beside = training.zero1 and training.sync in ("megatron", "fsdp2")
     rest = [buckets * tau] * (not sums_beside)
@@ -55,7 +55,7 @@ def parts_of(problem: Problem, own: Own) -> tuple[float | None, Beside | None]:
     return late, beside
 
 
-def _call(problem: Problem, own: Own, size: float, *, whole: bool) -> float:
+def call_seconds(problem: Problem, own: Own, size: float, *, whole: bool) -> float:
     """One all-reduce, or one half of it: a reduce-scatter takes as long as a gather."""
     cluster = problem.cluster
     if cluster.network is None:
@@ -65,9 +65,9 @@ def _call(problem: Problem, own: Own, size: float, *, whole: bool) -> float:
     return all_reduce_seconds(cluster, own.nodes[0], size)
 
 
-def _bucket(problem: Problem, own: Own) -> float:
+def bucket_of(problem: Problem, own: Own) -> float:
     training, width = problem.training, BYTES[problem.training.gradient_dtype]
-    if training.sync == "megatron" and own.stage > 0:
+    if training.sync == "end" or (training.sync == "megatron" and own.stage > 0):
         return math.inf
     if training.bucket_bytes:
         return training.bucket_bytes

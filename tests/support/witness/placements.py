@@ -26,6 +26,8 @@ class Place(NamedTuple):
     """For each stage, whether its ranks lie on several nodes."""
     pairs: frozenset[tuple[int, int]]
     """The pairs of stages whose ranks together lie on several nodes."""
+    twins: frozenset[tuple[int, int]]
+    """The pairs of stages with equally many replicas, where some replica's two ranks lie on two nodes."""
     groups: tuple[frozenset[int], ...]
     """For each stage the kinds of its GPUs, as places in `Cluster.gpus`."""
     nodes: tuple[tuple[int, ...], ...] = ()
@@ -86,6 +88,15 @@ def place_on(gpus: Gpus, stage_ranks: Sequence[Sequence[int]]) -> Place:
             (a, b)
             for a, b in itertools.combinations(range(len(nodes)), 2)
             if len(nodes[a] | nodes[b]) > 1
+        ),
+        twins=frozenset(
+            (a, b)
+            for a, b in itertools.combinations(range(len(nodes)), 2)
+            if len(stage_ranks[a]) == len(stage_ranks[b])
+            and any(
+                node[one] != node[two]
+                for one, two in zip(stage_ranks[a], stage_ranks[b], strict=True)
+            )
         ),
         groups=tuple(frozenset(gpus.groups[rank] for rank in ranks) for ranks in stage_ranks),
         nodes=tuple(tuple(used.index(node[rank]) for rank in ranks) for ranks in stage_ranks)

@@ -18,18 +18,14 @@ from tests.support.witness.bytes_on_rank import (
     summed_gradients,
 )
 from tests.support.witness.clock import StageSeconds, Steps, SyncSeconds
-from tests.support.witness.collectives import (
-    all_reduce_seconds,
-    links_of,
-    ring_seconds,
-    sharded_seconds,
-)
-from tests.support.witness.graphs import Crossing, Facts, members_of
+from tests.support.witness.collectives import links_of
+from tests.support.witness.graphs import Crossing, Facts
 from tests.support.witness.hidden_syncs import Own, parts_of
 from tests.support.witness.orders import Orders, in_flight, orders_of
 from tests.support.witness.placements import Place
 from tests.support.witness.policies import PolicyFigures, all_policies
 from tests.support.witness.stages import StageFigures, stage_figures
+from tests.support.witness.ties import ties_of
 
 SAME = 1e-9
 """Share by which two sums in different order may differ."""
@@ -254,55 +250,32 @@ class Pricer:
         cuts: Sequence[int],
         stages: Sequence[OnRanks],
     ) -> list[SyncSeconds]:
-        cluster, training = self.problem.cluster, self.problem.training
+        training = self.problem.training
+        ties = ties_of(self.problem, self.facts, setting.slots, place, cuts)
         syncs: list[SyncSeconds] = []
-        # Step 1: each stage over its replicas.
         for s, slots in enumerate(setting.slots):
-            if len(slots) > 1:
-                own = stages[s].figures
-                size = summed_gradients(training, own.gradients, own.trained)
-                if training.zero1:
-                    # A reduce-scatter of gradients and an all-gather of weights.
-                    size = (size + own.gradients) / 2
-                link = cluster.inter_node if place.spread[s] else cluster.intra_node
-                time = ring_seconds(link, size, len(slots))
-                if cluster.network is not None and training.zero1:
-                    time = sharded_seconds(
-                        cluster, place.nodes[s], 2 * size - own.gradients, own.gradients
-                    )
-                elif cluster.network is not None:
-                    time = all_reduce_seconds(cluster, place.nodes[s], size)
-                beside = None
-                if training.sync != "end":
-                    summed = summed_gradients(training, own.gradients, own.trained)
-                    figures = Own(
-                        s, len(slots), summed, own.gradients, link, place.nodes[s : s + 1]
-                    )
-                    time, beside = parts_of(self.problem, figures)
-                syncs.append(SyncSeconds(ready.seen[s], time, beside))
-        # Step 2: each tied parameter over all ranks with a copy.
-        for one, holders in zip(self.problem.graph.tied, self.facts.tied, strict=True):
-            homes = [
-                s
-                for s in range(len(stages))
-                if set(holders).intersection(members_of(cuts[s], cuts[s + 1]))
-            ]
-            ranks = {slot for s in homes for slot in setting.slots[s]}
-            if len(homes) > 1 and ranks != set(setting.slots[homes[0]]):
-                apart = any((a, b) in place.pairs for a in homes for b in homes)
-                link = cluster.inter_node if apart else cluster.intra_node
-                size = summed_gradients(training, one.grad_bytes, one.num_trainable)
-                seen = tuple(sorted({rank for s in homes for rank in ready.seen[s]}))
-                time = ring_seconds(link, size, len(ranks))
-                if cluster.network is not None:
-                    node_of = {
-                        slot: node
-                        for s in homes
-                        for slot, node in zip(setting.slots[s], place.nodes[s], strict=True)
-                    }
-                    time = all_reduce_seconds(cluster, list(node_of.values()), size)
-                syncs.append(SyncSeconds(seen, time))
-        return syncs
+            if len(slots) == 1:
+                continue
+            own = stages[s].figures
+            gone = [tie.parameter for tie in ties if s in tie.leaves]
+            weights = own.gradients - sum(one.grad_bytes for one in gone)
+            trained = own.trained - sum(one.num_trainable for one in gone)
+            summed = summed_gradients(training, weights, trained)
+            link = self._link(place.spread[s])
+            figures = Own(s, len(slots), summed, weights, link, place.nodes[s : s + 1])
+            time, beside = parts_of(self.problem, figures)
+            syncs.append(SyncSeconds(ready.seen[s], time, beside))
+        tied = [
+            SyncSeconds(
+                tuple(sorted({rank for s in tie.homes for rank in ready.seen[s]})), tie.seconds
+            )
+            for tie in ties
+            if tie.seconds > 0.0
+        ]
+        return tied + syncs if training.sync == "deepspeed" else syncs + tied
+
+    def _link(self, apart: bool) -> Link:
+        return self.problem.cluster.inter_node if apart else self.problem.cluster.intra_node
 
     def _bottleneck(
         self,

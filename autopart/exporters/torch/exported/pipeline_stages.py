@@ -125,10 +125,13 @@ def _shared(
 ) -> list[tuple[dist.ProcessGroup, list[nn.Parameter]]]:
     """A process group for each set of ranks that share parameters, and these parameters.
 
-    Every rank must call this function, because it creates process groups.
+    Every rank must call this function, because it creates process groups. Single stages come
+    before several stages with a tied parameter, so that a stage's own sums wait for no other stage.
     """
     shared = []
-    for on in sorted({on for on in holders.values() if len(on) > 1}):
+    single = {tuple(sorted(on)) for on in RANKS}
+    several = {on for on in holders.values() if len(on) > 1}
+    for on in sorted(several, key=lambda on: (on not in single, on)):
         group = _group(on)
         if rank in on:
             shared.append((group, [parameters[n] for n, ranks in holders.items() if ranks == on]))
