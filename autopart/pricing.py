@@ -21,7 +21,7 @@ from autopart.cost.in_flight import most_in_flight, stage_in_flight, stages_in_f
 from autopart.cost.memory import Memory, memory, microbatch_bytes, rank_peaks, total
 from autopart.cost.memory_limits import free_bytes, prediction_fits, ranks_fit
 from autopart.cost.on_ranks import on_ranks
-from autopart.cost.stage_syncs import StageSync, sync_times
+from autopart.cost.stage_syncs import StageSync
 from autopart.cost.stage_times import (
     bottleneck_time,
     busy_time,
@@ -30,6 +30,7 @@ from autopart.cost.stage_times import (
     traffic_times,
 )
 from autopart.cost.stage_totals import Array, StageTotals
+from autopart.cost.step_syncs import sync_times
 from autopart.records.cluster import Cluster, Link
 from autopart.records.layer_graph import positions
 from autopart.records.layouts import (

@@ -55,16 +55,13 @@ WIDTH = 10_000
 
 MOST_STAGES = 1_500_000
 """The most next stages that are looked at for all beginnings together."""
-
 FINEST = 1e-4
 """L in one beginning and another are nearly equal within this share of the value."""
-
 FINEST_TOTAL = 1e-5
 """The same for M, which tells the work of the ranks apart."""
 
 Numbers = npt.NDArray[np.float64]
 """L, M and N of each rank in columns, then seconds for sends; shape (beginnings, 3 ranks + 1)."""
-
 Places = npt.NDArray[np.int64]
 """Cuts, one for each beginning."""
 
@@ -200,9 +197,9 @@ class RankLoads:
         """Sync and update for every [i, j]; tied parameters' syncs come on top and are left out."""
         problem, ranks = self.problem, self.layout.stage_ranks[stage]
         totals = on_ranks(self.cuts.totals, problem, self.layout, stage)
-        totals = without_shared_ties(problem, self.cuts, totals)
-        price, split = sync_price(problem.cluster, ranks, problem.training), self.split
-        return time_after_backward(problem, totals, price, len(ranks), stage=stage, split=split)
+        own = without_shared_ties(problem, self.cuts, totals)
+        price = sync_price(problem.cluster, ranks, problem.training)
+        return time_after_backward(problem, own, price, len(ranks), stage=stage, split=self.split)
 
     def _full(self, seconds: Matrix | float) -> Matrix:
         return np.broadcast_to(np.asarray(seconds, dtype=np.float64), self.cuts.nested.shape)
