@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autopart.cost.collectives import Collective, Fabric, Group, price_of
+from autopart.cost.collectives import CollectiveName, Fabric, Group, price_of
 from autopart.records.known_clusters import EFA_HOP, NIC_100G, PRESETS
 from autopart.records.network import Network
 
 LEAST_BYTES = 16 << 20
-NAMES: dict[str, Collective] = {
+NAMES: dict[str, CollectiveName] = {
     "all_reduce": "all_reduce",
     "all_gather": "all_gather",
     "reduce_scatter": "reduce_scatter",
@@ -86,7 +86,7 @@ class Row(NamedTuple):
 
     system: str
     gpu: str
-    collective: Collective
+    collective: CollectiveName
     group: Group
     num_bytes: float
     seconds: float

@@ -9,6 +9,7 @@ from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
 from autopart.records.problem import CUSTOM, Demands, Problem
+from autopart.records.tensor_degree import Tensor, TensorDemand, degree_of
 from autopart.text import counted
 
 
@@ -28,9 +29,24 @@ def assumptions(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
     pins = f", {counted(num_pins, 'pin')} kept" if num_pins else ""
     return (
         f"{cuts}{pins}, {stages}, {counts}, {place}, "
-        f"{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, {_policies_allowed(problem)}"
+        f"{_degrees(demands, sizes)}{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, {_policies_allowed(problem)}"
         f"{_place_of_state(demands)}"
     )
+
+
+def _degrees(demands: Demands, sizes: Sequence[SearchedSize]) -> str:
+    """The assumption on tensor degrees; empty where none was asked for."""
+    if not isinstance(demands.tensor, TensorDemand):
+        return ""
+    degrees = sorted({degree_of(size.tensor) for size in sizes})
+    said = f"tensor degree {degrees[0]}"
+    if len(degrees) > 1:
+        said = f"every tensor degree in {', '.join(map(str, degrees))}"
+    words = {True: "with", False: "without"}
+    split = {size.tensor.sequence_parallel for size in sizes if isinstance(size.tensor, Tensor)}
+    if split:
+        said += f" {' and '.join(words[own] for own in sorted(split))} sequence parallelism"
+    return f"{said} on GPUs of one node, "
 
 
 def _place_of_state(demands: Demands) -> str:
@@ -81,8 +97,9 @@ def _orders_allowed(demands: Demands) -> str:
 
 def _microbatches(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
     """The assumption on microbatches and their sizes."""
-    if len(sizes) == 1:
+    searched = list(dict.fromkeys(size.microbatch_size for size in sizes))
+    if len(searched) == 1:
         return counted(problem.num_microbatches, "microbatch")
-    listed = ", ".join(str(size.microbatch_size) for size in sizes)
+    listed = ", ".join(map(str, searched))
     batch = problem.num_microbatches * problem.microbatch_size
     return f"microbatches of {listed} samples in a batch of {batch}"

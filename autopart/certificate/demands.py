@@ -2,30 +2,35 @@
 
 from autopart.activations.demands import checked_policies
 from autopart.activations.policies import allowed_policies, can_have_policies, optimizer_places
+from autopart.certificate.plan_problem import PlanProblem, own_entry
 from autopart.certificate.space import check_covered
 from autopart.errors import PlanError
+from autopart.records.cluster import num_gpus
 from autopart.records.demands import check_demands
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.plan import Plan, follows_its_name, policy_of_layers, stage_ranks
 from autopart.records.problem import CUSTOM
+from autopart.records.tensor_degree import degree_of, tensor_name
 from autopart.text import counted
 
 
-def check_kept(plan: Plan, graph: LayerGraph) -> str:
+def check_kept(given: PlanProblem) -> str:
     """Raise PlanError where a plan breaks a demand; returns its shape and schedule in words.
 
     Raises AutopartError on demands that `solve` would refuse.
     """
+    plan = given.plan
     ranks = stage_ranks(plan)
-    _check_possible(plan, graph)
-    _check_counts(plan)
+    _check_possible(plan, given.sized(own_entry(plan)).profile.graph)
+    _check_counts(plan, num_gpus(given.problem.cluster))
     _check_pins(plan)
-    _check_policies(plan, graph)
+    _check_policies(plan, given.graph)
     if plan.schedule not in plan.demands.schedules:
         raise PlanError(f"schedule '{plan.schedule}' was not among {list(plan.demands.schedules)}")
     replicas = sorted({len(own) for own in ranks})
     listed = "/".join(map(str, replicas))
     shape = f"{counted(len(ranks), 'stage')} x {listed} replica{'s' if max(replicas) > 1 else ''}"
+    shape += f", {tensor_name(plan.tensor)}" if degree_of(plan.tensor) > 1 else ""
     check_covered(plan)
     if plan.schedule == CUSTOM:
         return f"{shape}, orders of their own"
@@ -45,8 +50,8 @@ def _check_possible(plan: Plan, graph: LayerGraph) -> None:
         )
 
 
-def _check_counts(plan: Plan) -> None:
-    """Stages, replicas and GPUs, by their numbers."""
+def _check_counts(plan: Plan, room: int) -> None:
+    """Stages, replicas and ranks, by their numbers; the cluster has room for so many ranks."""
     demands, ranks = plan.demands, stage_ranks(plan)
     replicas = {len(own) for own in ranks}
     if demands.replicas_per_stage:
@@ -59,10 +64,9 @@ def _check_counts(plan: Plan) -> None:
             f"stages have {sorted(replicas)} replicas: all must have as many, "
             f"and they must divide the {counted(plan.num_microbatches, 'microbatch')}"
         )
-    gpus = plan.cluster.num_nodes * plan.cluster.gpus_per_node
     beyond = max(rank for own in ranks for rank in own)
-    if beyond >= gpus:
-        raise PlanError(f"rank {beyond} stands on no GPU: the cluster has {gpus}")
+    if beyond >= room:
+        raise PlanError(f"rank {beyond} stands on no GPU: the cluster has room for {room}")
     if demands.num_stages not in (None, len(ranks)):
         raise PlanError(
             f"{counted(demands.num_stages, 'stage was', 'stages were')} demanded, the plan has {len(ranks)}"

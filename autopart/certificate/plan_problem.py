@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from autopart.activations.policies import StagePolicies
+from autopart.cost.tensor_groups import problem_of_groups
 from autopart.errors import PlanError
 from autopart.records.layer_graph import LayerGraph, positions
 from autopart.records.layouts import Layout, Partition
@@ -12,6 +13,7 @@ from autopart.records.microbatch_sizes import Sized, scale_profile
 from autopart.records.plan import Plan, SearchedSize, stage_ranks
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile, profile_hash
+from autopart.records.tensor_degree import MaybeTensor, tensor_name, variant_of
 
 
 class PlanProblem:
@@ -20,17 +22,18 @@ class PlanProblem:
     def __init__(self, plan: Plan, profiles: Sequence[Profile]) -> None:
         self.plan, self.profiles = plan, profiles
         self.by_hash = {profile_hash(profile): profile for profile in profiles}
-        self._sized: dict[int, Sized] = {}
+        self._sized: dict[tuple[int, str, int], Sized] = {}
+        self._problems: dict[tuple[int, MaybeTensor], Problem] = {}
 
     @property
     def graph(self) -> LayerGraph:
-        """The layer graph at the plan's own microbatch size."""
-        return self.sized(own_entry(self.plan)).profile.graph
+        """The layer graph of one rank, at the plan's own microbatch size and tensor degree."""
+        return self.problem.graph
 
     @property
     def problem(self) -> Problem:
-        """The problem at the plan's own microbatch size."""
-        return problem_of(self.plan, self.graph)
+        """The problem at the plan's own microbatch size and tensor degree, whose ranks are the plan's."""
+        return self.problem_at(own_entry(self.plan))
 
     def sized(self, size: SearchedSize) -> Sized:
         """The model at a searched size, scaled where the plan says so.
@@ -38,18 +41,25 @@ class PlanProblem:
         Raises PlanError unless the plan names one of the profiles, and its microbatch size,
         rightly.
         """
-        if size.microbatch_size not in self._sized:
-            self._sized[size.microbatch_size] = self._find(size)
-        return self._sized[size.microbatch_size]
+        key = size.microbatch_size, size.profile_hash, size.profiled_size
+        if key not in self._sized:
+            self._sized[key] = self._find(size)
+        return self._sized[key]
 
     def problem_at(self, size: SearchedSize) -> Problem:
-        """The problem at another microbatch size, with the same samples per step."""
-        batch = self.plan.num_microbatches * self.plan.microbatch_size
-        return msgspec.structs.replace(
-            problem_of(self.plan, self.sized(size).profile.graph),
-            microbatch_size=size.microbatch_size,
-            num_microbatches=batch // size.microbatch_size,
-        )
+        """The problem at another microbatch size and tensor degree, with the same samples per step."""
+        key = size.microbatch_size, size.tensor
+        if key not in self._problems:
+            profile = self.sized(size).profile
+            batch = self.plan.num_microbatches * self.plan.microbatch_size
+            of_gpus = msgspec.structs.replace(
+                problem_of(self.plan, profile.graph),
+                microbatch_size=size.microbatch_size,
+                num_microbatches=batch // size.microbatch_size,
+            )
+            variant = variant_of(profile, size.tensor)
+            self._problems[key] = problem_of_groups(of_gpus, variant)
+        return self._problems[key]
 
     def _find(self, size: SearchedSize) -> Sized:
         if size.profile_hash not in self.by_hash:
@@ -78,18 +88,24 @@ def own_size(plan: Plan, profile: Profile | Sequence[Profile]) -> Sized:
 
 
 def own_entry(plan: Plan) -> SearchedSize:
-    """The plan's entry for its own microbatch size; raises PlanError where it has none."""
+    """The plan's entry for its own microbatch size and tensor degree; raises PlanError where it has none."""
     for size in plan.sizes:
-        if size.microbatch_size == plan.microbatch_size:
+        if (size.microbatch_size, size.tensor) == (plan.microbatch_size, plan.tensor):
             return size
+    sizes = [size.microbatch_size for size in plan.sizes]
+    if plan.microbatch_size in sizes:
+        degrees = ", ".join(dict.fromkeys(tensor_name(size.tensor) for size in plan.sizes))
+        raise PlanError(
+            f"the plan has {tensor_name(plan.tensor)}, but says that {degrees} was searched; solve again"
+        )
     raise PlanError(
         f"the plan runs microbatches of {plan.microbatch_size}, but says that "
-        f"{[size.microbatch_size for size in plan.sizes]} were searched; solve again"
+        f"{sizes} were searched; solve again"
     )
 
 
 def problem_of(plan: Plan, graph: LayerGraph) -> Problem:
-    """The problem that a plan says it solves, with the layer graph at its own microbatch size."""
+    """The problem that a plan says it solves, with one GPU per rank, and the graph at its microbatch size."""
     return Problem(
         graph=graph,
         cluster=plan.cluster,

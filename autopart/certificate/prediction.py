@@ -27,7 +27,7 @@ def predict_again(given: PlanProblem) -> Prediction:
     policies = policies_of(plan, graph)
     stages, syncs = predict(given.problem, layout, partition, policies, in_flight)
     # Step 2: simulate the step with them.
-    return simulated(plan.cluster, layout, stages, syncs, orders)
+    return simulated(given.problem.cluster, layout, stages, syncs, orders)
 
 
 def check_prediction(given: PlanProblem) -> None:

@@ -23,6 +23,7 @@ from autopart.records.cluster import host_share
 from autopart.records.microbatch_sizes import check_same_model, nearest_size
 from autopart.records.plan import SOLVERS, Origin, Plan, check_plan, stage_ranks
 from autopart.records.profile import Profile
+from autopart.records.tensor_degree import searched_degrees, tensor_name
 from autopart.text import counted
 from autopart.units import format_bytes, format_gap, format_share, format_time
 
@@ -68,9 +69,7 @@ def _profile_matches(given: PlanProblem) -> str:
                 f"microbatches of {size.microbatch_size} are scaled from {size.profiled_size}, "
                 f"but the nearest profile has {nearest}"
             )
-    sizes = [size.microbatch_size for size in plan.sizes]
-    if len(set(sizes)) < len(sizes):
-        raise PlanError(f"the plan names a microbatch size twice: {sizes}")
+    _check_searched(given)
     named = {size.profile_hash for size in plan.sizes}
     for name in given.by_hash:
         if name not in named:
@@ -78,6 +77,28 @@ def _profile_matches(given: PlanProblem) -> str:
     check_same_model(given.profiles)
     _check_origin(plan.origin, given.by_hash[own.profile_hash])
     return f"profile {', '.join(sorted(named))}"
+
+
+def _check_searched(given: PlanProblem) -> None:
+    """Raise PlanError unless each microbatch size was searched once at each tensor degree that is allowed."""
+    plan = given.plan
+    named = [(size.microbatch_size, size.tensor) for size in plan.sizes]
+    asked = [
+        (size.microbatch_size, tensor)
+        for size in {size.microbatch_size: size for size in plan.sizes}.values()
+        for tensor in searched_degrees(given.sized(size).profile, plan.cluster, plan.demands.tensor)
+    ]
+    for wrong, what in (
+        ([one for one in named if named.count(one) > 1], "names twice"),
+        ([one for one in named if one not in asked], "names, against its demands,"),
+        ([one for one in asked if one not in named], "leaves out"),
+        ([one for one, other in zip(named, asked, strict=False) if one != other], "moves"),
+    ):
+        if wrong:
+            size, tensor = wrong[0]
+            raise PlanError(
+                f"the plan's list of searched sizes {what} microbatches of {size} at {tensor_name(tensor)}"
+            )
 
 
 def _check_origin(origin: Origin, profile: Profile) -> None:
@@ -128,7 +149,7 @@ def _edges_forward(given: PlanProblem) -> str:
 
 
 def _demands_kept(given: PlanProblem) -> str:
-    return check_kept(given.plan, given.graph)
+    return check_kept(given)
 
 
 def _prediction_reproduced(given: PlanProblem) -> str:
@@ -141,12 +162,13 @@ def _prediction_reproduced(given: PlanProblem) -> str:
 def _memory_kept(given: PlanProblem) -> str:
     plan = given.plan
     peaks = plan.prediction.rank_peak_bytes
-    free = [free_bytes(plan.cluster, (rank,), peak) for rank, peak in enumerate(peaks)]
+    cluster = given.problem.cluster
+    free = [free_bytes(cluster, (rank,), peak) for rank, peak in enumerate(peaks)]
     worst = min(range(len(peaks)), key=free.__getitem__)
     peak, limit = format_bytes(peaks[worst]), format_bytes(peaks[worst] + free[worst])
     if free[worst] < 0:
         raise PlanError(f"rank {worst} needs {peak} of {limit}")
-    share, on_host = host_share(plan.cluster), free_host_bytes(plan.cluster, plan.prediction.stages)
+    share, on_host = host_share(cluster), free_host_bytes(cluster, plan.prediction.stages)
     if share is not None and on_host is not None and on_host < 0:
         raise PlanError(
             f"one rank offloads {format_bytes(share - on_host)}, "
@@ -160,7 +182,7 @@ def _bound_holds(given: PlanProblem) -> str:
     value = minimised(problem, plan.prediction, stage_ranks(plan))
     # Step 1: the certificate says no more than the bounds of the sizes do.
     if own_entry(plan).lower_bound is None:
-        raise PlanError("the plan says that its own microbatch size has no plan")
+        raise PlanError("the plan says that its own microbatch size and tensor degree have no plan")
     every_size = [given.problem_at(size) for size in plan.sizes]
     ours = certificate(problem, value, plan.sizes, every_size)
     if not abs(ours.lower_bound - carried.lower_bound) <= TOLERANCE * ours.lower_bound < math.inf:

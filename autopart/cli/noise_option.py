@@ -10,6 +10,7 @@ from autopart.certificate.plan_problem import partition_of
 from autopart.errors import AutopartError, PlanError, UsageError
 from autopart.records.plan import Plan, schedule_of, stage_ranks
 from autopart.records.profile import load_profile, profile_hash
+from autopart.records.tensor_degree import graph_of
 from autopart.report.step_summary import NoiseSummary, noise_summary
 from autopart.simulator.compiled import runner_of
 from autopart.simulator.noise import (
@@ -103,7 +104,6 @@ def _profile_spreads(plan: Plan, path: Path | None) -> tuple[Spread, ...]:
             f"{path} is profile {profile_hash(profile)}, the plan was made from "
             f"{plan.origin.profile_hash}; name that one, or give a share such as --noise 5%"
         )
-    layers = profile.graph.layers
-    return measured_spreads(
-        [[layers[at] for at in stage] for stage in partition_of(plan, profile.graph)]
-    )
+    graph = graph_of(profile, plan.tensor)
+    layers = graph.layers
+    return measured_spreads([[layers[at] for at in stage] for stage in partition_of(plan, graph)])

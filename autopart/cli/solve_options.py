@@ -70,6 +70,17 @@ class PipelineOptions:
             "each.",
         ),
     ] = "auto"
+    tensor: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            help="GPUs of a node that run each layer together; auto: every degree in the profile.",
+        ),
+    ] = "1"
+    sequence_parallel: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(help="Whether --tensor also splits the sequence; auto: both are tried."),
+    ] = "auto"
     pin: Annotated[
         list[str] | None,
         typer.Option(metavar="LAYER=STAGE", help="Put a layer on a stage, counted from 0."),
@@ -202,6 +213,8 @@ def solve_options(
         num_stages=stages.stages,
         num_replicas=None if per_stage else _replicas(stages.replicas),
         replicas_per_stage=per_stage,
+        tensor=stages.tensor,
+        sequence_parallel=stages.sequence_parallel,
         pins=_pins(stages.pin or []),
         same_stage=[group.split(",") for group in stages.same_stage or []],
         different_stage=[group.split(",") for group in stages.different_stage or []],

@@ -13,7 +13,7 @@ from autopart.cli.torchrun_check import check_started
 from autopart.errors import UsageError
 from autopart.fidelity.compare import Fidelity, check_within
 from autopart.records.files import write_file
-from autopart.records.plan import Plan, load_plan, num_ranks
+from autopart.records.plan import Plan, check_one_gpu_per_rank, load_plan, num_ranks
 from autopart.report.both_timelines import both_timelines
 from autopart.report.fidelity_table import fidelity_report
 from autopart.report.trace import FORMAT
@@ -40,6 +40,7 @@ def command(
     device is enough to check a plan for many GPUs.
     """
     asked, one_device = load_plan(plan), comparison_options.one_device
+    check_one_gpu_per_rank(asked)
     _check_asked(asked, plan, model, comparison_options)
     from autopart.runtime.measuring.threads import use_threads
     from autopart.runtime.validation import validate_plan  # imports torch, which takes seconds

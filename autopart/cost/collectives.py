@@ -39,7 +39,7 @@ from autopart.units import Q
 INSIDE_TREE = 0.8
 """Share of the ring's bandwidth that a tree inside a node reaches (0.92 x 0.85 in NCCL)."""
 
-Collective = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "sharded_sync"]
+CollectiveName = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "sharded_sync"]
 """`sharded_sync` is ZeRO-1's: a reduce-scatter, then an all-gather of as many bytes."""
 
 
@@ -130,7 +130,7 @@ def shape_of(nodes: Sequence[int]) -> Group:
 
 
 @functools.lru_cache(maxsize=4096)
-def price_of(fabric: Fabric, collective: Collective, group: Group) -> Fastest:
+def price_of(fabric: Fabric, collective: CollectiveName, group: Group) -> Fastest:
     """The price of a collective among the ranks of one group."""
     if group.ranks == 1:
         return NOTHING
@@ -148,7 +148,7 @@ def price_of(fabric: Fabric, collective: Collective, group: Group) -> Fastest:
 
 @functools.lru_cache(maxsize=4096)
 def least_price(
-    fabric: Fabric, collective: Collective, counts: range, fewest_nodes: int
+    fabric: Fabric, collective: CollectiveName, counts: range, fewest_nodes: int
 ) -> Fastest:
     """The least price among all groups with any of `counts` ranks.
 

@@ -20,8 +20,8 @@ def on_replicas(
 ) -> StageTotals[Q]:
     """The totals on so many GPUs with `speed` relative to the profile's device.
 
-    Each time grows by 1 / speed. With ZeRO-1 the replicas share the update. Optimizer state on the host is copied to
-    the device for the update and back, one copy after the other.
+    Each time grows by 1 / speed. With ZeRO-1 the replicas share the update, but for its unshared part. Optimizer state
+    on the host is copied to the device for the update and back, one copy after the other.
     """
     sharing = update_share(problem.training, replicas)
     host, on_host = problem.cluster.host_link, _hosted(totals)
@@ -32,12 +32,16 @@ def on_replicas(
         return totals
     else:
         trip = 0.0
+    update = totals.update_time / (speed * sharing)
+    if sharing > 1:
+        # Of U seconds that s replicas share but for V, each takes U / s + V (s - 1) / s.
+        update = update + totals.unshared_update_time * ((sharing - 1) / (speed * sharing))
     return totals._replace(
         forward_time=totals.forward_time / speed,
         backward_time=totals.backward_time / speed,
         weight_grad_time=totals.weight_grad_time / speed,
         split_time=totals.split_time / speed,
-        update_time=totals.update_time / (speed * sharing) + trip,
+        update_time=update + trip,
     )
 
 

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from autopart.cost.collectives import Collective, Fabric, Group, price_of
+from autopart.cost.collectives import CollectiveName, Fabric, Group, price_of
 from autopart.records.network import Network
 from autopart.records.readings import CollectiveReadings, NetworkReadings, SendReadings
 
@@ -53,7 +53,7 @@ Vector = NDArray[np.floating[Any]]
 class _Shape(NamedTuple):
     """All measured times of one collective over one shape of group."""
 
-    collective: Collective
+    collective: CollectiveName
     group: Group
     num_bytes: Vector
     seconds: Vector

@@ -48,6 +48,8 @@ class StageTotals(NamedTuple, Generic[Q]):
     """Seconds that F, I and W take more than F and a whole backward; I takes them."""
     update_time: Q
     """Seconds per step for the optimizer's update."""
+    unshared_update_time: Q
+    """The part of `update_time` that replicas do not share under ZeRO-1."""
     weight_bytes: Q
     """Parameter bytes, a tied parameter once, and bytes for the model's buffers."""
     grad_bytes: Q
@@ -90,6 +92,7 @@ class LayerSizes(NamedTuple):
     weight_grad_time: npt.NDArray[np.float64]
     split_time: npt.NDArray[np.float64]
     update_time: npt.NDArray[np.float64]
+    unshared_update_time: npt.NDArray[np.float64]
     weight_bytes: npt.NDArray[np.int64]
     """Parameters and buffers, without tied parameters."""
     grad_bytes: npt.NDArray[np.int64]
@@ -172,6 +175,7 @@ def layer_sizes(graph: LayerGraph) -> LayerSizes:
         weight_grad_time=np.array([la.weight_grad_time for la in layers]),
         split_time=np.array([la.split_time for la in layers]),
         update_time=np.array([la.update_time for la in layers]),
+        unshared_update_time=np.array([la.unshared_update_time or 0.0 for la in layers]),
         weight_bytes=np.array(weights),
         grad_bytes=np.array(gradients),
         num_trainable=np.array(trainable),
@@ -209,6 +213,7 @@ def plain_totals(graph: LayerGraph, sums: StageSums[Q]) -> StageTotals[Q]:
         weight_grad_time=sums.seconds(sizes.weight_grad_time),
         split_time=sums.seconds(sizes.split_time),
         update_time=sums.seconds(sizes.update_time),
+        unshared_update_time=sums.seconds(sizes.unshared_update_time),
         weight_bytes=once(sizes.weight_bytes, [t.param_bytes for t in graph.tied]),
         grad_bytes=once(sizes.grad_bytes, [t.grad_bytes for t in graph.tied]),
         num_trainable=once(sizes.num_trainable, [t.num_trainable for t in graph.tied]),

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from autopart.cost.collectives import (
     Affine,
     AnyPlacement,
-    Collective,
+    CollectiveName,
     Fastest,
     fabric_of,
     least_price,
@@ -80,7 +80,7 @@ def sums_whole(training: Training) -> bool:
 
 def sync_price(cluster: Cluster, ranks: Sequence[int], training: Training) -> SyncPrice:
     """The price of a stage's gradient sync among its ranks, for `synced_bytes`."""
-    return _of_sync(training, lambda collective: _price(cluster, ranks, collective))
+    return _of_sync(training, lambda collective: call_price(cluster, ranks, collective))
 
 
 def sync_price_on(link: Link, num_ranks: int, training: Training) -> SyncPrice:
@@ -88,7 +88,7 @@ def sync_price_on(link: Link, num_ranks: int, training: Training) -> SyncPrice:
     return _of_sync(training, lambda collective: _on_link(link, num_ranks, collective))
 
 
-def _of_sync(training: Training, price: Callable[[Collective], CallPrice]) -> SyncPrice:
+def _of_sync(training: Training, price: Callable[[CollectiveName], CallPrice]) -> SyncPrice:
     if sums_whole(training):
         return SumAndGather(price("all_reduce"), price("all_gather"))
     return price("sharded_sync" if training.zero1 else "all_reduce")
@@ -109,14 +109,17 @@ def halves(price: SyncPrice) -> SumAndGather:
 
 def all_reduce_price(cluster: Cluster, ranks: Sequence[int]) -> CallPrice:
     """The price of one all-reduce, with ZeRO-1 too."""
-    return _price(cluster, ranks, "all_reduce")
+    return call_price(cluster, ranks, "all_reduce")
 
 
-def _on_link(link: Link, num_ranks: int, collective: Collective) -> RingOnLink:
-    return RingOnLink(link, num_ranks, 0.5 if collective == "all_gather" else 1.0)
+def _on_link(link: Link, num_ranks: int, collective: CollectiveName) -> RingOnLink:
+    return RingOnLink(
+        link, num_ranks, 0.5 if collective in ("all_gather", "reduce_scatter") else 1.0
+    )
 
 
-def _price(cluster: Cluster, ranks: Sequence[int], collective: Collective) -> CallPrice:
+def call_price(cluster: Cluster, ranks: Sequence[int], collective: CollectiveName) -> CallPrice:
+    """The price of one collective among `ranks`."""
     fabric = fabric_of(cluster)
     if fabric is None:
         return _on_link(slowest_link(cluster, tuple(ranks)), len(ranks), collective)
@@ -137,7 +140,7 @@ def least_all_reduce_price(cluster: Cluster, counts: range) -> CallPrice:
     return _least(cluster, counts, "all_reduce")
 
 
-def _least(cluster: Cluster, counts: range, collective: Collective) -> CallPrice:
+def _least(cluster: Cluster, counts: range, collective: CollectiveName) -> CallPrice:
     fabric = fabric_of(cluster)
     if fabric is None:
         # A ring over fewer ranks takes fewer steps with fewer bytes in all.

@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from autopart.errors import UsageError
+from autopart.errors import ExportRefused, UsageError
 from autopart.exporters import automodel, deepspeed, megatron, primus, serving, torchtitan
 from autopart.exporters.exported import Exported
 from autopart.exporters.layer_order import check_layer_order
 from autopart.exporters.model_units import Renaming, UnitStage, units_of
 from autopart.exporters.torch import module as torch_module
 from autopart.records.frameworks import EXECUTOR, FRAMEWORKS, Framework
-from autopart.records.plan import Plan
+from autopart.records.plan import Plan, groups_refused
 from autopart.records.training import DEFAULT_SYNC
 
 
@@ -94,6 +94,9 @@ def export_plan(
         raise UsageError(
             f"cannot export to {target} {written}; known versions: {', '.join(asked.versions)}"
         )
+    reason = groups_refused(plan, f"the export to {FRAMEWORKS[target].title}")
+    if reason is not None:
+        raise ExportRefused(reason)
     check_layer_order(plan)
     if asked.of_units is not None:
         exported = asked.of_units(plan, units_for(plan, target, renamings), written)

@@ -59,6 +59,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Seconds that forward, I and W take together beyond forward and whole backward."""
     update_time: Seconds = 0.0
     """Seconds per batch for the optimizer's step over the layer's parameters."""
+    unshared_update_time: Seconds | msgspec.UnsetType = msgspec.UNSET
+    """The part of `update_time` that replicas do not share under ZeRO-1; absent where it is 0."""
     forward_spread: Seconds = 0.0
     """Interquartile range in the measured forward times; 0 where nothing was measured."""
     input_grad_spread: Seconds = 0.0

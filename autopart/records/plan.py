@@ -11,6 +11,7 @@ from autopart.records.cluster import Cluster, check_cluster, num_gpus
 from autopart.records.files import read_file, write_record
 from autopart.records.prediction import Prediction
 from autopart.records.problem import Demands, Objective
+from autopart.records.tensor_degree import MaybeTensor, check_fits_node, degree_of, tensor_name
 from autopart.records.training import Training, make_training
 from autopart.schedules.actions import Schedule, format_order, parse_order
 from autopart.schedules.catalogue import make_schedule, orders_by_name
@@ -25,7 +26,7 @@ SOLVERS: tuple[SolverName, ...] = ("auto", "dp", "ilp", "uniform", "parameters")
 """The solvers that a user can ask for; a plan names the one that found its partition."""
 
 FORMAT = "autopart-plan"
-VERSION = 3
+VERSION = 4
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,7 +35,9 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     layers: tuple[str, ...]
     """The stage's layers by name, in topological order."""
     ranks: tuple[Count, ...]
-    """The stage's ranks, one per replica. Microbatch m runs on rank number m mod (their count)."""
+    """The stage's ranks, one per replica. Microbatch m runs on rank number m mod (their count).
+
+    With tensor degree t rank q is the GPUs q x t … q x t + t - 1."""
     recompute: tuple[str, ...] = ()
     """Layers that run their whole forward again in backward."""
     selective: tuple[str, ...] = ()
@@ -104,7 +107,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class SearchedSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One microbatch size that was searched, with the bound over all plans at this size."""
+    """One microbatch size and tensor degree that were searched, with the bound over all plans of both."""
 
     microbatch_size: PositiveCount
     """Samples per microbatch."""
@@ -112,17 +115,19 @@ class SearchedSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Hash by which the plan names the profile for this size."""
     profiled_size: PositiveCount
     """Samples per microbatch in that profile. Seconds and bytes were scaled where it differs."""
+    tensor: MaybeTensor = msgspec.UNSET
+    """The tensor degree that was searched at this size; absent for 1."""
     lower_bound: Seconds | None
-    """Seconds that no plan at this size can beat; null where this size has no plan."""
+    """Seconds that no plan at this size and degree can beat; null where they have no plan."""
     simulated: Count
-    """How many partitions at this size the closed-form bounds leave open."""
+    """How many partitions at this size and degree the closed-form bounds leave open."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A complete decision, with its prediction and its certificate."""
 
     format: Literal["autopart-plan"] = FORMAT
-    version: Literal[3] = VERSION
+    version: Literal[4] = VERSION
     origin: Origin
     """The model, profile and solver behind the plan."""
     cluster: Cluster
@@ -131,6 +136,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Samples per microbatch."""
     num_microbatches: PositiveCount
     """Microbatches per optimizer step, over all replicas together."""
+    tensor: MaybeTensor = msgspec.UNSET
+    """The plan's tensor degree; absent for 1. With degree t a rank is a tensor group of t GPUs."""
     training: Training
     """Optimizer and precisions."""
     demands: Demands
@@ -138,7 +145,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     objective: Objective = "step"
     """The seconds that the plan minimises and its certificate bounds: step or bottleneck."""
     sizes: tuple[SearchedSize, ...] = ()
-    """All microbatch sizes that were searched, including the plan's own."""
+    """All microbatch sizes and tensor degrees that were searched, including the plan's own."""
     stages: tuple[Stage, ...]
     """The stages in pipeline order."""
     schedule: str
@@ -195,6 +202,23 @@ def num_ranks(plan: Plan) -> int:
     return len(plan.orders)
 
 
+def groups_refused(plan: Plan, what: str) -> str | None:
+    """The reason why `what` cannot carry out the plan, where its ranks are tensor groups; else None."""
+    if degree_of(plan.tensor) == 1:
+        return None
+    return (
+        f"the plan has {tensor_name(plan.tensor)}, and {what} has no tensor groups yet; "
+        "solve with --tensor 1 for a plan that it takes"
+    )
+
+
+def check_one_gpu_per_rank(plan: Plan) -> None:
+    """Raise PlanError where the plan's ranks are tensor groups, which the executor does not run."""
+    reason = groups_refused(plan, "the executor")
+    if reason is not None:
+        raise PlanError(reason)
+
+
 def cast_of(plan: Plan) -> str | None:
     """The dtype to which a run casts the model and its batch; None where both keep their own."""
     return plan.origin.dtype if plan.origin.own_dtypes is msgspec.UNSET else None
@@ -212,10 +236,15 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
     for index, stage in enumerate(plan.stages):
         if len(set(stage.ranks)) < len(stage.ranks):
             raise PlanError(f"{where}: stage {index} names a rank twice: {stage.ranks}")
-    if len(plan.orders) > num_gpus(plan.cluster):
-        raise PlanError(
-            f"{where}: it has {counted(len(plan.orders), 'order')} for {counted(num_gpus(plan.cluster), 'GPU')}"
+    _check_tensor(plan, where)
+    room = num_gpus(plan.cluster) // degree_of(plan.tensor)
+    if len(plan.orders) > room:
+        of_groups = (
+            f"{counted(room, 'GPU')}"
+            if room == num_gpus(plan.cluster)
+            else f"{counted(room, 'tensor group')}"
         )
+        raise PlanError(f"{where}: it has {counted(len(plan.orders), 'order')} for {of_groups}")
     beyond = max(rank for stage in plan.stages for rank in stage.ranks)
     if beyond >= len(plan.orders):
         raise PlanError(
@@ -263,6 +292,17 @@ def _is_named_on_replicas_apart(plan: Plan) -> bool:
     made = make_schedule(plan.schedule, alone, own_microbatches)
     check_schedule(made, alone, own_microbatches)
     return True
+
+
+def _check_tensor(plan: Plan, where: str) -> None:
+    """Raise PlanError where a node cannot be filled with tensor groups of the plan's degree."""
+    degree = degree_of(plan.tensor)
+    if degree > 1 and plan.cluster.gpus:
+        raise PlanError(f"{where}: tensor degree {degree} needs equal GPUs")
+    try:
+        check_fits_node(degree, plan.cluster)
+    except AutopartError as error:
+        raise PlanError(f"{where}: {error}") from None
 
 
 def _check_prediction(plan: Plan, where: str) -> None:

@@ -40,10 +40,16 @@ def plan_from_2(plan: Tree) -> Tree:
             return plan | {"version": 3}
 
 
+def plan_from_3(plan: Tree) -> Tree:
+    """A version 3 plan in version 4, which may have a tensor degree."""
+    return plan | {"version": 4}
+
+
 UPGRADES: dict[tuple[str, int], Callable[[Tree], Tree]] = {
     ("autopart-profile", 1): profile_from_1,
     ("autopart-profile", 2): profile_from_2,
     ("autopart-plan", 2): plan_from_2,
+    ("autopart-plan", 3): plan_from_3,
 }
 """For each format and older version, the function that gives the next version."""
 

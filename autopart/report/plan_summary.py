@@ -8,6 +8,7 @@ from autopart.cost.stage_times import plan_bottleneck
 from autopart.records.check import Check
 from autopart.records.plan import Plan, SearchedSize
 from autopart.records.prediction import MemoryUse
+from autopart.records.tensor_degree import MaybeTensor
 from autopart.report.memory_table import RankMemory
 from autopart.report.plan_table import peak_bytes
 
@@ -68,8 +69,10 @@ class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Microbatches per step, over all replicas together."""
     microbatch_size: int
     """Samples per microbatch."""
+    tensor: MaybeTensor = msgspec.UNSET
+    """The tensor degree; absent for 1. With degree t rank q is the GPUs q x t … q x t + t - 1."""
     sizes: tuple[SearchedSize, ...]
-    """All microbatch sizes that were searched."""
+    """All microbatch sizes and tensor degrees that were searched."""
     stages: tuple[StageSummary, ...]
     """All stages, in pipeline order."""
 
@@ -184,6 +187,7 @@ def plan_summary(plan: Plan, path: str) -> PlanSummary:
         schedule=plan.schedule,
         num_microbatches=plan.num_microbatches,
         microbatch_size=plan.microbatch_size,
+        tensor=plan.tensor,
         sizes=plan.sizes,
         stages=stage_summaries(plan),
     )

@@ -11,6 +11,7 @@ from autopart.records.cluster import Cluster, num_gpus
 from autopart.records.microbatch_sizes import ASSUMPTION
 from autopart.records.plan import Plan, schedule_of
 from autopart.records.problem import CUSTOM
+from autopart.records.tensor_degree import Tensor, degree_of, tensor_name
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
 from autopart.report.labels import chosen_label, layers_label, ranks_label
 from autopart.report.memory_table import stage_memory_table
@@ -26,10 +27,12 @@ def plan_report(plan: Plan) -> RenderableType:
 
 
 def plan_title(plan: Plan) -> str:
-    """`zoo:gpt2-tiny in 4 stages x 2 replicas on 8 of 8 cpu (measured)`."""
+    """`zoo:gpt2-tiny in 4 stages x 2 replicas on 8 of 8 cpu (measured)`; a tensor degree stands behind them."""
     replicas = sorted({len(stage.ranks) for stage in plan.stages})
     copies = "" if replicas == [1] else f" x {'/'.join(map(str, replicas))} replicas"
-    used = len({rank for stage in plan.stages for rank in stage.ranks})
+    degree = degree_of(plan.tensor)
+    copies += f" x {tensor_name(plan.tensor)}" if degree > 1 else ""
+    used = degree * len({rank for stage in plan.stages for rank in stage.ranks})
     stages = counted(len(plan.stages), "stage")
     return (
         f"{plan.origin.model} in {stages}{copies} "
@@ -67,7 +70,7 @@ def stage_table(plan: Plan) -> Table:
             str(place),
             layers_label(stage.layers),
             ranks_label(stage.ranks),
-            ranks_label(nodes_of(plan.cluster, stage.ranks)),
+            ranks_label(nodes_of(plan, stage.ranks)),
             *cells[:3],
             str(predicted.in_flight),
             cells[3],
@@ -76,9 +79,10 @@ def stage_table(plan: Plan) -> Table:
     return table
 
 
-def nodes_of(cluster: Cluster, ranks: tuple[int, ...]) -> list[int]:
-    """The nodes that hold `ranks`, each once."""
-    return sorted({rank // cluster.gpus_per_node for rank in ranks})
+def nodes_of(plan: Plan, ranks: tuple[int, ...]) -> list[int]:
+    """The nodes that hold `ranks` of a plan, each once."""
+    per_node = plan.cluster.gpus_per_node // degree_of(plan.tensor)
+    return sorted({rank // per_node for rank in ranks})
 
 
 VERBS = {
@@ -150,6 +154,7 @@ def figures(plan: Plan) -> list[str]:
         f"schedule {plan.schedule}, {counted(plan.num_microbatches, 'microbatch')} of "
         f"{plan.microbatch_size} = batch of {batch}; "
         f"solver {plan.origin.solver}, {format_time(plan.origin.solve_seconds)}",
+        *_tensor_lines(plan),
         *policy_lines(plan),
         *_order_lines(plan),
         f"the bound holds for {certificate.assumes}",
@@ -157,10 +162,21 @@ def figures(plan: Plan) -> list[str]:
     ]
     if prediction.syncs:
         lines.append(f"gradient syncs once per step: {'; '.join(_syncs(plan))}")
-    if len(plan.sizes) > 1:
-        sizes_searched = ", ".join(str(size.microbatch_size) for size in plan.sizes)
-        lines.append(f"microbatch sizes searched: {sizes_searched}")
+    searched = list(dict.fromkeys(size.microbatch_size for size in plan.sizes))
+    if len(searched) > 1:
+        lines.append(f"microbatch sizes searched: {', '.join(map(str, searched))}")
     return lines + notes_on_scaled(plan)
+
+
+def _tensor_lines(plan: Plan) -> list[str]:
+    """A line on the GPUs of a rank; empty without a tensor degree."""
+    if not isinstance(plan.tensor, Tensor):
+        return []
+    t = plan.tensor.degree
+    return [
+        f"{tensor_name(plan.tensor)}: rank q is the GPUs {t} q to {t} q + {t - 1} of a node; seconds and "
+        "bytes are those of one of them"
+    ]
 
 
 def _syncs(plan: Plan) -> Iterator[str]:
@@ -177,7 +193,8 @@ def notes_on_scaled(plan: Plan) -> list[str]:
     scaled = [size for size in plan.sizes if size.microbatch_size != size.profiled_size]
     if not scaled:
         return []
-    which = ", ".join(f"{s.microbatch_size} from {s.profiled_size}" for s in scaled)
+    named = dict.fromkeys(f"{s.microbatch_size} from {s.profiled_size}" for s in scaled)
+    which = ", ".join(named)
     return [f"scaled, not measured, are microbatch sizes {which}: {ASSUMPTION}"]
 
 

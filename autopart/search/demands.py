@@ -26,6 +26,8 @@ from autopart.records.problem import (
     Problem,
 )
 from autopart.records.profile import Profile
+from autopart.records.tensor_degree import TensorDemand
+from autopart.records.tensor_variants import MOST_DEGREE
 from autopart.records.training import DEFAULT_SYNC, make_training
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.catalogue import KINDS
@@ -117,7 +119,28 @@ def _demands(options: SolveOptions, objective: Objective) -> Demands:
         offload_layers=tuple(options.offload_layers),
         offload_optimizer=_known(options.offload_optimizer, OFFLOADING, "--offload-optimizer"),
         keep_layers=tuple(options.keep_layers),
+        tensor=_tensor(options),
     )
+
+
+SEQUENCE_PARALLEL = {"auto": None, "on": True, "off": False}
+"""The words for sequence parallelism: any, with it, without it."""
+
+
+def _tensor(options: SolveOptions) -> TensorDemand | msgspec.UnsetType:
+    """The tensor degrees that the user asks for; unset for 1."""
+    asked = str(options.tensor)
+    split = _known(options.sequence_parallel, tuple(SEQUENCE_PARALLEL), "--sequence-parallel")
+    if asked != "auto" and not (asked.isdecimal() and 1 <= int(asked) <= MOST_DEGREE):
+        raise AutopartError(f"'{asked}' is no tensor degree; write auto, or a number such as 8")
+    if asked == "auto" or int(asked) > 1:
+        degree = None if asked == "auto" else int(asked)
+        return TensorDemand(degree=degree, sequence_parallel=SEQUENCE_PARALLEL[split])
+    if split == "on":
+        raise AutopartError(
+            "--sequence-parallel on splits the sequence over a tensor group; ask for one: --tensor auto"
+        )
+    return msgspec.UNSET
 
 
 def _with_own_checkpoints(demands: Demands, profile: Profile, options: SolveOptions) -> Demands:

@@ -46,6 +46,11 @@ class SolveOptions:
     """Whether each stage may have its own replica count. Excludes `num_replicas`."""
     stages_per_rank: int | None = None
     """Stages per rank (virtual stages). None: the planner chooses, where the schedule allows it."""
+    tensor: int | str = 1
+    """GPUs that run each layer together (the tensor degree), or `auto`: every degree of the profile that divides
+    the GPUs of a node."""
+    sequence_parallel: str = "auto"
+    """Whether degrees above 1 have sequence parallelism: `on`, `off`, or `auto`: both."""
     pins: Mapping[str, int] | None = None
     """The stage for each pinned layer, counted from 0."""
     same_stage: Sequence[Sequence[str]] = ()
@@ -111,6 +116,8 @@ class SolveKeywords(TypedDict, total=False):
     num_replicas: int | None
     replicas_per_stage: bool
     stages_per_rank: int | None
+    tensor: int | str
+    sequence_parallel: str
     pins: Mapping[str, int] | None
     same_stage: Sequence[Sequence[str]]
     different_stage: Sequence[Sequence[str]]

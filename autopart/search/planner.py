@@ -16,7 +16,7 @@ from autopart.certificate.plan_problem import own_size, problem_of
 from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
 from autopart.records.cluster import Cluster, num_gpus
 from autopart.records.layouts import Layout
-from autopart.records.microbatch_sizes import Sized, at_sizes, samples
+from autopart.records.microbatch_sizes import at_sizes, samples
 from autopart.records.plan import (
     POLICY_LISTS,
     SOLVERS,
@@ -27,10 +27,10 @@ from autopart.records.plan import (
     Stage,
     orders_of,
 )
-from autopart.records.problem import Problem
 from autopart.records.profile import Profile
 from autopart.records.version import __version__
 from autopart.schedules.catalogue import orders_by_name
+from autopart.search.candidates import SearchedProblem, candidate, candidates, why_none_fits
 from autopart.search.demands import make_problem
 from autopart.search.incumbent import Outcome
 from autopart.search.infeasible import all_tried, why_infeasible
@@ -97,16 +97,18 @@ def _solve(
         make_problem(one.profile, cluster, batch // one.profile.microbatch_size, options)
         for one in sized
     ]
+    searched = candidates(sized, problems)
+    problems, cluster = [one.problem for one in searched], problems[0].cluster
     solver = _solver_name(options.solver)
     found = search_sizes(problems, solver, deadline)
     if found.best is not None:
-        return _plan(sized, problems, found, began)
+        return _plan(searched, cluster, found, began)
     if interrupt.asked:
         raise KeyboardInterrupt
     late = passed(deadline)
     if found.certain or solver in BASELINES or (not late and all_tried(problems)):
         with limited(deadline):
-            raise why_infeasible(problems[0], solver)
+            raise why_none_fits(searched, solver)
     where = f" within {options.time_limit:g} s" if late else ""
     raise NoPlanFound(
         f"no plan was found{where}, and bounds do not exclude one: {found.progress}; try a larger "
@@ -130,30 +132,31 @@ def baselines(
         plan.demands, pins=(), same_stage=(), different_stage=(), replicas_per_stage=False
     )
     problem = msgspec.structs.replace(problem_of(plan, own.profile.graph), demands=demands)
+    searched = candidate(own, plan.tensor, problem)
     found: dict[str, Plan | str] = {}
     names: tuple[SolverName, ...] = ("uniform", "parameters")
     for name in names:
         # Both share the time evenly, where they need it.
         share = 1.0 if found else 0.5
         with limited(deadline_in(share * time_left(until)) - GRACE):
-            found[name] = _baseline(own, problem, name)
+            found[name] = _baseline(searched, plan.cluster, name)
     return found
 
 
-def _baseline(own: Sized, problem: Problem, solver: SolverName) -> Plan | str:
+def _baseline(own: SearchedProblem, cluster: Cluster, solver: SolverName) -> Plan | str:
     """The best plan of a solver that looks at one partition per layout, or why there is none."""
     began = time.perf_counter()
     try:
-        outcomes = search_sizes([problem], solver, math.inf)
+        outcomes = search_sizes([own.problem], solver, math.inf)
     except InfeasibleError as error:
         return str(error)
     if outcomes.best is not None:
-        return _plan([own], [problem], outcomes, began)
+        return _plan([own], cluster, outcomes, began)
     try:
         check_time()
     except OutOfTime:
         return "no plan was found in time"
-    return str(why_infeasible(problem, solver))
+    return str(why_infeasible(own.problem, solver))
 
 
 def _solver_name(solver: str) -> SolverName:
@@ -164,10 +167,12 @@ def _solver_name(solver: str) -> SolverName:
 
 
 def _plan(
-    sized: Sequence[Sized], problems: Sequence[Problem], found: SizeOutcomes, began: float
+    searched: Sequence[SearchedProblem], cluster: Cluster, found: SizeOutcomes, began: float
 ) -> Plan:
+    """The plan of the best candidate, on a cluster of single GPUs."""
     assert found.best is not None
-    own, problem, outcome = sized[found.best], problems[found.best], found.outcomes[found.best]
+    (own, tensor, problem), outcome = searched[found.best], found.outcomes[found.best]
+    sizes = _searched(searched, found.outcomes)
     assert outcome.best is not None
     layers, best = problem.graph.layers, outcome.best
     return Plan(
@@ -183,13 +188,14 @@ def _plan(
             autopart=__version__,
             orders=best.order_source,
         ),
-        cluster=problem.cluster,
+        cluster=cluster,
         microbatch_size=problem.microbatch_size,
         num_microbatches=problem.num_microbatches,
+        tensor=tensor,
         training=problem.training,
         demands=problem.demands,
         objective=problem.objective,
-        sizes=_searched(sized, found.outcomes),
+        sizes=sizes,
         stages=tuple(
             Stage(
                 layers=tuple(layers[at].name for at in members),
@@ -208,7 +214,7 @@ def _plan(
         orders=orders_of(best.orders) if best.orders else _named_orders(best.layout),
         prediction=best.prediction,
         certificate=certificate(
-            problem, value_of(problem, outcome), _searched(sized, found.outcomes), problems
+            problem, value_of(problem, outcome), sizes, [one.problem for one in searched]
         ),
     )
 
@@ -217,14 +223,17 @@ def _named_orders(layout: Layout) -> tuple[str, ...]:
     return orders_by_name(layout.schedule, layout.stage_ranks, layout.num_microbatches)
 
 
-def _searched(sized: Sequence[Sized], outcomes: Sequence[Outcome]) -> tuple[SearchedSize, ...]:
+def _searched(
+    searched: Sequence[SearchedProblem], outcomes: Sequence[Outcome]
+) -> tuple[SearchedSize, ...]:
     return tuple(
         SearchedSize(
-            microbatch_size=one.profile.microbatch_size,
-            profile_hash=one.profile_hash,
-            profiled_size=one.profiled_size,
+            microbatch_size=one.problem.microbatch_size,
+            profile_hash=one.sized.profile_hash,
+            profiled_size=one.sized.profiled_size,
+            tensor=one.tensor,
             lower_bound=outcome.lower_bound if outcome.lower_bound < NOTHING else None,
             simulated=outcome.simulated,
         )
-        for one, outcome in zip(sized, outcomes, strict=True)
+        for one, outcome in zip(searched, outcomes, strict=True)
     )

@@ -11,6 +11,7 @@ import pytest
 from autopart.records.plan import load_plan
 from autopart.records.profile import save_profile
 from tests.support.samples import sample_profile
+from tests.support.tensor_profiles import with_degrees
 
 Cli = Callable[..., object]
 
@@ -36,6 +37,32 @@ def test_a_missing_file_is_named(cli: Cli) -> None:
     _refused(cli("verify", "absent.json", "--profile", "p.json"), 1, "absent.json")
     _refused(cli("solve", "--gpus", "2", "--profile", "absent.json"), 1, "absent.json")
     _refused(cli("solve", "--gpus", "2", "--cluster", "c.json"), 1, "no profile here")
+
+
+def test_a_plan_with_a_tensor_degree_is_shown_and_simulated_but_not_carried_out(
+    cli: Cli, folder: Path
+) -> None:
+    save_profile(with_degrees(sample_profile(), 2), folder / "tensor.json")
+    solved = cli("solve", "--gpus", "4", "--profile", "tensor.json", "--tensor", "2")
+    assert solved.code == 0, solved.err
+    assert cli("show", "plan.json").code == cli("simulate", "plan.json").code == 0
+    assert cli("simulate", "plan.json", "--noise", "profile", "--profile", "tensor.json").code == 0
+    assert cli("verify", "plan.json", "--profile", "tensor.json").code == 0
+    said = "no tensor groups yet; solve with --tensor 1 for a plan that it takes"
+    _refused(
+        cli("run", "plan.json", "zoo:mlp-tiny"), 1, "tensor degree 2", "the executor has", said
+    )
+    _refused(cli("validate", "plan.json", "zoo:mlp-tiny", "--one-device"), 1, "the executor", said)
+    for target in ("torch", "megatron", "vllm"):
+        _refused(cli("export", "plan.json", "--to", target), 4, "the export to", said)
+
+
+def test_a_tensor_degree_that_profile_or_node_lack_is_refused(cli: Cli, folder: Path) -> None:
+    save_profile(with_degrees(sample_profile(), 2, 4), folder / "tensor.json")
+    solve = ("solve", "--profile", "tensor.json", "--gpus", "2")
+    _refused(cli(*solve, "--tensor", "8"), 1, "no tensor degree 8, only 1, 2, 2 with")
+    _refused(cli(*solve, "--tensor", "4"), 1, "does not fill a node of 2 GPUs")
+    _refused(cli(*solve, "--sequence-parallel", "on"), 1, "ask for one: --tensor auto")
 
 
 def test_a_truncated_file_is_refused_with_its_path(cli: Cli, plan_file: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopart.cost.collectives import (
-    Collective,
+    CollectiveName,
     Fabric,
     Group,
     fabric_of,
@@ -21,18 +21,18 @@ from autopart.records.known_clusters import PRESETS, find_preset, preset_cluster
 from autopart.records.network import Network
 
 GiB, MiB = 1 << 30, 1 << 20
-COLLECTIVES: tuple[Collective, ...] = (
+COLLECTIVES: tuple[CollectiveName, ...] = (
     "all_reduce", "reduce_scatter", "all_gather", "all_to_all", "sharded_sync",
 )  # fmt: skip
 
 
-def seconds(preset: str, collective: Collective, ranks: int, nodes: int, size: float) -> float:
+def seconds(preset: str, collective: CollectiveName, ranks: int, nodes: int, size: float) -> float:
     fabric = fabric_of(preset_cluster(find_preset(preset), nodes))
     assert fabric is not None
     return price_of(fabric, collective, Group(ranks, nodes, ranks // nodes)).seconds(size)
 
 
-CITED: tuple[tuple[str, Collective, int, int, int, float], ...] = (
+CITED: tuple[tuple[str, CollectiveName, int, int, int, float], ...] = (
     # stas00/ml-engineering network/README.md, one A100 node.
     ("dgx-a100", "all_reduce", 8, 1, 1 * GiB, 8203.9e-6),
     # nccl issue 812, two DGX A100.
@@ -57,7 +57,7 @@ CITED: tuple[tuple[str, Collective, int, int, int, float], ...] = (
 
 
 @pytest.mark.parametrize("cited", CITED, ids=lambda cited: f"{cited[0]}-{cited[2]}-{cited[4]}")
-def test_a_cited_measurement_is_met(cited: tuple[str, Collective, int, int, int, float]):
+def test_a_cited_measurement_is_met(cited: tuple[str, CollectiveName, int, int, int, float]):
     preset, collective, ranks, nodes, size, measured = cited
     assert seconds(preset, collective, ranks, nodes, size) == pytest.approx(measured, rel=0.13)
 
@@ -109,7 +109,7 @@ sizes = st.floats(0.0, 1e12)
 @pytest.mark.slow
 @given(fabrics(), st.sampled_from(COLLECTIVES), st.integers(1, 12), sizes, sizes, st.floats(0, 1))
 def test_a_price_is_nondecreasing_and_concave_in_the_bytes(
-    fabric: Fabric, collective: Collective, ranks: int, a: float, b: float, share: float
+    fabric: Fabric, collective: CollectiveName, ranks: int, a: float, b: float, share: float
 ):
     for group in every_group(fabric._replace(num_nodes=3), ranks):
         price = price_of(fabric, collective, group)
@@ -131,7 +131,7 @@ def test_a_price_is_nondecreasing_and_concave_in_the_bytes(
     st.floats(0.0, 1e11),
 )
 def test_more_nodes_with_as_many_ranks_each_are_never_faster(
-    name: str, collective: Collective, g: int, nodes: int, size: float
+    name: str, collective: CollectiveName, g: int, nodes: int, size: float
 ):
     before, after = (seconds(name, collective, k * g, k, size) for k in (nodes, nodes + 1))
     assert before <= after * (1 + 1e-12)
@@ -147,7 +147,7 @@ def test_more_nodes_with_as_many_ranks_each_are_never_faster(
     st.floats(0.0, 1e11),
 )
 def test_ranks_spread_over_more_nodes_are_never_faster(
-    name: str, collective: Collective, a: int, b: int, few: int, size: float
+    name: str, collective: CollectiveName, a: int, b: int, few: int, size: float
 ):
     # 2^a on each of `few` nodes, or on 2^b times as many nodes.
     g, spread = 2**a, 2 ** min(a, b)
@@ -166,7 +166,7 @@ def test_more_ranks_on_the_same_nodes_may_be_faster():
 @pytest.mark.slow
 @given(fabrics(), st.sampled_from(COLLECTIVES), st.integers(1, 10), st.integers(1, 2), sizes)
 def test_the_least_price_is_the_least_of_all_placements(
-    fabric: Fabric, collective: Collective, ranks: int, fewest: int, size: float
+    fabric: Fabric, collective: CollectiveName, ranks: int, fewest: int, size: float
 ):
     groups = every_group(fabric, ranks, fewest)
     least = least_price(fabric, collective, range(ranks, ranks + 1), fewest).seconds(size)

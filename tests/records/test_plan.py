@@ -77,8 +77,40 @@ def test_a_plan_of_version_2_loads_and_a_gap_over_a_bound_of_0_becomes_unknown(t
     path.write_text(json.dumps(tree))
     assert load_plan(path).certificate.gap is None
     path.write_text(json.dumps(tree | {"version": 1}))
-    with pytest.raises(FileError, match="version 1; this autopart reads version 2 and 3"):
+    with pytest.raises(FileError, match="version 1; this autopart reads version 2 and 3 and 4"):
         load_plan(path)
+
+
+def test_a_plan_of_version_3_loads_without_a_tensor_degree(tmp_path: Path):
+    tree = json.loads(encode(PLAN))
+    assert "tensor" not in tree
+    (tmp_path / "plan.json").write_text(json.dumps(tree | {"version": 3}))
+    assert load_plan(tmp_path / "plan.json") == PLAN
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (
+            {"degree": 3, "sequence_parallel": False},
+            "a tensor group of 3 GPUs does not fill a node",
+        ),
+        ({"degree": 2, "sequence_parallel": False}, r"orders? for \d tensor group"),
+        (
+            {"degree": 1, "sequence_parallel": False},
+            r"Expected `int` >= 2 - at `\$\.tensor\.degree`",
+        ),
+        ({"degree": 2}, "missing required field `sequence_parallel`"),
+        (None, r"Expected `object`, got `null` - at `\$\.tensor`"),
+    ],
+)
+def test_a_tensor_degree_that_the_cluster_cannot_have_is_refused(
+    tmp_path: Path, tensor: object, message: str
+):
+    tree = json.loads(encode(PLAN)) | {"tensor": tensor}
+    (tmp_path / "plan.json").write_text(json.dumps(tree))
+    with pytest.raises((FileError, PlanError), match=message):
+        load_plan(tmp_path / "plan.json")
 
 
 @pytest.mark.parametrize("bound", ["NaN", "Infinity", "-1.0", "1e999", "null", '"0"'])

@@ -14,6 +14,7 @@ from autopart.records.plan import Plan
 from autopart.records.profile import Profile
 from autopart.search.planner import solve
 from tests.support.problems import chain_graph, cluster, layer, profile, value
+from tests.support.tensor_profiles import with_degrees
 
 HOST = HostLink(bandwidth=300.0, latency=0.01, overlaps=True)
 SLOW = {"intra_node": Link(bandwidth=500.0, latency=0.01), "action_overhead": 0.02}
@@ -135,6 +136,14 @@ KINDS = {
         cluster(2, 2, **SLOW),
         num_microbatches=5,
         replicas_per_stage=True,
+    ),
+    "a tensor degree": lambda: _made(
+        with_degrees(RICH, 2, whole=30), cluster(2, 2, **SLOW), num_microbatches=4, num_stages=2,
+        tensor=2, sequence_parallel="on",
+    ),
+    "any tensor degree": lambda: _made(
+        with_degrees(ROW, 2, 3, whole=1), cluster(1, 2, **SLOW), num_microbatches=2,
+        num_replicas=1, num_stages=1, tensor="auto",
     ),
     "bottleneck": lambda: _made(
         ROW, cluster(1, 3, **SLOW), num_microbatches=4, objective="bottleneck", num_stages=3

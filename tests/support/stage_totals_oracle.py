@@ -64,6 +64,7 @@ def _stage_totals(
         weight_grad_time=sum(la.weight_grad_time for la in layers),
         split_time=sum(la.split_time for la in layers),
         update_time=sum(la.update_time for la in layers),
+        unshared_update_time=sum(la.unshared_update_time or 0.0 for la in layers),
         weight_bytes=sum(la.param_bytes + la.buffer_bytes for la in layers)
         - sum(t.param_bytes * extra for t, extra in spare),
         grad_bytes=sum(la.grad_bytes for la in layers)

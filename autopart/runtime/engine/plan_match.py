@@ -7,7 +7,7 @@ from torch import distributed, fx
 from torch.fx.node import Argument, map_aggregate
 
 from autopart.errors import ExportRefused, ModelError, PlanError
-from autopart.records.plan import Plan, check_plan
+from autopart.records.plan import Plan, check_one_gpu_per_rank, check_plan
 from autopart.records.torch_replicas import replicas_of
 from autopart.records.training import weight_dtype
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
@@ -71,6 +71,7 @@ def _cast(
 def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
     """Raise PlanError if a plan contradicts itself, or the backend cannot run it."""
     check_plan(plan)
+    check_one_gpu_per_rank(plan)
     training = plan.training
     if training.gradient_dtype != weight_dtype(training):
         raise PlanError(

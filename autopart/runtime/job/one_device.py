@@ -17,7 +17,7 @@ import torch
 from torch import distributed, fx
 
 from autopart.errors import ModelError, UsageError
-from autopart.records.plan import Plan, cast_of, num_ranks
+from autopart.records.plan import Plan, cast_of, check_one_gpu_per_rank, num_ranks
 from autopart.records.run_result import OneDeviceResult
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
@@ -69,6 +69,7 @@ def run_on_one_device(
     the only member of the default process group. Raises ModelError and PlanError as a run does,
     UsageError for a missing device.
     """
+    check_one_gpu_per_rank(plan)
     where = _device(device)
     name = optimizer or planned_optimizer(plan)
     first_of: dict[tuple[int, ...], int] = {}

@@ -7,9 +7,11 @@ import msgspec
 
 from autopart.records.problem import SCHEDULES, Problem
 from autopart.records.profile import Profile
+from autopart.records.tensor_variants import TensorVariant
 from tests.support.problems import profile
 from tests.support.witness.draws import Style, draw_problem, rescaled, with_memory
 from tests.support.witness.optimum import low_memory
+from tests.support.witness.tensor import draw_variants, problem_of_degree
 
 ONE_NODE = ((1, 1), (1, 2), (1, 3), (1, 4))
 NODES = ((2, 1), (2, 2), (3, 1), (2, 3), (3, 2), (3, 3))
@@ -17,6 +19,9 @@ FEW_GPUS = ((1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (2, 3))
 
 SPREADS = ((1, 4), (2, 2), (2, 2), (2, 3), (3, 2), (4, 1))
 """Nodes on which the same ranks can be spread in several ways."""
+
+DIVISIBLE = ((1, 2), (1, 4), (2, 2), (2, 2), (1, 6), (2, 4))
+"""Nodes that tensor groups can fill."""
 
 KINDS: dict[str, Style] = {
     "one node": Style(shapes=ONE_NODE),
@@ -40,17 +45,21 @@ KINDS: dict[str, Style] = {
     "hidden syncs, replicas per stage": Style(
         shapes=FEW_GPUS, policies=True, uneven=True, network=True, overlap=True
     ),
+    "tensor degrees": Style(shapes=DIVISIBLE, most_layers=4),
     "every order": Style(shapes=FEW_GPUS[:4], most_layers=4, most_microbatches=2),
 }
 """The kinds of cases by name."""
 
 
 class Case(NamedTuple):
-    """One question to the planner: a problem for each microbatch size, all with the same batch."""
+    """One question to the planner: a problem for each microbatch size and tensor degree, all with the same batch."""
 
     seed: int
     kind: str
     problems: tuple[Problem, ...]
+    """The problems; with tensor variants the first one alone has single GPUs as ranks."""
+    variants: tuple[TensorVariant, ...] = ()
+    """The tensor variants of the profile."""
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
@@ -58,10 +67,11 @@ class Case(NamedTuple):
         return tuple(
             msgspec.structs.replace(
                 profile(one.graph),
+                variants=self.variants,
                 microbatch_size=one.microbatch_size,
                 dtype=one.training.precision.removesuffix("-mixed"),
             )
-            for one in self.problems
+            for one in (self.problems[:1] if self.variants else self.problems)
         )
 
 
@@ -73,6 +83,9 @@ def draw_case(kind: str, seed: int) -> Case:
         style = _mixture(rng, style)
         if style.network and (style.uneven or style.mixed_gpus):
             style = style._replace(shapes=SPREADS)
+    elif kind == "tensor degrees":
+        style = _mixture(rng, style)._replace(mixed_gpus=False, network=rng.random() < 0.5)
+        style = style._replace(overlap=style.network and rng.random() < 0.4)
     elif rng.random() < 0.15:
         style = style._replace(pins=True)
     if kind == "every order" and rng.random() < 0.3:
@@ -86,7 +99,19 @@ def draw_case(kind: str, seed: int) -> Case:
     problems = (problem,)
     if kind == "sizes":
         problems = tuple(rescaled(rng, problem, size) for size in rng.choice([(1, 2), (1, 2, 4)]))
+    if kind == "tensor degrees":
+        return _with_degrees(rng, Case(seed, kind, problems))
     return Case(seed, kind, problems)
+
+
+def _with_degrees(rng: random.Random, case: Case) -> Case:
+    """The case with tensor variants, and a problem for each degree that fills a node."""
+    (problem,) = case.problems
+    degrees = [t for t in (2, 3, 4, 6) if rng.random() < 0.8]
+    variants = draw_variants(rng, problem.graph, degrees or [2])
+    fitting = [one for one in variants if problem.cluster.gpus_per_node % one.degree == 0]
+    own = tuple(problem_of_degree(problem, one) for one in fitting)
+    return case._replace(problems=(problem, *own), variants=variants)
 
 
 def _drawn(rng: random.Random, kind: str, style: Style) -> tuple[Problem, int | None]:
@@ -119,16 +144,17 @@ def _mixture(rng: random.Random, style: Style) -> Style:
     )
 
 
-def keywords(problem: Problem, *, several: bool = False) -> dict[str, Any]:
+def keywords(problem: Problem, *, several: bool = False, tensor: int | str = 1) -> dict[str, Any]:
     """The keywords by which `solve` makes the same problem."""
     demands, training = problem.demands, problem.training
     fields = {
         name: getattr(demands, name)
         for name in demands.__struct_fields__
-        if name not in ("schedules", "pins")
+        if name not in ("schedules", "pins", "tensor")
     }
     whole = set(SCHEDULES) <= set(demands.schedules)
     return fields | {
+        "tensor": tensor,
         "schedule": "auto" if whole else ",".join(demands.schedules),
         "pins": {pin.layer: pin.stage for pin in demands.pins},
         "objective": problem.objective,

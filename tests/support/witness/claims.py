@@ -45,7 +45,8 @@ def judge(case: Case, *, any_order: bool = False) -> Verdict:
     whole = CUSTOM in case.problems[0].demands.schedules
     found = [optimum_of_orders(one) if whole else optimum(one) for one in case.problems]
     best = min((one for one in found if one), key=lambda one: one.value, default=None)
-    words = keywords(case.problems[0], several=len(case.problems) > 1)
+    several = len(case.profiles) > 1
+    words = keywords(case.problems[0], several=several, tensor="auto" if case.variants else 1)
     try:
         plan = _solved(case, words, again=not whole)
     except NoPlanFound as error:
@@ -87,7 +88,8 @@ def _broken_refusal(case: Case, best: Found | None, error: InfeasibleError) -> I
 def _broken(
     case: Case, plan: Plan, found: Sequence[Found | None], best: Found | None
 ) -> Iterator[str]:
-    problem = next(p for p in case.problems if p.microbatch_size == plan.microbatch_size)
+    searched = [(size.microbatch_size, size.tensor) for size in plan.sizes]
+    problem = case.problems[searched.index((plan.microbatch_size, plan.tensor))]
     # Step 1: the plan is what it says, by the verifier and by the witness.
     failed = [check for check in verify(plan, case.profiles) if not check.passed]
     yield from (f"verify refuses the plan: {check.name}: {check.detail}" for check in failed)

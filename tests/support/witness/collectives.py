@@ -44,6 +44,11 @@ def sharded_seconds(
     )
 
 
+def ring_turn_seconds(cluster: Cluster, nodes: Sequence[int], size: float) -> float:
+    """One turn around a ring: a reduce-scatter or an all-gather, without its start."""
+    return _turns(cluster, nodes, size, 1)
+
+
 def _turns(cluster: Cluster, nodes: Sequence[int], size: float, turns: int) -> float:
     """Turns around a ring that goes through all ranks of one node after the other."""
     network, used = cluster.network, set(nodes)

@@ -165,7 +165,7 @@ def twice_as_slow(problem: Problem) -> Problem:
             if (own := getattr(la, name)) is not None
         }
         return msgspec.structs.replace(
-            la, **{name: 2 * getattr(la, name) for name in names}, **again
+            la, **{name: 2 * (getattr(la, name) or 0.0) for name in names}, **again
         )
 
     def link(own: Link) -> Link:

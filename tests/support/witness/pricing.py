@@ -342,7 +342,8 @@ class Spot(NamedTuple):
         training, cluster, speed = self.problem.training, self.problem.cluster, self.speed
         stepped = shard(figures.trained, training, self.replicas)
         state = stepped * state_per_element(training)
-        update = figures.update / speed / (self.replicas if training.zero1 else 1)
+        shared = (figures.update - figures.unshared) / (self.replicas if training.zero1 else 1)
+        update = (shared + figures.unshared) / speed
         if hosted:
             update += 2 * state / _host(cluster).bandwidth
         lasts = lasting(figures, training, self.replicas, self.own_microbatches, hosted)

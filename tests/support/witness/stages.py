@@ -16,6 +16,7 @@ class StageFigures(NamedTuple):
     weight_grad: float
     split: float
     update: float
+    unshared: float
     weights: int
     gradients: int
     trained: int
@@ -49,6 +50,7 @@ def stage_figures(facts: Facts, before: int, after: int) -> StageFigures:
         weight_grad=sum(la.weight_grad_time for la in layers),
         split=sum(la.split_time for la in layers),
         update=sum(la.update_time for la in layers),
+        unshared=sum(la.unshared_update_time or 0.0 for la in layers),
         # Each further copy of a tied parameter on the stage is taken off.
         weights=sum(la.param_bytes + la.buffer_bytes for la in layers)
         - sum(one.param_bytes for one in tied),

@@ -1,0 +1,121 @@
+"""Tensor groups as ranks: the layers with their collectives, and the cluster with fewer, larger ranks.
+
+With tensor degree t, rank q stands for GPUs q t … q t + t - 1 of one node. All GPUs of a group do equal work, and
+each sends to the GPU at its own place in another group. So one GPU per group, at one place, stands for all. What
+follows is an ordinary problem over these GPUs, and every formula and bound holds for it as it stands:
+
+    layers    F, I and W of one GPU, with the seconds of its collectives inside the group
+    cluster   G / t ranks per node; each has one GPU's memory, links and share of the host and of the rails
+
+Symbols   C    seconds of a layer's collectives of I beneath W;  W  its weight gradients
+          e    max(0, C - W), their exposed part in a whole backward
+
+    whole backward    I + e + W          split backward    I + C, later W
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from autopart.cost.rails import rails_of
+from autopart.cost.syncs import call_price
+from autopart.records.cluster import Cluster, host_share, slowest_speed
+from autopart.records.layer_graph import Layer, LayerGraph
+from autopart.records.network import Network
+from autopart.records.problem import Problem
+from autopart.records.tensor_variants import Collective, TensorVariant
+
+
+def problem_of_groups(problem: Problem, variant: TensorVariant | None) -> Problem:
+    """The problem whose ranks are a variant's tensor groups; the problem itself without one."""
+    if variant is None:
+        return problem
+    return msgspec.structs.replace(
+        problem,
+        graph=layers_of_group(variant, problem.cluster),
+        cluster=cluster_of_groups(problem.cluster, variant.degree),
+    )
+
+
+def cluster_of_groups(cluster: Cluster, degree: int) -> Cluster:
+    """The cluster whose ranks are tensor groups of so many equal GPUs; they fill each node."""
+    if degree == 1:
+        return cluster
+    groups, share = cluster.gpus_per_node // degree, host_share(cluster)
+    return msgspec.structs.replace(
+        cluster,
+        gpus_per_node=groups,
+        host_memory_bytes=None if share is None else share * groups,
+        network=_network_of_groups(cluster, degree),
+    )
+
+
+def _network_of_groups(cluster: Cluster, degree: int) -> Network | None:
+    """The network of the GPUs at one place of each group: their own share of a node's rails.
+
+    Two groups share a rail where all their GPUs do. Where no number of rails says this, each group has its own.
+    """
+    network, groups = cluster.network, cluster.gpus_per_node // degree
+    if network is None:
+        return None
+    near = rails_of(cluster, np.arange(cluster.gpus_per_node)).reshape(groups, degree)
+    _, numbers = np.unique(near, axis=0, return_inverse=True)
+    rails = int(numbers.max()) + 1
+    if (np.arange(groups) * rails // groups != numbers.reshape(-1)).any():
+        rails = groups
+    summed = groups >= network.switch_ranks
+    return msgspec.structs.replace(
+        network,
+        rails=rails,
+        rail_bandwidth=network.rails * network.rail_bandwidth / (degree * rails),
+        switch_bandwidth=network.switch_bandwidth if summed else None,
+    )
+
+
+def layers_of_group(variant: TensorVariant, cluster: Cluster) -> LayerGraph:
+    """A variant's layers with the seconds of their collectives, on the first GPUs of a node."""
+    # `on_ranks` divides layer times by this speed later. Collectives are not slowed down by compute.
+    speed = slowest_speed(cluster, ())
+
+    def seconds(one: Collective) -> float:
+        price = call_price(cluster, range(variant.degree), one.kind)
+        return speed * price.seconds(float(one.bytes))
+
+    own = {one.layer: one.collectives for one in variant.collectives}
+    layers = tuple(
+        _with_collectives(layer, own[layer.name], seconds) if own.get(layer.name) else layer
+        for layer in variant.graph.layers
+    )
+    return msgspec.structs.replace(variant.graph, layers=layers)
+
+
+def _with_collectives(
+    layer: Layer, collectives: tuple[Collective, ...], seconds: Callable[[Collective], float]
+) -> Layer:
+    """The layer with the seconds of its collectives; see the formulas above."""
+
+    def total(**fields: Any) -> float:
+        alike = (
+            one for one in collectives if all(getattr(one, name) == fields[name] for name in fields)
+        )
+        return sum((seconds(one) for one in alike), 0.0)
+
+    hidden = total(beneath="weight_grad")
+    exposed = max(0.0, hidden - layer.weight_grad_time)
+    recompute, once = layer.recompute, total(phase="step")
+    if recompute is not None:
+        again = recompute.extra_time + total(recomputed=True)
+        recompute = msgspec.structs.replace(recompute, extra_time=again)
+    return msgspec.structs.replace(
+        layer,
+        forward_time=layer.forward_time + total(phase="forward"),
+        input_grad_time=layer.input_grad_time + total(phase="input_grad", beneath=None) + exposed,
+        weight_grad_time=layer.weight_grad_time + total(phase="weight_grad"),
+        # A split backward puts W off, which then hides nothing.
+        split_time=layer.split_time + hidden - exposed,
+        update_time=layer.update_time + once,
+        unshared_update_time=once or layer.unshared_update_time,
+        recompute=recompute,
+    )

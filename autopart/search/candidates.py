@@ -1,0 +1,87 @@
+"""Candidates: each microbatch size with each tensor degree that is searched, as a problem of its own.
+
+A plan has one tensor degree. So each candidate is an ordinary problem, whose ranks are tensor groups
+(autopart/cost/tensor_groups.py). The smallest of their lower bounds is the bound over all.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from autopart.activations.demands import checked_policies
+from autopart.cost.tensor_groups import problem_of_groups
+from autopart.errors import AutopartError, InfeasibleError
+from autopart.records.layouts import check_num_stages, shapes
+from autopart.records.microbatch_sizes import Sized
+from autopart.records.plan import SolverName
+from autopart.records.problem import Problem
+from autopart.records.tensor_degree import (
+    MaybeTensor,
+    degree_of,
+    searched_degrees,
+    tensor_name,
+    variant_of,
+)
+from autopart.search.infeasible import why_infeasible
+
+
+class SearchedProblem(NamedTuple):
+    """A model at one microbatch size and tensor degree."""
+
+    sized: Sized
+    """The model's profile at the microbatch size."""
+    tensor: MaybeTensor
+    """The tensor degree."""
+    problem: Problem
+    """The problem whose ranks are tensor groups."""
+
+
+def candidates(sized: Sequence[Sized], problems: Sequence[Problem]) -> list[SearchedProblem]:
+    """Every candidate, by microbatch size and then by degree; `problems` have one GPU per rank.
+
+    Raises AutopartError where a profile or a node does not have the degrees that are asked for, or where a variant's
+    layers cannot have the demanded policies.
+    """
+    return [
+        candidate(one, tensor, problem)
+        for one, problem in zip(sized, problems, strict=True)
+        for tensor in searched_degrees(one.profile, problem.cluster, problem.demands.tensor)
+    ]
+
+
+def candidate(sized: Sized, tensor: MaybeTensor, problem: Problem) -> SearchedProblem:
+    """The candidate with a tensor degree; `problem` has one GPU per rank. Raises AutopartError as above."""
+    groups = problem_of_groups(problem, variant_of(sized.profile, tensor))
+    try:
+        checked_policies(groups.graph, groups.cluster, groups.demands)
+    except AutopartError as error:
+        raise AutopartError(f"{tensor_name(tensor)}: {error}") from None
+    return SearchedProblem(sized, tensor, groups)
+
+
+def why_none_fits(searched: Sequence[SearchedProblem], solver: SolverName) -> InfeasibleError:
+    """The error where no candidate has a plan: that of the degree which needs the least memory.
+
+    Only the first microbatch size is looked at.
+    """
+    first = [one for one in searched if one.sized is searched[0].sized]
+    errors = [(one, _why(one.problem, solver)) for one in first]
+    known = [pair for pair in errors if pair[1].least_bytes is not None] or errors[-1:]
+    best, error = min(known, key=lambda pair: pair[1].least_bytes or 0)
+    if len(first) == 1 and degree_of(best.tensor) == 1:
+        return error
+    tried = ", ".join(dict.fromkeys(str(degree_of(one.tensor)) for one in first))
+    return InfeasibleError(
+        f"{tensor_name(best.tensor)}, which needs the least memory of {tried}: {error}"
+        if len(first) > 1
+        else f"{tensor_name(best.tensor)}: {error}",
+        error.least_bytes,
+    )
+
+
+def _why(problem: Problem, solver: SolverName) -> InfeasibleError:
+    """The error where one problem has no plan: no shape, or too little memory."""
+    try:
+        (check_num_stages if problem.demands.replicas_per_stage else shapes)(problem)
+    except InfeasibleError as error:
+        return error
+    return why_infeasible(problem, solver)

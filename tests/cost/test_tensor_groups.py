@@ -1,0 +1,173 @@
+"""Tensor groups as ranks: prices against the single GPUs that they stand for."""
+
+import random
+
+import msgspec
+import pytest
+
+from autopart.cost.cuts import stage_totals
+from autopart.cost.on_ranks import on_replicas
+from autopart.cost.stage_times import cut_links
+from autopart.cost.syncs import all_reduce_price, call_price, sync_price
+from autopart.cost.tensor_groups import cluster_of_groups, layers_of_group, problem_of_groups
+from autopart.records.cluster import Cluster, Link, host_share
+from autopart.records.layer_graph import Recompute
+from autopart.records.network import Network
+from autopart.records.tensor_variants import Collective, LayerCollectives, TensorVariant
+from autopart.records.training import Training
+from tests.support.problems import chain_graph, cluster, layer, problem
+
+SHAPES = [(gpus, t) for gpus in (2, 4, 6, 8) for t in (2, 3, 4, 8) if gpus % t == 0]
+
+
+def drawn_cluster(rng: random.Random, gpus: int, *, network: bool) -> Cluster:
+    """Nodes with so many GPUs and slow links between them."""
+    return cluster(
+        3,
+        gpus,
+        intra_node=Link(bandwidth=300e9, latency=2e-6, all_reduce_factor=1.25),
+        inter_node=Link(bandwidth=rng.uniform(1e9, 60e9), latency=9e-6),
+        host_memory_bytes=rng.choice([None, 1000]),
+        network=Network(
+            rails=rng.choice([1, 2, gpus // 2, gpus, 2 * gpus]),
+            rail_bandwidth=48e9,
+            ring_bandwidth=370e9,
+            switch_bandwidth=rng.choice([None, 480e9]),
+            switch_ranks=2,
+            off_rail=0.5,
+        )
+        if network
+        else None,
+    )
+
+
+def alone(ranks: tuple[int, ...], degree: int, place: int) -> tuple[int, ...]:
+    """The GPUs at one place of each group."""
+    return tuple(rank * degree + place for rank in ranks)
+
+
+@pytest.mark.parametrize("network", [False, True])
+@pytest.mark.parametrize(("gpus", "degree"), SHAPES)
+def test_groups_sync_and_send_as_the_gpus_at_each_of_their_places(
+    gpus: int, degree: int, *, network: bool
+):
+    """Each place has its own share of the rails, so a price with groups as ranks is that of every place."""
+    rng = random.Random(f"{gpus} {degree} {network}")
+    for _ in range(40):
+        real = drawn_cluster(rng, gpus, network=network)
+        groups = cluster_of_groups(real, degree)
+        room = 3 * gpus // degree
+        taken = rng.sample(range(room), rng.randint(2, room))
+        half = len(taken) // 2
+        here, there = tuple(taken[:half]), tuple(taken[half:])
+        training, size = Training(zero1=rng.random() < 0.5), rng.uniform(1, 1e9)
+        for place in range(degree):
+            own = alone(there, degree, place)
+            assert sync_price(groups, there, training).seconds(size) == pytest.approx(
+                sync_price(real, own, training).seconds(size)
+            )
+            assert all_reduce_price(groups, there).seconds(size) == pytest.approx(
+                all_reduce_price(real, own).seconds(size)
+            )
+        (link,) = cut_links(groups, (here, there))
+        each = [
+            cut_links(real, (alone(here, degree, place), alone(there, degree, place)))[0]
+            for place in range(degree)
+        ]
+        slowest = min((one for one in each if one), key=lambda one: one.bandwidth)
+        assert link is not None
+        assert (link.bandwidth, link.latency) == pytest.approx((slowest.bandwidth, slowest.latency))
+
+
+def test_rails_that_groups_share_in_part_count_as_rails_of_their_own():
+    # GPUs 0 to 7 lie at rails 0 0 0 1 1 1 2 2: groups of two share rail 0 and rail 1 in part.
+    real = cluster(2, 8, network=Network(rails=3, rail_bandwidth=8e9, ring_bandwidth=1e11))
+    network = cluster_of_groups(real, 2).network
+    assert network is not None
+    assert (network.rails, network.rail_bandwidth) == (4, 3 * 8e9 / 2 / 4)
+
+
+def test_a_group_has_the_memory_of_one_gpu_and_its_share_of_the_host():
+    real = cluster(2, 8, host_memory_bytes=1001, memory_bytes=77)
+    groups = cluster_of_groups(real, 4)
+    assert (groups.num_nodes, groups.gpus_per_node, groups.memory_bytes) == (2, 2, 77)
+    assert host_share(groups) == host_share(real) == 125
+    assert cluster_of_groups(real, 1) is real
+
+
+def variant(*collectives: Collective, degree: int = 2) -> TensorVariant:
+    one = layer("a", update_time=4.0, recompute=Recompute(extra_time=1.0, stash_bytes=0))
+    return TensorVariant(
+        degree=degree,
+        sequence_parallel=False,
+        graph=chain_graph(one, layer("b")),
+        collectives=(LayerCollectives(layer="a", collectives=collectives),),
+    )
+
+
+SECOND = Link(bandwidth=1.0)
+"""A link over which an all-reduce of n bytes takes n seconds on two ranks."""
+
+
+def test_seconds_of_collectives_are_added_to_their_phase():
+    graph = layers_of_group(
+        variant(
+            Collective(kind="all_reduce", bytes=8, phase="forward", recomputed=True),
+            Collective(kind="all_gather", bytes=4, phase="forward"),
+            Collective(kind="reduce_scatter", bytes=6, phase="input_grad"),
+            Collective(kind="all_reduce", bytes=5, phase="weight_grad"),
+            Collective(kind="all_reduce", bytes=7, phase="step"),
+        ),
+        cluster(intra_node=SECOND),
+    )
+    first, second = graph.layers
+    assert first.forward_time == 1 + 8 + 2
+    assert first.recompute == Recompute(extra_time=1 + 8, stash_bytes=0)
+    assert (first.input_grad_time, first.weight_grad_time) == (1 + 3, 1 + 5)
+    assert (first.update_time, first.unshared_update_time, first.split_time) == (4 + 7, 7, 0)
+    assert second == layer("b")
+
+
+@pytest.mark.parametrize(("size", "exposed"), [(0.25, 0.0), (1.0, 0.0), (3.0, 2.0)])
+def test_a_collective_beneath_w_is_exposed_beyond_it_and_whole_in_a_split_backward(
+    size: float, exposed: float
+):
+    beneath = Collective(kind="all_reduce", bytes=4, phase="input_grad", beneath="weight_grad")
+    slow = cluster(intra_node=Link(bandwidth=4 / size))
+    first = layers_of_group(variant(beneath), slow).layers[0]
+    whole = first.input_grad_time + first.weight_grad_time
+    assert whole == pytest.approx(2 + exposed)
+    # The split backward's I has the whole collective, and W is as it was.
+    assert first.input_grad_time + first.split_time == pytest.approx(1 + size)
+    assert first.weight_grad_time == 1
+
+
+def test_compute_slows_down_layers_and_not_their_collectives():
+    there = Collective(kind="all_reduce", bytes=8, phase="forward")
+    beneath = Collective(kind="all_reduce", bytes=5, phase="input_grad", beneath="weight_grad")
+    slow = cluster(intra_node=SECOND, compute_slowdown=2.0)
+    asked = problem(chain_graph(layer("a"), layer("b")), cluster=slow)
+    groups = problem_of_groups(asked, variant(there, beneath))
+    (totals,) = stage_totals(groups.graph, ((0, 1),))
+    placed = on_replicas(totals, groups, 1, 0.5)
+    assert placed.forward_time == 2 * 2 + 8
+    # W takes 2 seconds, and hides as many of the 5.
+    assert placed.backward_time == pytest.approx(2 * 4 + 3)
+
+
+def test_replicas_do_not_share_the_sums_of_a_tensor_group():
+    once = Collective(kind="all_reduce", bytes=7, phase="step")
+    asked = problem(chain_graph(layer("a"), layer("b")), training=Training(zero1=True))
+    on = cluster(intra_node=SECOND)
+    groups = problem_of_groups(msgspec.structs.replace(asked, cluster=on), variant(once))
+    (totals,) = stage_totals(groups.graph, ((0, 1),))
+    assert [on_replicas(totals, groups, r, 1.0).update_time for r in (1, 2, 4)] == [11, 9, 8]
+
+
+def test_gathers_and_scatters_take_half_of_an_all_reduce_over_a_link():
+    on = cluster(intra_node=SECOND)
+    times = [
+        call_price(on, range(4), kind).seconds(8.0)
+        for kind in ("all_reduce", "all_gather", "reduce_scatter")
+    ]
+    assert times == [12, 6, 6]

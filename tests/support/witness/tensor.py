@@ -1,0 +1,181 @@
+"""Tensor variants drawn at random, and the problem of one degree as docs/cost-model.md says."""
+
+import math
+import random
+from collections.abc import Sequence
+
+import msgspec
+
+from autopart.records.cluster import Cluster
+from autopart.records.layer_graph import Layer, LayerGraph, Recompute
+from autopart.records.network import Network
+from autopart.records.problem import Problem
+from autopart.records.tensor_variants import Collective, LayerCollectives, Phase, TensorVariant
+from tests.support.witness.collectives import all_reduce_seconds, ring_seconds, ring_turn_seconds
+
+
+def draw_variants(
+    rng: random.Random, graph: LayerGraph, degrees: Sequence[int]
+) -> tuple[TensorVariant, ...]:
+    """A variant for each degree, with sequence parallelism, without it, or both."""
+    return tuple(
+        TensorVariant(
+            degree=degree,
+            sequence_parallel=split,
+            graph=_shard(rng, graph, degree),
+            collectives=tuple(
+                _collectives(rng, layer.name) for layer in graph.layers if rng.random() < 0.8
+            ),
+        )
+        for degree in degrees
+        for split in rng.choice([(False,), (True,), (False, True)])
+    )
+
+
+def _shard(rng: random.Random, graph: LayerGraph, degree: int) -> LayerGraph:
+    """The graph of one rank: each layer has between one t-th and all of its seconds and bytes."""
+    # One share for all parameters: a layer never has less than its tied parameters.
+    parameters = rng.uniform(1 / degree, 1)
+    layers = tuple(_shard_of_layer(rng, layer, degree, parameters) for layer in graph.layers)
+    values = tuple(
+        msgspec.structs.replace(value, bytes=-(-value.bytes // rng.choice([1, degree])))
+        for value in graph.values
+    )
+    tied = tuple(
+        msgspec.structs.replace(
+            one,
+            param_bytes=math.ceil(parameters * one.param_bytes),
+            grad_bytes=math.ceil(parameters * one.grad_bytes),
+            num_trainable=math.ceil(parameters * one.num_trainable),
+        )
+        for one in graph.tied
+    )
+    return msgspec.structs.replace(graph, layers=layers, values=values, tied=tied)
+
+
+def _shard_of_layer(rng: random.Random, layer: Layer, degree: int, parameters: float) -> Layer:
+    def less(seconds: float) -> float:
+        return seconds * rng.uniform(1 / degree, 1)
+
+    def again(recompute: Recompute | None, stash: int) -> Recompute | None:
+        if recompute is None:
+            return None
+        kept = min(stash, -(-recompute.stash_bytes // degree))
+        return Recompute(extra_time=less(recompute.extra_time), stash_bytes=kept)
+
+    stash = math.ceil(less(layer.stash_bytes))
+    return msgspec.structs.replace(
+        layer,
+        forward_time=less(layer.forward_time),
+        input_grad_time=less(layer.input_grad_time),
+        weight_grad_time=less(layer.weight_grad_time),
+        update_time=less(layer.update_time),
+        param_bytes=math.ceil(parameters * layer.param_bytes),
+        grad_bytes=math.ceil(parameters * layer.grad_bytes),
+        num_trainable=math.ceil(parameters * layer.num_trainable),
+        stash_bytes=stash,
+        workspace_bytes=math.ceil(less(layer.workspace_bytes)),
+        recompute=again(layer.recompute, stash),
+        selective=again(layer.selective, stash),
+    )
+
+
+def _collectives(rng: random.Random, layer: str) -> LayerCollectives:
+    return LayerCollectives(
+        layer=layer, collectives=tuple(_collective(rng) for _ in range(rng.randint(0, 4)))
+    )
+
+
+def _collective(rng: random.Random) -> Collective:
+    phases: list[Phase] = ["forward", "input_grad", "input_grad", "weight_grad", "step"]
+    phase = rng.choice(phases)
+    return Collective(
+        kind=rng.choice(["all_reduce", "all_gather", "reduce_scatter"]),
+        bytes=rng.randrange(40),
+        phase=phase,
+        beneath="weight_grad" if phase == "input_grad" and rng.random() < 0.6 else None,
+        recomputed=phase == "forward" and rng.random() < 0.5,
+    )
+
+
+def problem_of_degree(problem: Problem, variant: TensorVariant) -> Problem:
+    """The problem over one GPU of each tensor group."""
+    cluster, own = problem.cluster, {one.layer: one.collectives for one in variant.collectives}
+    layers = tuple(
+        _layer(problem.cluster, layer, own.get(layer.name, ()), variant.degree)
+        for layer in variant.graph.layers
+    )
+    groups = cluster.gpus_per_node // variant.degree
+    host = cluster.host_memory_bytes
+    alone = msgspec.structs.replace(
+        cluster,
+        gpus_per_node=groups,
+        host_memory_bytes=None if host is None else host // cluster.gpus_per_node * groups,
+        network=cluster.network
+        and _network(cluster.network, cluster.gpus_per_node, variant.degree),
+    )
+    graph = msgspec.structs.replace(variant.graph, layers=layers)
+    return msgspec.structs.replace(problem, graph=graph, cluster=alone)
+
+
+def _network(network: Network, gpus: int, degree: int) -> Network:
+    """One GPU's share of the rails for each group. Groups share a rail only where all their GPUs do."""
+    groups = gpus // degree
+    near = [
+        tuple(gpu * network.rails // gpus for gpu in range(first, first + degree))
+        for first in range(0, gpus, degree)
+    ]
+    rails = len(set(near))
+    while [near.index(one) for one in near] != [
+        [q * rails // groups for q in range(groups)].index(own * rails // groups)
+        for own in range(groups)
+    ]:
+        rails += 1
+    return msgspec.structs.replace(
+        network,
+        rails=rails,
+        rail_bandwidth=network.rails * network.rail_bandwidth / degree / rails,
+        switch_bandwidth=network.switch_bandwidth if groups >= network.switch_ranks else None,
+    )
+
+
+def _layer(cluster: Cluster, layer: Layer, collectives: Sequence[Collective], degree: int) -> Layer:
+    """The layer with its collectives, which compute does not slow down."""
+    spent = {
+        "forward": 0.0,
+        "again": 0.0,
+        "beneath": 0.0,
+        "input_grad": 0.0,
+        "weight_grad": 0.0,
+        "step": 0.0,
+    }
+    for one in collectives:
+        took = _seconds(cluster, one, degree) / cluster.compute_slowdown
+        spent["beneath" if one.beneath else one.phase] += took
+        spent["again"] += took if one.recomputed else 0.0
+    hidden = min(spent["beneath"], layer.weight_grad_time)
+    recompute = layer.recompute
+    if recompute is not None:
+        recompute = msgspec.structs.replace(
+            recompute, extra_time=recompute.extra_time + spent["again"]
+        )
+    return msgspec.structs.replace(
+        layer,
+        forward_time=layer.forward_time + spent["forward"],
+        input_grad_time=layer.input_grad_time + spent["input_grad"] + spent["beneath"] - hidden,
+        weight_grad_time=layer.weight_grad_time + spent["weight_grad"],
+        split_time=layer.split_time + hidden,
+        update_time=layer.update_time + spent["step"],
+        unshared_update_time=spent["step"],
+        recompute=recompute,
+    )
+
+
+def _seconds(cluster: Cluster, one: Collective, degree: int) -> float:
+    share = 1.0 if one.kind == "all_reduce" else 0.5
+    if cluster.network is None:
+        return share * ring_seconds(cluster.intra_node, one.bytes, degree)
+    together = [0] * degree
+    if one.kind == "all_reduce":
+        return all_reduce_seconds(cluster, together, one.bytes)
+    return cluster.network.start + ring_turn_seconds(cluster, together, one.bytes)
