@@ -55,7 +55,8 @@ def variant_of(profile: Profile, tensor: MaybeTensor) -> TensorVariant | None:
     for variant in profile.variants:
         if tensor_of(variant) == tensor:
             return variant
-    raise _missing(profile, tensor_name(tensor), [tensor.degree])
+    split = tensor.sequence_parallel
+    raise _missing(profile, tensor_name(tensor), [tensor.degree], split=split)
 
 
 def graph_of(profile: Profile, tensor: MaybeTensor) -> LayerGraph:
@@ -93,7 +94,7 @@ def searched_degrees(
         split = demand.sequence_parallel is True
         wanted = demand.degree or "above 1"
         said = f"tensor degree {wanted}" + " with sequence parallelism" * split
-        raise _missing(profile, said, [demand.degree] if demand.degree else [2, 4, 8])
+        raise _missing(profile, said, [demand.degree] if demand.degree else [2, 4, 8], split=split)
     if demand.degree is not None:
         check_fits_node(demand.degree, cluster)
     fitting = [one for one in able if cluster.gpus_per_node % one.degree == 0]
@@ -112,11 +113,13 @@ def check_fits_node(degree: int, cluster: Cluster) -> None:
         )
 
 
-def _missing(profile: Profile, wanted: str, degrees: Sequence[int]) -> AutopartError:
+def _missing(
+    profile: Profile, wanted: str, degrees: Sequence[int], *, split: bool
+) -> AutopartError:
     """The error where a profile has no such degree, with the command that adds it."""
     own = degrees_listed(profile.variants)
     asked = ",".join(map(str, degrees))
     return AutopartError(
         f"the profile has no {wanted}, only {own}; profile the model again: autopart profile "
-        f"{profile.source.model} --tensor {asked}"
+        f"{profile.source.model} --tensor {asked}" + " --sequence-parallel" * split
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from autopart.activations.demands import checked_policies
+from autopart.cost.cuts import all_cuts
 from autopart.cost.tensor_groups import problem_of_groups
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.records.layouts import check_num_stages, shapes
@@ -16,12 +17,15 @@ from autopart.records.plan import SolverName
 from autopart.records.problem import Problem
 from autopart.records.tensor_degree import (
     MaybeTensor,
+    TensorDemand,
     degree_of,
     searched_degrees,
     tensor_name,
     variant_of,
 )
 from autopart.search.infeasible import why_infeasible
+from autopart.search.remedies import some_plan_fits
+from autopart.stopping.time_limit import OutOfTime
 
 
 class SearchedProblem(NamedTuple):
@@ -64,11 +68,11 @@ def why_none_fits(searched: Sequence[SearchedProblem], solver: SolverName) -> In
     Only the first microbatch size is looked at.
     """
     first = [one for one in searched if one.sized is searched[0].sized]
-    errors = [(one, _why(one.problem, solver)) for one in first]
+    errors = [(one, _why(one, solver)) for one in first]
     known = [pair for pair in errors if pair[1].least_bytes is not None] or errors[-1:]
     best, error = min(known, key=lambda pair: pair[1].least_bytes or 0)
     if len(first) == 1 and degree_of(best.tensor) == 1:
-        return error
+        return _with_degree_to_try(best, error)
     tried = ", ".join(dict.fromkeys(str(degree_of(one.tensor)) for one in first))
     return InfeasibleError(
         f"{tensor_name(best.tensor)}, which needs the least memory of {tried}: {error}"
@@ -78,10 +82,30 @@ def why_none_fits(searched: Sequence[SearchedProblem], solver: SolverName) -> In
     )
 
 
-def _why(problem: Problem, solver: SolverName) -> InfeasibleError:
+def _with_degree_to_try(asked: SearchedProblem, error: InfeasibleError) -> InfeasibleError:
+    """The error, with the smallest tensor degree of the profile that would do, where the user asked for none."""
+    problem = asked.problem
+    asked_for = isinstance(problem.demands.tensor, TensorDemand)
+    if asked_for or problem.cluster.gpus or not asked.sized.profile.variants:
+        return error
+    for tensor in searched_degrees(asked.sized.profile, problem.cluster, TensorDemand())[1:]:
+        try:
+            other = candidate(asked.sized, tensor, problem).problem
+            would_do = some_plan_fits(other, all_cuts(other.graph))
+        except (AutopartError, OutOfTime):
+            continue
+        if would_do:
+            return InfeasibleError(
+                f"{error}; --tensor {degree_of(tensor)} would do", error.least_bytes
+            )
+    return error
+
+
+def _why(searched: SearchedProblem, solver: SolverName) -> InfeasibleError:
     """The error where one problem has no plan: no shape, or too little memory."""
+    problem = searched.problem
     try:
         (check_num_stages if problem.demands.replicas_per_stage else shapes)(problem)
     except InfeasibleError as error:
         return error
-    return why_infeasible(problem, solver)
+    return why_infeasible(problem, solver, degree_of(searched.tensor))

@@ -64,13 +64,13 @@ def all_tried(problems: Sequence[Problem]) -> bool:
     )
 
 
-def why_infeasible(problem: Problem, solver: SolverName) -> InfeasibleError:
+def why_infeasible(problem: Problem, solver: SolverName, gpus_per_rank: int = 1) -> InfeasibleError:
     """The error where the solver fits nothing: the cause, the missing memory, and remedies to try.
 
-    In a search that is out of time, the error says so and names no cause.
+    `gpus_per_rank` is the tensor degree, where the problem's ranks are tensor groups. In a search that is out of time, the error says so and names no cause.
     """
     try:
-        return _why_infeasible(problem, solver, all_cuts(problem.graph))
+        return _why_infeasible(problem, solver, all_cuts(problem.graph), gpus_per_rank)
     except OutOfTime:
         return InfeasibleError(
             f"{SUBJECTS.get(solver, 'no plan exists')}; the time limit left no time to find the reason "
@@ -78,7 +78,9 @@ def why_infeasible(problem: Problem, solver: SolverName) -> InfeasibleError:
         )
 
 
-def _why_infeasible(problem: Problem, solver: SolverName, cuts: Cuts) -> InfeasibleError:
+def _why_infeasible(
+    problem: Problem, solver: SolverName, cuts: Cuts, gpus_per_rank: int
+) -> InfeasibleError:
     # Step 1: demands that no memory could keep.
     conflict = conflicting_demands(problem, cuts)
     if conflict:
@@ -96,11 +98,14 @@ def _why_infeasible(problem: Problem, solver: SolverName, cuts: Cuts) -> Infeasi
     need = least_need(problem, cuts, solver)
     if need is None or need.size <= problem.cluster.memory_bytes:
         return _no_room_on_host(problem)
-    return _too_little(problem, solver, cuts, need)
+    more = _gpus_that_would_do(problem, cuts, solver, gpus_per_rank)
+    return _too_little(problem, solver, cuts, need, more)
 
 
-def _too_little(problem: Problem, solver: SolverName, cuts: Cuts, need: Need) -> InfeasibleError:
-    """The error where each GPU has too little memory."""
+def _too_little(
+    problem: Problem, solver: SolverName, cuts: Cuts, need: Need, more: tuple[str, bool]
+) -> InfeasibleError:
+    """The error where each GPU has too little memory; `more` says how many GPUs would do, and whether more help."""
     limit, counts = problem.cluster.memory_bytes, need.layout.stage_ranks
     exact = cuts.complete and all(
         name != CUSTOM and KINDS[name].stages_per_rank == 1 for name in problem.demands.schedules
@@ -109,7 +114,7 @@ def _too_little(problem: Problem, solver: SolverName, cuts: Cuts, need: Need) ->
     exact = exact and (host_share(problem.cluster) is None or not may_offload(problem.demands))
     would_do = f"{format_bytes(need.size)} ({counted(need.size, 'byte')})"
     would_do = f"the least that would do is {would_do}" if exact else f"{would_do} would do"
-    fewest, more_gpus = _gpus_that_would_do(problem, cuts, solver)
+    fewest, more_gpus = more
     stages = predict(problem, need.layout, need.partition)[0]
     return InfeasibleError(
         f"{SUBJECTS.get(solver, 'nothing fits')} into {format_bytes(limit)} per GPU: {would_do}, "
@@ -131,7 +136,9 @@ def _state_alone(sizes: Sequence[int], limit: int) -> str:
     )
 
 
-def _gpus_that_would_do(problem: Problem, cuts: Cuts, solver: SolverName) -> tuple[str, bool]:
+def _gpus_that_would_do(
+    problem: Problem, cuts: Cuts, solver: SolverName, gpus_per_rank: int
+) -> tuple[str, bool]:
     """The number of GPUs with this memory that would do in one pipeline, in words.
 
     Also whether more GPUs may help. Several nodes are counted whole.
@@ -149,11 +156,12 @@ def _gpus_that_would_do(problem: Problem, cuts: Cuts, solver: SolverName) -> tup
     if fewest is None:
         return "; no number of GPUs of this memory would do in one pipeline", problem.training.zero1
     nodes = -(-fewest // cluster.gpus_per_node)
-    gpus = nodes * cluster.gpus_per_node if nodes > 1 else fewest
-    if gpus <= num_gpus(cluster):
+    ranks = nodes * cluster.gpus_per_node if nodes > 1 else fewest
+    if ranks <= num_gpus(cluster):
         return "", True
-    whole = f", {gpus} in whole nodes" if gpus > fewest else ""
-    return f"; {counted(fewest, 'GPU')} of this memory would do in one pipeline{whole}", True
+    whole = f", {gpus_per_rank * ranks} in whole nodes" if ranks > fewest else ""
+    enough = counted(gpus_per_rank * fewest, "GPU")
+    return f"; {enough} of this memory would do in one pipeline{whole}", True
 
 
 def _no_room_on_host(problem: Problem) -> InfeasibleError:

@@ -9,7 +9,7 @@ __all__ = ["ModelSource", "zoo_names", "zoo_source"]
 
 _SIZES = {
     "gpt2": ("tiny", "124m", "350m", "774m", "1.3b"),
-    "llama": ("tiny", "1b", "8b"),
+    "llama": ("tiny", "1b", "8b", "70b", "405b"),
     "resnet": ("tiny", "50"),
     "unet": ("tiny", "base"),
     "encdec": ("tiny", "base"),

@@ -15,7 +15,7 @@ from autopart.zoo.tokens import language_source
 
 @dataclass(frozen=True, slots=True)
 class LlamaSize:
-    """8b and 1b (3.2) as published; tiny keeps their vocabulary to width ratio."""
+    """1b (3.2), 8b, 70b and 405b as published, with fewer tokens; tiny keeps their vocabulary to width ratio."""
 
     layers: int
     width: int
@@ -32,6 +32,8 @@ SIZES = {
     "tiny": LlamaSize(6, 96, 256, 4, 2, vocabulary=8000, length=64, tied=False),
     "1b": LlamaSize(16, 2048, 8192, 32, 8, vocabulary=128256, length=2048, tied=True),
     "8b": LlamaSize(32, 4096, 14336, 32, 8, vocabulary=128256, length=4096, tied=False),
+    "70b": LlamaSize(80, 8192, 28672, 64, 8, vocabulary=128256, length=4096, tied=False),
+    "405b": LlamaSize(126, 16384, 53248, 128, 8, vocabulary=128256, length=4096, tied=False),
 }
 
 _ROTARY_BASE = 500_000.0

@@ -144,6 +144,29 @@ def test_too_little_memory_names_the_degree_that_needs_the_least():
         solve(GIVEN, cluster(1, 4, memory_bytes=least - 1), num_microbatches=4, tensor="auto")
 
 
+def test_the_gpus_that_would_do_are_counted_one_by_one():
+    """Each layer's state is 80 bytes on one of two GPUs, so one group holds less than five layers, and two hold them."""
+    small = cluster(1, 2, memory_bytes=500)
+    with pytest.raises(
+        InfeasibleError, match=r"^tensor degree 2: .*; 4 GPUs of this memory would"
+    ) as told:
+        solve(GIVEN, small, num_microbatches=4, tensor=2, sequence_parallel="off")
+    assert "4 in whole nodes" not in str(told.value)
+    large = cluster(2, 2, memory_bytes=500)
+    plan = solve(GIVEN, large, num_microbatches=4, tensor=2, sequence_parallel="off")
+    assert len(plan.stages) == 2
+
+
+def test_a_degree_that_would_do_is_named_where_none_was_asked_for():
+    small = cluster(1, 4, memory_bytes=450)
+    with pytest.raises(InfeasibleError, match=r"; --tensor 2 would do$"):
+        solve(GIVEN, small, num_microbatches=4, num_stages=2, tensor=1)
+    assert solve(GIVEN, small, num_microbatches=4, num_stages=2, tensor=2).stages
+    with pytest.raises(InfeasibleError) as told:
+        solve(ROW, small, num_microbatches=4, num_stages=2)
+    assert "--tensor" not in str(told.value)
+
+
 def test_baselines_have_the_degree_of_the_plan():
     plan = solved(num_stages=2)
     beside = baselines(GIVEN, plan)
