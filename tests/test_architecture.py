@@ -56,7 +56,8 @@ FACE = {"cli", "__main__", ""}
 
 PEERS_READERS = {"peers", "report", "cli", ""}
 RUNTIME_ORDER = (
-    "models", "measuring", "capture", "transforms", "update", "engine", "checking", "job",
+    "models", "measuring", "capture", "transforms", "sharding", "update", "engine", "checking",
+    "job",
 )  # fmt: skip
 """The folders of `runtime` that run a plan. Each imports only folders to its left."""
 

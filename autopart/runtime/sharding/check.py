@@ -1,0 +1,184 @@
+"""The numeric check: all t local graphs together against the captured graph.
+
+The ranks are threads in this process. Dropout is left out on both sides, since ranks draw numbers of
+their own. Where memory allows, both sides compute in float64: an error of the rules is then far
+above rounding, and no ReLU stands at its kink.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+
+from autopart.errors import ModelError
+from autopart.runtime.capture.autocast import entered
+from autopart.runtime.capture.capture import Captured
+from autopart.runtime.sharding.groups import ThreadRanks, registered
+from autopart.runtime.sharding.local_graph import GROUP
+from autopart.runtime.sharding.local_model import local_module, whole_tensor
+from autopart.runtime.sharding.nodes import operation_name
+from autopart.runtime.sharding.shard import ShardedGraph
+
+WIDE_BYTES = 1 << 30
+"""Largest parameters, in their own dtype, for which the check computes in float64."""
+TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 2e-2,
+    torch.bfloat16: 1e-1,
+    torch.float16: 1e-1,
+}
+"""Largest difference relative to the largest gradient. In narrow dtypes it only finds gross errors."""
+
+LEAST_SHARE = 1e-4
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class ShardCheck(NamedTuple):
+    """The differences between the local graphs together and the captured graph."""
+
+    loss_error: float
+    """Difference between the losses, relative to the captured graph's."""
+    gradient_error: float
+    """Largest difference in a gradient, relative to the largest element of that gradient.
+
+    Gradients below `LEAST_SHARE` of the model's largest element count relative to that share: a
+    key's bias has a gradient of 0, and a rounding error divided by 0 says nothing."""
+    parameter: str
+    """The parameter with this difference."""
+    dtype: torch.dtype
+    """The dtype of the check."""
+
+
+def check_shards(sharded: ShardedGraph, leaves: Sequence[torch.Tensor]) -> ShardCheck:
+    """Compare loss and every gradient for one microbatch; `leaves` are its tensors.
+
+    Raises ModelError where they differ by more than the dtype's tolerance. Nothing of the model
+    changes. It needs memory for the parameters and gradients of all ranks.
+    """
+    dtype, is_wide = _dtype(sharded.captured)
+    state = {
+        name: value.detach().double() if is_wide and value.is_floating_point() else value
+        for name, value in _tensors(sharded.captured.module).items()
+    }
+    inputs = [x.double() if is_wide and x.is_floating_point() else x for x in leaves]
+    loss, gradients = _captured_run(sharded.captured, state, inputs, is_wide)
+    losses, local = _local_runs(sharded, state, inputs, is_wide)
+    error, worst = 0.0, ""
+    least = LEAST_SHARE * max(float(own.abs().max()) for own in gradients.values() if own.numel())
+    for name, own in gradients.items():
+        found = whole_tensor(sharded, name, [one[name] for one in local], is_gradient=True)
+        of_this = _relative(found, own, least)
+        # A NaN compares with nothing: it must count as a difference.
+        if not of_this <= error:
+            error, worst = of_this, name
+    result = ShardCheck(max(_relative(x, loss, 0.0) for x in losses), error, worst, dtype)
+    _judge(sharded, result)
+    return result
+
+
+def _judge(sharded: ShardedGraph, result: ShardCheck) -> None:
+    tolerance = TOLERANCES[result.dtype]
+    if not (result.loss_error <= tolerance and result.gradient_error <= tolerance):
+        raise ModelError(
+            f"tensor parallel degree {sharded.degree}: the ranks together differ from the model: "
+            f"loss by {result.loss_error:.1e}, the gradient of '{result.parameter}' by "
+            f"{result.gradient_error:.1e}; a rule of the pass is wrong for this model"
+        )
+
+
+def _captured_run(
+    captured: Captured,
+    state: Mapping[str, torch.Tensor],
+    leaves: Sequence[torch.Tensor],
+    is_wide: bool,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    module = _plain(captured.module, is_wide)
+    own = {
+        name: nn.Parameter(state[name].detach(), requires_grad=value.requires_grad)
+        for name, value in module.named_parameters()
+    }
+    buffers = {name: state[name].clone() for name, _ in module.named_buffers()}
+    with entered(captured.autocast):
+        loss = torch.func.functional_call(module, {**own, **buffers}, tuple(leaves))
+    loss.backward()
+    return loss.detach(), _gradients(own)
+
+
+def _local_runs(
+    sharded: ShardedGraph,
+    state: Mapping[str, torch.Tensor],
+    leaves: Sequence[torch.Tensor],
+    is_wide: bool,
+) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    ranks = range(sharded.degree)
+    models = [_plain(local_module(sharded, rank, state), is_wide) for rank in ranks]
+    losses: dict[int, torch.Tensor] = {}
+    group = ThreadRanks(sharded.degree)
+
+    def work(rank: int) -> None:
+        with entered(sharded.captured.autocast):
+            loss = models[rank](*leaves)
+        loss.backward()
+        losses[rank] = loss.detach()
+
+    with registered(GROUP, group):
+        group.run(work)
+    return [losses[rank] for rank in ranks], [
+        _gradients(dict(model.named_parameters())) for model in models
+    ]
+
+
+def _gradients(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in parameters.items()
+        if parameter.requires_grad
+    }
+
+
+def _relative(found: torch.Tensor, expected: torch.Tensor, least: float) -> float:
+    if not expected.numel():
+        return 0.0
+    scale = max(float(expected.abs().max()), least)
+    difference = float((found - expected).abs().max())
+    return difference / scale if scale else difference
+
+
+def _plain(module: fx.GraphModule, is_wide: bool) -> fx.GraphModule:
+    """Return the same graph, over the same tensors, with every probability of dropout 0.
+
+    Where `is_wide`, operations that name a narrow dtype name float64.
+    """
+    graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in module.graph.nodes:
+        new = env[node] = graph.node_copy(node, env.__getitem__)
+        if operation_name(node) == "dropout":
+            new.args = (new.args[0], 0.0, *new.args[2:])
+        if operation_name(node) == "scaled_dot_product_attention":
+            if len(new.args) > 4:
+                new.args = (*new.args[:4], 0.0, *new.args[5:])
+            elif "dropout_p" in new.kwargs:
+                new.kwargs = {**new.kwargs, "dropout_p": 0.0}
+        if is_wide:
+            new.args, new.kwargs = fx.node.map_aggregate((new.args, new.kwargs), _wide)  # pyright: ignore
+    return fx.GraphModule(module, graph)
+
+
+def _tensors(module: fx.GraphModule) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _dtype(captured: Captured) -> tuple[torch.dtype, bool]:
+    """Return the dtype of the check, and whether it is float64 though the model's is not."""
+    parameters = list(captured.module.parameters())
+    dtypes = [p.dtype for p in parameters]
+    main = max(dtypes, key=dtypes.count)
+    is_small = sum(p.nbytes for p in parameters) <= WIDE_BYTES
+    is_real = not any(dtype.is_complex for dtype in dtypes)
+    is_wide = is_small and is_real and captured.autocast is None and main != torch.float64
+    return (torch.float64 if is_wide else main), is_wide
+
+
+def _wide(argument: object) -> object:
+    return torch.float64 if argument in NARROW else argument

@@ -1,0 +1,165 @@
+"""The collectives of a local graph, layer by layer: kind, bytes, phase, and what hides them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from autopart.records.tensor_variants import Collective
+from autopart.runtime.capture.capture import Captured
+from autopart.runtime.models.attributes import lookup
+from autopart.runtime.sharding.collectives import copy, gather, reduce, scatter, take
+from autopart.runtime.sharding.cross_entropy import sharded_cross_entropy
+from autopart.runtime.sharding.groups import LoneRank, registered
+from autopart.runtime.sharding.local_graph import GROUP
+from autopart.runtime.sharding.nodes import nodes_with_gradient, operation_name
+from autopart.runtime.sharding.shard import ShardedGraph
+
+PRODUCTS = frozenset({"linear", "addmm", "mm", "matmul", "bmm", "einsum"})
+VIEWS = frozenset({"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"})
+LOSS_EXCHANGES = 3
+"""All-reduces of one number per row in a sharded cross-entropy: maximum, target's logit, sum."""
+
+
+def count_collectives(
+    sharded: ShardedGraph, local: Captured
+) -> Mapping[str, tuple[Collective, ...]]:
+    """Return each layer's collectives for one microbatch, and those due once a step.
+
+    `local` is any rank's `local_model`. Layers without collectives are left out. A forward
+    collective is recomputed where an operation behind it keeps a tensor: torch's second forward
+    stops at the last kept tensor.
+    """
+    graph = local.module.graph
+    trained = nodes_with_gradient(local.module)
+    last = _last_keepers(local, sharded.degree)
+    found: dict[str, list[Collective]] = {layer.name: [] for layer in local.layers}
+    for place, node in enumerate(graph.nodes):
+        layer = local.layer_of.get(node.name)
+        if layer is not None:
+            recomputed = place <= last.get(layer, -1)
+            found[layer] += _of_forward(node, sharded.degree, recomputed)
+    for node in reversed(graph.nodes):
+        layer = local.layer_of.get(node.name)
+        if layer is not None and node in trained:
+            found[layer] += _of_backward(node, sharded.degree)
+    for layer, one in _once_a_step(sharded, local):
+        found[layer].append(one)
+    return {layer: tuple(those) for layer, those in found.items() if those}
+
+
+def _of_forward(node: fx.Node, degree: int, recomputed: bool) -> Iterator[Collective]:
+    if node.target is reduce:
+        size = _bytes(node)
+        yield Collective(kind="all_reduce", bytes=size, phase="forward", recomputed=recomputed)
+    elif node.target is scatter:
+        size = _bytes(node) * degree
+        yield Collective(kind="reduce_scatter", bytes=size, phase="forward", recomputed=recomputed)
+    elif node.target is gather:
+        size = _bytes(node)
+        yield Collective(kind="all_gather", bytes=size, phase="forward", recomputed=recomputed)
+    elif node.target is sharded_cross_entropy:
+        logits = node.args[0]
+        assert isinstance(logits, fx.Node)
+        value = logits.meta["val"]
+        size = value.shape[0] * max(4, value.element_size())
+        for _ in range(LOSS_EXCHANGES):
+            yield Collective(kind="all_reduce", bytes=size, phase="forward", recomputed=recomputed)
+
+
+def _of_backward(node: fx.Node, degree: int) -> Iterator[Collective]:
+    source = node.args[0] if node.args else None
+    of_parameter = isinstance(source, fx.Node) and source.op == "get_attr"
+    phase = "weight_grad" if of_parameter else "input_grad"
+    # The gradient of a product's input is summed while the product's weight gradient is computed.
+    hides = not of_parameter and _feeds_product(node)
+    beneath = "weight_grad" if hides else None
+    if node.target is copy:
+        size = _bytes(node)
+        yield Collective(kind="all_reduce", bytes=size, phase=phase, beneath=beneath)
+    elif node.target is gather and node.args[2]:
+        size = _bytes(node)
+        yield Collective(kind="reduce_scatter", bytes=size, phase=phase, beneath=beneath)
+    elif node.target in (scatter, take):
+        size = _bytes(node) * degree
+        yield Collective(kind="all_gather", bytes=size, phase=phase)
+
+
+def _feeds_product(node: fx.Node) -> bool:
+    """Tell whether a product reads the node or a view of it."""
+    return any(
+        operation_name(user) in PRODUCTS or (operation_name(user) in VIEWS and _feeds_product(user))
+        for user in node.users
+    )
+
+
+def _once_a_step(sharded: ShardedGraph, local: Captured) -> Iterator[tuple[str, Collective]]:
+    """Yield one sum per layer: gradients of parameters that several ranks have, and that differ.
+
+    A tied parameter counts in its first layer.
+    """
+    seen: set[str] = set()
+    for layer in local.layers:
+        size = 0
+        for name in layer.parameters:
+            shard = sharded.shards.get(name)
+            is_shared = shard is not None and shard.copies > 1
+            parameter = lookup(local.module, name)
+            if name in seen or not parameter.requires_grad:
+                continue
+            seen.add(name)
+            if is_shared or name in sharded.partial_parameters:
+                size += parameter.nbytes
+        if size:
+            yield layer.name, Collective(kind="all_reduce", bytes=size, phase="step")
+
+
+def _bytes(node: fx.Node) -> int:
+    value = node.meta["val"]
+    return value.numel() * value.element_size()
+
+
+def _last_keepers(local: Captured, degree: int) -> dict[str, int]:
+    """Return each layer's last node, by its place, that keeps a tensor for its backward.
+
+    The graph runs once on tensors without memory.
+    """
+    values: dict[fx.Node, Any] = {}
+    last: dict[str, int] = {}
+    running: list[fx.Node] = []
+    places = {node: place for place, node in enumerate(local.module.graph.nodes)}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        layer = local.layer_of.get(running[-1].name)
+        if layer is not None:
+            last[layer] = places[running[-1]]
+        return tensor
+
+    mode = _mode_of(local)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with mode, hooks, registered(GROUP, LoneRank(degree)):
+        for node in local.module.graph.nodes:
+            running.append(node)
+            if node.op == "placeholder":
+                values[node] = node.meta["val"]
+            elif node.op == "get_attr":
+                values[node] = _fake(lookup(local.module, str(node.target)))
+            elif node.op == "call_function":
+                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+    return last
+
+
+def _mode_of(local: Captured) -> FakeTensorMode:
+    for node in local.module.graph.find_nodes(op="placeholder"):
+        return node.meta["val"].fake_mode
+    return FakeTensorMode()
+
+
+def _fake(value: object) -> object:
+    if not isinstance(value, torch.Tensor):
+        return value
+    own = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    return nn.Parameter(own, requires_grad=value.requires_grad) if value.is_leaf else own

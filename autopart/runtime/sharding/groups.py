@@ -1,0 +1,184 @@
+"""Groups of t ranks that share a layer, and the exchange of tensors inside them.
+
+A local graph names its group. The object that is registered under the name when the graph runs
+decides what happens: real ranks exchange, threads in one process exchange, or nobody does.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import distributed
+
+from autopart.errors import RunError
+
+WAIT_SECONDS = 600.0
+"""The longest time for which a thread waits for the others."""
+
+
+class TensorGroup(ABC):
+    """The t ranks that hold shards of the same layers."""
+
+    is_alone: bool = False
+    """Whether no other rank exists: collectives then move nothing."""
+
+    @abstractmethod
+    def rank(self) -> int:
+        """Return the caller's rank in the group, from 0."""
+
+    @abstractmethod
+    def all_reduce(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
+        """Return the ranks' "sum" or "max" as a new tensor with the shape of `tensor`."""
+
+    @abstractmethod
+    def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return every rank's tensor, in the order of the ranks."""
+
+    @abstractmethod
+    def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the sum over the ranks of the part that belongs to the caller."""
+
+
+class LoneRank(TensorGroup):
+    """Rank 0 of t without the others, for a profile: collectives take no time and no memory.
+
+    Values are wrong, shapes and work are right.
+    """
+
+    is_alone = True
+
+    def __init__(self, degree: int) -> None:
+        self._degree = degree
+
+    def rank(self) -> int:
+        """Return 0."""
+        return 0
+
+    def all_reduce(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
+        """Return the tensor's own numbers."""
+        return tensor.clone()
+
+    def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return the tensor t times."""
+        return [tensor] * self._degree
+
+    def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the first part."""
+        return parts[0].clone()
+
+
+class ProcessRanks(TensorGroup):
+    """The ranks of a process group: one process each."""
+
+    def __init__(self, group: distributed.ProcessGroup) -> None:
+        self._group = group
+
+    def rank(self) -> int:
+        """Return this process's rank in the group."""
+        return distributed.get_rank(self._group)
+
+    def all_reduce(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
+        """Return the ranks' sum or maximum."""
+        result = tensor.clone(memory_format=torch.contiguous_format)
+        how = distributed.ReduceOp.MAX if operation == "max" else distributed.ReduceOp.SUM
+        distributed.all_reduce(result, how, group=self._group)
+        return result
+
+    def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return every rank's tensor."""
+        own = tensor.contiguous()
+        found = [torch.empty_like(own) for _ in range(self._group.size())]
+        distributed.all_gather(found, own, group=self._group)
+        return found
+
+    def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the sum of the caller's part."""
+        given = [part.contiguous() for part in parts]
+        result = torch.empty_like(given[0])
+        distributed.reduce_scatter(result, given, group=self._group)
+        return result
+
+
+class ThreadRanks(TensorGroup):
+    """Ranks that are threads in one process. `run` starts them."""
+
+    def __init__(self, degree: int) -> None:
+        self._degree = degree
+        self._barrier = threading.Barrier(degree, timeout=WAIT_SECONDS)
+        self._own = threading.local()
+        self._given: list[Sequence[torch.Tensor]] = [()] * degree
+
+    def run(self, work: Callable[[int], None]) -> None:
+        """Run `work(rank)` on every rank at once. The first rank's error is raised again."""
+        errors: dict[int, BaseException] = {}
+
+        def ranked(rank: int) -> None:
+            self._own.rank = rank
+            try:
+                # A backward runs in its caller's thread then, on a GPU too.
+                with torch.autograd.set_multithreading_enabled(False):
+                    work(rank)
+            # Whatever ends a rank must end the others, which wait for it.
+            except BaseException as error:
+                errors[rank] = error
+                self._barrier.abort()
+
+        threads = [threading.Thread(target=ranked, args=(r,)) for r in range(self._degree)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            causes = [e for e in errors.values() if not isinstance(e, threading.BrokenBarrierError)]
+            raise (causes or list(errors.values()))[0]
+
+    def rank(self) -> int:
+        """Return the calling thread's rank."""
+        return self._own.rank
+
+    def all_reduce(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
+        """Return the threads' sum or maximum, added in the order of the ranks."""
+        stacked = torch.stack([given[0] for given in self._exchanged((tensor,))])
+        return stacked.amax(0) if operation == "max" else stacked.sum(0)
+
+    def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return every thread's tensor."""
+        return [given[0] for given in self._exchanged((tensor,))]
+
+    def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the sum of the calling thread's part."""
+        rank = self.rank()
+        return torch.stack([given[rank] for given in self._exchanged(parts)]).sum(0)
+
+    def _exchanged(self, tensors: Sequence[torch.Tensor]) -> list[Sequence[torch.Tensor]]:
+        self._given[self.rank()] = tensors
+        self._barrier.wait()
+        found = list(self._given)
+        # Nobody may give anew before everybody has read.
+        self._barrier.wait()
+        return found
+
+
+_REGISTERED: dict[str, TensorGroup] = {}
+
+
+def group_named(name: str) -> TensorGroup:
+    """Return the registered group. Raises RunError where there is none."""
+    if name not in _REGISTERED:
+        raise RunError(f"no group of ranks is registered as '{name}'; register it before the run")
+    return _REGISTERED[name]
+
+
+@contextmanager
+def registered(name: str, group: TensorGroup) -> Generator[None]:
+    """In this block, local graphs that name `name` exchange through `group`."""
+    before = _REGISTERED.get(name)
+    _REGISTERED[name] = group
+    try:
+        yield
+    finally:
+        del _REGISTERED[name]
+        if before is not None:
+            _REGISTERED[name] = before

@@ -1,0 +1,34 @@
+"""Facts about a graph's nodes: their operations, and the gradients that they may need."""
+
+from torch import fx, nn
+
+from autopart.runtime.models.attributes import lookup
+
+
+def operation_name(node: fx.Node) -> str:
+    """Return the operation's name without namespace and overload, such as `layer_norm`."""
+    target = node.target
+    packet = getattr(target, "overloadpacket", target)
+    return str(getattr(packet, "__name__", packet))
+
+
+def indivisible(subject: str, size: int, degree: int) -> str:
+    """Return the sentence that says which degrees would do for a size."""
+    able = ", ".join(str(d) for d in range(2, 65) if size % d == 0)
+    return f"{subject} {size}, which {degree} does not divide; degrees {able or 'none'} would do"
+
+
+def nodes_with_gradient(module: fx.GraphModule) -> set[fx.Node]:
+    """Return the nodes whose tensors may need a gradient."""
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        value = lookup(module, str(node.target)) if node.op == "get_attr" else node.meta.get("val")
+        if node.op == "get_attr":
+            is_trained = isinstance(value, nn.Parameter) and value.requires_grad
+        else:
+            is_float = value is None or value.is_floating_point() or value.is_complex()
+            is_detached = operation_name(node) == "detach"
+            is_trained = is_float and not is_detached and not found.isdisjoint(node.all_input_nodes)
+        if is_trained:
+            found.add(node)
+    return found
