@@ -14,22 +14,15 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
-from autopart.bounds.microbatch_path import Mask, Matrix
+from autopart.bounds.joined_replicas import no_list_is_open
+from autopart.bounds.microbatch_path import Mask
+from autopart.bounds.open_stages import OpenStages
 from autopart.bounds.replicas_behind import replicas_behind
 from autopart.bounds.uneven_replicas import ReplicaBounds
-from autopart.bounds.waiting_replicas import (
-    Rows,
-    SecondsOnRanks,
-    Waiting,
-    at_first_cut,
-    behind_stage,
-    lateness,
-    round_trips,
-)
+from autopart.bounds.waiting_replicas import Waiting, at_first_cut, behind_stage
 from autopart.cost.cuts import Cuts
 from autopart.records.cluster import num_gpus, slowest_speed
 from autopart.records.problem import Problem
-from autopart.schedules.named.one_f_one_b import warmup
 from autopart.stopping.time_limit import OutOfTime, check_time
 
 Path = tuple[int, ...]
@@ -43,75 +36,8 @@ MOST_COUNTS = 4000
 MOST_WAITING = 128
 """Most replicas on a stage for which lists of replicas are bounded by their waiting."""
 
-
-class OpenStages:
-    """The stages with bounds below a value under a schedule, and the cuts that they connect."""
-
-    def __init__(self, bounds: ReplicaBounds, schedule: str, value: float) -> None:
-        self.bounds, self.schedule, self.value = bounds, schedule, value
-        self.num_stages = bounds.problem.demands.num_stages
-        self._least = replicas_behind(bounds, schedule)
-        self._stages: dict[tuple[int, int], tuple[Mask, Mask]] = {}
-        self._seconds: dict[int, SecondsOnRanks] = {}
-        self._kept: dict[tuple[int, int], Matrix] = {}
-        self.behind: list[Mask] = [least < value for least in self._least.least]
-        """Whether e ranks can run everything behind cut i, at [e, i].
-
-        One for each number that stages behind may have, where the user demands one.
-        """
-
-    def stage(self, count: int, behind: int) -> Mask:
-        """Whether [i, j] is below the value and fits, on `count` ranks before the last `behind`."""
-        below: Mask = self._least.stage(count, behind) < self.value
-        return below
-
-    def starting_at(
-        self, reached: Mask, ends: Mask, count: int, behind: int, ahead: Waiting | None
-    ) -> tuple[Rows, Mask]:
-        """The cuts in `reached` where a stage on `count` ranks may start, and its [i, j].
-
-        The [i, j] have shape (starts, N) and end at cuts in `ends`. `ahead` says how late microbatches
-        come; None leaves that open.
-        """
-        if (count, behind) not in self._stages:
-            stages = self.stage(count, behind)
-            self._stages[count, behind] = stages, np.asarray(stages.any(axis=1))
-        stages, some = self._stages[count, behind]
-        starts = np.flatnonzero(reached & some)
-        may: Mask = np.asarray(stages[starts] & ends)
-        if ahead is None or not may.any():
-            return starts, may
-        # Step 1: ranks whose microbatches come late.
-        gpipe, m, seconds = self.schedule == "gpipe", self.bounds.m, self.seconds(count)
-        late = lateness(ahead, seconds, starts, count, m, gpipe=gpipe)
-        may = np.logical_and(may, self._through(count, behind)[starts] + late < self.value)
-        # Step 2: round trips through stages ahead.
-        if not gpipe and may.any():
-            may &= round_trips(ahead, seconds, starts, count, behind, m) < self.value
-        return starts, may
-
-    def seconds(self, count: int) -> SecondsOnRanks:
-        """Seconds of every [i, j] on `count` ranks, on GPUs alike."""
-        if count not in self._seconds:
-            self._seconds[count] = SecondsOnRanks.of(self.bounds.path(count))
-        return self._seconds[count]
-
-    def _through(self, count: int, behind: int) -> Matrix:
-        # As in `ReplicasBehind.stage`, the ranks behind give one whole number.
-        turns = (self.bounds.m - behind) // count
-        key = count, turns if self.schedule == "gpipe" else warmup(behind, count)
-        if key not in self._kept:
-            self._kept[key] = self.bounds.through(self.schedule, count, behind)
-        return self._kept[key]
-
-    def ranks_in_all(self) -> list[int]:
-        """Numbers of ranks on which all layers can run."""
-        return [int(used) for used in np.flatnonzero(self.behind[-1][:, 0])]
-
-    def behind_next(self, counts: Counts, left: int) -> Mask:
-        """The cuts behind one more stage after `counts`, which leaves `left` ranks."""
-        to_come = 0 if self.num_stages is None else self.num_stages - len(counts) - 1
-        return self.behind[to_come][left]
+NARROW = 1e-3
+"""The part of the largest value to which joined lists narrow the lower bound down."""
 
 
 def nothing_below(bounds: ReplicaBounds, value: float) -> bool:
@@ -197,8 +123,36 @@ def open_counts(bounds: ReplicaBounds, value: float) -> list[Counts] | None:
 
     None where there are more than `MOST_COUNTS` of them.
     """
+    if nothing_open_joined(bounds, value):
+        return []
     found = list(itertools.islice(all_open_counts(bounds, value), MOST_COUNTS + 1))
     return None if len(found) > MOST_COUNTS else found
+
+
+def nothing_open_joined(bounds: ReplicaBounds, value: float) -> bool:
+    """Whether joined lists alone show that nothing is open below `value` seconds.
+
+    Different GPUs have no bounds on waiting, so nothing is joined there.
+    """
+    if bounds.problem.cluster.gpus or value == math.inf:
+        return False
+    schedules = sorted(bounds.problem.demands.schedules)
+    return all(no_list_is_open(OpenStages(bounds, one, value)) for one in schedules)
+
+
+def raised_by_joining(bounds: ReplicaBounds, low: float, most: float) -> Iterator[float]:
+    """Ever larger seconds from `low` to at most `most` that no plan can beat, by joined lists.
+
+    No plan lies below `low`, as the caller says.
+    """
+    high = most
+    while high - low > NARROW * most:
+        middle = (low + high) / 2
+        if nothing_open_joined(bounds, middle):
+            low = middle
+            yield low
+        else:
+            high = middle
 
 
 def all_open_counts(bounds: ReplicaBounds, value: float) -> Iterator[Counts]:
@@ -206,17 +160,42 @@ def all_open_counts(bounds: ReplicaBounds, value: float) -> Iterator[Counts]:
     seen: set[Counts] = set()
     for schedule in sorted(bounds.problem.demands.schedules):
         below = OpenStages(bounds, schedule, value)
-        start = np.zeros(len(bounds.cuts.nested), dtype=bool)
-        start[0] = True
-        # Different GPUs have no bounds on waiting, and on very many GPUs its arrays are too large.
-        waits = value < math.inf and bounds.counts[-1] <= MOST_WAITING
-        waits = waits and not bounds.problem.cluster.gpus
-        waiting = at_first_cut(len(start), bounds.counts[-1]) if waits else None
+        start, waiting = _at_start(below, bounds.counts[-1])
+        # On very many GPUs the arrays of waiting are too large.
+        waiting = waiting if bounds.counts[-1] <= MOST_WAITING else None
         for used in below.ranks_in_all():
             for counts in _continued(below, start, used, (), waiting):
                 if counts not in seen:
                     seen.add(counts)
                     yield counts
+
+
+def is_open(bounds: ReplicaBounds, counts: Counts, value: float) -> bool:
+    """Whether bounds leave a list of replicas open below `value` under some schedule."""
+    if bounds.problem.demands.num_stages not in (None, len(counts)):
+        return False
+    for schedule in sorted(bounds.problem.demands.schedules):
+        below = OpenStages(bounds, schedule, value)
+        (reached, ahead), left = _at_start(below, max(counts)), sum(counts)
+        for stages, count in enumerate(counts):
+            left -= count
+            may_end = below.behind_next(stages, left)
+            starts, may = below.starting_at(reached, may_end, count, left, ahead)
+            reached = np.asarray(may.any(axis=0))
+            if ahead is not None and may.any():
+                ahead = behind_stage(ahead, below.seconds(count), starts, may, count, left)
+        if reached[-1]:
+            return True
+    return False
+
+
+def _at_start(below: OpenStages, width: int) -> tuple[Mask, Waiting | None]:
+    """The first cut, and what lies ahead of it, for at most `width` ranks on a stage."""
+    start = np.zeros(len(below.bounds.cuts.nested), dtype=bool)
+    start[0] = True
+    # Different GPUs have no bounds on waiting.
+    waits = below.value < math.inf and not below.bounds.problem.cluster.gpus
+    return start, at_first_cut(len(start), width) if waits else None
 
 
 def _continued(
@@ -231,7 +210,7 @@ def _continued(
             break
         check_time()
         # Step 1: the cuts where a stage on `count` ranks may end, and the rest can go on.
-        may_end = below.behind_next(counts, left - count)
+        may_end = below.behind_next(len(counts), left - count)
         starts, may = below.starting_at(reached, may_end, count, left - count, ahead)
         ends: Mask = np.asarray(may.any(axis=0))
         # Step 2: the last cut ends the list; all others go on.
@@ -262,7 +241,7 @@ def _first(below: OpenStages, left: int) -> tuple[Path, Counts]:
     while path[-1] != last:
         for count in below.bounds.counts[:left]:
             ends = below.stage(count, left - count)[path[-1]]
-            ends = ends & below.behind_next(tuple(counts), left - count)
+            ends = ends & below.behind_next(len(counts), left - count)
             if ends.any():
                 path.append(int(ends.argmax()))
                 counts.append(count)

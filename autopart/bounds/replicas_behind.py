@@ -23,6 +23,9 @@ from autopart.records.cluster import slowest_speed, smallest_memory
 from autopart.schedules.named.one_f_one_b import warmup
 from autopart.stopping.time_limit import check_time
 
+TOGETHER = 16
+"""Numbers of ranks behind that are looked at side by side."""
+
 _Key = tuple[int, int, float, int]
 """Ranks, the number that the ranks behind give, speed and memory."""
 
@@ -38,17 +41,22 @@ class ReplicasBehind:
         last[slice(None) if bounds.problem.cluster.gpus else 0, -1] = 0.0
         self.least: list[Matrix] = [last]
         """L(e, i) at [e, i], shape (G + 1, N); behind 0, 1, … stages where a number is demanded."""
-        demanded = bounds.problem.demands.num_stages
-        if demanded is None:
-            self._add_a_stage(last, last)
-        for _ in range(demanded or 0):
-            more = np.full_like(last, np.inf)
-            self._add_a_stage(self.least[-1], more)
-            self.least.append(more)
+        self._added, self._next = 0, 0
+        """Stages that were added, and the first ranks behind that the next one has not looked at."""
+
+    def complete(self) -> "ReplicasBehind":
+        """Compute L. Where time ends before it is complete, the next call goes on from there."""
+        demanded = self.bounds.problem.demands.num_stages
+        while self._added < (demanded or 1):
+            if demanded is not None and len(self.least) == self._added + 1:
+                self.least.append(np.full_like(self.least[0], np.inf))
+            self._add_a_stage(self.least[self._added], self.least[-1])
+            self._added, self._next = self._added + 1, 0
+        return self
 
     def in_all(self) -> Matrix:
         """L(e, first) in seconds for all layers, by e."""
-        return self.least[-1][:, 0]
+        return self.complete().least[-1][:, 0]
 
     def stage(self, count: int, behind: int) -> Matrix:
         """Bounds in seconds on [i, j] on `count` ranks before the last `behind`.
@@ -78,24 +86,64 @@ class ReplicasBehind:
         Where both are the same matrix, any number is added: L(e) is complete before e is reached.
         """
         mixed = bool(self.bounds.problem.cluster.gpus)
+        if not mixed:
+            self._add_to_alike(behind, more)
+            return
         for later in range(self.bounds.gpus):
             check_time()
             # Step 1: different GPUs may be passed over.
-            if mixed and later:
+            if later:
                 np.minimum(more[later], more[later - 1], out=more[later])
             # Step 2: put a stage on `count` ranks ahead of every cut that `later` ranks can follow.
-            ends = np.flatnonzero(behind[later] < np.inf)
-            for count in self.bounds.counts if len(ends) else ():
+            for count in self.bounds.counts:
                 if count > self.bounds.gpus - later:
                     break
-                largest = np.maximum(self.stage(count, later)[:, ends], behind[later, ends])
-                row = more[later + count]
-                np.minimum(row, largest.min(axis=1), out=row)
-        if mixed:
-            np.minimum(more[-1], more[-2], out=more[-1])
+                self._put_ahead(behind, more, count, range(later, later + 1))
+        np.minimum(more[-1], more[-2], out=more[-1])
+
+    def _add_to_alike(self, behind: Matrix, more: Matrix) -> None:
+        """`_add_a_stage` for GPUs alike: many numbers of ranks behind at once, for larger stages."""
+        gpus = self.bounds.gpus
+        for first in range(self._next, gpus, TOGETHER):
+            together = range(first, min(first + TOGETHER, gpus))
+            # Step 1: small stages reach numbers of ranks that are looked at here.
+            for later in together:
+                check_time()
+                for count in self.bounds.counts[: min(TOGETHER - 1, gpus - later)]:
+                    self._put_ahead(behind, more, count, range(later, later + 1))
+            # Step 2: larger ones do not, so L is complete for all of them.
+            for count in self.bounds.counts[TOGETHER - 1 : gpus - first]:
+                check_time()
+                at = first
+                while at < together.stop and at + count <= gpus:
+                    # As many as give one bound.
+                    end = self._alike_until(count, at)
+                    self._put_ahead(behind, more, count,
+                                    range(at, min(end, together.stop, gpus - count + 1)))  # fmt: skip
+                    at = end
+            self._next = together.stop
+
+    def _alike_until(self, count: int, behind: int) -> int:
+        """The first number of ranks behind from `behind` on with another bound on `count` ranks."""
+        if self.schedule == "gpipe":
+            return behind + (self.bounds.m - behind) % count + 1
+        return -(-behind // count) * count + 1
+
+    def _put_ahead(self, behind: Matrix, more: Matrix, count: int, later: range) -> None:
+        """Lower `more` with a stage on `count` ranks, ahead of `later` ranks that give one bound."""
+        ends = np.flatnonzero((behind[later.start : later.stop] < np.inf).any(axis=0))
+        if len(ends):
+            stage = self.stage(count, later.start)[:, ends]
+            largest = np.maximum(stage, behind[later.start : later.stop, None, ends])
+            rows = more[later.start + count : later.stop + count]
+            np.minimum(rows, largest.min(axis=2), out=rows)
+
+
+def replicas_behind(bounds: ReplicaBounds, schedule: str) -> ReplicasBehind:
+    """L for a schedule, kept for the next value."""
+    return _begun(bounds, schedule).complete()
 
 
 @functools.lru_cache(maxsize=4)
-def replicas_behind(bounds: ReplicaBounds, schedule: str) -> ReplicasBehind:
-    """L for a schedule, kept for the next value."""
+def _begun(bounds: ReplicaBounds, schedule: str) -> ReplicasBehind:
     return ReplicasBehind(bounds, schedule)

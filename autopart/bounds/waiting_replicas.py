@@ -29,12 +29,15 @@ stage s ahead of stage t, one round trip goes like this:
 
 So z = x + turn, turn = r_s w_s - r_t (w_t - 1). A trip takes C seconds, all work of stages s to t with
 the sends between them. From x = r_t (w_t - 1), the last of t's warm-up, d trips fit while
-x + d turn < m. With a the number of F_x on its rank after d trips, from 0, and n microbatches there:
+x + d turn < m. With l microbatches on its rank behind the F_z of the last trip:
 
-    step >= A(i, 0) + w_t f + d C + (n - 1 - a) f + (n - 1 - a + w_t) b + D(i, 0) + u             (6)
+    step >= A(i, 0) + max(w_t f, f + beyond) + d C
+            + max(l f + (l + w_t) b, beyond + (l + 1) b) + D(i, 0) + u                          (6)
 
-The rank of stage t runs w_t forwards, then B_y, and the trip ends with F_z. Behind the last trip it
-has n - 1 - a more forwards, and all backwards from B_y on.
+The first trip starts with B_0 on t. It follows the rank's w_t forwards, and F_0 with its way down to
+the last stage and back, `beyond` seconds. Behind the F_z of the last trip the rank has l more
+forwards, and all backwards from B_y on. Or F_z goes down and back itself, and B_z with l more
+backwards follows.
 """
 
 from typing import NamedTuple
@@ -59,6 +62,8 @@ class SecondsOnRanks(NamedTuple):
     """Activations over cut i, shape (N,)."""
     send_back: Matrix
     """Gradients over cut i."""
+    beyond: Matrix
+    """From the end of F to the start of B of one microbatch, down to the last stage and back."""
     usual: Matrix
     """F and B: the forwards and backwards ahead of cut i that the bounds on one stage count."""
 
@@ -68,8 +73,10 @@ class SecondsOnRanks(NamedTuple):
         shape = path.forward.shape
         ahead = path.compute_before + path.compute_after
         each = (path.receive, path.send_back, ahead)
-        columns = [np.broadcast_to(one, shape)[:, 0] for one in each]
-        return SecondsOnRanks(path.forward, path.backward, *columns)
+        receive, send_back, usual = (np.broadcast_to(one, shape)[:, 0] for one in each)
+        beyond = path.send + path.compute_beyond + path.sends_beyond + path.receive_back
+        beyond = np.broadcast_to(beyond, shape)
+        return SecondsOnRanks(path.forward, path.backward, receive, send_back, beyond, usual)
 
 
 class Waiting(NamedTuple):
@@ -79,10 +86,17 @@ class Waiting(NamedTuple):
     """A(i, q); infinite where no stages end at cut i."""
     drain: Matrix
     """D(i, p)."""
-    work: tuple[Matrix, ...] = ()
-    """For each stage ahead the least seconds of one microbatch from it to cut i, there and back."""
-    windows: tuple[int, ...] = ()
-    """For each stage ahead r w: the microbatches in flight from it on, under 1F1B."""
+    trips: tuple["Trips", ...] = ()
+    """For each stage ahead, the trips that go back to it from cut i."""
+
+
+class Trips(NamedTuple):
+    """What a round trip back to one stage ahead takes; shape (N, P) each, one of P pairs applies."""
+
+    work: Matrix
+    """The least seconds of one microbatch from the stage to cut i, there and back."""
+    window: npt.NDArray[np.int64]
+    """r w: the microbatches in flight from the stage on, under 1F1B."""
 
 
 def at_first_cut(num_cuts: int, width: int) -> Waiting:
@@ -99,32 +113,40 @@ def behind_stage(
 
     It may start at the cuts `starts`, and be [i, j] where `may`, shape (starts, N), says so.
     """
-    receive, send_back = seconds.receive[starts, None], seconds.send_back[starts, None]
-    forward, backward = (
-        np.where(may, each[starts], np.inf) for each in (seconds.forward, seconds.backward)
-    )
-    own, sends = forward + backward, receive + send_back
-    longer = [(each[starts, None] + sends + own).min(axis=0) for each in ahead.work]
-    return Waiting(
-        _in_turns(ahead.arrival[starts] + receive, forward, count),
-        _in_turns(ahead.drain[starts] + send_back, backward, count),
-        (*longer, own.min(axis=0)),
-        (*ahead.windows, count * warmup(behind, count)),
-    )
+    receive, send_back = seconds.receive[starts], seconds.send_back[starts]
+    own = np.where(may, (seconds.forward + seconds.backward)[starts], np.inf)
+    there_and_back = own + (receive + send_back)[:, None]
+    trips = [
+        Trips((one.work[starts] + there_and_back).min(axis=0)[:, None], one.window)
+        for one in ahead.trips
+    ]
+    window = np.full((may.shape[1], 1), count * warmup(behind, count))
+    arrival, drain = (np.full((may.shape[1], ahead.arrival.shape[1]), np.inf) for _ in range(2))
+    at, ends = np.nonzero(may)
+    for found, ready, send, each in (
+        (arrival, ahead.arrival, receive, seconds.forward),
+        (drain, ahead.drain, send_back, seconds.backward),
+    ):
+        first = starts[at]
+        in_turns = turns_of(ready[first] + send[at, None], each[first, ends], count)
+        np.minimum.at(found, ends, in_turns)
+    return Waiting(arrival, drain, (*trips, Trips(own.min(axis=0)[:, None], window)))
 
 
-def _in_turns(ready: Matrix, seconds: Matrix, count: int) -> Matrix:
-    """The recurrence for A or D: `ready` by [i, q], `seconds` by [i, j]; the result by [j, q]."""
-    width = ready.shape[1]
-    found = np.full((seconds.shape[1], width), np.inf)
-    # The turn before counts at its least over i as well, entry by entry.
-    for first in range(0, width, count):
-        own = ready[:, None, first : first + count]
-        if first:
-            before = found[:, first - count : first][:, : own.shape[2]]
-            own = np.maximum(own, before[None])
-        found[:, first : first + count] = (own + seconds[:, :, None]).min(axis=0)
-    return found
+def turns_of(ready: Matrix, seconds: Matrix, count: int) -> Matrix:
+    """The recurrence for A or D of T stages on `count` ranks each, shape (T, R).
+
+    `ready` has the seconds up to each action, shape (T, R), and `seconds` its own, shape (T,).
+    """
+    stages, width = ready.shape
+    turns = -(-width // count)
+    # Turn k ends at the largest of (ready at turn l) + (k - l + 1) seconds, l <= k.
+    padded = np.full((stages, turns * count), -np.inf)
+    padded[:, :width] = ready
+    by_turn = padded.reshape(stages, turns, count)
+    before = np.arange(turns)[None, :, None] * seconds[:, None, None]
+    found = np.maximum.accumulate(by_turn - before, axis=1) + before + seconds[:, None, None]
+    return found.reshape(stages, turns * count)[:, :width]
 
 
 def lateness(
@@ -139,40 +161,44 @@ def lateness(
     """Seconds that (5) adds to the bound of a stage on `count` ranks, shape (starts, 1)."""
     # Step 1: the ranks that run as many microbatches as the first one.
     last = (num_microbatches - 1) % count
-    ranks = np.arange(1 if gpipe else last + 1)
+    ranks = slice(0, 1 if gpipe else last + 1)
     # Step 2: behind the last microbatch of rank q come last - q others.
-    arrival, drain = ahead.arrival[starts], ahead.drain[starts]
-    late = (arrival[:, ranks] + drain[:, last - ranks]).max(axis=1)
-    return np.maximum(late - seconds.usual[starts], 0.0)[:, None]
+    late = ahead.arrival[starts, ranks] + ahead.drain[starts, last::-1][:, ranks]
+    return np.maximum(late.max(axis=1) - seconds.usual[starts], 0.0)[:, None]
 
 
 def round_trips(
     ahead: Waiting,
     seconds: SecondsOnRanks,
-    starts: Rows,
+    stages: tuple[Rows, Rows],
     count: int,
     behind: int,
     num_microbatches: int,
-) -> Matrix:
-    """(6) without u for a stage on `count` ranks with `behind` ranks behind it.
+) -> npt.NDArray[np.float64]:
+    """(6) without u for T stages on `count` ranks with `behind` ranks behind them.
 
-    The largest over all stages ahead in seconds, shape (starts, N); 0 where no trip fits.
+    `stages` has their first and last cuts, shape (T,) each. Returns the largest over all stages ahead
+    in seconds, shape (T,); 0 where no trip fits.
     """
-    forward, backward = seconds.forward[starts], seconds.backward[starts]
-    kept, longest = warmup(behind, count), np.zeros(forward.shape)
-    first = count * (kept - 1)
-    sends = seconds.receive[starts] + seconds.send_back[starts]
-    around = ahead.arrival[starts, 0] + ahead.drain[starts, 0] + sends
-    for work, window in zip(ahead.work, ahead.windows, strict=True):
-        # Step 1: as many trips as microbatches allow.
-        turn = window - first
-        trips = (num_microbatches - 1 - first) // turn
-        if trips < 1:
-            continue
-        # Step 2: the rank of the last one, and its actions behind it.
-        turns, rank = divmod(first + trips * turn, count)
-        left = (num_microbatches - 1 - rank) // count - turns
-        fixed = around + trips * (work[starts] + sends)
-        own = (kept + trips + left) * (forward + backward)
-        np.maximum(longest, fixed[:, None] + own, out=longest)
+    starts, _ = stages
+    forward, backward = seconds.forward[stages][:, None], seconds.backward[stages][:, None]
+    beyond = seconds.beyond[stages][:, None]
+    kept, longest = warmup(behind, count), np.zeros(len(starts))
+    first, latest = count * (kept - 1), num_microbatches - 1
+    sends = (seconds.receive + seconds.send_back)[starts, None]
+    around = (ahead.arrival[starts, 0] + ahead.drain[starts, 0])[:, None] + sends
+    # Step 1: the warm-up of its rank, or the first microbatch's way down and back.
+    around = around + np.maximum(kept * forward, forward + beyond)
+    for one in ahead.trips:
+        # Step 2: as many trips as microbatches allow.
+        turn = one.window[starts] - first
+        trips = np.maximum((latest - first) // turn, 0)
+        way = around + trips * (one.work[starts] + sends + forward + backward)
+        # Step 3: the actions on the rank of the last one, or its microbatch's way down and back.
+        left = (latest - first - trips * turn) // count
+        last_way = np.maximum(
+            left * forward + (left + kept) * backward, beyond + (left + 1) * backward
+        )
+        every = np.where(trips > 0, way + last_way, 0.0).min(axis=1)
+        np.maximum(longest, every, out=longest)
     return longest

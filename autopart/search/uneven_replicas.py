@@ -1,30 +1,38 @@
 """The search where each stage may have its own number of replicas.
 
-The best plan with equal replicas is the start. Further proposals come from the lower bound, which
-names stages and replicas that attain it, and from the smallest bottleneck
-(autopart/solvers/uneven_replicas.py). Then the search moves a GPU between stages, joins two stages
-or splits one, while that makes the simulated step shorter. In each layout it looks for cuts as
-branch and bound does (autopart/search/layout_search.py).
+The best plan with equal replicas is the start. On many GPUs the replicas of a smaller problem come
+next, with as many microbatches per GPU: each times the same number. Further proposals come from the
+lower bound, which names stages and replicas that attain it, from the lists that bounds leave open,
+and from the smallest bottleneck (autopart/solvers/uneven_replicas.py). Then the search moves a GPU
+between stages, joins two stages or splits one, while that makes the simulated step shorter. In each
+layout it looks for cuts as branch and bound does (autopart/search/layout_search.py), first on the
+groups of ranks apart (autopart/bounds/rank_assignments.py): no assignment is faster there.
 
 Bounds leave some partitions open below the best step. These are listed, replicas by replicas and
 cut by cut, and simulated as far as the budget goes. The lower bound is the best step, or the
 smallest value up to which that list is complete.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from autopart.bounds.objectives import TOLERANCE
 from autopart.bounds.open_replicas import (
+    MOST_WAITING,
     Counts,
     all_open_counts,
     first_open,
+    is_open,
     least_step_of_any_cuts,
     lower_bound,
     open_counts,
+    raised_by_joining,
 )
-from autopart.bounds.rank_assignments import takes_gpus_in_order
+from autopart.bounds.rank_assignments import fastest_assigned, takes_gpus_in_order
 from autopart.bounds.uneven_replicas import ReplicaBounds
 from autopart.cost.cuts import keeps_pins
 from autopart.cost.links import link_across
@@ -39,15 +47,43 @@ from autopart.search.branch_and_bound import BranchAndBound
 from autopart.search.incumbent import ROUNDING, Incumbent, Outcome
 from autopart.search.layout_search import ACTIONS, Closed, LayoutSearch
 from autopart.search.likely_assignments import likely_layouts
-from autopart.search.phases import SHARE_OF_START, Phase, run_phases, with_fewer_choices
+from autopart.search.phases import (
+    SHARE_OF_START,
+    Phase,
+    run_phase,
+    run_phases,
+    with_fewer_choices,
+)
 from autopart.solvers import uneven_replicas
-from autopart.stopping.time_limit import GRACE, limited, passed, time_left
+from autopart.stopping.time_limit import (
+    GRACE,
+    OutOfTime,
+    deadline_in,
+    limited,
+    passed,
+    time_left,
+)
 
 STEPS_TO_BEST = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1.0)
 """Values between the bound and the best step at which the lower bound is raised."""
 
+SHARE_OF_SMALLER = 0.4
+"""The part of the time for a smaller problem, where there are many GPUs."""
+
+SHARE_OF_JOINING = 0.5
+"""The part of the proposals' time in which the lower bound is raised."""
+
 SHARE_OF_MOVING = 0.5
 """The part of the time in which replicas are moved; the rest goes to closing."""
+
+FEW_GPUS = 64
+"""The most GPUs for which no smaller problem is searched."""
+
+MOST_SCALED = 5
+"""Lists of the smaller problem that are scaled up."""
+
+STEPS_TO_LISTS = (1 / 4, 1 / 2, 3 / 4, 1.0)
+"""Values between the bound and the best step below which open lists are visited."""
 
 
 class UnevenSearch:
@@ -61,6 +97,8 @@ class UnevenSearch:
         self.problem = problem
         self.found = LayoutSearch(problem, solver, beat)
         self.cuts, self.visited = self.found.cuts, set[Counts]()
+        self.apart: dict[Counts, float] = {}
+        """For lists of replicas, the shortest step found with their groups of ranks apart."""
         self.bounds = ReplicaBounds(problem, self.cuts)
         self.quick_bound = least_step_of_any_cuts(problem)
         self.proven, self.simulated = self.quick_bound, 0
@@ -73,9 +111,10 @@ class UnevenSearch:
 
     @property
     def phases(self) -> list[Phase]:
-        """Equal replicas, moved replicas, and the replicas that bounds leave open."""
+        """Equal replicas, scaled and moved ones, and the replicas that bounds leave open."""
         return [
             Phase(SHARE_OF_START, self._start_with_equal_replicas),
+            Phase(SHARE_OF_SMALLER, self._scale_up),
             Phase(SHARE_OF_MOVING, self._propose),
             Phase(1.0, self._close),
         ]
@@ -111,21 +150,35 @@ class UnevenSearch:
         in_order = takes_gpus_in_order(self.problem)
         return not in_order or layout.stage_ranks in windows(self.problem.cluster, counts)
 
+    def _scale_up(self, until: float) -> None:
+        """Visit the best replicas of a smaller problem, each times one number."""
+        times = _times_smaller(self.problem)
+        if times == 1 or not self.cuts.complete:
+            return
+        self.found.deadline = until
+        smaller = UnevenSearch(_divided(self.problem, times), self.found.solver)
+        for phase in smaller.phases[:-1]:
+            run_phase(phase, phase.share, until - SHARE_OF_SMALLER * time_left(until))
+        for counts in sorted(smaller.apart, key=smaller.apart.__getitem__)[:MOST_SCALED]:
+            self._visit([times * count for count in counts])
+
     def _propose(self, until: float) -> None:
-        """Visit stages that fit, that attain the bound, and that have the smallest bottleneck.
+        """Visit stages that fit, that attain the bound, that bounds leave open or balance.
 
         Then move replicas.
         """
         self.found.deadline = until
         if not self.cuts.complete:
             return
-        self._propose_below(math.inf)
+        if self.best.decision is None:
+            self._propose_below(math.inf)
         if self.best.decision is None:
             self._find_first()
         if self.best.decision is None:
             return
-        self._raise_to_bounds(until)
+        self._raise_to_bounds(deadline_in(SHARE_OF_JOINING * time_left(until)))
         self._propose_below(self.proven * (1 + 1e-6))
+        self._propose_open()
         cluster = self.problem.cluster
         for link in dict.fromkeys((cluster.intra_node, link_across(cluster))):
             self._propose_bottleneck(link)
@@ -168,15 +221,55 @@ class UnevenSearch:
         if demanded in (None, len(found.replicas)):
             self._visit(found.replicas)
 
+    def _propose_open(self) -> None:
+        """Visit the lists that bounds leave open, those with the fastest steps on the best links first.
+
+        The value rises from the lower bound to the best step, as long as lists are few.
+        """
+        for share in STEPS_TO_LISTS:
+            aim = self.proven + share * (self.best.value - self.proven)
+            if len(self.bounds.counts) > MOST_WAITING or passed(self.found.deadline):
+                return
+            lists = self._open_counts(aim)
+            if lists is None:
+                return
+            for counts in lists:
+                if passed(self.found.deadline):
+                    break
+                self._step_apart(counts)
+            for counts in sorted(lists, key=lambda counts: self.apart.get(counts, math.inf)):
+                self._visit(counts)
+
     def _visit(self, counts: Sequence[int]) -> bool:
         """Look at every layout of `counts` once; returns whether the best step became shorter."""
         before, counts = self.best.value, tuple(counts)
         if counts in self.visited:
             return False
         self.visited.add(counts)
-        for layout in layouts_of(self.problem, counts):
-            every_assignment.visit(self.found, layout, 0.0)
+        if self._step_apart(counts) < before:
+            for layout in layouts_of(self.problem, counts):
+                every_assignment.visit(self.found, layout, 0.0)
         return self.best.value < before * (1 - ROUNDING)
+
+    def _step_apart(self, counts: Counts) -> float:
+        """The shortest step found for `counts` with their groups of ranks apart, in seconds.
+
+        Bounds come first: infinite where they leave nothing below the best step.
+        """
+        if counts not in self.apart:
+            step, cluster = math.inf, self.problem.cluster
+            if self.best.decision is None or takes_gpus_in_order(self.problem):
+                return 0.0
+            if cluster.num_nodes == 1:
+                return 0.0
+            for layout in layouts_of(self.problem, counts):
+                problem, alone = fastest_assigned(self.problem, layout)
+                found = LayoutSearch(problem, self.found.solver)
+                found.deadline = self.found.deadline
+                found.visit(alone)
+                step = min(step, found.best.own_value)
+            self.apart[counts] = step
+        return self.apart[counts]
 
     def _move_replicas(self) -> None:
         """Visit all neighbours of the best replicas, then of the new best, while that helps."""
@@ -188,7 +281,8 @@ class UnevenSearch:
             for counts in dict.fromkeys(self._neighbours(here)):
                 if passed(self.found.deadline):
                     return
-                moved = self._visit(counts) or moved
+                if is_open(self.bounds, counts, self.best.value):
+                    moved = self._visit(counts) or moved
 
     def _neighbours(self, counts: Counts) -> Iterator[Counts]:
         """Replicas after one GPU was moved, added or left out, two stages joined, or one split."""
@@ -215,9 +309,11 @@ class UnevenSearch:
 
     def _raise_to_bounds(self, until: float) -> None:
         """Raise the lower bound as far as bounds alone do."""
-        # Bisection keeps its value where time is up.
-        with limited(until - GRACE):
+        # The values before time is up count.
+        with limited(until - GRACE), contextlib.suppress(OutOfTime):
             self.proven = lower_bound(self.bounds, self.proven, self.best.value)
+            for value in raised_by_joining(self.bounds, self.proven, self.best.value):
+                self.proven = value
 
     def _close(self, until: float) -> None:
         """Raise the lower bound from the one that bounds alone give towards the best step."""
@@ -273,6 +369,31 @@ class UnevenSearch:
         if value <= self.best.value:
             self.proven, self.simulated = value, partitions
         return Closed(partitions, spent)
+
+
+def _times_smaller(problem: Problem) -> int:
+    """By how many times fewer GPUs and microbatches a smaller problem has; 1 where there is none."""
+    cluster, gpus = problem.cluster, num_gpus(problem.cluster)
+    if cluster.gpus or gpus <= FEW_GPUS:
+        return 1
+    parts = cluster.num_nodes if cluster.num_nodes > 1 else cluster.gpus_per_node
+    common = math.gcd(parts, problem.num_microbatches)
+    fitting = [n for n in range(2, common + 1) if common % n == 0 and gpus // n <= FEW_GPUS]
+    return min(fitting, default=1)
+
+
+def _divided(problem: Problem, times: int) -> Problem:
+    """The problem with so many times fewer GPUs, and microbatches."""
+    cluster = problem.cluster
+    field = "num_nodes" if cluster.num_nodes > 1 else "gpus_per_node"
+    fewer = {field: getattr(cluster, field) // times}
+    if field == "gpus_per_node" and cluster.host_memory_bytes is not None:
+        fewer["host_memory_bytes"] = cluster.host_memory_bytes // times
+    return msgspec.structs.replace(
+        problem,
+        cluster=msgspec.structs.replace(cluster, **fewer),
+        num_microbatches=problem.num_microbatches // times,
+    )
 
 
 def _split(counts: Counts, free: int) -> Iterator[Counts]:

@@ -11,8 +11,9 @@ from autopart.cost.cuts import all_cuts
 from autopart.records.cluster import num_gpus
 from autopart.records.layouts import layouts_of
 from autopart.records.problem import Demands
+from autopart.stopping.time_limit import OutOfTime
 from tests.support.oracle import partitions, step_time
-from tests.support.problems import random_problem
+from tests.support.problems import cluster, random_problem
 from tests.support.seeds import seeds
 
 
@@ -24,8 +25,11 @@ def lists_of_replicas(gpus: int, num_stages: int, most: int):
 
 
 @pytest.mark.parametrize("seed", seeds(30, 150))
-def test_the_least_behind_is_that_over_all_replicas_and_paths(seed: int):
+def test_the_least_behind_is_that_over_all_replicas_and_paths(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+):
     rng = random.Random(41_000 + seed)
+    monkeypatch.setattr("autopart.bounds.replicas_behind.TOGETHER", rng.choice([1, 2, 3, 16]))
     asked = random_problem(rng, branching=rng.random() < 0.4, tight=rng.random() < 0.5)
     demanded = rng.choice([None, None, 1, 2])
     asked = msgspec.structs.replace(asked, demands=Demands(num_stages=demanded))
@@ -48,6 +52,40 @@ def test_the_least_behind_is_that_over_all_replicas_and_paths(seed: int):
                     worst = max(float(stage[i, j]) for stage, i, j in pairs)
                     expected[sum(counts)] = min(expected[sum(counts)], worst)
         assert found.in_all()[1:].tolist() == expected[1:].tolist()
+
+
+@pytest.mark.parametrize("demanded", [None, 2])
+def test_the_least_behind_goes_on_where_time_ended(
+    demanded: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    asked = random_problem(random.Random(5), branching=False, tight=False)
+    asked = msgspec.structs.replace(
+        asked,
+        cluster=cluster(1, 6),
+        demands=Demands(num_stages=demanded),
+        num_microbatches=12,
+    )
+    bounds = ReplicaBounds(asked, all_cuts(asked.graph))
+    monkeypatch.setattr("autopart.bounds.replicas_behind.TOGETHER", 1)
+    whole, calls = ReplicasBehind(bounds, "1f1b").in_all(), 0
+
+    def ends_often():
+        nonlocal calls
+        calls += 1
+        if calls % 9 == 0:
+            raise OutOfTime
+
+    monkeypatch.setattr("autopart.bounds.replicas_behind.check_time", ends_often)
+    again, tries = ReplicasBehind(bounds, "1f1b"), 0
+    while True:
+        try:
+            found = again.in_all()
+            break
+        except OutOfTime:
+            tries += 1
+            assert tries < 20
+    assert tries > 0
+    assert found.tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize("seed", seeds(30, 200))

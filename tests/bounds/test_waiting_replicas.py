@@ -5,7 +5,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from autopart.bounds.open_replicas import OpenStages, all_open_counts
+from autopart.bounds.open_replicas import all_open_counts
+from autopart.bounds.open_stages import OpenStages
 from autopart.bounds.uneven_replicas import ReplicaBounds
 from autopart.bounds.waiting_replicas import at_first_cut, behind_stage
 from autopart.cost.cuts import all_cuts
