@@ -14,13 +14,9 @@ smallest value up to which that list is complete.
 """
 
 import contextlib
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import msgspec
-
-from autopart.bounds.objectives import TOLERANCE
 from autopart.bounds.open_replicas import (
     MOST_WAITING,
     Counts,
@@ -29,16 +25,15 @@ from autopart.bounds.open_replicas import (
     is_open,
     least_step_of_any_cuts,
     lower_bound,
-    open_counts,
     raised_by_joining,
 )
-from autopart.bounds.rank_assignments import fastest_assigned, takes_gpus_in_order
+from autopart.bounds.rank_assignments import takes_gpus_in_order
 from autopart.bounds.uneven_replicas import ReplicaBounds
 from autopart.cost.cuts import keeps_pins
 from autopart.cost.links import link_across
 from autopart.errors import InfeasibleError
 from autopart.pricing import fits, price
-from autopart.records.cluster import Link, num_gpus
+from autopart.records.cluster import Link
 from autopart.records.layouts import Layout, check_num_stages, layouts_of, windows
 from autopart.records.plan import SolverName
 from autopart.records.problem import Problem
@@ -47,22 +42,13 @@ from autopart.search.branch_and_bound import BranchAndBound
 from autopart.search.incumbent import ROUNDING, Incumbent, Outcome
 from autopart.search.layout_search import ACTIONS, Closed, LayoutSearch
 from autopart.search.likely_assignments import likely_layouts
-from autopart.search.phases import (
-    SHARE_OF_START,
-    Phase,
-    run_phase,
-    run_phases,
-    with_fewer_choices,
-)
+from autopart.search.open_lists import OpenLists
+from autopart.search.phases import SHARE_OF_START, Phase, run_phase, run_phases, with_fewer_choices
+from autopart.search.replica_moves import neighbours
+from autopart.search.smaller_problem import divided, times_smaller
+from autopart.search.steps_apart import step_apart
 from autopart.solvers import uneven_replicas
-from autopart.stopping.time_limit import (
-    GRACE,
-    OutOfTime,
-    deadline_in,
-    limited,
-    passed,
-    time_left,
-)
+from autopart.stopping.time_limit import GRACE, OutOfTime, deadline_in, limited, passed, time_left
 
 STEPS_TO_BEST = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1.0)
 """Values between the bound and the best step at which the lower bound is raised."""
@@ -75,9 +61,6 @@ SHARE_OF_JOINING = 0.5
 
 SHARE_OF_MOVING = 0.5
 """The part of the time in which replicas are moved; the rest goes to closing."""
-
-FEW_GPUS = 64
-"""The most GPUs for which no smaller problem is searched."""
 
 MOST_SCALED = 5
 """Lists of the smaller problem that are scaled up."""
@@ -101,6 +84,7 @@ class UnevenSearch:
         """For lists of replicas, the shortest step found with their groups of ranks apart."""
         self.bounds = ReplicaBounds(problem, self.cuts)
         self.quick_bound = least_step_of_any_cuts(problem)
+        self.open = OpenLists(self.found, self.bounds, self.quick_bound)
         self.proven, self.simulated = self.quick_bound, 0
         """The lower bound so far, and the partitions that were simulated for it."""
 
@@ -152,11 +136,11 @@ class UnevenSearch:
 
     def _scale_up(self, until: float) -> None:
         """Visit the best replicas of a smaller problem, each times one number."""
-        times = _times_smaller(self.problem)
+        times = times_smaller(self.problem)
         if times == 1 or not self.cuts.complete:
             return
         self.found.deadline = until
-        smaller = UnevenSearch(_divided(self.problem, times), self.found.solver)
+        smaller = UnevenSearch(divided(self.problem, times), self.found.solver)
         for phase in smaller.phases[:-1]:
             run_phase(phase, phase.share, until - SHARE_OF_SMALLER * time_left(until))
         for counts in sorted(smaller.apart, key=smaller.apart.__getitem__)[:MOST_SCALED]:
@@ -230,7 +214,7 @@ class UnevenSearch:
             aim = self.proven + share * (self.best.value - self.proven)
             if len(self.bounds.counts) > MOST_WAITING or passed(self.found.deadline):
                 return
-            lists = self._open_counts(aim)
+            lists = self.open.lists(aim)
             if lists is None:
                 return
             for counts in lists:
@@ -254,21 +238,13 @@ class UnevenSearch:
     def _step_apart(self, counts: Counts) -> float:
         """The shortest step found for `counts` with their groups of ranks apart, in seconds.
 
-        Bounds come first: infinite where they leave nothing below the best step.
+        0 where that says no more than the layout itself.
         """
+        one_node = self.problem.cluster.num_nodes == 1
+        if one_node or takes_gpus_in_order(self.problem) or self.best.decision is None:
+            return 0.0
         if counts not in self.apart:
-            step, cluster = math.inf, self.problem.cluster
-            if self.best.decision is None or takes_gpus_in_order(self.problem):
-                return 0.0
-            if cluster.num_nodes == 1:
-                return 0.0
-            for layout in layouts_of(self.problem, counts):
-                problem, alone = fastest_assigned(self.problem, layout)
-                found = LayoutSearch(problem, self.found.solver)
-                found.deadline = self.found.deadline
-                found.visit(alone)
-                step = min(step, found.best.own_value)
-            self.apart[counts] = step
+            self.apart[counts] = step_apart(self.found, layouts_of(self.problem, counts))
         return self.apart[counts]
 
     def _move_replicas(self) -> None:
@@ -278,34 +254,11 @@ class UnevenSearch:
             moved = False
             assert self.best.decision is not None
             here = tuple(len(ranks) for ranks in self.best.decision.layout.stage_ranks)
-            for counts in dict.fromkeys(self._neighbours(here)):
+            for counts in dict.fromkeys(neighbours(self.problem, here)):
                 if passed(self.found.deadline):
                     return
                 if is_open(self.bounds, counts, self.best.value):
                     moved = self._visit(counts) or moved
-
-    def _neighbours(self, counts: Counts) -> Iterator[Counts]:
-        """Replicas after one GPU was moved, added or left out, two stages joined, or one split."""
-        free = num_gpus(self.problem.cluster) - sum(counts)
-        yield from self._moved(counts, free)
-        if self.problem.demands.num_stages is None:
-            for at in range(len(counts) - 1):
-                joined = min(self.problem.num_microbatches, counts[at] + counts[at + 1])
-                yield (*counts[:at], joined, *counts[at + 2 :])
-            if len(counts) < len(self.problem.graph.layers):
-                yield from _split(counts, free)
-
-    def _moved(self, counts: Counts, free: int) -> Iterator[Counts]:
-        """Replicas after one GPU went from a stage, or from the `free` ones, to another place."""
-        most = self.problem.num_microbatches
-        for at, to in itertools.permutations((*range(len(counts)), None), 2):
-            changed = list(counts)
-            if at is not None:
-                changed[at] -= 1
-            if to is not None:
-                changed[to] += 1
-            if min(changed) >= 1 and max(changed) <= most and (at is not None or free):
-                yield tuple(changed)
 
     def _raise_to_bounds(self, until: float) -> None:
         """Raise the lower bound as far as bounds alone do."""
@@ -330,77 +283,12 @@ class UnevenSearch:
         # Bounds leave nothing open below their own value.
         simulated = raised.simulated
         if simulated is None:
-            simulated = self._count_below(raised.proven)
+            simulated = self.open.count_below(raised.proven)
         self.proven, self.simulated = raised.proven, simulated
 
-    def _count_below(self, value: float) -> int:
-        """Partitions that a check must simulate to prove a value."""
-        return sum(
-            every_assignment.count_below(self.found, layout, value)
-            for own in self._open_counts(value) or []
-            for layout in layouts_of(self.problem, own)
-        )
-
-    def _open_counts(self, value: float) -> list[Counts] | None:
-        """The replicas that bounds leave open below `value` seconds; None where they are too many.
-
-        A check lists none where the bound of any cuts reaches the value, by a rounding too.
-        """
-        if value <= self.quick_bound * (1 + TOLERANCE):
-            return []
-        return open_counts(self.bounds, value)
-
     def _close_below(self, value: float, actions: int) -> Closed | None:
-        """Simulate every partition that may take less than `value` seconds.
-
-        None where they are too many.
-        """
-        counts = self._open_counts(value)
-        if counts is None:
-            return None
-        partitions = spent = 0
-        for layout in itertools.chain(*(layouts_of(self.problem, own) for own in counts)):
-            closed = every_assignment.close(self.found, layout, value, actions - spent)
-            if closed is None:
-                return None
-            partitions += closed.simulated
-            spent += closed.actions
+        closed = self.open.close(value, actions)
         # What is closed stays so where time ends before the next value is.
-        if value <= self.best.value:
-            self.proven, self.simulated = value, partitions
-        return Closed(partitions, spent)
-
-
-def _times_smaller(problem: Problem) -> int:
-    """By how many times fewer GPUs and microbatches a smaller problem has; 1 where there is none."""
-    cluster, gpus = problem.cluster, num_gpus(problem.cluster)
-    if cluster.gpus or gpus <= FEW_GPUS:
-        return 1
-    parts = cluster.num_nodes if cluster.num_nodes > 1 else cluster.gpus_per_node
-    common = math.gcd(parts, problem.num_microbatches)
-    fitting = [n for n in range(2, common + 1) if common % n == 0 and gpus // n <= FEW_GPUS]
-    return min(fitting, default=1)
-
-
-def _divided(problem: Problem, times: int) -> Problem:
-    """The problem with so many times fewer GPUs, and microbatches."""
-    cluster = problem.cluster
-    field = "num_nodes" if cluster.num_nodes > 1 else "gpus_per_node"
-    fewer = {field: getattr(cluster, field) // times}
-    if field == "gpus_per_node" and cluster.host_memory_bytes is not None:
-        fewer["host_memory_bytes"] = cluster.host_memory_bytes // times
-    return msgspec.structs.replace(
-        problem,
-        cluster=msgspec.structs.replace(cluster, **fewer),
-        num_microbatches=problem.num_microbatches // times,
-    )
-
-
-def _split(counts: Counts, free: int) -> Iterator[Counts]:
-    """One stage in two, on its own ranks or with a free one beside them."""
-    for at, count in enumerate(counts):
-        for ahead in range(1, count):
-            yield (*counts[:at], ahead, count - ahead, *counts[at + 1 :])
-        if free:
-            yield (*counts[:at], count, 1, *counts[at + 1 :])
-            yield (*counts[:at], 1, count, *counts[at + 1 :])
+        if closed is not None and value <= self.best.value:
+            self.proven, self.simulated = value, closed.simulated
+        return closed
