@@ -26,7 +26,7 @@ STAGES_BACK = 3
 """Stages ahead to which round trips are followed, from the last one on."""
 
 MOST_PAIRS = 8
-"""Pairs of window and work that are kept for each of these stages."""
+"""TripPairs of window and work that are kept for each of these stages."""
 
 ANY_WINDOW = 1 << 40
 """A window into which all microbatches fit: no round trip follows from it."""
@@ -34,8 +34,8 @@ ANY_WINDOW = 1 << 40
 _Row = npt.NDArray[np.float64]
 
 
-class Pairs(NamedTuple):
-    """Pairs of window and work for the round trips back to one stage, shape (P,)."""
+class TripPairs(NamedTuple):
+    """TripPairs of window and work for the round trips back to one stage, shape (P,)."""
 
     window: Rows
     work: _Row
@@ -44,13 +44,13 @@ class Pairs(NamedTuple):
 class Joined:
     """All beginnings that end at one cut with as many ranks left."""
 
-    def __init__(self, arrival: _Row, drain: _Row, back: tuple[Pairs, ...]) -> None:
+    def __init__(self, arrival: _Row, drain: _Row, back: tuple[TripPairs, ...]) -> None:
         self.arrival, self.drain = arrival, drain
         """A(i, q) and D(i, p), shape (R,)."""
-        self.back: list[list[Pairs]] = [[pairs] for pairs in back]
+        self.back: list[list[TripPairs]] = [[pairs] for pairs in back]
         """For each number of stages back."""
 
-    def join(self, arrival: _Row, drain: _Row, back: tuple[Pairs, ...]) -> None:
+    def join(self, arrival: _Row, drain: _Row, back: tuple[TripPairs, ...]) -> None:
         """Join one beginning more."""
         np.minimum(self.arrival, arrival, out=self.arrival)
         np.minimum(self.drain, drain, out=self.drain)
@@ -61,7 +61,7 @@ class Joined:
 _State = dict[int, Joined]
 """The joined beginnings by their last cut."""
 
-_NO_STAGE = Pairs(np.array([ANY_WINDOW]), np.zeros(1))
+_NO_STAGE = TripPairs(np.array([ANY_WINDOW]), np.zeros(1))
 
 
 def no_list_is_open(below: OpenStages) -> bool:
@@ -127,9 +127,10 @@ def _join_behind(
     more = own + receive + send_back
     for at, (i, j) in enumerate(zip(first.tolist(), ends.tolist(), strict=True)):
         farther = tuple(
-            Pairs(one.window[i], one.work[i] + more[at]) for one in ahead.trips[: STAGES_BACK - 1]
+            TripPairs(one.window[i], one.work[i] + more[at])
+            for one in ahead.trips[: STAGES_BACK - 1]
         )
-        back = (Pairs(window, own[at : at + 1]), *farther)
+        back = (TripPairs(window, own[at : at + 1]), *farther)
         if j in state:
             state[j].join(arrival[at], drain[at], back)
         else:
@@ -153,7 +154,7 @@ def _as_waiting(state: _State, num_cuts: int, width: int) -> Waiting:
     return Waiting(arrival, drain, tuple(trips))
 
 
-def fewest_pairs(pairs: list[Pairs]) -> Pairs:
+def fewest_pairs(pairs: list[TripPairs]) -> TripPairs:
     """At most `MOST_PAIRS` pairs: for each given one, some with no smaller window and no more work."""
     window = np.concatenate([one.window for one in pairs])
     work = np.concatenate([one.work for one in pairs])
@@ -165,8 +166,8 @@ def fewest_pairs(pairs: list[Pairs]) -> Pairs:
     window, work = window[kept], work[kept]
     # Step 2: where they are too many, neighbours become one.
     if len(window) <= MOST_PAIRS:
-        return Pairs(window, work)
+        return TripPairs(window, work)
     groups = np.array_split(np.arange(len(window)), MOST_PAIRS)
-    return Pairs(
+    return TripPairs(
         np.array([window[own[0]] for own in groups]), np.array([work[own[-1]] for own in groups])
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autopart.bounds import joined_replicas
-from autopart.bounds.joined_replicas import Joined, Pairs, fewest_pairs, no_list_is_open
+from autopart.bounds.joined_replicas import Joined, TripPairs, fewest_pairs, no_list_is_open
 from autopart.bounds.open_replicas import all_open_counts, is_open, nothing_open_joined
 from autopart.bounds.open_stages import OpenStages
 from autopart.bounds.replicas_behind import replicas_behind
@@ -113,7 +113,7 @@ def test_each_pair_of_window_and_work_has_one_that_stands_for_it(seed: int):
     rng = np.random.default_rng(seed)
     windows = [rng.integers(1, 99, size=4) for _ in range(8)]
     # A larger window mostly has more work, so that many pairs stand side by side.
-    given = [Pairs(own, own + rng.integers(0, 9, size=4) / 2) for own in windows]
+    given = [TripPairs(own, own + rng.integers(0, 9, size=4) / 2) for own in windows]
     kept = fewest_pairs(given)
     assert len(kept.window) <= joined_replicas.MOST_PAIRS
     for one in given:
@@ -123,7 +123,7 @@ def test_each_pair_of_window_and_work_has_one_that_stands_for_it(seed: int):
 
 def test_a_joined_beginning_is_no_later_than_any_of_its_members():
     late, early = (np.array([3.0, 4.0]), np.array([1.0, 5.0]))
-    few, many = (Pairs(np.array([window]), np.array([float(window)])) for window in (2, 9))
+    few, many = (TripPairs(np.array([window]), np.array([float(window)])) for window in (2, 9))
     joined = Joined(late.copy(), early.copy(), (few,))
     joined.join(early, late, (many,))
     assert joined.arrival.tolist() == joined.drain.tolist() == [1.0, 4.0]
