@@ -35,7 +35,7 @@ _Row = npt.NDArray[np.float64]
 
 
 class TripPairs(NamedTuple):
-    """TripPairs of window and work for the round trips back to one stage, shape (P,)."""
+    """Pairs of window and work for the round trips back to one stage, shape (P,)."""
 
     window: Rows
     work: _Row

@@ -19,7 +19,13 @@ from autopart.bounds.bottleneck import shape_bottlenecks, stage_bottlenecks
 from autopart.bounds.of_layout import LayoutBounds, is_needed, layout_bounds
 from autopart.bounds.of_shape import quick_bounds
 from autopart.bounds.open_replicas import MOST_COUNTS, least_step_of_any_cuts, open_counts
-from autopart.bounds.rank_assignments import BoundLayout, assignments_of, fastest_assigned
+from autopart.bounds.rank_assignments import (
+    Assigned,
+    BoundLayout,
+    assignments_of,
+    fastest_assigned,
+)
+from autopart.bounds.rank_groups import Inside
 from autopart.bounds.uneven_replicas import ReplicaBounds
 from autopart.cost.cuts import Cuts, list_all
 from autopart.errors import PlanError
@@ -29,6 +35,10 @@ from autopart.text import counted
 
 TOLERANCE = 1e-9
 """Relative difference below which two times are equal that were added up in different orders."""
+
+
+MayBeFaster = Callable[[Assigned, LayoutBounds, Cuts, float], bool]
+"""Whether some partition on a layout may take less than so many seconds, by simulating them."""
 
 
 class Objective(Protocol):
@@ -43,9 +53,12 @@ class Objective(Protocol):
         """Seconds that no partition on a layout can beat."""
         ...
 
-    def open_layouts(self, problem: Problem, cuts: Cuts, value: float) -> Iterator[Layout]:
+    def open_layouts(
+        self, problem: Problem, cuts: Cuts, value: float, may_be_faster: MayBeFaster, /
+    ) -> Iterator[Layout]:
         """The layouts in which a plan may take less than `value` seconds.
 
+        `may_be_faster` simulates a layout's open partitions, where its groups of ranks are apart.
         Raises PlanError where these layouts or their partitions are too many to list.
         """
         ...
@@ -62,7 +75,9 @@ class ShapedObjective:
     of_layout: BoundLayout
     """Seconds that no partition on a layout can beat."""
 
-    def open_layouts(self, problem: Problem, cuts: Cuts, value: float) -> Iterator[Layout]:
+    def open_layouts(
+        self, problem: Problem, cuts: Cuts, value: float, _: MayBeFaster
+    ) -> Iterator[Layout]:
         """The layouts in all shapes whose bound is below `value`."""
         for (ranks, replicas), bound in self.of_shapes(problem, shapes(problem)).items():
             # Step 1: a shape whose bound reaches the value has no plan below it.
@@ -95,7 +110,9 @@ class UnevenStep:
         """The bounds for the step."""
         return layout_bounds(problem, layout, cuts)
 
-    def open_layouts(self, problem: Problem, cuts: Cuts, value: float) -> Iterator[Layout]:
+    def open_layouts(
+        self, problem: Problem, cuts: Cuts, value: float, may_be_faster: MayBeFaster
+    ) -> Iterator[Layout]:
         """The layouts for all replicas that bounds over replicas leave open below `value`."""
         least = least_step_of_any_cuts(problem)
         if value <= least * (1 + TOLERANCE):
@@ -109,14 +126,38 @@ class UnevenStep:
             )
         for own in counts:
             for layout in layouts_of(problem, own):
-                yield from _open_assignments(problem, layout, self.of_layout, cuts, value)
+                is_open = open_apart(problem, layout, self.of_layout, cuts, value, may_be_faster)
+                yield from _open_assignments(problem, layout, self.of_layout, cuts, value, is_open)
+
+
+def open_apart(
+    problem: Problem,
+    layout: Layout,
+    of_layout: BoundLayout,
+    cuts: Cuts,
+    value: float,
+    may_be_faster: MayBeFaster,
+) -> Callable[[Inside], bool]:
+    """Whether a node in a layout's tree of assignments may have a plan below `value` seconds."""
+    tree = assignments_of(problem, layout)
+
+    def is_open(inside: Inside) -> bool:
+        assigned = tree.apart(inside)
+        return may_be_faster(assigned, of_layout(*assigned, cuts), cuts, value)
+
+    return is_open
 
 
 def _open_assignments(
-    problem: Problem, layout: Layout, of_layout: BoundLayout, cuts: Cuts, value: float
+    problem: Problem,
+    layout: Layout,
+    of_layout: BoundLayout,
+    cuts: Cuts,
+    value: float,
+    is_open: Callable[[Inside], bool] | None = None,
 ) -> Sequence[Layout]:
-    """The layout on each assignment of its ranks that bounds leave open below `value` seconds."""
-    found = assignments_of(problem, layout).open_layouts(of_layout, cuts, value)
+    """The layout on each assignment of its ranks that is open below `value` seconds."""
+    found = assignments_of(problem, layout).open_layouts(of_layout, cuts, value, is_open)
     if found is None:
         counts = [len(ranks) for ranks in layout.stage_ranks]
         raise PlanError(

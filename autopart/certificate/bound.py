@@ -9,6 +9,7 @@ import itertools
 import math
 
 from autopart.bounds.objectives import TOLERANCE, objective_of
+from autopart.certificate.apart import may_be_faster_apart
 from autopart.cost.cuts import all_cuts, cuts_along
 from autopart.errors import InfeasibleError, PlanError
 from autopart.pricing import compile_layout, price_paths
@@ -61,7 +62,7 @@ def _check(problem: Problem, value: float, expected: int) -> None:
     least, simulated = value * (1 - TOLERANCE), 0
     # An attained bound is the value itself, added up in another order.
     limit = least if objective.attained else value
-    for layout in objective.open_layouts(problem, cuts, limit):
+    for layout in objective.open_layouts(problem, cuts, limit, may_be_faster_apart):
         # Step 1: list the partitions that bounds leave open, but no more than the plan says.
         below = objective.of_layout(problem, layout, cuts).paths_below(limit)
         counts = [len(ranks) for ranks in layout.stage_ranks]

@@ -11,6 +11,7 @@ import heapq
 import itertools
 
 from autopart.bounds.any_cuts import class_bounds
+from autopart.bounds.objectives import open_apart
 from autopart.bounds.of_layout import LayoutBounds, is_needed
 from autopart.bounds.rank_assignments import (
     RankAssignments,
@@ -20,6 +21,7 @@ from autopart.bounds.rank_assignments import (
     takes_gpus_in_order,
 )
 from autopart.bounds.rank_groups import Inside
+from autopart.certificate.apart import may_be_faster_apart
 from autopart.cost.cuts import list_all
 from autopart.records.layouts import Layout
 from autopart.records.problem import CLASSIC, CUSTOM
@@ -134,6 +136,14 @@ def _assigned_below(found: LayoutSearch, layout: Layout, value: float) -> list[L
         least = _least_of_node(found, tree, inside)
         return least is not None and least < value
 
+    if found.problem.demands.replicas_per_stage:
+        of_layout = found.objective.bounds.of_layout
+        simulated = open_apart(
+            found.problem, layout, of_layout, found.cuts, value, may_be_faster_apart
+        )
+        return tree.open_layouts(
+            of_layout, found.cuts, value, lambda inside: is_open(inside) and simulated(inside)
+        )
     # Under custom orders the bounds of all stages together say more than the least of a stage.
     known = None if layout.schedule == CUSTOM else is_open
     of_layout = found.objective.bounds.of_layout

@@ -9,6 +9,7 @@ from autopart import solve, verify
 from autopart.bounds.any_cuts import class_bounds
 from autopart.bounds.objectives import bottleneck_bounds, objective_of
 from autopart.bounds.of_layout import layout_bounds
+from autopart.certificate.apart import may_be_faster_apart
 from autopart.cost.cut_classes import class_cuts
 from autopart.cost.cuts import MOST_CUTS, all_cuts, partition_of
 from autopart.errors import PlanError
@@ -159,4 +160,4 @@ def test_demands_that_name_too_many_layers_leave_the_bound_of_the_shape():
         assert class_bounds(asked, layout, layout_bounds) is None
         found = objective_of(asked)
         with pytest.raises(PlanError, match="with 2 stages"):
-            list(found.open_layouts(asked, all_cuts(FAN), 1e9))
+            list(found.open_layouts(asked, all_cuts(FAN), 1e9, may_be_faster_apart))

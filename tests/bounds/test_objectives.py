@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from autopart.bounds.objectives import BOTTLENECK, STEP, UNEVEN_STEP, objective_of
+from autopart.certificate.apart import may_be_faster_apart
 from autopart.cost.cuts import all_cuts
 from autopart.errors import PlanError
 from autopart.pricing import compile_layout, fits, minimised, price, price_paths
@@ -50,7 +51,7 @@ def test_every_plan_below_a_value_lies_in_an_open_layout_on_an_open_path(
     value = values[len(values) // 2] * (1 + 1e-9)
     # An open layout stands for all assignments of its ranks that are no faster.
     least: dict[object, float] = {}
-    for layout in found.open_layouts(asked, cuts, value):
+    for layout in found.open_layouts(asked, cuts, value, may_be_faster_apart):
         of_layout = found.of_layout(asked, layout, cuts)
         paths = list(of_layout.paths_below(value))
         program = compile_layout(layout)
@@ -82,4 +83,4 @@ def test_an_incomplete_list_of_cuts_cannot_give_open_partitions(
     asked = asking(6, objective, uneven=uneven)
     cuts = dataclasses.replace(all_cuts(asked.graph), complete=False)
     with pytest.raises(PlanError, match=message):
-        list(objective_of(asked).open_layouts(asked, cuts, 1e9))
+        list(objective_of(asked).open_layouts(asked, cuts, 1e9, may_be_faster_apart))
