@@ -8,7 +8,7 @@ from autopart.cli.progress_lines import ProgressLines
 from autopart.cli.run_options import EngineOptions, RankOptions, StepOptions
 from autopart.cli.shared_options import AsJson, ModelName, PlanFile
 from autopart.cli.torchrun_check import check_started
-from autopart.records.plan import check_one_gpu_per_rank, load_plan, num_ranks
+from autopart.records.plan import load_plan, num_processes
 from autopart.report.run_table import run_report
 
 EXAMPLE = "autopart run two-ranks.json zoo:gpt2-tiny --local --steps 5 --check"
@@ -31,8 +31,7 @@ def command(
     difference between the pipeline and the plain model.
     """
     asked, local = load_plan(plan), step_options.local
-    check_one_gpu_per_rank(asked)
-    check_started("run", plan, num_ranks(asked), model, local=local)
+    check_started("run", plan, num_processes(asked), model, local=local)
     from autopart.runtime.job.launch import run_plan  # imports torch, which takes seconds
 
     bar = progress_bar("starting the ranks") if local else nullcontext(ProgressLines())

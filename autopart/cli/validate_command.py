@@ -40,7 +40,7 @@ def command(
     device is enough to check a plan for many GPUs.
     """
     asked, one_device = load_plan(plan), comparison_options.one_device
-    check_one_gpu_per_rank(asked)
+    check_one_gpu_per_rank(asked, "validate")
     _check_asked(asked, plan, model, comparison_options)
     from autopart.runtime.measuring.threads import use_threads
     from autopart.runtime.validation import validate_plan  # imports torch, which takes seconds

@@ -198,8 +198,13 @@ def follows_its_name(plan: Plan) -> bool:
 
 
 def num_ranks(plan: Plan) -> int:
-    """How many processes the plan runs on."""
+    """How many ranks the plan has; with a tensor degree each is a tensor group."""
     return len(plan.orders)
+
+
+def num_processes(plan: Plan) -> int:
+    """How many processes run the plan: one per GPU. With tensor degree t a rank is t of them."""
+    return num_ranks(plan) * degree_of(plan.tensor)
 
 
 def groups_refused(plan: Plan, what: str) -> str | None:
@@ -212,9 +217,9 @@ def groups_refused(plan: Plan, what: str) -> str | None:
     )
 
 
-def check_one_gpu_per_rank(plan: Plan) -> None:
-    """Raise PlanError where the plan's ranks are tensor groups, which the executor does not run."""
-    reason = groups_refused(plan, "the executor")
+def check_one_gpu_per_rank(plan: Plan, what: str) -> None:
+    """Raise PlanError where the plan's ranks are tensor groups, and `what` cannot have these."""
+    reason = groups_refused(plan, what)
     if reason is not None:
         raise PlanError(reason)
 

@@ -8,6 +8,7 @@ compares them then.
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -36,6 +37,8 @@ from autopart.schedules.named.asynchronous import weight_version
 from autopart.text import counted
 from autopart.zoo.source import ModelSource
 
+T = TypeVar("T")
+
 
 class Comparison:
     """One rank's part of a check. All ranks must call the same methods at the same points."""
@@ -58,6 +61,8 @@ class Comparison:
         self._parts = parts
         self._seeded = SeededDraws() if draws else None
         self._check, self._executor, self._waiting = check, executor, waiting
+        # Of each tensor group one process compares, with the whole tensors of all.
+        self._compares = executor.shards is None or executor.shards.rank == 0
         self._has_buffers = all(len(stage.ranks) == 1 for stage in plan.stages)
         self._kept: list[Tensors] = []
 
@@ -73,12 +78,12 @@ class Comparison:
     def gradients(self) -> None:
         """Compare gradients after the first step's backward."""
         self._waiting("the comparison of gradients", None)
-        checks.compare_gradients(self._check, self._gradients())
+        self._compare(checks.compare_gradients, self._gradients())
 
     def first_update(self) -> None:
         """Compare parameters after the first step's update."""
         self._waiting("the comparison of parameters", None)
-        checks.compare_first_update(self._check, self._executor.parameters)
+        self._compare(checks.compare_first_update, self._parameters())
 
     def keep(self, update: int, step: Callable[[], None]) -> None:
         """Run `step` for an update. For update 0, keep copies that `last` compares."""
@@ -86,19 +91,23 @@ class Comparison:
             self._kept.append(copies(self._gradients()))
         step()
         if update == 0:
-            self._kept.append(copies(self._executor.parameters))
+            self._kept.append(copies(self._parameters()))
 
     def last(self) -> None:
         """Compare parameters and buffers after the last step."""
         self._waiting("the comparison of parameters", None)
         if self._kept:
             gradients, first = self._kept
-            checks.compare_gradients(self._check, gradients)
-            checks.compare_first_update(self._check, first)
-        checks.compare_parameters(self._check, self._executor.parameters)
+            self._compare(checks.compare_gradients, gradients)
+            self._compare(checks.compare_first_update, first)
+        self._compare(checks.compare_parameters, self._parameters())
         if self._has_buffers:
-            checks.compare_buffers(self._check, self._executor.buffers)
-        checks.compare_draws(self._check, {} if self._seeded is None else self._seeded.counts)
+            self._compare(checks.compare_buffers, self._executor.buffers)
+        self._compare(checks.compare_draws, {} if self._seeded is None else self._seeded.counts)
+
+    def _compare(self, compare: Callable[[CheckRecord | None, T], None], mine: T) -> None:
+        if self._compares:
+            compare(self._check, mine)
 
     def outcome(self, losses: Sequence[float], dropouts: int) -> CheckResult | None:
         """The check's result on rank 0, None on others; raises RunError if the check fails.
@@ -119,10 +128,18 @@ class Comparison:
             notes.append("buffers were not compared: each replica sees its own microbatches only")
         return outcome(self._check, losses, dropouts, notes)
 
-    def _gradients(self) -> dict[str, torch.Tensor]:
+    def _gradients(self) -> Tensors:
         self._executor.complete_gradients()
         named = self._executor.parameters.items()
-        return {name: p.grad for name, p in named if p.grad is not None}
+        return self._whole({name: p.grad for name, p in named if p.grad is not None})
+
+    def _parameters(self) -> Tensors:
+        return self._whole(self._executor.parameters)
+
+    def _whole(self, tensors: Tensors) -> Tensors:
+        """The whole tensors where a tensor group holds shards. Collective in the group."""
+        shards = self._executor.shards
+        return tensors if shards is None else shards.whole(tensors)
 
 
 def draw_notes(draws: Mapping[str, int]) -> list[str]:

@@ -21,6 +21,7 @@ from autopart.runtime.engine.torch_backend import TorchBackend, check_backwards
 from autopart.runtime.engine.transfers import Transfers
 from autopart.runtime.host_allocator import keep_freed_memory
 from autopart.runtime.measuring.watcher import Unwatched, Watcher
+from autopart.runtime.sharding.rank_shards import RankShards
 from autopart.runtime.transforms.host_copies import HostCopies, host_copies_for
 from autopart.runtime.transforms.layer_policies import (
     apply_policies,
@@ -44,13 +45,15 @@ def make_executor(
     watcher: Watcher | None = None,
     backend: Backend = "autopart",
     sync: Literal["end", "overlap"] | None = None,
+    shards: RankShards | None = None,
 ) -> StepExecutor:
     """This rank's executor for the plan's own schedule.
 
     `programs` come from `split_stages` for all the plan's stages, with equal weights on every rank.
     This rank's stages are moved to `device`. `watcher` is told about every action. `sync` says whether
-    gradient sums run beside last backwards; None means as the plan was solved. Collective: all
-    ranks in the default process group call this, because it creates process groups.
+    gradient sums run beside last backwards; None means as the plan was solved. With a tensor degree
+    the programs are local, and `shards` are this process's. Collective: all ranks in the default
+    process group call this, because it creates process groups.
 
     Raises PlanError if the plan, or this backend, cannot be run.
     """
@@ -59,6 +62,9 @@ def make_executor(
         check_backwards(programs)
     holders = _holders(plan, programs)
     part = _part(plan, programs, holders, device, watcher)
+    if shards is not None:
+        owned = tuple(name for name in part.owned if shards.counts(name))
+        part = replace(part, shards=shards, owned=owned)
     if backend == "torch":
         return TorchBackend(plan, part)
     if (sync or plan.training.sync) == "overlap":

@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 
 from autopart.errors import PlanError, ScheduleError
-from autopart.records.plan import Plan, stage_ranks
+from autopart.records.plan import Plan, check_one_gpu_per_rank, stage_ranks
 from autopart.runtime.engine.buffers import Buffers, Stages, Tensors
 from autopart.runtime.engine.executor import microbatches_of
 from autopart.runtime.engine.program_loop import ProgramLoop
@@ -59,6 +59,7 @@ def rules_of(plan: Plan, name: str) -> AsynchronousRules:
     """
     if name not in RUNNABLE:
         raise PlanError(f"asynchronous schedule '{name}' cannot run; known: {', '.join(RUNNABLE)}")
+    check_one_gpu_per_rank(plan, "an asynchronous run")
     kind = RUNNABLE[name]
     ranks = stage_ranks(plan)
     counts = [len(on) for on in ranks]

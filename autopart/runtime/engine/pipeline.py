@@ -11,7 +11,7 @@ from torch import distributed, fx, nn
 from torch.utils import _pytree as pytree
 
 from autopart.errors import UsageError
-from autopart.records.plan import Plan, num_ranks
+from autopart.records.plan import Plan, check_one_gpu_per_rank, num_ranks
 from autopart.runtime.capture.capture import Captured, batch_leaves
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.engine.assembly import make_executor
@@ -177,6 +177,7 @@ def cut_model(
     autocast: torch.dtype | None,
 ) -> CutModel:
     """Capture the model and cut it; raises as `make_pipeline` does, on all ranks together."""
+    check_one_gpu_per_rank(plan, "a pipeline made in Python")
     if num_ranks(plan) != distributed.get_world_size():
         raise UsageError(
             f"the plan is for {counted(num_ranks(plan), 'rank')}, but the process group has "

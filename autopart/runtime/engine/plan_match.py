@@ -7,7 +7,7 @@ from torch import distributed, fx
 from torch.fx.node import Argument, map_aggregate
 
 from autopart.errors import ExportRefused, ModelError, PlanError
-from autopart.records.plan import Plan, check_one_gpu_per_rank, check_plan
+from autopart.records.plan import Plan, check_plan
 from autopart.records.torch_replicas import replicas_of
 from autopart.records.training import weight_dtype
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
@@ -15,6 +15,7 @@ from autopart.runtime.capture.repeatability import check_repeatable
 from autopart.runtime.models.attributes import user_name
 from autopart.runtime.models.model import Batch, TrainingModel, not_a_number
 from autopart.runtime.models.precision import double
+from autopart.runtime.sharding.groups import TensorGroup
 
 Backend = Literal["autopart", "torch"]
 """The loop that runs the orders: our executor, or torch's own schedules."""
@@ -71,7 +72,6 @@ def _cast(
 def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
     """Raise PlanError if a plan contradicts itself, or the backend cannot run it."""
     check_plan(plan)
-    check_one_gpu_per_rank(plan)
     training = plan.training
     if training.gradient_dtype != weight_dtype(training):
         raise PlanError(
@@ -82,9 +82,13 @@ def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
         _check_torch_can_run(plan)
 
 
-def check_same_weights(model: TrainingModel) -> None:
+def check_same_weights(
+    model: TrainingModel,
+    group: TensorGroup | None = None,
+    device: torch.device = torch.device("cpu"),
+) -> None:
     """Raise ModelError if ranks built unequal weights from the same seed. Collective over all
-    ranks.
+    ranks, and over the tensor group, which communicates on `device`.
 
     Otherwise the copies of a parameter would silently train apart. Raises it also where a parameter
     contains NaN.
@@ -102,6 +106,13 @@ def check_same_weights(model: TrainingModel) -> None:
                 f"{model.name}: rank {rank} built other weights than rank 0 from the same seed, "
                 f"for example '{apart[0] if apart else '?'}'; draw random numbers from torch, "
                 "numpy or random, without your own seeds"
+            )
+    if group is not None:
+        mine = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
+        if not torch.equal(group.all_reduce(mine, "max"), mine):
+            raise ModelError(
+                f"{model.name}: processes of one tensor group built different weights from the same seed; "
+                "draw random numbers from torch, numpy or random, without your own seeds"
             )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import distributed
 
 from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.engine.stage import Leaves, stage_buffers, stage_parameters
@@ -13,6 +14,7 @@ from autopart.runtime.measuring.clock import clock_of
 from autopart.runtime.measuring.stash_meter import StashMeter
 from autopart.runtime.measuring.step_trace import Marks, StepTrace, begin_marks
 from autopart.runtime.measuring.watcher import Watcher
+from autopart.runtime.sharding.rank_shards import RankShards
 from autopart.runtime.transforms.offload import HostStash
 from autopart.runtime.update.gradient_sum import GradientSum, SharedParameters
 from autopart.runtime.update.scattered_sum import ScatteredSum
@@ -28,12 +30,14 @@ class RankPart:
     hosts: Mapping[int, HostStash | None]
     """Host memory for the stashes of each stage's offloaded layers; None without such layers."""
     owned: tuple[str, ...]
-    """Names of parameters that no lower rank holds. Over all ranks each parameter occurs once."""
+    """Names of parameters that no lower rank holds. Over all processes each element occurs once."""
     sums: GradientSum
     num_microbatches: int
     """Microbatches per step, over all replicas."""
     device: torch.device
     watcher: Watcher
+    shards: RankShards | None = None
+    """This process's shards; None with tensor degree 1."""
 
 
 class RankExecutor:
@@ -68,6 +72,16 @@ class RankExecutor:
     def complete_gradients(self) -> None:
         """Make the summed gradients whole on this rank. Collective."""
         self._part.sums.complete()
+
+    @property
+    def shards(self) -> RankShards | None:
+        """This process's shards; None with tensor degree 1."""
+        return self._part.shards
+
+    def total(self, number: torch.Tensor) -> torch.Tensor:
+        """The sum of a number over all processes. Collective over them."""
+        distributed.all_reduce(number)
+        return number if self.shards is None else self.shards.total(number)
 
     @property
     def buffers(self) -> dict[str, torch.Tensor]:
@@ -118,11 +132,13 @@ class StepExecutor(RankExecutor, ABC):
         marks = self._marks = begin_marks(self._clock, self.device)
         loss = self._run(microbatches, scale / part.num_microbatches, marks)
         marks.acted = self._clock.mark()
-        # Step 2: sum gradients over replicas and tied copies.
+        # Step 2: sum gradients over replicas and tied copies, and parts over the tensor group.
         if sync:
             part.watcher.waiting("the sum of gradients", None)
             with_other_rank(part.sums.run, None, "the sum of gradients")
             marks.under_way = part.sums.under_way()
+            if part.shards is not None:
+                part.shards.sum_gradients(self.parameters)
         marks.summed = self._clock.mark()
         return None if loss is None else loss / part.num_microbatches
 

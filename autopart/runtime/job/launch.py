@@ -22,7 +22,7 @@ from typing import Unpack
 import msgspec
 from torch import distributed
 
-from autopart.records.plan import Plan, load_plan, num_ranks, save_plan
+from autopart.records.plan import Plan, load_plan, num_processes, save_plan
 from autopart.records.run_result import RunResult
 from autopart.runtime.engine.asynchronous import rules_of
 from autopart.runtime.engine.failures import Failure, as_error
@@ -122,7 +122,7 @@ class _Job:
     """One run's processes."""
 
     def __init__(self, plan: Plan, settings: RunSettings, folder: Path) -> None:
-        self._num_ranks = num_ranks(plan)
+        self._num_ranks = num_processes(plan)
         self._settings = settings
         self._folder = folder
         self._plan_file = folder / "plan.json"

@@ -69,7 +69,7 @@ def run_on_one_device(
     the only member of the default process group. Raises ModelError and PlanError as a run does,
     UsageError for a missing device.
     """
-    check_one_gpu_per_rank(plan)
+    check_one_gpu_per_rank(plan, "validate --one-device")
     where = _device(device)
     name = optimizer or planned_optimizer(plan)
     first_of: dict[tuple[int, ...], int] = {}

@@ -4,6 +4,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import msgspec
@@ -12,8 +13,9 @@ from torch import distributed
 
 from autopart.errors import AutopartError, PlanError, RunError, UsageError
 from autopart.records.files import content_hash
-from autopart.records.plan import Plan, num_ranks
+from autopart.records.plan import Plan, num_processes
 from autopart.records.run_result import RunResult
+from autopart.records.tensor_degree import degree_of
 from autopart.runtime.engine.failures import Failure, LostRank, as_error, failure_of
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.job.meeting import SILENT_SECONDS, connect_to, find_store, leave_last, meet
@@ -23,6 +25,12 @@ from autopart.runtime.job.status_board import (
     Guard,
     StatusBoard,
     describe,
+)
+from autopart.runtime.job.tensor_ranks import (
+    agree_in_group,
+    group_place,
+    meet_group,
+    process_of,
 )
 from autopart.runtime.job.training import Place, Report, train
 from autopart.runtime.job.world import World
@@ -50,7 +58,7 @@ def run_as_rank(
     guard ends a rank that hangs inside torch. Raises PlanError if the plan has another number of
     ranks, RunError if ranks are missing after `patience` timeouts.
     """
-    if world.size != num_ranks(plan):
+    if world.size != num_processes(plan):
         _raise_once(world, PlanError(_wrong_size(plan, world)))
     with heard_interrupts() as interrupted:
         # Step 1: find the store. Without torchrun rank 0 hosts it, until `store` is deleted.
@@ -103,20 +111,36 @@ def _run(
     store: distributed.Store,
     report: Report | None,
 ) -> RunResult | None:
-    place = place_of(settings.device, world)
+    degree = degree_of(plan.tensor)
+    at, place = group_place(world.rank, degree), place_of(settings.device, world)
+    timeout = _seconds(settings.timeout * _TRANSPORT_TIMEOUTS)
     status_board.waiting("meeting the other ranks", None)
+    store = distributed.PrefixStore(f"autopart/{world.attempt}", store)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if place.backend == "nccl" else "gloo",
-        store=distributed.PrefixStore(f"autopart/{world.attempt}/group", store),
-        rank=world.rank,
-        world_size=world.size,
-        timeout=_seconds(settings.timeout * _TRANSPORT_TIMEOUTS),
+        store=distributed.PrefixStore(f"group/{at.place}", store),
+        rank=at.group,
+        world_size=world.size // degree,
+        timeout=timeout,
     )
     _agree(plan, settings)
-    result = train(plan, settings, place, status_board, report if world.rank == 0 else None)
+    place = replace(place, rank=at.group, num_ranks=world.size // degree)
+    if degree > 1:
+        group = meet_group(store, at, degree, place.backend, timeout)
+        agree_in_group(store, at, group, str(_said(plan, settings)), place.device)
+        place = replace(place, tensor=group)
+    try:
+        result = train(plan, settings, place, status_board, report if world.rank == 0 else None)
+    except LostRank as error:
+        if error.other_rank is not None:
+            error.other_rank = process_of(error.other_rank, at.place, degree)
+        raise
     status_board.done()
+    # No process leaves before all have come here: rank 0 may serve the store.
     distributed.barrier()
-    return result
+    if place.tensor is not None:
+        place.tensor.all_reduce(torch.zeros(1, device=place.device), "sum")
+    return result if world.rank == 0 else None
 
 
 def _seconds(seconds: float) -> timedelta:
@@ -143,10 +167,14 @@ def place_of(device: str | None, world: World) -> Place:
     return Place(world.rank, world.size, own, "nccl")
 
 
+def _said(plan: Plan, settings: RunSettings) -> dict[str, str]:
+    options = str(msgspec.structs.replace(settings, model=""))  # Paths may differ between hosts.
+    return {"plan": content_hash(plan), "torch": str(torch.__version__), "options": options}
+
+
 def _agree(plan: Plan, settings: RunSettings) -> None:
     """Raise RunError if ranks have different plans, options or torch versions. Collective."""
-    options = str(msgspec.structs.replace(settings, model=""))  # Paths may differ between hosts.
-    mine = {"plan": content_hash(plan), "torch": str(torch.__version__), "options": options}
+    mine = _said(plan, settings)
     all_of: list[dict[str, str]] = [mine] * distributed.get_world_size()
     distributed.all_gather_object(all_of, mine)
     for rank, theirs in enumerate(all_of):
@@ -219,8 +247,8 @@ def _raise_once(world: World, error: AutopartError) -> None:
 
 def _wrong_size(plan: Plan, world: World) -> str:
     return (
-        f"the plan is for {counted(num_ranks(plan), 'rank')}, but {counted(world.size, 'was', 'were')} started; "
-        f"choose --nproc-per-node so that all nodes together have {num_ranks(plan)}"
+        f"the plan is for {counted(num_processes(plan), 'rank')}, but {counted(world.size, 'was', 'were')} started; "
+        f"choose --nproc-per-node so that all nodes together have {num_processes(plan)}"
     )
 
 

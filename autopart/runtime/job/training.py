@@ -13,6 +13,7 @@ from torch import distributed
 
 from autopart.records.plan import Plan, cast_of
 from autopart.records.run_result import CheckResult, RunResult
+from autopart.records.tensor_degree import Tensor
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.checking.check import CheckRecord
@@ -47,6 +48,10 @@ from autopart.runtime.measuring.stash_meter import StashMeter
 from autopart.runtime.measuring.tensor_bytes import most_tensor_bytes
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
+from autopart.runtime.sharding.groups import TensorGroup, registered
+from autopart.runtime.sharding.local_graph import GROUP
+from autopart.runtime.sharding.rank_shards import RankShards
+from autopart.runtime.sharding.shard import shard_graph
 from autopart.runtime.transforms.seeded_parts import Parts, parts_of
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.zoo.source import ModelSource
@@ -57,13 +62,15 @@ Report = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """This process's rank and device."""
+    """This process's rank and device. With a tensor degree a rank is a tensor group of processes."""
 
     rank: int
     num_ranks: int
     device: torch.device
     backend: str
     """Transport for messages on `device`: gloo or nccl."""
+    tensor: TensorGroup | None = None
+    """The processes that share this rank's layers; None with tensor degree 1."""
 
 
 def train(
@@ -79,8 +86,9 @@ def train(
     cannot be used, PlanError for a plan from another model, LostRank if another rank is gone. On
     rank 0, raises RunError if a check fails.
     """
-    run = _Run(plan, settings, place, status_board, report)
-    mine = run.steps()
+    with nullcontext() if place.tensor is None else registered(GROUP, place.tensor):
+        run = _Run(plan, settings, place, status_board, report)
+        mine = run.steps()
     status_board.waiting("the end of the run", None)
     runs: list[RankRun] = [mine] * place.num_ranks
     distributed.all_gather_object(runs, mine)
@@ -102,15 +110,16 @@ class _Run:
         self._plan, self._settings = plan, settings
         self._place, self._status_board = place, status_board
         source = load_model(settings.model)
-        captured = self._captured(source)
+        captured, shards = self._local(self._captured(source))
         self._dropouts = drop_nothing(captured.module) if settings.check else 0
         draws = may_draw_numbers(captured.module)
         self._data = Microbatches(plan, source, captured, settings.seed)
         programs = split_stages(captured, [stage.layers for stage in plan.stages])
         parts = parts_of(captured.module)
-        check = self._plain(source, parts, programs) if settings.check and place.rank == 0 else None
+        compares = settings.check and place.rank == 0 and (shards is None or shards.rank == 0)
+        check = self._plain(source, parts, programs) if compares else None
         status_board.waiting("the process groups", None)
-        executor = self._executor = self._make_executor(programs)
+        executor = self._executor = self._make_executor(programs, shards)
         if settings.compile:
             status_board.working("compiling the stages", SETTING_UP)
             leaves = self._data.of_step(0, [0], executor.inputs, place.device)[0]
@@ -187,17 +196,27 @@ class _Run:
         device = "cpu" if self._autocast is None else str(self._place.device)
         model = build_training_model(source, dtype=dtype, device=device, seed=seed)
         self._status_board.waiting("the comparison of weights", None)
-        check_same_weights(model)
+        check_same_weights(model, self._place.tensor, self._place.device)
         batch = example_batch(source, size, dtype=dtype, device=device, seed=seed)
         self._status_board.working("capturing the model", SETTING_UP)
         return capture_for_plan(plan, model, batch, self._autocast)
+
+    def _local(self, captured: Captured) -> tuple[Captured, RankShards | None]:
+        """This process's local graph, and its shards where the plan has a tensor degree."""
+        tensor, group = self._plan.tensor, self._place.tensor
+        if not isinstance(tensor, Tensor) or group is None:
+            return captured, None
+        self._status_board.working("sharding the model", SETTING_UP)
+        sharded = shard_graph(captured, tensor.degree, sequence_parallel=tensor.sequence_parallel)
+        shards = RankShards(sharded, group)
+        return shards.local(), shards
 
     @property
     def _autocast(self) -> torch.dtype | None:
         return torch.bfloat16 if self._settings.autocast else None
 
     def _make_executor(
-        self, programs: Sequence[StageProgram]
+        self, programs: Sequence[StageProgram], shards: RankShards | None
     ) -> StepExecutor | AsynchronousExecutor:
         plan, settings, device = self._plan, self._settings, self._place.device
         if settings.asynchronous is not None:
@@ -211,6 +230,7 @@ class _Run:
             watcher=self._status_board,
             backend=settings.backend,
             sync=settings.sync,
+            shards=shards,
         )
 
     def _plain(

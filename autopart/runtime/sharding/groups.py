@@ -77,7 +77,7 @@ class ProcessRanks(TensorGroup):
 
     def rank(self) -> int:
         """Return this process's rank in the group."""
-        return distributed.get_rank(self._group)
+        return self._group.rank()
 
     def all_reduce(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
         """Return the ranks' sum or maximum."""

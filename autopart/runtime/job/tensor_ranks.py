@@ -1,0 +1,98 @@
+"""The processes of a plan with a tensor degree: one world per place in the tensor groups.
+
+With degree t process p has place p mod t in tensor group p // t. All processes with one place form a world of
+their own: it runs the plan as if each group were one rank, on its shards. So sends, gradient sums and
+ZeRO-1 stay among equal places. Only collectives inside layers cross from world to world.
+"""
+
+# pyright: reportPrivateImportUsage=false
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NamedTuple, cast
+
+import torch
+from torch import distributed
+
+from autopart.errors import RunError
+from autopart.runtime.engine.transfers import with_other_rank
+from autopart.runtime.sharding.groups import ProcessRanks, TensorGroup
+
+
+class GroupPlace(NamedTuple):
+    """Where a process stands among the tensor groups."""
+
+    group: int
+    """Its tensor group, which is a rank of the plan."""
+    place: int
+    """Its place in the group, from 0."""
+
+
+def group_place(process: int, degree: int) -> GroupPlace:
+    """Return where process number `process` stands with a tensor degree."""
+    return GroupPlace(*divmod(process, degree))
+
+
+def process_of(rank: int, place: int, degree: int) -> int:
+    """Return the process with a place in the tensor group that is `rank` of the plan."""
+    return rank * degree + place
+
+
+def meet_group(
+    store: distributed.Store,
+    at: GroupPlace,
+    degree: int,
+    backend: str,
+    timeout: timedelta,
+) -> TensorGroup:
+    """Return this process's tensor group. Collective over its `degree` processes.
+
+    Torch's default process group is the world of equal places. The tensor group stands beside it.
+    """
+    own = distributed.PrefixStore(f"tensor/{at.group}", store)
+    if backend == "nccl":
+        options = distributed.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        made = distributed.ProcessGroupNCCL(own, at.place, degree, options)
+    else:
+        made = distributed.ProcessGroupGloo(own, at.place, degree, timeout)
+    # Torch's functions take a backend where they take a group. Only its type says otherwise.
+    return _MortalRanks(cast("distributed.ProcessGroup", made))
+
+
+_WHAT = "a collective of its tensor group"
+
+
+class _MortalRanks(ProcessRanks):
+    """Processes any of which may be gone. Then LostRank is raised."""
+
+    def all_reduce(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
+        """Return the ranks' sum or maximum."""
+        return with_other_rank(
+            lambda: super(_MortalRanks, self).all_reduce(tensor, operation), None, _WHAT
+        )
+
+    def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return every rank's tensor."""
+        return with_other_rank(lambda: super(_MortalRanks, self).all_gather(tensor), None, _WHAT)
+
+    def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the sum of the caller's part."""
+        return with_other_rank(lambda: super(_MortalRanks, self).reduce_scatter(parts), None, _WHAT)
+
+
+def agree_in_group(
+    store: distributed.Store, at: GroupPlace, group: TensorGroup, said: str, device: torch.device
+) -> None:
+    """Raise RunError where a process of the group has another plan, or other options, than its first.
+
+    Collective over the group, which communicates on `device`.
+    """
+    store.set(f"agreed/{at.group}/{at.place}", said)
+    first = store.get(f"agreed/{at.group}/0").decode()
+    differs = torch.tensor([float(first != said)], device=device)
+    if group.all_reduce(differs, "max").item():
+        raise RunError(
+            f"the processes of tensor group {at.group} were started with different plans or options; "
+            "start all with the same"
+        )

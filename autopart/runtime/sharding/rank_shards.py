@@ -1,0 +1,67 @@
+"""One rank's part of a sharded model: its local graph, and what it owes its tensor group.
+
+Every rank of a group runs the same local graph on its own shards. Activations meet inside the graph. Two
+things remain for the step: gradients that several ranks hold in parts, and whole tensors for a
+comparison with the plain model.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from autopart.runtime.capture.capture import Captured
+from autopart.runtime.sharding.groups import TensorGroup
+from autopart.runtime.sharding.local_model import local_model, whole_tensor
+from autopart.runtime.sharding.shard import ShardedGraph
+
+
+class RankShards:
+    """The shards of one rank."""
+
+    def __init__(self, sharded: ShardedGraph, group: TensorGroup) -> None:
+        self._sharded = sharded
+        self._group = group
+        self.rank = group.rank()
+        """The rank inside its tensor group, from 0."""
+
+    def local(self) -> Captured:
+        """The rank's local graph as a captured model, with parameters of its own."""
+        return local_model(self._sharded, self.rank)
+
+    def counts(self, name: str) -> bool:
+        """Whether this rank counts for the parameter where each element counts once in the group."""
+        shard = self._sharded.shards.get(name)
+        return self.rank % shard.copies == 0 if shard is not None else self.rank == 0
+
+    def sum_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Replace each gradient that ranks of the group hold in parts by its sum. Collective in the group.
+
+        The ranks run one graph, so either all have a gradient for a parameter, or none has.
+        """
+        # Step 1: whole parameters that only sharded work reads.
+        for name in sorted(self._sharded.partial_parameters & parameters.keys()):
+            gradient = parameters[name].grad
+            if gradient is not None:
+                gradient.copy_(self._group.all_reduce(gradient, "sum"))
+        # Step 2: shards that several consecutive ranks hold.
+        for name in sorted(self._sharded.shards.keys() & parameters.keys()):
+            copies, gradient = self._sharded.shards[name].copies, parameters[name].grad
+            if copies > 1 and gradient is not None:
+                first = self.rank - self.rank % copies
+                same = self._group.all_gather(gradient)[first : first + copies]
+                gradient.copy_(torch.stack(list(same)).sum(0))
+
+    def total(self, number: torch.Tensor) -> torch.Tensor:
+        """The sum of a number over the group. Collective in the group."""
+        return self._group.all_reduce(number, "sum")
+
+    def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole parameters, or their summed gradients, from those of all ranks. Collective in the group."""
+        found: dict[str, torch.Tensor] = {}
+        for name in sorted(tensors):
+            local = tensors[name].detach()
+            is_shard = name in self._sharded.shards
+            parts = self._group.all_gather(local) if is_shard else [local]
+            found[name] = whole_tensor(self._sharded, name, parts)
+        return found

@@ -1,0 +1,59 @@
+"""Runs of plans with a tensor degree on a pool of ranks."""
+
+from datetime import timedelta
+
+import msgspec
+import torch
+from torch import distributed
+from torch.distributed.distributed_c10d import _get_default_store
+
+from autopart.records.plan import Plan
+from autopart.records.run_result import RunResult
+from autopart.records.tensor_degree import Tensor, degree_of
+from autopart.runtime.engine.run_settings import RunSettings
+from autopart.runtime.job.status_board import StatusBoard
+from autopart.runtime.job.tensor_ranks import group_place, meet_group
+from autopart.runtime.job.training import Place, train
+
+_WAIT = timedelta(seconds=150)
+_calls = 0
+
+
+def in_groups(plan: Plan, degree: int, *, sequence_parallel: bool = False) -> Plan:
+    """The plan with tensor groups of `degree` processes as its ranks."""
+    cluster = msgspec.structs.replace(
+        plan.cluster, gpus_per_node=plan.cluster.gpus_per_node * degree
+    )
+    tensor = Tensor(degree=degree, sequence_parallel=sequence_parallel)
+    return msgspec.structs.replace(plan, tensor=tensor, cluster=cluster)
+
+
+def run_groups(process: int, plan: Plan, settings: RunSettings) -> RunResult | None:
+    """A whole run of a plan with a tensor degree, as one process of the pool."""
+    global _calls
+    _calls += 1
+    processes, degree = distributed.get_world_size(), degree_of(plan.tensor)
+    whole = _get_default_store()
+    store = distributed.PrefixStore(f"groups/{_calls}", whole)
+    at = group_place(process, degree)
+    distributed.destroy_process_group()
+    try:
+        own = distributed.PrefixStore(f"world/{at.place}", store)
+        distributed.init_process_group(
+            "gloo", store=own, rank=at.group, world_size=processes // degree, timeout=_WAIT
+        )
+        group = meet_group(store, at, degree, "gloo", _WAIT)
+        place = Place(at.group, processes // degree, torch.device("cpu"), "gloo", group)
+        board = StatusBoard(distributed.HashStore(), process, processes)
+        result = train(plan, settings, place, board)
+        group.all_reduce(torch.zeros(1), "sum")
+        return result if process == 0 else None
+    finally:
+        distributed.destroy_process_group()
+        distributed.init_process_group(
+            "gloo",
+            store=distributed.PrefixStore(f"after/{_calls}", whole),
+            rank=process,
+            world_size=processes,
+            timeout=_WAIT,
+        )
