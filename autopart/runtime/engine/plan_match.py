@@ -82,13 +82,9 @@ def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
         _check_torch_can_run(plan)
 
 
-def check_same_weights(
-    model: TrainingModel,
-    group: TensorGroup | None = None,
-    device: torch.device = torch.device("cpu"),
-) -> None:
+def check_same_weights(model: TrainingModel) -> None:
     """Raise ModelError if ranks built unequal weights from the same seed. Collective over all
-    ranks, and over the tensor group, which communicates on `device`.
+    ranks.
 
     Otherwise the copies of a parameter would silently train apart. Raises it also where a parameter
     contains NaN.
@@ -96,7 +92,7 @@ def check_same_weights(
     fault = not_a_number(model)
     if fault is not None:
         raise ModelError(f"{model.name}: {fault}")
-    sums = {user_name(n): float(double(p.detach()).sum()) for n, p in model.named_parameters()}
+    sums = _sums(model)
     all_of: list[dict[str, float]] = [sums] * distributed.get_world_size()
     distributed.all_gather_object(all_of, sums)
     for rank, theirs in enumerate(all_of):
@@ -107,13 +103,24 @@ def check_same_weights(
                 f"for example '{apart[0] if apart else '?'}'; draw random numbers from torch, "
                 "numpy or random, without your own seeds"
             )
-    if group is not None:
-        mine = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
-        if not torch.equal(group.all_reduce(mine, "max"), mine):
-            raise ModelError(
-                f"{model.name}: processes of one tensor group built different weights from the same seed; "
-                "draw random numbers from torch, numpy or random, without your own seeds"
-            )
+
+
+def check_same_in_group(model: TrainingModel, group: TensorGroup, device: torch.device) -> None:
+    """Raise ModelError if processes of a tensor group built unequal weights from the same seed.
+
+    Collective over the group, which communicates on `device`.
+    """
+    mine = torch.tensor(list(_sums(model).values()), dtype=torch.float64, device=device)
+    if not torch.equal(group.all_reduce(mine, "max"), mine):
+        raise ModelError(
+            f"{model.name}: processes of one tensor group built other weights from the same seed; draw "
+            "random numbers from torch, numpy or random, without your own seeds"
+        )
+
+
+def _sums(model: TrainingModel) -> dict[str, float]:
+    """The sum of each parameter, by the user's names."""
+    return {user_name(n): float(double(p.detach()).sum()) for n, p in model.named_parameters()}
 
 
 def place_on(module: fx.GraphModule, device: torch.device) -> None:

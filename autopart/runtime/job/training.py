@@ -23,7 +23,11 @@ from autopart.runtime.engine.assembly import make_asynchronous_executor, make_ex
 from autopart.runtime.engine.asynchronous import AsynchronousExecutor
 from autopart.runtime.engine.compiled_stages import compile_stages
 from autopart.runtime.engine.microbatches import Microbatches
-from autopart.runtime.engine.plan_match import capture_for_plan, check_same_weights
+from autopart.runtime.engine.plan_match import (
+    capture_for_plan,
+    check_same_in_group,
+    check_same_weights,
+)
 from autopart.runtime.engine.rank_executor import StepExecutor
 from autopart.runtime.engine.rank_optimizer import rank_optimizer
 from autopart.runtime.engine.run_settings import RunSettings, optimizer_name
@@ -196,7 +200,9 @@ class _Run:
         device = "cpu" if self._autocast is None else str(self._place.device)
         model = build_training_model(source, dtype=dtype, device=device, seed=seed)
         self._status_board.waiting("the comparison of weights", None)
-        check_same_weights(model, self._place.tensor, self._place.device)
+        check_same_weights(model)
+        if self._place.tensor is not None:
+            check_same_in_group(model, self._place.tensor, self._place.device)
         batch = example_batch(source, size, dtype=dtype, device=device, seed=seed)
         self._status_board.working("capturing the model", SETTING_UP)
         return capture_for_plan(plan, model, batch, self._autocast)

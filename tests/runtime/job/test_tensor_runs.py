@@ -1,38 +1,121 @@
-"""Plans with a tensor degree train as the plain model."""
+"""Plans with a tensor degree train as the plain model, on four processes."""
 
 from functools import cache
+from typing import Unpack
 
+import msgspec
 import pytest
 
+from autopart.records.plan import Plan, num_processes
 from autopart.records.run_result import CheckResult
 from autopart.runtime.engine.run_settings import RunSettings
-from tests.support.runtime.plans import capture, plan_for
+from autopart.runtime.job.launch import run_plan
+from autopart.schedules.catalogue import KINDS, make_schedule
+from tests.support.pictures import place_stages
+from tests.support.places import MODELS
+from tests.support.runtime.plans import PlanKeywords, capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
-from tests.support.runtime.tensor_runs import in_groups, run_groups
+from tests.support.runtime.tensor_runs import in_groups, run_groups, run_without_group_sums
 
 captured = cache(capture)
 
+LLAMA = "zoo:llama-tiny"
+ALL = [
+    LLAMA,
+    "zoo:gpt2-tiny",
+    "zoo:moe-tiny",
+    str(MODELS / "hf_llama.py"),
+    str(MODELS / "hf_gpt2.py"),
+]
+SHAPES: dict[str, tuple[int, tuple[float, ...], int]] = {
+    "2 stages x 2": (2, (0.5,), 1),
+    "1 stage x 4": (4, (), 1),
+    "2 replicas x 2": (2, (), 2),
+}
+"""Tensor degree, cuts and replicas, each for four processes."""
 
-def checked(
-    pool: RankPool,
-    model: str,
-    degree: int,
-    *cuts: float,
-    sequence_parallel: bool = False,
-    **options,
-) -> CheckResult:
+
+def of_shape(model: str, shape: str, **keywords: Unpack[PlanKeywords]) -> Plan:
+    """A plan for four processes whose ranks are not yet tensor groups."""
+    if "hf_" in model:
+        pytest.importorskip("transformers")
+    _, cuts, replicas = SHAPES[shape]
+    return plan_for(model, captured(model, 2, "float32"), cuts, replicas=replicas, **keywords)
+
+
+def checked(pool: RankPool, plan: Plan, degree: int, *, sequence_parallel: bool) -> CheckResult:
     """The check after two steps; it raises if anything differs from the plain model."""
-    of = plan_for(model, captured(model, 2, "float32"), cuts, **options)
-    plan = in_groups(of, degree, sequence_parallel=sequence_parallel)
-    result = pool.call(run_groups, plan, RunSettings(model=model, steps=2, check=True))[0]
+    plan = in_groups(plan, degree, sequence_parallel=sequence_parallel)
+    settings = RunSettings(model=plan.origin.model, steps=2, check=True)
+    result = pool.call(run_groups, plan, settings)[0]
     assert result is not None and result.check is not None
     return result.check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("model", ["zoo:llama-tiny", "zoo:gpt2-tiny"])
-def test_two_stages_of_tensor_groups_train_as_the_plain_model(
-    four_ranks: RankPool, model: str, sequence_parallel: bool
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("model", ALL)
+def test_tensor_groups_train_as_the_plain_model(
+    four_ranks: RankPool, model: str, shape: str, *, sequence_parallel: bool
 ) -> None:
-    check = checked(four_ranks, model, 2, 0.5, sequence_parallel=sequence_parallel)
-    assert check.losses <= 1e-5 and check.gradients <= 1e-5
+    plan = of_shape(model, shape)
+    check = checked(four_ranks, plan, SHAPES[shape][0], sequence_parallel=sequence_parallel)
+    assert check.losses <= 1e-5 and check.gradients <= 1e-5 and check.num_parameters > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gpipe", "zb-h1", "zb-h2", "interleaved-1f1b", "zbv"])
+def test_every_kind_of_schedule_runs_on_tensor_groups(four_ranks: RankPool, schedule: str) -> None:
+    kind = KINDS[schedule]
+    ranks = place_stages(kind, 2, kind.stages_per_rank or 2)
+    cuts = [s / len(ranks) for s in range(1, len(ranks))]
+    orders = make_schedule(schedule, ranks, 4)
+    plan = plan_for(
+        LLAMA,
+        captured(LLAMA, 2, "float32"),
+        cuts,
+        schedule=schedule,
+        ranks=ranks,
+        orders=orders,
+    )
+    check = checked(four_ranks, plan, 2, sequence_parallel=True)
+    assert check.gradients <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["recompute", "selective", "offload"])
+def test_activation_policies_run_on_shards(four_ranks: RankPool, policy: str) -> None:
+    plan = of_shape(LLAMA, "2 stages x 2")
+    stages = tuple(
+        msgspec.structs.replace(s, **{policy: tuple(n for n in s.layers if n != "loss")})
+        for s in plan.stages
+    )
+    plan = msgspec.structs.replace(plan, stages=stages)
+    assert checked(four_ranks, plan, 2, sequence_parallel=True).gradients <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sync", ["end", "overlap"])
+def test_zero1_shards_the_state_of_equal_places(four_ranks: RankPool, sync: str) -> None:
+    plan = of_shape(LLAMA, "2 replicas x 2")
+    training = msgspec.structs.replace(plan.training, zero1=True, sync=sync)
+    plan = msgspec.structs.replace(plan, training=training)
+    assert checked(four_ranks, plan, 2, sequence_parallel=True).gradients <= 1e-5
+
+
+@pytest.mark.slow
+def test_the_check_misses_the_sums_over_a_group(four_ranks: RankPool) -> None:
+    plan = in_groups(of_shape(LLAMA, "2 stages x 2"), 2, sequence_parallel=True)
+    settings = RunSettings(model=LLAMA, steps=1, check=True)
+    said = four_ranks.call(run_without_group_sums, plan, settings)[0]
+    assert "differs from the plain model" in said and "norm" in said
+
+
+@pytest.mark.slow
+def test_a_local_run_starts_one_process_per_gpu() -> None:
+    plan = in_groups(of_shape(LLAMA, "2 stages x 2"), 2)
+    assert num_processes(plan) == 4
+    result = run_plan(plan, LLAMA, steps=1, check=True, timeout=60.0)
+    assert result is not None and result.check is not None
+    assert result.num_ranks == 2 and len(result.stages) == 2

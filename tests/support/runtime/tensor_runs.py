@@ -1,5 +1,7 @@
 """Runs of plans with a tensor degree on a pool of ranks."""
 
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
 from datetime import timedelta
 
 import msgspec
@@ -7,6 +9,7 @@ import torch
 from torch import distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
+from autopart.errors import AutopartError
 from autopart.records.plan import Plan
 from autopart.records.run_result import RunResult
 from autopart.records.tensor_degree import Tensor, degree_of
@@ -14,6 +17,7 @@ from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.job.status_board import StatusBoard
 from autopart.runtime.job.tensor_ranks import group_place, meet_group
 from autopart.runtime.job.training import Place, train
+from autopart.runtime.sharding.rank_shards import RankShards
 
 _WAIT = timedelta(seconds=150)
 _calls = 0
@@ -57,3 +61,15 @@ def run_groups(process: int, plan: Plan, settings: RunSettings) -> RunResult | N
             world_size=processes,
             timeout=_WAIT,
         )
+
+
+def run_without_group_sums(process: int, plan: Plan, settings: RunSettings) -> str:
+    """The error of a checked run whose partial gradients are not summed over the tensor group."""
+    kept, RankShards.sum_gradients = RankShards.sum_gradients, lambda self, parameters: None
+    try:
+        run_groups(process, plan, settings)
+    except AutopartError as error:
+        return str(error)
+    finally:
+        RankShards.sum_gradients = kept
+    return ""
