@@ -1,7 +1,6 @@
 """Plans with a tensor degree train as the plain model, on four processes."""
 
 from functools import cache
-from typing import Unpack
 
 import msgspec
 import pytest
@@ -13,7 +12,7 @@ from autopart.runtime.job.launch import run_plan
 from autopart.schedules.catalogue import KINDS, make_schedule
 from tests.support.pictures import place_stages
 from tests.support.places import MODELS
-from tests.support.runtime.plans import PlanKeywords, capture, plan_for
+from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.tensor_runs import in_groups, run_groups, run_without_group_sums
 
@@ -35,12 +34,12 @@ SHAPES: dict[str, tuple[int, tuple[float, ...], int]] = {
 """Tensor degree, cuts and replicas, each for four processes."""
 
 
-def of_shape(model: str, shape: str, **keywords: Unpack[PlanKeywords]) -> Plan:
+def of_shape(model: str, shape: str) -> Plan:
     """A plan for four processes whose ranks are not yet tensor groups."""
     if "hf_" in model:
         pytest.importorskip("transformers")
     _, cuts, replicas = SHAPES[shape]
-    return plan_for(model, captured(model, 2, "float32"), cuts, replicas=replicas, **keywords)
+    return plan_for(model, captured(model, 2, "float32"), cuts, replicas=replicas)
 
 
 def checked(pool: RankPool, plan: Plan, degree: int, *, sequence_parallel: bool) -> CheckResult:

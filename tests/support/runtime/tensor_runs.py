@@ -2,11 +2,12 @@
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 import msgspec
 import torch
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.distributed_c10d import _get_default_store
 
 from autopart.errors import AutopartError
@@ -65,7 +66,11 @@ def run_groups(process: int, plan: Plan, settings: RunSettings) -> RunResult | N
 
 def run_without_group_sums(process: int, plan: Plan, settings: RunSettings) -> str:
     """The error of a checked run whose partial gradients are not summed over the tensor group."""
-    kept, RankShards.sum_gradients = RankShards.sum_gradients, lambda self, parameters: None
+
+    def nothing(self: RankShards, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Leave each gradient as it is."""
+
+    kept, RankShards.sum_gradients = RankShards.sum_gradients, nothing
     try:
         run_groups(process, plan, settings)
     except AutopartError as error:
