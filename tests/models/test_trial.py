@@ -59,6 +59,7 @@ def test_an_entry_that_ends_otherwise_than_its_table_says_is_found(
     assert found != holds
 
 
+@pytest.mark.slow
 def test_a_plan_that_verify_refuses_is_found(
     monkeypatch: pytest.MonkeyPatch, two_ranks: RankPool
 ) -> None:
