@@ -11,12 +11,23 @@ from autopart.cli.console import print_result, progress_bar, stdout_for_json, wa
 from autopart.cli.option_groups import with_groups
 from autopart.cli.output_files import check_may_write
 from autopart.cli.shared_options import MOST_THREADS, AsJson, ModelName, usage_checked
+from autopart.errors import UsageError
 from autopart.records.profile import FORMAT, MAX_SPREAD, Profile, save_profile
 from autopart.report.profile_summary import profile_summary
 from autopart.report.profile_table import profile_report
 from autopart.units import parse_share
 
 EXAMPLE = "autopart profile zoo:gpt2-tiny --microbatch-size 4 -o gpt2.json"
+
+
+def _degrees(text: str | None) -> tuple[int, ...]:
+    """Return the degrees in text such as `1,2,4`. Raises UsageError for other text."""
+    if text is None:
+        return ()
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--tensor {text}: give degrees such as 1,2,4,8") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +83,26 @@ class MeasuringOptions:
     ] = 1
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorOptions:
+    """The tensor degrees for which one rank's layers are profiled too."""
+
+    tensor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEGREES",
+            help="Profile the layers of one of t ranks, too, for these tensor degrees, such as "
+            "1,2,4,8.",
+        ),
+    ] = None
+    sequence_parallel: Annotated[
+        bool,
+        typer.Option(
+            "--sequence-parallel", help="Profile each degree with sequence parallelism as well."
+        ),
+    ] = False
+
+
 @with_groups
 def command(
     *,
@@ -86,6 +117,7 @@ def command(
     ] = None,
     device_options: DeviceOptions,
     measuring_options: MeasuringOptions,
+    tensor_options: TensorOptions,
     as_json: AsJson = False,
 ) -> None:
     """Measure MODEL layer by layer and write a profile."""
@@ -109,6 +141,8 @@ def command(
             each=measuring_options.each,
             granularity=measuring_options.granularity,
             compile=measuring_options.compile,
+            tensor=_degrees(tensor_options.tensor),
+            sequence_parallel=tensor_options.sequence_parallel,
             progress=progress,
         )
     path = output or Path(default_name(profile))

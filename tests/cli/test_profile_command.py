@@ -129,3 +129,13 @@ def test_the_default_file_name_has_model_device_and_microbatch_size(
     source = Source(model=model, graph_hash="", num_params=0, software={})
     profile = sample_profile(source=source, device=device, method=method)
     assert default_name(profile) == f"{name}.json"
+
+
+@pytest.mark.slow
+def test_tensor_degrees_become_variants_and_bad_ones_one_line(quick: Cli, folder: Path) -> None:
+    outcome = quick("model.py", "--tensor", "1,2", "-o", "p.json")
+    assert outcome.code == 0, outcome.err
+    (variant,) = load_profile("p.json").variants
+    assert (variant.degree, variant.sequence_parallel) == (2, False)
+    wrong = quick("model.py", "--tensor", "2,x")
+    assert wrong.err == "error: --tensor 2,x: give degrees such as 1,2,4,8\n"

@@ -58,6 +58,9 @@ _FREE = frozenset(
 )
 """Operations that touch no element, like views, and start no kernel."""
 
+COLLECTIVES = "autopart"
+"""Namespace of the collectives inside a layer. Their seconds depend on a cluster, so none count here."""
+
 
 class OpCost(NamedTuple):
     """One operation that starts a kernel."""
@@ -86,7 +89,8 @@ class OpCosts(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         packet = getattr(func, "overloadpacket", func)
-        if not getattr(func, "is_view", False) and packet not in _FREE:
+        is_collective = getattr(func, "namespace", "") == COLLECTIVES
+        if not getattr(func, "is_view", False) and packet not in _FREE and not is_collective:
             operands = _tensors((args, kwargs))
             self._costs.append(
                 OpCost(

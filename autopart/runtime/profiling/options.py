@@ -8,6 +8,7 @@ import torch
 from autopart.errors import UsageError
 from autopart.records.known_gpus import Gpu
 from autopart.records.profile import MAX_SPREAD
+from autopart.records.tensor_variants import MOST_DEGREE
 from autopart.runtime.capture.capture import Granularity
 from autopart.runtime.measuring.progress import ProgressListener
 from autopart.runtime.models.precision import dtype_of
@@ -40,6 +41,10 @@ class ProfileOptions:
     """Layers are the repeated blocks ("block") or all leaf modules ("module")."""
     compile: bool = False
     """Whether times are for graphs under torch's compiler. Bytes are for graphs without it."""
+    tensor: tuple[int, ...] = ()
+    """Tensor degrees for which one rank's layers are profiled too. Degree 1 is the profile itself."""
+    sequence_parallel: bool = False
+    """Whether each degree above 1 is profiled with sequence parallelism as well."""
     progress: ProgressListener | None = None
     """Listener that learns how far the profiler is."""
 
@@ -57,6 +62,8 @@ class ProfileKeywords(TypedDict, total=False):
     each: bool
     granularity: Granularity
     compile: bool
+    tensor: tuple[int, ...]
+    sequence_parallel: bool
     progress: ProgressListener | None
 
 
@@ -75,6 +82,7 @@ def checked_options(options: ProfileOptions) -> tuple[DeviceKind, Gpu | None]:
                 "--compile measures compiled graphs, and on meta nothing runs; drop one"
             )
         check_compiler(torch.device(options.device))
+    _check_tensor(options)
     if options.granularity not in get_args(Granularity):
         known = ", ".join(get_args(Granularity))
         raise UsageError(f"unknown granularity '{options.granularity}'; known: {known}")
@@ -85,6 +93,21 @@ def checked_options(options: ProfileOptions) -> tuple[DeviceKind, Gpu | None]:
         share = format_share(options.max_spread)
         raise UsageError(f"--max-spread {share}: times always scatter a little")
     return found
+
+
+def _check_tensor(options: ProfileOptions) -> None:
+    for place, degree in enumerate(options.tensor):
+        if not 1 <= degree <= MOST_DEGREE:
+            raise UsageError(f"--tensor {degree}: a tensor degree is 1 to {MOST_DEGREE}")
+        if degree in options.tensor[:place]:
+            raise UsageError(f"--tensor has {degree} twice")
+    able = [degree for degree in options.tensor if degree > 1]
+    if options.sequence_parallel and not able:
+        raise UsageError("--sequence-parallel needs --tensor with a degree above 1")
+    if options.compile and able:
+        raise UsageError(
+            "--tensor profiles graphs with collectives, which --compile does not take; drop one"
+        )
 
 
 def _check_count(option: str, count: int, least: int) -> None:

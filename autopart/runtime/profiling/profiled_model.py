@@ -1,7 +1,8 @@
 """The model under the profiler: built, captured, and cut into one program per layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from torch import fx
@@ -77,12 +78,10 @@ def prepare_model(
     main, is_only = main_dtype(model, batch)
     numbers = check_model(model, batch, "; ".join(casts))
     captured = capture_model(model, batch, granularity=granularity)
-    leaves = batch_leaves(captured, batch)
-    parameters = tuple(_parameters(captured, layer) for layer in captured.layers)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    constants = (*captured.module.parameters(), *captured.module.buffers())
+    leaves = batch_leaves(captured, batch)
     return ProfiledModel(
         model=model,
         batch=batch,
@@ -90,15 +89,55 @@ def prepare_model(
         has_own_dtypes=not is_only,
         notes=(*model.notes, *casts, *numbers),
         captured=captured,
+        state=_state(captured, leaves, model),
+        **_divided(captured, leaves),
+    )
+
+
+def local_profiled(profiled: ProfiledModel, local: Captured) -> ProfiledModel:
+    """Return one rank's local graph, ready to be profiled in place of the whole model.
+
+    `local` must have parameters of its own (`sharding.local_model`).
+    """
+    for parameter in local.module.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    leaves = batch_leaves(local, profiled.batch)
+    state = _state(local, leaves, local.module)
+    return replace(profiled, captured=local, state=state, **_divided(local, leaves))
+
+
+class _Divided(TypedDict):
+    """The fields of a `ProfiledModel` that follow from its graph."""
+
+    programs: LayerPrograms
+    timed: LayerPrograms
+    timed_plainly: LayerPrograms
+    split: LayerPrograms
+    timed_split: LayerPrograms
+    parameters: tuple[tuple[torch.nn.Parameter, ...], ...]
+    leaves: tuple[torch.Tensor, ...]
+
+
+def _divided(captured: Captured, leaves: dict[str, torch.Tensor]) -> _Divided:
+    parameters = tuple(_parameters(captured, layer) for layer in captured.layers)
+    plain = _layer_programs(captured, leaves, parameters, sharing=True)
+    return _Divided(
         programs=_layer_programs(captured, leaves, parameters),
-        timed=(plain := _layer_programs(captured, leaves, parameters, sharing=True)),
+        timed=plain,
         timed_plainly=plain,
         split=_layer_programs(captured, leaves, parameters, splitting=True),
         timed_split=_layer_programs(captured, leaves, parameters, sharing=True, splitting=True),
         parameters=parameters,
         leaves=tuple(leaves.values()),
-        state=(*model.parameters(), *model.buffers(), *constants, *leaves.values()),
     )
+
+
+def _state(
+    captured: Captured, leaves: dict[str, torch.Tensor], model: torch.nn.Module
+) -> tuple[torch.Tensor, ...]:
+    constants = (*captured.module.parameters(), *captured.module.buffers())
+    return (*model.parameters(), *model.buffers(), *constants, *leaves.values())
 
 
 def _parameters(captured: Captured, layer: CapturedLayer) -> tuple[torch.nn.Parameter, ...]:

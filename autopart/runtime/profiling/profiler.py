@@ -7,16 +7,16 @@ On a CPU or a GPU everything runs. On meta the same passes run on tensors withou
 stopwatch that reads a GPU's roofline.
 """
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 import msgspec
 import torch
 
 from autopart.records.known_gpus import Gpu
-from autopart.records.layer_graph import LayerGraph, SplitBackward
+from autopart.records.layer_graph import LayerGraph
 from autopart.records.profile import (
     Profile,
     Source,
@@ -26,48 +26,24 @@ from autopart.records.profile import (
 )
 from autopart.runtime.host_allocator import keep_freed_memory
 from autopart.runtime.measuring.progress import StepCounter
-from autopart.runtime.measuring.stopwatch import stopwatch_of, summarize
+from autopart.runtime.measuring.stopwatch import summarize
 from autopart.runtime.models.user_code import user_code
 from autopart.runtime.profiling.checkpoint_notes import notes_on_checkpoints
-from autopart.runtime.profiling.compiled import compiled, compiled_forward
 from autopart.runtime.profiling.convergence import MAX_WAITING, notes_on_rounds
 from autopart.runtime.profiling.devices import describe_device, software_versions
 from autopart.runtime.profiling.fused_ops import FusedOps
-from autopart.runtime.profiling.layer_bytes import (
-    ModelBytes,
-    measure_layer_bytes,
-    whole_stash_bytes,
-)
-from autopart.runtime.profiling.layer_graph import LayerMeasurement, identical_layers, layer_graph
-from autopart.runtime.profiling.model_times import Effort, ModelTimes, compute_times, measure_times
+from autopart.runtime.profiling.layer_bytes import whole_stash_bytes
+from autopart.runtime.profiling.measured_graph import MeasuredBytes, measure_graph
+from autopart.runtime.profiling.model_times import ModelTimes
 from autopart.runtime.profiling.options import ProfileKeywords, ProfileOptions, checked_options
 from autopart.runtime.profiling.profiled_model import ProfiledModel, prepare_model
-from autopart.runtime.profiling.recompute_cost import runs_twice
-from autopart.runtime.profiling.split_backward_bytes import measure_split_backwards
-from autopart.runtime.profiling.whole_model import (
-    Forward,
-    graph_forward,
-    own_forward,
-    runnable_forward,
-    saved_bytes,
-)
+from autopart.runtime.profiling.tensor_variants import measure_variants, num_variants
+from autopart.runtime.profiling.whole_model import own_forward, runnable_forward
 from autopart.units import format_share
 
 TIME_TARGET = 0.10
 STASH_TARGET = 0.02
 """Largest difference between the sum over the layers and the whole model without a warning."""
-
-
-class _MeasuredBytes(NamedTuple):
-    layers: ModelBytes
-    split_backwards: tuple[SplitBackward, ...]
-    """Bytes for each layer where its backward is split."""
-    whole_bytes: int
-    """Bytes that autograd keeps for the whole model."""
-    graph_bytes: int
-    """Bytes that autograd keeps for the captured graph, which may differ from the model's code."""
-    once: frozenset[str]
-    """Layers that change a buffer. A second forward would change it again."""
 
 
 def profile_model(model: str, **keywords: Unpack[ProfileKeywords]) -> Profile:
@@ -92,9 +68,9 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
     profiled, ClusterError for an unknown GPU.
     """
     kind, gpu = checked_options(options)
-    steps = StepCounter(
-        options.progress, 3 if gpu else options.warmup + options.repeats + 4 + options.compile
-    )
+    graphs = 1 + num_variants(options)
+    of_graph = 2 if gpu else options.warmup + options.repeats + 3 + options.compile
+    steps = StepCounter(options.progress, 1 + graphs * of_graph + graphs - 1)
     steps.next("building and capturing the model")
     keep_freed_memory(torch.device(kind))
     profiled = prepare_model(
@@ -107,14 +83,11 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
     # Hooks and opaque parts are the user's code, and they run here once more.
     call = f"{profiled.model.name}: the model, run layer by layer,"
     with user_code(call), torch.random.fork_rng(enabled=kind != "meta"), _fused_as_on(gpu):
-        steps.next("bytes of each layer")
         whole, notes = runnable_forward(profiled) if gpu else (own_forward(profiled), ())
-        found = _measure_bytes(profiled, whole)
-        recomputed = _worth_recomputing(profiled, found, options.each)
-        times = _times(profiled, whole, options, gpu, recomputed, steps)
+        measured = measure_graph(profiled, whole, options, gpu, steps)
+        variants, reasons = measure_variants(profiled, options, gpu, steps)
     steps.finish()
-    measured = _measurements(profiled, times, options.each)
-    graph = layer_graph(profiled, found.layers, found.split_backwards, measured)
+    graph, found, times = measured
     summary = _whole_model(graph, found, times)
     return Profile(
         method="analytic" if gpu else "measured",
@@ -126,6 +99,7 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
         warmup=0 if gpu else options.warmup,
         repeats=0 if gpu else len(times.rounds),
         graph=graph,
+        variants=variants,
         whole=summary,
         warnings=(
             *profiled.notes,
@@ -134,28 +108,10 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
             *notes,
             *_notes_on_times(profiled, times, options.max_spread),
             *_warnings(summary, found, times),
+            *reasons,
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _times(
-    profiled: ProfiledModel,
-    whole: Forward,
-    options: ProfileOptions,
-    gpu: Gpu | None,
-    recomputed: Collection[int],
-    steps: StepCounter,
-) -> ModelTimes:
-    if gpu is not None:
-        steps.next("times of each layer")
-        return compute_times(profiled, whole, gpu, profiled.dtype, recomputed)
-    if options.compile:
-        steps.next("compiling the layers")
-        profiled, whole = compiled(profiled), compiled_forward(profiled)
-    effort = Effort(options.warmup, options.repeats, options.max_spread)
-    stopwatch = stopwatch_of(torch.device(options.device))
-    return measure_times(profiled, whole, stopwatch, effort, recomputed, steps)
 
 
 def _source(model: str, profiled: ProfiledModel, options: ProfileOptions) -> Source:
@@ -178,59 +134,7 @@ def _fused_as_on(gpu: Gpu | None) -> Generator[None]:
             yield
 
 
-def _measure_bytes(profiled: ProfiledModel, whole: Forward) -> _MeasuredBytes:
-    buffers = dict(profiled.captured.module.named_buffers(remove_duplicate=False))
-    before = {name: buffer._version for name, buffer in buffers.items()}
-    layers = measure_layer_bytes(profiled.programs, profiled.state, profiled.leaves[0].device)
-    changed = {name for name, buffer in buffers.items() if buffer._version != before[name]}
-    once = {la.name for la in profiled.captured.layers if changed.intersection(la.buffers)}
-    return _MeasuredBytes(
-        layers=layers,
-        split_backwards=measure_split_backwards(profiled),
-        whole_bytes=saved_bytes(whole, profiled.state),
-        graph_bytes=saved_bytes(graph_forward(profiled), profiled.state),
-        once=frozenset(once),
-    )
-
-
-def _worth_recomputing(
-    profiled: ProfiledModel, found: _MeasuredBytes, each: bool
-) -> tuple[int, ...]:
-    """Return the places where layers keep a stash inside and can run twice.
-
-    Identical layers are represented by the first, unless `each`.
-    """
-    layers = profiled.captured.layers
-    able = [
-        place
-        for place, (layer, kept) in enumerate(zip(layers, found.layers.layers, strict=True))
-        if kept.stash_bytes and layer.name not in found.once
-    ]
-    groups = identical_layers(layers)
-    chosen = [p for p in able if each or groups[layers[p].fingerprint][0] == p]
-    return tuple(place for place in chosen if runs_twice(profiled, place))
-
-
-def _measurements(profiled: ProfiledModel, times: ModelTimes, each: bool) -> list[LayerMeasurement]:
-    """Return each layer's times in all rounds, pooled over identical layers unless `each`."""
-    layers = profiled.captured.layers
-    result: list[LayerMeasurement] = []
-    groups = identical_layers(layers)
-    for place, layer in enumerate(layers):
-        members = (place,) if each else groups[layer.fingerprint]
-        first = members[0]
-        result.append(
-            LayerMeasurement(
-                times=tuple(r.layers[member] for member in members for r in times.rounds),
-                update_time=times.updates[place],
-                recompute_costs=times.recompute_costs.get(first),
-                same_as=None if first == place else layers[first].name,
-            )
-        )
-    return result
-
-
-def _whole_model(graph: LayerGraph, found: _MeasuredBytes, times: ModelTimes) -> WholeModel:
+def _whole_model(graph: LayerGraph, found: MeasuredBytes, times: ModelTimes) -> WholeModel:
     layers = graph.layers
     return WholeModel(
         forward_time=summarize([r.whole_forward for r in times.rounds]).median,
@@ -250,7 +154,7 @@ def _notes_on_times(profiled: ProfiledModel, times: ModelTimes, max_spread: floa
     return notes_on_rounds(times.rounds, of_all, names, times.waiting_share, max_spread)
 
 
-def _warnings(whole: WholeModel, found: _MeasuredBytes, times: ModelTimes) -> Sequence[str]:
+def _warnings(whole: WholeModel, found: MeasuredBytes, times: ModelTimes) -> Sequence[str]:
     notes: list[str] = []
     if times.waiting_share > MAX_WAITING:
         notes.append(

@@ -118,6 +118,10 @@ def own_rows(index: torch.Tensor, rows: int, group: str) -> torch.Tensor:
     return index - group_named(group).rank() * rows
 
 
+LINEAR = (copy, reduce, gather, scatter, take)
+"""The functions with a collective. Their backward reads no operand."""
+
+
 class _Copy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, group: str) -> torch.Tensor:

@@ -11,7 +11,6 @@ key and value share one collective, and a sum over layers counts exactly what a 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -20,6 +19,7 @@ from torch import fx, nn
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.models.attributes import lookup
 from autopart.runtime.sharding.collectives import (
+    LINEAR,
     Parts,
     copy,
     gather,
@@ -32,28 +32,18 @@ from autopart.runtime.sharding.nodes import indivisible, nodes_with_gradient, op
 from autopart.runtime.sharding.states import (
     PARTIAL,
     REPLICATED,
+    Choices,
     ParameterShard,
     Refused,
     ShardState,
     sequence,
 )
+from autopart.runtime.transforms.recomputed_layer import READS_NOTHING
 
 GROUP = "tensor"
 """The name under which local graphs expect their group."""
 SEQUENCE_DIM = 1
 """The sequence in values (batch, sequence, width)."""
-
-
-@dataclass(slots=True)
-class Choices:
-    """What earlier attempts have learnt. Seeds are operations that split a weight by columns."""
-
-    banned: dict[str, str] = field(default_factory=dict[str, str])
-    """Seeds that stay whole, each with its reason."""
-    parts: dict[str, Parts] = field(default_factory=dict[str, Parts])
-    """Seeds whose columns are several parts, such as query, key and value."""
-    copies: dict[str, int] = field(default_factory=dict[str, int])
-    """Seeds whose slices several ranks hold."""
 
 
 class LocalGraph:
@@ -278,6 +268,8 @@ class LocalGraph:
         new = self.graph.create_node(
             "call_function", target, args, dict(kwargs), name or f"{at.name}__view"
         )
+        if target in LINEAR:
+            new.meta[READS_NOTHING] = True
         if (layer := self.layer(at)) is not None:
             self.layer_of[new.name] = layer
         return new

@@ -15,10 +15,10 @@ from autopart.errors import ModelError
 from autopart.runtime.capture.call_outputs import META_KEY
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.sharding.collectives import copy
-from autopart.runtime.sharding.local_graph import Choices, LocalGraph
+from autopart.runtime.sharding.local_graph import LocalGraph
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.rules.table import write
-from autopart.runtime.sharding.states import ParameterShard, Refused, ShardState
+from autopart.runtime.sharding.states import Choices, ParameterShard, Refused, ShardState
 
 DEGREES = (2, 3, 4, 5, 6, 7, 8, 16)
 """The degrees that are tried for the message where one shards nothing."""

@@ -1,6 +1,6 @@
 """States: how the local value of a graph node relates to the whole value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["replicated", "sharded", "sequence", "partial"]
@@ -47,6 +47,18 @@ class ParameterShard:
     """Whole sizes of the parts along `dim`; () where it is one part."""
     copies: int = 1
     """Consecutive ranks that hold the same slice. Their gradients are summed."""
+
+
+@dataclass(slots=True)
+class Choices:
+    """What earlier attempts have learnt. Seeds are operations that split a weight by columns."""
+
+    banned: dict[str, str] = field(default_factory=dict[str, str])
+    """Seeds that stay whole, each with its reason."""
+    parts: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """Seeds whose columns are several parts, such as query, key and value."""
+    copies: dict[str, int] = field(default_factory=dict[str, int])
+    """Seeds whose slices several ranks hold."""
 
 
 class Refused(Exception):

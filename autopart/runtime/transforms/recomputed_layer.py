@@ -65,6 +65,9 @@ _SUMS_AND_VIEWS = frozenset(
 )
 """Operations whose backward reads no operand."""
 
+READS_NOTHING = "reads_nothing"
+"""Key in the `meta` of nodes that other rooms add: their backward reads no operand either."""
+
 
 def can_keep_products(part: fx.GraphModule) -> bool:
     """Whether a layer's products can stay while its other operations run again.
@@ -189,7 +192,8 @@ def _mark_unkept_products(part: fx.GraphModule) -> None:
     # Step 1: walk backwards and collect sums and views that lead to nothing but outputs.
     passing = {part.graph.output_node()}
     for node in reversed(part.graph.nodes):
-        if _packet(node) in _SUMS_AND_VIEWS and passing.issuperset(node.users):
+        is_sum = _packet(node) in _SUMS_AND_VIEWS or node.meta.get(READS_NOTHING)
+        if is_sum and passing.issuperset(node.users):
             passing.add(node)
     # Step 2: surround each product that only these read with calls that set and clear the mark.
     for node in list(part.graph.nodes):

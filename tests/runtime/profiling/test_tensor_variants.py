@@ -1,0 +1,112 @@
+"""Tensor variants: the bytes of one rank beside published formulas, checks, and refusals."""
+
+from pathlib import Path
+
+import pytest
+
+from autopart.errors import ModelError, UsageError
+from autopart.records.layer_graph import Layer, LayerGraph
+from autopart.records.profile import Profile, load_profile, save_profile
+from autopart.runtime.profiling.profiler import profile_model
+from autopart.runtime.sharding import local_graph
+
+GPT2, LLAMA, MLP = "zoo:gpt2-tiny", "zoo:llama-tiny", "zoo:mlp-tiny"
+
+
+def on_meta(model: str, *degrees: int, sequence_parallel: bool = False) -> Profile:
+    return profile_model(
+        model,
+        microbatch_size=2,
+        device="meta",
+        gpu="h100-sxm",
+        tensor=degrees,
+        sequence_parallel=sequence_parallel,
+    )
+
+
+def block(graph: LayerGraph, name: str) -> Layer:
+    return next(layer for layer in graph.layers if layer.name == name)
+
+
+def kept_bytes(graph: LayerGraph, name: str) -> int:
+    """A block's stash and the input that it keeps."""
+    values = [v.bytes for v in graph.values if name in v.kept_by and name in v.consumers]
+    return block(graph, name).stash_bytes + sum(values)
+
+
+@pytest.mark.slow
+def test_a_blocks_activations_follow_the_published_formulas(tmp_path: Path) -> None:
+    """Korthikanti et al. (2022), in elements of batch x sequence x width: 4 + 12/t without dropout.
+
+    With sequence parallelism 16/t, and 2 (1 - 1/t) more: the two gathered inputs stay. Attention
+    adds a number per head and position.
+    """
+    profile = on_meta(GPT2, 1, 2, 4, sequence_parallel=True)
+    assert [(v.degree, v.sequence_parallel) for v in profile.variants] == [
+        (2, False), (2, True), (4, False), (4, True),
+    ]  # fmt: skip
+    whole = kept_bytes(profile.graph, "blocks.3")
+    unit = whole / 16
+    for variant in profile.variants:
+        t = variant.degree
+        wanted = 16 / t + 2 * (1 - 1 / t) if variant.sequence_parallel else 4 + 12 / t
+        assert kept_bytes(variant.graph, "blocks.3") / unit == pytest.approx(wanted, rel=0.01)
+    save_profile(profile, tmp_path / "p.json")
+    assert load_profile(tmp_path / "p.json") == profile
+
+
+@pytest.mark.slow
+def test_a_variant_has_a_ranks_shards_and_everything_that_a_layer_has() -> None:
+    profile = on_meta(LLAMA, 2, sequence_parallel=True)
+    own = block(profile.graph, "blocks.2")
+    sent = {v.name: v.bytes for v in profile.graph.values}
+    for variant in profile.variants:
+        local = block(variant.graph, "blocks.2")
+        norms = 2 * 96 * 4
+        assert local.param_bytes == (own.param_bytes - norms) / 2 + norms
+        assert local.forward_flops == pytest.approx(own.forward_flops / 2)
+        assert local.recompute is not None and local.split_backward is not None
+        # The last product of a block is not kept, as in the whole model.
+        assert local.selective is not None and own.selective is not None
+        assert local.selective.stash_bytes == pytest.approx(own.selective.stash_bytes / 2, rel=0.4)
+        for value in variant.graph.values:
+            is_slice = variant.sequence_parallel and value.producer != "head"
+            is_sharded = value.producer == "head"
+            assert value.bytes == sent[value.name] / (2 if is_slice or is_sharded else 1)
+        kinds = {one.kind for at in variant.collectives for one in at.collectives}
+        assert ("all_gather" in kinds) == variant.sequence_parallel
+
+
+@pytest.mark.slow
+def test_a_measured_variant_is_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = profile_model(MLP, warmup=0, repeats=1, tensor=(2,))
+    (variant,) = profile.variants
+    assert all(layer.forward_time > 0 for layer in variant.graph.layers)
+    monkeypatch.setattr(local_graph, "reduce", lambda x, group: x)
+    with pytest.raises(ModelError, match="the ranks together differ from the model"):
+        profile_model(MLP, warmup=0, repeats=1, tensor=(2,))
+
+
+@pytest.mark.slow
+def test_what_stays_whole_is_a_warning_and_a_degree_that_shards_nothing_an_error() -> None:
+    profile = on_meta("zoo:moe-tiny", 2)
+    wanted = "linear of blocks.0 and 3 more stays whole: softmax over the sharded dimension"
+    assert f"tensor degree 2: {wanted}" in profile.warnings
+    with pytest.raises(ModelError, match=r"'head.weight' .* is a multiple of 4.*2, 5 would do"):
+        on_meta("zoo:resnet-tiny", 4)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "others", "message"),
+    [
+        ((2, 2), {}, "--tensor has 2 twice"),
+        ((0,), {}, "--tensor 0: a tensor degree is 1 to 4096"),
+        ((1,), {"sequence_parallel": True}, "needs --tensor with a degree above 1"),
+        ((2,), {"compile": True}, "--compile does not take"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    tensor: tuple[int, ...], others: dict[str, bool], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        profile_model(MLP, tensor=tensor, **others)  # type: ignore[arg-type]
