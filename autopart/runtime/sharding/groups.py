@@ -70,7 +70,10 @@ class LoneRank(TensorGroup):
 
 
 class ProcessRanks(TensorGroup):
-    """The ranks of a process group: one process each."""
+    """The ranks of a process group: one process each.
+
+    The group's own methods are called: torch's functions raise other errors for a group that is not theirs.
+    """
 
     def __init__(self, group: distributed.ProcessGroup) -> None:
         self._group = group
@@ -83,21 +86,23 @@ class ProcessRanks(TensorGroup):
         """Return the ranks' sum or maximum."""
         result = tensor.clone(memory_format=torch.contiguous_format)
         how = distributed.ReduceOp.MAX if operation == "max" else distributed.ReduceOp.SUM
-        distributed.all_reduce(result, how, group=self._group)
+        options = distributed.AllreduceOptions()
+        options.reduceOp = distributed.ReduceOp(how)
+        self._group.allreduce([result], options).wait()
         return result
 
     def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return every rank's tensor."""
         own = tensor.contiguous()
         found = [torch.empty_like(own) for _ in range(self._group.size())]
-        distributed.all_gather(found, own, group=self._group)
+        self._group.allgather([found], [own]).wait()
         return found
 
     def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the sum of the caller's part."""
         given = [part.contiguous() for part in parts]
         result = torch.empty_like(given[0])
-        distributed.reduce_scatter(result, given, group=self._group)
+        self._group.reduce_scatter([result], [given]).wait()
         return result
 
 

@@ -51,7 +51,6 @@ def run_groups(process: int, plan: Plan, settings: RunSettings) -> RunResult | N
         place = Place(at.group, processes // degree, torch.device("cpu"), "gloo", group)
         board = StatusBoard(distributed.HashStore(), process, processes)
         result = train(plan, settings, place, board)
-        group.all_reduce(torch.zeros(1), "sum")
         return result if process == 0 else None
     finally:
         distributed.destroy_process_group()
