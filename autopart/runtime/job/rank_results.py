@@ -135,9 +135,13 @@ def _most_kept(stage: int, runs: Iterable[RankRun]) -> int | None:
     return max(counted, default=None)
 
 
-def run_notes(runs: Sequence[RankRun], settings: RunSettings) -> tuple[str, ...]:
-    """Conditions that a reader of the times should know."""
+def run_notes(runs: Sequence[RankRun], settings: RunSettings, degree: int) -> tuple[str, ...]:
+    """Conditions that a reader of the times should know; `degree` is the plan's tensor degree."""
     notes: list[str] = []
+    if degree > 1:
+        notes.append(
+            f"each rank is a tensor group of {degree} processes; times and bytes are its first one's"
+        )
     if settings.autocast:
         notes.append("under autocast to bfloat16, which the prediction does not include")
     if settings.compile:

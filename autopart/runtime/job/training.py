@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from autopart.errors import ModelError
 from autopart.records.plan import Plan, cast_of
 from autopart.records.run_result import CheckResult, RunResult
-from autopart.records.tensor_degree import Tensor
+from autopart.records.tensor_degree import Tensor, degree_of
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.checking.check import CheckRecord
@@ -183,7 +184,7 @@ class _Run:
             ranks=tuple(map(rank_step, range(len(runs)), runs)),
             asynchronous=asynchronous,
             trace=tuple(map(last_slices, runs)),
-            notes=run_notes(runs, self._settings),
+            notes=run_notes(runs, self._settings, degree_of(plan.tensor)),
         )
 
     def _outcome(self, runs: Sequence[RankRun]) -> CheckResult | None:
@@ -215,6 +216,11 @@ class _Run:
         self._status_board.working("sharding the model", SETTING_UP)
         sharded = shard_graph(captured, tensor.degree, sequence_parallel=tensor.sequence_parallel)
         shards = RankShards(sharded, group)
+        if self._settings.check and (layer := shards.draws_on_shards()) is not None:
+            raise ModelError(
+                f"layer '{layer}' draws random numbers on shards, as dropout does, so its gradients cannot equal "
+                "the plain model's; set its probability to 0 for --check, or run without --check"
+            )
         return shards.local(), shards
 
     @property
