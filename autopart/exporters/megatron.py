@@ -177,6 +177,10 @@ def _arguments(
         f"--micro-batch-size {plan.microbatch_size}",
         f"--global-batch-size {per_step}",
     ]
+    if shape.tensor_degree > 1:
+        lines.append(f"--tensor-model-parallel-size {shape.tensor_degree}")
+    if shape.sequence_parallel:
+        lines.append("--sequence-parallel")
     for name, value in split.items():
         if name == "layout":
             lines.append(f"--pipeline-model-parallel-layout '{value}'")
@@ -224,8 +228,11 @@ def _yaml(
         f"num_layers: {sum(len(blocks(stage.units)) for stage in stages)}\n"
         f"pipeline_model_parallel_size: {shape.num_ranks}\n"
         f"virtual_pipeline_model_parallel_size: {virtual}\n"
-        "pipeline_model_parallel_layout:\n"
     )
+    if shape.tensor_degree > 1:
+        text += f"tensor_model_parallel_size: {shape.tensor_degree}\n"
+        text += f"sequence_parallel: {str(shape.sequence_parallel).lower()}\n"
+    text += "pipeline_model_parallel_layout:\n"
     for index, stage in enumerate(stages):
         items = ["embedding"] * (index == 0) + ["decoder"] * len(blocks(stage.units))
         items += ["loss"] * (index == len(stages) - 1)

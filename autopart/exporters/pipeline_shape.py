@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from autopart.errors import ExportRefused
 from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.records.tensor_degree import Tensor, degree_of
 from autopart.schedules.actions import Schedule
 from autopart.schedules.placements import loop, wave
 from autopart.text import counted
@@ -24,6 +25,15 @@ class Shape(NamedTuple):
     """Microbatches per step and replica."""
     pipelines: tuple[tuple[int, ...], ...]
     """The plan's ranks for each replica, ordered by their first stages."""
+    tensor_degree: int = 1
+    """GPUs per rank: each rank is a tensor group of so many."""
+    sequence_parallel: bool = False
+    """Whether tensor groups split the sequence too."""
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs on all ranks of all replicas together."""
+        return self.num_ranks * self.num_replicas * self.tensor_degree
 
     @property
     def num_stages(self) -> int:
@@ -60,7 +70,17 @@ def shape_of(plan: Plan, framework: str) -> Shape:
         )
     style: Literal["loop", "v"] = "loop" if styles[0] == "loop" else "v"
     each = _microbatches(plan, replicas, framework)
-    return Shape(num_ranks, replicas, per_rank, style, each, pipelines)
+    tensor = plan.tensor
+    return Shape(
+        num_ranks,
+        replicas,
+        per_rank,
+        style,
+        each,
+        pipelines,
+        degree_of(tensor),
+        isinstance(tensor, Tensor) and tensor.sequence_parallel,
+    )
 
 
 def orders_of_one_replica(plan: Plan, shape: Shape, framework: str) -> Schedule:
@@ -124,15 +144,17 @@ def refuse_shared_optimizer(plan: Plan, framework: str) -> None:
 def rank_notes(shape: Shape) -> tuple[str, ...]:
     """A note where the framework numbers ranks differently from the plan.
 
-    Frameworks number the replicas on the first rank first, then those on the second.
+    Frameworks number the replicas on the first rank first, then those on the second. They number the
+    processes of a tensor group one after the other.
     """
     order = [pipeline[place] for place in range(shape.num_ranks) for pipeline in shape.pipelines]
     if order == list(range(len(order))):
         return ()
-    listed = ", ".join(map(str, order))
+    t = shape.tensor_degree
+    listed = ", ".join(str(rank * t + place) for rank in order for place in range(t))
     return (
-        f"processes 0, 1, 2, ... must run on the plan's ranks {listed}: order the hosts, or "
-        "CUDA_VISIBLE_DEVICES, accordingly",
+        f"processes 0, 1, 2, ... must run on the plan's {'GPUs' if t > 1 else 'ranks'} {listed}: order the "
+        "hosts, or CUDA_VISIBLE_DEVICES, accordingly",
     )
 
 

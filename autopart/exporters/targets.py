@@ -31,6 +31,8 @@ class Target(NamedTuple):
     """Whether layers may have any name, because the user's model is a list."""
     of_layers: Callable[[Plan, str], Exported] | None = None
     """The exporter that uses the plan's own layer names; None for others."""
+    has_tensor_groups: bool = False
+    """Whether a rank may be a tensor group."""
 
 
 _TORCH = "torch's, or a CSV"
@@ -45,11 +47,11 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         ),
         "torchtitan": Target(
             FRAMEWORKS["torchtitan"], torchtitan.VERSIONS, _WHOLE, "any, or a V of 2",
-            "any layers (0.2.2: all or none)", torchtitan.export_to_torchtitan,
+            "any layers (0.2.2: all or none)", torchtitan.export_to_torchtitan, has_tensor_groups=True,
         ),
         "megatron": Target(
             FRAMEWORKS["megatron"], megatron.VERSIONS, "1f1b, interleaved-1f1b", "any",
-            "the first layers of each stage", megatron.export_to_megatron,
+            "the first layers of each stage", megatron.export_to_megatron, has_tensor_groups=True,
         ),
         "deepspeed": Target(
             FRAMEWORKS["deepspeed"], deepspeed.VERSIONS, "1f1b", "1", "any layers",
@@ -95,7 +97,7 @@ def export_plan(
             f"cannot export to {target} {written}; known versions: {', '.join(asked.versions)}"
         )
     reason = groups_refused(plan, f"the export to {FRAMEWORKS[target].title}")
-    if reason is not None:
+    if reason is not None and not asked.has_tensor_groups:
         raise ExportRefused(reason)
     check_layer_order(plan)
     if asked.of_units is not None:

@@ -9,6 +9,7 @@ import json
 from importlib import resources
 from string import Template
 
+from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
 from autopart.exporters.model_units import (
     EMBEDDING,
@@ -44,6 +45,11 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
     names = [[_named(unit, version) for unit in stage.units] for stage in stages]
     notes = rank_notes(shape)
     if version == "0.2.2":
+        if shape.tensor_degree > 1 and not shape.sequence_parallel:
+            raise ExportRefused(
+                "torchtitan 0.2.2 has tensor parallelism with sequence parallelism only; solve with "
+                "--sequence-parallel on, or take --target-version 0.3.0"
+            )
         notes += (CSV_NOTE,) if schedule.csv is not None else ()
         text = _toml(plan, shape, schedule, names, stages, notes)
         file = "autopart_titan.toml"
@@ -69,7 +75,8 @@ def _python(
     recompute = [f"layers.{index}" for stage in stages for index in blocks(stage.recompute)]
     return template.substitute(
         mark=mark(plan),
-        num_ranks=shape.num_ranks * shape.num_replicas,
+        num_ranks=shape.num_gpus,
+        tensor="".join(f"    parallelism.{line}\n" for line in _tensor(shape)),
         stages="[\n" + rows(names) + "]",
         num_layers=sum(len(blocks(stage.units)) for stage in stages),
         recompute=json.dumps(recompute),
@@ -80,6 +87,16 @@ def _python(
         microbatch_size=plan.microbatch_size,
         num_microbatches=shape.num_microbatches,
     )
+
+
+def _tensor(shape: Shape) -> list[str]:
+    """The settings of tensor groups; none without them."""
+    if shape.tensor_degree == 1:
+        return []
+    return [
+        f"tensor_parallel_degree = {shape.tensor_degree}",
+        f"enable_sequence_parallel = {shape.sequence_parallel}",
+    ]
 
 
 def _toml(
@@ -99,7 +116,8 @@ def _toml(
         f"pipeline_parallel_degree = {shape.num_ranks}\n"
         f"data_parallel_replicate_degree = {shape.num_replicas}\n"
         "data_parallel_shard_degree = 1\n"
-        f'pipeline_parallel_schedule = "{schedule.name}"\n{csv}'
+        + (f"tensor_parallel_degree = {shape.tensor_degree}\n" if shape.tensor_degree > 1 else "")
+        + f'pipeline_parallel_schedule = "{schedule.name}"\n{csv}'
         f"pipeline_parallel_microbatch_size = {plan.microbatch_size}\n"
         f"module_fqns_per_model_part = [\n{rows(names)}]\n\n"
         f'[activation_checkpoint]\nmode = "{"full" if recomputes else "none"}"\n'

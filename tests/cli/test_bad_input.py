@@ -39,7 +39,7 @@ def test_a_missing_file_is_named(cli: Cli) -> None:
     _refused(cli("solve", "--gpus", "2", "--cluster", "c.json"), 1, "no profile here")
 
 
-def test_a_plan_with_a_tensor_degree_is_shown_and_simulated_but_not_carried_out(
+def test_a_plan_with_a_tensor_degree_is_shown_and_simulated_but_validate_and_some_exports_refuse_it(
     cli: Cli, folder: Path
 ) -> None:
     save_profile(with_degrees(sample_profile(), 2), folder / "tensor.json")
@@ -49,11 +49,9 @@ def test_a_plan_with_a_tensor_degree_is_shown_and_simulated_but_not_carried_out(
     assert cli("simulate", "plan.json", "--noise", "profile", "--profile", "tensor.json").code == 0
     assert cli("verify", "plan.json", "--profile", "tensor.json").code == 0
     said = "no tensor groups yet; solve with --tensor 1 for a plan that it takes"
-    _refused(
-        cli("run", "plan.json", "zoo:mlp-tiny"), 1, "tensor degree 2", "the executor has", said
-    )
-    _refused(cli("validate", "plan.json", "zoo:mlp-tiny", "--one-device"), 1, "the executor", said)
-    for target in ("torch", "megatron", "vllm"):
+    _refused(cli("run", "plan.json", "zoo:mlp-tiny"), 2, "--nproc-per-node 4")
+    _refused(cli("validate", "plan.json", "zoo:mlp-tiny", "--one-device"), 1, "validate", said)
+    for target in ("torch", "deepspeed", "vllm"):
         _refused(cli("export", "plan.json", "--to", target), 4, "the export to", said)
 
 

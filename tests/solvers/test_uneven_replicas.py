@@ -10,9 +10,11 @@ import pytest
 from autopart.cost.cuts import all_cuts, stage_totals
 from autopart.cost.memory import memory, total
 from autopart.cost.stage_times import busy_time, traffic_times
+from autopart.cost.stage_totals import StageTotals
 from autopart.cost.syncs import all_reduce_time, gradient_bytes
 from autopart.errors import InfeasibleError
 from autopart.records.cluster import Link, num_gpus
+from autopart.records.layouts import Partition
 from autopart.records.problem import Demands
 from autopart.solvers import uneven_replicas
 from tests.support.oracle import partitions
@@ -20,15 +22,33 @@ from tests.support.problems import chain_graph, cluster, layer, problem, random_
 from tests.support.seeds import seeds
 
 
-def own_seconds(problem, link: Link, totals, replicas: int) -> float:
-    """Seconds of one stage as in solvers/uneven_replicas.py, in plain numbers."""
+def alone(problem, partition: Partition) -> list[StageTotals]:
+    """Each stage's totals without parameters that other stages have too: all holders sum these."""
+    found: list[StageTotals] = []
+    names = [{problem.graph.layers[place].name for place in stage} for stage in partition]
+    for own, totals in zip(names, stage_totals(problem.graph, partition), strict=True):
+        for tied in problem.graph.tied:
+            if own & set(tied.layers) and not set(tied.layers) <= own:
+                totals = totals._replace(
+                    grad_bytes=totals.grad_bytes - tied.grad_bytes,
+                    num_trainable=totals.num_trainable - tied.num_trainable,
+                )
+        found.append(totals)
+    return found
+
+
+def own_seconds(problem, link: Link, totals, synced, replicas: int) -> float:
+    """Seconds of one stage as in solvers/uneven_replicas.py, in plain numbers.
+
+    Its own sync has the parameters in `synced`.
+    """
     m, own = problem.num_microbatches, math.ceil(problem.num_microbatches / replicas)
     busy = own * busy_time(totals, problem.cluster, link, link)
     training = problem.training
     sharing = replicas if training.zero1 else 1
-    moved = gradient_bytes(totals, training)
+    moved = gradient_bytes(synced, training)
     if training.zero1:
-        moved = (moved + totals.grad_bytes) / 2
+        moved = (moved + synced.grad_bytes) / 2
     busy += totals.update_time / sharing + all_reduce_time(link, moved, replicas)
     sends = own * (
         sum(traffic_times(totals.received, link)) + sum(traffic_times(totals.sent, link))
@@ -43,6 +63,7 @@ def own_best(problem, link: Link) -> float:
     for stages in range(1, min(len(problem.graph.layers), ranks) + 1):
         for partition in partitions(problem, stages):
             stages_totals = stage_totals(problem.graph, partition)
+            synced = alone(problem, partition)
             for counts in itertools.product(range(1, min(ranks, m) + 1), repeat=stages):
                 if sum(counts) > ranks:
                     continue
@@ -57,8 +78,8 @@ def own_best(problem, link: Link) -> float:
                     )
                     later += r
                 if fits:
-                    pairs = zip(stages_totals, counts, strict=True)
-                    best = min(best, max(own_seconds(problem, link, la, r) for la, r in pairs))
+                    each = zip(stages_totals, synced, counts, strict=True)
+                    best = min(best, max(own_seconds(problem, link, *one) for one in each))
     return best
 
 
@@ -85,7 +106,8 @@ def test_the_bottleneck_and_its_bound_equal_trying_everything(seed: int):
     assert found.bottleneck == found.lower_bound == pytest.approx(best, rel=1e-9)
     found_totals = stage_totals(asked.graph, found.partition)
     again = max(
-        own_seconds(asked, link, la, r) for la, r in zip(found_totals, found.replicas, strict=True)
+        own_seconds(asked, link, *one)
+        for one in zip(found_totals, alone(asked, found.partition), found.replicas, strict=True)
     )
     assert again == pytest.approx(found.bottleneck, rel=1e-9)
     assert sum(found.replicas) <= num_gpus(asked.cluster)

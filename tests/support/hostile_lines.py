@@ -10,6 +10,7 @@ from typing import NamedTuple
 LONG = "x" * 5000
 
 COUNT = ("0", "-1", "1.5", "nan", "", "many", "1e3", "0x10", "½", "99999999999999999999")
+DEGREE = ("", "0", "-1", "many", "1.5", "nan", "99999999999999999999", "[/b]")
 NUMBER = ("-1", "nan", "inf", "-inf", "", "much", "1e999", "1,5", "½")
 SIZE = ("", "0", "-1GiB", "nan", "inf", "1e400GiB", "80 apples", "GiB", "٣GiB")
 RATE = ("", "0", "-1GB/s", "nan", "infGB/s", "1e-400GB/s", "1e400GB/s", "fast", "100")
@@ -52,6 +53,7 @@ VERBS = {
             "--gpu": ("", "z100", "[/b]", "h100-sxm"), "--warmup": ("-1", "nan", "", "many"),
             "--repeats": ("0", "-1", "nan", "", "many"), "--max-spread": NUMBER,
             "--granularity": CHOICE, "--threads": ("0", "-1", "nan", "", "99999999999999999999"),
+            "--tensor": (*DEGREE, ",", "2,", "2,2", "3"),
         },
         (("profile {} --warmup 0 --repeats 1 -o new.json", MODEL),),
     ),
@@ -105,7 +107,7 @@ VERBS = {
             "--optimizer": (*CHOICE, "-1", "nan", "1e999"), "--precision": (*CHOICE, "-mixed"),
             "--sync": CHOICE, "--sync-bucket": SIZE, "--sends": CHOICE,
             "--gradient-dtype": CHOICE, "--memory-sweep": ("0", "1", "-1", "nan", "", "many"),
-            "--output": OUTPUT,
+            "--output": OUTPUT, "--tensor": DEGREE, "--sequence-parallel": CHOICE,
         },
     ),
     "show": Verb("show plan.json", {}, (("show {}", INPUT), ("show --memory --json {}", INPUT))),

@@ -18,6 +18,7 @@ from autopart.exporters.targets import export_plan, units_for
 from autopart.records.check import Check
 from autopart.records.files import write_file
 from autopart.records.plan import Plan
+from autopart.records.tensor_variants import degree_name
 from autopart.schedules.actions import Schedule, format_order
 from autopart.stopping.signals import temporary_folder
 from autopart.text import counted
@@ -74,6 +75,7 @@ def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) ->
         _layers(stages, rebuilt),
         _recompute(stages, rebuilt),
         _orders(orders_of_one_replica(plan, shape, target), rebuilt),
+        *_tensor_groups(shape, rebuilt),
     )
 
 
@@ -121,6 +123,18 @@ def _orders(wanted: Schedule, rebuilt: Rebuilt) -> Check:
     return Check(
         "orders", True, f"{counted(sum(map(len, wanted)), 'action')} per replica, as planned"
     )
+
+
+def _tensor_groups(shape: Shape, rebuilt: Rebuilt) -> list[Check]:
+    """The check of the tensor groups; none where neither side has any."""
+    wanted = (shape.tensor_degree, shape.sequence_parallel)
+    built = (rebuilt.tensor_degree, rebuilt.sequence_parallel)
+    if wanted == built == (1, False):
+        return []
+    names = [degree_name(degree, sequence_parallel=split) for degree, split in (built, wanted)]
+    if wanted != built:
+        return [Check("tensor groups", False, f"{names[0]}, planned {names[1]}")]
+    return [Check("tensor groups", True, f"{names[1]}, as planned")]
 
 
 def _listed(units: Sequence[str]) -> str:

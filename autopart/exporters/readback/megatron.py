@@ -29,7 +29,8 @@ def rebuild(folder: Path, shape: Shape) -> Rebuilt:
     recompute = _recompute(folder, config, units, shape.num_ranks)
     orders = tuple(_order(rank, size, shape) for rank in range(shape.num_ranks))
     _tell_megatron(None, None, None)
-    return Rebuilt(tuple(units), recompute, orders)
+    groups = (config.tensor_model_parallel_size, config.sequence_parallel)
+    return Rebuilt(tuple(units), recompute, orders, *groups)
 
 
 def rebuild_without_layout(folder: Path, shape: Shape) -> Rebuilt:
@@ -52,7 +53,8 @@ def rebuild_without_layout(folder: Path, shape: Shape) -> Rebuilt:
     recompute = _recompute(folder, config, units, shape.num_ranks)
     orders = tuple(_order(rank, 1, shape) for rank in range(shape.num_ranks))
     _tell_megatron(None, None, None)
-    return Rebuilt(tuple(units), recompute, orders)
+    groups = (config.tensor_model_parallel_size, config.sequence_parallel)
+    return Rebuilt(tuple(units), recompute, orders, *groups)
 
 
 def _arguments(text: str) -> dict[str, str]:
@@ -73,7 +75,12 @@ def _list(text: str) -> list[list[str]]:
 
 def _config(arguments: dict[str, str], **fields: Any) -> Any:
     """Megatron's configuration from the arguments with fields, and from `fields`."""
-    numbers = ("num-layers", "pipeline-model-parallel-size", "recompute-num-layers")
+    numbers = (
+        "num-layers",
+        "pipeline-model-parallel-size",
+        "tensor-model-parallel-size",
+        "recompute-num-layers",
+    )
     for name in numbers:
         if name in arguments:
             fields[name.replace("-", "_")] = int(arguments[name])
@@ -82,7 +89,8 @@ def _config(arguments: dict[str, str], **fields: Any) -> Any:
             fields[name.replace("-", "_")] = arguments[name]
     return framework_module("megatron.core.transformer.transformer_config").TransformerConfig(
         hidden_size=8,
-        num_attention_heads=1,
+        num_attention_heads=8,
+        sequence_parallel="sequence-parallel" in arguments,
         pipeline_dtype=framework_module("torch").float32,
         **fields,
     )

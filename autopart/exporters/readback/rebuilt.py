@@ -21,6 +21,10 @@ class Rebuilt(NamedTuple):
     recompute: frozenset[str]
     orders: Schedule
     """The orders on the ranks in one replica."""
+    tensor_degree: int = 1
+    """GPUs per rank."""
+    sequence_parallel: bool = False
+    """Whether they split the sequence too."""
 
 
 def installed(package: str, versions: Sequence[str]) -> tuple[str, str]:

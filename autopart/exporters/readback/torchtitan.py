@@ -78,7 +78,11 @@ def _rebuilt(
         where,
         training.local_batch_size // parallel.pipeline_parallel_microbatch_size,
     )
-    return Rebuilt(tuple(units[stage] for stage in sorted(units)), frozenset(chosen), orders)
+    degree = parallel.tensor_parallel_degree
+    # Version 0.2.2 has no setting: it always splits the sequence.
+    splits = degree > 1 and getattr(parallel, "enable_sequence_parallel", True)
+    built = tuple(units[stage] for stage in sorted(units))
+    return Rebuilt(built, frozenset(chosen), orders, degree, splits)
 
 
 def _debug_config(num_layers: int) -> Any:
