@@ -15,6 +15,7 @@ from autopart.records.check import Check
 from autopart.records.plan import Plan
 from tests.exporters.readback.conftest import Needs
 from tests.support.exporters.language import language_plan, recomputing
+from tests.support.tensor_plans import in_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks warn on import
 
@@ -111,6 +112,22 @@ def test_the_check_fails_for_another_plans_export(
     if target != "megatron":  # its arguments have microbatches only as part of the global batch
         other = language_plan([2, 3, 1], num_microbatches=9)
         assert [c.name for c in swapped(monkeypatch, plan, other, target)] == ["orders"]
+
+
+@pytest.mark.parametrize("target", ["torchtitan", "megatron"])
+def test_frameworks_read_the_tensor_degree(
+    needs: Needs, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(target)
+    plan = language_plan([2, 3, 1])
+    asked = in_groups(plan, 2, sequence_parallel=True)
+    *_, last = check_export(asked, target)
+    assert last == Check(
+        "tensor groups", True, "tensor degree 2 with sequence parallelism, as planned"
+    )
+    for other in (in_groups(plan, 4, sequence_parallel=True), plan):
+        (check,) = swapped(monkeypatch, asked, other, target)
+        assert check.name == "tensor groups"
 
 
 def test_megatron_refuses_a_layout_without_one_layer(

@@ -14,7 +14,8 @@ from tests.support.pictures import place_stages
 from tests.support.places import MODELS
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
-from tests.support.runtime.tensor_runs import in_groups, run_groups, run_without_group_sums
+from tests.support.runtime.tensor_runs import run_groups, run_without_group_sums
+from tests.support.tensor_plans import in_groups
 
 captured = cache(capture)
 

@@ -5,7 +5,6 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
-import msgspec
 import torch
 from torch import distributed, nn
 from torch.distributed.distributed_c10d import _get_default_store
@@ -13,7 +12,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from autopart.errors import AutopartError
 from autopart.records.plan import Plan
 from autopart.records.run_result import RunResult
-from autopart.records.tensor_degree import Tensor, degree_of
+from autopart.records.tensor_degree import degree_of
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.job.status_board import StatusBoard
 from autopart.runtime.job.tensor_ranks import group_place, meet_group
@@ -22,15 +21,6 @@ from autopart.runtime.sharding.rank_shards import RankShards
 
 _WAIT = timedelta(seconds=150)
 _calls = 0
-
-
-def in_groups(plan: Plan, degree: int, *, sequence_parallel: bool = False) -> Plan:
-    """The plan with tensor groups of `degree` processes as its ranks."""
-    cluster = msgspec.structs.replace(
-        plan.cluster, gpus_per_node=plan.cluster.gpus_per_node * degree
-    )
-    tensor = Tensor(degree=degree, sequence_parallel=sequence_parallel)
-    return msgspec.structs.replace(plan, tensor=tensor, cluster=cluster)
 
 
 def run_groups(process: int, plan: Plan, settings: RunSettings) -> RunResult | None:
