@@ -207,10 +207,14 @@ def _account(error: Exception, rank: int, status_board: StatusBoard) -> Failure 
 def _as_lost(error: Exception, status_board: StatusBoard) -> LostRank | None:
     """The error as the loss of another rank; None if it is this rank's own.
 
-    Errors that torch raises during a wait for other ranks count as a loss.
+    Errors that torch raises during a wait for other ranks count as a loss. Torch puts an error of its
+    own around one inside a backward, such as that of a tensor group's collective.
     """
-    if isinstance(error, LostRank):
-        return error
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LostRank):
+            return cause
+        cause = cause.__cause__
     if (
         isinstance(error, RuntimeError)
         and status_board.last
