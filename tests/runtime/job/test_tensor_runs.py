@@ -52,12 +52,27 @@ def checked(pool: RankPool, plan: Plan, degree: int, *, sequence_parallel: bool)
     return result.check
 
 
+def runs() -> list[object]:
+    """Every model, shape and word on sequence parallelism; most beside Llama's are long tests."""
+    return [
+        pytest.param(
+            model,
+            shape,
+            splits,
+            marks=()
+            if model == LLAMA or (shape == "2 stages x 2" and splits)
+            else pytest.mark.long,
+        )
+        for model in ALL
+        for shape in SHAPES
+        for splits in (False, True)
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("model", ALL)
+@pytest.mark.parametrize(("model", "shape", "sequence_parallel"), runs())
 def test_tensor_groups_train_as_the_plain_model(
-    four_ranks: RankPool, model: str, shape: str, *, sequence_parallel: bool
+    four_ranks: RankPool, model: str, shape: str, sequence_parallel: bool
 ) -> None:
     plan = of_shape(model, shape)
     check = checked(four_ranks, plan, SHAPES[shape][0], sequence_parallel=sequence_parallel)
