@@ -89,15 +89,18 @@ def _check_searched(given: PlanProblem) -> None:
         for tensor in searched_degrees(given.sized(size).profile, plan.cluster, plan.demands.tensor)
     ]
     for wrong, what in (
-        ([one for one in named if named.count(one) > 1], "names twice"),
-        ([one for one in named if one not in asked], "names, against its demands,"),
-        ([one for one in asked if one not in named], "leaves out"),
-        ([one for one, other in zip(named, asked, strict=False) if one != other], "moves"),
+        ([one for one in named if named.count(one) > 1], "names twice microbatches"),
+        ([one for one in named if one not in asked], "names, against its demands, microbatches"),
+        ([one for one in asked if one not in named], "leaves out microbatches"),
+        (
+            [one for one, other in zip(named, asked, strict=False) if one != other],
+            "moves microbatches",
+        ),
     ):
         if wrong:
             size, tensor = wrong[0]
             raise PlanError(
-                f"the plan's list of searched sizes {what} microbatches of {size} at {tensor_name(tensor)}"
+                f"the plan's list of searched sizes {what} of {size} at {tensor_name(tensor)}"
             )
 
 

@@ -108,7 +108,7 @@ def check_fits_node(degree: int, cluster: Cluster) -> None:
     if room % degree:
         able = ", ".join(str(t) for t in range(1, room + 1) if room % t == 0)
         raise AutopartError(
-            f"a tensor group of {degree} GPUs does not fill a node of {counted(room, 'GPU')}: the tensor degree "
+            f"a tensor group of {counted(degree, 'GPU')} does not fill a node of {counted(room, 'GPU')}: the tensor degree "
             f"must divide the GPUs of a node, as {able} do"
         )
 

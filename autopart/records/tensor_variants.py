@@ -143,5 +143,5 @@ def _check_collectives(variant: TensorVariant, where: str) -> None:
     total = sum(one.bytes for own in variant.collectives for one in own.collectives)
     if total > MOST_BYTES:
         raise ProfileError(
-            f"{where}: its collectives have {total} bytes in all; at most {MOST_BYTES} are planned for"
+            f"{where}: its collectives have {counted(total, 'byte')} in all; at most {MOST_BYTES} are planned for"
         )

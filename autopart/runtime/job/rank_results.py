@@ -16,6 +16,7 @@ from autopart.runtime.measuring.message_times import message_times
 from autopart.runtime.measuring.step_trace import StepTrace
 from autopart.runtime.measuring.stopwatch import summarize
 from autopart.schedules.actions import Op
+from autopart.text import counted
 
 _UNDISTURBED = 0.95
 """Share of core time below which other processes have disturbed the run."""
@@ -140,7 +141,7 @@ def run_notes(runs: Sequence[RankRun], settings: RunSettings, degree: int) -> tu
     notes: list[str] = []
     if degree > 1:
         notes.append(
-            f"each rank is a tensor group of {degree} processes; times and bytes are its first one's"
+            f"each rank is a tensor group of {counted(degree, 'process', 'processes')}; times and bytes are its first one's"
         )
     if settings.autocast:
         notes.append("under autocast to bfloat16, which the prediction does not include")

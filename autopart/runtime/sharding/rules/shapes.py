@@ -143,7 +143,7 @@ def shard_slice(graph: LocalGraph, node: fx.Node) -> None:
         graph.put(node, state, aten.alias.default, (graph.local(x),))
         return
     start = (node.args[2] if len(node.args) > 2 else 0) or 0
-    graph.fail(node, f"{name} from {start} cuts the sharded dimension of '{x.name}'")
+    graph.fail(node, f"{name} from {start} on cuts the sharded dimension of '{x.name}'")
 
 
 def shard_concatenation(graph: LocalGraph, node: fx.Node) -> None:
