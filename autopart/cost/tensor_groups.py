@@ -8,9 +8,12 @@ follows is an ordinary problem over these GPUs, and every formula and bound hold
     cluster   G / t ranks per node; each has one GPU's memory, links and share of the host and of the rails
 
 Symbols   C    seconds of a layer's collectives of I beneath W;  W  its weight gradients
-          e    max(0, C - W), their exposed part in a whole backward
+          e    their exposed part in a whole backward: max(0, C - W) with Megatron's collectives, else C
 
     whole backward    I + e + W          split backward    I + C, later W
+
+Megatron starts these collectives before W. The executor waits for each before it goes on, and so hides none; nor
+do frameworks on DTensor, whose products compute W together with I.
 """
 
 from collections.abc import Callable
@@ -26,6 +29,10 @@ from autopart.records.layer_graph import Layer, LayerGraph
 from autopart.records.network import Network
 from autopart.records.problem import Problem
 from autopart.records.tensor_variants import Collective, TensorVariant
+from autopart.records.training import Training
+
+HIDING = ("megatron",)
+"""The values of `--sync` whose frameworks run collectives of I beside W."""
 
 
 def problem_of_groups(problem: Problem, variant: TensorVariant | None) -> Problem:
@@ -34,7 +41,7 @@ def problem_of_groups(problem: Problem, variant: TensorVariant | None) -> Proble
         return problem
     return msgspec.structs.replace(
         problem,
-        graph=layers_of_group(variant, problem.cluster),
+        graph=layers_of_group(variant, problem.cluster, problem.training),
         cluster=cluster_of_groups(problem.cluster, variant.degree),
     )
 
@@ -74,7 +81,7 @@ def _network_of_groups(cluster: Cluster, degree: int) -> Network | None:
     )
 
 
-def layers_of_group(variant: TensorVariant, cluster: Cluster) -> LayerGraph:
+def layers_of_group(variant: TensorVariant, cluster: Cluster, training: Training) -> LayerGraph:
     """A variant's layers with the seconds of their collectives, on the first GPUs of a node."""
     # `on_ranks` divides layer times by this speed later. Collectives are not slowed down by compute.
     speed = slowest_speed(cluster, ())
@@ -85,14 +92,20 @@ def layers_of_group(variant: TensorVariant, cluster: Cluster) -> LayerGraph:
 
     own = {one.layer: one.collectives for one in variant.collectives}
     layers = tuple(
-        _with_collectives(layer, own[layer.name], seconds) if own.get(layer.name) else layer
+        _with_collectives(layer, own[layer.name], seconds, hides=training.sync in HIDING)
+        if own.get(layer.name)
+        else layer
         for layer in variant.graph.layers
     )
     return msgspec.structs.replace(variant.graph, layers=layers)
 
 
 def _with_collectives(
-    layer: Layer, collectives: tuple[Collective, ...], seconds: Callable[[Collective], float]
+    layer: Layer,
+    collectives: tuple[Collective, ...],
+    seconds: Callable[[Collective], float],
+    *,
+    hides: bool,
 ) -> Layer:
     """The layer with the seconds of its collectives; see the formulas above."""
 
@@ -102,8 +115,8 @@ def _with_collectives(
         )
         return sum((seconds(one) for one in alike), 0.0)
 
-    hidden = total(beneath="weight_grad")
-    exposed = max(0.0, hidden - layer.weight_grad_time)
+    beneath = total(beneath="weight_grad")
+    exposed = max(0.0, beneath - layer.weight_grad_time) if hides else beneath
     recompute, once = layer.recompute, total(phase="step")
     if recompute is not None:
         again = recompute.extra_time + total(recomputed=True)
@@ -114,7 +127,7 @@ def _with_collectives(
         input_grad_time=layer.input_grad_time + total(phase="input_grad", beneath=None) + exposed,
         weight_grad_time=layer.weight_grad_time + total(phase="weight_grad"),
         # A split backward puts W off, which then hides nothing.
-        split_time=layer.split_time + hidden - exposed,
+        split_time=layer.split_time + beneath - exposed,
         update_time=layer.update_time + once,
         unshared_update_time=once or layer.unshared_update_time,
         recompute=recompute,

@@ -14,7 +14,7 @@ from autopart.records.cluster import Cluster, Link, host_share
 from autopart.records.layer_graph import Recompute
 from autopart.records.network import Network
 from autopart.records.tensor_variants import Collective, LayerCollectives, TensorVariant
-from autopart.records.training import Training
+from autopart.records.training import Sync, Training
 from tests.support.problems import chain_graph, cluster, layer, problem
 
 SHAPES = [(gpus, t) for gpus in (2, 4, 6, 8) for t in (2, 3, 4, 8) if gpus % t == 0]
@@ -119,6 +119,7 @@ def test_seconds_of_collectives_are_added_to_their_phase():
             Collective(kind="all_reduce", bytes=7, phase="step"),
         ),
         cluster(intra_node=SECOND),
+        Training(),
     )
     first, second = graph.layers
     assert first.forward_time == 1 + 8 + 2
@@ -128,13 +129,21 @@ def test_seconds_of_collectives_are_added_to_their_phase():
     assert second == layer("b")
 
 
-@pytest.mark.parametrize(("size", "exposed"), [(0.25, 0.0), (1.0, 0.0), (3.0, 2.0)])
-def test_a_collective_beneath_w_is_exposed_beyond_it_and_whole_in_a_split_backward(
-    size: float, exposed: float
+@pytest.mark.parametrize(
+    ("sync", "size", "exposed"),
+    [
+        ("megatron", 0.25, 0.0),
+        ("megatron", 1.0, 0.0),
+        ("megatron", 3.0, 2.0),
+        *((other, 0.25, 0.25) for other in ("end", "overlap", "ddp", "fsdp2", "deepspeed")),
+    ],
+)
+def test_megatron_hides_a_collective_beneath_w_in_a_whole_backward(
+    sync: Sync, size: float, exposed: float
 ):
     beneath = Collective(kind="all_reduce", bytes=4, phase="input_grad", beneath="weight_grad")
     slow = cluster(intra_node=Link(bandwidth=4 / size))
-    first = layers_of_group(variant(beneath), slow).layers[0]
+    first = layers_of_group(variant(beneath), slow, Training(sync=sync)).layers[0]
     whole = first.input_grad_time + first.weight_grad_time
     assert whole == pytest.approx(2 + exposed)
     # The split backward's I has the whole collective, and W is as it was.
@@ -147,6 +156,7 @@ def test_compute_slows_down_layers_and_not_their_collectives():
     beneath = Collective(kind="all_reduce", bytes=5, phase="input_grad", beneath="weight_grad")
     slow = cluster(intra_node=SECOND, compute_slowdown=2.0)
     asked = problem(chain_graph(layer("a"), layer("b")), cluster=slow)
+    asked = msgspec.structs.replace(asked, training=Training(sync="megatron"))
     groups = problem_of_groups(asked, variant(there, beneath))
     (totals,) = stage_totals(groups.graph, ((0, 1),))
     placed = on_replicas(totals, groups, 1, 0.5)

@@ -85,7 +85,7 @@ def draw_case(kind: str, seed: int) -> Case:
             style = style._replace(shapes=SPREADS)
     elif kind == "tensor degrees":
         style = _mixture(rng, style)._replace(mixed_gpus=False, network=rng.random() < 0.5)
-        style = style._replace(overlap=style.network and rng.random() < 0.4)
+        style = style._replace(overlap=style.network and rng.random() < 0.6)
     elif rng.random() < 0.15:
         style = style._replace(pins=True)
     if kind == "every order" and rng.random() < 0.3:

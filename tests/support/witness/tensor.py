@@ -102,7 +102,7 @@ def problem_of_degree(problem: Problem, variant: TensorVariant) -> Problem:
     """The problem over one GPU of each tensor group."""
     cluster, own = problem.cluster, {one.layer: one.collectives for one in variant.collectives}
     layers = tuple(
-        _layer(problem.cluster, layer, own.get(layer.name, ()), variant.degree)
+        _layer(problem, layer, own.get(layer.name, ()), variant.degree)
         for layer in variant.graph.layers
     )
     groups = cluster.gpus_per_node // variant.degree
@@ -139,8 +139,8 @@ def _network(network: Network, gpus: int, degree: int) -> Network:
     )
 
 
-def _layer(cluster: Cluster, layer: Layer, collectives: Sequence[Collective], degree: int) -> Layer:
-    """The layer with its collectives, which compute does not slow down."""
+def _layer(problem: Problem, layer: Layer, collectives: Sequence[Collective], degree: int) -> Layer:
+    """The layer with its collectives, which compute does not slow down. Only Megatron hides some."""
     spent = {
         "forward": 0.0,
         "again": 0.0,
@@ -150,10 +150,11 @@ def _layer(cluster: Cluster, layer: Layer, collectives: Sequence[Collective], de
         "step": 0.0,
     }
     for one in collectives:
-        took = _seconds(cluster, one, degree) / cluster.compute_slowdown
+        took = _seconds(problem.cluster, one, degree) / problem.cluster.compute_slowdown
         spent["beneath" if one.beneath else one.phase] += took
         spent["again"] += took if one.recomputed else 0.0
-    hidden = min(spent["beneath"], layer.weight_grad_time)
+    could_hide = min(spent["beneath"], layer.weight_grad_time)
+    hidden = could_hide if problem.training.sync == "megatron" else 0.0
     recompute = layer.recompute
     if recompute is not None:
         recompute = msgspec.structs.replace(
