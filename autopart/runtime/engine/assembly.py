@@ -63,8 +63,7 @@ def make_executor(
     holders = _holders(plan, programs)
     part = _part(plan, programs, holders, device, watcher)
     if shards is not None:
-        owned = tuple(name for name in part.owned if shards.counts(name))
-        part = replace(part, shards=shards, owned=owned)
+        part = replace(part, shards=shards)
     if backend == "torch":
         return TorchBackend(plan, part)
     if (sync or plan.training.sync) == "overlap":

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from torch import distributed
 
 from autopart.runtime.engine.rank_executor import RankExecutor
 
@@ -30,7 +31,8 @@ def global_norm(executor: RankExecutor) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.float64, device=executor.device)
     for gradient in _gradients(executor, executor.owned):
         total += torch.linalg.vector_norm(gradient, dtype=_wide(gradient)).double().square()
-    return executor.total(total).sqrt()
+    distributed.all_reduce(total)
+    return total.sqrt()
 
 
 def unscale(executor: RankExecutor, scale: float) -> bool:
@@ -39,7 +41,8 @@ def unscale(executor: RankExecutor, scale: float) -> bool:
     for gradient in _gradients(executor, executor.parameters):
         gradient.div_(scale)
         bad += torch.isfinite(gradient).logical_not().any().int()
-    return executor.total(bad).item() == 0
+    distributed.all_reduce(bad)
+    return bad.item() == 0
 
 
 def _gradients(executor: RankExecutor, names: Iterable[str]) -> list[torch.Tensor]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import distributed
 
 from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.engine.stage import Leaves, stage_buffers, stage_parameters
@@ -30,7 +29,7 @@ class RankPart:
     hosts: Mapping[int, HostStash | None]
     """Host memory for the stashes of each stage's offloaded layers; None without such layers."""
     owned: tuple[str, ...]
-    """Names of parameters that no lower rank holds. Over all processes each element occurs once."""
+    """Names of parameters that no lower rank holds. Over all ranks each parameter occurs once."""
     sums: GradientSum
     num_microbatches: int
     """Microbatches per step, over all replicas."""
@@ -77,11 +76,6 @@ class RankExecutor:
     def shards(self) -> RankShards | None:
         """This process's shards; None with tensor degree 1."""
         return self._part.shards
-
-    def total(self, number: torch.Tensor) -> torch.Tensor:
-        """The sum of a number over all processes. Collective over them."""
-        distributed.all_reduce(number)
-        return number if self.shards is None else self.shards.total(number)
 
     @property
     def buffers(self) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import distributed
@@ -106,6 +107,11 @@ class ProcessRanks(TensorGroup):
         return result
 
 
+T = TypeVar("T")
+Given = Sequence[Sequence[torch.Tensor]]
+"""The tensors of each rank."""
+
+
 class ThreadRanks(TensorGroup):
     """Ranks that are threads in one process. `run` starts them."""
 
@@ -145,23 +151,29 @@ class ThreadRanks(TensorGroup):
 
     def all_reduce(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
         """Return the threads' sum or maximum, added in the order of the ranks."""
-        stacked = torch.stack([given[0] for given in self._exchanged((tensor,))])
-        return stacked.amax(0) if operation == "max" else stacked.sum(0)
+
+        def over_ranks(given: Given) -> torch.Tensor:
+            stacked = torch.stack([of_rank[0] for of_rank in given])
+            return stacked.amax(0) if operation == "max" else stacked.sum(0)
+
+        return self._exchanged((tensor,), over_ranks)
 
     def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return every thread's tensor."""
-        return [given[0] for given in self._exchanged((tensor,))]
+        return self._exchanged((tensor,), lambda given: [of_rank[0].clone() for of_rank in given])
 
     def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the sum of the calling thread's part."""
         rank = self.rank()
-        return torch.stack([given[rank] for given in self._exchanged(parts)]).sum(0)
+        return self._exchanged(
+            parts, lambda given: torch.stack([of_rank[rank] for of_rank in given]).sum(0)
+        )
 
-    def _exchanged(self, tensors: Sequence[torch.Tensor]) -> list[Sequence[torch.Tensor]]:
+    def _exchanged(self, tensors: Sequence[torch.Tensor], read: Callable[[Given], T]) -> T:
         self._given[self.rank()] = tensors
         self._barrier.wait()
-        found = list(self._given)
-        # Nobody may give anew before everybody has read.
+        found = read(self._given)
+        # Nobody may give anew, or change what it gave, before everybody has read.
         self._barrier.wait()
         return found
 

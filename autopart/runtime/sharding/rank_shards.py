@@ -45,11 +45,6 @@ class RankShards:
                 return self._sharded.layer_of.get(node.name, "the model")
         return None
 
-    def counts(self, name: str) -> bool:
-        """Whether this rank counts for the parameter where each element counts once in the group."""
-        shard = self._sharded.shards.get(name)
-        return self.rank % shard.copies == 0 if shard is not None else self.rank == 0
-
     def sum_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Replace each gradient that ranks of the group hold in parts by its sum. Collective in the group.
 
@@ -67,10 +62,6 @@ class RankShards:
                 first = self.rank - self.rank % copies
                 same = self._group.all_gather(gradient)[first : first + copies]
                 gradient.copy_(torch.stack(list(same)).sum(0))
-
-    def total(self, number: torch.Tensor) -> torch.Tensor:
-        """The sum of a number over the group. Collective in the group."""
-        return self._group.all_reduce(number, "sum")
 
     def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Whole parameters, or their summed gradients, from those of all ranks. Collective in the group."""

@@ -1,36 +1,58 @@
-"""One rank's shards: whom it counts for, and what cannot be checked."""
+"""One rank's shards: what it owes its group, and what cannot be checked."""
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
-from autopart.runtime.capture.capture import capture_model
+from autopart.runtime.capture.capture import Captured, capture_model
 from autopart.runtime.models.model import TrainingModel
-from autopart.runtime.sharding.groups import LoneRank
+from autopart.runtime.sharding.groups import LoneRank, ThreadRanks
 from autopart.runtime.sharding.rank_shards import RankShards
-from autopart.runtime.sharding.shard import shard_graph
+from autopart.runtime.sharding.shard import ShardedGraph, shard_graph
+from autopart.runtime.sharding.states import ParameterShard
 
 WIDTH = 16
 
 
-def shards(probability: float) -> RankShards:
-    """Shards of a column-split product, a dropout and a row-split product."""
+def capture(probability: float) -> Captured:
+    """A product that is split by columns, a dropout, and a product that is split by rows."""
     layers = [nn.Linear(WIDTH, 2 * WIDTH), nn.Dropout(probability), nn.Linear(2 * WIDTH, WIDTH)]
     model = TrainingModel(nn.Sequential(*layers), nn.functional.mse_loss)
     batch = ((torch.randn(4, WIDTH),), torch.randn(4, WIDTH))
-    captured = capture_model(model, batch, granularity="module")
-    return RankShards(shard_graph(captured, 2), LoneRank(2))
+    return capture_model(model, batch, granularity="module")
 
 
 @pytest.mark.parametrize(("probability", "found"), [(0.5, "1"), (0.0, None)])
 def test_dropout_on_shards_is_found(probability: float, found: str | None) -> None:
-    assert shards(probability).draws_on_shards() == found
+    shards = RankShards(shard_graph(capture(probability), 2), LoneRank(2))
+    assert shards.draws_on_shards() == found
 
 
-def test_every_element_of_a_parameter_counts_once_in_a_group() -> None:
-    rank = shards(0.0)
-    names = [name for name, _ in rank.local().module.named_parameters()]
-    assert len(names) == 4 and all(map(rank.counts, names))
-    rank.rank = 1
-    # The bias behind the row-split product is whole on each rank. The other three are sharded.
-    assert [name for name in names if not rank.counts(name)] == ["2.bias"]
+def test_gradients_that_ranks_hold_in_parts_are_summed() -> None:
+    """Whole parameters with partial gradients, and slices that several ranks hold; no others."""
+    group = ThreadRanks(4)
+    sharded = ShardedGraph(
+        captured=capture(0.0),
+        degree=4,
+        sequence_parallel=False,
+        graph=fx.Graph(),
+        states={},
+        layer_of={},
+        shards={"shared": ParameterShard(0, copies=2), "own": ParameterShard(0)},
+        partial_parameters=frozenset({"partial"}),
+        whole_operations=(),
+    )
+    found: dict[int, dict[str, float]] = {}
+
+    def work(rank: int) -> None:
+        parameters = {n: nn.Parameter(torch.zeros(2)) for n in ("shared", "own", "partial", "none")}
+        for name in ("shared", "own", "partial"):
+            parameters[name].grad = torch.full((2,), 10.0**rank)
+        RankShards(sharded, group).sum_gradients(parameters)
+        assert parameters["none"].grad is None
+        found[rank] = {n: float(p.grad[0]) for n, p in parameters.items() if p.grad is not None}
+
+    group.run(work)
+    assert [found[rank]["own"] for rank in range(4)] == [1, 10, 100, 1000]
+    assert [found[rank]["partial"] for rank in range(4)] == [1111] * 4
+    assert [found[rank]["shared"] for rank in range(4)] == [11, 11, 1100, 1100]

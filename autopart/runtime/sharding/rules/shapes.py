@@ -1,8 +1,8 @@
 """Operations that move or divide dimensions: views, transpositions, splits, slices, concatenations.
 
-They change places, never numbers. The slice of the result is the result on the slice wherever the
-sharded dimension stays one of its own, or is the outermost of the dimensions that it is merged with
-or divided into. Otherwise a rank's slice would not be contiguous, and the rule fails.
+They change places, never numbers. A sharded dimension may stay one of its own. It may also be merged
+with others or divided, if it is the outermost of them. Then the slice of the result is the result on
+the slice. Otherwise a rank's slice would not be contiguous, and the rule fails.
 """
 
 import math
@@ -47,14 +47,11 @@ def shard_view(graph: LocalGraph, node: fx.Node) -> None:
 
 def shard_expand(graph: LocalGraph, node: fx.Node) -> None:
     """Repeat dimensions that are whole: each rank repeats its slice."""
-    x, sizes = node.args[:2]
-    assert isinstance(x, fx.Node)
-    assert isinstance(sizes, list | tuple)
-    graph.settle(x)
-    state = graph.states[x]
-    if state.kind != "sharded":
-        graph.put_whole(node)
+    operand, sizes = _sharded_operand(graph, node), node.args[1]
+    if operand is None:
         return
+    x, state = operand
+    assert isinstance(sizes, list | tuple)
     dim = state.dim + len(graph.shape(node)) - len(graph.shape(x))
     local: list[Any] = list(sizes)
     local[dim] = -1
@@ -64,13 +61,10 @@ def shard_expand(graph: LocalGraph, node: fx.Node) -> None:
 
 def shard_permutation(graph: LocalGraph, node: fx.Node) -> None:
     """Move the sharded dimension to its new place."""
-    x = node.args[0]
-    assert isinstance(x, fx.Node)
-    graph.settle(x)
-    state = graph.states[x]
-    if state.kind != "sharded":
-        graph.put_whole(node)
+    operand = _sharded_operand(graph, node)
+    if operand is None:
         return
+    x, state = operand
     rank = len(graph.shape(x))
     order = list(range(rank))
     if operation_name(node) == "permute":
@@ -89,20 +83,16 @@ def shard_division(graph: LocalGraph, node: fx.Node) -> None:
 
     Each rank has its slice of each part. So the local dimension divides into the parts' slices.
     """
-    x = node.args[0]
-    assert isinstance(x, fx.Node)
-    graph.settle(x)
-    state = graph.states[x]
-    if state.kind != "sharded":
-        graph.put_whole(node)
+    operand = _sharded_operand(graph, node)
+    if operand is None:
         return
+    x, state = operand
     shape, name = graph.shape(x), operation_name(node)
     place = 1 if name == "unbind" else 2
     given = node.args[place] if len(node.args) > place else node.kwargs.get("dim", 0)
     dim = int(given) % len(shape)  # pyright: ignore[reportArgumentType]
     if dim != state.dim:
-        moved = state.dim - (name == "unbind" and dim < state.dim)
-        graph.put_copied(node, sharded(moved, state.parts, state.copies), graph.local)
+        _put_along_another(graph, node, state, dim, drops=name == "unbind")
         return
     sizes = _division(name, shape[dim], node)
     if name == "unbind" or state.parts != sizes:
@@ -125,18 +115,14 @@ def shard_element(graph: LocalGraph, node: fx.Node) -> None:
 
 def shard_slice(graph: LocalGraph, node: fx.Node) -> None:
     """Take a range, or one place, of a whole dimension, or exactly one part of a sharded one."""
-    x = node.args[0]
-    assert isinstance(x, fx.Node)
-    graph.settle(x)
-    state = graph.states[x]
-    if state.kind != "sharded":
-        graph.put_whole(node)
+    operand = _sharded_operand(graph, node)
+    if operand is None:
         return
+    x, state = operand
     shape, name = graph.shape(x), operation_name(node)
     dim = int(node.args[1] if len(node.args) > 1 else 0) % len(shape)  # pyright: ignore[reportArgumentType]
     if dim != state.dim:
-        moved = state.dim - (name == "select" and dim < state.dim)
-        graph.put_copied(node, sharded(moved, state.parts, state.copies), graph.local)
+        _put_along_another(graph, node, state, dim, drops=name == "select")
         return
     taken = graph.shape(node)[dim] if name == "slice" else 0
     if taken == shape[dim]:
@@ -174,6 +160,26 @@ def shard_concatenation(graph: LocalGraph, node: fx.Node) -> None:
         return graph.local(piece) if is_sharded else graph.slice_of(piece, node, state)
 
     graph.put_copied(node, sharded(moved, state.parts, state.copies), local)
+
+
+def _sharded_operand(graph: LocalGraph, node: fx.Node) -> tuple[fx.Node, ShardState] | None:
+    """Return the first operand and its state where it is sharded; else write the node whole."""
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    graph.settle(x)
+    state = graph.states[x]
+    if state.kind == "sharded":
+        return x, state
+    graph.put_whole(node)
+    return None
+
+
+def _put_along_another(
+    graph: LocalGraph, node: fx.Node, state: ShardState, dim: int, *, drops: bool
+) -> None:
+    """Write an operation along a whole dimension `dim`, which the result may lack (`drops`)."""
+    moved = state.dim - (drops and dim < state.dim)
+    graph.put_copied(node, sharded(moved, state.parts, state.copies), graph.local)
 
 
 class _Group(NamedTuple):
