@@ -29,8 +29,8 @@ from autopart.runtime.job.status_board import (
 from autopart.runtime.job.tensor_ranks import (
     agree_in_group,
     group_place,
+    lost_process,
     meet_group,
-    process_of,
 )
 from autopart.runtime.job.training import Place, Report, train
 from autopart.runtime.job.world import World
@@ -132,8 +132,7 @@ def _run(
     try:
         result = train(plan, settings, place, status_board, report if world.rank == 0 else None)
     except LostRank as error:
-        if error.other_rank is not None:
-            error.other_rank = process_of(error.other_rank, at.place, degree)
+        error.other_rank = lost_process(error, at.place, degree)
         raise
     status_board.done()
     # No process leaves before all have come here: rank 0 may serve the store.

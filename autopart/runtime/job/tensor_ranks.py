@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from autopart.errors import RunError
+from autopart.runtime.engine.failures import LostRank
 from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.sharding.groups import ProcessRanks, TensorGroup
 
@@ -33,9 +34,12 @@ def group_place(process: int, degree: int) -> GroupPlace:
     return GroupPlace(*divmod(process, degree))
 
 
-def process_of(rank: int, place: int, degree: int) -> int:
-    """Return the process with a place in the tensor group that is `rank` of the plan."""
-    return rank * degree + place
+def lost_process(error: LostRank, place: int, degree: int) -> int | None:
+    """Return the process that is gone; None where it may be any.
+
+    The world of a place counts tensor groups. All else counts processes.
+    """
+    return None if error.other_rank is None else error.other_rank * degree + place
 
 
 def meet_group(
