@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from autopart.errors import ModelError
+from autopart.errors import ModelError, RunError
 from autopart.records.plan import Plan, cast_of
 from autopart.records.run_result import CheckResult
 from autopart.records.training import has_master_copies
@@ -38,6 +38,11 @@ from autopart.text import counted
 from autopart.zoo.source import ModelSource
 
 T = TypeVar("T")
+
+_OTHER_ORDER = (
+    "a tensor group adds in another order than the plain model, so a ReLU with an input near 0 may switch in "
+    "float32; autopart profile --tensor checks the shards in float64"
+)
 
 
 class Comparison:
@@ -126,7 +131,12 @@ class Comparison:
             )
         if not self._has_buffers:
             notes.append("buffers were not compared: each replica sees its own microbatches only")
-        return outcome(self._check, losses, dropouts, notes)
+        try:
+            return outcome(self._check, losses, dropouts, notes)
+        except RunError as error:
+            if self._executor.shards is None:
+                raise
+            raise RunError(f"{error}; {_OTHER_ORDER}") from None
 
     def _gradients(self) -> Tensors:
         self._executor.complete_gradients()

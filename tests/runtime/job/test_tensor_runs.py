@@ -7,7 +7,7 @@ import pytest
 
 from autopart.records.plan import Plan, num_processes
 from autopart.records.run_result import CheckResult
-from autopart.runtime.engine.run_settings import RunSettings
+from autopart.runtime.engine.run_settings import RunKeywords, RunSettings
 from autopart.runtime.job.launch import run_plan
 from autopart.schedules.catalogue import KINDS, make_schedule
 from tests.support.pictures import place_stages
@@ -120,11 +120,23 @@ def test_zero1_shards_the_state_of_equal_places(four_ranks: RankPool, sync: str)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [{"backend": "torch"}, {"autocast": True}])
+def test_torchs_schedules_and_autocast_run_on_shards(
+    four_ranks: RankPool, options: RunKeywords
+) -> None:
+    plan = in_groups(of_shape(LLAMA, "2 stages x 2"), 2, sequence_parallel=True)
+    settings = RunSettings(model=LLAMA, **{"steps": 1, "check": True, **options})
+    result = four_ranks.call(run_groups, plan, settings)[0]
+    assert result.check.num_parameters > 5
+
+
+@pytest.mark.slow
 def test_the_check_misses_the_sums_over_a_group(four_ranks: RankPool) -> None:
     plan = in_groups(of_shape(LLAMA, "2 stages x 2"), 2, sequence_parallel=True)
     settings = RunSettings(model=LLAMA, steps=1, check=True)
     said = four_ranks.call(run_without_group_sums, plan, settings)[0]
     assert "differs from the plain model" in said and "norm" in said
+    assert "a tensor group adds in another order" in said
 
 
 @pytest.mark.slow
