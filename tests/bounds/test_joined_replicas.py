@@ -1,4 +1,3 @@
-import itertools
 import random
 
 import msgspec
@@ -14,40 +13,22 @@ from autopart.bounds.uneven_replicas import ReplicaBounds
 from autopart.cost.cuts import all_cuts
 from autopart.pricing import price
 from autopart.records.layouts import layouts_of
-from autopart.records.problem import Demands, Problem
-from tests.bounds.test_waiting_replicas import PER_STAGE, random_lists
+from autopart.records.problem import Demands
 from tests.support.problems import chain_graph, cluster, layer, problem, random_problem
 from tests.support.seeds import seeds
-
-
-def drawn_problem(rng: random.Random) -> Problem:
-    """A random problem with up to 40 microbatches on up to 24 GPUs."""
-    drawn = random_problem(rng, branching=rng.random() < 0.2, tight=False)
-    machine = msgspec.structs.replace(
-        drawn.cluster, num_nodes=rng.choice([1, 3]), gpus_per_node=rng.choice([3, 5, 8])
-    )
-    return msgspec.structs.replace(
-        drawn, cluster=machine, demands=PER_STAGE, num_microbatches=rng.randint(1, 40)
-    )
+from tests.support.uneven_problems import random_lists, random_path, stages_along, uneven_problem
 
 
 @pytest.mark.parametrize("seed", seeds(40, 2500, slow=600))
 def test_no_partition_is_faster_than_a_value_that_joined_lists_refute(seed: int):
     rng = random.Random(71_000 + seed)
-    asked = drawn_problem(rng)
+    asked = uneven_problem(rng)
     cuts = all_cuts(asked.graph)
     for layout in layouts_of(asked, random_lists(asked, rng)):
-        path, sizes = [0], cuts.ahead.sum(axis=1)
-        for left in range(len(layout.stage_ranks) - 1, -1, -1):
-            # Each stage behind needs a layer.
-            ends = np.flatnonzero(cuts.nested[path[-1]] & (len(asked.graph.layers) - sizes >= left))
-            path.append(int(rng.choice(ends)) if left else len(cuts.nested) - 1)
-        if not all(cuts.nested[i, j] for i, j in itertools.pairwise(path)):
+        path = random_path(cuts, len(layout.stage_ranks), rng)
+        if path is None:
             continue
-        stages = tuple(
-            tuple(int(l) for l in np.flatnonzero(cuts.ahead[j] & ~cuts.ahead[i]))
-            for i, j in itertools.pairwise(path)
-        )
+        stages = stages_along(cuts, path)
         step = price(asked, layout, stages).prediction.step_time * (1 + 1e-9)
         # With the demanded number of stages the bounds are larger.
         own = Demands(

@@ -1,7 +1,6 @@
 import itertools
 import random
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -12,11 +11,15 @@ from autopart.bounds.waiting_replicas import at_first_cut, behind_stage
 from autopart.cost.cuts import all_cuts
 from autopart.pricing import price
 from autopart.records.layouts import Layout, layouts_of
-from autopart.records.problem import Demands, Problem
-from tests.support.problems import chain_graph, cluster, layer, problem, random_problem
+from autopart.records.problem import Demands
+from tests.support.problems import chain_graph, cluster, layer, problem
 from tests.support.seeds import seeds
-
-PER_STAGE = Demands(replicas_per_stage=True)
+from tests.support.uneven_problems import (
+    random_lists,
+    random_path,
+    stages_along,
+    uneven_problem,
+)
 
 
 def leaves_open(bounds: ReplicaBounds, layout: Layout, path: tuple[int, ...], value: float) -> bool:
@@ -35,43 +38,19 @@ def leaves_open(bounds: ReplicaBounds, layout: Layout, path: tuple[int, ...], va
     return True
 
 
-def random_lists(asked: Problem, rng: random.Random) -> tuple[int, ...]:
-    """Random replicas for each stage, as many stages and ranks as there may be."""
-    gpus = asked.cluster.num_nodes * asked.cluster.gpus_per_node
-    most = rng.randint(1, min(len(asked.graph.layers), gpus))
-    counts = [1] * most
-    for _ in range(rng.randint(0, gpus - most)):
-        counts[rng.randrange(most)] += 1
-    return tuple(min(count, asked.num_microbatches) for count in counts)
-
-
 @pytest.mark.parametrize("seed", seeds(50, 3500, slow=1000))
 def test_no_partition_is_faster_than_its_replicas_waiting_says(seed: int):
     rng = random.Random(seed)
-    drawn = random_problem(rng, branching=rng.random() < 0.2, tight=False)
-    machine = msgspec.structs.replace(
-        drawn.cluster, num_nodes=rng.choice([1, 3]), gpus_per_node=rng.choice([3, 5, 8])
-    )
-    asked = msgspec.structs.replace(
-        drawn, cluster=machine, demands=PER_STAGE, num_microbatches=rng.randint(1, 40)
-    )
+    asked = uneven_problem(rng)
     cuts = all_cuts(asked.graph)
     bounds = ReplicaBounds(asked, cuts)
     for layout in layouts_of(asked, random_lists(asked, rng)):
-        path = [0]
-        for left in range(len(layout.stage_ranks) - 1, -1, -1):
-            sizes = cuts.ahead.sum(axis=1)
-            # Each stage behind needs a layer.
-            ends = np.flatnonzero(cuts.nested[path[-1]] & (len(asked.graph.layers) - sizes >= left))
-            path.append(int(rng.choice(ends)) if left else len(cuts.nested) - 1)
-        if not all(cuts.nested[i, j] for i, j in itertools.pairwise(path)):
+        path = random_path(cuts, len(layout.stage_ranks), rng)
+        if path is None:
             continue
-        stages = tuple(
-            tuple(int(l) for l in np.flatnonzero(cuts.ahead[j] & ~cuts.ahead[i]))
-            for i, j in itertools.pairwise(path)
-        )
+        stages = stages_along(cuts, path)
         step = price(asked, layout, stages).prediction.step_time
-        assert leaves_open(bounds, layout, tuple(path), step * (1 + 1e-9))
+        assert leaves_open(bounds, layout, path, step * (1 + 1e-9))
 
 
 def test_stages_whose_replicas_do_not_match_are_known_to_wait():
