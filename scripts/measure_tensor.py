@@ -2,7 +2,7 @@
 
 Usage: .venv/bin/python scripts/measure_tensor.py [--profiles FOLDER] [--rows llama-70b:16 ...] [--time-limit 400]
 
-Each row is a Llama on so many H100 in nodes of 8, with ZeRO-1: bfloat16, one sequence of 4,096 tokens per microbatch, tensor
+Each row is a Llama on so many H100 in nodes of 8, with ZeRO-1 and `--sync megatron`: bfloat16, one sequence of 4,096 tokens per microbatch, tensor
 degrees 1, 2, 4 and 8, 4 samples per GPU and step. The plan is the best over all degrees with `--recompute auto`. The other
 one is the best with degree 8 and equally many layers per stage, where no layer, the cheap part of all layers, or every layer
 is recomputed.
@@ -150,7 +150,7 @@ def profile_of(model: str, folder: Path) -> autopart.Profile:
 def measured(profile: autopart.Profile, gpus: int, time_limit: float) -> dict[str, object]:
     """One row: the plan, its figures, and the uniform plan beside it."""
     cluster = autopart.cluster_of(GPU, gpus, nodes=max(1, gpus // GPUS_PER_NODE))
-    options: dict[str, Any] = {"zero1": True, "time_limit": time_limit}
+    options: dict[str, Any] = {"zero1": True, "sync": "megatron", "time_limit": time_limit}
     options |= ON_ONE_NODE if gpus <= GPUS_PER_NODE else {}
     row: dict[str, object] = {"model": profile.source.model, "gpus": gpus}
     began = time.process_time()
