@@ -131,7 +131,13 @@ def test_some_alterations_are_refused_or_harmless(kind: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(k, marks=pytest.mark.long if k.startswith("orders of their own") else ())
+        for k in KINDS
+    ],
+)
 def test_every_alteration_is_refused_or_harmless(kind: str):
     plan, profiles = plan_of_kind(kind)
     check_refused_or_harmless(plan, profiles, alterations(json.loads(encode(plan))))

@@ -14,10 +14,10 @@ from autopart.pricing import price
 from autopart.records.cluster import num_gpus
 from autopart.records.layouts import layouts_of
 from autopart.records.problem import Problem
-from tests.bounds.test_waiting_replicas import PER_STAGE, random_lists
 from tests.support.oracle import partitions
 from tests.support.problems import random_problem
 from tests.support.seeds import seeds
+from tests.support.uneven_problems import PER_STAGE, random_lists
 
 
 def on_nodes(rng: random.Random) -> Problem:

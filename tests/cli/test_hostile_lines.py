@@ -15,7 +15,7 @@ from tests.support.hostile_lines import VERBS, hostile_lines
 from tests.support.hostile_session import Told, fault_of, make_folder, run_lines
 
 LINES = list(hostile_lines())
-EACH = 5
+EACH = 10
 """The slow tests run every so-manieth line, the long ones all."""
 
 

@@ -71,7 +71,7 @@ def test_a_value_that_is_refuted_no_more_for_all_layouts_falls_back(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", seeds(3, 60, slow=10))
+@pytest.mark.parametrize("seed", seeds(3, 60, slow=6))
 def test_a_raised_bound_is_proven_again_and_reaches_no_plan(seed: int):
     rng = random.Random(300 + seed)
     asked = own_orders(random_problem(rng, branching=rng.random() < 0.3, tight=rng.random() < 0.6))

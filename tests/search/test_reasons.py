@@ -183,7 +183,7 @@ def check_reason(asked: Problem, said: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", seeds(1, 40, slow=5))
+@pytest.mark.parametrize("block", seeds(1, 40, slow=3))
 def test_without_the_cause_that_a_reason_names_the_reason_is_gone(block: int) -> None:
     kinds = []
     for seed in range(15 * block, 15 * block + 15):

@@ -17,6 +17,7 @@ from autopart.report.plan_table import figures, nodes_of, plan_title
 from autopart.search.planner import baselines, solve
 from tests.support.plan_kinds import RICH, ROW
 from tests.support.problems import cluster, profile
+from tests.support.seeds import seeds
 from tests.support.tensor_profiles import with_degrees
 from tests.support.witness.cases import draw_case
 from tests.support.witness.claims import judge
@@ -37,7 +38,7 @@ def test_no_claim_on_tensor_degrees_is_false(seed: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(6))
+@pytest.mark.parametrize("block", seeds(0, 6))
 def test_no_claim_on_more_tensor_degrees_is_false(block: int):
     broken = [
         (seed, claim)

@@ -17,7 +17,7 @@ from tests.support.witness.plans import random_plans, random_policies, ranks_of_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", seeds(1, 21, slow=8))
+@pytest.mark.parametrize("block", seeds(1, 21, slow=6))
 def test_the_witness_and_the_planner_price_each_plan_alike(block: int):
     """Steps and bottlenecks agree within 1e-9, bytes exactly, also on ranks in any order."""
     fitting = 0

@@ -6,13 +6,13 @@ import pytest
 def seeds(quick: int, total: int, slow: int | None = None) -> list[object]:
     """Values for `parametrize`, 0 to `total` - 1.
 
-    Seeds from `quick` on are marked slow. Seeds from `slow` on, where it is given, are marked long.
+    Seeds from `quick` on are marked slow, and from `slow` on long: without it, two thirds of them are long.
     """
+    slow = quick + -(-(total - quick) // 3) if slow is None else slow
 
     def value(n: int) -> object:
         if n < quick:
             return n
-        long = slow is not None and n >= slow
-        return pytest.param(n, marks=pytest.mark.long if long else pytest.mark.slow)
+        return pytest.param(n, marks=pytest.mark.slow if n < slow else pytest.mark.long)
 
     return [value(n) for n in range(total)]

@@ -20,11 +20,13 @@ MODELS = [f"zoo:{name}-tiny" for name in ZOO] + [
     f"tests/support/models/{n}.py" for n in HUGGING_FACE
 ]
 
-ON_FOUR_RANKS = [
-    model if any(name in model for name in ("gpt2", "encdec", "t5")) else long_tests(model)[0]
-    for model in MODELS
-]
-"""Four ranks share the cores of the machine: with most models these are long tests."""
+
+def often(*names: str) -> list[object]:
+    """The models with such names; with the others these are long tests."""
+    return [m if any(n in m for n in names) else long_tests(m)[0] for m in MODELS]
+
+
+ON_FOUR_RANKS = often("zoo:gpt2", "encdec", "t5")
 
 captured = cache(capture)
 
@@ -40,7 +42,7 @@ def checked(pool: RankPool, model: str, *cuts: float, **options: str | int) -> C
     return result.check
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", often("gpt2", "encdec", "unet", "moe", "t5"))
 def test_two_uneven_stages_train_as_the_plain_model(two_ranks: RankPool, model: str):
     check = checked(two_ranks, model, 0.3)
     assert check.losses <= 1e-6 and check.gradients <= 1e-5

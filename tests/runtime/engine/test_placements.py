@@ -14,6 +14,7 @@ from autopart.runtime.engine.run_settings import RunSettings
 from autopart.schedules.actions import Schedule
 from autopart.schedules.catalogue import KINDS, fitting_counts, make_schedule
 from autopart.schedules.check import check_schedule
+from tests.support.long_tests import long_tests
 from tests.support.pictures import place_stages
 from tests.support.runtime.on_ranks import ours_and_torchs, run, run_without_sums
 from tests.support.runtime.orders import backward_first, planned_orders, valid_orders
@@ -155,13 +156,13 @@ def test_split_backwards_train_as_the_plain_model(two_ranks: RankPool, ranks: Ra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet", "unet", "moe", "encdec", "llama", "mlp"])
+@pytest.mark.parametrize("name", ["unet", "encdec", *long_tests("resnet", "moe", "llama", "mlp")])
 def test_every_example_trains_with_split_backwards(two_ranks: RankPool, name: str):
     checked(two_ranks, plan(f"zoo:{name}-tiny", V, split_backward=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hf_gpt2", "hf_llama", "hf_bert", "hf_t5"])
+@pytest.mark.parametrize("name", ["hf_t5", *long_tests("hf_gpt2", "hf_llama", "hf_bert")])
 def test_hugging_face_models_train_with_split_backwards(two_ranks: RankPool, name: str):
     pytest.importorskip("transformers")
     checked(two_ranks, plan(f"tests/support/models/{name}.py", [[0], [1]], split_backward=True))
@@ -201,7 +202,7 @@ def edge(name: str, num_ranks: int, which: str) -> int:
     return fitting_counts(kind, num_ranks, per_rank, near)[0 if which == "fewest" else -1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["fewest", "above the stages"])
 @pytest.mark.parametrize("name", ONE_DIRECTION)
 def test_every_named_schedule_trains_as_the_plain_model_on_two_ranks(

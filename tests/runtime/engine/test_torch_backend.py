@@ -13,6 +13,7 @@ from autopart.runtime.engine.run_settings import RunSettings
 from autopart.schedules.actions import Action, Schedule
 from tests.runtime.engine.test_pipeline import assert_same
 from tests.runtime.engine.test_placements import LOOP, PIPEDREAM, V, named, plan
+from tests.support.long_tests import long_tests
 from tests.support.runtime.on_ranks import complaint_of, run
 from tests.support.runtime.orders import valid_orders
 from tests.support.runtime.own_loop import Loop, by_both_backends, in_pipeline, plain
@@ -99,7 +100,7 @@ NAMED = ("gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "interleaved-zb", "z
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED)
-@pytest.mark.parametrize("form", ["torch's class", "a file of orders"])
+@pytest.mark.parametrize("form", ["torch's class", *long_tests("a file of orders")])
 def test_every_schedule_that_torch_has_trains_as_our_loop(
     two_ranks: RankPool, name: str, form: str
 ):

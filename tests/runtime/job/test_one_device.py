@@ -15,6 +15,7 @@ from autopart.runtime.job.fake_neighbours import give_weights
 from autopart.runtime.job.one_device import planned_optimizer, run_on_one_device
 from autopart.runtime.profiling.profiler import profile_model
 from autopart.search.planner import solve
+from tests.support.long_tests import long_tests
 from tests.support.runtime.plans import capture, plan_for
 
 GPT2 = "zoo:gpt2-tiny"
@@ -41,7 +42,7 @@ def test_the_bytes_of_every_stage_are_within_5_percent_and_never_above(profile: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("microbatch_size", [1, 4])
+@pytest.mark.parametrize("microbatch_size", [1, *long_tests(4)])
 def test_skips_over_a_cut_count_once(microbatch_size: int) -> None:
     """With one sample, a skip's part of a gradient is contiguous and is sent without a copy."""
     unet = "zoo:unet-tiny"
@@ -66,7 +67,7 @@ def test_skips_over_a_cut_count_once(microbatch_size: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["zoo:mlp-tiny", "zoo:unet-tiny", "zoo:encdec-tiny"])
+@pytest.mark.parametrize("model", ["zoo:unet-tiny", *long_tests("zoo:mlp-tiny", "zoo:encdec-tiny")])
 def test_split_backwards_and_several_stages_per_rank_need_no_more_bytes_than_predicted(
     model: str,
 ) -> None:
@@ -96,7 +97,10 @@ def translation() -> Profile:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "counts",
-    [(2, 3, 3, 4), (2, 4, 2, 4), (3, 3, 2, 4), (2, 2, 4, 4), (4, 2, 2, 4), (3, 4, 2, 3)],
+    [
+        (2, 3, 3, 4),
+        *long_tests((2, 4, 2, 4), (3, 3, 2, 4), (2, 2, 4, 4), (4, 2, 2, 4), (3, 4, 2, 3)),
+    ],
 )
 def test_a_first_stage_with_both_embeddings_sums_their_gradients(
     translation: Profile, counts: tuple[int, ...]

@@ -51,7 +51,7 @@ def least_rooms(task: OrderProblem) -> tuple[int, ...]:
     )
 
 
-@pytest.mark.parametrize("block", seeds(0, 60, slow=3))
+@pytest.mark.parametrize("block", seeds(0, 60, slow=2))
 def test_the_optimizer_equals_trying_all_orders_and_none_is_faster_than_the_bound(block: int):
     """Each backward on each stage may be whole or split. About 4 of 10 problems allow splits."""
     for seed in range(5 * block, 5 * block + 5):
