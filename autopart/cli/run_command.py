@@ -45,6 +45,8 @@ def command(
             lr=step_options.lr,
             timeout=rank_options.timeout,
             device=step_options.device,
+            save=step_options.save,
+            load=step_options.load,
             seed=rank_options.seed,
             backend=engine_options.backend,
             autocast=engine_options.autocast,

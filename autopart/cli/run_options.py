@@ -47,6 +47,16 @@ class StepOptions:
     ] = None
     lr: Annotated[float | None, typer.Option(min=0.0, help="Learning rate.")] = None
     device: Device = None
+    save: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Save weights and optimizer state in a new folder."),
+    ] = None
+    load: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Continue from a folder of --save, under any plan for the model."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

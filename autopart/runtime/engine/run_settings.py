@@ -43,6 +43,10 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     was solved, and end for a framework's sync."""
     asynchronous: str | None = None
     """Asynchronous schedule, pipedream or pipedream-2bw. None means the plan's own schedule."""
+    save: str | None = None
+    """New folder for the saved state after the last step."""
+    load: str | None = None
+    """Folder with the saved state from which the run continues, under any plan for the model."""
 
 
 class RunKeywords(TypedDict, total=False):
@@ -60,6 +64,8 @@ class RunKeywords(TypedDict, total=False):
     compile: bool
     sync: Literal["end", "overlap"] | None
     asynchronous: str | None
+    save: str | None
+    load: str | None
 
 
 def optimizer_name(settings: RunSettings) -> str:
@@ -79,6 +85,7 @@ def check_settings(settings: RunSettings) -> None:
     if settings.optimizer is not None and settings.optimizer not in LEARNING_RATES:
         known = ", ".join(LEARNING_RATES)
         raise UsageError(f"unknown optimizer '{settings.optimizer}'; known: {known}")
+    _check_saved_state(settings)
     if settings.asynchronous is not None and settings.count_bytes:
         raise UsageError(
             "bytes are counted in a separate step, which an asynchronous run does not have"
@@ -96,4 +103,22 @@ def check_settings(settings: RunSettings) -> None:
         raise UsageError(
             "torch's schedules flush at the end of every step; leave out --backend torch or "
             "--asynchronous"
+        )
+
+
+def _check_saved_state(settings: RunSettings) -> None:
+    option = "--save" if settings.save is not None else "--load"
+    if settings.save is None and settings.load is None:
+        return
+    if settings.asynchronous is not None:
+        raise UsageError(
+            f"{option} saves or loads one weight version, and an asynchronous run has several; leave out "
+            f"{option} or --asynchronous"
+        )
+    if optimizer_name(settings) == "adafactor":
+        raise UsageError(f"{option} cannot save or load adafactor's state; take adamw or sgd")
+    if settings.load is not None and settings.check:
+        raise UsageError(
+            "--check trains the plain model from its first step, and --load continues from a later "
+            "one; leave one of them out"
         )

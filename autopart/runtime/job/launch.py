@@ -30,6 +30,7 @@ from autopart.runtime.engine.plan_match import check_can_run
 from autopart.runtime.engine.run_settings import RunKeywords, RunSettings, check_settings
 from autopart.runtime.job.meeting import ANSWER_SECONDS
 from autopart.runtime.job.rank import run_as_rank
+from autopart.runtime.job.saved_state import check_folder_to_save
 from autopart.runtime.job.status_board import (
     Note,
     StallDetector,
@@ -115,6 +116,8 @@ def _loaded(plan: Plan | Path | str, settings: RunSettings) -> Plan:
     check_can_run(plan, settings.backend)
     if settings.asynchronous is not None:
         rules_of(plan, settings.asynchronous)
+    if settings.save is not None:
+        check_folder_to_save(settings.save)
     return plan
 
 

@@ -33,6 +33,7 @@ from autopart.runtime.engine.rank_executor import StepExecutor
 from autopart.runtime.engine.rank_optimizer import rank_optimizer
 from autopart.runtime.engine.run_settings import RunSettings, optimizer_name
 from autopart.runtime.engine.stage import Leaves
+from autopart.runtime.engine.state_dict import all_names
 from autopart.runtime.job.rank_results import (
     RankRun,
     StepRun,
@@ -45,6 +46,7 @@ from autopart.runtime.job.rank_results import (
     step_times_of,
     update_losses_of,
 )
+from autopart.runtime.job.saved_state import load_state, save_state
 from autopart.runtime.job.status_board import SETTING_UP, StatusBoard
 from autopart.runtime.job.training_without_flush import asynchronous_run, run_without_flush
 from autopart.runtime.measuring.clock import DeviceClock, clock_of
@@ -137,7 +139,9 @@ class _Run:
         self._optimizer = rank_optimizer(
             plan, executor, optimizer_name(settings), settings.lr, scatters=True
         )
-        torch.manual_seed(settings.seed + place.rank)
+        self._first = self._loaded()
+        # Equal on all processes of a tensor group. A run that continues draws other numbers.
+        torch.manual_seed(settings.seed + place.rank + place.num_ranks * self._first)
 
     def steps(self) -> RankRun:
         """Train all steps. Collective over all ranks."""
@@ -151,6 +155,9 @@ class _Run:
         peak = peak_bytes(self._place.device)
         if self._comparison is not None:
             self._comparison.last()
+        if self._settings.save is not None:
+            self._status_board.working("saving the state", SETTING_UP)
+            save_state(self._settings.save, executor, self._optimizer, self._names)
         counted = self._counted(executor, peak) if self._settings.count_bytes else None
         return RankRun(done, peak, meter.most_bytes, tensor_bytes=counted)
 
@@ -204,6 +211,7 @@ class _Run:
         check_same_weights(model)
         if self._place.tensor is not None:
             check_same_in_group(model, self._place.tensor, self._place.device)
+        self._names = all_names(model)
         batch = example_batch(source, size, dtype=dtype, device=device, seed=seed)
         self._status_board.working("capturing the model", SETTING_UP)
         return capture_for_plan(plan, model, batch, self._autocast)
@@ -222,6 +230,14 @@ class _Run:
                 "the plain model's; set its probability to 0 for --check, or run without --check"
             )
         return shards.local(), shards
+
+    def _loaded(self) -> int:
+        """Load the state that the run continues from; return the steps done before, 0 without it."""
+        folder = self._settings.load
+        if folder is None:
+            return 0
+        self._status_board.working("loading the saved state", SETTING_UP)
+        return load_state(folder, self._executor, self._optimizer, self._names)
 
     @property
     def _autocast(self) -> torch.dtype | None:
@@ -321,7 +337,7 @@ class _Run:
 
     def _microbatches(self, executor: StepExecutor, step: int) -> dict[int, Leaves]:
         own, read = executor.microbatches, executor.inputs
-        return self._data.of_step(step, own, read, self._place.device)
+        return self._data.of_step(self._first + step, own, read, self._place.device)
 
     def _counted(self, mine: StepExecutor, peak: int) -> int:
         """Most tensor bytes, counted in one more step. A GPU's measured peak is this number."""

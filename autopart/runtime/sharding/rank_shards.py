@@ -14,7 +14,7 @@ from torch import nn
 
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.sharding.groups import TensorGroup
-from autopart.runtime.sharding.local_model import local_model, whole_tensor
+from autopart.runtime.sharding.local_model import local_model, local_tensor, whole_tensor
 from autopart.runtime.sharding.shard import ShardedGraph
 from autopart.runtime.transforms.seeded_draws import draws
 
@@ -72,3 +72,8 @@ class RankShards:
             parts = self._group.all_gather(local) if is_shard else [local]
             found[name] = whole_tensor(self._sharded, name, parts)
         return found
+
+    def own_part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """The rank's part of a whole parameter, or of its optimizer state."""
+        sharded = self._sharded
+        return local_tensor(whole, sharded.shards.get(name), sharded.degree, self.rank)

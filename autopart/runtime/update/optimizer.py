@@ -131,7 +131,7 @@ class Optimizer:
         """
         own = {id(shard.parameter): (shard, state) for shard, state in self._states()}
         found = {"step": torch.tensor(self._steps)}
-        for name in self._state_names():
+        for name in self.state_names:
             # Step 1: one whole tensor per parameter, with this rank's elements filled in.
             whole = {
                 id(p): torch.zeros_like(p, dtype=self._stepped_dtype(p)) for p in self._trained
@@ -153,10 +153,7 @@ class Optimizer:
         missing.
         """
         wanted = [
-            f"{n}.{w}"
-            for n, p in parameters.items()
-            for w in self._state_names()
-            if p.requires_grad
+            f"{n}.{w}" for n, p in parameters.items() for w in self.state_names if p.requires_grad
         ]
         missing = [name for name in ("step", *wanted) if name not in state]
         if missing:
@@ -180,7 +177,7 @@ class Optimizer:
         name, device = names[id(shard.parameter)], shard.parameter.device
         own = {
             kind: shard.elements_of(state[f"{name}.{kind}"]).to(device, copy=True)
-            for kind in self._state_names()
+            for kind in self.state_names
         }
         if self.name == "adamw":
             own["step"] = torch.tensor(float(self._steps), device=device)
@@ -193,8 +190,12 @@ class Optimizer:
         for hosted in self._hosted:
             yield hosted.shard, hosted.state()
 
-    def _state_names(self) -> tuple[str, ...]:
-        """Names of the values that each stepped element has."""
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the values that each stepped element has in `state_dict`.
+
+        Raises UsageError for Adafactor.
+        """
         if self.name not in _STATE_NAMES:
             raise UsageError(f"{self.name} cannot save or load its state; take adamw or sgd")
         has_copies = any(self._stepped_dtype(p) != p.dtype for p in self._trained)

@@ -53,6 +53,15 @@ def run_groups(process: int, plan: Plan, settings: RunSettings) -> RunResult | N
         )
 
 
+def error_of_groups(process: int, plan: Plan, settings: RunSettings) -> str:
+    """The error of a run; "" without one."""
+    try:
+        run_groups(process, plan, settings)
+    except AutopartError as error:
+        return str(error)
+    return ""
+
+
 def run_without_group_sums(process: int, plan: Plan, settings: RunSettings) -> str:
     """The error of a checked run whose partial gradients are not summed over the tensor group."""
 
@@ -61,9 +70,6 @@ def run_without_group_sums(process: int, plan: Plan, settings: RunSettings) -> s
 
     kept, RankShards.sum_gradients = RankShards.sum_gradients, nothing
     try:
-        run_groups(process, plan, settings)
-    except AutopartError as error:
-        return str(error)
+        return error_of_groups(process, plan, settings)
     finally:
         RankShards.sum_gradients = kept
-    return ""
