@@ -15,6 +15,7 @@ Tensors of a tensor group are gathered or cut one at a time, so a GPU never has 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -31,6 +32,16 @@ from autopart.runtime.update.optimizer import Optimizer
 Tensors = dict[str, torch.Tensor]
 
 _MODEL, _OPTIMIZER = "model", "optimizer"
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    ImportError,
+    AttributeError,
+    IndexError,
+    UnpicklingError,
+)
+"""What a missing or foreign index of a folder ends in. The index is a pickled object."""
 _STEP = f"{_OPTIMIZER}.step"
 
 
@@ -72,7 +83,7 @@ def load_state(folder: str, executor: RankExecutor, optimizer: Optimizer, names:
     Not collective. Raises UsageError where the folder has no saved state, or that of another model
     or optimizer.
     """
-    reader, parameters = _Reader(folder), executor.parameters
+    reader, parameters = _SavedTensors(folder), executor.parameters
     kinds, state = optimizer.state_names, Tensors()
     for name, tensor in _tensors_of(executor, names):
         of = parameters.get(name)
@@ -109,16 +120,15 @@ def _tensors_of(executor: RankExecutor, names: Names) -> Iterator[tuple[str, tor
     return ((name, state[name]) for name in sorted(names) if name in state)
 
 
-class _Reader:
+class _SavedTensors:
     """Reads single tensors from a folder."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._files = checkpoint.FileSystemReader(folder)
-        # A missing or foreign file ends in one of many errors.
         try:
             known: Mapping[str, Any] = self._files.read_metadata().state_dict_metadata
-        except Exception as error:
+        except _UNREADABLE as error:
             raise UsageError(
                 f"--load {folder}: no saved state is there ({type(error).__name__}); give a folder that "
                 "autopart run --save wrote"

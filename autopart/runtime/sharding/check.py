@@ -5,6 +5,8 @@ their own. Where memory allows, both sides compute in float64: an error of the r
 above rounding, and no ReLU stands at its kink.
 """
 
+# pyright: reportPrivateUsage=false
+
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from autopart.runtime.sharding.groups import ThreadRanks, registered
 from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.local_model import local_module, whole_tensor
 from autopart.runtime.sharding.nodes import operation_name
+from autopart.runtime.sharding.own_draws import FIRST_GIVEN, own_draws
 from autopart.runtime.sharding.shard import ShardedGraph
 
 WIDE_BYTES = 1 << 30
@@ -153,9 +156,13 @@ def _plain(module: fx.GraphModule, is_wide: bool) -> fx.GraphModule:
     graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in module.graph.nodes:
         new = env[node] = graph.node_copy(node, env.__getitem__)
-        if operation_name(node) == "dropout":
+        if new.target is own_draws:
+            operation, new.args = new.args[0], new.args[FIRST_GIVEN:]
+            assert isinstance(operation, torch._ops.OpOverload)
+            new.target = operation
+        if operation_name(new) in ("dropout", "native_dropout"):
             new.args = (new.args[0], 0.0, *new.args[2:])
-        if operation_name(node) == "scaled_dot_product_attention":
+        if operation_name(new) == "scaled_dot_product_attention":
             if len(new.args) > 4:
                 new.args = (*new.args[:4], 0.0, *new.args[5:])
             elif "dropout_p" in new.kwargs:

@@ -10,14 +10,16 @@ A replicated value that several operations of one layer read is copied or gather
 key and value share one collective, and a sum over layers counts exactly what a stage runs.
 """
 
+# pyright: reportPrivateUsage=false
+
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from autopart.runtime.capture.capture import Captured
-from autopart.runtime.models.attributes import lookup
+from autopart.runtime.sharding.captured_nodes import CapturedNodes
 from autopart.runtime.sharding.collectives import (
     LINEAR,
     Parts,
@@ -29,6 +31,7 @@ from autopart.runtime.sharding.collectives import (
     take,
 )
 from autopart.runtime.sharding.nodes import indivisible, nodes_with_gradient, operation_name
+from autopart.runtime.sharding.own_draws import Cut, own_draws
 from autopart.runtime.sharding.states import (
     PARTIAL,
     REPLICATED,
@@ -39,6 +42,7 @@ from autopart.runtime.sharding.states import (
     sequence,
 )
 from autopart.runtime.transforms.recomputed_layer import READS_NOTHING
+from autopart.runtime.transforms.seeded_draws import draws
 
 GROUP = "tensor"
 """The name under which local graphs expect their group."""
@@ -46,13 +50,13 @@ SEQUENCE_DIM = 1
 """The sequence in values (batch, sequence, width)."""
 
 
-class LocalGraph:
+class LocalGraph(CapturedNodes):
     """One attempt. `write` of each rule calls these methods; `Refused` ends the attempt."""
 
     def __init__(
         self, captured: Captured, degree: int, choices: Choices, *, sequence_parallel: bool
     ) -> None:
-        self.captured = captured
+        super().__init__(captured)
         self.degree = degree
         self.choices = choices
         self.sequence_parallel = sequence_parallel
@@ -74,30 +78,7 @@ class LocalGraph:
         self._crossing = {value.name for value in captured.values}
         self._trained = nodes_with_gradient(captured.module)
 
-    # What a rule may ask.
-    def shape(self, node: fx.Node) -> tuple[int, ...]:
-        """Return the whole shape of a node's tensor."""
-        value = node.meta.get("val")
-        return tuple((self.attribute(node) if value is None else value).shape)
-
-    def is_tensor(self, node: fx.Node) -> bool:
-        """Tell whether the node yields one tensor."""
-        if node.op == "get_attr":
-            return isinstance(self.attribute(node), torch.Tensor)
-        return isinstance(node.meta.get("val"), torch.Tensor)
-
-    def attribute(self, node: fx.Node) -> Any:
-        """Return the parameter, buffer or region that a node reads."""
-        return lookup(self.captured.module, str(node.target))
-
-    def is_parameter(self, node: fx.Node) -> bool:
-        """Tell whether the node reads a parameter."""
-        return node.op == "get_attr" and isinstance(self.attribute(node), nn.Parameter)
-
-    def layer(self, node: fx.Node) -> str | None:
-        """Return the node's layer; None for a node that every stage computes itself."""
-        return self.captured.layer_of.get(node.name)
-
+    # What a rule may ask, besides what `CapturedNodes` tells.
     def inputs(self, node: fx.Node, kind: str) -> list[fx.Node]:
         """Return the node's inputs whose state has this kind."""
         return [n for n in node.all_input_nodes if self.states[n].kind == kind]
@@ -121,6 +102,28 @@ class LocalGraph:
         if (layer := self.layer(node)) is not None:
             self.layer_of[new.name] = layer
         self._enter(node, state, new)
+
+    def put_sliced(
+        self,
+        node: fx.Node,
+        state: ShardState,
+        convert: Callable[[fx.Node], tuple[fx.Node, ShardState | None]],
+    ) -> None:
+        """Write the same operation on slices. `convert` has each input's state, None for a whole one.
+
+        Where it draws random numbers, each rank draws those of its own slice.
+        """
+        formed = {n: convert(n) for n in node.all_input_nodes}
+        self.put_copied(node, state, lambda n: formed[n][0])
+        if not draws(node.target, node.args, node.kwargs):
+            return
+        given = (*node.args, *node.kwargs.values())
+        states = [formed[n][1] if isinstance(n, fx.Node) else None for n in given]
+        cuts = tuple(None if one is None else cut(one) for one in states)
+        new = self._local[node]
+        assert isinstance(node.target, torch._ops.OpOverload)
+        new.args = (node.target, cuts, cut(state), self.degree, GROUP, *new.args)
+        new.target = own_draws
 
     def put_whole(self, node: fx.Node, reason: str = "") -> None:
         """Write the same operation on whole inputs. A reason counts where it reads parameters."""
@@ -289,3 +292,8 @@ class LocalGraph:
                 found = [n for n in node.all_input_nodes if self.states[n].kind == "sharded"]
                 waiting.extend(found)
         return at.name
+
+
+def cut(state: ShardState) -> Cut:
+    """Return a state as plain values, which an argument in a graph may be."""
+    return state.dim, state.parts, state.copies

@@ -5,8 +5,6 @@ things remain for the step: gradients that several ranks hold in parts, and whol
 comparison with the plain model.
 """
 
-# pyright: reportPrivateUsage=false
-
 from collections.abc import Mapping
 
 import torch
@@ -16,7 +14,6 @@ from autopart.runtime.capture.capture import Captured
 from autopart.runtime.sharding.groups import TensorGroup
 from autopart.runtime.sharding.local_model import local_model, local_tensor, whole_tensor
 from autopart.runtime.sharding.shard import ShardedGraph
-from autopart.runtime.transforms.seeded_draws import draws
 
 
 class RankShards:
@@ -31,19 +28,6 @@ class RankShards:
     def local(self) -> Captured:
         """The rank's local graph as a captured model, with parameters of its own."""
         return local_model(self._sharded, self.rank)
-
-    def draws_on_shards(self) -> str | None:
-        """The first layer that draws random numbers for a shard, such as a dropout; None where none does.
-
-        Each rank draws for its own shard, so no seed gives the whole model's numbers.
-        """
-        states = self._sharded.states
-        for node in self._sharded.captured.module.graph.nodes:
-            is_operation = isinstance(node.target, torch._ops.OpOverload)
-            is_local = is_operation and states[node.name].kind in ("sharded", "sequence")
-            if is_local and draws(node.target, node.args, node.kwargs):
-                return self._sharded.layer_of.get(node.name, "the model")
-        return None
 
     def sum_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Replace each gradient that ranks of the group hold in parts by its sum. Collective in the group.

@@ -210,10 +210,15 @@ def _set_unkept(is_running: bool) -> None:
 
 
 def _packet(node: fx.Node) -> object:
-    """The node's operation. A split operation takes the original one as its first argument."""
+    of = _operation(node)
+    return None if of is None else of.overloadpacket
+
+
+def _operation(node: fx.Node) -> torch._ops.OpOverload | None:
+    """The node's operation. A split one, or one on slices, takes it as its first argument."""
     of = node.target if isinstance(node.target, torch._ops.OpOverload) else (*node.args, None)[0]
     is_call = node.op == "call_function"
-    return of.overloadpacket if is_call and isinstance(of, torch._ops.OpOverload) else None
+    return of if is_call and isinstance(of, torch._ops.OpOverload) else None
 
 
 def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
@@ -223,12 +228,8 @@ def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
 def _is_random(part: fx.GraphModule) -> bool:
     """Whether the part may draw random numbers. Uncaptured modules and regions count as random."""
     return any(
-        node.op == "call_module"
-        or node.op == "get_attr"
-        or (
-            isinstance(node.target, torch._ops.OpOverload)
-            and torch.Tag.nondeterministic_seeded in node.target.tags
-        )
+        node.op in ("call_module", "get_attr")
+        or torch.Tag.nondeterministic_seeded in getattr(_operation(node), "tags", ())
         for node in part.graph.nodes
     )
 

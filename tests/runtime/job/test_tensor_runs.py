@@ -20,6 +20,7 @@ from tests.support.tensor_plans import in_groups
 captured = cache(capture)
 
 LLAMA = "zoo:llama-tiny"
+DROPOUT = str(MODELS / "dropout.py")
 ALL = [
     LLAMA,
     "zoo:gpt2-tiny",
@@ -41,6 +42,15 @@ def of_shape(model: str, shape: str) -> Plan:
         pytest.importorskip("transformers")
     _, cuts, replicas = SHAPES[shape]
     return plan_for(model, captured(model, 2, "float32"), cuts, replicas=replicas)
+
+
+def with_policy(plan: Plan, policy: str) -> Plan:
+    """The plan with all layers except the loss under the policy."""
+    stages = tuple(
+        msgspec.structs.replace(s, **{policy: tuple(n for n in s.layers if n != "loss")})
+        for s in plan.stages
+    )
+    return msgspec.structs.replace(plan, stages=stages)
 
 
 def checked(pool: RankPool, plan: Plan, degree: int, *, sequence_parallel: bool) -> CheckResult:
@@ -101,12 +111,29 @@ def test_every_kind_of_schedule_runs_on_tensor_groups(four_ranks: RankPool, sche
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["recompute", "selective", "offload"])
 def test_activation_policies_run_on_shards(four_ranks: RankPool, policy: str) -> None:
-    plan = of_shape(LLAMA, "2 stages x 2")
-    stages = tuple(
-        msgspec.structs.replace(s, **{policy: tuple(n for n in s.layers if n != "loss")})
-        for s in plan.stages
-    )
-    plan = msgspec.structs.replace(plan, stages=stages)
+    plan = with_policy(of_shape(LLAMA, "2 stages x 2"), policy)
+    assert checked(four_ranks, plan, 2, sequence_parallel=True).gradients <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_dropout_on_shards_draws_the_plain_model_s_numbers(
+    two_ranks: RankPool, sequence_parallel: bool
+) -> None:
+    plan = plan_for(DROPOUT, captured(DROPOUT, 2, "float32"), ())
+    check = checked(two_ranks, plan, 2, sequence_parallel=sequence_parallel)
+    assert check.losses <= 1e-5 and check.gradients <= 1e-5
+    # 1 + 4 * 4 dropouts, 4 microbatches, 2 steps.
+    drawn = "random numbers were seeded alike in both models (bernoulli_ 136 times)"
+    assert drawn in check.notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["recompute", "selective"])
+def test_recomputed_dropout_on_shards_draws_its_numbers_again(
+    four_ranks: RankPool, policy: str
+) -> None:
+    plan = with_policy(of_shape(DROPOUT, "2 stages x 2"), policy)
     assert checked(four_ranks, plan, 2, sequence_parallel=True).gradients <= 1e-5
 
 

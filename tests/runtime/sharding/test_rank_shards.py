@@ -1,14 +1,13 @@
 """One rank's shards: what it owes its group, and what cannot be checked."""
 
-import pytest
 import torch
 from torch import fx, nn
 
 from autopart.runtime.capture.capture import Captured, capture_model
 from autopart.runtime.models.model import TrainingModel
-from autopart.runtime.sharding.groups import LoneRank, ThreadRanks
+from autopart.runtime.sharding.groups import ThreadRanks
 from autopart.runtime.sharding.rank_shards import RankShards
-from autopart.runtime.sharding.shard import ShardedGraph, shard_graph
+from autopart.runtime.sharding.shard import ShardedGraph
 from autopart.runtime.sharding.states import ParameterShard
 
 WIDTH = 16
@@ -20,12 +19,6 @@ def capture(probability: float) -> Captured:
     model = TrainingModel(nn.Sequential(*layers), nn.functional.mse_loss)
     batch = ((torch.randn(4, WIDTH),), torch.randn(4, WIDTH))
     return capture_model(model, batch, granularity="module")
-
-
-@pytest.mark.parametrize(("probability", "found"), [(0.5, "1"), (0.0, None)])
-def test_dropout_on_shards_is_found(probability: float, found: str | None) -> None:
-    shards = RankShards(shard_graph(capture(probability), 2), LoneRank(2))
-    assert shards.draws_on_shards() == found
 
 
 def test_gradients_that_ranks_hold_in_parts_are_summed() -> None:

@@ -34,29 +34,31 @@ def shard_attention(graph: LocalGraph, node: fx.Node) -> None:
         graph.fail(node, "attention whose queries are not sharded by heads")
     wide = graph.shape(query)[heads]
 
-    def local(operand: fx.Node) -> fx.Node:
+    def local(operand: fx.Node) -> tuple[fx.Node, ShardState | None]:
         own = graph.states[operand]
         if operand in (query, key, value):
             if own.kind != "sharded" or (own.dim, own.parts) != (heads, ()):
                 graph.fail(node, "attention whose keys and values are not sharded by heads")
             if own.copies > 1 and graph.shape(operand)[heads] == wide:
                 args = (graph.local(operand), heads, own.copies, GROUP)
-                return graph.emit(node, own_copy, *args)
-            return graph.local(operand)
+                return graph.emit(node, own_copy, *args), state
+            return graph.local(operand), own
         return _mask(graph, node, operand, state)
 
-    graph.put_copied(node, state, local)
+    graph.put_sliced(node, state, local)
 
 
-def _mask(graph: LocalGraph, node: fx.Node, mask: fx.Node, state: ShardState) -> fx.Node:
+def _mask(
+    graph: LocalGraph, node: fx.Node, mask: fx.Node, state: ShardState
+) -> tuple[fx.Node, ShardState | None]:
     """Return the mask: by heads where it has them, else whole."""
     if graph.states[mask].kind == "sharded":
         if graph.states[mask] != state:
             graph.fail(node, "attention whose mask is not sharded by heads")
-        return graph.local(mask)
+        return graph.local(mask), state
     shape, query = graph.shape(mask), node.args[0]
     assert isinstance(query, fx.Node)
     dim = state.dim - (len(graph.shape(query)) - len(shape))
     if dim < 0 or shape[dim] == 1:
-        return graph.whole(mask, node, for_sharded=True)
-    return graph.slice_of(mask, node, sharded(dim))
+        return graph.whole(mask, node, for_sharded=True), None
+    return graph.slice_of(mask, node, sharded(dim)), sharded(dim)

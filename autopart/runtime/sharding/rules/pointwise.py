@@ -62,7 +62,9 @@ def shard_pointwise(graph: LocalGraph, node: fx.Node) -> None:
             graph.put_whole(node)
             return
         graph.fail(node, f"{operation_name(node)} writes into a whole value")
-    graph.put_copied(node, state, lambda n: _sliced(graph, node, n, state))
+    graph.put_sliced(
+        node, state, lambda n: (_sliced(graph, node, n, state), _own_state(graph, n, state))
+    )
 
 
 def shard_norm(graph: LocalGraph, node: fx.Node) -> None:
@@ -94,6 +96,11 @@ def _aligned(graph: LocalGraph, node: fx.Node, operand: fx.Node, state: ShardSta
     if state.kind == "sequence":
         return sequence(dim)
     return sharded(dim, state.parts, state.copies)
+
+
+def _own_state(graph: LocalGraph, operand: fx.Node, state: ShardState) -> ShardState | None:
+    own = graph.states[operand]
+    return own if own.kind == state.kind else None
 
 
 def _sliced(graph: LocalGraph, node: fx.Node, operand: fx.Node, state: ShardState) -> fx.Node:
