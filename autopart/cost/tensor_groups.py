@@ -25,7 +25,7 @@ import numpy as np
 from autopart.cost.rails import rails_of
 from autopart.cost.syncs import call_price
 from autopart.records.cluster import Cluster, host_share, slowest_speed
-from autopart.records.layer_graph import Layer, LayerGraph
+from autopart.records.layer_graph import Layer, LayerGraph, Recompute
 from autopart.records.network import Network
 from autopart.records.problem import Problem
 from autopart.records.tensor_variants import Collective, TensorVariant
@@ -117,10 +117,12 @@ def _with_collectives(
 
     beneath = total(beneath="weight_grad")
     exposed = max(0.0, beneath - layer.weight_grad_time) if hides else beneath
-    recompute, once = layer.recompute, total(phase="step")
-    if recompute is not None:
-        again = recompute.extra_time + total(recomputed=True)
-        recompute = msgspec.structs.replace(recompute, extra_time=again)
+    again, once = total(recomputed=True), total(phase="step")
+
+    def run_again(own: Recompute | None) -> Recompute | None:
+        """Both kinds of recompute run collectives again: only results of products are kept."""
+        return own and msgspec.structs.replace(own, extra_time=own.extra_time + again)
+
     return msgspec.structs.replace(
         layer,
         forward_time=layer.forward_time + total(phase="forward"),
@@ -130,5 +132,6 @@ def _with_collectives(
         split_time=layer.split_time + beneath - exposed,
         update_time=layer.update_time + once,
         unshared_update_time=once or layer.unshared_update_time,
-        recompute=recompute,
+        recompute=run_again(layer.recompute),
+        selective=run_again(layer.selective),
     )

@@ -35,7 +35,7 @@ class Collective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     beneath: Literal["weight_grad"] | None = None
     """The work that hides it: the layer's W, beside which a collective of I may run; null where none does."""
     recomputed: bool = False
-    """Whether a collective of the forward runs again where the layer is recomputed as a whole."""
+    """Whether a collective of the forward runs again where the layer is recomputed, as a whole or selectively."""
 
 
 class LayerCollectives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

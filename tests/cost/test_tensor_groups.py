@@ -96,7 +96,12 @@ def test_a_group_has_the_memory_of_one_gpu_and_its_share_of_the_host():
 
 
 def variant(*collectives: Collective, degree: int = 2) -> TensorVariant:
-    one = layer("a", update_time=4.0, recompute=Recompute(extra_time=1.0, stash_bytes=0))
+    one = layer(
+        "a",
+        update_time=4.0,
+        recompute=Recompute(extra_time=1.0, stash_bytes=0),
+        selective=Recompute(extra_time=0.5, stash_bytes=0),
+    )
     return TensorVariant(
         degree=degree,
         sequence_parallel=False,
@@ -124,6 +129,7 @@ def test_seconds_of_collectives_are_added_to_their_phase():
     first, second = graph.layers
     assert first.forward_time == 1 + 8 + 2
     assert first.recompute == Recompute(extra_time=1 + 8, stash_bytes=0)
+    assert first.selective == Recompute(extra_time=0.5 + 8, stash_bytes=0)
     assert (first.input_grad_time, first.weight_grad_time) == (1 + 3, 1 + 5)
     assert (first.update_time, first.unshared_update_time, first.split_time) == (4 + 7, 7, 0)
     assert second == layer("b")
