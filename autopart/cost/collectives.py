@@ -3,7 +3,8 @@
 Symbols   n ranks on k nodes, at least g of them on each;  G GPUs per node;  S bytes
           out(g) = rails x rail_bandwidth x g / G      the group's share of a node's rails
 
-    ring(c) = start + c ((n - k) step + (k - 1) hop) + c (n - 1)/n S / min(ring_bandwidth, out(g))
+    ring(c) = start + c latency + c (n - 1)/n S / min(ring_bandwidth, out(g))
+    latency = (n - k) step + (k - 1) hop, or (n - 1) max(step, hop) on several nodes with serial steps
     in      = 2 (g - 1)/g S / (switch_bandwidth, or 0.8 ring_bandwidth where no switch sums)
     over    = S / out(g) on two nodes, 2 S / out(g) on more
     tree    = start + (1 or 2.5) ramp + 2 ceil(log2 k) hop
@@ -181,8 +182,10 @@ def _ring(fabric: Fabric, group: Group, turns: int) -> Affine:
         bandwidth = network.ring_bandwidth
     if k > 1:
         bandwidth = min(bandwidth, fabric.share(g))
-    steps = (n - k) * network.step + (k - 1) * network.hop
-    return Affine(network.start + turns * steps, turns * (n - 1) / n / bandwidth)
+    latency = (n - k) * network.step + (k - 1) * network.hop
+    if k > 1 and network.serial_steps:
+        latency = (n - 1) * max(network.step, network.hop)
+    return Affine(network.start + turns * latency, turns * (n - 1) / n / bandwidth)
 
 
 def _tree(fabric: Fabric, group: Group) -> Iterator[Affine]:

@@ -64,7 +64,7 @@ def fit_network(
 ) -> Network:
     """The network of `num_nodes` nodes whose prices are closest to the measured times.
 
-    `trees` says whether the transport has trees, and sums in switches, as NCCL does. Raises ValueError where no
+    `trees` says whether the transport is NCCL: it has trees, sums in switches, and its steps overlap. Raises ValueError where no
     collective over several nodes was measured.
     """
     rails = rails_of(measured, gpus_per_node)
@@ -161,7 +161,7 @@ def _start(
         ring_bandwidth=per_gpu * gpus_per_node if ring is None else _bus_bandwidth(ring),
     )
     if not trees:
-        return msgspec.structs.replace(start, trees=False)
+        return msgspec.structs.replace(start, trees=False, serial_steps=True)
     bandwidth, ranks = _switch(inside, start.switch_ranks)
     return msgspec.structs.replace(start, switch_bandwidth=bandwidth, switch_ranks=ranks)
 

@@ -49,6 +49,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Seconds per step between nodes (NCCL's network latency, protocol Simple)."""
     trees: bool = True
     """Whether all-reduces between nodes may use trees. NCCL has rings and trees, gloo rings alone."""
+    serial_steps: bool = False
+    """Whether the steps of a ring over nodes run one after the other, each with a hop (gloo). NCCL's overlap."""
     ramp: Seconds = 7.5e-5
     """Seconds until a tree's pipeline is full."""
     fold: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.09

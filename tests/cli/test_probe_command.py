@@ -54,7 +54,9 @@ def test_solve_plans_for_a_probed_cluster(cli: Cli, measured: Probe, profile_fil
 @pytest.fixture
 def measured_network(monkeypatch: pytest.MonkeyPatch) -> Probe:
     """Figures of two nodes that share a rail, one message of which was disturbed."""
-    network = Network(rails=1, rail_bandwidth=1e7, ring_bandwidth=1e9, trees=False)
+    network = Network(
+        rails=1, rail_bandwidth=1e7, ring_bandwidth=1e9, trees=False, serial_steps=True
+    )
     readings = readings_of(network, 2, 2, 0.0, 0)
     first = readings.collectives[0]
     slow = msgspec.structs.replace(first.readings[-1], time=2 * first.readings[-1].time)

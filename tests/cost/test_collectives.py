@@ -89,6 +89,7 @@ def fabrics(draw: st.DrawFn) -> Fabric:
         fold=draw(st.floats(0.0, 1.0)),
         tree_efficiency=draw(st.floats(0.1, 1.0)),
         trees=draw(st.booleans()),
+        serial_steps=draw(st.booleans()),
     )
     return Fabric(network, room, draw(st.integers(1, 5)))
 
@@ -223,6 +224,21 @@ def test_zero_1_pays_a_reduce_scatter_and_an_all_gather():
     assert seconds("dgx-h100", "sharded_sync", 8, 1, GiB) > seconds(
         "dgx-h100", "all_reduce", 8, 1, GiB
     )
+
+
+def test_serial_steps_of_a_ring_over_nodes_take_a_hop_each():
+    """Gloo: 7 steps between 8 ranks on two nodes, and 1 step between two of them."""
+    network = Network(
+        rails=1, rail_bandwidth=1e9, ring_bandwidth=1e10, start=0.0, step=1e-4, hop=0.04,
+        trees=False, serial_steps=True,
+    )  # fmt: skip
+    fabric = Fabric(network, 4, 2)
+    for ranks, per_node, steps in ((8, 4, 7), (2, 1, 1)):
+        group = Group(ranks, 2, per_node)
+        assert price_of(fabric, "all_gather", group).seconds(0.0) == pytest.approx(0.04 * steps)
+        assert price_of(fabric, "all_reduce", group).seconds(0.0) == pytest.approx(0.08 * steps)
+    inside = price_of(fabric, "all_gather", Group(4, 1, 4))
+    assert inside.seconds(0.0) == pytest.approx(3e-4)
 
 
 @pytest.mark.parametrize("nodes", [2, 3, 8])

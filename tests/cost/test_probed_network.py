@@ -39,6 +39,7 @@ def drawn(seed: int, per_node: int, *, trees: bool) -> Network:
         off_rail=rng.choice([1.0, 0.5]),
         slowdown=rng.uniform(0.0, 0.5),
         trees=trees,
+        serial_steps=not trees,
     )
 
 

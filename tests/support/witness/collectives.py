@@ -58,7 +58,10 @@ def _turns(cluster: Cluster, nodes: Sequence[int], size: float, turns: int) -> f
         rates.append(network.ring_bandwidth)
     if len(used) > 1:
         rates.append(_fewest(nodes) * _per_gpu(cluster, network))
-    latency = (len(nodes) - len(used)) * network.step + (len(used) - 1) * network.hop
+    if network.serial_steps and len(used) > 1:
+        latency = (len(nodes) - 1) * max(network.hop, network.step)
+    else:
+        latency = (len(nodes) - len(used)) * network.step + (len(used) - 1) * network.hop
     return turns * (latency + size * (1 - 1 / len(nodes)) / min(rates))
 
 
