@@ -15,9 +15,10 @@ from autopart.runtime.sharding.cross_entropy import sharded_cross_entropy
 from autopart.runtime.sharding.groups import LoneRank, registered
 from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.nodes import nodes_with_gradient, operation_name
+from autopart.runtime.sharding.rules.contractions import GROUPED
 from autopart.runtime.sharding.shard import ShardedGraph
 
-PRODUCTS = frozenset({"linear", "addmm", "mm", "matmul", "bmm", "einsum"})
+PRODUCTS = frozenset({"linear", "addmm", "mm", "matmul", "bmm", "einsum", *GROUPED})
 VIEWS = frozenset({"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"})
 LOSS_EXCHANGES = 3
 """All-reduces of one number per row in a sharded cross-entropy: maximum, target's logit, sum."""

@@ -31,7 +31,7 @@ from autopart.runtime.sharding.collectives import (
     take,
 )
 from autopart.runtime.sharding.nodes import indivisible, nodes_with_gradient, operation_name
-from autopart.runtime.sharding.own_draws import Cut, own_draws
+from autopart.runtime.sharding.own_draws import own_draws
 from autopart.runtime.sharding.states import (
     PARTIAL,
     REPLICATED,
@@ -87,6 +87,11 @@ class LocalGraph(CapturedNodes):
         """Tell whether the seed is banned. Its operation then runs whole."""
         return node.name in self.choices.banned
 
+    def weight(self, node: fx.Node) -> fx.Node | None:
+        """Return the parameter that the node is or that it moves the dimensions of; None for others."""
+        source = self._views.get(node, node)
+        return source if self.is_parameter(source) else None
+
     # What a rule may write.
     def put(
         self, node: fx.Node, state: ShardState, target: Any, args: tuple[Any, ...], **kwargs: Any
@@ -119,16 +124,16 @@ class LocalGraph(CapturedNodes):
             return
         given = (*node.args, *node.kwargs.values())
         states = [formed[n][1] if isinstance(n, fx.Node) else None for n in given]
-        cuts = tuple(None if one is None else cut(one) for one in states)
+        cuts = tuple(None if one is None else one.cut for one in states)
         new = self._local[node]
         assert isinstance(node.target, torch._ops.OpOverload)
-        new.args = (node.target, cuts, cut(state), self.degree, GROUP, *new.args)
+        new.args = (node.target, cuts, state.cut, self.degree, GROUP, *new.args)
         new.target = own_draws
 
     def put_whole(self, node: fx.Node, reason: str = "") -> None:
         """Write the same operation on whole inputs. A reason counts where it reads parameters."""
         self.put_copied(node, REPLICATED, lambda n: self.whole(n, node))
-        named = [n for n in node.all_input_nodes if self.is_parameter(n)]
+        named = [n for n in node.all_input_nodes if self.weight(n)]
         if named and self.layer(node) is not None:
             self.kept_whole[node.name] = self.choices.banned.get(node.name) or reason
 
@@ -144,8 +149,8 @@ class LocalGraph(CapturedNodes):
         self._biases[node] = biases
         self._enter(node, PARTIAL, new)
 
-    def put_view_of_sequence(self, node: fx.Node, source: fx.Node) -> None:
-        """Let each reader of a view make it from the gathered value, as it needs the value."""
+    def put_view_by_readers(self, node: fx.Node, source: fx.Node) -> None:
+        """Let each reader of a view make it, as it needs it: of a sequence value, or of a parameter."""
         if node.name in self._crossing:
             self.put_whole(node)
             return
@@ -292,8 +297,3 @@ class LocalGraph(CapturedNodes):
                 found = [n for n in node.all_input_nodes if self.states[n].kind == "sharded"]
                 waiting.extend(found)
         return at.name
-
-
-def cut(state: ShardState) -> Cut:
-    """Return a state as plain values, which an argument in a graph may be."""
-    return state.dim, state.parts, state.copies

@@ -155,7 +155,8 @@ def _whole_operations(captured: Captured, attempt: LocalGraph) -> tuple[WholeOpe
     found: list[WholeOperation] = []
     for node in captured.module.graph.nodes:
         reason = attempt.kept_whole.get(node.name)
-        named = [str(n.target) for n in node.all_input_nodes if attempt.is_parameter(n)]
+        read = (attempt.weight(n) for n in node.all_input_nodes)
+        named = [str(n.target) for n in read if n is not None]
         if reason is not None:
             layer = captured.layer_of[node.name]
             found.append(WholeOperation(layer, operation_name(node), tuple(named), reason))

@@ -23,6 +23,11 @@ class ShardState:
     copies: int = 1
     """Consecutive ranks that hold the same slice: key-value heads that are fewer than the ranks."""
 
+    @property
+    def cut(self) -> tuple[int, tuple[int, ...], int]:
+        """The slice as plain values, which an argument in a graph may be."""
+        return self.dim, self.parts, self.copies
+
 
 REPLICATED = ShardState("replicated")
 PARTIAL = ShardState("partial")

@@ -14,9 +14,10 @@ pytestmark = pytest.mark.slow
 GPT2, LLAMA, MOE = "zoo:gpt2-tiny", "zoo:llama-tiny", "zoo:moe-tiny"
 ENCDEC, MLP = "zoo:encdec-tiny", "zoo:mlp-tiny"
 HF_LLAMA, HF_GPT2 = "tests/support/models/hf_llama.py", "tests/support/models/hf_gpt2.py"
-MODELS = [GPT2, LLAMA, MOE, ENCDEC, MLP, HF_LLAMA, HF_GPT2]
+HF_QWEN3, HF_MIXTRAL = "tests/support/models/hf_qwen3.py", "tests/support/models/hf_mixtral.py"
+MODELS = [GPT2, LLAMA, MOE, ENCDEC, MLP, HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL]
 
-BLOCKS = {GPT2: 8, LLAMA: 6, MOE: 4, HF_LLAMA: 4, HF_GPT2: 4}
+BLOCKS = {GPT2: 8, LLAMA: 6, MOE: 4, HF_LLAMA: 4, HF_GPT2: 4, HF_QWEN3: 2, HF_MIXTRAL: 2}
 """Decoder blocks. Each has two sharded regions, attention and feed-forward."""
 REGIONS = {name: 2 * blocks for name, blocks in BLOCKS.items()} | {ENCDEC: 3 * 2 + 3 * 3}
 """Three encoder blocks, and three decoder blocks with cross-attention."""
@@ -42,6 +43,7 @@ def test_the_ranks_together_have_the_models_loss_and_gradients(
         (GPT2, 2, 0.505), (GPT2, 4, 0.257), (LLAMA, 2, 0.501), (LLAMA, 4, 0.258),
         (MOE, 2, 0.505), (MOE, 4, 0.258), (ENCDEC, 2, 0.504), (ENCDEC, 4, 0.256),
         (MLP, 2, 0.502), (MLP, 4, 0.253), (HF_LLAMA, 2, 0.502), (HF_GPT2, 2, 0.513),
+        (HF_QWEN3, 2, 0.502), (HF_MIXTRAL, 2, 0.502), (HF_MIXTRAL, 4, 0.262),
     ],
 )  # fmt: skip
 def test_a_rank_has_its_share_of_the_parameters(model: str, degree: int, most: float) -> None:
@@ -65,9 +67,9 @@ def test_all_reduces_are_megatrons(model: str, degree: int) -> None:
     # The cross-attention of a decoder block reads two values: its own and the encoder's.
     assert kinds[("all_reduce", "input_grad")] == REGIONS[model] + 1 + 3 * (model == ENCDEC)
     assert kinds[("all_gather", "input_grad")] == (4 if model == MOE else 0)  # the gates
-    # Two ranks of four share each key-value head of a Llama with two of them.
-    shares = degree == 4 and "llama" in model
-    assert kinds[("all_reduce", "step")] == BLOCKS.get(model, 0) * shares
+    # Two ranks of four share each key-value head where there are two. All read Qwen3's norms of heads.
+    shares = degree == 4 and model in (LLAMA, HF_LLAMA, HF_MIXTRAL)
+    assert kinds[("all_reduce", "step")] == BLOCKS.get(model, 0) * (shares or model == HF_QWEN3)
     assert {phase for _, phase in kinds} <= {"forward", "input_grad", "step"}
 
 

@@ -17,6 +17,7 @@ from tests.support.runtime.sharded_models import (
     ColumnMean,
     Gated,
     HeadNorm,
+    MovedWeights,
     Parallel,
     Tied,
     small_model,
@@ -106,6 +107,14 @@ def test_norms_within_a_head_stay_local_and_a_softmax_over_columns_stays_whole()
     assert {"up.weight", "down.weight"} <= set(sharded.shards)
     assert "softmax over the sharded dimension" in whole(sharded)["router.weight"]
     assert sharded.partial_parameters == {"norm.weight", "norm.bias"}
+
+
+@pytest.mark.parametrize("degree", [2, 4])
+def test_a_parameter_with_moved_dimensions_is_sharded_as_its_product_asks(degree: int) -> None:
+    sharded = checked(small_model(MovedWeights()), degree)
+    assert sharded.shards == {"up": ParameterShard(0), "middle": ParameterShard(1)}
+    # A sum reads all of the last one.
+    assert "down" in whole(sharded)
 
 
 def test_a_mean_over_sharded_columns_is_a_partial_sum() -> None:

@@ -127,6 +127,21 @@ class Parallel(nn.Module):
         return x + (self.attention(y) + self.gated(y))
 
 
+class MovedWeights(nn.Module):
+    """Products with parameters whose dimensions are moved first, in three ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(2 * WIDTH, WIDTH) / WIDTH)
+        self.middle = nn.Parameter(torch.randn(WIDTH, 2 * WIDTH) / WIDTH)
+        self.down = nn.Parameter(torch.randn(WIDTH, WIDTH) / WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(x @ self.up.t())
+        y = torch.tanh(torch.matmul(y, self.middle.transpose(0, 1)))
+        return x + y @ self.down.permute(1, 0) + self.down.t().sum()
+
+
 class HeadNorm(nn.Module):
     """A linear layer whose result is normalized head by head, and a softmax over all columns."""
 

@@ -17,9 +17,13 @@ from torch import fx
 
 from autopart.runtime.sharding.local_graph import LocalGraph
 from autopart.runtime.sharding.nodes import operation_name
+from autopart.runtime.sharding.rules.shapes import permuted
 from autopart.runtime.sharding.states import ShardState, sharded
 
 aten = torch.ops.aten
+
+GROUPED = ("_grouped_mm", "grouped_mm_fallback")
+"""Products of rows with one matrix per expert: torch's own, and transformers' for a CPU."""
 
 
 class Product(NamedTuple):
@@ -30,6 +34,8 @@ class Product(NamedTuple):
     output: tuple[str, ...]
     bias: fx.Node | None = None
     """A vector over the output's last dimension."""
+    offsets: fx.Node | None = None
+    """Where each expert's rows end, in a product with one matrix per expert."""
 
 
 def shard_product(graph: LocalGraph, node: fx.Node) -> None:
@@ -66,7 +72,7 @@ def shard_product(graph: LocalGraph, node: fx.Node) -> None:
 
 def _column(graph: LocalGraph, node: fx.Node, product: Product) -> str | None:
     """Return the letter of the only weight that the output has and no other operand."""
-    weights = [i for i, n in enumerate(product.operands) if graph.is_parameter(n)]
+    weights = [i for i, n in enumerate(product.operands) if graph.weight(n)]
     if len(weights) != 1 or graph.is_refused(node):
         return None
     copies = graph.choices.copies.get(node.name, 1)
@@ -80,11 +86,21 @@ def _column(graph: LocalGraph, node: fx.Node, product: Product) -> str | None:
 
 
 def _reason(graph: LocalGraph, product: Product) -> str:
-    weights = [n for n in product.operands if graph.is_parameter(n)]
+    weights = [w for n in product.operands if (w := graph.weight(n))]
     if len(weights) != 1:
         return "the product has no single weight"
     shape = "x".join(map(str, graph.shape(weights[0])))
     return f"no column dimension of '{weights[0].target}' ({shape}) is a multiple of {graph.degree}"
+
+
+def _shard_weight(graph: LocalGraph, weight: fx.Node, at: fx.Node, like: ShardState) -> fx.Node:
+    """Shard a parameter, or the one behind moved dimensions, so that `weight` is sharded as `like`."""
+    parameter = graph.weight(weight)
+    if parameter is None or parameter is weight:
+        return graph.shard_parameter(weight, at, like)
+    dim = permuted(weight, len(graph.shape(parameter)))[like.dim]
+    own = graph.shard_parameter(parameter, at, sharded(dim, like.parts, like.copies))
+    return graph.emit(at, weight.target, own, *weight.args[1:])
 
 
 def _write(
@@ -96,6 +112,8 @@ def _write(
     copies: int,
 ) -> None:
     is_output = letter in product.output
+    if product.offsets is not None and letter not in ("i", "o"):
+        graph.fail(node, f"{operation_name(node)} whose rows or experts are sharded")
     if copies > 1 and not is_output:
         graph.fail(node, f"{operation_name(node)} sums over slices that several ranks hold")
     local: list[fx.Node] = []
@@ -104,19 +122,23 @@ def _write(
             local.append(graph.local(operand))
         elif letter in letters:
             like = sharded(letters.index(letter), parts, copies)
-            cut = graph.shard_parameter if graph.is_parameter(operand) else graph.slice_of
-            local.append(cut(operand, node, like))
+            local.append(
+                _shard_weight(graph, operand, node, like)
+                if graph.weight(operand)
+                else graph.slice_of(operand, node, like)
+            )
         else:
             local.append(graph.whole(operand, node, for_sharded=True))
     bias = product.bias
+    offsets = [] if product.offsets is None else [graph.whole(product.offsets, node)]
     if not is_output:
-        target, args = _unbiased(node, local)
+        target, args = _unbiased(node, [*local, *offsets])
         graph.put_partial(node, target, args, () if bias is None else (bias,))
         return
     state = sharded(product.output.index(letter), parts, copies)
     if bias is not None:
         local.append(_local_bias(graph, node, bias, state))
-    graph.put(node, state, node.target, _arguments(node, local), **node.kwargs)
+    graph.put(node, state, node.target, _arguments(node, [*local, *offsets]), **node.kwargs)
 
 
 def _local_bias(graph: LocalGraph, node: fx.Node, bias: fx.Node, state: ShardState) -> fx.Node:
@@ -140,11 +162,13 @@ def _unbiased(node: fx.Node, local: list[fx.Node]) -> tuple[object, tuple[object
     name = operation_name(node)
     if name == "einsum":
         return node.target, (node.args[0], local)
-    return (aten.mm.default if name == "addmm" else node.target), (local[0], local[1])
+    return (aten.mm.default if name == "addmm" else node.target), tuple(local)
 
 
 def _product(graph: LocalGraph, node: fx.Node) -> Product | None:
     name = operation_name(node)
+    if name in GROUPED:
+        return _grouped(graph, node)
     if name == "einsum":
         return _einsum(node)
     if node.kwargs:
@@ -160,6 +184,20 @@ def _product(graph: LocalGraph, node: fx.Node) -> Product | None:
     assert isinstance(x, fx.Node)
     assert isinstance(y, fx.Node)
     return _matmul(graph, x, y)
+
+
+def _grouped(graph: LocalGraph, node: fx.Node) -> Product | None:
+    """Each row times the matrix of its expert: a sum over the same letter for all experts."""
+    if len(node.args) != 3 or node.kwargs:
+        return None
+    x, weight, offsets = node.args
+    assert isinstance(x, fx.Node)
+    assert isinstance(weight, fx.Node)
+    if len(graph.shape(x)) != 2 or len(graph.shape(weight)) != 3:
+        return None
+    ends = offsets if isinstance(offsets, fx.Node) else None
+    letters = (("m", "i"), ("e", "i", "o"))
+    return None if ends is None else Product((x, weight), letters, ("m", "o"), offsets=ends)
 
 
 def _linear(

@@ -35,7 +35,7 @@ def shard_view(graph: LocalGraph, node: fx.Node) -> None:
     if state.kind != "replicated" and graph.shape(node) == graph.shape(x):
         graph.put(node, state, aten.alias.default, (graph.local(x),))
     elif state.kind == "sequence":
-        graph.put_view_of_sequence(node, x)
+        graph.put_view_by_readers(node, x)
     elif state.kind == "replicated":
         graph.put_whole(node)
     else:
@@ -60,22 +60,31 @@ def shard_expand(graph: LocalGraph, node: fx.Node) -> None:
 
 
 def shard_permutation(graph: LocalGraph, node: fx.Node) -> None:
-    """Move the sharded dimension to its new place."""
+    """Move the sharded dimension to its new place. A moved parameter is sharded as its readers ask."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    if graph.is_parameter(source):
+        graph.put_view_by_readers(node, source)
+        return
     operand = _sharded_operand(graph, node)
     if operand is None:
         return
     x, state = operand
-    rank = len(graph.shape(x))
+    order = permuted(node, len(graph.shape(x)))
+    new = sharded(order.index(state.dim), state.parts, state.copies)
+    graph.put_copied(node, new, graph.local)
+
+
+def permuted(node: fx.Node, rank: int) -> list[int]:
+    """Return the dimension of the input at each place of a permutation's result."""
     order = list(range(rank))
     if operation_name(node) == "permute":
         assert isinstance(node.args[1], list | tuple)
-        order = [int(d) % rank for d in node.args[1]]  # pyright: ignore[reportArgumentType]
-    else:
-        first, second = (0, 1) if operation_name(node) == "t" else node.args[1:3]
-        a, b = int(first) % rank, int(second) % rank  # pyright: ignore[reportArgumentType]
-        order[a], order[b] = order[b], order[a]
-    new = sharded(order.index(state.dim), state.parts, state.copies)
-    graph.put_copied(node, new, graph.local)
+        return [int(d) % rank for d in node.args[1]]  # pyright: ignore[reportArgumentType]
+    first, second = (0, 1) if operation_name(node) == "t" else node.args[1:3]
+    a, b = int(first) % rank, int(second) % rank  # pyright: ignore[reportArgumentType]
+    order[a], order[b] = order[b], order[a]
+    return order
 
 
 def shard_division(graph: LocalGraph, node: fx.Node) -> None:

@@ -7,7 +7,7 @@ from torch import fx
 from autopart.runtime.sharding.local_graph import LocalGraph
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.rules.attention import shard_attention
-from autopart.runtime.sharding.rules.contractions import shard_product
+from autopart.runtime.sharding.rules.contractions import GROUPED, shard_product
 from autopart.runtime.sharding.rules.pointwise import is_pointwise, shard_norm, shard_pointwise
 from autopart.runtime.sharding.rules.reductions import shard_softmax, shard_sum
 from autopart.runtime.sharding.rules.shapes import (
@@ -26,7 +26,7 @@ Rule = Callable[[LocalGraph, fx.Node], None]
 """Writes a node's local counterpart, or raises `Refused`."""
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("linear", "addmm", "mm", "matmul", "bmm", "einsum"), shard_product),
+    **dict.fromkeys(("linear", "addmm", "mm", "matmul", "bmm", "einsum", *GROUPED), shard_product),
     "scaled_dot_product_attention": shard_attention,
     "embedding": shard_embedding,
     "cross_entropy_loss": shard_cross_entropy,
