@@ -23,7 +23,7 @@ def test_torchtitan_trains_and_recomputes_as_planned(
 ) -> None:
     needs("torchtitan", "0.3")
     plan = recomputing(language_plan(counts, 2, schedule, 4), *recomputed)
-    run_ranks("train_torchtitan.py", plan, "torchtitan", tmp_path)
+    run_ranks("train_torchtitan", plan, "torchtitan", tmp_path)
     once = plan.num_microbatches
     layers = range(sum(counts))
     assert_same(tmp_path, {str(n): once * (1 + (n in recomputed)) for n in layers})
@@ -40,7 +40,7 @@ def test_automodel_trains_and_recomputes_as_planned(
     layers = range(sum(counts))
     plan = language_plan(counts, 2, schedule, 4)
     run_ranks(
-        "train_automodel.py",
+        "train_automodel",
         recomputing(plan, *layers) if recomputes else plan,
         "automodel",
         tmp_path,

@@ -26,7 +26,7 @@ def test_deepspeed_trains_and_recomputes_as_planned(
 ) -> None:
     needs("deepspeed")
     plan = recomputing(language_plan(counts, num_microbatches=4), *recomputed)
-    run_ranks("train_deepspeed.py", plan, "deepspeed", tmp_path)
+    run_ranks("train_deepspeed", plan, "deepspeed", tmp_path)
     ranks = written(tmp_path)
 
     layers = train_deepspeed.layers_of(sum(counts))
@@ -68,7 +68,7 @@ def test_megatron_builds_and_recomputes_the_planned_layers(
 ) -> None:
     needs("megatron", "0.16")
     plan = recomputing(language_plan(counts, 2, schedule), *recomputed)
-    run_ranks("build_megatron.py", plan, "megatron", tmp_path)
+    run_ranks("build_megatron", plan, "megatron", tmp_path)
     ranks = written(tmp_path)
     layers = iter(range(sum(counts)))
     for stage, count in enumerate(counts):

@@ -1,6 +1,6 @@
-"""Builds one rank's GPT models with Megatron-Core from an export. test_training.py runs it, not pytest.
+"""Builds one rank's GPT models with Megatron-Core from an export. test_training.py runs it, through forked.py.
 
-Usage: build_megatron.py FOLDER, with a rank's environment. Writes FOLDER/rank<r>.json. For each stage on the
+`main` needs a rank's environment. It writes FOLDER/rank<r>.json. For each stage on the
 rank it has the modules outside the layers, and each layer's number of forwards for one microbatch.
 """
 
@@ -21,6 +21,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 WIDTH, LENGTH, VOCABULARY = 16, 4, 32
+
+
+def preload() -> None:
+    """Nothing to do: this file imports Megatron-Core."""
 
 
 def without_cuda() -> None:
@@ -98,7 +102,3 @@ def main(folder: Path) -> None:
         }
         stages.append({"outside": sorted(outside), "forwards": count_forwards(model)})
     (folder / f"rank{rank}.json").write_text(json.dumps(stages))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,14 +1,14 @@
 """One rank that trains a small Llama with an exported AutoModel section.
 
-Usage: train_automodel.py FOLDER, with a rank's environment. test_torch_training.py runs it, not pytest. Writes
-FOLDER/rank<r>.pt; rank 0 also writes FOLDER/whole.pt.
+test_torch_training.py and test_tensor_training.py run it, through forked.py. `main` needs a rank's environment. It
+writes FOLDER/rank<r>.pt; rank 0 also writes FOLDER/whole.pt.
 
 AutoModel's recipe asks CUDA for its device. This script follows the recipe on the CPU: its reader, its mesh, its
 pipeline with its parallelizer (FSDP2, recomputation), and one schedule call per step.
 """
 
+import importlib
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,20 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.readback import trained
-from tests.support.readback.rank_end import end_rank
 
 VOCABULARY, LENGTH, STEPS, LEARNING_RATE = 32, 6, 2, 0.1
+
+
+def preload() -> None:
+    """Import AutoModel."""
+    names = (
+        "_transformers.infrastructure",
+        "components.distributed.tp_replicas",
+        "components.loss.masked_ce",
+        "recipes._dist_utils",
+    )
+    for name in names:
+        importlib.import_module(f"nemo_automodel.{name}")
 
 
 def model_of(num_layers: int) -> LlamaForCausalLM:
@@ -48,10 +59,9 @@ def batch(step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def loss_fn(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The loss summed over tokens, as in the recipe, which divides by their number later."""
-    logits = getattr(logits, "logits", logits)
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), target.flatten(), reduction="sum"
-    )
+    from nemo_automodel.components.loss.masked_ce import MaskedCrossEntropy
+
+    return MaskedCrossEntropy()(getattr(logits, "logits", logits), target)
 
 
 def count_forwards(parts: list[Any], counts: dict[str, int]) -> None:
@@ -89,6 +99,7 @@ def train_whole(num_layers: int, size: int, path: Path) -> None:
 def main(folder: Path) -> None:
     """Train as planned. Rank 0 trains the unsplit model too."""
     from nemo_automodel._transformers.infrastructure import instantiate_infrastructure
+    from nemo_automodel.components.distributed.tp_replicas import synchronize_tp_replica_gradients
     from nemo_automodel.recipes._dist_utils import create_distributed_setup_from_config
 
     os.chdir(folder)  # AutoModel looks for the order file in the start folder
@@ -121,6 +132,7 @@ def main(folder: Path) -> None:
         built.update_seq_len(LENGTH)
         found: list[torch.Tensor] | None = [] if built.info.has_last_stage else None
         built.step(ids, target=target if built.info.has_last_stage else None, losses=found)
+        synchronize_tp_replica_gradients(built.parts, setup.mesh_context.device_mesh)
         for _, parameter in named:
             parameter.grad /= ids.numel()
         optimizer.step()
@@ -130,8 +142,3 @@ def main(folder: Path) -> None:
     trained.save(folder / f"rank{rank}.pt", losses, named, forwards)
     if rank == 0:
         train_whole(num_layers, pipeline.pp_batch_size, folder / "whole.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    end_rank()

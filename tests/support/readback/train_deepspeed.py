@@ -1,6 +1,6 @@
-"""One rank that trains with an exported DeepSpeed module. test_training.py runs it, not pytest.
+"""One rank that trains with an exported DeepSpeed module. test_training.py runs it, through forked.py.
 
-Usage: train_deepspeed.py FOLDER, with a rank's environment. Writes FOLDER/rank<r>.json.
+`main` needs a rank's environment. It writes FOLDER/rank<r>.json.
 """
 
 import json
@@ -11,9 +11,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tests.support.readback.rank_end import end_rank
-
 VOCABULARY, WIDTH, LENGTH, STEPS, LEARNING_RATE = 32, 16, 6, 3, 0.1
+
+
+def preload() -> None:
+    """Import DeepSpeed."""
+    import deepspeed
+
+    assert deepspeed.PipelineModule
 
 
 class Counted(nn.Module):
@@ -78,8 +83,3 @@ def main(folder: Path) -> None:
         },
     }
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(done))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    end_rank()

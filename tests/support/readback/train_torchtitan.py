@@ -1,13 +1,13 @@
 """One rank that trains torchtitan's small Llama with an exported plan.
 
-Usage: train_torchtitan.py FOLDER, with a rank's environment. test_torch_training.py runs it, not pytest. Writes
-FOLDER/rank<r>.pt; rank 0 also writes FOLDER/whole.pt.
+test_torch_training.py and test_tensor_training.py run it, through forked.py. `main` needs a rank's environment. It
+writes FOLDER/rank<r>.pt; rank 0 also writes FOLDER/whole.pt.
 
 torchtitan's trainer is not constructed, because that needs a GPU, a tokenizer and data. Its own `pipelining_fn`
 makes the stages with the constructor's arguments. Its own `train_step` runs them.
 """
 
-import sys
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +16,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from autopart.exporters.readback.rebuilt import exported_module
 from tests.support.readback import trained
-from tests.support.readback.rank_end import end_rank
 
 LENGTH, STEPS, LEARNING_RATE = 8, 2, 0.1
 
 
-def planned_config(folder: Path) -> Any:
-    """torchtitan's debug model with the plan's layers, in float32, under the exported `apply`."""
+def preload() -> None:
+    """Import torchtitan for the CPU."""
     from torchtitan.tools import utils
 
     # Without a GPU torchtitan still chooses CUDA. Its other modules copy these names on import.
     utils.device_type, utils.device_module = "cpu", torch.cpu
+    for name in ("models.llama3.config_registry", "trainer"):
+        importlib.import_module(f"torchtitan.{name}")
+
+
+def planned_config(folder: Path) -> Any:
+    """torchtitan's debug model with the plan's layers, in float32, under the exported `apply`."""
     from torchtitan.models.common.attention import ScaledDotProductAttention
     from torchtitan.models.llama3.config_registry import llama3_debugmodel
 
@@ -47,6 +54,9 @@ def planned_config(folder: Path) -> Any:
         disable_cuda_graphs=True,
     )
     config = autopart_titan.apply(config)
+    if config.parallelism.tensor_parallel_degree > 1:
+        # torch 2.13's FSDP does not know torchtitan's default, types on local tensors.
+        config.parallelism.spmd_backend = "partial_dtensor"
     config.__post_init__()  # torchtitan's own consistency checks
     config.model_spec.model.update_from_config(config=config)
     return config
@@ -147,9 +157,18 @@ def _take_weights(parts: list[Any], whole: Any) -> None:
         with torch.no_grad():
             part.init_weights(buffer_device=None)
             for name, tensor in [*part.named_parameters(), *part.named_buffers()]:
-                own = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-                own.copy_(tensors[name.replace("_checkpoint_wrapped_module.", "")])
+                found = tensors[name.replace("_checkpoint_wrapped_module.", "")]
+                if isinstance(tensor, DTensor):
+                    tensor.to_local().copy_(_shard_of(found, tensor))
+                else:
+                    tensor.copy_(found)
         part.train()
+
+
+def _shard_of(whole: torch.Tensor, own: DTensor) -> torch.Tensor:
+    """The part of the whole tensor that this rank has."""
+    size, start = compute_local_shape_and_global_offset(own.shape, own.device_mesh, own.placements)
+    return whole[tuple(slice(at, at + n) for at, n in zip(start, size, strict=True))]
 
 
 def train_whole(config: Any, path: Path) -> None:
@@ -204,8 +223,3 @@ def main(folder: Path) -> None:
     trained.save(folder / f"rank{rank}.pt", own, named, forwards)
     if rank == 0:
         train_whole(config, folder / "whole.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    end_rank()
