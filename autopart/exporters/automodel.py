@@ -26,6 +26,10 @@ from autopart.text import counted
 
 VERSIONS = ("0.7.0",)
 _NAME = "NeMo AutoModel"
+EXCHANGES_NOTE = (
+    "NeMo AutoModel's tensor groups exchange more than the plan predicts: an input's gradient once per "
+    "weight that reads it, and the whole logits, which take memory on each GPU of the last stage"
+)
 
 
 def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
@@ -36,6 +40,7 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     """
     shape = shape_under_fsdp(plan, stages, _NAME)
     _refuse_few_microbatches(plan, shape)
+    _refuse_sequence_parallel(shape)
     schedule = torch_schedule(plan, shape, _NAME)
     recomputes = recomputes_all(stages, _NAME, "--to torchtitan")
     names = rows([*map(_named, stage.units), "model.rotary_emb"] for stage in stages)
@@ -44,7 +49,7 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     text = (
         f"{comments(plan, notes)}distributed:\n"
         f"  dp_size: {shape.num_replicas}\n"
-        f"  pp_size: {shape.num_ranks}\n"
+        f"  pp_size: {shape.num_ranks}\n{_tensor(shape)}"
         f"  activation_checkpointing: {'full' if recomputes else 'false'}\n"
         "  pipeline:\n"
         f"    pp_schedule: {schedule.name}\n{csv}"
@@ -74,9 +79,32 @@ def _notes(plan: Plan, shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]
             + ("than" if plan.training.zero1 else "and more messages than")
             + " the plan predicts",
         )
+    if shape.tensor_degree > 1:
+        notes += (EXCHANGES_NOTE,)
     if schedule.csv is not None:
         notes += (CSV_NOTE,)
     return notes
+
+
+def _tensor(shape: Shape) -> str:
+    """The settings of tensor groups; empty without them."""
+    if shape.tensor_degree == 1:
+        return ""
+    return f"  tp_size: {shape.tensor_degree}\n  sequence_parallel: false\n"
+
+
+def _refuse_sequence_parallel(shape: Shape) -> None:
+    """Raise ExportRefused under sequence parallelism.
+
+    AutoModel's `_precompute_stage_shapes` expects whole sequences between stages, and then a stage
+    sends its slice.
+    """
+    if shape.sequence_parallel:
+        raise ExportRefused(
+            f"the plan has sequence parallelism, and {_NAME}'s stages expect whole sequences from "
+            "each other; the nearest plan has --sequence-parallel off; --to megatron and "
+            "--to torchtitan take this plan"
+        )
 
 
 def _named(unit: str) -> str:

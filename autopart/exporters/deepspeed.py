@@ -25,6 +25,15 @@ CLIPPING_NOTE = (
     "and training would depend on the cuts"
 )
 
+NO_TENSOR_GROUPS = (
+    "DeepSpeed's AutoTP knows no stages: it sums gradients over GPUs of different stages"
+)
+"""Why a plan with a tensor degree is refused.
+
+Its `_init_tp_mesh_device` forms data groups over all processes: with 2 stages and degree 2 they are
+(0, 2) and (1, 3), which hold different stages.
+"""
+
 
 def export_to_deepspeed(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
     """Write `autopart_deepspeed.py` with the class `PlannedPipeline`, and

@@ -229,9 +229,7 @@ def _yaml(
         f"pipeline_model_parallel_size: {shape.num_ranks}\n"
         f"virtual_pipeline_model_parallel_size: {virtual}\n"
     )
-    if shape.tensor_degree > 1:
-        text += f"tensor_model_parallel_size: {shape.tensor_degree}\n"
-        text += f"sequence_parallel: {str(shape.sequence_parallel).lower()}\n"
+    text += tensor_fields(shape)
     text += "pipeline_model_parallel_layout:\n"
     for index, stage in enumerate(stages):
         items = ["embedding"] * (index == 0) + ["decoder"] * len(blocks(stage.units))
@@ -243,6 +241,16 @@ def _yaml(
             f"recompute_num_layers: {common or 1}\n"
         )
     return text
+
+
+def tensor_fields(shape: Shape) -> str:
+    """The YAML lines for tensor groups; empty without them."""
+    if shape.tensor_degree == 1:
+        return ""
+    return (
+        f"tensor_model_parallel_size: {shape.tensor_degree}\n"
+        f"sequence_parallel: {str(shape.sequence_parallel).lower()}\n"
+    )
 
 
 def _recompute_module(plan: Plan, shape: Shape, recompute: Sequence[int]) -> str:

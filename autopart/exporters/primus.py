@@ -7,7 +7,7 @@ that do not exist. Its `v-half` and `v-min` differ from the orders in `autopart.
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
-from autopart.exporters.megatron import layout_of, megatron_shape, refuse_orders
+from autopart.exporters.megatron import layout_of, megatron_shape, refuse_orders, tensor_fields
 from autopart.exporters.model_units import UnitStage, blocks
 from autopart.exporters.pipeline_shape import Shape, rank_notes
 from autopart.exporters.text import comments
@@ -36,7 +36,7 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
     text = (
         f"{comments(plan, notes)}"
         f"use_distributed_optimizer: {str(plan.training.zero1).lower()}\n"
-        f"pipeline_model_parallel_size: {shape.num_ranks}\n"
+        f"pipeline_model_parallel_size: {shape.num_ranks}\n{tensor_fields(shape)}"
         f'pipeline_model_parallel_layout: "{layout_of(stages)}"\n{algorithm}'
         f"num_layers: {sum(len(blocks(stage.units)) for stage in stages)}\n"
         f"micro_batch_size: {plan.microbatch_size}\n"

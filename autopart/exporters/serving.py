@@ -23,6 +23,11 @@ from autopart.records.plan import Plan
 
 VLLM_VERSIONS = ("0.10",)
 DEVICE_MAP_VERSIONS = ("1.15.0",)
+NO_TENSOR_GROUPS = (
+    "Hugging Face takes either a device_map or a tp_size, and its own stages are equal and run no "
+    "backward; --to automodel trains its models with a tensor degree"
+)
+"""Why a `device_map` refuses a plan with a tensor degree (transformers 5.24)."""
 
 
 def export_to_vllm(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
@@ -33,9 +38,10 @@ def export_to_vllm(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> E
         refuse_elsewhere(stages, unit, place, "vLLM")
     counts = ",".join(str(len(blocks(stage.units))) for stage in stages)
     notes = ("vLLM serves the model: the export keeps only the cuts, which balance training",)
+    tensor = f" --tensor-parallel-size {shape.tensor_degree}" if shape.tensor_degree > 1 else ""
     text = (
         f"{comments(plan, notes)}# Source this file, then start vllm serve with "
-        f"--pipeline-parallel-size {shape.num_ranks}\n"
+        f"--pipeline-parallel-size {shape.num_ranks}{tensor}\n"
         f"export VLLM_PP_LAYER_PARTITION={counts}\n"
     )
     return Exported({"autopart_vllm.sh": text}, notes)

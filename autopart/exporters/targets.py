@@ -11,7 +11,8 @@ from autopart.exporters.layer_order import check_layer_order
 from autopart.exporters.model_units import Renaming, UnitStage, units_of
 from autopart.exporters.torch import module as torch_module
 from autopart.records.frameworks import EXECUTOR, FRAMEWORKS, Framework
-from autopart.records.plan import Plan, groups_refused
+from autopart.records.plan import Plan
+from autopart.records.tensor_degree import degree_of, tensor_name
 from autopart.records.training import DEFAULT_SYNC
 
 
@@ -31,12 +32,13 @@ class Target(NamedTuple):
     """Whether layers may have any name, because the user's model is a list."""
     of_layers: Callable[[Plan, str], Exported] | None = None
     """The exporter that uses the plan's own layer names; None for others."""
-    has_tensor_groups: bool = False
-    """Whether a rank may be a tensor group."""
+    no_tensor_groups: str = ""
+    """The reason why a rank cannot be a tensor group; empty where it can."""
 
 
 _TORCH = "torch's, or a CSV"
 _WHOLE = f"{_TORCH}; whole backwards"
+_TAKERS = "--to megatron and --to torchtitan take this plan"
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
@@ -44,18 +46,20 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             FRAMEWORKS["torch"], torch_module.VERSIONS, _TORCH, "any",
             "any modules, whole or except products",
             of_layers=torch_module.export_to_torch,
+            no_tensor_groups="the exported modules shard no weights; " + _TAKERS,
         ),
         "torchtitan": Target(
             FRAMEWORKS["torchtitan"], torchtitan.VERSIONS, _WHOLE, "any, or a V of 2",
-            "any layers (0.2.2: all or none)", torchtitan.export_to_torchtitan, has_tensor_groups=True,
+            "any layers (0.2.2: all or none)", torchtitan.export_to_torchtitan,
         ),
         "megatron": Target(
             FRAMEWORKS["megatron"], megatron.VERSIONS, "1f1b, interleaved-1f1b", "any",
-            "the first layers of each stage", megatron.export_to_megatron, has_tensor_groups=True,
+            "the first layers of each stage", megatron.export_to_megatron,
         ),
         "deepspeed": Target(
             FRAMEWORKS["deepspeed"], deepspeed.VERSIONS, "1f1b", "1", "any layers",
             deepspeed.export_to_deepspeed, takes_any_unit=True,
+            no_tensor_groups=deepspeed.NO_TENSOR_GROUPS + "; " + _TAKERS,
         ),
         "automodel": Target(
             FRAMEWORKS["automodel"], automodel.VERSIONS, _WHOLE, "any, or a V of 2",
@@ -70,7 +74,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         ),
         "device-map": Target(
             FRAMEWORKS["device-map"], serving.DEVICE_MAP_VERSIONS, "-", "1", "-",
-            of_layers=serving.export_to_device_map,
+            of_layers=serving.export_to_device_map, no_tensor_groups=serving.NO_TENSOR_GROUPS,
         ),
     }
 )  # fmt: skip
@@ -96,9 +100,11 @@ def export_plan(
         raise UsageError(
             f"cannot export to {target} {written}; known versions: {', '.join(asked.versions)}"
         )
-    reason = groups_refused(plan, f"the export to {FRAMEWORKS[target].title}")
-    if reason is not None and not asked.has_tensor_groups:
-        raise ExportRefused(reason)
+    if asked.no_tensor_groups and degree_of(plan.tensor) > 1:
+        raise ExportRefused(
+            f"the plan has {tensor_name(plan.tensor)}, and {asked.no_tensor_groups}; the nearest "
+            "plan has --tensor 1"
+        )
     check_layer_order(plan)
     if asked.of_units is not None:
         exported = asked.of_units(plan, units_for(plan, target, renamings), written)

@@ -32,6 +32,10 @@ from autopart.records.plan import Plan
 VERSIONS = ("0.3.0", "0.2.2")
 _HEADS = {"0.3.0": "lm_head", "0.2.2": "output"}
 _NAME = "torchtitan"
+SPMD_NOTE = (
+    'under torch 2.13 set parallelism.spmd_backend = "partial_dtensor": its FSDP does not read the '
+    "shards of torchtitan's default"
+)
 
 
 def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
@@ -54,6 +58,7 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
         text = _toml(plan, shape, schedule, names, stages, notes)
         file = "autopart_titan.toml"
     else:
+        notes += (SPMD_NOTE,) if shape.tensor_degree > 1 else ()
         text = _python(plan, shape, schedule, names, stages)
         file = "autopart_titan.py"
     return Exported({file: text, **schedule.files}, notes)

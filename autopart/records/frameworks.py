@@ -5,7 +5,7 @@ docs/cost-model.md names the sources.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from autopart.records.cluster import Sends
 from autopart.records.training import HALF, Sync
@@ -29,6 +29,8 @@ class Framework(NamedTuple):
     """Weight dtypes whose gradients it sums in float32, unless it is told otherwise."""
     shards: bool = False
     """Whether replicas always share a stage's optimizer state, as with ZeRO-1."""
+    tensor_groups: Literal["any", "whole sequences", "none"] = "any"
+    """Whether a rank may be a tensor group; `whole sequences`: without sequence parallelism."""
 
 
 def _whole() -> tuple[str, ...]:
@@ -39,21 +41,27 @@ def _whole() -> tuple[str, ...]:
 
 FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
     {
-        "torch": Framework("torch.distributed.pipelining"),
+        "torch": Framework("torch.distributed.pipelining", tensor_groups="none"),
         "torchtitan": Framework(
             "torchtitan", "fsdp2", schedules=_whole(), sums_in_float32=HALF,
         ),
         "megatron": Framework(
             "Megatron-Core", "megatron", schedules=MEGATRON_SCHEDULES, sums_in_float32=("bfloat16",),
         ),
-        "deepspeed": Framework("DeepSpeed", "deepspeed", schedules=("1f1b",)),
-        "automodel": Framework("NeMo AutoModel", "fsdp2", schedules=_whole(), shards=True),
+        "deepspeed": Framework(
+            "DeepSpeed", "deepspeed", schedules=("1f1b",), tensor_groups="none",
+        ),
+        "automodel": Framework(
+            "NeMo AutoModel", "fsdp2", schedules=_whole(), shards=True, tensor_groups="whole sequences",
+        ),
         "primus": Framework(
             "AMD Primus", "megatron", schedules=(*MEGATRON_SCHEDULES, "zb-h1", "zbv"),
             sums_in_float32=("bfloat16",),
         ),
         "vllm": Framework("vLLM (serving)", sends="buffered"),
-        "device-map": Framework("Hugging Face Accelerate (inference)", sends="buffered"),
+        "device-map": Framework(
+            "Hugging Face Accelerate (inference)", sends="buffered", tensor_groups="none",
+        ),
     }
 )  # fmt: skip
 """By the word of `solve --target` and `export --to`."""

@@ -207,21 +207,13 @@ def num_processes(plan: Plan) -> int:
     return num_ranks(plan) * degree_of(plan.tensor)
 
 
-def groups_refused(plan: Plan, what: str) -> str | None:
-    """The reason why `what` cannot carry out the plan, where its ranks are tensor groups; else None."""
-    if degree_of(plan.tensor) == 1:
-        return None
-    return (
-        f"the plan has {tensor_name(plan.tensor)}, and {what} has no tensor groups yet; "
-        "solve with --tensor 1 for a plan that it takes"
-    )
-
-
 def check_one_gpu_per_rank(plan: Plan, what: str) -> None:
     """Raise PlanError where the plan's ranks are tensor groups, and `what` cannot have these."""
-    reason = groups_refused(plan, what)
-    if reason is not None:
-        raise PlanError(reason)
+    if degree_of(plan.tensor) > 1:
+        raise PlanError(
+            f"the plan has {tensor_name(plan.tensor)}, and {what} has no tensor groups yet; "
+            "solve with --tensor 1 for a plan that it takes"
+        )
 
 
 def cast_of(plan: Plan) -> str | None:

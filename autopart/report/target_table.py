@@ -24,10 +24,11 @@ def target_table() -> Table:
 
 
 def communication_table() -> Table:
-    """One row for each framework: the words for `solve` that say how it syncs and sends."""
+    """One row for each framework: how it syncs and sends, in words for `solve`, and its tensor groups."""
     table = new_table("how each syncs and sends")
-    for heading in ("--to", "--sync", "--sends"):
+    for heading in ("--to", "--sync", "--sends", "tensor groups"):
         add_text(table, heading)
     for name, target in TARGETS.items():
-        table.add_row(name, target.framework.sync, target.framework.sends)
+        own = target.framework
+        table.add_row(name, own.sync, own.sends, own.tensor_groups)
     return table

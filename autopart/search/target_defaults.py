@@ -15,6 +15,8 @@ OPTIONS = {
     "schedule": "--schedule",
     "gradient_dtype": "--gradient-dtype",
     "zero1": "--zero1",
+    "tensor": "--tensor",
+    "sequence_parallel": "--sequence-parallel",
 }
 """The options that a framework may fix, by the field's name."""
 
@@ -37,6 +39,11 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
     dtype_of_sums = options.gradient_dtype
     if dtype_of_sums is None and dtype in framework.sums_in_float32:
         dtype_of_sums = "float32"
+    tensor, split = options.tensor, options.sequence_parallel
+    if framework.tensor_groups == "none" and tensor == "auto":
+        tensor = 1
+    if framework.tensor_groups == "whole sequences" and split == "auto" and str(tensor) != "1":
+        split = "off"
     return dataclasses.replace(
         options,
         sync=options.sync or framework.sync,
@@ -44,6 +51,8 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
         schedule=_schedules(options, framework),
         gradient_dtype=dtype_of_sums,
         zero1=options.zero1 or framework.shards,
+        tensor=tensor,
+        sequence_parallel=split,
     )
 
 

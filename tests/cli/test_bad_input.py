@@ -51,8 +51,9 @@ def test_a_plan_with_a_tensor_degree_is_shown_and_simulated_but_validate_and_som
     said = "no tensor groups yet; solve with --tensor 1 for a plan that it takes"
     _refused(cli("run", "plan.json", "zoo:mlp-tiny"), 2, "--nproc-per-node 4")
     _refused(cli("validate", "plan.json", "zoo:mlp-tiny", "--one-device"), 1, "validate", said)
-    for target in ("torch", "deepspeed", "vllm"):
-        _refused(cli("export", "plan.json", "--to", target), 4, "the export to", said)
+    nearest = "the nearest plan has --tensor 1"
+    for target in ("torch", "deepspeed", "device-map"):
+        _refused(cli("export", "plan.json", "--to", target), 4, "tensor degree 2", nearest)
 
 
 def test_a_tensor_degree_that_profile_or_node_lack_is_refused(cli: Cli, folder: Path) -> None:

@@ -17,7 +17,6 @@ from autopart.records.prediction import Sync
 from autopart.schedules.actions import parse_order
 from tests.support.exporters.language import language_plan, recomputing
 from tests.support.exporters.plans import make_plan
-from tests.support.tensor_plans import in_groups
 
 WITH_MODELS = [name for name, target in TARGETS.items() if target.of_units]
 TRAINING = ["torchtitan", "megatron", "deepspeed", "automodel", "primus"]
@@ -402,39 +401,3 @@ def test_a_note_lists_ranks_in_a_different_order() -> None:
 def test_an_unknown_version_is_refused_with_the_known_versions() -> None:
     with pytest.raises(UsageError, match=r"torchtitan 9; known versions: 0.3.0, 0.2.2"):
         export_plan(language_plan([1, 1]), "torchtitan", version="9")
-
-
-def test_megatron_gets_the_tensor_degree() -> None:
-    plan = language_plan([2, 2], replicas=2)
-    written = files(in_groups(plan, 4, sequence_parallel=True), "megatron")
-    arguments = written["autopart_megatron.sh"]
-    assert "--tensor-model-parallel-size 4\n" in arguments and "--sequence-parallel\n" in arguments
-    fields = yaml.safe_load(written["autopart_megatron.yaml"])
-    assert (fields["tensor_model_parallel_size"], fields["sequence_parallel"]) == (4, True)
-    without = files(in_groups(plan, 2), "megatron")
-    assert "--sequence-parallel" not in without["autopart_megatron.sh"]
-    assert yaml.safe_load(without["autopart_megatron.yaml"])["sequence_parallel"] is False
-    assert "tensor" not in "".join(files(plan, "megatron").values())
-
-
-def test_torchtitan_gets_the_tensor_degree() -> None:
-    plan = in_groups(language_plan([2, 2], replicas=2), 2)
-    text = files(plan, "torchtitan")["autopart_titan.py"]
-    assert "parallelism.tensor_parallel_degree = 2\n" in text
-    assert "parallelism.enable_sequence_parallel = False\n" in text
-    assert "torchtitan 0.3 and 8 ranks" in text and "--nproc-per-node 8" in text
-    assert "sequence parallelism only" in refusal(plan, "torchtitan", "0.2.2")
-    split = in_groups(language_plan([2, 2]), 2, sequence_parallel=True)
-    toml = tomllib.loads(files(split, "torchtitan", "0.2.2")["autopart_titan.toml"])
-    assert toml["parallelism"]["tensor_parallel_degree"] == 2
-
-
-def test_a_note_lists_the_gpus_of_tensor_groups_in_the_frameworks_order() -> None:
-    ranks = [[0, 2], [1, 3]]  # Frameworks number the first stage's replicas first.
-    plan = language_plan([2, 2], replicas=2)
-    stages = tuple(
-        changed(stage, ranks=tuple(own)) for stage, own in zip(plan.stages, ranks, strict=True)
-    )
-    orders = tuple(plan.orders[at] for at in (0, 2, 1, 3))
-    notes = export_plan(in_groups(changed(plan, stages=stages, orders=orders), 2), "megatron").notes
-    assert "the plan's GPUs 0, 1, 4, 5, 2, 3, 6, 7" in notes[0]

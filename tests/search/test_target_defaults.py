@@ -61,6 +61,20 @@ def test_only_a_framework_that_always_shards_fixes_zero_1() -> None:
     assert made("megatron", zero1=True).zero1
 
 
+def test_a_target_searches_the_tensor_degrees_that_it_runs() -> None:
+    def asked(target: str, **said: Any) -> tuple[int | str, str]:
+        options = made(target, **said)
+        return options.tensor, options.sequence_parallel
+
+    assert asked("megatron", tensor="auto") == ("auto", "auto")
+    assert asked("automodel", tensor="auto") == ("auto", "off")
+    assert asked("automodel", tensor=2, sequence_parallel="on") == (2, "on")
+    assert asked("deepspeed", tensor="auto") == (1, "auto")
+    assert asked("deepspeed", tensor=2) == (2, "auto")
+    line = target_line(SolveOptions(target="automodel", tensor="auto"), GPUS, "float32")
+    assert line is not None and line.endswith(", --zero1, --sequence-parallel off")
+
+
 @pytest.mark.parametrize("target", TRAINING)
 def test_the_schedules_are_those_that_the_export_takes(target: str) -> None:
     schedules = FRAMEWORKS[target].schedules

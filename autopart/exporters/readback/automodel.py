@@ -49,6 +49,8 @@ def rebuild(folder: Path, shape: Shape) -> Rebuilt:
         tuple(units[stage] for stage in sorted(units)),
         layers if parsed["activation_checkpointing"] else frozenset(),
         orders,
+        parsed["tp_size"],
+        parsed["strategy_config"].sequence_parallel,
     )
 
 

@@ -114,18 +114,19 @@ def test_the_check_fails_for_another_plans_export(
         assert [c.name for c in swapped(monkeypatch, plan, other, target)] == ["orders"]
 
 
-@pytest.mark.parametrize("target", ["torchtitan", "megatron"])
+@pytest.mark.parametrize(
+    ("target", "splits"), [("torchtitan", True), ("megatron", True), ("automodel", False)]
+)
 def test_frameworks_read_the_tensor_degree(
-    needs: Needs, target: str, monkeypatch: pytest.MonkeyPatch
+    needs: Needs, target: str, splits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs(target)
     plan = language_plan([2, 3, 1])
-    asked = in_groups(plan, 2, sequence_parallel=True)
+    asked = in_groups(plan, 2, sequence_parallel=splits)
     *_, last = check_export(asked, target)
-    assert last == Check(
-        "tensor groups", True, "tensor degree 2 with sequence parallelism, as planned"
-    )
-    for other in (in_groups(plan, 4, sequence_parallel=True), plan):
+    name = "tensor degree 2 with sequence parallelism" if splits else "tensor degree 2"
+    assert last == Check("tensor groups", True, f"{name}, as planned")
+    for other in (in_groups(plan, 4, sequence_parallel=splits), plan):
         (check,) = swapped(monkeypatch, asked, other, target)
         assert check.name == "tensor groups"
 
