@@ -13,7 +13,7 @@ from autopart.cli.torchrun_check import check_started
 from autopart.errors import UsageError
 from autopart.fidelity.compare import Fidelity, check_within
 from autopart.records.files import write_file
-from autopart.records.plan import Plan, check_one_gpu_per_rank, load_plan, num_ranks
+from autopart.records.plan import Plan, load_plan, num_processes
 from autopart.report.both_timelines import both_timelines
 from autopart.report.fidelity_table import fidelity_report
 from autopart.report.trace import FORMAT
@@ -40,7 +40,6 @@ def command(
     device is enough to check a plan for many GPUs.
     """
     asked, one_device = load_plan(plan), comparison_options.one_device
-    check_one_gpu_per_rank(asked, "validate")
     _check_asked(asked, plan, model, comparison_options)
     from autopart.runtime.measuring.threads import use_threads
     from autopart.runtime.validation import validate_plan  # imports torch, which takes seconds
@@ -63,7 +62,7 @@ def command(
         )
     if found is not None:
         trace_file, tolerance = comparison_options.trace_file, comparison_options.tolerance
-        trace = None if trace_file is None else both_timelines(asked, found.run)
+        trace = None if trace_file is None else both_timelines(found.plan, found.run)
         _tell(found.fidelity, trace_file, trace, as_json=as_json)
         if tolerance is not None:
             check_within(found.fidelity, tolerance / 100.0)
@@ -77,7 +76,7 @@ def _check_asked(asked: Plan, path: Path, model: str, options: ComparisonOptions
             "--one-device runs one rank after the other, --local all together: choose one"
         )
     if not options.one_device:
-        check_started("validate", path, num_ranks(asked), model, local=options.local)
+        check_started("validate", path, num_processes(asked), model, local=options.local)
 
 
 def _tell(found: Fidelity, path: Path | None, trace: bytes | None, *, as_json: bool) -> None:

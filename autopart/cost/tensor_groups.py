@@ -16,8 +16,8 @@ Megatron starts these collectives before W. The executor waits for each before i
 do frameworks on DTensor, whose products compute W together with I.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,7 +28,7 @@ from autopart.records.cluster import Cluster, host_share, slowest_speed
 from autopart.records.layer_graph import Layer, LayerGraph, Recompute
 from autopart.records.network import Network
 from autopart.records.problem import Problem
-from autopart.records.tensor_variants import Collective, TensorVariant
+from autopart.records.tensor_variants import Collective, LayerCollectives, TensorVariant
 from autopart.records.training import Training
 
 HIDING = ("megatron",)
@@ -85,53 +85,78 @@ def layers_of_group(variant: TensorVariant, cluster: Cluster, training: Training
     """A variant's layers with the seconds of their collectives, on the first GPUs of a node."""
     # `on_ranks` divides layer times by this speed later. Collectives are not slowed down by compute.
     speed = slowest_speed(cluster, ())
-
-    def seconds(one: Collective) -> float:
-        price = call_price(cluster, range(variant.degree), one.kind)
-        return speed * price.seconds(float(one.bytes))
-
-    own = {one.layer: one.collectives for one in variant.collectives}
+    own = collective_times(variant.collectives, cluster, variant.degree, scale=speed)
     layers = tuple(
-        _with_collectives(layer, own[layer.name], seconds, hides=training.sync in HIDING)
-        if own.get(layer.name)
+        _with_collectives(layer, own[layer.name], hides=training.sync in HIDING)
+        if layer.name in own
         else layer
         for layer in variant.graph.layers
     )
     return msgspec.structs.replace(variant.graph, layers=layers)
 
 
-def _with_collectives(
-    layer: Layer,
-    collectives: tuple[Collective, ...],
-    seconds: Callable[[Collective], float],
-    *,
-    hides: bool,
-) -> Layer:
-    """The layer with the seconds of its collectives; see the formulas above."""
+class CollectiveTimes(NamedTuple):
+    """Seconds of a layer's collectives inside its tensor group, by their place in the step."""
 
-    def total(**fields: Any) -> float:
-        alike = (
-            one for one in collectives if all(getattr(one, name) == fields[name] for name in fields)
+    forward: float
+    input_grad: float
+    """Those of I that nothing hides."""
+    beneath: float
+    """Those of I beneath W: C above."""
+    weight_grad: float
+    recomputed: float
+    """The part of the forward's that a recomputed layer runs again."""
+    step: float
+    """Those once per step."""
+
+
+def collective_times(
+    collectives: Iterable[LayerCollectives], cluster: Cluster, degree: int, *, scale: float = 1.0
+) -> dict[str, CollectiveTimes]:
+    """For each layer with collectives their seconds times `scale`, on the first GPUs of a node."""
+
+    def seconds(one: Collective) -> float:
+        price = call_price(cluster, range(degree), one.kind)
+        return scale * price.seconds(float(one.bytes))
+
+    def times(own: LayerCollectives) -> CollectiveTimes:
+        def total(**fields: Any) -> float:
+            alike = (
+                one
+                for one in own.collectives
+                if all(getattr(one, name) == fields[name] for name in fields)
+            )
+            return sum(map(seconds, alike), 0.0)
+
+        return CollectiveTimes(
+            forward=total(phase="forward"),
+            input_grad=total(phase="input_grad", beneath=None),
+            beneath=total(beneath="weight_grad"),
+            weight_grad=total(phase="weight_grad"),
+            recomputed=total(recomputed=True),
+            step=total(phase="step"),
         )
-        return sum((seconds(one) for one in alike), 0.0)
 
-    beneath = total(beneath="weight_grad")
-    exposed = max(0.0, beneath - layer.weight_grad_time) if hides else beneath
-    again, once = total(recomputed=True), total(phase="step")
+    return {own.layer: times(own) for own in collectives if own.collectives}
 
-    def run_again(own: Recompute | None) -> Recompute | None:
+
+def _with_collectives(layer: Layer, own: CollectiveTimes, *, hides: bool) -> Layer:
+    """The layer with the seconds of its collectives; see the formulas above."""
+    exposed = max(0.0, own.beneath - layer.weight_grad_time) if hides else own.beneath
+
+    def run_again(of: Recompute | None) -> Recompute | None:
         """Both kinds of recompute run collectives again: only results of products are kept."""
-        return own and msgspec.structs.replace(own, extra_time=own.extra_time + again)
+        return of and msgspec.structs.replace(of, extra_time=of.extra_time + own.recomputed)
 
     return msgspec.structs.replace(
         layer,
-        forward_time=layer.forward_time + total(phase="forward"),
-        input_grad_time=layer.input_grad_time + total(phase="input_grad", beneath=None) + exposed,
-        weight_grad_time=layer.weight_grad_time + total(phase="weight_grad"),
+        forward_time=layer.forward_time + own.forward,
+        input_grad_time=layer.input_grad_time + own.input_grad + exposed,
+        weight_grad_time=layer.weight_grad_time + own.weight_grad,
         # A split backward puts W off, which then hides nothing.
-        split_time=layer.split_time + beneath - exposed,
-        update_time=layer.update_time + once,
-        unshared_update_time=once or layer.unshared_update_time,
+        split_time=layer.split_time + own.beneath - exposed,
+        update_time=layer.update_time + own.step,
+        unshared_update_time=own.step or layer.unshared_update_time,
         recompute=run_again(layer.recompute),
         selective=run_again(layer.selective),
     )

@@ -114,6 +114,15 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     notes: tuple[str, ...] = ()
 
 
+def with_stages(plan: Plan, stages: tuple[StagePrediction, ...]) -> Plan:
+    """The plan with other predicted stages, and with the step that they make."""
+    prediction = msgspec.structs.replace(plan.prediction, stages=stages)
+    other = msgspec.structs.replace(plan, prediction=prediction)
+    step_time = simulate_plan(other).makespan
+    prediction = msgspec.structs.replace(prediction, step_time=step_time)
+    return msgspec.structs.replace(plan, prediction=prediction)
+
+
 def judge(plan: Plan, run: RunResult | OneDeviceResult) -> Fidelity:
     """Compare a plan's prediction with a run's measurements."""
     alone = isinstance(run, OneDeviceResult)

@@ -5,6 +5,7 @@ from typing import Annotated
 import msgspec
 
 from autopart.records.prediction import StagePrediction
+from autopart.records.tensor_variants import LayerCollectives
 from autopart.schedules.actions import Op
 from autopart.units import Bytes, Count, PositiveCount, Seconds
 
@@ -71,7 +72,7 @@ class RankStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     hidden_sync_time: Seconds | None = None
     """Seconds in which gradient sums ran beside actions; null where none did."""
     update_time: Seconds
-    """Seconds in the optimizer's step."""
+    """Seconds in the optimizer's step, and in a tensor group's sums once per step."""
     peak_bytes: Bytes
     """Peak bytes, measured as `RunResult.memory` says."""
     tensor_bytes: Bytes | None = None
@@ -96,7 +97,7 @@ class StageRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sync_time: Seconds
     """Seconds per step in gradient sums, including waiting for them, over the whole rank."""
     update_time: Seconds
-    """Seconds per step in the optimizer's step, over the whole rank."""
+    """Seconds per step in the optimizer's step, and in a tensor group's sums once per step, over the whole rank."""
     peak_bytes: Bytes
     """Largest peak among the stage's ranks, over the whole rank; see `RunResult.memory`."""
     stash_bytes: Bytes | None = None
@@ -235,5 +236,7 @@ class OneDeviceResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How peak bytes were measured."""
     trace: tuple[tuple[RunSlice, ...], ...]
     """For each rank its actions in its last step; empty where it was not run."""
+    collectives: tuple[LayerCollectives, ...] = ()
+    """The collectives inside a tensor group, which the ranks left out; empty with tensor degree 1."""
     notes: tuple[str, ...] = ()
     """Remarks on the figures."""

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple, TypedDict, Unpack
 
-from autopart.fidelity.compare import Fidelity, judge
+from autopart.cost.without_collectives import without_collectives
+from autopart.fidelity.compare import Fidelity, judge, with_stages
 from autopart.records.plan import Plan, check_plan, load_plan
 from autopart.records.run_result import OneDeviceResult, RunResult
 from autopart.runtime.engine.run_settings import RunKeywords, RunSettings, check_settings
@@ -17,6 +18,8 @@ class Validation(NamedTuple):
 
     run: RunResult | OneDeviceResult
     fidelity: Fidelity
+    plan: Plan
+    """The plan whose prediction is compared. It predicts no collectives inside a tensor group if ranks ran alone."""
 
 
 class ValidationKeywords(TypedDict, total=False):
@@ -45,6 +48,10 @@ def validate_plan(
     not used. Otherwise the plan runs as in `run_plan`: as a rank under torchrun, or on ranks
     started here. The result is None on ranks other than 0. Raises as `run_plan` does, UsageError
     for less than 1 step.
+
+    With a tensor degree a rank's figures are those of the first process in its tensor group. The
+    group's collectives are part of the seconds of actions and updates, predicted and measured. With
+    `one_device` both sides are without them.
     """
     loaded = plan if isinstance(plan, Plan) else load_plan(plan)
     check_plan(loaded)
@@ -65,4 +72,8 @@ def validate_plan(
         )
     else:
         run = run_with_settings(loaded, settings, report)
-    return None if run is None else Validation(run, judge(loaded, run))
+    if run is None:
+        return None
+    if isinstance(run, OneDeviceResult) and run.collectives:
+        loaded = with_stages(loaded, without_collectives(loaded, run.collectives))
+    return Validation(run, judge(loaded, run), loaded)

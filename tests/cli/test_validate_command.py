@@ -61,3 +61,37 @@ def test_a_run_on_all_ranks_is_compared_with_the_plan(cli: Cli, two_ranks: Path)
         assert sum(rank["measured"].values()) == pytest.approx(found["step_time"])
         assert rank["measured_bytes"] > 0
     assert {one["op"] for one in found["sends"]} <= {"F", "B"}
+
+
+@pytest.fixture
+def tensor_groups(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`plan.json` in `folder`: Llama in two stages of two GPUs each."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    asked = "profile zoo:llama-tiny --warmup 0 --repeats 1 --tensor 2 --sequence-parallel"
+    assert cli(*asked.split()).code == 0
+    asked = "solve --gpus 4 --tensor 2 --sequence-parallel on --stages 2 --global-batch 4"
+    assert cli(*asked.split()).code == 0
+    return folder / "plan.json"
+
+
+@pytest.mark.slow
+def test_tensor_groups_are_compared_with_the_plan(cli: Cli, tensor_groups: Path) -> None:
+    outcome = cli("validate", "plan.json", "zoo:llama-tiny", "--local", "--steps", "2", "--json")
+    assert outcome.code == 0, outcome.err
+    found, plan = outcome.document, json.loads(tensor_groups.read_text())
+    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
+    stages = plan["prediction"]["stages"]
+    times = {(one["stage"], one["op"]): one["predicted"] for one in found["actions"]}
+    assert times[0, "F"] == stages[0]["forward_time"], "collectives are part of it"
+    assert [rank["rank"] for rank in found["ranks"]] == [0, 1]
+    for rank in found["ranks"]:
+        assert 0.0 <= rank["error"] <= 0.05
+        assert sum(rank["measured"].values()) == pytest.approx(found["step_time"])
+    assert "each rank is a tensor group of 2 processes" in found["notes"][0]
+
+    alone = cli("validate", "plan.json", "zoo:llama-tiny", "--one-device", "--steps", "1", "--json")
+    assert alone.code == 0, alone.err
+    without = {(one["stage"], one["op"]): one["predicted"] for one in alone.document["actions"]}
+    assert all(without[action] < times[action] for action in times)
+    assert alone.document["predicted_step_time"] < found["predicted_step_time"]
+    assert "without the group's collectives" in alone.document["notes"][0]

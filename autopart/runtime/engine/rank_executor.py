@@ -124,6 +124,8 @@ class StepExecutor(RankExecutor, ABC):
         part, self._sums = self._part, sync
         # Step 1: run all actions. Each microbatch weighs 1 / num_microbatches in the mean loss.
         marks = self._marks = begin_marks(self._clock, self.device)
+        # A thread that waits for its tensor group is on no core, though nobody else has it.
+        marks.has_core_time &= part.shards is None
         loss = self._run(microbatches, scale / part.num_microbatches, marks)
         marks.acted = self._clock.mark()
         # Step 2: sum gradients over replicas and tied copies, and parts over the tensor group.
@@ -131,9 +133,10 @@ class StepExecutor(RankExecutor, ABC):
             part.watcher.waiting("the sum of gradients", None)
             with_other_rank(part.sums.run, None, "the sum of gradients")
             marks.under_way = part.sums.under_way()
-            if part.shards is not None:
-                part.shards.sum_gradients(self.parameters)
         marks.summed = self._clock.mark()
+        if sync and part.shards is not None:
+            part.shards.sum_gradients(self.parameters)
+            marks.grouped = self._clock.mark()
         return None if loss is None else loss / part.num_microbatches
 
     def trace(self) -> StepTrace:

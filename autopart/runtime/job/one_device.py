@@ -3,6 +3,9 @@
 So one device can check a plan for many GPUs: its stage times, and each rank's peak memory. Each
 rank has the microbatches in flight that its order implies. Only one rank's stages have weights at a
 time. The weights are random if the model can be built without memory.
+
+With a tensor degree a rank is the first GPU of its tensor group. It runs its local graph, and collectives
+are left out, as in a profile: they take no time and no memory.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -17,8 +20,10 @@ import torch
 from torch import distributed, fx
 
 from autopart.errors import ModelError, UsageError
-from autopart.records.plan import Plan, cast_of, check_one_gpu_per_rank, num_ranks
+from autopart.records.plan import Plan, cast_of, num_ranks
 from autopart.records.run_result import OneDeviceResult
+from autopart.records.tensor_degree import Tensor, degree_of, tensor_name
+from autopart.records.tensor_variants import LayerCollectives
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.engine.assembly import make_lone_executor
@@ -41,7 +46,13 @@ from autopart.runtime.measuring.peak_memory import watch_peak
 from autopart.runtime.measuring.tensor_bytes import how_counted, most_tensor_bytes
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
+from autopart.runtime.sharding.counted import layer_collectives
+from autopart.runtime.sharding.groups import LoneRank, registered
+from autopart.runtime.sharding.local_graph import GROUP
+from autopart.runtime.sharding.local_model import local_model
+from autopart.runtime.sharding.shard import shard_graph
 from autopart.runtime.update.optimizer import LEARNING_RATES, Optimizer
+from autopart.units import format_time
 from autopart.zoo.source import ModelSource
 
 
@@ -49,7 +60,10 @@ class _Model(NamedTuple):
     """The captured model, and the source of its input data."""
 
     captured: Captured
+    """With a tensor degree the local graph of the first rank in a group."""
     data: Microbatches
+    collectives: tuple[LayerCollectives, ...]
+    """The collectives that are left out; empty with tensor degree 1."""
 
 
 def run_on_one_device(
@@ -69,14 +83,13 @@ def run_on_one_device(
     the only member of the default process group. Raises ModelError and PlanError as a run does,
     UsageError for a missing device.
     """
-    check_one_gpu_per_rank(plan, "validate --one-device")
     where = _device(device)
     name = optimizer or planned_optimizer(plan)
     first_of: dict[tuple[int, ...], int] = {}
     alike = [first_of.setdefault(_stages_on(plan, r), r) for r in range(num_ranks(plan))]
     used = [rank for stages, rank in first_of.items() if stages]
     done: dict[int, RankRun] = {}
-    with _group_of_one():
+    with _group_of_one(), registered(GROUP, LoneRank(degree_of(plan.tensor))):
         found = _prepare(plan, load_model(model), seed)
         for place, rank in enumerate(used):
             if report is not None:
@@ -94,7 +107,20 @@ def run_on_one_device(
         ranks=tuple(rank_step(rank, done[rank]) for rank in used),
         memory=how_counted(where),
         trace=tuple(last_slices(done[r]) if r in done else () for r in range(num_ranks(plan))),
-        notes=("one step only: its time includes first allocations",) if steps == 1 else (),
+        collectives=found.collectives,
+        notes=_notes(plan, steps),
+    )
+
+
+def _notes(plan: Plan, steps: int) -> tuple[str, ...]:
+    notes = ("one step only: its time includes first allocations",) if steps == 1 else ()
+    if degree_of(plan.tensor) == 1:
+        return notes
+    with_them = format_time(plan.prediction.step_time)
+    return (
+        f"{tensor_name(plan.tensor)}: each rank is the first GPU of its tensor group, alone; all seconds, also the "
+        f"predicted ones, are without the group's collectives (with them the predicted step is {with_them})",
+        *notes,
     )
 
 
@@ -122,7 +148,13 @@ def _prepare(plan: Plan, source: ModelSource, seed: int) -> _Model:
         captured = _captured(plan, source, "meta", seed)
     except ModelError:  # Its builder reads values, or some modules are not captured.
         captured = _captured(plan, source, "cpu", seed)
-    return _Model(captured, Microbatches(plan, source, captured, seed))
+    collectives: tuple[LayerCollectives, ...] = ()
+    if isinstance(plan.tensor, Tensor):
+        degree, splits = plan.tensor.degree, plan.tensor.sequence_parallel
+        sharded = shard_graph(captured, degree, sequence_parallel=splits)
+        captured = local_model(sharded, 0)
+        collectives = layer_collectives(sharded, captured)
+    return _Model(captured, Microbatches(plan, source, captured, seed), collectives)
 
 
 def _captured(plan: Plan, source: ModelSource, device: str, seed: int) -> Captured:

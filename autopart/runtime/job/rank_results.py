@@ -31,7 +31,7 @@ class StepRun(NamedTuple):
     time: float
     """Seconds from the common start of all ranks to the end of this rank's update."""
     update_time: float
-    """Seconds for the optimizer's step."""
+    """Seconds for the optimizer's step, and for a tensor group's sums of partial gradients."""
 
 
 class RankRun(NamedTuple):
@@ -141,7 +141,8 @@ def run_notes(runs: Sequence[RankRun], settings: RunSettings, degree: int) -> tu
     notes: list[str] = []
     if degree > 1:
         notes.append(
-            f"each rank is a tensor group of {counted(degree, 'process', 'processes')}; times and bytes are its first one's"
+            f"each rank is a tensor group of {counted(degree, 'process', 'processes')}; times and bytes are its first one's, "
+            "with the group's collectives in actions and updates"
         )
     if settings.autocast:
         notes.append("under autocast to bfloat16, which the prediction does not include")

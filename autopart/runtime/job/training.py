@@ -322,11 +322,12 @@ class _Run:
             comparison.first_update()
         time_taken += update_time
         self._note_progress(step + 1, time_taken)
+        trace = executor.trace()
         return StepRun(
             loss=None if loss is None else loss.item(),
-            trace=executor.trace(),
+            trace=trace,
             time=time_taken,
-            update_time=update_time,
+            update_time=update_time + trace.group_time,
         )
 
     def _microbatches(self, executor: StepExecutor, step: int) -> dict[int, Leaves]:

@@ -21,9 +21,11 @@ class StepTrace(NamedTuple):
     sync_time: float
     """Seconds spent on gradient sums over replicas and tied copies, waits included."""
     end: float
-    """Seconds from the step's start to the end of its sums."""
+    """Seconds from the step's start to the end of its syncs."""
     begun: float = 0.0
     """Step start on the host's monotonic clock, which all its processes share."""
+    group_time: float = 0.0
+    """Seconds for the sums of partial gradients over the tensor group, which follow all others."""
     sums_time: float | None = None
     """Seconds in which some bucket was under way beside actions or after them; None where none was."""
 
@@ -50,6 +52,8 @@ class Marks:
     """When each bucket went out beside a backward, and when it was summed."""
     acted: Mark | None = None
     summed: Mark | None = None
+    grouped: Mark | None = None
+    """The end of the tensor group's own sums; None without such a group."""
 
     def add(self, action: Action, times: tuple[Mark, Mark, Mark], core: float) -> None:
         """Add an action that has ended and for which this thread had `core` seconds on a core."""
@@ -72,6 +76,7 @@ class Marks:
             blocked_time=sum(seconds(start, end) for start, end in self.blocked),
             sync_time=seconds(self.acted, self.summed),
             end=seconds(begin, self.summed),
+            group_time=0.0 if self.grouped is None else seconds(self.summed, self.grouped),
             sums_time=_covered(self.under_way) if self.under_way else None,
             begun=self.begun,
         )

@@ -7,14 +7,14 @@ beside the layers. Where the device computes, all t local graphs together are fi
 from collections.abc import Mapping, Sequence
 
 from autopart.records.known_gpus import Gpu
-from autopart.records.tensor_variants import LayerCollectives, TensorVariant, degree_name
+from autopart.records.tensor_variants import TensorVariant, degree_name
 from autopart.runtime.measuring.progress import StepCounter
 from autopart.runtime.profiling.measured_graph import measure_graph
 from autopart.runtime.profiling.options import ProfileOptions
 from autopart.runtime.profiling.profiled_model import ProfiledModel, local_profiled
 from autopart.runtime.profiling.whole_model import graph_forward
 from autopart.runtime.sharding.check import check_shards
-from autopart.runtime.sharding.counted import count_collectives
+from autopart.runtime.sharding.counted import layer_collectives
 from autopart.runtime.sharding.groups import LoneRank, registered
 from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.local_model import local_model
@@ -64,16 +64,11 @@ def _variant(
     own = local_profiled(profiled, local)
     with registered(GROUP, LoneRank(sharded.degree)):
         measured = measure_graph(own, graph_forward(own), options, gpu, steps)
-    found = count_collectives(sharded, local)
     return TensorVariant(
         degree=sharded.degree,
         sequence_parallel=sharded.sequence_parallel,
         graph=measured.graph,
-        collectives=tuple(
-            LayerCollectives(layer=layer.name, collectives=found[layer.name])
-            for layer in local.layers
-            if layer.name in found
-        ),
+        collectives=layer_collectives(sharded, local),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autopart.records.tensor_variants import Collective
+from autopart.records.tensor_variants import Collective, LayerCollectives
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.models.attributes import lookup
 from autopart.runtime.sharding.collectives import copy, gather, reduce, scatter, take
@@ -22,6 +22,16 @@ PRODUCTS = frozenset({"linear", "addmm", "mm", "matmul", "bmm", "einsum", *GROUP
 VIEWS = frozenset({"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"})
 LOSS_EXCHANGES = 3
 """All-reduces of one number per row in a sharded cross-entropy: maximum, target's logit, sum."""
+
+
+def layer_collectives(sharded: ShardedGraph, local: Captured) -> tuple[LayerCollectives, ...]:
+    """Return `count_collectives` as a profile has them, in the order of the layers."""
+    found = count_collectives(sharded, local)
+    return tuple(
+        LayerCollectives(layer=layer.name, collectives=found[layer.name])
+        for layer in local.layers
+        if layer.name in found
+    )
 
 
 def count_collectives(

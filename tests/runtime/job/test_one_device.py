@@ -125,6 +125,41 @@ def test_a_first_stage_with_both_embeddings_sums_their_gradients(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("splits", ["on", pytest.param("off", marks=pytest.mark.long)])
+def test_the_bytes_of_a_tensor_group_s_first_gpu_are_within_5_percent_and_never_above(
+    splits: str,
+) -> None:
+    llama = "zoo:llama-tiny"
+    own = profile_model(
+        llama,
+        microbatch_size=2,
+        repeats=1,
+        warmup=0,
+        tensor=(2,),
+        sequence_parallel=splits == "on",
+    )
+    for words in (
+        {"schedule": "1f1b", "num_stages": 2},
+        {"schedule": "1f1b", "num_stages": 2, "recompute": "always"},
+        {"schedule": "interleaved-1f1b", "num_stages": 4, "stages_per_rank": 2},
+    ):
+        plan = solve(
+            own,
+            cluster_of("cpu", gpus=4),
+            num_microbatches=4,
+            num_replicas=1,
+            tensor=2,
+            sequence_parallel=splits,
+            **words,  # type: ignore[arg-type]
+        )
+        run = run_on_one_device(plan, llama, steps=1, device="cpu")
+        errors = [rank.error for rank in judge(plan, run).ranks]
+        assert all(error is not None and 0.0 <= error <= 0.05 for error in errors), (words, errors)
+        listed = next(v for v in own.variants if v.sequence_parallel == (splits == "on"))
+        assert run.collectives == listed.collectives
+
+
+@pytest.mark.slow
 def test_recomputed_layers_keep_less_and_take_longer(profile: Profile) -> None:
     plan = _solved(profile, num_stages=4, num_replicas=1)
     spared = tuple(

@@ -1,0 +1,57 @@
+"""A plan's stages as the first GPU of each tensor group runs them alone, without the group's collectives.
+
+So a measurement on one device, where collectives take no time, has a prediction beside it.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from autopart.cost.tensor_groups import HIDING, CollectiveTimes, collective_times
+from autopart.records.plan import Plan, Stage
+from autopart.records.prediction import StagePrediction
+from autopart.records.tensor_degree import degree_of
+from autopart.records.tensor_variants import LayerCollectives
+
+_NONE = CollectiveTimes(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def without_collectives(
+    plan: Plan, collectives: Iterable[LayerCollectives]
+) -> tuple[StagePrediction, ...]:
+    """The plan's predicted stages without the seconds of these `collectives`. Bytes stay.
+
+    A collective that hides beneath W adds no seconds to a whole backward. A plan does not say which ones hide.
+    Its `split_time` is the sum of their seconds and of those by which a split makes layers longer. So all
+    collectives beneath W that fit into it count as hidden. The error is at most the layers' own split time.
+    """
+    own = collective_times(collectives, plan.cluster, degree_of(plan.tensor))
+    hides = plan.training.sync in HIDING
+    return tuple(
+        _stage_without(predicted, stage, own, hides=hides)
+        for predicted, stage in zip(plan.prediction.stages, plan.stages, strict=True)
+    )
+
+
+def _stage_without(
+    predicted: StagePrediction, stage: Stage, own: Mapping[str, CollectiveTimes], *, hides: bool
+) -> StagePrediction:
+    those = [own[name] for name in stage.layers if name in own]
+    total = CollectiveTimes(*map(sum, zip(_NONE, *those, strict=True)))
+    run_again = (*stage.recompute, *stage.selective)
+    again = sum(own[name].recomputed for name in run_again if name in own)
+    hidden = min(total.beneath, predicted.split_time) if hides else 0.0
+    backward = total.input_grad + total.beneath - hidden + total.weight_grad + again
+
+    def less(had: float, spent: float) -> float:
+        return max(0.0, had - spent)  # Rounding may leave less than nothing.
+
+    return msgspec.structs.replace(
+        predicted,
+        forward_time=less(predicted.forward_time, total.forward),
+        backward_time=less(predicted.backward_time, backward),
+        weight_grad_time=less(predicted.weight_grad_time, total.weight_grad),
+        split_time=less(predicted.split_time, hidden),
+        busy_time=less(predicted.busy_time, total.forward + backward),
+        update_time=less(predicted.update_time, total.step),
+    )
