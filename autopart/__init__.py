@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     )
     from autopart.runtime.engine.pipeline import Pipeline, make_pipeline, split_batch
     from autopart.runtime.job.launch import run_plan
+    from autopart.runtime.job.tensor_ranks import init_tensor_ranks
     from autopart.runtime.probing.probe import probe_cluster
     from autopart.runtime.profiling.profiler import profile_model
     from autopart.runtime.validation import Validation, validate_plan
@@ -125,6 +126,7 @@ _HOMES = {
     "cluster_of_probe": "cost.probed_cluster",
     "export_plan": "exporters.targets",
     "import_profile": "peers.formats",
+    "init_tensor_ranks": "runtime.job.tensor_ranks",
     "load_cluster": "records.cluster",
     "load_plan": "records.plan",
     "load_profile": "records.profile",
@@ -192,6 +194,7 @@ __all__ = [
     "cluster_of_probe",
     "export_plan",
     "import_profile",
+    "init_tensor_ranks",
     "load_cluster",
     "load_plan",
     "load_profile",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from autopart.records.plan import Plan
+from autopart.records.plan import Plan, check_one_gpu_per_rank
 from autopart.runtime.engine.assembly import make_asynchronous_executor
 from autopart.runtime.engine.asynchronous import AsynchronousExecutor, TrainingRecord
 from autopart.runtime.engine.pipeline import CutModel, PipelinePart, cut_model, device_of
@@ -70,8 +70,10 @@ def make_asynchronous_pipeline(
     update after the plan's number of microbatches. All else is as in `make_pipeline`. Raises
     PlanError also if the schedule cannot run on the plan's stages.
     """
-    cut = cut_model(plan, model, batch, loss_fn, autocast)
-    executor = make_asynchronous_executor(plan, cut.programs, schedule, device=device_of(device))
+    check_one_gpu_per_rank(plan, "an asynchronous pipeline")
+    own = device_of(device)
+    cut = cut_model(plan, model, batch, loss_fn, autocast, own)
+    executor = make_asynchronous_executor(plan, cut.programs, schedule, device=own)
     pipeline = AsynchronousPipeline(executor, cut)
     del cut
     gc.collect()  # Graphs are reference cycles, and keep the weights of other ranks' stages.

@@ -18,7 +18,7 @@ def clip(executor: RankExecutor, max_norm: float) -> torch.Tensor:
     """
     norm = global_norm(executor)
     factor = torch.clamp(max_norm / (norm + _TINY), max=1.0)
-    for gradient in _gradients(executor, executor.parameters):
+    for gradient in _gradients(executor, executor.parameters).values():
         gradient.mul_(factor.to(gradient.dtype))
     return norm
 
@@ -28,27 +28,29 @@ def global_norm(executor: RankExecutor) -> torch.Tensor:
 
     All gradients count as one vector, in which copies of a parameter count once.
     """
-    total = torch.zeros((), dtype=torch.float64, device=executor.device)
-    for gradient in _gradients(executor, executor.owned):
-        total += torch.linalg.vector_norm(gradient, dtype=_wide(gradient)).double().square()
+    total, shards = torch.zeros((), dtype=torch.float64, device=executor.device), executor.shards
+    for name, gradient in _gradients(executor, executor.owned).items():
+        square = torch.linalg.vector_norm(gradient, dtype=_wide(gradient)).double().square()
+        total += square if shards is None else square * shards.norm_share(name)
     distributed.all_reduce(total)
-    return total.sqrt()
+    return (total if shards is None else shards.sum_over_group(total)).sqrt()
 
 
 def unscale(executor: RankExecutor, scale: float) -> bool:
     """Divide all gradients by `scale`; return whether all are finite. Collective over all ranks."""
     bad = torch.zeros((), dtype=torch.int32, device=executor.device)
-    for gradient in _gradients(executor, executor.parameters):
+    for gradient in _gradients(executor, executor.parameters).values():
         gradient.div_(scale)
         bad += torch.isfinite(gradient).logical_not().any().int()
     distributed.all_reduce(bad)
+    if executor.shards is not None:
+        bad = executor.shards.sum_over_group(bad)
     return bad.item() == 0
 
 
-def _gradients(executor: RankExecutor, names: Iterable[str]) -> list[torch.Tensor]:
-    parameters = executor.parameters
-    found = [parameters[name].grad for name in names]
-    return [gradient for gradient in found if gradient is not None]
+def _gradients(executor: RankExecutor, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    found = ((name, executor.parameters[name].grad) for name in names)
+    return {name: gradient for name, gradient in found if gradient is not None}
 
 
 def _wide(gradient: torch.Tensor) -> torch.dtype:

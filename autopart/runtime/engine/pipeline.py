@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -11,17 +12,25 @@ from torch import distributed, fx, nn
 from torch.utils import _pytree as pytree
 
 from autopart.errors import UsageError
-from autopart.records.plan import Plan, check_one_gpu_per_rank, num_ranks
+from autopart.records.plan import Plan, num_ranks
+from autopart.records.tensor_degree import Tensor, degree_of
 from autopart.runtime.capture.capture import Captured, batch_leaves
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.engine.assembly import make_executor
 from autopart.runtime.engine.gradients import clip, unscale
-from autopart.runtime.engine.plan_match import Backend, capture_for_plan, check_same_weights
+from autopart.runtime.engine.plan_match import (
+    Backend,
+    capture_for_plan,
+    check_same_in_group,
+    check_same_weights,
+)
 from autopart.runtime.engine.rank_executor import RankExecutor, StepExecutor
 from autopart.runtime.engine.rank_optimizer import rank_optimizer
 from autopart.runtime.engine.stage import Leaves
 from autopart.runtime.engine.state_dict import Names, all_names, named_module
 from autopart.runtime.models.model import Batch, TrainingModel
+from autopart.runtime.sharding.groups import TensorGroup
+from autopart.runtime.sharding.rank_shards import RankShards, local_part
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.text import counted
 
@@ -32,6 +41,7 @@ class PipelinePart:
     def __init__(self, executor: RankExecutor, cut: "CutModel") -> None:
         """`cut` is the model that the executor's stages come from."""
         self._rank, self._plan = executor, cut.plan
+        self._first_names = {name: first for first, every in cut.names.items() for name in every}
         programs = list(executor.programs.values())
         self.module: nn.Module = named_module(cut.names, programs)
         """This rank's parameters and buffers under their original names.
@@ -50,17 +60,24 @@ class PipelinePart:
         """This rank's part of the original model's state dict.
 
         All ranks' parts together are the whole, except tensors that do not influence the loss. A
-        tied parameter appears under each of its names.
+        tied parameter appears under each of its names. With a tensor degree the tensors are this
+        process's shards.
         """
         return self.module.state_dict()
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Load this rank's part of `state`, which may hold the whole model.
 
-        Raises UsageError if one of this rank's tensors is missing or has another shape.
+        With a tensor degree tensors are either all whole, or all this process's shards. Raises UsageError
+        if one of this rank's tensors is missing or has another shape.
         """
+        parts = {name: state[name] for name in self.state_dict() if name in state}
+        if self._rank.shards is not None and any(
+            part.shape != self.state_dict()[name].shape for name, part in parts.items()
+        ):
+            parts = {name: self._shard(name, whole) for name, whole in parts.items()}
         for name, tensor in self.state_dict().items():
-            if name not in state or state[name].shape != tensor.shape:
+            if name not in parts or parts[name].shape != tensor.shape:
                 found = f"has shape {tuple(state[name].shape)}" if name in state else "is missing"
                 raise UsageError(
                     f"'{name}' of shape {tuple(tensor.shape)} {found} in the state to load; give "
@@ -68,7 +85,7 @@ class PipelinePart:
                 )
         with torch.no_grad():
             for name, tensor in self.state_dict().items():
-                tensor.copy_(state[name])
+                tensor.copy_(parts[name])
 
     def make_optimizer(self, name: str = "adamw", lr: float | None = None) -> Optimizer:
         """An optimizer for `parameters`: "adamw", "sgd-momentum", "sgd" or "adafactor".
@@ -77,6 +94,12 @@ class PipelinePart:
         Adafactor with ZeRO-1, which cannot be combined.
         """
         return rank_optimizer(self._plan, self._rank, name, lr)
+
+    def _shard(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """This process's part of a whole tensor, which may be tied to one under another name."""
+        shards = self._rank.shards
+        assert shards is not None
+        return shards.own_part(self._first_names.get(name, name), whole)
 
     def leaves_of(self, part: Batch) -> Leaves:
         """The microbatch tensors that this rank's stages read, on its device."""
@@ -124,9 +147,11 @@ class Pipeline(PipelinePart):
         ModelError if a batch has other shapes than the plan, LostRank if another rank is gone.
         """
         parts = self._parts(batch)
-        share = self.executor.step(
-            {m: self.leaves_of(parts[m]) for m in self.microbatches}, scale=scale, sync=sync
-        )
+        shards = self.executor.shards
+        with nullcontext() if shards is None else shards.exchanging():
+            share = self.executor.step(
+                {m: self.leaves_of(parts[m]) for m in self.microbatches}, scale=scale, sync=sync
+            )
         total = torch.zeros((), dtype=torch.float64, device=self.executor.device)
         if share is not None:
             total += share
@@ -167,6 +192,8 @@ class CutModel(NamedTuple):
     captured: Captured
     names: Names
     programs: tuple[StageProgram, ...]
+    shards: RankShards | None
+    """This process's shards; None with tensor degree 1."""
 
 
 def cut_model(
@@ -175,9 +202,16 @@ def cut_model(
     batch: Batch,
     loss_fn: Any,
     autocast: torch.dtype | None,
+    device: torch.device,
+    tensor_group: TensorGroup | None = None,
 ) -> CutModel:
     """Capture the model and cut it; raises as `make_pipeline` does, on all ranks together."""
-    check_one_gpu_per_rank(plan, "a pipeline made in Python")
+    degree = degree_of(plan.tensor)
+    if degree > 1 and tensor_group is None:
+        raise UsageError(
+            f"the plan has tensor degree {degree}; call autopart.init_tensor_ranks(plan) in place of "
+            "torch.distributed.init_process_group, and give its result as tensor_group"
+        )
     if num_ranks(plan) != distributed.get_world_size():
         raise UsageError(
             f"the plan is for {counted(num_ranks(plan), 'rank')}, but the process group has "
@@ -185,9 +219,14 @@ def cut_model(
         )
     training = TrainingModel(model, loss_fn, name=type(model).__name__)
     check_same_weights(training)
+    shards: RankShards | None = None
+    if tensor_group is not None and degree > 1:
+        check_same_in_group(training, tensor_group, device)
     captured = capture_for_plan(plan, training, batch, autocast)
+    if tensor_group is not None and isinstance(plan.tensor, Tensor) and degree > 1:
+        captured, shards = local_part(captured, plan.tensor, tensor_group)
     programs = split_stages(captured, [stage.layers for stage in plan.stages])
-    return CutModel(plan, captured, all_names(training), programs)
+    return CutModel(plan, captured, all_names(training), programs, shards)
 
 
 def make_pipeline(
@@ -199,6 +238,7 @@ def make_pipeline(
     device: torch.device | str | None = None,
     backend: Backend = "autopart",
     autocast: torch.dtype | None = None,
+    tensor_group: TensorGroup | None = None,
 ) -> Pipeline:
     """This rank's part of `model` under `plan`, in the default process group. Collective.
 
@@ -209,15 +249,16 @@ def make_pipeline(
     - `device` is this rank's device. Default: its current GPU if the process group uses NCCL, else
       the CPU.
     - `backend` "torch" runs the plan with torch's own schedules, if they can.
-    - `autocast` is a dtype: forwards run under torch's autocast to it. The model must then be on
-    the
+    - `autocast` is a dtype: forwards run under torch's autocast to it. The model must then be on the
       kind of device that runs it.
+    - `tensor_group` is what `init_tensor_ranks` returned. A plan with a tensor degree needs it.
 
     Raises PlanError if the plan belongs to another model, UsageError if it has another number of
     ranks. Raises ModelError if the model cannot be used, or has unequal weights on some rank.
     """
-    cut = cut_model(plan, model, batch, loss_fn, autocast)
-    executor = make_executor(plan, cut.programs, device=device_of(device), backend=backend)
+    own = device_of(device)
+    cut = cut_model(plan, model, batch, loss_fn, autocast, own, tensor_group)
+    executor = make_executor(plan, cut.programs, device=own, backend=backend, shards=cut.shards)
     pipeline = Pipeline(executor, cut, plan.num_microbatches)
     del cut
     gc.collect()  # Graphs are reference cycles, and keep the weights of other ranks' stages.

@@ -7,17 +7,21 @@ ZeRO-1 stay among equal places. Only collectives inside layers cross from world 
 
 # pyright: reportPrivateImportUsage=false
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import distributed
 
-from autopart.errors import RunError
+from autopart.errors import RunError, UsageError
+from autopart.records.plan import Plan, num_ranks
+from autopart.records.tensor_degree import degree_of
 from autopart.runtime.engine.failures import LostRank
 from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.sharding.groups import ProcessRanks, TensorGroup
+from autopart.text import counted
 
 
 class GroupPlace(NamedTuple):
@@ -27,6 +31,38 @@ class GroupPlace(NamedTuple):
     """Its tensor group, which is a rank of the plan."""
     place: int
     """Its place in the group, from 0."""
+
+
+def init_tensor_ranks(
+    plan: Plan, *, backend: Literal["gloo", "nccl"] | None = None, timeout: float = 600.0
+) -> TensorGroup:
+    """Start torch.distributed for a plan with a tensor degree, and return this process's tensor group.
+
+    Call it in each process of torchrun, in place of ``init_process_group``; `make_pipeline` takes the result.
+    Torch's default process group then has one process per rank of the plan: those with this process's place
+    in their tensor groups. `backend` is NCCL where CUDA is there. `timeout` bounds each wait, in seconds.
+
+    Raises UsageError if torchrun started another number of processes than the plan's GPUs.
+    """
+    degree, wanted = degree_of(plan.tensor), num_ranks(plan) * degree_of(plan.tensor)
+    backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+    given = os.environ.get("WORLD_SIZE", "1")
+    if given != str(wanted):
+        raise UsageError(
+            f"the plan is for {counted(wanted, 'process', 'processes')}: {counted(num_ranks(plan), 'rank')} with tensor "
+            f"degree {degree}; torchrun started {given}"
+        )
+    wait = timedelta(seconds=timeout)
+    store, process, _ = next(distributed.rendezvous("env://", timeout=wait))
+    at = group_place(process, degree)
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
+        store=distributed.PrefixStore(f"group/{at.place}", store),
+        rank=at.group,
+        world_size=num_ranks(plan),
+        timeout=wait,
+    )
+    return meet_group(store, at, degree, backend, wait)
 
 
 def group_place(process: int, degree: int) -> GroupPlace:

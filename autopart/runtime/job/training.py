@@ -56,8 +56,7 @@ from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
 from autopart.runtime.sharding.groups import TensorGroup, registered
 from autopart.runtime.sharding.local_graph import GROUP
-from autopart.runtime.sharding.rank_shards import RankShards
-from autopart.runtime.sharding.shard import shard_graph
+from autopart.runtime.sharding.rank_shards import RankShards, local_part
 from autopart.runtime.transforms.seeded_parts import Parts, parts_of
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.zoo.source import ModelSource
@@ -221,9 +220,7 @@ class _Run:
         if not isinstance(tensor, Tensor) or group is None:
             return captured, None
         self._status_board.working("sharding the model", SETTING_UP)
-        sharded = shard_graph(captured, tensor.degree, sequence_parallel=tensor.sequence_parallel)
-        shards = RankShards(sharded, group)
-        return shards.local(), shards
+        return local_part(captured, tensor, group)
 
     def _loaded(self) -> int:
         """Load the state that the run continues from; return the steps done before, 0 without it."""

@@ -6,14 +6,17 @@ comparison with the plain model.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 
+from autopart.records.tensor_degree import Tensor
 from autopart.runtime.capture.capture import Captured
-from autopart.runtime.sharding.groups import TensorGroup
+from autopart.runtime.sharding.groups import TensorGroup, registered
+from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.local_model import local_model, local_tensor, whole_tensor
-from autopart.runtime.sharding.shard import ShardedGraph
+from autopart.runtime.sharding.shard import ShardedGraph, shard_graph
 
 
 class RankShards:
@@ -28,6 +31,10 @@ class RankShards:
     def local(self) -> Captured:
         """The rank's local graph as a captured model, with parameters of its own."""
         return local_model(self._sharded, self.rank)
+
+    def exchanging(self) -> AbstractContextManager[None]:
+        """Return a block in which local graphs exchange through this rank's group."""
+        return registered(GROUP, self._group)
 
     def sum_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Replace each gradient that ranks of the group hold in parts by its sum. Collective in the group.
@@ -57,7 +64,25 @@ class RankShards:
             found[name] = whole_tensor(self._sharded, name, parts)
         return found
 
+    def norm_share(self, name: str) -> float:
+        """Return the factor for squares of this rank's gradient, so that the group's sum counts each element once."""
+        shard = self._sharded.shards.get(name)
+        return 1 / (self._sharded.degree if shard is None else shard.copies)
+
+    def sum_over_group(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the group's ranks. Collective in the group."""
+        return self._group.all_reduce(tensor, "sum")
+
     def own_part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
         """The rank's part of a whole parameter, or of its optimizer state."""
         sharded = self._sharded
         return local_tensor(whole, sharded.shards.get(name), sharded.degree, self.rank)
+
+
+def local_part(
+    captured: Captured, tensor: Tensor, group: TensorGroup
+) -> tuple[Captured, RankShards]:
+    """Return one rank's local graph of a captured model, and its shards, in a tensor group."""
+    sharded = shard_graph(captured, tensor.degree, sequence_parallel=tensor.sequence_parallel)
+    shards = RankShards(sharded, group)
+    return shards.local(), shards

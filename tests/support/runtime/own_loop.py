@@ -15,6 +15,7 @@ from autopart.runtime.engine.pipeline import Pipeline, make_pipeline
 from autopart.runtime.engine.plan_match import Backend
 from autopart.runtime.models.model import Batch, TrainingModel, build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
+from autopart.runtime.sharding.groups import TensorGroup
 from autopart.zoo.source import ModelSource
 
 Tensors = dict[str, torch.Tensor]
@@ -90,13 +91,21 @@ def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
 
 
 def pipeline_of(
-    plan: Plan, seed: int = 0, backend: Backend = "autopart"
+    plan: Plan,
+    seed: int = 0,
+    backend: Backend = "autopart",
+    tensor_group: TensorGroup | None = None,
 ) -> tuple[Pipeline, ModelSource]:
     source, dtype = load_model(plan.origin.model), plan.origin.dtype
     training = build_training_model(source, dtype=dtype, seed=seed)
     example = example_batch(source, plan.microbatch_size, dtype=dtype)
     pipeline = make_pipeline(
-        plan, training.model, example, loss_fn=training.loss_fn, backend=backend
+        plan,
+        training.model,
+        example,
+        loss_fn=training.loss_fn,
+        backend=backend,
+        tensor_group=tensor_group,
     )
     return pipeline, source
 

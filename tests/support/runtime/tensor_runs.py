@@ -2,7 +2,8 @@
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -15,9 +16,11 @@ from autopart.records.run_result import RunResult
 from autopart.records.tensor_degree import degree_of
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.job.status_board import StatusBoard
-from autopart.runtime.job.tensor_ranks import group_place, meet_group
+from autopart.runtime.job.tensor_ranks import GroupPlace, group_place, meet_group
 from autopart.runtime.job.training import Place, train
+from autopart.runtime.sharding.groups import TensorGroup
 from autopart.runtime.sharding.rank_shards import RankShards
+from tests.support.runtime.own_loop import Loop, Trained, optimizer_of, pipeline_of, trained
 
 _WAIT = timedelta(seconds=150)
 _calls = 0
@@ -25,6 +28,42 @@ _calls = 0
 
 def run_groups(process: int, plan: Plan, settings: RunSettings) -> RunResult | None:
     """A whole run of a plan with a tensor degree, as one process of the pool."""
+    with tensor_group(process, plan) as (at, group):
+        processes = distributed.get_world_size() * degree_of(plan.tensor)
+        place = Place(at.group, distributed.get_world_size(), torch.device("cpu"), "gloo", group)
+        board = StatusBoard(distributed.HashStore(), process, processes)
+        result = train(plan, settings, place, board)
+        return result if process == 0 else None
+
+
+def loop_in_groups(process: int, plan: Plan, loop: Loop) -> Trained:
+    """A user's training loop on a plan with a tensor degree, as one process of the pool."""
+    with tensor_group(process, plan) as (_, group):
+        pipeline, source = pipeline_of(plan, tensor_group=group)
+        optimizer = optimizer_of(loop, pipeline.parameters.values())
+        return trained(pipeline, source, plan, loop, optimizer)
+
+
+def loaded_shards(process: int, plan: Plan, state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether whole tensors, and then shards, are loaded as this process's shards."""
+    with tensor_group(process, plan) as (_, group):
+        pipeline, _ = pipeline_of(plan, seed=7, tensor_group=group)
+        pipeline.load_state_dict(state)
+        shards = {name: own.clone() for name, own in pipeline.state_dict().items()}
+        pipeline.load_state_dict({name: own + 1 for name, own in shards.items()})
+        pipeline.load_state_dict(shards)
+        again = pipeline.state_dict()
+        built, _ = pipeline_of(plan, seed=0, tensor_group=group)
+        wanted = built.state_dict()
+        return all(
+            torch.equal(again[name], shards[name]) and torch.equal(wanted[name], shards[name])
+            for name in wanted
+        )
+
+
+@contextmanager
+def tensor_group(process: int, plan: Plan) -> Iterator[tuple[GroupPlace, TensorGroup]]:
+    """Where a process of the pool stands, and its tensor group. Torch's default group is its place's world."""
     global _calls
     _calls += 1
     processes, degree = distributed.get_world_size(), degree_of(plan.tensor)
@@ -38,10 +77,7 @@ def run_groups(process: int, plan: Plan, settings: RunSettings) -> RunResult | N
             "gloo", store=own, rank=at.group, world_size=processes // degree, timeout=_WAIT
         )
         group = meet_group(store, at, degree, "gloo", _WAIT)
-        place = Place(at.group, processes // degree, torch.device("cpu"), "gloo", group)
-        board = StatusBoard(distributed.HashStore(), process, processes)
-        result = train(plan, settings, place, board)
-        return result if process == 0 else None
+        yield at, group
     finally:
         distributed.destroy_process_group()
         distributed.init_process_group(
