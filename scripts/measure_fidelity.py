@@ -3,6 +3,7 @@
     python scripts/measure_fidelity.py --cluster cluster.json
     python scripts/measure_fidelity.py zoo:gpt2-tiny zoo:unet-tiny --plans balanced deep --steps 20
     python scripts/measure_fidelity.py --one-device --steps 3
+    python scripts/measure_fidelity.py zoo:llama-tiny zoo:gpt2-tiny --plans tensor
     python scripts/measure_fidelity.py --rows rows.jsonl
 
 Each model is profiled with one thread, and solved for two ranks in each of PLANS. Each plan runs
@@ -57,8 +58,12 @@ PLANS: Mapping[str, Mapping[str, Any]] = {
     "deep": {"schedule": "interleaved-1f1b", "num_stages": 4, "stages_per_rank": 2},
     "zero bubble": {"schedule": "zb-h1", "num_stages": 2},
     "replicas": {"schedule": "1f1b", "num_stages": 1, "num_replicas": 2},
+    "tensor": {"schedule": "1f1b", "num_stages": 1, "tensor": 2},
 }
-"""Demands for each plan. `unbalanced` also pins layers after the first quarter on the last stage."""
+"""Demands for each plan. `unbalanced` also pins layers after the first quarter on the last stage.
+
+`tensor` runs only where it is asked for, because some models shard no weight."""
+USUAL = tuple(name for name in PLANS if name != "tensor")
 
 DIFFERENT = 0.10
 """Steps of one model predicted further apart than this share must come in that order."""
@@ -90,7 +95,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--plans", nargs="+", default=USUAL, choices=list(PLANS))
     parser.add_argument("--cluster", type=Path, help="file from 'autopart probe'")
     parser.add_argument("--microbatch-size", type=int, default=4)
     parser.add_argument("--microbatches", type=int, default=8)
@@ -147,7 +152,10 @@ def _profile(model: str, asked: argparse.Namespace) -> tuple[autopart.Profile, f
     for _ in range(1 if asked.one_device else TRIES):
         before = _pace()
         profile = autopart.profile_model(
-            model, microbatch_size=asked.microbatch_size, repeats=asked.repeats
+            model,
+            microbatch_size=asked.microbatch_size,
+            repeats=asked.repeats,
+            tensor=(2,) if "tensor" in asked.plans else (),
         )
         after = _pace()
         found.append((abs(after / before - 1.0), profile, (before + after) / 2))
