@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,3 +23,5 @@ class ModelSource:
     example_target: Callable[[int], Any] | None = None
     loss_fn: Callable[[Any, Any], Any] | None = None
     """`loss_fn(output, target)`, a scalar tensor; None for a model that returns its own loss."""
+    tp_plan: Mapping[str, str] | None = None
+    """How weights are sharded over a tensor group: patterns of names, each with a style. None leaves it to autopart."""

@@ -1,7 +1,7 @@
 """A training model as layers, from which stages are cut."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -19,6 +19,7 @@ from autopart.runtime.capture.tracing import Traced, batch_leaf_names
 from autopart.runtime.capture.uncapturable_modules import trace_model
 from autopart.runtime.models.attributes import lookup, user_name
 from autopart.runtime.models.model import Batch, TrainingModel
+from autopart.runtime.models.tensor_plan import Style
 
 Granularity = Literal["block", "module"]
 
@@ -93,6 +94,8 @@ class Captured:
     """Layers that the model checkpoints itself. The graph does not."""
     autocast: Autocast | None = None
     """Autocast under which the graph was captured and must run."""
+    weight_styles: Mapping[str, Style] = field(default_factory=dict[str, Style])
+    """How the model wants parameters sharded over a tensor group, by name. Others are left to the pass."""
 
 
 def capture_model(
@@ -120,7 +123,7 @@ def capture_model(
         node.meta["val"] = _example(flow.facts[node].value) if node.op != "get_attr" else None
     traced.module.recompile()
     described = _described(traced, flow, grouping.groups, (*traced.notes, *grouping.notes))
-    return replace(described, autocast=under)
+    return replace(described, autocast=under, weight_styles=model.weight_styles)
 
 
 def batch_leaves(captured: Captured, batch: Batch) -> dict[str, torch.Tensor]:

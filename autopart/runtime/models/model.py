@@ -15,6 +15,7 @@ from autopart.runtime.models.lazy_parameters import give_shapes, has_lazy_parame
 from autopart.runtime.models.model_file import load_model
 from autopart.runtime.models.precision import cast_model, cast_to, dtype_of
 from autopart.runtime.models.shared_memory import check_apart
+from autopart.runtime.models.tensor_plan import Style, weight_styles
 from autopart.runtime.models.user_code import user_code
 from autopart.zoo.source import ModelSource
 
@@ -50,6 +51,8 @@ class TrainingModel(nn.Module):
         self.name = name
         self.notes: tuple[str, ...] = ()
         """Notes for the user on changes to the model."""
+        self.weight_styles: Mapping[str, Style] = {}
+        """How the model wants its parameters sharded over a tensor group, by their first names."""
         if not any(module.training for module in model.modules()):
             model.train()
             self.notes = (
@@ -102,6 +105,7 @@ def build_training_model(
     if on_meta:
         _empty_to_meta(built)
     training = TrainingModel(built, source.loss_fn, name=source.name)
+    training.weight_styles = weight_styles(built, source.tp_plan, source.name)
     if dtype is not None:
         cast_model(training, dtype_of(dtype))
     return training.to(device=device)

@@ -5,11 +5,11 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from autopart.errors import ModelError
 from autopart.runtime.models.user_code import user_code
@@ -60,7 +60,22 @@ def _source(text: str, where: str, module: ModuleType, builder: str) -> ModelSou
         raise ModelError(
             f"{where}: it defines example_target but no loss_fn(output, target) that would use it"
         )
-    return ModelSource(text, build_model, example_inputs, example_target, loss_fn)
+    plan = _tp_plan(module, where)
+    return ModelSource(text, build_model, example_inputs, example_target, loss_fn, plan)
+
+
+def _tp_plan(module: ModuleType, where: str) -> Mapping[str, str] | None:
+    found = getattr(module, "tp_plan", None)
+    if found is None:
+        return None
+    if not isinstance(found, dict) or not all(
+        isinstance(text, str) for of in found.items() for text in of
+    ):
+        raise ModelError(
+            f"{where}: tp_plan is no dict of texts; map patterns of parameter names to styles, such as "
+            '{"blocks.*.up": "colwise"}'
+        )
+    return cast("Mapping[str, str]", found)
 
 
 def _function(module: ModuleType, where: str, name: str, call: str) -> Callable[..., Any] | None:

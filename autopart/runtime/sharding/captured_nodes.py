@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.models.attributes import lookup
+from autopart.runtime.models.tensor_plan import Style
 
 
 class CapturedNodes:
@@ -33,6 +34,10 @@ class CapturedNodes:
     def is_parameter(self, node: fx.Node) -> bool:
         """Tell whether the node reads a parameter."""
         return node.op == "get_attr" and isinstance(self.attribute(node), nn.Parameter)
+
+    def style(self, parameter: fx.Node) -> Style | None:
+        """Return how the model wants a parameter sharded; None where that is left to the pass."""
+        return self.captured.weight_styles.get(str(parameter.target))
 
     def layer(self, node: fx.Node) -> str | None:
         """Return the node's layer; None for a node that every stage computes itself."""

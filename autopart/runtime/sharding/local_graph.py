@@ -10,8 +10,6 @@ A replicated value that several operations of one layer read is copied or gather
 key and value share one collective, and a sum over layers counts exactly what a stage runs.
 """
 
-# pyright: reportPrivateUsage=false
-
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -30,8 +28,13 @@ from autopart.runtime.sharding.collectives import (
     scatter,
     take,
 )
-from autopart.runtime.sharding.nodes import indivisible, nodes_with_gradient, operation_name
-from autopart.runtime.sharding.own_draws import own_draws
+from autopart.runtime.sharding.nodes import (
+    indivisible,
+    kept_by_plan,
+    nodes_with_gradient,
+    operation_name,
+)
+from autopart.runtime.sharding.own_draws import draw_own
 from autopart.runtime.sharding.states import (
     PARTIAL,
     REPLICATED,
@@ -120,15 +123,10 @@ class LocalGraph(CapturedNodes):
         """
         formed = {n: convert(n) for n in node.all_input_nodes}
         self.put_copied(node, state, lambda n: formed[n][0])
-        if not draws(node.target, node.args, node.kwargs):
-            return
-        given = (*node.args, *node.kwargs.values())
-        states = [formed[n][1] if isinstance(n, fx.Node) else None for n in given]
-        cuts = tuple(None if one is None else one.cut for one in states)
-        new = self._local[node]
-        assert isinstance(node.target, torch._ops.OpOverload)
-        new.args = (node.target, cuts, state.cut, self.degree, GROUP, *new.args)
-        new.target = own_draws
+        if draws(node.target, node.args, node.kwargs):
+            given = (*node.args, *node.kwargs.values())
+            states = [formed[n][1] if isinstance(n, fx.Node) else None for n in given]
+            draw_own(self._local[node], states, state, self.degree, GROUP)
 
     def put_whole(self, node: fx.Node, reason: str = "") -> None:
         """Write the same operation on whole inputs. A reason counts where it reads parameters."""
@@ -226,6 +224,8 @@ class LocalGraph(CapturedNodes):
         name = str(node.target)
         if not self.is_parameter(node):
             self.fail(at, f"'{node.name}' is computed, no parameter")
+        if self.style(node) == "replicate":
+            self.fail(at, kept_by_plan(name))
         shard = ParameterShard(like.dim, like.parts, like.copies)
         if self.shards.get(name, shard) != shard:
             self.fail(at, f"'{name}' would be sharded in two ways")

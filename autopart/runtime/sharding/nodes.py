@@ -18,6 +18,11 @@ def indivisible(subject: str, size: int, degree: int) -> str:
     return f"{subject} {size}, which {degree} does not divide; degrees {able or 'none'} would do"
 
 
+def kept_by_plan(parameter: str) -> str:
+    """Return the sentence on a parameter that the model's plan keeps whole."""
+    return f"tp_plan keeps '{parameter}' whole"
+
+
 def nodes_with_gradient(module: fx.GraphModule) -> set[fx.Node]:
     """Return the nodes whose tensors may need a gradient."""
     found: set[fx.Node] = set()

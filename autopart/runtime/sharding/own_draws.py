@@ -10,15 +10,19 @@ operation draws for the whole, and the rank takes its slice of the result. The o
 slice alone, so zeros may stand for the slices of other ranks.
 """
 
+# pyright: reportPrivateUsage=false
+
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from autopart.runtime.sharding.collectives import Parts, joined_slices, own_slices
 from autopart.runtime.sharding.groups import group_named
+from autopart.runtime.sharding.states import ShardState
 from autopart.runtime.transforms.seeded_draws import SeededDraws
 
 Cut = tuple[int, Parts, int]
@@ -62,6 +66,20 @@ def own_draws(
     return pytree.tree_map_only(
         torch.Tensor, lambda whole: _own(whole, result, degree, ranks.rank()), made
     )
+
+
+def draw_own(
+    node: fx.Node,
+    states: Sequence[ShardState | None],
+    result: ShardState,
+    degree: int,
+    group: str,
+) -> None:
+    """Let a node of a local graph draw for the rank's slice; `states` are those of its arguments."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    cuts = tuple(None if one is None else one.cut for one in states)
+    node.args = (node.target, cuts, result.cut, degree, group, *node.args)
+    node.target = own_draws
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Small models, one for each thing that a rule of the sharding pass must see."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch.nn import functional
 from autopart.runtime.capture.capture import Captured, batch_leaves, capture_model
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
+from autopart.runtime.models.tensor_plan import weight_styles
 from autopart.runtime.sharding.shard import ShardedGraph, shard_graph
 from tests.support.runtime.small_models import training
 
@@ -38,7 +39,11 @@ def known_model(name: str) -> Case:
     return Case(captured, tuple(batch_leaves(captured, batch).values()))
 
 
-def small_model(model: nn.Module, loss: Callable[..., Any] | None = None) -> Case:
+def small_model(
+    model: nn.Module,
+    loss: Callable[..., Any] | None = None,
+    tp_plan: Mapping[str, str] | None = None,
+) -> Case:
     """`model` on tokens where it has an embedding, else on (2, length, width)."""
     generator = torch.Generator().manual_seed(1)
     if any(isinstance(module, nn.Embedding) for module in model.modules()):
@@ -47,6 +52,7 @@ def small_model(model: nn.Module, loss: Callable[..., Any] | None = None) -> Cas
     else:
         batch = ((torch.randn(2, LENGTH, WIDTH, generator=generator, dtype=torch.float64),), None)
     trained = training(model, loss or _loss)
+    trained.weight_styles = weight_styles(model, tp_plan, "model")
     captured = capture_model(trained, batch)
     return Case(captured, tuple(batch_leaves(captured, batch).values()))
 

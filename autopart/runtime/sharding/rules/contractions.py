@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from autopart.runtime.sharding.local_graph import LocalGraph
-from autopart.runtime.sharding.nodes import operation_name
+from autopart.runtime.sharding.nodes import kept_by_plan, operation_name
 from autopart.runtime.sharding.rules.shapes import permuted
 from autopart.runtime.sharding.states import ShardState, sharded
 
@@ -61,26 +61,33 @@ def shard_product(graph: LocalGraph, node: fx.Node) -> None:
     if found:
         _write(graph, node, product, *found.pop())
         return
-    column = _column(graph, node, product)
-    if column is None:
+    seed = _seed(graph, node, product)
+    if seed is None:
         graph.put_whole(node, _reason(graph, product))
         return
     graph.add_seed(node)
     parts = graph.choices.parts.get(node.name, ())
-    _write(graph, node, product, column, parts, graph.choices.copies.get(node.name, 1))
+    _write(graph, node, product, seed, parts, graph.choices.copies.get(node.name, 1))
 
 
-def _column(graph: LocalGraph, node: fx.Node, product: Product) -> str | None:
-    """Return the letter of the only weight that the output has and no other operand."""
+def _seed(graph: LocalGraph, node: fx.Node, product: Product) -> str | None:
+    """Return the letter of the only weight that is sharded though no operand is.
+
+    It is a column: the output has it, and no other operand. Where the model's plan asks for rows, it
+    is summed over, and each rank takes its slice of the other operand.
+    """
     weights = [i for i, n in enumerate(product.operands) if graph.weight(n)]
     if len(weights) != 1 or graph.is_refused(node):
         return None
+    weight = product.operands[weights[0]]
+    style = graph.style(graph.weight(weight) or weight)
     copies = graph.choices.copies.get(node.name, 1)
     elsewhere = {c for i, own in enumerate(product.letters) if i != weights[0] for c in own}
-    shape = graph.shape(product.operands[weights[0]])
-    for letter, size in zip(product.letters[weights[0]], shape, strict=True):
+    for letter, size in zip(product.letters[weights[0]], graph.shape(weight), strict=True):
         is_column = letter in product.output and letter not in elsewhere
-        if is_column and size % (graph.degree // copies) == 0:
+        is_row = letter not in product.output and letter in elsewhere
+        is_meant = is_row if style == "rowwise" else is_column and style != "replicate"
+        if is_meant and size % (graph.degree // copies) == 0:
             return letter
     return None
 
@@ -89,8 +96,12 @@ def _reason(graph: LocalGraph, product: Product) -> str:
     weights = [w for n in product.operands if (w := graph.weight(n))]
     if len(weights) != 1:
         return "the product has no single weight"
+    name, style = str(weights[0].target), graph.style(weights[0])
+    if style == "replicate":
+        return kept_by_plan(name)
     shape = "x".join(map(str, graph.shape(weights[0])))
-    return f"no column dimension of '{weights[0].target}' ({shape}) is a multiple of {graph.degree}"
+    kind = "row" if style == "rowwise" else "column"
+    return f"no {kind} dimension of '{name}' ({shape}) is a multiple of {graph.degree}"
 
 
 def _shard_weight(graph: LocalGraph, weight: fx.Node, at: fx.Node, like: ShardState) -> fx.Node:

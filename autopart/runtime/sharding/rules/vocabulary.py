@@ -11,7 +11,7 @@ from torch import fx
 from autopart.runtime.sharding.collectives import own_rows
 from autopart.runtime.sharding.cross_entropy import MEAN, sharded_cross_entropy
 from autopart.runtime.sharding.local_graph import GROUP, LocalGraph
-from autopart.runtime.sharding.nodes import operation_name
+from autopart.runtime.sharding.nodes import kept_by_plan, operation_name
 from autopart.runtime.sharding.states import REPLICATED, sharded
 
 aten = torch.ops.aten
@@ -59,10 +59,15 @@ def _stays_whole(graph: LocalGraph, node: fx.Node, table: fx.Node, index: fx.Nod
         return "its index or its table is sharded otherwise"
     if not graph.is_parameter(table):
         return "its table is no parameter"
-    rows = graph.shape(table)[0]
-    if rows % graph.degree or rows < LEAST_ROWS * graph.degree:
+    rows, style = graph.shape(table)[0], graph.style(table)
+    if style == "replicate":
+        return kept_by_plan(str(table.target))
+    if style == "colwise":
+        return f"tp_plan asks for columns of '{table.target}', and tables are sharded by rows"
+    is_asked = style == "rowwise"
+    if rows % graph.degree or (rows < LEAST_ROWS * graph.degree and not is_asked):
         return f"'{table.target}' has {rows} rows, not a multiple of {graph.degree} that is large"
-    if not _reads_batch(index):
+    if not is_asked and not _reads_batch(index):
         return "a table of positions is small and the same for all microbatches"
     padding = node.args[2] if len(node.args) > 2 else node.kwargs.get("padding_idx", -1)
     return None if padding == -1 else "its padding row has no gradient"
