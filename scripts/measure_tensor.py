@@ -7,8 +7,8 @@ degrees 1, 2, 4 and 8, 4 samples per GPU and step. The plan is the best over all
 one is the best with degree 8 and equally many layers per stage, where no layer, the cheap part of all layers, or every layer
 is recomputed.
 
-With --profiles the profile is that of `autopart profile zoo:MODEL --tensor`; it lies in FOLDER and is made where it is missing.
-Without, it follows from formulas. scripts/measure_recompute.py has those of degree 1. For s tokens, width h, keys kv and MLP f:
+With --profiles the profile is that of `autopart profile --tensor` for three blocks (scripts/llama_three_blocks.py), whose inner one
+is repeated. It lies in FOLDER and is made where it is missing. Without, it follows from formulas. scripts/measure_recompute.py has those of degree 1. For s tokens, width h, keys kv and MLP f:
 
     stash of a block     2 s (3 h + (2 h + 2 kv + 4 f) / t)      two norms' results and the residual stay whole
       sequence parallel  2 s (2 h + (3 h + 2 kv + 4 f) / t)      the norms' results are gathered
@@ -29,6 +29,7 @@ from typing import Any
 
 import msgspec
 from measure_recompute import MODELS, Shape, analytic_profile
+from repeated_blocks import with_blocks
 
 import autopart
 from autopart.cli.main import exit_code
@@ -38,6 +39,7 @@ from autopart.records.tensor_degree import degree_of
 from autopart.records.tensor_variants import Collective, LayerCollectives, TensorVariant
 
 GPU, GPUS_PER_NODE, TOKENS = "h100-sxm", 8, 4096
+MODEL_FILE = Path(__file__).with_name("llama_three_blocks.py")
 DEGREES, DEGREE = (2, 4, 8), 8
 ROWS = ("llama-70b:8", "llama-70b:16", "llama-70b:64", "llama-405b:512", "llama-405b:1024")
 ON_ONE_NODE = {"offload_optimizer": "auto"}
@@ -135,16 +137,18 @@ def _call(kind: Any, size: int, phase: Any, **more: Any) -> Collective:
 
 
 def profile_of(model: str, folder: Path) -> autopart.Profile:
-    """The model's profile with all tensor degrees."""
+    """The model's profile by the engine with all tensor degrees; three blocks are profiled, and the inner one is repeated."""
     path = folder / f"{model}-{GPU}-mb1-tensor.json"
     if not path.exists():
         line = (
-            f"profile zoo:{model} --device meta --gpu {GPU} --dtype bfloat16 --microbatch-size 1 "
-            f"--tensor 1,2,4,8 --sequence-parallel -o {path}"
+            f"profile {MODEL_FILE}:build_{model.removeprefix('llama-')} --device meta --gpu {GPU} --dtype bfloat16 "
+            f"--microbatch-size 1 --tensor 1,2,4,8 --sequence-parallel -o {path}"
         )
         if exit_code(line.split()) != 0:
             raise SystemExit(1)
-    return autopart.load_profile(path)
+    profile = with_blocks(autopart.load_profile(path), MODELS[model].blocks)
+    source = msgspec.structs.replace(profile.source, model=model)
+    return msgspec.structs.replace(profile, source=source)
 
 
 def measured(profile: autopart.Profile, gpus: int, time_limit: float) -> dict[str, object]:

@@ -7,10 +7,19 @@ import pytest
 from autopart.errors import ModelError, UsageError
 from autopart.records.layer_graph import Layer, LayerGraph
 from autopart.records.profile import Profile, load_profile, save_profile
+from autopart.runtime.profiling.layer_bytes import measure_layer_bytes, whole_stash_bytes
+from autopart.runtime.profiling.profiled_model import local_profiled, prepare_model
 from autopart.runtime.profiling.profiler import profile_model
+from autopart.runtime.profiling.whole_model import graph_forward, saved_bytes
 from autopart.runtime.sharding import local_graph
+from autopart.runtime.sharding.groups import LoneRank, registered
+from autopart.runtime.sharding.local_graph import GROUP
+from autopart.runtime.sharding.local_model import local_model
+from autopart.runtime.sharding.shard import shard_graph
+from tests.support.places import SCRIPTS
 
 GPT2, LLAMA, MLP = "zoo:gpt2-tiny", "zoo:llama-tiny", "zoo:mlp-tiny"
+MOE, ENCDEC = "zoo:moe-tiny", "zoo:encdec-tiny"
 
 
 def on_meta(model: str, *degrees: int, sequence_parallel: bool = False) -> Profile:
@@ -53,6 +62,43 @@ def test_a_blocks_activations_follow_the_published_formulas(tmp_path: Path) -> N
         assert kept_bytes(variant.graph, "blocks.3") / unit == pytest.approx(wanted, rel=0.01)
     save_profile(profile, tmp_path / "p.json")
     assert load_profile(tmp_path / "p.json") == profile
+
+
+@pytest.mark.slow
+def test_a_block_with_dropout_and_scores_has_the_published_bytes_in_full() -> None:
+    """Korthikanti et al. (2022), Table 2: s b h (10 + 24/t + 5 a s / (h t)) bytes, with s tokens and a heads.
+
+    With sequence parallelism s b h / t (34 + 5 a s / h), and 4 (1 - 1/t) more for two gathered inputs.
+    """
+    width, heads, tokens = 6144, 64, 2048
+    profile = profile_model(
+        str(SCRIPTS / "megatron_gpt.py:build_22b"),
+        device="meta",
+        gpu="a100-sxm-80gb",
+        dtype="bfloat16",
+        tensor=(8,),
+        sequence_parallel=True,
+    )
+    scores = 5 * heads * tokens / width
+    plain, split = (kept_bytes(v.graph, "blocks.1") / (tokens * width) for v in profile.variants)
+    assert plain == pytest.approx(10 + 24 / 8 + scores / 8, rel=5e-4)
+    assert split == pytest.approx((34 + scores) / 8 + 4 * (1 - 1 / 8), rel=5e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("model", [GPT2, LLAMA, MOE, ENCDEC])
+def test_the_stashes_of_a_ranks_layers_are_what_autograd_holds(
+    model: str, *, sequence_parallel: bool
+) -> None:
+    profiled = prepare_model(model, 2, dtype=None, device="cpu", granularity="block")
+    sharded = shard_graph(profiled.captured, 2, sequence_parallel=sequence_parallel)
+    own = local_profiled(profiled, local_model(sharded, 0))
+    with registered(GROUP, LoneRank(2)):
+        found = measure_layer_bytes(own.programs, own.state, own.leaves[0].device)
+        held = saved_bytes(graph_forward(own), own.state)
+    layers = whole_stash_bytes(found, {value.name: value.bytes for value in own.captured.values})
+    assert layers == pytest.approx(held, rel=0.02)
 
 
 @pytest.mark.slow

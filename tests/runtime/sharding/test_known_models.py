@@ -89,6 +89,39 @@ def test_sequence_parallelism_replaces_each_all_reduce_by_a_pair(model: str) -> 
     assert len(norms) == BLOCKS[model] + 1
 
 
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("model", [GPT2, LLAMA, MOE, ENCDEC])
+def test_every_block_has_megatrons_collectives(model: str, *, sequence_parallel: bool) -> None:
+    """Two regions per block, three with cross-attention. Each has one collective per direction, or one pair.
+
+    A decoder block reads the encoder's output too. Experts add what Megatron's dense blocks do not have: gates, which
+    are summed over whole tokens, and whose gradients are gathered.
+    """
+    case = known_model(model)
+    sharded = case.sharded(2, sequence_parallel=sequence_parallel)
+    found = count_collectives(sharded, local_model(sharded, 0))
+    blocks = [name for name in found if name.startswith(("blocks.", "encoder.", "decoder."))]
+    assert len(blocks) == BLOCKS.get(model, 6)
+    for name in blocks:
+        crosses, gates = name.startswith("decoder."), model == MOE
+        regions = 3 if crosses else 2
+        kinds = Counter((one.kind, one.phase) for one in found[name] if one.phase != "step")
+        if sequence_parallel:
+            wanted = {
+                ("all_gather", "forward"): regions + crosses + gates,
+                ("reduce_scatter", "forward"): regions,
+                ("all_gather", "input_grad"): regions + gates,
+                ("reduce_scatter", "input_grad"): regions + crosses,
+            }
+        else:
+            wanted = {
+                ("all_reduce", "forward"): regions,
+                ("all_reduce", "input_grad"): regions + crosses,
+            }
+            wanted |= {("all_gather", "input_grad"): 1} if gates else {}
+        assert kinds == wanted, name
+
+
 def test_a_blocks_collectives_say_what_hides_them_and_which_run_again() -> None:
     case = known_model(LLAMA)
     sharded = case.sharded(2)
