@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from autopart.errors import RunError
-from autopart.fidelity.compare import RankParts, check_within, judge
+from autopart.fidelity.compare import RankParts, check_within, judge, with_stages
 from autopart.records.plan import Plan
 from autopart.records.run_result import OneDeviceResult, RunResult
 from tests.support.measured_runs import as_predicted, causes_of
@@ -33,6 +33,15 @@ def test_a_run_as_predicted_is_off_by_nothing(plan: Plan, run: RunResult) -> Non
         for name in RankParts.__struct_fields__:
             expected = getattr(rank.predicted, name)
             assert getattr(rank.measured, name) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_plan_with_other_stages_has_the_step_that_they_make(plan: Plan, run: RunResult) -> None:
+    # The fixture's fixed cost of an action is no part of the prediction yet.
+    assert run.step_time > plan.prediction.step_time
+    again = with_stages(plan, plan.prediction.stages).prediction
+    assert again.step_time == pytest.approx(run.step_time)
+    faster = tuple(replace(stage, forward_time=0.0) for stage in plan.prediction.stages)
+    assert with_stages(plan, faster).prediction.step_time < again.step_time
 
 
 @pytest.mark.slow
