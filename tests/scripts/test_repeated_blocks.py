@@ -40,7 +40,9 @@ def without_names(graph: LayerGraph) -> LayerGraph:
     return msgspec.structs.replace(
         graph,
         layers=tuple(
-            msgspec.structs.replace(layer, forward_spread=0.0, backward_spread=0.0)
+            msgspec.structs.replace(
+                layer, forward_spread=0.0, input_grad_spread=0.0, weight_grad_spread=0.0
+            )
             for layer in graph.layers
         ),
         values=tuple(
@@ -56,16 +58,11 @@ def without_names(graph: LayerGraph) -> LayerGraph:
 def test_a_repeated_inner_block_gives_the_profile_of_the_whole_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    few, whole = (profile_with(blocks, monkeypatch) for blocks in (3, 5))
-    made = with_blocks(few, 5)
-    assert len(made.graph.layers) == len(few.graph.layers) + 2
+    few, whole = (profile_with(blocks, monkeypatch) for blocks in (3, 4))
+    assert without_names(with_blocks(few, 3).graph) == without_names(few.graph)
+    made = with_blocks(few, 4)
+    assert len(made.graph.layers) == len(few.graph.layers) + 1
     assert without_names(made.graph) == without_names(whole.graph)
     for own, wanted in zip(made.variants, whole.variants, strict=True):
         assert without_names(own.graph) == without_names(wanted.graph)
         assert own.collectives == wanted.collectives
-
-
-@pytest.mark.slow
-def test_three_blocks_stay_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = profile_with(3, monkeypatch)
-    assert without_names(with_blocks(few, 3).graph) == without_names(few.graph)
