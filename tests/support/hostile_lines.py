@@ -129,7 +129,7 @@ VERBS = {
         {
             "--steps": COUNT, "--optimizer": CHOICE, "--lr": NUMBER, "--device": CHOICE,
             "--timeout": NUMBER, "--seed": ("nan", "", "many", "1.5", "99999999999999999999999"),
-            "--backend": CHOICE, "--asynchronous": CHOICE, "--sync": CHOICE,
+            "--backend": CHOICE, "--asynchronous": CHOICE, "--sync": CHOICE, "--save": OUTPUT, "--load": INPUT,
         },
         (("run {} model.py", INPUT), ("run plan.json {} --local", MODEL[:3])),
     ),
