@@ -155,11 +155,11 @@ def _layer(problem: Problem, layer: Layer, collectives: Sequence[Collective], de
         spent["again"] += took if one.recomputed else 0.0
     could_hide = min(spent["beneath"], layer.weight_grad_time)
     hidden = could_hide if problem.training.sync == "megatron" else 0.0
-    recompute = layer.recompute
-    if recompute is not None:
-        recompute = msgspec.structs.replace(
-            recompute, extra_time=recompute.extra_time + spent["again"]
-        )
+    longer = {
+        kind: msgspec.structs.replace(own, extra_time=own.extra_time + spent["again"])
+        for kind, own in (("recompute", layer.recompute), ("selective", layer.selective))
+        if own is not None
+    }
     return msgspec.structs.replace(
         layer,
         forward_time=layer.forward_time + spent["forward"],
@@ -168,7 +168,7 @@ def _layer(problem: Problem, layer: Layer, collectives: Sequence[Collective], de
         split_time=layer.split_time + hidden,
         update_time=layer.update_time + spent["step"],
         unshared_update_time=spent["step"],
-        recompute=recompute,
+        **longer,
     )
 
 
