@@ -212,7 +212,7 @@ def test_every_named_schedule_trains_as_the_plain_model_on_two_ranks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["fewest", "above the stages"])
+@pytest.mark.parametrize("which", [*long_tests("fewest"), "above the stages"])
 @pytest.mark.parametrize("name", ONE_DIRECTION)
 def test_every_named_schedule_trains_as_the_plain_model_on_four_ranks(
     four_ranks: RankPool, name: str, which: str
