@@ -239,7 +239,7 @@ def test_the_commands_of_the_readme_succeed(tmp_path: Path) -> None:
     assert made >= {"profile.json", "plan.json", "exported", "llama.json", "trace.json"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_commands_of_the_page_on_solving_succeed(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")

@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 TINY = [name for name in zoo_names() if name.endswith("-tiny")]
-OFTEN = ("gpt2-tiny", "encdec-tiny")
+OFTEN = ("gpt2-tiny",)
 """Models of the slow tests; the others are in the long ones."""
 
 

@@ -85,7 +85,7 @@ def await_(condition: Callable[[], bool]) -> None:
     ("number", "code", "line"),
     [
         (signal.SIGINT, 130, "error: stopped from the keyboard"),
-        (signal.SIGTERM, 143, "error: stopped by SIGTERM"),
+        pytest.param(signal.SIGTERM, 143, "error: stopped by SIGTERM", marks=pytest.mark.long),
         (signal.SIGHUP, 129, "error: stopped by SIGHUP"),
     ],
 )

@@ -12,7 +12,7 @@ from tests.support.places import SCRIPTS
 SCRIPT = SCRIPTS / "measure_schedules.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_memory_is_never_slower_and_no_step_is_below_its_bound():
     command = [sys.executable, str(SCRIPT), "--stages", "3", "--microbatches", "12"]
     ran = subprocess.run(

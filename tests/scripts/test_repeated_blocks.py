@@ -54,7 +54,7 @@ def without_names(graph: LayerGraph) -> LayerGraph:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_repeated_inner_block_gives_the_profile_of_the_whole_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

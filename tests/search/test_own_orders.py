@@ -15,6 +15,7 @@ from autopart.records.problem import CUSTOM, SCHEDULES, Demands, Problem
 from autopart.records.profile import Profile, load_profile
 from autopart.report.plan_table import figures
 from autopart.search.planner import solve
+from tests.support.long_tests import long_tests
 from tests.support.oracle import best_step_time
 from tests.support.problems import chain_graph, cluster, layer, profile, random_problem
 from tests.support.seeds import seeds
@@ -89,7 +90,7 @@ def with_custom_orders(num_ranks: int = 2, num_microbatches: int = 8) -> Plan:
 
 
 @pytest.mark.parametrize(
-    "num_microbatches", [1, 2, *(pytest.param(m, marks=pytest.mark.slow) for m in (3, 4, 5, 9))]
+    "num_microbatches", [1, 2, pytest.param(3, marks=pytest.mark.slow), *long_tests(4, 5, 9)]
 )
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_a_plan_with_schedule_auto_passes_verify_for_few_and_many_microbatches(

@@ -61,7 +61,7 @@ def test_cast_values_travel_in_16_bits(two_ranks: RankPool):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
-    ["zoo:gpt2-tiny", *long_tests("zoo:unet-tiny", "zoo:encdec-tiny"), "hf_llama"],
+    ["zoo:gpt2-tiny", *long_tests("zoo:unet-tiny", "zoo:encdec-tiny", "hf_llama")],
 )
 @pytest.mark.parametrize("backend", ["autopart", "torch"])
 def test_recomputed_layers_and_split_backwards_are_cast_alike(

@@ -112,12 +112,12 @@ def test_a_rank_that_raises_is_named_with_its_action_and_the_error():
     assert complaint("raising") == "rank 1 raised ValueError on 1F2: no room left on the device"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_leaves_is_named_with_its_exit_code():
     assert complaint("leaving") == "rank 1 ended with exit code 3 on 1F2"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_is_killed_before_the_first_step_is_named_too():
     with pytest.raises(RunError, match="rank 1 was killed by SIGKILL on building the model"):
         run_local(plan(), RunSettings(model=f"{FAULTY}:killed_while_built", steps=1))
@@ -133,7 +133,7 @@ def test_a_model_that_cannot_be_built_on_one_rank_shows_its_own_error():
     assert left_behind() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_plan_of_another_model_is_refused_before_anything_is_trained():
     with pytest.raises(PlanError, match="which the plan lacks"):
         run_local(plan(), RunSettings(model="zoo:mlp-tiny", steps=1))

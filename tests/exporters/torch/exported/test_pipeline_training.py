@@ -37,7 +37,7 @@ def test_skip_connections_cross_the_cut(two_ranks: RankPool, schedule: str) -> N
     check_training(two_ranks, plan, "zoo:unet-tiny")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stages_between_relay_skip_connections(four_ranks: RankPool) -> None:
     plan = make_plan(UNET, [(0,), (3,), (1,), (2,)], 5)
     check_training(four_ranks, plan, "zoo:unet-tiny")
