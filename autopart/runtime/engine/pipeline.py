@@ -41,6 +41,7 @@ class PipelinePart:
     def __init__(self, executor: RankExecutor, cut: "CutModel") -> None:
         """`cut` is the model that the executor's stages come from."""
         self._rank, self._plan = executor, cut.plan
+        # A tied tensor's shard has its first name.
         self._first_names = {name: first for first, every in cut.names.items() for name in every}
         programs = list(executor.programs.values())
         self.module: nn.Module = named_module(cut.names, programs)
@@ -71,21 +72,28 @@ class PipelinePart:
         With a tensor degree tensors are either all whole, or all this process's shards. Raises UsageError
         if one of this rank's tensors is missing or has another shape.
         """
-        parts = {name: state[name] for name in self.state_dict() if name in state}
-        if self._rank.shards is not None and any(
-            part.shape != self.state_dict()[name].shape for name, part in parts.items()
-        ):
-            parts = {name: self._shard(name, whole) for name, whole in parts.items()}
-        for name, tensor in self.state_dict().items():
-            if name not in parts or parts[name].shape != tensor.shape:
+        own, shards = self.state_dict(), self._rank.shards
+        shapes = {name: tensor.shape for name, tensor in own.items()}
+        # Step 1: with a tensor degree another shape than a shard's means that all tensors are whole.
+        if any(name in state and state[name].shape != shape for name, shape in shapes.items()):
+            if shards is not None:
+                first = self._first_names
+                shapes = {name: shards.whole_shape(first[name], s) for name, s in shapes.items()}
+        else:
+            shards = None
+        # Step 2: nothing is loaded unless everything fits.
+        for name, shape in shapes.items():
+            if name not in state or state[name].shape != shape:
                 found = f"has shape {tuple(state[name].shape)}" if name in state else "is missing"
                 raise UsageError(
-                    f"'{name}' of shape {tuple(tensor.shape)} {found} in the state to load; give "
+                    f"'{name}' of shape {tuple(shape)} {found} in the state to load; give "
                     "a state of the same model"
                 )
         with torch.no_grad():
-            for name, tensor in self.state_dict().items():
-                tensor.copy_(parts[name])
+            for name, tensor in own.items():
+                given = state[name]
+                part = given if shards is None else shards.own_part(self._first_names[name], given)
+                tensor.copy_(part)
 
     def make_optimizer(self, name: str = "adamw", lr: float | None = None) -> Optimizer:
         """An optimizer for `parameters`: "adamw", "sgd-momentum", "sgd" or "adafactor".
@@ -94,12 +102,6 @@ class PipelinePart:
         Adafactor with ZeRO-1, which cannot be combined.
         """
         return rank_optimizer(self._plan, self._rank, name, lr)
-
-    def _shard(self, name: str, whole: torch.Tensor) -> torch.Tensor:
-        """This process's part of a whole tensor, which may be tied to one under another name."""
-        shards = self._rank.shards
-        assert shards is not None
-        return shards.own_part(self._first_names.get(name, name), whole)
 
     def leaves_of(self, part: Batch) -> Leaves:
         """The microbatch tensors that this rank's stages read, on its device."""
@@ -219,11 +221,11 @@ def cut_model(
         )
     training = TrainingModel(model, loss_fn, name=type(model).__name__)
     check_same_weights(training)
-    shards: RankShards | None = None
-    if tensor_group is not None and degree > 1:
+    if tensor_group is not None:
         check_same_in_group(training, tensor_group, device)
     captured = capture_for_plan(plan, training, batch, autocast)
-    if tensor_group is not None and isinstance(plan.tensor, Tensor) and degree > 1:
+    shards: RankShards | None = None
+    if tensor_group is not None and isinstance(plan.tensor, Tensor):
         captured, shards = local_part(captured, plan.tensor, tensor_group)
     programs = split_stages(captured, [stage.layers for stage in plan.stages])
     return CutModel(plan, captured, all_names(training), programs, shards)

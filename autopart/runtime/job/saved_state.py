@@ -90,14 +90,17 @@ def load_state(folder: str, executor: RankExecutor, optimizer: Optimizer, names:
         is_trained = of is not None and of.requires_grad
         keys = {f"{name}.{kind}": f"{_OPTIMIZER}.{name}.{kind}" for kind in kinds if is_trained}
         found = reader.read([f"{_MODEL}.{name}", *keys.values()])
-        if executor.shards is not None:
-            found = {key: executor.shards.own_part(name, whole) for key, whole in found.items()}
-        for key, part in found.items():
-            if part.shape != tensor.shape:
+        shards, shape = executor.shards, tensor.shape
+        if shards is not None:
+            shape = shards.whole_shape(name, shape)
+        for key, whole in found.items():
+            if whole.shape != shape:
                 raise UsageError(
                     f"'{key}' in {folder} has another shape than the model's '{name}'; give the "
                     "state of the same model"
                 )
+        if shards is not None:
+            found = {key: shards.own_part(name, whole) for key, whole in found.items()}
         with torch.no_grad():
             tensor.copy_(found[f"{_MODEL}.{name}"])
         state |= {key: found[saved].to(executor.device) for key, saved in keys.items()}

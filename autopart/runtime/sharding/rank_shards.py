@@ -7,9 +7,10 @@ comparison with the plain model.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from autopart.records.tensor_degree import Tensor
 from autopart.runtime.capture.capture import Captured
@@ -23,14 +24,12 @@ class RankShards:
     """The shards of one rank."""
 
     def __init__(self, sharded: ShardedGraph, group: TensorGroup) -> None:
-        self._sharded = sharded
+        # The captured module would keep the whole weights alive.
+        empty = replace(sharded.captured, module=fx.GraphModule({}, fx.Graph()))
+        self._sharded = replace(sharded, captured=empty)
         self._group = group
         self.rank = group.rank()
         """The rank inside its tensor group, from 0."""
-
-    def local(self) -> Captured:
-        """The rank's local graph as a captured model, with parameters of its own."""
-        return local_model(self._sharded, self.rank)
 
     def exchanging(self) -> AbstractContextManager[None]:
         """Return a block in which local graphs exchange through this rank's group."""
@@ -73,8 +72,15 @@ class RankShards:
         """Return the sum over the group's ranks. Collective in the group."""
         return self._group.all_reduce(tensor, "sum")
 
+    def whole_shape(self, name: str, local: torch.Size) -> torch.Size:
+        """Return the shape of a whole parameter, or of its optimizer state, from the rank's part."""
+        shard, shape = self._sharded.shards.get(name), list(local)
+        if shard is not None:
+            shape[shard.dim] *= self._sharded.degree // shard.copies
+        return torch.Size(shape)
+
     def own_part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
-        """The rank's part of a whole parameter, or of its optimizer state."""
+        """Return the rank's part of a whole parameter, or of its optimizer state, which have `whole_shape`."""
         sharded = self._sharded
         return local_tensor(whole, sharded.shards.get(name), sharded.degree, self.rank)
 
@@ -84,5 +90,4 @@ def local_part(
 ) -> tuple[Captured, RankShards]:
     """Return one rank's local graph of a captured model, and its shards, in a tensor group."""
     sharded = shard_graph(captured, tensor.degree, sequence_parallel=tensor.sequence_parallel)
-    shards = RankShards(sharded, group)
-    return shards.local(), shards
+    return local_model(sharded, group.rank()), RankShards(sharded, group)

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
+import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed.distributed_c10d import _get_default_store
 
-from autopart.errors import AutopartError
+from autopart.errors import AutopartError, UsageError
 from autopart.records.plan import Plan
 from autopart.records.run_result import RunResult
 from autopart.records.tensor_degree import degree_of
@@ -52,6 +53,10 @@ def loaded_shards(process: int, plan: Plan, state: Mapping[str, torch.Tensor]) -
         shards = {name: own.clone() for name, own in pipeline.state_dict().items()}
         pipeline.load_state_dict({name: own + 1 for name, own in shards.items()})
         pipeline.load_state_dict(shards)
+        with pytest.raises(UsageError, match="has shape"):
+            pipeline.load_state_dict(
+                {name: own[:1, ...] if own.ndim else own for name, own in state.items()}
+            )
         again = pipeline.state_dict()
         built, _ = pipeline_of(plan, seed=0, tensor_group=group)
         wanted = built.state_dict()
