@@ -104,8 +104,8 @@ def _link_of(measured: LinkReadings) -> Link:
 def _network_of(probe: Probe) -> Network | None:
     if probe.network is None:
         return None
-    trees = probe.backend == "nccl"
-    return fit_network(probe.network, probe.num_nodes, probe.gpus_per_node, trees=trees)
+    is_nccl = probe.backend == "nccl"
+    return fit_network(probe.network, probe.num_nodes, probe.gpus_per_node, is_nccl=is_nccl)
 
 
 def _source(probe: Probe) -> str:

@@ -60,18 +60,18 @@ class _Shape(NamedTuple):
 
 
 def fit_network(
-    measured: NetworkReadings, num_nodes: int, gpus_per_node: int, *, trees: bool
+    measured: NetworkReadings, num_nodes: int, gpus_per_node: int, *, is_nccl: bool
 ) -> Network:
     """The network of `num_nodes` nodes whose prices are closest to the measured times.
 
-    `trees` says whether the transport is NCCL: it has trees, sums in switches, and its steps overlap. Raises ValueError where no
-    collective over several nodes was measured.
+    `is_nccl` says whether NCCL was measured: it has trees, sums in switches, and the steps of its rings overlap. gloo
+    has none of these. Raises ValueError where no collective over several nodes was measured.
     """
     rails = rails_of(measured, gpus_per_node)
     used = [one for one in measured.collectives if shares_rails(one, gpus_per_node, rails)]
     if not any(one.nodes > 1 for one in used):
         raise ValueError("no collective over several nodes was measured")
-    start = _start(used, rails, gpus_per_node, trees=trees)
+    start = _start(used, rails, gpus_per_node, is_nccl=is_nccl)
     shapes = [
         _Shape(
             one.collective,
@@ -147,7 +147,7 @@ def shares_rails(one: CollectiveReadings | SendReadings, gpus_per_node: int, rai
 
 
 def _start(
-    used: Sequence[CollectiveReadings], rails: int, gpus_per_node: int, *, trees: bool
+    used: Sequence[CollectiveReadings], rails: int, gpus_per_node: int, *, is_nccl: bool
 ) -> Network:
     """A first network: bandwidths from the largest messages, latencies that are usual."""
     over = min((one for one in used if one.nodes > 1), key=_few_per_node)
@@ -160,7 +160,7 @@ def _start(
         rail_bandwidth=per_gpu * gpus_per_node / rails,
         ring_bandwidth=per_gpu * gpus_per_node if ring is None else _bus_bandwidth(ring),
     )
-    if not trees:
+    if not is_nccl:
         return msgspec.structs.replace(start, trees=False, serial_steps=True)
     bandwidth, ranks = _switch(inside, start.switch_ranks)
     return msgspec.structs.replace(start, switch_bandwidth=bandwidth, switch_ranks=ranks)

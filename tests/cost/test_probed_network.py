@@ -49,7 +49,7 @@ def test_the_figures_that_made_noisy_times_come_back(seed: int, trees: bool) -> 
     nodes, per_node = (2, 4, 8)[seed % 3], (4, 8)[seed % 2]
     asked = drawn(seed, per_node, trees=trees)
     measured = readings_of(asked, nodes, per_node, NOISE, seed)
-    found = fit_network(measured, nodes, per_node, trees=trees)
+    found = fit_network(measured, nodes, per_node, is_nccl=trees)
     assert (found.rails, found.trees, found.switch_bandwidth) == (asked.rails, trees, None)
     for name in SHOWN:
         assert getattr(found, name) == pytest.approx(getattr(asked, name), rel=0.05), name
@@ -70,7 +70,7 @@ def test_the_figures_that_made_noisy_times_come_back(seed: int, trees: bool) -> 
 def test_a_known_cluster_is_found_from_its_own_times(name: str) -> None:
     preset = PRESETS[name]
     measured = readings_of(preset.network, 4, preset.gpus_per_node, 0.0, 0)
-    found = fit_network(measured, 4, preset.gpus_per_node, trees=True)
+    found = fit_network(measured, 4, preset.gpus_per_node, is_nccl=True)
     for field, asked in msgspec.structs.asdict(preset.network).items():
         if isinstance(asked, float):
             assert getattr(found, field) == pytest.approx(asked, rel=2e-3), field
@@ -88,7 +88,7 @@ def test_one_disturbed_message_moves_little() -> None:
         measured,
         collectives=(*measured.collectives[:5], disturbed, *measured.collectives[6:]),
     )
-    found = fit_network(changed, 2, 8, trees=True)
+    found = fit_network(changed, 2, 8, is_nccl=True)
     for name in SHOWN:
         assert getattr(found, name) == pytest.approx(getattr(asked, name), rel=0.03), name
 
@@ -125,7 +125,7 @@ def test_a_price_is_meant_for_all_gpus_that_share_a_rail() -> None:
 
 def test_figures_without_a_measurement_keep_their_defaults() -> None:
     only = one_group(2, 2, 1, (MiB, 1e-3), (16 * MiB, 13e-3))
-    found = fit_network(NetworkReadings(sends=(), collectives=(only,)), 2, 1, trees=True)
+    found = fit_network(NetworkReadings(sends=(), collectives=(only,)), 2, 1, is_nccl=True)
     usual = Network(rails=1, rail_bandwidth=1.0, ring_bandwidth=1.0)
     for name in ("step", "ramp", "fold", "tree_efficiency", "peer", "off_rail", "slowdown"):
         assert getattr(found, name) == pytest.approx(getattr(usual, name), rel=1e-3), name
@@ -136,4 +136,4 @@ def test_figures_without_a_measurement_keep_their_defaults() -> None:
 def test_without_a_collective_over_nodes_nothing_is_fitted() -> None:
     inside = one_group(2, 1, 1, (MiB, 1e-3))
     with pytest.raises(ValueError, match="over several nodes"):
-        fit_network(NetworkReadings(sends=(), collectives=(inside,)), 2, 2, trees=True)
+        fit_network(NetworkReadings(sends=(), collectives=(inside,)), 2, 2, is_nccl=True)

@@ -30,7 +30,7 @@ def test_every_collective_and_send_is_measured_alike_on_all_ranks(
         assert all(reading.time > 0.0 for reading in one.readings)
         assert one.readings[0].num_bytes == 64 << 10
     assert first.compute is not None and first.compute.alone > 0.0
-    found = fit_network(first, 2, per_node, trees=False)
+    found = fit_network(first, 2, per_node, is_nccl=False)
     assert found.rail_bandwidth > 1e5 and 1 <= found.rails <= per_node
 
 
