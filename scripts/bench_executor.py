@@ -138,12 +138,7 @@ def _rank(rank: int, options: argparse.Namespace, plan_file: Path, port: int) ->
             schedule.step(target=target, losses=[])
 
     _compare(ours.parameters, module, step_ours, step_by_hand)
-    pairs = []
-    # The side that runs first alternates, so that a slow moment hits both sides alike.
-    for pair in range(options.pairs):
-        order = (step_ours, step_by_hand) if pair % 2 == 0 else (step_by_hand, step_ours)
-        costs = {step: _measured(step) for step in order}
-        pairs.append((costs[step_ours], costs[step_by_hand]))
+    pairs = _in_turns(options.pairs, step_ours, step_by_hand, _measured)
     if rank == 0:
         _report(options, pairs)
     distributed.destroy_process_group()
@@ -185,6 +180,17 @@ def _compare(parameters, module: nn.Sequential, step_ours, step_by_hand) -> None
     step_by_hand()
     for mine, theirs in zip(parameters.values(), module.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-7)
+
+
+def _in_turns(count: int, step_ours, step_by_hand, measured) -> list[tuple[Cost, Cost]]:
+    """The costs of both steps, `count` times."""
+    pairs = []
+    # The side that runs first alternates, so that a slow moment hits both sides alike.
+    for pair in range(count):
+        order = (step_ours, step_by_hand) if pair % 2 == 0 else (step_by_hand, step_ours)
+        costs = {step: measured(step) for step in order}
+        pairs.append((costs[step_ours], costs[step_by_hand]))
+    return pairs
 
 
 def _measured(step) -> Cost:

@@ -27,6 +27,7 @@ from bench_executor import (
     _batch,
     _compare,
     _free_port,
+    _in_turns,
     _model,
     _report,
     loss_fn,
@@ -146,12 +147,7 @@ def _rank(rank: int, options: argparse.Namespace, plan_file: Path, port: int) ->
 
     by_name = {name: ours.parameters[name] for name, _ in module.named_parameters()}
     _compare(by_name, module, step_ours, step_by_hand)
-    pairs = []
-    # The side that runs first alternates, so that a slow moment hits both sides alike.
-    for pair in range(options.pairs):
-        order = (step_ours, step_by_hand) if pair % 2 == 0 else (step_by_hand, step_ours)
-        costs = {step: _measured(step) for step in order}
-        pairs.append((costs[step_ours], costs[step_by_hand]))
+    pairs = _in_turns(options.pairs, step_ours, step_by_hand, _measured)
     if rank == 0:
         _report(options, pairs)
         sys.stdout.flush()
