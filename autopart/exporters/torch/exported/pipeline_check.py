@@ -92,6 +92,7 @@ def main(description: str | None) -> None:
 
 
 def _on_this_machine(model: str, device: str) -> None:
+    load_model(model)  # a missing or broken file is told before any rank starts
     ranks = {rank for on in RANKS for rank in on}
     if any(name == "lo" for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
