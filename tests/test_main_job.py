@@ -22,8 +22,6 @@ pytestmark = [
 ]
 
 TINY = [name for name in zoo_names() if name.endswith("-tiny")]
-OFTEN = ("gpt2-tiny",)
-"""Models of the slow tests; the others are in the long ones."""
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
@@ -91,8 +89,9 @@ def assert_equal_to_the_plain_model(result: dict[str, object]) -> None:
         assert 0.0 <= check[kind] <= 1e-5, f"{kind} in {check}"
 
 
-@pytest.mark.parametrize("schedule", [*long_tests("gpipe"), "1f1b"])
-@pytest.mark.parametrize("name", [*OFTEN, *long_tests(*(n for n in TINY if n not in OFTEN))])
+@pytest.mark.long  # scripts/quickstart does the main job for GPT-2, and its test is a slow one
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("name", TINY)
 def test_the_main_job_on_a_built_in_model(
     name: str, schedule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,7 +86,7 @@ def await_(condition: Callable[[], bool]) -> None:
     [
         (signal.SIGINT, 130, "error: stopped from the keyboard"),
         pytest.param(signal.SIGTERM, 143, "error: stopped by SIGTERM", marks=pytest.mark.long),
-        (signal.SIGHUP, 129, "error: stopped by SIGHUP"),
+        pytest.param(signal.SIGHUP, 129, "error: stopped by SIGHUP", marks=pytest.mark.long),
     ],
 )
 def test_a_signal_ends_a_local_run_in_one_line(

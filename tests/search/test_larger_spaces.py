@@ -13,6 +13,7 @@ from autopart.records.cluster import Cluster, cluster_of
 from autopart.records.profile import Profile, load_profile
 from autopart.search.planner import solve
 from tests.activations.test_frontier import some_host, with_recompute_costs
+from tests.support.long_tests import long_tests
 from tests.support.places import ROOT
 from tests.support.problems import profile, random_problem
 from tests.support.seeds import seeds
@@ -67,7 +68,7 @@ def test_more_choices_never_make_a_small_plan_worse(seed: int, kind: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", OWN)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", seeds(0, 6, slow=2))
 def test_more_own_orders_never_make_a_small_plan_worse(seed: int, kind: str) -> None:
     check_small(seed, kind)
 
@@ -81,7 +82,7 @@ def check_small(seed: int, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama-8b", "encdec-base", "unet-base"])
+@pytest.mark.parametrize("name", ["llama-8b", *long_tests("encdec-base", "unet-base")])
 @pytest.mark.parametrize("kind", ["replicas", "policies", "sizes", "named schedules"])
 def test_more_choices_never_make_a_model_of_the_zoo_worse(name: str, kind: str) -> None:
     given = load_profile(ROOT / "profiles" / f"{name}-h100-sxm-mb2.json")

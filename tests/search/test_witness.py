@@ -82,7 +82,7 @@ def test_no_claim_of_the_planner_is_false(kind: str, block: int):
     `verify` accepts the plan. With gap 0 the plan is the best. The least memory in an error is the least.
     """
     # Searches for orders take longer.
-    few, many = (8, 30) if kind == "every order" else (16, 100)
+    few, many = (4, 30) if kind == "every order" else (10, 100)
     first = 0 if block == 0 else 100 * block
     last = first + (few if block == 0 else many)
     broken = [

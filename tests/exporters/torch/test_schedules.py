@@ -15,6 +15,7 @@ from tests.schedules.test_torch import MutableStage, Stage
 from tests.support.exporters.exported import check_training, import_files
 from tests.support.exporters.odd_model import ODD
 from tests.support.exporters.plans import make_plan
+from tests.support.long_tests import long_tests
 from tests.support.pictures import place_stages
 from tests.support.places import MODELS
 from tests.support.runtime.rank_pool import RankPool
@@ -67,8 +68,8 @@ def test_a_v_with_split_backwards_trains_as_the_plain_model(two_ranks: RankPool)
 @pytest.mark.parametrize(
     "name",
     [
-        "1f1b", "looped-bfs", "interleaved-1f1b", "interleaved-zb", "zb-h1", "dualpipev",
-        "zb-h2", "v-half", "v-min", "hanayo",
+        "1f1b", "interleaved-1f1b", "interleaved-zb", "zb-h1", "dualpipev", "v-half",
+        *long_tests("looped-bfs", "zb-h2", "v-min", "hanayo"),
     ],
 )  # fmt: skip
 def test_every_schedule_trains_as_the_plain_model(two_ranks: RankPool, name: str) -> None:

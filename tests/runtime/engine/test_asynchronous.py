@@ -11,6 +11,7 @@ from autopart.runtime.engine.asynchronous import asynchronous_orders, rules_of
 from autopart.runtime.engine.run_settings import RunSettings, check_settings
 from autopart.schedules.named.asynchronous import PIPEDREAM, TWO_BUFFERED, Setting
 from tests.runtime.engine.test_placements import LOOP, Ranks, plan
+from tests.support.long_tests import long_tests
 from tests.support.runtime.delayed_updates import Delayed, by_hand, complaint_of, in_pipeline
 from tests.support.runtime.rank_pool import RankPool
 
@@ -90,7 +91,7 @@ def test_2bw_on_two_stages_equals_delayed_updates_by_hand(two_ranks: RankPool):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [LINE[4], [[0, 1], [2, 3]], [[0, 1], [2], [3]], [[0], [1, 2, 3]]])
-@pytest.mark.parametrize("n", [4, 7])
+@pytest.mark.parametrize("n", [*long_tests(4), 7])
 def test_2bw_on_four_ranks_equals_delayed_updates_with_and_without_replicas(
     four_ranks: RankPool, ranks: Ranks, n: int
 ):

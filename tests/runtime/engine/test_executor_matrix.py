@@ -26,7 +26,7 @@ def often(*names: str) -> list[object]:
     return [m if any(n in m for n in names) else long_tests(m)[0] for m in MODELS]
 
 
-ON_FOUR_RANKS = often("zoo:gpt2", "encdec", "t5")
+ON_FOUR_RANKS = often("encdec", "t5")
 
 captured = cache(capture)
 

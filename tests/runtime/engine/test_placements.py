@@ -156,7 +156,7 @@ def test_split_backwards_train_as_the_plain_model(two_ranks: RankPool, ranks: Ra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unet", "encdec", *long_tests("resnet", "moe", "llama", "mlp")])
+@pytest.mark.parametrize("name", ["encdec", *long_tests("unet", "resnet", "moe", "llama", "mlp")])
 def test_every_example_trains_with_split_backwards(two_ranks: RankPool, name: str):
     checked(two_ranks, plan(f"zoo:{name}-tiny", V, split_backward=True))
 
@@ -213,7 +213,7 @@ def test_every_named_schedule_trains_as_the_plain_model_on_two_ranks(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [*long_tests("fewest"), "above the stages"])
-@pytest.mark.parametrize("name", ONE_DIRECTION)
+@pytest.mark.parametrize("name", [*ONE_DIRECTION[::2], *long_tests(*ONE_DIRECTION[1::2])])
 def test_every_named_schedule_trains_as_the_plain_model_on_four_ranks(
     four_ranks: RankPool, name: str, which: str
 ):

@@ -99,7 +99,9 @@ NAMED = ("gpipe", "1f1b", "looped-bfs", "interleaved-1f1b", "interleaved-zb", "z
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(
+    "name", ["1f1b", "zbv", *long_tests(*(n for n in NAMED if n not in ("1f1b", "zbv")))]
+)
 @pytest.mark.parametrize("form", ["torch's class", *long_tests("a file of orders")])
 def test_every_schedule_that_torch_has_trains_as_our_loop(
     two_ranks: RankPool, name: str, form: str

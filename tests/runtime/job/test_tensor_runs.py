@@ -10,6 +10,7 @@ from autopart.records.run_result import CheckResult
 from autopart.runtime.engine.run_settings import RunKeywords, RunSettings
 from autopart.runtime.job.launch import run_plan
 from autopart.schedules.catalogue import KINDS, make_schedule
+from tests.support.long_tests import long_tests
 from tests.support.pictures import place_stages
 from tests.support.places import MODELS
 from tests.support.runtime.plans import capture, plan_for
@@ -20,13 +21,14 @@ from tests.support.tensor_plans import in_groups
 captured = cache(capture)
 
 LLAMA = "zoo:llama-tiny"
+HF_GPT2 = str(MODELS / "hf_gpt2.py")
 DROPOUT = str(MODELS / "dropout.py")
 ALL = [
     LLAMA,
     "zoo:gpt2-tiny",
     "zoo:moe-tiny",
     str(MODELS / "hf_llama.py"),
-    str(MODELS / "hf_gpt2.py"),
+    HF_GPT2,
 ]
 SHAPES: dict[str, tuple[int, tuple[float, ...], int]] = {
     "2 stages x 2": (2, (0.5,), 1),
@@ -63,14 +65,14 @@ def checked(pool: RankPool, plan: Plan, degree: int, *, sequence_parallel: bool)
 
 
 def runs() -> list[object]:
-    """Every model, shape and word on sequence parallelism; most beside Llama's are long tests."""
+    """Every model, shape and word on sequence parallelism; two models are slow tests, the others long ones."""
     return [
         pytest.param(
             model,
             shape,
             splits,
             marks=()
-            if model == LLAMA or (shape == "2 stages x 2" and splits)
+            if splits and (model == LLAMA or (model == HF_GPT2 and shape == "2 stages x 2"))
             else pytest.mark.long,
         )
         for model in ALL
@@ -90,7 +92,9 @@ def test_tensor_groups_train_as_the_plain_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["gpipe", "zb-h1", "zb-h2", "interleaved-1f1b", "zbv"])
+@pytest.mark.parametrize(
+    "schedule", [*long_tests("gpipe", "zb-h2", "interleaved-1f1b"), "zb-h1", "zbv"]
+)
 def test_every_kind_of_schedule_runs_on_tensor_groups(four_ranks: RankPool, schedule: str) -> None:
     kind = KINDS[schedule]
     ranks = place_stages(kind, 2, kind.stages_per_rank or 2)
@@ -109,14 +113,14 @@ def test_every_kind_of_schedule_runs_on_tensor_groups(four_ranks: RankPool, sche
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["recompute", "selective", "offload"])
+@pytest.mark.parametrize("policy", [*long_tests("recompute", "offload"), "selective"])
 def test_activation_policies_run_on_shards(four_ranks: RankPool, policy: str) -> None:
     plan = with_policy(of_shape(LLAMA, "2 stages x 2"), policy)
     assert checked(four_ranks, plan, 2, sequence_parallel=True).gradients <= 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("sequence_parallel", [*long_tests(False), True])
 def test_dropout_on_shards_draws_the_plain_model_s_numbers(
     two_ranks: RankPool, sequence_parallel: bool
 ) -> None:
@@ -129,7 +133,7 @@ def test_dropout_on_shards_draws_the_plain_model_s_numbers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["recompute", "selective"])
+@pytest.mark.parametrize("policy", [*long_tests("recompute"), "selective"])
 def test_recomputed_dropout_on_shards_draws_its_numbers_again(
     four_ranks: RankPool, policy: str
 ) -> None:
@@ -138,7 +142,7 @@ def test_recomputed_dropout_on_shards_draws_its_numbers_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sync", ["end", "overlap"])
+@pytest.mark.parametrize("sync", [*long_tests("end"), "overlap"])
 def test_zero1_shards_the_state_of_equal_places(four_ranks: RankPool, sync: str) -> None:
     plan = of_shape(LLAMA, "2 replicas x 2")
     training = msgspec.structs.replace(plan.training, zero1=True, sync=sync)

@@ -12,6 +12,7 @@ from autopart.errors import AutopartError, ClusterError, ModelError, UsageError
 from autopart.records.layer_graph import Layer, Value
 from autopart.records.profile import Profile, load_profile, save_profile, stash_error
 from autopart.runtime.profiling.profiler import profile_model
+from tests.support.long_tests import long_tests
 from tests.support.places import MODELS
 
 QUICK = ("gpt2", "resnet")
@@ -173,7 +174,9 @@ def test_i_and_w_add_up_to_the_whole_backward_without_the_cost_of_the_split() ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", _all_of("gpt2", "llama", "resnet", "unet", "encdec", "moe", "mlp"))
+@pytest.mark.parametrize(
+    "name", ["gpt2", *long_tests("llama", "resnet", "unet"), "encdec", *long_tests("moe"), "mlp"]
+)
 def test_bytes_equal_autograds_own_on_a_cpu_and_on_meta(name: str) -> None:
     model = f"zoo:{name}-tiny"
     real = profile_model(model, warmup=0, repeats=1)
@@ -211,7 +214,7 @@ def test_a_block_of_gpt2_keeps_its_products_where_only_the_rest_runs_again() -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", _all_of("gpt2", "llama", "bert", "t5"))
+@pytest.mark.parametrize("name", ["gpt2", *long_tests("llama", "bert"), "t5"])
 def test_bytes_of_hugging_face_models(name: str) -> None:
     profile = profile_model(str(MODELS / f"hf_{name}.py"), warmup=0, repeats=1)
     assert profile.whole is not None
@@ -247,7 +250,7 @@ def test_models_that_read_values_are_compared_with_their_graph_on_meta() -> None
     assert any("compared with the captured graph" in warning for warning in profile.warnings)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_8b_model_needs_no_memory_on_meta() -> None:
     profile = profile_model("zoo:llama-8b", device="meta", gpu="h100-sxm", dtype="bfloat16")
     assert profile.source.num_params == 8_030_261_248

@@ -16,6 +16,7 @@ from autopart.runtime.sharding.groups import LoneRank, registered
 from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.local_model import local_model
 from autopart.runtime.sharding.shard import shard_graph
+from tests.support.long_tests import long_tests
 from tests.support.places import SCRIPTS
 
 GPT2, LLAMA, MLP = "zoo:gpt2-tiny", "zoo:llama-tiny", "zoo:mlp-tiny"
@@ -87,7 +88,7 @@ def test_a_block_with_dropout_and_scores_has_the_published_bytes_in_full() -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("model", [GPT2, LLAMA, MOE, ENCDEC])
+@pytest.mark.parametrize("model", [GPT2, *long_tests(LLAMA), MOE, *long_tests(ENCDEC)])
 def test_the_stashes_of_a_ranks_layers_are_what_autograd_holds(
     model: str, *, sequence_parallel: bool
 ) -> None:

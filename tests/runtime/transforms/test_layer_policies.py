@@ -31,6 +31,7 @@ from autopart.runtime.transforms.layer_policies import (
 from autopart.runtime.transforms.offload import HostStash
 from tests.runtime.engine.test_placements import Ranks, V, checked
 from tests.runtime.engine.test_placements import plan as placed
+from tests.support.long_tests import long_tests
 from tests.support.runtime.plans import capture
 from tests.support.runtime.rank_pool import RankPool
 
@@ -407,7 +408,9 @@ def test_a_plan_with_recomputed_and_offloaded_layers_trains_as_the_plain_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet", "unet", "encdec", "llama", "moe"])
+@pytest.mark.parametrize(
+    "name", [*long_tests("resnet"), "unet", *long_tests("encdec", "llama"), "moe"]
+)
 def test_examples_with_recomputed_layers_train_as_the_plain_model(two_ranks: RankPool, name: str):
     of = placed(f"zoo:{name}-tiny", [[0], [1]])
     once = {la.name for la in capture(f"zoo:{name}-tiny", 2, "float64").layers if la.buffers}
