@@ -154,6 +154,8 @@ class Decision(NamedTuple):
     """An order for each rank, where a plan has its own; None where the layout names a schedule."""
     order_source: OrderSource | None = None
     """The method that found the orders."""
+    degrees: tuple[int, ...] = ()
+    """For each stage its tensor degree, where stages have their own; else empty."""
 
 
 def price(

@@ -33,15 +33,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fidelity": {"simulator", "records", "schedules"},
     "pricing": {"activations", "cost", "simulator", "records", "schedules"},
     "bounds": {"activations", "cost", "simulator", "records", "schedules"},
+    "stage_degrees": {
+        "bounds", "pricing", "activations", "cost", "simulator", "records", "schedules",
+    },
     "solvers": {
         "bounds", "pricing", "activations", "cost", "simulator", "records", "schedules",
     },
     "certificate": {
-        "bounds", "pricing", "activations", "cost", "simulator", "records", "schedules",
+        "stage_degrees", "bounds", "pricing", "activations", "cost", "simulator", "records", "schedules",
     },
     "search": {
-        "solvers", "certificate", "bounds", "pricing", "activations", "cost", "simulator",
-        "records", "schedules",
+        "solvers", "certificate", "stage_degrees", "bounds", "pricing", "activations", "cost",
+        "simulator", "records", "schedules",
     },
     "peers": {"solvers", "records"},
     "runtime": {"records", "schedules", "cost", "fidelity", "zoo"},

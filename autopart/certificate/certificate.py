@@ -7,10 +7,15 @@ from autopart.bounds.any_order_problem import any_order_bound
 from autopart.certificate.assumptions import assumptions
 from autopart.records.plan import Certificate, SearchedSize
 from autopart.records.problem import CUSTOM, Problem
+from autopart.stage_degrees.least import least_step_of_degrees
+from autopart.stage_degrees.problem import DegreesProblem
 
 
 def certificate(
-    problem: Problem, value: float, sizes: Sequence[SearchedSize], every_size: Sequence[Problem]
+    problem: Problem,
+    value: float,
+    sizes: Sequence[SearchedSize],
+    every_size: Sequence[Problem | DegreesProblem],
 ) -> Certificate:
     """The certificate for a plan whose objective is `value` seconds.
 
@@ -23,7 +28,7 @@ def certificate(
         gap=gap_over(bound, value),
         simulated=sum(size.simulated for size in sizes),
         assumes=assumptions(problem, sizes),
-        any_order_bound=_over_every_order(bound, every_size),
+        any_order_bound=_over_every_order(problem, bound, every_size),
     )
 
 
@@ -36,13 +41,20 @@ def gap_over(bound: float, value: float) -> float | None:
     return gap if math.isfinite(gap) else None
 
 
-def _over_every_order(bound: float, every_size: Sequence[Problem]) -> float:
+def _over_every_order(
+    problem: Problem, bound: float, every_size: Sequence[Problem | DegreesProblem]
+) -> float:
     """Seconds that no order of actions can beat, at any size; at most the lower bound.
 
     Where every order is allowed, and for the bottleneck, which no order changes, it is the lower
     bound itself.
     """
-    first = every_size[0]
-    if CUSTOM in first.demands.schedules or first.objective == "bottleneck":
+    if CUSTOM in problem.demands.schedules or problem.objective == "bottleneck":
         return bound
-    return min(bound, *map(any_order_bound, every_size))
+    return min(bound, *map(_any_order, every_size))
+
+
+def _any_order(problem: Problem | DegreesProblem) -> float:
+    if isinstance(problem, DegreesProblem):
+        return least_step_of_degrees(problem)
+    return any_order_bound(problem)

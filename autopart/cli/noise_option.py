@@ -9,6 +9,7 @@ import typer
 from autopart.certificate.plan_problem import partition_of
 from autopart.errors import AutopartError, PlanError, UsageError
 from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.records.plan_degrees import stage_tensors
 from autopart.records.profile import load_profile, profile_hash
 from autopart.records.tensor_degree import graph_of
 from autopart.report.step_summary import NoiseSummary, noise_summary
@@ -104,6 +105,7 @@ def _profile_spreads(plan: Plan, path: Path | None) -> tuple[Spread, ...]:
             f"{path} is profile {profile_hash(profile)}, the plan was made from "
             f"{plan.origin.profile_hash}; name that one, or give a share such as --noise 5%"
         )
-    graph = graph_of(profile, plan.tensor)
-    layers = graph.layers
-    return measured_spreads([[layers[at] for at in stage] for stage in partition_of(plan, graph)])
+    stages = zip(partition_of(plan, profile.graph), stage_tensors(plan), strict=True)
+    return measured_spreads(
+        [[graph_of(profile, tensor).layers[at] for at in stage] for stage, tensor in stages]
+    )

@@ -8,7 +8,8 @@ from autopart.cli.progress_lines import ProgressLines
 from autopart.cli.run_options import EngineOptions, RankOptions, StepOptions
 from autopart.cli.shared_options import AsJson, ModelName, PlanFile
 from autopart.cli.torchrun_check import check_started
-from autopart.records.plan import load_plan, num_processes
+from autopart.records.plan import load_plan
+from autopart.records.plan_degrees import num_processes
 from autopart.report.run_table import run_report
 
 EXAMPLE = "autopart run two-ranks.json zoo:gpt2-tiny --local --steps 5 --check"

@@ -13,7 +13,8 @@ from autopart.cli.torchrun_check import check_started
 from autopart.errors import UsageError
 from autopart.fidelity.compare import Fidelity, check_within
 from autopart.records.files import write_file
-from autopart.records.plan import Plan, load_plan, num_processes
+from autopart.records.plan import Plan, load_plan
+from autopart.records.plan_degrees import num_processes
 from autopart.report.both_timelines import both_timelines
 from autopart.report.fidelity_table import fidelity_report
 from autopart.report.trace import FORMAT

@@ -12,6 +12,7 @@ from autopart.exporters.model_units import Renaming, UnitStage, units_of
 from autopart.exporters.torch import module as torch_module
 from autopart.records.frameworks import EXECUTOR, FRAMEWORKS, Framework
 from autopart.records.plan import Plan
+from autopart.records.plan_degrees import degrees_name, has_several_degrees
 from autopart.records.tensor_degree import degree_of, tensor_name
 from autopart.records.training import DEFAULT_SYNC
 
@@ -99,6 +100,11 @@ def export_plan(
     if written not in asked.versions:
         raise UsageError(
             f"cannot export to {target} {written}; known versions: {', '.join(asked.versions)}"
+        )
+    if has_several_degrees(plan):
+        raise ExportRefused(
+            f"the plan has {degrees_name(plan)}, and {target} has one degree for all stages; the nearest "
+            "plan has --tensor auto"
         )
     if asked.no_tensor_groups and degree_of(plan.tensor) > 1:
         raise ExportRefused(

@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from autopart.errors import AutopartError, PlanError, ScheduleError
-from autopart.records.cluster import Cluster, check_cluster, num_gpus
+from autopart.records.cluster import Cluster, check_cluster
 from autopart.records.files import read_file, write_record
+from autopart.records.plan_degrees import check_own_degrees, check_room
 from autopart.records.prediction import Prediction
 from autopart.records.problem import Demands, Objective
-from autopart.records.tensor_degree import MaybeTensor, check_fits_node, degree_of, tensor_name
+from autopart.records.tensor_degree import MaybeTensor, StageDegrees
 from autopart.records.training import Training, make_training
 from autopart.schedules.actions import Schedule, format_order, parse_order
 from autopart.schedules.catalogue import make_schedule, orders_by_name
@@ -38,6 +39,10 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The stage's ranks, one per replica. Microbatch m runs on rank number m mod (their count).
 
     With tensor degree t rank q is the GPUs q x t … q x t + t - 1."""
+    tensor: MaybeTensor = msgspec.UNSET
+    """The stage's own tensor degree, in a plan with several. Absent for 1, and where the plan has one degree.
+
+    Ranks stand side by side: a rank starts at the GPU behind those of the rank before it."""
     recompute: tuple[str, ...] = ()
     """Layers that run their whole forward again in backward."""
     selective: tuple[str, ...] = ()
@@ -117,6 +122,8 @@ class SearchedSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Samples per microbatch in that profile. Seconds and bytes were scaled where it differs."""
     tensor: MaybeTensor = msgspec.UNSET
     """The tensor degree that was searched at this size; absent for 1."""
+    per_stage: StageDegrees | msgspec.UnsetType = msgspec.UNSET
+    """The tensor degrees that stages could have, where this entry is for plans with several; else absent."""
     lower_bound: Seconds | None
     """Seconds that no plan at this size and degree can beat; null where they have no plan."""
     simulated: Count
@@ -137,7 +144,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     num_microbatches: PositiveCount
     """Microbatches per optimizer step, over all replicas together."""
     tensor: MaybeTensor = msgspec.UNSET
-    """The plan's tensor degree; absent for 1. With degree t a rank is a tensor group of t GPUs."""
+    """The plan's tensor degree; absent for 1, and where stages have their own.
+
+    With degree t a rank is a tensor group of t GPUs."""
     training: Training
     """Optimizer and precisions."""
     demands: Demands
@@ -202,20 +211,6 @@ def num_ranks(plan: Plan) -> int:
     return len(plan.orders)
 
 
-def num_processes(plan: Plan) -> int:
-    """How many processes run the plan: one per GPU. With tensor degree t a rank is t of them."""
-    return num_ranks(plan) * degree_of(plan.tensor)
-
-
-def check_one_gpu_per_rank(plan: Plan, what: str) -> None:
-    """Raise PlanError where the plan's ranks are tensor groups, and `what` cannot have these."""
-    if degree_of(plan.tensor) > 1:
-        raise PlanError(
-            f"the plan has {tensor_name(plan.tensor)}, and {what} has no tensor groups yet; "
-            "solve with --tensor 1 for a plan that it takes"
-        )
-
-
 def cast_of(plan: Plan) -> str | None:
     """The dtype to which a run casts the model and its batch; None where both keep their own."""
     return plan.origin.dtype if plan.origin.own_dtypes is msgspec.UNSET else None
@@ -233,20 +228,13 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
     for index, stage in enumerate(plan.stages):
         if len(set(stage.ranks)) < len(stage.ranks):
             raise PlanError(f"{where}: stage {index} names a rank twice: {stage.ranks}")
-    _check_tensor(plan, where)
-    room = num_gpus(plan.cluster) // degree_of(plan.tensor)
-    if len(plan.orders) > room:
-        of_groups = (
-            f"{counted(room, 'GPU')}"
-            if room == num_gpus(plan.cluster)
-            else f"{counted(room, 'tensor group')}"
-        )
-        raise PlanError(f"{where}: it has {counted(len(plan.orders), 'order')} for {of_groups}")
     beyond = max(rank for stage in plan.stages for rank in stage.ranks)
+    check_room(plan, where)
     if beyond >= len(plan.orders):
         raise PlanError(
             f"{where}: rank {beyond} has a stage but no order ({counted(len(plan.orders), 'order')})"
         )
+    check_own_degrees(plan, where)
     _check_training(plan, where)
     _check_orders(plan, where)
 
@@ -289,17 +277,6 @@ def _is_named_on_replicas_apart(plan: Plan) -> bool:
     made = make_schedule(plan.schedule, alone, own_microbatches)
     check_schedule(made, alone, own_microbatches)
     return True
-
-
-def _check_tensor(plan: Plan, where: str) -> None:
-    """Raise PlanError where a node cannot be filled with tensor groups of the plan's degree."""
-    degree = degree_of(plan.tensor)
-    if degree > 1 and plan.cluster.gpus:
-        raise PlanError(f"{where}: tensor degree {degree} needs equal GPUs")
-    try:
-        check_fits_node(degree, plan.cluster)
-    except AutopartError as error:
-        raise PlanError(f"{where}: {error}") from None
 
 
 def _check_prediction(plan: Plan, where: str) -> None:

@@ -1,6 +1,7 @@
 """Tensor degrees: the one that a plan has, the ones that a user asks for, and the ones that are searched."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -10,6 +11,7 @@ from autopart.records.layer_graph import LayerGraph
 from autopart.records.profile import Profile
 from autopart.records.tensor_variants import Degree, TensorVariant, degree_name, degrees_listed
 from autopart.text import counted
+from autopart.units import PositiveCount
 
 
 class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,6 +30,17 @@ class TensorDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The tensor degree that the plan must have; null for any, also 1."""
     sequence_parallel: bool | None = None
     """Whether degrees above 1 have sequence parallelism; null for both."""
+    per_stage: Literal[True] | msgspec.UnsetType = msgspec.UNSET
+    """True where each stage may have a degree of its own; absent where the plan has one degree."""
+
+
+class StageDegrees(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tensor degrees among which each stage has its own, at least two of them in a plan."""
+
+    degrees: tuple[PositiveCount, ...]
+    """The degrees, smallest first."""
+    sequence_parallel: bool
+    """Whether degrees above 1 have sequence parallelism."""
 
 
 MaybeTensor = Tensor | msgspec.UnsetType

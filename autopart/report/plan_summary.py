@@ -6,7 +6,8 @@ import msgspec
 
 from autopart.cost.stage_times import plan_bottleneck
 from autopart.records.check import Check
-from autopart.records.plan import Plan, SearchedSize
+from autopart.records.plan import Plan, SearchedSize, Stage
+from autopart.records.plan_degrees import gpus_of_ranks, has_several_degrees, rank_degrees
 from autopart.records.prediction import MemoryUse
 from autopart.records.tensor_degree import MaybeTensor
 from autopart.report.memory_table import RankMemory
@@ -20,6 +21,10 @@ class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The stage's layers by name."""
     ranks: tuple[int, ...]
     """The stage's ranks, one for each replica."""
+    tensor: MaybeTensor = msgspec.UNSET
+    """The stage's own tensor degree, in a plan with several; absent for 1."""
+    gpus: tuple[tuple[int, ...], ...] | msgspec.UnsetType = msgspec.UNSET
+    """For each of its ranks the GPUs, in a plan with several tensor degrees; else absent."""
     forward_time: float
     """Seconds that the forward takes."""
     backward_time: float
@@ -157,6 +162,8 @@ def stage_summaries(plan: Plan) -> tuple[StageSummary, ...]:
         StageSummary(
             layers=stage.layers,
             ranks=stage.ranks,
+            tensor=stage.tensor,
+            gpus=_own_gpus(plan, stage),
             forward_time=predicted.forward_time,
             backward_time=predicted.backward_time,
             busy_time=predicted.busy_time,
@@ -166,6 +173,14 @@ def stage_summaries(plan: Plan) -> tuple[StageSummary, ...]:
         )
         for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True)
     )
+
+
+def _own_gpus(plan: Plan, stage: Stage) -> tuple[tuple[int, ...], ...] | msgspec.UnsetType:
+    """For each of a stage's ranks its GPUs, where stages have tensor degrees of their own."""
+    if not has_several_degrees(plan):
+        return msgspec.UNSET
+    gpus = gpus_of_ranks(rank_degrees(plan))
+    return tuple(tuple(gpus[rank]) for rank in stage.ranks)
 
 
 def plan_summary(plan: Plan, path: str) -> PlanSummary:

@@ -9,7 +9,13 @@ from autopart.cost.stage_syncs import exposed_time
 from autopart.cost.stage_times import plan_bottleneck
 from autopart.records.cluster import Cluster, num_gpus
 from autopart.records.microbatch_sizes import ASSUMPTION
-from autopart.records.plan import Plan, schedule_of
+from autopart.records.plan import Plan, Stage, schedule_of
+from autopart.records.plan_degrees import (
+    degrees_name,
+    gpus_of_ranks,
+    has_several_degrees,
+    rank_degrees,
+)
 from autopart.records.problem import CUSTOM
 from autopart.records.tensor_degree import Tensor, degree_of, tensor_name
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
@@ -30,9 +36,9 @@ def plan_title(plan: Plan) -> str:
     """`zoo:gpt2-tiny in 4 stages x 2 replicas on 8 of 8 cpu (measured)`; a tensor degree stands behind them."""
     replicas = sorted({len(stage.ranks) for stage in plan.stages})
     copies = "" if replicas == [1] else f" x {'/'.join(map(str, replicas))} replicas"
-    degree = degree_of(plan.tensor)
-    copies += f" x {tensor_name(plan.tensor)}" if degree > 1 else ""
-    used = degree * len({rank for stage in plan.stages for rank in stage.ranks})
+    degrees = rank_degrees(plan)
+    copies += f" x {degrees_name(plan)}" if max(degrees) > 1 else ""
+    used = sum(degrees[rank] for rank in {rank for stage in plan.stages for rank in stage.ranks})
     stages = counted(len(plan.stages), "stage")
     return (
         f"{plan.origin.model} in {stages}{copies} "
@@ -58,6 +64,10 @@ def stage_table(plan: Plan) -> Table:
     add_text(table, "layers")
     add_text(table, "ranks")
     add_text(table, "nodes")
+    several = has_several_degrees(plan)
+    if several:
+        add_number(table, "tensor\ndegree")
+        add_text(table, "GPUs")
     for head, (unit, _) in columns[:3]:
         add_number(table, f"{head}\n{unit}")
     add_number(table, "in\nflight")
@@ -71,6 +81,7 @@ def stage_table(plan: Plan) -> Table:
             layers_label(stage.layers),
             ranks_label(stage.ranks),
             ranks_label(nodes_of(plan, stage.ranks)),
+            *(_own_gpus(plan, stage) if several else ()),
             *cells[:3],
             str(predicted.in_flight),
             cells[3],
@@ -79,10 +90,17 @@ def stage_table(plan: Plan) -> Table:
     return table
 
 
+def _own_gpus(plan: Plan, stage: Stage) -> tuple[str, str]:
+    """The stage's own tensor degree, and its GPUs."""
+    gpus = gpus_of_ranks(rank_degrees(plan))
+    own = sorted(gpu for rank in stage.ranks for gpu in gpus[rank])
+    return str(degree_of(stage.tensor)), ranks_label(own)
+
+
 def nodes_of(plan: Plan, ranks: tuple[int, ...]) -> list[int]:
     """The nodes that hold `ranks` of a plan, each once."""
-    per_node = plan.cluster.gpus_per_node // degree_of(plan.tensor)
-    return sorted({rank // per_node for rank in ranks})
+    gpus, per_node = gpus_of_ranks(rank_degrees(plan)), plan.cluster.gpus_per_node
+    return sorted({gpus[rank].start // per_node for rank in ranks})
 
 
 VERBS = {
@@ -170,6 +188,11 @@ def figures(plan: Plan) -> list[str]:
 
 def _tensor_lines(plan: Plan) -> list[str]:
     """A line on the GPUs of a rank; empty without a tensor degree."""
+    if has_several_degrees(plan):
+        return [
+            f"{degrees_name(plan)}: ranks stand side by side, each as many GPUs as its stage's degree says; "
+            "seconds and bytes are those of one of them"
+        ]
     if not isinstance(plan.tensor, Tensor):
         return []
     t = plan.tensor.degree

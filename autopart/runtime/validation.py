@@ -6,6 +6,7 @@ from typing import NamedTuple, TypedDict, Unpack
 from autopart.cost.without_collectives import without_collectives
 from autopart.fidelity.compare import Fidelity, judge, with_stages
 from autopart.records.plan import Plan, check_plan, load_plan
+from autopart.records.plan_degrees import check_one_degree
 from autopart.records.run_result import OneDeviceResult, RunResult
 from autopart.runtime.engine.run_settings import RunKeywords, RunSettings, check_settings
 from autopart.runtime.job.launch import run_with_settings
@@ -55,6 +56,7 @@ def validate_plan(
     """
     loaded = plan if isinstance(plan, Plan) else load_plan(plan)
     check_plan(loaded)
+    check_one_degree(loaded, "validate")
     given: RunKeywords = {"steps": 10, **keywords}
     given["optimizer"] = given.get("optimizer") or planned_optimizer(loaded)
     settings = RunSettings(model=model, count_bytes=True, **given)

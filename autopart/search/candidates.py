@@ -7,6 +7,8 @@ A plan has one tensor degree. So each candidate is an ordinary problem, whose ra
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from autopart.activations.demands import checked_policies
 from autopart.cost.cuts import all_cuts
 from autopart.cost.tensor_groups import problem_of_groups
@@ -17,6 +19,7 @@ from autopart.records.plan import SolverName
 from autopart.records.problem import Problem
 from autopart.records.tensor_degree import (
     MaybeTensor,
+    StageDegrees,
     TensorDemand,
     degree_of,
     searched_degrees,
@@ -25,6 +28,7 @@ from autopart.records.tensor_degree import (
 )
 from autopart.search.infeasible import why_infeasible
 from autopart.search.remedies import some_plan_fits
+from autopart.stage_degrees.problem import DegreesProblem
 from autopart.stopping.time_limit import OutOfTime
 
 
@@ -36,7 +40,17 @@ class SearchedProblem(NamedTuple):
     tensor: MaybeTensor
     """The tensor degree."""
     problem: Problem
-    """The problem whose ranks are tensor groups."""
+    """The problem whose ranks are tensor groups; with one GPU per rank where stages have their own degrees."""
+    of_degrees: DegreesProblem | None = None
+    """The problem whose stages have degrees of their own; None where all have `tensor`."""
+
+    @property
+    def per_stage(self) -> StageDegrees | msgspec.UnsetType:
+        """The degrees among which stages choose, as plans have it."""
+        own = self.of_degrees
+        if own is None:
+            return msgspec.UNSET
+        return StageDegrees(degrees=own.degrees, sequence_parallel=own.sequence_parallel)
 
 
 def candidates(sized: Sequence[Sized], problems: Sequence[Problem]) -> list[SearchedProblem]:

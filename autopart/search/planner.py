@@ -11,32 +11,19 @@ from typing import Unpack
 
 import msgspec
 
-from autopart.certificate.certificate import certificate
 from autopart.certificate.plan_problem import own_size, problem_of
 from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
 from autopart.records.cluster import Cluster, num_gpus
-from autopart.records.layouts import Layout
 from autopart.records.microbatch_sizes import at_sizes, samples
-from autopart.records.plan import (
-    POLICY_LISTS,
-    SOLVERS,
-    Origin,
-    Plan,
-    SearchedSize,
-    SolverName,
-    Stage,
-    orders_of,
-)
+from autopart.records.plan import SOLVERS, Plan, SolverName
 from autopart.records.profile import Profile
-from autopart.records.version import __version__
-from autopart.schedules.catalogue import orders_by_name
 from autopart.search.candidates import SearchedProblem, candidate, candidates, why_none_fits
 from autopart.search.demands import make_problem
-from autopart.search.incumbent import Outcome
 from autopart.search.infeasible import all_tried, why_infeasible
 from autopart.search.layout_search import BASELINES
-from autopart.search.microbatch_sizes import NOTHING, SizeOutcomes, search_sizes, value_of
+from autopart.search.microbatch_sizes import SizeOutcomes, search_sizes
 from autopart.search.options import SolveKeywords, SolveOptions
+from autopart.search.written_plan import searched_sizes, written_plan
 from autopart.stopping.ctrl_c import Interrupt, stop_on_interrupt
 from autopart.stopping.time_limit import (
     GRACE,
@@ -171,69 +158,10 @@ def _plan(
 ) -> Plan:
     """The plan of the best candidate, on a cluster of single GPUs."""
     assert found.best is not None
-    (own, tensor, problem), outcome = searched[found.best], found.outcomes[found.best]
-    sizes = _searched(searched, found.outcomes)
+    outcome = found.outcomes[found.best]
     assert outcome.best is not None
-    layers, best = problem.graph.layers, outcome.best
-    return Plan(
-        origin=Origin(
-            model=own.profile.source.model,
-            graph_hash=own.profile.source.graph_hash,
-            profile_hash=own.profile_hash,
-            method=own.profile.method,
-            dtype=own.profile.dtype,
-            own_dtypes=own.profile.own_dtypes,
-            solver=outcome.solver,
-            solve_seconds=time.perf_counter() - began,
-            autopart=__version__,
-            orders=best.order_source,
-        ),
-        cluster=cluster,
-        microbatch_size=problem.microbatch_size,
-        num_microbatches=problem.num_microbatches,
-        tensor=tensor,
-        training=problem.training,
-        demands=problem.demands,
-        objective=problem.objective,
-        sizes=sizes,
-        stages=tuple(
-            Stage(
-                layers=tuple(layers[at].name for at in members),
-                ranks=ranks,
-                optimizer_on_host=policies.optimizer_on_host,
-                **{
-                    policy: tuple(layers[at].name for at in getattr(policies, policy))
-                    for policy in POLICY_LISTS
-                },
-            )
-            for members, ranks, policies in zip(
-                best.partition, best.layout.stage_ranks, best.policies, strict=True
-            )
-        ),
-        schedule=best.layout.schedule,
-        orders=orders_of(best.orders) if best.orders else _named_orders(best.layout),
-        prediction=best.prediction,
-        certificate=certificate(
-            problem, value_of(problem, outcome), sizes, [one.problem for one in searched]
-        ),
-    )
-
-
-def _named_orders(layout: Layout) -> tuple[str, ...]:
-    return orders_by_name(layout.schedule, layout.stage_ranks, layout.num_microbatches)
-
-
-def _searched(
-    searched: Sequence[SearchedProblem], outcomes: Sequence[Outcome]
-) -> tuple[SearchedSize, ...]:
-    return tuple(
-        SearchedSize(
-            microbatch_size=one.problem.microbatch_size,
-            profile_hash=one.sized.profile_hash,
-            profiled_size=one.sized.profiled_size,
-            tensor=one.tensor,
-            lower_bound=outcome.lower_bound if outcome.lower_bound < NOTHING else None,
-            simulated=outcome.simulated,
-        )
-        for one, outcome in zip(searched, outcomes, strict=True)
-    )
+    sizes = searched_sizes(searched, found.outcomes)
+    plan = written_plan(searched, found.best, outcome.best, sizes, cluster)
+    seconds = time.perf_counter() - began
+    origin = msgspec.structs.replace(plan.origin, solver=outcome.solver, solve_seconds=seconds)
+    return msgspec.structs.replace(plan, origin=origin)

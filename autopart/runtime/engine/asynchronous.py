@@ -17,7 +17,8 @@ import torch
 from torch import distributed
 
 from autopart.errors import PlanError, ScheduleError
-from autopart.records.plan import Plan, check_one_gpu_per_rank, stage_ranks
+from autopart.records.plan import Plan, stage_ranks
+from autopart.records.plan_degrees import check_one_gpu_per_rank
 from autopart.runtime.engine.buffers import Buffers, Stages, Tensors
 from autopart.runtime.engine.executor import microbatches_of
 from autopart.runtime.engine.program_loop import ProgramLoop

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from autopart.records.plan import Plan, check_one_gpu_per_rank
+from autopart.records.plan import Plan
+from autopart.records.plan_degrees import check_one_gpu_per_rank
 from autopart.runtime.engine.assembly import make_asynchronous_executor
 from autopart.runtime.engine.asynchronous import AsynchronousExecutor, TrainingRecord
 from autopart.runtime.engine.pipeline import CutModel, PipelinePart, cut_model, device_of

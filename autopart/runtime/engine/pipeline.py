@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from autopart.errors import UsageError
 from autopart.records.plan import Plan, num_ranks
+from autopart.records.plan_degrees import check_one_degree
 from autopart.records.tensor_degree import Tensor, degree_of
 from autopart.runtime.capture.capture import Captured, batch_leaves
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
@@ -208,6 +209,7 @@ def cut_model(
     tensor_group: TensorGroup | None = None,
 ) -> CutModel:
     """Capture the model and cut it; raises as `make_pipeline` does, on all ranks together."""
+    check_one_degree(plan, "a run")
     degree = degree_of(plan.tensor)
     if degree > 1 and tensor_group is None:
         raise UsageError(

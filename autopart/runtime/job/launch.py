@@ -22,7 +22,8 @@ from typing import Unpack
 import msgspec
 from torch import distributed
 
-from autopart.records.plan import Plan, load_plan, num_processes, save_plan
+from autopart.records.plan import Plan, load_plan, save_plan
+from autopart.records.plan_degrees import num_processes
 from autopart.records.run_result import RunResult
 from autopart.runtime.engine.asynchronous import rules_of
 from autopart.runtime.engine.failures import Failure, as_error

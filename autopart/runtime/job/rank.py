@@ -13,7 +13,8 @@ from torch import distributed
 
 from autopart.errors import AutopartError, PlanError, RunError, UsageError
 from autopart.records.files import content_hash
-from autopart.records.plan import Plan, num_processes
+from autopart.records.plan import Plan
+from autopart.records.plan_degrees import num_processes
 from autopart.records.run_result import RunResult
 from autopart.records.tensor_degree import degree_of
 from autopart.runtime.engine.failures import Failure, LostRank, as_error, failure_of

@@ -5,7 +5,8 @@ from functools import cache
 import msgspec
 import pytest
 
-from autopart.records.plan import Plan, num_processes
+from autopart.records.plan import Plan
+from autopart.records.plan_degrees import num_processes
 from autopart.records.run_result import CheckResult
 from autopart.runtime.engine.run_settings import RunKeywords, RunSettings
 from autopart.runtime.job.launch import run_plan

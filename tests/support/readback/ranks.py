@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from autopart.exporters.targets import export_plan
-from autopart.records.plan import Plan, num_processes
+from autopart.records.plan import Plan
+from autopart.records.plan_degrees import num_processes
 from tests.support.places import ROOT
 
 LIMIT = 200

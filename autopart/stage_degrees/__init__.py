@@ -1,0 +1,1 @@
+"""Plans in which each stage has its own tensor degree: problem, GPUs of ranks, price, bounds."""
