@@ -13,6 +13,7 @@ from autopart.exporters.model_units import (
     recomputes_all,
 )
 from autopart.exporters.pipeline_shape import Shape, rank_notes
+from autopart.exporters.selective import refuse_selective
 from autopart.exporters.text import comments, rows
 from autopart.exporters.torch.schedules import (
     CSV_FILE,
@@ -42,6 +43,9 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     _refuse_few_microbatches(plan, shape)
     _refuse_sequence_parallel(shape)
     schedule = torch_schedule(plan, shape, _NAME)
+    refuse_selective(
+        stages, f"{_NAME}'s selective mode keeps attention and runs every second product again"
+    )
     recomputes = recomputes_all(stages, _NAME, "--to torchtitan")
     names = rows([*map(_named, stage.units), "model.rotary_emb"] for stage in stages)
     csv = "" if schedule.csv is None else f"    pp_schedule_csv: {CSV_FILE}\n"

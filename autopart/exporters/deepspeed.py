@@ -15,6 +15,7 @@ from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
 from autopart.exporters.model_units import UnitStage, refuse_recomputed_loss
 from autopart.exporters.pipeline_shape import Shape, rank_notes, refuse_single_rank, shape_of
+from autopart.exporters.selective import selective_files
 from autopart.exporters.text import mark, rows
 from autopart.records.plan import Plan, follows_its_name
 
@@ -24,6 +25,22 @@ CLIPPING_NOTE = (
     "gradient_clipping is off: in float32 without ZeRO, DeepSpeed's norm counts the first stage only, "
     "and training would depend on the cuts"
 )
+
+_SELECTIVE = Template("""
+# Layers that run their forward again before their backward, except their products with weights.
+SELECTIVE = ${layers}
+""")
+_BUILD = """
+    def _build(self):
+        super()._build()
+        for place, layer in enumerate(self.forward_funcs):
+            if self._local_start + place not in SELECTIVE:
+                continue
+            if hasattr(layer, "forward"):  # a module stays in its place for checkpoints
+                layer.forward = recomputing(layer.forward)
+            else:
+                self.forward_funcs[place] = recomputing(layer)
+"""
 
 NO_TENSOR_GROUPS = (
     "DeepSpeed's AutoTP knows no stages: it sums gradients over GPUs of different stages"
@@ -47,6 +64,7 @@ def export_to_deepspeed(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     _refuse_orders(plan, shape)
     units = [unit for stage in stages for unit in stage.units]
     recomputed = sorted(units.index(unit) for stage in stages for unit in stage.recompute)
+    selective = sorted(units.index(unit) for stage in stages for unit in stage.selective)
     folder = resources.files("autopart.exporters")
     template = Template(folder.joinpath("deepspeed.py.tmpl").read_text(encoding="utf-8"))
     text = template.substitute(
@@ -55,10 +73,14 @@ def export_to_deepspeed(plan: Plan, stages: tuple[UnitStage, ...], version: str)
         units="[\n" + rows(stage.units for stage in stages) + "]",
         parts=tuple(accumulate((len(stage.units) for stage in stages), initial=0)),
         recomputed=recomputed,
+        selective=_SELECTIVE.substitute(layers=selective) if selective else "",
+        imports="from autopart_selective import recomputing\n" if selective else "",
+        build=_BUILD if selective else "",
         num_ranks=shape.num_ranks * shape.num_replicas,
     )
     config = json.dumps(_config(plan, shape, bool(recomputed)), indent=2) + "\n"
     files = {"autopart_deepspeed.py": text, "autopart_deepspeed.json": config}
+    files |= selective_files(plan, stages)
     return Exported(files, (*rank_notes(shape), CLIPPING_NOTE))
 
 

@@ -3,10 +3,12 @@
 The layout is a string with `E` (embedding), `t` (decoder layer) and `L` (final norm, head and
 loss), and `|` between stages. Stage s goes to rank s mod k. Megatron always builds the embedding on
 the first stage and the head on the last. `--recompute-method block` recomputes the first N layers
-per stage. So nothing else is written. Versions before 0.13 have no layout.
+per stage, and `--recompute-granularity selective` parts of all layers. So nothing else is written.
+Versions before 0.13 have no layout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
@@ -21,12 +23,30 @@ from autopart.exporters.model_units import (
     refuse_unknown_units,
 )
 from autopart.exporters.pipeline_shape import Shape, rank_notes, refuse_single_rank, shape_of
+from autopart.exporters.selective import selects_all
 from autopart.exporters.text import comments, mark
 from autopart.records.plan import Plan, follows_its_name
 from autopart.text import counted
 
 VERSIONS = ("0.16.1", "0.12")
 _NAME = "Megatron-Core"
+
+MODULES = ("core_attn", "mlp")
+"""The modules that run again for selective recompute of all layers.
+
+No module is an activation function alone, and 0.16.1 takes `layernorm` only beside Transformer
+Engine. So the whole MLP runs again, its two products too: it keeps less than the plan does.
+"""
+SELECTIVE: Mapping[str, str] = MappingProxyType(
+    {"recompute_granularity": "selective", "recompute_modules": " ".join(MODULES)}
+)
+"""The settings for selective recompute of all layers."""
+SELECTIVE_NOTE = (
+    "modules core_attn and mlp run attention and each MLP again, whose products the plan keeps: the step "
+    "takes longer than predicted, and no more memory where the MLP's first product is at least three "
+    "times as wide as the model; pass --disable-bias-linear too, as Megatron-Core 0.16.1 recomputes an MLP "
+    "with biases without end"
+)
 
 
 def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) -> Exported:
@@ -39,6 +59,7 @@ def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) 
     shape = megatron_shape(plan, stages, _NAME)
     refuse_orders(plan, shape, _NAME)
     sizes = [len(blocks(stage.units)) for stage in stages]
+    selects = selects_all(stages, _NAME)
     recompute = _prefixes(stages)
     common = _once_for_all(sizes, recompute)
     split = {} if version != "0.12" else _without_layout(shape, sizes)
@@ -47,13 +68,14 @@ def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) 
             "stages recompute different numbers of layers, which Megatron-Core supports from 0.13 on; "
             f"the nearest plan recomputes the first {counted(max(recompute), 'layer')} on every stage"
         )
-    notes = (*rank_notes(shape), *_empty_notes(sizes))
+    notes = (*rank_notes(shape), *_empty_notes(sizes), *((SELECTIVE_NOTE,) if selects else ()))
     if common is None:
         notes += ("call autopart_recompute.configure from the model provider, for every stage",)
-    arguments = _arguments(plan, shape, sizes, split or {"layout": layout_of(stages)}, common)
+    settings = SELECTIVE if selects else _first_layers(common)
+    arguments = _arguments(plan, shape, sizes, split or {"layout": layout_of(stages)}, settings)
     files = {"autopart_megatron.sh": _shell(plan, arguments, notes)}
     if version != "0.12":
-        files["autopart_megatron.yaml"] = _yaml(plan, shape, stages, common, notes)
+        files["autopart_megatron.yaml"] = _yaml(plan, shape, stages, settings, notes)
     if common is None:
         files["autopart_recompute.py"] = _recompute_module(plan, shape, recompute)
     return Exported(files, notes)
@@ -126,6 +148,17 @@ def _once_for_all(sizes: Sequence[int], recompute: Sequence[int]) -> int | None:
     return n if fits else None
 
 
+def _first_layers(common: int | None) -> dict[str, str]:
+    """The settings that recompute the first N layers per stage; None where N differs."""
+    if common == 0:
+        return {}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "block",
+        "recompute_num_layers": str(common or 1),
+    }
+
+
 def _without_layout(shape: Shape, sizes: Sequence[int]) -> dict[str, int | bool]:
     """The arguments for older versions, where only the first and the last stage may differ."""
     if shape.stages_per_rank > 1:
@@ -168,7 +201,7 @@ def _arguments(
     shape: Shape,
     sizes: Sequence[int],
     split: dict[str, int | bool] | dict[str, str],
-    common: int | None,
+    settings: Mapping[str, str],
 ) -> list[str]:
     per_step = plan.microbatch_size * plan.num_microbatches
     lines = [
@@ -188,12 +221,7 @@ def _arguments(
             lines.append(f"--{name}" if value is True else f"--{name} {value}")
     if plan.training.zero1:
         lines.append("--use-distributed-optimizer")
-    if common is None or common:
-        lines += [
-            "--recompute-granularity full",
-            "--recompute-method block",
-            f"--recompute-num-layers {common or 1}",
-        ]
+    lines += [f"--{name.replace('_', '-')} {value}" for name, value in settings.items()]
     return lines
 
 
@@ -219,7 +247,7 @@ def _yaml(
     plan: Plan,
     shape: Shape,
     stages: Sequence[UnitStage],
-    common: int | None,
+    settings: Mapping[str, str],
     notes: Sequence[str],
 ) -> str:
     virtual = shape.stages_per_rank if shape.stages_per_rank > 1 else "null"
@@ -235,12 +263,13 @@ def _yaml(
         items = ["embedding"] * (index == 0) + ["decoder"] * len(blocks(stage.units))
         items += ["loss"] * (index == len(stages) - 1)
         text += f"  - [{', '.join(items)}]\n"
-    if common is None or common:
-        text += (
-            "recompute_granularity: full\nrecompute_method: block\n"
-            f"recompute_num_layers: {common or 1}\n"
-        )
-    return text
+    return text + recompute_fields(settings)
+
+
+def recompute_fields(settings: Mapping[str, str]) -> str:
+    """The YAML lines for `settings`; the modules are a list."""
+    lists = {"recompute_modules": f"[{', '.join(MODULES)}]"}
+    return "".join(f"{name}: {lists.get(name, value)}\n" for name, value in settings.items())
 
 
 def tensor_fields(shape: Shape) -> str:

@@ -43,6 +43,8 @@ class UnitStage(NamedTuple):
     units: tuple[str, ...]
     recompute: tuple[str, ...] = ()
     """The units whose layers are all recomputed, and `RECOMPUTED_LOSS` for a recomputed loss."""
+    selective: tuple[str, ...] = ()
+    """The same for selective recompute."""
 
 
 class _Found(NamedTuple):
@@ -83,7 +85,10 @@ def units_of(
     stages = tuple(
         UnitStage(
             units=_once(f.unit for f in names),
-            recompute=_recomputed(index, stage.layers, stage.recompute, names),
+            recompute=_chosen(f"stage {index} recomputes", stage.layers, stage.recompute, names),
+            selective=_chosen(
+                f"stage {index} selectively recomputes", stage.layers, stage.selective, names
+            ),
         )
         for index, (stage, names) in enumerate(zip(plan.stages, found, strict=True))
     )
@@ -112,7 +117,7 @@ def blocks(units: Iterable[str]) -> tuple[int, ...]:
 def refuse_recomputed_loss(stages: Sequence[UnitStage], framework: str) -> None:
     """Raise ExportRefused where the loss is recomputed: it is part of no unit."""
     for index, stage in enumerate(stages):
-        if RECOMPUTED_LOSS in stage.recompute:
+        if RECOMPUTED_LOSS in stage.recompute + stage.selective:
             raise ExportRefused(
                 f"stage {index} recomputes 'loss', and {framework} recomputes only its layers; the "
                 "nearest plan has --keep-layer loss"
@@ -123,7 +128,7 @@ def refuse_other_recompute(stages: Sequence[UnitStage], framework: str) -> None:
     """Raise ExportRefused where a recomputed unit is no decoder layer."""
     refuse_recomputed_loss(stages, framework)
     for index, stage in enumerate(stages):
-        for unit in stage.recompute:
+        for unit in stage.recompute + stage.selective:
             if block_index(unit) is None:
                 raise ExportRefused(
                     f"stage {index} recomputes '{unit}', and {framework} recomputes only decoder "
@@ -235,16 +240,17 @@ def _refuse_cut_units(plan: Plan, found: Sequence[Sequence[_Found]]) -> None:
                 )
 
 
-def _recomputed(
-    index: int, layers: Sequence[str], recompute: Sequence[str], found: Sequence[_Found]
+def _chosen(
+    does: str, layers: Sequence[str], policy: Sequence[str], found: Sequence[_Found]
 ) -> tuple[str, ...]:
+    """The units whose layers all have a policy; `does` says it in words."""
     chosen = _once(
-        f.unit or RECOMPUTED_LOSS for la, f in zip(layers, found, strict=True) if la in recompute
+        f.unit or RECOMPUTED_LOSS for la, f in zip(layers, found, strict=True) if la in policy
     )
     for layer, (unit, _) in zip(layers, found, strict=True):
-        if unit in chosen and layer not in recompute:
+        if unit in chosen and layer not in policy:
             raise ExportRefused(
-                f"stage {index} recomputes '{unit}' but not its layer '{layer}', and the target "
+                f"{does} '{unit}' but not its layer '{layer}', and the target "
                 "recomputes only whole units; the nearest plan recomputes that layer too"
             )
     return chosen

@@ -44,7 +44,6 @@ class Shape(NamedTuple):
 def shape_of(plan: Plan, framework: str) -> Shape:
     """The plan's shape; raises ExportRefused where replicas or ranks differ."""
     refuse_offload(plan, framework)
-    _refuse_selective(plan, framework)
     ranks = stage_ranks(plan)
     replicas = _replicas(ranks, framework)
     pipelines = tuple(
@@ -176,16 +175,6 @@ def _refuse_idle_ranks(plan: Plan, pipelines: Sequence[Sequence[int]], framework
             f"rank {idle[0]} is idle, and {framework} gives each rank a stage; solve for "
             f"{counted(len(plan.orders) - len(idle), 'GPU')}"
         )
-
-
-def _refuse_selective(plan: Plan, framework: str) -> None:
-    for index, stage in enumerate(plan.stages):
-        if stage.selective:
-            raise ExportRefused(
-                f"stage {index} recomputes layer '{stage.selective[0]}' except its products with "
-                f"weights, and {framework} has no such setting for a single layer; the nearest plans "
-                "recompute the whole layer, or keep its whole stash; --to torch takes this plan"
-            )
 
 
 def _microbatches(plan: Plan, replicas: int, framework: str) -> int:

@@ -7,9 +7,18 @@ that do not exist. Its `v-half` and `v-min` differ from the orders in `autopart.
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
-from autopart.exporters.megatron import layout_of, megatron_shape, refuse_orders, tensor_fields
+from autopart.exporters.megatron import (
+    SELECTIVE,
+    SELECTIVE_NOTE,
+    layout_of,
+    megatron_shape,
+    recompute_fields,
+    refuse_orders,
+    tensor_fields,
+)
 from autopart.exporters.model_units import UnitStage, blocks
 from autopart.exporters.pipeline_shape import Shape, rank_notes
+from autopart.exporters.selective import selects_all
 from autopart.exporters.text import comments
 from autopart.records.plan import Plan, follows_its_name
 from autopart.text import counted
@@ -32,7 +41,11 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
         if chosen
         else ""
     )
-    notes = (*rank_notes(shape), "this file is not tested with Primus: try a few steps first")
+    selects = selects_all(stages, _NAME)
+    if selects:
+        recompute = recompute_fields(SELECTIVE)
+    notes = (*rank_notes(shape), *((SELECTIVE_NOTE,) if selects else ()))
+    notes += ("this file is not tested with Primus: try a few steps first",)
     text = (
         f"{comments(plan, notes)}"
         f"use_distributed_optimizer: {str(plan.training.zero1).lower()}\n"

@@ -51,15 +51,15 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         ),
         "torchtitan": Target(
             FRAMEWORKS["torchtitan"], torchtitan.VERSIONS, _WHOLE, "any, or a V of 2",
-            "any layers (0.2.2: all or none)", torchtitan.export_to_torchtitan,
+            "any layers, whole or except products (0.2.2: every n-th)", torchtitan.export_to_torchtitan,
         ),
         "megatron": Target(
             FRAMEWORKS["megatron"], megatron.VERSIONS, "1f1b, interleaved-1f1b", "any",
-            "the first layers of each stage", megatron.export_to_megatron,
+            "the first layers of each stage, or parts of all layers", megatron.export_to_megatron,
         ),
         "deepspeed": Target(
-            FRAMEWORKS["deepspeed"], deepspeed.VERSIONS, "1f1b", "1", "any layers",
-            deepspeed.export_to_deepspeed, takes_any_unit=True,
+            FRAMEWORKS["deepspeed"], deepspeed.VERSIONS, "1f1b", "1",
+            "any layers, whole or except products", deepspeed.export_to_deepspeed, takes_any_unit=True,
             no_tensor_groups=deepspeed.NO_TENSOR_GROUPS + "; " + _TAKERS,
         ),
         "automodel": Target(
@@ -68,7 +68,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         ),
         "primus": Target(
             FRAMEWORKS["primus"], primus.VERSIONS, "1f1b, interleaved-1f1b, zb-h1, zbv", "any, or a V of 2",
-            "any layers", primus.export_to_primus,
+            "any layers, or parts of all layers", primus.export_to_primus,
         ),
         "vllm": Target(
             FRAMEWORKS["vllm"], serving.VLLM_VERSIONS, "-", "1", "-", of_units=serving.export_to_vllm,

@@ -2,10 +2,12 @@
 
 For each stage torchtitan keeps the modules in a list. It checks nothing: it ignores an unknown name
 and drops a missing layer. The export lists each unit once, and compares the number of layers where
-it can. A subclass for torchtitan's policy recomputes single layers.
+it can. A subclass for torchtitan's policy recomputes single layers, whole or except their products.
+Version 0.2.2 counts each rank's layers, and recomputes every n-th.
 """
 
 import json
+from collections.abc import Sequence
 from importlib import resources
 from string import Template
 
@@ -16,9 +18,9 @@ from autopart.exporters.model_units import (
     HEAD,
     UnitStage,
     blocks,
-    recomputes_all,
 )
 from autopart.exporters.pipeline_shape import Shape, rank_notes, refuse_shared_optimizer
+from autopart.exporters.selective import refuse_selective, selective_files
 from autopart.exporters.text import comments, mark, rows
 from autopart.exporters.torch.schedules import (
     CSV_FILE,
@@ -28,10 +30,13 @@ from autopart.exporters.torch.schedules import (
     torch_schedule,
 )
 from autopart.records.plan import Plan
+from autopart.schedules.placements import loop, wave
+from autopart.text import counted
 
 VERSIONS = ("0.3.0", "0.2.2")
 _HEADS = {"0.3.0": "lm_head", "0.2.2": "output"}
 _NAME = "torchtitan"
+_OWN_SELECTIVE = 'torchtitan 0.2.2 keeps attention and runs every second product again (selective_ac_option "op")'
 SPMD_NOTE = (
     'under torch 2.13 set parallelism.spmd_backend = "partial_dtensor": its FSDP does not read the '
     "shards of torchtitan's default"
@@ -61,7 +66,7 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
         notes += (SPMD_NOTE,) if shape.tensor_degree > 1 else ()
         text = _python(plan, shape, schedule, names, stages)
         file = "autopart_titan.py"
-    return Exported({file: text, **schedule.files}, notes)
+    return Exported({file: text, **schedule.files, **selective_files(plan, stages)}, notes)
 
 
 def _named(unit: str, version: str) -> str:
@@ -78,7 +83,9 @@ def _python(
     folder = resources.files("autopart.exporters")
     template = Template(folder.joinpath("torchtitan.py.tmpl").read_text(encoding="utf-8"))
     recompute = [f"layers.{index}" for stage in stages for index in blocks(stage.recompute)]
+    selective = [f"layers.{index}" for stage in stages for index in blocks(stage.selective)]
     return template.substitute(
+        _selective_parts(selective),
         mark=mark(plan),
         num_ranks=shape.num_gpus,
         tensor="".join(f"    parallelism.{line}\n" for line in _tensor(shape)),
@@ -92,6 +99,28 @@ def _python(
         microbatch_size=plan.microbatch_size,
         num_microbatches=shape.num_microbatches,
     )
+
+
+def _selective_parts(layers: list[str]) -> dict[str, str]:
+    """The template's parts for layers that are recomputed selectively; empty without them."""
+    if not layers:
+        empty = ("selective", "and_selective", "wrap_selective", "imports")
+        return {"recomputes": "RECOMPUTED"} | dict.fromkeys(empty, "")
+    return {
+        "imports": "from autopart_selective import KeepsProducts\n"
+        "from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper\n",
+        "selective": f"SELECTIVE = {json.dumps(layers)}\n",
+        "and_selective": ", each in SELECTIVE\n    without its products",
+        "wrap_selective": "        if base_fqn in SELECTIVE:\n"
+        "            return checkpoint_wrapper(\n"
+        "                module,\n"
+        "                context_fn=KeepsProducts(),\n"
+        "                preserve_rng_state=self.config.preserve_rng_state,\n"
+        "                determinism_check=self.config.determinism_check,\n"
+        "                debug=self.config.debug,\n"
+        "            )\n",
+        "recomputes": "RECOMPUTED or SELECTIVE",
+    }
 
 
 def _tensor(shape: Shape) -> list[str]:
@@ -112,7 +141,7 @@ def _toml(
     stages: tuple[UnitStage, ...],
     notes: tuple[str, ...],
 ) -> str:
-    recomputes = recomputes_all(stages, f"{_NAME} 0.2.2", "--target-version 0.3.0")
+    refuse_selective(stages, _OWN_SELECTIVE)
     csv = f'pipeline_parallel_schedule_csv = "{CSV_FILE}"\n' if schedule.csv is not None else ""
     return (
         comments(plan, notes) + "\n[training]\n"
@@ -125,5 +154,28 @@ def _toml(
         + f'pipeline_parallel_schedule = "{schedule.name}"\n{csv}'
         f"pipeline_parallel_microbatch_size = {plan.microbatch_size}\n"
         f"module_fqns_per_model_part = [\n{rows(names)}]\n\n"
-        f'[activation_checkpoint]\nmode = "{"full" if recomputes else "none"}"\n'
+        f"[activation_checkpoint]\n{_mode(shape, stages)}"
     )
+
+
+def _mode(shape: Shape, stages: Sequence[UnitStage]) -> str:
+    """The settings under which 0.2.2 recomputes the planned layers; raises ExportRefused.
+
+    It counts the layers on a rank, over all its stages, from 1, and recomputes those whose number is
+    a multiple of n.
+    """
+    places = loop if shape.placement == "loop" else wave
+    on_rank: dict[int, list[int]] = {}
+    for stage, rank in zip(stages, places(shape.num_ranks, shape.stages_per_rank), strict=True):
+        on_rank.setdefault(rank, []).extend(blocks(stage.units))
+    chosen = {index for stage in stages for index in blocks(stage.recompute)}
+    if not chosen:
+        return 'mode = "none"\n'
+    n = min(1 + at for own in on_rank.values() for at, layer in enumerate(own) if layer in chosen)
+    every = {layer for own in on_rank.values() for layer in own[n - 1 :: n]}
+    if every != chosen:
+        raise ExportRefused(
+            f"the plan recomputes {counted(len(chosen), 'layer')}, and {_NAME} 0.2.2 recomputes all, none, "
+            "or every n-th of each rank's layers; --target-version 0.3.0 recomputes single layers"
+        )
+    return 'mode = "full"\n' if n == 1 else f'mode = "selective"\nselective_ac_option = "{n}"\n'

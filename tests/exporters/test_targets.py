@@ -67,7 +67,9 @@ def test_torchtitan_0_2_gets_toml() -> None:
     assert told["parallelism"]["pipeline_parallel_schedule"] == "Interleaved1F1B"
     assert told["training"]["local_batch_size"] == 16
     assert told["activation_checkpoint"]["mode"] == "full"
-    assert "0.2.2 recomputes all or none" in refusal(recomputing(plan, 1), "torchtitan", "0.2.2")
+    assert "0.2.2 recomputes all, none, or every n-th" in refusal(
+        recomputing(plan, 1), "torchtitan", "0.2.2"
+    )
 
 
 @pytest.mark.parametrize("target", ["torchtitan", "automodel"])
@@ -292,15 +294,6 @@ def test_zero1_is_exported_or_refused() -> None:
     assert told["use_distributed_optimizer"] is True
     for target in ("torch", "torchtitan"):
         assert "solved without --zero1" in refusal(plan, target)
-
-
-@pytest.mark.parametrize("target", WITH_MODELS)
-def test_partly_recomputed_layers_are_refused(target: str) -> None:
-    plan = language_plan([1, 1])
-    stage = changed(plan.stages[1], selective=("transformer.h.1",))
-    message = refusal(changed(plan, stages=(plan.stages[0], stage)), target)
-    assert "stage 1 recomputes layer 'transformer.h.1' except its products" in message
-    assert "--to torch takes this plan" in message
 
 
 @pytest.mark.parametrize("target", ["torchtitan", "automodel"])

@@ -87,6 +87,7 @@ EXPORTS = {
     "gpt2_v": ("torch",),
     "llama_recompute": ("torch", "torchtitan", "vllm"),
     "gpt2_interleaved": ("torch",),
+    "llama_selective": ("torchtitan", "megatron", "deepspeed", "automodel", "primus"),
     "llama_megatron": (
         "torch",
         "torchtitan",

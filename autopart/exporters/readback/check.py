@@ -104,11 +104,13 @@ def _layers(stages: Sequence[UnitStage], rebuilt: Rebuilt) -> Check:
 
 
 def _recompute(stages: Sequence[UnitStage], rebuilt: Rebuilt) -> Check:
-    wanted = frozenset(unit for stage in stages for unit in stage.recompute)
-    if wanted != rebuilt.recompute:
-        wrong = sorted(wanted ^ rebuilt.recompute)
-        return Check("recompute", False, f"differs for {', '.join(wrong)}")
-    return Check("recompute", True, f"{counted(len(wanted), 'unit')}, as planned")
+    whole = frozenset(unit for stage in stages for unit in stage.recompute)
+    partly = frozenset(unit for stage in stages for unit in stage.selective)
+    wrong = (whole ^ rebuilt.recompute) | (partly ^ rebuilt.selective)
+    if wrong:
+        return Check("recompute", False, f"differs for {', '.join(sorted(wrong))}")
+    added = f" and parts of {counted(len(partly), 'unit')}" if partly else ""
+    return Check("recompute", True, f"{counted(len(whole), 'unit')}{added}, as planned")
 
 
 def _orders(wanted: Schedule, rebuilt: Rebuilt) -> Check:

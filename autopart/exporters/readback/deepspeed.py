@@ -19,19 +19,21 @@ def rebuild(folder: Path, shape: Shape) -> Rebuilt:
     names = list(chain.from_iterable(exported.UNITS))
     units: list[tuple[str, ...]] = []
     chosen: set[str] = set()
+    partly: set[str] = set()
     orders: list[Order] = []
     for stage in range(shape.num_ranks):
-        own, recompute = _cut(exported, config, names, stage, shape)
+        own, recompute, selective = _cut(exported, config, names, stage, shape)
         units.append(own)
         chosen.update(recompute)
+        partly.update(selective)
         orders.append(_order(stage, shape.num_ranks, config["gradient_accumulation_steps"]))
-    return Rebuilt(tuple(units), frozenset(chosen), tuple(orders))
+    return Rebuilt(tuple(units), frozenset(chosen), tuple(orders), selective=frozenset(partly))
 
 
 def _cut(
     exported: Any, config: dict[str, Any], names: list[str], stage: int, shape: Shape
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The layers on one stage, and the recomputed ones.
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The layers on one stage, the recomputed ones, and those whose forward is wrapped.
 
     The real constructor needs connected processes; this function does its cutting part.
     """
@@ -42,13 +44,17 @@ def _cut(
     module.num_stages = shape.num_ranks
     module._topo = topology.PipeDataParallelTopology(shape.num_ranks, shape.num_replicas)
     module.global_rank = module._topo.get_rank(pipe=stage, data=0)
-    # Step 2: call the two methods that the export overrides, and read their results.
+    module.seed_layers, module.forward_funcs, module.parameters = False, [], tuple
+    # Step 2: call the methods that the export overrides, and read their results.
     module._partition_layers()
     own = tuple(names[module._local_start : module._local_stop])
     module.activation_checkpoint_interval = config["pipeline"]["activation_checkpoint_interval"]
     module._precompute_checkpointable_values()
     flags = module.is_checkpointable_results
-    return own, tuple(unit for unit, flag in zip(own, flags, strict=True) if flag)
+    # DeepSpeed takes a layer that is no module as it is. Here a layer is its name.
+    module._build()
+    wrapped = tuple(u for u, f in zip(own, module.forward_funcs, strict=True) if u is not f)
+    return own, tuple(u for u, flag in zip(own, flags, strict=True) if flag), wrapped
 
 
 def _order(stage: int, num_stages: int, num_microbatches: int) -> Order:

@@ -30,7 +30,7 @@ def rebuild(folder: Path, shape: Shape) -> Rebuilt:
     orders = tuple(_order(rank, size, shape) for rank in range(shape.num_ranks))
     _tell_megatron(None, None, None)
     groups = (config.tensor_model_parallel_size, config.sequence_parallel)
-    return Rebuilt(tuple(units), recompute, orders, *groups)
+    return Rebuilt(tuple(units), recompute, orders, *groups, _partly(config, units))
 
 
 def rebuild_without_layout(folder: Path, shape: Shape) -> Rebuilt:
@@ -54,18 +54,21 @@ def rebuild_without_layout(folder: Path, shape: Shape) -> Rebuilt:
     orders = tuple(_order(rank, 1, shape) for rank in range(shape.num_ranks))
     _tell_megatron(None, None, None)
     groups = (config.tensor_model_parallel_size, config.sequence_parallel)
-    return Rebuilt(tuple(units), recompute, orders, *groups)
+    return Rebuilt(tuple(units), recompute, orders, *groups, _partly(config, units))
 
 
 def _arguments(text: str) -> dict[str, str]:
     """The arguments that bash reads from the array. An argument without a value has an empty one."""
-    # A word after a flag is its value, unless it is the next flag.
+    # Words after a flag are its values, up to the next flag.
     words = shlex.split(text.partition("AUTOPART_ARGS=(")[2].rpartition(")")[0])
-    found: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    found: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in words:
         if word.startswith("--"):
-            found[word.removeprefix("--")] = "" if following.startswith("--") else following
-    return found
+            values = found.setdefault(word.removeprefix("--"), [])
+        else:
+            values.append(word)
+    return {name: " ".join(values) for name, values in found.items()}
 
 
 def _list(text: str) -> list[list[str]]:
@@ -87,6 +90,8 @@ def _config(arguments: dict[str, str], **fields: Any) -> Any:
     for name in ("recompute-granularity", "recompute-method"):
         if name in arguments:
             fields[name.replace("-", "_")] = arguments[name]
+    if "recompute-modules" in arguments:
+        fields["recompute_modules"] = arguments["recompute-modules"].split()
     return framework_module("megatron.core.transformer.transformer_config").TransformerConfig(
         hidden_size=8,
         num_attention_heads=8,
@@ -123,7 +128,7 @@ def _units(config: Any, stage: int, size: int) -> tuple[str, ...]:
 def _recompute(
     folder: Path, config: Any, units: list[tuple[str, ...]], num_ranks: int
 ) -> frozenset[str]:
-    if config.recompute_granularity is None:
+    if config.recompute_granularity != "full":
         return frozenset()
     path = folder / "autopart_recompute.py"
     each = exported_module(path) if path.exists() else None
@@ -135,6 +140,13 @@ def _recompute(
         layers = [unit for unit in there if unit.startswith("layers.")]
         chosen.update(layers[: own.recompute_num_layers])
     return frozenset(chosen)
+
+
+def _partly(config: Any, units: list[tuple[str, ...]]) -> frozenset[str]:
+    """All layers, where Megatron recomputes modules: they are of all layers alike."""
+    if config.recompute_granularity != "selective":
+        return frozenset()
+    return frozenset(unit for there in units for unit in there if unit.startswith("layers."))
 
 
 def _tell_megatron(num_ranks: int | None, rank: int | None, size: int | None) -> Any:

@@ -25,6 +25,8 @@ class Rebuilt(NamedTuple):
     """GPUs per rank."""
     sequence_parallel: bool = False
     """Whether they split the sequence too."""
+    selective: frozenset[str] = frozenset()
+    """Units that run again except for parts that stay."""
 
 
 def installed(package: str, versions: Sequence[str]) -> tuple[str, str]:
@@ -55,13 +57,17 @@ def framework_module(name: str) -> Any:
 
 
 def exported_module(path: Path) -> ModuleType:
-    """A module that autopart just wrote, in its own folder."""
+    """A module that autopart just wrote, in its own folder, whose other modules it may import."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
     finally:
+        sys.path.remove(str(path.parent))
         del sys.modules[path.stem]
+        for beside in path.parent.glob("*.py"):  # another export's has the same name
+            sys.modules.pop(beside.stem, None)
     return module

@@ -56,21 +56,25 @@ def _rebuilt(
     pipelining: Any,
     split: Any,
     whole: Any,
-    recomputed: Callable[[Any], list[str]],
+    recomputed: Callable[[Any], tuple[list[str], list[str]]],
 ) -> Rebuilt:
     parallel, training = config.parallelism, config.training
     units: dict[int, tuple[str, ...]] = {}
     where: dict[int, int] = {}
     chosen: set[str] = set()
+    partly: set[str] = set()
     # torchtitan cuts a copy on each rank. Act as each rank in turn, and note its stages.
     for rank in range(shape.num_ranks):
+        _count_from_one()
         mesh = RankMesh(rank, parallel.pipeline_parallel_degree)
         asked = (parallel.pipeline_parallel_schedule, "cpu", parallel.module_fqns_per_model_part)
         with parts_for_stages(pipelining):
             parts, _ = split(whole, mesh, *asked)
         for part in parts:
             units[part.stage], where[part.stage] = tuple(_units(part.module)), rank
-            chosen.update(recomputed(part.module))
+            whole_layers, selective = recomputed(part.module)
+            chosen.update(whole_layers)
+            partly.update(selective)
     file = parallel.pipeline_parallel_schedule_csv
     orders = torch_orders(
         parallel.pipeline_parallel_schedule,
@@ -82,7 +86,14 @@ def _rebuilt(
     # Version 0.2.2 has no setting: it always splits the sequence.
     splits = degree > 1 and getattr(parallel, "enable_sequence_parallel", True)
     built = tuple(units[stage] for stage in sorted(units))
-    return Rebuilt(built, frozenset(chosen), orders, degree, splits)
+    return Rebuilt(built, frozenset(chosen), orders, degree, splits, frozenset(partly))
+
+
+def _count_from_one() -> None:
+    """Reset the layers that 0.2.2 has counted in this process; each rank has its own."""
+    policies = framework_module("torchtitan.distributed.activation_checkpoint")
+    if hasattr(policies, "_layer_sac_count"):
+        policies._layer_sac_count = 0
 
 
 def _debug_config(num_layers: int) -> Any:
@@ -105,28 +116,38 @@ def _units(model: Any) -> list[str]:
     return units
 
 
-def _policy_of(config: Any) -> Callable[[Any], list[str]]:
+def _wrapped(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The layers that are wrapped as a whole, and those whose operations have a policy."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for index, layer in after.items():
+        if layer is not before[index]:
+            found["context_fn" in layer.checkpoint_fn.keywords].append(f"layers.{index}")
+    return found
+
+
+def _policy_of(config: Any) -> Callable[[Any], tuple[list[str], list[str]]]:
     """The layers in a part that the exported policy wraps."""
     if config.activation_checkpoint is None:
-        return lambda _: []
+        return lambda _: ([], [])
     policy = config.activation_checkpoint.build()
-    return lambda part: [
-        f"layers.{index}"
-        for index, layer in part.get_submodule("layers").named_children()
-        if policy._wrap_block(layer, base_fqn=f"layers.{index}") is not layer
-    ]
+
+    def wrapped(part: Any) -> tuple[list[str], list[str]]:
+        layers = dict(part.get_submodule("layers").named_children())
+        after = {at: policy._wrap_block(la, base_fqn=f"layers.{at}") for at, la in layers.items()}
+        return _wrapped(layers, after)
+
+    return wrapped
 
 
-def _mode_of(config: Any) -> Callable[[Any], list[str]]:
+def _mode_of(config: Any) -> Callable[[Any], tuple[list[str], list[str]]]:
     """The layers in a part that the mode wraps."""
     apply = framework_module("torchtitan.distributed.activation_checkpoint").apply_ac
     if config.activation_checkpoint.mode == "none":  # torchtitan then does not call it
-        return lambda _: []
+        return lambda _: ([], [])
 
-    def wrapped(part: Any) -> list[str]:
+    def wrapped(part: Any) -> tuple[list[str], list[str]]:
         before = dict(part.get_submodule("layers").named_children())
         apply(part, config.activation_checkpoint)
-        after = dict(part.get_submodule("layers").named_children())
-        return [f"layers.{index}" for index in after if after[index] is not before[index]]
+        return _wrapped(before, dict(part.get_submodule("layers").named_children()))
 
     return wrapped

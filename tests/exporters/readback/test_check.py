@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -34,7 +35,9 @@ CASES = [
     (target, name, per_rank) for target, known in SCHEDULES.items() for name, per_rank in known
 ]
 ALL_OR_NONE = ("torchtitan 0.2.2", "automodel 0.7.0")
-"""Versions that recompute every layer or none."""
+"""Versions whose random plans recompute every layer or none."""
+SINGLE_PARTS = ("torchtitan 0.3.0", "deepspeed 0.19.8")
+"""Versions that recompute any layers except their products."""
 
 
 def read_version(target: str) -> str:
@@ -55,7 +58,14 @@ def random_plan(target: str, schedule: str, per_rank: int, seed: int) -> Plan:
         counts = [first, *[inner] * (num_ranks - 2), last]
     microbatches = num_ranks * per_rank * draw.choice((1, 2, 3))
     plan = language_plan(counts, num_ranks, schedule, microbatches, draw.choice((1, 2)))
-    return recomputing(plan, *random_blocks(draw, version, counts))
+    plan = recomputing(plan, *random_blocks(draw, version, counts))
+    whole = {layer for stage in plan.stages for layer in stage.recompute}
+    if version in SINGLE_PARTS:
+        left = [at for at in range(sum(counts)) if f"transformer.h.{at}" not in whole]
+        return recomputing(plan, *(at for at in left if draw.random() < 0.4), policy="selective")
+    if version.startswith("megatron") and not whole:
+        return recomputing(plan, *range(sum(counts)), policy="selective")
+    return plan
 
 
 def random_blocks(draw: random.Random, version: str, counts: list[int]) -> list[int]:
@@ -64,11 +74,12 @@ def random_blocks(draw: random.Random, version: str, counts: list[int]) -> list[
         return list(range(sum(counts))) if draw.random() < 0.5 else []
     if version.startswith("megatron"):
         starts = [sum(counts[:stage]) for stage in range(len(counts))]
-        uniform = draw.randint(0, 4)
+        uniform, none = draw.randint(0, 4), draw.random() < 0.3
         n = [
             min(uniform, count) if version == "megatron 0.12" else draw.randint(0, count)
             for count in counts
         ]
+        n = [0] * len(counts) if none else n
         return [start + at for start, many in zip(starts, n, strict=True) for at in range(many)]
     return [block for block in range(sum(counts)) if draw.random() < 0.4]
 
@@ -112,6 +123,45 @@ def test_the_check_fails_for_another_plans_export(
     if target != "megatron":  # its arguments have microbatches only as part of the global batch
         other = language_plan([2, 3, 1], num_microbatches=9)
         assert [c.name for c in swapped(monkeypatch, plan, other, target)] == ["orders"]
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "chosen"),
+    [("torchtitan", "0.3", (1, 4)), ("deepspeed", "", (1, 4)), ("megatron", "", range(6))],
+)
+def test_frameworks_read_back_selective_recompute(
+    needs: Needs,
+    target: str,
+    version: str,
+    chosen: Sequence[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needs(target, version)
+    plan = language_plan([2, 3, 1])
+    asked = recomputing(plan, *chosen, policy="selective")
+    recompute = check_export(asked, target)[2]
+    words = f"0 units and parts of {len(chosen)} units, as planned"
+    assert recompute == Check("recompute", True, words)
+    for other in (plan, recomputing(plan, *chosen)):
+        (check,) = swapped(monkeypatch, asked, other, target)
+        listed = ", ".join(f"layers.{at}" for at in chosen)
+        assert check == Check("recompute", False, f"differs for {listed}")
+
+
+@pytest.mark.parametrize(
+    ("counts", "schedule", "chosen"),
+    [
+        ([2, 4], "1f1b", (1, 3, 5)),
+        ([2, 3, 1, 1], "interleaved-1f1b", (1, 3, 6)),
+        ([1, 3], "1f1b", (3,)),
+    ],
+)
+def test_torchtitan_0_2_recomputes_every_nth_layer(
+    needs: Needs, counts: list[int], schedule: str, chosen: tuple[int, ...]
+) -> None:
+    needs("torchtitan", "0.2")
+    plan = recomputing(language_plan(counts, 2, schedule), *chosen)
+    assert [check for check in check_export(plan, "torchtitan") if not check.passed] == []
 
 
 @pytest.mark.parametrize(

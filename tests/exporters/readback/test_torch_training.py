@@ -11,22 +11,33 @@ from tests.support.readback.trained import assert_same
 
 
 @pytest.mark.parametrize(
-    ("counts", "schedule", "recomputed"),
+    ("counts", "schedule", "recomputed", "selective"),
     [
-        ([1, 2], "1f1b", (0, 2)),
-        ([1, 1, 2, 1], "interleaved-1f1b", ()),
-        ([2, 1, 1, 1], "looped-bfs", (0, 1, 4)),
+        ([1, 2], "1f1b", (0, 2), ()),
+        ([1, 1, 2, 1], "interleaved-1f1b", (), ()),
+        ([2, 1, 1, 1], "looped-bfs", (0, 1, 4), (2,)),
+        ([1, 2], "1f1b", (0,), (1, 2)),
     ],
 )
 def test_torchtitan_trains_and_recomputes_as_planned(
-    needs: Needs, tmp_path: Path, counts: list[int], schedule: str, recomputed: tuple[int, ...]
+    needs: Needs,
+    tmp_path: Path,
+    counts: list[int],
+    schedule: str,
+    recomputed: tuple[int, ...],
+    selective: tuple[int, ...],
 ) -> None:
     needs("torchtitan", "0.3")
     plan = recomputing(language_plan(counts, 2, schedule, 4), *recomputed)
+    plan = recomputing(plan, *selective, policy="selective")
     run_ranks("train_torchtitan", plan, "torchtitan", tmp_path)
-    once = plan.num_microbatches
-    layers = range(sum(counts))
-    assert_same(tmp_path, {str(n): once * (1 + (n in recomputed)) for n in layers})
+    once, layers = plan.num_microbatches, range(sum(counts))
+    # Norms run again under both policies, the five products under the first only. Each has two in backward.
+    forwards = {str(n): once * (1 + (n in (*recomputed, *selective))) for n in layers}
+    starts = [sum(counts[:stage]) for stage in range(0, len(counts), 2)]
+    first = [n for s, start in enumerate(starts) for n in range(start, start + counts[2 * s])]
+    products = {"products": once * 5 * sum(3 + (n in recomputed) for n in first)}
+    assert_same(tmp_path, forwards | products)
 
 
 @pytest.mark.parametrize(

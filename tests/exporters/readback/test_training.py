@@ -19,13 +19,19 @@ def written(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("counts", "recomputed"), [([1, 4], ()), ([4, 1], (1, 2, 4)), ([2, 3], (0, 4))]
+    ("counts", "recomputed", "selective"),
+    [([1, 4], (), ()), ([4, 1], (1, 2, 4), ()), ([2, 3], (0, 4), (1, 2))],
 )
 def test_deepspeed_trains_and_recomputes_as_planned(
-    needs: Needs, tmp_path: Path, counts: list[int], recomputed: tuple[int, ...]
+    needs: Needs,
+    tmp_path: Path,
+    counts: list[int],
+    recomputed: tuple[int, ...],
+    selective: tuple[int, ...],
 ) -> None:
     needs("deepspeed")
     plan = recomputing(language_plan(counts, num_microbatches=4), *recomputed)
+    plan = recomputing(plan, *selective, policy="selective")
     run_ranks("train_deepspeed", plan, "deepspeed", tmp_path)
     ranks = written(tmp_path)
 
@@ -51,8 +57,13 @@ def test_deepspeed_trains_and_recomputes_as_planned(
             for values, parameter in zip(trained, layers[int(at)].parameters(), strict=True):
                 torch.testing.assert_close(torch.tensor(values), parameter.detach().flatten())
     once = plan.num_microbatches * train_deepspeed.STEPS
-    twice = {1 + block for block in recomputed}  # the embedding is entry 0 of the list
+    twice = {
+        1 + block for block in (*recomputed, *selective)
+    }  # the embedding is entry 0 of the list
     assert forwards == {at: once * (1 + (at in twice)) for at in range(len(layers))}
+    # Two products per block on the first rank: whole layers run them again, others do not.
+    whole = [block for block in recomputed if block < counts[0]]
+    assert ranks[0]["products"] == once * 2 * (counts[0] + len(whole))
 
 
 @pytest.mark.parametrize(
@@ -78,3 +89,21 @@ def test_megatron_builds_and_recomputes_the_planned_layers(
         first = ["position_embeddings", "word_embeddings"] if stage == 0 else []
         last = ["final_layernorm", "output_layer"] if stage == len(counts) - 1 else []
         assert built["outside"] == sorted(first + last)
+
+
+@pytest.mark.parametrize("selective", [False, True])
+def test_megatron_runs_parts_of_all_layers_again(
+    needs: Needs, tmp_path: Path, selective: bool
+) -> None:
+    """The facts behind the note: attention and the MLP run twice, and the activation's result is freed."""
+    needs("megatron", "0.16")
+    plan = language_plan([2, 1])
+    plan = recomputing(plan, 0, 1, 2, policy="selective") if selective else plan
+    run_ranks("build_megatron", plan, "megatron", tmp_path)
+    for (built,) in written(tmp_path):
+        for runs, kept in built["parts"].values():
+            again = ("core_attention", "linear_fc1", "activation", "linear_fc2")
+            once = ("input_layernorm", "linear_qkv", "linear_proj", "pre_mlp_layernorm")
+            assert runs == dict.fromkeys(again, 1 + selective) | dict.fromkeys(once, 1)
+            assert kept["activation"] is not selective
+            assert kept["linear_qkv"] and kept["core_attention"]

@@ -32,11 +32,11 @@ def language_plan(
     return make_plan(stages, ranks, num_microbatches * replicas, schedule)
 
 
-def recomputing(plan: Plan, *blocks: int, block: str = "transformer.h.{}") -> Plan:
-    """The plan with these blocks recomputed."""
-    chosen = {block.format(index) for index in blocks}
+def recomputing(plan: Plan, *blocks: int, policy: str = "recompute") -> Plan:
+    """The plan with these blocks recomputed; with the policy `selective`, except their products."""
+    chosen = {f"transformer.h.{index}" for index in blocks}
     stages = tuple(
-        msgspec.structs.replace(stage, recompute=tuple(la for la in stage.layers if la in chosen))
+        msgspec.structs.replace(stage, **{policy: tuple(la for la in stage.layers if la in chosen)})
         for stage in plan.stages
     )
     return msgspec.structs.replace(plan, stages=stages)

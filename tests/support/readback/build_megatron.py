@@ -7,6 +7,7 @@ rank it has the modules outside the layers, and each layer's number of forwards 
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import random
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 WIDTH, LENGTH, VOCABULARY = 16, 4, 32
@@ -64,13 +66,53 @@ def count_forwards(model: GPTModel) -> dict[int, int]:
 
     for layer in model.decoder.layers:
         layer.forward = counted(layer.forward, layer.layer_number - 1)
+    run_once(model)
+    return counts
+
+
+def run_once(model: GPTModel, between: Callable[[], object] = lambda: None) -> None:
+    """Run one microbatch forward and backward, and call `between` in between."""
     ids = torch.zeros(2, LENGTH, dtype=torch.long)
     if not model.pre_process:
         model.set_input_tensor(torch.randn(LENGTH, 2, WIDTH, requires_grad=True))
     mask = torch.ones(1, 1, LENGTH, LENGTH).tril() < 0.5
     model.train()
-    model(ids, torch.arange(LENGTH).expand(2, LENGTH), mask, labels=ids).mean().backward()
-    return counts
+    out = model(ids, torch.arange(LENGTH).expand(2, LENGTH), mask, labels=ids)
+    between()
+    out.mean().backward()
+
+
+def watch_parts(model: GPTModel) -> dict[int, tuple[dict[str, int], dict[str, bool]]]:
+    """For each layer, how often each part runs in a microbatch, and whether its result stays until backward."""
+    found: dict[int, tuple[dict[str, int], dict[str, bool]]] = {}
+    results: list[tuple[dict[str, bool], str, StorageWeakRef]] = []
+
+    def watched(forward: Any, name: str, runs: dict[str, int], kept: dict[str, bool]) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
+            made = forward(*arguments, **named)
+            runs[name] = runs.get(name, 0) + 1
+            storage = (made[0] if isinstance(made, tuple) else made).untyped_storage()
+            results.append((kept, name, StorageWeakRef(storage)))
+            return made
+
+        return run
+
+    for layer in model.decoder.layers:
+        runs, kept = found[layer.layer_number - 1] = ({}, {})
+        attention, mlp = layer.self_attention, layer.mlp
+        for name, module in (
+            ("input_layernorm", layer.input_layernorm),
+            ("linear_qkv", attention.linear_qkv),
+            ("core_attention", attention.core_attention),
+            ("linear_proj", attention.linear_proj),
+            ("pre_mlp_layernorm", layer.pre_mlp_layernorm),
+            ("linear_fc1", mlp.linear_fc1),
+            ("linear_fc2", mlp.linear_fc2),
+        ):
+            module.forward = watched(module.forward, name, runs, kept)
+        mlp.activation_func = watched(mlp.activation_func, "activation", runs, kept)
+    run_once(model, lambda: [kept.update({name: not s.expired()}) for kept, name, s in results])
+    return found
 
 
 def main(folder: Path) -> None:
@@ -87,6 +129,8 @@ def main(folder: Path) -> None:
     )
     without_cuda()
     shared = {"hidden_size": WIDTH, "num_attention_heads": 2, "use_cpu_initialization": True}
+    # With biases 0.16.1 recomputes an MLP without end: the bias becomes a result of its own checkpoint.
+    shared["add_bias_linear"] = "recompute_modules" not in fields
     rates = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "pipeline_dtype": torch.float32}
     stages = []
     for own in range(virtual or 1):
@@ -100,5 +144,7 @@ def main(folder: Path) -> None:
         outside = {
             name.split(".")[-2] for name, _ in model.named_parameters() if ".layers." not in name
         }
-        stages.append({"outside": sorted(outside), "forwards": count_forwards(model)})
+        forwards = dict(count_forwards(model))  # the next run counts on
+        parts = watch_parts(model)
+        stages.append({"outside": sorted(outside), "forwards": forwards, "parts": parts})
     (folder / f"rank{rank}.json").write_text(json.dumps(stages))

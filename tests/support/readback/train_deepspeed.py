@@ -7,9 +7,11 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 VOCABULARY, WIDTH, LENGTH, STEPS, LEARNING_RATE = 32, 16, 6, 3, 0.1
 
@@ -34,10 +36,23 @@ class Counted(nn.Module):
         return self.layer(x)
 
 
+class Products(TorchDispatchMode):
+    """Counts forward products that kernels compute, not those that a checkpoint has kept."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.addmm.default
+        return func(*args, **(kwargs or {}))
+
+
 def layers_of(num_blocks: int) -> list[Counted]:
     """Embedding, blocks, norm and head, with the same weights on every rank."""
     torch.manual_seed(0)
-    blocks = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(num_blocks)]
+    blocks = [
+        nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
+        for _ in range(num_blocks)
+    ]
     ends = [nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)]
     return [Counted(layer) for layer in (nn.Embedding(VOCABULARY, WIDTH), *blocks, *ends)]
 
@@ -69,14 +84,16 @@ def main(folder: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     count, size = config["gradient_accumulation_steps"], config["train_micro_batch_size_per_gpu"]
-    losses = []
+    losses, products = [], Products()
     for step in range(STEPS):
         batches = iter([batch(step, microbatch, size) for microbatch in range(count)])
-        losses.append(engine.train_batch(batches).item())
+        with products:
+            losses.append(engine.train_batch(batches).item())
     start, stop = model._local_start, model._local_stop
     done = {
         "losses": losses,
         "forwards": {at: layers[at].forwards for at in range(start, stop)},
+        "products": products.count,
         "parameters": {
             at: [p.detach().flatten().tolist() for p in layers[at].parameters()]
             for at in range(start, stop)

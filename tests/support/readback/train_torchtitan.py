@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopart.exporters.readback.rebuilt import exported_module
 from tests.support.readback import trained
@@ -192,6 +193,16 @@ def train_whole(config: Any, path: Path) -> None:
     trained.save(path, losses, model.named_parameters())
 
 
+class Products(TorchDispatchMode):
+    """Counts products that kernels compute, not those that a checkpoint has kept."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
+
+
 def count_forwards(parts: list[Any]) -> dict[str, int]:
     """Count forwards for each layer's first norm. A recomputed layer runs it again."""
     counts: dict[str, int] = {}
@@ -214,11 +225,16 @@ def main(folder: Path) -> None:
     config, losses = planned_config(folder), []
     trainer = build_trainer(config, losses)
     forwards = count_forwards(trainer.model_parts)
+    products = Products()
     for step in range(STEPS):
         forwards.update(dict.fromkeys(forwards, 0))  # torch's first step also learns the shapes
-        trainer.train_step(iter(batches(step, config)))
+        products = Products()
+        with products:
+            trainer.train_step(iter(batches(step, config)))
     named = [item for part in trainer.model_parts for item in part.named_parameters()]
     rank = dist.get_rank()
+    if rank == 0:  # without the head
+        forwards["products"] = products.count
     own = losses if trainer.pp_has_last_stage else []
     trained.save(folder / f"rank{rank}.pt", own, named, forwards)
     if rank == 0:

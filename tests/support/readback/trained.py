@@ -37,7 +37,8 @@ def assert_same(folder: Path, forwards: dict[str, int]) -> None:
     """
     whole = torch.load(folder / "whole.pt")
     ranks = [torch.load(path) for path in sorted(folder.glob("rank*.pt"))]
-    assert {layer: n for rank in ranks for layer, n in rank["forwards"].items()} == forwards
+    ran = {layer: n for rank in ranks for layer, n in rank["forwards"].items()}
+    assert ran == forwards, ran
     told = [rank["losses"] for rank in ranks if rank["losses"]]
     assert told
     for losses in told:
