@@ -6,7 +6,7 @@ all ranks.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -15,9 +15,15 @@ import numpy.typing as npt
 from autopart.activations.best_policies import best_policies, totals_with_policies
 from autopart.activations.best_totals import with_best_policies
 from autopart.activations.memory_shares import Share, shares_of
-from autopart.activations.policies import StagePolicies
+from autopart.activations.policies import StagePolicies, chooses_by_rank
+from autopart.activations.shared_ranks import shared_ranks_of
 from autopart.cost.cuts import Cuts, totals_at
-from autopart.cost.in_flight import most_in_flight, stage_in_flight, stages_in_flight
+from autopart.cost.in_flight import (
+    most_in_flight,
+    ranks_in_flight,
+    stage_in_flight,
+    stages_in_flight,
+)
 from autopart.cost.memory import Memory, memory, microbatch_bytes, rank_peaks, total
 from autopart.cost.memory_limits import free_bytes, prediction_fits, ranks_fit
 from autopart.cost.on_ranks import on_ranks
@@ -29,7 +35,7 @@ from autopart.cost.stage_times import (
     links_around,
     traffic_times,
 )
-from autopart.cost.stage_totals import Array, StageTotals
+from autopart.cost.stage_totals import Array, StageTotals, Traffic
 from autopart.cost.step_syncs import sync_times
 from autopart.records.cluster import Cluster, Link
 from autopart.records.layer_graph import positions
@@ -159,13 +165,17 @@ class Decision(NamedTuple):
 
 
 def price(
-    problem: Problem, layout: Layout, partition: Partition, orders: Schedule | None = None
+    problem: Problem,
+    layout: Layout,
+    partition: Partition,
+    orders: Schedule | None = None,
+    given: tuple[StagePolicies, ...] | None = None,
 ) -> Decision:
-    """Predict every stage with its best policies, and simulate the step.
+    """Predict every stage with its best policies or with given ones, and simulate the step.
 
     `orders` gives every rank its order where a plan has its own.
     """
-    policies = best_policies(problem, layout, partition)
+    policies = best_policies(problem, layout, partition) if given is None else given
     in_flight = None
     if orders:
         shown, schedule = _simulated_orders(layout, orders)
@@ -186,11 +196,15 @@ def simulated(
 
     `orders` gives every rank its order where the layout names no schedule.
     """
+    in_flight: tuple[InFlight, ...] | None = None
     if orders:
         shown, schedule = _simulated_orders(layout, orders)
     else:
         shown = _simulated(layout)
         schedule = make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
+        if shown is not layout and has_virtual_stages(shown):
+            in_flight = tuple(ranks_in_flight(shown).values())
+    peaks = rank_peaks(shown.stage_ranks, schedule, stages, in_flight)
     timeline = simulate(
         schedule,
         shown.stage_ranks,
@@ -203,7 +217,7 @@ def simulated(
     return Prediction(
         step_time=timeline.makespan,
         bubble=timeline.bubble,
-        rank_peak_bytes=_all_peaks(layout, shown, rank_peaks(shown.stage_ranks, schedule, stages)),
+        rank_peak_bytes=_all_peaks(layout, shown, peaks),
         stages=stages,
         syncs=syncs,
     )
@@ -260,30 +274,69 @@ def compile_layout(layout: Layout) -> Program:
 def price_paths(
     problem: Problem, layout: Layout, program: Program, cuts: Cuts, paths: Sequence[Sequence[int]]
 ) -> npt.NDArray[np.float64]:
-    """Simulated step times in seconds, one for each path over the cuts.
+    """Simulated step times in seconds, one for each path over the cuts, under its best policies.
 
     Infinite where some rank lacks memory for all its stages together. Each stage must fit alone; that
     is not checked here.
     """
     routes = np.asarray(paths)
-    prices = np.empty(len(routes))
-    copies = _copies(problem, cuts, routes)
-    patterns = copies.reshape(len(routes), -1)
-    # Step 1: paths whose tied parameters lie on the same stages have the same syncs: together.
-    for pattern in np.unique(patterns, axis=0):
-        alike = (patterns == pattern).all(axis=1)
-        own = pattern.reshape(copies.shape[1:])
-        prices[alike] = _price_alike(problem, layout, program, cuts, routes[alike], own)
-    # Step 2: stages that share a rank must fit together.
-    if has_virtual_stages(layout):
-        totals = [
-            totals_at(cuts.totals, *routes[:, s : s + 2].T) for s in range(routes.shape[1] - 1)
-        ]
+    totals = _totals_along(problem, layout, cuts, routes)
+    prices = price_totals(problem, layout, program, totals, tied_copies(problem, cuts, routes))
+    # Stages that share a rank, or choose policies together, must fit together.
+    if has_virtual_stages(layout) or chooses_by_rank(problem, layout):
         prices[~ranks_fit(problem, layout, totals)] = np.inf
     return prices
 
 
-def _copies(problem: Problem, cuts: Cuts, routes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def _totals_along(
+    problem: Problem, layout: Layout, cuts: Cuts, routes: npt.NDArray[np.int64]
+) -> list[StageTotals[Array]]:
+    """Each stage's totals under its best policies, with an entry for each path."""
+    if chooses_by_rank(problem, layout):
+        return shared_ranks_of(problem, layout, cuts).totals(routes)
+    found: list[StageTotals[Array]] = []
+    for stage in range(routes.shape[1] - 1):
+        check_time()
+        best = with_best_policies(problem, layout, cuts, stage)
+        found.append(totals_at(best, routes[:, stage], routes[:, stage + 1]))
+    return found
+
+
+def price_totals(
+    problem: Problem,
+    layout: Layout,
+    program: Program,
+    totals: Sequence[StageTotals[Array]],
+    copies: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.float64]:
+    """Simulated step times in seconds of stages with these totals, whether they fit or not.
+
+    `totals` has for each stage arrays with an entry for each step. `copies` says which stages have a copy of
+    each tied parameter, shape (steps, tied parameters, stages).
+    """
+    prices = np.empty(len(copies))
+    patterns = copies.reshape(len(copies), -1)
+    # Steps whose tied parameters lie on the same stages have the same syncs: together.
+    for pattern in np.unique(patterns, axis=0):
+        alike = (patterns == pattern).all(axis=1)
+        own = pattern.reshape(copies.shape[1:])
+        these = totals if alike.all() else [_rows(each, alike) for each in totals]
+        prices[alike] = _price_alike(problem, layout, program, these, own)
+    return prices
+
+
+def _rows(totals: StageTotals[Array], chosen: npt.NDArray[np.bool_]) -> StageTotals[Array]:
+    """Some entries of a stage's totals."""
+    fields: dict[str, Any] = {
+        name: Traffic(*(own[chosen] for own in each)) if isinstance(each, Traffic) else each[chosen]
+        for name, each in totals._asdict().items()
+    }
+    return StageTotals(**fields)
+
+
+def tied_copies(
+    problem: Problem, cuts: Cuts, routes: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
     """Boolean, shape (paths, tied parameters, stages): whether a stage has a copy."""
     place = {layer.name: at for at, layer in enumerate(problem.graph.layers)}
     rows = [
@@ -298,19 +351,16 @@ def _price_alike(
     problem: Problem,
     layout: Layout,
     program: Program,
-    cuts: Cuts,
-    routes: npt.NDArray[np.int64],
+    given: Sequence[StageTotals[Array]],
     copies: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.float64]:
-    """Price paths with the same `copies`, shape (tied parameters, stages)."""
+    """Price stages with the same `copies`, shape (tied parameters, stages)."""
     links = cut_links(problem.cluster, layout.stage_ranks)
     stages: list[StageTimes[Time]] = []
     all_totals: list[StageTotals[Array]] = []
-    for stage in range(len(layout.stage_ranks)):
+    for stage, own in enumerate(given):
         check_time()
-        best = with_best_policies(problem, layout, cuts, stage)
-        totals = totals_at(best, routes[:, stage], routes[:, stage + 1])
-        totals = on_ranks(totals, problem, layout, stage)
+        totals = on_ranks(own, problem, layout, stage)
         before, after = links_around(links, stage)
         stages.append(
             StageTimes(

@@ -1,6 +1,7 @@
 """Names and counts in sentences: one line, only printable characters, the right number."""
 
 import unicodedata
+from collections.abc import Sequence
 
 LONGEST_CLAUSE = 200
 """Most characters of a message before its advice."""
@@ -48,6 +49,12 @@ def counted(count: int, one: str, many: str | None = None) -> str:
     if count == 1:
         return f"1 {one}"
     return f"{count} {many or one + ('es' if one.endswith('ch') else 's')}"
+
+
+def in_words(names: Sequence[str]) -> str:
+    """`a`, `a and b`, or `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def shortened(message: str) -> str:

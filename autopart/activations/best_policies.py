@@ -16,27 +16,32 @@ from autopart.activations.chooser import (
 from autopart.activations.frontier import Points, frontier
 from autopart.activations.policies import (
     StagePolicies,
-    can_have_policies,
+    can_recompute,
+    chooses_by_rank,
     leaves_choice,
     must_change,
     optimizer_places,
     policies_of_bits,
     policy_of,
 )
-from autopart.activations.stage_layers import stage_layers
+from autopart.activations.rank_choices import best_choice
+from autopart.activations.shared_ranks import kept_bytes_on, points_of, shared_ranks
+from autopart.activations.stage_layers import StageLayer, StageLayers, stage_layers
 from autopart.cost.cuts import stage_totals
 from autopart.cost.stage_totals import StageTotals
 from autopart.records.cluster import slowest_speed
 from autopart.records.layouts import Layout, Partition
-from autopart.records.problem import Problem
+from autopart.records.problem import Problem, splits_backward
 
 
 def best_policies(
     problem: Problem, layout: Layout, partition: Partition
 ) -> tuple[StagePolicies, ...]:
     """For each stage in a partition its layers' best policies, in its place in the layout."""
-    if not leaves_choice(problem.demands) or not can_have_policies(layout.schedule):
+    if not leaves_choice(problem.demands) or not can_recompute(layout.schedule):
         return (StagePolicies(),) * len(partition)
+    if chooses_by_rank(problem, layout):
+        return _best_of_ranks(problem, layout, partition)
     all_totals = stage_totals(problem.graph, partition)
     return tuple(
         _best_of_places(problem, layout, _PartitionStage(number, sorted(members)), totals)
@@ -56,6 +61,38 @@ def totals_with_policies(
     ]
 
 
+def _best_of_ranks(
+    problem: Problem, layout: Layout, partition: Partition
+) -> tuple[StagePolicies, ...]:
+    """The best policies where the stages of each rank choose together."""
+    all_totals = stage_totals(problem.graph, partition)
+    frontiers = rank_frontiers(problem, layout, partition)
+    found: list[StagePolicies] = [StagePolicies()] * len(partition)
+    for rank in shared_ranks(problem, layout):
+        beside = kept_bytes_on(problem, layout, rank, [all_totals[s] for s in rank.stages])
+        stages = [points_of(frontiers[s]) for s in rank.stages]
+        chosen = best_choice(rank.moments, beside[:, 0], stages, rank.limit)
+        for stage, place in zip(rank.stages, chosen, strict=True):
+            found[stage] = policies_at(frontiers[stage], sorted(partition[stage]), place)
+    return tuple(found)
+
+
+def rank_frontiers(problem: Problem, layout: Layout, partition: Partition) -> list[Points]:
+    """Each stage's frontier with its policies, where the stages of a rank choose together."""
+    growth = growth_of(problem)._replace(hosted=False, split=splits_backward(layout.schedule))
+    layers = stage_layers(problem.graph, problem.demands, None, 1.0)
+    return [
+        frontier(growth, _along(layers, sorted(members), None), with_policies=True)
+        for members in partition
+    ]
+
+
+def policies_at(points: Points, members: Sequence[int], place: int) -> StagePolicies:
+    """The policies of a stage's layers at one point of its frontier."""
+    assert points.chosen is not None
+    return policies_of_bits(members, points.chosen[place])
+
+
 class _PartitionStage(NamedTuple):
     """One stage in a partition."""
 
@@ -72,7 +109,7 @@ def _best_of_places(
     place = place_of(problem, layout, stage.number)
     for on_host in optimizer_places(problem.demands):
         placed = totals._replace(optimizer_on_host=int(on_host))
-        policies = _best_in_place(problem, place, stage, placed)
+        policies = _best_in_place(problem, layout, place, stage, placed)
         policies = policies._replace(optimizer_on_host=on_host)
         made = _totals_with(problem, layout, stage, totals, policies)
         if best is None or better_on_host(problem, layout, stage.number, best[0], made):
@@ -82,7 +119,11 @@ def _best_of_places(
 
 
 def _best_in_place(
-    problem: Problem, place: StagePlace, stage: _PartitionStage, totals: StageTotals[float]
+    problem: Problem,
+    layout: Layout,
+    place: StagePlace,
+    stage: _PartitionStage,
+    totals: StageTotals[float],
 ) -> StagePolicies:
     """The best policies with optimizer state where `totals` has it."""
     layers = problem.graph.layers
@@ -90,7 +131,7 @@ def _best_in_place(
     must = any(must_change(layers[at], problem.demands) for at in stage.members)
     if not changes_policies(kept, must, place.limits):
         return StagePolicies()
-    points = _frontier(problem, place.speed, stage)
+    points = _frontier(problem, layout, place.speed, stage)
     assert points.chosen is not None
     chosen = points.chosen[best_point(points, kept - totals.workspace_bytes, place.limits)]
     return policies_of_bits(stage.members, chosen)
@@ -108,20 +149,32 @@ def _totals_with(
         return placed
     # Given policies make a frontier with one point.
     speed = slowest_speed(problem.cluster, layout.stage_ranks[stage.number])
-    points = _frontier(problem, speed, stage, policies)
+    points = _frontier(problem, layout, speed, stage, policies)
     numbers = (getattr(points, name)[0].item() for name in PolicyChanges._fields)
     return apply_changes(placed, PolicyChanges(*numbers))
 
 
 def _frontier(
-    problem: Problem, speed: float, stage: _PartitionStage, given: StagePolicies | None = None
+    problem: Problem,
+    layout: Layout,
+    speed: float,
+    stage: _PartitionStage,
+    given: StagePolicies | None = None,
 ) -> Points:
     """A stage's frontier over all policies, or over the given ones."""
     layers = stage_layers(problem.graph, problem.demands, problem.cluster.host_link, speed)
-    own = set(stage.members)
-    inside = [at in own for at in range(len(problem.graph.layers))]
-    along = tuple(
+    along = _along(layers, stage.members, given)
+    growth = growth_of(problem)._replace(split=splits_backward(layout.schedule))
+    return frontier(growth, along, with_policies=given is None)
+
+
+def _along(
+    layers: StageLayers, members: Sequence[int], given: StagePolicies | None
+) -> tuple[StageLayer, ...]:
+    """A stage's layers with the policies that they may have."""
+    own = set(members)
+    inside = [at in own for at in range(len(layers.layers))]
+    return tuple(
         layers.in_stage(at, inside, None if given is None else policy_of(given, at))
-        for at in stage.members
+        for at in members
     )
-    return frontier(growth_of(problem), along, with_policies=given is None)

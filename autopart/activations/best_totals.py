@@ -25,7 +25,7 @@ from autopart.activations.chooser import (
     place_of,
 )
 from autopart.activations.policies import (
-    can_have_policies,
+    can_offload,
     leaves_choice,
     most_freed,
     must_change,
@@ -50,9 +50,10 @@ def with_best_policies(
 ) -> StageTotals[Array]:
     """`cuts.totals` as stage `stage` in a layout, under the best policies there.
 
-    Stages that may keep all their stash have their plain totals, and so have stages that fit under no policies.
+    Stages that may keep all their stash have their plain totals, and so have stages that fit under no policies. Where
+    the stages of a rank choose together, no stage has best policies of its own.
     """
-    if not can_have_policies(layout.schedule) or not leaves_choice(problem.demands):
+    if not can_offload(layout.schedule) or not leaves_choice(problem.demands):
         return cuts.totals
     return best_totals(cuts).best(problem, layout, stage)
 
@@ -62,7 +63,7 @@ def least_totals(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> St
 
     Their times mean nothing.
     """
-    if not can_have_policies(layout.schedule):
+    if not can_offload(layout.schedule):
         return cuts.totals
     place = place_of(problem, layout, stage)
     return least_totals_on_replicas(problem, cuts, place.replicas, place.limits)
@@ -86,6 +87,8 @@ class _FrontierKey(NamedTuple):
     """Whether host memory is limited."""
     speed: float | None
     """None where only bytes count."""
+    split: bool
+    """Whether backwards may be split."""
 
 
 class _TotalsKey(NamedTuple):
@@ -120,6 +123,19 @@ class BestTotals:
         key = _TotalsKey(_without_graph(problem), place, None, least=False)
         if key not in self._totals:
             self._keep(key, _chosen(better_on_host(problem, layout, stage, *places), *places))
+        return self._totals[key]
+
+    def of_shared_rank(
+        self, problem: Problem, place: StagePlace, *, split: bool
+    ) -> StageTotals[Array]:
+        """Totals under the policies that fit each stage into its place, where nothing is offloaded."""
+        key = _TotalsKey((split, *_without_graph(problem)), place, None, least=False)
+        if key not in self._totals:
+            totals, must = self.cuts.totals, self._freed_bytes(problem)[1]
+            kept = kept_bytes(problem, place, totals)
+            asked = self.cuts.nested & changes_policies(kept, must, place.limits)
+            frontiers = self.of_shared_ranks(problem, split=split)
+            self._keep(key, _with_points(totals, asked, frontiers, kept, place.limits))
         return self._totals[key]
 
     def least(self, problem: Problem, replicas: int, limits: Limits) -> StageTotals[Array]:
@@ -170,10 +186,19 @@ class BestTotals:
             self.cuts.totals._replace(optimizer_on_host=zeros + 1) if on_host else self.cuts.totals
         )
 
+    def of_shared_ranks(self, problem: Problem, *, split: bool) -> StageFrontiers:
+        """The frontiers of seconds and bytes where nothing is offloaded, with whole or split backwards."""
+        key = _FrontierKey(problem.demands, None, hosted=False, speed=1.0, split=split)
+        if key not in self._frontiers:
+            growth = growth_of(problem)._replace(hosted=False, split=split)
+            layers = stage_layers(problem.graph, problem.demands, None, 1.0)
+            self._frontiers[key] = StageFrontiers(growth, layers, self.cuts.ahead)
+        return self._frontiers[key]
+
     def _frontiers_of(self, problem: Problem, speed: float | None) -> StageFrontiers:
         cluster, demands = problem.cluster, problem.demands
         hosted = cluster.host_memory_bytes is not None
-        key = _FrontierKey(demands, cluster.host_link, hosted, speed)
+        key = _FrontierKey(demands, cluster.host_link, hosted, speed, split=False)
         if key not in self._frontiers:
             layers = stage_layers(problem.graph, demands, cluster.host_link, speed or 1.0)
             growth = growth_of(problem, timed=speed is not None)

@@ -19,6 +19,8 @@ class PolicyChanges(NamedTuple, Generic[Q]):
     """Stash freed for each microbatch in flight."""
     workspace_bytes: Q
     """The stage's workspace under the chosen policies."""
+    input_grad_workspace_bytes: Q
+    """Its workspace in I under the chosen policies, where that exceeds the one without policies; else any less."""
     host_bytes: Q
     """Stash in host memory for each microbatch in flight."""
 
@@ -29,6 +31,7 @@ CHANGED_FIELDS = (
     "stash_bytes",
     "inner_stash_bytes",
     "workspace_bytes",
+    "input_grad_workspace_bytes",
     "host_bytes",
 )
 """Fields in `StageTotals` that `apply_changes` replaces."""
@@ -38,12 +41,15 @@ def apply_changes(totals: StageTotals[Q], changes: PolicyChanges[Q]) -> StageTot
     """A stage's totals under the chosen policies, as numbers or arrays."""
     changed = apply_linear_changes(totals, changes)
     sizes: list[Any] = [totals.inner_stash_bytes, changed.stash_bytes]
+    rooms: list[Any] = [totals.input_grad_workspace_bytes, changes.input_grad_workspace_bytes]
     inner: Any = np.minimum(*sizes)
-    return changed._replace(inner_stash_bytes=inner)
+    # Plain numbers stay plain: a plan's file has them.
+    room: Any = np.maximum(*rooms) if isinstance(rooms[0], np.ndarray) else max(rooms)
+    return changed._replace(inner_stash_bytes=inner, input_grad_workspace_bytes=room)
 
 
 def apply_linear_changes(totals: StageTotals[Q], changes: PolicyChanges[Q]) -> StageTotals[Q]:
-    """`apply_changes` without `inner_stash_bytes`, which no affine expression gives."""
+    """`apply_changes` without `inner_stash_bytes` and the workspace in I, which no affine expression gives."""
     return totals._replace(
         forward_time=totals.forward_time + changes.forward_wait,
         backward_time=totals.backward_time + changes.extra_time - changes.forward_wait,

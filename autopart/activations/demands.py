@@ -4,7 +4,8 @@ import msgspec
 
 from autopart.activations.policies import (
     allowed_policies,
-    can_have_policies,
+    can_offload,
+    can_recompute,
     may_offload,
     optimizer_places,
     possible_policies,
@@ -14,7 +15,7 @@ from autopart.records.cluster import Cluster
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.plan import POLICY_LISTS
 from autopart.records.problem import Demands
-from autopart.text import counted
+from autopart.text import counted, in_words
 
 
 def checked_policies(graph: LayerGraph, cluster: Cluster, demands: Demands) -> Demands:
@@ -38,21 +39,28 @@ def checked_policies(graph: LayerGraph, cluster: Cluster, demands: Demands) -> D
             "--host-bandwidth RATE or a host_link in the cluster file, or leave --offload-optimizer out"
         )
     _check_names(graph, demands)
-    kept = all("keep" in allowed_policies(layer, demands) for layer in graph.layers)
-    if kept and False in optimizer_places(demands):
+    allowed = [allowed_policies(layer, demands) for layer in graph.layers]
+    offloads = False not in optimizer_places(demands) or any(own == ("offload",) for own in allowed)
+    if not offloads and all("keep" in own for own in allowed):
         return demands
-    able = tuple(name for name in demands.schedules if can_have_policies(name))
-    if not able:
-        raise AutopartError(
-            f"nothing is recomputed or offloaded under {', '.join(demands.schedules)}, only under schedules "
-            "with one stage per rank and whole backwards; take --schedule gpipe,1f1b or --recompute auto"
-        )
+    able = tuple(
+        name
+        for name in demands.schedules
+        if (can_offload(name) if offloads else can_recompute(name))
+    )
+    if able and not (offloads and demands.stages_per_rank not in (None, 1)):
+        return msgspec.structs.replace(demands, schedules=able)
+    asked = in_words(demands.schedules)
     if demands.stages_per_rank not in (None, 1):
+        asked += f" with {counted(demands.stages_per_rank, 'stage')} per rank"
+    if offloads:
         raise AutopartError(
-            f"nothing is recomputed or offloaded with {counted(demands.stages_per_rank, 'stage')} per rank; leave out "
-            "--stages-per-rank, or allow `auto` in its place"
+            f"nothing is offloaded under {asked}, only under gpipe and 1f1b; take --schedule gpipe,1f1b, or allow "
+            "`auto` in place of `always`"
         )
-    return msgspec.structs.replace(demands, schedules=able)
+    raise AutopartError(
+        f"nothing is recomputed under {asked}, only under schedules with a name; take --schedule auto, or another one"
+    )
 
 
 def _check_names(graph: LayerGraph, demands: Demands) -> None:

@@ -8,6 +8,7 @@ Symbols   l        a layer on the stage, in the order of execution
                    that its backward leaves waiting for an earlier layer
           w_l      its workspace, with gradients that lie in the stage while it runs
           r_l      bytes that its policy adds to w_l while it runs (autopart/activations/stage_layers.py)
+          h_l      bytes inside it that stay from I to W, where the backward is split
           c_l      seconds to copy its stash to the host, or back
           p        stash bytes in the last offloaded layer before l; 0 where there is none
           t        seconds left for the last copy
@@ -31,10 +32,16 @@ In forward, p is leaving while l runs, and the layers behind l have kept nothing
 freed their stash. Layer by layer this is u := max(u - k_l, w_l + r_l + p), which grows with u. Nothing crosses
 the borders between actions.
 
+**Split backwards.** The stash returns in I, and what W needs stays. So layers behind l have left h_j while l runs in
+I, whatever their policies are. With w_l and r_l as they are in I, the workspace in I is
+    v = max over l:  w_l + r_l + p - Σ (k_j - h_j) over the layers j behind l                            (3)
+
+and at least the same sum over all layers with w = r = 0. W needs the same bytes under every policy.
+
 **The frontier.** A point is one choice of policies for the stage's first layers. It has
 
     the seconds that it adds: waits in both directions and all x_l        the bytes that it frees
-    u        p        t in forward and in backward                        the bytes on the host
+    u        v        p        t in forward and in backward                        the bytes on the host
     the number of layers that do not keep their stash
 
 The frontier grows layer by layer (Nemhauser and Ullmann, Management Science 15, 1969). Each point is continued with
@@ -89,6 +96,8 @@ class Points(NamedTuple):
     """Stash freed for each microbatch in flight."""
     workspace_bytes: Array
     """u, in bytes."""
+    input_grad_workspace_bytes: Array
+    """v, in bytes; 0 where backwards are whole."""
     transit_bytes: Array
     """p: stash bytes in the last offloaded layer."""
     leaving_time: Array
@@ -117,7 +126,9 @@ def no_layers(*, with_policies: bool = False) -> Points:
     """The frontier before the first layer."""
     seconds, sizes = np.zeros(1), np.zeros(1, dtype=np.int64)
     chosen = np.zeros(1, dtype=object) if with_policies else None
-    return Points(seconds, seconds, sizes, sizes, sizes, seconds, seconds, sizes, sizes, chosen)
+    return Points(
+        seconds, seconds, sizes, sizes, sizes, sizes, seconds, seconds, sizes, sizes, chosen
+    )
 
 
 class Growth(NamedTuple):
@@ -129,6 +140,8 @@ class Growth(NamedTuple):
     """Whether host memory is limited."""
     most_points: int = 512
     """How many points are followed for each stage."""
+    split: bool = False
+    """Whether backwards may be split, so that v counts."""
 
     def grow(self, points: Points, layer: StageLayer, at: int = 0) -> Points:
         """The frontier with one more layer, number `at` on the stage."""
@@ -158,10 +171,16 @@ class Growth(NamedTuple):
         added = policy.returned_bytes + policy.recompute_bytes
         here = layer.workspace_bytes + added + points.transit_bytes
         before = points.workspace_bytes - policy.kept_bytes + layer.waiting_bytes
+        in_input_grad = points.input_grad_workspace_bytes
+        if self.split:
+            room = layer.input_grad_workspace_bytes + policy.returned_bytes
+            room = room + policy.input_grad_recompute_bytes + points.transit_bytes
+            in_input_grad = np.maximum(in_input_grad - policy.kept_bytes + layer.left_bytes, room)
         moved = points._replace(
             extra_time=points.extra_time + policy.extra_time,
             freed_bytes=points.freed_bytes + policy.freed_bytes,
             workspace_bytes=np.maximum(before, here),
+            input_grad_workspace_bytes=in_input_grad,
             leaving_time=leaving,
             coming_time=coming,
             changed_layers=points.changed_layers + (policy.name != "keep"),
@@ -200,7 +219,12 @@ class Growth(NamedTuple):
 
     def _order(self, points: Points) -> Array:
         """An order in which each point comes after all points that dominate it."""
-        keys = [points.transit_bytes, points.workspace_bytes, -points.freed_bytes]
+        keys = [
+            points.transit_bytes,
+            points.input_grad_workspace_bytes,
+            points.workspace_bytes,
+            -points.freed_bytes,
+        ]
         if self.hosted:
             keys.append(points.host_bytes)
         if self.timed:
@@ -217,7 +241,11 @@ class Growth(NamedTuple):
         # Step 1: no worse in bytes. A column of zeros cannot tell points apart, and is skipped.
         a, b = pairs(points.freed_bytes)
         found = a >= b
-        for sizes in (points.workspace_bytes, points.transit_bytes):
+        for sizes in (
+            points.workspace_bytes,
+            points.input_grad_workspace_bytes,
+            points.transit_bytes,
+        ):
             if sizes.any():
                 a, b = pairs(sizes)
                 found &= a <= b

@@ -13,7 +13,8 @@ from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from autopart.records.layer_graph import Layer, LayerGraph
-from autopart.records.problem import CLASSIC, Demands
+from autopart.records.layouts import Layout
+from autopart.records.problem import CLASSIC, CUSTOM, Demands, Problem
 
 PolicyName = Literal["keep", "recompute", "selective", "offload"]
 POLICIES: tuple[PolicyName, ...] = ("keep", "recompute", "selective", "offload")
@@ -98,13 +99,23 @@ def optimizer_places(demands: Demands) -> tuple[bool, ...]:
     return {"never": (False,), "auto": (False, True), "always": (True,)}[demands.offload_optimizer]
 
 
-def can_have_policies(schedule: str) -> bool:
-    """Whether layers are recomputed or offloaded under a schedule.
+def can_recompute(schedule: str) -> bool:
+    """Whether layers are recomputed under a schedule."""
+    return schedule != CUSTOM
 
-    Only schedules with one stage per rank and whole backwards allow this. A split backward brings the stash back
-    in I and keeps it until W. Where a rank has several stages, they share the memory beside their state.
-    """
+
+def can_offload(schedule: str) -> bool:
+    """Whether stash or optimizer state may lie in host memory under a schedule."""
     return schedule in CLASSIC
+
+
+def chooses_by_rank(problem: Problem, layout: Layout) -> bool:
+    """Whether the stages of a rank choose their policies together, by the moments of its order.
+
+    Under GPipe and 1F1B each stage chooses alone: a number of microbatches in flight says all.
+    """
+    able = can_recompute(layout.schedule) and not can_offload(layout.schedule)
+    return able and leaves_choice(problem.demands)
 
 
 def must_change(layer: Layer, demands: Demands) -> bool:
@@ -120,12 +131,18 @@ def kept_inside(layer: Layer, policy: PolicyName) -> int:
     return again.stash_bytes if again else layer.stash_bytes
 
 
-def most_freed(graph: LayerGraph, demands: Demands) -> list[int]:
-    """For each layer the most stash bytes that the demands let it free, for one microbatch."""
-    return [
-        la.stash_bytes - min(kept_inside(la, policy) for policy in allowed_policies(la, demands))
-        for la in graph.layers
-    ]
+def most_freed(graph: LayerGraph, demands: Demands, *, offloads: bool = True) -> list[int]:
+    """For each layer the most stash bytes that the demands let it free, for one microbatch.
+
+    Where nothing `offloads`, no stash is moved to the host.
+    """
+
+    def least_kept(layer: Layer) -> int:
+        allowed = allowed_policies(layer, demands)
+        sizes = [kept_inside(layer, own) for own in allowed if offloads or own != "offload"]
+        return min(sizes, default=layer.stash_bytes)
+
+    return [layer.stash_bytes - least_kept(layer) for layer in graph.layers]
 
 
 def policy_of(policies: StagePolicies, at: int) -> PolicyName:

@@ -51,7 +51,7 @@ class StageFrontiers:
         self, starts: Whole, ends: Whole, beside: Array, limits: Limits
     ) -> PolicyChanges[Array]:
         """The changes at the best point, for some stages between cuts; `beside` as in `best_points`."""
-        places = self._end(self._numbers(starts, ends))
+        places = self.numbers(starts, ends)
         # Stages with the same frontier and the same bytes beside it take the same point: each is chosen once.
         alike, group = np.unique(np.stack([places, beside]), axis=1, return_inverse=True)
         counts = np.diff(self._first)[alike[0]]
@@ -61,8 +61,21 @@ class StageFrontiers:
         chosen = best_points(points, counts, alike[1], limits)[np.ravel(group)]
         return PolicyChanges(*(column[chosen] for column in points))
 
-    def _numbers(self, starts: Whole, ends: Whole) -> Whole:
-        """The frontiers' numbers for some stages."""
+    def numbers(self, starts: Whole, ends: Whole) -> Whole:
+        """The frontiers of some stages, as numbers for `ended` and `changes`."""
+        return self._end(self._grown_numbers(starts, ends))
+
+    def ended(self, number: int) -> Points:
+        """A frontier by its number."""
+        return self._ended[number]
+
+    def changes(self, numbers: Whole, points: Whole) -> PolicyChanges[Array]:
+        """The changes at one point of each frontier."""
+        at = self._first[numbers] + points
+        return PolicyChanges(*(column[at] for column in self._whole))
+
+    def _grown_numbers(self, starts: Whole, ends: Whole) -> Whole:
+        """The numbers of frontiers before their stages end."""
         asked = np.flatnonzero(self._of[starts, ends] == 0)
         for some in np.array_split(asked, 1 + len(asked) // TOGETHER):
             i, j = starts[some], ends[some]

@@ -18,8 +18,11 @@ from autopart.activations.policies import (
 )
 from autopart.cost.links import StashCopies, stash_copies
 from autopart.cost.transients import (
+    WaitingGradient,
     gradients_in_whole_backward,
+    input_grad_transients,
     own_results,
+    waiting_gradients,
     whole_transients,
 )
 from autopart.records.cluster import HostLink
@@ -51,6 +54,8 @@ class LayerPolicy(NamedTuple):
 
     Earlier layers never run beside them: in forward they do not exist yet, in backward they are already freed.
     """
+    input_grad_recompute_bytes: int
+    """`recompute_bytes` in I, where the backward is split."""
 
 
 class StageLayer(NamedTuple):
@@ -64,6 +69,10 @@ class StageLayer(NamedTuple):
     """Transient bytes, with gradients that lie in the stage while the layer runs."""
     waiting_bytes: int
     """Gradient bytes for tied parameters that the layer's backward leaves waiting for an earlier layer."""
+    input_grad_workspace_bytes: int
+    """The same as `workspace_bytes` in I, where the backward is split."""
+    left_bytes: int
+    """Bytes inside the layer that stay from I to W; its whole stash where the profile does not say."""
     policies: tuple[LayerPolicy, ...]
 
 
@@ -76,6 +85,8 @@ class _StageFigures(NamedTuple):
     """Gradient bytes for tied parameters that wait for an earlier layer."""
     pending: int
     """Gradient bytes from other layers that lie in the stage while the layer's backward runs."""
+    pending_in_input_grad: int
+    """The same in I, which makes no sums of tied gradients."""
     sent: int
     """Bytes in results that the layer keeps itself and the stage sends on."""
 
@@ -87,7 +98,9 @@ class StageLayers:
         """`host` says how stash is copied to the host; no layer is offloaded where it is None."""
         self.layers, self.demands, self.host = graph.layers, demands, host
         self.transients = whole_transients(graph)
+        self._in_input_grad = input_grad_transients(graph)
         self._pending = gradients_in_whole_backward(graph)
+        self._pending_in_input_grad = waiting_gradients(graph)
         place = positions(graph)
         self.taken: list[list[tuple[int, int]]] = [[] for _ in graph.layers]
         """For each layer its inputs that no backward needs: the maker's position, and bytes."""
@@ -145,13 +158,8 @@ class StageLayers:
                 for holders, size in self._tied
                 if at in holders and any(is_inside[other] for other in holders if other < at)
             ),
-            pending=sum(
-                value.bytes
-                for value in self._pending[at]
-                if (not value.readers or any(is_inside[other] for other in value.readers))
-                and (not value.others or any(is_inside[other] for other in value.others))
-                and (value.producer is None or not is_inside[value.producer])
-            ),
+            pending=_bytes_there(self._pending[at], is_inside),
+            pending_in_input_grad=_bytes_there(self._pending_in_input_grad[at], is_inside),
             sent=sum(
                 size
                 for readers, size in self._results[at]
@@ -163,8 +171,16 @@ class StageLayers:
         layer = self.layers[at]
         workspace = self.transients[at].with_gradients(around.pending).most_bytes
         again = self.transients[at].recomputed(around.pending + around.sent).most_bytes
+        split, beside = self._in_input_grad[at], around.pending_in_input_grad
+        in_input_grad = split.with_gradients(beside).most_bytes
+        # The second forward runs in I, with a forward's own transient.
+        second = split._replace(most_bytes=max(split.most_bytes, layer.workspace_bytes))
+        more = (
+            again - workspace,
+            second.recomputed(beside + around.sent).most_bytes - in_input_grad,
+        )
         policies = [
-            self._policy(layer, name, around.newly_kept, again - workspace)
+            self._policy(layer, name, around.newly_kept, more)
             for name in ((given,) if given else allowed_policies(layer, self.demands))
             if self.host or name != "offload"
         ]
@@ -178,20 +194,23 @@ class StageLayers:
             backward_time=backward if hides else 0.0,
             workspace_bytes=workspace,
             waiting_bytes=around.waits,
+            input_grad_workspace_bytes=in_input_grad,
+            left_bytes=layer.stash_bytes - split.less_bytes,
             policies=tuple(useful or policies),
         )
 
     def _policy(
-        self, layer: Layer, name: PolicyName, newly_kept: int, more_workspace: int
+        self, layer: Layer, name: PolicyName, newly_kept: int, more_workspace: tuple[int, int]
     ) -> LayerPolicy:
+        """`more_workspace` are the bytes for a second forward in a whole backward and in I."""
         kept = kept_inside(layer, name)
         freed = layer.stash_bytes - kept
         if name == "offload":
             assert self.host is not None
-            return LayerPolicy(name, 0.0, freed, freed, freed, self.host.copy_time(freed), 0, 0)
+            return LayerPolicy(name, 0.0, freed, freed, freed, self.host.copy_time(freed), 0, 0, 0)
         again = {"recompute": layer.recompute, "selective": layer.selective}.get(name)
         if again is None:
-            return LayerPolicy(name, 0.0, 0, 0, 0, 0.0, 0, kept)
+            return LayerPolicy(name, 0.0, 0, 0, 0, 0.0, 0, kept, 0)
         return LayerPolicy(
             name,
             extra_time=again.extra_time,
@@ -199,9 +218,23 @@ class StageLayers:
             returned_bytes=freed,
             moved_bytes=0,
             copy_time=0.0,
-            recompute_bytes=more_workspace,
+            recompute_bytes=more_workspace[0],
             kept_bytes=kept + newly_kept,
+            input_grad_recompute_bytes=more_workspace[1],
         )
+
+
+def _bytes_there(
+    waiting: Sequence[WaitingGradient], is_inside: Sequence[bool] | npt.NDArray[np.bool_]
+) -> int:
+    """Gradient bytes that are there, on a stage with the layers inside."""
+    return sum(
+        value.bytes
+        for value in waiting
+        if (not value.readers or any(is_inside[other] for other in value.readers))
+        and (not value.others or any(is_inside[other] for other in value.others))
+        and (value.producer is None or not is_inside[value.producer])
+    )
 
 
 @functools.lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ import itertools
 
 import numpy as np
 
+from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.any_order_formulas import Work, any_order_path, memory_bounds, work_bounds
 from autopart.bounds.microbatch_path import LayoutPaths, Mask, Matrix, always_sent, step_ends
 from autopart.cost.cuts import Cuts, allowed
@@ -101,14 +102,15 @@ def _most_in_flight(
     """For every [i, j], the most microbatches whose stash fits, and whether one fits.
 
     State and all other memory is counted beside one microbatch in its F, when no message need
-    be there.
+    be there. Policies free as much stash as they can.
     """
     n, ranks = own_microbatches(layout, stage), layout.stage_ranks[stage]
-    with_one = total(memory(cuts.totals, problem, len(ranks), one_in_flight()))
+    totals = freest_totals(problem, layout, cuts)
+    with_one = total(memory(totals, problem, len(ranks), one_in_flight()))
     free = free_bytes(problem.cluster, ranks, with_one)
-    stash = cuts.totals.stash_bytes
+    stash = totals.stash_bytes
     if split:
-        stash = np.minimum(stash, cuts.totals.waiting_bytes)
-    room = free + cuts.totals.stash_bytes
+        stash = np.minimum(stash, totals.waiting_bytes)
+    room = free + totals.stash_bytes
     in_flight = np.where(stash > 0, room // np.maximum(stash, 1), n)
     return np.maximum(in_flight, 1).astype(np.float64), free >= 0

@@ -13,18 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.activations.policies import can_have_policies, leaves_choice
+from autopart.activations.policies import can_recompute, leaves_choice
+from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.any_order_shapes import any_order_shape_bound
 from autopart.bounds.any_order_stages import stage_bounds_of_any_order
 from autopart.bounds.classic_schedules import stage_bounds
 from autopart.bounds.microbatch_path import Matrix
-from autopart.bounds.of_shape import splits_backward
 from autopart.bounds.open_paths import paths_below
 from autopart.bounds.rank_loads import RankLoads
 from autopart.cost.cuts import Cuts
 from autopart.cost.memory_limits import fits_on_ranks
 from autopart.records.layouts import Layout, replicas_alike
-from autopart.records.problem import CLASSIC, CUSTOM, Problem
+from autopart.records.problem import CLASSIC, CUSTOM, Problem, splits_backward
 
 
 class LayoutBounds(NamedTuple):
@@ -67,8 +67,9 @@ def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
     whole = any_order_shape_bound(problem, shape, split=split)
     if layout.schedule != CUSTOM:
         # The bounds ask for one microbatch in its F. A named schedule keeps at least as much in flight.
+        freest = freest_totals(problem, layout, cuts)
         stages = [
-            np.where(fits_on_ranks(cuts.totals, problem, layout, stage), bound, np.inf)
+            np.where(fits_on_ranks(freest, problem, layout, stage), bound, np.inf)
             for stage, bound in enumerate(stages)
         ]
     loads = None
@@ -86,4 +87,4 @@ def is_needed(problem: Problem, layout: Layout) -> bool:
     demands = problem.demands
     if CUSTOM not in demands.schedules or layout.schedule == CUSTOM:
         return True
-    return leaves_choice(demands) and can_have_policies(layout.schedule)
+    return leaves_choice(demands) and can_recompute(layout.schedule)

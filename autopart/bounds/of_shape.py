@@ -32,10 +32,9 @@ from autopart.bounds.shared_work import shared_work_bounds
 from autopart.cost.memory import largest_part
 from autopart.cost.syncs import gradient_bytes, update_share
 from autopart.records.cluster import fastest_places, fastest_speed, largest_memory
-from autopart.records.problem import CLASSIC, CUSTOM, Problem
+from autopart.records.problem import CLASSIC, Problem, splits_backward
 from autopart.records.training import state_bytes
 from autopart.schedules.actions import microbatches_per_replica
-from autopart.schedules.catalogue import KINDS
 
 
 def quick_bounds(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float | None]:
@@ -48,11 +47,6 @@ def quick_bounds(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float
     split = any(splits_backward(name) for name in names)
     least = any_order_shape_bounds(problem, able, split=split)
     return {shape: least.get(shape) for shape in quick}
-
-
-def splits_backward(schedule: str) -> bool:
-    """Whether a schedule's orders may split backwards into I and W."""
-    return schedule == CUSTOM or KINDS[schedule].splits_backward
 
 
 def classic_shape_bounds(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float | None]:

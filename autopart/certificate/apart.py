@@ -9,8 +9,9 @@ import itertools
 
 from autopart.bounds.of_layout import LayoutBounds
 from autopart.bounds.rank_assignments import Assigned
+from autopart.certificate.fastest_choices import least_steps
 from autopart.cost.cuts import Cuts
-from autopart.pricing import compile_layout, price_paths
+from autopart.pricing import compile_layout
 
 MOST_APART = 300
 """The most partitions that are simulated for one node in the tree."""
@@ -25,5 +26,5 @@ def may_be_faster_apart(assigned: Assigned, bounds: LayoutBounds, cuts: Cuts, va
     if not paths or len(paths) > MOST_APART:
         return bool(paths)
     problem, layout = assigned
-    steps = price_paths(problem, layout, compile_layout(layout), cuts, paths)
+    steps = least_steps(problem, layout, compile_layout(layout), cuts, paths, value)
     return bool(steps.min() < value)

@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 
 from autopart.activations.frontier import most_points
-from autopart.activations.policies import can_have_policies, leaves_choice, may_offload
+from autopart.activations.policies import (
+    can_offload,
+    can_recompute,
+    leaves_choice,
+    may_offload,
+)
 from autopart.bounds.rank_assignments import takes_gpus_in_order
 from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
 from autopart.records.problem import CUSTOM, Demands, Problem
 from autopart.records.tensor_degree import Tensor, TensorDemand, degree_of
-from autopart.text import counted
+from autopart.text import counted, in_words
 
 
 def assumptions(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
@@ -81,8 +86,17 @@ def _policies_allowed(problem: Problem) -> str:
     if "auto" in (demands.recompute, demands.offload):
         rule = ", the busy seconds of each stage fewest" if may_offload(demands) else ""
         said += f" ({most_points(problem.graph.layers)} choices per stage{rule})"
-    others = [name for name in demands.schedules if not can_have_policies(name)]
-    return said + (" under gpipe and 1f1b" if others else "")
+    return said + _schedules_without_policies(demands)
+
+
+def _schedules_without_policies(demands: Demands) -> str:
+    """The schedules under which layers are kept, or not offloaded; empty where there are none."""
+    kept = [name for name in demands.schedules if not can_recompute(name)]
+    said = f", all kept under {in_words(kept)}" if kept else ""
+    here = [name for name in demands.schedules if can_recompute(name) and not can_offload(name)]
+    if here and (may_offload(demands) or demands.offload_optimizer != "never"):
+        said += f", nothing offloaded under {in_words(here)}"
+    return said
 
 
 def _orders_allowed(demands: Demands) -> str:
@@ -91,8 +105,8 @@ def _orders_allowed(demands: Demands) -> str:
         asked = demands.stages_per_rank
         most = counted(asked, "stage") if asked else f"up to {MOST_STAGES_PER_RANK} stages"
         return f"any order, whole or split backwards, {most} per rank in loops or waves"
-    *names, last = demands.schedules
-    return f"the orders of {', '.join(names)} and {last}" if names else f"the order of {last}"
+    one = len(demands.schedules) == 1
+    return f"the order{'' if one else 's'} of {in_words(demands.schedules)}"
 
 
 def _microbatches(problem: Problem, sizes: Sequence[SearchedSize]) -> str:

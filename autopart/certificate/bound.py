@@ -10,9 +10,10 @@ import math
 
 from autopart.bounds.objectives import TOLERANCE, objective_of
 from autopart.certificate.apart import may_be_faster_apart
+from autopart.certificate.fastest_choices import least_steps
 from autopart.cost.cuts import all_cuts, cuts_along
 from autopart.errors import InfeasibleError, PlanError
-from autopart.pricing import compile_layout, price_paths
+from autopart.pricing import compile_layout
 from autopart.records.layouts import Layout, Partition
 from autopart.records.problem import CUSTOM, Problem
 
@@ -80,7 +81,8 @@ def _check(problem: Problem, value: float, expected: int) -> None:
                     f"the bound {value} is not proven: on stages of {counts} replicas some order of "
                     "actions may be faster"
                 )
-            fastest = min(price_paths(problem, layout, compile_layout(layout), cuts, paths))
+            program = compile_layout(layout)
+            fastest = min(least_steps(problem, layout, program, cuts, paths, limit))
             if simulated > expected or fastest < least:
                 raise PlanError(
                     f"the bound {value} is not proven: on stages of {counts} replicas a plan takes "

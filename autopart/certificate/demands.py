@@ -1,7 +1,12 @@
 """Whether a plan keeps the demands that it was solved with: counts, pins, policies, orders."""
 
 from autopart.activations.demands import checked_policies
-from autopart.activations.policies import allowed_policies, can_have_policies, optimizer_places
+from autopart.activations.policies import (
+    allowed_policies,
+    can_offload,
+    can_recompute,
+    optimizer_places,
+)
 from autopart.certificate.plan_problem import PlanProblem, own_entry
 from autopart.certificate.space import check_covered
 from autopart.errors import PlanError
@@ -101,14 +106,16 @@ def _check_policies(plan: Plan, graph: LayerGraph) -> None:
     policies = [
         (name, own) for stage in plan.stages for name, own in policy_of_layers(stage).items()
     ]
-    if any(own != "keep" for _, own in policies) and not can_have_policies(plan.schedule):
+    if any(own != "keep" for _, own in policies) and not can_recompute(plan.schedule):
         raise PlanError(f"layers are not simply kept under '{plan.schedule}': that is not modelled")
+    if any(own == "offload" for _, own in policies) and not can_offload(plan.schedule):
+        raise PlanError(f"layers are offloaded under '{plan.schedule}': that is not modelled")
     if plan.cluster.host_link is None and any(own == "offload" for _, own in policies):
         raise PlanError("layers are offloaded, but the plan's cluster has no host_link")
     _check_state(plan)
     for name, own in policies:
         allowed = allowed_policies(layers[name], plan.demands)
-        if can_have_policies(plan.schedule) and own not in allowed:
+        if can_recompute(plan.schedule) and own not in allowed:
             raise PlanError(
                 f"the policy of layer '{name}' is {own}, but the demands allow {' or '.join(allowed)}"
             )
@@ -116,7 +123,7 @@ def _check_policies(plan: Plan, graph: LayerGraph) -> None:
 
 def _check_state(plan: Plan) -> None:
     """The place of each stage's optimizer state: device or host."""
-    allowed = optimizer_places(plan.demands) if can_have_policies(plan.schedule) else (False,)
+    allowed = optimizer_places(plan.demands) if can_offload(plan.schedule) else (False,)
     for index, stage in enumerate(plan.stages):
         if stage.optimizer_on_host not in allowed:
             where, asked = "host" if stage.optimizer_on_host else "device", plan.demands

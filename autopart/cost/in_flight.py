@@ -49,16 +49,25 @@ def stage_in_flight(layout: Layout, stage: int) -> int | InFlight:
         return one_f_one_b.in_flight_on_rank(layout.num_microbatches, sum(counts[1:]), counts[0])
     if layout.schedule == CUSTOM:
         return 1
-    return of_one_stage(ranks_in_flight(layout)[layout.stage_ranks[stage][0]], stage)
+    return _in_flight_of_stage(one_replica(layout), stage)
+
+
+def ranks_in_flight(layout: Layout) -> Mapping[int, InFlight]:
+    """For each rank in the first replica, the microbatches and messages that its order keeps."""
+    ranks = dict.fromkeys(ranks[0] for ranks in layout.stage_ranks)
+    return dict(zip(ranks, _in_flight_of_ranks(one_replica(layout)), strict=True))
 
 
 @functools.lru_cache(maxsize=64)
-def ranks_in_flight(layout: Layout) -> Mapping[int, InFlight]:
-    """For each rank in the first replica, the microbatches and messages that its order keeps."""
-    one = one_replica(layout)
+def _in_flight_of_ranks(one: Layout) -> tuple[InFlight, ...]:
+    """What each rank keeps in a layout with one replica."""
     orders = make_schedule(one.schedule, one.stage_ranks, one.num_microbatches)
-    ranks = dict.fromkeys(ranks[0] for ranks in layout.stage_ranks)
-    return dict(zip(ranks, in_flight_by_rank(orders, one.stage_ranks), strict=True))
+    return in_flight_by_rank(orders, one.stage_ranks)
+
+
+@functools.lru_cache(maxsize=1024)
+def _in_flight_of_stage(one: Layout, stage: int) -> InFlight:
+    return of_one_stage(_in_flight_of_ranks(one)[one.stage_ranks[stage][0]], stage)
 
 
 def stages_in_flight(schedule: Schedule, stage_ranks: StageRanks) -> tuple[InFlight, ...]:

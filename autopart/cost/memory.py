@@ -12,7 +12,13 @@ import msgspec
 
 from autopart.cost.stage_totals import StageTotals
 from autopart.cost.syncs import gradient_bytes, update_share
-from autopart.records.peak_bytes import MicrobatchBytes, at_peak, sizes_of, workspace_of
+from autopart.records.peak_bytes import (
+    MicrobatchBytes,
+    at_peak,
+    place_of_peak,
+    sizes_of,
+    workspace_of,
+)
 from autopart.records.prediction import LASTING, ON_DEVICE, MemoryUse, StagePrediction
 from autopart.records.problem import Problem
 from autopart.records.training import master_bytes, optimizer_bytes, state_bytes
@@ -125,24 +131,33 @@ def with_versions(stage: StagePrediction, in_flight: int, copies: int) -> Memory
 
 
 def rank_peaks(
-    stage_ranks: StageRanks, schedule: Schedule, stages: Sequence[StagePrediction]
+    stage_ranks: StageRanks,
+    schedule: Schedule,
+    stages: Sequence[StagePrediction],
+    in_flight: Sequence[InFlight] | None = None,
 ) -> tuple[int, ...]:
-    """Each rank's peak bytes; 0 for an idle rank."""
-    uses = rank_memory(stage_ranks, schedule, stages)
+    """Each rank's peak bytes; 0 for an idle rank. `in_flight` as in `rank_memory`."""
+    uses = rank_memory(stage_ranks, schedule, stages, in_flight)
     return tuple(int(total(uses[rank])) if rank in uses else 0 for rank in range(len(schedule)))
 
 
 def rank_memory(
-    stage_ranks: StageRanks, schedule: Schedule, stages: Sequence[StagePrediction]
+    stage_ranks: StageRanks,
+    schedule: Schedule,
+    stages: Sequence[StagePrediction],
+    in_flight: Sequence[InFlight] | None = None,
 ) -> Mapping[int, MemoryUse]:
-    """For each rank with a stage, its memory at the peak."""
+    """For each rank with a stage, its memory at the peak.
+
+    `in_flight` is what each rank's order keeps, where that is counted already.
+    """
     on_rank: dict[int, list[int]] = {}
     for stage, ranks in enumerate(stage_ranks):
         for rank in ranks:
             on_rank.setdefault(rank, []).append(stage)
     # One stage's own prediction covers its rank. Stages that share a rank peak at different moments.
     several = any(len(own) > 1 for own in on_rank.values())
-    in_flight = in_flight_by_rank(schedule, stage_ranks) if several else ()
+    in_flight = (in_flight or in_flight_by_rank(schedule, stage_ranks)) if several else ()
     return {
         rank: stages[own[0]].memory
         if len(own) == 1
@@ -155,12 +170,9 @@ def _together(own: Sequence[StagePrediction], in_flight: InFlight) -> MemoryUse:
     """Memory on a rank with several stages: the most that its order ever keeps for all, and one reserve."""
     uses, moving = [stage.memory for stage in own], [sizes_of(stage) for stage in own]
     # Step 1: the place in the order where most is in flight.
-    peak = at_peak(in_flight, moving)
-    whole = next(
-        counts[STASH]
-        for row, counts in enumerate(in_flight.counts.tolist())
-        if at_peak(_row(in_flight, row), moving) == peak
-    )
+    place = place_of_peak(in_flight, moving)
+    peak = at_peak(_row(in_flight, place), moving)
+    whole = in_flight.counts[place, STASH].tolist()
     # Step 2: shares for recomputation and loss, at most the workspace at that place.
     widest = max(uses, key=lambda use: use.workspace)
     return MemoryUse(

@@ -11,7 +11,7 @@ from autopart.cost.memory import memory, microbatch_bytes, total
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.records.cluster import Cluster, host_share, smallest_memory
 from autopart.records.layouts import Layout
-from autopart.records.peak_bytes import at_peak
+from autopart.records.peak_bytes import bytes_at_places
 from autopart.records.prediction import LASTING, Prediction, StagePrediction
 from autopart.records.problem import Problem
 from autopart.schedules.in_flight import InFlight
@@ -121,8 +121,8 @@ def most_missing(
         on = [s for s, ranks in enumerate(layout.stage_ranks) if ranks[0] == rank]
         lasting = sum(getattr(uses[s], kind) for s in on for kind in LASTING)
         # Step 2: the most that the order keeps for all stages together, and one reserve.
-        moving = sum(at_peak(in_flight, [microbatch_bytes(all_totals[s]) for s in on]))
-        peak: Array = np.asarray(lasting + moving + problem.cluster.reserve_bytes)
+        moving = bytes_at_places(in_flight, [microbatch_bytes(all_totals[s]) for s in on])
+        peak: Array = lasting + moving.max(axis=0) + problem.cluster.reserve_bytes
         missing.append(peak - smallest_memory(problem.cluster, layout.stage_ranks[on[0]]))
     return np.maximum.reduce(missing)
 

@@ -10,11 +10,17 @@ from typing import Any, Generic, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from autopart.records.prediction import MemoryUse, MovingBytes
-from autopart.schedules.encoding import I, W
+from autopart.schedules.encoding import OPS, I, W
 from autopart.schedules.in_flight import ACTIVATIONS, GRADIENTS, SENT, STASH, WAITING, InFlight
 from autopart.units import Q
+
+Array = npt.NDArray[Any]
+
+EXACT = 2**53
+"""Whole numbers below this are exact as floats."""
 
 
 class MicrobatchBytes(NamedTuple, Generic[Q]):
@@ -70,6 +76,34 @@ def at_peak(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[Q]]) -> Peak[Q]
     )
     peaks = [_bytes_at(counts, sizes, column, op) for column, op, counts in rows]
     return functools.reduce(_larger, peaks)
+
+
+def place_of_peak(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[int]]) -> int:
+    """The first place of `at_peak`, for sizes that are numbers."""
+    return int(np.argmax(bytes_at_places(in_flight, sizes)[:, 0]))
+
+
+def bytes_at_places(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[Any]]) -> Array:
+    """The bytes at all places, shape (places, partitions); sizes are numbers, or arrays with one dimension."""
+    kinds = [(own.stash, own.waiting, own.activations, own.gradients, own.sent) for own in sizes]
+    moving = np.array([[np.atleast_1d(each) for each in own] for own in kinds]).swapaxes(0, 1)
+    counts = in_flight.counts.reshape(len(in_flight.op), -1)
+    work = np.array(
+        [[np.atleast_1d(workspace_of(own, op)) for op in range(len(OPS))] for own in sizes]
+    )
+    return (
+        summed_bytes(counts, moving.reshape(counts.shape[1], -1))
+        + (work[in_flight.column, in_flight.op])
+    )
+
+
+def summed_bytes(counts: Array, sizes: Array) -> Array:
+    """The product of two matrices of whole numbers, counts and bytes."""
+    most = int(counts.sum(axis=1).max(initial=0)) * int(sizes.max(initial=0))
+    if most < EXACT:
+        # Floats hold such sums exactly, and their products are ten times as fast.
+        return (counts.astype(np.float64) @ sizes.astype(np.float64)).astype(np.int64)
+    return counts @ sizes
 
 
 def _bytes_at(

@@ -30,6 +30,11 @@ Offloading = Literal["never", "auto", "always"]
 OFFLOADING: tuple[Offloading, ...] = ("never", "auto", "always")
 
 
+def splits_backward(schedule: str) -> bool:
+    """Whether a schedule's orders may split backwards into I and W."""
+    return schedule == CUSTOM or KINDS[schedule].splits_backward
+
+
 class Pin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A layer that must be on one stage."""
 

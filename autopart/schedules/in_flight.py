@@ -63,11 +63,12 @@ def backward_row(microbatches: int) -> InFlight:
 
 
 def of_one_stage(in_flight: InFlight, stage: int) -> InFlight:
-    """The places where one stage runs, with the counts for that stage."""
+    """The places where one stage runs, with the counts for that stage: those that no other exceeds."""
     column = in_flight.stages.index(stage)
     at = in_flight.column == column
-    own = in_flight.counts[at][:, :, [column]]
-    return InFlight((stage,), np.zeros(len(own), dtype=np.int64), in_flight.op[at], own)
+    own = in_flight.counts[at][:, :, column]
+    rows = np.column_stack([np.zeros(len(own), dtype=np.int64), in_flight.op[at], own])
+    return _of_rows((stage,), _without_smaller(np.unique(rows, axis=0)))
 
 
 def joined(parts: Sequence[InFlight]) -> InFlight:
@@ -198,10 +199,19 @@ def _largest(stages: tuple[int, ...], actions: Actions, rank: int, counts: IntAr
     stage, op = np.divmod(kind, 4)
     width = len(KINDS) * len(stages)
     flat = np.column_stack([np.searchsorted(stages, stage), op, counts.reshape(len(kind), width)])
-    rows = np.unique(flat, axis=0)
-    if len(rows) <= MOST_ROWS:
-        below = (rows[:, None, 2:] <= rows[None, :, 2:]).all(axis=-1)
-        below &= (rows[:, None, :2] == rows[None, :, :2]).all(axis=-1)
-        rows = rows[below.sum(axis=1) == 1]
+    return _of_rows(stages, _without_smaller(np.unique(flat, axis=0)))
+
+
+def _without_smaller(rows: IntArray) -> IntArray:
+    """The rows with no larger row of the same stage and op; all of them where they are too many."""
+    if len(rows) > MOST_ROWS:
+        return rows
+    below = (rows[:, None, 2:] <= rows[None, :, 2:]).all(axis=-1)
+    below &= (rows[:, None, :2] == rows[None, :, :2]).all(axis=-1)
+    return rows[below.sum(axis=1) == 1]
+
+
+def _of_rows(stages: tuple[int, ...], rows: IntArray) -> InFlight:
+    """The counts in rows of column, op, and the counts themselves."""
     shape = (len(rows), len(KINDS), len(stages))
     return InFlight(stages, rows[:, 0], rows[:, 1], rows[:, 2:].reshape(shape))

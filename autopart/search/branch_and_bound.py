@@ -31,9 +31,10 @@ from autopart.records.layouts import layouts, shapes
 from autopart.records.plan import SolverName
 from autopart.records.problem import CUSTOM, Problem
 from autopart.search import every_assignment
+from autopart.search.closing import Raised
 from autopart.search.first_orders import propose_first_orders
 from autopart.search.incumbent import Incumbent, Outcome
-from autopart.search.layout_search import ACTIONS, LayoutSearch, OpenLayout, Raised
+from autopart.search.layout_search import ACTIONS, LayoutSearch, OpenLayout
 from autopart.search.own_orders import propose_own_orders
 from autopart.search.phases import SHARE_OF_START, Phase, run_phases, with_fewer_choices
 from autopart.search.raised_bounds import raised_together
@@ -94,6 +95,7 @@ class BranchAndBound:
             return
         if start is None:
             return
+        start.found.looks_for_leanest = False
         run_phases(start, until)
         if start.best.decision is not None:
             self.start_from(start.best.decision, start.best.by)

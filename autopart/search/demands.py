@@ -6,7 +6,7 @@ from typing import TypeVar
 import msgspec
 
 from autopart.activations.demands import checked_policies
-from autopart.activations.policies import can_have_policies
+from autopart.activations.policies import can_recompute
 from autopart.errors import AutopartError
 from autopart.records.cluster import SENDS, Cluster, check_cluster, num_gpus
 from autopart.records.demands import able_schedules, check_demands
@@ -148,8 +148,7 @@ def _with_own_checkpoints(demands: Demands, profile: Profile, options: SolveOpti
 
     Another word on recompute or on a layer wins, and so does a schedule without recomputation.
     """
-    can_be = all(map(can_have_policies, demands.schedules)) and options.stages_per_rank in (None, 1)
-    if options.recompute is not None or not can_be:
+    if options.recompute is not None or not all(map(can_recompute, demands.schedules)):
         return demands
     named = {
         name for policy in ("keep", *POLICY_LISTS) for name in getattr(demands, f"{policy}_layers")

@@ -25,7 +25,9 @@ from autopart.certificate.apart import may_be_faster_apart
 from autopart.cost.cuts import list_all
 from autopart.records.layouts import Layout
 from autopart.records.problem import CLASSIC, CUSTOM
-from autopart.search.layout_search import BASELINES, Closed, LayoutSearch, OpenLayout, Raised
+from autopart.search import closing
+from autopart.search.closing import Closed, Raised
+from autopart.search.layout_search import BASELINES, LayoutSearch, OpenLayout
 from autopart.search.likely_assignments import likely_layouts
 from autopart.search.nearby_cuts import improve_nearby
 from autopart.solvers import cuts_dp
@@ -198,8 +200,8 @@ def _raise_assigned(found: LayoutSearch, layout: Layout, bound: float, actions: 
     """`raise_bound` for a layout's own ranks."""
     if not actions:
         return Raised(bound, 0, 0)
-    return found.raise_bound(
-        bound, STEPS_TO_BEST, lambda aim, left: found.close(layout, aim, left), actions
+    return closing.raise_bound(
+        found.best, bound, STEPS_TO_BEST, lambda aim, left: found.close(layout, aim, left), actions
     )
 
 

@@ -15,13 +15,16 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from autopart.activations.policies import StagePolicies, chooses_by_rank
 from autopart.bounds.of_layout import LayoutBounds
 from autopart.bounds.rank_groups import Inside
+from autopart.certificate.fastest_choices import fastest_choices
 from autopart.cost.cuts import Cuts, all_cuts, partition_keeps_pins, partition_of
 from autopart.pricing import Decision, compile_layout, fits, may_beat, price, price_paths
 from autopart.records.layouts import Layout, Partition, has_virtual_stages
 from autopart.records.plan import SolverName
 from autopart.records.problem import CLASSIC, CUSTOM, Problem
+from autopart.search.closing import Closed
 from autopart.search.incumbent import ROUNDING, Incumbent
 from autopart.search.objectives import Path, searched_objective
 from autopart.simulator.compiled import Program
@@ -36,6 +39,9 @@ BASELINES: tuple[SolverName, ...] = ("uniform", "parameters")
 ACTIONS = 20_000_000
 """Actions simulated, over all partitions, to close open layouts: a few seconds."""
 
+AT_ONCE = 1024
+"""Partitions whose policies are looked at before the time limit is read again."""
+
 AT_HAND = 4
 """Layouts whose bounds and compiled schedules are kept for the next question."""
 
@@ -47,25 +53,6 @@ class OpenLayout(NamedTuple):
 
     bound: float
     layout: Layout
-
-
-class Raised(NamedTuple):
-    """A lower bound that was raised, and the effort."""
-
-    proven: float
-    """Seconds up to which nothing is better."""
-    actions: int
-    """Actions simulated."""
-    simulated: int | None
-    """Partitions that were simulated below `proven`; None where they were not counted."""
-
-
-class Closed(NamedTuple):
-    """The effort that closed a layout, or several, at a value."""
-
-    simulated: int
-    """Partitions."""
-    actions: int
 
 
 class LayoutSearch:
@@ -81,6 +68,8 @@ class LayoutSearch:
         self.best = Incumbent(self.objective, solver, beat)
         self.cuts: Cuts = all_cuts(problem.graph)
         self.custom = CUSTOM in problem.demands.schedules
+        self.looks_for_leanest = True
+        """Whether a layout without a known plan gets its leanest partition; a start needs no plan."""
         self.best_of_layout: dict[Layout, Decision] = {}
         """The best decision on each layout with a named schedule, where own orders may follow."""
         self._bounds: dict[Layout, LayoutBounds] = {}
@@ -145,46 +134,46 @@ class LayoutSearch:
         if len(paths) > most:
             return None
         fresh = [path for path in paths if path not in known]
-        if fresh:
+        if fresh and chooses_by_rank(self.problem, layout):
+            if not self._close_choices(layout, fresh, value):
+                return None
+        elif fresh:
             path, step = self._fastest(layout, fresh)
             if step < self.best.value:
                 self.take_path(layout, path)
             known.update(fresh)
         return Closed(len(paths), len(fresh) * program.num_actions)
 
-    def raise_bound(
-        self,
-        bound: float,
-        shares: Sequence[float],
-        close: Callable[[float, int], Closed | None],
-        actions: int,
-    ) -> Raised:
-        """Raise a lower bound towards the best value, by closing values between them.
-
-        `shares` say where these values lie. `close` simulates the partitions below a value with at
-        most so many actions.
-        """
-        proven, spent, simulated = bound, 0, 0
-        for share in shares if bound < self.best.value < float("inf") else ():
-            # Step 1: aim between the bound and the best value so far.
-            aim = bound + share * (self.best.value - bound)
-            # Step 2: simulate everything that may lie below the aim.
-            closed = close(aim, actions - spent)
-            if closed is None:
-                break
-            # Step 3: nothing else lies below it.
-            spent += closed.actions
-            proven = min(aim, self.best.value)
-            simulated = closed.simulated if proven == aim else None
-        return Raised(proven, spent, simulated)
+    def _close_choices(self, layout: Layout, paths: Sequence[Path], value: float) -> bool:
+        """Simulate policies of partitions. Returns whether nothing takes less than the best value or `value`."""
+        program, least = self._program_of(layout), value
+        for start in range(0, len(paths), AT_ONCE):
+            if passed(self.deadline):
+                return False
+            some = paths[start : start + AT_ONCE]
+            found = fastest_choices(self.problem, layout, program, self.cuts, some, value)
+            for path, one in zip(some, found, strict=True):
+                if one.policies is not None and one.step < self.best.value:
+                    self.take(layout, partition_of(self.cuts, path), "dp", one.policies)
+                least = min(least, one.least)
+        return least >= min(value, self.best.value * (1 - ROUNDING))
 
     def take_path(self, layout: Layout, path: Path) -> float:
         """`take` for the partition along a path."""
         return self.take(layout, partition_of(self.cuts, path), "dp")
 
-    def take(self, layout: Layout, partition: Partition, by: SolverName) -> float:
-        """Price a partition and offer it. Returns its value, infinite where it does not fit."""
-        decision = price(self.problem, layout, partition)
+    def take(
+        self,
+        layout: Layout,
+        partition: Partition,
+        by: SolverName,
+        policies: tuple[StagePolicies, ...] | None = None,
+    ) -> float:
+        """Price a partition and offer it. Returns its value, infinite where it does not fit.
+
+        `policies` replace the best ones by the rule.
+        """
+        decision = price(self.problem, layout, partition, given=policies)
         if not fits(self.problem, decision):
             return float("inf")
         self.best.offer(decision, by)
@@ -231,7 +220,8 @@ class LayoutSearch:
     ) -> None:
         """Take the path whose largest bound is smallest, or a better one where it misses that."""
         value = self.take_path(layout, by_bounds)
-        if value == self.best.value == float("inf") and has_virtual_stages(layout):
+        together = has_virtual_stages(layout) or chooses_by_rank(self.problem, layout)
+        if value == self.best.value == float("inf") and together and self.looks_for_leanest:
             # Each stage fits alone, but not all on a rank together. This path fits if any does.
             lean = leanest_path(self.problem, layout, self.cuts)
             by_bounds = by_bounds if lean is None else lean
@@ -262,6 +252,16 @@ class LayoutSearch:
                 break
             here, step = best, faster
         self.take_path(layout, here)
+        self._take_fastest_choice(layout, here, step)
+
+    def _take_fastest_choice(self, layout: Layout, path: Path, step: float) -> None:
+        """Take other policies than the rule's for a path, where they are faster."""
+        if not chooses_by_rank(self.problem, layout) or passed(self.deadline):
+            return
+        program = self._program_of(layout)
+        (one,) = fastest_choices(self.problem, layout, program, self.cuts, [path], step)
+        if one.policies is not None and one.step < step * (1 - ROUNDING):
+            self.take(layout, partition_of(self.cuts, path), "dp", one.policies)
 
     def _neighbours(self, path: Path) -> Iterator[Path]:
         """Paths in which one cut has moved by one layer."""

@@ -7,7 +7,8 @@ from autopart.bounds.open_replicas import Counts, open_counts
 from autopart.bounds.uneven_replicas import ReplicaBounds
 from autopart.records.layouts import layouts_of
 from autopart.search import every_assignment
-from autopart.search.layout_search import Closed, LayoutSearch
+from autopart.search.closing import Closed
+from autopart.search.layout_search import LayoutSearch
 
 
 class OpenLists:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from autopart.activations.best_totals import with_best_policies
+from autopart.activations.shared_totals import likely_totals
 from autopart.bounds.microbatch_path import Mask
 from autopart.bounds.of_shape import quick_bounds
 from autopart.bounds.open_replicas import all_open_counts
@@ -132,7 +132,7 @@ def _some_path_fits(problem: Problem, layout: Layout, cuts: Cuts) -> bool:
     reached[0] = True
     for stage in range(len(layout.stage_ranks)):
         check_time()
-        totals = with_best_policies(problem, layout, cuts, stage)
+        totals = likely_totals(problem, layout, cuts, stage)
         may = allowed(cuts, problem.graph, problem.demands, stage)
         fit = may & fits_on_ranks(totals, problem, layout, stage)
         reached = np.logical_or.reduce(fit[reached], axis=0)

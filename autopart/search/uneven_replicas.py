@@ -39,8 +39,9 @@ from autopart.records.plan import SolverName
 from autopart.records.problem import Problem
 from autopart.search import every_assignment
 from autopart.search.branch_and_bound import BranchAndBound
+from autopart.search.closing import Closed, raise_bound
 from autopart.search.incumbent import ROUNDING, Incumbent, Outcome
-from autopart.search.layout_search import ACTIONS, Closed, LayoutSearch
+from autopart.search.layout_search import ACTIONS, LayoutSearch
 from autopart.search.likely_assignments import likely_layouts
 from autopart.search.open_lists import OpenLists
 from autopart.search.phases import SHARE_OF_START, Phase, run_phase, run_phases, with_fewer_choices
@@ -274,7 +275,8 @@ class UnevenSearch:
         if self.best.decision is None or not self.cuts.complete:
             return
         self._raise_to_bounds(until)
-        raised = self.found.raise_bound(
+        raised = raise_bound(
+            self.found.best,
             self.proven,
             STEPS_TO_BEST,
             self._close_below,

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.activations.best_totals import least_totals, with_best_policies
+from autopart.activations.shared_totals import leanest_totals, likely_totals
 from autopart.cost.cuts import Cuts, allowed
 from autopart.cost.in_flight import stage_in_flight
 from autopart.cost.memory import memory, total
@@ -57,7 +57,7 @@ def solve(problem: Problem, layout: Layout, cuts: Cuts) -> list[tuple[int, ...]]
     fits."""
     totals = cuts.totals
     fits = [
-        fits_on_ranks(with_best_policies(problem, layout, cuts, stage), problem, layout, stage)
+        fits_on_ranks(likely_totals(problem, layout, cuts, stage), problem, layout, stage)
         & allowed(cuts, problem.graph, problem.demands, stage)
         for stage in range(len(layout.stage_ranks))
     ]
@@ -84,7 +84,7 @@ def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> Path | None:
     for stage in range(len(layout.stage_ranks)):
         check_time()
         totals, in_flight = (
-            least_totals(problem, layout, cuts, stage),
+            leanest_totals(problem, layout, cuts, stage),
             stage_in_flight(layout, stage),
         )
         use = memory(totals, problem, len(layout.stage_ranks[stage]), in_flight)
@@ -127,7 +127,7 @@ def _periods(problem: Problem, layout: Layout, cuts: Cuts, share: float) -> list
     for stage in range(len(layout.stage_ranks)):
         check_time()
         before, after = links_around(links, stage)
-        totals = on_ranks(with_best_policies(problem, layout, cuts, stage), problem, layout, stage)
+        totals = on_ranks(likely_totals(problem, layout, cuts, stage), problem, layout, stage)
         period = busy_time(totals, problem.cluster, before, after)
         if problem.cluster.sends_overlap:
             sends = sum(traffic_times(totals.sent, after)) + sum(

@@ -1,4 +1,4 @@
-"""The leanest partition where ranks have several stages: the fewest bytes on the fullest rank.
+"""The leanest partition where the stages of a rank peak together: the fewest bytes on the fullest rank.
 
 Symbols   i_0 < i_1 < ..   the cuts along a path; stage s is [i_s, i_(s+1)]
           peak_r           bytes on rank r over all its stages together (autopart/cost/memory_limits.py)
@@ -8,6 +8,10 @@ The stages of one rank peak together, so no stage has a number of bytes of its o
 Each further stage only adds bytes, so this is a lower bound. Beginnings that need as much as a known
 path are dropped. Past `MOST_BEGINNINGS` only the leanest are followed, and the answer may not be the
 best. Small graphs stay below that.
+
+Where policies free stash, peak_r counts the least stash that they leave, and the workspace without them
+(`freest_totals`). So it is a lower bound again. Whole paths are then looked at in the order of these bounds, each with
+the policies that leave its ranks the fewest bytes, until no bound is below the best one.
 """
 
 from typing import Any
@@ -15,6 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autopart.activations.policies import chooses_by_rank
+from autopart.activations.shared_ranks import SharedRanks
+from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.microbatch_path import Mask
 from autopart.cost.cuts import Cuts, allowed, totals_at
 from autopart.cost.memory_limits import most_missing
@@ -25,6 +32,8 @@ from autopart.solvers import cuts_dp
 from autopart.stopping.time_limit import check_time
 
 MOST_BEGINNINGS = 4096
+AT_ONCE = 64
+"""Whole paths whose policies are chosen before their bounds are compared again."""
 
 Paths = npt.NDArray[np.int64]
 """Beginnings of paths over the cuts, shape (beginnings, cuts so far)."""
@@ -35,7 +44,7 @@ def leanest_path(problem: Problem, layout: Layout, cuts: Cuts) -> tuple[int, ...
     known = cuts_dp.least_memory(problem, layout, cuts)
     if known is None:
         return None
-    best, least = known.path, int(_missing(problem, layout, cuts, np.array([known.path]))[0])
+    best, least = known.path, int(_exact_missing(problem, layout, cuts, np.array([known.path]))[0])
     stages = len(layout.stage_ranks)
     may = [allowed(cuts, problem.graph, problem.demands, stage) for stage in range(stages)]
     # Step 1: from the last cut on, the cuts from which later stages can go to the end.
@@ -56,14 +65,35 @@ def leanest_path(problem: Problem, layout: Layout, cuts: Cuts) -> tuple[int, ...
         paths = paths[order]
         if not len(paths):
             return best
-    return tuple(int(cut) for cut in paths[0])
+    # Step 4: whole paths with the policies that need the fewest bytes.
+    bounds = _missing(problem, layout, cuts, paths)
+    for start in range(0, len(paths), AT_ONCE):
+        check_time()
+        if bounds[start] >= least:
+            break
+        some = paths[start : start + AT_ONCE]
+        missing = _exact_missing(problem, layout, cuts, some)
+        at = int(np.argmin(missing))
+        if missing[at] < least:
+            best, least = tuple(int(cut) for cut in some[at]), int(missing[at])
+    return best
+
+
+def _exact_missing(
+    problem: Problem, layout: Layout, cuts: Cuts, paths: Paths
+) -> npt.NDArray[np.int64]:
+    """Bytes that the fullest rank lacks with the policies that need the fewest."""
+    if not chooses_by_rank(problem, layout):
+        return _missing(problem, layout, cuts, paths)
+    roomless = SharedRanks(problem, layout, cuts, fewest_bytes=True)
+    return most_missing(problem, layout, roomless.totals(paths))
 
 
 def _missing(problem: Problem, layout: Layout, cuts: Cuts, paths: Paths) -> npt.NDArray[np.int64]:
     """Bytes that the fullest rank lacks with the stages along each beginning."""
-    known = paths.shape[1] - 1
+    known, freest = paths.shape[1] - 1, freest_totals(problem, layout, cuts)
     totals = [
-        totals_at(cuts.totals, paths[:, stage], paths[:, stage + 1])
+        totals_at(freest, paths[:, stage], paths[:, stage + 1])
         if stage < known
         else _no_layers(len(paths))
         for stage in range(len(layout.stage_ranks))

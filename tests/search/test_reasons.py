@@ -8,7 +8,7 @@ import pytest
 
 from autopart.cost.cuts import all_cuts
 from autopart.errors import AutopartError, InfeasibleError
-from autopart.records.cluster import GpuGroup, load_cluster
+from autopart.records.cluster import GpuGroup, HostLink, load_cluster
 from autopart.records.problem import CLASSIC, Demands, Pin, Problem
 from autopart.records.profile import load_profile
 from autopart.records.training import Training
@@ -228,17 +228,19 @@ def test_stages_per_rank_that_no_schedule_has_are_the_reason() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["auto", "gpipe,1f1b"])
-def test_demanded_policies_and_several_stages_per_rank_contradict_each_other(schedule: str) -> None:
+def test_demanded_offload_and_several_stages_per_rank_contradict_each_other(schedule: str) -> None:
     asked = random_asked(1)
-    given, machine = profile(asked.graph), on(asked, gpus=(), memory_bytes=UNLIMITED).cluster
-    with pytest.raises(AutopartError, match="recomputed or offloaded with 2 stages per rank"):
+    machine = on(asked, gpus=(), memory_bytes=UNLIMITED, host_link=HostLink(bandwidth=1e9)).cluster
+    with pytest.raises(
+        AutopartError, match=r"nothing is offloaded under .* with 2 stages per rank"
+    ):
         solve(
-            given,
+            profile(asked.graph),
             machine,
             num_microbatches=8,
             schedule=schedule,
             stages_per_rank=2,
-            recompute="always",
+            offload="always",
         )
 
 

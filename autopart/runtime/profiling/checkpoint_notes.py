@@ -17,8 +17,8 @@ def notes_on_checkpoints(found: CheckpointedLayers, graph: LayerGraph) -> tuple[
     notes: list[str] = []
     if kept:
         notes.append(
-            f"the model checkpoints {_named(kept)}: solve recomputes them under gpipe and 1f1b, "
-            "unless --recompute, --keep-layer or another schedule says otherwise"
+            f"the model checkpoints {_named(kept)}: solve recomputes them under every named schedule, "
+            "unless --recompute, --keep-layer or --schedule auto says otherwise"
         )
     if found.partly:
         notes.append(

@@ -78,6 +78,7 @@ class PolicyConstraints:
             forward_wait=forward,
             freed_bytes=freed - sum_of(size for own in self.newly_kept for size in own),
             workspace_bytes=self._workspace(),
+            input_grad_workspace_bytes=0,
             host_bytes=sum_of(policy.moved_bytes * y for policy, y in chosen if policy.moved_bytes),
         )
 

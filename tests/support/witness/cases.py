@@ -30,6 +30,18 @@ KINDS: dict[str, Style] = {
     "policies": Style(policies=True, shapes=(*ONE_NODE, *NODES[:3])),
     "replicas per stage": Style(uneven=True, shapes=FEW_GPUS),
     "different GPUs": Style(mixed_gpus=True, shapes=FEW_GPUS),
+    "policies, any schedule": Style(
+        policies=True, other_schedules=True, shapes=(*ONE_NODE, *NODES[:2])
+    ),
+    "policies, interleaved": Style(
+        policies=True,
+        schedules=("interleaved-1f1b",),
+        most_layers=5,
+        shapes=(*ONE_NODE[1:3], (2, 1)),
+    ),
+    "policies, V": Style(
+        policies=True, schedules=("zbv",), most_layers=5, shapes=(*ONE_NODE[1:3], (2, 1))
+    ),
     "other schedules": Style(other_schedules=True, shapes=(*ONE_NODE, *NODES[:4])),
     "pins": Style(pins=True, branching=True, shapes=FEW_GPUS),
     "bottleneck": Style(bottleneck=True, shapes=(*ONE_NODE, *NODES)),
@@ -119,7 +131,19 @@ def _drawn(rng: random.Random, kind: str, style: Style) -> tuple[Problem, int | 
     problem = draw_problem(rng, style)
     if kind == "every order":
         problem = _with_every_order(rng, problem)
+    if style.policies and (style.other_schedules or style.schedules):
+        problem = _without_demanded_offload(problem)
     return problem, low_memory(problem)
+
+
+def _without_demanded_offload(problem: Problem) -> Problem:
+    """The problem where nothing must be offloaded, as most schedules ask."""
+    fields: dict[str, Any] = {"offload_layers": ()}
+    for name in ("offload", "offload_optimizer"):
+        if getattr(problem.demands, name) == "always":
+            fields[name] = "auto"
+    demands = msgspec.structs.replace(problem.demands, **fields)
+    return msgspec.structs.replace(problem, demands=demands)
 
 
 def _with_every_order(rng: random.Random, problem: Problem) -> Problem:

@@ -8,8 +8,8 @@ import msgspec
 from autopart.certificate.verify import verify
 from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
 from autopart.records.layer_graph import positions
-from autopart.records.plan import Plan, stage_ranks
-from autopart.records.problem import CUSTOM, SCHEDULES, Problem
+from autopart.records.plan import Plan, policy_of_layers, stage_ranks
+from autopart.records.problem import CLASSIC, CUSTOM, SCHEDULES, Problem
 from autopart.search.planner import solve
 from tests.support.witness.cases import Case, keywords
 from tests.support.witness.every_order import are_all_tried, optimum_of_orders
@@ -141,7 +141,7 @@ def _broken_any_order(case: Case, plan: Plan) -> Iterator[str]:
 
 
 def price_of_plan(problem: Problem, plan: Plan) -> Price:
-    """The witness's price for a plan; policies follow the rule."""
+    """The witness's price for a plan. Policies follow the rule, or are the plan's where a rank's stages choose together."""
     place = positions(problem.graph)
     cuts = [0]
     for stage in plan.stages:
@@ -152,7 +152,14 @@ def price_of_plan(problem: Problem, plan: Plan) -> Price:
         used = sorted({rank for stage in ranks for rank in stage})
         own = tuple(tuple(map(_action, plan.orders[rank].split())) for rank in used)
     setting = Setting(plan.schedule, slots, plan.num_microbatches, own)
-    price = Pricer(problem).price(setting, place_on(gpus_of(problem.cluster), ranks), cuts)
+    pricer, spot = Pricer(problem), place_on(gpus_of(problem.cluster), ranks)
+    if plan.schedule not in CLASSIC and pricer.opens_policies(setting):
+        chosen = [
+            [policy_of_layers(stage)[name] for name in sorted(stage.layers, key=place.__getitem__)]
+            for stage in plan.stages
+        ]
+        return pricer.price_of(setting, spot, cuts, chosen)
+    price = pricer.price(setting, spot, cuts)
     assert price is not None
     return price
 

@@ -48,6 +48,8 @@ class Style(NamedTuple):
     """Whether stages may have replicas of their own."""
     mixed_gpus: bool = False
     other_schedules: bool = False
+    schedules: tuple[str, ...] = ()
+    """The schedules where these are given: at least four layers then, and any number of stages."""
     pins: bool = False
     bottleneck: bool = False
     network: bool = False
@@ -59,7 +61,12 @@ class Style(NamedTuple):
 def draw_problem(rng: random.Random, style: Style) -> Problem:
     """A problem of one kind. Memory is ample; `tightened` lowers it."""
     most = min(style.most_layers, 4 if style.policies else 5 if style.branching else 6)
-    graph = draw_graph(rng, rng.randint(1 if rng.random() < 0.1 else 2, most), style)
+    count = (
+        rng.randint(4, style.most_layers)
+        if style.schedules
+        else rng.randint(1 if rng.random() < 0.1 else 2, most)
+    )
+    graph = draw_graph(rng, count, style)
     cluster = draw_cluster(rng, style)
     demands = draw_demands(rng, style, graph, cluster)
     drawn = (rng.randint(1, style.most_microbatches), rng.choice(TRAININGS))
@@ -304,6 +311,8 @@ def draw_demands(rng: random.Random, style: Style, graph: LayerGraph, cluster: C
         )
         if rng.random() < 0.2:
             fields["stages_per_rank"] = rng.randint(1, 3)
+    if style.schedules:
+        fields |= {"schedules": style.schedules, "num_stages": None}
     if style.pins and len(names) > 1:
         fields |= _pins(rng, names, min(2, stages or 2))
     if style.policies:

@@ -11,6 +11,7 @@ from tests.support.witness.graphs import Facts
 from tests.support.witness.stages import (
     StageFigures,
     gradients_beside,
+    input_grad_transient,
     layer_workspace,
     tied_gradients_beside,
     tied_sum,
@@ -27,6 +28,8 @@ class PolicyFigures(NamedTuple):
     backward: float
     stash: int
     workspace: int
+    input_grad_workspace: int
+    """Transient bytes in I."""
     host: int
     """Stash in host memory for one microbatch."""
 
@@ -103,6 +106,7 @@ def with_policies(
         backward=backward,
         stash=figures.stash - freed,
         workspace=_workspace(facts, members, policies, stays),
+        input_grad_workspace=_input_grad_workspace(facts, members, policies, stays),
         host=sum(
             facts.layers[at].stash_bytes
             for at, own in zip(members, policies, strict=True)
@@ -151,6 +155,32 @@ def _workspace(
         if policy == "offload":
             transit = layer.stash_bytes
     return max(peaks)
+
+
+def _input_grad_workspace(
+    facts: Facts, members: Sequence[int], policies: Sequence[str], stays: Sequence[int]
+) -> int:
+    """The largest transient in I. A layer that ran it has left its bytes for W, whatever its policy is."""
+    left: list[int] = []
+    needs: list[int] = []
+    transit = 0
+    for at, policy in zip(members, policies, strict=True):
+        layer = facts.layers[at]
+        split = layer.split_backward
+        left.append(split.waiting_bytes if split else layer.stash_bytes)
+        own = input_grad_transient(facts, members, at)
+        if policy in ("recompute", "selective"):
+            # The forward runs again within I. Where gradients are counted apart, they lie beside it.
+            alone = split.input_grad_workspace_bytes if split else layer.workspace_bytes
+            if split is None and layer.backward_workspace_bytes is not None:
+                alone = max(alone, layer.backward_workspace_bytes)
+            own = max(alone, layer.workspace_bytes)
+            if layer.backward_workspace_bytes is not None:
+                own += gradients_beside(facts, members, at) + _sent_results(facts, members, at)
+        needs.append(own + layer.stash_bytes - _again(layer, policy)[1] + transit)
+        transit = layer.stash_bytes if policy == "offload" else transit
+    grown = [own - less for own, less in zip(left, stays, strict=True)]
+    return max(sum(grown), *(need + sum(grown[p + 1 :]) for p, need in enumerate(needs)))
 
 
 def _sent_results(facts: Facts, members: Sequence[int], at: int) -> int:

@@ -1,13 +1,15 @@
 """The price of one plan: seconds per step, bottleneck, and bytes on each rank."""
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autopart.records.cluster import Cluster, HostLink, Link
-from autopart.records.problem import CLASSIC, Problem
+from autopart.records.problem import CLASSIC, CUSTOM, Demands, Problem
 from tests.support.witness.bytes_on_rank import (
     Moment,
+    Moving,
     classic_peak,
     lasting,
     moments_on_ranks,
@@ -68,6 +70,8 @@ class OnRanks(NamedTuple):
     host: int
     policies: tuple[str, ...]
     hosted: bool
+    moved: Moving
+    """Bytes that move within a step."""
 
 
 class Price(NamedTuple):
@@ -115,6 +119,7 @@ class Pricer:
         self._figures: dict[tuple[int, int], StageFigures] = {}
         self._policies: dict[tuple[int, int, float], list[PolicyFigures]] = {}
         self._stages: dict[tuple[object, ...], OnRanks] = {}
+        self._choices: dict[tuple[object, ...], list[OnRanks]] = {}
 
     def figures(self, before: int, after: int) -> StageFigures:
         """The stage between two cuts on the profile's device."""
@@ -126,9 +131,77 @@ class Pricer:
     def price(
         self, setting: Setting, place: Place, cuts: Sequence[int], beat: float = float("inf")
     ) -> Price | None:
-        """The price of a partition; None where the step's work alone shows that it cannot beat a value."""
+        """The price of a partition; None where the step's work alone shows that it cannot beat a value.
+
+        Where only orders say what is in flight, every choice of policies is tried, and the fastest that fits counts.
+        """
         ready = compiled(setting)
-        stages = self._all_on_ranks(setting, ready, place, cuts)
+        if ready.in_flight or not self.opens_policies(setting):
+            stages = self._all_on_ranks(setting, ready, place, cuts)
+            return self._price(setting, place, cuts, stages, beat)
+        best: Price | None = None
+        for stages in itertools.product(*self.every_choice(setting, ready, place, cuts)):
+            price = self._price(setting, place, cuts, stages, beat)
+            if price is not None and (
+                best is None or (not price.fits, price.step) < (not best.fits, best.step)
+            ):
+                best, beat = price, min(beat, price.step) if price.fits else beat
+        return best
+
+    def price_of(
+        self, setting: Setting, place: Place, cuts: Sequence[int], policies: Sequence[Sequence[str]]
+    ) -> Price:
+        """The price under given policies, where only orders say what is in flight."""
+        every = self.every_choice(setting, compiled(setting), place, cuts, all_of_them=True)
+        stages = [
+            next(one for one in able if one.policies == tuple(own))
+            for able, own in zip(every, policies, strict=True)
+        ]
+        price = self._price(setting, place, cuts, stages, float("inf"))
+        assert price is not None
+        return price
+
+    def opens_policies(self, setting: Setting) -> bool:
+        """Whether layers may be recomputed under a schedule: not under orders of a plan's own."""
+        demands = self.problem.demands
+        named = demands.recompute_layers or demands.selective_layers
+        return setting.schedule != CUSTOM and (demands.recompute != "never" or bool(named))
+
+    def every_choice(
+        self,
+        setting: Setting,
+        ready: Compiled,
+        place: Place,
+        cuts: Sequence[int],
+        *,
+        all_of_them: bool = False,
+    ) -> list[list[OnRanks]]:
+        """For each stage every choice of policies; only those that demands leave, unless `all_of_them`."""
+        demands = self.problem.demands
+        if all_of_them:
+            demands = Demands(recompute="auto")
+        found: list[list[OnRanks]] = []
+        for stage, (before, after) in enumerate(itertools.pairwise(cuts)):
+            replicas, groups = len(setting.slots[stage]), place.groups[stage]
+            own = -(-setting.num_microbatches // replicas)
+            spot = Spot(self.problem, replicas, own, 0, groups)
+            key = before, after, replicas, own, groups, all_of_them
+            if key not in self._choices:
+                figures = self.figures(before, after)
+                every = all_policies(self.facts, figures, demands, None, spot.speed)
+                self._choices[key] = [spot.moved(figures, one) for one in every]
+            found.append(self._choices[key])
+        return found
+
+    def _price(
+        self,
+        setting: Setting,
+        place: Place,
+        cuts: Sequence[int],
+        stages: Sequence[OnRanks],
+        beat: float,
+    ) -> Price | None:
+        ready = compiled(setting)
         peaks = self._peaks(ready, stages)
         fits = self._fit(ready, place, stages, peaks)
         if beat < float("inf") and not fits:
@@ -148,7 +221,17 @@ class Pricer:
     def peaks(self, setting: Setting, place: Place, cuts: Sequence[int]) -> list[int]:
         """Peak bytes for each stage under GPipe and 1F1B, else for each simulated rank."""
         ready = compiled(setting)
-        return self._peaks(ready, self._all_on_ranks(setting, ready, place, cuts))
+        if ready.in_flight or not self.opens_policies(setting):
+            return self._peaks(ready, self._all_on_ranks(setting, ready, place, cuts))
+        # Each rank's own stages say its peak: the fewest bytes of each rank apart.
+        every = self.every_choice(setting, ready, place, cuts)
+        return [
+            min(
+                self._peak_of_rank(own, moments, dict(zip(own, stages, strict=True)))
+                for stages in itertools.product(*(every[s] for s in own))
+            )
+            for own, moments in ready.moments
+        ]
 
     def _all_on_ranks(
         self, setting: Setting, ready: Compiled, place: Place, cuts: Sequence[int]
@@ -200,13 +283,17 @@ class Pricer:
         """Peak bytes for each stage, or for each rank where ranks have orders of other kinds."""
         if ready.in_flight:
             return [stage.peak for stage in stages]
-        reserve = self.problem.cluster.reserve_bytes
         return [
-            moving_peak(moments, [moving(stages[s].figures) for s in own], own)
-            + sum(stages[s].peak - reserve for s in own)
-            + reserve
+            self._peak_of_rank(own, moments, dict(enumerate(stages)))
             for own, moments in ready.moments
         ]
+
+    def _peak_of_rank(
+        self, own: Sequence[int], moments: Sequence[Moment], stages: Mapping[int, OnRanks]
+    ) -> int:
+        reserve = self.problem.cluster.reserve_bytes
+        moving_bytes = moving_peak(moments, [stages[s].moved for s in own], own)
+        return moving_bytes + sum(stages[s].peak - reserve for s in own) + reserve
 
     def _fit(
         self, ready: Compiled, place: Place, stages: Sequence[OnRanks], peaks: Sequence[int]
@@ -329,6 +416,14 @@ class Spot(NamedTuple):
         once = own.forward, own.backward
         return self._placed(figures, once, device, host, own.policies, hosted=hosted)
 
+    def moved(self, figures: StageFigures, own: PolicyFigures) -> OnRanks:
+        """The stage under one combination of policies, without bytes that move."""
+        kept = moving(figures)
+        whole = dict.fromkeys("FB", own.workspace) | {"I": own.input_grad_workspace}
+        moved = kept._replace(stash=own.stash, transient={**kept.transient, **whole})
+        once = own.forward, own.backward
+        return self._placed(figures, once, 0, 0, own.policies, hosted=False)._replace(moved=moved)
+
     def _placed(
         self,
         figures: StageFigures,
@@ -358,6 +453,7 @@ class Spot(NamedTuple):
             host=host + (state if hosted else 0),
             policies=policies,
             hosted=hosted,
+            moved=moving(figures),
         )
 
     def fits(self, one: OnRanks) -> bool:

@@ -175,7 +175,7 @@ def _input_grad_workspace(facts: Facts, members: Sequence[int]) -> int:
     return _split_workspace(
         facts,
         members,
-        own=[_input_grad_transient(facts, members, at) for at in members],
+        own=[input_grad_transient(facts, members, at) for at in members],
         gone=[
             la.stash_bytes - la.split_backward.waiting_bytes if la.split_backward else 0
             for la in (facts.layers[at] for at in members)
@@ -183,7 +183,8 @@ def _input_grad_workspace(facts: Facts, members: Sequence[int]) -> int:
     )
 
 
-def _input_grad_transient(facts: Facts, members: Sequence[int], at: int) -> int:
+def input_grad_transient(facts: Facts, members: Sequence[int], at: int) -> int:
+    """A layer's transient bytes in I, with the gradients beside it."""
     layer = facts.layers[at]
     if layer.split_backward is None:
         return layer_workspace(facts, members, at)
