@@ -45,7 +45,7 @@ Left = tuple[npt.NDArray[np.int64], ...]
 Path = Sequence[int]
 
 
-class Fastest(NamedTuple):
+class FastestChoice(NamedTuple):
     """The fastest step of one partition."""
 
     least: float
@@ -82,7 +82,7 @@ def fastest_choices(
     cuts: Cuts,
     paths: Sequence[Path],
     value: float,
-) -> list[Fastest]:
+) -> list[FastestChoice]:
     """For each path over the cuts the policies whose step is below `value` seconds, as far as the trees find them."""
     routes = np.asarray(paths)
     copies = tied_copies(problem, cuts, routes)
@@ -91,15 +91,15 @@ def fastest_choices(
     least = price_totals(problem, layout, program, plain, copies)
     # Step 2: a tree for each path that may be faster.
     shared = shared_ranks_of(problem, layout, cuts)
-    found: list[Fastest] = []
+    found: list[FastestChoice] = []
     for path, bound, own in zip(paths, least.tolist(), copies, strict=True):
         check_time()
         if bound >= value:
-            found.append(Fastest(bound, np.inf, None))
+            found.append(FastestChoice(bound, np.inf, None))
             continue
         vectors = shared.vectors(path)
         if vectors is None:
-            found.append(Fastest(np.inf, np.inf, None))
+            found.append(FastestChoice(np.inf, np.inf, None))
             continue
         tree = _Tree(shared, program, path, vectors, own)
         found.append(tree.fastest(value))
@@ -123,7 +123,7 @@ class _Tree:
         self.best = float("inf")
         self.choice: list[int] | None = None
 
-    def fastest(self, value: float) -> Fastest:
+    def fastest(self, value: float) -> FastestChoice:
         """The fastest choice below `value` seconds."""
         actions = 2 * self.program.num_actions
         nodes, order = max(1, min(MOST_NODES, MOST_ACTIONS // actions)), itertools.count()
@@ -143,7 +143,7 @@ class _Tree:
             for node, bound in zip(children, self._bounds(children), strict=True):
                 heapq.heappush(heap, (bound, next(order), node))
         least = min(self.best, heap[0][0] if heap else np.inf)
-        return Fastest(least, self.best, self._policies())
+        return FastestChoice(least, self.best, self._policies())
 
     def _bounds(self, nodes: Sequence[Left]) -> list[float]:
         """The nodes' bounds. Each node's choice with the fewest seconds is tried, too."""
