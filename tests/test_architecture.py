@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "bounds", "pricing", "activations", "cost", "simulator", "records", "schedules",
     },
     "solvers": {
-        "bounds", "pricing", "activations", "cost", "simulator", "records", "schedules",
+        "stage_degrees", "bounds", "pricing", "activations", "cost", "simulator", "records", "schedules",
     },
     "certificate": {
         "stage_degrees", "bounds", "pricing", "activations", "cost", "simulator", "records", "schedules",

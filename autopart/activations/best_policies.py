@@ -16,6 +16,7 @@ from autopart.activations.chooser import (
 from autopart.activations.frontier import Points, frontier
 from autopart.activations.policies import (
     StagePolicies,
+    can_offload,
     can_recompute,
     chooses_by_rank,
     leaves_choice,
@@ -42,11 +43,20 @@ def best_policies(
         return (StagePolicies(),) * len(partition)
     if chooses_by_rank(problem, layout):
         return _best_of_ranks(problem, layout, partition)
-    all_totals = stage_totals(problem.graph, partition)
     return tuple(
-        _best_of_places(problem, layout, _PartitionStage(number, sorted(members)), totals)
-        for number, (members, totals) in enumerate(zip(partition, all_totals, strict=True))
+        best_policies_of_stage(problem, layout, partition, stage) for stage in range(len(partition))
     )
+
+
+def best_policies_of_stage(
+    problem: Problem, layout: Layout, partition: Partition, stage: int
+) -> StagePolicies:
+    """The best policies for the layers of one stage that chooses alone, in its place in the layout."""
+    if not leaves_choice(problem.demands) or not can_offload(layout.schedule):
+        return StagePolicies()
+    totals = stage_totals(problem.graph, partition)[stage]
+    own = _PartitionStage(stage, sorted(partition[stage]))
+    return _best_of_places(problem, layout, own, totals)
 
 
 def totals_with_policies(

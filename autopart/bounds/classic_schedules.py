@@ -83,7 +83,7 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Matrix]:
     def bound_of(stage: int) -> Matrix:
         def made() -> Matrix:
             ends = step_ends(end_of, stage)
-            longest = _longest_chain(
+            longest = longest_chain(
                 problem, layout, stage, *_path_around(problem, layout, paths, stage, common), ends
             )
             return np.where(common.fitting[stage], longest, np.inf)
@@ -126,7 +126,7 @@ def _with_policies(path: MicrobatchPath[Matrix], added: PolicySeconds) -> Microb
     )
 
 
-def _longest_chain(
+def longest_chain(
     problem: Problem,
     layout: Layout,
     stage: int,
@@ -134,7 +134,7 @@ def _longest_chain(
     compute: Matrix,
     ends: tuple[Matrix, Matrix],
 ) -> Matrix:
-    """The largest among (1)-(5).
+    """The largest among (1)-(5) in seconds for every [i, j].
 
     `compute` is T. `ends` are sync and update of the stage itself, and of stage 0.
     """

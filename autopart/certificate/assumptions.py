@@ -1,5 +1,6 @@
 """The assumptions behind a lower bound, in words: the choices that are open, and those made."""
 
+import itertools
 from collections.abc import Sequence
 
 from autopart.activations.frontier import most_points
@@ -14,7 +15,7 @@ from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
 from autopart.records.problem import CUSTOM, Demands, Problem
-from autopart.records.tensor_degree import Tensor, TensorDemand, degree_of
+from autopart.records.tensor_degree import StageDegrees, Tensor, TensorDemand, degree_of
 from autopart.text import counted, in_words
 
 
@@ -43,15 +44,31 @@ def _degrees(demands: Demands, sizes: Sequence[SearchedSize]) -> str:
     """The assumption on tensor degrees; empty where none was asked for."""
     if not isinstance(demands.tensor, TensorDemand):
         return ""
-    degrees = sorted({degree_of(size.tensor) for size in sizes})
+    one = [size for size in sizes if not isinstance(size.per_stage, StageDegrees)]
+    degrees = sorted({degree_of(size.tensor) for size in one})
+    if not degrees:
+        # A plan by hand is bounded over its own kind of plans alone.
+        return _own_degrees(sizes).removeprefix("or ")
     said = f"tensor degree {degrees[0]}"
     if len(degrees) > 1:
         said = f"every tensor degree in {', '.join(map(str, degrees))}"
     words = {True: "with", False: "without"}
-    split = {size.tensor.sequence_parallel for size in sizes if isinstance(size.tensor, Tensor)}
+    split = {size.tensor.sequence_parallel for size in one if isinstance(size.tensor, Tensor)}
     if split:
         said += f" {' and '.join(words[own] for own in sorted(split))} sequence parallelism"
-    return f"{said} on GPUs of one node, "
+    return f"{said} on GPUs of one node, {_own_degrees(sizes)}"
+
+
+def _own_degrees(sizes: Sequence[SearchedSize]) -> str:
+    """The assumption on plans whose stages have tensor degrees of their own; empty where none were searched."""
+    able = [size.per_stage.degrees for size in sizes if isinstance(size.per_stage, StageDegrees)]
+    if not able:
+        return ""
+    listed = ", ".join(map(str, sorted(set(itertools.chain(*able)))))
+    return (
+        f"or every stage's own of {listed} (equal replicas, one degree for all copies of a tied parameter, "
+        "larger groups first on GPUs in their order, stages or pipelines side by side), "
+    )
 
 
 def _place_of_state(demands: Demands) -> str:

@@ -1,5 +1,7 @@
 """Whether a plan keeps the demands that it was solved with: counts, pins, policies, orders."""
 
+from collections.abc import Sequence
+
 from autopart.activations.demands import checked_policies
 from autopart.activations.policies import (
     allowed_policies,
@@ -7,15 +9,18 @@ from autopart.activations.policies import (
     can_recompute,
     optimizer_places,
 )
-from autopart.certificate.plan_problem import PlanProblem, own_entry
+from autopart.certificate.plan_problem import PlanProblem, own_entry, partition_of
 from autopart.certificate.space import check_covered
+from autopart.certificate.stage_degrees import places_in_space
 from autopart.errors import PlanError
 from autopart.records.cluster import num_gpus
 from autopart.records.demands import check_demands
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.plan import Plan, follows_its_name, policy_of_layers, stage_ranks
+from autopart.records.plan_degrees import degrees_name, rank_degrees, stage_tensors
 from autopart.records.problem import CUSTOM
-from autopart.records.tensor_degree import degree_of, tensor_name
+from autopart.records.tensor_degree import degree_of
+from autopart.stage_degrees.pricing import check_ties
 from autopart.text import counted
 
 
@@ -29,13 +34,14 @@ def check_kept(given: PlanProblem) -> str:
     _check_possible(plan, given.sized(own_entry(plan)).profile.graph)
     _check_counts(plan, num_gpus(given.problem.cluster))
     _check_pins(plan)
-    _check_policies(plan, given.graph)
+    _check_policies(plan, given.stage_graphs)
+    _check_degrees(given)
     if plan.schedule not in plan.demands.schedules:
         raise PlanError(f"schedule '{plan.schedule}' was not among {list(plan.demands.schedules)}")
     replicas = sorted({len(own) for own in ranks})
     listed = "/".join(map(str, replicas))
     shape = f"{counted(len(ranks), 'stage')} x {listed} replica{'s' if max(replicas) > 1 else ''}"
-    shape += f", {tensor_name(plan.tensor)}" if degree_of(plan.tensor) > 1 else ""
+    shape += f", {degrees_name(plan)}" if max(rank_degrees(plan)) > 1 else ""
     check_covered(plan)
     if plan.schedule == CUSTOM:
         return f"{shape}, orders of their own"
@@ -100,9 +106,24 @@ def _check_pins(plan: Plan) -> None:
             raise PlanError(f"{list(group)} must lie apart, but are on {[home[n] for n in group]}")
 
 
-def _check_policies(plan: Plan, graph: LayerGraph) -> None:
-    """Each layer's activation policy, and the place of optimizer state."""
-    layers = {layer.name: layer for layer in graph.layers}
+def _check_degrees(given: PlanProblem) -> None:
+    """Tensor degrees of the stages' own: one for all copies of a tied parameter, on GPUs that the bound covers."""
+    own, plan = given.own_degrees, given.plan
+    if own is None:
+        return
+    degrees = tuple(degree_of(tensor) for tensor in stage_tensors(plan))
+    check_ties(given.graph, partition_of(plan, given.graph), degrees)
+    places_in_space(own, degrees, stage_ranks(plan))
+
+
+def _check_policies(plan: Plan, graphs: Sequence[LayerGraph]) -> None:
+    """Each layer's activation policy, and the place of optimizer state; `graphs` are the stages'."""
+    layers = {
+        layer.name: layer
+        for stage, graph in zip(plan.stages, graphs, strict=True)
+        for layer in graph.layers
+        if layer.name in stage.layers
+    }
     policies = [
         (name, own) for stage in plan.stages for name, own in policy_of_layers(stage).items()
     ]

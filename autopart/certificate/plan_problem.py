@@ -1,5 +1,6 @@
 """The problem that a plan answers, rebuilt from the plan and its profiles."""
 
+import functools
 from collections.abc import Sequence
 
 import msgspec
@@ -11,9 +12,18 @@ from autopart.records.layer_graph import LayerGraph, positions
 from autopart.records.layouts import Layout, Partition
 from autopart.records.microbatch_sizes import Sized, scale_profile
 from autopart.records.plan import Plan, SearchedSize, stage_ranks
+from autopart.records.plan_degrees import degrees_name, has_several_degrees, stage_tensors
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile, profile_hash
-from autopart.records.tensor_degree import MaybeTensor, tensor_name, variant_of
+from autopart.records.tensor_degree import (
+    MaybeTensor,
+    StageDegrees,
+    Tensor,
+    degree_of,
+    tensor_name,
+    variant_of,
+)
+from autopart.stage_degrees.problem import DegreesProblem, problem_of_degrees
 
 
 class PlanProblem:
@@ -47,7 +57,10 @@ class PlanProblem:
         return self._sized[key]
 
     def problem_at(self, size: SearchedSize) -> Problem:
-        """The problem at another microbatch size and tensor degree, with the same samples per step."""
+        """The problem at another microbatch size and tensor degree, with the same samples per step.
+
+        For plans whose stages have degrees of their own it has one GPU per rank.
+        """
         key = size.microbatch_size, size.tensor
         if key not in self._problems:
             profile = self.sized(size).profile
@@ -60,6 +73,26 @@ class PlanProblem:
             variant = variant_of(profile, size.tensor)
             self._problems[key] = problem_of_groups(of_gpus, variant)
         return self._problems[key]
+
+    def degrees_at(self, size: SearchedSize) -> DegreesProblem | None:
+        """The problem of a searched size whose stages have degrees of their own; None for one degree."""
+        if not isinstance(size.per_stage, StageDegrees):
+            return None
+        of_gpus = self.problem_at(msgspec.structs.replace(size, per_stage=msgspec.UNSET))
+        return problem_of_degrees(of_gpus, self.sized(size).profile, size.per_stage)
+
+    @functools.cached_property
+    def own_degrees(self) -> DegreesProblem | None:
+        """`degrees_at` for the plan's own entry."""
+        return self.degrees_at(own_entry(self.plan))
+
+    @property
+    def stage_graphs(self) -> list[LayerGraph]:
+        """For each stage the layer graph of one of its ranks."""
+        own = self.own_degrees
+        if own is None:
+            return [self.graph] * len(self.plan.stages)
+        return [own.at(degree_of(tensor)).graph for tensor in stage_tensors(self.plan)]
 
     def _find(self, size: SearchedSize) -> Sized:
         if size.profile_hash not in self.by_hash:
@@ -90,17 +123,41 @@ def own_size(plan: Plan, profile: Profile | Sequence[Profile]) -> Sized:
 def own_entry(plan: Plan) -> SearchedSize:
     """The plan's entry for its own microbatch size and tensor degree; raises PlanError where it has none."""
     for size in plan.sizes:
-        if (size.microbatch_size, size.tensor) == (plan.microbatch_size, plan.tensor):
+        if size.microbatch_size == plan.microbatch_size and _covers(size, plan):
             return size
     sizes = [size.microbatch_size for size in plan.sizes]
     if plan.microbatch_size in sizes:
-        degrees = ", ".join(dict.fromkeys(tensor_name(size.tensor) for size in plan.sizes))
+        degrees = ", ".join(dict.fromkeys(searched_name(size) for size in plan.sizes))
         raise PlanError(
-            f"the plan has {tensor_name(plan.tensor)}, but says that {degrees} was searched; solve again"
+            f"the plan has {degrees_name(plan)}, but says that {degrees} was searched; solve again"
         )
     raise PlanError(
         f"the plan runs microbatches of {plan.microbatch_size}, but says that "
         f"{sizes} were searched; solve again"
+    )
+
+
+def _covers(size: SearchedSize, plan: Plan) -> bool:
+    """Whether a searched size is that of the plan's own tensor degrees."""
+    if not isinstance(size.per_stage, StageDegrees):
+        return not has_several_degrees(plan) and size.tensor == plan.tensor
+    tensors = [one for one in stage_tensors(plan) if isinstance(one, Tensor)]
+    chosen = size.per_stage
+    return (
+        has_several_degrees(plan)
+        and {degree_of(one) for one in stage_tensors(plan)} <= set(chosen.degrees)
+        and tensors[0].sequence_parallel == chosen.sequence_parallel
+    )
+
+
+def searched_name(size: SearchedSize) -> str:
+    """The tensor degrees of a searched size in words."""
+    if not isinstance(size.per_stage, StageDegrees):
+        return tensor_name(size.tensor)
+    own = size.per_stage
+    listed = ", ".join(map(str, own.degrees))
+    return f"tensor degrees per stage among {listed}" + (
+        " with sequence parallelism" * own.sequence_parallel
     )
 
 

@@ -4,20 +4,31 @@ import msgspec
 
 from autopart.bounds.objectives import TOLERANCE
 from autopart.certificate.plan_problem import PlanProblem, layout_of, partition_of, policies_of
+from autopart.certificate.stage_degrees import places_in_space
 from autopart.cost.in_flight import stages_in_flight
 from autopart.errors import PlanError
 from autopart.pricing import predict, simulated
 from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.records.plan_degrees import stage_tensors
 from autopart.records.prediction import Prediction
 from autopart.records.problem import CUSTOM
+from autopart.records.tensor_degree import degree_of
 from autopart.schedules.check import check_schedule
 from autopart.simulator.timeline import simulate_plan
+from autopart.stage_degrees.pricing import DegreesPricer
 
 
 def predict_again(given: PlanProblem) -> Prediction:
     """The prediction for the plan's own stages, policies and orders."""
     plan, graph = given.plan, given.graph
     layout = layout_of(plan)
+    own = given.own_degrees
+    if own is not None:
+        degrees = tuple(degree_of(tensor) for tensor in stage_tensors(plan))
+        places = places_in_space(own, degrees, layout.stage_ranks)
+        partition, policies = partition_of(plan, graph), policies_of(plan, graph)
+        stages, syncs = DegreesPricer(own).predict(places, plan.schedule, partition, policies)
+        return simulated(given.problem.cluster, layout, stages, syncs, None)
     # Step 1: predict the stages with the plan's own partition and policies.
     # A named schedule needs no actions: the demands say already that the orders are its own.
     partition, orders = partition_of(plan, graph), None

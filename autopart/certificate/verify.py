@@ -9,21 +9,36 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from autopart.bounds.objectives import TOLERANCE
 from autopart.certificate.bound import check_bound, check_own_bounds
 from autopart.certificate.certificate import certificate
 from autopart.certificate.demands import check_kept
-from autopart.certificate.plan_problem import PlanProblem, layout_of, own_entry, partition_of
+from autopart.certificate.plan_problem import (
+    PlanProblem,
+    layout_of,
+    own_entry,
+    partition_of,
+    searched_name,
+)
 from autopart.certificate.prediction import check_prediction
+from autopart.certificate.stage_degrees import (
+    check_bound_of_degrees,
+    check_own_bounds_of_degrees,
+    places_in_space,
+)
 from autopart.cost.memory_limits import free_bytes, free_host_bytes
 from autopart.errors import AutopartError, PlanError
 from autopart.pricing import minimised
 from autopart.records.check import Check
 from autopart.records.cluster import host_share
 from autopart.records.microbatch_sizes import check_same_model, nearest_size
-from autopart.records.plan import SOLVERS, Origin, Plan, check_plan, stage_ranks
+from autopart.records.plan import SOLVERS, Origin, Plan, SearchedSize, check_plan, stage_ranks
+from autopart.records.plan_degrees import stage_tensors
 from autopart.records.profile import Profile
-from autopart.records.tensor_degree import searched_degrees, tensor_name
+from autopart.records.tensor_degree import degree_of, searched_degrees, tensor_name
+from autopart.stage_degrees.problem import searched_stage_degrees
 from autopart.text import counted
 from autopart.units import format_bytes, format_gap, format_share, format_time
 
@@ -82,11 +97,11 @@ def _profile_matches(given: PlanProblem) -> str:
 def _check_searched(given: PlanProblem) -> None:
     """Raise PlanError unless each microbatch size was searched once at each tensor degree that is allowed."""
     plan = given.plan
-    named = [(size.microbatch_size, size.tensor) for size in plan.sizes]
+    named = [(size.microbatch_size, searched_name(size)) for size in plan.sizes]
     asked = [
-        (size.microbatch_size, tensor)
+        (size.microbatch_size, name)
         for size in {size.microbatch_size: size for size in plan.sizes}.values()
-        for tensor in searched_degrees(given.sized(size).profile, plan.cluster, plan.demands.tensor)
+        for name in _searched_names(given, size)
     ]
     for wrong, what in (
         ([one for one in named if named.count(one) > 1], "names twice microbatches"),
@@ -98,10 +113,19 @@ def _check_searched(given: PlanProblem) -> None:
         ),
     ):
         if wrong:
-            size, tensor = wrong[0]
-            raise PlanError(
-                f"the plan's list of searched sizes {what} of {size} at {tensor_name(tensor)}"
-            )
+            size, name = wrong[0]
+            raise PlanError(f"the plan's list of searched sizes {what} of {size} at {name}")
+
+
+def _searched_names(given: PlanProblem, size: SearchedSize) -> list[str]:
+    """The tensor degrees that the demands leave at a microbatch size, in words and in their order."""
+    plan, profile = given.plan, given.sized(size).profile
+    demand = plan.demands.tensor
+    per_stage = searched_stage_degrees(profile, plan.cluster, demand)
+    one = msgspec.structs.replace(size, per_stage=msgspec.UNSET)
+    return [tensor_name(tensor) for tensor in searched_degrees(profile, plan.cluster, demand)] + [
+        searched_name(msgspec.structs.replace(one, per_stage=own)) for own in per_stage
+    ]
 
 
 def _check_origin(origin: Origin, profile: Profile) -> None:
@@ -186,7 +210,7 @@ def _bound_holds(given: PlanProblem) -> str:
     # Step 1: the certificate says no more than the bounds of the sizes do.
     if own_entry(plan).lower_bound is None:
         raise PlanError("the plan says that its own microbatch size and tensor degree have no plan")
-    every_size = [given.problem_at(size) for size in plan.sizes]
+    every_size = [given.degrees_at(size) or given.problem_at(size) for size in plan.sizes]
     ours = certificate(problem, value, plan.sizes, every_size)
     if not abs(ours.lower_bound - carried.lower_bound) <= TOLERANCE * ours.lower_bound < math.inf:
         raise PlanError(
@@ -208,17 +232,32 @@ def _bound_holds(given: PlanProblem) -> str:
             "be solved again"
         )
     # Step 2: the bounds do not exclude the plan itself.
-    layout = layout_of(plan)
-    check_own_bounds(problem, layout, partition_of(plan, given.graph), value)
+    _leaves_room(given, value)
     # Step 3: each of these bounds holds.
     for size in plan.sizes:
         value = math.inf if size.lower_bound is None else size.lower_bound
-        check_bound(given.problem_at(size), value, size.simulated)
+        degrees = given.degrees_at(size)
+        if degrees is None:
+            check_bound(given.problem_at(size), value, size.simulated)
+        else:
+            check_bound_of_degrees(degrees, value, size.simulated)
     what = "is faster than" if plan.objective == "step" else "has a bottleneck below"
     return (
         f"no plan {what} {format_time(carried.lower_bound)}: "
         f"gap {format_gap(carried.gap)}, {carried.simulated} partitions simulated"
     )
+
+
+def _leaves_room(given: PlanProblem, value: float) -> None:
+    """Raise PlanError where the bounds exclude the plan itself, which takes `value` seconds."""
+    plan, own, layout = given.plan, given.own_degrees, layout_of(given.plan)
+    partition = partition_of(plan, given.graph)
+    if own is None:
+        check_own_bounds(given.problem, layout, partition, value)
+        return
+    degrees = tuple(degree_of(tensor) for tensor in stage_tensors(plan))
+    places = places_in_space(own, degrees, layout.stage_ranks)
+    check_own_bounds_of_degrees(own, places, plan.schedule, partition, value)
 
 
 def _same_gap(ours: float | None, theirs: float | None) -> bool:

@@ -73,8 +73,9 @@ class PipelineOptions:
     tensor: Annotated[
         str,
         typer.Option(
-            metavar="auto|N",
-            help="GPUs of a node that run each layer together; auto: every degree in the profile.",
+            metavar="auto|N|per-stage",
+            help="GPUs of a node that run each layer together; auto: every degree in the profile; "
+            "per-stage: a degree for each stage, too.",
         ),
     ] = "1"
     sequence_parallel: Annotated[

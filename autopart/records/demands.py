@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from autopart.errors import AutopartError
 from autopart.records.layer_graph import LayerGraph, positions
 from autopart.records.problem import CLASSIC, SCHEDULES, Demands, Objective
+from autopart.records.tensor_degree import TensorDemand
 from autopart.text import counted
 
 
@@ -18,9 +19,14 @@ def check_demands(demands: Demands, objective: Objective, graph: LayerGraph) -> 
     _check_pins(demands)
 
 
-def able_schedules(objective: Objective, *, replicas_per_stage: bool) -> tuple[str, ...]:
-    """The schedules that an objective can have, with equal replicas or replicas per stage."""
-    return CLASSIC if replicas_per_stage or objective == "bottleneck" else SCHEDULES
+def able_schedules(objective: Objective, *, per_stage: bool) -> tuple[str, ...]:
+    """The schedules that an objective can have; `per_stage` where stages have their own replicas or degrees."""
+    return CLASSIC if per_stage or objective == "bottleneck" else SCHEDULES
+
+
+def has_own_degrees(demands: Demands) -> bool:
+    """Whether stages may have tensor degrees of their own."""
+    return isinstance(demands.tensor, TensorDemand) and demands.tensor.per_stage is True
 
 
 def _check_counts(demands: Demands, objective: Objective) -> None:
@@ -30,6 +36,8 @@ def _check_counts(demands: Demands, objective: Objective) -> None:
             "the bottleneck needs equal replicas for all stages; leave out --replicas per-stage, or "
             "minimise the step"
         )
+    if has_own_degrees(demands):
+        _check_own_degrees(demands, objective)
     counts = (
         ("stages", demands.num_stages),
         ("replicas", demands.num_replicas),
@@ -50,12 +58,26 @@ def _check_counts(demands: Demands, objective: Objective) -> None:
         )
 
 
+def _check_own_degrees(demands: Demands, objective: Objective) -> None:
+    """Raise AutopartError on choices that tensor degrees per stage exclude."""
+    excluded = (
+        (objective == "bottleneck", "the step, not the bottleneck"),
+        (demands.replicas_per_stage, "equal replicas, not --replicas per-stage"),
+        (demands.stages_per_rank not in (None, 1), "one stage per rank"),
+    )
+    for breaks, needed in excluded:
+        if breaks:
+            raise AutopartError(f"--tensor per-stage needs {needed}; write --tensor auto")
+
+
 def _check_schedules(demands: Demands, objective: Objective) -> None:
-    able = able_schedules(objective, replicas_per_stage=demands.replicas_per_stage)
+    own_degrees = has_own_degrees(demands)
+    able = able_schedules(objective, per_stage=demands.replicas_per_stage or own_degrees)
     names = demands.schedules
     for name in names:
         if name not in able:
             reason = "replicas of their own" if demands.replicas_per_stage else "the bottleneck"
+            reason = "tensor degrees of their own" if own_degrees else reason
             where = f"for {reason}, " if name in SCHEDULES else ""
             raise AutopartError(f"{where}schedule is one of {', '.join(able)}, not '{name}'")
     if not names or len(set(names)) < len(names):

@@ -1,7 +1,8 @@
 """Candidates: each microbatch size with each tensor degree that is searched, as a problem of its own.
 
-A plan has one tensor degree. So each candidate is an ordinary problem, whose ranks are tensor groups
-(autopart/cost/tensor_groups.py). The smallest of their lower bounds is the bound over all.
+Where a plan has one tensor degree, a candidate is an ordinary problem, whose ranks are tensor groups
+(autopart/cost/tensor_groups.py). Plans whose stages have degrees of their own are one candidate more
+(autopart/stage_degrees/problem.py). The smallest of their lower bounds is the bound over all.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,11 @@ from autopart.records.tensor_degree import (
 )
 from autopart.search.infeasible import why_infeasible
 from autopart.search.remedies import some_plan_fits
-from autopart.stage_degrees.problem import DegreesProblem
+from autopart.stage_degrees.problem import (
+    DegreesProblem,
+    problem_of_degrees,
+    searched_stage_degrees,
+)
 from autopart.stopping.time_limit import OutOfTime
 
 
@@ -59,11 +64,17 @@ def candidates(sized: Sequence[Sized], problems: Sequence[Problem]) -> list[Sear
     Raises AutopartError where a profile or a node does not have the degrees that are asked for, or where a variant's
     layers cannot have the demanded policies.
     """
-    return [
-        candidate(one, tensor, problem)
-        for one, problem in zip(sized, problems, strict=True)
-        for tensor in searched_degrees(one.profile, problem.cluster, problem.demands.tensor)
-    ]
+    found: list[SearchedProblem] = []
+    for one, problem in zip(sized, problems, strict=True):
+        profile, cluster, demand = one.profile, problem.cluster, problem.demands.tensor
+        found += [
+            candidate(one, tensor, problem) for tensor in searched_degrees(profile, cluster, demand)
+        ]
+        found += [
+            SearchedProblem(one, msgspec.UNSET, problem, problem_of_degrees(problem, profile, own))
+            for own in searched_stage_degrees(profile, cluster, demand)
+        ]
+    return found
 
 
 def candidate(sized: Sized, tensor: MaybeTensor, problem: Problem) -> SearchedProblem:
@@ -81,7 +92,7 @@ def why_none_fits(searched: Sequence[SearchedProblem], solver: SolverName) -> In
 
     Only the first microbatch size is looked at.
     """
-    first = [one for one in searched if one.sized is searched[0].sized]
+    first = [one for one in searched if one.sized is searched[0].sized and one.of_degrees is None]
     errors = [(one, _why(one, solver)) for one in first]
     known = [pair for pair in errors if pair[1].least_bytes is not None] or errors[-1:]
     best, error = min(known, key=lambda pair: pair[1].least_bytes or 0)

@@ -31,7 +31,7 @@ from autopart.records.tensor_variants import MOST_DEGREE
 from autopart.records.training import DEFAULT_SYNC, make_training
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.catalogue import KINDS
-from autopart.search.options import SolveOptions
+from autopart.search.options import PER_STAGE, SolveOptions
 from autopart.search.target_defaults import with_target
 from autopart.stopping.time_limit import MOST_ACTIONS
 from autopart.text import counted
@@ -131,8 +131,12 @@ def _tensor(options: SolveOptions) -> TensorDemand | msgspec.UnsetType:
     """The tensor degrees that the user asks for; unset for 1."""
     asked = str(options.tensor)
     split = _known(options.sequence_parallel, tuple(SEQUENCE_PARALLEL), "--sequence-parallel")
+    if asked == PER_STAGE:
+        return TensorDemand(sequence_parallel=SEQUENCE_PARALLEL[split], per_stage=True)
     if asked != "auto" and not (asked.isdecimal() and 1 <= int(asked) <= MOST_DEGREE):
-        raise AutopartError(f"'{asked}' is no tensor degree; write auto, or a number such as 8")
+        raise AutopartError(
+            f"'{asked}' is no tensor degree; write auto, {PER_STAGE}, or a number such as 8"
+        )
     if asked == "auto" or int(asked) > 1:
         degree = None if asked == "auto" else int(asked)
         return TensorDemand(degree=degree, sequence_parallel=SEQUENCE_PARALLEL[split])
@@ -176,7 +180,8 @@ def _schedules(options: SolveOptions, objective: Objective) -> tuple[str, ...]:
     if options.schedule is None:
         return CLASSIC
     if options.schedule == "auto":
-        return able_schedules(objective, replicas_per_stage=options.replicas_per_stage)
+        own = options.replicas_per_stage or str(options.tensor) == PER_STAGE
+        return able_schedules(objective, per_stage=own)
     return parse_schedules(options.schedule)
 
 

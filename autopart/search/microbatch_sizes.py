@@ -19,7 +19,9 @@ from autopart.records.problem import Problem
 from autopart.search.branch_and_bound import BranchAndBound
 from autopart.search.incumbent import Outcome
 from autopart.search.phases import PhasedSearch, run_phase
+from autopart.search.stage_degrees import DegreesSearch
 from autopart.search.uneven_replicas import UnevenSearch
+from autopart.stage_degrees.problem import DegreesProblem
 from autopart.stopping.time_limit import OutOfTime, limited
 
 NOTHING = float("inf")
@@ -45,8 +47,14 @@ class SizeOutcomes(NamedTuple):
         return all(outcome.lower_bound == NOTHING for outcome in self.outcomes)
 
 
-def search_sizes(problems: Sequence[Problem], solver: SolverName, deadline: float) -> SizeOutcomes:
-    """Search problems that differ in their microbatch sizes.
+AnyProblem = Problem | DegreesProblem
+"""A problem whose stages have one tensor degree, or each its own."""
+
+
+def search_sizes(
+    problems: Sequence[AnyProblem], solver: SolverName, deadline: float
+) -> SizeOutcomes:
+    """Search problems that differ in their microbatch sizes or tensor degrees.
 
     `deadline` is a reading of `time.perf_counter()`. Raises InfeasibleError where the demands leave
     no shape at any size.
@@ -68,20 +76,23 @@ def search_sizes(problems: Sequence[Problem], solver: SolverName, deadline: floa
             else search.outcome()
             for search in searches
         )
-    values = [value_of(own, outcome) for own, outcome in zip(problems, outcomes, strict=True)]
+    values = [value_of(problem, one) for problem, one in zip(problems, outcomes, strict=True)]
     best = min(range(len(values)), key=values.__getitem__)
     progress = " and ".join(search.progress for search in able)
     return SizeOutcomes(outcomes, best if values[best] < NOTHING else None, progress)
 
 
 def _searches(
-    problems: Sequence[Problem], solver: SolverName
+    problems: Sequence[AnyProblem], solver: SolverName
 ) -> list[PhasedSearch | InfeasibleError]:
     """A search for each problem; the error where its demands leave no shape."""
     found: list[PhasedSearch | InfeasibleError] = []
     for problem in problems:
-        uneven = problem.demands.replicas_per_stage
         try:
+            if isinstance(problem, DegreesProblem):
+                found.append(DegreesSearch(problem, solver))
+                continue
+            uneven = problem.demands.replicas_per_stage
             found.append((UnevenSearch if uneven else BranchAndBound)(problem, solver))
         except InfeasibleError as error:
             found.append(error)
@@ -105,11 +116,12 @@ def _run_phase_at_all_sizes(searches: Sequence[PhasedSearch], at: int, deadline:
         run_phase(phase, phase.share * (part if left else 1.0), deadline)
 
 
-def value_of(problem: Problem, outcome: Outcome) -> float:
+def value_of(problem: AnyProblem, outcome: Outcome) -> float:
     """Seconds that the problem minimises, for the best decision found.
 
     Infinite where there is none.
     """
     if outcome.best is None:
         return NOTHING
-    return minimised(problem, outcome.best.prediction, outcome.best.layout.stage_ranks)
+    whole = problem.of_gpus if isinstance(problem, DegreesProblem) else problem
+    return minimised(whole, outcome.best.prediction, outcome.best.layout.stage_ranks)

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
+PER_STAGE = "per-stage"
+"""The word for a tensor degree of each stage's own."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SolveOptions:
@@ -48,7 +51,7 @@ class SolveOptions:
     """Stages per rank (virtual stages). None: the planner chooses, where the schedule allows it."""
     tensor: int | str = 1
     """GPUs that run each layer together (the tensor degree), or `auto`: every degree of the profile that divides
-    the GPUs of a node."""
+    the GPUs of a node. `per-stage`: also plans whose stages have degrees of their own."""
     sequence_parallel: str = "auto"
     """Whether degrees above 1 have sequence parallelism: `on`, `off`, or `auto`: both."""
     pins: Mapping[str, int] | None = None

@@ -15,18 +15,17 @@ from autopart.records.problem import Problem
 from autopart.records.profile import Profile
 from autopart.records.tensor_degree import (
     StageDegrees,
-    TensorDemand,
     check_fits_node,
     variant_of,
 )
 from autopart.search.candidates import SearchedProblem
 from autopart.search.demands import make_problem
 from autopart.search.incumbent import Outcome
-from autopart.search.options import SolveOptions
+from autopart.search.options import PER_STAGE, SolveOptions
 from autopart.search.written_plan import searched_sizes, written_plan
 from autopart.stage_degrees.least import least_step_of_degrees
 from autopart.stage_degrees.placement import placements
-from autopart.stage_degrees.pricing import price_degrees
+from autopart.stage_degrees.pricing import DegreesPricer
 from autopart.stage_degrees.problem import problem_of_degrees, tensor_at
 from autopart.text import counted
 
@@ -37,14 +36,12 @@ def plan_of_degrees(
     cuts: Sequence[int],
     degrees: Sequence[int],
     options: SolveOptions,
-    *,
-    replicas: int = 1,
 ) -> Plan:
     """The plan with given cuts and a tensor degree for each stage, with its prediction.
 
     `cuts` are positions in the profile's layers at which stages 1, 2, ... begin. `degrees` has one entry
-    more, and at least two different ones. `options` gives the batch, the schedule, sequence parallelism
-    ("on", or else off) and the rest. Of the placements on GPUs the faster one is taken. The lower bound
+    more, and at least two different ones. `options` gives the batch, the schedule, the replicas (1 where it
+    says none), sequence parallelism ("on", or else off) and the rest. Of the placements on GPUs the faster one is taken. The lower bound
     is the one at a glance. Memory limits are not checked.
 
     Raises AutopartError where the profile or a node lacks a degree, where the GPUs are too few, and
@@ -65,6 +62,7 @@ def plan_of_degrees(
     chosen = StageDegrees(degrees=tuple(sorted(set(degrees))), sequence_parallel=split)
     problem = problem_of_degrees(of_gpus, profile, chosen)
     partition = tuple(tuple(range(start, end)) for start, end in itertools.pairwise(edges))
+    replicas = options.num_replicas or 1
     found = placements(num_gpus(cluster), tuple(degrees), replicas)
     if not found:
         raise PlanError(
@@ -76,7 +74,8 @@ def plan_of_degrees(
     def value(decision: Decision) -> float:
         return minimised(of_gpus, decision.prediction, decision.layout.stage_ranks)
 
-    best = min((price_degrees(problem, one, schedule, partition) for one in found), key=value)
+    pricer = DegreesPricer(problem)
+    best = min((pricer.price(one, schedule, partition) for one in found), key=value)
     sized = at_sizes([profile], ())[0]
     searched = [SearchedProblem(sized, msgspec.UNSET, of_gpus, problem)]
     outcome = Outcome(best, "auto", least_step_of_degrees(problem), 0)
@@ -92,9 +91,4 @@ def _problem(profile: Profile, cluster: Cluster, options: SolveOptions) -> Probl
         batch = (options.global_batch or 0) // profile.microbatch_size
     if batch < 1:
         raise AutopartError("a plan by hand needs num_microbatches or global_batch")
-    asked = dataclasses.replace(options, tensor="auto")
-    problem = make_problem(profile, cluster, batch, asked)
-    split = options.sequence_parallel == "on"
-    demand = TensorDemand(sequence_parallel=split, per_stage=True)
-    demands = msgspec.structs.replace(problem.demands, tensor=demand)
-    return msgspec.structs.replace(problem, demands=demands)
+    return make_problem(profile, cluster, batch, dataclasses.replace(options, tensor=PER_STAGE))

@@ -16,12 +16,14 @@ from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
 from autopart.records.cluster import Cluster, num_gpus
 from autopart.records.microbatch_sizes import at_sizes, samples
 from autopart.records.plan import SOLVERS, Plan, SolverName
+from autopart.records.plan_degrees import stage_tensors
 from autopart.records.profile import Profile
+from autopart.records.tensor_degree import degree_of
 from autopart.search.candidates import SearchedProblem, candidate, candidates, why_none_fits
 from autopart.search.demands import make_problem
 from autopart.search.infeasible import all_tried, why_infeasible
 from autopart.search.layout_search import BASELINES
-from autopart.search.microbatch_sizes import SizeOutcomes, search_sizes
+from autopart.search.microbatch_sizes import NOTHING, SizeOutcomes, search_sizes
 from autopart.search.options import SolveKeywords, SolveOptions
 from autopart.search.written_plan import searched_sizes, written_plan
 from autopart.stopping.ctrl_c import Interrupt, stop_on_interrupt
@@ -85,21 +87,29 @@ def _solve(
         for one in sized
     ]
     searched = candidates(sized, problems)
-    problems, cluster = [one.problem for one in searched], problems[0].cluster
+    cluster = problems[0].cluster
     solver = _solver_name(options.solver)
-    found = search_sizes(problems, solver, deadline)
+    found = search_sizes([one.of_degrees or one.problem for one in searched], solver, deadline)
     if found.best is not None:
         return _plan(searched, cluster, found, began)
     if interrupt.asked:
         raise KeyboardInterrupt
     late = passed(deadline)
-    if found.certain or solver in BASELINES or (not late and all_tried(problems)):
+    if found.certain or solver in BASELINES or (not late and _all_tried(searched, found)):
         with limited(deadline):
             raise why_none_fits(searched, solver)
     where = f" within {options.time_limit:g} s" if late else ""
     raise NoPlanFound(
         f"no plan was found{where}, and bounds do not exclude one: {found.progress}; try a larger "
         "--time-limit, more memory, or fewer choices (--stages, --replicas)"
+    )
+
+
+def _all_tried(searched: Sequence[SearchedProblem], found: SizeOutcomes) -> bool:
+    """Whether a search that ended in time leaves no plan untried, where it found none."""
+    pairs = list(zip(searched, found.outcomes, strict=True))
+    return all_tried([one.problem for one, _ in pairs if one.of_degrees is None]) and all(
+        outcome.lower_bound == NOTHING for one, outcome in pairs if one.of_degrees is not None
     )
 
 
@@ -119,7 +129,9 @@ def baselines(
         plan.demands, pins=(), same_stage=(), different_stage=(), replicas_per_stage=False
     )
     problem = msgspec.structs.replace(problem_of(plan, own.profile.graph), demands=demands)
-    searched = candidate(own, plan.tensor, problem)
+    # Where stages have their own degrees, the largest one needs the least memory.
+    tensor = max(stage_tensors(plan), key=degree_of)
+    searched = candidate(own, tensor, problem)
     found: dict[str, Plan | str] = {}
     names: tuple[SolverName, ...] = ("uniform", "parameters")
     for name in names:

@@ -7,7 +7,7 @@ from autopart.records.cluster import Cluster
 from autopart.records.demands import able_schedules
 from autopart.records.frameworks import FRAMEWORKS, Framework
 from autopart.records.problem import CLASSIC, SCHEDULES
-from autopart.search.options import SolveOptions
+from autopart.search.options import PER_STAGE, SolveOptions
 
 OPTIONS = {
     "sync": "--sync",
@@ -24,13 +24,17 @@ OPTIONS = {
 def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOptions:
     """The options, with what their target does wherever the user said nothing.
 
-    `dtype` is the profile's. Raises AutopartError where the target is unknown.
+    `dtype` is the profile's. Raises AutopartError where the target is unknown, or stages choose their degrees.
     """
     if options.target is None:
         return options
     if options.target not in FRAMEWORKS:
         known = ", ".join(FRAMEWORKS)
         raise AutopartError(f"unknown --target '{options.target}'; known: {known}")
+    if str(options.tensor) == PER_STAGE:
+        raise AutopartError(
+            f"--tensor {PER_STAGE} is for plans of autopart: no --target takes several degrees; write auto"
+        )
     framework = FRAMEWORKS[options.target]
     sends = options.sends
     if sends is None and cluster.sends_overlap:
@@ -75,7 +79,7 @@ def _schedules(options: SolveOptions, framework: Framework) -> str | None:
     if options.schedule not in (None, "auto") or framework.schedules is None:
         return options.schedule
     objective = "bottleneck" if options.objective == "bottleneck" else "step"
-    able = able_schedules(objective, replicas_per_stage=options.replicas_per_stage)
+    able = able_schedules(objective, per_stage=options.replicas_per_stage)
     asked = CLASSIC if options.schedule is None else SCHEDULES
     runs = tuple(n for n in asked if n in able and n in framework.schedules)
     return None if runs == CLASSIC else ",".join(runs)

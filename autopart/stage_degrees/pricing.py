@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from autopart.activations.best_policies import best_policies
+from autopart.activations.best_policies import best_policies_of_stage
 from autopart.activations.policies import StagePolicies
 from autopart.cost.cuts import stage_totals
 from autopart.cost.stage_times import cut_links, traffic_times
@@ -28,57 +28,73 @@ from autopart.stage_degrees.problem import DegreesProblem
 from autopart.stage_degrees.resharding import senders_and_receivers, traffic_between
 
 
-def predict_degrees(
-    problem: DegreesProblem,
-    placement: GroupPlaces,
-    schedule: str,
-    partition: Partition,
-    policies: Sequence[StagePolicies] | None = None,
-) -> tuple[tuple[StagePrediction, ...], tuple[Sync, ...], tuple[StagePolicies, ...]]:
-    """The prediction for each stage on its GPUs, the gradient syncs in a step, and the policies.
+class DegreesPricer:
+    """Prices for one problem. The best policies of stages are kept."""
 
-    `policies` are for each stage; None takes the best ones. Raises PlanError where stages with a copy of
-    one tied parameter have different degrees.
-    """
-    check_ties(problem.of_gpus.graph, partition, placement.degrees)
-    own_stages: dict[int, StagePrediction] = {}
-    own_policies: dict[int, StagePolicies] = {}
-    syncs: list[Sync] = []
-    totals: dict[int, StageTotals[float]] = {}
-    for degree in dict.fromkeys(placement.degrees):
-        alike, layout = problem.at(degree), _layout_at(problem, placement, schedule, degree)
-        chosen = best_policies(alike, layout, partition) if policies is None else policies
-        stages, own_syncs = predict(alike, layout, partition, chosen)
-        here = [s for s, own in enumerate(placement.degrees) if own == degree]
-        all_totals = stage_totals(alike.graph, partition)
-        own_stages |= {s: stages[s] for s in here}
-        own_policies |= {s: chosen[s] for s in here}
-        totals |= {s: all_totals[s] for s in here}
-        syncs += _on_plan_ranks(own_syncs, partition, problem.of_gpus.graph, placement, degree)
-    sends = _send_times(problem, placement, [totals[s] for s in range(len(partition))])
-    predicted = [own_stages[s] for s in range(len(partition))]
-    return (
-        tuple(_with_sends(problem, predicted, sends, stage) for stage in range(len(partition))),
-        _in_order(problem, syncs),
-        tuple(own_policies[s] for s in range(len(partition))),
-    )
+    def __init__(self, problem: DegreesProblem) -> None:
+        self.problem = problem
+        self._policies: dict[tuple[str, int, int, int, tuple[int, ...]], StagePolicies] = {}
+
+    def price(self, places: GroupPlaces, schedule: str, partition: Partition) -> Decision:
+        """Predict every stage with its best policies, and simulate the step. Raises as `predict`."""
+        policies = [
+            self._best(places, schedule, partition, stage) for stage in range(len(partition))
+        ]
+        stages, syncs = self.predict(places, schedule, partition, policies)
+        layout = layout_on(self.problem, places, schedule)
+        cluster = self.problem.of_gpus.cluster
+        prediction = simulated(cluster, layout, stages, syncs, None)
+        return Decision(layout, partition, prediction, tuple(policies), degrees=places.degrees)
+
+    def predict(
+        self,
+        places: GroupPlaces,
+        schedule: str,
+        partition: Partition,
+        policies: Sequence[StagePolicies],
+    ) -> tuple[tuple[StagePrediction, ...], tuple[Sync, ...]]:
+        """The prediction for each stage on its GPUs under its policies, and the gradient syncs in a step.
+
+        Raises PlanError where stages with a copy of one tied parameter have different degrees.
+        """
+        problem = self.problem
+        check_ties(problem.of_gpus.graph, partition, places.degrees)
+        own_stages: dict[int, StagePrediction] = {}
+        syncs: list[Sync] = []
+        totals: dict[int, StageTotals[float]] = {}
+        for degree in dict.fromkeys(places.degrees):
+            alike, layout = problem.at(degree), _layout_at(problem, places, schedule, degree)
+            stages, own_syncs = predict(alike, layout, partition, policies)
+            here = [s for s, own in enumerate(places.degrees) if own == degree]
+            all_totals = stage_totals(alike.graph, partition)
+            own_stages |= {s: stages[s] for s in here}
+            totals |= {s: all_totals[s] for s in here}
+            syncs += _on_plan_ranks(own_syncs, partition, problem.of_gpus.graph, places, degree)
+        sends = _send_times(problem, places, [totals[s] for s in range(len(partition))])
+        predicted = [own_stages[s] for s in range(len(partition))]
+        return (
+            tuple(_with_sends(problem, predicted, sends, s) for s in range(len(partition))),
+            _in_order(problem, syncs),
+        )
+
+    def _best(
+        self, places: GroupPlaces, schedule: str, partition: Partition, stage: int
+    ) -> StagePolicies:
+        """A stage's best policies: other stages matter only by the number behind it."""
+        degree, behind = places.degrees[stage], len(partition) - stage - 1
+        key = schedule, len(places.stage_ranks[0]), degree, behind, partition[stage]
+        if key not in self._policies:
+            layout = _layout_at(self.problem, places, schedule, degree)
+            alike = self.problem.at(degree)
+            self._policies[key] = best_policies_of_stage(alike, layout, partition, stage)
+        return self._policies[key]
 
 
-def price_degrees(
-    problem: DegreesProblem, placement: GroupPlaces, schedule: str, partition: Partition
-) -> Decision:
-    """Predict every stage with its best policies, and simulate the step. Raises as `predict_degrees`."""
-    stages, syncs, policies = predict_degrees(problem, placement, schedule, partition)
-    layout = layout_on(problem, placement, schedule)
-    prediction = simulated(problem.of_gpus.cluster, layout, stages, syncs, None)
-    return Decision(layout, partition, prediction, policies, degrees=placement.degrees)
-
-
-def layout_on(problem: DegreesProblem, placement: GroupPlaces, schedule: str) -> Layout:
-    """The layout of a placement, with the plan's ranks."""
+def layout_on(problem: DegreesProblem, places: GroupPlaces, schedule: str) -> Layout:
+    """The layout of tensor groups on GPUs, with the plan's ranks."""
     return Layout(
         schedule=schedule,
-        stage_ranks=placement.stage_ranks,
+        stage_ranks=places.stage_ranks,
         num_microbatches=problem.of_gpus.num_microbatches,
     )
 
@@ -96,16 +112,14 @@ def check_ties(graph: LayerGraph, partition: Partition, degrees: Sequence[int]) 
             )
 
 
-def _layout_at(
-    problem: DegreesProblem, placement: GroupPlaces, schedule: str, degree: int
-) -> Layout:
+def _layout_at(problem: DegreesProblem, places: GroupPlaces, schedule: str, degree: int) -> Layout:
     """The layout as the problem for one degree sees it; other stages' ranks stand for any."""
-    replicas = tuple(range(len(placement.stage_ranks[0])))
+    replicas = tuple(range(len(places.stage_ranks[0])))
     return Layout(
         schedule=schedule,
         stage_ranks=tuple(
-            placement.groups(stage) if own == degree else replicas
-            for stage, own in enumerate(placement.degrees)
+            places.groups(stage) if own == degree else replicas
+            for stage, own in enumerate(places.degrees)
         ),
         num_microbatches=problem.of_gpus.num_microbatches,
     )
@@ -115,15 +129,15 @@ def _on_plan_ranks(
     syncs: Sequence[Sync],
     partition: Partition,
     graph: LayerGraph,
-    placement: GroupPlaces,
+    places: GroupPlaces,
     degree: int,
 ) -> list[Sync]:
     """The syncs of stages with one degree, on the plan's ranks."""
-    here = [s for s, own in enumerate(placement.degrees) if own == degree]
+    here = [s for s, own in enumerate(places.degrees) if own == degree]
     rank_of = {
         group: rank
         for stage in here
-        for group, rank in zip(placement.groups(stage), placement.stage_ranks[stage], strict=True)
+        for group, rank in zip(places.groups(stage), places.stage_ranks[stage], strict=True)
     }
     place = positions(graph)
     theirs = {f"stage {stage}" for stage in here}
@@ -148,12 +162,12 @@ def _in_order(problem: DegreesProblem, syncs: Sequence[Sync]) -> tuple[Sync, ...
     return (*tied, *own) if first else (*own, *tied)
 
 
-def cut_link(problem: DegreesProblem, placement: GroupPlaces, cut: int) -> Link | None:
+def cut_link(problem: DegreesProblem, places: GroupPlaces, cut: int) -> Link | None:
     """The slowest link that sends over the cut behind stage `cut` use."""
-    ahead, behind = placement.around(cut)
+    ahead, behind = places.around(cut)
     pairs = [
         pair
-        for first, other in zip(*placement.first_gpus[cut : cut + 2], strict=True)
+        for first, other in zip(*places.first_gpus[cut : cut + 2], strict=True)
         for pair in senders_and_receivers(first, ahead, other, behind)
     ]
     senders, receivers = np.array(pairs).T
@@ -161,7 +175,7 @@ def cut_link(problem: DegreesProblem, placement: GroupPlaces, cut: int) -> Link 
 
 
 def _send_times(
-    problem: DegreesProblem, placement: GroupPlaces, totals: Sequence[StageTotals[Any]]
+    problem: DegreesProblem, places: GroupPlaces, totals: Sequence[StageTotals[Any]]
 ) -> list[tuple[float, float]]:
     """Seconds for activations and for gradients over each cut."""
     return [
@@ -169,10 +183,10 @@ def _send_times(
             traffic_between(
                 totals[cut].sent,
                 totals[cut + 1].received,
-                placement.around(cut),
+                places.around(cut),
                 split=problem.sequence_parallel,
             ),
-            cut_link(problem, placement, cut),
+            cut_link(problem, places, cut),
         )
         for cut in range(len(totals) - 1)
     ]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from autopart.cost.tensor_groups import problem_of_groups
+from autopart.errors import AutopartError
 from autopart.records.cluster import Cluster
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile
@@ -21,6 +22,8 @@ from autopart.records.tensor_degree import (
     searched_degrees,
     variant_of,
 )
+from autopart.records.tensor_variants import degrees_listed
+from autopart.text import counted
 
 
 class DegreesProblem(NamedTuple):
@@ -45,7 +48,8 @@ def searched_stage_degrees(
 ) -> tuple[StageDegrees, ...]:
     """The sets of degrees among which stages choose: with sequence parallelism, and without.
 
-    Empty where the demand leaves one degree for all stages, or the profile and the nodes only one.
+    Empty where the demand leaves one degree for all stages. Raises AutopartError where the profile or the
+    nodes leave no second degree.
     """
     if not isinstance(demand, TensorDemand) or demand.per_stage is not True:
         return ()
@@ -59,6 +63,11 @@ def searched_stage_degrees(
         ]
         if len(own) > 1:
             found.append(StageDegrees(degrees=tuple(own), sequence_parallel=split))
+    if not found:
+        raise AutopartError(
+            f"no stage can have a tensor degree above 1: none of {degrees_listed(profile.variants)} fills "
+            f"nodes of {counted(cluster.gpus_per_node, 'GPU')}; leave --tensor out"
+        )
     return tuple(found)
 
 

@@ -13,12 +13,18 @@ value, and one sender has it. With sequence parallelism it is a slice, and each 
 The ranks of one side with the most to move set the seconds of a send:
 
     bytes     b' x max(1, t' / t)
-    messages  max(t' / t, 1), with sequence parallelism max(t' / t, t / t')
+    messages  max(1, t' / t); with sequence parallelism max(t' / t, t / t')
+
+Where neither degree divides the other, t' / t is rounded up, and a slice goes to each rank that needs
+part of it.
 
 For whole values and t < t' these are t' / t copies. Slices are sent once: with t < t' the sender's
 slice, with t > t' the receiver's. Gradients go back the same way, with the sides changed over. Where
 the degrees are equal, this is an ordinary send.
 """
+
+import functools
+from collections import Counter
 
 from autopart.cost.stage_totals import Traffic
 from autopart.units import Q
@@ -34,12 +40,21 @@ def traffic_between(
     """
     ahead, behind = degrees
     spread, joined = _ceil(behind, ahead), _ceil(ahead, behind)
+    messages = _most_messages(ahead, behind)
     return Traffic(
         bytes=received.bytes * spread,
-        tensors=received.tensors * (max(spread, joined) if split else spread),
+        tensors=received.tensors * (messages if split else spread),
         grad_bytes=sent.grad_bytes * joined,
-        grad_tensors=sent.grad_tensors * (max(spread, joined) if split else joined),
+        grad_tensors=sent.grad_tensors * (messages if split else joined),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _most_messages(ahead: int, behind: int) -> int:
+    """Messages for one split value on the rank that sends or receives the most."""
+    pairs = senders_and_receivers(0, ahead, 0, behind)
+    ends = Counter((side, pair[side]) for pair in pairs for side in (0, 1))
+    return max(ends.values())
 
 
 def senders_and_receivers(

@@ -63,6 +63,17 @@ def test_a_tensor_degree_that_profile_or_node_lack_is_refused(cli: Cli, folder: 
     _refused(cli(*solve, "--sequence-parallel", "on"), 1, "ask for one: --tensor auto")
 
 
+def test_what_a_tensor_degree_per_stage_cannot_have_is_refused(cli: Cli, folder: Path) -> None:
+    save_profile(sample_profile(), folder / "plain.json")
+    save_profile(with_degrees(sample_profile(), 4), folder / "tensor.json")
+    own = ("solve", "--gpus", "2", "--tensor", "per-stage", "--profile")
+    _refused(cli(*own, "plain.json"), 1, "no tensor degree above 1, only 1", "--tensor 2,4,8")
+    _refused(cli(*own, "tensor.json"), 1, "none of 1, 4, 4 with", "fills nodes of 2 GPUs")
+    _refused(cli(*own, "tensor.json", "--objective", "bottleneck"), 1, "not the bottleneck")
+    _refused(cli(*own, "tensor.json", "--replicas", "per-stage"), 1, "equal replicas")
+    _refused(cli(*own, "tensor.json", "--target", "torch"), 1, "no --target takes several degrees")
+
+
 def test_a_truncated_file_is_refused_with_its_path(cli: Cli, plan_file: Path) -> None:
     plan_file.write_bytes(plan_file.read_bytes()[:-40])
     _refused(cli("show", "plan.json"), 1, "plan.json", "not a whole autopart-plan file")

@@ -32,7 +32,7 @@ def test_ranks_of_one_degree_are_groups_side_by_side():
 
 
 def test_ranks_of_several_degrees_stand_side_by_side():
-    plan = by_hand((2,), (1, 2), replicas=2)
+    plan = by_hand((2,), (1, 2), num_replicas=2)
     assert [degree_of(one) for one in stage_tensors(plan)] == [1, 2]
     assert plan.stages[1].ranks == (0, 1)
     assert plan.stages[0].ranks == (2, 3)

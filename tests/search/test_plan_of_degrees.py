@@ -47,7 +47,7 @@ def test_slices_are_sent_once():
 
 
 def test_show_has_each_stage_with_its_degree_and_gpus():
-    plan = by_hand((2,), (1, 2), replicas=2)
+    plan = by_hand((2,), (1, 2), num_replicas=2)
     shown = plan_summary(plan, "plan.json").stages
     assert [degree_of(one.tensor) for one in shown] == [1, 2]
     assert shown[0].gpus == ((4,), (5,))
@@ -78,7 +78,7 @@ def test_validate_refuses_several_degrees(one_device: bool):
     [
         ((2,), (1, 8), {}, "the profile has no tensor degree 8, only 1, 2"),
         ((2,), (1, 4), {"gpus": 2, "nodes": 4}, "does not fill a node of 2 GPUs"),
-        ((2,), (4, 2), {"replicas": 2}, "2 replicas of degrees 4/2 need 12 GPUs in groups"),
+        ((2,), (4, 2), {"num_replicas": 2}, "2 replicas of degrees 4/2 need 12 GPUs in groups"),
         ((2, 1), (1, 2, 1), {}, "rising cuts"),
         ((2,), (2, 2), {}, "all stages have tensor degree 2"),
     ],

@@ -107,7 +107,7 @@ VERBS = {
             "--optimizer": (*CHOICE, "-1", "nan", "1e999"), "--precision": (*CHOICE, "-mixed"),
             "--sync": CHOICE, "--sync-bucket": SIZE, "--sends": CHOICE,
             "--gradient-dtype": CHOICE, "--memory-sweep": ("0", "1", "-1", "nan", "", "many"),
-            "--output": OUTPUT, "--tensor": DEGREE, "--sequence-parallel": CHOICE,
+            "--output": OUTPUT, "--tensor": (*DEGREE, "per_stage", "per-stage,2"), "--sequence-parallel": CHOICE,
         },
     ),
     "show": Verb("show plan.json", {}, (("show {}", INPUT), ("show --memory --json {}", INPUT))),

@@ -58,9 +58,13 @@ KINDS: dict[str, Style] = {
         shapes=FEW_GPUS, policies=True, uneven=True, network=True, overlap=True
     ),
     "tensor degrees": Style(shapes=DIVISIBLE, most_layers=4),
+    "tensor degrees per stage": Style(shapes=DIVISIBLE, most_layers=4),
     "every order": Style(shapes=FEW_GPUS[:4], most_layers=4, most_microbatches=2),
 }
 """The kinds of cases by name."""
+
+WITH_DEGREES = ("tensor degrees", "tensor degrees per stage")
+"""The kinds whose profiles have tensor variants."""
 
 
 class Case(NamedTuple):
@@ -95,9 +99,8 @@ def draw_case(kind: str, seed: int) -> Case:
         style = _mixture(rng, style)
         if style.network and (style.uneven or style.mixed_gpus):
             style = style._replace(shapes=SPREADS)
-    elif kind == "tensor degrees":
-        style = _mixture(rng, style)._replace(mixed_gpus=False, network=rng.random() < 0.5)
-        style = style._replace(overlap=style.network and rng.random() < 0.6)
+    elif kind in WITH_DEGREES:
+        style = _with_groups(rng, kind, style)
     elif rng.random() < 0.15:
         style = style._replace(pins=True)
     if kind == "every order" and rng.random() < 0.3:
@@ -111,7 +114,7 @@ def draw_case(kind: str, seed: int) -> Case:
     problems = (problem,)
     if kind == "sizes":
         problems = tuple(rescaled(rng, problem, size) for size in rng.choice([(1, 2), (1, 2, 4)]))
-    if kind == "tensor degrees":
+    if kind in WITH_DEGREES:
         return _with_degrees(rng, Case(seed, kind, problems))
     return Case(seed, kind, problems)
 
@@ -120,10 +123,22 @@ def _with_degrees(rng: random.Random, case: Case) -> Case:
     """The case with tensor variants, and a problem for each degree that fills a node."""
     (problem,) = case.problems
     degrees = [t for t in (2, 3, 4, 6) if rng.random() < 0.8]
+    gpus = problem.cluster.gpus_per_node
+    if case.kind == "tensor degrees per stage" and all(gpus % t for t in degrees):
+        degrees = [2, *degrees]
     variants = draw_variants(rng, problem.graph, degrees or [2])
     fitting = [one for one in variants if problem.cluster.gpus_per_node % one.degree == 0]
     own = tuple(problem_of_degree(problem, one) for one in fitting)
     return case._replace(problems=(problem, *own), variants=variants)
+
+
+def _with_groups(rng: random.Random, kind: str, style: Style) -> Style:
+    """A mixture on equal GPUs; with a degree per stage only choices that go with it."""
+    style = _mixture(rng, style)._replace(mixed_gpus=False, network=rng.random() < 0.5)
+    style = style._replace(overlap=style.network and rng.random() < 0.6)
+    if kind == "tensor degrees per stage":
+        style = style._replace(uneven=False, bottleneck=False, other_schedules=False)
+    return style
 
 
 def _drawn(rng: random.Random, kind: str, style: Style) -> tuple[Problem, int | None]:

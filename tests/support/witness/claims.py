@@ -9,13 +9,21 @@ from autopart.certificate.verify import verify
 from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
 from autopart.records.layer_graph import positions
 from autopart.records.plan import Plan, policy_of_layers, stage_ranks
+from autopart.records.plan_degrees import (
+    gpus_of_ranks,
+    has_several_degrees,
+    rank_degrees,
+    stage_tensors,
+)
 from autopart.records.problem import CLASSIC, CUSTOM, SCHEDULES, Problem
+from autopart.records.tensor_degree import Tensor, degree_of
 from autopart.search.planner import solve
 from tests.support.witness.cases import Case, keywords
 from tests.support.witness.every_order import are_all_tried, optimum_of_orders
-from tests.support.witness.optimum import Found, low_memory, optimum
+from tests.support.witness.optimum import Found, grid, low_memory, optimum
 from tests.support.witness.placements import StageSlots, gpus_of, place_on
 from tests.support.witness.pricing import Price, Pricer, Setting
+from tests.support.witness.stage_degrees import DegreesPricer, optimum_of_degrees
 
 TIME_LIMIT = 20.0
 """Seconds that a solve has at first."""
@@ -44,9 +52,13 @@ def judge(case: Case, *, any_order: bool = False) -> Verdict:
     """
     whole = CUSTOM in case.problems[0].demands.schedules
     found = [optimum_of_orders(one) if whole else optimum(one) for one in case.problems]
+    per_stage = case.kind == "tensor degrees per stage"
+    if per_stage:
+        found += [optimum_of_degrees(own, split=split) for split, own in _degree_sets(case)]
     best = min((one for one in found if one), key=lambda one: one.value, default=None)
     several = len(case.profiles) > 1
-    words = keywords(case.problems[0], several=several, tensor="auto" if case.variants else 1)
+    tensor = "per-stage" if per_stage else "auto" if case.variants else 1
+    words = keywords(case.problems[0], several=several, tensor=tensor)
     try:
         plan = _solved(case, words, again=not whole)
     except NoPlanFound as error:
@@ -90,10 +102,11 @@ def _broken(
 ) -> Iterator[str]:
     searched = [(size.microbatch_size, size.tensor) for size in plan.sizes]
     problem = case.problems[searched.index((plan.microbatch_size, plan.tensor))]
+    own_degrees = has_several_degrees(plan)
     # Step 1: the plan is what it says, by the verifier and by the witness.
     failed = [check for check in verify(plan, case.profiles) if not check.passed]
     yield from (f"verify refuses the plan: {check.name}: {check.detail}" for check in failed)
-    own = price_of_plan(problem, plan)
+    own = _price_of_degrees(case, plan) if own_degrees else price_of_plan(problem, plan)
     value = own.step if problem.objective == "step" else own.bottleneck
     if abs(own.step - plan.prediction.step_time) > SAME * own.step:
         yield f"the plan says a step of {plan.prediction.step_time}, the witness {own.step}"
@@ -123,6 +136,41 @@ def _broken_bounds(
         yield f"gap 0, but the plan takes {value}, and {best.words}"
 
 
+def _degree_sets(case: Case) -> list[tuple[bool, dict[int, Problem]]]:
+    """For each word on sequence parallelism the problem of each degree, where there are two at least."""
+    gpus = case.problems[0].cluster.gpus_per_node
+    fitting = [one for one in case.variants if gpus % one.degree == 0]
+    pairs = list(zip(fitting, case.problems[1:], strict=True))
+    sets = [
+        (split, {one.degree: own for one, own in pairs if one.sequence_parallel is split})
+        for split in (False, True)
+    ]
+    return [(split, {1: case.problems[0]} | own) for split, own in sets if own]
+
+
+def _price_of_degrees(case: Case, plan: Plan) -> Price:
+    """The witness's price for a plan whose stages have tensor degrees of their own."""
+    tensors = stage_tensors(plan)
+    split = any(isinstance(one, Tensor) and one.sequence_parallel for one in tensors)
+    pricer = DegreesPricer(dict(_degree_sets(case))[split], split=split)
+    gpus = gpus_of_ranks(rank_degrees(plan))
+    first = tuple(tuple(gpus[rank].start for rank in own) for own in stage_ranks(plan))
+    # Slots as the witness counts them: each stage's replicas in their order.
+    slots = grid(tuple(range(len(plan.stages))), len(plan.stages[0].ranks))
+    setting = Setting(plan.schedule, slots, plan.num_microbatches)
+    degrees = [degree_of(one) for one in tensors]
+    return pricer.price(setting, degrees, first, _cuts_of(case.problems[0], plan))
+
+
+def _cuts_of(problem: Problem, plan: Plan) -> list[int]:
+    """The layers ahead of each cut, as the bits of a number."""
+    place = positions(problem.graph)
+    cuts = [0]
+    for stage in plan.stages:
+        cuts.append(cuts[-1] | sum(1 << place[name] for name in stage.layers))
+    return cuts
+
+
 def _is_tried(plan: Plan) -> bool:
     """Whether the witness tries every order on the plan's pipeline, or the plan has a named one."""
     return plan.schedule != CUSTOM or are_all_tried(slots_of(plan), plan.num_microbatches)
@@ -142,10 +190,7 @@ def _broken_any_order(case: Case, plan: Plan) -> Iterator[str]:
 
 def price_of_plan(problem: Problem, plan: Plan) -> Price:
     """The witness's price for a plan. Policies follow the rule, or are the plan's where a rank's stages choose together."""
-    place = positions(problem.graph)
-    cuts = [0]
-    for stage in plan.stages:
-        cuts.append(cuts[-1] | sum(1 << place[name] for name in stage.layers))
+    place, cuts = positions(problem.graph), _cuts_of(problem, plan)
     ranks, slots = stage_ranks(plan), slots_of(plan)
     own = None
     if plan.schedule == CUSTOM:
