@@ -18,6 +18,7 @@ from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.any_order_shapes import any_order_shape_bound
 from autopart.bounds.any_order_stages import stage_bounds_of_any_order
 from autopart.bounds.classic_schedules import stage_bounds
+from autopart.bounds.memory_prices import memory_priced_bound
 from autopart.bounds.microbatch_path import Matrix
 from autopart.bounds.open_paths import paths_below
 from autopart.bounds.rank_loads import RankLoads
@@ -68,6 +69,7 @@ def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
     if layout.schedule != CUSTOM:
         # The bounds ask for one microbatch in its F. A named schedule keeps at least as much in flight.
         freest = freest_totals(problem, layout, cuts)
+        whole = max(whole, memory_priced_bound(problem, layout, cuts))
         stages = [
             np.where(fits_on_ranks(freest, problem, layout, stage), bound, np.inf)
             for stage, bound in enumerate(stages)

@@ -1,0 +1,62 @@
+"""The bound by weights and prices of memory, against every partition under every choice of policies."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from autopart.bounds import memory_prices
+from autopart.bounds.memory_prices import memory_priced_bound, priced_bound
+from autopart.cost.cuts import Cuts, all_cuts
+from autopart.records.layer_graph import Recompute
+from autopart.records.layouts import Layout
+from autopart.records.problem import Problem
+from autopart.schedules.catalogue import KINDS
+from tests.activations.test_frontier import RECOMPUTE
+from tests.activations.test_shared_ranks import drawn_layout
+from tests.certificate.test_fastest_choices import fastest_of_all
+from tests.support.problems import chain_graph, cluster, layer, problem
+from tests.support.seeds import seeds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", seeds(0, 120, slow=16))
+def test_no_partition_under_any_policies_beats_the_bound(seed: int) -> None:
+    asked, layout = drawn_layout(seed)
+    cuts, stages = all_cuts(asked.graph), len(layout.stage_ranks)
+    bound = priced_bound(asked, layout, 1, cuts)
+    best = float("inf")
+    for inner in itertools.combinations(range(1, len(cuts.nested) - 1), stages - 1):
+        path = (0, *inner, len(cuts.nested) - 1)
+        if all(cuts.nested[i, j] for i, j in itertools.pairwise(path)):
+            partition = tuple(
+                tuple(np.flatnonzero(cuts.ahead[j] & ~cuts.ahead[i]).tolist())
+                for i, j in itertools.pairwise(path)
+            )
+            best = min(best, fastest_of_all(asked, layout, partition))
+    assert 0 < bound <= best
+
+
+def asked_with(memory: int) -> tuple[Problem, Layout, Cuts]:
+    """Sixteen equal layers, each with 100 bytes of stash, in eight stages on four ranks."""
+    again = Recompute(extra_time=1.0, stash_bytes=0)
+    layers = [layer(f"l{at}", stash_bytes=100, recompute=again) for at in range(16)]
+    graph = chain_graph(*layers, num_bytes=0)
+    placement = KINDS["interleaved-1f1b"].placement(4, 2)
+    layout = Layout(
+        schedule="interleaved-1f1b",
+        stage_ranks=tuple((rank,) for rank in placement),
+        num_microbatches=8,
+    )
+    machine = cluster(memory_bytes=memory)
+    asked = problem(graph, num_microbatches=8, cluster=machine, demands=RECOMPUTE)
+    return asked, layout, all_cuts(graph)
+
+
+def test_little_memory_raises_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that must be recomputed somewhere lengthen the step of every partition."""
+    monkeypatch.setattr(memory_prices, "FEW_PARTITIONS", 10)
+    roomy, tight = (memory_priced_bound(*asked_with(memory)) for memory in (10_000, 900))
+    # Each layer takes 3 s, and 8 microbatches of 16 layers on 4 ranks 96 s.
+    assert 95.99 < roomy < 110
+    assert tight > 1.03 * roomy
