@@ -103,7 +103,7 @@ class _Policy(NamedTuple):
     kept: Numbers
 
 
-class _Rows(NamedTuple):
+class _FullestPlaces(NamedTuple):
     """The places of all ranks."""
 
     stash: Numbers
@@ -207,7 +207,7 @@ class _Prices:
         used = used + rows.waiting @ (self.left @ on)
         return bound, loads / self.second, (used - rows.room) / self.byte
 
-    def _rows(self) -> "_Rows":
+    def _rows(self) -> "_FullestPlaces":
         """(3) for all ranks."""
         stages, nested = len(self.layout.stage_ranks), self.cuts.nested
         totals, cluster = self.cuts.totals, self.problem.cluster
@@ -234,7 +234,7 @@ class _Prices:
             found.append(
                 (*counts[:, at : at + 1], on[at : at + 1], room[at : at + 1].astype(float))
             )
-        return _Rows(*(np.concatenate(each) for each in zip(*found, strict=True)))
+        return _FullestPlaces(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
     def _loads(self) -> "_Loads":
         """(1), then (2), for all ranks."""
