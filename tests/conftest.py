@@ -32,6 +32,11 @@ def two_ranks() -> Iterator["RankPool"]:
 
 
 @pytest.fixture(scope="session")
+def three_ranks() -> Iterator["RankPool"]:
+    yield from _pool(3)
+
+
+@pytest.fixture(scope="session")
 def four_ranks() -> Iterator["RankPool"]:
     yield from _pool(4)
 

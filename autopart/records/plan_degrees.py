@@ -78,6 +78,14 @@ def num_processes(plan: OwnPlan) -> int:
     return sum(rank_degrees(plan))
 
 
+def rank_of_process(plan: OwnPlan, process: int) -> int:
+    """The rank to which a process belongs. Raises PlanError where the plan has no such process."""
+    for rank, processes in enumerate(gpus_of_ranks(rank_degrees(plan))):
+        if process in processes:
+            return rank
+    raise PlanError(f"the plan has no rank for process {process}")
+
+
 def degrees_name(plan: OwnPlan) -> str:
     """The plan's tensor degree in words, or the degree of each stage where they differ."""
     if not has_several_degrees(plan):

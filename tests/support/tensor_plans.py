@@ -1,5 +1,7 @@
 """Plans whose ranks are tensor groups."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from autopart.records.plan import Plan
@@ -13,3 +15,25 @@ def in_groups(plan: Plan, degree: int, *, sequence_parallel: bool = False) -> Pl
     )
     tensor = Tensor(degree=degree, sequence_parallel=sequence_parallel)
     return msgspec.structs.replace(plan, tensor=tensor, cluster=cluster)
+
+
+def with_own_degrees(
+    plan: Plan, degrees: Sequence[int], *, sequence_parallel: bool = False, gpus: int = 4
+) -> Plan:
+    """The plan with a tensor degree for each stage, on a node of so many GPUs; 1 for no tensor group."""
+    stages = tuple(
+        msgspec.structs.replace(
+            stage, tensor=Tensor(degree=degree, sequence_parallel=sequence_parallel)
+        )
+        if degree > 1
+        else stage
+        for stage, degree in zip(plan.stages, degrees, strict=True)
+    )
+    cluster = msgspec.structs.replace(plan.cluster, gpus_per_node=gpus)
+    return msgspec.structs.replace(plan, stages=stages, cluster=cluster)
+
+
+def ranks_for(degrees: Sequence[int]) -> list[tuple[int]]:
+    """One rank for each stage, larger groups first: then each starts at a multiple of its size."""
+    order = sorted(range(len(degrees)), key=lambda stage: -degrees[stage])
+    return [(order.index(stage),) for stage in range(len(degrees))]

@@ -67,7 +67,7 @@ class Comparison:
         self._seeded = SeededDraws() if draws else None
         self._check, self._executor, self._waiting = check, executor, waiting
         # Of each tensor group one process compares, with the whole tensors of all.
-        self._compares = executor.shards is None or executor.shards.rank == 0
+        self._compares = executor.is_first_place
         self._has_buffers = all(len(stage.ranks) == 1 for stage in plan.stages)
         self._kept: list[Tensors] = []
 
@@ -110,9 +110,16 @@ class Comparison:
             self._compare(checks.compare_buffers, self._executor.buffers)
         self._compare(checks.compare_draws, {} if self._seeded is None else self._seeded.counts)
 
-    def _compare(self, compare: Callable[[CheckRecord | None, T], None], mine: T) -> None:
+    def _compare(
+        self,
+        compare: Callable[[CheckRecord | None, Mapping[str, T]], None],
+        mine: Mapping[str, T],
+    ) -> None:
         if self._compares:
             compare(self._check, mine)
+        elif self._executor.is_in_one_world:
+            # The others of the group are in the world that compares, and have nothing to add.
+            compare(None, {})
 
     def outcome(self, losses: Sequence[float], dropouts: int) -> CheckResult | None:
         """The check's result on rank 0, None on others; raises RunError if the check fails.

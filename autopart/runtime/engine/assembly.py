@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import distributed
@@ -14,14 +14,15 @@ from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.engine.asynchronous import AsynchronousExecutor, check_no_shared, rules_of
 from autopart.runtime.engine.executor import Executor
 from autopart.runtime.engine.gloo_threads import let_compute_go_first
+from autopart.runtime.engine.group_part import NO_GROUPS, GroupPart
 from autopart.runtime.engine.plan_match import Backend, check_can_run, place_on
 from autopart.runtime.engine.rank_executor import RankPart, StepExecutor
+from autopart.runtime.engine.resharded_transfers import ReshardedTransfers
 from autopart.runtime.engine.stage import TorchStage, stage_parameters
 from autopart.runtime.engine.torch_backend import TorchBackend, check_backwards
-from autopart.runtime.engine.transfers import Transfers
+from autopart.runtime.engine.transfers import BETWEEN_RANKS, Transfers, Transport
 from autopart.runtime.host_allocator import keep_freed_memory
 from autopart.runtime.measuring.watcher import Unwatched, Watcher
-from autopart.runtime.sharding.rank_shards import RankShards
 from autopart.runtime.transforms.host_copies import HostCopies, host_copies_for
 from autopart.runtime.transforms.layer_policies import (
     apply_policies,
@@ -31,8 +32,14 @@ from autopart.runtime.transforms.layer_policies import (
 )
 from autopart.runtime.transforms.offload import HostStash
 from autopart.runtime.transforms.split_backward import split_backwards
-from autopart.runtime.update.gradient_sum import GradientSum, Holders, holders_of
+from autopart.runtime.update.gradient_sum import (
+    GradientSum,
+    Holders,
+    NamedParameters,
+    holders_of,
+)
 from autopart.runtime.update.overlapped_sum import OverlappedSum, StageCopies
+from autopart.runtime.update.unequal_ties import UnequalTies
 from autopart.schedules.actions import StageRanks
 from autopart.schedules.messages import Program, write_messages
 
@@ -45,14 +52,14 @@ def make_executor(
     watcher: Watcher | None = None,
     backend: Backend = "autopart",
     sync: Literal["end", "overlap"] | None = None,
-    shards: RankShards | None = None,
+    group: GroupPart | None = None,
 ) -> StepExecutor:
     """This rank's executor for the plan's own schedule.
 
     `programs` come from `split_stages` for all the plan's stages, with equal weights on every rank.
     This rank's stages are moved to `device`. `watcher` is told about every action. `sync` says whether
     gradient sums run beside last backwards; None means as the plan was solved. With a tensor degree
-    the programs are local, and `shards` are this process's. Collective: all ranks in the default
+    the programs are local, and `group` is this process's part. Collective: all ranks in the default
     process group call this, because it creates process groups.
 
     Raises PlanError if the plan, or this backend, cannot be run.
@@ -60,17 +67,18 @@ def make_executor(
     check_can_run(plan, backend)
     if backend == "torch":
         check_backwards(programs)
-    holders = _holders(plan, programs)
-    part = _part(plan, programs, holders, device, watcher)
-    if shards is not None:
-        part = replace(part, shards=shards)
+    holders, group = _holders(plan, programs), group or NO_GROUPS
+    part = _part(plan, programs, holders, device, watcher, group=group)
     if backend == "torch":
         return TorchBackend(plan, part)
     if (sync or plan.training.sync) == "overlap":
         part = replace(part, sums=_overlapped(plan, programs, part))
         let_compute_go_first()
-    program = _program(plan, distributed.get_rank(), device)
-    return Executor(part, _torch_stages(plan, part), program)
+    world, transport = group.world, cast(Transport, BETWEEN_RANKS)
+    if world is not None:
+        transport = ReshardedTransfers(programs, world.cuts, world.processes, world.place)
+    program = _program(plan, _own_rank(group), device)
+    return Executor(part, _torch_stages(plan, part), program, transport)
 
 
 def make_asynchronous_executor(
@@ -122,9 +130,11 @@ def _program(plan: Plan, rank: int, device: torch.device) -> Program:
 
 def _overlapped(plan: Plan, programs: Sequence[StageProgram], part: RankPart) -> OverlappedSum:
     """The part's gradient sums, with those of each stage's replicas beside its last backward."""
+    world = part.group.world
     copies = [
-        StageCopies(program.parameters, ranks)
-        for program, ranks in zip(programs, stage_ranks(plan), strict=True)
+        StageCopies(stage, program.parameters, on)
+        for stage, (program, ranks) in enumerate(zip(programs, stage_ranks(plan), strict=True))
+        for on in ([ranks] if world is None else world.places(ranks))
     ]
     size = plan.training.bucket_bytes or RUN_BUCKET_BYTES
     parameters = {
@@ -153,10 +163,11 @@ def _part(
     device: torch.device,
     watcher: Watcher | None,
     rank: int | None = None,
+    group: GroupPart = NO_GROUPS,
 ) -> RankPart:
     """The part that belongs to `rank` (default: this rank), with the plan's policies applied."""
     keep_freed_memory(device)
-    rank, ranks = distributed.get_rank() if rank is None else rank, stage_ranks(plan)
+    rank, ranks = _own_rank(group) if rank is None else rank, stage_ranks(plan)
     mine = {index: programs[index] for index, of_stage in enumerate(ranks) if rank in of_stage}
     hosts = _prepare(plan, mine, device)
     parameters = {n: p for program in mine.values() for n, p in stage_parameters(program).items()}
@@ -164,13 +175,37 @@ def _part(
         programs=mine,
         hosts=hosts,
         owned=_owned([program.parameters for program in programs], ranks, rank),
-        sums=GradientSum(holders, parameters, rank),
+        sums=_sums(holders, parameters, rank, group),
         num_microbatches=plan.num_microbatches,
         device=device,
         watcher=watcher or Unwatched(),
+        group=group,
+        ties=_ties(holders, parameters, group),
     )
     let_compute_go_first()  # All process groups exist now, and with them gloo's threads.
     return part
+
+
+def _own_rank(group: GroupPart) -> int:
+    """This process's rank in the plan."""
+    return distributed.get_rank() if group.world is None else group.world.rank
+
+
+def _sums(
+    holders: Sequence[Holders], parameters: NamedParameters, rank: int, group: GroupPart
+) -> GradientSum:
+    if group.world is None:
+        return GradientSum(holders, parameters, rank)
+    return GradientSum(group.world.equal_holders(holders), parameters, group.world.process)
+
+
+def _ties(
+    holders: Sequence[Holders], parameters: NamedParameters, group: GroupPart
+) -> UnequalTies | None:
+    if group.world is None:
+        return None
+    unequal = group.world.unequal_holders(holders)
+    return UnequalTies(unequal, parameters, group.shards, group.world.process)
 
 
 def _prepare(

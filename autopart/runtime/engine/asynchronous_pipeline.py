@@ -11,7 +11,8 @@ from autopart.records.plan import Plan
 from autopart.records.plan_degrees import check_one_gpu_per_rank
 from autopart.runtime.engine.assembly import make_asynchronous_executor
 from autopart.runtime.engine.asynchronous import AsynchronousExecutor, TrainingRecord
-from autopart.runtime.engine.pipeline import CutModel, PipelinePart, cut_model, device_of
+from autopart.runtime.engine.pipeline import CutModel, PipelinePart, cut_model
+from autopart.runtime.engine.plan_match import device_of
 from autopart.runtime.models.model import Batch
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from autopart.runtime.engine.stage import Leaves, TorchStage
-from autopart.runtime.engine.transfers import BETWEEN_RANKS, Message, Transfers, start
+from autopart.runtime.engine.transfers import BETWEEN_RANKS, Message, Transport
 from autopart.runtime.measuring.stash_meter import StashMeter
 from autopart.schedules.actions import Action
 from autopart.schedules.messages import Receive, Send
@@ -33,7 +33,7 @@ class Buffers:
         stages: Stages,
         microbatches: Mapping[int, Leaves],
         loss_scale: float,
-        transfers: Transfers = BETWEEN_RANKS,
+        transfers: Transport = BETWEEN_RANKS,
         meter: StashMeter | None = None,
     ) -> None:
         """`loss_scale` multiplies each microbatch's loss before its backward.
@@ -63,14 +63,14 @@ class Buffers:
             for meta in metas
             if is_forward or meta.requires_grad
         )
-        self._arriving[event.action] = start(
-            self._transfers.receive, buffers, event.other_rank, event.action
+        self._arriving[event.action] = self._transfers.start_receive(
+            buffers, event.other_rank, event.action
         )
 
     def send(self, event: Send) -> None:
         """Start to send an action's results to another rank."""
         tensors = self._results.pop(_reader_of(event.action))
-        self.sends.append(start(self._transfers.send, tensors, event.other_rank, event.action))
+        self.sends.append(self._transfers.start_send(tensors, event.other_rank, event.action))
 
     def sender(self, action: Action) -> int | None:
         """The rank whose message the action waits for; None if it waits for none."""

@@ -9,7 +9,7 @@ from autopart.runtime.engine.buffers import Buffers, Stages, Tensors
 from autopart.runtime.engine.program_loop import ProgramLoop
 from autopart.runtime.engine.rank_executor import RankPart, StepExecutor
 from autopart.runtime.engine.stage import Leaves
-from autopart.runtime.engine.transfers import BETWEEN_RANKS, Transfers
+from autopart.runtime.engine.transfers import BETWEEN_RANKS, Transport
 from autopart.runtime.measuring.step_trace import Marks
 from autopart.schedules.actions import Action
 from autopart.schedules.messages import Program
@@ -23,7 +23,7 @@ class Executor(StepExecutor):
         part: RankPart,
         stages: Stages,
         program: Program,
-        transfers: Transfers = BETWEEN_RANKS,
+        transfers: Transport = BETWEEN_RANKS,
     ) -> None:
         super().__init__(part)
         self._stages = dict(stages)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import torch
-from torch import distributed
 
 from autopart.runtime.engine.rank_executor import RankExecutor
 
@@ -32,8 +31,7 @@ def global_norm(executor: RankExecutor) -> torch.Tensor:
     for name, gradient in _gradients(executor, executor.owned).items():
         square = torch.linalg.vector_norm(gradient, dtype=_wide(gradient)).double().square()
         total += square if shards is None else square * shards.norm_share(name)
-    distributed.all_reduce(total)
-    return (total if shards is None else shards.sum_over_group(total)).sqrt()
+    return executor.sum_over_processes(total).sqrt()
 
 
 def unscale(executor: RankExecutor, scale: float) -> bool:
@@ -42,10 +40,7 @@ def unscale(executor: RankExecutor, scale: float) -> bool:
     for gradient in _gradients(executor, executor.parameters).values():
         gradient.div_(scale)
         bad += torch.isfinite(gradient).logical_not().any().int()
-    distributed.all_reduce(bad)
-    if executor.shards is not None:
-        bad = executor.shards.sum_over_group(bad)
-    return bad.item() == 0
+    return executor.sum_over_processes(bad).item() == 0
 
 
 def _gradients(executor: RankExecutor, names: Iterable[str]) -> dict[str, torch.Tensor]:

@@ -13,17 +13,24 @@ from torch.utils import _pytree as pytree
 
 from autopart.errors import UsageError
 from autopart.records.plan import Plan, num_ranks
-from autopart.records.plan_degrees import check_one_degree
-from autopart.records.tensor_degree import Tensor, degree_of
+from autopart.records.plan_degrees import (
+    degrees_name,
+    has_several_degrees,
+    num_processes,
+    rank_of_process,
+)
 from autopart.runtime.capture.capture import Captured, batch_leaves
-from autopart.runtime.capture.stage_modules import StageProgram, split_stages
+from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.engine.assembly import make_executor
 from autopart.runtime.engine.gradients import clip, unscale
+from autopart.runtime.engine.group_part import GroupPart
+from autopart.runtime.engine.local_model import local_model_of
 from autopart.runtime.engine.plan_match import (
     Backend,
     capture_for_plan,
     check_same_in_group,
     check_same_weights,
+    device_of,
 )
 from autopart.runtime.engine.rank_executor import RankExecutor, StepExecutor
 from autopart.runtime.engine.rank_optimizer import rank_optimizer
@@ -31,7 +38,6 @@ from autopart.runtime.engine.stage import Leaves
 from autopart.runtime.engine.state_dict import Names, all_names, named_module
 from autopart.runtime.models.model import Batch, TrainingModel
 from autopart.runtime.sharding.groups import TensorGroup
-from autopart.runtime.sharding.rank_shards import RankShards, local_part
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.text import counted
 
@@ -156,7 +162,9 @@ class Pipeline(PipelinePart):
                 {m: self.leaves_of(parts[m]) for m in self.microbatches}, scale=scale, sync=sync
             )
         total = torch.zeros((), dtype=torch.float64, device=self.executor.device)
-        if share is not None:
+        if share is not None and (
+            self.executor.is_first_place or not self.executor.is_in_one_world
+        ):
             total += share
         distributed.all_reduce(total)
         return total
@@ -195,8 +203,7 @@ class CutModel(NamedTuple):
     captured: Captured
     names: Names
     programs: tuple[StageProgram, ...]
-    shards: RankShards | None
-    """This process's shards; None with tensor degree 1."""
+    group: GroupPart
 
 
 def cut_model(
@@ -209,16 +216,16 @@ def cut_model(
     tensor_group: TensorGroup | None = None,
 ) -> CutModel:
     """Capture the model and cut it; raises as `make_pipeline` does, on all ranks together."""
-    check_one_degree(plan, "a run")
-    degree = degree_of(plan.tensor)
-    if degree > 1 and tensor_group is None:
+    several = has_several_degrees(plan)
+    if tensor_group is None and num_processes(plan) > num_ranks(plan):
         raise UsageError(
-            f"the plan has tensor degree {degree}; call autopart.init_tensor_ranks(plan) in place of "
+            f"the plan has {degrees_name(plan)}; call autopart.init_tensor_ranks(plan) in place of "
             "torch.distributed.init_process_group, and give its result as tensor_group"
         )
-    if num_ranks(plan) != distributed.get_world_size():
+    size = num_processes(plan) if several else num_ranks(plan)
+    if size != distributed.get_world_size():
         raise UsageError(
-            f"the plan is for {counted(num_ranks(plan), 'rank')}, but the process group has "
+            f"the plan is for {counted(size, 'rank')}, but the process group has "
             f"{distributed.get_world_size()}"
         )
     training = TrainingModel(model, loss_fn, name=type(model).__name__)
@@ -226,11 +233,11 @@ def cut_model(
     if tensor_group is not None:
         check_same_in_group(training, tensor_group, device)
     captured = capture_for_plan(plan, training, batch, autocast)
-    shards: RankShards | None = None
-    if tensor_group is not None and isinstance(plan.tensor, Tensor):
-        captured, shards = local_part(captured, plan.tensor, tensor_group)
-    programs = split_stages(captured, [stage.layers for stage in plan.stages])
-    return CutModel(plan, captured, all_names(training), programs, shards)
+    place = 0 if tensor_group is None else tensor_group.rank()
+    rank = rank_of_process(plan, distributed.get_rank()) if several else distributed.get_rank()
+    local = local_model_of(plan, captured, rank, place, tensor_group)
+    programs, group = local.programs()
+    return CutModel(plan, local.captured, all_names(training), programs, group)
 
 
 def make_pipeline(
@@ -262,7 +269,7 @@ def make_pipeline(
     """
     own = device_of(device)
     cut = cut_model(plan, model, batch, loss_fn, autocast, own, tensor_group)
-    executor = make_executor(plan, cut.programs, device=own, backend=backend, shards=cut.shards)
+    executor = make_executor(plan, cut.programs, device=own, backend=backend, group=cut.group)
     pipeline = Pipeline(executor, cut, plan.num_microbatches)
     del cut
     gc.collect()  # Graphs are reference cycles, and keep the weights of other ranks' stages.
@@ -288,12 +295,3 @@ def split_batch(batch: Batch, num_microbatches: int) -> Sequence[Batch]:
         return leaf[m * size : (m + 1) * size]
 
     return [cast(Batch, pytree.tree_map(partial(part, m), batch)) for m in range(num_microbatches)]
-
-
-def device_of(asked: torch.device | str | None) -> torch.device:
-    """A rank's device: as asked, else its GPU if the process group uses NCCL, else the CPU."""
-    if asked is not None:
-        return torch.device(asked)
-    if "nccl" in str(distributed.get_backend()):
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

@@ -212,3 +212,12 @@ def _layers(found: _Difference) -> str:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(f"'{name}'" for name in names[:4]) + more
+
+
+def device_of(asked: torch.device | str | None) -> torch.device:
+    """A rank's device: as asked, else its GPU if the process group uses NCCL, else the CPU."""
+    if asked is not None:
+        return torch.device(asked)
+    if "nccl" in str(distributed.get_backend()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

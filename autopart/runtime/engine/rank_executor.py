@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import distributed
 
 from autopart.runtime.capture.stage_modules import StageProgram
+from autopart.runtime.engine.group_part import NO_GROUPS, GroupPart
 from autopart.runtime.engine.stage import Leaves, stage_buffers, stage_parameters
 from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.measuring.clock import clock_of
@@ -17,6 +19,7 @@ from autopart.runtime.sharding.rank_shards import RankShards
 from autopart.runtime.transforms.offload import HostStash
 from autopart.runtime.update.gradient_sum import GradientSum, SharedParameters
 from autopart.runtime.update.scattered_sum import ScatteredSum
+from autopart.runtime.update.unequal_ties import UnequalTies
 from autopart.runtime.update.zero_shards import ZeroSharding
 
 
@@ -35,8 +38,10 @@ class RankPart:
     """Microbatches per step, over all replicas."""
     device: torch.device
     watcher: Watcher
-    shards: RankShards | None = None
-    """This process's shards; None with tensor degree 1."""
+    group: GroupPart = NO_GROUPS
+    """This process's part in tensor groups."""
+    ties: UnequalTies | None = None
+    """Sums of parameters that are tied across stages with different tensor degrees."""
 
 
 class RankExecutor:
@@ -75,7 +80,24 @@ class RankExecutor:
     @property
     def shards(self) -> RankShards | None:
         """This process's shards; None with tensor degree 1."""
-        return self._part.shards
+        return self._part.group.shards
+
+    @property
+    def is_in_one_world(self) -> bool:
+        """Whether torch's default process group has all processes of all tensor groups."""
+        return self._part.group.world is not None
+
+    @property
+    def is_first_place(self) -> bool:
+        """Whether this process is the first of its tensor group."""
+        return self.shards is None or self.shards.rank == 0
+
+    def sum_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of a number over all processes of all ranks. Collective over them."""
+        distributed.all_reduce(tensor)
+        if self.shards is None or self.is_in_one_world:
+            return tensor
+        return self.shards.sum_over_group(tensor)
 
     @property
     def buffers(self) -> dict[str, torch.Tensor]:
@@ -125,7 +147,7 @@ class StepExecutor(RankExecutor, ABC):
         # Step 1: run all actions. Each microbatch weighs 1 / num_microbatches in the mean loss.
         marks = self._marks = begin_marks(self._clock, self.device)
         # A thread that waits for its tensor group is on no core, though nobody else has it.
-        marks.has_core_time &= part.shards is None
+        marks.has_core_time &= self.shards is None
         loss = self._run(microbatches, scale / part.num_microbatches, marks)
         marks.acted = self._clock.mark()
         # Step 2: sum gradients over replicas and tied copies, and parts over the tensor group.
@@ -134,8 +156,11 @@ class StepExecutor(RankExecutor, ABC):
             with_other_rank(part.sums.run, None, "the sum of gradients")
             marks.under_way = part.sums.under_way()
         marks.summed = self._clock.mark()
-        if sync and part.shards is not None:
-            part.shards.sum_gradients(self.parameters)
+        if sync and self.shards is not None:
+            self.shards.sum_gradients(self.parameters)
+            marks.grouped = self._clock.mark()
+        if sync and part.ties is not None:
+            with_other_rank(part.ties.run, None, "the sum of gradients")
             marks.grouped = self._clock.mark()
         return None if loss is None else loss / part.num_microbatches
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import distributed
@@ -16,14 +16,50 @@ Transfer = Callable[[torch.Tensor, int], distributed.Work | None]
 """``distributed.isend`` or ``irecv``."""
 
 
+class Transport(Protocol):
+    """Sends the results of actions from this rank, and receives those of others."""
+
+    def start_send(
+        self, tensors: Sequence[torch.Tensor], other_rank: int, action: Action
+    ) -> "Message":
+        """Start to send what `action` made; raises LostRank if the other rank is gone."""
+        ...
+
+    def start_receive(
+        self, buffers: Sequence[torch.Tensor], other_rank: int, action: Action
+    ) -> "Message":
+        """Start to receive what `action` needs into `buffers`; raises LostRank if the other rank is gone."""
+        ...
+
+
 class Transfers(NamedTuple):
     """The functions that send tensors from this rank and receive tensors on it."""
 
     send: Transfer
     receive: Transfer
 
+    def start_send(
+        self, tensors: Sequence[torch.Tensor], other_rank: int, action: Action
+    ) -> "Message":
+        """See `Transport`."""
+        return start(self.send, tensors, other_rank, action)
+
+    def start_receive(
+        self, buffers: Sequence[torch.Tensor], other_rank: int, action: Action
+    ) -> "Message":
+        """See `Transport`."""
+        return start(self.receive, buffers, other_rank, action)
+
 
 BETWEEN_RANKS = Transfers(distributed.isend, distributed.irecv)
+
+
+class TransferUnderWay(Protocol):
+    """A transfer under way."""
+
+    def wait(self) -> object:
+        """Wait until it is complete."""
+        ...
 
 
 class Message(NamedTuple):
@@ -32,7 +68,7 @@ class Message(NamedTuple):
     action: Action
     other_rank: int
     tensors: tuple[torch.Tensor, ...]
-    works: tuple[distributed.Work, ...]
+    works: tuple[TransferUnderWay, ...]
 
     def wait(self) -> None:
         """Wait until the transfer is complete; raises LostRank if the other rank is gone."""

@@ -13,10 +13,9 @@ from torch import distributed
 
 from autopart.errors import AutopartError, PlanError, RunError, UsageError
 from autopart.records.files import content_hash
-from autopart.records.plan import Plan
-from autopart.records.plan_degrees import num_processes
+from autopart.records.plan import Plan, num_ranks
+from autopart.records.plan_degrees import has_several_degrees, num_processes, rank_degrees
 from autopart.records.run_result import RunResult
-from autopart.records.tensor_degree import degree_of
 from autopart.runtime.engine.failures import Failure, LostRank, as_error, failure_of
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.job.meeting import SILENT_SECONDS, connect_to, find_store, leave_last, meet
@@ -29,9 +28,10 @@ from autopart.runtime.job.status_board import (
 )
 from autopart.runtime.job.tensor_ranks import (
     agree_in_group,
-    group_place,
     lost_process,
     meet_group,
+    place_in_plan,
+    world_of,
 )
 from autopart.runtime.job.training import Place, Report, train
 from autopart.runtime.job.world import World
@@ -112,20 +112,21 @@ def _run(
     store: distributed.Store,
     report: Report | None,
 ) -> RunResult | None:
-    degree = degree_of(plan.tensor)
-    at, place = group_place(world.rank, degree), place_of(settings.device, world)
+    at, place = place_in_plan(plan, world.rank), place_of(settings.device, world)
+    degree, several = rank_degrees(plan)[at.group], has_several_degrees(plan)
+    own = world_of(plan, world.rank)
     timeout = _seconds(settings.timeout * _TRANSPORT_TIMEOUTS)
     status_board.waiting("meeting the other ranks", None)
     store = distributed.PrefixStore(f"autopart/{world.attempt}", store)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if place.backend == "nccl" else "gloo",
-        store=distributed.PrefixStore(f"group/{at.place}", store),
-        rank=at.group,
-        world_size=world.size // degree,
+        store=distributed.PrefixStore(own.name, store),
+        rank=own.number,
+        world_size=own.size,
         timeout=timeout,
     )
     _agree(plan, settings)
-    place = replace(place, rank=at.group, num_ranks=world.size // degree)
+    place = replace(place, rank=at.group, num_ranks=num_ranks(plan), place=at.place)
     if degree > 1:
         group = meet_group(store, at, degree, place.backend, timeout)
         agree_in_group(store, at, group, str(_said(plan, settings)), place.device)
@@ -133,7 +134,9 @@ def _run(
     try:
         result = train(plan, settings, place, status_board, report if world.rank == 0 else None)
     except LostRank as error:
-        error.other_rank = lost_process(error, at.place, degree)
+        # Where all are in one world, the error names the process.
+        if not several:
+            error.other_rank = lost_process(error, at.place, degree)
         raise
     status_board.done()
     # No process leaves before all have come here: rank 0 may serve the store.

@@ -16,7 +16,6 @@ from autopart.runtime.measuring.message_times import message_times
 from autopart.runtime.measuring.step_trace import StepTrace
 from autopart.runtime.measuring.stopwatch import summarize
 from autopart.schedules.actions import Op
-from autopart.text import counted
 
 _UNDISTURBED = 0.95
 """Share of core time below which other processes have disturbed the run."""
@@ -136,12 +135,16 @@ def _most_kept(stage: int, runs: Iterable[RankRun]) -> int | None:
     return max(counted, default=None)
 
 
-def run_notes(runs: Sequence[RankRun], settings: RunSettings, degree: int) -> tuple[str, ...]:
-    """Conditions that a reader of the times should know; `degree` is the plan's tensor degree."""
+def run_notes(
+    runs: Sequence[RankRun], settings: RunSettings, degrees: Sequence[int]
+) -> tuple[str, ...]:
+    """Conditions that a reader of the times should know; `degrees` are the ranks' tensor degrees."""
     notes: list[str] = []
-    if degree > 1:
+    few, many = min(degrees), max(degrees)
+    if many > 1:
+        size = str(few) if few == many else f"{few} to {many}"
         notes.append(
-            f"each rank is a tensor group of {counted(degree, 'process', 'processes')}; times and bytes are its first one's, "
+            f"each rank is a tensor group of {size} processes; times and bytes are its first one's, "
             "with the group's collectives in actions and updates"
         )
     if settings.autocast:

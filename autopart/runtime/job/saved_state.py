@@ -70,9 +70,9 @@ def save_state(folder: str, executor: RankExecutor, optimizer: Optimizer, names:
             add(name, tensor, [f"{_OPTIMIZER}.{key}"])
         elif not name:
             saved[_STEP] = tensor
-    if shards is None or shards.rank == 0:
+    if executor.is_first_place or executor.is_in_one_world:
         try:
-            checkpoint.save(saved, checkpoint_id=folder)
+            checkpoint.save(saved if executor.is_first_place else {}, checkpoint_id=folder)
         except CheckpointException as error:
             raise RunError(f"--save {folder}: {_cause(error)}") from error
 

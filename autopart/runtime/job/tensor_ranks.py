@@ -1,8 +1,11 @@
-"""The processes of a plan with a tensor degree: one world per place in the tensor groups.
+"""The processes of a plan with tensor degrees: one world per place in the tensor groups, or one for all.
 
 With degree t process p has place p mod t in tensor group p // t. All processes with one place form a world of
 their own: it runs the plan as if each group were one rank, on its shards. So sends, gradient sums and
 ZeRO-1 stay among equal places. Only collectives inside layers cross from world to world.
+
+With several degrees some places exist in some groups only. Then all processes are in one world
+(`autopart/runtime/engine/group_part.py`).
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -17,7 +20,14 @@ from torch import distributed
 
 from autopart.errors import RunError, UsageError
 from autopart.records.plan import Plan, num_ranks
-from autopart.records.tensor_degree import degree_of
+from autopart.records.plan_degrees import (
+    degrees_name,
+    gpus_of_ranks,
+    has_several_degrees,
+    num_processes,
+    rank_degrees,
+    rank_of_process,
+)
 from autopart.runtime.engine.failures import LostRank
 from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.sharding.groups import ProcessRanks, TensorGroup
@@ -40,34 +50,52 @@ def init_tensor_ranks(
 
     Call it in each process of torchrun, in place of ``init_process_group``; `make_pipeline` takes the result.
     Torch's default process group then has one process per rank of the plan: those with this process's place
-    in their tensor groups. `backend` is NCCL where CUDA is there. `timeout` bounds each wait, in seconds.
+    in their tensor groups. Where stages have degrees of their own, it has all processes. `backend` is NCCL where CUDA is there. `timeout` bounds each wait, in seconds.
 
     Raises UsageError if torchrun started another number of processes than the plan's GPUs.
     """
-    degree, wanted = degree_of(plan.tensor), num_ranks(plan) * degree_of(plan.tensor)
+    wanted = num_processes(plan)
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
     given = os.environ.get("WORLD_SIZE", "1")
     if given != str(wanted):
         raise UsageError(
-            f"the plan is for {counted(wanted, 'process', 'processes')}: {counted(num_ranks(plan), 'rank')} with tensor "
-            f"degree {degree}; torchrun started {given}"
+            f"the plan is for {counted(wanted, 'process', 'processes')}: {counted(num_ranks(plan), 'rank')} with "
+            f"{degrees_name(plan)}; torchrun started {given}"
         )
     wait = timedelta(seconds=timeout)
     store, process, _ = next(distributed.rendezvous("env://", timeout=wait))
-    at = group_place(process, degree)
+    at, own = place_in_plan(plan, process), world_of(plan, process)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
-        store=distributed.PrefixStore(f"group/{at.place}", store),
-        rank=at.group,
-        world_size=num_ranks(plan),
+        store=distributed.PrefixStore(own.name, store),
+        rank=own.number,
+        world_size=own.size,
         timeout=wait,
     )
-    return meet_group(store, at, degree, backend, wait)
+    return meet_group(store, at, rank_degrees(plan)[at.group], backend, wait)
 
 
-def group_place(process: int, degree: int) -> GroupPlace:
-    """Return where process number `process` stands with a tensor degree."""
-    return GroupPlace(*divmod(process, degree))
+class OwnWorld(NamedTuple):
+    """The processes in torch's default process group of one process."""
+
+    name: str
+    number: int
+    """The process's own number there."""
+    size: int
+
+
+def world_of(plan: Plan, process: int) -> OwnWorld:
+    """Return the world of a process: equal places with one tensor degree, all processes with several."""
+    at = place_in_plan(plan, process)
+    if has_several_degrees(plan):
+        return OwnWorld("group", process, num_processes(plan))
+    return OwnWorld(f"group/{at.place}", at.group, num_ranks(plan))
+
+
+def place_in_plan(plan: Plan, process: int) -> GroupPlace:
+    """Return where process number `process` stands in a plan with one tensor degree or several."""
+    rank = rank_of_process(plan, process)
+    return GroupPlace(rank, process - gpus_of_ranks(rank_degrees(plan))[rank].start)
 
 
 def lost_process(error: LostRank, place: int, degree: int) -> int | None:

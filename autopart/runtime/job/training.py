@@ -11,17 +11,24 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
-from autopart.records.plan import Plan, cast_of
+from autopart.records.plan import Plan, cast_of, num_ranks
+from autopart.records.plan_degrees import (
+    gpus_of_ranks,
+    has_several_degrees,
+    num_processes,
+    rank_degrees,
+)
 from autopart.records.run_result import CheckResult, RunResult
-from autopart.records.tensor_degree import Tensor, degree_of
 from autopart.runtime.capture.capture import Captured
-from autopart.runtime.capture.stage_modules import StageProgram, split_stages
+from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.checking.check import CheckRecord
 from autopart.runtime.checking.comparison import Comparison, train_plain
 from autopart.runtime.checking.dropout import drop_nothing, may_draw_numbers
 from autopart.runtime.engine.assembly import make_asynchronous_executor, make_executor
 from autopart.runtime.engine.asynchronous import AsynchronousExecutor
 from autopart.runtime.engine.compiled_stages import compile_stages
+from autopart.runtime.engine.group_part import GroupPart
+from autopart.runtime.engine.local_model import LocalModel, local_model_of
 from autopart.runtime.engine.microbatches import Microbatches
 from autopart.runtime.engine.plan_match import (
     capture_for_plan,
@@ -56,7 +63,6 @@ from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
 from autopart.runtime.sharding.groups import TensorGroup, registered
 from autopart.runtime.sharding.local_graph import GROUP
-from autopart.runtime.sharding.rank_shards import RankShards, local_part
 from autopart.runtime.transforms.seeded_parts import Parts, parts_of
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.zoo.source import ModelSource
@@ -76,6 +82,8 @@ class Place:
     """Transport for messages on `device`: gloo or nccl."""
     tensor: TensorGroup | None = None
     """The processes that share this rank's layers; None with tensor degree 1."""
+    place: int = 0
+    """This process's place in its tensor group."""
 
 
 def train(
@@ -95,8 +103,11 @@ def train(
         run = _Run(plan, settings, place, status_board, report)
         mine = run.steps()
     status_board.waiting("the end of the run", None)
-    runs: list[RankRun] = [mine] * place.num_ranks
+    runs: list[RankRun] = [mine] * distributed.get_world_size()
     distributed.all_gather_object(runs, mine)
+    if has_several_degrees(plan):
+        # All processes are in one world. The first of each tensor group stands for its rank.
+        runs = [runs[processes[0]] for processes in gpus_of_ranks(rank_degrees(plan))]
     return run.result(runs) if place.rank == 0 else None
 
 
@@ -115,16 +126,17 @@ class _Run:
         self._plan, self._settings = plan, settings
         self._place, self._status_board = place, status_board
         source = load_model(settings.model)
-        captured, shards = self._local(self._captured(source))
+        model = self._local(self._captured(source))
+        captured = model.captured
         self._dropouts = drop_nothing(captured.module) if settings.check else 0
         draws = may_draw_numbers(captured.module)
         self._data = Microbatches(plan, source, captured, settings.seed)
-        programs = split_stages(captured, [stage.layers for stage in plan.stages])
+        programs, group = model.programs()
         parts = parts_of(captured.module)
-        compares = settings.check and place.rank == 0 and (shards is None or shards.rank == 0)
+        compares = settings.check and place.rank == 0 and place.place == 0
         check = self._plain(source, parts, programs) if compares else None
         status_board.waiting("the process groups", None)
-        executor = self._executor = self._make_executor(programs, shards)
+        executor = self._executor = self._make_executor(programs, group)
         if settings.compile:
             status_board.working("compiling the stages", SETTING_UP)
             leaves = self._data.of_step(0, [0], executor.inputs, place.device)[0]
@@ -189,7 +201,7 @@ class _Run:
             ranks=tuple(map(rank_step, range(len(runs)), runs)),
             asynchronous=asynchronous,
             trace=tuple(map(last_slices, runs)),
-            notes=run_notes(runs, self._settings, degree_of(plan.tensor)),
+            notes=run_notes(runs, self._settings, rank_degrees(plan)),
         )
 
     def _outcome(self, runs: Sequence[RankRun]) -> CheckResult | None:
@@ -214,13 +226,12 @@ class _Run:
         self._status_board.working("capturing the model", SETTING_UP)
         return capture_for_plan(plan, model, batch, self._autocast)
 
-    def _local(self, captured: Captured) -> tuple[Captured, RankShards | None]:
-        """This process's local graph, and its shards where the plan has a tensor degree."""
-        tensor, group = self._plan.tensor, self._place.tensor
-        if not isinstance(tensor, Tensor) or group is None:
-            return captured, None
-        self._status_board.working("sharding the model", SETTING_UP)
-        return local_part(captured, tensor, group)
+    def _local(self, captured: Captured) -> LocalModel:
+        """The model as this process runs it."""
+        place = self._place
+        if num_processes(self._plan) > num_ranks(self._plan):
+            self._status_board.working("sharding the model", SETTING_UP)
+        return local_model_of(self._plan, captured, place.rank, place.place, place.tensor)
 
     def _loaded(self) -> int:
         """Load the state that the run continues from; return the steps done before, 0 without it."""
@@ -235,7 +246,7 @@ class _Run:
         return torch.bfloat16 if self._settings.autocast else None
 
     def _make_executor(
-        self, programs: Sequence[StageProgram], shards: RankShards | None
+        self, programs: Sequence[StageProgram], group: GroupPart
     ) -> StepExecutor | AsynchronousExecutor:
         plan, settings, device = self._plan, self._settings, self._place.device
         if settings.asynchronous is not None:
@@ -249,7 +260,7 @@ class _Run:
             watcher=self._status_board,
             backend=settings.backend,
             sync=settings.sync,
-            shards=shards,
+            group=group,
         )
 
     def _plain(

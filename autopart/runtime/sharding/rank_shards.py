@@ -30,6 +30,9 @@ class RankShards:
         self._group = group
         self.rank = group.rank()
         """The rank inside its tensor group, from 0."""
+        self.degree = sharded.degree
+        self.states = sharded.states
+        """How the ranks of the group hold each value, by the captured node's name."""
 
     def exchanging(self) -> AbstractContextManager[None]:
         """Return a block in which local graphs exchange through this rank's group."""

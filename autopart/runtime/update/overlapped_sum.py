@@ -31,6 +31,7 @@ from autopart.runtime.update.gradient_sum import (
 class StageCopies(NamedTuple):
     """One stage's parameters and the ranks that have a copy of each."""
 
+    stage: int
     names: Sequence[str]
     ranks: Sequence[int]
 
@@ -49,12 +50,14 @@ class OverlappedSum(GradientSum):
     ) -> None:
         """Collective: all ranks call this with equal `stages`, because it creates process groups.
 
-        `whole` sums after all actions. `stages` has all stages of the pipeline.
+        `whole` sums after all actions. `stages` has all stages of the pipeline; where ranks are several processes, a
+        stage has an entry for each place in their tensor groups.
         """
         self.shared, rank = whole.shared, distributed.get_rank()
         self._stages: dict[int, _StageSum] = {}
-        homes = Counter(name for stage in stages for name in set(stage.names))
-        for index, (names, ranks) in enumerate(stages):
+        named = {stage.stage: stage.names for stage in stages}
+        homes = Counter(name for names in named.values() for name in set(names))
+        for index, names, ranks in stages:
             if len(ranks) == 1:
                 continue
             group = distributed.new_group(list(ranks))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from autopart.runtime.engine.group_part import GroupPart
 from autopart.runtime.engine.rank_executor import RankPart, StepExecutor
 from autopart.runtime.measuring.step_trace import Marks
 from autopart.runtime.measuring.watcher import Unwatched
@@ -66,7 +67,7 @@ def test_sums_over_a_tensor_group_are_no_part_of_the_syncs(*, in_group: bool, ex
         num_microbatches=1,
         device=torch.device("cpu"),
         watcher=Unwatched(),
-        shards=Shards(clock) if in_group else None,  # type: ignore[arg-type]
+        group=GroupPart(Shards(clock) if in_group else None),  # type: ignore[arg-type]
     )
     executor = Executor(part)
     executor._clock = clock  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from tests.support.runtime.own_loop import Loop, plain
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.tensor_runs import loaded_shards, loop_in_groups
-from tests.support.tensor_plans import in_groups
+from tests.support.tensor_plans import in_groups, ranks_for, with_own_degrees
 
 LLAMA = "zoo:llama-tiny"
 captured = cache(capture)
@@ -62,6 +62,19 @@ def test_a_loop_clips_and_accumulates_as_with_the_plain_model(
         assert trained.losses == pytest.approx(wanted.losses, rel=1e-5)
         assert trained.norms == pytest.approx(wanted.norms, rel=1e-5)
     assert wanted.norms[0] > 0.2  # so that the clipping changes the second step
+
+
+@pytest.mark.slow
+def test_a_loop_on_stages_of_two_degrees_clips_and_accumulates_as_the_plain_model(
+    three_ranks: RankPool,
+) -> None:
+    plan = plan_for(LLAMA, captured(LLAMA, 2, "float32"), (0.5,), ranks=ranks_for((1, 2)))
+    plan = with_own_degrees(plan, (1, 2), sequence_parallel=True)
+    loop = Loop(max_norm=0.1, accumulate=2, whole_batches=True, scale=8.0)
+    wanted = plain(plan, loop)
+    for trained in three_ranks.call(loop_in_groups, plan, loop):
+        assert trained.losses == pytest.approx(wanted.losses, rel=1e-5)
+        assert trained.norms == pytest.approx(wanted.norms, rel=1e-5)
 
 
 @pytest.mark.slow

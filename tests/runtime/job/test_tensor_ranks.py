@@ -11,15 +11,23 @@ from autopart.runtime.engine.failures import LostRank
 from autopart.runtime.engine.plan_match import check_same_in_group
 from autopart.runtime.job.rank import _account
 from autopart.runtime.job.status_board import StatusBoard
-from autopart.runtime.job.tensor_ranks import agree_in_group, group_place, lost_process
+from autopart.runtime.job.tensor_ranks import (
+    GroupPlace,
+    agree_in_group,
+    lost_process,
+    place_in_plan,
+)
 from autopart.runtime.models.model import TrainingModel
 from autopart.runtime.sharding.groups import ThreadRanks
+from tests.support.runtime.plans import two_stage_plan
+from tests.support.tensor_plans import in_groups
 
 CPU = torch.device("cpu")
 
 
 def test_each_process_has_one_place_in_one_group() -> None:
-    places = [group_place(process, 4) for process in range(8)]
+    plan = in_groups(two_stage_plan(), 4)
+    places = [place_in_plan(plan, process) for process in range(8)]
     assert places == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)]
 
 
@@ -46,7 +54,7 @@ def test_processes_of_a_group_must_have_one_plan(of_last: str, *, agrees: bool) 
     def work(rank: int) -> None:
         said = of_last if rank == 2 else "plan"
         try:
-            agree_in_group(store, group_place(rank, 3), group, said, CPU)
+            agree_in_group(store, GroupPlace(0, rank), group, said, CPU)
         except RunError as error:
             assert "tensor group 0 were started with different plans" in str(error)
             ended.add(rank)

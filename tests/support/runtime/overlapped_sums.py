@@ -18,7 +18,7 @@ def sums_of_steps(rank: int, idle: int = -1) -> Gradients:
     names = ("twice", "once", "silent", "unused", "tied")
     parameters = {name: torch.nn.Parameter(torch.ones(2)) for name in names}
     whole = GradientSum([Holders((0, 1), names)], parameters, rank)
-    stages = [StageCopies(names, (0, 1)), StageCopies(("tied",), (0, 1))]
+    stages = [StageCopies(0, names, (0, 1)), StageCopies(1, ("tied",), (0, 1))]
     sums = OverlappedSum(whole, parameters, stages, bucket_bytes=8)
     found: Gradients = []
     for _ in range(3):

@@ -12,12 +12,12 @@ from torch import distributed, nn
 from torch.distributed.distributed_c10d import _get_default_store
 
 from autopart.errors import AutopartError, UsageError
-from autopart.records.plan import Plan
+from autopart.records.plan import Plan, num_ranks
+from autopart.records.plan_degrees import has_several_degrees, num_processes, rank_degrees
 from autopart.records.run_result import RunResult
-from autopart.records.tensor_degree import degree_of
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.job.status_board import StatusBoard
-from autopart.runtime.job.tensor_ranks import GroupPlace, group_place, meet_group
+from autopart.runtime.job.tensor_ranks import GroupPlace, meet_group, place_in_plan
 from autopart.runtime.job.training import Place, train
 from autopart.runtime.sharding.groups import TensorGroup
 from autopart.runtime.sharding.rank_shards import RankShards
@@ -30,9 +30,8 @@ _calls = 0
 def run_groups(process: int, plan: Plan, settings: RunSettings) -> RunResult | None:
     """A whole run of a plan with a tensor degree, as one process of the pool."""
     with tensor_group(process, plan) as (at, group):
-        processes = distributed.get_world_size() * degree_of(plan.tensor)
-        place = Place(at.group, distributed.get_world_size(), torch.device("cpu"), "gloo", group)
-        board = StatusBoard(distributed.HashStore(), process, processes)
+        place = Place(at.group, num_ranks(plan), torch.device("cpu"), "gloo", group, at.place)
+        board = StatusBoard(distributed.HashStore(), process, num_processes(plan))
         result = train(plan, settings, place, board)
         return result if process == 0 else None
 
@@ -68,13 +67,19 @@ def loaded_shards(process: int, plan: Plan, state: Mapping[str, torch.Tensor]) -
 
 @contextmanager
 def tensor_group(process: int, plan: Plan) -> Iterator[tuple[GroupPlace, TensorGroup]]:
-    """Where a process of the pool stands, and its tensor group. Torch's default group is its place's world."""
+    """Where a process of the pool stands, and its tensor group. Torch's default group is its place's world.
+
+    Where stages have degrees of their own, it has all processes.
+    """
     global _calls
     _calls += 1
-    processes, degree = distributed.get_world_size(), degree_of(plan.tensor)
+    processes, at = distributed.get_world_size(), place_in_plan(plan, process)
+    degree = rank_degrees(plan)[at.group]
     whole = _get_default_store()
     store = distributed.PrefixStore(f"groups/{_calls}", whole)
-    at = group_place(process, degree)
+    if has_several_degrees(plan):
+        yield at, meet_group(store, at, degree, "gloo", _WAIT)
+        return
     distributed.destroy_process_group()
     try:
         own = distributed.PrefixStore(f"world/{at.place}", store)

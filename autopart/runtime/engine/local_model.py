@@ -1,0 +1,103 @@
+"""The captured model as one process runs it: local graphs at the tensor degrees of the plan's stages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autopart.errors import UsageError
+from autopart.records.plan import Plan
+from autopart.records.plan_degrees import (
+    gpus_of_ranks,
+    has_several_degrees,
+    rank_degrees,
+    stage_tensors,
+)
+from autopart.records.tensor_degree import MaybeTensor, Tensor, degree_of
+from autopart.runtime.capture.capture import Captured
+from autopart.runtime.capture.stage_modules import StageProgram, split_stages
+from autopart.runtime.engine.group_part import GroupPart, OneWorld
+from autopart.runtime.engine.resharded_transfers import Shape, cuts_of
+from autopart.runtime.sharding.groups import TensorGroup
+from autopart.runtime.sharding.local_model import local_model
+from autopart.runtime.sharding.rank_shards import RankShards, local_part
+from autopart.runtime.sharding.resharding import Side
+from autopart.runtime.sharding.shard import shard_graph
+from autopart.runtime.sharding.states import REPLICATED, ShardState
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """The captured model at this process's tensor degree, and at those of other stages."""
+
+    plan: Plan
+    captured: Captured
+    """At the degree of this process."""
+    shards: RankShards | None
+    place: int
+    """This process's place in its tensor group."""
+    rank: int
+    others: Mapping[int, Captured]
+    """Local graphs at other degrees, by degree: for what crosses the cuts, not to run."""
+    states: Mapping[int, Mapping[str, ShardState]]
+    """How the ranks of a group hold each value, by degree; not for degree 1."""
+    shapes: Mapping[str, Shape]
+    """Those of the whole values, by name."""
+
+    def programs(self) -> tuple[tuple[StageProgram, ...], GroupPart]:
+        """The plan's stages, each at its own tensor degree, and this process's part in the groups.
+
+        Raises PlanError where the stages are not those of the model, or where a value cannot cross a cut.
+        """
+        plan, layers = self.plan, [stage.layers for stage in self.plan.stages]
+        own = split_stages(self.captured, layers)
+        if not has_several_degrees(plan):
+            return own, GroupPart(self.shards)
+        split = {degree: split_stages(one, layers) for degree, one in self.others.items()}
+        degrees = [degree_of(tensor) for tensor in stage_tensors(plan)]
+        programs = tuple(split.get(degree, own)[s] for s, degree in enumerate(degrees))
+        sides = [
+            {name: Side(self._state(degree, name), degree) for name in self.shapes}
+            for degree in degrees
+        ]
+        cuts = cuts_of(programs, sides, self.shapes)
+        processes = gpus_of_ranks(rank_degrees(plan))
+        return programs, GroupPart(self.shards, OneWorld(self.rank, self.place, processes, cuts))
+
+    def _state(self, degree: int, name: str) -> ShardState:
+        return REPLICATED if degree == 1 else self.states[degree][name]
+
+
+def local_model_of(
+    plan: Plan, captured: Captured, rank: int, place: int, group: TensorGroup | None
+) -> LocalModel:
+    """The captured model for the process at `place` of the plan's `rank`, whose tensor group is `group`.
+
+    Raises ModelError where the model cannot be sharded, UsageError without a group where the plan needs one.
+    """
+    own = _own_tensor(plan, rank)
+    local, shards, others = captured, None, dict[int, Captured]()
+    states: dict[int, Mapping[str, ShardState]] = {}
+    if isinstance(own, Tensor):
+        if group is None:
+            raise UsageError(
+                f"rank {rank} of the plan needs a tensor group of {own.degree} processes"
+            )
+        local, shards = local_part(captured, own, group)
+        states[own.degree] = shards.states
+    for tensor in {degree_of(one): one for one in stage_tensors(plan)}.values():
+        if degree_of(tensor) == degree_of(own):
+            continue
+        others[degree_of(tensor)] = captured
+        if isinstance(tensor, Tensor):
+            split = tensor.sequence_parallel
+            sharded = shard_graph(captured, tensor.degree, sequence_parallel=split)
+            others[tensor.degree], states[tensor.degree] = local_model(sharded, 0), sharded.states
+    shapes = {value.name: value.shape for value in captured.values}
+    return LocalModel(plan, local, shards, place, rank, others, states, shapes)
+
+
+def _own_tensor(plan: Plan, rank: int) -> MaybeTensor:
+    """The tensor degree of a rank of the plan."""
+    for stage, tensor in zip(plan.stages, stage_tensors(plan), strict=True):
+        if rank in stage.ranks:
+            return tensor
+    return plan.tensor
