@@ -227,9 +227,8 @@ def _all_peaks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int
     """Peak bytes on all ranks, from the peaks on the simulated ranks."""
     found = [0] * (1 + max(map(max, layout.stage_ranks)))
     for ranks, seen in zip(layout.stage_ranks, shown.stage_ranks, strict=True):
-        one = peaks[seen[0]]
-        for rank in ranks:
-            found[rank] = peaks[rank] if shown is layout else one
+        for at, rank in enumerate(ranks):
+            found[rank] = peaks[seen[at % len(seen)]]
     return tuple(found)
 
 
@@ -415,6 +414,7 @@ def _seen(layout: Layout, shown: Layout, ranks: tuple[int, ...]) -> tuple[int, .
     """The simulated ranks that stand for a sync's `ranks`."""
     if shown is layout:
         return ranks
-    asked = set(ranks)
-    places = zip(layout.stage_ranks, shown.stage_ranks, strict=True)
-    return tuple(sorted({seen[0] for own, seen in places if asked.intersection(own)}))
+    asked, found = set(ranks), set[int]()
+    for own, seen in zip(layout.stage_ranks, shown.stage_ranks, strict=True):
+        found.update(seen[at % len(seen)] for at, rank in enumerate(own) if rank in asked)
+    return tuple(sorted(found))

@@ -351,7 +351,6 @@ PASSED_FROM_OUTSIDE = {
     "full_backward", "last_backward",  # torch passes these to stages of ours
     "loss_kwargs",
     "report",  # run_rank and run_local are chosen first and called by one name
-    "pipeline_starts",  # schedules of two directions; no plan follows them yet, docs/schedules.md counts them
 }  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def checked_policies(graph: LayerGraph, cluster: Cluster, demands: Demands) -> D
             "`auto` in place of `always`"
         )
     raise AutopartError(
-        f"nothing is recomputed under {asked}, only under schedules with a name; take --schedule auto, or another one"
+        f"nothing is recomputed under {asked}, only under schedules with a name and one direction; take --schedule auto, or another one"
     )
 
 

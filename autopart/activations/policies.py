@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from autopart.records.layer_graph import Layer, LayerGraph
 from autopart.records.layouts import Layout
-from autopart.records.problem import CLASSIC, CUSTOM, Demands, Problem
+from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, Demands, Problem
 
 PolicyName = Literal["keep", "recompute", "selective", "offload"]
 POLICIES: tuple[PolicyName, ...] = ("keep", "recompute", "selective", "offload")
@@ -100,8 +100,11 @@ def optimizer_places(demands: Demands) -> tuple[bool, ...]:
 
 
 def can_recompute(schedule: str) -> bool:
-    """Whether layers are recomputed under a schedule."""
-    return schedule != CUSTOM
+    """Whether layers are recomputed under a schedule.
+
+    The two ranks of a stage under a bidirectional one keep other microbatches, and a choice for both is not modelled.
+    """
+    return schedule != CUSTOM and schedule not in BIDIRECTIONAL
 
 
 def can_offload(schedule: str) -> bool:

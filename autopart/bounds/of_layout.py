@@ -24,7 +24,7 @@ from autopart.bounds.open_paths import paths_below
 from autopart.bounds.rank_loads import RankLoads
 from autopart.cost.cuts import Cuts
 from autopart.cost.memory_limits import fits_on_ranks
-from autopart.records.layouts import Layout, replicas_alike
+from autopart.records.layouts import Layout, pipelines_together, replicas_alike
 from autopart.records.problem import CLASSIC, CUSTOM, Problem, splits_backward
 
 
@@ -63,7 +63,8 @@ def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
         return LayoutBounds(stage_bounds(problem, layout, cuts))
     split = splits_backward(layout.schedule)
     stages = stage_bounds_of_any_order(problem, layout, cuts, split=split)
-    ranks = len({own[0] for own in layout.stage_ranks})
+    # Stages s and k - 1 - s of two pipelines in opposite directions have the same ranks: one group.
+    ranks = len({frozenset(own) for own in layout.stage_ranks})
     shape = (ranks, len(layout.stage_ranks[0]))
     whole = any_order_shape_bound(problem, shape, split=split)
     if layout.schedule != CUSTOM:
@@ -75,7 +76,8 @@ def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
             for stage, bound in enumerate(stages)
         ]
     loads = None
-    if layout.schedule == CUSTOM and ranks > 1 and replicas_alike(layout):
+    together = layout.schedule == CUSTOM or pipelines_together(layout.schedule) > 1
+    if together and ranks > 1 and replicas_alike(layout):
         loads = RankLoads(problem, layout, cuts, split=split)
     return LayoutBounds(stages, whole, loads)
 

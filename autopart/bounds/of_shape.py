@@ -32,7 +32,7 @@ from autopart.bounds.shared_work import shared_work_bounds
 from autopart.cost.memory import largest_part
 from autopart.cost.syncs import gradient_bytes, update_share
 from autopart.records.cluster import fastest_places, fastest_speed, largest_memory
-from autopart.records.problem import CLASSIC, Problem, splits_backward
+from autopart.records.problem import BIDIRECTIONAL, CLASSIC, Problem, splits_backward
 from autopart.records.training import state_bytes
 from autopart.schedules.actions import microbatches_per_replica
 
@@ -112,7 +112,8 @@ def _on_different_gpus(problem: Problem, places: int, replicas: int, m: int) -> 
 def least_bytes(problem: Problem, replicas: int) -> int:
     """Bytes for the whole model's state and one microbatch's inner stash.
 
-    Each tied parameter counts once.
+    Each tied parameter counts once. Where two pipelines share their ranks, a microbatch is on one of
+    the two ranks of each stage, and state on both: half of its stash counts.
     """
     graph, training = problem.graph, problem.training
     spare = [(t, len(set(t.layers)) - 1) for t in graph.tied]
@@ -127,4 +128,5 @@ def least_bytes(problem: Problem, replicas: int) -> int:
     state = 0 if on_host else stepped * state_bytes(training)
     stash = sum(la.stash_bytes for la in graph.layers) - sum(most_freed(graph, problem.demands))
     inner = stash + sum(v.bytes for v in graph.values if v.kept_by)
-    return weights + gradients + state + inner
+    both_ways = not set(problem.demands.schedules).isdisjoint(BIDIRECTIONAL)
+    return weights + gradients + state + (inner // 2 if both_ways else inner)

@@ -91,6 +91,11 @@ class RankAssignments:
         self.places = tuple(dict.fromkeys(layout.stage_ranks))
         place = {ranks: at for at, ranks in enumerate(self.places)}
         self._of_stage = [place[ranks] for ranks in layout.stage_ranks]
+        sets = [frozenset(own) for own in self.places]
+        self._on_same_ranks = [
+            (sets.index(own), at) for at, own in enumerate(sets) if sets.index(own) < at
+        ]
+        """Pairs of places with the same ranks in another order. They lack a sync together."""
         self.ordered = links_are_ordered(problem.cluster)
         once = RULES[problem.training.sync].ties_once
         self._groups = RankGroups(self.places, ties_by_replica=not once)
@@ -231,13 +236,21 @@ class RankAssignments:
 
     def _in_want(self, inside: Inside) -> list[int]:
         """A few places that too few GPUs suit."""
-        counts = [len(own) for own in self.places]
+        # Places on the same ranks want their GPUs once.
+        again = {at for _, at in self._on_same_ranks}
+        counts = [0 if at in again else len(own) for at, own in enumerate(self.places)]
         return places_in_want(self.problem.cluster, inside.caps, counts) if self._differ else []
 
     def _cap_of(self, inside: Inside) -> dict[int, Cap]:
         """The cap for each rank."""
-        places = zip(self.places, inside.caps, strict=True)
-        return {rank: cap for own, cap in places for rank in own}
+        caps: dict[int, Cap] = {}
+        for own, cap in zip(self.places, inside.caps, strict=True):
+            for rank in own:
+                other = caps.get(rank, cap)
+                caps[rank] = Cap(
+                    min(cap.speed, other.speed), min(cap.memory_bytes, other.memory_bytes)
+                )
+        return caps
 
     def _match(self, inside: Inside) -> Matching:
         if inside not in self._matched:
@@ -285,7 +298,7 @@ class RankAssignments:
         lacking += [Inside(frozenset(), frozenset(), frozenset([pair])) for pair in core.tied]
         # Step 2: or it has all these cuts, and lacks every sync on places that they connect.
         together = UnionFind(range(len(self.places)))
-        for pair in core.cuts:
+        for pair in (*core.cuts, *self._on_same_ranks):
             together.union(*pair)
         for places in together.to_sets():
             if core.syncs.intersection(places):

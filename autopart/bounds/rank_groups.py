@@ -1,7 +1,7 @@
 """Groups of ranks that share a node, by the links that may lie within one.
 
-A place is a list of ranks, one per replica, with one stage or more. A cut joins two places, replica
-by replica. A sync joins all ranks on one place. A tied sync joins all ranks on two places, or joins
+A place is a list of ranks, one per replica, with one stage or more. Two places may have the same ranks
+in another order. A cut joins two places, replica by replica. A sync joins all ranks on one place. A tied sync joins all ranks on two places, or joins
 them replica by replica (autopart/cost/tied_syncs.py).
 """
 
@@ -48,8 +48,14 @@ class RankGroups:
         self.places = places
         self._ties_by_replica = ties_by_replica
         counts = {len(ranks) for ranks in places}
-        self._alike = len(counts) == 1 and max(counts) > 2
-        """Whether all places have as many replicas, and more than two."""
+        at_rank: dict[int, list[tuple[int, int]]] = {}
+        for at, own in enumerate(places):
+            for replica, rank in enumerate(own):
+                at_rank.setdefault(rank, []).append((at, replica))
+        self._same = [own for own in at_rank.values() if len(own) > 1]
+        """The (place, replica) of each rank on several places."""
+        self._alike = len(counts) == 1 and max(counts) > 2 and not self._same
+        """Whether all places have as many replicas, more than two, and ranks of their own."""
         self._latest: tuple[Inside, list[list[tuple[int, int]]]] | None = None
 
     def of(self, inside: Inside) -> list[tuple[int, ...]]:
@@ -58,7 +64,8 @@ class RankGroups:
         for group in self._joined(inside):
             own = sorted({at for at, _ in group})
             if not self._alike:
-                groups.append(tuple(self.places[at][replica] for at, replica in group))
+                ranks = dict.fromkeys(self.places[at][replica] for at, replica in group)
+                groups.append(tuple(ranks))
             elif len(group) > len(own):
                 # Two replicas of one place share a node, so all do.
                 groups.append(tuple(rank for at in own for rank in self.places[at]))
@@ -73,7 +80,7 @@ class RankGroups:
         for group in self._joined(inside):
             count = len({at for at, _ in group})
             if not self._alike:
-                sizes.append(len(group))
+                sizes.append(len({self.places[at][replica] for at, replica in group}))
             elif len(group) > count:
                 sizes.append(count * replicas)
             elif group[0][1] == 0:
@@ -86,7 +93,8 @@ class RankGroups:
         for a, b in link.cuts:
             return (counts[a] + counts[b]) // math.gcd(counts[a], counts[b])
         for a, b in link.tied:
-            return 2 if self._by_replica((a, b)) else counts[a] + counts[b]
+            together = len({*self.places[a], *self.places[b]})
+            return 2 if self._by_replica((a, b)) else together
         return max(counts[at] for at in link.syncs)
 
     def _by_replica(self, pair: Pair) -> bool:
@@ -104,6 +112,8 @@ class RankGroups:
         """The groups as (place, replica); where replicas are alike, only the first two of them."""
         shown = [range(2 if self._alike else len(own)) for own in self.places]
         joined = _Joined([(at, replica) for at, own in enumerate(shown) for replica in own])
+        for same in self._same:
+            joined.join(same)
         # Step 1: syncs join all ranks on a place, and tied syncs the ranks on both places.
         for at in inside.syncs:
             joined.join([(at, replica) for replica in shown[at]])

@@ -14,7 +14,7 @@ from autopart.bounds.rank_assignments import takes_gpus_in_order
 from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
-from autopart.records.problem import CUSTOM, Demands, Problem
+from autopart.records.problem import BIDIRECTIONAL, CUSTOM, Demands, Problem
 from autopart.records.tensor_degree import StageDegrees, Tensor, TensorDemand, degree_of
 from autopart.text import counted, in_words
 
@@ -23,8 +23,11 @@ def assumptions(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
     """The assumptions in one sentence, for a problem that was searched at some microbatch sizes."""
     cuts = "every cut of the chain" if is_chain(problem.graph) else "every cut of the graph"
     demands = problem.demands
-    stages = counted(demands.num_stages, "stage") if demands.num_stages else "any number of stages"
-    counts = "any number of replicas that divides the microbatches, equal for all stages"
+    even = "even " if set(demands.schedules) <= set(BIDIRECTIONAL) else ""
+    stages = f"any {even}number of stages"
+    if demands.num_stages:
+        stages = counted(demands.num_stages, "stage")
+    counts = f"any {even}number of replicas that divides the microbatches, equal for all stages"
     if demands.num_replicas:
         counts = f"{counted(demands.num_replicas, 'replica')} for every stage"
     if demands.replicas_per_stage:
@@ -123,7 +126,11 @@ def _orders_allowed(demands: Demands) -> str:
         most = counted(asked, "stage") if asked else f"up to {MOST_STAGES_PER_RANK} stages"
         return f"any order, whole or split backwards, {most} per rank in loops or waves"
     one = len(demands.schedules) == 1
-    return f"the order{'' if one else 's'} of {in_words(demands.schedules)}"
+    said = f"the order{'' if one else 's'} of {in_words(demands.schedules)}"
+    both = [name for name in demands.schedules if name in BIDIRECTIONAL]
+    if both:
+        said += f", stage s and stage k - 1 - s of k on the same ranks under {in_words(both)}"
+    return said
 
 
 def _microbatches(problem: Problem, sizes: Sequence[SearchedSize]) -> str:

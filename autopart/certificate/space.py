@@ -5,9 +5,10 @@ covered at all, every bound would hold. So the plan itself is the witness that t
 """
 
 from autopart.errors import PlanError
-from autopart.records.layouts import MOST_STAGES_PER_RANK
+from autopart.records.layouts import MOST_STAGES_PER_RANK, pipelines_together
 from autopart.records.plan import Plan, stage_ranks
 from autopart.records.problem import CUSTOM, Demands
+from autopart.schedules.actions import StageRanks
 from autopart.schedules.catalogue import KINDS
 from autopart.schedules.kind import Kind
 from autopart.schedules.pipeline import Pipeline
@@ -30,13 +31,17 @@ def check_covered(plan: Plan) -> None:
     if plan.demands.replicas_per_stage:
         _check_apart([set(own) for own in ranks])
         return
-    # Step 3: equal replicas are pipelines apart, which lie alike on their ranks.
+    # Step 3: two pipelines in opposite directions share their ranks, and pairs of them are apart.
+    if pipelines_together(plan.schedule) > 1:
+        _check_both_ways(plan, ranks)
+        return
+    # Step 4: equal replicas are pipelines apart, which lie alike on their ranks.
     pipelines = list(zip(*ranks, strict=True))
     _check_apart([set(own) for own in pipelines])
     placements = {_placement(own) for own in pipelines}
     if len(placements) > 1:
         raise PlanError("the replicas differ in the stages that share a rank")
-    # Step 4: a schedule that the demands allow lies so on its ranks.
+    # Step 5: a schedule that the demands allow lies so on its ranks.
     _check_placement(plan, placements.pop(), len(pipelines))
 
 
@@ -47,6 +52,22 @@ def _check_apart(parts: list[set[int]]) -> None:
         if seen & part:
             raise PlanError(f"rank {min(seen & part)} has several stages or replicas")
         seen |= part
+
+
+def _check_both_ways(plan: Plan, ranks: StageRanks) -> None:
+    """Raise PlanError unless each pair of replicas has the same ranks in opposite directions."""
+    down, up = [list(zip(*ranks, strict=True))[first::2] for first in (0, 1)]
+    if len(down) != len(up) or any(a != b[::-1] for a, b in zip(down, up, strict=True)):
+        raise PlanError(
+            f"under '{plan.schedule}' each two replicas have the same ranks in opposite directions, and "
+            f"the stages are on ranks {', '.join(str(list(own)) for own in ranks)}"
+        )
+    if len(ranks) % 2 or any(len(set(own)) < len(own) for own in down):
+        raise PlanError("a rank has a stage twice, or two stages of one direction")
+    _check_apart([set(own) for own in down])
+    asked = plan.demands.stages_per_rank
+    if asked not in (None, 2):
+        raise PlanError(f"{counted(asked, 'stage')} per rank demanded, the plan has 2")
 
 
 def _placement(ranks: tuple[int, ...]) -> Placement:

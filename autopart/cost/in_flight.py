@@ -53,7 +53,10 @@ def stage_in_flight(layout: Layout, stage: int) -> int | InFlight:
 
 
 def ranks_in_flight(layout: Layout) -> Mapping[int, InFlight]:
-    """For each rank in the first replica, the microbatches and messages that its order keeps."""
+    """For each rank in the first replica, the microbatches and messages that its order keeps.
+
+    Where two pipelines share these ranks, it is for both.
+    """
     ranks = dict.fromkeys(ranks[0] for ranks in layout.stage_ranks)
     return dict(zip(ranks, _in_flight_of_ranks(one_replica(layout)), strict=True))
 
@@ -67,7 +70,8 @@ def _in_flight_of_ranks(one: Layout) -> tuple[InFlight, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _in_flight_of_stage(one: Layout, stage: int) -> InFlight:
-    return of_one_stage(_in_flight_of_ranks(one)[one.stage_ranks[stage][0]], stage)
+    ranks = _in_flight_of_ranks(one)
+    return joined([of_one_stage(ranks[rank], stage) for rank in one.stage_ranks[stage]])
 
 
 def stages_in_flight(schedule: Schedule, stage_ranks: StageRanks) -> tuple[InFlight, ...]:

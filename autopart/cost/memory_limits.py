@@ -10,11 +10,11 @@ from autopart.cost.in_flight import microbatches_in_flight, ranks_in_flight, sta
 from autopart.cost.memory import memory, microbatch_bytes, total
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.records.cluster import Cluster, host_share, smallest_memory
-from autopart.records.layouts import Layout
+from autopart.records.layouts import Layout, pipelines_together
 from autopart.records.peak_bytes import bytes_at_places
 from autopart.records.prediction import LASTING, Prediction, StagePrediction
 from autopart.records.problem import Problem
-from autopart.schedules.in_flight import InFlight
+from autopart.schedules.in_flight import InFlight, of_one_stage
 from autopart.units import Q
 
 Bools = npt.NDArray[np.bool_]
@@ -92,8 +92,17 @@ def fits_on_ranks(
     totals: StageTotals[Any], problem: Problem, layout: Layout, stage: int
 ) -> bool | Bools:
     """Whether a stage fits as stage `stage` in a layout, alone on its ranks."""
-    replicas, limits = len(layout.stage_ranks[stage]), limits_of(problem, layout, stage)
-    return stage_fits(totals, problem, replicas, limits, stage_in_flight(layout, stage))
+    ranks, limits = layout.stage_ranks[stage], limits_of(problem, layout, stage)
+    together = pipelines_together(layout.schedule)
+    if together == 1:
+        return stage_fits(totals, problem, len(ranks), limits, stage_in_flight(layout, stage))
+    # The ranks of one direction keep other microbatches in flight than those of the other one.
+    fits: Any = True
+    for at in range(together):
+        own = limits._replace(device_bytes=smallest_memory(problem.cluster, ranks[at::together]))
+        in_flight = of_one_stage(ranks_in_flight(layout)[ranks[at]], stage)
+        fits = fits & stage_fits(totals, problem, len(ranks), own, in_flight)
+    return fits
 
 
 def ranks_fit(problem: Problem, layout: Layout, all_totals: Sequence[StageTotals[Array]]) -> Bools:
@@ -118,12 +127,15 @@ def most_missing(
     missing: list[Array] = []
     for rank, in_flight in ranks_in_flight(layout).items():
         # Step 1: bytes that last, for each stage on the rank.
-        on = [s for s, ranks in enumerate(layout.stage_ranks) if ranks[0] == rank]
+        on = [s for s, ranks in enumerate(layout.stage_ranks) if rank in ranks]
         lasting = sum(getattr(uses[s], kind) for s in on for kind in LASTING)
         # Step 2: the most that the order keeps for all stages together, and one reserve.
         moving = bytes_at_places(in_flight, [microbatch_bytes(all_totals[s]) for s in on])
         peak: Array = lasting + moving.max(axis=0) + problem.cluster.reserve_bytes
-        missing.append(peak - smallest_memory(problem.cluster, layout.stage_ranks[on[0]]))
+        # Step 3: the smallest GPU on this place in all replicas.
+        ranks = layout.stage_ranks[on[0]]
+        alike = ranks[ranks.index(rank) :: pipelines_together(layout.schedule)]
+        missing.append(peak - smallest_memory(problem.cluster, alike))
     return np.maximum.reduce(missing)
 
 

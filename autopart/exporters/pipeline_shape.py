@@ -49,6 +49,7 @@ def shape_of(plan: Plan, framework: str) -> Shape:
     pipelines = tuple(
         tuple(dict.fromkeys(on[replica] for on in ranks)) for replica in range(replicas)
     )
+    _refuse_shared_ranks(plan, pipelines, framework)
     _refuse_idle_ranks(plan, pipelines, framework)
     num_ranks = len(pipelines[0])
     per_rank, rest = divmod(len(ranks), num_ranks)
@@ -165,6 +166,16 @@ def _replicas(ranks: Sequence[Sequence[int]], framework: str) -> int:
             f"{', '.join(map(str, counts))}; the nearest plan has {min(counts)} on every stage"
         )
     return counts[0]
+
+
+def _refuse_shared_ranks(plan: Plan, pipelines: Sequence[Sequence[int]], framework: str) -> None:
+    for (first, one), (second, other) in itertools.combinations(enumerate(pipelines), 2):
+        shared = set(one).intersection(other)
+        if shared:
+            raise ExportRefused(
+                f"rank {min(shared)} runs stages of replicas {first} and {second} under {plan.schedule}, and "
+                f"{framework} gives each replica ranks of its own; the nearest plan has --schedule 1f1b"
+            )
 
 
 def _refuse_idle_ranks(plan: Plan, pipelines: Sequence[Sequence[int]], framework: str) -> None:

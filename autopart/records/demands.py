@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from autopart.errors import AutopartError
 from autopart.records.layer_graph import LayerGraph, positions
-from autopart.records.problem import CLASSIC, SCHEDULES, Demands, Objective
+from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, SCHEDULES, Demands, Objective
 from autopart.records.tensor_degree import TensorDemand
 from autopart.text import counted
 
@@ -73,13 +73,20 @@ def _check_own_degrees(demands: Demands, objective: Objective) -> None:
 def _check_schedules(demands: Demands, objective: Objective) -> None:
     own_degrees = has_own_degrees(demands)
     able = able_schedules(objective, per_stage=demands.replicas_per_stage or own_degrees)
+    if able == SCHEDULES:
+        able = (*SCHEDULES, *BIDIRECTIONAL)
     names = demands.schedules
     for name in names:
         if name not in able:
             reason = "replicas of their own" if demands.replicas_per_stage else "the bottleneck"
             reason = "tensor degrees of their own" if own_degrees else reason
-            where = f"for {reason}, " if name in SCHEDULES else ""
+            where = f"for {reason}, " if name in (*SCHEDULES, *BIDIRECTIONAL) else ""
             raise AutopartError(f"{where}schedule is one of {', '.join(able)}, not '{name}'")
+    if CUSTOM in names and not set(names).isdisjoint(BIDIRECTIONAL):
+        raise AutopartError(
+            f"own orders are not searched for two pipelines over the same ranks; ask for "
+            f"{' or '.join(BIDIRECTIONAL)} alone or with other names"
+        )
     if not names or len(set(names)) < len(names):
         raise AutopartError(f"schedules {list(names)}: name at least one, and each once")
 

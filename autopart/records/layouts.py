@@ -7,13 +7,14 @@ import msgspec
 import numpy as np
 
 from autopart.errors import InfeasibleError
+from autopart.records.both_ways import both_ways_would_do
 from autopart.records.cluster import Cluster, group_of, num_gpus
-from autopart.records.problem import CUSTOM, Demands, Problem
+from autopart.records.problem import BIDIRECTIONAL, CUSTOM, Demands, Problem
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.catalogue import KINDS, fitting_counts
-from autopart.schedules.kind import Kind
+from autopart.schedules.kind import Kind, replicas_together
 from autopart.schedules.pipeline import Pipeline
-from autopart.schedules.placements import Placement
+from autopart.schedules.placements import Placement, mirrored, wave
 from autopart.text import counted
 
 MOST_STAGES_PER_RANK = 4
@@ -48,14 +49,24 @@ def has_virtual_stages(layout: Layout) -> bool:
     return len(different) < sum(map(len, layout.stage_ranks))
 
 
+def pipelines_together(schedule: str) -> int:
+    """The pipelines that share their ranks: 2 where a schedule is bidirectional, else 1."""
+    return replicas_together(KINDS[schedule]) if schedule in KINDS else 1
+
+
 def one_replica(layout: Layout) -> Layout:
-    """The first pipeline in a layout with equal replicas, its ranks renumbered from 0."""
-    first = [ranks[0] for ranks in layout.stage_ranks]
-    names = list(dict.fromkeys(first))
+    """The first pipeline in a layout with equal replicas, its ranks renumbered from 0.
+
+    Where pipelines share their ranks, the first two of them.
+    """
+    together = pipelines_together(layout.schedule)
+    names = list(dict.fromkeys(ranks[0] for ranks in layout.stage_ranks))
     return Layout(
         schedule=layout.schedule,
-        stage_ranks=tuple((names.index(rank),) for rank in first),
-        num_microbatches=own_microbatches(layout, 0),
+        stage_ranks=tuple(
+            tuple(map(names.index, ranks[:together])) for ranks in layout.stage_ranks
+        ),
+        num_microbatches=together * own_microbatches(layout, 0),
     )
 
 
@@ -72,13 +83,14 @@ def shapes(problem: Problem) -> list[tuple[int, int]]:
     """Every (ranks per pipeline, replicas) that the problem allows, fewest ranks first.
 
     There are as many stages as ranks per pipeline, or a multiple with virtual stages. Replicas divide
-    the microbatches, so that each pipeline does the same work.
+    the microbatches, so that each pipeline does the same work. Where two pipelines share their ranks,
+    stages s and k - 1 - s have the same ranks. They count as one rank with two stages.
     GPUs may stay idle. Raises InfeasibleError where the demands leave no shape.
     """
     layers, gpus = len(problem.graph.layers), num_gpus(problem.cluster)
     demands = problem.demands
     several = demands.stages_per_rank not in (None, 1)
-    if several or any(kind.stages_per_rank != 1 for kind in _kinds(demands)):
+    if several or any(k.stages_per_rank != 1 or k.bidirectional for k in _kinds(demands)):
         return _shapes_of_virtual_stages(problem, layers, gpus)
     check_num_stages(problem)
     allowed = [
@@ -127,6 +139,8 @@ def _shapes_of_virtual_stages(problem: Problem, layers: int, gpus: int) -> list[
     ]
     if not allowed:
         asked = ", ".join(problem.demands.schedules)
+        if set(problem.demands.schedules) <= set(BIDIRECTIONAL):
+            raise InfeasibleError(f"{asked} {both_ways_would_do(problem, layers, gpus)}")
         raise InfeasibleError(
             f"no layout for {counted(layers, 'layer')} on {counted(gpus, 'GPU')} with {counted(problem.num_microbatches, 'microbatch')} "
             f"suits the schedules {asked} with the stages, replicas and stages per rank asked for; "
@@ -138,6 +152,9 @@ def _shapes_of_virtual_stages(problem: Problem, layers: int, gpus: int) -> list[
 def _counts_that_would_do(problem: Problem, layers: int, gpus: int) -> Iterator[str]:
     """For each schedule that rejects the number of microbatches, the nearest numbers that it takes."""
     for kind in _kinds(problem.demands):
+        if kind.bidirectional:
+            yield f"; {kind.name} {both_ways_would_do(problem, layers, gpus)}"
+            continue
         for v in _stages_per_rank(kind, problem.demands, 2)[:1]:
             ranks = (problem.demands.num_stages or min(layers, gpus * v)) // v
             wanted = Pipeline(ranks, v, problem.num_microbatches)
@@ -157,10 +174,13 @@ def layouts(problem: Problem, num_ranks: int, num_replicas: int) -> list[Layout]
     needs less memory.
     """
     grid = side_by_side((num_replicas,) * num_ranks)
+    both_ways = side_by_side((num_replicas // 2,) * 2 * num_ranks)
     return [
         Layout(
             schedule=name,
-            stage_ranks=tuple(grid[place] for place in placement),
+            stage_ranks=tuple(grid[place] for place in placement)
+            if pipelines_together(name) == 1
+            else mirrored(list(zip(*both_ways, strict=True))),
             num_microbatches=problem.num_microbatches,
         )
         for name, placement in _pipelines(problem, num_ranks, num_replicas)
@@ -175,7 +195,8 @@ def _kinds(demands: Demands) -> list[Kind]:
 def _pipelines(problem: Problem, num_ranks: int, replicas: int) -> list[tuple[str, Placement]]:
     """The schedules that one pipeline can follow, each with its placement (the ranks by stage).
 
-    Custom orders come last, once for each placement, where they are allowed.
+    Custom orders come last, once for each placement, where they are allowed. Where two pipelines
+    share their ranks, the placement counts the ranks of stages s and k - 1 - s as one.
     """
     demands = problem.demands
     microbatches = microbatches_per_replica(problem.num_microbatches, replicas)
@@ -185,17 +206,24 @@ def _pipelines(problem: Problem, num_ranks: int, replicas: int) -> list[tuple[st
             stages = num_ranks * v
             if stages > len(problem.graph.layers) or demands.num_stages not in (None, stages):
                 continue
-            if kind.takes(Pipeline(num_ranks, v, microbatches)):
+            if kind.bidirectional:
+                both = Pipeline(2 * num_ranks, 1, 2 * microbatches)
+                if replicas % 2 == 0 and kind.takes(both):
+                    found.append((kind.name, wave(num_ranks, v)))
+            elif kind.takes(Pipeline(num_ranks, v, microbatches)):
                 found.append((kind.name, kind.placement(num_ranks, v)))
     if CUSTOM in demands.schedules:
-        found += [(CUSTOM, placement) for placement in dict.fromkeys(p for _, p in found)]
+        apart = [own for name, own in found if pipelines_together(name) == 1]
+        found += [(CUSTOM, placement) for placement in dict.fromkeys(apart)]
     return found
 
 
 def _stages_per_rank(kind: Kind, demands: Demands, num_ranks: int) -> Sequence[int]:
     """The stages per rank that a schedule allows; a single rank gains nothing from more than one."""
     fixed, asked = kind.stages_per_rank, demands.stages_per_rank
-    if fixed is not None:
+    if kind.bidirectional:
+        able = [2]  # One stage in each direction.
+    elif fixed is not None:
         able = [fixed] if fixed == 1 or num_ranks > 1 else []
     else:
         able = list(range(2, (asked or MOST_STAGES_PER_RANK) + 1)) if num_ranks > 1 else []

@@ -16,7 +16,9 @@ CLASSIC = ("gpipe", "1f1b")
 CUSTOM = "custom"
 """The schedule name for orders that no named schedule gives."""
 SCHEDULES = (*(kind.name for kind in KINDS.values() if not kind.bidirectional), CUSTOM)
-"""The schedules that a plan can have. A bidirectional one has every layer twice, and no plan can."""
+"""The schedules that `auto` tries."""
+BIDIRECTIONAL = tuple(kind.name for kind in KINDS.values() if kind.bidirectional)
+"""The schedules with two pipelines over the same ranks. A plan has one only where its name is asked for."""
 
 Objective = Literal["step", "bottleneck"]
 """The minimised seconds: the simulated step, or the bottleneck."""

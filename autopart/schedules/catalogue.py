@@ -2,7 +2,7 @@
 
 Each schedule, or each family, has a file in `named/`. The file opens with the schedule's picture:
 one slot for each action. A test draws the picture again from the generator. Generators make one
-pipeline; each replica of a pipeline runs it on its own microbatches.
+pipeline, or two in opposite directions over the same ranks. Each replica runs its own microbatches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from autopart.errors import ScheduleError
 from autopart.schedules.actions import Op, Order, Schedule, StageRanks, format_order, order_of
-from autopart.schedules.kind import Kind
+from autopart.schedules.kind import Kind, replicas_together
 from autopart.schedules.named.chimera import CHIMERA
 from autopart.schedules.named.controllable import V_HALF, V_MIN
 from autopart.schedules.named.dualpipev import DUALPIPEV
@@ -141,24 +141,31 @@ _Columns = tuple[list[int], list[Op], list[int]]
 
 
 class _Replica(NamedTuple):
-    """One replica of a pipeline: its ranks, the columns of their orders, and its microbatches."""
+    """Replicas that share their ranks: these ranks, the columns of their orders, the microbatches."""
 
     ranks: list[int]
     columns: list[_Columns]
-    microbatches: range
+    microbatches: list[int]
 
 
 def _replicated(
     kind: Kind, stage_ranks: StageRanks, num_microbatches: int, replicas: int
 ) -> Iterator[_Replica]:
-    """The replicas that have microbatches."""
+    """The replicas that have microbatches, two at a time where the kind is bidirectional."""
     made: dict[int, list[_Columns]] = {}
-    for replica in range(replicas):
-        mine = range(replica, num_microbatches, replicas)
+    together = replicas_together(kind)
+    if replicas % together:
+        raise ScheduleError(
+            f"schedule '{kind.name}' runs two pipelines over the same ranks, so each stage needs an even "
+            f"number of ranks, and these have {replicas}"
+        )
+    for first in range(0, replicas, together):
+        own = range(first, first + together)
+        mine = sorted(m for replica in own for m in range(replica, num_microbatches, replicas))
         if not mine:
             continue
-        ranks = [ranks[replica] for ranks in stage_ranks]
-        names, pipeline = _pipeline(kind, ranks, len(mine), replicas)
+        columns = [[ranks[replica] for ranks in stage_ranks] for replica in own]
+        names, pipeline = _pipeline(kind, columns, len(mine), replicas // together)
         # Replicas with equally many microbatches have the same orders, each on its own ones.
         if len(mine) not in made:
             made[len(mine)] = [_columns(order) for order in kind.generate(pipeline)]
@@ -176,9 +183,14 @@ def _pattern(columns: _Columns) -> str:
 
 
 def _pipeline(
-    kind: Kind, ranks: Sequence[int], microbatches_per_replica: int, replicas: int
+    kind: Kind, columns: Sequence[Sequence[int]], microbatches: int, times: int
 ) -> tuple[list[int], Pipeline]:
-    """The ranks in the order of their first stages, and the shape of the pipeline."""
+    """The ranks in the order of their first stages, and the shape of the pipeline.
+
+    `columns` have the rank of each stage, once for each replica that shares these ranks. There are
+    `times` such pipelines, apart from each other.
+    """
+    ranks = columns[0]
     names = list(dict.fromkeys(ranks))
     per_rank, rest = divmod(len(ranks), len(names))
     fits = not rest and kind.stages_per_rank in (None, per_rank)
@@ -191,16 +203,22 @@ def _pipeline(
             f"rank, and its stages cannot lie on ranks {', '.join(map(str, ranks))}"
             + (f"; they could on {', '.join(str(names[p]) for p in places)}" if places else "")
         )
-    pipeline = Pipeline(len(names), per_rank, microbatches_per_replica)
+    pipeline = Pipeline(len(names), per_rank, microbatches)
     if not kind.takes(pipeline):
-        will = fitting_counts(kind, len(names), per_rank, microbatches_per_replica)
+        will = fitting_counts(kind, len(names), per_rank, microbatches)
         raise ScheduleError(
-            f"schedule '{kind.name}' cannot run {counted(microbatches_per_replica, 'microbatch')} in a pipeline "
+            f"schedule '{kind.name}' cannot run {counted(microbatches, 'microbatch')} in a pipeline "
             f"of {counted(len(names), 'rank')} with {counted(per_rank, 'stage')} each: it takes {kind.rule}; "
             + (
-                f"next to it {' or '.join(str(n * replicas) for n in will)} in all would do"
+                f"next to it {' or '.join(str(n * times) for n in will)} in all would do"
                 if will
                 else "no number would do"
             )
+        )
+    if len(columns) > 1 and list(columns[1]) != names[::-1]:
+        raise ScheduleError(
+            f"schedule '{kind.name}' runs its second pipeline over the ranks of the first in the opposite "
+            f"direction, and its stages cannot lie on ranks {', '.join(map(str, columns[1]))}; they could on "
+            f"{', '.join(map(str, names[::-1]))}"
         )
     return names, pipeline

@@ -1,10 +1,6 @@
 """Check that a schedule is complete, runs on the right ranks and has no deadlock."""
 
-import itertools
-from collections.abc import Sequence
-
 import numpy as np
-import numpy.typing as npt
 
 from autopart.errors import ScheduleError
 from autopart.schedules.actions import Action, Schedule, StageRanks
@@ -12,50 +8,31 @@ from autopart.schedules.encoding import Numbered, connect, number_actions
 from autopart.schedules.rounds import rounds
 
 
-def check_schedule(
-    schedule: Schedule,
-    stage_ranks: StageRanks,
-    num_microbatches: int,
-    pipeline_starts: Sequence[int] = (0,),
-) -> None:
+def check_schedule(schedule: Schedule, stage_ranks: StageRanks, num_microbatches: int) -> None:
     """Raise ScheduleError, naming the action, unless the schedule can run and is complete.
 
     - Every stage runs every microbatch once, on the rank that the microbatch is dealt to.
     - A backward is whole (B) or split (I and W).
     - No ranks wait for each other in a circle.
 
-    `pipeline_starts` are the first stages of the pipelines: (0,), or (0, k) where stages from k on
-    are another pipeline. Each microbatch then runs through one of the two.
-
     A schedule that passes also runs where a send blocks until it is received. The actions then have
     one common order in which each follows the actions that it needs. There a receive can stand
     right after its send.
     """
     numbered = number_actions(schedule)
-    table = _Table(numbered, stage_ranks, num_microbatches, pipeline_starts)
+    table = _Table(numbered, stage_ranks, num_microbatches)
     table.refuse_doubles()
     table.refuse_missing()
     table.refuse_strays()
-    rounds(connect(schedule, numbered, len(stage_ranks), pipeline_starts))
-
-
-Flags = npt.NDArray[np.bool_]
-"""True or False for each stage and microbatch, or for each action."""
+    rounds(connect(schedule, numbered, len(stage_ranks)))
 
 
 class _Table:
     """The actions in columns, and how often each stage runs each microbatch with each op."""
 
-    def __init__(
-        self,
-        numbered: Numbered,
-        stage_ranks: StageRanks,
-        num_microbatches: int,
-        pipeline_starts: Sequence[int],
-    ) -> None:
+    def __init__(self, numbered: Numbered, stage_ranks: StageRanks, num_microbatches: int) -> None:
         self.actions, _, self.rank, self.stage, self.op, self.microbatch = numbered
         self.shape = (len(stage_ranks), num_microbatches)
-        self.starts = pipeline_starts
         # owner[s, m] is the rank that stage s runs microbatch m on.
         turns = np.arange(num_microbatches)
         self.owner = np.array([np.asarray(r)[turns % len(r)] for r in stage_ranks])
@@ -85,13 +62,12 @@ class _Table:
         there = np.zeros((*self.shape, 4), dtype=bool)
         there[self.stage[own], self.microbatch[own], self.op[own]] = True
         forward, whole, half, weights = (there[..., op] for op in range(4))
-        wanted = self._wanted(there)
         both = whole & (half | weights)
         for lacks, op in (
-            (wanted & ~forward, "F"),
-            (wanted & ~(whole | half | weights), "B"),
-            (wanted & ~whole & ~half, "I"),
-            (wanted & ~whole & ~weights, "W"),
+            (~forward, "F"),
+            (~(whole | half | weights), "B"),
+            (~whole & ~half, "I"),
+            (~whole & ~weights, "W"),
         ):
             for stage, microbatch in np.argwhere(lacks)[:1]:
                 rank = self.owner[stage, microbatch]
@@ -102,24 +78,6 @@ class _Table:
                 f"rank {self.owner[stage, microbatch]} runs {stage}B{microbatch} and "
                 f"{stage}{other}{microbatch}; a backward is whole or split"
             )
-
-    def _wanted(self, there: Flags) -> Flags:
-        """Whether a stage must run a microbatch, shape (stages, microbatches).
-
-        With several pipelines a stage runs the microbatches that appear in its pipeline. The first
-        pipeline also runs those that appear in none.
-        """
-        bounds = (*self.starts, self.shape[0])
-        parts = list(itertools.pairwise(bounds))
-        shows = np.array([there[a:b].any(axis=(0, 2)) for a, b in parts])
-        for microbatch in np.flatnonzero(shows.sum(axis=0) > 1)[:1]:
-            first, second = (self.starts[p] for p in np.flatnonzero(shows[:, microbatch])[:2])
-            raise ScheduleError(
-                f"microbatch {microbatch} runs through two pipelines, from stage {first} and from "
-                f"stage {second}"
-            )
-        shows[0] |= ~shows.any(axis=0)
-        return np.repeat(shows, [b - a for a, b in parts], axis=0)
 
     def refuse_strays(self) -> None:
         stray = ~self.known

@@ -2,7 +2,7 @@
 
 This file alone says what an action needs, on one microbatch:
 
-    F on stage s         F on stage s - 1, unless s is the first stage of a pipeline
+    F on stage s         F on stage s - 1, unless s is the first stage
     B or I on stage s    F on stage s; and B or I on stage s + 1, unless s is the last stage
     W on stage s         I on stage s
 
@@ -51,18 +51,13 @@ class Neighbours(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def neighbours(num_stages: int, pipeline_starts: tuple[int, ...] = (0,)) -> Neighbours:
-    """The stages that wait for each other. The table needs no orders, so generators can use it.
-
-    `pipeline_starts` are the first stages of the pipelines: (0,), or (0, k) where stages from k on
-    are another pipeline.
-    """
-    ends = (*pipeline_starts, num_stages)
+def neighbours(num_stages: int) -> Neighbours:
+    """The stages that wait for each other. The table needs no orders, so generators can use it."""
     awaited: list[int] = []
     awaiting: list[int] = []
     for stage in range(num_stages):
-        before = -1 if stage in ends else stage - 1
-        after = -1 if stage + 1 in ends else stage + 1
+        before = stage - 1
+        after = -1 if stage + 1 == num_stages else stage + 1
         # In the order F, B, I, W.
         awaited += [before, after, after, -1]
         awaiting += [after, before, before, -1]
@@ -139,22 +134,16 @@ class Actions(NamedTuple):
         return self.num_actions + 1
 
 
-def encode(schedule: Schedule, num_stages: int, pipeline_starts: Sequence[int] = (0,)) -> Actions:
-    """Number the actions in `schedule` and find the result that each awaits.
-
-    `pipeline_starts` are the first stages of the pipelines: (0,), or (0, k) where stages from k on
-    are another pipeline.
-    """
-    return connect(schedule, number_actions(schedule), num_stages, pipeline_starts)
+def encode(schedule: Schedule, num_stages: int) -> Actions:
+    """Number the actions in `schedule` and find the result that each awaits."""
+    return connect(schedule, number_actions(schedule), num_stages)
 
 
-def connect(
-    schedule: Schedule, numbered: Numbered, num_stages: int, pipeline_starts: Sequence[int]
-) -> Actions:
+def connect(schedule: Schedule, numbered: Numbered, num_stages: int) -> Actions:
     """`encode` for actions that have their numbers already."""
     _, first, rank, stage, op, microbatch = numbered
     kind = 4 * stage + op
-    need = _needs(numbered, kind, num_stages, tuple(pipeline_starts))
+    need = _needs(numbered, kind, num_stages)
     link, links = _links(rank, need, len(schedule))
     return Actions(schedule, first, rank, kind, microbatch, need, link, links)
 
@@ -168,9 +157,7 @@ def takers(actions: Actions) -> dict[int, int]:
     }
 
 
-def _needs(
-    numbered: Numbered, kind: IntArray, num_stages: int, pipeline_starts: tuple[int, ...]
-) -> IntArray:
+def _needs(numbered: Numbered, kind: IntArray, num_stages: int) -> IntArray:
     _, _, rank, stage, op, microbatch = numbered
     count = len(stage)
     nothing, never = count, count + 1
@@ -182,7 +169,7 @@ def _needs(
     place[num_stages] = nothing
     place[stage, phase, microbatch] = here
     # Step 2: look up the result from the neighbouring stage.
-    awaited = np.array(neighbours(num_stages, pipeline_starts).awaited)
+    awaited = np.array(neighbours(num_stages).awaited)
     need = place[awaited[kind], phase, microbatch]
     # Step 3: a result from the same rank needs no wait if it stands earlier in the order.
     local = np.append(rank, [-1, -1])[need] == rank

@@ -16,14 +16,17 @@ def any_number(pipeline: Pipeline) -> bool:
 class Kind(NamedTuple):
     """One named schedule.
 
-    A bidirectional schedule runs two pipelines over the same k ranks in opposite directions. Stages
-    0 to k - 1 are the one, stages k to 2 k - 1 the other. Stages s and k + s have the same layers,
-    so their weights exist twice and their gradients need a sync.
+    A bidirectional schedule runs two pipelines over the same k ranks in opposite directions. Stage s
+    has two replicas: rank s runs its even microbatches, rank k - 1 - s the odd ones. So each rank has
+    two stages, and the weights of each stage exist twice.
     """
 
     name: str
     generate: Callable[[Pipeline], Schedule]
-    """Makes the orders for ranks 0 to k - 1 of one pipeline, with microbatches counted from 0."""
+    """Makes the orders for ranks 0 to k - 1 of one pipeline, with microbatches counted from 0.
+
+    A bidirectional schedule's are for both pipelines, with the microbatches of both.
+    """
     in_flight: Callable[[Pipeline], tuple[int, ...]]
     """The most microbatches in flight on each rank: past F and before the end of B or W.
 
@@ -34,9 +37,9 @@ class Kind(NamedTuple):
     pictured: Pipeline
     """The pipeline in the picture that opens the generator's file."""
     stages_per_rank: int | None = 1
-    """Stages on each rank; None where any number fits."""
+    """Stages of one pipeline on each rank; None where any number fits."""
     placement: Callable[[int, int], Placement] = loop
-    """Gives the rank of each stage, for a number of ranks and of stages per rank."""
+    """Gives the rank of each stage in one pipeline, for a number of ranks and of stages per rank."""
     splits_backward: bool = False
     """Whether some backwards are split into I and W."""
     bidirectional: bool = False
@@ -49,11 +52,6 @@ class Kind(NamedTuple):
     """Makes the orders where stages have different numbers of ranks; None where no order exists."""
 
 
-def pipeline_starts(kind: Kind, num_stages: int) -> tuple[int, ...]:
-    """The first stages of the pipelines, as `check_schedule` takes them."""
-    return (0, num_stages // 2) if kind.bidirectional else (0,)
-
-
-def twin(kind: Kind, num_stages: int, stage: int) -> int | None:
-    """The stage with the same layers in the other direction; None if there is only one."""
-    return (stage + num_stages // 2) % num_stages if kind.bidirectional else None
+def replicas_together(kind: Kind) -> int:
+    """The replicas of a stage that share their ranks with other stages: 2 if bidirectional, else 1."""
+    return 2 if kind.bidirectional else 1

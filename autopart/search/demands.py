@@ -15,7 +15,6 @@ from autopart.records.layer_graph import LayerGraph
 from autopart.records.plan import POLICY_LISTS
 from autopart.records.problem import (
     CLASSIC,
-    CUSTOM,
     OBJECTIVES,
     OFFLOADING,
     RECOMPUTING,
@@ -191,13 +190,8 @@ def parse_schedules(typed: str) -> tuple[str, ...]:
         return SCHEDULES
     names = tuple(dict.fromkeys(name.strip() for name in typed.split(",")))
     for name in names:
-        if name in KINDS and KINDS[name].bidirectional:
-            raise AutopartError(
-                f"schedule '{name}' holds every layer on two ranks, which no plan can express; "
-                "docs/schedules.md says what it costs"
-            )
         if name not in KINDS:
-            known = ", ".join(name for name in SCHEDULES if name != CUSTOM)
+            known = ", ".join(KINDS)
             raise AutopartError(f"unknown schedule '{name}'; known: auto, {known}")
     return names
 

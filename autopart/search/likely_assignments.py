@@ -50,12 +50,14 @@ def likely_layouts(problem: Problem, layout: Layout, partition: Partition | None
     cluster = problem.cluster
     if takes_gpus_in_order(problem) or (cluster.num_nodes == 1 and not cluster.gpus):
         return [layout]
-    own = list(dict.fromkeys(layout.stage_ranks))
+    # Stages with the same ranks, in any order, are one place.
+    own = list({frozenset(ranks): ranks for ranks in reversed(layout.stage_ranks)}.values())[::-1]
     found = [layout]
     counts = [len(ranks) for ranks in own]
     for place in (_of_kinds if cluster.gpus else _regular)(cluster, counts):
-        renamed = dict(zip(own, place, strict=True))
-        ranks = tuple(renamed[ranks] for ranks in layout.stage_ranks)
+        olds, news = itertools.chain(*own), itertools.chain(*place)
+        renamed = dict(zip(olds, news, strict=True))
+        ranks = tuple(tuple(map(renamed.__getitem__, on)) for on in layout.stage_ranks)
         found.append(msgspec.structs.replace(layout, stage_ranks=ranks))
     if partition is not None and not has_virtual_stages(layout) and not cluster.gpus:
         found += _at_cheap_cuts(problem, layout, partition)

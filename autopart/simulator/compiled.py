@@ -59,14 +59,12 @@ class Program(NamedTuple):
         return len(self.steps)
 
 
-def compile_schedule(
-    schedule: Schedule, ranks: StageRanks, pipeline_starts: Sequence[int] = (0,)
-) -> Program:
+def compile_schedule(schedule: Schedule, ranks: StageRanks) -> Program:
     """Put a schedule's actions in working order.
 
     Raises ScheduleError, naming every blocked rank, on a deadlock.
     """
-    actions = encode(schedule, len(ranks), pipeline_starts)
+    actions = encode(schedule, len(ranks))
     order = work_order(actions)
     steps, num_slots = _steps(actions, order)
     return Program(actions, steps, num_slots)

@@ -90,14 +90,12 @@ def simulate(
     action_overhead: float,
     sends_overlap: bool,
     rendezvous: bool = False,
-    pipeline_starts: Sequence[int] = (0,),
 ) -> Timeline:
     """Run `schedule` on paper; raises ScheduleError, naming the blocked ranks, on a deadlock.
 
     `ranks` has the ranks for each stage. `action_overhead` is each action's fixed cost in seconds.
-    `pipeline_starts` has each pipeline's first stage.
     """
-    actions = encode(schedule, len(ranks), pipeline_starts)
+    actions = encode(schedule, len(ranks))
     costs = kind_costs(stages, action_overhead)
     effects = effects_of(actions, syncs)
     times = run(actions, costs, sends_overlap=sends_overlap, rendezvous=rendezvous, effects=effects)

@@ -29,7 +29,7 @@ def demanding(rng: random.Random, asked: Problem, num_stages: int) -> Problem:
     names = [la.name for la in asked.graph.layers]
     kind = rng.randrange(5)
     some = tuple(rng.sample(names, min(2, len(names))))
-    others = [name for name, kind in KINDS.items() if not kind.bidirectional]
+    others = list(KINDS)
     demands = {
         0: Demands(),
         1: Demands(pins=(Pin(layer=rng.choice(names), stage=rng.randrange(num_stages)),)),

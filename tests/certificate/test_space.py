@@ -43,6 +43,8 @@ def lying_on(ranks: list[tuple[int, ...]], schedule: str = "1f1b", **demands: ob
         lying_on([(0,), (1,), (1,), (0,)], "custom", schedules=("zbv", "custom")),
         lying_on([(0,), (1,)], "custom", schedules=("1f1b", "custom")),
         lying_on([(0, 1, 2), (3,)], replicas_per_stage=True),
+        lying_on([(0, 3), (1, 2), (2, 1), (3, 0)], "chimera", schedules=("chimera",)),
+        lying_on([(3, 0, 1, 2), (0, 3, 2, 1)], "gems", schedules=("gems",), stages_per_rank=2),
     ],
 )  # fmt: skip
 def test_a_layout_of_a_demanded_schedule_is_covered(plan: Plan):
@@ -55,6 +57,12 @@ LOOP, V, ROW = [(0,), (1,), (0,), (1,)], [(0,), (1,), (1,), (0,)], [(0,), (1,)]
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
+        (lying_on([(0, 1), (1, 0)], "gems", schedules=("gems",), stages_per_rank=3), "3 stages per rank demanded, the plan has 2"),
+        (lying_on([(0, 1), (0, 1)], "gems", schedules=("gems",)), "the same ranks in opposite directions"),
+        (lying_on([(0,), (1,)], "gems", schedules=("gems",)), "the same ranks in opposite directions"),
+        (lying_on([(0, 2), (1, 1), (2, 0)], "gems", schedules=("gems",)), "a rank has a stage twice"),
+        (lying_on([(0, 0), (0, 0)], "gems", schedules=("gems",)), "two stages of one direction"),
+        (lying_on([(0, 1, 1, 0), (1, 0, 0, 1)], "gems", schedules=("gems",)), "rank 0 has several stages or replicas"),
         (lying_on(ROW, stages_per_rank=2), "2 stages per rank demanded, the plan has 1"),
         (lying_on([(0,), (1,), (0,)], stages_per_rank=1), "the plan has 1 or 2"),
         (lying_on(LOOP, "custom", schedules=("1f1b", "custom")), "does not cover the plan"),

@@ -18,6 +18,7 @@ from autopart.schedules.catalogue import KINDS, make_schedule
 from autopart.schedules.pipeline import Pipeline
 from autopart.simulator.memory import memory_over_time
 from autopart.simulator.timeline import simulate
+from tests.support.pictures import copies, place_stages
 from tests.support.problems import (
     TRAININGS,
     chain_graph,
@@ -29,8 +30,7 @@ from tests.support.problems import (
 )
 from tests.support.seeds import seeds
 
-ABLE = [kind for kind in KINDS.values() if not kind.bidirectional]
-"""Schedules that a plan can follow."""
+ABLE = list(KINDS.values())
 
 
 def _drawn(seed: int, *, same_workspace: bool) -> tuple[Problem, Layout, Partition]:
@@ -52,10 +52,10 @@ def _drawn(seed: int, *, same_workspace: bool) -> tuple[Problem, Layout, Partiti
     if same_workspace:
         even = (msgspec.structs.replace(la, workspace_bytes=9) for la in graph.layers)
         graph = msgspec.structs.replace(graph, layers=tuple(even))
-    place = kind.placement(ranks, v)
+    placed = copies(place_stages(kind, ranks, v), [ranks * copy for copy in range(replicas)])
     layout = Layout(
         schedule=kind.name,
-        stage_ranks=tuple(tuple(range(at * replicas, (at + 1) * replicas)) for at in place),
+        stage_ranks=tuple(map(tuple, placed)),
         num_microbatches=microbatches * replicas,
     )
     asked = problem(

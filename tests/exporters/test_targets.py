@@ -394,3 +394,12 @@ def test_a_note_lists_ranks_in_a_different_order() -> None:
 def test_an_unknown_version_is_refused_with_the_known_versions() -> None:
     with pytest.raises(UsageError, match=r"torchtitan 9; known versions: 0.3.0, 0.2.2"):
         export_plan(language_plan([1, 1]), "torchtitan", version="9")
+
+
+@pytest.mark.parametrize("schedule", ["chimera", "gems"])
+@pytest.mark.parametrize("target", [*TRAINING, "torch"])
+def test_two_pipelines_over_the_same_ranks_are_refused(target: str, schedule: str) -> None:
+    """By the schedules that the framework runs, or by the rank that would need two schedules."""
+    said = refusal(language_plan([2, 1, 3, 0], schedule=schedule), target)
+    assert f"this plan runs {schedule}" in said or "rank 0 runs stages of replicas 0 and 1" in said
+    assert "the nearest plan" in said

@@ -11,7 +11,7 @@ from autopart.errors import ScheduleError
 from autopart.schedules.actions import Action, Schedule
 from autopart.schedules.catalogue import KINDS
 from autopart.schedules.check import check_schedule
-from autopart.schedules.kind import Kind, pipeline_starts
+from autopart.schedules.kind import Kind
 from autopart.schedules.pipeline import Pipeline
 from tests.support.pictures import place_stages, slots
 from tests.support.waits import predecessors
@@ -25,17 +25,15 @@ class Handover(NamedTuple):
     action: Action
 
 
-def with_messages(
-    schedule: Schedule, num_stages: int, starts: tuple[int, ...]
-) -> list[deque[Action | Handover]]:
+def with_messages(schedule: Schedule, num_stages: int) -> list[deque[Action | Handover]]:
     """The orders with sends and receives, written along one common order for all ranks."""
     rank_of = {action: rank for rank, order in enumerate(schedule) for action in order}
     users: dict[Action, list[Action]] = {action: [] for action in rank_of}
     for action in rank_of:
-        for needed in predecessors(action, num_stages, "BI", starts):
+        for needed in predecessors(action, num_stages, "BI"):
             if needed in rank_of and rank_of[needed] != rank_of[action]:
                 users[needed].append(action)
-    start = slots(schedule, num_stages, starts)
+    start = slots(schedule, num_stages)
     programs: list[deque[Action | Handover]] = [deque() for _ in schedule]
     for action in sorted(rank_of, key=lambda a: (start[a], rank_of[a])):
         here = rank_of[action]
@@ -71,8 +69,7 @@ def run_blocking(programs: list[deque[Action | Handover]]) -> bool:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_no_schedule_deadlocks_with_blocking_sends(kind: Kind, ranks: int):
     pipeline = Pipeline(ranks, kind.stages_per_rank or 2, 3 * ranks)
-    starts = pipeline_starts(kind, pipeline.num_stages)
-    programs = with_messages(kind.generate(pipeline), pipeline.num_stages, starts)
+    programs = with_messages(kind.generate(pipeline), pipeline.num_stages)
     assert any(isinstance(event, Handover) for program in programs for event in program)
     assert run_blocking(programs)
 
@@ -82,7 +79,7 @@ def test_receives_in_another_order_do_deadlock():
 
     The check says that some place for the receives works. These places do not.
     """
-    programs = with_messages(KINDS["1f1b"].generate(Pipeline(2, 1, 3)), 2, (0,))
+    programs = with_messages(KINDS["1f1b"].generate(Pipeline(2, 1, 3)), 2)
     late: list[deque[Action | Handover]] = []
     for program in programs:
         waiting: list[Handover] = []
@@ -104,18 +101,17 @@ def test_receives_in_another_order_do_deadlock():
 @given(st.sampled_from(list(KINDS.values())), st.data())
 def test_a_refused_schedule_cannot_run_and_one_that_passes_can(kind: Kind, data: st.DataObject):
     pipeline = Pipeline(2, kind.stages_per_rank or 2, 4)
-    stages, starts = place_stages(kind, 2, pipeline.stages_per_rank), ()
-    starts = pipeline_starts(kind, len(stages))
+    stages = place_stages(kind, 2, pipeline.stages_per_rank)
     orders = [list(order) for order in kind.generate(pipeline)]
     order = orders[data.draw(st.integers(0, 1))]
     one, other = (data.draw(st.integers(0, len(order) - 1)) for _ in range(2))
     order[one], order[other] = order[other], order[one]
     schedule = tuple(map(tuple, orders))
     try:
-        check_schedule(schedule, stages, 4, starts)
+        check_schedule(schedule, stages, 4)
     except ScheduleError as error:
         assert "deadlocks: rank" in str(error)
         with pytest.raises(AssertionError, match="deadlocks"):
-            slots(schedule, len(stages), starts)
+            slots(schedule, len(stages))
     else:
-        slots(schedule, len(stages), starts)
+        slots(schedule, len(stages))

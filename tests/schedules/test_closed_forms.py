@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopart.schedules.catalogue import KINDS
-from autopart.schedules.kind import pipeline_starts
 from autopart.schedules.pipeline import Pipeline
 from tests.support.pictures import slots
 
@@ -24,8 +23,7 @@ def makespan(name: str, pipeline: Pipeline, lengths: dict[str, int]) -> tuple[in
     """The whole step, and each rank's idle slots between its first and last actions."""
     kind = KINDS[name]
     schedule = kind.generate(pipeline)
-    starts = pipeline_starts(kind, pipeline.num_stages)
-    start = slots(schedule, pipeline.num_stages, starts, lengths)
+    start = slots(schedule, pipeline.num_stages, lengths)
     end = {action: at + lengths[action.op] for action, at in start.items()}
     idle = [end[o[-1]] - start[o[0]] - sum(lengths[a.op] for a in o) for o in schedule]
     return max(end.values()), idle
@@ -57,9 +55,9 @@ FORMS = [
     Form("v-half", 2, lambda k, v, m: 6 * m + max(1, 3 * k - (4 if k % 2 else 7))),
     Form("v-min", 2, lambda k, v, m: 6 * m + 4 * k - (7 if k % 3 == 0 else 5)),
     Form("dualpipev", 2, lambda k, v, m: 6 * m + k - 1),
-    Form("chimera", 2, lambda k, v, m: 2 * m + k - 2, ALIKE, multiple=True),
-    Form("chimera", 2, lambda k, v, m: 3 * m + (k - 2) * (m // k + 1), multiple=True),
-    Form("gems", 2, lambda k, v, m: (2 * k + 1) * m + k - 1),
+    Form("chimera", 1, lambda k, v, m: 2 * m + k - 2, ALIKE, multiple=True),
+    Form("chimera", 1, lambda k, v, m: 3 * m + (k - 2) * (m // k + 1), multiple=True),
+    Form("gems", 1, lambda k, v, m: (2 * k + 1) * m + k - 1),
     Form("hanayo", 2, lambda k, v, m: 2 * v * m + 2 * (k - 1), ALIKE, multiple=True),
     Form("hanayo", 4, lambda k, v, m: 2 * v * m + 2 * (k - 1), ALIKE, multiple=True),
     Form("hanayo", 4, lambda k, v, m: 3 * v * m + 2 * (k - 1) * (m // k + 1), multiple=True),
@@ -117,10 +115,10 @@ def test_bubbles_are_those_of_the_papers(ranks: int):
         paper = (2 * ranks - 2) / (3 * ranks * waves + 2 * ranks - 2)
         assert bubble == pytest.approx(paper)
     even = 2 * (ranks // 2)
-    step, _ = makespan("chimera", Pipeline(even, 2, even), LENGTHS)
+    step, _ = makespan("chimera", Pipeline(even, 1, even), LENGTHS)
     assert 1 - 3 * even / step == pytest.approx((even - 2) / (1.5 * even + even - 2))
-    more, _ = makespan("gems", Pipeline(ranks, 2, 6), LENGTHS)
-    less, _ = makespan("gems", Pipeline(ranks, 2, 4), LENGTHS)
+    more, _ = makespan("gems", Pipeline(ranks, 1, 6), LENGTHS)
+    less, _ = makespan("gems", Pipeline(ranks, 1, 4), LENGTHS)
     assert 1 - 6 / (more - less) == pytest.approx((ranks - 1) / (ranks + 0.5))
 
 

@@ -11,9 +11,9 @@ from autopart.errors import ScheduleError
 from autopart.schedules.actions import Schedule
 from autopart.schedules.catalogue import KINDS, make_schedule
 from autopart.schedules.check import check_schedule
-from autopart.schedules.kind import Kind, pipeline_starts
+from autopart.schedules.kind import Kind
 from autopart.schedules.pipeline import Pipeline
-from tests.support.pictures import place_stages
+from tests.support.pictures import copies, place_stages
 from tests.support.waits import most_in_flight
 
 Takes = Callable[[int, int, int], bool]
@@ -34,7 +34,7 @@ TAKES: dict[str, Takes] = {
     "interleaved-zb": equal_rounds,
     "dualpipev": lambda k, v, m: m >= 2 * k,
     "chimera": lambda k, v, m: k % 2 == 0 and m >= 2 and m % 2 == 0,
-    "gems": lambda k, v, m: m >= 2 and m % 2 == 0,
+    "gems": lambda k, v, m: k % 2 == 0 and m >= 2 and m % 2 == 0,
     "hanayo": lambda k, v, m: v % 2 == 0 and m >= 1 and m % k == 0,
 }
 
@@ -63,23 +63,21 @@ def test_a_schedule_runs_every_allowed_number_of_microbatches_and_refuses_the_ot
     kind: Kind, k: int, v: int
 ):
     takes, ranks = TAKES.get(kind.name, any_number), place_stages(kind, k, v)
-    starts = pipeline_starts(kind, len(ranks))
     for m in edges(k, v):
         if not takes(k, v, m):
             with pytest.raises(ScheduleError, match=r"microbatches.*(would do|at least 1)"):
                 make_schedule(kind.name, ranks, m)
             continue
         schedule = make_schedule(kind.name, ranks, m)
-        check_schedule(schedule, ranks, m, starts)
+        check_schedule(schedule, ranks, m)
         limits = kind.in_flight(Pipeline(k, v, m))
         counts = [most_in_flight(order) for order in schedule]
         assert all(h <= limit for h, limit in zip(counts, limits, strict=True)), m
         assert all(h <= m * v for h in counts)
-        if not kind.bidirectional:
-            for stage in range(len(ranks)):
-                done = work(schedule, stage)
-                assert [n for op, n in done if op == "F"] == list(range(m))
-                assert sorted(n for op, n in done if op in "BI") == list(range(m))
+        for stage in range(len(ranks)):
+            done = work(schedule, stage)
+            assert [n for op, n in done if op == "F"] == list(range(m))
+            assert sorted(n for op, n in done if op in "BI") == list(range(m))
 
 
 @pytest.mark.parametrize("name", [n for n, kind in KINDS.items() if kind.uneven])
@@ -93,14 +91,15 @@ def test_unequal_replicas_run_with_one_microbatch_or_more(name: str, ranks: list
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 def test_numbers_that_do_not_fit_on_replicas_are_refused_with_totals_that_fit(kind: Kind):
-    """Each of two replicas is dealt half of the total: both numbers must fit."""
+    """Each of two replicas, or pairs of replicas, is dealt half of the total: both numbers must fit."""
     takes, v = TAKES.get(kind.name, any_number), kind.stages_per_rank or 2
-    ranks = [[rank, 2 + rank] for (rank,) in place_stages(kind, 2, v)]
-    starts = pipeline_starts(kind, len(ranks))
+    one = place_stages(kind, 2, v)
+    ranks, together = copies(one, (0, 2)), len(one[0])
     for m in range(1, 14):
-        shares = [n for n in (-(-m // 2), m // 2) if n]
+        owner = [at // together % 2 for at in range(m)]
+        shares = [n for n in (owner.count(0), owner.count(1)) if n]
         if all(takes(2, v, n) for n in shares):
-            check_schedule(make_schedule(kind.name, ranks, m), ranks, m, starts)
+            check_schedule(make_schedule(kind.name, ranks, m), ranks, m)
         else:
             with pytest.raises(ScheduleError, match=r"next to it .* in all would do"):
                 make_schedule(kind.name, ranks, m)

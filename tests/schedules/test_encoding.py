@@ -12,8 +12,7 @@ from autopart.errors import ScheduleError
 from autopart.schedules.actions import Schedule, StageRanks, parse_order
 from autopart.schedules.catalogue import KINDS, make_schedule
 from autopart.schedules.encoding import encode, every_action, takers
-from autopart.schedules.kind import pipeline_starts
-from tests.support.pictures import place_stages
+from tests.support.pictures import copies, place_stages
 from tests.support.waits import predecessors
 
 IntArray = npt.NDArray[np.int64]
@@ -26,7 +25,6 @@ class Case(NamedTuple):
     name: str
     schedule: Schedule
     ranks: StageRanks
-    starts: tuple[int, ...]
 
 
 def awaited(case: Case) -> IntArray:
@@ -46,7 +44,7 @@ def awaited(case: Case) -> IntArray:
     at = np.full((num_stages, 3, microbatch.max() + 1), never)
     at[stage, PHASE[op], microbatch] = here
     ends = np.zeros(num_stages + 1, dtype=bool)
-    ends[[*case.starts, num_stages]] = True
+    ends[[0, num_stages]] = True
     before = np.full(count, free)
     forward = (op == 0) & ~ends[stage]
     before[forward] = at[stage[forward] - 1, 0, microbatch[forward]]
@@ -68,7 +66,7 @@ def by_name(case: Case) -> list[int]:
     rank = {a: r for r, order in enumerate(case.schedule) for a in order}
     found: list[int] = []
     for at, action in enumerate(actions):
-        needed = predecessors(action, len(case.ranks), ("B", "I"), case.starts)
+        needed = predecessors(action, len(case.ranks), ("B", "I"))
         there = [other for other in needed if other in number]
         away = [number[other] for other in there if rank[other] != rank[action]]
         early = all(number[other] < at for other in there if rank[other] == rank[action])
@@ -83,20 +81,19 @@ def cases() -> Iterator[Case]:
     ):
         for per_rank in [kind.stages_per_rank] if kind.stages_per_rank else [2, 3]:
             one = place_stages(kind, ranks, per_rank)
-            placed = [tuple(r + copy * ranks for copy in range(replicas)) for (r,) in one]
-            starts = pipeline_starts(kind, len(one))
+            placed = copies(one, [copy * ranks for copy in range(replicas)])
             try:
                 schedule = make_schedule(kind.name, placed, microbatches * replicas)
             except ScheduleError:
                 continue
             name = f"{kind.name} {ranks} x {per_rank} x {microbatches} x {replicas}"
-            yield Case(name, schedule, placed, starts)
+            yield Case(name, schedule, placed)
     for kind in KINDS.values():
         for counts in ([2, 1], [1, 3], [3, 1, 2]) if kind.uneven else ():
             first = [0, *itertools.accumulate(counts)]
             placed = [tuple(range(a, b)) for a, b in itertools.pairwise(first)]
             schedule = make_schedule(kind.name, placed, 7)
-            yield Case(f"{kind.name} {counts}", schedule, placed, (0,))
+            yield Case(f"{kind.name} {counts}", schedule, placed)
 
 
 CASES = list(cases())
@@ -127,7 +124,7 @@ def test_every_action_awaits_the_same_result_as_in_the_older_computations(name: 
             continue
         for schedule in (case.schedule, *(shuffled(case.schedule, seed) for seed in range(3))):
             tried = case._replace(schedule=schedule)
-            need = encode(schedule, len(case.ranks), case.starts).need.tolist()
+            need = encode(schedule, len(case.ranks)).need.tolist()
             assert need == awaited(tried).tolist(), case.name
             assert need == by_name(tried), case.name
 

@@ -10,12 +10,13 @@ from autopart.errors import ScheduleError
 from autopart.schedules.actions import parse_order
 from autopart.schedules.catalogue import KINDS, fitting_counts, make_schedule, orders_by_name
 from autopart.schedules.check import check_schedule
-from autopart.schedules.kind import Kind, pipeline_starts, twin
+from autopart.schedules.kind import Kind
 from autopart.schedules.named.interleaved import interleaved
 from autopart.schedules.named.one_f_one_b import one_f_one_b
 from autopart.schedules.named.zero_bubble import zb_h1, zb_h2
 from autopart.schedules.pipeline import Pipeline
-from tests.support.pictures import draw, place_stages
+from autopart.schedules.placements import mirrored
+from tests.support.pictures import copies, draw, place_stages
 from tests.support.waits import most_in_flight
 
 _PICTURES = re.compile(r"(?:^    rank \d+  .*\n)+", re.MULTILINE)
@@ -28,7 +29,7 @@ def pictures_in(text: str) -> list[list[str]]:
 
 def drawn(kind: Kind) -> list[str]:
     stages = kind.pictured.num_ranks * kind.pictured.stages_per_rank
-    return draw(kind.generate(kind.pictured), stages, pipeline_starts(kind, stages))
+    return draw(kind.generate(kind.pictured), stages)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
@@ -55,8 +56,7 @@ def test_every_schedule_is_complete_runs_and_stays_within_its_microbatches_in_fl
     pipeline = data.draw(pipelines(kind))
     ranks = place_stages(kind, pipeline.num_ranks, pipeline.stages_per_rank)
     schedule = kind.generate(pipeline)
-    starts = pipeline_starts(kind, len(ranks))
-    check_schedule(schedule, ranks, pipeline.microbatches_per_replica, starts)
+    check_schedule(schedule, ranks, pipeline.microbatches_per_replica)
     peaks = tuple(map(most_in_flight, schedule))
     assert all(p <= most for p, most in zip(peaks, kind.in_flight(pipeline), strict=True))
     assert kind.splits_backward == any(a.op == "I" for order in schedule for a in order)
@@ -73,14 +73,18 @@ def test_the_microbatches_in_flight_that_a_schedule_names_are_reached(kind: Kind
 def test_replicas_run_the_orders_of_one_pipeline_on_their_own_microbatches(kind: Kind):
     per_rank = kind.stages_per_rank or 2
     one = place_stages(kind, 2, per_rank)
-    two = [[10 + rank, 20 + rank] for (rank,) in one]
+    two, together = copies(one, (10, 20)), len(one[0])
     schedule = make_schedule(kind.name, two, 8)
     alone = make_schedule(kind.name, one, 4)
     for replica, first in enumerate((10, 20)):
         for rank in (0, 1):
-            expected = [a._replace(microbatch=2 * a.microbatch + replica) for a in alone[rank]]
+            expected = [
+                a._replace(microbatch=2 * together * turn + replica * together + own)
+                for a in alone[rank]
+                for turn, own in [divmod(a.microbatch, together)]
+            ]
             assert list(schedule[first + rank]) == expected
-    check_schedule(schedule, two, 8, pipeline_starts(kind, len(two)))
+    check_schedule(schedule, two, 8)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
@@ -88,7 +92,7 @@ def test_replicas_run_the_orders_of_one_pipeline_on_their_own_microbatches(kind:
 def test_the_words_of_a_schedule_are_its_actions(kind: Kind, replicas: int):
     ranks, per_rank, count = kind.pictured
     one = place_stages(kind, ranks, per_rank)
-    stages = [[rank + ranks * replica for replica in range(replicas)] for (rank,) in one]
+    stages = copies(one, [ranks * replica for replica in range(replicas)])
     made = make_schedule(kind.name, stages, count * replicas)
     words = orders_by_name(kind.name, stages, count * replicas)
     assert words == tuple(" ".join(map(str, order)) for order in made)
@@ -105,8 +109,8 @@ def test_a_number_of_microbatches_that_does_not_fit_is_refused_with_numbers_that
         ("interleaved-1f1b", [[0], [1], [2], [3]] * 2, 9, "next to it 8 or 10 in all would do"),
         ("interleaved-zb", [[0], [1]] * 2, 7, "next to it 6 or 8 in all would do"),
         ("dualpipev", [[0], [1], [1], [0]], 3, "at least .* next to it 4 in all would do"),
-        ("chimera", [[0], [1], [1], [0]], 5, "next to it 4 or 6 in all would do"),
-        ("chimera", [[0], [1], [2], [2], [1], [0]], 6, "an even number of ranks .* no number"),
+        ("chimera", [[0, 1], [1, 0]], 5, "next to it 4 or 6 in all would do"),
+        ("chimera", [[0, 2], [1, 1], [2, 0]], 6, "an even number of ranks .* no number"),
         ("hanayo", [[0], [1], [1], [0]], 5, "next to it 4 or 6 in all would do"),
         ("hanayo", [[0, 4], [1, 5], [1, 5], [0, 4]], 10, "next to it 8 or 12 in all would do"),
         ("hanayo", [[0], [1]], 4, "an even number of stages per rank.* no number would do"),
@@ -136,11 +140,21 @@ def test_stages_on_the_wrong_ranks_are_refused_with_ranks_that_fit():
         make_schedule("zb-h1", [[0], [1, 2]], 4)
 
 
-def test_the_two_directions_of_a_bidirectional_schedule_share_their_layers():
-    chimera = KINDS["chimera"]
-    assert [twin(chimera, 8, stage) for stage in range(8)] == [4, 5, 6, 7, 0, 1, 2, 3]
-    assert twin(KINDS["zbv"], 8, 3) is None
-    assert pipeline_starts(chimera, 8) == (0, 4)
+@pytest.mark.parametrize("name", [n for n, kind in KINDS.items() if kind.bidirectional])
+def test_a_bidirectional_schedule_refuses_other_ranks_than_mirrored_ones(name: str):
+    with pytest.raises(ScheduleError, match=r"even number of ranks, and these have 1"):
+        make_schedule(name, [[0], [1], [1], [0]], 4)
+    with pytest.raises(ScheduleError, match=r"cannot lie on ranks 2, 3; they could on 1, 0"):
+        make_schedule(name, [[0, 2], [1, 3]], 4)
+    with pytest.raises(ScheduleError, match=r"runs 1 stage on each rank.* 0, 1, 1, 0"):
+        make_schedule(name, [[0, 1], [1, 0], [1, 0], [0, 1]], 4)
+
+
+@pytest.mark.parametrize("name", [n for n, kind in KINDS.items() if kind.bidirectional])
+def test_even_microbatches_of_a_bidirectional_schedule_go_down_the_ranks_and_odd_ones_up(name: str):
+    for rank, order in enumerate(make_schedule(name, mirrored([range(6)]), 12)):
+        assert {a.stage for a in order if a.microbatch % 2 == 0} == {rank}
+        assert {a.stage for a in order if a.microbatch % 2 == 1} == {5 - rank}
 
 
 def test_warm_ups_of_one_forward_one_backward_can_be_chosen():

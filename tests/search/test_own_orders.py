@@ -197,7 +197,16 @@ def test_replicas_run_the_same_orders_on_their_own_microbatches():
     ("demand", "message"),
     [
         ({"schedule": "zigzag"}, "unknown schedule 'zigzag'; known: auto, "),
-        ({"schedule": "chimera"}, "holds every layer on two ranks"),
+        (
+            {"schedule": "chimera", "num_stages": 3},
+            "chimera runs two pipelines .* --stages 2 or 4$",
+        ),
+        ({"schedule": "gems", "num_microbatches": 7}, "gems runs two .* try 6 or 8 microbatches$"),
+        ({"schedule": "gems", "num_replicas": 3}, "try --replicas 2 or 4$"),
+        ({"schedule": "gems", "num_replicas": 6}, "multiple of 6 replicas$"),
+        ({"schedule": "gems", "num_stages": 8, "num_replicas": 2}, "k r / 2 of 4 GPUs$"),
+        ({"schedule": "chimera", "stages_per_rank": 3}, "try --stages-per-rank 2$"),
+        ({"schedule": "chimera,gems", "objective": "bottleneck"}, "for the bottleneck"),
         ({"schedule": "custom"}, "unknown schedule 'custom'"),
         ({"schedule": "zb-h1", "replicas_per_stage": True}, "replicas of their own"),
         ({"schedule": "zbv", "objective": "bottleneck"}, "for the bottleneck"),

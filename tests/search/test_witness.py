@@ -68,6 +68,9 @@ def test_gpus_of_one_kind_on_one_node_are_alike(per_node: int, groups: tuple[int
         ((0,), (1, 2, 3)),
         ((0,), (1,), (1,), (0,)),
         ((0, 1), (2, 3), (0, 1), (2, 3)),
+        ((0, 1), (1, 0)),
+        ((0, 3), (1, 2), (2, 1), (3, 0)),
+        ((0, 1, 2, 3), (1, 0, 3, 2)),
     ):
         if 1 + max(max(own) for own in slots) <= len(groups):
             assert places(gpus, slots).keys() == all_places(gpus, slots)

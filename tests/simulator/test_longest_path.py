@@ -2,7 +2,6 @@
 
 import graphlib
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -40,7 +39,7 @@ def _arcs(step: Step) -> dict[Event, list[tuple[Event, float]]]:
     last_on: dict[tuple[int, int], Action] = {}
     for rank, order in enumerate(step.schedule):
         for at, action in enumerate(order):
-            remote = [n for n in _needed(step, action, begins) if _home(step, n) != rank]
+            remote = [n for n in needs(action, len(step.ranks), begins) if _home(step, n) != rank]
             target = _receiver(step, action, every)
             sends = target is not None and target != rank
             start = [(("free", order[at - 1]), 0.0)] if at else []
@@ -58,16 +57,6 @@ def _arcs(step: Step) -> dict[Event, list[tuple[Event, float]]]:
     return arcs
 
 
-def _needed(
-    step: Step, action: Action, begins: dict[tuple[int, int], tuple[Op, ...]]
-) -> Iterator[Action]:
-    for needed in needs(action, len(step.ranks), begins):
-        forward = needed.op == "F" and needed.stage != action.stage
-        across = action.stage in step.starts if forward else needed.stage in step.starts
-        if needed.stage == action.stage or not across:
-            yield needed
-
-
 def _home(step: Step, action: Action) -> int:
     return next(rank for rank, order in enumerate(step.schedule) if action in order)
 
@@ -77,8 +66,7 @@ def _receiver(step: Step, action: Action, every: set[Action]) -> int | None:
     if op == "W":
         return None
     ahead = s + 1 if op == "F" else s - 1
-    crosses = (s + 1 if op == "F" else s) in step.starts
-    if not 0 <= ahead < len(step.ranks) or crosses:
+    if not 0 <= ahead < len(step.ranks):
         return None
     return rank_of(step.ranks[ahead], m)
 
@@ -116,7 +104,7 @@ def test_every_action_starts_and_ends_at_the_longest_path_to_it(part: int):
 def test_many_partitions_at_once_take_as_long_as_each_alone(seed: int, width: int):
     rng = random.Random(seed)
     step = random_step(rng)
-    program = compile_schedule(step.schedule, step.ranks, step.starts)
+    program = compile_schedule(step.schedule, step.ranks)
     scales = np.arange(1, width + 1)
     stages = [
         StageTimes(**{name: getattr(cost, name) * scales for name in StageTimes._fields})

@@ -48,8 +48,6 @@ def test_the_peak_of_an_order_is_the_largest_sum_action_by_action(part: int):
     for seed in range(100 * part, 100 * part + 100):
         rng = random.Random(seed)
         step = random_step(rng)
-        if len(step.starts) > 1:
-            continue
         stash = [s.stash_bytes for s in step.stages]
         kept = [rng.randint(0, 2 * size) for size in stash]
         in_flight = in_flight_by_rank(step.schedule, step.ranks)
@@ -133,8 +131,6 @@ def test_a_rank_with_two_stages_has_both_states_and_one_reserve():
 @pytest.mark.parametrize("seed", range(100))
 def test_the_peak_of_the_bytes_over_time_is_the_peak_of_the_order(seed: int):
     step = random_step(random.Random(seed))
-    if len(step.starts) > 1:
-        return
     timeline = step.simulate()
     curves = memory_over_time(timeline, step.ranks, step.stages)
     in_flight = in_flight_by_rank(step.schedule, step.ranks)

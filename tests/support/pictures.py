@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from autopart.schedules.actions import Action, Schedule
 from autopart.schedules.kind import Kind
+from autopart.schedules.placements import mirrored
 from tests.support.waits import predecessors
 
 
 def slots(
     schedule: Schedule,
     num_stages: int,
-    starts: Sequence[int] = (0,),
     lengths: dict[str, int] | None = None,
 ) -> dict[Action, int]:
     """The slot in which each action starts.
@@ -28,7 +28,7 @@ def slots(
         for rank, order in enumerate(schedule):
             while at[rank] < len(order):
                 action = order[at[rank]]
-                needs = there.intersection(predecessors(action, num_stages, "BI", starts))
+                needs = there.intersection(predecessors(action, num_stages, "BI"))
                 if not end.keys() >= needs:
                     break
                 start[action] = max([free[rank], *(end[n] for n in needs)])
@@ -38,9 +38,9 @@ def slots(
     return start
 
 
-def draw(schedule: Schedule, num_stages: int, starts: Sequence[int] = (0,)) -> list[str]:
+def draw(schedule: Schedule, num_stages: int) -> list[str]:
     """One line for each rank, such as `rank 0  0F0 0F1  .  0B0`."""
-    start = slots(schedule, num_stages, starts)
+    start = slots(schedule, num_stages)
     length = 1 + max(start.values())
     width = max(len(str(action)) for action in start)
     lines: list[str] = []
@@ -55,5 +55,12 @@ def draw(schedule: Schedule, num_stages: int, starts: Sequence[int] = (0,)) -> l
 def place_stages(
     kind: Kind, num_ranks: int, stages_per_rank: int = 1
 ) -> tuple[tuple[int, ...], ...]:
-    """The ranks of each stage, for one pipeline on ranks 0 to `num_ranks` - 1."""
+    """The ranks of each stage, for one pipeline on ranks 0 to `num_ranks` - 1, or two on the same."""
+    if kind.bidirectional:
+        return mirrored([range(num_ranks)])
     return tuple((rank,) for rank in kind.placement(num_ranks, stages_per_rank))
+
+
+def copies(stages: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[list[int]]:
+    """The ranks of each stage, with the given ones again from each of `firsts` on."""
+    return [[first + rank for first in firsts for rank in own] for own in stages]

@@ -7,7 +7,6 @@ from autopart.errors import ScheduleError
 from autopart.records.prediction import MemoryUse, MovingBytes, StagePrediction, Sync
 from autopart.schedules.actions import Action, Op, Schedule, StageRanks, rank_of
 from autopart.schedules.catalogue import KINDS, make_schedule
-from autopart.schedules.kind import pipeline_starts
 from autopart.simulator.timeline import Timeline, simulate
 from tests.support.pictures import place_stages
 from tests.support.problems import memory_use
@@ -58,7 +57,6 @@ class Step(NamedTuple):
     ranks: StageRanks
     stages: list[StagePrediction]
     syncs: tuple[Sync, ...]
-    starts: tuple[int, ...]
     overhead: float
     overlap: bool
 
@@ -70,7 +68,6 @@ class Step(NamedTuple):
             self.syncs,
             action_overhead=self.overhead,
             sends_overlap=self.overlap,
-            pipeline_starts=self.starts,
         )
 
 
@@ -98,7 +95,7 @@ def random_step(rng: random.Random) -> Step:
     """A step under a named schedule, or in a random order."""
     name = rng.choice([*KINDS, "random", "random"])
     made = _random_order(rng) if name == "random" else _of_kind(rng, name)
-    schedule, ranks, starts = made
+    schedule, ranks = made
     syncs = tuple(
         Sync(what=f"stage {s}", ranks=tuple(own), time=rng.randint(0, 4))
         for s, own in enumerate(ranks)
@@ -106,10 +103,10 @@ def random_step(rng: random.Random) -> Step:
     )
     stages = [random_stage(rng) for _ in ranks]
     overlap = rng.random() < 0.7
-    return Step(name, schedule, ranks, stages, syncs, starts, rng.randint(0, 1), overlap)
+    return Step(name, schedule, ranks, stages, syncs, rng.randint(0, 1), overlap)
 
 
-def _of_kind(rng: random.Random, name: str) -> tuple[Schedule, StageRanks, tuple[int, ...]]:
+def _of_kind(rng: random.Random, name: str) -> tuple[Schedule, StageRanks]:
     kind = KINDS[name]
     while True:
         each = kind.stages_per_rank or rng.randint(1, 3)
@@ -123,10 +120,10 @@ def _of_kind(rng: random.Random, name: str) -> tuple[Schedule, StageRanks, tuple
             schedule = make_schedule(name, ranks, rng.randint(1, 10))
         except ScheduleError:
             continue
-        return schedule, ranks, pipeline_starts(kind, len(ranks))
+        return schedule, ranks
 
 
-def _random_order(rng: random.Random) -> tuple[Schedule, StageRanks, tuple[int, ...]]:
+def _random_order(rng: random.Random) -> tuple[Schedule, StageRanks]:
     """A random order on a random placement, with backwards whole or split."""
     num_stages, num_ranks = rng.randint(1, 6), rng.randint(1, 4)
     ranks = [
@@ -147,7 +144,7 @@ def _random_order(rng: random.Random) -> tuple[Schedule, StageRanks, tuple[int, 
         orders[rank_of(ranks[action.stage], action.microbatch)].append(action)
         done.add(action)
         todo.remove(action)
-    return tuple(map(tuple, orders)), ranks, (0,)
+    return tuple(map(tuple, orders)), ranks
 
 
 def needs(

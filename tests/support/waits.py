@@ -1,6 +1,6 @@
 """An action's needs, written again: the oracle for `autopart.schedules.encoding`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from autopart.schedules.actions import Action, Op, Order
 
@@ -9,7 +9,6 @@ def predecessors(
     action: Action,
     num_stages: int,
     backwards: Iterable[Op] = ("B",),
-    pipeline_starts: Sequence[int] = (0,),
 ) -> list[Action]:
     """The actions that `action` needs results from.
 
@@ -17,10 +16,10 @@ def predecessors(
     """
     stage, op, m = action
     if op == "F":
-        return [] if stage in pipeline_starts else [Action(stage - 1, "F", m)]
+        return [] if stage == 0 else [Action(stage - 1, "F", m)]
     if op == "W":
         return [Action(stage, "I", m)]
-    last = stage + 1 in (*pipeline_starts, num_stages)
+    last = stage + 1 == num_stages
     after = [] if last else [Action(stage + 1, begins, m) for begins in backwards]
     return [Action(stage, "F", m), *after]
 

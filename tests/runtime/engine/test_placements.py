@@ -183,7 +183,7 @@ def test_a_frozen_stage_has_nothing_to_defer(two_ranks: RankPool):
     )
 
 
-ONE_DIRECTION = [name for name, kind in KINDS.items() if not kind.bidirectional]
+NAMED = list(KINDS)
 
 
 def named(name: str, num_ranks: int, num_microbatches: int) -> Plan:
@@ -204,7 +204,7 @@ def edge(name: str, num_ranks: int, which: str) -> int:
 
 @pytest.mark.long
 @pytest.mark.parametrize("which", ["fewest", "above the stages"])
-@pytest.mark.parametrize("name", ONE_DIRECTION)
+@pytest.mark.parametrize("name", NAMED)
 def test_every_named_schedule_trains_as_the_plain_model_on_two_ranks(
     two_ranks: RankPool, name: str, which: str
 ):
@@ -213,7 +213,7 @@ def test_every_named_schedule_trains_as_the_plain_model_on_two_ranks(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [*long_tests("fewest"), "above the stages"])
-@pytest.mark.parametrize("name", [*ONE_DIRECTION[::2], *long_tests(*ONE_DIRECTION[1::2])])
+@pytest.mark.parametrize("name", [*NAMED[::2], *long_tests(*NAMED[1::2])])
 def test_every_named_schedule_trains_as_the_plain_model_on_four_ranks(
     four_ranks: RankPool, name: str, which: str
 ):

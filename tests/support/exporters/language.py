@@ -28,7 +28,9 @@ def language_plan(
     stages[-1] = [*stages[-1], "transformer.ln_f", "lm_head", "loss"]
     num_ranks = num_ranks or len(counts)
     places = place_stages(kind_of(schedule), num_ranks, len(counts) // num_ranks)
-    ranks = [[at * replicas + replica for replica in range(replicas)] for (at,) in places]
+    ranks = [
+        [at * replicas + replica for replica in range(replicas) for at in own] for own in places
+    ]
     return make_plan(stages, ranks, num_microbatches * replicas, schedule)
 
 

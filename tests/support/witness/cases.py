@@ -43,6 +43,16 @@ KINDS: dict[str, Style] = {
         policies=True, schedules=("zbv",), most_layers=5, shapes=(*ONE_NODE[1:3], (2, 1))
     ),
     "other schedules": Style(other_schedules=True, shapes=(*ONE_NODE, *NODES[:4])),
+    "mirrored": Style(
+        mirrored=True, most_microbatches=8, shapes=((1, 2), (1, 3), (1, 4), (2, 2), (3, 1), (2, 3))
+    ),
+    "mirrored on networks": Style(
+        mirrored=True,
+        most_microbatches=8,
+        shapes=((2, 2), (2, 3), (3, 2), (1, 4)),
+        network=True,
+        overlap=True,
+    ),
     "pins": Style(pins=True, branching=True, shapes=FEW_GPUS),
     "bottleneck": Style(bottleneck=True, shapes=(*ONE_NODE, *NODES)),
     "sizes": Style(shapes=(*ONE_NODE, *NODES[:3])),
@@ -94,21 +104,13 @@ class Case(NamedTuple):
 def draw_case(kind: str, seed: int) -> Case:
     """The case that a kind and a seed give. Memory is near the least that fits in most cases."""
     rng = random.Random(f"{kind} {seed}")
-    style = KINDS[kind]
-    if kind == "mixtures" or (kind == "networks" and rng.random() < 0.6):
-        style = _mixture(rng, style)
-        if style.network and (style.uneven or style.mixed_gpus):
-            style = style._replace(shapes=SPREADS)
-    elif kind in WITH_DEGREES:
-        style = _with_groups(rng, kind, style)
-    elif rng.random() < 0.15:
-        style = style._replace(pins=True)
+    style = _style_of(rng, kind)
     if kind == "every order" and rng.random() < 0.3:
         style = style._replace(branching=True)
     problem, low = _drawn(rng, kind, style)
     while low is None and rng.random() < 0.9:
         problem, low = _drawn(rng, kind, style)
-    if low is not None and rng.random() < 0.7:
+    if low is not None and rng.random() < 0.7 and not (style.mirrored and style.mixed_gpus):
         more = rng.choice([-1, 0, 0, 1, low // 30, low // 10, low // 4])
         problem = with_memory(problem, max(0, low + more))
     problems = (problem,)
@@ -117,6 +119,27 @@ def draw_case(kind: str, seed: int) -> Case:
     if kind in WITH_DEGREES:
         return _with_degrees(rng, Case(seed, kind, problems))
     return Case(seed, kind, problems)
+
+
+def _style_of(rng: random.Random, kind: str) -> Style:
+    """The style of a kind, with some more traits by chance."""
+    style = KINDS[kind]
+    if kind == "mixtures" or (kind == "networks" and rng.random() < 0.6):
+        style = _mixture(rng, style)
+        if style.network and (style.uneven or style.mixed_gpus):
+            style = style._replace(shapes=SPREADS)
+    elif kind in WITH_DEGREES:
+        style = _with_groups(rng, kind, style)
+    elif style.mirrored:
+        # Where the memory of GPUs differs, a search cannot tell that no plan exists.
+        style = style._replace(
+            branching=rng.random() < 0.3,
+            mixed_gpus=rng.random() < 0.2 and not style.network,
+            pins=rng.random() < 0.15,
+        )
+    elif rng.random() < 0.15:
+        style = style._replace(pins=True)
+    return style
 
 
 def _with_degrees(rng: random.Random, case: Case) -> Case:

@@ -28,6 +28,7 @@ TRAININGS = (
     Training(precision="bfloat16-mixed", gradient_dtype="bfloat16"),
     Training(optimizer="3", precision="bfloat16", gradient_dtype="bfloat16"),
 )
+MIRRORED = ("chimera", "gems")
 OTHERS = (
     "eager-1f1b", "zb-h1", "zb-h2", "interleaved-1f1b", "looped-bfs", "interleaved-zb", "zbv",
     "v-half", "v-min", "dualpipev", "hanayo",
@@ -50,6 +51,8 @@ class Style(NamedTuple):
     other_schedules: bool = False
     schedules: tuple[str, ...] = ()
     """The schedules where these are given: at least four layers then, and any number of stages."""
+    mirrored: bool = False
+    """Whether two pipelines run over the same ranks in opposite directions."""
     pins: bool = False
     bottleneck: bool = False
     network: bool = False
@@ -313,11 +316,26 @@ def draw_demands(rng: random.Random, style: Style, graph: LayerGraph, cluster: C
             fields["stages_per_rank"] = rng.randint(1, 3)
     if style.schedules:
         fields |= {"schedules": style.schedules, "num_stages": None}
+    if style.mirrored:
+        fields = _mirrored(rng, fields, min(len(names), count))
     if style.pins and len(names) > 1:
         fields |= _pins(rng, names, min(2, stages or 2))
     if style.policies:
         fields |= _policies(rng, graph, cluster)
     return Demands(**fields)
+
+
+def _mirrored(rng: random.Random, fields: dict[str, Any], most_stages: int) -> dict[str, Any]:
+    """Demands that two pipelines over the same ranks can keep in most cases."""
+    both = rng.choice([("chimera",), ("chimera",), ("gems",), ("chimera", "gems")])
+    fields["schedules"] = (*both, "1f1b", "zbv") if rng.random() < 0.15 else both
+    if fields["num_stages"] is not None and rng.random() < 0.8:
+        fields["num_stages"] = max(2, most_stages // 2 * 2)
+    if fields.get("num_replicas") is not None:
+        fields["num_replicas"] = rng.choice([1, 2, 2, 4])
+    if rng.random() < 0.1:
+        fields["stages_per_rank"] = rng.choice([1, 2, 2])
+    return fields
 
 
 def _pins(rng: random.Random, names: list[str], stages: int) -> dict[str, Any]:

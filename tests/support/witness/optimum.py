@@ -11,7 +11,7 @@ from autopart.records.cluster import Link
 from autopart.records.problem import CUSTOM, Problem
 from autopart.schedules.catalogue import KINDS
 from autopart.schedules.pipeline import Pipeline
-from tests.support.witness.draws import with_memory
+from tests.support.witness.draws import MIRRORED, with_memory
 from tests.support.witness.graphs import keeps_pins, members_of, partitions
 from tests.support.witness.placements import (
     Gpus,
@@ -62,8 +62,11 @@ def settings(problem: Problem) -> Iterator[Setting]:
                 )
                 yield from (Setting(name, slots, count) for name in demands.schedules)
         return
+    yield from both_ways(problem, gpus)
     for name, ranks, replicas in itertools.product(
-        demands.schedules, range(1, gpus + 1), range(1, count + 1)
+        [name for name in demands.schedules if name not in MIRRORED],
+        range(1, gpus + 1),
+        range(1, count + 1),
     ):
         if ranks * replicas > gpus or count % replicas or name == CUSTOM:
             continue
@@ -78,6 +81,25 @@ def settings(problem: Problem) -> Iterator[Setting]:
                 and KINDS[name].takes(pipeline)
             ):
                 yield Setting(name, grid(KINDS[name].placement(ranks, per_rank), replicas), count)
+
+
+def both_ways(problem: Problem, gpus: int) -> Iterator[Setting]:
+    """Two pipelines over the same ranks: stage s on rank s for even microbatches, else on rank k - 1 - s."""
+    demands, count = problem.demands, problem.num_microbatches
+    names = [name for name in demands.schedules if name in MIRRORED]
+    most = min(gpus, len(problem.graph.layers))
+    for name, stages, pairs in itertools.product(names, range(2, most + 1, 2), range(1, gpus + 1)):
+        if stages * pairs > gpus or count % (2 * pairs):
+            continue
+        asked = demands.num_stages, demands.num_replicas, demands.stages_per_rank
+        if all(
+            want in (None, has) for want, has in zip(asked, (stages, 2 * pairs, 2), strict=True)
+        ):
+            slots = [
+                [pair * stages + at for pair in range(pairs) for at in (s, stages - 1 - s)]
+                for s in range(stages)
+            ]
+            yield Setting(name, tuple(map(tuple, slots)), count)
 
 
 def replica_counts(most_stages: int, gpus: int, most: int) -> tuple[tuple[int, ...], ...]:

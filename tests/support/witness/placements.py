@@ -30,6 +30,8 @@ class Place(NamedTuple):
     """The pairs of stages with equally many replicas, where some replica's two ranks lie on two nodes."""
     groups: tuple[frozenset[int], ...]
     """For each stage the kinds of its GPUs, as places in `Cluster.gpus`."""
+    kinds: tuple[tuple[int, ...], ...] = ()
+    """Where replicas share their ranks and GPUs differ, each stage's kinds slot by slot."""
     nodes: tuple[tuple[int, ...], ...] = ()
     """With a network record, each stage's nodes slot by slot, counted in the order of their use."""
 
@@ -99,10 +101,18 @@ def place_on(gpus: Gpus, stage_ranks: Sequence[Sequence[int]]) -> Place:
             )
         ),
         groups=tuple(frozenset(gpus.groups[rank] for rank in ranks) for ranks in stage_ranks),
+        kinds=tuple(tuple(gpus.groups[rank] for rank in ranks) for ranks in stage_ranks)
+        if len(set(gpus.groups)) > 1 and _replicas_share(stage_ranks)
+        else (),
         nodes=tuple(tuple(used.index(node[rank]) for rank in ranks) for ranks in stage_ranks)
         if gpus.networked
         else (),
     )
+
+
+def _replicas_share(stage_ranks: Sequence[Sequence[int]]) -> bool:
+    turns = {(rank, turn) for ranks in stage_ranks for turn, rank in enumerate(ranks)}
+    return len(turns) > len({rank for rank, _ in turns}) and len({*map(len, stage_ranks)}) == 1
 
 
 def on_gpus(slots: StageSlots, ranks: Sequence[int]) -> StageSlots:

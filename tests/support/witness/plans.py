@@ -12,7 +12,7 @@ from autopart.records.layer_graph import Layer
 from autopart.records.layouts import Layout, Partition
 from autopart.records.prediction import StagePrediction
 from autopart.records.problem import Problem
-from tests.support.witness.draws import Style, draw_problem, with_memory
+from tests.support.witness.draws import MIRRORED, Style, draw_problem, with_memory
 from tests.support.witness.graphs import members_of, partitions
 from tests.support.witness.optimum import settings
 from tests.support.witness.orders import in_flight
@@ -42,6 +42,8 @@ def random_plans(seed: int, count: int) -> list[RandomPlan]:
     )
     if not style.uneven and rng.random() < 0.5:
         style = style._replace(other_schedules=True)
+    if not style.uneven and not style.policies and rng.random() < 0.3:
+        style = style._replace(mirrored=True, most_microbatches=8)
     if seed % 3 == 0:
         style = style._replace(network=True)
     if seed % 4 == 1:
@@ -127,6 +129,9 @@ def _plan(
 def ranks_of_peaks(plan: RandomPlan) -> list[int]:
     """The ranks whose bytes stand in the witness's price, in its order."""
     first: StageSlots = plan.layout.stage_ranks
+    if plan.layout.schedule in MIRRORED:
+        # Every rank is simulated, pair by pair.
+        return [ranks[at] for at in range(0, len(first[0]), 2) for ranks in first]
     if len(plan.price.peaks) == len(first):
         return [ranks[0] for ranks in first]
     return list(dict.fromkeys(ranks[0] for ranks in first))

@@ -91,7 +91,10 @@ def compiled(setting: Setting) -> Compiled:
     schedule, slots, count, own = setting
     replicas = {len(ranks) for ranks in slots}
     seen = slots
-    if own is None and len(replicas) == 1 and count % len(slots[0]) == 0:
+    apart = len({slot for ranks in slots for slot in ranks[:1]}) * len(slots[0]) == len(
+        {slot for ranks in slots for slot in ranks}
+    )
+    if own is None and len(replicas) == 1 and count % len(slots[0]) == 0 and apart:
         # All replicas do the same work: the first one stands for all.
         first = list(dict.fromkeys(ranks[0] for ranks in slots))
         seen, count = tuple((first.index(ranks[0]),) for ranks in slots), count // len(slots[0])
@@ -299,6 +302,13 @@ class Pricer:
         self, ready: Compiled, place: Place, stages: Sequence[OnRanks], peaks: Sequence[int]
     ) -> bool:
         cluster = self.problem.cluster
+        if place.kinds:
+            slots = zip(ready.seen, place.kinds, strict=True)
+            kind = {s: k for own, kinds in slots for s, k in zip(own, kinds, strict=True)}
+            return all(
+                peak <= memory_of(cluster, frozenset([kind[slot]]))
+                for slot, peak in enumerate(peaks)
+            )
         homes = (
             [(s,) for s in range(len(stages))] if ready.in_flight else [o for o, _ in ready.moments]
         )
