@@ -5,6 +5,7 @@ many ranks, and ranks run equally many microbatches. Then only the first replica
 all ranks.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -201,7 +202,7 @@ def simulated(
         shown, schedule = _simulated_orders(layout, orders)
     else:
         shown = _simulated(layout)
-        schedule = make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
+        schedule = _named_schedule(shown)
         if shown is not layout and has_virtual_stages(shown):
             in_flight = tuple(ranks_in_flight(shown).values())
     peaks = rank_peaks(shown.stage_ranks, schedule, stages, in_flight)
@@ -266,8 +267,13 @@ def most_bytes(decision: Decision) -> int:
 def compile_layout(layout: Layout) -> Program:
     """The layout's schedule, ready to simulate any partition."""
     shown = _simulated(layout)
-    schedule = make_schedule(layout.schedule, shown.stage_ranks, shown.num_microbatches)
-    return compile_schedule(schedule, shown.stage_ranks)
+    return compile_schedule(_named_schedule(shown), shown.stage_ranks)
+
+
+@functools.lru_cache(maxsize=2)
+def _named_schedule(layout: Layout) -> Schedule:
+    """The orders of a layout's named schedule; a search asks for the latest ones again and again."""
+    return make_schedule(layout.schedule, layout.stage_ranks, layout.num_microbatches)
 
 
 def price_paths(

@@ -7,6 +7,11 @@ per replica:
     step >= m (f + b)_l + (f + b) over all layers before l, for each layer l                     (7)
     step >= T' + (m - 1) max(f, b)_l     for each layer l                                        (8)
     k * memory >= all state + all stash inside layers + k * reserve                              (9)
+    step >= T' + 2 k o + (m - y) (w + 2 o) + (y - 1) (share w + o)                               (11)
+
+In (11) y = min(k, m), and some stage has w seconds of work: among the j k + 1 layers with most work
+one stage has j + 1, for each j. So w is at least the work of the j + 1 shortest of them. This is (3)
+for that stage, and GPipe's (2) is no smaller. share is as in autopart/bounds/shared_work.py.
 
 Where GPUs differ, k places have at most the speeds v_1 >= v_2 >= ..., and W is all work at speed 1:
 
@@ -28,7 +33,7 @@ import numpy as np
 
 from autopart.activations.policies import most_freed, optimizer_places
 from autopart.bounds.any_order_shapes import Shape, ancestors, any_order_shape_bounds
-from autopart.bounds.shared_work import shared_work_bounds
+from autopart.bounds.shared_work import least_share, shared_work_bounds
 from autopart.cost.memory import largest_part
 from autopart.cost.syncs import gradient_bytes, update_share
 from autopart.records.cluster import fastest_places, fastest_speed, largest_memory
@@ -63,6 +68,7 @@ def classic_shape_bounds(problem: Problem, shapes: Sequence[Shape]) -> dict[Shap
     shared = _shared_work(problem, shapes)
     ahead = (ancestors(problem) @ np.array(work)).tolist()
     longest_pass = max(max(both) for both in passes)
+    longest_first, share = sorted(work, reverse=True), least_share(problem.graph)
     fixed = 2 * problem.cluster.action_overhead
     usable = largest_memory(problem.cluster) - problem.cluster.reserve_bytes
     needed = {r: least_bytes(problem, r) for r in {r for _, r in shapes}}
@@ -73,10 +79,33 @@ def classic_shape_bounds(problem: Problem, shapes: Sequence[Shape]) -> dict[Shap
         m = microbatches_per_replica(problem.num_microbatches, r)
         behind = max(m * own + before for own, before in zip(work, ahead, strict=True))
         along = sum(work) + (m - 1) * longest_pass
+        fullest = _beside_fullest_stage(fullest_stage(longest_first, k), share, k, m, fixed / 2)
         differ = _on_different_gpus(problem, k, r, m) if problem.cluster.gpus else 0.0
-        return max(shared[k, r], differ, max(behind, along) + m * fixed)
+        return max(
+            shared[k, r], differ, max(behind, along) + m * fixed, sum(work) + k * fixed + fullest
+        )
 
     return {(k, r): bound(k, r) for k, r in shapes}
+
+
+def fullest_stage(longest_first: Sequence[float], num_stages: int) -> float:
+    """Work that some stage has at least, in seconds, wherever the layers are cut.
+
+    `longest_first` is the work of all layers in falling order.
+    """
+    return max(
+        (
+            sum(longest_first[j * num_stages - j : j * num_stages + 1])
+            for j in range((len(longest_first) - 1) // num_stages + 1)
+        ),
+        default=0.0,
+    )
+
+
+def _beside_fullest_stage(work: float, share: float, k: int, m: int, overhead: float) -> float:
+    """(11) without the path of one microbatch."""
+    y = min(k, m)
+    return (m - y) * (work + 2 * overhead) + (y - 1) * (share * work + overhead)
 
 
 def _shared_work(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float]:

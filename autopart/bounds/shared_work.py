@@ -18,6 +18,7 @@ k stages cannot do all work, no step takes V seconds. Bisection finds the larges
 Stages with equal work attain (2) and (4): the bound is then T (m + k - 1) / k.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -41,18 +42,26 @@ def shared_work_bounds(
     problem: Problem, schedule: str, pipelines: Sequence[tuple[int, int]]
 ) -> Matrix:
     """Seconds that no step can beat, for each pair of stages and microbatches per rank."""
-    work = _work_of(problem)
+    return np.array(_least_steps(_work_of(problem), schedule, tuple(pipelines)))
+
+
+@functools.lru_cache(maxsize=32)
+def _least_steps(
+    work: "_Work", schedule: str, pipelines: tuple[tuple[int, int], ...]
+) -> tuple[float, ...]:
+    """`shared_work_bounds`; problems that differ in their policies have the same."""
     stages, microbatches = np.array(pipelines, dtype=np.float64).reshape(-1, 2).T
     # One stage may have all the work, so no bound lies above `high`.
     fixed = (microbatches + stages) * (2 * work.overhead + work.sends)
     low, high = np.zeros(len(stages)), (microbatches + 1) * work.seconds + fixed
+    lines = _lines(work, schedule, stages, microbatches)
     for _ in range(BISECTIONS):
         check_time()
         # No step lies below `low`.
         middle = (low + high) / 2
-        enough = _holds_all(work, schedule, stages, microbatches, middle)
+        enough = _holds_all(work, lines, stages, microbatches, middle)
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return low
+    return tuple(low.tolist())
 
 
 class _Work(NamedTuple):
@@ -69,17 +78,30 @@ class _Work(NamedTuple):
 
 
 def _work_of(problem: Problem) -> _Work:
-    layers, speed = problem.graph.layers, fastest_speed(problem.cluster)
-    forward = np.array([la.forward_time for la in layers])
-    backward = np.array([la.input_grad_time + la.weight_grad_time for la in layers])
+    forward, backward = _passes(problem.graph)
+    return _Work(
+        seconds=float((forward + backward).sum()) / fastest_speed(problem.cluster),
+        share=least_share(problem.graph),
+        overhead=problem.cluster.action_overhead,
+        sends=cheapest_cut(problem.graph, problem.cluster),
+    )
+
+
+def least_share(graph: LayerGraph) -> float:
+    """The least part, from 0 to 1, that the longer direction has in any stage's work."""
+    forward, backward = _passes(graph)
     both = forward + backward
     some = both > 0
     shares = [float((one[some] / both[some]).min(initial=1.0)) for one in (forward, backward)]
-    return _Work(
-        seconds=float(both.sum()) / speed,
-        share=max(0.5, *shares),
-        overhead=problem.cluster.action_overhead,
-        sends=cheapest_cut(problem.graph, problem.cluster),
+    return max(0.5, *shares)
+
+
+def _passes(graph: LayerGraph) -> tuple[Matrix, Matrix]:
+    """Forward and backward seconds of each layer, shape (layers,)."""
+    layers = graph.layers
+    return (
+        np.array([la.forward_time for la in layers]),
+        np.array([la.input_grad_time + la.weight_grad_time for la in layers]),
     )
 
 
@@ -119,37 +141,88 @@ def _connected(graph: LayerGraph) -> bool:
     return len({root(at) for at in joined}) == 1
 
 
-def _holds_all(
-    work: _Work, schedule: str, stages: Matrix, microbatches: Matrix, step: Matrix
-) -> Mask:
+class _Turns(NamedTuple):
+    """How often a line counts a stage's work, shape (pipelines,)."""
+
+    some: Mask
+    """Where it counts at all."""
+    divisor: Matrix
+    """The times that it counts, 1 where it does not."""
+    always: bool
+    """Whether it counts in all pipelines."""
+
+    def most(self, seconds: Matrix) -> Matrix:
+        """The most work whose turns take at most so many seconds; below 0 where there is none."""
+        limited = seconds / self.divisor
+        if self.always:
+            return limited
+        return np.where(self.some, limited, np.where(seconds >= 0, np.inf, -1.0))
+
+
+def _turns(count: Matrix) -> _Turns:
+    some = count > 0
+    return _Turns(some, np.where(some, count, 1), bool(some.all()))
+
+
+class _Lines(NamedTuple):
+    """The lines of one stage, as far as no step and no work ahead changes them: seconds, shape (pipelines,)."""
+
+    here: Mask
+    """Whether the pipeline has the stage."""
+    fixed: tuple[Matrix, ...]
+    """Fixed costs of the stage's actions in (2) or (3)."""
+    rest: _Turns
+    beyond: Matrix
+    """Fixed costs and sends behind the stage in (4)."""
+    beside: Matrix
+    """Fixed costs of the stage's actions in (4)."""
+    again: _Turns
+    turns: Mask
+    """Where (4) holds; GPipe has it nowhere."""
+
+
+def _lines(work: _Work, schedule: str, k: Matrix, m: Matrix) -> list[_Lines]:
+    """The lines of every stage."""
+    _, share, o, g = work
+    found: list[_Lines] = []
+    for stage in range(int(k.max(initial=0))):
+        y = np.minimum(k - stage, m)
+        if schedule == "gpipe":
+            fixed, rest = ((m - 1) * 2 * o,), m - 1
+        else:
+            fixed, rest = ((m - y) * 2 * o, (y - 1) * o), (m - y) + (y - 1) * share
+        found.append(
+            _Lines(
+                here=stage < k,
+                fixed=fixed,
+                rest=_turns(rest),
+                beyond=(k - 1 - stage) * (2 * o + g),
+                beside=(m - y) * 2 * o,
+                again=_turns(m - y - 1),
+                turns=(y < m) & (schedule != "gpipe"),
+            )
+        )
+    return found
+
+
+def _holds_all(work: _Work, lines: Sequence[_Lines], k: Matrix, m: Matrix, step: Matrix) -> Mask:
     """Whether the stages of each pipeline may have all work in a step of so many seconds."""
-    total, share, o, g = work
-    k, m = stages, microbatches
-    path = total + 2 * k * o + (k - 1) * g
+    total, _, o, g = work
+    spare = step - (total + 2 * k * o + (k - 1) * g)
     ahead = np.zeros(len(k))
     possible = np.ones(len(k), dtype=bool)
-    for stage in range(int(k.max(initial=0))):
+    for stage, line in enumerate(lines):
         # Step 1: the most work that each line leaves this stage.
-        y = np.minimum(k - stage, m)
         most = (step - ahead - stage * (2 * o + g)) / m - 2 * o
-        if schedule == "gpipe":
-            rest, turn = step - path - (m - 1) * 2 * o, m - 1
-        else:
-            rest, turn = step - path - (m - y) * 2 * o - (y - 1) * o, (m - y) + (y - 1) * share
-            again = step - path - (total - ahead) - (k - 1 - stage) * (2 * o + g)
-            again = again - (m - y) * 2 * o
-            most = np.where(y < m, np.minimum(most, _most(again, m - y - 1)), most)
-        most = np.minimum(most, _most(rest, turn))
+        if line.turns.any():
+            again = spare - (total - ahead) - line.beyond - line.beside
+            most = np.where(line.turns, np.minimum(most, line.again.most(again)), most)
+        rest = spare
+        for seconds in line.fixed:
+            rest = rest - seconds
+        most = np.minimum(most, line.rest.most(rest))
         # Step 2: it does so much, where it is a stage of the pipeline at all.
-        here = stage < k
-        possible &= ~here | (most >= 0)
-        ahead = np.where(here, np.minimum(ahead + np.maximum(most, 0.0), total), ahead)
+        possible &= ~line.here | (most >= 0)
+        ahead = np.where(line.here, np.minimum(ahead + np.maximum(most, 0.0), total), ahead)
     # Sums of times that are added up in another order may differ by rounding.
     return possible & (ahead >= total * (1 - ROUNDING))
-
-
-def _most(seconds: Matrix, turns: Matrix) -> Matrix:
-    """The most work w with `turns` w <= `seconds`; below 0 where there is none."""
-    some = turns > 0
-    unlimited = np.where(seconds >= 0, np.inf, -1.0)
-    return np.where(some, seconds / np.where(some, turns, 1), unlimited)

@@ -23,6 +23,9 @@ best plan is the start. A phase that runs out of time leaves its shapes and layo
 bound is then the smallest of their bounds.
 """
 
+import contextlib
+
+from autopart.bounds.any_order_shapes import Shape
 from autopart.bounds.of_layout import is_needed
 from autopart.cost.cuts import list_all
 from autopart.errors import InfeasibleError
@@ -36,9 +39,21 @@ from autopart.search.first_orders import propose_first_orders
 from autopart.search.incumbent import Incumbent, Outcome
 from autopart.search.layout_search import ACTIONS, LayoutSearch, OpenLayout
 from autopart.search.own_orders import propose_own_orders
-from autopart.search.phases import SHARE_OF_START, Phase, run_phases, with_fewer_choices
+from autopart.search.phases import (
+    SHARE_OF_START,
+    Phase,
+    fewer_policies,
+    run_phases,
+    with_fewer_choices,
+)
 from autopart.search.raised_bounds import raised_together
 from autopart.stopping.time_limit import OutOfTime, check_time, deadline_in, time_left
+
+SHARE_OF_LOOK = 0.1
+"""The share of the time in which layouts are bounded under fewer policies."""
+
+LOOKED_AT, TRIED = 8, 24
+"""Shapes that a first look bounds, and those that it tries: not all hold the model."""
 
 SHARE_OF_LAST_SHAPES = 0.5
 """The share of the time behind own orders in which shapes are only bounded."""
@@ -64,6 +79,10 @@ class BranchAndBound:
         self.open: list[OpenLayout] = []
         self.closed: dict[OpenLayout, Raised] = {}
         """For each layout the threshold below which every partition is excluded."""
+        self._start: BranchAndBound | None = None
+        """The search with fewer policies, after a first look."""
+        self._looked_at: list[OpenLayout] = []
+        """Layouts that a first look has bounded."""
 
     @property
     def best(self) -> Incumbent:
@@ -71,23 +90,74 @@ class BranchAndBound:
         return self.found.best
 
     @property
+    def promise(self) -> float:
+        """Seconds that its best decision may take: the least bound in a first look, if any."""
+        start = self._start
+        if start is None:
+            return self.quick_bound
+        return min((place.bound for place in start._looked_at), default=float("inf"))
+
+    @property
     def phases(self) -> list[Phase]:
-        """Fewer choices, then all shapes, own orders, and the open layouts."""
+        """A first look, fewer choices, then all shapes, own orders, and the open layouts."""
+        look = Phase(SHARE_OF_LOOK, self._look)
         start = Phase(SHARE_OF_START, self._start_with_fewer_choices)
         close = Phase(1.0, self._close)
         if not self.found.custom:
-            return [start, Phase(1.0, self._visit_shapes), close]
+            return [look, start, Phase(1.0, self._visit_shapes), close]
         # Own orders gain more than the last shapes do, so these come behind them.
         some, own = Phase(0.25, self._visit_shapes), Phase(0.75, self._own_orders)
-        return [start, some, own, Phase(0.5, self._visit_shapes), close]
+        return [look, start, some, own, Phase(0.5, self._visit_shapes), close]
 
     @property
     def progress(self) -> str:
         """The part of the space that was searched, in words."""
         return f"{self.num_visited} of {len(self.shapes)} shapes (stages x replicas) were searched"
 
+    def _look(self, until: float) -> None:
+        """Bound layouts under fewer policies, on which most stages do not fit into memory."""
+        fewer = fewer_policies(self.problem)
+        if fewer is None or self.solver not in ("auto", "dp"):
+            return
+        with contextlib.suppress(InfeasibleError):
+            self._start = BranchAndBound(fewer, self.solver, self.best.value)
+            self._start._bound_first_shapes()
+
+    def _bound_first_shapes(self) -> None:
+        """Bound the layouts of the first few shapes that hold the model."""
+        found, holding = self.found, set[Shape]()
+        for bound, shape in self.shapes[:TRIED]:
+            if bound >= self.best.value or len(holding) == LOOKED_AT:
+                break
+            for layout in layouts(self.problem, *shape):
+                if not list_all(found.cuts, len(layout.stage_ranks)):
+                    continue
+                least = every_assignment.least_of_root(found, layout)
+                if least is not None:
+                    self._looked_at.append(OpenLayout(max(least, bound), layout))
+                    holding.add(shape)
+
+    def _visit_looked_at(self, until: float) -> None:
+        """Visit the layouts of a first look by their bounds."""
+        self.found.deadline = until
+        for place in sorted(self._looked_at, key=lambda place: place.bound):
+            if place.bound >= self.best.value or self.found.out_of_time():
+                break
+            every_assignment.visit(self.found, place.layout, place.bound)
+
     def _start_with_fewer_choices(self, until: float) -> None:
-        """Take the best decision under fewer choices."""
+        """Take the best decision under fewer choices.
+
+        Fewer policies say little where memory is short. There only the layouts of the first look are
+        visited.
+        """
+        if self._start is not None and self._start._looked_at:
+            self._start.best.beat = self.best.value
+            try:
+                self._start._visit_looked_at(until)
+            finally:
+                self._take_start(self._start)
+            return
         fewer = with_fewer_choices(self.problem)
         try:
             start = BranchAndBound(fewer, self.solver, self.best.value) if fewer else None
@@ -97,6 +167,9 @@ class BranchAndBound:
             return
         start.found.looks_for_leanest = False
         run_phases(start, until)
+        self._take_start(start)
+
+    def _take_start(self, start: "BranchAndBound") -> None:
         if start.best.decision is not None:
             self.start_from(start.best.decision, start.best.by)
 

@@ -55,7 +55,7 @@ def visit(found: LayoutSearch, layout: Layout, quick: float) -> list[OpenLayout]
         for one in likely_layouts(found.problem, layout, None):
             found.propose_without_bounds(one, listed=True)
     # Step 2: the smallest possible largest bound, whatever the ranks.
-    least = _least_of_root(found, layout)
+    least = least_of_root(found, layout)
     if least is None:
         return []
     # The check passes a shape over whose own bound reaches the value, by a rounding too.
@@ -108,7 +108,7 @@ def close(found: LayoutSearch, layout: Layout, value: float, actions: int) -> Cl
 
     None where that takes more than so many `actions`, or where time is up.
     """
-    least = _least_of_root(found, layout)
+    least = least_of_root(found, layout)
     if least is None or least >= value:
         return Closed(0, 0)
     assigned = _assigned_below(found, layout, value)
@@ -176,7 +176,7 @@ def bounds_of_root(found: LayoutSearch, layout: Layout) -> LayoutBounds | None:
     return found.objective.bounds.of_layout(*fastest_assigned(found.problem, layout), found.cuts)
 
 
-def _least_of_root(found: LayoutSearch, layout: Layout) -> float | None:
+def least_of_root(found: LayoutSearch, layout: Layout) -> float | None:
     """Seconds that no partition on any assignment can beat; None where nothing fits."""
     tree = assignments_of(found.problem, layout)
     known = found.least_of.setdefault(layout, {})

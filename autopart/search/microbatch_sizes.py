@@ -2,7 +2,7 @@
 
 All sizes go through the phases of their searches side by side (autopart/search/phases.py). So each
 size gets a quick pass before any gets a deep one. In a phase the size with the best value so far
-comes first. Where none has a value, it is the size with the smallest quick bound. The best value prunes
+comes first. Where none has a value, it is the size that promises most. The best value prunes
 the shapes in all other sizes. A size whose quick bounds all reach that value is not searched.
 
 Each size has its own lower bound, which no plan with that size can beat. The smallest one is the
@@ -101,7 +101,7 @@ def _searches(
 
 def _run_phase_at_all_sizes(searches: Sequence[PhasedSearch], at: int, deadline: float) -> None:
     """Run one phase for each size that can still beat the best value."""
-    left = sorted(searches, key=lambda search: (search.best.own_value, search.quick_bound))
+    left = sorted(searches, key=lambda search: (search.best.own_value, search.promise))
     while left:
         # Step 1: the most promising size, which must beat all others.
         search = left.pop(0)

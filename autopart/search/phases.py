@@ -40,6 +40,14 @@ class PhasedSearch(Protocol):
         ...
 
     @property
+    def promise(self) -> float:
+        """Seconds that its best decision may take, as far as a first look tells.
+
+        The search with the fewest comes first where none has a decision yet.
+        """
+        ...
+
+    @property
     def phases(self) -> list[Phase]:
         """The phases in their order; problems with the same demands have equally many."""
         ...
@@ -68,6 +76,14 @@ def run_phase(phase: Phase, share: float, deadline: float) -> None:
             phase.run(until)
         except OutOfTime:
             return
+
+
+def fewer_policies(problem: Problem) -> Problem | None:
+    """`with_fewer_choices` where only the activation policies become fewer; else None."""
+    fewer = with_fewer_choices(problem)
+    if fewer is None or fewer.demands.replicas_per_stage != problem.demands.replicas_per_stage:
+        return None
+    return fewer if fewer.demands.schedules == problem.demands.schedules else None
 
 
 def with_fewer_choices(problem: Problem) -> Problem | None:

@@ -84,7 +84,7 @@ class UnevenSearch:
         self.apart: dict[Counts, float] = {}
         """For lists of replicas, the shortest step found with their groups of ranks apart."""
         self.bounds = ReplicaBounds(problem, self.cuts)
-        self.quick_bound = least_step_of_any_cuts(problem)
+        self.quick_bound = self.promise = least_step_of_any_cuts(problem)
         self.open = OpenLists(self.found, self.bounds, self.quick_bound)
         self.proven, self.simulated = self.quick_bound, 0
         """The lower bound so far, and the partitions that were simulated for it."""
