@@ -57,13 +57,16 @@ def main() -> None:
     asked = parser.parse_args()
     for row in asked.rows:
         model, _, gpus = row.partition(":")
-        profile = profile_of(model, asked.profiles) if asked.profiles else formula_profile(model)
+        profile = (
+            profile_of(model, asked.profiles)
+            if asked.profiles
+            else formula_profile(MODELS[model], model)
+        )
         print(json.dumps(measured(profile, int(gpus), asked.time_limit)), flush=True)
 
 
-def formula_profile(model: str) -> autopart.Profile:
+def formula_profile(shape: Shape, model: str) -> autopart.Profile:
     """The model's profile by the formulas above."""
-    shape = MODELS[model]
     profile = analytic_profile(shape, model, TOKENS)
     variants = tuple(
         _variant(profile.graph, shape, degree, split=split)

@@ -134,33 +134,46 @@ def longest_chain(
     compute: Matrix,
     ends: tuple[Matrix, Matrix],
 ) -> Matrix:
-    """The largest among (1)-(5) in seconds for every [i, j].
+    """The largest among (1)-(5).
 
     `compute` is T. `ends` are sync and update of the stage itself, and of stage 0.
+    """
+    beside, alone = chains(problem, layout, stage, path, ends)
+    return np.maximum(path.with_sends(compute) + beside, alone)
+
+
+def chains(
+    problem: Problem,
+    layout: Layout,
+    stage: int,
+    path: MicrobatchPath[Matrix],
+    ends: tuple[Matrix, Matrix],
+) -> tuple[Matrix, Matrix]:
+    """The largest among (2)-(5) without T + S in seconds for every [i, j], and (1).
+
+    `ends` are sync and update of the stage itself, and of stage 0.
     """
     overlap, (own_end, first_end) = problem.cluster.sends_overlap, ends
     m, y = own_microbatches(layout, stage), microbatches_in_flight(layout, stage)
     busy_f, busy_b = path.busy(sends_overlap=overlap)
     busy = busy_f + busy_b
     counts = [len(ranks) for ranks in layout.stage_ranks]
-    trip = path.with_sends(compute)
-    # (2), (3): one microbatch's path, and the other actions on the rank.
+    # (2), (3): beside one microbatch's path, the other actions on the rank.
     if layout.schedule == "gpipe" and len(set(counts)) == 1:
-        longest = trip + (m - 1) * busy
+        beside = (m - 1) * busy
     else:
-        others = (m - y) * busy + (y - 1) * np.maximum(busy_f, busy_b)
-        longest = trip + others
+        beside = (m - y) * busy + (y - 1) * np.maximum(busy_f, busy_b)
     # (5): where sends occupy their ranks, (2) and (3) count them.
     if overlap:
         queued = math.ceil(layout.num_microbatches / math.lcm(*counts[stage : stage + 2]))
         sends = (queued - 1) * np.maximum(path.send, path.receive_back)
-        longest = np.maximum(longest, trip + sends)
+        beside = np.maximum(beside, sends)
     if layout.schedule == "1f1b" and m > y:
-        longest = np.maximum(longest, trip + turns_beside_trip(path, m, y, sends_overlap=overlap))
+        beside = np.maximum(beside, turns_beside_trip(path, m, y, sends_overlap=overlap))
     # (1), whose drain may be hidden behind the stage's own sync.
     fill, drain = path.fill(sends_overlap=overlap), path.drain(sends_overlap=overlap)
     alone = fill + m * busy + np.maximum(drain + first_end, own_end)
-    return np.maximum(longest + first_end, alone)
+    return beside + first_end, alone
 
 
 def turns_beside_trip(

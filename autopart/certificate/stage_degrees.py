@@ -79,7 +79,7 @@ def check_own_bounds_of_degrees(
         placed |= set(layers)
         path.append(ahead.index([at in placed for at in range(len(ahead[0]))]))
     for stage, (i, j) in enumerate(itertools.pairwise(path)):
-        own = bounds.stage(schedule, replicas, places.degrees[stage], count - stage - 1)
+        own = bounds.stage(schedule, replicas, places.degrees[stage], count - stage - 1).bound
         if own[i, j] > value * (1 + TOLERANCE):
             raise PlanError(
                 f"stage {stage} alone has the bound {own[i, j]} s, above the plan's {value} s"

@@ -29,7 +29,7 @@ def best_path(
     values = np.where(np.arange(size) == size - 1, 0.0, np.inf)
     followers: list[np.ndarray] = []
     for behind, degree in enumerate(reversed(degrees)):
-        own = bounds.stage(schedule, replicas, degree, behind)
+        own = bounds.stage(schedule, replicas, degree, behind).bound
         through = np.maximum(own, values[None, :])
         followers.append(through.argmin(axis=1))
         values = through.min(axis=1)

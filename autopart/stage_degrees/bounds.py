@@ -7,6 +7,8 @@ Symbols   R          replicas of every stage; M / R microbatches on each rank
     b(t, n)   the largest of the chains of autopart/bounds/classic_schedules.py. The stage itself is
               exact. Ahead and behind, the path takes any number of stages with any degrees and the
               fewest seconds; sends take the best link and the neighbour that makes them shortest
+    e(t, n)   what (2) to (5) there add to T + S, the whole path of one microbatch: no step with the
+              stage is faster than this path and e
 
 No plan is faster than its largest b. A plan that beats a value has only stages with b below it. Stages
 that do not fit into memory have an infinite b. Pins to numbered stages, and tied parameters with one
@@ -24,7 +26,7 @@ import numpy.typing as npt
 
 from autopart.activations.best_totals import BestTotals
 from autopart.activations.policies import can_offload, leaves_choice
-from autopart.bounds.classic_schedules import longest_chain
+from autopart.bounds.classic_schedules import chains
 from autopart.bounds.microbatch_path import Mask, Matrix, MicrobatchPath
 from autopart.cost.cuts import Cuts, all_cuts, allowed
 from autopart.cost.links import link_across
@@ -54,6 +56,17 @@ class _LeastSeconds(NamedTuple):
     both: Row
 
 
+class StageBounds(NamedTuple):
+    """The bounds of every [i, j] with one degree in one place, shape (N, N); infinite where it does not fit."""
+
+    bound: Matrix
+    """b."""
+    trip: Matrix
+    """F and B of one microbatch on the stage."""
+    beside: Matrix
+    """e."""
+
+
 class DegreeBounds:
     """The bounds of one problem, kept for all schedules and replicas."""
 
@@ -67,7 +80,7 @@ class DegreeBounds:
         demands = msgspec.structs.replace(problem.of_gpus.demands, pins=())
         self._may: Mask = allowed(self.cuts[0], problem.of_gpus.graph, demands, 0)
         self._speed = fastest_speed(problem.of_gpus.cluster)
-        self._kept: dict[tuple[str, int, int, int, bool], Matrix] = {}
+        self._kept: dict[tuple[str, int, int, int, bool], StageBounds] = {}
         self._first_ends: dict[int, float] = {}
 
     @property
@@ -93,8 +106,8 @@ class DegreeBounds:
 
     def stage(
         self, schedule: str, replicas: int, degree: int, behind: int, *, eased: bool = False
-    ) -> Matrix:
-        """b: seconds that no step with [i, j] beats, with `behind` stages behind it. Read-only.
+    ) -> "StageBounds":
+        """The bounds of every [i, j] with `behind` stages behind it.
 
         Where it is eased, memory is not asked, and no layer is recomputed or offloaded: a smaller bound.
         """
@@ -106,13 +119,12 @@ class DegreeBounds:
             check_time()
             left = key[3] - (schedule == "1f1b")
             made = self._stage(schedule, replicas, degree, left, eased=eased)
-            made.flags.writeable = False
             self._kept[key] = made
         return self._kept[key]
 
     def _stage(
         self, schedule: str, replicas: int, degree: int, behind: int, *, eased: bool
-    ) -> Matrix:
+    ) -> "StageBounds":
         at = self.problem.degrees.index(degree)
         problem, cuts = self.problem.of_groups[at], self.cuts[at]
         layout = Layout(
@@ -130,8 +142,10 @@ class DegreeBounds:
         own_end = self._end(at, totals, replicas)
         is_first = np.arange(len(self._may)) == 0
         first_end = np.where(is_first[:, None], own_end, self._first_end(replicas))
-        bound = longest_chain(problem, layout, 0, path, compute, (own_end, first_end))
-        return np.where(fits, bound, np.inf)
+        beside, alone = chains(problem, layout, 0, path, (own_end, first_end))
+        bound = np.maximum(path.with_sends(compute) + beside, alone)
+        none = np.where(fits, 0.0, np.inf)
+        return StageBounds(bound + none, path.forward + path.backward + none, beside + none)
 
     def _path(self, at: int, totals: StageTotals[Array]) -> tuple[MicrobatchPath[Matrix], Matrix]:
         """The path around every [i, j], and a microbatch's seconds of compute on all stages."""
@@ -204,6 +218,12 @@ class DegreeBounds:
             )
             for own in every
         ]
+
+    @functools.cached_property
+    def sends(self) -> Row:
+        """The fewest seconds of both sends over each cut, between stages of any degrees."""
+        least = [own.send + own.receive_back for own in self._sends]
+        return np.minimum.reduce(least)
 
     @functools.cached_property
     def _ahead(self) -> _LeastSeconds:

@@ -4,12 +4,17 @@ Symbols   b(t, n)[i, j]   the bound of a stage (autopart/stage_degrees/bounds.py
           V(n, g)         seconds that no n + 1 stages from cut i to the last one on g GPUs of each
                           replica can beat, shape (N,) for N cuts
 
-    V(n, g)[i] = min over t and j of max(b(t, n)[i, j], V(n - 1, g - t)[j])
+          W(n, g)         the fewest seconds of one microbatch on these stages and over the cuts between
 
-So V(n, G / R) at the first cut bounds all plans with n + 1 stages and R replicas, on any GPUs.
+    V(n, g)[i] = min over t and j of max(b(t, n)[i, j], V(n - 1, g - t)[j])
+    W(n, g)[i] = min over t and j of F + B of [i, j] + sends over cut j + W(n - 1, g - t)[j]
+
+So V(n, G / R) at the first cut bounds all plans with n + 1 stages and R replicas, on any GPUs. W there
+and e of any of their stages do so too.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +22,12 @@ import numpy.typing as npt
 from autopart.stage_degrees.bounds import DegreeBounds
 from autopart.stopping.time_limit import check_time
 
+Rows = npt.NDArray[np.float64]
+"""Floats for so many GPUs of each replica and each cut, shape (GPUs + 1, N)."""
+
 
 class Completions:
-    """V for one schedule and number of replicas, up to the most stages."""
+    """V and W for one schedule and number of replicas, up to the most stages."""
 
     def __init__(
         self, bounds: DegreeBounds, schedule: str, replicas: int, *, eased: bool = False
@@ -30,29 +38,37 @@ class Completions:
         """GPUs for each replica."""
         # More GPUs than the largest groups for all stages gain nothing.
         self.room = min(self.room, most_stages * problem.degrees[-1])
-        self.values: list[npt.NDArray[np.float64]] = []
+        self.values: list[Rows] = []
         """V(n, g) at [n][g, i], shape (room + 1, N) for each n."""
+        self.trips: list[Rows] = []
+        """W(n, g) in the same way."""
         for behind in range(most_stages):
-            check_time()
-            self.values.append(self._with_stage(behind))
+            found = self._with_stage(behind)
+            self.values.append(found[0])
+            self.trips.append(found[1])
 
-    def _with_stage(self, behind: int) -> npt.NDArray[np.float64]:
+    def _with_stage(self, behind: int) -> tuple[Rows, Rows]:
         bounds = self.bounds
-        found = np.full((self.room + 1, len(bounds.cuts[0].nested)), np.inf)
+        shape = (self.room + 1, len(bounds.cuts[0].nested))
+        found, trips = np.full(shape, np.inf), np.full(shape, np.inf)
         for degree in bounds.problem.degrees:
+            check_time()
             if degree > self.room:
                 continue
             own = bounds.stage(self.schedule, self.replicas, degree, behind, eased=self.eased)
             if behind == 0:
-                found[degree:] = np.minimum(found[degree:], own[:, -1])
-                continue
-            # Many rooms have the same values behind.
-            rest, which = np.unique(
-                self.values[-1][: self.room + 1 - degree], axis=0, return_inverse=True
-            )
-            best = np.array([np.maximum(own, row[None, :]).min(axis=1) for row in rest])
-            found[degree:] = np.minimum(found[degree:], best[which.reshape(-1)])
-        return found
+                best, trip = own.bound[None, :, -1], own.trip[None, :, -1]
+            else:
+                room = self.room + 1 - degree
+                best = _for_each(
+                    self.values[-1][:room], lambda row, own=own: np.maximum(own.bound, row)
+                )
+                trip = _for_each(
+                    self.trips[-1][:room] + bounds.sends, lambda row, own=own: own.trip + row
+                )
+            found[degree:] = np.minimum(found[degree:], best)
+            trips[degree:] = np.minimum(trips[degree:], trip)
+        return found, trips
 
     @property
     def counts(self) -> list[int]:
@@ -62,7 +78,15 @@ class Completions:
 
     def least(self, stages: int) -> float:
         """Seconds that no plan with so many stages can beat."""
-        return float(self.values[stages - 1][self.room, 0])
+        at = stages - 1
+        return float(max(self.values[at][self.room, 0], self.trips[at][self.room, 0]))
+
+
+def _for_each(rows: Rows, along: Callable[[Rows], Rows]) -> Rows:
+    """For each row, which has what follows cut j, the smallest entry at each cut i; equal rows count once."""
+    different, which = np.unique(rows, axis=0, return_inverse=True)
+    best = np.array([along(row[None, :]).min(axis=1) for row in different])
+    return best[which.reshape(-1)]
 
 
 class AllCompletions:
