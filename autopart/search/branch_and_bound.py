@@ -40,6 +40,7 @@ from autopart.search.incumbent import Incumbent, Outcome
 from autopart.search.layout_search import ACTIONS, LayoutSearch, OpenLayout
 from autopart.search.own_orders import propose_own_orders
 from autopart.search.phases import (
+    SHARE_OF_LOOK,
     SHARE_OF_START,
     Phase,
     fewer_policies,
@@ -48,9 +49,6 @@ from autopart.search.phases import (
 )
 from autopart.search.raised_bounds import raised_together
 from autopart.stopping.time_limit import OutOfTime, check_time, deadline_in, time_left
-
-SHARE_OF_LOOK = 0.1
-"""The share of the time in which layouts are bounded under fewer policies."""
 
 LOOKED_AT, TRIED = 8, 24
 """Shapes that a first look bounds, and those that it tries: not all hold the model."""

@@ -13,6 +13,9 @@ from autopart.records.problem import CLASSIC, Problem
 from autopart.search.incumbent import Incumbent, Outcome
 from autopart.stopping.time_limit import OutOfTime, deadline_in, limited, time_left
 
+SHARE_OF_LOOK = 0.1
+"""Part of the time for a first look, which bounds some plans."""
+
 SHARE_OF_START = 0.25
 """Part of the time in which fewer choices are searched."""
 

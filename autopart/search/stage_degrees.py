@@ -20,7 +20,7 @@ from autopart.pricing import Decision, fits
 from autopart.records.plan import SolverName
 from autopart.search.incumbent import Incumbent, Outcome
 from autopart.search.objectives import searched_objective
-from autopart.search.phases import SHARE_OF_START, Phase
+from autopart.search.phases import SHARE_OF_LOOK, SHARE_OF_START, Phase
 from autopart.solvers.degree_cuts import best_path
 from autopart.stage_degrees.bounds import DegreeBounds
 from autopart.stage_degrees.completions import AllCompletions
@@ -63,7 +63,7 @@ class DegreesSearch:
     def __init__(self, problem: DegreesProblem, solver: SolverName, beat: float = math.inf) -> None:
         self.problem, self.solver = problem, solver
         self.best = Incumbent(searched_objective(problem.of_gpus), solver, beat)
-        self.quick_bound = least_step_of_degrees(problem)
+        self.quick_bound = self.promise = least_step_of_degrees(problem)
         if problem.of_gpus.demands.num_stages == 1 or len(problem.of_gpus.graph.layers) == 1:
             raise InfeasibleError("stages of different tensor degrees must be two at least")
         self.pricer = DegreesPricer(problem)
@@ -79,8 +79,9 @@ class DegreesSearch:
 
     @property
     def phases(self) -> list[Phase]:
-        """Proposals by their bounds, improvements, and all plans that bounds leave open."""
+        """Bounds, proposals by their bounds, improvements, and all plans that bounds leave open."""
         return [
+            Phase(SHARE_OF_LOOK, self._look),
             Phase(SHARE_OF_START, self._start),
             Phase(0.5, self._improve),
             Phase(1.0, self._close),
@@ -101,6 +102,10 @@ class DegreesSearch:
         if proven <= self.quick_bound:
             simulated = 0
         return Outcome(self.best.decision, self.best.by, proven, simulated)
+
+    def _look(self, _until: float) -> None:
+        """Make the bounds."""
+        self._prepare()
 
     def _prepare(self) -> DegreeBounds | None:
         """The bounds and the open plans; None where the graph has too many cuts."""
