@@ -14,6 +14,7 @@ import numpy as np
 from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.any_order_formulas import Work, any_order_path, memory_bounds, work_bounds
 from autopart.bounds.microbatch_path import LayoutPaths, Mask, Matrix, always_sent, step_ends
+from autopart.bounds.one_at_a_time import one_at_a_time_bounds
 from autopart.cost.cuts import Cuts, allowed
 from autopart.cost.in_flight import one_in_flight
 from autopart.cost.memory import memory, total
@@ -23,8 +24,9 @@ from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links
 from autopart.cost.syncs import sync_price
 from autopart.cost.tied_syncs import without_shared_ties
-from autopart.records.layouts import Layout, own_microbatches
+from autopart.records.layouts import Layout, one_replica, own_microbatches
 from autopart.records.problem import Problem
+from autopart.schedules.named.gems import GEMS
 from autopart.stopping.time_limit import check_time
 
 
@@ -34,8 +36,8 @@ def stage_bounds_of_any_order(
     """For each stage in a layout, the seconds that no order can beat with [i, j] in its place.
 
     Each matrix has the shape (N, N) for N cuts. It is infinite where there is no stage, where a pin
-    breaks, and where one microbatch does not fit. The layout's schedule is not read. `split` says
-    whether backwards may be split.
+    breaks, and where one microbatch does not fit. Of schedules only GEMS has a bound of its own.
+    `split` says whether backwards may be split.
     """
     # A send counts only where every microbatch needs it.
     links = [
@@ -78,8 +80,9 @@ def _stage_bound(
         return time_after_backward(problem, own, price, len(ranks), stage=at, split=split)
 
     own_end, first_end = step_ends(end, stage)
+    around = paths.around(stage, totals)
     path = any_order_path(
-        paths.around(stage, totals),
+        around,
         weights,
         (weights if stage == 0 else 0.0) + first_end,
         sends_overlap=problem.cluster.sends_overlap,
@@ -93,6 +96,10 @@ def _stage_bound(
     if fewest:
         most = np.minimum(in_flight, fewest)
         bounds += memory_bounds(path, fewest, most, own_end, split=split)
+    # Step 3: the order of GEMS lets one microbatch run at a time.
+    if layout.schedule == GEMS.name and stage == len(layout.stage_ranks) - 1:
+        count = one_replica(layout).num_microbatches
+        bounds += one_at_a_time_bounds(around, count, first_end)
     return np.maximum.reduce(np.broadcast_arrays(*bounds))
 
 
