@@ -1,9 +1,12 @@
 """Compare the best plans under GPipe and 1F1B with those under all named schedules, where layers may be recomputed.
 
-    python scripts/measure_rank_policies.py --models llama-70b gpt-175b --gpus 64 512 --time-limit 60
+    python scripts/measure_rank_policies.py --models llama-70b --gpus 64 --schedules gpipe,1f1b
+    python scripts/measure_rank_policies.py --models llama-70b --gpus 64 --schedules interleaved-1f1b \
+        --stages 64 --stages-per-rank 2
 
 The profiles, nodes and GPUs are those of scripts/measure_recompute.py: analytic, one sequence per microbatch. A GPU has two
-microbatches unless `--microbatches` says otherwise. `--memory` gives other GPUs than 80 GiB.
+microbatches unless `--microbatches` says otherwise. `--memory` gives other GPUs than 80 GiB. The time limit counts
+processor seconds, which a busy machine does not change.
 
 Prints one JSON line for each model, number of GPUs and list of schedules: step, gap, processor seconds, the fullest rank
 in GiB, the shape, and how many layers are recomputed. Where nothing fits, the line has the planner's message.
@@ -33,9 +36,12 @@ def main() -> None:
     parser.add_argument("--microbatches", type=int, default=2, help="per GPU")
     parser.add_argument("--memory", type=float, default=80.0, help="GiB of one GPU")
     parser.add_argument("--zero1", action="store_true")
+    parser.add_argument("--stages", type=int)
+    parser.add_argument("--stages-per-rank", type=int)
     parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES))
-    parser.add_argument("--time-limit", type=float, default=60.0)
+    parser.add_argument("--time-limit", type=float, default=25.0)
     asked = parser.parse_args()
+    time.perf_counter = time.process_time
     for name in asked.models:
         profile = measure_recompute.analytic_profile(
             measure_recompute.MODELS[name], name, asked.sequence
@@ -61,6 +67,8 @@ def measure(
             schedule=schedule,
             recompute="auto",
             zero1=asked.zero1,
+            num_stages=asked.stages,
+            stages_per_rank=asked.stages_per_rank,
             time_limit=asked.time_limit,
         )
     except AutopartError as error:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from functools import cache
 
+import msgspec
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autopart.records.plan import Plan
+from autopart.records.plan import Plan, Stage
 from autopart.records.run_result import RunResult
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.schedules.actions import Schedule
@@ -269,3 +270,21 @@ def test_any_valid_order_on_any_placement_trains_the_same(
 ):
     ranks, orders = case
     checked(two_ranks, plan("zoo:mlp-tiny", ranks, orders=orders, num_microbatches=3), steps=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("ranks", [LOOP, V], ids=["loop", "V"])
+def test_recomputed_layers_train_as_the_plain_model_on_several_stages_per_rank(
+    two_ranks: RankPool, ranks: Ranks, split: bool
+):
+    """Every other block is recomputed, the others but for their products; also where W comes behind I."""
+    of = plan("zoo:gpt2-tiny", ranks, split_backward=split)
+
+    def changed(stage: Stage) -> Stage:
+        blocks = [name for name in stage.layers if name.startswith("blocks.")]
+        return msgspec.structs.replace(
+            stage, recompute=tuple(blocks[::2]), selective=tuple(blocks[1::2])
+        )
+
+    checked(two_ranks, msgspec.structs.replace(of, stages=tuple(map(changed, of.stages))))
