@@ -176,3 +176,9 @@ def test_a_long_chain_gets_proposals_from_bisection(seed: int, monkeypatch):
     best = best_step_time(problem(given.graph, 8, cluster=machine))
     assert plan.prediction.step_time == pytest.approx(best, rel=1e-9)
     assert plan.certificate.gap == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_integer_program_alone_refuses_schedules_that_it_does_not_know() -> None:
+    graph = chain_graph(*(layer(name) for name in "abcd"))
+    with pytest.raises(AutopartError, match="knows gpipe and 1f1b alone, not zbv; take --solver"):
+        solve(profile(graph), cluster(1, 2), num_microbatches=4, schedule="zbv", solver="ilp")
