@@ -8,20 +8,29 @@ scripts/measure_tensor.py: bfloat16, one sequence of 4,096 tokens per microbatch
 gemma-7b has a heavy head: its 256,000 words take 2.9 times the work of a block. llama-8b-1m is llama-8b with 1,024,000 words:
 its head takes the work of 19 blocks.
 
+With --random it solves so many random problems of the tests instead, with layers and variants that are all unlike.
+
 Prints one JSON line per row. Seconds are of the processor. The time limit is for each solve, in seconds of the wall.
 """
 
 import argparse
 import json
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from measure_recompute import MODELS, Shape
 from measure_tensor import GPU, GPUS_PER_NODE, formula_profile
 
 import autopart
+from autopart.errors import InfeasibleError
 from autopart.records.plan_degrees import degrees_name
 from autopart.records.tensor_degree import StageDegrees
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.support.witness.cases import draw_case, keywords
 
 SHAPES = MODELS | {
     "gemma-7b": Shape(28, 3072, 24_576, 4096, 256_000, gated=True),
@@ -45,11 +54,42 @@ def main() -> None:
     )
     parser.add_argument("--rows", nargs="+", default=ROWS, metavar="MODEL:GPUS:MICROBATCHES")
     parser.add_argument("--time-limit", type=float, default=120.0)
+    parser.add_argument("--random", type=int, default=0, metavar="COUNT")
     asked = parser.parse_args()
+    if asked.random:
+        print(json.dumps(random_gains(asked.random)))
+        return
     for row in asked.rows:
         model, gpus, count = row.split(":")
         profile = formula_profile(SHAPES[model], model)
         print(json.dumps(measured(profile, int(gpus), int(count), asked.time_limit)), flush=True)
+
+
+def random_gains(count: int) -> dict[str, object]:
+    """The gains on the first random problems of the tests, whose layers and variants are all unlike."""
+    gains: list[float] = []
+    for seed in range(count):
+        case = draw_case("tensor degrees per stage", seed)
+        try:
+            steps = [
+                autopart.solve(
+                    case.profiles,
+                    case.problems[0].cluster,
+                    time_limit=20.0,
+                    **keywords(case.problems[0], tensor=word),
+                ).prediction.step_time
+                for word in ("auto", "per-stage")
+            ]
+        except InfeasibleError:
+            continue
+        gains.append(steps[0] / steps[1] - 1)
+    better = sorted(gain for gain in gains if gain > 1e-9)
+    return {
+        "problems": len(gains),
+        "several degrees faster": len(better),
+        "median gain of these": better[len(better) // 2] if better else None,
+        "largest gain": better[-1] if better else None,
+    }
 
 
 def measured(

@@ -63,7 +63,9 @@ class DegreesSearch:
     def __init__(self, problem: DegreesProblem, solver: SolverName, beat: float = math.inf) -> None:
         self.problem, self.solver = problem, solver
         self.best = Incumbent(searched_objective(problem.of_gpus), solver, beat)
-        self.quick_bound = self.promise = least_step_of_degrees(problem)
+        self.quick_bound = least_step_of_degrees(problem)
+        # Plans with one degree come first: they are found sooner, and are the value to beat.
+        self.promise = math.inf
         if problem.of_gpus.demands.num_stages == 1 or len(problem.of_gpus.graph.layers) == 1:
             raise InfeasibleError("stages of different tensor degrees must be two at least")
         self.pricer = DegreesPricer(problem)
@@ -79,7 +81,7 @@ class DegreesSearch:
 
     @property
     def phases(self) -> list[Phase]:
-        """Bounds, proposals by their bounds, improvements, and all plans that bounds leave open."""
+        """Eased bounds, proposals by their bounds, improvements, and all plans that bounds leave open."""
         return [
             Phase(SHARE_OF_LOOK, self._look),
             Phase(SHARE_OF_START, self._start),
