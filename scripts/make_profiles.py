@@ -1,52 +1,87 @@
 """Write profiles/ again: analytic profiles of the built-in models at their real sizes.
 
-Usage: .venv/bin/python scripts/make_profiles.py
+Usage: .venv/bin/python scripts/make_profiles.py [file ...]
 
-No GPU is needed, since times follow the GPU's datasheet (docs/profiling.md). It takes about a
-minute.
+Without a file it writes all of them. The Llamas with their tensor degrees take most of the time: two minutes of the
+processor for a file with 8B, five for one with 70B. No GPU is needed, since times follow the GPU's datasheet (docs/profiling.md).
 """
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 from autopart.cli.main import exit_code
 
 FOLDER = Path(__file__).parent.parent / "profiles"
-GPU = "h100-sxm"
-MICROBATCH_SIZE = 2
-DTYPES = {
-    "gpt2-1.3b": "bfloat16",
-    "llama-8b": "bfloat16",
-    "moe-small": "bfloat16",
-    "encdec-base": "float32",
-    "resnet-50": "float32",
-    "unet-base": "float32",
+
+
+class Model(NamedTuple):
+    """How a model is profiled."""
+
+    dtype: str
+    microbatch_sizes: tuple[int, ...]
+    degrees: str = ""
+    """Tensor degrees beside 1, as `--tensor` takes them."""
+    gpus: tuple[str, ...] = ("a100-sxm-80gb", "h100-sxm")
+
+
+MODELS = {
+    "encdec-base": Model("float32", (2, 8)),
+    "gpt2-1.3b": Model("bfloat16", (1, 2)),
+    "llama-8b": Model("bfloat16", (1, 2), "2,4,8"),
+    "llama-70b": Model("bfloat16", (1, 2), "2,4,8", ("h100-sxm",)),
+    "moe-small": Model("bfloat16", (2, 8)),
+    "resnet-50": Model("float32", (2, 8)),
+    "unet-base": Model("float32", (2, 8)),
 }
-"""Each model with its dtype: bfloat16 for the decoder-only language models."""
+"""The models, with bfloat16 for the decoder-only language models."""
 
 
-def file_name(model: str) -> str:
-    """The profile's file name from model, GPU and microbatch size: `llama-8b-h100-sxm-mb2.json`."""
-    return f"{model}-{GPU}-mb{MICROBATCH_SIZE}.json"
+class File(NamedTuple):
+    """One file of the folder."""
+
+    model: str
+    gpu: str
+    microbatch_size: int
+
+    @property
+    def name(self) -> str:
+        """The file's name from model, GPU and microbatch size: `llama-8b-h100-sxm-mb2.json`."""
+        return f"{self.model}-{self.gpu}-mb{self.microbatch_size}.json"
+
+    def arguments(self, folder: Path) -> list[str]:
+        """The command line that writes the file into `folder`."""
+        model = MODELS[self.model]
+        return [
+            *("profile", f"zoo:{self.model}", "--device", "meta", "--gpu", self.gpu),
+            *("--dtype", model.dtype, "--microbatch-size", str(self.microbatch_size)),
+            *(("--tensor", model.degrees) if model.degrees else ()),
+            *("-o", str(folder / self.name)),
+        ]
 
 
-def arguments(model: str, folder: Path) -> list[str]:
-    """The command line that writes the profile for `model`."""
-    size, output = str(MICROBATCH_SIZE), str(folder / file_name(model))
-    return [
-        *("profile", f"zoo:{model}", "--device", "meta", "--gpu", GPU),
-        *("--dtype", DTYPES[model], "--microbatch-size", size, "-o", output),
-    ]
+FILES = {
+    file.name: file
+    for model, how in MODELS.items()
+    for gpu in how.gpus
+    for file in (File(model, gpu, size) for size in how.microbatch_sizes)
+}
+"""All files by name."""
 
 
 def main() -> None:
-    """Write each profile; stop at the first that fails."""
-    argparse.ArgumentParser(
+    """Write the named profiles, or all; stop at the first that fails."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    parser.add_argument("files", nargs="*", metavar="file", help="names of files in profiles/")
+    names = [Path(file).name for file in parser.parse_args().files] or list(FILES)
+    for name in names:
+        if name not in FILES:
+            parser.error(f"{name} is no file of profiles/; they are {', '.join(FILES)}")
     FOLDER.mkdir(exist_ok=True)
-    for model in DTYPES:
-        if exit_code(arguments(model, FOLDER)) != 0:
+    for name in names:
+        if exit_code(FILES[name].arguments(FOLDER)) != 0:
             raise SystemExit(1)
 
 

@@ -21,7 +21,14 @@ from autopart.records.plan import Plan
 from autopart.records.probe import ProbeSummary
 from autopart.records.profile import Profile
 from autopart.records.run_result import RunResult
-from autopart.report import cluster_table, plan_summary, profile_summary, step_summary, sweep_table
+from autopart.report import (
+    cluster_table,
+    plan_summary,
+    profile_list,
+    profile_summary,
+    step_summary,
+    sweep_table,
+)
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 
@@ -30,6 +37,7 @@ DOCUMENTS = {
     "profile-summary": profile_summary.ProfileSummary,
     "probe-summary": ProbeSummary,
     "clusters-summary": cluster_table.KnownClusters,
+    "profiles-summary": profile_list.ProfileList,
     "solve-summary": plan_summary.SolveSummary,
     "sweep-summary": sweep_table.SweepSummary,
     "bottleneck-summary": PeerAnswer,

@@ -10,6 +10,7 @@ from autopart.errors import UsageError
 
 COMMANDS = (
     "profile",
+    "profiles",
     "probe",
     "clusters",
     "import",

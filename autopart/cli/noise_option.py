@@ -8,6 +8,7 @@ import typer
 
 from autopart.certificate.plan_problem import partition_of
 from autopart.errors import AutopartError, PlanError, UsageError
+from autopart.records.built_in_profiles import profile_files
 from autopart.records.plan import Plan, schedule_of, stage_ranks
 from autopart.records.plan_degrees import stage_tensors
 from autopart.records.profile import load_profile, profile_hash
@@ -99,10 +100,11 @@ def draw_noise(plan: Plan, options: NoiseOptions) -> NoiseSummary | None:
 def _profile_spreads(plan: Plan, path: Path | None) -> tuple[Spread, ...]:
     if path is None:
         raise UsageError("--noise profile needs the plan's profile: name it with --profile")
-    profile = load_profile(path)
-    if profile_hash(profile) != plan.origin.profile_hash:
+    profiles = {profile_hash(one): one for one in map(load_profile, profile_files(path))}
+    profile = profiles.get(plan.origin.profile_hash)
+    if profile is None:
         raise PlanError(
-            f"{path} is profile {profile_hash(profile)}, the plan was made from "
+            f"{path} is profile {' or '.join(profiles)}, the plan was made from "
             f"{plan.origin.profile_hash}; name that one, or give a share such as --noise 5%"
         )
     stages = zip(partition_of(plan, profile.graph), stage_tensors(plan), strict=True)

@@ -9,13 +9,20 @@ from autopart.cli.console import print_result
 from autopart.cli.noise_option import NoiseOptions, draw_noise
 from autopart.cli.option_groups import with_groups
 from autopart.cli.output_files import check_may_write
-from autopart.cli.shared_options import AsJson, PlanFile
+from autopart.cli.shared_options import AsJson, PlanFile, usage_checked
 from autopart.records.files import write_file
 from autopart.records.plan import load_plan
 from autopart.report.step_summary import asynchronous_summary, simulate_summary
-from autopart.report.step_table import asynchronous_table, idle_table, noise_lines, rank_table
+from autopart.report.step_table import (
+    asynchronous_table,
+    fill_lines,
+    idle_table,
+    noise_lines,
+    rank_table,
+)
 from autopart.report.trace import FORMAT, trace
 from autopart.simulator.timeline import simulate_plan
+from autopart.units import parse_time
 
 EXAMPLE = "autopart simulate plan.json --trace trace.json --noise 5%"
 
@@ -40,6 +47,15 @@ def command(
             help="Also predict asynchronous schedules (PipeDream, 2BW, …) on the same stages."
         ),
     ] = False,
+    fill: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            parser=usage_checked(parse_time),
+            help="Work of each rank for its idle time, such as 120ms of a second-order optimizer: how much "
+            "of it fits.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Simulate one step: makespan, idle time by cause, peak memory of each rank."""
@@ -57,8 +73,9 @@ def command(
         noise=drawn,
         trace=str(trace_file) if trace_file else None,
         asynchronous=asynchronous_summary(shown) if asynchronous else (),
+        fill=fill,
     )
-    lines = noise_lines(drawn, timeline.makespan) if drawn else []
+    lines = [*fill_lines(summary), *(noise_lines(drawn, timeline.makespan) if drawn else [])]
     if trace_file is not None:
         lines.append(f"trace written to {trace_file}")
     tables = [rank_table(summary), idle_table(summary)]

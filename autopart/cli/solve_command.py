@@ -21,6 +21,7 @@ from autopart.cli.solve_options import (
     TrainingOptions,
     solve_options,
 )
+from autopart.records.built_in_profiles import profile_files
 from autopart.records.cluster import Cluster
 from autopart.records.plan import FORMAT, Plan, save_plan
 from autopart.records.profile import Profile, load_profile, newest_profile
@@ -47,8 +48,8 @@ def command(
     profile: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A profile, or several of one model at different microbatch sizes; default: the "
-            "newest one in this folder."
+            help="A profile, or several of one model at different microbatch sizes; also a name from "
+            "'autopart profiles'; default: the newest one in this folder."
         ),
     ] = None,
     cluster_options: ClusterOptions,
@@ -73,12 +74,12 @@ def command(
     """Cut a profiled model for a cluster, and say how good the cut is."""
     if memory_sweep is None:  # before the search, which may take a minute
         check_may_write(output, FORMAT)
-    paths = profile or [_newest_here()]
-    profiles = [load_profile(path) for path in paths]
+    named = profile or [_newest_here()]
+    profiles = [load_profile(path) for asked in named for path in profile_files(asked)]
     cluster = chosen_cluster(cluster_options, profiles[0])
     options = solve_options(pipeline_options, policy_options, training_options)
     _tell_target(options, cluster, profiles[0])
-    named = ", ".join(map(str, paths))
+    label = ", ".join(map(str, named))
     if memory_sweep is not None:
         # One Ctrl-C ends the search at every size.
         with stop_on_interrupt():
@@ -90,7 +91,7 @@ def command(
                 memory_sweep,
                 options.time_limit,
             )
-        swept = sweep_summary(named, len(profiles[0].graph.layers), points)
+        swept = sweep_summary(label, len(profiles[0].graph.layers), points)
         warn(notes_on(profiles[0], cluster))
         print_result(swept, sweep_table(swept), as_json=as_json)
         return
@@ -98,7 +99,7 @@ def command(
     save_plan(plan, output)
     beside = baselines(profiles, plan, time_limit=_baseline_limit(left))
     batch_given = options.global_batch is not None
-    _print_plan(plan, profiles, named, output, beside, batch_given=batch_given, as_json=as_json)
+    _print_plan(plan, profiles, label, output, beside, batch_given=batch_given, as_json=as_json)
 
 
 def _tell_target(options: SolveOptions, cluster: Cluster, profile: Profile) -> None:

@@ -11,6 +11,7 @@ from autopart.cli.shared_options import AsJson, PlanFile
 from autopart.errors import UsageError
 from autopart.exporters.model_units import parse_renaming
 from autopart.exporters.readback.check import check_export
+from autopart.records.built_in_profiles import profile_files
 from autopart.records.files import read_file
 from autopart.records.plan import FORMAT, VERSION, Plan, load_plan
 from autopart.records.profile import load_profile
@@ -26,7 +27,10 @@ def command(
     plan: PlanFile,
     profile: Annotated[
         list[Path] | None,
-        typer.Option(help="The profile that the plan was made from; repeat it for several."),
+        typer.Option(
+            help="The profile that the plan was made from, or its name in 'autopart profiles'; repeat it "
+            "for several."
+        ),
     ] = None,
     target: Annotated[
         TargetName | None,
@@ -52,7 +56,7 @@ def command(
     checks = ()
     if profiles:
         asked = read_file(plan, Plan, FORMAT, VERSION)
-        checks = verify(asked, [load_profile(path) for path in profiles])
+        checks = verify(asked, [load_profile(p) for one in profiles for p in profile_files(one)])
     if target is not None:
         named = tuple(map(parse_renaming, renamings or ()))
         checks += check_export(load_plan(plan), target, named)

@@ -4,6 +4,7 @@ import msgspec
 
 from autopart.cost.asynchronous import price_asynchronous
 from autopart.records.plan import Plan, stage_ranks
+from autopart.simulator.fill import fill_idle
 from autopart.simulator.idle import Cause, Idle, idle_pieces, sums_by_cause
 from autopart.simulator.memory import MemoryCurve, memory_over_time
 from autopart.simulator.noise import Distribution
@@ -107,6 +108,19 @@ class AsynchronousSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Whether every rank has enough memory."""
 
 
+class FillSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Work in the ranks' idle time under `--fill`, in seconds."""
+
+    work: float
+    """Seconds of work on each rank."""
+    filled_times: tuple[float, ...]
+    """Seconds of it in idle time, for each rank of `ranks`."""
+    makespan: float
+    """Seconds of the step with the work that no idle time takes."""
+    bubble: float
+    """Idle share of all rank-seconds in that step, 0 to 1."""
+
+
 class SimulateSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The document that `autopart simulate --json` prints."""
 
@@ -124,6 +138,8 @@ class SimulateSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Trace file; null where none was written."""
     asynchronous: tuple[AsynchronousSummary, ...] = ()
     """One entry for each asynchronous schedule under `--asynchronous`; empty without that option."""
+    fill: FillSummary | None = None
+    """Work in idle time; null without `--fill`."""
 
 
 def simulate_summary(
@@ -134,8 +150,12 @@ def simulate_summary(
     noise: NoiseSummary | None = None,
     trace: str | None = None,
     asynchronous: tuple[AsynchronousSummary, ...] = (),
+    fill: float | None = None,
 ) -> SimulateSummary:
-    """The document for a step: every rank's actions, idle time and memory."""
+    """The document for a step: every rank's actions, idle time and memory.
+
+    `fill` is seconds of work for the idle time of each rank.
+    """
     idle = idle_pieces(timeline)
     curves = memory_over_time(timeline, stage_ranks(plan), plan.prediction.stages)
     return SimulateSummary(
@@ -149,6 +169,25 @@ def simulate_summary(
         noise=noise,
         trace=trace,
         asynchronous=asynchronous,
+        fill=None if fill is None else _fill_summary(timeline, idle, fill),
+    )
+
+
+def _fill_summary(
+    timeline: Timeline, idle: tuple[tuple[Idle, ...], ...], work: float
+) -> FillSummary:
+    ranks = used_ranks(timeline)
+    fills = [fill_idle(idle[rank], work) for rank in ranks]
+    # Work that is left on a rank follows its step, and all ranks begin the next step together.
+    longer = max(one.left for one in fills)
+    makespan = timeline.makespan + longer
+    waiting = sum(one.end - one.start for rank in ranks for one in idle[rank])
+    spare = waiting + longer * len(ranks) - work * len(ranks)
+    return FillSummary(
+        work=work,
+        filled_times=tuple(one.time for one in fills),
+        makespan=makespan,
+        bubble=max(0.0, spare) / (makespan * len(ranks)) if makespan else 0.0,
     )
 
 

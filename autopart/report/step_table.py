@@ -96,6 +96,24 @@ def idle_table(step: SimulateSummary) -> Table:
     return table
 
 
+def fill_lines(step: SimulateSummary) -> list[str]:
+    """One or two lines on the work in idle time; none without it."""
+    fill = step.fill
+    if fill is None:
+        return []
+    work = format_time(fill.work)
+    bubbles = f"bubble {format_share(step.bubble)} before, {format_share(fill.bubble)} after"
+    least = min(range(len(step.ranks)), key=fill.filled_times.__getitem__)
+    if fill.makespan <= step.makespan:
+        return [f"fill: every rank has idle time for {work} of work: {bubbles}"]
+    longer = format_time(fill.makespan - step.makespan)
+    return [
+        f"fill: rank {step.ranks[least].rank} has idle time for {format_time(fill.filled_times[least])} of the {work}: "
+        f"the step takes {longer} longer, {format_time(fill.makespan)}",
+        bubbles,
+    ]
+
+
 def noise_lines(noise: NoiseSummary, makespan: float) -> list[str]:
     """Two lines on how the makespan varies."""
     shift = noise.mean / makespan - 1 if makespan else 0.0

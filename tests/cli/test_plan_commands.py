@@ -167,3 +167,30 @@ def test_show_as_json_is_the_plan_in_figures(cli: Cli, plan_file: Path) -> None:
     jsonschema.validate(document, _schema("show-summary"))
     assert document["plan"] == "plan.json"
     assert sum(len(stage["layers"]) for stage in document["stages"]) == 10
+
+
+def test_simulate_fills_idle_time_with_work(cli: Cli, plan_file: Path) -> None:
+    outcome = cli("simulate", "plan.json", "--fill", "1us", "--json")
+    assert outcome.code == 0
+    document = outcome.document
+    jsonschema.validate(document, _schema("simulate-summary"))
+    ranks, fill = document["ranks"], document["fill"]
+    idle = [rank["idle_time"] for rank in ranks]
+    assert min(idle) > 1e-6 and fill["filled_times"] == pytest.approx([1e-6] * len(ranks))
+    assert fill["makespan"] == document["makespan"]
+    rest = (sum(idle) - 1e-6 * len(ranks)) / (len(ranks) * document["makespan"])
+    assert fill["bubble"] == pytest.approx(rest)
+    assert (
+        "every rank has idle time for 1.00 µs of work"
+        in cli("simulate", "plan.json", "--fill", "1us").out
+    )
+    # One second more than the busiest rank's idle time makes the step one second longer.
+    more = cli("simulate", "plan.json", "--fill", f"{min(idle) + 1}", "--json").document["fill"]
+    assert more["makespan"] == pytest.approx(document["makespan"] + 1)
+    assert more["filled_times"] == pytest.approx([min(min(idle) + 1, own) for own in idle])
+    assert cli("simulate", "plan.json").out.count("fill:") == 0
+
+
+def test_a_fill_that_is_no_time_is_wrong_usage(cli: Cli, plan_file: Path) -> None:
+    for text in ("", "-1ms", "much", "nan"):
+        assert cli("simulate", "plan.json", "--fill", text).code == 2, text

@@ -65,6 +65,7 @@ VERBS = {
             "--limit": NUMBER,
         },
     ),
+    "profiles": Verb("profiles", {}, (("profiles {}", CHOICE),)),
     "clusters": Verb(
         "clusters dgx-h100",
         {"--nodes": COUNT, "--output": OUTPUT},
@@ -114,7 +115,7 @@ VERBS = {
     "simulate": Verb(
         "simulate plan.json",
         {
-            "--trace": OUTPUT, "--noise": (*NUMBER, "0", "1000"), "--profile": INPUT,
+            "--trace": OUTPUT, "--noise": (*NUMBER, "0", "1000"), "--profile": INPUT, "--fill": NUMBER,
             "--draws": ("0", "-1", "nan", "", "many"), "--seed": ("nan", "", "many", "1.5", "-1"),
         },
         (("simulate {}", INPUT), ("simulate {} --asynchronous", INPUT[:6])),
