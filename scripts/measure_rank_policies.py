@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--zero1", action="store_true")
     parser.add_argument("--stages", type=int)
     parser.add_argument("--stages-per-rank", type=int)
+    parser.add_argument("--replicas", type=int)
     parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES))
     parser.add_argument("--time-limit", type=float, default=25.0)
     asked = parser.parse_args()
@@ -69,6 +70,7 @@ def measure(
             zero1=asked.zero1,
             num_stages=asked.stages,
             stages_per_rank=asked.stages_per_rank,
+            num_replicas=asked.replicas,
             time_limit=asked.time_limit,
         )
     except AutopartError as error:
