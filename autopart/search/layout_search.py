@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.activations.policies import StagePolicies, chooses_by_rank
+from autopart.bounds.objectives import TOLERANCE
 from autopart.bounds.of_layout import LayoutBounds
 from autopart.bounds.rank_groups import Inside
 from autopart.certificate.fastest_choices import fastest_choices
@@ -238,7 +239,7 @@ class LayoutSearch:
         paths: Sequence[Path],
         neighbours: Callable[[Path], Iterator[Path]],
     ) -> None:
-        """Take the best path that small moves reach from the fastest of some paths."""
+        """Price the best path that small moves reach from the fastest of some, where it may be the best."""
         bounds = self.bounds_of(layout)
         # Step 1: the fastest path.
         here, step = self._fastest(layout, paths)
@@ -251,7 +252,8 @@ class LayoutSearch:
             if faster >= step * (1 - ROUNDING):
                 break
             here, step = best, faster
-        self.take_path(layout, here)
+        if self.custom or step <= self.best.value * (1 + TOLERANCE):
+            self.take_path(layout, here)
         self._take_fastest_choice(layout, here, step)
 
     def _take_fastest_choice(self, layout: Layout, path: Path, step: float) -> None:
