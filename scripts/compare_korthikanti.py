@@ -172,7 +172,7 @@ class Predicted(NamedTuple):
     activations: int
     """Bytes of stash on rank 0 at its peak."""
     counted: int
-    """The part of `activations` that the paper's formulas count: inside blocks, without results that wait."""
+    """The part of `activations` that the paper's formulas count: inside blocks."""
 
 
 def variant_of(profile: Profile, row: Policies) -> TensorVariant:
@@ -247,11 +247,8 @@ def _blocks_alone(graph: LayerGraph) -> LayerGraph:
 
 
 def _counted(in_flight: InFlight, stages: Sequence[StagePrediction]) -> int:
-    """Most bytes of stash in a rank's order, where each stage frees its result once it is sent."""
-    sent = [
-        stages[s + 1].moving.activations if s + 1 < len(stages) else 0 for s in in_flight.stages
-    ]
-    own = [stages[s].stash_bytes - size for s, size in zip(in_flight.stages, sent, strict=True)]
+    """Most bytes of stash in a rank's order."""
+    own = [stages[s].stash_bytes for s in in_flight.stages]
     return int((in_flight.counts[:, STASH] @ own).max())
 
 

@@ -32,6 +32,7 @@ from autopart.cost.memory import memory, microbatch_bytes
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.records.cluster import smallest_memory
 from autopart.records.layouts import Layout, one_replica
+from autopart.records.peak_bytes import by_kind
 from autopart.records.prediction import LASTING
 from autopart.records.problem import Problem, splits_backward
 from autopart.schedules.in_flight import InFlight
@@ -93,8 +94,7 @@ def kept_bytes_on(
         use = memory(totals, problem, len(layout.stage_ranks[stage]), 0)
         lasting = lasting + sum(np.atleast_1d(getattr(use, kind)) for kind in LASTING)
         moving = microbatch_bytes(totals)
-        counted = (moving.stash, moving.waiting, moving.activations, moving.gradients, moving.sent)
-        sizes.append([np.atleast_1d(each) for each in counted])
+        sizes.append([np.atleast_1d(each) for each in by_kind(moving)])
     last = np.array([np.atleast_1d(totals.weight_grad_workspace_bytes) for totals in own])
     return bytes_at_moments(rank.moments, np.array(sizes).swapaxes(0, 1), lasting, last)
 

@@ -76,6 +76,16 @@ class StageLayer(NamedTuple):
     policies: tuple[LayerPolicy, ...]
 
 
+class TakenValue(NamedTuple):
+    """A value that a layer takes, where neither its own backward nor the maker's needs it."""
+
+    producer: int
+    """The maker's position."""
+    needed_by: tuple[int, ...]
+    """Layers whose backward needs the value: it stays on their stage anyway."""
+    bytes: int
+
+
 class _StageFigures(NamedTuple):
     """A layer's figures that depend on the other layers on its stage."""
 
@@ -102,14 +112,16 @@ class StageLayers:
         self._pending = gradients_in_whole_backward(graph)
         self._pending_in_input_grad = waiting_gradients(graph)
         place = positions(graph)
-        self.taken: list[list[tuple[int, int]]] = [[] for _ in graph.layers]
-        """For each layer its inputs that no backward needs: the maker's position, and bytes."""
+        self.taken: list[list[TakenValue]] = [[] for _ in graph.layers]
+        """For each layer its inputs."""
         # A value may lie inside another value's storage. Where some backward needs that one, both are kept.
-        kept = {value.name for value in graph.values if value.kept_by}
+        keepers = {value.name: {place[name] for name in value.kept_by} for value in graph.values}
         for value in graph.values:
-            if kept.isdisjoint((value.name, value.part_of)):
-                for name in set(value.consumers):
-                    self.taken[place[name]].append((place[value.producer], value.bytes))
+            needed_by = keepers[value.name] | keepers.get(value.part_of or "", set())
+            own = TakenValue(place[value.producer], tuple(sorted(needed_by)), value.bytes)
+            for name in set(value.consumers):
+                if place[name] not in needed_by and own.producer not in needed_by:
+                    self.taken[place[name]].append(own)
         self._results = [
             [(tuple(place[name] for name in value.consumers), value.bytes) for value in own]
             for own in own_results(graph)
@@ -125,7 +137,8 @@ class StageLayers:
         return tuple(map(self._positions_around, range(len(self.layers))))
 
     def _positions_around(self, at: int) -> tuple[int, ...]:
-        found = {producer for producer, _ in self.taken[at]}
+        found = {value.producer for value in self.taken[at]}
+        found.update(*(value.needed_by for value in self.taken[at]))
         found.update(*(readers for readers, _ in self._results[at]))
         found.update(*(holders for holders, _ in self._tied if at in holders))
         for value in self._pending[at]:
@@ -152,7 +165,11 @@ class StageLayers:
         self, at: int, is_inside: Sequence[bool] | npt.NDArray[np.bool_]
     ) -> _StageFigures:
         return _StageFigures(
-            newly_kept=sum(size for producer, size in self.taken[at] if is_inside[producer]),
+            newly_kept=sum(
+                value.bytes
+                for value in self.taken[at]
+                if is_inside[value.producer] and not any(is_inside[l] for l in value.needed_by)
+            ),
             waits=sum(
                 size
                 for holders, size in self._tied

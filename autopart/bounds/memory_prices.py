@@ -3,7 +3,8 @@
 Symbols   l, s, r, g    a layer, a stage, a rank, a place in the order of a rank
           f, i, w, u    seconds of l in F, in I (or in the whole backward, with w = 0), in W, and for its update
           x, k          seconds that a policy adds to i, and stash bytes that it keeps inside l
-          state, v      bytes of l that last for the step, and bytes in values that it makes and some backward needs
+          state, v      bytes of l that last for the step, and bytes in values that its backward needs, each value at the
+                        first such layer: there it is received, or made and kept
           n[g, s]       microbatches of s whose stash is there at g
           m             microbatches that a rank runs on each of its stages;  a(r)  the first stage of rank r
 
@@ -14,7 +15,7 @@ For each rank every order of actions and each choice of policies has
     room(g) >= sum over its own layers of  state + n[g, s] (k + v)                       for each place g             (3)
 
 (1) and (2) are those of autopart/bounds/any_order_formulas.py. (3) leaves out what else is there. Room is the rank's
-memory without the reserve, without the least workspace of a stage, and without the least that each microbatch receives.
+memory without the reserve and without the least workspace of a stage.
 
 Take weights p >= 0 of (1) and (2) over all ranks, 1 in sum, and prices q >= 0 of (3). Then
 
@@ -130,7 +131,7 @@ class _Prices:
         self.update = sizes.update_time / speed / sharing
         stepped = sizes.num_trainable / sharing * state_bytes(problem.training)
         self.state = sizes.weight_bytes + gradient_bytes(sizes, problem.training) + stepped
-        self.values = (sizes.inner_stash_bytes - sizes.stash_bytes).astype(float)
+        self.values = sizes.needed_value_bytes.astype(float)
         known = has_split_backward(problem.graph)
         self.left = (sizes.waiting_bytes if known else sizes.stash_bytes).astype(float)
         self.policies = _policies(problem.graph.layers, problem.demands, speed)
@@ -211,8 +212,6 @@ class _Prices:
         """(3) for all ranks."""
         stages, nested = len(self.layout.stage_ranks), self.cuts.nested
         totals, cluster = self.cuts.totals, self.problem.cluster
-        received = np.broadcast_to(totals.received.bytes, nested.shape)[1:-1, 0]
-        least = int(received.min(initial=0)) if len(received) else 0
         whole = _least(totals.workspace_bytes, nested)
         works = [whole, whole, whole, whole]
         works[I] = _least(totals.input_grad_workspace_bytes, nested)
@@ -225,7 +224,6 @@ class _Prices:
             on = np.zeros_like(counts[0])
             on[:, own] = 1.0
             room = cluster.memory_bytes - cluster.reserve_bytes - np.array(works)[in_flight.op]
-            room = room - counts[0, :, 1:].sum(axis=1) * least
             # The place that is fullest where layers lie evenly on all stages: other places rarely bind before it.
             even = (
                 counts[0].sum(axis=1) * float((self.values + self.kept_all).sum()) / stages - room

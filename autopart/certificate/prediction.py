@@ -6,6 +6,7 @@ from autopart.bounds.objectives import TOLERANCE
 from autopart.certificate.plan_problem import PlanProblem, layout_of, partition_of, policies_of
 from autopart.certificate.stage_degrees import places_in_space
 from autopart.cost.in_flight import stages_in_flight
+from autopart.cost.transients import held_results
 from autopart.errors import PlanError
 from autopart.pricing import predict, simulated
 from autopart.records.plan import Plan, schedule_of, stage_ranks
@@ -47,6 +48,13 @@ def check_prediction(given: PlanProblem) -> None:
     difference = _difference(msgspec.to_builtins(ours), msgspec.to_builtins(theirs), "")
     if difference:
         raise PlanError(f"the prediction is not reproduced: {difference}")
+    partition = partition_of(given.plan, given.graph)
+    for at, (stage, members) in enumerate(zip(given.plan.stages, partition, strict=True)):
+        held = held_results(given.graph, members)
+        if stage.held != held:
+            raise PlanError(
+                f"the prediction is not reproduced: stage {at} holds {list(stage.held)}, recomputed {list(held)}"
+            )
     _check_without_cap(given.plan)
 
 

@@ -116,9 +116,14 @@ class _SurelyInside:
         for at, v in enumerate(values):
             readers = [self.place[name] for name in v.consumers]
             self._crosses[:, at] &= ~high[:, readers].all(axis=1)
+        keepers = [[self.place[name] for name in v.kept_by] for v in values]
         size = np.array([v.bytes for v in values], dtype=np.int64)
         back = np.array([v.has_gradient for v in values], dtype=np.int64)
-        self._free_bytes = np.array([0 if v.kept_by else v.bytes for v in values], dtype=np.int64)
+        self._bytes = size
+        self._kept, self._may_keep = (
+            np.array([[bool(one[ks].any()) for ks in keepers] for one in ahead], dtype=bool)
+            for ahead in (low, high)
+        )
         columns = (size, np.ones_like(size), size * back, back)
         self._traffic = [self._crosses.astype(np.int64) @ column for column in columns]
 
@@ -145,9 +150,16 @@ class _SurelyInside:
     def sent(self) -> Traffic[Array]:
         return Traffic(*(column[None, :] for column in self._traffic))
 
-    def sent_only(self) -> Array:
-        made = self._outside[:, self._makers] * self._free_bytes
-        return np.rint(made @ self._crosses.T.astype(float)).astype(np.int64)
+    def kept_values(self) -> Array:
+        return self._made(self._kept)
+
+    def outputs(self) -> Array:
+        return self._made(self._crosses & ~self._may_keep)
+
+    def _made(self, counted: Flags) -> Array:
+        """Bytes in values that are surely made on the stage, and are counted at the cut behind it."""
+        made = self._outside[:, self._makers] * self._bytes
+        return np.rint(made @ counted.T.astype(float)).astype(np.int64)
 
     def relayed_gradients(self) -> Array:
         return self.nothing()

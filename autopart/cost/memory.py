@@ -24,7 +24,7 @@ from autopart.records.problem import Problem
 from autopart.records.training import master_bytes, optimizer_bytes, state_bytes
 from autopart.schedules.actions import Schedule, StageRanks, microbatches_per_replica
 from autopart.schedules.encoding import OPS, B, F
-from autopart.schedules.in_flight import STASH, InFlight, backward_row, in_flight_by_rank
+from autopart.schedules.in_flight import STASH, InFlight, classic_rows, in_flight_by_rank, row_at
 from autopart.units import Q
 
 
@@ -67,12 +67,16 @@ def memory_with_state(
     in_flight: int | InFlight,
     on_device: Q,
     on_host: Q,
+    at: InFlight | None = None,
 ) -> Memory[Q]:
-    """`memory` with optimizer state for `on_device` trained elements on the device and `on_host` on the host."""
+    """`memory` with optimizer state for `on_device` trained elements on the device and `on_host` on the host.
+
+    With `at` the bytes are those at some places in the rank's order, in place of the largest.
+    """
     training = problem.training
     own = microbatches_per_replica(problem.num_microbatches, replicas)
-    rows = backward_row(in_flight) if isinstance(in_flight, int) else in_flight
-    peak = at_peak(rows, [microbatch_bytes(totals)])
+    rows = classic_rows(in_flight) if isinstance(in_flight, int) else in_flight
+    peak = at_peak(at or rows, [microbatch_bytes(totals)])
     # Only GPipe and 1F1B offload stash, and they have a number in flight.
     offloaded = in_flight if isinstance(in_flight, int) else 0
     return Memory(
@@ -102,6 +106,7 @@ def microbatch_bytes(totals: StageTotals[Q]) -> MicrobatchBytes[Q]:
         workspace=totals.workspace_bytes,
         input_grad_workspace=totals.input_grad_workspace_bytes,
         weight_grad_workspace=totals.weight_grad_workspace_bytes,
+        outputs=totals.output_bytes,
     )
 
 
@@ -122,9 +127,11 @@ def total(use: MemoryUse | Memory[Q]) -> Q:
 
 def with_versions(stage: StagePrediction, in_flight: int, copies: int) -> MemoryUse:
     """A stage's memory with other microbatches in flight and further copies for its weights."""
+    peak = at_peak(classic_rows(in_flight), [sizes_of(stage)])
     return msgspec.structs.replace(
         stage.memory,
-        stash=in_flight * stage.stash_bytes,
+        stash=peak.stash,
+        sends=peak.sends,
         loss_stash=stage.memory.loss_stash // stage.in_flight * in_flight,
         versions=copies * stage.memory.weights,
     )
@@ -171,7 +178,7 @@ def _together(own: Sequence[StagePrediction], in_flight: InFlight) -> MemoryUse:
     uses, moving = [stage.memory for stage in own], [sizes_of(stage) for stage in own]
     # Step 1: the place in the order where most is in flight.
     place = place_of_peak(in_flight, moving)
-    peak = at_peak(_row(in_flight, place), moving)
+    peak = at_peak(row_at(in_flight, place), moving)
     whole = in_flight.counts[place, STASH].tolist()
     # Step 2: shares for recomputation and loss, at most the workspace at that place.
     widest = max(uses, key=lambda use: use.workspace)
@@ -188,11 +195,6 @@ def _together(own: Sequence[StagePrediction], in_flight: InFlight) -> MemoryUse:
     )
 
 
-def _row(in_flight: InFlight, row: int) -> InFlight:
-    at = slice(row, row + 1)
-    return InFlight(in_flight.stages, in_flight.column[at], in_flight.op[at], in_flight.counts[at])
-
-
 def bytes_beside_stash(stages: Sequence[StagePrediction], *, split: bool) -> int:
     """Bytes at the peak on a rank with these stages, without stash, as far as they are known for any order.
 
@@ -202,7 +204,8 @@ def bytes_beside_stash(stages: Sequence[StagePrediction], *, split: bool) -> int
     uses = [stage.memory for stage in stages]
     lasting = sum(getattr(use, kind) for use in uses for kind in LASTING)
     moving = [sizes_of(stage) for stage in stages]
-    messages = [at_peak(backward_row(1), [own]) for own in moving]
+    # No result need be on its way, so it counts as nothing.
+    messages = [at_peak(classic_rows(1), [own._replace(outputs=0)]) for own in moving]
     ops = range(len(OPS)) if split else (F, B)
     work = max(workspace_of(own, op) for own in moving for op in ops)
     reserve = max(use.reserve for use in uses)

@@ -7,10 +7,9 @@ Stash on a stage, for each microbatch in flight:
 
     the stash inside its layers
     + each value that it receives: kept until backward, and passed on from there
-    + each value that it makes and that some backward needs
-    + each other value that it makes and sends on
+    + each value that it makes and that some backward on the stage needs
 
-Each value counts once.
+Each value counts once. Other values that it makes and sends on are its outputs: it frees them once they are sent.
 """
 
 import functools
@@ -82,6 +81,8 @@ class StageTotals(NamedTuple, Generic[Q]):
     """Transient bytes in W."""
     relayed_grad_bytes: Q
     """Received gradient bytes that the stage passes on unchanged: autograd copies them."""
+    output_bytes: Q
+    """Bytes in values that the stage makes and sends on, and that no backward on it needs."""
 
 
 class LayerSizes(NamedTuple):
@@ -99,8 +100,6 @@ class LayerSizes(NamedTuple):
     """Gradient bytes, without tied parameters."""
     num_trainable: npt.NDArray[np.int64]
     """Trained elements, without tied ones."""
-    inner_stash_bytes: npt.NDArray[np.int64]
-    """Stash inside the layer, and values that it makes and some backward needs."""
     trained_elements: npt.NDArray[np.int64]
     """Trained elements, with tied ones."""
     stash_bytes: npt.NDArray[np.int64]
@@ -109,6 +108,8 @@ class LayerSizes(NamedTuple):
     """Bytes inside the layer that wait from I to W; 0 where the profile does not say."""
     waiting_value_bytes: npt.NDArray[np.int64]
     """Bytes in values that the layer's W needs; 0 where the profile does not say."""
+    needed_value_bytes: npt.NDArray[np.int64]
+    """Bytes in values that the layer's backward needs, each value at the first such layer."""
 
 
 class StageSums(Protocol[Q]):
@@ -138,8 +139,12 @@ class StageSums(Protocol[Q]):
         """Traffic over the cut behind the stage."""
         ...
 
-    def sent_only(self) -> Q:
-        """Bytes in values that the stage makes and sends on, and that no backward needs."""
+    def kept_values(self) -> Q:
+        """Bytes in values that the stage makes and that some backward on it needs."""
+        ...
+
+    def outputs(self) -> Q:
+        """Bytes in values that the stage makes and sends on, and that no backward on it needs."""
         ...
 
     def relayed_gradients(self) -> Q:
@@ -159,16 +164,16 @@ def layer_sizes(graph: LayerGraph) -> LayerSizes:
     weights = [la.param_bytes + la.buffer_bytes for la in layers]
     gradients = [la.grad_bytes for la in layers]
     trainable = [la.num_trainable for la in layers]
-    inner = [la.stash_bytes for la in layers]
     # A tied parameter counts once on a stage, not once for each of its layers.
     for tied in graph.tied:
         for name in set(tied.layers):
             weights[place[name]] -= tied.param_bytes
             gradients[place[name]] -= tied.grad_bytes
             trainable[place[name]] -= tied.num_trainable
+    needed = [0] * len(layers)
     for value in graph.values:
         if value.kept_by and value.consumers:
-            inner[place[value.producer]] += value.bytes
+            needed[min(place[name] for name in value.kept_by)] += value.bytes
     return LayerSizes(
         forward_time=np.array([la.forward_time for la in layers]),
         backward_time=np.array([la.input_grad_time + la.weight_grad_time for la in layers]),
@@ -179,13 +184,13 @@ def layer_sizes(graph: LayerGraph) -> LayerSizes:
         weight_bytes=np.array(weights),
         grad_bytes=np.array(gradients),
         num_trainable=np.array(trainable),
-        inner_stash_bytes=np.array(inner),
         trained_elements=np.array([la.num_trainable for la in layers]),
         stash_bytes=np.array([la.stash_bytes for la in layers]),
         waiting_bytes=np.array([split.waiting_bytes if split else 0 for split in splits]),
         waiting_value_bytes=np.array(
             [split.waiting_value_bytes if split else 0 for split in splits]
         ),
+        needed_value_bytes=np.array(needed),
     )
 
 
@@ -198,7 +203,7 @@ def plain_totals(graph: LayerGraph, sums: StageSums[Q]) -> StageTotals[Q]:
     sizes = layer_sizes(graph)
     copies = [sums.holds_tied(number) for number in range(len(graph.tied))]
     reads = [sums.reads_input(number) for number in range(len(graph.inputs))]
-    inner = sums.bytes(sizes.inner_stash_bytes)
+    inner = sums.bytes(sizes.stash_bytes) + sums.kept_values()
     received, sent = sums.received(), sums.sent()
     none = sums.nothing()
 
@@ -217,7 +222,7 @@ def plain_totals(graph: LayerGraph, sums: StageSums[Q]) -> StageTotals[Q]:
         weight_bytes=once(sizes.weight_bytes, [t.param_bytes for t in graph.tied]),
         grad_bytes=once(sizes.grad_bytes, [t.grad_bytes for t in graph.tied]),
         num_trainable=once(sizes.num_trainable, [t.num_trainable for t in graph.tied]),
-        stash_bytes=inner + received.bytes + sums.sent_only(),
+        stash_bytes=inner + received.bytes,
         inner_stash_bytes=inner,
         workspace_bytes=none,
         input_bytes=none + sum(i.bytes * copy for i, copy in zip(graph.inputs, reads, strict=True)),
@@ -230,4 +235,5 @@ def plain_totals(graph: LayerGraph, sums: StageSums[Q]) -> StageTotals[Q]:
         input_grad_workspace_bytes=none,
         weight_grad_workspace_bytes=none,
         relayed_grad_bytes=sums.relayed_gradients(),
+        output_bytes=sums.outputs(),
     )

@@ -147,8 +147,13 @@ class _Values(NamedTuple):
     num_readers: npt.NDArray[np.int64]
     traffic: npt.NDArray[np.int64]
     """For each value its bytes, tensors, gradient bytes and gradients, shape (values, 4)."""
-    free_bytes: npt.NDArray[np.int64]
-    """Bytes in values that no backward needs; 0 for the others."""
+    bytes: npt.NDArray[np.int64]
+    keepers: npt.NDArray[np.int64]
+    """Layers whose backward needs a value, one value after the other; its producer where no backward needs it."""
+    first_keeper: npt.NDArray[np.int64]
+    """For each value the place in `keepers` where its own begin."""
+    is_kept: npt.NDArray[np.bool_]
+    """Whether some backward needs the value."""
     relayed: npt.NDArray[np.int64]
     """Values with a gradient that may be relayed, each as often as it has readers."""
     relayed_read: npt.NDArray[np.int64]
@@ -168,6 +173,9 @@ class CutSums:
         self._read = np.add.reduceat(ahead[:, values.readers], values.first_reader, axis=1)
         """For each cut and value the number of readers ahead."""
         self._crosses = self._made & (self._read < values.num_readers)
+        needed = np.add.reduceat(ahead[:, values.keepers], values.first_keeper, axis=1)
+        self._kept = (needed > 0) & values.is_kept
+        """For each cut and value, whether a layer ahead needs the value in its backward."""
         self._traffic = self._crosses @ values.traffic
 
     def holds_tied(self, number: int) -> Array:
@@ -185,9 +193,14 @@ class CutSums:
     def sent(self) -> Traffic[Array]:
         return Traffic(*self._traffic.T[:, self.stages.end])
 
-    def sent_only(self) -> Array:
+    def kept_values(self) -> Array:
+        # A layer that needs a value lies behind its maker. So where the maker is not ahead of cut i and such a layer is
+        # ahead of cut j, both are on [i, j].
+        return self.stages.products(~self._made * self._values.bytes, self._kept)
+
+    def outputs(self) -> Array:
         # A value that crosses cut j and is not made ahead of cut i is made on [i, j].
-        return self.stages.products(~self._made * self._values.free_bytes, self._crosses)
+        return self.stages.products(~self._made * self._values.bytes, self._crosses & ~self._kept)
 
     def relayed_gradients(self) -> Array:
         # Such a value crosses both cuts, and no reader lies between them.
@@ -204,6 +217,7 @@ def _values(graph: LayerGraph) -> _Values:
     place = positions(graph)
     values = [v for v in graph.values if v.consumers]
     readers = [sorted({place[name] for name in v.consumers}) for v in values]
+    keepers = [[place[name] for name in v.kept_by or (v.producer,)] for v in values]
     counts = [len(own) for own in readers]
     sizes = [v.bytes for v in values]
     back = [int(v.has_gradient) for v in values]
@@ -221,7 +235,10 @@ def _values(graph: LayerGraph) -> _Values:
         first_reader=_whole([0, *itertools.accumulate(counts)][:-1]),
         num_readers=_whole(counts),
         traffic=_whole([*zip(sizes, [1] * len(values), grads, back, strict=True)]).reshape(-1, 4),
-        free_bytes=_whole([0 if v.kept_by else v.bytes for v in values]),
+        bytes=_whole(sizes),
+        keepers=_whole([keeper for own in keepers for keeper in own]),
+        first_keeper=_whole([0, *itertools.accumulate(len(own) for own in keepers)][:-1]),
+        is_kept=np.array([bool(v.kept_by) for v in values], dtype=bool),
         relayed=_whole(numbers),
         relayed_read=_whole([read for _, read in relayed]),
         relayed_bytes=_whole([sizes[number] for number in numbers]),

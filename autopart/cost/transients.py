@@ -4,6 +4,7 @@ An action counts its stage's whole stash. So a transient counts above that stash
 layers run, some stash bytes do not exist yet, or are freed already (autopart/cost/workspaces.py).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from autopart.records.layer_graph import Layer, LayerGraph, SplitBackward, Value, edges, positions
@@ -81,6 +82,18 @@ def own_results(graph: LayerGraph) -> list[list[Value]]:
     for value in filter(_is_own_result, graph.values):
         found[place[value.producer]].append(value)
     return found
+
+
+def held_results(graph: LayerGraph, members: Sequence[int]) -> tuple[str, ...]:
+    """The own results that a stage with some layers sends on. It keeps them until their backward."""
+    inside, place = set(members), positions(graph)
+    return tuple(
+        value.name
+        for value in graph.values
+        if _is_own_result(value)
+        and place[value.producer] in inside
+        and any(place[name] not in inside for name in value.consumers)
+    )
 
 
 def _is_own_result(value: Value) -> bool:

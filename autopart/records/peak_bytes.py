@@ -14,7 +14,15 @@ import numpy.typing as npt
 
 from autopart.records.prediction import MemoryUse, MovingBytes
 from autopart.schedules.encoding import OPS, I, W
-from autopart.schedules.in_flight import ACTIVATIONS, GRADIENTS, SENT, STASH, WAITING, InFlight
+from autopart.schedules.in_flight import (
+    ACTIVATIONS,
+    GRADIENTS,
+    OUTPUTS,
+    SENT,
+    STASH,
+    WAITING,
+    InFlight,
+)
 from autopart.units import Q
 
 Array = npt.NDArray[Any]
@@ -42,6 +50,13 @@ class MicrobatchBytes(NamedTuple, Generic[Q]):
     """Transient bytes in I."""
     weight_grad_workspace: Q
     """Transient bytes in W."""
+    outputs: Q
+    """Result bytes that the stage sends and does not keep."""
+
+
+def by_kind(own: MicrobatchBytes[Q]) -> tuple[Q, ...]:
+    """The bytes for each of the counted `KINDS`, in their order."""
+    return own.stash, own.waiting, own.activations, own.gradients, own.sent, own.outputs
 
 
 class StageBytes(Protocol):
@@ -85,7 +100,7 @@ def place_of_peak(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[int]]) ->
 
 def bytes_at_places(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[Any]]) -> Array:
     """The bytes at all places, shape (places, partitions); sizes are numbers, or arrays with one dimension."""
-    kinds = [(own.stash, own.waiting, own.activations, own.gradients, own.sent) for own in sizes]
+    kinds = [by_kind(own) for own in sizes]
     moving = np.array([[np.atleast_1d(each) for each in own] for own in kinds]).swapaxes(0, 1)
     counts = in_flight.counts.reshape(len(in_flight.op), -1)
     work = np.array(
@@ -118,7 +133,8 @@ def _bytes_at(
         stash=whole + waiting,
         workspace=workspace_of(sizes[column], op),
         receives=activations + gradients,
-        sends=_summed(counts[SENT], [stage.sent for stage in sizes]),
+        sends=_summed(counts[SENT], [stage.sent for stage in sizes])
+        + _summed(counts[OUTPUTS], [stage.outputs for stage in sizes]),
     )
 
 

@@ -43,6 +43,10 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The stage's own tensor degree, in a plan with several. Absent for 1, and where the plan has one degree.
 
     Ranks stand side by side: a rank starts at the GPU behind those of the rank before it."""
+    held: tuple[str, ...] = ()
+    """Values that the stage sends on and keeps until their backward, because their own layer's backward needs them.
+
+    Other results are freed once they are sent, unless another layer on the stage needs them."""
     recompute: tuple[str, ...] = ()
     """Layers that run their whole forward again in backward."""
     selective: tuple[str, ...] = ()

@@ -82,6 +82,8 @@ class MovingBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Transient bytes in I."""
     weight_grad_workspace: Bytes = 0
     """Transient bytes in W."""
+    outputs: Bytes = 0
+    """Result bytes that F sends to the next stage, and that no backward on the stage needs."""
 
 
 class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,8 +7,10 @@ The counts follow from the orders alone; no time matters.
 - Received: a message has room from the place where its send stands in the imagined run
   (`messages`), ranks with earlier stages first. An activation joins the stash when its F runs. A
   gradient stays until its backward is done.
-- Sent: an activation is part of the stash. A gradient stays until `MAX_SENDS` further messages are
-  sent. A gradient for a stage on the same rank stays until that stage's backward is done.
+- Sent: a gradient stays until `MAX_SENDS` further messages are sent. A gradient for a stage on the
+  same rank stays until that stage's backward is done.
+- Outputs: a forward's result counts from the start of F until `MAX_SENDS` further messages are sent,
+  or its own gradient is back. A result for a stage on the same rank joins that stage's stash.
 """
 
 from collections import deque
@@ -25,15 +27,16 @@ from autopart.stopping.time_limit import check_time
 MAX_SENDS = 2
 """Sends that may be in transit at once. The next one waits until the oldest is received."""
 
-KINDS = ("stash", "waiting", "activations", "gradients", "sent")
+KINDS = ("stash", "waiting", "activations", "gradients", "sent", "outputs")
 """The counts for each stage.
 
 Stash: microbatches past F and before the end of B or I.
 Waiting: microbatches past I and before the end of W.
 Activations and gradients: messages that have room to arrive.
 Sent: gradients that are made and not yet gone.
+Outputs: results of forwards for the next stage that are not yet gone.
 """
-STASH, WAITING, ACTIVATIONS, GRADIENTS, SENT = range(len(KINDS))
+STASH, WAITING, ACTIVATIONS, GRADIENTS, SENT, OUTPUTS = range(len(KINDS))
 
 MOST_ROWS = 2000
 """With more rows, rows below others are kept: comparing all pairs would take too long."""
@@ -52,14 +55,25 @@ class InFlight(NamedTuple):
     """The counts at each place, shape (places, kinds, columns)."""
 
 
-def backward_row(microbatches: int) -> InFlight:
-    """The peak of one stage under GPipe or 1F1B, with at most `microbatches` in flight.
+def classic_rows(microbatches: int) -> InFlight:
+    """The places where a stage may peak under GPipe or 1F1B, with at most `microbatches` in flight.
 
-    It runs a backward. The next activation and the gradient have arrived; two gradients are in
-    transit.
+    The next activation and a gradient have arrived, and at most `MAX_SENDS` messages are in transit.
+    One row each has 0, 1, … gradients among them. A result that a running F makes comes on top, but
+    no microbatch has more than one. Where all in transit are gradients, a backward runs.
     """
-    counts = np.array([[[microbatches], [0], [1], [1], [MAX_SENDS]]])
-    return InFlight((0,), np.array([0]), np.array([B]), counts)
+    rows = [
+        [microbatches, 0, 1, 1, sent, min(microbatches, MAX_SENDS - sent + 1)]
+        for sent in range(MAX_SENDS)
+    ]
+    counts = np.array([*rows, [microbatches, 0, 1, 1, MAX_SENDS, 0]])[:, :, None]
+    return InFlight((0,), np.zeros(len(counts), int), np.full(len(counts), B), counts)
+
+
+def row_at(in_flight: InFlight, row: int) -> InFlight:
+    """One place alone."""
+    at = slice(row, row + 1)
+    return InFlight(in_flight.stages, in_flight.column[at], in_flight.op[at], in_flight.counts[at])
 
 
 def of_one_stage(in_flight: InFlight, stage: int) -> InFlight:
@@ -101,7 +115,7 @@ class _Counting:
     """Counts rank by rank, action by action."""
 
     def __init__(self, actions: Actions, stage_ranks: StageRanks) -> None:
-        self.actions, self.stage_ranks = actions, stage_ranks
+        self.actions, self.stage_ranks, self.last = actions, stage_ranks, len(stage_ranks) - 1
         self.each = every_action(actions.schedule)
         self.round = rounds(actions)
         self.need = actions.need.tolist()
@@ -158,7 +172,10 @@ class _Counting:
         if op == "F":
             # The activation that arrived becomes part of the stash before F runs.
             now[ACTIVATIONS, own] -= arrived
+            if not arrived and stage - 1 in column:
+                now[OUTPUTS, column[stage - 1]] -= 1
             now[STASH, own] += 1
+            now[OUTPUTS, own] += stage < self.last
             row = now.copy()
         elif op == "W":
             row = now.copy()
@@ -168,6 +185,7 @@ class _Counting:
             forward = Action(stage, "F", microbatch)
             if forward in sends:
                 sends.remove(forward)
+                now[OUTPUTS, own] -= 1
             # While the backward runs, stash and gradient are still there. Then they are freed.
             row = now.copy()
             now[STASH, own] -= 1
@@ -178,12 +196,12 @@ class _Counting:
                 now[SENT, column[stage + 1]] -= 1
             if stage > 0:
                 now[SENT, own] += 1
-        # Too many sends in transit: wait until the oldest is received. Its gradient is then gone.
+        # Too many sends in transit: wait until the oldest is received. Its tensors are then gone.
         if number in self.takers:
             sends.append(action)
             if len(sends) > MAX_SENDS:
                 gone = sends.popleft()
-                now[SENT, column[gone.stage]] -= gone.op != "F"
+                now[OUTPUTS if gone.op == "F" else SENT, column[gone.stage]] -= 1
         return row
 
     def _own(self, rank: int) -> list[int]:

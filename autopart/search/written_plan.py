@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from autopart.certificate.certificate import certificate
+from autopart.cost.transients import held_results
 from autopart.pricing import Decision, minimised
 from autopart.records.cluster import Cluster
 from autopart.records.layouts import Layout
@@ -74,6 +75,7 @@ def _stages(own: SearchedProblem, best: Decision) -> tuple[Stage, ...]:
             layers=tuple(layers[at].name for at in members),
             ranks=ranks,
             tensor=tensor,
+            held=held_results(own.problem.graph, members),
             optimizer_on_host=policies.optimizer_on_host,
             **{
                 policy: tuple(layers[at].name for at in getattr(policies, policy))

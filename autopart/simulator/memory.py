@@ -14,7 +14,13 @@ from autopart.records.peak_bytes import StageBytes, sizes_of, workspace_of
 from autopart.records.prediction import LASTING
 from autopart.schedules.actions import StageRanks
 from autopart.schedules.encoding import OPS, B, F, I, IntArray, W
-from autopart.schedules.in_flight import ACTIVATIONS, GRADIENTS, SENT, in_flight_at_each_action
+from autopart.schedules.in_flight import (
+    ACTIVATIONS,
+    GRADIENTS,
+    OUTPUTS,
+    SENT,
+    in_flight_at_each_action,
+)
 from autopart.simulator.costs import FloatArray
 from autopart.simulator.timeline import Timeline
 
@@ -29,7 +35,7 @@ class MemoryCurve(NamedTuple):
     workspace: IntArray
     """Transient bytes from each time on."""
     messages: IntArray
-    """Bytes for arriving messages, and for sent gradients that are not gone."""
+    """Bytes for arriving messages, and for sent gradients and results that are not gone."""
     constant: dict[str, int]
     """Bytes by kind that never change, over all stages on the rank; the reserve counts once."""
 
@@ -68,6 +74,7 @@ def _messages(rows: IntArray, own: Sequence[StageBytes]) -> IntArray:
         rows[:, ACTIVATIONS, at] * of.activations
         + rows[:, GRADIENTS, at] * of.gradients
         + rows[:, SENT, at] * of.sent
+        + rows[:, OUTPUTS, at] * of.outputs
         for at, of in enumerate(sizes)
     ) + np.zeros(len(rows), dtype=np.int64)
 

@@ -39,7 +39,10 @@ def chain_of(
     kinds: list[Link | None] = list(dict.fromkeys(links)) or [cluster.intra_node]
     share = send_share if cluster.sends_overlap else 1.0
     work = totals.forward_time[0] + totals.backward_time[0]
-    nothing_in_flight = total(memory(totals, problem, len(layout.stage_ranks[0]), 0))
+    in_flight = tuple(microbatches_in_flight(layout, stage) for stage in range(stages))
+    # The stage with the most in flight has most results under way. For others that is an upper limit.
+    most = max(in_flight)
+    with_most = total(memory(totals, problem, len(layout.stage_ranks[0]), most))
     return LayoutChain(
         chain=Chain(
             work=np.asarray(work, dtype=float),
@@ -48,8 +51,10 @@ def chain_of(
                 for link in kinds
             ),
             overhead=2 * cluster.action_overhead,
-            memory=MemoryLimit(cluster.memory_bytes, nothing_in_flight, totals.stash_bytes),
+            memory=MemoryLimit(
+                cluster.memory_bytes, with_most - most * totals.stash_bytes, totals.stash_bytes
+            ),
         ),
         links=tuple(kinds.index(link) for link in links),
-        in_flight=tuple(microbatches_in_flight(layout, stage) for stage in range(stages)),
+        in_flight=in_flight,
     )

@@ -149,7 +149,7 @@ def by_hand(
             back = la.stash_bytes - policy.stash_bytes
             freed += back
             for v in graph.values:
-                if la.name in v.consumers and v.producer in names and not v.kept_by:
+                if la.name in v.consumers and v.producer in names and names.isdisjoint(v.kept_by):
                     stays += v.bytes
             freed -= stays
         if at in policies.offload:

@@ -20,6 +20,7 @@ from autopart.activations.rank_choices import (
 from autopart.cost.in_flight import ranks_in_flight
 from autopart.records.layouts import Layout
 from autopart.schedules.catalogue import KINDS
+from autopart.schedules.in_flight import KINDS as COUNTED
 from autopart.schedules.in_flight import STASH, InFlight
 from tests.support.seeds import seeds
 
@@ -75,7 +76,7 @@ def peak_of(
 def beside_of(moments: Moments, stash: Sequence[int]) -> np.ndarray:
     """c of a rank whose stages have stash alone, and 5 bytes of workspace in W."""
     stages = len(stash)
-    sizes = np.zeros((5, stages, 1), dtype=np.int64)
+    sizes = np.zeros((len(COUNTED), stages, 1), dtype=np.int64)
     sizes[STASH, :, 0] = stash
     last = np.full((stages, 1), 5)
     return bytes_at_moments(moments, sizes, np.zeros(1, dtype=np.int64), last)[:, 0]

@@ -54,7 +54,7 @@ def test_an_output_with_two_consumers_crosses_a_cut_once():
     assert (first.sent.tensors, first.sent.grad_bytes) == (1, 10)
 
 
-def test_a_skip_is_relayed_and_kept_by_every_stage_between():
+def test_a_skip_is_relayed_and_kept_by_every_stage_between_but_not_by_its_maker():
     layers = (layer("a"), layer("b"), layer("c"))
     values = (value("a", "b", bytes=10), value("b", "c", bytes=20))
     skip = value("a", "c", bytes=7, has_gradient=False)
@@ -62,7 +62,18 @@ def test_a_skip_is_relayed_and_kept_by_every_stage_between():
     first, middle, last = stage_totals(graph, ((0,), (1,), (2,)))
     assert (first.sent.bytes, middle.sent.bytes) == (17, 27)
     assert middle.sent.grad_bytes == 20
-    assert (first.stash_bytes, middle.stash_bytes, last.stash_bytes) == (17, 10 + 7 + 20, 27)
+    assert (first.stash_bytes, middle.stash_bytes, last.stash_bytes) == (0, 10 + 7, 27)
+    assert (first.output_bytes, middle.output_bytes, last.output_bytes) == (17, 20, 0)
+
+
+def test_a_result_that_only_later_stages_need_is_an_output():
+    layers = (layer("a"), layer("b"), layer("c"))
+    both = value("a", "b", "c", bytes=10, kept_by=("b", "c"))
+    graph = LayerGraph(layers=layers, values=(both,))
+    first, last = stage_totals(graph, ((0,), (1, 2)))
+    assert (first.stash_bytes, first.output_bytes, last.stash_bytes) == (0, 10, 10)
+    first, last = stage_totals(graph, ((0, 1), (2,)))
+    assert (first.stash_bytes, first.output_bytes, last.stash_bytes) == (10, 0, 10)
 
 
 def test_a_value_inside_a_stage_is_kept_only_where_backward_needs_it():
@@ -101,9 +112,10 @@ def test_peak_bytes_are_the_sum_over_kinds():
     (first, last), syncs = predict(asked, layout, ((0,), (1,)))
     use = first.memory
     assert (use.weights, use.gradients, use.optimizer) == (43, 40, 80)
-    assert (use.stash, use.workspace, use.reserve) == (2 * (100 + 8), 17, 1000)
-    assert (use.receives, use.sends) == (8, 0)
-    assert first.peak_bytes == 43 + 40 + 80 + 216 + 17 + 8 + 1000
+    assert (use.stash, use.workspace, use.reserve) == (2 * 100, 17, 1000)
+    # Of two microbatches in flight both results may be under way.
+    assert (use.receives, use.sends) == (8, 2 * 8)
+    assert first.peak_bytes == 43 + 40 + 80 + 200 + 17 + 8 + 16 + 1000
     assert (last.in_flight, last.memory.receives, last.memory.sends) == (1, 8, 2 * 8)
     assert syncs == ()
 

@@ -1,5 +1,6 @@
 """Bytes over time, and the peak that follows from an order."""
 
+import itertools
 import random
 
 import numpy as np
@@ -13,7 +14,9 @@ from autopart.schedules.catalogue import make_schedule
 from autopart.schedules.in_flight import (
     ACTIVATIONS,
     GRADIENTS,
+    OUTPUTS,
     SENT,
+    classic_rows,
     in_flight_at_each_action,
     in_flight_by_rank,
 )
@@ -29,7 +32,7 @@ USE = memory_use(weights=1000, gradients=500, optimizer=300, workspace=70, reser
 def only_stash(stash: Q, waiting: Q) -> MicrobatchBytes[Q]:
     """A stage with stash and no other bytes."""
     nothing = 0 * stash
-    return MicrobatchBytes(stash, waiting, nothing, nothing, nothing, nothing, nothing, nothing)
+    return MicrobatchBytes(stash, waiting, *[nothing] * (len(MicrobatchBytes._fields) - 2))
 
 
 def largest_stash(order: tuple[Action, ...], stash: list[int], waiting: list[int]) -> int:
@@ -87,7 +90,36 @@ def test_a_message_needs_a_buffer_from_the_round_in_which_it_is_sent():
     assert gradients[0] == [[0], [0], [1], [0], [1], [1]]
 
 
-def test_sent_gradients_stay_until_the_second_next_send_and_activations_with_their_stash():
+def test_results_stay_until_the_second_next_send_or_until_their_gradient_is_back():
+    schedule = "0F0 0F1 0F2 0F3 0B0 0B1 0B2 0B3 | 1F0 1F1 1F2 1F3 1B0 1B1 1B2 1B3"
+    # While 0F3 runs, two results are under way and it makes the third. 1B0 frees the result of 0F0.
+    outputs = rows(schedule, OUTPUTS)
+    assert outputs[0] == [[1], [2], [3], [3], [2], [2], [1], [0]]
+    assert outputs[1] == [[0]] * 8
+
+
+def test_a_result_for_a_stage_on_the_same_rank_joins_its_stash():
+    (own,) = in_flight_at_each_action((parse_order("0F0 0F1 1F0 1F1 1B0 1B1 0B0 0B1"),), [(0,)] * 2)
+    assert own[:, OUTPUTS, 0].tolist() == [1, 2, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["gpipe", "1f1b"])
+def test_the_rows_of_classic_schedules_cover_the_counts_of_their_orders(kind: str):
+    rng = random.Random(kind)
+    for stages, microbatches in itertools.product(range(1, 5), range(1, 8)):
+        line = [(s,) for s in range(stages)]
+        counted = in_flight_by_rank(make_schedule(kind, line, microbatches), line)
+        for stage_, own in enumerate(counted):
+            # A stage receives what its gradients are for, and keeps it.
+            sent = rng.randint(0, 9)
+            stash = sent + rng.randint(0, 9)
+            outputs = rng.randint(0, 9) * (stage_ < stages - 1)
+            sizes = MicrobatchBytes(stash, 0, 5, 7, sent, 3, 0, 0, outputs)
+            most = classic_rows(most_in_flight(own))
+            assert sum(at_peak(own, [sizes])) <= sum(at_peak(most, [sizes])), (stage_, sizes)
+
+
+def test_sent_gradients_stay_until_the_second_next_send():
     schedule = "0F0 0F1 0F2 0B0 0B1 0B2 | 1F0 1F1 1F2 1B0 1B1 1B2"
     assert rows(schedule, SENT)[1] == [[0], [0], [0], [0], [1], [2]]
     assert rows(schedule, SENT)[0] == [[0]] * 6

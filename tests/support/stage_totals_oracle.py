@@ -43,9 +43,11 @@ def _stage_totals(
         if sum(place[name] in inside for name in t.layers) > 1
     ]
     received = [v for v, made, last in spans if made < stage <= last]
-    kept = [v for v, made, last in spans if made == stage and (v.kept_by or last > stage)]
-    inner = sum(la.stash_bytes for la in layers) + sum(v.bytes for v in kept if v.kept_by)
-    stash = inner + sum(v.bytes for v in received) + sum(v.bytes for v in kept if not v.kept_by)
+    made_here = [(v, last) for v, made, last in spans if made == stage]
+    needed = {v.name for v, _ in made_here if not inside.isdisjoint(place[k] for k in v.kept_by)}
+    inner = sum(la.stash_bytes for la in layers)
+    inner += sum(v.bytes for v, _ in made_here if v.name in needed)
+    stash = inner + sum(v.bytes for v in received)
     own = sorted(members)
     pending = pending_gradients(graph, own)
     summed = [a + b for a, b in zip(pending, sums_of_tied_gradients(graph, own), strict=True)]
@@ -91,6 +93,7 @@ def _stage_totals(
             and inside.isdisjoint(place[name] for name in v.consumers)
         )
         * counts_gradients(graph),
+        output_bytes=sum(v.bytes for v, last in made_here if last > stage and v.name not in needed),
     )
 
 

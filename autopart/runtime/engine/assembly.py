@@ -234,7 +234,7 @@ def _prepare(
 def _torch_stages(plan: Plan, part: RankPart) -> dict[int, TorchStage]:
     group = distributed.new_group([distributed.get_rank()], use_local_synchronization=True)
     assert isinstance(group, distributed.ProcessGroup)
-    return {
+    stages = {
         index: TorchStage(
             program,
             index,
@@ -246,6 +246,9 @@ def _torch_stages(plan: Plan, part: RankPart) -> dict[int, TorchStage]:
         )
         for index, program in part.programs.items()
     }
+    for index, stage in stages.items():
+        stage.held = plan.stages[index].held
+    return stages
 
 
 def _apply_policies(program: StageProgram, stage: Stage, copies: HostCopies) -> HostStash | None:

@@ -123,7 +123,7 @@ class Buffers:
         there = (*module.parameters(), *module.buffers(), *leaves.values())
         with self._meter.forward(action.stage, received, there):
             results = stage.forward(action.microbatch, received, leaves)
-        self._meter.take(action.stage, results if stage.is_last else ())
+        self._meter.take(action.stage, results, is_last=stage.is_last)
         return results
 
 

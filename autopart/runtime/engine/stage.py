@@ -1,17 +1,19 @@
-"""One stage on one rank: torch's `PipelineStage` with our messages.
+"""One stage on one rank: torch's `PipelineStage` with our messages and our backward.
 
-Torch keeps the forward's outputs until their backward, runs the backward, and returns the gradients
-of received tensors. We move the messages ourselves. Torch would keep one receive buffer per
-microbatch during the stage's whole life; here the stage gets each message when it needs it. We use
-only those private parts that torch 2.10 to 2.13 have in common.
+Torch runs the forward. We move the messages ourselves. Torch would keep one receive buffer per
+microbatch during the stage's whole life; here the stage gets each message when it needs it. Torch
+would also keep the forward's outputs until their backward. Here only their places in autograd's
+graph stay, so an output is freed once it is sent, unless some backward needs it. We use only those
+private parts that torch 2.10 to 2.13 have in common.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from typing import cast
+from typing import NamedTuple
 
 import torch
 from torch import distributed, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.distributed.pipelining import PipelineStage
 
 from autopart.runtime.capture.autocast import entered
@@ -23,6 +25,18 @@ from autopart.runtime.update.gradient_sum import Made
 
 Leaves = Mapping[str, torch.Tensor]
 """One microbatch's batch tensors, by input name."""
+
+
+class _Waiting(NamedTuple):
+    """A microbatch between its forward and its backward."""
+
+    received: tuple[torch.Tensor, ...]
+    edges: tuple[GradientEdge | None, ...]
+    """The places in autograd's graph where the outputs' gradients enter, in their order."""
+    loss: torch.Tensor | None
+    """The output of the last stage; None on others."""
+    held: tuple[torch.Tensor, ...]
+    """Outputs that stay until the backward is done."""
 
 
 class TorchStage(PipelineStage):
@@ -57,8 +71,10 @@ class TorchStage(PipelineStage):
         self.has_backward = True
         self.chunks = num_microbatches
         self._arrived: dict[int, tuple[torch.Tensor, ...]] = {}
-        self._gradients: dict[int, tuple[torch.Tensor | None, ...]] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._deferred: dict[int, list[DeferredWork]] = {}
+        self.held: Collection[str] = ()
+        """Names of outputs that stay until their backward is done (`held` of a plan's stage)."""
         self.made: Made | None = None
         """Told about each parameter whose gradient a deferred operation added to."""
         self._fix_metadata()
@@ -69,12 +85,18 @@ class TorchStage(PipelineStage):
         """Run one microbatch forward; returns the outputs, detached from autograd."""
         for tensor, meta in zip(received, self.program.received_meta, strict=True):
             tensor.requires_grad_(meta.requires_grad)
-        self._arrived[microbatch] = tuple(received)
+        self._arrived[microbatch] = given = tuple(received)
         seeded_draws.starts(microbatch)
         inputs = {name: leaves[name] for name in self.program.inputs}
         with self._host.forward(microbatch) if self._host else nullcontext():
             outputs = self.forward_one_chunk(microbatch, (), inputs)
         self.output_chunks.clear()
+        self.fwd_cache.clear()
+        loss = outputs[0] if self.is_last else None
+        edges = () if self.is_last else _edges(outputs, self.program.output_meta)
+        names = zip(self.program.outputs, outputs, strict=True)
+        held = tuple(output.detach() for name, output in names if name in self.held)
+        self._waiting[microbatch] = _Waiting(given, edges, loss, held)
         return tuple(output.detach() for output in outputs)
 
     def backward(
@@ -113,23 +135,21 @@ class TorchStage(PipelineStage):
     def _backward(
         self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float
     ) -> Sequence[torch.Tensor | None]:
-        num_received = len(self.program.received_meta)
-        if self.is_last:
-            (loss,) = cast(tuple[torch.Tensor], self.fwd_cache[microbatch][0])
-            self.backward_one_chunk(microbatch, loss=loss * loss_scale)
-        elif any(meta.requires_grad for meta in self.program.output_meta):
-            self._gradients[microbatch] = _spread(gradients, self.program.output_meta)
-            self.backward_one_chunk(microbatch)
-        else:  # Nothing up to here is trained, so autograd has no graph to run backward.
-            self.fwd_cache.pop(microbatch)
-            return [None] * num_received
-        return self.bwd_cache.pop(microbatch)[:num_received]
+        received, edges, loss, _held = self._waiting.pop(microbatch)
+        # An output without an edge depends on nothing that is trained.
+        pairs = zip(edges, gradients, strict=False)
+        roots = [(edge, gradient) for edge, gradient in pairs if edge is not None]
+        if loss is not None and loss.requires_grad:
+            torch.autograd.backward(loss * loss_scale)
+        elif roots:
+            torch.autograd.backward([edge for edge, _ in roots], [given for _, given in roots])
+        of_received = [tensor.grad for tensor in received]
+        for tensor in received:
+            tensor.grad = None
+        return of_received
 
     def _retrieve_recv_activations(self, fwd_chunk_id: int) -> tuple[torch.Tensor, ...]:
         return self._arrived.pop(fwd_chunk_id)
-
-    def _retrieve_recv_grads(self, bwd_chunk_id: int) -> tuple[torch.Tensor | None, ...]:
-        return self._gradients.pop(bwd_chunk_id)
 
     def _fix_metadata(self) -> None:
         """Tell torch that all shapes are known.
@@ -182,9 +202,12 @@ class ByName(nn.Module):
         return leaves[name]
 
 
-def _spread(
-    gradients: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
-) -> tuple[torch.Tensor | None, ...]:
-    """One entry per output, None for outputs that require no gradient."""
-    given = iter(gradients)
-    return tuple(next(given) if meta.requires_grad else None for meta in metas)
+def _edges(
+    outputs: Sequence[torch.Tensor], metas: Sequence[TensorMeta]
+) -> tuple[GradientEdge | None, ...]:
+    """The places in autograd's graph of the outputs for which gradients come back."""
+    return tuple(
+        get_gradient_edge(output) if output.requires_grad else None
+        for output, meta in zip(outputs, metas, strict=True)
+        if meta.requires_grad
+    )

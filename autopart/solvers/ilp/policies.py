@@ -8,8 +8,8 @@ Symbols   as in program.py and in autopart/activations/frontier.py, and
           t[l, s]     seconds left of its copy, in forward;  left[l, s] the same when l has run
 
     (13) Σ y[l, s, a] <= x[l, s]  over a               equal where l may not keep its stash
-    (14) now[u, l, s] >= x[u, s] + Σ y[l, s, a] - 1    over a that run l again: l's input from u stays,
-                                                       if no backward needs it
+    (14) now[u, l, s] >= x[u, s] + Σ y[l, s, a] - 1 - Σ x[w, s]    over a that run l again, and over layers w whose
+                                                       backward needs l's input from u: without any it stays for l
     (15) p[l+1, s] >= stash_l off[l, s];   p[l+1, s] >= p[l, s] - P off[l, s]
     (16) work[s] >= w_l x[l, s] + Σ r_a y[l, s, a]  over a  + p[l, s] - P (1 - x[l, s])
                     + Σ over j behind l: waiting gradients as in (7) - bytes kept inside j - now[u, j, s] bytes
@@ -109,10 +109,11 @@ class PolicyConstraints:
         """Bytes in values that stay because one layer runs again."""
         kept: list[Quantity] = []
         again = self._again(at)
-        for producer, size in self.layers.taken[at] if again else ():
-            stays = self._variable(f"now_{producer}", f"{at}_{len(kept)}", upBound=1)
-            self.program += stays >= self.on[producer] + sum_of(again) - 1  # (14)
-            kept.append(size * stays)
+        for own in self.layers.taken[at] if again else ():
+            stays = self._variable(f"now_{own.producer}", f"{at}_{len(kept)}", upBound=1)
+            anyway = sum_of(self.on[other] for other in own.needed_by)
+            self.program += stays >= self.on[own.producer] + sum_of(again) - 1 - anyway  # (14)
+            kept.append(own.bytes * stays)
         return kept
 
     def _workspace(self) -> Quantity:

@@ -11,12 +11,14 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
      (2) z[u, s] >= z[w, s]                        for edges u -> w: no edge goes back
      (3) Σ x[l, s] >= 1  over l                    no stage is empty
      (4) c[v, s] >= z[p(v), s] - z[w, s]           for consumers w: v is sent on
-     (5) only[v, s] >= c[v, s] + x[p(v), s] - 1    v is kept only to be sent
+     (5) kept[v, s] >= x[p(v), s] + x[w, s] - 1    for layers w whose backward needs v; where p(v) does: x[p(v), s]
+         only[v, s] >= c[v, s] + x[p(v), s] - 1 - kept[v, s]                    v is freed once it is sent
      (6) any[g, s] >= x[l, s]                      for each layer l in group g: a tied parameter, a model input
      (7) work[s] >= workspace_l x[l, s] + Σ over j behind l: grad bytes_t again[t, j, s] - inner stash_j x[j, s];
          the same with l's backward transient and (24) in place of workspace_l.
          Where stash returns, (16) takes its place
-     (8) memory on stage s <= memory per GPU       the cost model's own formula, linear in the above
+     (8) memory on stage s <= memory per GPU       the cost model's own formula, linear in the above; once for each
+                                                   number of gradients among the messages under way
      (9) T >= Σ over l: (f + b)_l z[l, s-1] + m period[s];     T >= m busy[s] for the bottleneck
     (10) x[l, s] = 1 where l is pinned to s;  x[l, s] = x[u, s] where l and u share a stage;
          Σ x[l, s] <= 1 over layers that must lie apart
@@ -34,7 +36,7 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
                                                    sums of tied gradients likewise (`tied_sums`)
     (25) relays[v, s] >= c[v, s-1] + c[v, s] - 1 - Σ x[w, s]  over readers w
 
-z is whole. The variables c, only, any, work, again, waits, relays and T are continuous. (8) and (9) push each down,
+z is whole. The variables c, kept, only, any, work, again, waits, relays and T are continuous. (8) and (9) push each down,
 and at whole z the smallest value that (4)-(7) and (13)-(25) allow is the exact one. The cumulative z make
 precedence (2) tight in the relaxation.
 
@@ -68,6 +70,7 @@ from autopart.cost.syncs import update_share
 from autopart.records.cluster import slowest_speed
 from autopart.records.layouts import Layout, Partition, own_microbatches
 from autopart.records.problem import Problem
+from autopart.schedules.in_flight import classic_rows, row_at
 from autopart.solvers.ilp.placement import Placement, sum_of
 from autopart.solvers.ilp.policies import PolicyConstraints
 from autopart.solvers.ilp.sums import ExpressionSums
@@ -203,12 +206,20 @@ class _Program:
         sharing = update_share(problem.training, replicas)
         stepped = self._largest_part(totals.num_trainable, sharing)
         away, lent = self._away(stage, stepped, sharing)
-        use = memory_with_state(totals, problem, replicas, limits.in_flight, stepped - away, lent)
-        needed: Any = total(use) * (1 / limits.device_bytes)
-        self.program += needed <= 1.0, f"memory_{stage}"  # (8)
+        count = limits.in_flight
+        rows = classic_rows(count)
+        uses = [
+            memory_with_state(
+                totals, problem, replicas, count, stepped - away, lent, row_at(rows, row)
+            )
+            for row in range(len(rows.counts))
+        ]
+        for row, use in enumerate(uses):
+            needed: Any = total(use) * (1 / limits.device_bytes)
+            self.program += needed <= 1.0, f"memory_{row}_{stage}"  # (8)
         share = limits.host_bytes
         if share is not None:
-            hosted: Any = use.host * (1 / max(share, 1))
+            hosted: Any = uses[0].host * (1 / max(share, 1))
             self.program += hosted <= min(share, 1), f"on_host_{stage}"  # (20)
 
     def _away(self, stage: int, stepped: Quantity, sharing: int) -> tuple[Quantity, Quantity]:

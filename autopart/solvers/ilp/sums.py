@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from autopart.cost.stage_totals import Traffic
 from autopart.cost.transients import counts_gradients
+from autopart.records.layer_graph import Value
 from autopart.solvers.ilp.placement import Placement, sum_of
 from autopart.units import Quantity
 
@@ -66,16 +67,35 @@ class ExpressionSums:
             grad_tensors=sum_of(crossing for _, crossing in back),
         )
 
-    def sent_only(self) -> Quantity:
-        kept: list[Quantity] = []
+    def kept_values(self) -> Quantity:
+        self._kept: list[Quantity] = []
         for number, value in enumerate(self.graph.values):
-            if value.kept_by or self.stage == self.placement.num_stages - 1:
-                continue
-            variable: Any = self.program.add_variable(f"only_{number}_{self.stage}", 0, 1)
-            made = self.placement.on(self.placement.position[value.producer], self.stage)
-            self.program += variable >= self.placement.crosses(number, self.stage) + made - 1  # (5)
-            kept.append(value.bytes * variable)
-        return sum_of(kept)
+            self._kept.append(self._is_kept(number, value) if value.consumers else 0)
+        pairs = zip(self.graph.values, self._kept, strict=True)
+        return sum_of(value.bytes * kept for value, kept in pairs)
+
+    def _is_kept(self, number: int, value: Value) -> Quantity:
+        """kept[number, stage]: 1 where the stage makes a value and a layer on it needs the value in its backward."""
+        made = self.placement.on(self.placement.position[value.producer], self.stage)
+        if value.producer in value.kept_by or not value.kept_by:
+            return made if value.kept_by else 0
+        variable: Any = self.program.add_variable(f"kept_{number}_{self.stage}", 0, 1)
+        for name in value.kept_by:
+            needed = self.placement.on(self.placement.position[name], self.stage)
+            self.program += variable >= made + needed - 1  # (5)
+        return variable
+
+    def outputs(self) -> Quantity:
+        sent: list[Quantity] = []
+        last = self.stage == self.placement.num_stages - 1
+        for number, value in enumerate(self.graph.values if not last else ()):
+            if value.consumers and value.producer not in value.kept_by:
+                variable: Any = self.program.add_variable(f"only_{number}_{self.stage}", 0, 1)
+                made = self.placement.on(self.placement.position[value.producer], self.stage)
+                over = self.placement.crosses(number, self.stage)
+                self.program += variable >= over + made - 1 - self._kept[number]  # (5)
+                sent.append(value.bytes * variable)
+        return sum_of(sent)
 
     def relayed_gradients(self) -> Quantity:
         found: list[Quantity] = []

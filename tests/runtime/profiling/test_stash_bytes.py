@@ -10,8 +10,9 @@ import pytest
 
 from autopart.certificate.plan_problem import policies_of
 from autopart.cost.in_flight import stages_in_flight
+from autopart.cost.transients import held_results
 from autopart.pricing import predict
-from autopart.records.layer_graph import Layer, positions
+from autopart.records.layer_graph import Layer, LayerGraph, positions
 from autopart.records.layouts import Layout
 from autopart.records.plan import Plan, schedule_of, stage_ranks
 from autopart.records.problem import Problem
@@ -42,6 +43,16 @@ def allows(layer: Layer, policy: str) -> bool:
     return bool(options.get(policy, policy == "offload" and layer.stash_bytes))
 
 
+def with_held(plan: Plan, graph: LayerGraph) -> Plan:
+    """The plan with the results that its stages hold."""
+    place = positions(graph)
+    stages = tuple(
+        msgspec.structs.replace(s, held=held_results(graph, [place[name] for name in s.layers]))
+        for s in plan.stages
+    )
+    return msgspec.structs.replace(plan, stages=stages)
+
+
 def plan_of(model: str, schedule: str, policy: str) -> Plan:
     """Return a plan with uneven stages and one policy on every layer that allows it."""
     ranks = place_stages(KINDS[schedule], 2, KINDS[schedule].stages_per_rank or 2)
@@ -49,6 +60,7 @@ def plan_of(model: str, schedule: str, policy: str) -> Plan:
     orders = make_schedule(schedule, ranks, 4)
     plan = plan_for(model, capture(model, 2), cuts, schedule=schedule, ranks=ranks, orders=orders)
     layers = {layer.name: layer for layer in profile_of(model).graph.layers}
+    plan = with_held(plan, profile_of(model).graph)
     with_policy = [
         tuple(name for name in stage.layers if allows(layers[name], policy))
         for stage in plan.stages

@@ -53,6 +53,7 @@ class Moving(NamedTuple):
     activation: int
     gradient: int
     sent: int
+    outputs: int
     transient: Mapping[str, int]
     """For each op."""
 
@@ -65,6 +66,7 @@ def moving(figures: StageFigures) -> Moving:
         activation=figures.received.bytes,
         gradient=figures.sent.gradient_bytes + figures.relayed,
         sent=figures.received.gradient_bytes,
+        outputs=figures.outputs,
         transient={
             "F": figures.workspace,
             "B": figures.workspace,
@@ -75,17 +77,22 @@ def moving(figures: StageFigures) -> Moving:
 
 
 def classic_peak(own: Moving, in_flight: int) -> int:
-    """The most that moves under GPipe and 1F1B: one activation, one gradient, two gradients on their way."""
-    return in_flight * own.stash + own.transient["B"] + own.activation + own.gradient + 2 * own.sent
+    """The most that moves under GPipe and 1F1B: one activation, one gradient, and two messages on their way.
+
+    A running forward has made a result besides, but no microbatch has two.
+    """
+    two, three = min(in_flight, 2), min(in_flight, 3)
+    away = max(2 * own.sent, own.sent + two * own.outputs, three * own.outputs)
+    return in_flight * own.stash + own.transient["B"] + own.activation + own.gradient + away
 
 
 class Moment(NamedTuple):
-    """The counts while one action runs on a rank: for each of its stages five numbers."""
+    """The counts while one action runs on a rank: for each of its stages six numbers."""
 
     stage: int
     op: str
-    counts: tuple[tuple[int, int, int, int, int], ...]
-    """Stash, waiting for W, activations, gradients, sent gradients."""
+    counts: tuple[tuple[int, ...], ...]
+    """Stash, waiting for W, activations, gradients, sent gradients, results."""
 
 
 def moving_peak(moments: Sequence[Moment], own: Sequence[Moving], stages: Sequence[int]) -> int:
@@ -98,7 +105,8 @@ def moving_peak(moments: Sequence[Moment], own: Sequence[Moving], stages: Sequen
             + activations * one.activation
             + gradients * one.gradient
             + sent * one.sent
-            for one, (stash, waiting, activations, gradients, sent) in zip(
+            + results * one.outputs
+            for one, (stash, waiting, activations, gradients, sent, results) in zip(
                 own, moment.counts, strict=True
             )
         )
@@ -142,7 +150,7 @@ def _moments(
 ) -> tuple[Moment, ...]:
     """One rank's counts, action by action."""
     stages = [stage for stage, ranks in enumerate(stage_ranks) if rank in ranks]
-    now = {stage: [0, 0, 0, 0, 0] for stage in stages}
+    now = {stage: [0] * 6 for stage in stages}
     under_way: deque[tuple[int, str, int]] = deque()
     found: dict[Moment, None] = {}
     for place, (stage, op, microbatch) in enumerate(order):
@@ -151,11 +159,11 @@ def _moments(
         came = (rank, place) in needs
         own = now[stage]
         if op == "F":
-            own[2] -= came
-            own[0] += 1
+            _start_forward(now, stage, came=came, makes_result=stage < len(stage_ranks) - 1)
         elif op != "W" and (stage, "F", microbatch) in under_way:
             # Its gradient is back, so the activation has long arrived.
             under_way.remove((stage, "F", microbatch))
+            own[5] -= 1
         found[Moment(stage, op, tuple((*now[one],) for one in stages))] = None
         if op == "W":
             own[1] -= 1
@@ -170,5 +178,17 @@ def _moments(
             under_way.append((stage, op, microbatch))
             if len(under_way) > 2:
                 gone, kind, _ = under_way.popleft()
-                now[gone][4] -= kind != "F"
+                now[gone][5 if kind == "F" else 4] -= 1
     return tuple(found)
+
+
+def _start_forward(
+    now: Mapping[int, list[int]], stage: int, *, came: bool, makes_result: bool
+) -> None:
+    """Count a forward from its start: what came is stash now, and its result has room."""
+    now[stage][2] -= came
+    now[stage][0] += 1
+    # A result from this rank's earlier stage is part of the stash now.
+    if not came and stage - 1 in now:
+        now[stage - 1][5] -= 1
+    now[stage][5] += makes_result

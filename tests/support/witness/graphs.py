@@ -19,10 +19,10 @@ class ValueFacts(NamedTuple):
     readers: tuple[int, ...]
     size: int
     has_gradient: bool
-    needed: bool
-    """Whether some backward needs it."""
-    kept: bool
-    """Whether some backward needs it, or the value whose storage it shares."""
+    needed_by: frozenset[int]
+    """Layers whose backward needs it."""
+    kept_by: frozenset[int]
+    """Layers whose backward needs it, or the value whose storage it shares."""
     own_result: bool
     """Whether its maker's backward needs it."""
     extra: int
@@ -43,7 +43,9 @@ class Facts:
 
     def __init__(self, graph: LayerGraph) -> None:
         place = {layer.name: at for at, layer in enumerate(graph.layers)}
-        needed = {value.name for value in graph.values if value.kept_by}
+        needed = {
+            value.name: frozenset(place[name] for name in value.kept_by) for value in graph.values
+        }
         self.graph = graph
         self.layers: tuple[Layer, ...] = graph.layers
         self.values = [
@@ -53,8 +55,8 @@ class Facts:
                 readers=tuple(sorted({place[name] for name in value.consumers})),
                 size=value.bytes,
                 has_gradient=value.has_gradient,
-                needed=bool(value.kept_by),
-                kept=value.name in needed or value.part_of in needed,
+                needed_by=needed[value.name],
+                kept_by=needed[value.name] | needed.get(value.part_of or "", frozenset()),
                 own_result=value.producer in value.kept_by,
                 extra=value.grad_extra_bytes,
                 extra_by=tuple(place[name] for name in value.grad_extra_by),

@@ -131,7 +131,7 @@ def _stays(facts: Facts, members: Sequence[int], at: int, policy: str) -> int:
     return inside + sum(
         value.size
         for value in facts.values
-        if at in value.readers and value.maker in members and not value.kept
+        if at in value.readers and value.maker in members and value.kept_by.isdisjoint(members)
     )
 
 

@@ -30,6 +30,8 @@ class StageFigures(NamedTuple):
     received: Crossing
     sent: Crossing
     relayed: int
+    outputs: int
+    """Results that the stage sends on and no backward on it needs."""
 
 
 def stage_figures(facts: Facts, before: int, after: int) -> StageFigures:
@@ -66,6 +68,13 @@ def stage_figures(facts: Facts, before: int, after: int) -> StageFigures:
         received=facts.crossing(before),
         sent=facts.crossing(after),
         relayed=_relayed(facts, members, before, after),
+        outputs=sum(
+            value.size
+            for value in facts.values
+            if value.maker in members
+            and facts.crosses(value, after)
+            and value.needed_by.isdisjoint(members)
+        ),
     )
 
 
@@ -74,9 +83,8 @@ def _stash(facts: Facts, members: Sequence[int], before: int, after: int) -> int
     found = sum(facts.layers[at].stash_bytes for at in members)
     for value in facts.values:
         here = value.maker in members
-        if facts.crosses(value, before) or (
-            here and ((value.needed and value.readers) or facts.crosses(value, after))
-        ):
+        needed = value.readers and not value.needed_by.isdisjoint(members)
+        if facts.crosses(value, before) or (here and needed):
             found += value.size
     return found
 
