@@ -35,7 +35,6 @@ from autopart.records.layouts import Layout, one_replica
 from autopart.records.peak_bytes import by_kind
 from autopart.records.prediction import LASTING
 from autopart.records.problem import Problem, splits_backward
-from autopart.schedules.in_flight import InFlight
 
 Whole = npt.NDArray[np.int64]
 
@@ -50,25 +49,15 @@ class SharedRank(NamedTuple):
     """Bytes for everything but the reserve."""
 
 
-def shared_ranks(
-    problem: Problem, layout: Layout, in_flight: Mapping[int, InFlight] | None = None
-) -> list[SharedRank]:
-    """The ranks of a layout's first replica.
-
-    `in_flight` has what each rank's order keeps; None takes the layout's named schedule.
-    """
-    every = (
-        _moments(one_replica(layout))
-        if in_flight is None
-        else {r: moments_of(own) for r, own in in_flight.items()}
-    )
+def shared_ranks(problem: Problem, layout: Layout) -> list[SharedRank]:
+    """The ranks of a layout's first replica, under the layout's named schedule."""
     return [
         SharedRank(
             moments.in_flight.stages,
             moments,
             _smallest(problem, layout, moments.in_flight.stages) - problem.cluster.reserve_bytes,
         )
-        for moments in every.values()
+        for moments in _moments(one_replica(layout)).values()
     ]
 
 
