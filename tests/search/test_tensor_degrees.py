@@ -100,7 +100,10 @@ def test_microbatch_sizes_and_degrees_are_searched_together():
         ({"tensor": 3}, "profile the model again: autopart profile test --tensor 3"),
         ({"tensor": 4, "gpus": 2}, "a tensor group of 4 GPUs does not fill a node of 2 GPUs"),
         ({"tensor": 4, "gpus": 6}, "must divide the GPUs of a node, as 1, 2, 3, 6 do"),
-        ({"tensor": "two"}, "'two' is no tensor degree; write auto, or a number such as 8"),
+        (
+            {"tensor": "two"},
+            "'two' is no tensor degree; write auto, per-stage, or a number such as 8",
+        ),
         ({"tensor": 0}, "'0' is no tensor degree"),
         ({"tensor": 1, "sequence_parallel": "on"}, "--sequence-parallel on splits the sequence"),
         ({"sequence_parallel": "yes"}, "unknown --sequence-parallel 'yes'; known: auto, on, off"),

@@ -208,8 +208,6 @@ def test_a_plan_recomputes_the_layers_that_the_model_checkpoints(profile: Profil
     [
         ({"recompute": "never"}, ()),
         ({"keep_layers": ["blocks.1"]}, ("blocks.0", "blocks.2", "blocks.3")),
-        ({"schedule": "zb-h1"}, ()),
-        ({"schedule": "interleaved-1f1b", "stages_per_rank": 2, "num_stages": 4}, ()),
     ],
 )
 def test_another_word_of_the_user_wins(
@@ -217,6 +215,19 @@ def test_another_word_of_the_user_wins(
 ):
     plan = planned(profile, **keywords)
     assert recomputed(plan) == expected
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"schedule": "zb-h1"},
+        {"schedule": "interleaved-1f1b", "stages_per_rank": 2, "num_stages": 4},
+    ],
+)
+def test_checkpoints_are_kept_under_every_schedule(profile: Profile, keywords: dict[str, object]):
+    plan = planned(profile, **keywords)
+    assert recomputed(plan) == BLOCKS
+    assert all(check.passed for check in verify(plan, profile))
 
 
 @pytest.mark.slow
