@@ -63,11 +63,13 @@ def stage_table(plan: Plan) -> Table:
     add_number(table, "stage")
     add_text(table, "layers")
     add_text(table, "ranks")
-    add_text(table, "nodes")
     several = has_several_degrees(plan)
     if several:
-        add_number(table, "tensor\ndegree")
+        # GPUs say the node, and a line has room for one of them.
+        add_number(table, "degree")
         add_text(table, "GPUs")
+    else:
+        add_text(table, "nodes")
     for head, (unit, _) in columns[:3]:
         add_number(table, f"{head}\n{unit}")
     add_number(table, "in\nflight")
@@ -80,8 +82,7 @@ def stage_table(plan: Plan) -> Table:
             str(place),
             layers_label(stage.layers),
             ranks_label(stage.ranks),
-            ranks_label(nodes_of(plan, stage.ranks)),
-            *(_own_gpus(plan, stage) if several else ()),
+            *(_own_gpus(plan, stage) if several else (ranks_label(nodes_of(plan, stage.ranks)),)),
             *cells[:3],
             str(predicted.in_flight),
             cells[3],
