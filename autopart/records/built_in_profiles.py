@@ -4,6 +4,7 @@ A file is named `MODEL-DEVICE-mbN.json`, such as `llama-8b-h100-sxm-mb2.json`. I
 for all of its microbatch sizes.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import metadata
@@ -66,7 +67,8 @@ def profile_files(asked: Path) -> tuple[Path, ...]:
     A file in the working folder wins. Raises ProfileError where there is neither.
     """
     text = str(asked)
-    if asked.exists() or asked.is_symlink() or asked.suffix == ".json" or asked.name != text:
+    # `os.path.lexists` is false for names that no file can have, where `Path.exists` raises.
+    if os.path.lexists(asked) or asked.suffix == ".json" or asked.name != text:
         return (asked,)
     try:
         return tuple(find_built_in(text).paths.values())

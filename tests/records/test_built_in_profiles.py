@@ -46,6 +46,8 @@ def test_a_name_for_several_and_for_none_is_refused_with_names(folder: Path) -> 
         find_built_in("net-large")
     with pytest.raises(ProfileError, match=r"no such file, and .* near names are net-gpu-b"):
         profile_files(Path("net-gpx-b"))
+    with pytest.raises(ProfileError, match="no such file"):
+        profile_files(Path("x" * 5000))
     with pytest.raises(ProfileError, match="'autopart profiles' lists them"):
         find_built_in("net-larg")
 
