@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from autopart.activations.demands import checked_policies
 from autopart.certificate.plan_problem import PlanProblem
 from autopart.certificate.verify import verify
 from autopart.errors import AutopartError
@@ -24,6 +25,7 @@ def is_true(plan: Plan, given: Profile) -> bool:
         return False
     try:
         check_demands(plan.demands, plan.objective, given.graph)
+        checked_policies(given.graph, plan.cluster, plan.demands)
         problems = [asked.problem_at(size) for size in plan.sizes]
         found = search_sizes(problems, "auto", time.perf_counter() + 60)
     except AutopartError:

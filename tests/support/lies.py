@@ -10,6 +10,7 @@ import msgspec
 from autopart.certificate.certificate import certificate
 from autopart.certificate.plan_problem import PlanProblem
 from autopart.certificate.prediction import predict_again
+from autopart.cost.transients import held_results
 from autopart.pricing import minimised
 from autopart.records.cluster import GpuGroup, HostLink, num_gpus
 from autopart.records.layer_graph import Recompute
@@ -60,7 +61,11 @@ def bad_plan(rng: random.Random) -> tuple[Plan, Profile]:
     names = [la.name for la in asked.graph.layers]
     cuts = [0, *sorted(rng.sample(range(1, len(names)), len(ranks) - 1)), len(names)]
     stages = tuple(
-        Stage(layers=tuple(names[begin:end]), ranks=own)
+        Stage(
+            layers=tuple(names[begin:end]),
+            ranks=own,
+            held=held_results(asked.graph, range(begin, end)),
+        )
         for begin, end, own in zip(cuts, cuts[1:], ranks, strict=False)
     )
     plan = msgspec.structs.replace(
