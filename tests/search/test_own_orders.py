@@ -104,7 +104,7 @@ def test_a_plan_names_its_custom_orders_and_passes_verify():
     plan = with_custom_orders()
     assert plan.schedule == CUSTOM
     assert plan.origin.orders is not None
-    assert plan.origin.orders.method in ("warm-up, W filled in", "target times")
+    assert plan.origin.orders.method in ("list scheduling", "warm-up, W filled in", "target times")
     assert plan.origin.orders.step_time_without_cap <= plan.prediction.step_time
     assert any("memory limit" in line for line in figures(plan))
     assert "any order" in plan.certificate.assumes

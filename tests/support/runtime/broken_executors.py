@@ -12,10 +12,9 @@ import torch
 from torch import distributed
 
 from autopart.records.plan import Plan
-from autopart.runtime.engine import asynchronous, rank_executor
+from autopart.runtime.engine import asynchronous, local_model, rank_executor
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.engine.stage import TorchStage
-from autopart.runtime.job import training
 from autopart.runtime.transforms import offload, recomputed_layer
 from autopart.runtime.update import gradient_sum
 from autopart.runtime.update.optimizer import Optimizer
@@ -168,14 +167,14 @@ def _weights_one_version_too_old(replace: Replace) -> None:
 
 @_fault
 def _swapped_stages(replace: Replace) -> None:
-    split = training.split_stages
+    split = local_model.split_stages
 
     def swapped(captured: Any, stages: Any) -> Any:
         programs = list(split(captured, stages))
         programs[1], programs[2] = programs[2], programs[1]
         return tuple(programs)
 
-    replace(training, "split_stages", swapped)
+    replace(local_model, "split_stages", swapped)
 
 
 @_fault

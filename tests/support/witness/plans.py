@@ -11,7 +11,7 @@ from autopart.records.cluster import HostLink
 from autopart.records.layer_graph import Layer
 from autopart.records.layouts import Layout, Partition
 from autopart.records.prediction import StagePrediction
-from autopart.records.problem import Problem
+from autopart.records.problem import CLASSIC, Problem
 from tests.support.witness.draws import MIRRORED, Style, draw_problem, with_memory
 from tests.support.witness.graphs import members_of, partitions
 from tests.support.witness.optimum import settings
@@ -28,6 +28,8 @@ class RandomPlan(NamedTuple):
     layout: Layout
     partition: Partition
     price: Price
+    by_rule: bool
+    """Whether a rule says which policies the plan has. Else they are the fastest, and equal steps may differ in bytes."""
 
 
 def random_plans(seed: int, count: int) -> list[RandomPlan]:
@@ -51,13 +53,20 @@ def random_plans(seed: int, count: int) -> list[RandomPlan]:
     problem = draw_problem(rng, style)
     if rng.random() < 0.5:
         problem = with_memory(problem, rng.randrange(100, 3000))
-    every, pricer = list(settings(problem)), Pricer(problem)
+    pricer = Pricer(problem)
+    every = [one for one in settings(problem) if _allows(problem, one)]
     found: list[RandomPlan] = []
     for setting in rng.choices(every, k=count) if every else []:
         parts = partitions(pricer.facts, len(setting.slots))
         if parts:
             found.append(_plan(rng, pricer, setting, rng.choice(parts)))
     return found
+
+
+def _allows(problem: Problem, setting: Setting) -> bool:
+    """Whether layers can have the demanded policies: only GPipe and 1F1B offload."""
+    offloads = problem.demands.offload == "always" or problem.demands.offload_layers
+    return setting.schedule in CLASSIC or not offloads
 
 
 def random_policies(seed: int) -> Iterator[tuple[StagePrediction, OnRanks]]:
@@ -123,6 +132,7 @@ def _plan(
         ),
         partition=tuple(tuple(members_of(a, b)) for a, b in itertools.pairwise(cuts)),
         price=price,
+        by_rule=setting.schedule in CLASSIC or not pricer.opens_policies(setting),
     )
 
 
