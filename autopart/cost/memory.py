@@ -24,7 +24,14 @@ from autopart.records.problem import Problem
 from autopart.records.training import master_bytes, optimizer_bytes, state_bytes
 from autopart.schedules.actions import Schedule, StageRanks, microbatches_per_replica
 from autopart.schedules.encoding import OPS, B, F
-from autopart.schedules.in_flight import STASH, InFlight, classic_rows, in_flight_by_rank, row_at
+from autopart.schedules.in_flight import (
+    MAX_SENDS,
+    STASH,
+    InFlight,
+    classic_rows,
+    in_flight_by_rank,
+    row_at,
+)
 from autopart.units import Q
 
 
@@ -117,6 +124,15 @@ def largest_part(count: Q, parts: int) -> Q:
     """
     whole: Any = count
     return count if parts == 1 else -(-whole // parts)
+
+
+def sends_in_flight(totals: StageTotals[Q], most: int) -> list[Q]:
+    """Bytes of messages under way under GPipe or 1F1B, with 0, 1, … `most` microbatches in flight.
+
+    They are the only bytes of a stage that are not linear in the number in flight. From `MAX_SENDS` + 1 on they stay.
+    """
+    own = [microbatch_bytes(totals)]
+    return [at_peak(classic_rows(y), own).sends for y in range(min(most, MAX_SENDS + 1) + 1)]
 
 
 def total(use: MemoryUse | Memory[Q]) -> Q:

@@ -31,6 +31,8 @@ class MemoryLimit:
     """Stage bytes with nothing in flight."""
     stash: Sizes | Array
     """Bytes per microbatch in flight."""
+    sends: Sequence[Array] = ()
+    """Bytes beyond these with 0, 1, … microbatches in flight, as matrices. The last one holds for more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.cost.in_flight import microbatches_in_flight
-from autopart.cost.memory import memory, total
+from autopart.cost.memory import memory, sends_in_flight, total
 from autopart.cost.stage_times import cut_links, traffic_times
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.records.cluster import Link
@@ -40,9 +40,8 @@ def chain_of(
     share = send_share if cluster.sends_overlap else 1.0
     work = totals.forward_time[0] + totals.backward_time[0]
     in_flight = tuple(microbatches_in_flight(layout, stage) for stage in range(stages))
-    # The stage with the most in flight has most results under way. For others that is an upper limit.
-    most = max(in_flight)
-    with_most = total(memory(totals, problem, len(layout.stage_ranks[0]), most))
+    nothing_in_flight = total(memory(totals, problem, len(layout.stage_ranks[0]), 0))
+    first, *more = sends_in_flight(totals, max(in_flight))
     return LayoutChain(
         chain=Chain(
             work=np.asarray(work, dtype=float),
@@ -52,7 +51,10 @@ def chain_of(
             ),
             overhead=2 * cluster.action_overhead,
             memory=MemoryLimit(
-                cluster.memory_bytes, with_most - most * totals.stash_bytes, totals.stash_bytes
+                cluster.memory_bytes,
+                nothing_in_flight - first,
+                totals.stash_bytes,
+                (first, *more),
             ),
         ),
         links=tuple(kinds.index(link) for link in links),

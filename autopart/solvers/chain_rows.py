@@ -68,7 +68,7 @@ class FittingRows:
 
     def __init__(self, memory: MemoryLimit, size: int, in_flight: Sequence[int]) -> None:
         self.memory, self.size = memory, size
-        self.lengths: dict[int, tuple[Array, Array, float]] = {}
+        self.lengths: dict[tuple[int, int], tuple[Array, Array, float]] = {}
         self.inner: tuple[list[int], list[int]] | None = None
         self.longest = dict.fromkeys(in_flight, size - 1)
         """The most layers that can fit, for each in-flight count."""
@@ -80,7 +80,7 @@ class FittingRows:
 
     def within(self, in_flight: int, layers: int) -> int:
         """Ends for the stages with `layers` layers that fit, as bits; all bits where all fit."""
-        room, stash, always = self._sizes(layers)
+        room, stash, always = self._sizes(layers, min(in_flight, len(self.memory.sends) - 1))
         if in_flight <= always:
             return EVERY
         return _as_bits(stash * in_flight <= room) << layers
@@ -106,15 +106,19 @@ class FittingRows:
             - 1
         )
 
-    def _sizes(self, layers: int) -> tuple[Array, Array, float]:
-        if layers not in self.lengths:
+    def _sizes(self, layers: int, sends: int) -> tuple[Array, Array, float]:
+        """The room beside the state and the messages number `sends`, and the stash, by the stages' ends."""
+        if (layers, sends) not in self.lengths:
             room = self.memory.capacity - _of_length(self.memory.state, layers)
+            if sends >= 0:
+                room = room - _of_length(self.memory.sends[sends], layers)
             stash = _of_length(self.memory.stash, layers)
             some = stash > 0
             # One less than the quotient, because the quotient is rounded.
             always = float((room[some] / stash[some]).min(initial=np.inf)) - 1
-            self.lengths[layers] = room, stash, always if (room >= 0).all() else -np.inf
-        return self.lengths[layers]
+            fits = always if (room >= 0).all() else -np.inf
+            self.lengths[layers, sends] = room, stash, fits
+        return self.lengths[layers, sends]
 
 
 def _longest(state: Array, stash: Array, capacity: int, in_flight: Sequence[int]) -> dict[int, int]:

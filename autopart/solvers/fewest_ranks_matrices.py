@@ -20,6 +20,8 @@ class BytesMatrices(NamedTuple):
     ranks."""
     limit: float
     """Bytes on one rank."""
+    sends: Sequence[Floats | float] = (0.0,)
+    """Bytes at [start, end] beyond these with 0, 1, … microbatches in flight. The last one holds for more."""
 
 
 class SecondsMatrices:
@@ -46,6 +48,7 @@ class SecondsMatrices:
             shape = self.matrices.shape[1:]
             self.fixed = _by_end([np.broadcast_to(fixed, shape) for fixed in memory.fixed])
             self.stash = _by_end([memory.stash])[0]
+            self.sends = _by_end([np.broadcast_to(sends, shape) for sends in memory.sends])
 
     def seconds_of(self, stage: DownsetStage) -> float:
         """Seconds that one stage takes."""
@@ -80,9 +83,10 @@ class SecondsMatrices:
     def _bytes(self, choices: Ints, later: int, ends: Ints, starts: slice) -> Floats:
         """Stage bytes at [choice, end, start]."""
         assert self.memory is not None
-        in_flight = [self.memory.in_flight(choice, later) for choice in choices.tolist()]
-        stash = np.array(in_flight)[:, None, None] * self.stash[ends, starts]
-        return self.fixed[choices[:, None], ends, starts] + stash
+        in_flight = np.array([self.memory.in_flight(choice, later) for choice in choices.tolist()])
+        stash = in_flight[:, None, None] * self.stash[ends, starts]
+        sends = self.sends[np.minimum(in_flight, len(self.sends) - 1)[:, None], ends, starts]
+        return self.fixed[choices[:, None], ends, starts] + stash + sends
 
 
 def _by_end(matrices: Sequence[Floats]) -> Floats:
