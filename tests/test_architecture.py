@@ -348,7 +348,7 @@ PUBLIC_METHODS = {"make_optimizer", "train_step"}
 """Methods and functions that a user's own training loop calls."""
 
 PASSED_FROM_OUTSIDE = {
-    "full_backward", "last_backward",  # torch passes these to stages of ours
+    "loss", "full_backward", "last_backward",  # torch passes these to stages of ours
     "loss_kwargs",
     "report",  # run_rank and run_local are chosen first and called by one name
 }  # fmt: skip
