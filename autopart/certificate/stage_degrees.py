@@ -17,6 +17,7 @@ from autopart.stage_degrees.open import OpenPlans, partition_at
 from autopart.stage_degrees.placement import GroupPlaces, placements
 from autopart.stage_degrees.pricing import DegreesPricer
 from autopart.stage_degrees.problem import DegreesProblem
+from autopart.text import counted
 
 
 def check_bound_of_degrees(problem: DegreesProblem, value: float, simulated: int) -> None:
@@ -29,7 +30,9 @@ def check_bound_of_degrees(problem: DegreesProblem, value: float, simulated: int
     least, expected = least_step_of_degrees(problem), simulated
     if value <= least * (1 + TOLERANCE):
         if expected:
-            raise PlanError(f"{least} s is proven without simulating, not with {expected} plans")
+            raise PlanError(
+                f"{least} s is proven without simulating, not with {counted(expected, 'plan')}"
+            )
         return
     bounds = DegreeBounds(problem)
     if not bounds.complete:
@@ -53,7 +56,7 @@ def check_bound_of_degrees(problem: DegreesProblem, value: float, simulated: int
     if count != expected:
         more = "more" if count > expected else str(count)
         raise PlanError(
-            f"{expected} plans with several tensor degrees should need simulating, found {more}"
+            f"{counted(expected, 'plan')} with several tensor degrees should need simulating, found {more}"
         )
 
 

@@ -23,7 +23,7 @@ def both_ways_would_do(problem: Problem, layers: int, gpus: int) -> str:
         wanted.append(f"2 {'layers' if layers < 2 else 'GPUs'}")
     tried = (
         ", ".join(wanted)
-        or f"fewer stages, or replicas: k stages x r replicas take k r / 2 of {gpus} GPUs"
+        or f"fewer stages, or replicas: k stages x r replicas take k r / 2 of {counted(gpus, 'GPU')}"
     )
     return (
         "runs two pipelines over the same ranks in opposite directions, so it takes even numbers of "

@@ -165,8 +165,8 @@ def _check_own_ranks(plan: OwnPlan, where: str) -> None:
     replicas = sorted({len(stage.ranks) for stage in plan.stages})
     if len(replicas) > 1 or plan.num_microbatches % replicas[0]:
         raise PlanError(
-            f"{where}: stages with tensor degrees of their own have {replicas} replicas: all must have as "
-            f"many, and they must divide the {counted(plan.num_microbatches, 'microbatch')}"
+            f"{where}: stages with tensor degrees of their own need equally many replicas, a divisor of the "
+            f"{counted(plan.num_microbatches, 'microbatch')}; they have {', '.join(map(str, replicas))}"
         )
 
 

@@ -67,7 +67,7 @@ def plan_of_degrees(
     if not found:
         raise PlanError(
             f"{counted(replicas, 'replica')} of degrees {'/'.join(map(str, degrees))} need "
-            f"{replicas * sum(degrees)} GPUs in groups, and the cluster has {num_gpus(cluster)}"
+            f"{counted(replicas * sum(degrees), 'GPU')} in groups, and the cluster has {num_gpus(cluster)}"
         )
     schedule = of_gpus.demands.schedules[-1]
 

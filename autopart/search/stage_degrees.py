@@ -35,6 +35,7 @@ from autopart.stage_degrees.placement import placements
 from autopart.stage_degrees.pricing import DegreesPricer
 from autopart.stage_degrees.problem import DegreesProblem
 from autopart.stopping.time_limit import check_time, passed
+from autopart.text import counted
 
 MOST_SIMULATED = 4000
 """The most plans that are priced to raise the lower bound; a check prices them again."""
@@ -92,7 +93,8 @@ class DegreesSearch:
     @property
     def progress(self) -> str:
         """The part of the space that was searched, in words."""
-        return f"{len(self._priced)} plans with several tensor degrees were priced"
+        many = counted(len(self._priced), "plan was", "plans were")
+        return f"{many} priced with several tensor degrees"
 
     def outcome(self) -> Outcome:
         """The best decision and the lower bound, from everything that is done so far."""

@@ -22,6 +22,7 @@ from autopart.runtime.sharding.rank_shards import RankShards, local_part
 from autopart.runtime.sharding.resharding import Side
 from autopart.runtime.sharding.shard import shard_graph
 from autopart.runtime.sharding.states import REPLICATED, ShardState
+from autopart.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def local_model_of(
     if isinstance(own, Tensor):
         if group is None:
             raise UsageError(
-                f"rank {rank} of the plan needs a tensor group of {own.degree} processes"
+                f"rank {rank} of the plan needs a tensor group of {counted(own.degree, 'process', 'processes')}"
             )
         local, shards = local_part(captured, own, group)
         states[own.degree] = shards.states

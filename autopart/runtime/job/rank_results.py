@@ -16,6 +16,7 @@ from autopart.runtime.measuring.message_times import message_times
 from autopart.runtime.measuring.step_trace import StepTrace
 from autopart.runtime.measuring.stopwatch import summarize
 from autopart.schedules.actions import Op
+from autopart.text import counted
 
 _UNDISTURBED = 0.95
 """Share of core time below which other processes have disturbed the run."""
@@ -142,9 +143,13 @@ def run_notes(
     notes: list[str] = []
     few, many = min(degrees), max(degrees)
     if many > 1:
-        size = str(few) if few == many else f"{few} to {many}"
+        size = (
+            counted(few, "process", "processes")
+            if few == many
+            else f"{few} to {counted(many, 'process', 'processes')}"
+        )
         notes.append(
-            f"each rank is a tensor group of {size} processes; times and bytes are its first one's, "
+            f"each rank is a tensor group of {size}; times and bytes are its first one's, "
             "with the group's collectives in actions and updates"
         )
     if settings.autocast:
