@@ -111,16 +111,20 @@ def _machine(memory_bytes: int, **fields: object) -> Cluster:
 def test_auto_moves_optimizer_state_to_the_host_only_if_memory_requires_it() -> None:
     roomy = _solved("auto", 1 << 30)
     assert not any(stage.optimizer_on_host for stage in roomy.stages)
-    peak = max(roomy.prediction.rank_peak_bytes)
-    tight = _solved("auto", peak - 1)
+    with pytest.raises(InfeasibleError) as refused:
+        _solved("never", max(roomy.prediction.rank_peak_bytes) // 2)
+    least = refused.value.least_bytes
+    assert least is not None
+    assert not any(stage.optimizer_on_host for stage in _solved("never", least).stages)
+    tight = _solved("auto", least - 1)
     assert any(stage.optimizer_on_host for stage in tight.stages)
     assert tight.certificate.gap == pytest.approx(0.0, abs=1e-9)
     assert "optimizer state on the host" in tight.certificate.assumes
     assert all(check.passed for check in verify(tight, profile(_graph())))
     with pytest.raises(InfeasibleError):
-        _solved("never", peak - 1)
+        _solved("never", least - 1)
     with pytest.raises(InfeasibleError):
-        _solved("auto", peak - 1, host_memory_bytes=8)
+        _solved("auto", least - 1, host_memory_bytes=8)
 
 
 def test_a_plan_with_its_state_on_another_place_is_refused() -> None:
