@@ -1,10 +1,12 @@
 """The plans that bounds leave open: replicas, degrees and cuts, those with the smallest bound first.
 
-A plan begins with its replicas, schedule and number of stages, and grows stage by stage. The bound of a
-beginning is the largest b of its stages and V of the rest, or the path of one microbatch through its stages
-and at best through the rest, with their largest e (autopart/stage_degrees/completions.py). So
-beginnings are followed in the order of their bounds, and the next one bounds all that were not
-followed yet.
+A plan begins with its replicas, schedule and number of stages, and grows stage by stage. A beginning has two
+bounds (autopart/stage_degrees/completions.py), and the larger one counts:
+
+- the largest b of its stages, and V of the rest;
+- the path of one microbatch through its stages and, at best, through the rest, plus their largest e.
+
+Beginnings are followed in the order of their bounds. The next one bounds all that were not followed yet.
 """
 
 import heapq

@@ -61,3 +61,20 @@ def test_a_file_wins_and_paths_stay_as_they_are(folder: Path) -> None:
 def test_without_the_files_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(built_in, "_files", tuple)
     assert built_in_profiles() == ()
+
+
+def test_an_installation_has_them_among_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about, installed = tmp_path / "autopart-0.dist-info", tmp_path / "share/autopart/profiles"
+    about.mkdir()
+    installed.mkdir(parents=True)
+    (installed / "net-gpu-a-mb2.json").touch()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: autopart\nVersion: 0\n")
+    (about / "RECORD").write_text(
+        "autopart/__init__.py,,\nshare/autopart/profiles/net-gpu-a-mb2.json,,\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    # The package stands in the environment, without profiles/ beside it.
+    monkeypatch.setattr(built_in, "__file__", str(tmp_path / "autopart/records/found.py"))
+    assert profile_files(Path("net-gpu-a")) == (installed / "net-gpu-a-mb2.json",)

@@ -114,6 +114,22 @@ def compiled(setting: Setting) -> Compiled:
     return Compiled(steps, seen, None, moments)
 
 
+def stage_seconds(one: OnRanks, send: float, send_back: float, fixed: float) -> StageSeconds:
+    """The seconds of a stage with its sends in both directions; `fixed` comes on top of each action."""
+    return StageSeconds(
+        ops={
+            "F": one.forward + fixed,
+            "B": one.backward + fixed,
+            "I": one.backward - one.weight_grad + one.split + fixed,
+            "W": one.weight_grad + fixed,
+        },
+        send=send,
+        send_back=send_back,
+        update=one.update,
+        fixed=fixed,
+    )
+
+
 class Pricer:
     """Prices for one problem. Figures of stages are kept."""
 
@@ -324,17 +340,11 @@ class Pricer:
     ) -> list[StageSeconds]:
         fixed = self.problem.cluster.action_overhead
         return [
-            StageSeconds(
-                ops={
-                    "F": one.forward + fixed,
-                    "B": one.backward + fixed,
-                    "I": one.backward - one.weight_grad + one.split + fixed,
-                    "W": one.weight_grad + fixed,
-                },
-                send=_there(one.figures.sent, links[s] if s < len(links) else None),
-                send_back=_back(one.figures.received, links[s - 1] if s else None),
-                update=one.update,
-                fixed=fixed,
+            stage_seconds(
+                one,
+                _there(one.figures.sent, links[s] if s < len(links) else None),
+                _back(one.figures.received, links[s - 1] if s else None),
+                fixed,
             )
             for s, one in enumerate(stages)
         ]

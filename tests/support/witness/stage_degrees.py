@@ -21,6 +21,7 @@ from tests.support.witness.pricing import (
     Setting,
     compiled,
     host_fits,
+    stage_seconds,
 )
 from tests.support.witness.ties import ties_of
 
@@ -73,17 +74,8 @@ class DegreesPricer:
     ) -> list[StageSeconds]:
         fixed = self.whole.cluster.action_overhead
         return [
-            StageSeconds(
-                ops={
-                    "F": one.forward + fixed,
-                    "B": one.backward + fixed,
-                    "I": one.backward - one.weight_grad + one.split + fixed,
-                    "W": one.weight_grad + fixed,
-                },
-                send=sends[s][0] if s < len(sends) else 0.0,
-                send_back=sends[s - 1][1] if s else 0.0,
-                update=one.update,
-                fixed=fixed,
+            stage_seconds(
+                one, sends[s][0] if s < len(sends) else 0.0, sends[s - 1][1] if s else 0.0, fixed
             )
             for s, one in enumerate(stages)
         ]

@@ -244,6 +244,14 @@ def test_the_written_script_checks_itself(tmp_path: Path) -> None:
         check_export(script, tmp_path / "gone.py")
 
 
+def test_a_missing_model_is_told_before_any_rank_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_export(plan())
+    check = importlib.import_module("pipeline_check")
+    monkeypatch.setattr(check, "spawn", lambda *_: pytest.fail("a rank starts"))
+    with pytest.raises(check.CheckError, match="there is no such Python file"):
+        check._on_this_machine("gone.py", "cpu")
+
+
 SIGNALLING = """
 import os, pathlib, signal, tempfile, time
 tempfile.mkdtemp()
