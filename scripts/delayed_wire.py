@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import queue
+import select
 import struct
 import subprocess
 import threading
@@ -21,7 +22,8 @@ LARGEST_FRAME = 1 << 16
 MTU = 16000
 """Large frames, so that few of them pass through Python. They fit into a token bucket."""
 
-Frames = queue.SimpleQueue[tuple[float, bytes]]
+Frames = queue.SimpleQueue[tuple[float, bytes] | None]
+"""Frames with the time at which each is due; None at the end."""
 
 
 @contextlib.contextmanager
@@ -30,27 +32,44 @@ def delayed_wire(namespaces: Sequence[str], name: str, latency: float) -> Genera
 
     Raises CalledProcessError or OSError where the system makes no TAP devices.
     """
-    ends: list[int] = []
-    try:
+    with contextlib.ExitStack() as opened:
+        ends: list[int] = []
         for place, namespace in enumerate(namespaces):
             own = f"ap{os.getpid()}{'ab'[place]}"
             ends.append(_end(own))
+            opened.callback(os.close, ends[-1])
             for words in (
                 ("ip", "link", "set", own, "netns", namespace),
                 ("ip", "-n", namespace, "link", "set", own, "name", name, "mtu", str(MTU)),
             ):
                 subprocess.run(words, check=True, capture_output=True)
         for source, target in (ends, reversed(ends)):
-            frames: Frames = queue.SimpleQueue()
-            for work in (
-                threading.Thread(target=_read, args=(source, frames, latency), daemon=True),
-                threading.Thread(target=_write, args=(target, frames), daemon=True),
-            ):
-                work.start()
+            opened.enter_context(_frames_between(source, target, latency))
+        yield
+
+
+@contextlib.contextmanager
+def _frames_between(source: int, target: int, latency: float) -> Generator[None]:
+    """Carry frames from `source` to `target`.
+
+    Both threads have ended when this returns. So none of them uses a number that another file has by then.
+    """
+    frames: Frames = queue.SimpleQueue()
+    stop, stopping = os.pipe()
+    works = (
+        threading.Thread(target=_read, args=(source, stop, frames, latency), daemon=True),
+        threading.Thread(target=_write, args=(target, frames), daemon=True),
+    )
+    for work in works:
+        work.start()
+    try:
         yield
     finally:
-        for end in ends:
-            os.close(end)
+        os.close(stopping)
+        frames.put(None)
+        for work in works:
+            work.join()
+        os.close(stop)
 
 
 def _end(name: str) -> int:
@@ -70,20 +89,20 @@ def _go_first() -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
 
-def _read(source: int, frames: Frames, latency: float) -> None:
+def _read(source: int, stop: int, frames: Frames, latency: float) -> None:
+    """Read frames until `stop` has an end of file, or the device is gone."""
     _go_first()
-    with contextlib.suppress(OSError):  # The wire has ended.
-        while True:
+    with contextlib.suppress(OSError):
+        while stop not in select.select([source, stop], [], [])[0]:
             frame = os.read(source, LARGEST_FRAME)
             frames.put((time.monotonic() + latency, frame))
 
 
 def _write(target: int, frames: Frames) -> None:
+    """Write each frame when it is due, until the end comes from the queue."""
     _go_first()
-    while True:
-        due, frame = frames.get()
+    while (next_one := frames.get()) is not None:
+        due, frame = next_one
         time.sleep(max(0.0, due - time.monotonic()))
-        try:
+        with contextlib.suppress(OSError):  # the device is not up yet
             os.write(target, frame)
-        except OSError:  # The device is not up yet, or the wire has ended.
-            continue

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -82,3 +83,20 @@ def test_a_connection_takes_there_and_back_at_least_the_latency(script: ModuleTy
         )
         assert float(called.stdout) >= 0.1
         answer.wait(20)
+
+
+def test_no_thread_of_the_wire_is_left_to_use_its_files(script: ModuleType) -> None:
+    """A thread that is left would write frames into whichever file has the wire's number next."""
+    wire, before = sys.modules["delayed_wire"], set(threading.enumerate())
+    names = [f"autopart-{os.getpid()}-wire{end}" for end in "ab"]
+    for name in names:
+        subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        with wire.delayed_wire(names, "between", 0.05):
+            assert len(set(threading.enumerate()) - before) == 4
+            for name in names:
+                subprocess.run(["ip", "-n", name, "link", "set", "between", "up"], check=True)
+        assert set(threading.enumerate()) <= before
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=True)
