@@ -86,11 +86,19 @@ class Peak(NamedTuple, Generic[Q]):
 
 def at_peak(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[Q]]) -> Peak[Q]:
     """The bytes where their sum is largest; `sizes` has one entry per stage on the rank."""
-    rows = zip(
-        in_flight.column.tolist(), in_flight.op.tolist(), in_flight.counts.tolist(), strict=True
-    )
-    peaks = [_bytes_at(counts, sizes, column, op) for column, op, counts in rows]
-    return functools.reduce(_larger, peaks)
+    columns, ops = in_flight.column.tolist(), in_flight.op.tolist()
+    rows = [*zip(columns, ops, in_flight.counts.tolist(), strict=True)]
+    column, op, counts = rows[0]
+    first = _bytes_at(counts, sizes, column, op)
+    if len({(column, op, *map(tuple, counts[:SENT])) for column, op, counts in rows}) == 1:
+        # Places that differ in what is sent alone, as under GPipe and 1F1B, share all other bytes.
+        return first._replace(
+            sends=functools.reduce(
+                _largest, [first.sends, *(_sends(own, sizes) for _, _, own in rows[1:])]
+            )
+        )
+    peaks = [_bytes_at(counts, sizes, column, op) for column, op, counts in rows[1:]]
+    return functools.reduce(_larger, peaks, first)
 
 
 def place_of_peak(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[int]]) -> int:
@@ -133,15 +141,26 @@ def _bytes_at(
         stash=whole + waiting,
         workspace=workspace_of(sizes[column], op),
         receives=activations + gradients,
-        sends=_summed(counts[SENT], [stage.sent for stage in sizes])
-        + _summed(counts[OUTPUTS], [stage.outputs for stage in sizes]),
+        sends=_sends(counts, sizes),
     )
+
+
+def _sends(counts: Sequence[Sequence[int]], sizes: Sequence[MicrobatchBytes[Q]]) -> Q:
+    """The bytes of gradients and results that are under way at one place."""
+    total: Any = _summed(counts[SENT], [stage.sent for stage in sizes])
+    return total + _summed(counts[OUTPUTS], [stage.outputs for stage in sizes])
 
 
 def _summed(counts: Sequence[int], sizes: Sequence[Q]) -> Q:
     """The sum over the rank's stages: count times size."""
     total: Any = sum(count * size for count, size in zip(counts, sizes, strict=True))
     return total
+
+
+def _largest(one: Q, other: Q) -> Q:
+    """The larger one; for arrays entry by entry."""
+    both: Any = (one, other)
+    return max(both) if np.ndim(both[0]) == 0 else np.maximum(*both)
 
 
 def _larger(one: Peak[Q], other: Peak[Q]) -> Peak[Q]:

@@ -13,6 +13,7 @@ The counts follow from the orders alone; no time matters.
   or its own gradient is back. A result for a stage on the same rank joins that stage's stash.
 """
 
+import functools
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -55,6 +56,7 @@ class InFlight(NamedTuple):
     """The counts at each place, shape (places, kinds, columns)."""
 
 
+@functools.lru_cache(maxsize=1024)
 def classic_rows(microbatches: int) -> InFlight:
     """The places where a stage may peak under GPipe or 1F1B, with at most `microbatches` in flight.
 
