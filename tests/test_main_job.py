@@ -107,7 +107,7 @@ def test_the_main_job_at_a_microbatch_size_that_was_scaled(
     assert_equal_to_the_plain_model(result)
 
 
-@pytest.mark.parametrize("name", [*long_tests("hf_gpt2", "hf_llama", "hf_bert"), "hf_t5"])
+@pytest.mark.parametrize("name", [*long_tests("hf_gpt2", "hf_llama", "hf_t5"), "hf_bert"])
 def test_the_main_job_on_a_hugging_face_model(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

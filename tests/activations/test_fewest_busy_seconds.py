@@ -75,7 +75,7 @@ def excess(seed: int) -> tuple[float, bool] | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", seeds(1, 20, slow=3))
+@pytest.mark.parametrize("block", seeds(1, 20, slow=1))
 def test_the_rule_of_the_fewest_busy_seconds_is_within_half_a_percent_of_the_shortest_step(
     block: int,
 ) -> None:

@@ -74,7 +74,7 @@ def tensor_groups(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return folder / "plan.json"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tensor_groups_are_compared_with_the_plan(cli: Cli, tensor_groups: Path) -> None:
     outcome = cli("validate", "plan.json", "zoo:llama-tiny", "--local", "--steps", "2", "--json")
     assert outcome.code == 0, outcome.err

@@ -95,7 +95,7 @@ def check(seed: int) -> float | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", seeds(5, BLOCKS))
+@pytest.mark.parametrize("block", seeds(3, BLOCKS))
 def test_the_dynamic_program_and_bisection_equal_trying_everything(block: int):
     values = [check(seed) for seed in range(block * IN_BLOCK, (block + 1) * IN_BLOCK)]
     known = [value for value in values if value is not None]

@@ -63,7 +63,7 @@ def test_cast_values_travel_in_16_bits(two_ranks: RankPool):
     "model",
     ["zoo:gpt2-tiny", *long_tests("zoo:unet-tiny", "zoo:encdec-tiny", "hf_llama")],
 )
-@pytest.mark.parametrize("backend", ["autopart", "torch"])
+@pytest.mark.parametrize("backend", ["autopart", *long_tests("torch")])
 def test_recomputed_layers_and_split_backwards_are_cast_alike(
     two_ranks: RankPool, model: str, backend: str
 ):

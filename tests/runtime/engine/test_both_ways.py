@@ -55,7 +55,7 @@ def test_two_ranks_train_as_the_plain_model(two_ranks: RankPool, model: str, nam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [ONE_PAIR, TWO_PAIRS], ids=["one pair", "two pairs"])
+@pytest.mark.parametrize("ranks", [*long_tests(ONE_PAIR), TWO_PAIRS], ids=["one pair", "two pairs"])
 @pytest.mark.parametrize("model", [LLAMA, *long_tests(GPT2)])
 def test_four_ranks_train_as_the_plain_model(
     four_ranks: RankPool, ranks: Sequence[Sequence[int]], model: str
@@ -72,14 +72,14 @@ def test_without_the_sum_over_both_directions_the_check_fails(two_ranks: RankPoo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [GPT2, ENCDEC])
+@pytest.mark.parametrize("model", [GPT2, *long_tests(ENCDEC)])
 def test_tied_weights_on_other_ranks_are_summed_over_all_copies(four_ranks: RankPool, model: str):
     """Embedding and head share their ranks in one; in the other, copies lie on two pairs of ranks."""
     checked(four_ranks, both_ways(model, ONE_PAIR))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sync", ["end", "overlap"])
+@pytest.mark.parametrize("sync", [*long_tests("end"), "overlap"])
 def test_replicas_in_both_directions_share_optimizer_state(four_ranks: RankPool, sync: str):
     of = both_ways(GPT2, ONE_PAIR, zero1=True, sync=sync, optimizer="adamw")
     checked(four_ranks, of, steps=3)
@@ -100,7 +100,7 @@ def test_clipping_counts_both_copies_once(four_ranks: RankPool):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero1", [False, True])
+@pytest.mark.parametrize("zero1", [*long_tests(False), True])
 def test_a_saved_run_continues_in_one_direction_and_back(
     two_ranks: RankPool, tmp_path: Path, zero1: bool
 ):

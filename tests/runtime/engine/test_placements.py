@@ -162,8 +162,8 @@ def test_every_example_trains_with_split_backwards(two_ranks: RankPool, name: st
     checked(two_ranks, plan(f"zoo:{name}-tiny", V, split_backward=True))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["hf_t5", *long_tests("hf_gpt2", "hf_llama", "hf_bert")])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["hf_t5", "hf_gpt2", "hf_llama", "hf_bert"])
 def test_hugging_face_models_train_with_split_backwards(two_ranks: RankPool, name: str):
     pytest.importorskip("transformers")
     checked(two_ranks, plan(f"tests/support/models/{name}.py", [[0], [1]], split_backward=True))

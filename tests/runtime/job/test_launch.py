@@ -244,7 +244,7 @@ def test_ranks_under_torchrun_run_the_plan_and_rank_0_has_the_result(tmp_path: P
     assert done.stdout == "losses 2 check 6"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ranks_started_by_hand_need_no_torchrun(tmp_path: Path):
     save_plan(plan(), tmp_path / "plan.json")
     script = tmp_path / "start.py"

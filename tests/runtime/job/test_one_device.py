@@ -41,8 +41,8 @@ def test_the_bytes_of_every_stage_are_within_5_percent_and_never_above(profile: 
     assert (first.measured_bytes or 0) > (last.measured_bytes or 0), "more is in flight"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("microbatch_size", [1, *long_tests(4)])
+@pytest.mark.long
+@pytest.mark.parametrize("microbatch_size", [1, 4])
 def test_skips_over_a_cut_count_once(microbatch_size: int) -> None:
     """With one sample, a skip's part of a gradient is contiguous and is sent without a copy."""
     unet = "zoo:unet-tiny"

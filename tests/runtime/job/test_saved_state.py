@@ -63,7 +63,7 @@ def test_a_run_continues_with_another_tensor_degree(
     assert [*half, *rest] == pytest.approx(whole, rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_continues_with_twice_the_degree_and_without_replicas(
     four_ranks: RankPool, tmp_path: Path
 ) -> None:

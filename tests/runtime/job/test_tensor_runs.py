@@ -152,7 +152,7 @@ def test_zero1_shards_the_state_of_equal_places(four_ranks: RankPool, sync: str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"backend": "torch"}, {"autocast": True}])
+@pytest.mark.parametrize("options", [{"backend": "torch"}, *long_tests({"autocast": True})])
 def test_torchs_schedules_and_autocast_run_on_shards(
     four_ranks: RankPool, options: RunKeywords
 ) -> None:
@@ -171,7 +171,7 @@ def test_the_check_misses_the_sums_over_a_group(four_ranks: RankPool) -> None:
     assert "a tensor group adds in another order" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long  # a command of README does the same, and its test is a slow one
 def test_a_local_run_starts_one_process_per_gpu() -> None:
     plan = in_groups(of_shape(LLAMA, "2 stages x 2"), 2)
     assert num_processes(plan) == 4

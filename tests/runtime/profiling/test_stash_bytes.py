@@ -102,7 +102,7 @@ def check_stashes(
         assert least * most <= stage.stash_bytes <= most, f"stage {index}: {most} predicted"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("policy", POLICIES)
 def test_stages_of_gpt2_keep_the_predicted_bytes(two_ranks: RankPool, policy: str):
     check_stashes(two_ranks, "zoo:gpt2-tiny", "1f1b", policy)

@@ -20,7 +20,7 @@ FLOAT32 = 2e-5
 
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("model", [MODELS[0], *long_tests(*MODELS[1:-2]), *MODELS[-2:]])
+@pytest.mark.parametrize("model", [MODELS[0], *long_tests(*MODELS[1:-1]), MODELS[-1]])
 def test_two_ranks_have_the_plain_models_gradients_in_two_stages(
     two_ranks: RankPool, model: str, sequence_parallel: bool
 ) -> None:
@@ -28,7 +28,8 @@ def test_two_ranks_have_the_plain_models_gradients_in_two_stages(
         assert loss < 1e-6 and gradient < FLOAT32
 
 
-@pytest.mark.parametrize("sequence_parallel", [*long_tests(False), True])
+@pytest.mark.long
+@pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("model", ["zoo:llama-tiny"])
 def test_four_ranks_have_the_plain_models_gradients(
     four_ranks: RankPool, model: str, sequence_parallel: bool
