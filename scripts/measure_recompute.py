@@ -4,7 +4,7 @@
 
 The models are analytic: blocks with GPT and Llama shapes in bfloat16, with AdamW and float32 master
 copies. A microbatch has one sequence, and there is no tensor parallelism. The nodes have eight
-h100-sxm at the rates in autopart/records/known_gpus.py. With `--zero1` replicas share the optimizer
+h100-sxm at the rates in autopart/records/nvidia_gpus.py. With `--zero1` replicas share the optimizer
 state.
 
 A block's forward takes 2 flops per token and parameter, and 2 s^2 h for causal attention. Its
@@ -20,7 +20,7 @@ products with parameters.
 The cheap part repeats the attention's flops, and reads and writes the values that it makes.
 
 Prints one JSON line for each case. It has step, gap and processor seconds for `--recompute auto`,
-alone and with `--offload auto` (PCIe from autopart/records/known_gpus.py). It also has the step of
+alone and with `--offload auto` (PCIe from autopart/records/nvidia_gpus.py). It also has the step of
 the best uniform plan, and the gains over it. Uniform plans recompute nothing or everything, over
 all stages, replicas and schedules. Where nothing fits, the line has the planner's message about the
 least memory and the fewest GPUs.

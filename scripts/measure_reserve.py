@@ -4,7 +4,7 @@ Usage: .venv/bin/python scripts/measure_reserve.py [MODEL]
 
 One process does the same as each rank before and around its first training step. It keeps the
 model's parameters (default: zoo:mlp-tiny), and at the end their gradients and AdamW's state. Choose
-a small model. `autopart/records/known_gpus.py` reserves the last line's figure, rounded up for the
+a small model. `autopart/records/other_gpus.py` reserves the last line's figure, rounded up for the
 connections to other ranks.
 """
 

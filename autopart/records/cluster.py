@@ -12,7 +12,8 @@ import msgspec
 
 from autopart.errors import ClusterError
 from autopart.records.files import read_file, write_record
-from autopart.records.known_gpus import Gpu, find_gpu
+from autopart.records.gpu import Gpu
+from autopart.records.known_gpus import find_gpu
 from autopart.records.network import Network, check_network
 from autopart.text import counted
 from autopart.units import (

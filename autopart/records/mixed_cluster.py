@@ -6,7 +6,8 @@ import msgspec
 
 from autopart.errors import ClusterError
 from autopart.records.cluster import Cluster, GpuGroup, HostLink, cluster_of
-from autopart.records.known_gpus import Gpu, find_gpu
+from autopart.records.gpu import Gpu
+from autopart.records.known_gpus import find_gpu
 
 
 def mixed_cluster(

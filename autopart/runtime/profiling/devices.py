@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 
 from autopart.errors import UsageError
-from autopart.records.known_gpus import GPUS, Gpu, find_gpu
+from autopart.records.gpu import Gpu
+from autopart.records.known_gpus import GPUS, find_gpu
 from autopart.records.profile import Device
 
 DeviceKind = Literal["cpu", "cuda", "meta"]

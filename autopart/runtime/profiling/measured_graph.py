@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from autopart.records.known_gpus import Gpu
+from autopart.records.gpu import Gpu
 from autopart.records.layer_graph import LayerGraph, SplitBackward
 from autopart.runtime.measuring.progress import StepCounter
 from autopart.runtime.measuring.stopwatch import stopwatch_of

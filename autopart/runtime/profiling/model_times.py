@@ -5,7 +5,7 @@ from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from autopart.records.known_gpus import Gpu
+from autopart.records.gpu import Gpu
 from autopart.records.profile import MAX_SPREAD
 from autopart.runtime.measuring.progress import StepCounter
 from autopart.runtime.measuring.stopwatch import Stopwatch

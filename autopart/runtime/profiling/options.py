@@ -6,7 +6,7 @@ from typing import TypedDict, get_args
 import torch
 
 from autopart.errors import UsageError
-from autopart.records.known_gpus import Gpu
+from autopart.records.gpu import Gpu
 from autopart.records.profile import MAX_SPREAD
 from autopart.records.tensor_variants import MOST_DEGREE
 from autopart.runtime.capture.capture import Granularity

@@ -15,7 +15,7 @@ from typing import Unpack
 import msgspec
 import torch
 
-from autopart.records.known_gpus import Gpu
+from autopart.records.gpu import Gpu
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.profile import (
     Profile,

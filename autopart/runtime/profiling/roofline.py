@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from autopart.errors import ClusterError
-from autopart.records.known_gpus import Gpu
+from autopart.records.gpu import Gpu
 from autopart.runtime.measuring.stopwatch import PendingTime
 from autopart.runtime.profiling.op_costs import OpCost, OpCosts
 

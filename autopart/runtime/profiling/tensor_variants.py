@@ -6,7 +6,7 @@ beside the layers. Where the device computes, all t local graphs together are fi
 
 from collections.abc import Mapping, Sequence
 
-from autopart.records.known_gpus import Gpu
+from autopart.records.gpu import Gpu
 from autopart.records.tensor_variants import TensorVariant, degree_name
 from autopart.runtime.measuring.progress import StepCounter
 from autopart.runtime.profiling.measured_graph import measure_graph

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from autopart.errors import ClusterError
-from autopart.records.known_gpus import Gpu, find_gpu
+from autopart.records.gpu import Gpu
+from autopart.records.known_gpus import find_gpu
 from autopart.runtime.profiling.op_costs import OpCost, OpCosts
 from autopart.runtime.profiling.roofline import (
     LAUNCH_TIME,
