@@ -60,9 +60,10 @@ from autopart.records.problem import Problem
 from autopart.schedules.actions import Action, Schedule
 from autopart.schedules.catalogue import make_schedule
 from autopart.schedules.in_flight import InFlight
-from autopart.simulator.compiled import Program, compile_schedule, step_times
+from autopart.simulator.compiled import step_times
 from autopart.simulator.costs import StageTimes, SyncTime, Time
 from autopart.simulator.timeline import simulate
+from autopart.simulator.working_order import Program, compile_schedule
 from autopart.stopping.time_limit import check_time
 
 

@@ -17,10 +17,11 @@ import numpy as np
 from autopart.records.peak_bytes import MicrobatchBytes, at_peak
 from autopart.schedules.catalogue import make_schedule
 from autopart.schedules.in_flight import in_flight_by_rank
-from autopart.simulator.compiled import compile_schedule, step_times
+from autopart.simulator.compiled import step_times
 from autopart.simulator.costs import StageTimes
 from autopart.simulator.idle import idle_times
 from autopart.simulator.timeline import simulate
+from autopart.simulator.working_order import compile_schedule
 
 SIZES = ((4, 16), (4, 64), (8, 64), (16, 128), (32, 256), (64, 512), (128, 1024))
 PARTITIONS = 1000

@@ -25,7 +25,7 @@ from autopart.cost.cuts import Cuts, partition_of, totals_at
 from autopart.pricing import price_paths, price_totals, tied_copies
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
-from autopart.simulator.compiled import Program
+from autopart.simulator.working_order import Program
 from autopart.stopping.time_limit import check_time
 
 MOST_NODES = 400

@@ -28,7 +28,7 @@ from autopart.records.problem import CLASSIC, CUSTOM, Problem
 from autopart.search.closing import Closed
 from autopart.search.incumbent import ROUNDING, Incumbent
 from autopart.search.objectives import Path, searched_objective
-from autopart.simulator.compiled import Program
+from autopart.simulator.working_order import Program
 from autopart.solvers import baselines, cuts_dp
 from autopart.solvers.ilp import program as integer_program
 from autopart.solvers.shared_ranks import leanest_path

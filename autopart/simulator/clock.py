@@ -8,7 +8,10 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from autopart.schedules.encoding import Actions, refuse_deadlock
+from autopart.simulator.carried import Carried, begin_of
 from autopart.simulator.costs import KindCosts, time_to_result
 from autopart.simulator.rendezvous import run_rendezvous
 from autopart.simulator.syncs import NO_EFFECTS, Effects
@@ -34,20 +37,33 @@ def run(
     sends_overlap: bool,
     rendezvous: bool = False,
     effects: Effects = NO_EFFECTS,
+    carried: Carried[float] | None = None,
 ) -> Times:
     """Run the actions, with a link from each rank to each other rank, first in, first out.
 
     With `rendezvous` a send waits until its receiver asks. `effects` are what gradient syncs do to
-    the actions.
+    the actions. `carried` are the times of the step before, none below 0; None: all start at 0.
 
     Raises ScheduleError, naming the blocked ranks, on a deadlock.
     """
     clock = _run_rendezvous if rendezvous else _run_buffered
-    return clock(actions, costs, effects, sends_overlap=sends_overlap)
+    if carried is None:
+        carried = nothing_before(actions)
+    return clock(actions, costs, effects, carried, sends_overlap=sends_overlap)
+
+
+def nothing_before(actions: Actions) -> Carried[float]:
+    """All ranks and links are free at 0."""
+    return Carried([0.0] * len(actions.schedule), [0.0] * len(actions.links))
 
 
 def _run_buffered(
-    actions: Actions, costs: KindCosts, effects: Effects, *, sends_overlap: bool
+    actions: Actions,
+    costs: KindCosts,
+    effects: Effects,
+    carried: Carried[float],
+    *,
+    sends_overlap: bool,
 ) -> Times:
     count = actions.num_actions
     needs, links = actions.need.tolist(), actions.link.tolist()
@@ -58,8 +74,7 @@ def _run_buffered(
     arrival = [unknown] * count + [0.0, unknown]
     start, end = array("d", bytes(8 * count)), array("d", bytes(8 * count))
     send_start = [0.0] * count
-    link_free = [0.0] * len(actions.links)
-    free = [effects.begin.get(rank, 0.0) for rank in range(len(actions.schedule))]
+    link_free, free = list(carried.links), begin_of(carried, effects, max)
     at, stops = list(actions.first[:-1]), actions.first[1:]
     # waiting[i] is the rank that sleeps until action i is done. At most one rank awaits a result.
     waiting = [-1] * (count + 2)
@@ -103,14 +118,19 @@ def _run_buffered(
 
 
 def _run_rendezvous(
-    actions: Actions, costs: KindCosts, effects: Effects, *, sends_overlap: bool
+    actions: Actions,
+    costs: KindCosts,
+    effects: Effects,
+    carried: Carried[float],
+    *,
+    sends_overlap: bool,
 ) -> Times:
     ran = run_rendezvous(
         actions,
         # The messages themselves keep both ranks here, so actions take their compute alone.
         _times(actions, costs, effects, sends_overlap=True),
         costs.moving[actions.kind].tolist(),
-        [effects.begin.get(rank, 0.0) for rank in range(len(actions.schedule))],
+        carried._replace(ranks=begin_of(carried, effects, max)),
         sends_overlap=sends_overlap,
     )
     return Times(ran.start, ran.end, ran.arrival, ran.send_start)
@@ -124,6 +144,16 @@ def _times(
     for action, seconds in effects.slowed.items():
         times[action] += seconds
     return times
+
+
+def last_arrivals(actions: Actions, times: Times) -> list[float]:
+    """When each link's last message arrives."""
+    last = np.zeros(len(actions.links), dtype=np.int64)
+    sent = np.flatnonzero(actions.link >= 0)
+    last[actions.link[sent]] = (
+        sent  # Each link has one sender, and later actions replace earlier ones.
+    )
+    return [times.arrival[action] for action in last.tolist()]
 
 
 def last_ends(actions: Actions, times: Times) -> list[float]:

@@ -1,94 +1,26 @@
 """One schedule for many partitions at once: compiled once, then run on arrays over the partitions.
 
 Every link has a single sender, so no time changes the order in which actions can be worked off.
-They are worked off round by round (`rounds`). A result for another rank lies in a slot until it is
-read. The slot is then free for a later result, so few arrays stay in the processor's cache.
+They are worked off round by round (autopart/simulator/working_order.py).
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from autopart.schedules.actions import Schedule, StageRanks
-from autopart.schedules.encoding import Actions, encode
-from autopart.schedules.rounds import work_order
-from autopart.simulator.clock import last_ends, run
+from autopart.schedules.actions import StageRanks
+from autopart.simulator.carried import Carried, begin_of
+from autopart.simulator.clock import last_arrivals, last_ends, run
 from autopart.simulator.costs import FloatArray, KindCosts, StageTimes, SyncTime, Time, kind_costs
 from autopart.simulator.rendezvous import run_rendezvous_rows
 from autopart.simulator.syncs import Effects, add_updates, after_syncs, effects_of
+from autopart.simulator.working_order import Program, Step
 from autopart.stopping.time_limit import check_time
 
 FEW = 6
 """Up to so many partitions run faster one by one than side by side on arrays."""
-
-EMPTY_SLOT = 0
-"""The slot that actions without an awaited result read. It is always 0."""
-
-
-class Step(NamedTuple):
-    """One action in working order, with its places in a run's arrays."""
-
-    action: int
-    """The action's number in the schedule."""
-    rank: int
-    kind: int
-    """4 x stage + op."""
-    slot: int
-    """The slot with the awaited result."""
-    awaited: bool
-    """Whether the action awaits another rank."""
-    link: int | None
-    """The link that carries the result; None where no other rank needs it."""
-    target: int
-    """The slot that takes the result."""
-
-
-class Program(NamedTuple):
-    """A schedule in an order in which each action follows those that it waits for."""
-
-    actions: Actions
-    steps: tuple[Step, ...]
-    num_slots: int
-
-    @property
-    def num_actions(self) -> int:
-        """Actions on all ranks."""
-        return len(self.steps)
-
-
-def compile_schedule(schedule: Schedule, ranks: StageRanks) -> Program:
-    """Put a schedule's actions in working order.
-
-    Raises ScheduleError, naming every blocked rank, on a deadlock.
-    """
-    actions = encode(schedule, len(ranks))
-    order = work_order(actions)
-    steps, num_slots = _steps(actions, order)
-    return Program(actions, steps, num_slots)
-
-
-def _steps(actions: Actions, order: Sequence[int]) -> tuple[tuple[Step, ...], int]:
-    """The actions in `order` with slots for their results, and how many slots there are."""
-    needs, kinds = actions.need.tolist(), actions.kind.tolist()
-    links, ranks = actions.link.tolist(), actions.rank.tolist()
-    slot = [EMPTY_SLOT] * (actions.num_actions + 1)
-    fresh, unused = itertools.count(EMPTY_SLOT + 1), list[int]()
-    steps: list[Step] = []
-    for i in order:
-        # Step 1: read the awaited result, which frees its slot.
-        need, link = needs[i], links[i]
-        read = slot[need]
-        if read != EMPTY_SLOT:
-            unused.append(read)
-        # Step 2: give the result a slot if another rank awaits it. Freed slots come first.
-        if link >= 0:
-            slot[i] = unused.pop() if unused else next(fresh)
-        sent = link if link >= 0 else None
-        steps.append(Step(i, ranks[i], kinds[i], read, need < actions.num_actions, sent, slot[i]))
-    return tuple(steps), next(fresh)
 
 
 class Ends(NamedTuple):
@@ -98,18 +30,27 @@ class Ends(NamedTuple):
     """Each rank's last action."""
     watched: dict[int, FloatArray]
     """The actions beside which a sync runs."""
+    links: list[FloatArray]
+    """Each link's last message arrives, where sends overlap compute."""
 
 
 def _one_by_one(
-    program: Program, costs: KindCosts, effects: Effects, *, sends_overlap: bool, rendezvous: bool
+    program: Program,
+    costs: KindCosts,
+    before: Carried[FloatArray],
+    effects: Effects,
+    *,
+    sends_overlap: bool,
+    rendezvous: bool,
 ) -> Ends:
     """When actions end; each partition runs on plain floats."""
     rows: list[list[float]] = []
     watched: list[list[float]] = []
-    width = costs.compute.shape[-1]
+    links: list[list[float]] = []
+    width, actions = costs.compute.shape[-1], program.actions
     for each in range(width):
         times = run(
-            program.actions,
+            actions,
             KindCosts(costs.compute[:, each], costs.moving[:, each]),
             sends_overlap=sends_overlap,
             rendezvous=rendezvous,
@@ -117,11 +58,17 @@ def _one_by_one(
                 slowed={at: _entry(own, each) for at, own in effects.slowed.items()},
                 begin={rank: _entry(own, each) for rank, own in effects.begin.items()},
             ),
+            carried=Carried(*([float(own[each]) for own in times] for times in before)),
         )
-        rows.append(last_ends(program.actions, times))
+        rows.append(last_ends(actions, times))
         watched.append([times.end[at] for at in effects.slowed])
+        links.append(last_arrivals(actions, times))
     columns = np.array(watched).reshape(width, -1).T
-    return Ends(list(np.array(rows).T), dict(zip(effects.slowed, columns, strict=True)))
+    return Ends(
+        list(np.array(rows).T),
+        dict(zip(effects.slowed, columns, strict=True)),
+        list(np.array(links).reshape(width, -1).T),
+    )
 
 
 def _entry(seconds: Time, each: int) -> float:
@@ -132,14 +79,16 @@ Rows = Callable[[Step], FloatArray]
 """Gives the seconds that one action takes, shape (partitions,)."""
 
 
-def run_steps(program: Program, compute: Rows, moving: Rows, width: int, effects: Effects) -> Ends:
+def run_steps(
+    program: Program, compute: Rows, moving: Rows, before: Carried[FloatArray], effects: Effects
+) -> Ends:
     """When actions end, with sends that overlap compute.
 
-    `compute` and `moving` give the seconds that an action and its send take. There are `width`
-    partitions.
+    `compute` and `moving` give the seconds that an action and its send take. `before` are the times
+    of the step before.
     """
-    free, watched = _begin(program, width, effects), dict[int, FloatArray]()
-    link_free = [np.zeros(width)] * len(program.actions.links)
+    (free, link_free), watched = _begin(before, effects), dict[int, FloatArray]()
+    width = len(free[0])
     slots = [np.zeros(width)] * program.num_slots
     for step in program.steps:
         check_time()
@@ -158,14 +107,15 @@ def run_steps(program: Program, compute: Rows, moving: Rows, width: int, effects
             arrival += moving(step)
             # One array serves both: neither is changed in place later.
             link_free[link] = slots[target] = arrival
-    return Ends(free, watched)
+    return Ends(free, watched, link_free)
 
 
 def run_steps_in_turn(
-    program: Program, compute: Rows, moving: Rows, width: int, effects: Effects
+    program: Program, compute: Rows, moving: Rows, before: Carried[FloatArray], effects: Effects
 ) -> Ends:
     """The same with sends that do not overlap: sender and receiver are both busy with them."""
-    free, watched = _begin(program, width, effects), dict[int, FloatArray]()
+    (free, links), watched = _begin(before, effects), dict[int, FloatArray]()
+    width = len(free[0])
     slots = [(np.zeros(width), np.zeros(width))] * program.num_slots
     for step in program.steps:
         check_time()
@@ -185,16 +135,23 @@ def run_steps_in_turn(
             now += sent
         if beside:
             watched[step.action] = now.copy()
-    return Ends(free, watched)
+    return Ends(free, watched, links)
 
 
-def _begin(program: Program, width: int, effects: Effects) -> list[FloatArray]:
-    """When each rank may start, shape (partitions,)."""
-    ranks = range(len(program.actions.schedule))
-    return [np.zeros(width) + effects.begin.get(rank, 0.0) for rank in ranks]
+def nothing_before(program: Program, width: int) -> Carried[FloatArray]:
+    """All ranks and links are free at 0, for `width` partitions."""
+    zeros, actions = np.zeros(width), program.actions
+    return Carried([zeros] * len(actions.schedule), [zeros] * len(actions.links))
 
 
-Runner = Callable[[Program, Rows, Rows, int, Effects], Ends]
+def _begin(
+    before: Carried[FloatArray], effects: Effects
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """When each rank and each link may start, shape (partitions,). The ranks' arrays are new ones."""
+    return [+each for each in begin_of(before, effects, np.maximum)], list(before.links)
+
+
+Runner = Callable[[Program, Rows, Rows, Carried[FloatArray], Effects], Ends]
 """Gives when actions end: `run_steps` or one with the same parameters."""
 
 
@@ -209,7 +166,7 @@ def _run_steps_rendezvous(
     program: Program,
     compute: Rows,
     moving: Rows,
-    width: int,
+    before: Carried[FloatArray],
     effects: Effects,
     *,
     sends_overlap: bool,
@@ -220,15 +177,58 @@ def _run_steps_rendezvous(
         own = compute(step_of[action])
         return own + effects.slowed[action] if action in effects.slowed else own
 
-    free, watched = run_rendezvous_rows(
+    done, watched = run_rendezvous_rows(
         program.actions,
         seconds,
         lambda action: moving(step_of[action]),
-        _begin(program, width, effects),
+        Carried(*_begin(before, effects)),
         frozenset(effects.slowed),
         sends_overlap=sends_overlap,
     )
-    return Ends(free, watched)
+    return Ends(list(done.ranks), watched, list(done.links))
+
+
+def run_once(
+    program: Program,
+    costs: KindCosts,
+    before: Carried[FloatArray],
+    effects: Effects,
+    *,
+    sends_overlap: bool,
+    rendezvous: bool,
+) -> Ends:
+    """When actions end, for several partitions at once; `costs` have the shape (kinds, partitions).
+
+    No time in `before` is negative where there are at most `FEW` partitions.
+    """
+    if costs.compute.shape[-1] <= FEW:
+        return _one_by_one(
+            program, costs, before, effects, sends_overlap=sends_overlap, rendezvous=rendezvous
+        )
+    return run_on_arrays(
+        program, costs, before, effects, sends_overlap=sends_overlap, rendezvous=rendezvous
+    )
+
+
+def run_on_arrays(
+    program: Program,
+    costs: KindCosts,
+    before: Carried[FloatArray],
+    effects: Effects,
+    *,
+    sends_overlap: bool,
+    rendezvous: bool,
+) -> Ends:
+    """The same, side by side on arrays. Times in `before` may be minus infinite."""
+    compute, moving = list(costs.compute), list(costs.moving)
+    runner = runner_of(sends_overlap=sends_overlap, rendezvous=rendezvous)
+    return runner(
+        program,
+        lambda step: compute[step.kind],
+        lambda step: moving[step.kind],
+        before,
+        effects,
+    )
 
 
 def step_times(
@@ -246,20 +246,10 @@ def step_times(
     Raises ScheduleError where rendezvous sends deadlock.
     """
     costs, effects = kind_costs(stages, action_overhead), effects_of(program.actions, syncs)
-    if costs.compute.shape[-1] <= FEW:
-        ends = _one_by_one(
-            program, costs, effects, sends_overlap=sends_overlap, rendezvous=rendezvous
-        )
-    else:
-        compute, moving = list(costs.compute), list(costs.moving)
-        runner = runner_of(sends_overlap=sends_overlap, rendezvous=rendezvous)
-        ends = runner(
-            program,
-            lambda step: compute[step.kind],
-            lambda step: moving[step.kind],
-            costs.compute.shape[-1],
-            effects,
-        )
+    before = nothing_before(program, costs.compute.shape[-1])
+    ends = run_once(
+        program, costs, before, effects, sends_overlap=sends_overlap, rendezvous=rendezvous
+    )
     synced = after_syncs(ends.free, syncs, np.maximum, effects, ends.watched)
     rank_end = add_updates(synced, ranks, stages)
     return np.maximum.reduce(np.broadcast_arrays(*rank_end))

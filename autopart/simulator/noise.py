@@ -13,9 +13,10 @@ import numpy as np
 from autopart.errors import UsageError
 from autopart.records.layer_graph import Layer
 from autopart.schedules.actions import Schedule, StageRanks
-from autopart.simulator.compiled import Rows, Runner, Step, compile_schedule
+from autopart.simulator.compiled import Rows, Runner, nothing_before
 from autopart.simulator.costs import FloatArray, StageCosts, kind_costs
 from autopart.simulator.syncs import SyncCost, add_updates, after_syncs, effects_of
+from autopart.simulator.working_order import Step, compile_schedule
 from autopart.text import counted
 
 MOST_ACTIONS = 10**9
@@ -115,7 +116,7 @@ def noisy_makespans(
         count = min(block, draws.number - first)
         compute = _drawn(rng, costs.compute, shares, count)
         moving = _drawn(rng, costs.moving, sends, count)
-        ends = runner(program, compute, moving, count, effects)
+        ends = runner(program, compute, moving, nothing_before(program, count), effects)
         synced = after_syncs(ends.free, syncs, np.maximum, effects, ends.watched)
         rank_end = add_updates(synced, ranks, stages)
         makespans.append(np.maximum.reduce(np.broadcast_arrays(*rank_end)))

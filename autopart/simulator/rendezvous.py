@@ -17,33 +17,34 @@ import numpy as np
 
 from autopart.schedules.encoding import Actions
 from autopart.schedules.rendezvous import Event, Move, rendezvous_events
+from autopart.simulator.carried import Carried
 from autopart.simulator.costs import FloatArray
 
 
 class Waits:
     """Start, end and sends of each action, in seconds since the step began."""
 
-    def __init__(self, actions: Actions, begin: Sequence[float]) -> None:
+    def __init__(self, actions: Actions, begin: Carried[float]) -> None:
         count = actions.num_actions
         self.start = [0.0] * count
         self.end = [0.0] * count
         self.arrival = [0.0] * count
         self.send_start = [0.0] * count
-        self.free = list(begin)
+        self.free, self.link_free = list(begin.ranks), list(begin.links)
 
 
 def run_rendezvous(
     actions: Actions,
     compute: Sequence[float],
     moving: Sequence[float],
-    begin: Sequence[float],
+    begin: Carried[float],
     *,
     sends_overlap: bool,
 ) -> Waits:
     """Run the actions once.
 
     `compute` and `moving` have each action's seconds and those of its send. `begin` says when each
-    rank may start. Raises ScheduleError on a deadlock.
+    rank and each link may start. Raises ScheduleError on a deadlock.
     """
     made = Waits(actions, begin)
     events = rendezvous_events(actions, sends_overlap=sends_overlap)
@@ -60,7 +61,7 @@ def _overlapping(
     moving: Sequence[float],
 ) -> None:
     ranks, links, needs = actions.rank.tolist(), actions.link.tolist(), actions.need.tolist()
-    link_free, count = [0.0] * len(actions.links), actions.num_actions
+    link_free, count = made.link_free, actions.num_actions
     for event in events:
         if isinstance(event, Move):
             # Step 1: the receiver asks once it is done with the action before.
@@ -115,19 +116,19 @@ def run_rendezvous_rows(
     actions: Actions,
     compute: Row,
     moving: Row,
-    begin: Sequence[FloatArray],
+    begin: Carried[FloatArray],
     watched: Collection[int],
     *,
     sends_overlap: bool,
-) -> tuple[list[FloatArray], dict[int, FloatArray]]:
-    """When each rank's last action ends, and when the `watched` ones do, for many partitions at once.
+) -> tuple[Carried[FloatArray], dict[int, FloatArray]]:
+    """When each rank's last action and each link's last send end, and when the `watched` actions do.
 
-    Each array has shape (partitions,). `begin` says when each rank may start. Raises ScheduleError
-    on a deadlock.
+    Each array has shape (partitions,). `begin` says when each rank and each link may start. Raises
+    ScheduleError on a deadlock.
     """
     events = rendezvous_events(actions, sends_overlap=sends_overlap)
     ranks, links, needs = actions.rank.tolist(), actions.link.tolist(), actions.need.tolist()
-    free, link_free = list(begin), list[FloatArray | float]([0.0] * len(actions.links))
+    free, link_free = list(begin.ranks), list(begin.links)
     there: dict[int, FloatArray] = {}
     ends: dict[int, FloatArray] = {}
     for event in events:
@@ -154,4 +155,4 @@ def run_rendezvous_rows(
             ends[event] = free[rank]
         if sends_overlap and links[event] >= 0:
             there[event] = free[rank]
-    return free, ends
+    return Carried(free, link_free), ends

@@ -58,9 +58,11 @@ class Effects(NamedTuple):
     """Seconds by which such an action takes longer beside its sync."""
     begin: Mapping[int, Any]
     """For a rank, seconds that its first action waits for weights."""
+    gathers: Mapping[int, tuple[int, ...]]
+    """For such a rank, the ranks whose weights it gathers."""
 
 
-NO_EFFECTS = Effects({}, {}, {}, {})
+NO_EFFECTS = Effects({}, {}, {}, {}, {})
 """All syncs follow all actions."""
 
 
@@ -78,6 +80,7 @@ def effects_of(actions: Actions, syncs: Sequence[SyncCost[Any]]) -> Effects:
     is_weights: dict[int, bool] = {}
     slowed: dict[int, Any] = {}
     begin: dict[int, Any] = {}
+    gathers: dict[int, tuple[int, ...]] = {}
     for parts, ranks in overlapped:
         for rank in ranks:
             action = last.get((parts.stage, rank))
@@ -87,8 +90,8 @@ def effects_of(actions: Actions, syncs: Sequence[SyncCost[Any]]) -> Effects:
             slowed[action] = parts.slows_weights if is_weights[action] else parts.slows_backward
             # Step 3: the stage that starts on the rank waits for its weights.
             if actions.kind[actions.first[rank]] // 4 == parts.stage:
-                begin[rank] = parts.gather_wait
-    return Effects(last, is_weights, slowed, begin)
+                begin[rank], gathers[rank] = parts.gather_wait, ranks
+    return Effects(last, is_weights, slowed, begin, gathers)
 
 
 def after_syncs(
@@ -97,15 +100,18 @@ def after_syncs(
     larger: Callable[[S, S], S],
     effects: Effects = NO_EFFECTS,
     ends: Mapping[int, S] | Sequence[S] = (),
+    begun: Sequence[S] | None = None,
 ) -> list[S]:
     """When each rank's gradient syncs end.
 
     `free` says when each rank's last action ends, and `ends` when the actions in `effects` do.
+    `begun` says when each rank began the step; None says at 0.
     `larger` is `max` for numbers and `np.maximum` for arrays over partitions.
     """
     ready = list(free)
     # Step 1: the buckets that go out during backwards.
-    for sync, done in _early(len(ready), syncs, larger, effects, ends):
+    began: Sequence[Any] = [0.0] * len(ready) if begun is None else begun
+    for sync, done in _early(began, syncs, larger, effects, ends):
         for rank in syncs[sync].ranks:
             ready[rank] = larger(ready[rank], done)
     # Step 2: what is left.
@@ -123,7 +129,7 @@ def after_syncs(
 
 
 def _early(
-    num_ranks: int,
+    began: Sequence[Any],
     syncs: Sequence[SyncCost[Any]],
     larger: Callable[[Any, Any], Any],
     effects: Effects,
@@ -133,12 +139,12 @@ def _early(
     found: list[tuple[int, Any]] = []
     if effects is NO_EFFECTS:
         return found
-    busy: list[Any] = [0.0] * num_ranks
+    busy: list[Any] = list(began)
     overlapped = [(s.parts, at) for at, s in enumerate(syncs) if s.parts is not None]
     for parts, at in sorted(overlapped, key=lambda pair: -pair[0].stage):
         if isinstance(parts.early_time, float) and parts.early_time == 0.0:
             continue
-        done: Any = 0.0
+        done: Any = busy[syncs[at].ranks[0]]
         for rank in syncs[at].ranks:
             done = larger(done, busy[rank] + parts.early_time)
             action = effects.last.get((parts.stage, rank))
@@ -162,7 +168,7 @@ def sync_slices(
     """The same as slices of their exposed parts, for numbers."""
     slices: Slices = [[] for _ in free]
     ready = list(free)
-    for place, done in _early(len(ready), syncs, max, effects, ends):
+    for place, done in _early([0.0] * len(ready), syncs, max, effects, ends):
         for rank in syncs[place].ranks:
             if done > ready[rank]:
                 slices[rank].append(SyncSlice(place, ready[rank], done))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from autopart.schedules.actions import Action, Op, rank_of
-from autopart.simulator.compiled import compile_schedule, step_times
+from autopart.simulator.compiled import step_times
 from autopart.simulator.costs import StageTimes, SyncTime
 from autopart.simulator.timeline import rank_slices
+from autopart.simulator.working_order import compile_schedule
 from tests.support.seeds import seeds
 from tests.support.steps import Step, needs, random_step
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from autopart.schedules.catalogue import KINDS, make_schedule
+from autopart.simulator.period import period_of
 from autopart.simulator.timeline import simulate
 from tests.support.shared_data import DATA, needs_data
 from tests.support.steps import stage
@@ -49,10 +50,13 @@ def longest_span(name: str, cell: Cell) -> float:
         send_back_time=send,
     )
     schedule = make_schedule(name, ranks, cell.microbatches)
-    timeline = simulate(
-        schedule, ranks, [own] * len(ranks), (), action_overhead=0.0, sends_overlap=True
-    )
-    return max(order[-1].end - order[0].start for order in timeline.slices)
+    stages = [own] * len(ranks)
+    timeline = simulate(schedule, ranks, stages, (), action_overhead=0.0, sends_overlap=True)
+    longest = max(order[-1].end - order[0].start for order in timeline.slices)
+    # Updates take no time here. So this span is the seconds from step to step, too.
+    period = period_of(schedule, ranks, stages, (), action_overhead=0.0, sends_overlap=True)
+    assert period == pytest.approx(longest, rel=1e-12)
+    return longest
 
 
 def rate_of(cost: float, cell: Cell) -> float:

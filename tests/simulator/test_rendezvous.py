@@ -9,11 +9,12 @@ import pytest
 from autopart.errors import ScheduleError
 from autopart.schedules.actions import Schedule, StageRanks
 from autopart.schedules.catalogue import make_schedule
-from autopart.simulator.compiled import FEW, compile_schedule, runner_of, step_times
+from autopart.simulator.compiled import FEW, runner_of, step_times
 from autopart.simulator.costs import StageTimes, Time
 from autopart.simulator.idle import idle_times
 from autopart.simulator.noise import Draws, even_spread, noisy_makespans
 from autopart.simulator.timeline import Timeline, busy_times, simulate
+from autopart.simulator.working_order import compile_schedule
 
 NAMES = ("gpipe", "1f1b", "zb-h1", "zbv", "interleaved-1f1b", "dualpipev")
 
