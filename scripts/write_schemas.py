@@ -23,6 +23,7 @@ from autopart.records.profile import Profile
 from autopart.records.run_result import RunResult
 from autopart.report import (
     cluster_table,
+    given_table,
     plan_summary,
     profile_list,
     profile_summary,
@@ -39,6 +40,7 @@ DOCUMENTS = {
     "clusters-summary": cluster_table.KnownClusters,
     "profiles-summary": profile_list.ProfileList,
     "solve-summary": plan_summary.SolveSummary,
+    "import-plan-summary": given_table.ImportPlanSummary,
     "sweep-summary": sweep_table.SweepSummary,
     "bottleneck-summary": PeerAnswer,
     "show-summary": plan_summary.PlanSummary,

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cost": {"records", "schedules"},
     "simulator": {"records", "schedules"},
     "exporters": {"records", "schedules"},
+    "importers": {"exporters", "records"},
     "activations": {"cost", "records", "schedules"},
     "fidelity": {"simulator", "records", "schedules"},
     "pricing": {"activations", "cost", "simulator", "records", "schedules"},

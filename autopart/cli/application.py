@@ -14,6 +14,7 @@ COMMANDS = (
     "probe",
     "clusters",
     "import",
+    "import-plan",
     "bottleneck",
     "solve",
     "show",
@@ -54,7 +55,7 @@ def _usage(error: BaseException) -> str:
 
 
 def app() -> typer.Typer:
-    """The application. The command NAME is `command` in `NAME_command.py`, with its help there."""
+    """The application. The command NAME is `command` in `NAME_command.py`, with its help there; - becomes _."""
     application = typer.Typer(
         name="autopart",
         help="Cut a PyTorch model into pipeline stages, and say how good the cut is.",
@@ -66,7 +67,7 @@ def app() -> typer.Typer:
     )
     application.callback(invoke_without_command=True)(_root)
     for name in COMMANDS:
-        module = importlib.import_module(f"autopart.cli.{name}_command")
+        module = importlib.import_module(f"autopart.cli.{name.replace('-', '_')}_command")
         application.command(name, epilog=f"Example: {module.EXAMPLE}")(module.command)
     return application
 

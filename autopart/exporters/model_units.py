@@ -103,6 +103,16 @@ def units_of(
     return stages
 
 
+def unit_of_layer(
+    layer: str, renamings: Sequence[Renaming] = (), *, keep_unknown: bool = False
+) -> str | None:
+    """The unit of one layer; None for the loss.
+
+    With `keep_unknown`, a layer with another name is its own unit. Without, it raises ExportRefused.
+    """
+    return _unit_of(layer, renamings, keep_unknown).unit
+
+
 def block_index(unit: str) -> int | None:
     """A decoder layer's number; None for any other unit."""
     match = _INDEX.fullmatch(unit)

@@ -225,7 +225,7 @@ def notes_on_scaled(plan: Plan) -> list[str]:
 def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
     """One row for the plan, and one for each other split on the same cluster."""
     made = {"this plan": plan, **{n: p for n, p in baselines.items() if isinstance(p, Plan)}}
-    values = [_minimised(other) for other in made.values()]
+    values = [minimised_by(other) for other in made.values()]
     unit, cells = times(values)
     peaks_unit, peaks = sizes([peak_bytes(other) for other in made.values()])
     table = new_table("compared with the baselines")
@@ -247,7 +247,7 @@ def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
     return table
 
 
-def _minimised(plan: Plan) -> float:
+def minimised_by(plan: Plan) -> float:
     """Seconds that the plan minimises: the step, or the bottleneck."""
     return plan.prediction.step_time if plan.objective == "step" else plan_bottleneck(plan)
 

@@ -45,6 +45,27 @@ class Verb(NamedTuple):
     """Lines with `{}` for one argument, and the argument's values."""
 
 
+CLUSTER = {
+    "--gpus": COUNT, "--nodes": COUNT, "--gpus-per-node": COUNT,
+    "--gpu": ("", "z100", "[/b]", "h100-sxm:", "h100-sxm:0", "h100-sxm:x", ":", ",", LONG),
+    "--memory": SIZE, "--reserve": (*SIZE, "1PiB"), "--intra-bandwidth": RATE,
+    "--inter-bandwidth": RATE, "--host-bandwidth": RATE, "--host-memory": SIZE, "--cluster": INPUT,
+}  # fmt: skip
+"""The options for a cluster."""
+POLICIES = {
+    "--recompute": CHOICE, "--recompute-layer": LAYER, "--selective-layer": LAYER,
+    "--keep-layer": LAYER, "--offload": CHOICE, "--offload-layer": LAYER, "--offload-optimizer": CHOICE,
+}  # fmt: skip
+"""The options for activation policies."""
+TRAINING = {
+    "--optimizer": (*CHOICE, "-1", "nan", "1e999"), "--precision": (*CHOICE, "-mixed"), "--sync": CHOICE,
+    "--sync-bucket": SIZE, "--sends": CHOICE, "--gradient-dtype": CHOICE,
+}  # fmt: skip
+"""The options for the training that is priced."""
+ELSEWHERE = {name: values[:1] for name, values in (CLUSTER | POLICIES | TRAINING).items()}
+"""One value for each option that `solve` tries with all."""
+
+
 VERBS = {
     "profile": Verb(
         "profile model.py --warmup 0 --repeats 1 -o new.json",
@@ -76,6 +97,25 @@ VERBS = {
         {"--output": OUTPUT},
         (("import {} graph.txt -o new.json", CHOICE), ("import pipedream {} -o new.json", INPUT)),
     ),
+    "import-plan": Verb(
+        "import-plan megatron --profile profile.json --gpus 2 --global-batch 8 --time-limit 1 --layout Et*3|t*3L "
+        "-o new.json",
+        {
+            "--layout": (*TEXT, "E|L", "Et*999999999|L", "((", "E(t|)*99999999L", "t*6", "[[", "Et*6L", "0,1"),
+            **ELSEWHERE, "--profile": INPUT, "--global-batch": COUNT, "--time-limit": NUMBER, "--file": INPUT,
+            "--stages-per-rank": COUNT, "--tensor": COUNT, "--schedule": CHOICE, "--target": CHOICE,
+            "--sequence-parallel": CHOICE[:2], "--pipeline-size": COUNT, "--first-layers": COUNT[1:], "--last-layers": COUNT[1:],
+            "--map": (*PAIR, "=", "a{i}=b", "{i}{i}=b", "h.0=head"), "--output": OUTPUT,
+        },
+        (
+            ("import-plan {} --profile profile.json --gpus 2 --layout [[]]", CHOICE),
+            ("import-plan megatron --profile profile.json --gpus 2 --file {} -o new.json", INPUT),
+            ("import-plan torchtitan --profile profile.json --gpus 2 --file {} -o new.json", INPUT),
+            ("import-plan device-map --profile profile.json --gpus 2 --file {} -o new.json", INPUT),
+            ("import-plan deepspeed --profile profile.json --gpus 2 --layout {} -o new.json", (*TEXT, "0,2,9", "0", "2,1")),
+            ("import-plan vllm --profile profile.json --gpus 2 --layout {} -o new.json", (*TEXT, "3,3", "3,4", "-1,7", "0,6")),
+        ),
+    ),
     "bottleneck": Verb(
         "bottleneck pipedream graph.txt --gpus 2 --time-limit 1",
         {
@@ -92,22 +132,13 @@ VERBS = {
     "solve": Verb(
         "solve --profile profile.json --gpus 2 --global-batch 8 --time-limit 1 -o new.json",
         {
-            "--profile": INPUT, "--gpus": COUNT, "--nodes": COUNT, "--gpus-per-node": COUNT,
-            "--gpu": ("", "z100", "[/b]", "h100-sxm:", "h100-sxm:0", "h100-sxm:x", ":", ",", LONG),
-            "--memory": SIZE, "--reserve": (*SIZE, "1PiB"), "--intra-bandwidth": RATE,
-            "--inter-bandwidth": RATE, "--host-bandwidth": RATE, "--host-memory": SIZE,
-            "--cluster": INPUT, "--global-batch": COUNT,
+            "--profile": INPUT, **CLUSTER, **POLICIES, **TRAINING, "--global-batch": COUNT,
             "--microbatch-size": ("", "0", "-1", "1,", "1,1", ",", "many", "1.5", "7", "1" * 30),
             "--objective": CHOICE, "--target": CHOICE, "--schedule": (*CHOICE, ",", "1f1b,", "1f1b,1f1b", "1f1b,zigzag"),
             "--stages-per-rank": COUNT, "--stages": COUNT,
             "--replicas": ("", "0", "-1", "many", "1.5", "99999999999999999999", "[/b]"),
             "--pin": PIN, "--same-stage": PAIR, "--different-stage": PAIR, "--solver": CHOICE,
-            "--time-limit": NUMBER, "--recompute": CHOICE, "--recompute-layer": LAYER,
-            "--selective-layer": LAYER, "--keep-layer": LAYER, "--offload": CHOICE,
-            "--offload-layer": LAYER, "--offload-optimizer": CHOICE,
-            "--optimizer": (*CHOICE, "-1", "nan", "1e999"), "--precision": (*CHOICE, "-mixed"),
-            "--sync": CHOICE, "--sync-bucket": SIZE, "--sends": CHOICE,
-            "--gradient-dtype": CHOICE, "--memory-sweep": ("0", "1", "-1", "nan", "", "many"),
+            "--time-limit": NUMBER, "--memory-sweep": ("0", "1", "-1", "nan", "", "many"),
             "--output": OUTPUT, "--tensor": (*DEGREE, "per_stage", "per-stage,2"), "--sequence-parallel": CHOICE,
         },
     ),
@@ -188,7 +219,12 @@ WHOLE = (
     "validate", "validate plan.json", "validate plan.json model.py --one-device --local",
     "validate plan.json model.py --trace profile.json", "export", "export plan.json", "export --to torch",
     "export plan.json --to nothing", "export plan.json --to megatron -o out", "export --list --to nothing",
-    "export plan.json --to torch --check --model absent.py -o out", "import", "import pipedream",
+    "export plan.json --to torch --check --model absent.py -o out", "import", "import pipedream", "import-plan", "import-plan megatron",
+    "import-plan megatron --profile profile.json", "import-plan megatron --profile profile.json --gpus 2",
+    "import-plan vllm --profile profile.json --gpus 2 --pipeline-size 2",
+    "import-plan megatron --profile profile.json --gpus 2 --first-layers 3",
+    "import-plan megatron --profile profile.json --gpus 2 --pipeline-size 2 --layout Et*3|t*3L",
+    "import-plan megatron --profile profile.json --gpus 3 --layout Et*3|t*3L",
     "bottleneck", "bottleneck pipedream", "bottleneck pipedream graph.txt", "probe", "probe --ranks 1", "probe --ranks 2 --network", "probe --network --limit 1",
     "profile", "profile zoo:nobody --device meta --gpu h100-sxm", "profile model.py --gpu h100-sxm",
     "profile model.py --device meta", "profile model.py -o profile.json/x",
