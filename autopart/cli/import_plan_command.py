@@ -49,8 +49,12 @@ Framework = Literal["megatron", "torchtitan", "deepspeed", "vllm", "device-map"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayoutOptions:
-    """The layout, and how it is read."""
+    """The layout, the model's profile, and how the layout is read."""
 
+    profile: Annotated[
+        list[Path],
+        typer.Option(help="A profile of the model; also a name from 'autopart profiles'."),
+    ]
     layout: Annotated[
         str | None,
         typer.Option(
@@ -145,10 +149,6 @@ def command(
         ),
     ],
     *,
-    profile: Annotated[
-        list[Path],
-        typer.Option(help="A profile of the model; also a name from 'autopart profiles'."),
-    ],
     layout_options: LayoutOptions,
     cluster_options: ClusterOptions,
     given_options: GivenOptions,
@@ -165,7 +165,9 @@ def command(
     the best plan.
     """
     check_may_write(output, FORMAT)
-    profiles = [load_profile(path) for asked in profile for path in profile_files(asked)]
+    profiles = [
+        load_profile(path) for asked in layout_options.profile for path in profile_files(asked)
+    ]
     stages = _stages(framework, layout_options, given_options.stages_per_rank, profiles[0].graph)
     cluster = chosen_cluster(cluster_options, profiles[0])
     options = solve_options(PipelineOptions(), policy_options, training_options)
