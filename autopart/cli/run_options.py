@@ -19,6 +19,11 @@ Device = Annotated[
 ]
 OptimizerName = Literal["adamw", "sgd-momentum", "sgd"]
 """The optimizers that ranks can run."""
+AsynchronousName = Literal[
+    "pipedream", "pipedream-2bw", "pipemare", "spectrain", "xpipe", "wpipe", "pipeoptim", "avgpipe",
+    "hetpipe",
+]  # fmt: skip
+"""The asynchronous schedules: a run says why it refuses those that are only priced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +90,11 @@ class EngineOptions:
         ),
     ] = None
     asynchronous: Annotated[
-        Literal["pipedream", "pipedream-2bw"] | None,
+        AsynchronousName | None,
         typer.Option(
-            help="Train without flushes, on older weights. pipedream updates after each microbatch, "
-            "pipedream-2bw after each batch."
+            help="Train without flushes, on older weights (pipedream, pipedream-2bw) or predicted ones "
+            "(spectrain, xpipe, pipeoptim). pipedream-2bw and xpipe update after each batch, the others "
+            "after each microbatch. pipemare, wpipe, avgpipe and hetpipe are only priced."
         ),
     ] = None
 

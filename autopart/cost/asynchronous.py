@@ -13,7 +13,8 @@ from autopart.cost.memory_limits import free_bytes
 from autopart.cost.stage_times import bottleneck_period
 from autopart.errors import PlanError
 from autopart.records.plan import Plan, stage_ranks
-from autopart.schedules.named.asynchronous import ASYNCHRONOUS, Asynchronous, Setting
+from autopart.schedules.asynchronous_kind import Asynchronous, Setting
+from autopart.schedules.named.asynchronous import ASYNCHRONOUS
 
 PIPELINES = 2
 """Model copies that AvgPipe trains side by side."""

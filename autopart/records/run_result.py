@@ -161,7 +161,7 @@ class AsynchronousRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     microbatches_per_update: PositiveCount
     """Microbatches per optimizer step."""
     versions: tuple[PositiveCount, ...]
-    """For each stage the most weight versions on one rank at once, including the newest."""
+    """For each stage the most weight versions on one rank at once, including the newest and predicted ones."""
     predicted_versions: tuple[PositiveCount, ...]
     """For each stage the weight versions that the schedule needs."""
     predicted_period: Seconds

@@ -70,8 +70,9 @@ class CheckRecord:
     steps: int
     optimizer: str
     lr: float
-    is_delayed: bool = False
-    """Whether both models trained with older weights; steps are then updates."""
+    weights: str = ""
+    """How the weights of both models differ from the newest, older or predicted; steps are then
+    updates. Empty where they are the newest."""
     in_float64: Callable[[], Tensors] | None = None
     """Makes the plain model's gradients of the first step in float64, for a model in float32."""
     gradients: list[Deviation] = field(default_factory=list)
@@ -97,7 +98,7 @@ class CheckRecord:
     @property
     def step(self) -> str:
         """The word for one optimizer step in messages."""
-        return "update" if self.is_delayed else "step"
+        return "update" if self.weights else "step"
 
     @property
     def is_linear(self) -> bool:

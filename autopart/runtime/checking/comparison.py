@@ -24,7 +24,14 @@ from autopart.runtime.checking.own_rounding import gradients_in_float64
 from autopart.runtime.checking.plain_optimizer import PlainOptimizer
 from autopart.runtime.checking.reference_run import Tensors, copies, run_reference
 from autopart.runtime.checking.verdict import outcome
-from autopart.runtime.engine.asynchronous import AsynchronousRules, rules_of
+from autopart.runtime.checking.weight_history import (
+    Guess,
+    Guesses,
+    History,
+    PredictionHistory,
+    WeightHistory,
+)
+from autopart.runtime.engine.asynchronous_rules import AsynchronousRules, rules_of
 from autopart.runtime.engine.microbatches import Microbatches
 from autopart.runtime.engine.rank_executor import RankExecutor
 from autopart.runtime.engine.run_settings import RunSettings, optimizer_name
@@ -33,7 +40,7 @@ from autopart.runtime.models.precision import coarsest_dtype
 from autopart.runtime.transforms.seeded_draws import SeededDraws
 from autopart.runtime.transforms.seeded_parts import Parts, parts_seeded, plain_parts_seeded
 from autopart.runtime.update.optimizer import LEARNING_RATES
-from autopart.schedules.named.asynchronous import weight_version
+from autopart.schedules.asynchronous_kind import weight_version
 from autopart.text import counted
 from autopart.zoo.source import ModelSource
 
@@ -130,7 +137,8 @@ class Comparison:
             return None
         notes: list[str] = []
         if self._kept:
-            notes.append("the plain model was trained with the same older weights")
+            weights = self._check.weights
+            notes.append(f"the plain model was trained with the same {weights} weights")
         notes += draw_notes(self._check.reference.draws)
         if dropouts:
             notes.append(
@@ -209,7 +217,7 @@ def train_plain(
             ),
             note=note,
             autocast=autocast,
-            version=None if rules is None else partial(_version, rules, stages),
+            history=None if rules is None else partial(_history, rules, stages),
         )
     batches = partial(data.batch, 0, device=device)
     in_float64 = partial(gradients_in_float64, source, settings.seed, batches, size, device)
@@ -221,7 +229,7 @@ def train_plain(
         steps=updates,
         optimizer=optimizer,
         lr=lr,
-        is_delayed=rules is not None,
+        weights="" if rules is None else "predicted" if rules.kind.predicts_with else "older",
     )
 
 
@@ -233,6 +241,31 @@ def check_other(model: TrainingModel, programs: Sequence[StageProgram]) -> None:
             f"{model.name}: its builder returns the same module in each call, and a check needs two; "
             "build a new one in each call"
         )
+
+
+def _history(
+    rules: AsynchronousRules,
+    stages: Mapping[str, int],
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: PlainOptimizer,
+) -> History:
+    """The plain model's weights for each microbatch, under an asynchronous schedule."""
+    if not rules.kind.predicts_with:
+        return WeightHistory(parameters, partial(_version, rules, stages))
+    kind, setting = rules
+    n = setting.num_microbatches
+
+    def forward(name: str, microbatch: int) -> Guess:
+        # A batch's weights are predicted before its first forward. The stages after this one have
+        # one microbatch each, whose backward comes later.
+        stage, first = stages.get(name, 0), microbatch // n * n
+        version = max(0, first - (setting.num_stages - 1 - stage)) // n
+        return Guess(version, int(kind.forward_delay(setting, stage)))
+
+    def backward(name: str, microbatch: int) -> Guess:
+        return Guess(microbatch // n, int(kind.backward_delay(setting, stages.get(name, 0))))
+
+    return PredictionHistory(parameters, optimizer.stepped, Guesses(forward, backward))
 
 
 def _version(

@@ -4,11 +4,19 @@ An error in the pipeline's optimizer would hide if both models were stepped by i
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+class Stepped(NamedTuple):
+    """The weights that an optimizer steps, and what one more update like the last takes off them."""
+
+    value: torch.Tensor
+    change: torch.Tensor
 
 
 class PlainOptimizer:
@@ -39,6 +47,26 @@ class PlainOptimizer:
             if master is not parameter:
                 parameter.detach().copy_(master.detach())
             parameter.grad = master.grad = None
+
+    def stepped(self) -> dict[int, Stepped]:
+        """The weights that are stepped and their next change, by the parameter's id.
+
+        Weight decay is left out of the change. The formulas are written here again, for SGD with
+        momentum and AdamW; other optimizers have no change.
+        """
+        found: dict[int, Stepped] = {}
+        for parameter, master in self._pairs:
+            state, (group,) = self._torch.state.get(master, {}), self._torch.param_groups
+            change = torch.zeros_like(master)
+            if "momentum_buffer" in state:
+                change = group["lr"] * state["momentum_buffer"]
+            elif "exp_avg" in state:
+                (one, two), t = group["betas"], int(state["step"])
+                mean = state["exp_avg"] / (1 - one**t)
+                variance = state["exp_avg_sq"] / (1 - two**t)
+                change = group["lr"] * mean / (variance**0.5 + group["eps"])
+            found[id(parameter)] = Stepped(master.detach().clone(), change)
+        return found
 
 
 def _torch_optimizer(name: str, masters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:

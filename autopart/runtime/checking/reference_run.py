@@ -1,7 +1,6 @@
 """Trains the plain model on one process, as the reference for the check."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +9,7 @@ from autopart.errors import ModelError
 from autopart.runtime.capture.autocast import Autocast, autocast_of, entered
 from autopart.runtime.checking.dropout import DropNothing
 from autopart.runtime.checking.plain_optimizer import PlainOptimizer
-from autopart.runtime.checking.weight_history import Version, WeightHistory
+from autopart.runtime.checking.weight_history import History, Newest
 from autopart.runtime.models.attributes import user_name
 from autopart.runtime.models.model import Batch, TrainingModel
 from autopart.runtime.transforms import seeded_draws
@@ -50,17 +49,17 @@ def run_reference(
     optimizer: Callable[[list[torch.nn.Parameter]], PlainOptimizer],
     note: Callable[[str], None],
     autocast: torch.dtype | None = None,
-    version: Version | None = None,
+    history: Callable[[Mapping[str, torch.nn.Parameter], PlainOptimizer], History] | None = None,
 ) -> Reference:
     """Train the user's module on one process.
 
     Each step accumulates gradients over its microbatches, with each loss divided by their number.
-    `microbatch(step, m)` returns one microbatch. With `version`, microbatches run with older
-    weights, as in an asynchronous run; `version` counts microbatches through the run.
+    `microbatch(step, m)` returns one microbatch. `history` makes the history of weights for an
+    asynchronous run: microbatches run with older or predicted weights, and count through the run.
     """
     parameters = {user_name(name): p for name, p in model.named_parameters()}
     stepper, seeded = optimizer(list(parameters.values())), SeededDraws()
-    history = None if version is None else WeightHistory(parameters, version)
+    past = Newest() if history is None else history(parameters, stepper)
     losses, loss_dtype = list[float](), torch.float32
     under = autocast_of(model, autocast)
     start = copies(parameters)
@@ -72,11 +71,13 @@ def run_reference(
             note(f"the plain model's microbatch {m} of step {step + 1}")
             batch = microbatch(step, m)
             number = step * num_microbatches + m
-            older = nullcontext() if history is None else history.older_weights(number)
-            with older, seeded:
+            with past.weights(number), seeded:
                 # The pipeline's stages count microbatches in the same way.
-                drawn = m if version is None else number
-                loss = _backward(model, batch, drawn, num_microbatches, under)
+                drawn = m if history is None else number
+                loss = _forward(model, batch, drawn, num_microbatches, under)
+                past.before_backward(number)
+                seeded_draws.starts(drawn, is_backward=True)
+                loss.backward()
             total += loss.item()
             loss_dtype = loss.dtype
         losses.append(total)
@@ -86,8 +87,7 @@ def run_reference(
         stepper.step()
         if step == 0:
             first = copies(parameters)
-        if history is not None:
-            history.updated((step + 1) * num_microbatches)
+        past.updated((step + 1) * num_microbatches)
     return Reference(
         losses=tuple(losses),
         loss_dtype=loss_dtype,
@@ -100,10 +100,10 @@ def run_reference(
     )
 
 
-def _backward(
+def _forward(
     model: TrainingModel, batch: Batch, number: int, num_microbatches: int, under: Autocast | None
 ) -> torch.Tensor:
-    """Run microbatch `number` forward and backward; return its share of the mean loss.
+    """Run microbatch `number` forward; return its share of the mean loss.
 
     Raises ModelError where no parameter has a part in the loss.
     """
@@ -115,8 +115,6 @@ def _backward(
             f"the plain model's loss depends on no parameter in microbatch {number}, so it has no "
             "gradient; check on other inputs, with --seed"
         )
-    seeded_draws.starts(number, is_backward=True)
-    loss.backward()
     return loss
 
 

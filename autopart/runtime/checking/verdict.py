@@ -107,5 +107,5 @@ def _verdict(check: CheckRecord, wrong: Mapping[str, Sequence[Deviation]]) -> st
         parts.append(
             f"{kind}{one.name}{where} by {one.difference:.2g} ({one.allowed:.2g} allowed){more}"
         )
-    same = " with the same older weights" if check.is_delayed else ""
+    same = f" with the same {check.weights} weights" if check.weights else ""
     return f"the pipeline differs from the plain model{same}: {'; '.join(parts)}"

@@ -11,7 +11,8 @@ from autopart.cost.stage_syncs import RUN_BUCKET_BYTES
 from autopart.errors import UsageError
 from autopart.records.plan import Plan, Stage, schedule_of, stage_ranks
 from autopart.runtime.capture.stage_modules import StageProgram
-from autopart.runtime.engine.asynchronous import AsynchronousExecutor, check_no_shared, rules_of
+from autopart.runtime.engine.asynchronous import AsynchronousExecutor
+from autopart.runtime.engine.asynchronous_rules import check_no_shared, rules_of
 from autopart.runtime.engine.executor import Executor
 from autopart.runtime.engine.gloo_threads import let_compute_go_first
 from autopart.runtime.engine.group_part import NO_GROUPS, GroupPart

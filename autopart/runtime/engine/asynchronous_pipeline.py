@@ -1,4 +1,4 @@
-"""PipeDream and PipeDream-2BW in your own training loop."""
+"""Schedules without flushes in your own training loop."""
 
 import gc
 from collections.abc import Callable
@@ -14,6 +14,8 @@ from autopart.runtime.engine.asynchronous import AsynchronousExecutor, TrainingR
 from autopart.runtime.engine.pipeline import CutModel, PipelinePart, cut_model
 from autopart.runtime.engine.plan_match import device_of
 from autopart.runtime.models.model import Batch
+from autopart.runtime.update.optimizer import Optimizer
+from autopart.runtime.update.weight_prediction import WeightPrediction
 
 
 class AsynchronousPipeline(PipelinePart):
@@ -37,18 +39,30 @@ class AsynchronousPipeline(PipelinePart):
         return self.executor.microbatches(num_updates)
 
     def train(
-        self, load: Callable[[int], Batch], num_updates: int, step: Callable[[], None]
+        self,
+        load: Callable[[int], Batch],
+        num_updates: int,
+        step: Callable[[], None],
+        optimizer: Optimizer | torch.optim.Optimizer | None = None,
     ) -> torch.Tensor:
         """Run `num_updates` updates, then empty the pipeline. Collective over all ranks.
 
         `load(m)` returns ``(inputs, target)`` for microbatch m, counted from 0 through the run.
         `step()` applies the gradients in ``grad`` and clears them: an optimizer's step and
-        zero_grad. Returns the mean loss of each update, on every rank: a float64 tensor with
+        zero_grad. `optimizer` is the one that `step` steps; schedules that predict weights read its
+        state. Returns the mean loss of each update, on every rank: a float64 tensor with
         `num_updates` elements. Raises ModelError if a batch has other shapes than the plan,
-        LostRank if another rank is gone.
+        UsageError if weights cannot be predicted, LostRank if another rank is gone.
         """
         n = self.executor.microbatches_per_update
-        seen = self.seen = self.executor.train(lambda m: self.leaves_of(load(m)), num_updates, step)
+        predict = None
+        if isinstance(optimizer, Optimizer):
+            predict = optimizer.predict
+        elif optimizer is not None:
+            predict = WeightPrediction(optimizer).weights
+        seen = self.seen = self.executor.train(
+            lambda m: self.leaves_of(load(m)), num_updates, step, predict
+        )
         losses = torch.zeros(num_updates, dtype=torch.float64, device=self.executor.device)
         for microbatch, loss in seen.losses.items():
             losses[microbatch // n] += loss / n
@@ -68,9 +82,9 @@ def make_asynchronous_pipeline(
 ) -> AsynchronousPipeline:
     """This rank's part of `model` on the plan's stages, under an asynchronous schedule.
 
-    `schedule` is "pipedream", with an update after every microbatch, or "pipedream-2bw", with an
-    update after the plan's number of microbatches. All else is as in `make_pipeline`. Raises
-    PlanError also if the schedule cannot run on the plan's stages.
+    `schedule` is "pipedream", "spectrain" or "pipeoptim", with an update after every microbatch, or
+    "pipedream-2bw" or "xpipe", with an update after the plan's number of microbatches. All else is
+    as in `make_pipeline`. Raises PlanError also if the schedule cannot run on the plan's stages.
     """
     check_one_gpu_per_rank(plan, "an asynchronous pipeline")
     own = device_of(device)

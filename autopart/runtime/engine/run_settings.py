@@ -5,6 +5,7 @@ from typing import Literal, Required, TypedDict
 import msgspec
 
 from autopart.errors import UsageError
+from autopart.runtime.engine.asynchronous_rules import check_optimizer, default_optimizer
 from autopart.runtime.engine.plan_match import Backend
 from autopart.runtime.update.optimizer import LEARNING_RATES
 from autopart.text import counted
@@ -20,7 +21,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     check: bool = False
     """Whether the run is compared with the plain model."""
     optimizer: str | None = None
-    """A key of `optimizer.LEARNING_RATES`. None means sgd in a checked run, else adamw."""
+    """A key of `optimizer.LEARNING_RATES`. None means sgd in a checked run, else adamw; or one that
+    the asynchronous schedule predicts weights from."""
     lr: float | None = None
     """Learning rate; None means the optimizer's default."""
     timeout: float = 60.0
@@ -42,7 +44,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether gradient sums follow all actions or run beside last backwards. None means as the plan
     was solved, and end for a framework's sync."""
     asynchronous: str | None = None
-    """Asynchronous schedule, pipedream or pipedream-2bw. None means the plan's own schedule."""
+    """Asynchronous schedule, a key of `asynchronous_rules.RUNNABLE`. None means the plan's own
+    schedule."""
     save: str | None = None
     """New folder for the saved state after the last step."""
     load: str | None = None
@@ -71,9 +74,11 @@ class RunKeywords(TypedDict, total=False):
 def optimizer_name(settings: RunSettings) -> str:
     """The optimizer that was asked for. Default: adamw, and in a check sgd.
 
-    A step with sgd is as exact as its gradient.
+    A step with sgd is as exact as its gradient. Schedules that predict weights have other defaults.
     """
-    return settings.optimizer or ("sgd" if settings.check else "adamw")
+    check = settings.check
+    needed = default_optimizer(settings.asynchronous, check=check)
+    return settings.optimizer or needed or ("sgd" if check else "adamw")
 
 
 def check_settings(settings: RunSettings) -> None:
@@ -85,6 +90,7 @@ def check_settings(settings: RunSettings) -> None:
     if settings.optimizer is not None and settings.optimizer not in LEARNING_RATES:
         known = ", ".join(LEARNING_RATES)
         raise UsageError(f"unknown optimizer '{settings.optimizer}'; known: {known}")
+    check_optimizer(settings.asynchronous, optimizer_name(settings))
     _check_saved_state(settings)
     if settings.asynchronous is not None and settings.count_bytes:
         raise UsageError(

@@ -6,71 +6,68 @@ an update. The old memory remains as the older version, until its last microbatc
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
 from torch.func import functional_call
 
-T = TypeVar("T")
+from autopart.schedules.actions import Action
+
+Leaves = dict[str, torch.Tensor]
+"""Leaf tensors by parameter name, with which a module runs in place of its parameters."""
+
+
+class StageWeights(Protocol):
+    """The weights that a stage's actions run with, in a run without flushes."""
+
+    seen: dict[int, int]
+    """Updates that the newest weights of its forward had seen, by microbatch."""
+    most: int
+    """Most copies of the weights in memory at once, the newest included."""
+
+    def run(self, action: Action, compute: Callable[[], None]) -> None:
+        """Run `compute`, which runs the module for the action, with the action's weights."""
+        ...
+
+    def update(self, step: Callable[[], None]) -> None:
+        """Step the parameters, which makes a new version."""
+        ...
 
 
 class WeightVersions:
     """Versions of a module's parameters; version n has seen n updates."""
 
-    def __init__(self, module: fx.GraphModule, uses: Iterable[int]) -> None:
-        """`uses` contains each version as often as there are microbatches that will run with it."""
-        self._inside = _Inside(module)
-        self._parameters = dict(self._inside.named_parameters())
-        self._uses = Counter(uses)
+    def __init__(self, module: fx.GraphModule, version: Mapping[int, int]) -> None:
+        """`version` has each microbatch's version, with which it runs forward and backward."""
+        self._module = ReplaceableWeights(module)
+        self.seen = dict(version)
+        self._uses = Counter(version.values())
         self._newest = 0
-        self._versions = {0: self._aliases()}
+        self._versions = {0: self._module.aliases()}
         self.most = 1
-        """Most versions in memory at once."""
 
-    def run(self, version: int, compute: Callable[[], T]) -> T:
-        """Run `compute`, which runs the module forward or backward, with this version's weights."""
-        return functional_call(self._inside, self._versions[version], (compute,))
-
-    def done(self, version: int) -> None:
-        """Record that a microbatch has run backward with this version."""
-        # Step 1: move its gradients to the parameters, which the optimizer steps.
-        for name, leaf in self._versions[version].items():
-            if leaf.grad is not None:
-                parameter = self._parameters[name]
-                before = parameter.grad
-                parameter.grad = leaf.grad if before is None else before.add_(leaf.grad)
-                leaf.grad = None
-        # Step 2: free the version if this was its last microbatch.
-        self._uses[version] -= 1
-        self._drop()
+    def run(self, action: Action, compute: Callable[[], None]) -> None:
+        """Run `compute`, which runs the module for the action, with its microbatch's version."""
+        version = self.seen[action.microbatch]
+        self._module.run(action, self._versions[version], compute)
+        if action.op == "B":
+            self._uses[version] -= 1
+            self._drop()
 
     def update(self, step: Callable[[], None]) -> None:
         """Step the parameters, which makes a new version."""
         # Step 1: if microbatches in flight use the current version, leave its memory to them.
         if self._uses[self._newest]:
-            for parameter in self._trained():
+            for parameter in self._module.trained.values():
                 parameter.data = parameter.data.clone()
         # Step 2: step, and register the result as the newest version.
         step()
         self._newest += 1
-        self._versions[self._newest] = self._aliases()
+        self._versions[self._newest] = self._module.aliases()
         self._drop()
         self.most = max(self.most, len(self._versions))
-
-    def _aliases(self) -> dict[str, torch.Tensor]:
-        """Leaf tensors that share the parameters' memory, but not their autograd state.
-
-        Each alias has its own gradient, and its own counter with which autograd detects writes.
-        """
-        return {
-            name: parameter.data.requires_grad_(parameter.requires_grad)
-            for name, parameter in self._parameters.items()
-        }
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [p for p in self._parameters.values() if p.requires_grad]
 
     def _drop(self) -> None:
         for version in list(self._versions):
@@ -78,12 +75,35 @@ class WeightVersions:
                 del self._versions[version]
 
 
-class _Inside(nn.Module):
-    """A module whose forward runs any function, so that functional_call can replace parameters."""
+class ReplaceableWeights(nn.Module):
+    """A module that runs with other tensors in place of its parameters."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+        self._named = dict(self.named_parameters())
+        self.trained = {name: p for name, p in self._named.items() if p.requires_grad}
+        """The parameters that an update changes, by name."""
+
+    def run(self, action: Action, leaves: Leaves, compute: Callable[[], None]) -> None:
+        """Run `compute` with `leaves`. A backward adds their gradients to the parameters'."""
+        takes = self.trained.items() if action.op == "B" else ()
+        for name, parameter in takes:
+            leaves[name].grad, parameter.grad = parameter.grad, None
+        functional_call(self, leaves, (compute,))
+        for name, parameter in takes:
+            parameter.grad, leaves[name].grad = leaves[name].grad, None
+
+    def aliases(self) -> Leaves:
+        """Leaf tensors that share the parameters' memory, but not their autograd state.
+
+        Each alias has its own gradient, and its own counter with which autograd detects writes.
+        """
+        return {
+            name: parameter.data.requires_grad_(parameter.requires_grad)
+            for name, parameter in self._named.items()
+        }
 
     def forward(self, compute: Callable[[], Any]) -> Any:
+        """Run any function, so that functional_call can replace parameters during it."""
         return compute()

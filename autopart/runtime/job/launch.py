@@ -25,7 +25,7 @@ from torch import distributed
 from autopart.records.plan import Plan, load_plan, save_plan
 from autopart.records.plan_degrees import num_processes
 from autopart.records.run_result import RunResult
-from autopart.runtime.engine.asynchronous import rules_of
+from autopart.runtime.engine.asynchronous_rules import rules_of
 from autopart.runtime.engine.failures import Failure, as_error
 from autopart.runtime.engine.plan_match import check_can_run
 from autopart.runtime.engine.run_settings import RunKeywords, RunSettings, check_settings

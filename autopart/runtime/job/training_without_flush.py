@@ -6,7 +6,8 @@ from autopart.cost.asynchronous import price_of
 from autopart.records.plan import Plan
 from autopart.records.run_result import AsynchronousRun
 from autopart.runtime.checking.comparison import Comparison
-from autopart.runtime.engine.asynchronous import AsynchronousExecutor, TrainingRecord, rules_of
+from autopart.runtime.engine.asynchronous import AsynchronousExecutor, TrainingRecord
+from autopart.runtime.engine.asynchronous_rules import rules_of
 from autopart.runtime.engine.stage import Leaves
 from autopart.runtime.job.rank_results import RankRun, StepRun
 from autopart.runtime.measuring.clock import DeviceClock, Mark
@@ -47,7 +48,7 @@ def run_without_flush(
         batch, of_batch = divmod(microbatch, batch_size)
         return batches[batch][of_batch]
 
-    trained = executor.train(load, each * len(batches), step)
+    trained = executor.train(load, each * len(batches), step, optimizer.predict)
     clock.wait()
     steps = tuple(
         _step(

@@ -14,6 +14,7 @@ from torch import nn
 
 from autopart.errors import UsageError
 from autopart.runtime.transforms.host_copies import HostCopies
+from autopart.runtime.update.weight_prediction import WeightPrediction
 from autopart.runtime.update.zero_shards import HALF, Shard, ZeroSharding
 
 LEARNING_RATES = {"adamw": 1e-3, "sgd-momentum": 1e-2, "adafactor": 1e-2, "sgd": 1e-2}
@@ -70,6 +71,8 @@ class Optimizer:
         self._groups = _grouped(self._on_device)
         masters = [shard.master for shard in self._on_device]
         self._torch = _torch_optimizer(name, masters, self.lr) if masters else None
+        self._prediction: WeightPrediction | None = None
+        self._masters: dict[int, nn.Parameter] = {}
         self._hosted = [
             _HostedShard(
                 shard, _torch_optimizer(name, [shard.master], self.lr), host_copies or HostCopies()
@@ -121,6 +124,18 @@ class Optimizer:
         # Step 4: gather the elements that other ranks stepped.
         self._sharding.gather(lambda parameter: parameter)
         self._steps += 1
+
+    def predict(self, parameter: nn.Parameter, updates: int, into: torch.Tensor) -> None:
+        """Write the parameter's weights after `updates` more updates into a tensor of its shape.
+
+        They are a guess from the state, which must be on the device and whole. Raises UsageError for
+        sgd and Adafactor.
+        """
+        if self._prediction is None:
+            assert self._torch is not None
+            self._prediction = WeightPrediction(self._torch)
+            self._masters = {id(shard.parameter): shard.master for shard in self._on_device}
+        self._prediction.weights(self._masters[id(parameter)], updates, into)
 
     def state_dict(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
         """The optimizer state, with keys ``<parameter>.<state name>`` and ``step``.

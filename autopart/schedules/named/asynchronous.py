@@ -7,6 +7,7 @@ per update, and 1F1B's k - s microbatches in flight:
     period        seconds between microbatches, the max over s of busy_s / r_s: no fill, no drain
     delay         updates applied between the weights that a microbatch is computed with, and the
                   update that its gradient joins; 0 in a synchronous schedule
+    distance      the same for predicted weights: the further updates that the prediction covers
     copies        the stage's weights beside the current ones
 
 F on stage s for microbatch j comes after j - (k - 1 - s) backwards. So with n per update, the first
@@ -14,48 +15,10 @@ microbatch in an update is ceil((k - 1 - s) / n) updates behind.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 from autopart.errors import ScheduleError
+from autopart.schedules.asynchronous_kind import MEMORY, Asynchronous, Setting
 from autopart.schedules.named.one_f_one_b import warmup
-from autopart.text import counted
-
-
-class Setting(NamedTuple):
-    """The numbers that delays and copies depend on."""
-
-    num_stages: int
-    num_microbatches: int = 1
-    """Microbatches per update."""
-    num_pipelines: int = 1
-    """Pipelines that train copies of the model on the same ranks (AvgPipe)."""
-    clock_distance: int = 0
-    """Waves that one pipeline may be ahead of another (D in HetPipe)."""
-
-
-Count = Callable[[Setting, int], int]
-"""A count for a setting and a stage."""
-
-
-class Asynchronous(NamedTuple):
-    """One asynchronous schedule: each stage's microbatches in flight, weight copies and delays."""
-
-    name: str
-    in_flight: Count
-    """Microbatches past F and before B."""
-    extra_copies: Count
-    """Copies of the stage's weights beside the current ones."""
-    forward_delay: Callable[[Setting, int], float]
-    """Updates that the forward's weights are behind; a fraction is an average over microbatches."""
-    backward_delay: Callable[[Setting, int], float]
-    """Updates that the backward's weights are behind."""
-    every_microbatch: bool
-    """Whether each microbatch is an update of its own, regardless of the setting."""
-    least_microbatches: Callable[[int], int]
-    """The fewest microbatches per update, for a number of stages."""
-    source: str
-    """The paper that the numbers are from."""
 
 
 def asynchronous(name: str) -> Asynchronous:
@@ -65,30 +28,6 @@ def asynchronous(name: str) -> Asynchronous:
             f"unknown asynchronous schedule '{name}'; known: {', '.join(ASYNCHRONOUS)}"
         )
     return ASYNCHRONOUS[name]
-
-
-def check_setting(kind: Asynchronous, setting: Setting) -> None:
-    """Raise ScheduleError if an update has too few microbatches, or more than its only one."""
-    least, n = kind.least_microbatches(setting.num_stages), setting.num_microbatches
-    if n < least:
-        raise ScheduleError(
-            f"schedule '{kind.name}' with {counted(setting.num_stages, 'stage')} needs at least "
-            f"{counted(least, 'microbatch')} to an update, and {n} were asked for"
-        )
-    if kind.every_microbatch and n != 1:
-        raise ScheduleError(
-            f"schedule '{kind.name}' updates after every microbatch, not after {n}; take 1"
-        )
-
-
-def weight_version(kind: Asynchronous, setting: Setting, stage: int, microbatch: int) -> int:
-    """The number of updates in the weights that a stage computes a microbatch with.
-
-    The schedule's two delays must be equal and whole.
-    """
-    delay = kind.backward_delay(setting, stage)
-    assert delay == kind.forward_delay(setting, stage) and delay == int(delay)
-    return max(0, microbatch // setting.num_microbatches - int(delay))
 
 
 def _plain(setting: Setting, stage: int) -> int:
@@ -127,6 +66,7 @@ PIPEDREAM = Asynchronous(
     backward_delay=_plain_delay,
     every_microbatch=True,
     least_microbatches=_any_number,
+    held_against="the authors' code: k - 1 - s microbatches of warm-up, one version more",
     source="Narayanan et al., PipeDream, SOSP 2019: weight stashing, w_s of t - k + 1 + s",
 )
 
@@ -138,6 +78,8 @@ TWO_BUFFERED = Asynchronous(
     backward_delay=_one,
     every_microbatch=False,
     least_microbatches=_as_many_as_stages,
+    held_against="the authors' code: microbatches in flight at an update keep the older of two "
+    "versions",
     source="Narayanan et al., Memory-Efficient Pipeline-Parallel DNN Training, ICML 2021: "
     "W(t+1) = W(t) - lr grad f(W(t-1))",
 )
@@ -159,41 +101,70 @@ PIPEMARE = Asynchronous(
     backward_delay=_nothing,
     every_microbatch=False,
     least_microbatches=_any_number,
+    held_against=MEMORY,
     source="Yang et al., PipeMare, MLSys 2021: delay (2 (P - i) + 1) / N of stage i = 1 .. P; "
     "the copy is the velocity of its discrepancy correction, 0 without",
 )
 
 
-def _spectrain_forward(setting: Setting, stage: int) -> int:
-    return stage // 2 + setting.num_stages - stage - 1
+def _whole_way(setting: Setting, stage: int) -> int:
+    """Microbatches that the stage finishes from a forward to the end of its microbatch, on stage 0.
+
+    A backward takes as long as a forward, so the way back over s stages takes s / 2 of them.
+    """
+    return setting.num_stages - 1 - stage + stage // 2
 
 
-def _spectrain_backward(setting: Setting, stage: int) -> int:
+def _way_back(setting: Setting, stage: int) -> int:
+    """The same from a backward on."""
     return stage // 2
+
+
+def _one_if_predicted(setting: Setting, stage: int) -> int:
+    return min(1, _whole_way(setting, stage))
 
 
 SPECTRAIN = Asynchronous(
     name="spectrain",
     in_flight=_plain,
-    extra_copies=_one,
-    forward_delay=_spectrain_forward,
-    backward_delay=_spectrain_backward,
+    extra_copies=_one_if_predicted,
+    forward_delay=_whole_way,
+    backward_delay=_way_back,
     every_microbatch=True,
     least_microbatches=_any_number,
+    held_against="the authors' code and its page",
     source="Chen et al., SpecTrain, 2018: weights predicted over s = floor(k/2) + N - k - 1 updates "
     "forward, floor(k/2) backward, on GPU k of N; the copy is the predicted weights",
+    predicts_with=("sgd-momentum",),
 )
+
+
+def _way_in_updates(setting: Setting, stage: int) -> int:
+    return math.ceil(_whole_way(setting, stage) / setting.num_microbatches)
+
+
+def _way_back_in_updates(setting: Setting, stage: int) -> int:
+    return math.ceil(_way_back(setting, stage) / setting.num_microbatches)
+
+
+def _one_and_kept(setting: Setting, stage: int) -> int:
+    """An update among the forwards of one batch makes the batch's predicted weights a copy more."""
+    is_between = (setting.num_stages - 1 - stage) % setting.num_microbatches > 0
+    return _one_if_predicted(setting, stage) + is_between
+
 
 XPIPE = Asynchronous(
     name="xpipe",
     in_flight=_plain,
-    extra_copies=_one,
-    forward_delay=_plain_delay,
-    backward_delay=_nothing,
+    extra_copies=_one_and_kept,
+    forward_delay=_way_in_updates,
+    backward_delay=_way_back_in_updates,
     every_microbatch=False,
     least_microbatches=_any_number,
+    held_against=f"{MEMORY}; fairscale's AMPNet benchmark has the same terms, and rounds to nearest",
     source="Guan et al., XPipe, 2019: all microbatches of an update use the weights predicted for "
-    "its first; the delay is that of 1F1B's order, the copy the predicted weights",
+    "its first; SpecTrain's distances, in updates of T microbatches and rounded up",
+    predicts_with=("adamw",),
 )
 
 
@@ -209,20 +180,28 @@ WPIPE = Asynchronous(
     backward_delay=_first_group,
     every_microbatch=False,
     least_microbatches=_as_many_as_stages,
+    held_against="the paper's abstract; which stages wait is from memory",
     source="Yang et al., Group-based Interleaved Pipeline Parallelism, ICLR 2022: half of the "
     "delays and of the copies of PipeDream-2BW; the first half of the stages is the first group",
 )
 
+
+def _one_before_the_last(setting: Setting, stage: int) -> int:
+    return min(1, _plain_delay(setting, stage))
+
+
 PIPEOPTIM = Asynchronous(
     name="pipeoptim",
     in_flight=_plain,
-    extra_copies=_one,
+    extra_copies=_one_before_the_last,
     forward_delay=_plain_delay,
     backward_delay=_nothing,
     every_microbatch=True,
     least_microbatches=_any_number,
+    held_against="the page of the authors' code; the code itself predicts one update further",
     source="Guan et al., PipeOptim, 2023: weights predicted over D - rank - 1 updates by the rule of "
     "the optimizer; the copy is the predicted weights",
+    predicts_with=("sgd-momentum", "adamw"),
 )
 
 
@@ -242,6 +221,7 @@ AVGPIPE = Asynchronous(
     backward_delay=_nothing,
     every_microbatch=False,
     least_microbatches=_any_number,
+    held_against=MEMORY,
     source="Chen et al., Elastic Averaging for Efficient Pipelined DNN Training, PPoPP 2023: copies "
     "of the other pipelines and of the reference model that all are pulled to",
 )
@@ -265,6 +245,7 @@ HETPIPE = Asynchronous(
     backward_delay=_local_and_global,
     every_microbatch=True,
     least_microbatches=_any_number,
+    held_against=MEMORY,
     source="Park et al., HetPipe, ATC 2020: at most (D + 1) (s_local + 1) + s_local - 1 updates of "
     "the other pipelines are missing, s_local = Nm - 1 of the own; here Nm = k",
 )

@@ -9,6 +9,7 @@ from autopart.records.plan import Plan
 from autopart.records.run_result import CheckResult
 from autopart.runtime.checking.plain_optimizer import PlainOptimizer
 from autopart.runtime.checking.reference_run import run_reference
+from autopart.runtime.checking.weight_history import WeightHistory
 from autopart.runtime.engine.run_settings import RunSettings
 from tests.runtime.engine.test_asynchronous import LINE
 from tests.runtime.engine.test_placements import plan
@@ -40,7 +41,9 @@ def test_the_plain_model_runs_with_older_weights():
         num_microbatches=n,
         optimizer=lambda parameters: PlainOptimizer("sgd", parameters, lr, has_masters=False),
         note=lambda text: None,
-        version=lambda name, m: max(0, m // n - delays[name]),
+        history=lambda parameters, _: WeightHistory(
+            parameters, lambda name, m: max(0, m // n - delays[name])
+        ),
     )
     for name, delay in delays.items():
         w = [1.0]

@@ -7,9 +7,11 @@ import pytest
 
 from autopart.errors import PlanError, UsageError
 from autopart.records.plan import Plan
-from autopart.runtime.engine.asynchronous import asynchronous_orders, rules_of
+from autopart.runtime.engine.asynchronous import asynchronous_orders
+from autopart.runtime.engine.asynchronous_rules import rules_of
 from autopart.runtime.engine.run_settings import RunSettings, check_settings
-from autopart.schedules.named.asynchronous import PIPEDREAM, TWO_BUFFERED, Setting
+from autopart.schedules.asynchronous_kind import Setting
+from autopart.schedules.named.asynchronous import PIPEDREAM, TWO_BUFFERED
 from tests.runtime.engine.test_placements import LOOP, Ranks, plan
 from tests.support.long_tests import long_tests
 from tests.support.runtime.delayed_updates import Delayed, by_hand, complaint_of, in_pipeline
@@ -144,12 +146,39 @@ def test_updates_follow_the_last_backward_of_their_microbatches(name: str):
         ("pipedream", LOOP, 4, "runs one stage per rank, and this plan has ranks with several"),
         ("pipedream", [[0, 1], [2]], 4, "so it needs stages without replicas"),
         ("pipedream-2bw", LINE[3], 2, "needs at least 3 microbatches to an update, and 2 were"),
-        ("hetpipe", LINE[2], 4, "'hetpipe' cannot run; known: pipedream, pipedream-2bw"),
+        ("hetpipe", LINE[2], 4, "hetpipe is only priced .* through a server; take pipedream, "),
+        (
+            "avgpipe",
+            LINE[2],
+            4,
+            "avgpipe is only priced .* several copies of the model side by side",
+        ),
+        ("pipemare", LINE[2], 4, "pipemare is only priced .* a forward and a backward at once"),
+        ("nothing", LINE[2], 4, "'nothing' cannot run; known: pipedream, pipedream-2bw"),
+        ("spectrain", [[0]], 4, "predicts weights over .* this plan has 1 stage; solve with more"),
+        ("pipeoptim", [[0, 1], [2]], 4, "so it needs stages without replicas"),
+        ("xpipe", [[0, 1], [2]], 4, "so it needs stages without replicas, and stages have up to 2"),
+        ("xpipe", LOOP, 4, "runs one stage per rank, and this plan has ranks with several"),
     ],
 )
 def test_plans_that_need_flushes_are_refused(schedule: str, ranks: Ranks, n: int, said: str):
     with pytest.raises(PlanError, match=said):
         rules_of(plan("zoo:mlp-tiny", ranks, num_microbatches=n), schedule)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"recompute": ("layer",)}, "no forward can run again for its backward; solve with"),
+        ({"selective": ("layer",)}, "no forward can run again for its backward; solve with"),
+        ({"optimizer_on_host": True}, "keeps it on the host; solve without --offload-optimizer"),
+    ],
+)
+def test_predictions_are_refused_on_stages_that_cannot_have_them(stage: dict[str, Any], said: str):
+    of = plan("zoo:mlp-tiny", LINE[2])
+    changed = (of.stages[0], msgspec.structs.replace(of.stages[1], **stage))
+    with pytest.raises(PlanError, match=said):
+        rules_of(msgspec.structs.replace(of, stages=changed), "pipeoptim")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from autopart.cost.stage_times import bottleneck_period
 from autopart.errors import ScheduleError
-from autopart.schedules.named.asynchronous import ASYNCHRONOUS, Setting, asynchronous, check_setting
+from autopart.schedules.asynchronous_kind import Setting, check_setting
+from autopart.schedules.named.asynchronous import ASYNCHRONOUS, asynchronous
 from autopart.schedules.named.one_f_one_b import eager_warmups, one_f_one_b, usual_warmups
 
 
@@ -51,15 +52,34 @@ def test_two_weight_versions_are_enough_for_double_buffering(
         assert at >= own - asynchronous("pipedream-2bw").forward_delay(Setting(stages), stage)
 
 
-@given(st.integers(1, 8), st.integers(1, 8), st.sampled_from(["xpipe", "pipeoptim"]), st.data())
+PREDICTED = ["spectrain", "xpipe", "pipeoptim"]
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.sampled_from(PREDICTED), st.data())
 def test_predictions_cover_the_delay_of_an_update_s_first_microbatch(
     stages: int, per_update: int, name: str, data: st.DataObject
 ):
+    """PipeOptim predicts for the stage's own backward, the others for the later one on stage 0."""
     stage = data.draw(st.integers(0, stages - 1))
     kind = asynchronous(name)
     n = 1 if kind.every_microbatch else per_update
+    setting = Setting(stages, n)
     seen = updates_seen(stages, stage, n, n * (stages + 3))[n * stages :: n]
-    assert {own - at for at, own in seen} == {kind.forward_delay(Setting(stages, n), stage)}
+    (delay,) = {own - at for at, own in seen}
+    further = kind.forward_delay(setting, stage) - delay
+    assert 0 <= further <= kind.backward_delay(setting, stage)
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_xpipe_s_distances_are_spectrain_s_in_updates(n: int, t: int):
+    """With fairscale's terms, rounded down: (T + N - k/2 - 2) / T, and (T + floor(k/2) - 1) / T."""
+    xpipe, spectrain = asynchronous("xpipe"), asynchronous("spectrain")
+    for k in range(n):
+        forward = (2 * t + 2 * n - k - 4) // (2 * t)
+        assert xpipe.forward_delay(Setting(n, t), k) == forward
+        assert xpipe.backward_delay(Setting(n, t), k) == (t + k // 2 - 1) // t
+        assert xpipe.forward_delay(Setting(n), k) == spectrain.forward_delay(Setting(n), k)
+        assert xpipe.backward_delay(Setting(n), k) == spectrain.backward_delay(Setting(n), k)
 
 
 def test_numbers_match_the_papers_formulas():

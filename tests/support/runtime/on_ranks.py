@@ -102,6 +102,16 @@ def run_with_still_older_weights(rank: int, plan: Plan, settings: RunSettings) -
         asynchronous.weight_version = kept
 
 
+def run_with_longer_predictions(rank: int, plan: Plan, settings: RunSettings) -> str:
+    """The error of a checked run that predicts the weights of its forwards one update too far."""
+    kept = asynchronous.Distances
+    asynchronous.Distances = lambda forward, backward: kept(forward + 1, backward)
+    try:
+        return complaint_of(rank, plan, settings)
+    finally:
+        asynchronous.Distances = kept
+
+
 def live_parameters(rank: int, plan: Plan, settings: RunSettings) -> tuple[int, int]:
     """Parameter elements that live in the middle of a run: all new ones, and its own stage's."""
     seen: list[tuple[int, int]] = []
