@@ -10,8 +10,9 @@ Each model is profiled with one thread, and solved for two ranks in each of PLAN
 with one thread per rank (`autopart validate --local`). `cluster.json` is the file that
 `autopart probe` writes for this machine.
 
-The machine must be as fast in a run as it was for the profile. A fixed piece of work measures its
-pace. If the pace after a run differs by more than 5 %, the run is repeated, up to three times.
+Profile and run sample the machine's pace. If it differs by more than 5 %, the run is repeated, up to
+three times, and the nearest pace counts. The table has the pace in its own column, and beside each
+error the error at equal pace.
 
 One JSON line per plan goes to standard output as soon as the plan is done. A table follows. It has
 the median and the worst error of the step, and the bytes at the peak. It also checks the order: two
@@ -70,9 +71,9 @@ DIFFERENT = 0.10
 DRIFT = 0.05
 """Largest share by which the machine's pace in a run may differ from its pace in the profile."""
 TRIES = 3
-"""Times that a profile or a run is measured, at most, to find the same pace."""
-LONGEST_WAIT = 40.0
-"""Seconds that a run waits for the profile's pace, at most."""
+"""Times that a plan is run, at most, to find the profile's pace."""
+PAUSE = 10.0
+"""Seconds before a run is repeated."""
 
 Row = dict[str, Any]
 
@@ -113,14 +114,14 @@ def _measured(asked: argparse.Namespace):
         else autopart.cluster_of("cpu", gpus=2)
     )
     for model in asked.models:
-        profile, pace = _profile(model, asked)
+        profile = _profile(model, asked)
         for name in asked.plans:
             try:
                 plan = _plan(profile, cluster, name, asked.microbatches)
             except autopart.InfeasibleError as error:
                 sys.stderr.write(f"{model}, {name}: {error}\n")
                 continue
-            row = _at_the_same_pace(model, name, plan, pace, asked)
+            row = _at_the_same_pace(model, name, plan, asked)
             sys.stdout.write(json.dumps(row) + "\n")
             sys.stdout.flush()
             yield row
@@ -136,72 +137,32 @@ def _once_each(rows: list[Row]) -> list[Row]:
 
 def _medians(rows: list[Row]) -> Row:
     found = dict(rows[-1])
-    for name in ("predicted", "measured", "spread", "drift"):
+    for name in ("predicted", "measured", "spread", "drift", "error_at_pace"):
         found[name] = statistics.median(row[name] for row in rows)
     found["error"] = found["predicted"] / found["measured"] - 1.0
     return found
 
 
-def _profile(model: str, asked: argparse.Namespace) -> tuple[autopart.Profile, float]:
-    """The profile, and the machine's pace around it in seconds.
-
-    The model is profiled again if the pace changed meanwhile.
-    """
+def _profile(model: str, asked: argparse.Namespace) -> autopart.Profile:
     torch.set_num_threads(1)
-    found: list[tuple[float, autopart.Profile, float]] = []
-    for _ in range(1 if asked.one_device else TRIES):
-        before = _pace()
-        profile = autopart.profile_model(
-            model,
-            microbatch_size=asked.microbatch_size,
-            repeats=asked.repeats,
-            tensor=(2,) if "tensor" in asked.plans else (),
-        )
-        after = _pace()
-        found.append((abs(after / before - 1.0), profile, (before + after) / 2))
-        if found[-1][0] <= DRIFT:
-            break
-    _, profile, pace = min(found, key=lambda one: one[0])
-    return profile, pace
+    return autopart.profile_model(
+        model,
+        microbatch_size=asked.microbatch_size,
+        repeats=asked.repeats,
+        tensor=(2,) if "tensor" in asked.plans else (),
+    )
 
 
-def _at_the_same_pace(
-    model: str, name: str, plan: autopart.Plan, pace: float, asked: argparse.Namespace
-) -> Row:
+def _at_the_same_pace(model: str, name: str, plan: autopart.Plan, asked: argparse.Namespace) -> Row:
     """The run whose pace is nearest to the profile's, out of at most `TRIES` runs."""
     rows: list[Row] = []
-    for _ in range(1 if asked.one_device else TRIES):
-        # Step 1: wait until the machine has the profile's pace again.
-        until = time.monotonic() + LONGEST_WAIT
-        while abs(_pace() / pace - 1.0) > DRIFT and time.monotonic() < until:
-            time.sleep(2.0)
-        # Step 2: run the plan. Step 3: stop if the pace is still the same after it.
-        row = _row(model, name, plan, asked)
-        rows.append(row | {"drift": _pace() / pace - 1.0})
+    for number in range(1 if asked.one_device else TRIES):
+        if number:
+            time.sleep(PAUSE)
+        rows.append(_row(model, name, plan, asked))
         if abs(rows[-1]["drift"]) <= DRIFT:
             break
     return min(rows, key=lambda row: abs(row["drift"])) | {"tries": len(rows)}
-
-
-def _pace() -> float:
-    """Seconds for a fixed piece of work, summed over the cores.
-
-    Other work on a virtual machine's host changes it by up to a factor of two within a minute.
-    """
-    cores, rows = os.sched_getaffinity(0), torch.ones(512, 512)
-    total = 0.0
-    try:
-        for core in cores:
-            os.sched_setaffinity(0, {core})
-            samples: list[float] = []
-            for _ in range(40):
-                begin = time.perf_counter()
-                rows @ rows
-                samples.append(time.perf_counter() - begin)
-            total += statistics.median(samples)
-    finally:
-        os.sched_setaffinity(0, cores)
-    return total
 
 
 def _plan(
@@ -227,6 +188,7 @@ def _row(model: str, name: str, plan: autopart.Plan, asked: argparse.Namespace) 
     )
     assert validation is not None
     found = validation.fidelity
+    assert found.pace is not None and found.pace.slowdown is not None
     return {
         "model": model,
         "plan": name,
@@ -235,6 +197,9 @@ def _row(model: str, name: str, plan: autopart.Plan, asked: argparse.Namespace) 
         "measured": found.step_time,
         "spread": found.step_spread,
         "error": found.error,
+        "drift": found.pace.slowdown - 1.0,
+        "core_share": found.pace.core_share,
+        "error_at_pace": found.pace.error,
         "causes": {one.cause: one.seconds for one in found.causes},
         "core_errors": [
             one.predicted / one.core - 1 for one in found.actions if one.core is not None
@@ -246,7 +211,16 @@ def _row(model: str, name: str, plan: autopart.Plan, asked: argparse.Namespace) 
 
 
 def _table(rows: list[Row]) -> Table:
-    heads = ("predicted", "measured", "spread", "off", "actions off, on the core", "bytes off")
+    heads = (
+        "predicted",
+        "measured",
+        "spread",
+        "off",
+        "pace",
+        "off at equal pace",
+        "actions off, on the core",
+        "bytes off",
+    )
     table = Table("model", "plan", "layers", *heads)
     for row in rows:
         table.add_row(
@@ -255,12 +229,14 @@ def _table(rows: list[Row]) -> Table:
             "+".join(map(str, row["layers"])),
             format_time(row["predicted"]),
             *(
-                ("–", "–", "–")
+                ("–", "–", "–", f"{row['drift']:+.1%}", "–")
                 if row["measured"] is None
                 else (
                     format_time(row["measured"]),
                     format_time(row["spread"]),
                     f"{row['error']:+.1%}",
+                    f"{row['drift']:+.1%}",
+                    f"{row['error_at_pace']:+.1%}",
                 )
             ),
             " ".join(f"{error:+.1%}" for error in row["core_errors"]),
@@ -271,6 +247,7 @@ def _table(rows: list[Row]) -> Table:
 
 def _steps(rows: list[Row]) -> list[str]:
     errors = sorted(abs(row["error"]) for row in rows)
+    paced = sorted(abs(row["error_at_pace"]) for row in rows)
     wrong, pairs = _order(rows)
     drifts = sorted(abs(row["drift"]) for row in rows)
     unchanged = sum(drift <= DRIFT for drift in drifts)
@@ -278,7 +255,7 @@ def _steps(rows: list[Row]) -> list[str]:
         f"the machine's pace differed from the profile's by {statistics.median(drifts):.1%} in the median, "
         f"{drifts[-1]:.1%} at worst, in {unchanged} of {len(rows)} plans by at most {DRIFT:.0%}",
         f"{len(rows)} plans: the step is off by {statistics.median(errors):.1%} in the median, "
-        f"{errors[-1]:.1%} at worst",
+        f"{errors[-1]:.1%} at worst; at equal pace by {statistics.median(paced):.1%} and {paced[-1]:.1%}",
         f"order: {pairs - len(wrong)} of {pairs} pairs of one model that are predicted more than "
         f"{DIFFERENT:.0%} apart come in that order{''.join(wrong)}",
     ]

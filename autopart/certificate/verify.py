@@ -136,6 +136,7 @@ def _check_origin(origin: Origin, profile: Profile) -> None:
         ("method", origin.method, profile.method),
         ("dtype", origin.dtype, profile.dtype),
         ("own dtypes", origin.own_dtypes, profile.own_dtypes),
+        ("pace", origin.pace, profile.pace),
     )
     for subject, said, given in pairs:
         if said != given:

@@ -2,6 +2,7 @@
 
 The plan's orders are simulated once per cause. Each simulation takes one more kind from the measurement:
 
+    pace       all predicted seconds at the machine's pace in the run, where profile and run sampled it
     compute    median F and B seconds (or I and W); on a CPU with one thread their processor time
     cores      extra seconds for these actions while other threads and processes had the core
     overhead   seconds between a rank's actions, in place of the fixed cost
@@ -19,15 +20,16 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.fidelity.pace import at_pace, slowdowns
+from autopart.records.plan import Plan, schedule_of
 from autopart.records.prediction import StagePrediction, Sync
 from autopart.records.run_result import RankStep, StageRun
 from autopart.schedules.actions import Op
 from autopart.schedules.encoding import OPS
 from autopart.simulator.costs import action_time
-from autopart.simulator.timeline import simulate
+from autopart.simulator.timeline import simulate_with
 
-Cause = Literal["compute", "cores", "overhead", "sends", "syncs", "updates", "other"]
+Cause = Literal["pace", "compute", "cores", "overhead", "sends", "syncs", "updates", "other"]
 
 
 class _Costs(NamedTuple):
@@ -67,6 +69,9 @@ def _measured_costs(
     """The predicted costs; each further value takes one more kind from the measurement."""
     # One cause after the other, in the order of the module's table.
     costs = _Costs(plan.prediction.stages, plan.prediction.syncs, plan.cluster.action_overhead)
+    if paces := slowdowns(plan, ranks):
+        costs = _Costs(*at_pace(plan, ranks, paces))
+        yield "pace", costs
     costs = costs._replace(stages=tuple(map(_on_core, costs.stages, stages)))
     yield "compute", costs
     costs = costs._replace(stages=tuple(map(_with_actions, costs.stages, stages)))
@@ -82,16 +87,7 @@ def _measured_costs(
 
 
 def _simulated(plan: Plan, costs: _Costs) -> float:
-    timeline = simulate(
-        schedule_of(plan),
-        stage_ranks(plan),
-        costs.stages,
-        costs.syncs,
-        action_overhead=costs.overhead,
-        sends_overlap=plan.cluster.sends_overlap,
-        rendezvous=plan.cluster.sends == "rendezvous",
-    )
-    return timeline.makespan
+    return simulate_with(plan, *costs).makespan
 
 
 def _on_core(predicted: StagePrediction, ran: StageRun) -> StagePrediction:

@@ -12,6 +12,8 @@ import msgspec
 
 from autopart.errors import RunError
 from autopart.fidelity.causes import Cause, find_causes, predicted_time
+from autopart.fidelity.pace import compare_pace, stage_factors
+from autopart.records.pace import PaceComparison
 from autopart.records.plan import Plan
 from autopart.records.prediction import StagePrediction
 from autopart.records.run_result import OneDeviceResult, RankStep, RunResult, SendTimes, StageRun
@@ -37,6 +39,8 @@ class ActionFidelity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The action's median processor time in seconds; measured on a CPU with one thread, else None.
     """
     error: Error
+    error_at_pace: Error | None = None
+    """The error at the run's pace and share of cores; null where it is unknown."""
 
 
 class SendFidelity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,6 +107,8 @@ class Fidelity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     step_spread: Seconds | None
     error: Error | None
     """The error in the step time."""
+    pace: PaceComparison | None = None
+    """The run's pace beside the profile's; null where the run sampled none."""
     resimulated_step_time: Seconds
     """The makespan of the plan's orders, simulated with all measured seconds."""
     actions: tuple[ActionFidelity, ...]
@@ -138,8 +144,9 @@ def judge(plan: Plan, run: RunResult | OneDeviceResult) -> Fidelity:
         step_time=step,
         step_spread=_spread(times) if times else None,
         error=None if step is None else predicted / step - 1.0,
+        pace=compare_pace(plan, run.ranks, predicted, step),
         resimulated_step_time=predicted + sum(t for c, t in causes.items() if c != "other"),
-        actions=tuple(_actions(plan, run.stages)),
+        actions=tuple(_actions(plan, run.stages, run.ranks)),
         sends=tuple(_sends(plan, run.stages)),
         ranks=_ranks(plan, run.ranks, step),
         causes=tuple(CauseFidelity(cause=c, seconds=time) for c, time in causes.items()),
@@ -160,7 +167,7 @@ def check_within(found: Fidelity, tolerance: float) -> None:
     worst = _worst_time(found)
     if abs(worst[1]) > tolerance:
         raise RunError(
-            f"the prediction of {worst[0]} is off by {worst[1]:+.1%}, more than {tolerance:.1%}; "
+            f"the prediction of {worst[0]} is off by {worst[1]:+.1%}{_paced(found)}, more than {tolerance:.1%}; "
             "profile again on the machine as it is in a run, or give the cluster's own figures"
         )
     for rank in found.ranks:
@@ -170,6 +177,12 @@ def check_within(found: Fidelity, tolerance: float) -> None:
                 f"rank {rank.rank} used {counted(used, 'byte')} and {rank.predicted_bytes} were "
                 f"predicted ({error:+.1%}, more than {tolerance:.1%} off)"
             )
+
+
+def _paced(found: Fidelity) -> str:
+    if found.pace is None or found.pace.error is None:
+        return ""
+    return f" ({found.pace.error:+.1%} at the run's pace)"
 
 
 def _worst_time(found: Fidelity) -> tuple[str, float]:
@@ -186,7 +199,10 @@ def _spread(times: Sequence[float]) -> float:
     return high - low
 
 
-def _actions(plan: Plan, stages: Sequence[StageRun]) -> list[ActionFidelity]:
+def _actions(
+    plan: Plan, stages: Sequence[StageRun], ranks: Sequence[RankStep]
+) -> list[ActionFidelity]:
+    factors = stage_factors(plan, ranks)
     return [
         ActionFidelity(
             stage=place,
@@ -196,6 +212,7 @@ def _actions(plan: Plan, stages: Sequence[StageRun]) -> list[ActionFidelity]:
             spread=action.spread,
             core=action.core_time,
             error=_error(predicted, action.time),
+            error_at_pace=None if not factors else _error(predicted * factors[place], action.time),
         )
         for place, stage in enumerate(stages)
         for action in stage.actions

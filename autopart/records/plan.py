@@ -9,6 +9,7 @@ import msgspec
 from autopart.errors import AutopartError, PlanError, ScheduleError
 from autopart.records.cluster import Cluster, check_cluster
 from autopart.records.files import read_file, write_record
+from autopart.records.pace import Pace
 from autopart.records.plan_degrees import check_own_degrees, check_room
 from autopart.records.prediction import Prediction
 from autopart.records.problem import Demands, Objective
@@ -105,6 +106,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The profile's dtype."""
     own_dtypes: Literal[True] | msgspec.UnsetType = msgspec.UNSET
     """True where the model and its batch kept several dtypes; absent where all have one."""
+    pace: Pace | msgspec.UnsetType = msgspec.UNSET
+    """The machine's pace while the profile was measured; absent where the profile has none."""
     solver: str
     """The solver that found the partition."""
     solve_seconds: Seconds

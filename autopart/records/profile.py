@@ -14,6 +14,7 @@ from autopart.errors import ProfileError
 from autopart.records.files import content_hash, decode, encode, read_file, write_record
 from autopart.records.graph_check import check_graph
 from autopart.records.layer_graph import LayerGraph
+from autopart.records.pace import Pace
 from autopart.records.tensor_variants import TensorVariant, check_variants
 from autopart.records.upgrades import profile_as_1
 from autopart.units import Bytes, Count, PositiveCount, Seconds
@@ -89,6 +90,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Rounds before the measured ones."""
     repeats: Count = 0
     """Measured rounds; times are their medians."""
+    pace: Pace | msgspec.UnsetType = msgspec.UNSET
+    """The machine's pace during the measurement; absent where nothing was measured, and in older profiles."""
     graph: LayerGraph
     """The layers and the values between them."""
     variants: tuple[TensorVariant, ...] = ()

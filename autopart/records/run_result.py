@@ -4,7 +4,9 @@ from typing import Annotated
 
 import msgspec
 
+from autopart.records.pace import Pace, PaceComparison
 from autopart.records.prediction import StagePrediction
+from autopart.records.readings import Share
 from autopart.records.tensor_variants import LayerCollectives
 from autopart.schedules.actions import Op
 from autopart.units import Bytes, Count, PositiveCount, Seconds
@@ -77,6 +79,10 @@ class RankStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Peak bytes, measured as `RunResult.memory` says."""
     tensor_bytes: Bytes | None = None
     """Most tensor bytes alive at once, in a step that counted them; null where none did."""
+    pace: Pace | None = None
+    """The machine's pace on this rank, before, between and after the steps; null where not sampled."""
+    core_share: Share | None = None
+    """Share of the actions' time in which their threads had a core; null where not known."""
 
 
 class StageRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -199,6 +205,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Step seconds that the plan predicts."""
     error: float
     """Predicted step seconds divided by measured ones, minus 1."""
+    pace: PaceComparison | None = None
+    """The run's pace beside the profile's; null where the run sampled none."""
     stages: tuple[StageRun, ...]
     """For each stage its measured seconds and bytes."""
     memory: Annotated[str, msgspec.Meta(description="how peak_bytes was measured")]

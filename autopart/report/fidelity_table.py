@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from autopart.fidelity.compare import Fidelity, RankFidelity, RankParts
+from autopart.fidelity.compare import ActionFidelity, Fidelity, RankFidelity, RankParts
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
 from autopart.report.labels import ranks_label
+from autopart.report.pace_lines import pace_lines, step_error
 from autopart.units import format_time
 
 PARTS = ("compute", "overhead", "waiting", "sync", "update", "rest")
@@ -35,6 +36,9 @@ def action_table(found: Fidelity) -> Table:
     add_text(table, "action")
     for head in ("predicted", "measured", "spread", "error"):
         add_number(table, head)
+    at_pace = any(one.error_at_pace is not None for one in found.actions)
+    if at_pace:
+        add_number(table, "at the\nrun's pace")
     # All three columns have one unit, so their cells are made together and then split.
     count = len(rows)
     cells = times([
@@ -44,7 +48,9 @@ def action_table(found: Fidelity) -> Table:
     ])[1]  # fmt: skip
     for place, (stage, action, one) in enumerate(rows):
         three = (cells[place + column * count] for column in range(3))
-        table.add_row(stage, action, *three, f"{one.error:+.1%}")
+        paced = one.error_at_pace if isinstance(one, ActionFidelity) else None
+        last = ["" if paced is None else f"{paced:+.1%}"] if at_pace else []
+        table.add_row(stage, action, *three, f"{one.error:+.1%}", *last)
     return table
 
 
@@ -89,12 +95,17 @@ def step_lines(found: Fidelity) -> list[str]:
     predicted = format_time(found.predicted_step_time)
     if found.step_time is None or found.error is None:
         again = format_time(found.resimulated_step_time)
-        return [f"step {predicted} predicted, {again} simulated with the measured times"]
+        return [
+            f"step {predicted} predicted, {again} simulated with the measured times",
+            *pace_lines(found.pace),
+        ]
     measured = format_time(found.step_time)
     spread = format_time(found.step_spread or 0.0)
     causes = ", ".join(f"{one.cause} {_signed(one.seconds)}" for one in found.causes)
     return [
-        f"step {predicted} predicted, {measured} measured (spread {spread}), {found.error:+.1%}",
+        f"step {predicted} predicted, {measured} measured (spread {spread}): "
+        f"{step_error(found.error, found.pace)}",
+        *pace_lines(found.pace),
         f"measured minus predicted: {causes}",
     ]
 

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from autopart.records.pace import Pace
 from autopart.records.profile import Profile, stash_error, time_error
 
 
@@ -53,6 +54,8 @@ class ProfileSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Summed layer time over the whole model's time, minus 1; null without that comparison."""
     stash_error: float | None
     """Summed layer stash over the whole model's stash, minus 1; null without that comparison."""
+    pace: Pace | None
+    """The machine's pace during the measurement; null where nothing was measured."""
     warnings: tuple[str, ...]
     """Warnings from the profiler."""
 
@@ -91,5 +94,6 @@ def profile_summary(profile: Profile, path: str) -> ProfileSummary:
         layers=rows,
         time_error=time_error(profile.whole) if profile.whole else None,
         stash_error=stash_error(profile.whole) if profile.whole else None,
+        pace=None if profile.pace is msgspec.UNSET else profile.pace,
         warnings=profile.warnings,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -15,7 +16,7 @@ from autopart.units import format_bytes, format_time
 
 def profile_report(profile: Profile) -> RenderableType:
     """The layer table; lines for the sum and for its distance from the whole model."""
-    lines = [_totals_line(profile), *_whole_lines(profile)]
+    lines = [_totals_line(profile), *_whole_lines(profile), *_pace_lines(profile)]
     return Group(layer_table(profile), *(plain(line) for line in lines))
 
 
@@ -110,6 +111,16 @@ def _whole_lines(profile: Profile) -> list[str]:
         f"({format_time(layers)} of {format_time(whole.forward_time + whole.backward_time)}), "
         f"stash {_signed(stash_error(whole))} "
         f"({format_bytes(whole.layers_stash_bytes)} of {format_bytes(whole.stash_bytes)})"
+    ]
+
+
+def _pace_lines(profile: Profile) -> list[str]:
+    pace = profile.pace
+    if pace is msgspec.UNSET:
+        return []
+    return [
+        f"the machine's pace: a fixed piece of work took {format_time(pace.time)} "
+        f"(spread {format_time(pace.spread)}, {counted(pace.samples, 'sample')})"
     ]
 
 

@@ -6,13 +6,15 @@ from rich.table import Table
 from autopart.records.run_result import AsynchronousRun, CheckResult, RunResult
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
 from autopart.report.labels import ranks_label
+from autopart.report.pace_lines import pace_lines, step_error
 from autopart.text import counted
 from autopart.units import format_bytes, format_share, format_time
 
 
 def run_report(run: RunResult) -> RenderableType:
     """A stage table, measured and predicted; lines for the step, the losses and the check."""
-    lines = [_step_line(run), *_sync_lines(run), _loss_line(run), f"peak: {run.memory}", *run.notes]
+    lines = [_step_line(run), *pace_lines(run.pace), *_sync_lines(run), _loss_line(run)]
+    lines += [f"peak: {run.memory}", *run.notes]
     if run.asynchronous is not None:
         lines += asynchronous_lines(run.asynchronous)
     if run.check is not None:
@@ -68,7 +70,7 @@ def asynchronous_lines(run: AsynchronousRun) -> list[str]:
 def _step_line(run: RunResult) -> str:
     return (
         f"step {format_time(run.step_time)} measured, "
-        f"{format_time(run.predicted_step_time)} predicted ({run.error:+.1%}), {_speed(run)}; "
+        f"{format_time(run.predicted_step_time)} predicted ({step_error(run.error, run.pace)}), {_speed(run)}; "
         f"{counted(len(run.step_times), 'step')} of {counted(run.num_microbatches, 'microbatch')} of "
         f"{run.microbatch_size}, {run.optimizer}, {run.dtype}"
     )

@@ -38,6 +38,7 @@ def written_plan(
             method=own.profile.method,
             dtype=own.profile.dtype,
             own_dtypes=own.profile.own_dtypes,
+            pace=own.profile.pace,
             solver="auto",
             solve_seconds=0.0,
             autopart=__version__,

@@ -70,12 +70,23 @@ def used_ranks(timeline: Timeline) -> list[int]:
 
 def simulate_plan(plan: Plan) -> Timeline:
     """Run the plan's orders on paper, with the stage times in its prediction."""
+    predicted = plan.prediction
+    return simulate_with(plan, predicted.stages, predicted.syncs, plan.cluster.action_overhead)
+
+
+def simulate_with(
+    plan: Plan,
+    stages: Sequence[StageCosts[float]],
+    syncs: Sequence[SyncCost[float]],
+    action_overhead: float,
+) -> Timeline:
+    """Run the plan's orders on paper, with other seconds than those in its prediction."""
     return simulate(
         schedule_of(plan),
         stage_ranks(plan),
-        plan.prediction.stages,
-        plan.prediction.syncs,
-        action_overhead=plan.cluster.action_overhead,
+        stages,
+        syncs,
+        action_overhead=action_overhead,
         sends_overlap=plan.cluster.sends_overlap,
         rendezvous=plan.cluster.sends == "rendezvous",
     )

@@ -20,6 +20,7 @@ import torch
 from torch import distributed, fx
 
 from autopart.errors import ModelError, UsageError
+from autopart.fidelity.pace import notes_on_pace
 from autopart.records.plan import Plan, cast_of, num_ranks
 from autopart.records.run_result import OneDeviceResult
 from autopart.records.tensor_degree import Tensor, degree_of, tensor_name
@@ -42,6 +43,7 @@ from autopart.runtime.job.rank_results import (
 )
 from autopart.runtime.job.training import Report
 from autopart.runtime.measuring.clock import clock_of
+from autopart.runtime.measuring.pace import PaceMeter, pace_of
 from autopart.runtime.measuring.peak_memory import watch_peak
 from autopart.runtime.measuring.tensor_bytes import how_counted, most_tensor_bytes
 from autopart.runtime.models.model import build_training_model, example_batch
@@ -97,6 +99,7 @@ def run_on_one_device(
             done[rank] = _run_rank(plan, rank, found, where, name, steps)
             _free(where)
     runs = [done.get(rank, RankRun((), 0)) for rank in alike]
+    ranks = tuple(rank_step(rank, done[rank]) for rank in used)
     return OneDeviceResult(
         model=model,
         device=device_name(where),
@@ -104,11 +107,11 @@ def run_on_one_device(
         optimizer=name,
         steps=steps,
         stages=stages_of(plan, runs, alone=True),
-        ranks=tuple(rank_step(rank, done[rank]) for rank in used),
+        ranks=ranks,
         memory=how_counted(where),
         trace=tuple(last_slices(done[r]) if r in done else () for r in range(num_ranks(plan))),
         collectives=found.collectives,
-        notes=_notes(plan, steps),
+        notes=(*_notes(plan, steps), *notes_on_pace(plan, ranks)),
     )
 
 
@@ -179,15 +182,20 @@ def _run_rank(
     )
     stepper = rank_optimizer(plan, executor, optimizer, lr=0.0)
     lone = _LoneRank(executor, stepper, model.data)
+    pace = PaceMeter(device)
+    pace.sample()
     watch_peak(device)
-    runs = tuple(lone.step(number) for number in range(steps))
+    runs: list[StepRun] = []
+    for number in range(steps):
+        runs.append(lone.step(number))
+        pace.sample()
     # One more step counts tensor bytes.
     leaves = lone.microbatches(steps)
     there = (*executor.parameters.values(), *executor.buffers.values(), *stepper.state)
     read = (leaf for of in leaves.values() for leaf in of.values())
     aside = stepper.counters
     peak = most_tensor_bytes(lambda: lone.train(leaves), (*there, *read), device, aside)
-    return RankRun(runs, peak, tensor_bytes=peak)
+    return RankRun(tuple(runs), peak, tensor_bytes=peak, pace=pace_of(pace.samples, device))
 
 
 def _programs(

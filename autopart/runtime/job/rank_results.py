@@ -8,6 +8,7 @@ from typing import NamedTuple, get_args
 
 import torch
 
+from autopart.records.pace import Pace
 from autopart.records.plan import Plan, schedule_of, stage_ranks
 from autopart.records.run_result import ActionTimes, RankStep, RunSlice, StageRun
 from autopart.runtime.engine.run_settings import RunSettings
@@ -17,9 +18,6 @@ from autopart.runtime.measuring.step_trace import StepTrace
 from autopart.runtime.measuring.stopwatch import summarize
 from autopart.schedules.actions import Op
 from autopart.text import counted
-
-_UNDISTURBED = 0.95
-"""Share of core time below which other processes have disturbed the run."""
 
 
 class StepRun(NamedTuple):
@@ -46,6 +44,8 @@ class RankRun(NamedTuple):
     """Most tensor bytes alive in the step that counts them; None without such a step."""
     versions: int = 1
     """Most weight versions in the rank's memory at once."""
+    pace: Pace | None = None
+    """The machine's pace before, between and after the steps."""
     update_losses: tuple[float, ...] = ()
     """The rank's share of each update's mean loss, in a run without flushes."""
 
@@ -118,6 +118,8 @@ def rank_step(rank: int, run: RankRun) -> RankStep:
         update_time=median(lambda step: step.update_time),
         peak_bytes=run.peak_bytes,
         tensor_bytes=run.tensor_bytes,
+        pace=run.pace,
+        core_share=share_of_core([run]),
     )
 
 
@@ -168,12 +170,6 @@ def run_notes(
         notes.append(
             f"the loss is NaN or infinite from step {wild[0]} on: the times count, the training does "
             "not; check data, --lr and start values"
-        )
-    core = share_of_core(runs)
-    if core < _UNDISTURBED:
-        notes.append(
-            f"other processes used the cores: ranks had a core for {core:.0%} of the time of their "
-            "actions, so measured times are too long by as much"
         )
     return tuple(notes)
 

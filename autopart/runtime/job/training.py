@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from autopart.fidelity.pace import compare_pace, notes_on_pace
 from autopart.records.plan import Plan, cast_of, num_ranks
 from autopart.records.plan_degrees import (
     gpus_of_ranks,
@@ -40,6 +41,7 @@ from autopart.runtime.engine.rank_optimizer import rank_optimizer
 from autopart.runtime.engine.run_settings import RunSettings, optimizer_name
 from autopart.runtime.engine.stage import Leaves
 from autopart.runtime.engine.state_dict import all_names
+from autopart.runtime.job.rank_pace import RankPace
 from autopart.runtime.job.rank_results import (
     RankRun,
     StepRun,
@@ -156,12 +158,21 @@ class _Run:
     def steps(self) -> RankRun:
         """Train all steps. Collective over all ranks."""
         gc.collect()  # Graphs are reference cycles, and keep the weights of other ranks' stages.
+        count = self._settings.steps
+        pace = RankPace(self._place.device, count, self._status_board)
         watch_peak(self._place.device)
+        pace.all_turns()
         if isinstance(self._executor, AsynchronousExecutor):
-            return self._without_flush(self._executor)
-        executor, count = self._executor, self._settings.steps
-        meter = StashMeter()
-        done = tuple(self._metered(executor, step, meter) for step in range(count))
+            run = self._without_flush(self._executor)
+            pace.all_turns()
+            return run._replace(pace=pace.pace())
+        executor, meter = self._executor, StashMeter()
+        done: list[StepRun] = []
+        for step in range(count):
+            if step:
+                pace.between(step - 1)
+            done.append(self._metered(executor, step, meter))
+        pace.all_turns()
         peak = peak_bytes(self._place.device)
         if self._comparison is not None:
             self._comparison.last()
@@ -169,7 +180,7 @@ class _Run:
             self._status_board.working("saving the state", SETTING_UP)
             save_state(self._settings.save, executor, self._optimizer, self._names)
         counted = self._counted(executor, peak) if self._settings.count_bytes else None
-        return RankRun(done, peak, meter.most_bytes, tensor_bytes=counted)
+        return RankRun(tuple(done), peak, meter.most_bytes, tensor_bytes=counted, pace=pace.pace())
 
     def result(self, runs: Sequence[RankRun]) -> RunResult:
         """The result from all ranks' measurements; raises RunError if the check fails."""
@@ -181,6 +192,7 @@ class _Run:
         predicted = plan.prediction.step_time
         if asynchronous is not None:
             predicted = asynchronous.predicted_period * plan.num_microbatches
+        ranks = tuple(map(rank_step, range(len(runs)), runs))
         return RunResult(
             model=self._settings.model,
             device=device_name(self._place.device),
@@ -195,13 +207,17 @@ class _Run:
             step_time=measured,
             predicted_step_time=predicted,
             error=predicted / measured - 1.0,
+            pace=compare_pace(plan, ranks, predicted, measured),
             stages=stages_of(plan, runs, alone=asynchronous is not None),
             memory=how_measured(self._place.device),
             check=self._outcome(runs),
-            ranks=tuple(map(rank_step, range(len(runs)), runs)),
+            ranks=ranks,
             asynchronous=asynchronous,
             trace=tuple(map(last_slices, runs)),
-            notes=run_notes(runs, self._settings, rank_degrees(plan)),
+            notes=(
+                *run_notes(runs, self._settings, rank_degrees(plan)),
+                *notes_on_pace(plan, ranks),
+            ),
         )
 
     def _outcome(self, runs: Sequence[RankRun]) -> CheckResult | None:

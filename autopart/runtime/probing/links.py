@@ -20,9 +20,9 @@ from autopart.records.readings import Reading
 from autopart.runtime.engine.gloo_threads import let_compute_go_first
 from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.measuring.clock import clock_of
+from autopart.runtime.measuring.fixed_work import TransformerMlp
 from autopart.runtime.probing.ranks import Ranks
 from autopart.runtime.probing.samples import LONGEST, repetitions, slowest, timed
-from autopart.runtime.probing.slowdown import TransformerMlp
 
 SIZES = (4, 4 << 10, 64 << 10, 512 << 10, 2 << 20, 8 << 20, 32 << 20)
 REDUCED = (64 << 10, 1 << 20, 8 << 20)

@@ -7,34 +7,15 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
 
+from autopart.runtime.measuring.fixed_work import TransformerMlp
 from autopart.runtime.measuring.stopwatch import HostStopwatch, Stopwatch, stopwatch_of
 from autopart.runtime.probing.ranks import Ranks
 
 _SECONDS = 0.6
 """Seconds to measure alone, and again together with the others."""
-_WIDTH, _TOKENS = 256, 1024
 _COPIED = 16 << 20
 """Bytes, more than a core's caches can store."""
-
-
-class TransformerMlp:
-    """Multilayer perceptron in a transformer block: 3.2 GFLOP for forward and backward."""
-
-    def __init__(self, device: torch.device) -> None:
-        layers = (
-            nn.LayerNorm(_WIDTH),
-            nn.Linear(_WIDTH, 4 * _WIDTH),
-            nn.GELU(),
-            nn.Linear(4 * _WIDTH, _WIDTH),
-        )
-        self._layers = nn.Sequential(*layers).to(device)
-        self._rows = torch.randn(_TOKENS, _WIDTH, device=device)
-
-    def run(self) -> None:
-        """Run one forward and one backward."""
-        self._layers(self._rows).sum().backward()
 
 
 def measure_slowdown(ranks: Ranks) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from autopart.fidelity.pace import UNSTEADY
 from autopart.runtime.measuring.stopwatch import relative_spread, summarize
 from autopart.runtime.profiling.rounds import LayerTimes, Round
 from autopart.units import format_share
@@ -100,6 +101,22 @@ def notes_on_rounds(
     elif layers:
         notes.append(f"the step has converged, but some of its layers scatter: {most}")
     return notes
+
+
+def notes_on_pace(
+    counted: Sequence[Round], paces: Sequence[float], waiting_share: float, max_spread: float
+) -> list[str]:
+    """Return a note where the fixed work scattered, unless another note says so already.
+
+    `paces` are the work's seconds before, between and after the rounds.
+    """
+    is_said = waiting_share > MAX_WAITING or spread_of(counted) > max_spread
+    if is_said or not paces or (spread := relative_spread(paces)) <= UNSTEADY:
+        return []
+    return [
+        f"the machine's pace varied by {format_share(spread)} (interquartile range over median of a fixed "
+        "piece of work); profile again once it is at rest, or compare runs at equal pace only"
+    ]
 
 
 def _course(rounds: Sequence[Round], waiting_share: float) -> str:

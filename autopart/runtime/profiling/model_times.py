@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from autopart.records.gpu import Gpu
 from autopart.records.profile import MAX_SPREAD
+from autopart.runtime.measuring.pace import PaceMeter
 from autopart.runtime.measuring.progress import StepCounter
 from autopart.runtime.measuring.stopwatch import Stopwatch
 from autopart.runtime.profiling.convergence import converged_rounds
@@ -49,6 +50,8 @@ class ModelTimes(NamedTuple):
     """Share of the measurement in which other work had the core, 0 to 1."""
     all_rounds: tuple[Round, ...] = ()
     """All rounds, with those before the last `repeats`, which may not count."""
+    paces: tuple[float, ...] = ()
+    """Samples of the machine's pace before, between and after the rounds that count, in seconds."""
 
 
 def measure_times(
@@ -66,6 +69,7 @@ def measure_times(
     """
     warmup, repeats, max_spread = effort
     rounds: list[Round] = []
+    pace = PaceMeter(profiled.leaves[0].device)
     with _garbage_uncollected():
         # Step 1: rounds that warm up caches, allocator and clocks.
         for index in range(warmup):
@@ -73,9 +77,11 @@ def measure_times(
             _round(profiled, whole, stopwatch)
         # Step 2: one more round as long as the last ones do not agree.
         wanted = repeats
+        pace.sample()
         while len(rounds) < wanted:
             steps.next(f"round {len(rounds) + 1} of {wanted}")
             rounds.append(_round(profiled, whole, stopwatch))
+            pace.sample()
             converged = converged_rounds(rounds, repeats, max_spread)
             if converged is None and len(rounds) == wanted < MAX_REPEATS * repeats:
                 wanted += 1
@@ -88,7 +94,10 @@ def measure_times(
         costs = measure_recompute_costs(
             profiled, recomputed, stopwatch, min(repeats, _RECOMPUTE_REPEATS)
         )
-    return ModelTimes(tuple(counted), updates, costs, stopwatch.waiting_share, tuple(rounds))
+    samples = pace.samples[-len(counted) - 1 :]
+    return ModelTimes(
+        tuple(counted), updates, costs, stopwatch.waiting_share, tuple(rounds), tuple(samples)
+    )
 
 
 def compute_times(

@@ -25,11 +25,12 @@ from autopart.records.profile import (
     time_error,
 )
 from autopart.runtime.host_allocator import keep_freed_memory
+from autopart.runtime.measuring.pace import pace_of
 from autopart.runtime.measuring.progress import StepCounter
 from autopart.runtime.measuring.stopwatch import summarize
 from autopart.runtime.models.user_code import user_code
 from autopart.runtime.profiling.checkpoint_notes import notes_on_checkpoints
-from autopart.runtime.profiling.convergence import MAX_WAITING, notes_on_rounds
+from autopart.runtime.profiling.convergence import MAX_WAITING, notes_on_pace, notes_on_rounds
 from autopart.runtime.profiling.devices import describe_device, software_versions
 from autopart.runtime.profiling.fused_ops import FusedOps
 from autopart.runtime.profiling.layer_bytes import whole_stash_bytes
@@ -98,6 +99,7 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
         microbatch_size=options.microbatch_size,
         warmup=0 if gpu else options.warmup,
         repeats=0 if gpu else len(times.rounds),
+        pace=pace_of(times.paces, torch.device(kind)) or msgspec.UNSET,
         graph=graph,
         variants=variants,
         whole=summary,
@@ -151,7 +153,11 @@ def _whole_model(graph: LayerGraph, found: MeasuredBytes, times: ModelTimes) -> 
 def _notes_on_times(profiled: ProfiledModel, times: ModelTimes, max_spread: float) -> Sequence[str]:
     names = [layer.name for layer in profiled.captured.layers]
     of_all = times.all_rounds or times.rounds
-    return notes_on_rounds(times.rounds, of_all, names, times.waiting_share, max_spread)
+    waiting = times.waiting_share
+    return (
+        *notes_on_rounds(times.rounds, of_all, names, waiting, max_spread),
+        *notes_on_pace(times.rounds, times.paces, waiting, max_spread),
+    )
 
 
 def _warnings(whole: WholeModel, found: MeasuredBytes, times: ModelTimes) -> Sequence[str]:

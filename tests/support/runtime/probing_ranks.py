@@ -15,10 +15,10 @@ from autopart.records.profile import Profile
 from autopart.records.readings import Reading
 from autopart.runtime.engine import rank_executor
 from autopart.runtime.engine.program_loop import ProgramLoop
+from autopart.runtime.measuring.fixed_work import TransformerMlp
 from autopart.runtime.probing import links, memory, overhead, ranks, slowdown
 from autopart.runtime.probing.links import measure_links, pairs_across, pairs_inside
 from autopart.runtime.probing.ranks import Ranks
-from autopart.runtime.probing.slowdown import TransformerMlp
 
 T = TypeVar("T")
 
