@@ -39,7 +39,7 @@ from autopart.cost.stage_times import (
 from autopart.cost.stage_totals import Array, StageTotals, Traffic
 from autopart.cost.step_syncs import sync_times
 from autopart.records.cluster import Cluster, Link
-from autopart.records.layer_graph import positions
+from autopart.records.layer_graph import has_pair_times, positions
 from autopart.records.layouts import (
     Layout,
     Partition,
@@ -57,7 +57,7 @@ from autopart.records.prediction import (
     SyncParts,
 )
 from autopart.records.problem import Problem
-from autopart.schedules.actions import Action, Schedule
+from autopart.schedules.actions import Schedule
 from autopart.schedules.catalogue import make_schedule
 from autopart.schedules.in_flight import InFlight
 from autopart.simulator.compiled import step_times
@@ -93,7 +93,10 @@ def predict(
         placed = on_ranks(totals, problem, layout, stage)
         on_their_ranks.append(placed)
         around = links_around(links, stage)
-        stages.append(_prediction(problem.cluster, placed, count, use, share, around))
+        one = _prediction(problem.cluster, placed, count, use, share, around)
+        if has_pair_times(problem.graph):
+            one = msgspec.structs.replace(one, pair_saving=placed.pair_saving)
+        stages.append(one)
     return tuple(stages), _syncs(problem, layout, partition, on_their_ranks)
 
 
@@ -377,6 +380,7 @@ def _price_alike(
                 update_time=totals.update_time,
                 weight_grad_time=totals.weight_grad_time,
                 split_time=totals.split_time,
+                pair_saving=totals.pair_saving,
             )
         )
         all_totals.append(totals)
@@ -407,7 +411,7 @@ def _simulated_orders(layout: Layout, orders: Schedule) -> tuple[Layout, Schedul
     def of_replica(at: int) -> Schedule:
         ranks = dict.fromkeys(own[at] for own in layout.stage_ranks)
         return tuple(
-            tuple(Action(stage, op, (m - at) // count) for stage, op, m in orders[rank])
+            tuple(a._replace(microbatch=(a.microbatch - at) // count) for a in orders[rank])
             for rank in ranks
         )
 

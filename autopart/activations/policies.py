@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from autopart.records.layer_graph import Layer, LayerGraph
 from autopart.records.layouts import Layout
-from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, Demands, Problem
+from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, PAIRED, Demands, Problem
 
 PolicyName = Literal["keep", "recompute", "selective", "offload"]
 POLICIES: tuple[PolicyName, ...] = ("keep", "recompute", "selective", "offload")
@@ -103,8 +103,9 @@ def can_recompute(schedule: str) -> bool:
     """Whether layers are recomputed under a schedule.
 
     The two ranks of a stage under a bidirectional one keep other microbatches, and a choice for both is not modelled.
+    Pair times are for layers that keep their stash.
     """
-    return schedule != CUSTOM and schedule not in BIDIRECTIONAL
+    return schedule != CUSTOM and schedule not in (*BIDIRECTIONAL, *PAIRED)
 
 
 def can_offload(schedule: str) -> bool:

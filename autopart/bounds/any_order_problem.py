@@ -10,7 +10,8 @@ user names, at most. Groups that cannot hold the model's state are left out: (9)
 autopart/bounds/of_shape.py.
 
 Where stages have replicas of their own, r is at most the microbatches, all GPUs share the work, and
-each layer has (14)-(16). Policies that recompute or offload add seconds, and are left out.
+each layer has (14)-(16). Where a named schedule may run overlapped pairs, each backward is shorter by
+all that a pair could save (autopart/bounds/pair_savings.py). Policies that recompute or offload add seconds, and are left out.
 """
 
 import heapq
@@ -18,12 +19,14 @@ from collections.abc import Iterator
 
 from autopart.bounds.any_order_shapes import AnyOrderBounds
 from autopart.bounds.of_shape import least_bytes
+from autopart.bounds.pair_savings import without_savings_if_paired
 from autopart.records.cluster import largest_memory, num_gpus
 from autopart.records.problem import Problem
 
 
 def any_order_bound(problem: Problem) -> float:
     """Seconds that no plan can beat in a step under any order; infinite where nothing fits."""
+    problem = without_savings_if_paired(problem)
     bounds = AnyOrderBounds(problem, split=True)
     if problem.demands.replicas_per_stage:
         return bounds.step_of_own_replicas(num_gpus(problem.cluster))

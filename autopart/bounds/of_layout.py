@@ -21,9 +21,11 @@ from autopart.bounds.classic_schedules import stage_bounds
 from autopart.bounds.memory_prices import memory_priced_bound
 from autopart.bounds.microbatch_path import Matrix
 from autopart.bounds.open_paths import paths_below
+from autopart.bounds.pair_savings import MAY_PAIR, cuts_without_savings, without_savings
 from autopart.bounds.rank_loads import RankLoads
 from autopart.cost.cuts import Cuts
 from autopart.cost.memory_limits import fits_on_ranks
+from autopart.records.layer_graph import has_pair_times
 from autopart.records.layouts import Layout, pipelines_together, replicas_alike
 from autopart.records.problem import CLASSIC, CUSTOM, Problem, splits_backward
 
@@ -59,6 +61,8 @@ class LayoutBounds(NamedTuple):
 
 def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
     """The bounds for a layout, whatever its schedule."""
+    if layout.schedule in MAY_PAIR and has_pair_times(problem.graph):
+        problem, cuts = without_savings(problem), cuts_without_savings(cuts)
     if layout.schedule in CLASSIC:
         return LayoutBounds(stage_bounds(problem, layout, cuts))
     split = splits_backward(layout.schedule)

@@ -33,6 +33,7 @@ import numpy as np
 
 from autopart.activations.policies import most_freed, optimizer_places
 from autopart.bounds.any_order_shapes import Shape, ancestors, any_order_shape_bounds
+from autopart.bounds.pair_savings import without_savings_if_paired
 from autopart.bounds.shared_work import least_share, shared_work_bounds
 from autopart.cost.memory import largest_part
 from autopart.cost.syncs import gradient_bytes, update_share
@@ -50,7 +51,7 @@ def quick_bounds(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float
         return quick
     able = [shape for shape, bound in quick.items() if bound is not None]
     split = any(splits_backward(name) for name in names)
-    least = any_order_shape_bounds(problem, able, split=split)
+    least = any_order_shape_bounds(without_savings_if_paired(problem), able, split=split)
     return {shape: least.get(shape) for shape in quick}
 
 

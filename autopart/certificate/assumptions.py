@@ -14,7 +14,7 @@ from autopart.bounds.rank_assignments import takes_gpus_in_order
 from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
-from autopart.records.problem import BIDIRECTIONAL, CUSTOM, Demands, Problem
+from autopart.records.problem import BIDIRECTIONAL, CUSTOM, PAIRED, Demands, Problem
 from autopart.records.tensor_degree import StageDegrees, Tensor, TensorDemand, degree_of
 from autopart.text import counted, in_words
 
@@ -130,6 +130,11 @@ def _orders_allowed(demands: Demands) -> str:
     both = [name for name in demands.schedules if name in BIDIRECTIONAL]
     if both:
         said += f", stage s and stage k - 1 - s of k on the same ranks under {in_words(both)}"
+    paired = [name for name in demands.schedules if name in PAIRED]
+    if paired:
+        said += (
+            f", a forward beside a backward at the profile's pair times under {in_words(paired)}"
+        )
     return said
 
 

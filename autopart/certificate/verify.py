@@ -38,6 +38,7 @@ from autopart.records.plan import SOLVERS, Origin, Plan, SearchedSize, check_pla
 from autopart.records.plan_degrees import stage_tensors
 from autopart.records.profile import Profile
 from autopart.records.tensor_degree import degree_of, searched_degrees, tensor_name
+from autopart.schedules.actions import count_actions
 from autopart.stage_degrees.problem import searched_stage_degrees
 from autopart.text import counted
 from autopart.units import format_bytes, format_gap, format_share, format_time
@@ -61,7 +62,7 @@ def verify(plan: Plan, profile: Profile | Sequence[Profile]) -> tuple[Check, ...
 
 def _orders_whole(given: PlanProblem) -> str:
     check_plan(given.plan)
-    actions = sum(len(order.split()) for order in given.plan.orders)
+    actions = sum(map(count_actions, given.plan.orders))
     return f"{counted(actions, 'action')}, complete, no deadlock"
 
 

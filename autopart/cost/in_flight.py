@@ -85,4 +85,5 @@ def stages_in_flight(schedule: Schedule, stage_ranks: StageRanks) -> tuple[InFli
 
 def one_in_flight() -> InFlight:
     """One microbatch in its F: every order keeps that for each stage at some moment."""
-    return InFlight((0,), np.array([0]), np.array([F]), np.array([[[1], [0], [0], [0], [0], [1]]]))
+    counts = np.array([[[1], [0], [0], [0], [0], [1]]])
+    return InFlight((0,), np.array([0]), np.array([F]), np.array([-1]), counts)

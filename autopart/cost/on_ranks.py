@@ -41,6 +41,7 @@ def on_replicas(
         backward_time=totals.backward_time / speed,
         weight_grad_time=totals.weight_grad_time / speed,
         split_time=totals.split_time / speed,
+        pair_saving=totals.pair_saving / speed,
         update_time=update + trip,
     )
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from autopart.records.layer_graph import LayerGraph, positions
+from autopart.records.layer_graph import LayerGraph, pair_saving, positions
 from autopart.units import Q
 
 Array = npt.NDArray[Any]
@@ -83,6 +83,8 @@ class StageTotals(NamedTuple, Generic[Q]):
     """Received gradient bytes that the stage passes on unchanged: autograd copies them."""
     output_bytes: Q
     """Bytes in values that the stage makes and sends on, and that no backward on it needs."""
+    pair_saving: Q
+    """Seconds by which F beside a whole backward takes less than both in turn."""
 
 
 class LayerSizes(NamedTuple):
@@ -92,6 +94,7 @@ class LayerSizes(NamedTuple):
     backward_time: npt.NDArray[np.float64]
     weight_grad_time: npt.NDArray[np.float64]
     split_time: npt.NDArray[np.float64]
+    pair_saving: npt.NDArray[np.float64]
     update_time: npt.NDArray[np.float64]
     unshared_update_time: npt.NDArray[np.float64]
     weight_bytes: npt.NDArray[np.int64]
@@ -179,6 +182,7 @@ def layer_sizes(graph: LayerGraph) -> LayerSizes:
         backward_time=np.array([la.input_grad_time + la.weight_grad_time for la in layers]),
         weight_grad_time=np.array([la.weight_grad_time for la in layers]),
         split_time=np.array([la.split_time for la in layers]),
+        pair_saving=np.array([pair_saving(la) for la in layers]),
         update_time=np.array([la.update_time for la in layers]),
         unshared_update_time=np.array([la.unshared_update_time or 0.0 for la in layers]),
         weight_bytes=np.array(weights),
@@ -236,4 +240,5 @@ def plain_totals(graph: LayerGraph, sums: StageSums[Q]) -> StageTotals[Q]:
         weight_grad_workspace_bytes=none,
         relayed_grad_bytes=sums.relayed_gradients(),
         output_bytes=sums.outputs(),
+        pair_saving=sums.seconds(sizes.pair_saving),
     )

@@ -148,8 +148,11 @@ def _with_collectives(layer: Layer, own: CollectiveTimes, *, hides: bool) -> Lay
         """Both kinds of recompute run collectives again: only results of products are kept."""
         return of and msgspec.structs.replace(of, extra_time=of.extra_time + own.recomputed)
 
+    # A pair saves no more with collectives than without.
+    added = own.forward + own.input_grad + exposed + own.weight_grad
     return msgspec.structs.replace(
         layer,
+        pair_time=layer.pair_time and layer.pair_time + added,
         forward_time=layer.forward_time + own.forward,
         input_grad_time=layer.input_grad_time + own.input_grad + exposed,
         weight_grad_time=layer.weight_grad_time + own.weight_grad,

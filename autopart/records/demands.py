@@ -5,8 +5,16 @@ import itertools
 from collections.abc import Sequence
 
 from autopart.errors import AutopartError
-from autopart.records.layer_graph import LayerGraph, positions
-from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, SCHEDULES, Demands, Objective
+from autopart.records.layer_graph import LayerGraph, has_pair_times, positions
+from autopart.records.problem import (
+    BIDIRECTIONAL,
+    CLASSIC,
+    CUSTOM,
+    PAIRED,
+    SCHEDULES,
+    Demands,
+    Objective,
+)
 from autopart.records.tensor_degree import TensorDemand
 from autopart.text import counted
 
@@ -15,6 +23,7 @@ def check_demands(demands: Demands, objective: Objective, graph: LayerGraph) -> 
     """Raise AutopartError where demands name an unknown word or layer, or exclude each other."""
     _check_counts(demands, objective)
     _check_schedules(demands, objective)
+    _check_pairs(demands, graph)
     _check_layers(demands, list(positions(graph)))
     _check_pins(demands)
 
@@ -74,21 +83,36 @@ def _check_schedules(demands: Demands, objective: Objective) -> None:
     own_degrees = has_own_degrees(demands)
     able = able_schedules(objective, per_stage=demands.replicas_per_stage or own_degrees)
     if able == SCHEDULES:
-        able = (*SCHEDULES, *BIDIRECTIONAL)
+        able = (*SCHEDULES, *BIDIRECTIONAL, *PAIRED)
     names = demands.schedules
     for name in names:
         if name not in able:
             reason = "replicas of their own" if demands.replicas_per_stage else "the bottleneck"
             reason = "tensor degrees of their own" if own_degrees else reason
-            where = f"for {reason}, " if name in (*SCHEDULES, *BIDIRECTIONAL) else ""
+            where = f"for {reason}, " if name in (*SCHEDULES, *BIDIRECTIONAL, *PAIRED) else ""
             raise AutopartError(f"{where}schedule is one of {', '.join(able)}, not '{name}'")
     if CUSTOM in names and not set(names).isdisjoint(BIDIRECTIONAL):
         raise AutopartError(
             f"own orders are not searched for two pipelines over the same ranks; ask for "
             f"{' or '.join(BIDIRECTIONAL)} alone or with other names"
         )
+    if CUSTOM in names and not set(names).isdisjoint(PAIRED):
+        raise AutopartError(
+            f"own orders have no overlapped pairs; ask for {' or '.join(PAIRED)} alone or with other names"
+        )
     if not names or len(set(names)) < len(names):
         raise AutopartError(f"schedules {list(names)}: name at least one, and each once")
+
+
+def _check_pairs(demands: Demands, graph: LayerGraph) -> None:
+    """Raise AutopartError where a schedule needs pair times, and the profile has none."""
+    for name in demands.schedules:
+        if name in PAIRED and not has_pair_times(graph):
+            raise AutopartError(
+                f"schedule '{name}' runs a forward beside a backward, and the profile does not have the time "
+                "of such a pair: measure it with 'autopart profile --pairs', or take --schedule "
+                f"{name.removeprefix('paired-')}"
+            )
 
 
 def _check_layers(demands: Demands, known: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ class Framework(NamedTuple):
 def _whole() -> tuple[str, ...]:
     """Schedules that never split a backward."""
     kinds = KINDS.values()
-    return tuple(k.name for k in kinds if not (k.splits_backward or k.bidirectional))
+    return tuple(k.name for k in kinds if not (k.splits_backward or k.bidirectional or k.pairs))
 
 
 FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(

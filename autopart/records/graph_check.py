@@ -5,9 +5,12 @@ from collections.abc import Iterable
 import msgspec
 
 from autopart.errors import ProfileError
-from autopart.records.layer_graph import LayerGraph, positions
+from autopart.records.layer_graph import Layer, LayerGraph, positions
 from autopart.text import counted
-from autopart.units import MOST_BYTES
+from autopart.units import MOST_BYTES, format_time
+
+ROUNDING = 1e-9
+"""Relative difference below which two sums of times are equal."""
 
 MOST_LAYERS = 2_500
 """Layers in the largest graph. Searches have tables with a row and a column for each: about 1 GB."""
@@ -39,11 +42,25 @@ def check_graph(graph: LayerGraph, where: str = "layer graph") -> None:
                     f"'{consumer}'; layers must stand in a topological order"
                 )
     for layer in graph.layers:
+        _check_pair_time(layer, where)
         if layer.grad_bytes > layer.param_bytes:
             raise ProfileError(
                 f"{where}: layer '{layer.name}' has {counted(layer.grad_bytes, 'byte')} of gradients but "
                 f"only {counted(layer.param_bytes, 'byte')} of parameters"
             )
+
+
+def _check_pair_time(layer: Layer, where: str) -> None:
+    """Raise ProfileError where an overlapped pair is faster than one of its parts, or slower than both."""
+    if layer.pair_time is msgspec.UNSET:
+        return
+    backward = layer.input_grad_time + layer.weight_grad_time
+    least, most = max(layer.forward_time, backward), layer.forward_time + backward
+    if not least * (1 - ROUNDING) <= layer.pair_time <= most * (1 + ROUNDING):
+        raise ProfileError(
+            f"{where}: layer '{layer.name}' has a pair time of {format_time(layer.pair_time)}; a forward "
+            f"beside a backward takes from {format_time(least)} to {format_time(most)}"
+        )
 
 
 def _check_names_unique(graph: LayerGraph, where: str) -> None:

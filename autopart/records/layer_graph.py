@@ -57,6 +57,10 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Backward seconds that can wait: the weight gradients (W = B - I)."""
     split_time: Seconds = 0.0
     """Seconds that forward, I and W take together beyond forward and whole backward."""
+    pair_time: Seconds | msgspec.UnsetType = msgspec.UNSET
+    """Seconds for one forward beside one whole backward of another microbatch; absent where not known.
+
+    At least the longer of both, at most both in turn."""
     update_time: Seconds = 0.0
     """Seconds per batch for the optimizer's step over the layer's parameters."""
     unshared_update_time: Seconds | msgspec.UnsetType = msgspec.UNSET
@@ -176,6 +180,20 @@ class LayerGraph(
 def positions(graph: LayerGraph) -> dict[str, int]:
     """Each layer's place in the graph's order, counted from 0."""
     return {layer.name: place for place, layer in enumerate(graph.layers)}
+
+
+def pair_saving(layer: Layer) -> float:
+    """Seconds by which a forward beside a whole backward takes less than both in turn; 0 if unknown."""
+    if layer.pair_time is msgspec.UNSET:
+        return 0.0
+    backward = layer.input_grad_time + layer.weight_grad_time
+    saved = layer.forward_time + backward - layer.pair_time
+    return max(0.0, min(saved, layer.forward_time, backward))
+
+
+def has_pair_times(graph: LayerGraph) -> bool:
+    """Whether some layer has the time of an overlapped pair."""
+    return any(layer.pair_time is not msgspec.UNSET for layer in graph.layers)
 
 
 def edges(graph: LayerGraph) -> list[tuple[int, int]]:

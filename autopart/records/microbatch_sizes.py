@@ -269,6 +269,7 @@ def _scaled_layer(layer: Layer, share: float) -> Layer:
         input_grad_time=share * layer.input_grad_time,
         weight_grad_time=share * layer.weight_grad_time,
         split_time=share * layer.split_time,
+        pair_time=layer.pair_time and share * layer.pair_time,
         forward_spread=share * layer.forward_spread,
         input_grad_spread=share * layer.input_grad_spread,
         weight_grad_spread=share * layer.weight_grad_spread,

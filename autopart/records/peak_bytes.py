@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.records.prediction import MemoryUse, MovingBytes
-from autopart.schedules.encoding import OPS, I, W
+from autopart.schedules.encoding import OPS, B, I, W
 from autopart.schedules.in_flight import (
     ACTIVATIONS,
     GRADIENTS,
@@ -86,18 +86,17 @@ class Peak(NamedTuple, Generic[Q]):
 
 def at_peak(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[Q]]) -> Peak[Q]:
     """The bytes where their sum is largest; `sizes` has one entry per stage on the rank."""
-    columns, ops = in_flight.column.tolist(), in_flight.op.tolist()
-    rows = [*zip(columns, ops, in_flight.counts.tolist(), strict=True)]
-    column, op, counts = rows[0]
-    first = _bytes_at(counts, sizes, column, op)
-    if len({(column, op, *map(tuple, counts[:SENT])) for column, op, counts in rows}) == 1:
+    running = [*zip(*(each.tolist() for each in in_flight[1:4]), strict=True)]
+    rows = [*zip(running, in_flight.counts.tolist(), strict=True)]
+    first = _bytes_at(rows[0][1], sizes, *rows[0][0])
+    if len({(*runs, *map(tuple, counts[:SENT])) for runs, counts in rows}) == 1:
         # Places that differ in what is sent alone, as under GPipe and 1F1B, share all other bytes.
         return first._replace(
             sends=functools.reduce(
-                _largest, [first.sends, *(_sends(own, sizes) for _, _, own in rows[1:])]
+                _largest, [first.sends, *(_sends(own, sizes) for _, own in rows[1:])]
             )
         )
-    peaks = [_bytes_at(counts, sizes, column, op) for column, op, counts in rows[1:]]
+    peaks = [_bytes_at(counts, sizes, *runs) for runs, counts in rows[1:]]
     return functools.reduce(_larger, peaks, first)
 
 
@@ -114,10 +113,11 @@ def bytes_at_places(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[Any]]) 
     work = np.array(
         [[np.atleast_1d(workspace_of(own, op)) for op in range(len(OPS))] for own in sizes]
     )
-    return (
-        summed_bytes(counts, moving.reshape(counts.shape[1], -1))
-        + (work[in_flight.column, in_flight.op])
-    )
+    found = summed_bytes(counts, moving.reshape(counts.shape[1], -1))
+    found += work[in_flight.column, in_flight.op]
+    pairs = in_flight.beside >= 0
+    found[pairs] += work[in_flight.beside[pairs], B]
+    return found
 
 
 def summed_bytes(counts: Array, sizes: Array) -> Array:
@@ -130,16 +130,26 @@ def summed_bytes(counts: Array, sizes: Array) -> Array:
 
 
 def _bytes_at(
-    counts: Sequence[Sequence[int]], sizes: Sequence[MicrobatchBytes[Q]], column: int, op: int
+    counts: Sequence[Sequence[int]],
+    sizes: Sequence[MicrobatchBytes[Q]],
+    column: int,
+    op: int,
+    beside: int,
 ) -> Peak[Q]:
-    """The bytes at one place, where the stage at `column` runs an action."""
+    """The bytes at one place, where the stage at `column` runs an action.
+
+    The stage at `beside`, if not -1, runs a backward beside it.
+    """
+    workspace = workspace_of(sizes[column], op)
+    if beside >= 0:
+        workspace = workspace + workspace_of(sizes[beside], B)
     whole = _summed(counts[STASH], [stage.stash for stage in sizes])
     waiting = _summed(counts[WAITING], [stage.waiting for stage in sizes])
     activations = _summed(counts[ACTIVATIONS], [stage.activations for stage in sizes])
     gradients = _summed(counts[GRADIENTS], [stage.gradients for stage in sizes])
     return Peak(
         stash=whole + waiting,
-        workspace=workspace_of(sizes[column], op),
+        workspace=workspace,
         receives=activations + gradients,
         sends=_sends(counts, sizes),
     )

@@ -15,7 +15,7 @@ from autopart.records.prediction import Prediction
 from autopart.records.problem import Demands, Objective
 from autopart.records.tensor_degree import MaybeTensor, StageDegrees
 from autopart.records.training import Training, make_training
-from autopart.schedules.actions import Schedule, format_order, parse_order
+from autopart.schedules.actions import Schedule, count_actions, format_order, has_pairs, parse_order
 from autopart.schedules.catalogue import make_schedule, orders_by_name
 from autopart.schedules.check import check_schedule
 from autopart.schedules.encoding import encode
@@ -249,7 +249,7 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
 def _check_orders(plan: Plan, where: str) -> None:
     """Raise PlanError unless the orders are complete and free of deadlock, on the stages' ranks."""
     # The check of a schedule takes memory for each microbatch, so absurd counts are refused first.
-    actions = sum(len(order.split()) for order in plan.orders)
+    actions = sum(map(count_actions, plan.orders))
     if actions < plan.num_microbatches:
         raise PlanError(
             f"{where}: {counted(actions, 'action is', 'actions are')} too few for {counted(plan.num_microbatches, 'microbatch')}"
@@ -296,6 +296,12 @@ def _check_prediction(plan: Plan, where: str) -> None:
     for listed, count, what, wanted in counts:
         if count != wanted:
             raise PlanError(f"{where}: it has {count} {listed} for {wanted} {what}")
+    lacking = [s for s, one in enumerate(prediction.stages) if one.pair_saving is msgspec.UNSET]
+    if lacking and has_pairs(schedule_of(plan)):
+        raise PlanError(
+            f"{where}: its orders have overlapped pairs, and stage {lacking[0]} has no pair_saving in the "
+            "prediction; solve with a profile that has pair times"
+        )
     used = {rank for stage in plan.stages for rank in stage.ranks}
     for index, sync in enumerate(prediction.syncs):
         for rank in sync.ranks:

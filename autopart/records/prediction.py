@@ -97,6 +97,8 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The part of the backward that W runs where the backward is split into I and W."""
     split_time: Seconds = 0.0
     """Seconds by which a split backward makes forward and backward longer. They belong to I."""
+    pair_saving: Seconds | msgspec.UnsetType = msgspec.UNSET
+    """Seconds by which a forward beside a backward takes less than both in turn; absent without pairs."""
     busy_time: Seconds
     """Seconds per microbatch that the rank is busy: forward, backward, fixed costs, blocking sends."""
     send_time: Seconds

@@ -15,10 +15,16 @@ CLASSIC = ("gpipe", "1f1b")
 """The schedules that every framework runs: one stage per rank, whole backwards."""
 CUSTOM = "custom"
 """The schedule name for orders that no named schedule gives."""
-SCHEDULES = (*(kind.name for kind in KINDS.values() if not kind.bidirectional), CUSTOM)
+SCHEDULES = (
+    *(kind.name for kind in KINDS.values() if not (kind.bidirectional or kind.pairs)),
+    CUSTOM,
+)
 """The schedules that `auto` tries."""
 BIDIRECTIONAL = tuple(kind.name for kind in KINDS.values() if kind.bidirectional)
 """The schedules with two pipelines over the same ranks. A plan has one only where its name is asked for."""
+
+PAIRED = tuple(kind.name for kind in KINDS.values() if kind.pairs)
+"""The schedules with overlapped pairs. A plan has one only where its name is asked for."""
 
 Objective = Literal["step", "bottleneck"]
 """The minimised seconds: the simulated step, or the bottleneck."""

@@ -13,7 +13,7 @@ from autopart.records.plan import Plan
 from autopart.records.run_result import OneDeviceResult, RankStep, RunResult, RunSlice
 from autopart.report.trace import ACTIONS, FORMAT, IDLE, SYNCS, Event, named_event, slice_event
 from autopart.schedules.actions import parse_action
-from autopart.simulator.timeline import Timeline, rank_slices, simulate_plan
+from autopart.simulator.timeline import Timeline, rank_spans, simulate_plan
 
 THREADS = {ACTIONS: "actions", SYNCS: "syncs and update", IDLE: "waiting"}
 
@@ -50,8 +50,8 @@ def _names(rank: int) -> Iterator[Event]:
 
 def _predicted(timeline: Timeline, rank: int) -> Iterator[Event]:
     process = 2 * rank
-    for action, start, end in rank_slices(timeline, rank):
-        yield slice_event(str(action), action.op, process, ACTIONS, start, end)
+    for span in rank_spans(timeline, rank):
+        yield slice_event(span.name, span.op, process, ACTIONS, span.start, span.end)
     for sync, start, end in timeline.syncs[rank]:
         yield slice_event(f"sync {sync}", "sync", process, SYNCS, start, end)
     synced, done = timeline.sync_end[rank], timeline.rank_end[rank]

@@ -8,7 +8,7 @@ from autopart.simulator.fill import fill_idle
 from autopart.simulator.idle import Cause, Idle, idle_pieces, sums_by_cause
 from autopart.simulator.memory import MemoryCurve, memory_over_time
 from autopart.simulator.noise import Distribution
-from autopart.simulator.timeline import Timeline, rank_slices, used_ranks
+from autopart.simulator.timeline import Timeline, rank_slices, rank_spans, used_ranks
 
 
 class SliceSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +55,7 @@ class RankSummary(msgspec.Struct, frozen=True, kw_only=True):
     peak_bytes: int
     """Bytes on the device at the peak, over all stages on the rank."""
     slices: tuple[SliceSummary, ...]
-    """All actions on the rank, in their order."""
+    """All actions on the rank, in their order. Both actions of an overlapped pair have all its time."""
     idle: tuple[IdleSummary, ...]
     """All idle intervals on the rank, in their order."""
 
@@ -212,7 +212,7 @@ def _rank_summary(
 ) -> RankSummary:
     places = [place for place, stage in enumerate(plan.stages) if rank in stage.ranks]
     slices = rank_slices(timeline, rank)
-    busy = sum(one.end - one.start for one in slices)
+    busy = sum(one.end - one.start for one in rank_spans(timeline, rank))
     sync = sum(one.end - one.start for one in timeline.syncs[rank])
     update = timeline.rank_end[rank] - timeline.sync_end[rank]
     causes = sums_by_cause(idle)

@@ -7,15 +7,17 @@ from typing import NamedTuple
 from rich.text import Text
 
 from autopart.records.plan import Plan
-from autopart.schedules.actions import Action
+from autopart.schedules.actions import has_pairs
 from autopart.simulator.idle import CAUSES, idle_times
-from autopart.simulator.timeline import Timeline, rank_slices, used_ranks
+from autopart.simulator.timeline import RankSpan, Timeline, rank_spans, used_ranks
 from autopart.text import counted
 from autopart.units import format_share, format_time
 
 MOST_RANKS = 16
 """Most lines in a drawing; with more ranks, one rank per stage is drawn."""
-_STYLES = {"F": "cyan", "B": "green", "I": "green", "W": "yellow"}
+_STYLES = {"F": "cyan", "B": "green", "I": "green", "W": "yellow", "FB": "blue"}
+_LETTERS = {"FB": "P"}
+"""The letter of an overlapped pair; other actions have their op's."""
 
 
 class _Scale(NamedTuple):
@@ -70,12 +72,12 @@ def _drawn_ranks(plan: Plan, timeline: Timeline) -> list[int]:
 
 def _scale(timeline: Timeline, ranks: list[int], columns: int) -> _Scale:
     """Actions are named where the median forward has room for a name and a gap."""
-    drawn = [one for rank in ranks for one in rank_slices(timeline, rank)]
+    drawn = [one for rank in ranks for one in rank_spans(timeline, rank)]
     seconds = timeline.makespan or 1.0
     room = [
-        (one.end - one.start) * columns / seconds - len(str(one.action))
+        (one.end - one.start) * columns / seconds - len(one.name)
         for one in drawn
-        if one.action.op == "F"
+        if one.op.startswith("F")
     ]
     return _Scale(columns, seconds, named=median(room) >= 1)
 
@@ -83,17 +85,17 @@ def _scale(timeline: Timeline, ranks: list[int], columns: int) -> _Scale:
 def _row(timeline: Timeline, rank: int, scale: _Scale) -> Text:
     # Later layers paint over earlier ones: idle, then syncs and the update, then actions.
     row = Text("." * scale.columns, style="dim")
-    slices = rank_slices(timeline, rank)
+    spans = rank_spans(timeline, rank)
     for _, start, stop in timeline.syncs[rank]:
         sync = _span(start, stop, scale)
         row = _paint(row, sync, "~" * len(sync), "magenta")
     update = _span(timeline.sync_end[rank], timeline.rank_end[rank], scale)
     row = _paint(row, update, "+" * len(update), "")
     turns: Counter[str] = Counter()
-    for action, start, stop in slices:
-        span = _span(start, stop, scale)
-        cell = _name(action, len(span)) if scale.named else _letters(action, len(span), turns)
-        row = _paint(row, span, cell, _STYLES[action.op])
+    for one in spans:
+        span = _span(one.start, one.end, scale)
+        cell = _name(one, len(span)) if scale.named else _letters(one, len(span), turns)
+        row = _paint(row, span, cell, _STYLES[one.op])
     return row
 
 
@@ -109,20 +111,22 @@ def _paint(row: Text, span: range, cell: str, style: str) -> Text:
     return Text.assemble(row[: span.start], (cell, style), row[span.stop :]) if span else row
 
 
-def _name(action: Action, width: int) -> str:
-    """The longest name for `action` that fits, extended to `width` columns with a gap.
+def _name(one: RankSpan, width: int) -> str:
+    """The longest name that fits, extended to `width` columns with a gap.
 
     An action without any time has no column, and no name.
     """
-    names = (str(action), f"{action.op}{action.microbatch}", action.op, "")
+    short = ";".join(f"{action.op}{action.microbatch}" for action in one.actions)
+    names = (one.name, short, _LETTERS.get(one.op, one.op), "")
     name = next(name for name in names if len(name) <= width)
     return name if len(name) == width else name.ljust(width - 1, "-") + " "
 
 
-def _letters(action: Action, width: int, turns: Counter[str]) -> str:
-    """The letter for `action`, small for every other one, so that neighbours stay apart."""
-    turns[action.op] += 1
-    return (action.op if turns[action.op] % 2 else action.op.lower()) * width
+def _letters(one: RankSpan, width: int, turns: Counter[str]) -> str:
+    """The letter for an action, small for every other one, so that neighbours stay apart."""
+    turns[one.op] += 1
+    letter = _LETTERS.get(one.op, one.op)
+    return (letter if turns[one.op] % 2 else letter.lower()) * width
 
 
 def _legend(timeline: Timeline, ranks: list[int], scale: _Scale) -> str:
@@ -133,5 +137,6 @@ def _legend(timeline: Timeline, ranks: list[int], scale: _Scale) -> str:
         lines.append(
             f"one rank per stage is drawn, of {counted(len(timeline.actions.schedule), 'rank')}"
         )
-    lines.append("F forward, B backward, ~ gradient sync, + optimizer, . idle")
+    pairs = "P forward beside backward, " if has_pairs(timeline.actions.schedule) else ""
+    lines.append(f"F forward, B backward, {pairs}~ gradient sync, + optimizer, . idle")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ import msgspec
 from autopart.records.plan import Plan, stage_ranks
 from autopart.simulator.idle import Idle, idle_pieces
 from autopart.simulator.memory import MemoryCurve, memory_over_time
-from autopart.simulator.timeline import Timeline, rank_slices, used_ranks
+from autopart.simulator.timeline import Timeline, rank_spans, used_ranks
 
 FORMAT = "autopart-trace"
 ACTIONS, SYNCS, IDLE, SENDS = range(4)
@@ -79,9 +79,12 @@ def slice_event(
 
 
 def _rank_events(timeline: Timeline, rank: int, idle: Sequence[Idle]) -> Iterator[Event]:
-    for action, start, end in rank_slices(timeline, rank):
-        about = action._asdict()
-        yield slice_event(str(action), action.op, rank, ACTIONS, start, end, **about)
+    for span in rank_spans(timeline, rank):
+        # Of an overlapped pair the first entries are its forward's.
+        about = span.actions[0]._asdict()
+        if len(span.actions) > 1:
+            about |= {"beside": str(span.actions[1])}
+        yield slice_event(span.name, span.op, rank, ACTIONS, span.start, span.end, **about)
     for sync, start, end in timeline.syncs[rank]:
         yield slice_event(f"sync {sync}", "sync", rank, SYNCS, start, end)
     start, end = timeline.sync_end[rank], timeline.rank_end[rank]

@@ -9,7 +9,16 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from autopart.errors import ScheduleError
-from autopart.schedules.actions import Op, Order, Schedule, StageRanks, format_order, order_of
+from autopart.schedules.actions import (
+    Op,
+    Order,
+    Schedule,
+    StageRanks,
+    format_order,
+    joined_pairs,
+    order_of,
+    paired_forwards,
+)
 from autopart.schedules.kind import Kind, replicas_together
 from autopart.schedules.named.chimera import CHIMERA
 from autopart.schedules.named.controllable import V_HALF, V_MIN
@@ -20,6 +29,11 @@ from autopart.schedules.named.hanayo import HANAYO
 from autopart.schedules.named.interleaved import INTERLEAVED
 from autopart.schedules.named.looped_bfs import LOOPED_BFS
 from autopart.schedules.named.one_f_one_b import EAGER_ONE_F_ONE_B, ONE_F_ONE_B
+from autopart.schedules.named.paired import (
+    PAIRED_DUALPIPEV,
+    PAIRED_INTERLEAVED,
+    PAIRED_ONE_F_ONE_B,
+)
 from autopart.schedules.named.zbv import ZBV
 from autopart.schedules.named.zero_bubble import INTERLEAVED_ZERO_BUBBLE, ZB_H1, ZB_H2
 from autopart.schedules.pipeline import Pipeline
@@ -44,6 +58,9 @@ KINDS: dict[str, Kind] = {
         CHIMERA,
         GEMS,
         HANAYO,
+        PAIRED_ONE_F_ONE_B,
+        PAIRED_INTERLEAVED,
+        PAIRED_DUALPIPEV,
     )
 }
 
@@ -75,8 +92,9 @@ def make_schedule(
         return kind.uneven(stage_ranks, num_microbatches)
     orders: list[Order] = [()] * (1 + max(rank for ranks in stage_ranks for rank in ranks))
     for pipeline in _replicated(kind, stage_ranks, num_microbatches, replicas):
-        for rank, (stages, ops, turns) in zip(pipeline.ranks, pipeline.columns, strict=True):
-            orders[rank] = order_of(stages, ops, [pipeline.microbatches[m] for m in turns])
+        for rank, (stages, ops, turns, pairs) in zip(pipeline.ranks, pipeline.columns, strict=True):
+            microbatches = [pipeline.microbatches[m] for m in turns]
+            orders[rank] = order_of(stages, ops, microbatches, pairs)
     return tuple(orders)
 
 
@@ -136,8 +154,11 @@ def fitting_counts(kind: Kind, num_ranks: int, stages_per_rank: int, near: int) 
     return tuple(sorted({*below, *above[:1]}))
 
 
-_Columns = tuple[list[int], list[Op], list[int]]
-"""Stages, ops and turns of an order's actions. Turn t is a replica's microbatch number t."""
+_Columns = tuple[list[int], list[Op], list[int], list[int]]
+"""Stages, ops and turns of an order's actions, and the places of its overlapped pairs.
+
+Turn t is a replica's microbatch number t.
+"""
 
 
 class _Replica(NamedTuple):
@@ -173,13 +194,15 @@ def _replicated(
 
 
 def _columns(order: Order) -> _Columns:
-    return [a.stage for a in order], [a.op for a in order], [a.microbatch for a in order]
+    ops: list[Op] = [a.op for a in order]
+    return [a.stage for a in order], ops, [a.microbatch for a in order], paired_forwards(order)
 
 
 def _pattern(columns: _Columns) -> str:
     """An order as text, with `%s` in place of each microbatch."""
-    stages, ops, _ = columns
-    return " ".join([f"{stage}{op}%s" for stage, op in zip(stages, ops, strict=True)])
+    stages, ops, _, pairs = columns
+    words = [f"{stage}{op}%s" for stage, op in zip(stages, ops, strict=True)]
+    return " ".join(joined_pairs(words, pairs))
 
 
 def _pipeline(

@@ -13,6 +13,7 @@ def check_schedule(schedule: Schedule, stage_ranks: StageRanks, num_microbatches
 
     - Every stage runs every microbatch once, on the rank that the microbatch is dealt to.
     - A backward is whole (B) or split (I and W).
+    - An overlapped pair is a forward, and a whole backward of another microbatch.
     - No ranks wait for each other in a circle.
 
     A schedule that passes also runs where a send blocks until it is received. The actions then have
@@ -31,7 +32,7 @@ class _Table:
     """The actions in columns, and how often each stage runs each microbatch with each op."""
 
     def __init__(self, numbered: Numbered, stage_ranks: StageRanks, num_microbatches: int) -> None:
-        self.actions, _, self.rank, self.stage, self.op, self.microbatch = numbered
+        self.actions, _, self.rank, self.stage, self.op, self.microbatch, _ = numbered
         self.shape = (len(stage_ranks), num_microbatches)
         # owner[s, m] is the rank that stage s runs microbatch m on.
         turns = np.arange(num_microbatches)

@@ -6,9 +6,12 @@ This file alone says what an action needs, on one microbatch:
     B or I on stage s    F on stage s; and B or I on stage s + 1, unless s is the last stage
     W on stage s         I on stage s
 
+An overlapped pair starts when both its actions could. Its forward stands for both: it awaits what
+the backward awaits too, and both results are there at its end. The backward follows at once.
+
 Actions are numbered rank after rank, each rank in its order. A result made on the same rank must
 stand earlier in the order, and then nothing waits for it. So an action awaits at most one other
-rank.
+rank, and a pair at most two.
 """
 
 import functools
@@ -21,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.errors import ScheduleError
-from autopart.schedules.actions import Action, Schedule
+from autopart.schedules.actions import Action, Schedule, paired_forwards
 
 IntArray = npt.NDArray[np.int64]
 """Whole numbers."""
@@ -75,6 +78,8 @@ class Numbered(NamedTuple):
     stage: IntArray
     op: IntArray
     microbatch: IntArray
+    pairs: IntArray
+    """The numbers of the forwards at which overlapped pairs begin."""
 
 
 def every_action(schedule: Schedule) -> list[Action]:
@@ -94,6 +99,7 @@ def number_actions(schedule: Schedule) -> Numbered:
         stage=np.fromiter(map(operator.itemgetter(0), each), np.int64, len(each)),
         op=_CODE[np.frombuffer(letters, np.uint8)],
         microbatch=np.fromiter(map(operator.itemgetter(2), each), np.int64, len(each)),
+        pairs=np.array(paired_forwards(each), dtype=np.int64),
     )
 
 
@@ -117,6 +123,15 @@ class Actions(NamedTuple):
     """The place in `links` of the link that carries the result; -1 where no other rank needs it."""
     links: tuple[tuple[int, int], ...]
     """Sender and receiver for each link in use. Each direction is a link of its own."""
+    pairs: IntArray
+    """The numbers of the forwards at which overlapped pairs begin; each backward follows."""
+    pair_kinds: tuple[tuple[int, int], ...]
+    """The stages of the forward and of the backward, for each kind of pair."""
+    row: IntArray
+    """The row of each action's seconds (`simulator.costs`): its kind.
+
+    A pair's forward has the row of its kind of pair, behind all kinds. Its backward has the last row,
+    which is 0."""
 
     @property
     def num_actions(self) -> int:
@@ -133,6 +148,14 @@ class Actions(NamedTuple):
         """The entry in `need` for an action that can never start."""
         return self.num_actions + 1
 
+    @property
+    def second(self) -> list[int]:
+        """What each action awaits besides `need`: `nothing`, but for forwards of overlapped pairs."""
+        found = [self.nothing] * self.num_actions
+        for forward in self.pairs.tolist():
+            found[forward] = int(self.need[forward + 1])
+        return found
+
 
 def encode(schedule: Schedule, num_stages: int) -> Actions:
     """Number the actions in `schedule` and find the result that each awaits."""
@@ -141,11 +164,45 @@ def encode(schedule: Schedule, num_stages: int) -> Actions:
 
 def connect(schedule: Schedule, numbered: Numbered, num_stages: int) -> Actions:
     """`encode` for actions that have their numbers already."""
-    _, first, rank, stage, op, microbatch = numbered
+    _, first, rank, stage, op, microbatch, pairs = numbered
     kind = 4 * stage + op
     need = _needs(numbered, kind, num_stages)
     link, links = _links(rank, need, len(schedule))
-    return Actions(schedule, first, rank, kind, microbatch, need, link, links)
+    pair_kinds, row = _rows(numbered, kind, num_stages)
+    return Actions(
+        schedule, first, rank, kind, microbatch, need, link, links, pairs, pair_kinds, row
+    )
+
+
+def _rows(
+    numbered: Numbered, kind: IntArray, num_stages: int
+) -> tuple[tuple[tuple[int, int], ...], IntArray]:
+    """The kinds of overlapped pairs, and the row of each action's seconds.
+
+    Raises ScheduleError where a pair is no forward beside a whole backward of another microbatch.
+    """
+    pairs = numbered.pairs
+    if not len(pairs):
+        return (), kind
+    # Step 1: refuse a pair that no rank can run together.
+    after = np.minimum(pairs + 1, len(kind) - 1)
+    whole = (
+        (after > pairs) & (numbered.op[after] == B) & (numbered.rank[after] == numbered.rank[pairs])
+    )
+    for at in pairs[~whole | (numbered.microbatch[after] == numbered.microbatch[pairs])][
+        :1
+    ].tolist():
+        raise ScheduleError(
+            f"rank {numbered.rank[at]} runs {numbered.each[at]} as an overlapped pair, and no whole "
+            "backward of another microbatch follows it"
+        )
+    # Step 2: number the kinds of pairs, by the stages of their forward and their backward.
+    stages = numbered.stage[pairs] * num_stages + numbered.stage[after]
+    kinds, which = np.unique(stages, return_inverse=True)
+    row = kind.copy()
+    row[pairs] = 4 * num_stages + which
+    row[after] = 4 * num_stages + len(kinds)
+    return tuple(divmod(int(both), num_stages) for both in kinds), row
 
 
 def takers(actions: Actions) -> dict[int, int]:
@@ -158,7 +215,7 @@ def takers(actions: Actions) -> dict[int, int]:
 
 
 def _needs(numbered: Numbered, kind: IntArray, num_stages: int) -> IntArray:
-    _, _, rank, stage, op, microbatch = numbered
+    _, _, rank, stage, op, microbatch, _ = numbered
     count = len(stage)
     nothing, never = count, count + 1
     here, phase = np.arange(count), _PHASE[op]

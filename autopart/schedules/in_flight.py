@@ -9,6 +9,8 @@ The counts follow from the orders alone; no time matters.
   gradient stays until its backward is done.
 - Sent: a gradient stays until `MAX_SENDS` further messages are sent. A gradient for a stage on the
   same rank stays until that stage's backward is done.
+- An overlapped pair counts as its forward and then its backward: at the forward, the backward's
+  stash is still there. The transient bytes of both exist at once.
 - Outputs: a forward's result counts from the start of F until `MAX_SENDS` further messages are sent,
   or its own gradient is back. A result for a stage on the same rank joins that stage's stash.
 """
@@ -52,6 +54,8 @@ class InFlight(NamedTuple):
     """The column whose action runs at each place, shape (places,)."""
     op: IntArray
     """The op of that action as a number, shape (places,)."""
+    beside: IntArray
+    """The column whose backward runs beside it in an overlapped pair, -1 without; shape (places,)."""
     counts: IntArray
     """The counts at each place, shape (places, kinds, columns)."""
 
@@ -69,21 +73,26 @@ def classic_rows(microbatches: int) -> InFlight:
         for sent in range(MAX_SENDS)
     ]
     counts = np.array([*rows, [microbatches, 0, 1, 1, MAX_SENDS, 0]])[:, :, None]
-    return InFlight((0,), np.zeros(len(counts), int), np.full(len(counts), B), counts)
+    none = np.full(len(counts), -1)
+    return InFlight((0,), np.zeros(len(counts), int), np.full(len(counts), B), none, counts)
 
 
 def row_at(in_flight: InFlight, row: int) -> InFlight:
     """One place alone."""
     at = slice(row, row + 1)
-    return InFlight(in_flight.stages, in_flight.column[at], in_flight.op[at], in_flight.counts[at])
+    return InFlight(in_flight.stages, *(each[at] for each in in_flight[1:]))
 
 
 def of_one_stage(in_flight: InFlight, stage: int) -> InFlight:
-    """The places where one stage runs, with the counts for that stage: those that no other exceeds."""
+    """The places where one stage runs, with the counts for that stage: those that no other exceeds.
+
+    A backward that runs beside counts where it is the stage's own.
+    """
     column = in_flight.stages.index(stage)
     at = in_flight.column == column
     own = in_flight.counts[at][:, :, column]
-    rows = np.column_stack([np.zeros(len(own), dtype=np.int64), in_flight.op[at], own])
+    beside = np.where(in_flight.beside[at] == column, 0, -1)
+    rows = np.column_stack([np.zeros(len(own), dtype=np.int64), in_flight.op[at], beside, own])
     return _of_rows((stage,), _without_smaller(np.unique(rows, axis=0)))
 
 
@@ -93,6 +102,7 @@ def joined(parts: Sequence[InFlight]) -> InFlight:
         parts[0].stages,
         np.concatenate([part.column for part in parts]),
         np.concatenate([part.op for part in parts]),
+        np.concatenate([part.beside for part in parts]),
         np.concatenate([part.counts for part in parts]),
     )
 
@@ -213,25 +223,29 @@ class _Counting:
 def _largest(stages: tuple[int, ...], actions: Actions, rank: int, counts: IntArray) -> InFlight:
     """The distinct rows.
 
-    A row is dropped if another row for the same stage and op has no smaller count.
+    A row is dropped if another row for the same stages and op has no smaller count.
     """
-    kind = actions.kind[actions.first[rank] : actions.first[rank + 1]]
-    stage, op = np.divmod(kind, 4)
+    first, stop = actions.first[rank : rank + 2]
+    stage, op = np.divmod(actions.kind[first:stop], 4)
+    column = np.searchsorted(stages, stage)
+    pairs = actions.pairs[(actions.pairs >= first) & (actions.pairs < stop)] - first
+    beside = np.full(len(op), -1)
+    beside[pairs] = column[pairs + 1]
     width = len(KINDS) * len(stages)
-    flat = np.column_stack([np.searchsorted(stages, stage), op, counts.reshape(len(kind), width)])
+    flat = np.column_stack([column, op, beside, counts.reshape(len(op), width)])
     return _of_rows(stages, _without_smaller(np.unique(flat, axis=0)))
 
 
 def _without_smaller(rows: IntArray) -> IntArray:
-    """The rows with no larger row of the same stage and op; all of them where they are too many."""
+    """The rows with no larger row of the same stages and op; all of them where they are too many."""
     if len(rows) > MOST_ROWS:
         return rows
-    below = (rows[:, None, 2:] <= rows[None, :, 2:]).all(axis=-1)
-    below &= (rows[:, None, :2] == rows[None, :, :2]).all(axis=-1)
+    below = (rows[:, None, 3:] <= rows[None, :, 3:]).all(axis=-1)
+    below &= (rows[:, None, :3] == rows[None, :, :3]).all(axis=-1)
     return rows[below.sum(axis=1) == 1]
 
 
 def _of_rows(stages: tuple[int, ...], rows: IntArray) -> InFlight:
-    """The counts in rows of column, op, and the counts themselves."""
+    """The counts in rows of column, op, column beside, and the counts themselves."""
     shape = (len(rows), len(KINDS), len(stages))
-    return InFlight(stages, rows[:, 0], rows[:, 1], rows[:, 2:].reshape(shape))
+    return InFlight(stages, rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:].reshape(shape))

@@ -44,6 +44,8 @@ class Kind(NamedTuple):
     """Whether some backwards are split into I and W."""
     bidirectional: bool = False
     """Whether two pipelines run in opposite directions."""
+    pairs: bool = False
+    """Whether ranks run overlapped pairs: a forward beside a whole backward."""
     takes: Callable[[Pipeline], bool] = any_number
     """Tells whether the numbers of ranks, stages and microbatches fit."""
     rule: str = "any number of microbatches"

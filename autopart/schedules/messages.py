@@ -2,7 +2,7 @@
 
 Two ranks match their messages by order alone, so both must post them in the same order. Every rank
 therefore writes all orders down together, along one imagined run in which each action takes one
-round. A receive stands where its send stands in that run.
+round. An overlapped pair begins when both its actions can. A receive stands where its send stands in that run.
 
 A wait for a message is thus a wait for something earlier in one common order. So no circle of
 waiting ranks can form, even if every send blocks until it is received. With receives first this
@@ -112,7 +112,7 @@ class _Rounds:
             [event if isinstance(event, Update) else next(number) for event in order]
             for order in orders
         ]
-        self._need = actions.need.tolist()
+        self._need, self._second = actions.need.tolist(), actions.second
         self._together = together
         self._at = [0] * len(orders)
         # The last two entries stand for `nothing` and `never`.
@@ -149,4 +149,4 @@ class _Rounds:
     def _can_run(self, rank: int, event: _Numbered) -> bool:
         if isinstance(event, Update):
             return all(self._next(other) == event for other in self._together.get(rank, ()))
-        return self._done[self._need[event]]
+        return self._done[self._need[event]] and self._done[self._second[event]]

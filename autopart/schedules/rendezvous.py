@@ -1,8 +1,9 @@
 """Rendezvous sends: which action's rank asks for a message, and whether ranks block each other.
 
 A rendezvous send starts when its receiver asks for it. A rank asks right before the action that
-takes the message. Two ranks match their messages by order alone. So a rank also asks for each
-earlier message on the same link, even if a later action takes it.
+takes the message, or before the overlapped pair that does. Two ranks match their messages by
+order alone. So a rank also asks for each earlier message on the same link, even if a later action
+takes it.
 
 A send that does not overlap with compute keeps its rank until the receiver asks. Two ranks that
 both send first then wait for each other: a deadlock that the orders alone do not have.
@@ -38,8 +39,10 @@ def asked_before(actions: Actions) -> dict[int, tuple[int, ...]]:
     for giver, link in enumerate(links):
         if link >= 0:
             ahead[link].append(giver)
-    # Step 2: an action asks for all messages up to its own that nobody has asked for.
+    # Step 2: an action asks for all messages up to its own that nobody has asked for. A pair's
+    # forward asks for the backward too.
     asked: dict[int, tuple[int, ...]] = {}
+    asks = {forward + 1: forward for forward in actions.pairs.tolist()}
     for taker, need in enumerate(needs):
         if need >= actions.num_actions:
             continue
@@ -47,7 +50,8 @@ def asked_before(actions: Actions) -> dict[int, tuple[int, ...]]:
         while queue and queue[0] <= need:
             own.append(queue.popleft())
         if own:
-            asked[taker] = tuple(own)
+            asker = asks.get(taker, taker)
+            asked[asker] = (*asked.get(asker, ()), *own)
     return asked
 
 

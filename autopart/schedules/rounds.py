@@ -14,9 +14,10 @@ def rounds(actions: Actions) -> IntArray:
     """The round that each action runs in, counted from 1; raises ScheduleError on a deadlock.
 
     In each round every rank runs one action, or waits. An action runs once two others are done in
-    earlier rounds: its predecessor on the rank, and the action that it awaits.
+    earlier rounds: its predecessor on the rank, and the action that it awaits. An overlapped pair
+    awaits two.
     """
-    needs = actions.need.tolist()
+    needs, seconds = actions.need.tolist(), actions.second if len(actions.pairs) else None
     unknown = -1
     # The last two entries stand for `nothing`, which is there from the start, and `never`.
     done_in = [unknown] * actions.num_actions + [0, unknown]
@@ -29,9 +30,14 @@ def rounds(actions: Actions) -> IntArray:
         now = last[rank]
         for i in range(at[rank], stops[rank]):
             # Step 1: a rank that must wait notes itself at the action that it awaits.
-            there = done_in[needs[i]]
+            need = needs[i]
+            there = done_in[need]
+            if seconds is not None and there != unknown:
+                also = done_in[seconds[i]]
+                if also == unknown or also > there:
+                    need, there = seconds[i], also
             if there == unknown:
-                waiting[needs[i]] = rank
+                waiting[need] = rank
                 at[rank] = i
                 break
             # Step 2: the action runs one round after the later of the two that it follows.

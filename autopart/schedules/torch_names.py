@@ -1,6 +1,6 @@
 """Schedules that torch.distributed.pipelining has by name, and its file format for orders."""
 
-from autopart.schedules.actions import Schedule
+from autopart.schedules.actions import Schedule, words_of
 
 TORCH_NAMES = {
     "gpipe": "GPipe",
@@ -11,6 +11,7 @@ TORCH_NAMES = {
     "zb-h1": "InterleavedZeroBubble",
     "zbv": "ZBVZeroBubble",
     "dualpipev": "DualPipeV",
+    "paired-dualpipev": "DualPipeV",
 }
 """Torch's names for schedules whose orders torch makes too."""
 
@@ -27,6 +28,6 @@ def takes(name: str, num_ranks: int, stages_per_rank: int, microbatches_per_repl
 def csv_of(orders: Schedule) -> str:
     """Orders in the format of torch's schedule file ("compute_only").
 
-    Each rank has a line, and each action a cell.
+    Each rank has a line, and each action a cell. An overlapped pair has one cell.
     """
-    return "".join(",".join(map(str, order)) + "\n" for order in orders)
+    return "".join(",".join(words_of(order)) + "\n" for order in orders)

@@ -67,25 +67,27 @@ def _run_buffered(
 ) -> Times:
     count = actions.num_actions
     needs, links = actions.need.tolist(), actions.link.tolist()
+    seconds = actions.second if len(actions.pairs) else None
     time = _times(actions, costs, effects, sends_overlap=sends_overlap)
     moving = costs.moving[actions.kind].tolist()
     unknown = -1.0
     # The last two entries stand for `nothing`, which is there from the start, and `never`.
-    arrival = [unknown] * count + [0.0, unknown]
+    arrival, send_start = [unknown] * count + [0.0, unknown], [0.0] * count
     start, end = array("d", bytes(8 * count)), array("d", bytes(8 * count))
-    send_start = [0.0] * count
     link_free, free = list(carried.links), begin_of(carried, effects, max)
     at, stops = list(actions.first[:-1]), actions.first[1:]
     # waiting[i] is the rank that sleeps until action i is done. At most one rank awaits a result.
-    waiting = [-1] * (count + 2)
-    ranks = list(range(len(actions.schedule)))
+    waiting, ranks = [-1] * (count + 2), list(range(len(actions.schedule)))
     while ranks:
         rank = ranks.pop()
         now = free[rank]
         for i in range(at[rank], stops[rank]):
-            # Step 1: if the awaited result is not made yet, the rank sleeps.
+            # Step 1: if the awaited result is not made yet, the rank sleeps. A pair awaits two.
             need = needs[i]
             there = arrival[need]
+            if seconds is not None and there >= 0.0 and not 0.0 <= arrival[seconds[i]] <= there:
+                need = seconds[i]
+                there = arrival[need]
             if there < 0.0:
                 waiting[need] = rank
                 at[rank] = i

@@ -92,12 +92,14 @@ def run_steps(
     slots = [np.zeros(width)] * program.num_slots
     for step in program.steps:
         check_time()
-        _, rank, _, slot, awaited, link, target = step
+        _, rank, _, _, slot, second, awaited, link, target = step
         # `now` is the rank's own array: it changes in place. The sums follow `clock.run`, step by
         # step.
         now = free[rank]
         if awaited:
             np.maximum(now, slots[slot], out=now)
+        if second:
+            np.maximum(now, slots[second], out=now)
         now += compute(step)
         if step.action in effects.slowed:
             now += effects.slowed[step.action]
@@ -120,9 +122,10 @@ def run_steps_in_turn(
     for step in program.steps:
         check_time()
         now = free[step.rank]
-        if step.awaited:
-            arrival, received = slots[step.slot]
+        read = [slots[each] for each in (step.slot, step.second) if each]
+        for arrival, _ in read:
             np.maximum(now, arrival, out=now)
+        for _, received in read:
             now += received
         now += compute(step)
         beside = step.action in effects.slowed
@@ -224,7 +227,7 @@ def run_on_arrays(
     runner = runner_of(sends_overlap=sends_overlap, rendezvous=rendezvous)
     return runner(
         program,
-        lambda step: compute[step.kind],
+        lambda step: compute[step.row],
         lambda step: moving[step.kind],
         before,
         effects,
@@ -245,7 +248,8 @@ def step_times(
 
     Raises ScheduleError where rendezvous sends deadlock.
     """
-    costs, effects = kind_costs(stages, action_overhead), effects_of(program.actions, syncs)
+    costs = kind_costs(stages, action_overhead, program.actions.pair_kinds)
+    effects = effects_of(program.actions, syncs)
     before = nothing_before(program, costs.compute.shape[-1])
     ends = run_once(
         program, costs, before, effects, sends_overlap=sends_overlap, rendezvous=rendezvous

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -40,6 +41,8 @@ class StageCosts(Protocol[T_co]):
     def send_back_time(self) -> T_co: ...
     @property
     def update_time(self) -> T_co: ...
+    @property
+    def pair_saving(self) -> T_co | float | msgspec.UnsetType: ...
 
 
 class PartTimes(Protocol[T_co]):
@@ -75,6 +78,8 @@ class StageTimes(NamedTuple, Generic[T]):
     """Backward seconds that W takes; read only where backwards are split."""
     split_time: T | float = 0.0
     """Seconds that splitting adds to I."""
+    pair_saving: T | float = 0.0
+    """Seconds by which F beside B takes less than both in turn; read only where pairs overlap."""
 
 
 class SyncTime(NamedTuple, Generic[T]):
@@ -90,7 +95,10 @@ class KindCosts(NamedTuple):
     """Seconds by kind of action, shape (kinds,) or (kinds, partitions)."""
 
     compute: FloatArray
-    """Compute seconds, with each action's fixed cost."""
+    """Compute seconds, with each action's fixed cost.
+
+    Behind the kinds of action stand the kinds of overlapped pairs, and a last row of 0.
+    """
     moving: FloatArray
     """Send seconds for the result; 0 for W, which sends nothing."""
 
@@ -102,8 +110,33 @@ def action_time(stage: StageCosts[Time], op: int) -> Time:
     return {F: stage.forward_time, B: whole, I: rest, W: weights}[op]
 
 
-def kind_costs(stages: Sequence[StageCosts[Time]], action_overhead: float) -> KindCosts:
-    """The seconds for F, B, I and W on each stage, ordered by kind."""
+def pair_time(forward: StageCosts[Time], backward: StageCosts[Time]) -> Time:
+    """Seconds for F of one stage beside B of another stage or the same, without fixed costs.
+
+    Both in turn, less the smaller of their savings: the smaller stage hides no more than its own.
+    """
+    return (
+        forward.forward_time
+        + backward.backward_time
+        - np.minimum(_saving(forward), _saving(backward))
+    )
+
+
+def _saving(stage: StageCosts[Time]) -> Time:
+    """What a stage saves in an overlapped pair; 0 where its profile has no pair times."""
+    own = stage.pair_saving
+    return 0.0 if isinstance(own, msgspec.UnsetType) else own
+
+
+def kind_costs(
+    stages: Sequence[StageCosts[Time]],
+    action_overhead: float,
+    pair_kinds: Sequence[tuple[int, int]] = (),
+) -> KindCosts:
+    """The seconds for F, B, I and W on each stage, ordered by kind, and for kinds of pairs.
+
+    A pair has the fixed costs of both its actions.
+    """
     compute: list[Time] = []
     moving: list[Time] = []
     for stage in stages:
@@ -111,6 +144,9 @@ def kind_costs(stages: Sequence[StageCosts[Time]], action_overhead: float) -> Ki
         back = stage.send_back_time
         # The 0 for W has the shape of the backward: a number, or an array over partitions.
         moving += [stage.send_time, back, back, 0.0 * stage.backward_time]
+    for forward, backward in pair_kinds:
+        compute.append(pair_time(stages[forward], stages[backward]) + 2 * action_overhead)
+    compute += [0.0 * stages[0].backward_time] * bool(pair_kinds)
     return KindCosts(
         np.array(np.broadcast_arrays(*compute), dtype=float),
         np.array(np.broadcast_arrays(*moving), dtype=float),
@@ -120,11 +156,14 @@ def kind_costs(stages: Sequence[StageCosts[Time]], action_overhead: float) -> Ki
 def time_to_result(actions: Actions, costs: KindCosts, *, sends_overlap: bool) -> FloatArray:
     """Seconds from each action's start to its result, shape (actions, ...).
 
-    This is compute, and the receive before it where sends do not overlap compute.
+    This is compute, and the receive before it where sends do not overlap compute. An overlapped
+    pair's forward takes all that the pair takes.
     """
-    time = costs.compute[actions.kind]
+    time = costs.compute[actions.row]
     if sends_overlap:
         return time
     received = np.flatnonzero(actions.need < actions.num_actions)
-    time[received] += costs.moving[actions.kind[actions.need[received]]]
+    at = np.arange(actions.num_actions)
+    at[actions.pairs + 1] = actions.pairs
+    np.add.at(time, at[received], costs.moving[actions.kind[actions.need[received]]])
     return time

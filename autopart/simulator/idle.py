@@ -1,7 +1,8 @@
 """Idle causes: each rank in use has one cause for every idle second.
 
 At an idle instant the rank waits for its next action X. The walk goes back from X until it finds
-the cause. Let Y be the action that X awaits.
+the cause. Let Y be the action that X awaits. Where X is an overlapped pair, Y's result is the last
+that it awaits.
 
 1. Y's result is in transit, or queues for its link: **send**. Where sends do not overlap compute,
    Y's rank is busy with the send.
@@ -34,6 +35,7 @@ floats they do so up to `ROUNDING` times the makespan.
 from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
+from autopart.schedules.encoding import Actions
 from autopart.simulator.memory_cap import capped_times
 from autopart.simulator.timeline import Timeline, busy_times, used_ranks
 
@@ -163,9 +165,17 @@ class _Causes:
         # before.
         self.computed = list(map(min, times.end, times.send_start))
         self.arrival = [*times.arrival, 0.0]
-        self.need: list[int] = actions.need.tolist()
+        self.need = self._awaited(actions)
         self.capped = capped_times(actions, times)
         self.firsts = frozenset(actions.first)
+
+    def _awaited(self, actions: Actions) -> list[int]:
+        """What each action awaits; for an overlapped pair's forward what arrives last for the pair."""
+        need, seconds = actions.need.tolist(), actions.second
+        for forward in actions.pairs.tolist():
+            need[forward] = max(need[forward], seconds[forward], key=self.arrival.__getitem__)
+            need[forward + 1] = actions.nothing
+        return need
 
     def gap(self, action: int, free: float) -> list[_Piece]:
         """The pieces in the gap between `free` and `action`, in order."""

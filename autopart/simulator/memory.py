@@ -12,7 +12,7 @@ import numpy as np
 
 from autopart.records.peak_bytes import StageBytes, sizes_of, workspace_of
 from autopart.records.prediction import LASTING
-from autopart.schedules.actions import StageRanks
+from autopart.schedules.actions import StageRanks, paired_forwards
 from autopart.schedules.encoding import OPS, B, F, I, IntArray, W
 from autopart.schedules.in_flight import (
     ACTIVATIONS,
@@ -93,6 +93,9 @@ def _action_events(
     # its end.
     sizes = [sizes_of(stage) for stage in stages]
     room = np.array([workspace_of(of, op) for of in sizes for op in range(len(OPS))])[kinds]
+    # In an overlapped pair the forward's time is the pair's, so both workspaces count there.
+    forwards = np.array(paired_forwards(timeline.actions.schedule[rank]), dtype=np.int64)
+    room[forwards] += room[forwards + 1]
     freed = np.array(
         [
             {B: of.stash, I: of.stash - of.waiting, W: of.waiting}.get(op, 0)

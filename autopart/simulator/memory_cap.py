@@ -13,7 +13,8 @@ stands before it. Without these delays, actions could start earlier. Symbols for
     shift(X) = min(gap(X) + shift(P), spare(X) + given(Y))
     given(Y) = min(gap(Y) + shift(P') + h(Y), spare(Y) + given(Y'))
 
-P' is the action before Y on its rank, and Y' the action that Y awaits. So X's own rank keeps its
+P' is the action before Y on its rank, and Y' the action that Y awaits. An overlapped pair awaits two:
+the smaller of both limits counts. So X's own rank keeps its
 order, and only its input comes earlier. The gap before X is then shorter by shift(X) - shift(P).
 Queues on links are left out.
 
@@ -32,7 +33,9 @@ from autopart.simulator.clock import Times
 
 def capped_times(actions: Actions, times: Times) -> list[float]:
     """The memory-cap seconds in the gap before each action."""
-    gaps, needs = _gaps(actions, times), actions.need.tolist()
+    gaps, needs, seconds = _gaps(actions, times), actions.need.tolist(), actions.second
+    for forward in actions.pairs.tolist():
+        needs[forward + 1] = actions.nothing
     delays = _delays(actions, times, gaps)
     firsts = frozenset(actions.first)
     arrival = [*times.arrival, 0.0]
@@ -40,11 +43,14 @@ def capped_times(actions: Actions, times: Times) -> list[float]:
     capped = shift.copy()
     # In the order of work, the actions that i follows are done before i.
     for i in work_order(actions):
-        start, need = times.start[i], needs[i]
+        start = times.start[i]
         before = 0.0 if i in firsts else shift[i - 1]
         # Step 1: the two limits of the recurrence. An action without input could start at 0.
         by_rank = gaps[i] + before
-        by_input = start - arrival[need] + given[need] if need < actions.num_actions else start
+        by_input = start
+        for need in (needs[i], seconds[i]):
+            if need < actions.num_actions:
+                by_input = min(by_input, start - arrival[need] + given[need])
         # Step 2: shift and given, and the part of the gap that the shift removes.
         shift[i] = min(by_rank, by_input)
         given[i] = min(by_rank + delays[i], by_input)

@@ -5,7 +5,7 @@ and log-normal with mean 1, so never negative. Gradient syncs and optimizer step
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -104,18 +104,22 @@ def noisy_makespans(
             f"{MOST_ACTIONS // actions}"
         )
     program = compile_schedule(schedule, ranks)
-    costs, effects = kind_costs(stages, action_overhead), effects_of(program.actions, syncs)
+    pairs = program.actions.pair_kinds
+    costs = kind_costs(stages, action_overhead, pairs)
+    effects = effects_of(program.actions, syncs)
     rng = np.random.default_rng(draws.seed)
     # One spread for each kind of action, F, B, I and W in turn; one for each kind's send.
-    shares = np.array([spread[:4] for spread in spreads]).ravel()
+    # An overlapped pair varies as its backward does.
+    paired = [spreads[backward].backward for _, backward in pairs]
+    shares = np.array([share for spread in spreads for share in spread[:4]] + paired + [0.0])
     sends = np.repeat([spread.send for spread in spreads], 4)
     # The random steps run side by side, as partitions do, in blocks that fit into memory.
     block = max(1, MOST_AT_ONCE // actions)
     makespans: list[FloatArray] = []
     for first in range(0, draws.number, block):
         count = min(block, draws.number - first)
-        compute = _drawn(rng, costs.compute, shares, count)
-        moving = _drawn(rng, costs.moving, sends, count)
+        compute = _drawn(rng, costs.compute, shares, count, lambda step: step.row)
+        moving = _drawn(rng, costs.moving, sends, count, lambda step: step.kind)
         ends = runner(program, compute, moving, nothing_before(program, count), effects)
         synced = after_syncs(ends.free, syncs, np.maximum, effects, ends.watched)
         rank_end = add_updates(synced, ranks, stages)
@@ -123,8 +127,14 @@ def noisy_makespans(
     return np.concatenate(makespans)
 
 
-def _drawn(rng: np.random.Generator, times: FloatArray, shares: FloatArray, draws: int) -> Rows:
-    """Random seconds for each action, drawn anew at each call.
+def _drawn(
+    rng: np.random.Generator,
+    times: FloatArray,
+    shares: FloatArray,
+    draws: int,
+    row_of: Callable[[Step], int],
+) -> Rows:
+    """Random seconds for each action, drawn anew at each call; `row_of` finds it in `times`.
 
     With sigma^2 = log(1 + share^2), the factor exp(sigma z - sigma^2 / 2) has mean 1 and standard
     deviation `share`, for z standard normal.
@@ -132,8 +142,8 @@ def _drawn(rng: np.random.Generator, times: FloatArray, shares: FloatArray, draw
     width = np.sqrt(np.log1p(shares**2))
 
     def row(step: Step) -> FloatArray:
-        sigma = width[step.kind]
-        return times[step.kind] * np.exp(sigma * rng.standard_normal(draws) - sigma**2 / 2)
+        sigma = width[row_of(step)]
+        return times[row_of(step)] * np.exp(sigma * rng.standard_normal(draws) - sigma**2 / 2)
 
     return row
 

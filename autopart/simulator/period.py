@@ -115,7 +115,7 @@ def period_times(
 
     Raises ScheduleError where rendezvous sends deadlock.
     """
-    costs = kind_costs(stages, action_overhead)
+    costs = kind_costs(stages, action_overhead, program.actions.pair_kinds)
     costs = KindCosts(*(part.reshape(len(part), -1) for part in costs))
     steps = _Steps(program, ranks, stages, syncs, costs, sends_overlap, rendezvous)
     low, high = _simulated(steps)

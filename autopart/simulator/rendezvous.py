@@ -61,7 +61,7 @@ def _overlapping(
     moving: Sequence[float],
 ) -> None:
     ranks, links, needs = actions.rank.tolist(), actions.link.tolist(), actions.need.tolist()
-    link_free, count = made.link_free, actions.num_actions
+    link_free, count, seconds = made.link_free, actions.num_actions, actions.second
     for event in events:
         if isinstance(event, Move):
             # Step 1: the receiver asks once it is done with the action before.
@@ -71,11 +71,12 @@ def _overlapping(
             made.send_start[giver] = leave
             made.arrival[giver] = link_free[link] = leave + moving[giver]
             continue
-        # Step 2: the action starts when its message has arrived.
-        rank, need = ranks[event], needs[event]
+        # Step 2: the action starts when its message has arrived, an overlapped pair when both have.
+        rank = ranks[event]
         now = made.free[rank]
-        if need < count:
-            now = max(now, made.arrival[need])
+        for need in (needs[event], seconds[event]):
+            if need < count:
+                now = max(now, made.arrival[need])
         made.start[event] = now
         made.free[rank] = made.end[event] = now + compute[event]
         made.send_start[event] = made.arrival[event] = made.end[event]
@@ -128,6 +129,7 @@ def run_rendezvous_rows(
     """
     events = rendezvous_events(actions, sends_overlap=sends_overlap)
     ranks, links, needs = actions.rank.tolist(), actions.link.tolist(), actions.need.tolist()
+    seconds = actions.second
     free, link_free = list(begin.ranks), list(begin.links)
     there: dict[int, FloatArray] = {}
     ends: dict[int, FloatArray] = {}
@@ -148,8 +150,9 @@ def run_rendezvous_rows(
             continue
         rank = ranks[event]
         now = free[rank]
-        if sends_overlap and needs[event] < actions.num_actions:
-            now = np.maximum(now, there.pop(needs[event]))
+        for need in (needs[event], seconds[event]) if sends_overlap else ():
+            if need in there:
+                now = np.maximum(now, there.pop(need))
         free[rank] = now + compute(event)
         if event in watched:
             ends[event] = free[rank]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.records.plan import Plan, schedule_of, stage_ranks
-from autopart.schedules.actions import Action, Schedule, StageRanks
+from autopart.schedules.actions import Action, Schedule, StageRanks, paired_forwards
 from autopart.schedules.encoding import Actions, B, F, W, encode
 from autopart.simulator.clock import Times, last_ends, run
 from autopart.simulator.costs import StageCosts, kind_costs
@@ -29,6 +29,24 @@ class Slice(NamedTuple):
     action: Action
     start: float
     end: float
+
+
+class RankSpan(NamedTuple):
+    """One action on one rank, or an overlapped pair, in seconds since the step began."""
+
+    actions: tuple[Action, ...]
+    start: float
+    end: float
+
+    @property
+    def name(self) -> str:
+        """The action, such as `0F1`, or the pair, such as `0F1;3B0`."""
+        return ";".join(map(str, self.actions))
+
+    @property
+    def op(self) -> str:
+        """The op's letter; FB for a pair."""
+        return "".join(action.op for action in self.actions)
 
 
 class Timeline(NamedTuple):
@@ -56,11 +74,27 @@ class Timeline(NamedTuple):
 
 
 def rank_slices(timeline: Timeline, rank: int) -> tuple[Slice, ...]:
-    """The actions on one rank, in order."""
+    """The actions on one rank, in order. Both actions of an overlapped pair have all its time."""
     first, stop = timeline.actions.first[rank : rank + 2]
     order = timeline.actions.schedule[rank]
-    starts, ends = timeline.times.start[first:stop], timeline.times.end[first:stop]
+    starts, ends = list(timeline.times.start[first:stop]), list(timeline.times.end[first:stop])
+    for forward in paired_forwards(order):
+        starts[forward + 1], ends[forward] = starts[forward], ends[forward + 1]
     return tuple(map(Slice, order, starts, ends))
+
+
+def rank_spans(timeline: Timeline, rank: int) -> tuple[RankSpan, ...]:
+    """The actions and overlapped pairs on one rank, in order. They do not overlap."""
+    slices = rank_slices(timeline, rank)
+    pairs = paired_forwards(timeline.actions.schedule[rank])
+    begins, ends = frozenset(pairs), frozenset(at + 1 for at in pairs)
+    return tuple(
+        RankSpan(
+            tuple(own.action for own in slices[at : at + 1 + (at in begins)]), one.start, one.end
+        )
+        for at, one in enumerate(slices)
+        if at not in ends
+    )
 
 
 def used_ranks(timeline: Timeline) -> list[int]:
@@ -107,7 +141,7 @@ def simulate(
     `ranks` has the ranks for each stage. `action_overhead` is each action's fixed cost in seconds.
     """
     actions = encode(schedule, len(ranks))
-    costs = kind_costs(stages, action_overhead)
+    costs = kind_costs(stages, action_overhead, actions.pair_kinds)
     effects = effects_of(actions, syncs)
     times = run(actions, costs, sends_overlap=sends_overlap, rendezvous=rendezvous, effects=effects)
     free = last_ends(actions, times)

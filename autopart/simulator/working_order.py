@@ -24,8 +24,12 @@ class Step(NamedTuple):
     rank: int
     kind: int
     """4 x stage + op."""
+    row: int
+    """The row of its seconds; not its kind in overlapped pairs."""
     slot: int
     """The slot with the awaited result."""
+    second: int
+    """The slot with the other awaited result of an overlapped pair, on its forward."""
     awaited: bool
     """Whether the action awaits another rank."""
     link: int | None
@@ -62,18 +66,22 @@ def _steps(actions: Actions, order: Sequence[int]) -> tuple[tuple[Step, ...], in
     """The actions in `order` with slots for their results, and how many slots there are."""
     needs, kinds = actions.need.tolist(), actions.kind.tolist()
     links, ranks = actions.link.tolist(), actions.rank.tolist()
+    rows, seconds = actions.row.tolist(), actions.second
+    for forward in actions.pairs.tolist():
+        # The forward awaits all that its backward does.
+        needs[forward + 1] = actions.nothing
     slot = [EMPTY_SLOT] * (actions.num_actions + 1)
     fresh, unused = itertools.count(EMPTY_SLOT + 1), list[int]()
     steps: list[Step] = []
     for i in order:
         # Step 1: read the awaited result, which frees its slot.
         need, link = needs[i], links[i]
-        read = slot[need]
-        if read != EMPTY_SLOT:
-            unused.append(read)
+        read, second = slot[need], slot[seconds[i]]
+        unused += [each for each in (read, second) if each != EMPTY_SLOT]
         # Step 2: give the result a slot if another rank awaits it. Freed slots come first.
         if link >= 0:
             slot[i] = unused.pop() if unused else next(fresh)
         sent = link if link >= 0 else None
-        steps.append(Step(i, ranks[i], kinds[i], read, need < actions.num_actions, sent, slot[i]))
+        awaited = need < actions.num_actions
+        steps.append(Step(i, ranks[i], kinds[i], rows[i], read, second, awaited, sent, slot[i]))
     return tuple(steps), next(fresh)

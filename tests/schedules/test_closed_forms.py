@@ -17,6 +17,8 @@ from tests.support.pictures import slots
 
 LENGTHS = {"F": 1, "B": 2, "I": 1, "W": 1}
 ALIKE = {"F": 1, "B": 1, "I": 1, "W": 1}
+HIDDEN = {"F": 1, "B": 2, "I": 1, "W": 1, "P": 2}
+"""A forward beside a backward takes no longer than the backward."""
 
 
 def makespan(name: str, pipeline: Pipeline, lengths: dict[str, int]) -> tuple[int, list[int]]:
@@ -54,6 +56,18 @@ FORMS = [
     Form("zbv", 2, lambda k, v, m: 6 * m + k - 1),
     Form("v-half", 2, lambda k, v, m: 6 * m + max(1, 3 * k - (4 if k % 2 else 7))),
     Form("v-min", 2, lambda k, v, m: 6 * m + 4 * k - (7 if k % 3 == 0 else 5)),
+    Form("paired-1f1b", 1, lambda k, v, m: 3 * (m + k - 1)),
+    Form("paired-1f1b", 1, lambda k, v, m: 2 * (m - 1) + 3 * k, HIDDEN),
+    Form("paired-interleaved-1f1b", 2, lambda k, v, m: 3 * (v * m + k - 1), multiple=True),
+    Form(
+        "paired-interleaved-1f1b",
+        3,
+        lambda k, v, m: 2 * v * m + (v + 2) * k - 2,
+        HIDDEN,
+        multiple=True,
+    ),
+    Form("paired-dualpipev", 2, lambda k, v, m: 6 * m + 2 * (k - 1)),
+    Form("paired-dualpipev", 2, lambda k, v, m: 4 * m + 3 * k, HIDDEN),
     Form("dualpipev", 2, lambda k, v, m: 6 * m + k - 1),
     Form("chimera", 1, lambda k, v, m: 2 * m + k - 2, ALIKE, multiple=True),
     Form("chimera", 1, lambda k, v, m: 3 * m + (k - 2) * (m // k + 1), multiple=True),

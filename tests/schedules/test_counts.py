@@ -31,8 +31,10 @@ def equal_rounds(k: int, v: int, m: int) -> bool:
 
 TAKES: dict[str, Takes] = {
     "interleaved-1f1b": equal_rounds,
+    "paired-interleaved-1f1b": equal_rounds,
     "interleaved-zb": equal_rounds,
     "dualpipev": lambda k, v, m: m >= 2 * k,
+    "paired-dualpipev": lambda k, v, m: m >= 2 * k,
     "chimera": lambda k, v, m: k % 2 == 0 and m >= 2 and m % 2 == 0,
     "gems": lambda k, v, m: k % 2 == 0 and m >= 2 and m % 2 == 0,
     "hanayo": lambda k, v, m: v % 2 == 0 and m >= 1 and m % k == 0,

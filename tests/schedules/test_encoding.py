@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from autopart.errors import ScheduleError
-from autopart.schedules.actions import Schedule, StageRanks, parse_order
+from autopart.schedules.actions import Schedule, StageRanks, parse_order, without_pairs
 from autopart.schedules.catalogue import KINDS, make_schedule
 from autopart.schedules.encoding import encode, every_action, takers
 from tests.support.pictures import copies, place_stages
@@ -123,8 +123,9 @@ def test_every_action_awaits_the_same_result_as_in_the_older_computations(name: 
         if case.name.split()[0] != name:
             continue
         for schedule in (case.schedule, *(shuffled(case.schedule, seed) for seed in range(3))):
-            tried = case._replace(schedule=schedule)
-            need = encode(schedule, len(case.ranks)).need.tolist()
+            # What an action awaits does not change in an overlapped pair.
+            tried = case._replace(schedule=tuple(map(without_pairs, schedule)))
+            need = encode(tried.schedule, len(case.ranks)).need.tolist()
             assert need == awaited(tried).tolist(), case.name
             assert need == by_name(tried), case.name
 

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from autopart.errors import ScheduleError
-from autopart.schedules.actions import parse_order
+from autopart.schedules.actions import format_order, parse_order
 from autopart.schedules.catalogue import KINDS, fitting_counts, make_schedule, orders_by_name
 from autopart.schedules.check import check_schedule
 from autopart.schedules.kind import Kind
@@ -95,7 +95,8 @@ def test_the_words_of_a_schedule_are_its_actions(kind: Kind, replicas: int):
     stages = copies(one, [ranks * replica for replica in range(replicas)])
     made = make_schedule(kind.name, stages, count * replicas)
     words = orders_by_name(kind.name, stages, count * replicas)
-    assert words == tuple(" ".join(map(str, order)) for order in made)
+    assert words == tuple(map(format_order, made))
+    assert kind.pairs == ("OVERLAP_F_B" in " ".join(words))
 
 
 def test_the_words_of_a_schedule_with_uneven_replicas_are_its_actions():

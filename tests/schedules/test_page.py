@@ -52,6 +52,8 @@ SENDS: dict[str, Callable[[int, int], int]] = dict.fromkeys(KINDS, LINE) | {
     "v-half": lambda k, v: 2 * (k - 1),
     "v-min": lambda k, v: 2 * (k - 1),
     "dualpipev": lambda k, v: 2 * (k - 1),
+    "paired-interleaved-1f1b": lambda k, v: v * k - 1,
+    "paired-dualpipev": lambda k, v: 2 * (k - 1),
     "hanayo": lambda k, v: v * (k - 1),
 }
 

@@ -6,13 +6,13 @@ import random
 import numpy as np
 import pytest
 
-from autopart.schedules.actions import Action, Op, rank_of
+from autopart.schedules.actions import Action, Op, PairedForward, rank_of
 from autopart.simulator.compiled import step_times
 from autopart.simulator.costs import StageTimes, SyncTime
 from autopart.simulator.timeline import rank_slices
 from autopart.simulator.working_order import compile_schedule
 from tests.support.seeds import seeds
-from tests.support.steps import Step, needs, random_step
+from tests.support.steps import Step, home, needs, random_step
 
 Event = tuple[str, Action]
 
@@ -40,13 +40,25 @@ def _arcs(step: Step) -> dict[Event, list[tuple[Event, float]]]:
     last_on: dict[tuple[int, int], Action] = {}
     for rank, order in enumerate(step.schedule):
         for at, action in enumerate(order):
-            remote = [n for n in needs(action, len(step.ranks), begins) if _home(step, n) != rank]
+            # An overlapped pair awaits both its inputs at its forward, and takes all its time there.
+            paired = isinstance(action, PairedForward)
+            inputs = needs(action, len(step.ranks), begins)
+            if paired:
+                inputs += needs(order[at + 1], len(step.ranks), begins)
+            if at and isinstance(order[at - 1], PairedForward):
+                inputs = []
+            remote = [n for n in inputs if home(step.ranks, n) != rank]
             target = _receiver(step, action, every)
             sends = target is not None and target != rank
             start = [(("free", order[at - 1]), 0.0)] if at else []
             arcs["start", action] = [*start, *((("there", n), 0.0) for n in remote)]
             received = 0.0 if step.overlap else sum(_send(step, n) for n in remote)
-            arcs["result", action] = [(("start", action), _compute(step, action) + received)]
+            compute = _compute(step, action)
+            if paired:
+                compute = _pair(step, action, order[at + 1])
+            elif at and isinstance(order[at - 1], PairedForward):
+                compute = 0.0
+            arcs["result", action] = [(("start", action), compute + received)]
             send = _send(step, action) if sends else 0.0
             busy, beside = (0.0, send) if step.overlap else (send, 0.0)
             arcs["free", action] = [(("result", action), busy)]
@@ -56,10 +68,6 @@ def _arcs(step: Step) -> dict[Event, list[tuple[Event, float]]]:
                     arcs["there", action].append((("there", last_on[rank, target]), send))
                 last_on[rank, target] = action
     return arcs
-
-
-def _home(step: Step, action: Action) -> int:
-    return next(rank for rank, order in enumerate(step.schedule) if action in order)
 
 
 def _receiver(step: Step, action: Action, every: set[Action]) -> int | None:
@@ -79,6 +87,12 @@ def _compute(step: Step, action: Action) -> float:
     return step.overhead + times[action.op]
 
 
+def _pair(step: Step, forward: Action, backward: Action) -> float:
+    one, other = step.stages[forward.stage], step.stages[backward.stage]
+    saved = sorted([one.pair_saving, other.pair_saving])[0]
+    return one.forward_time + step.overhead + other.backward_time + step.overhead - saved
+
+
 def _send(step: Step, action: Action) -> float:
     cost = step.stages[action.stage]
     return cost.send_time if action.op == "F" else cost.send_back_time
@@ -92,11 +106,16 @@ def test_every_action_starts_and_ends_at_the_longest_path_to_it(part: int):
         expected = longest_paths(step)
         timeline = step.simulate()
         for rank in range(len(step.schedule)):
-            for slice_ in rank_slices(timeline, rank):
+            order = step.schedule[rank]
+            for at, slice_ in enumerate(rank_slices(timeline, rank)):
+                # Both actions of a pair have the time of the pair.
+                after = at and isinstance(order[at - 1], PairedForward)
+                begun = order[at - 1] if after else slice_.action
+                ended = order[at + 1] if isinstance(order[at], PairedForward) else slice_.action
                 found = (slice_.start, slice_.end)
                 assert found == (
-                    expected["start", slice_.action],
-                    expected["free", slice_.action],
+                    expected["start", begun],
+                    expected["free", ended],
                 ), f"{step.name}, seed {seed}, {slice_.action}"
 
 

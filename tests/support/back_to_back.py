@@ -1,6 +1,6 @@
 """Steps back to back, played for a long time: a witness for the period that shares no code with it."""
 
-from autopart.schedules.actions import Action, rank_of
+from autopart.schedules.actions import Action, PairedForward, rank_of
 from tests.support.steps import Step, needs
 
 TURNS = 12
@@ -29,9 +29,14 @@ class _Play:
         left = len(self.every)
         while left:
             for rank, order in enumerate(step.schedule):
-                while at[rank] < len(order) and self._runs(number, rank, order[at[rank]]):
-                    at[rank] += 1
-                    left -= 1
+                while at[rank] < len(order):
+                    # An overlapped pair runs as one.
+                    both = isinstance(order[at[rank]], PairedForward)
+                    ready = order[at[rank] : at[rank] + 1 + both]
+                    if not self._runs(number, rank, ready):
+                        break
+                    at[rank] += len(ready)
+                    left -= len(ready)
         for sync in step.syncs:
             end = max(self.free[rank] for rank in sync.ranks) + sync.time
             for rank in sync.ranks:
@@ -40,11 +45,12 @@ class _Play:
             for rank in own:
                 self.free[rank] += stage.update_time
 
-    def _runs(self, number: int, rank: int, action: Action) -> bool:
-        """Run an action if its remote results are there."""
+    def _runs(self, number: int, rank: int, together: tuple[Action, ...]) -> bool:
+        """Run an action, or two together, if their remote results are there."""
         step = self.step
         remote = [
             need
+            for action in together
             for need in needs(action, len(step.ranks), self.begins)  # pyright: ignore
             if self.home[need] != rank
         ]
@@ -52,17 +58,21 @@ class _Play:
             return False
         start = max([self.free[rank], *(self.there[number, need] for need in remote)])
         received = 0.0 if step.overlap else sum(map(self._send, remote))
-        end = start + received + self._compute(action)
-        taker = self._taker(action)
+        end = start + received + sum(map(self._compute, together))
+        if len(together) > 1:
+            saved = [step.stages[action.stage].pair_saving for action in together]
+            end -= min(saved)  # pyright: ignore
         self.free[rank] = end
-        if taker is None or taker == rank:
-            return True
-        if step.overlap:
-            leave = max(end, self.wire.get((rank, taker), 0.0))
-            self.there[number, action] = self.wire[rank, taker] = leave + self._send(action)
-        else:
-            self.there[number, action] = end
-            self.free[rank] = end + self._send(action)
+        for action in together:
+            taker = self._taker(action)
+            if taker is None or taker == rank:
+                continue
+            if step.overlap:
+                leave = max(end, self.wire.get((rank, taker), 0.0))
+                self.there[number, action] = self.wire[rank, taker] = leave + self._send(action)
+            else:
+                self.there[number, action] = self.free[rank]
+                self.free[rank] += self._send(action)
         return True
 
     def _send(self, action: Action) -> float:

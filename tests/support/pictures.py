@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from autopart.schedules.actions import Action, Schedule
+from autopart.schedules.actions import Action, PairedForward, Schedule, has_pairs
 from autopart.schedules.kind import Kind
 from autopart.schedules.placements import mirrored
 from tests.support.waits import predecessors
@@ -15,9 +15,10 @@ def slots(
 ) -> dict[Action, int]:
     """The slot in which each action starts.
 
-    `lengths` are the slots that F, B, I and W take; None gives each one slot. Sends take none.
+    `lengths` are the slots that F, B, I and W take, and that an overlapped pair takes ("P", else F
+    and B in turn); None gives each one slot. Sends take none.
     """
-    took = lengths or dict.fromkeys("FBIW", 1)
+    took = lengths or dict.fromkeys("FBIWP", 1)
     start: dict[Action, int] = {}
     end: dict[Action, int] = {}
     there = {action for order in schedule for action in order}
@@ -28,26 +29,33 @@ def slots(
         for rank, order in enumerate(schedule):
             while at[rank] < len(order):
                 action = order[at[rank]]
-                needs = there.intersection(predecessors(action, num_stages, "BI"))
+                together = [action]
+                if isinstance(action, PairedForward):
+                    together.append(order[at[rank] + 1])
+                needs = {n for a in together for n in predecessors(a, num_stages, "BI")} & there
                 if not end.keys() >= needs:
                     break
-                start[action] = max([free[rank], *(end[n] for n in needs)])
-                free[rank] = end[action] = start[action] + took[action.op]
-                at[rank] += 1
+                begin = max([free[rank], *(end[n] for n in needs)])
+                alone = sum(took[a.op] for a in together)
+                free[rank] = begin + (took.get("P", alone) if len(together) > 1 else alone)
+                for one in together:
+                    start[one], end[one] = begin, free[rank]
+                at[rank] += len(together)
         assert len(end) > before, "the schedule deadlocks"
     return start
 
 
 def draw(schedule: Schedule, num_stages: int) -> list[str]:
-    """One line for each rank, such as `rank 0  0F0 0F1  .  0B0`."""
+    """One line for each rank, such as `rank 0  0F0 0F1  .  0B0`; a pair is `0F1;0B0`."""
     start = slots(schedule, num_stages)
     length = 1 + max(start.values())
-    width = max(len(str(action)) for action in start)
+    width = 7 if has_pairs(schedule) else max(len(str(action)) for action in start)
     lines: list[str] = []
     for rank, order in enumerate(schedule):
         cells = ["."] * length
         for action in order:
-            cells[start[action]] = str(action)
+            before = cells[start[action]]
+            cells[start[action]] = str(action) if before == "." else f"{before};{action}"
         lines.append(f"rank {rank}  " + " ".join(cell.center(width) for cell in cells).rstrip())
     return lines
 

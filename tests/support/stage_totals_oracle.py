@@ -65,6 +65,11 @@ def _stage_totals(
         backward_time=sum(la.input_grad_time + la.weight_grad_time for la in layers),
         weight_grad_time=sum(la.weight_grad_time for la in layers),
         split_time=sum(la.split_time for la in layers),
+        pair_saving=sum(
+            la.forward_time + la.input_grad_time + la.weight_grad_time - la.pair_time
+            for la in layers
+            if la.pair_time
+        ),
         update_time=sum(la.update_time for la in layers),
         unshared_update_time=sum(la.unshared_update_time or 0.0 for la in layers),
         weight_bytes=sum(la.param_bytes + la.buffer_bytes for la in layers)

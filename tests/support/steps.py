@@ -5,7 +5,14 @@ from typing import NamedTuple
 
 from autopart.errors import ScheduleError
 from autopart.records.prediction import MemoryUse, MovingBytes, StagePrediction, Sync
-from autopart.schedules.actions import Action, Op, Schedule, StageRanks, rank_of
+from autopart.schedules.actions import (
+    Action,
+    Op,
+    PairedForward,
+    Schedule,
+    StageRanks,
+    rank_of,
+)
 from autopart.schedules.catalogue import KINDS, make_schedule
 from autopart.simulator.timeline import Timeline, simulate
 from tests.support.pictures import place_stages
@@ -76,9 +83,11 @@ def random_stage(rng: random.Random) -> StagePrediction:
     moving = {kind: rng.randint(0, 9) for kind in MovingBytes.__struct_fields__}
     # If more bytes wait for W than the stash has, I has made them: they are part of its workspace.
     moving["input_grad_workspace"] += max(0, moving["waiting"] - stash)
+    forward = rng.randint(0, 4)
     return stage(
-        rng.randint(0, 4),
+        forward,
         backward,
+        pair_saving=rng.randint(0, min(forward, backward)),
         weight_grad_time=rng.randint(0, backward),
         send_time=rng.choice([0, 0, 1, 3]),
         send_back_time=rng.choice([0, 0, 1, 3]),
@@ -141,10 +150,25 @@ def _random_order(rng: random.Random) -> tuple[Schedule, StageRanks]:
     while todo:
         able = [a for a in sorted(todo) if done.issuperset(needs(a, num_stages, begins))]
         action = rng.choice(able)
-        orders[rank_of(ranks[action.stage], action.microbatch)].append(action)
-        done.add(action)
-        todo.remove(action)
+        run = [action]
+        if action.op == "F":
+            # Sometimes a backward on the same rank that could start too runs beside it.
+            beside = [
+                a
+                for a in able
+                if a.op == "B" and a[2] != action[2] and home(ranks, a) == home(ranks, action)
+            ]
+            if beside and rng.random() < 0.7:
+                run = [PairedForward(*action), rng.choice(beside)]
+        orders[home(ranks, action)] += run
+        done.update(run)
+        todo.difference_update(run)
     return tuple(map(tuple, orders)), ranks
+
+
+def home(ranks: StageRanks, action: Action) -> int:
+    """The rank that runs an action."""
+    return rank_of(ranks[action.stage], action.microbatch)
 
 
 def needs(

@@ -21,7 +21,7 @@ from autopart.schedules.pipeline import Pipeline, Step, in_turn
 def interleaved(pipeline: Pipeline) -> Schedule:
     """Interleaved 1F1B."""
     return tuple(
-        interleaved_order(pipeline, rank, _ahead(pipeline, rank))
+        interleaved_order(pipeline, rank, forwards_ahead(pipeline, rank))
         for rank in range(pipeline.num_ranks)
     )
 
@@ -82,7 +82,8 @@ def _visits(pipeline: Pipeline, rank: int, *, forward: bool) -> Iterator[int]:
             yield from [turn * pipeline.num_ranks + rank] * size
 
 
-def _ahead(pipeline: Pipeline, rank: int) -> int:
+def forwards_ahead(pipeline: Pipeline, rank: int) -> int:
+    """Forwards on a rank before its first forward and backward in turn."""
     ahead = (pipeline.stages_per_rank - 1) * round_size(pipeline)
     ahead += 2 * (pipeline.num_ranks - 1 - rank)
     return min(ahead, pipeline.microbatches_per_replica * pipeline.stages_per_rank)
@@ -90,7 +91,7 @@ def _ahead(pipeline: Pipeline, rank: int) -> int:
 
 def _in_flight(pipeline: Pipeline) -> tuple[int, ...]:
     most = pipeline.microbatches_per_replica * pipeline.stages_per_rank
-    return tuple(min(_ahead(pipeline, r) + 1, most) for r in range(pipeline.num_ranks))
+    return tuple(min(forwards_ahead(pipeline, r) + 1, most) for r in range(pipeline.num_ranks))
 
 
 INTERLEAVED = Kind(
