@@ -26,8 +26,8 @@ from autopart.records.prediction import StagePrediction, Sync
 from autopart.records.run_result import RankStep, StageRun
 from autopart.schedules.actions import Op
 from autopart.schedules.encoding import OPS
-from autopart.simulator.costs import action_time
-from autopart.simulator.timeline import simulate_with
+from autopart.simulator.costs import action_time, pair_time
+from autopart.simulator.timeline import RankSpan, simulate_with
 
 Cause = Literal["pace", "compute", "cores", "overhead", "sends", "syncs", "updates", "other"]
 
@@ -61,6 +61,18 @@ def find_causes(
 def predicted_time(stage: StagePrediction, op: Op) -> float:
     """Predicted seconds for one action kind, without the fixed cost."""
     return float(action_time(stage, OPS.index(op)))
+
+
+def predicted_compute(stages: Sequence[StagePrediction], spans: Sequence[RankSpan]) -> float:
+    """Predicted seconds for actions and overlapped pairs, without the fixed costs."""
+    compute = 0.0
+    for span in spans:
+        own = [stages[action.stage] for action in span.actions]
+        if len(own) > 1:
+            compute += float(pair_time(*own))
+        else:
+            compute += predicted_time(own[0], span.actions[0].op)
+    return compute
 
 
 def _measured_costs(

@@ -11,14 +11,13 @@ from typing import Annotated
 import msgspec
 
 from autopart.errors import RunError
-from autopart.fidelity.causes import Cause, find_causes, predicted_time
+from autopart.fidelity.causes import Cause, find_causes, predicted_compute, predicted_time
 from autopart.fidelity.pace import compare_pace, stage_factors
 from autopart.records.pace import PaceComparison
 from autopart.records.plan import Plan
 from autopart.records.prediction import StagePrediction
 from autopart.records.run_result import OneDeviceResult, RankStep, RunResult, SendTimes, StageRun
 from autopart.schedules.actions import Op
-from autopart.simulator.costs import pair_time
 from autopart.simulator.timeline import Timeline, rank_slices, rank_spans, simulate_plan, used_ranks
 from autopart.text import counted
 from autopart.units import Bytes, Count, Seconds
@@ -275,12 +274,7 @@ def _tensor_bytes(plan: Plan, rank: int) -> int:
 def _predicted_parts(plan: Plan, timeline: Timeline, rank: int) -> RankParts:
     slices, overhead = rank_slices(timeline, rank), plan.cluster.action_overhead
     stages = plan.prediction.stages
-    compute = 0.0
-    for span in rank_spans(timeline, rank):
-        own = [stages[action.stage] for action in span.actions]
-        both = len(own) > 1
-        op = span.actions[0].op
-        compute += float(pair_time(*own)) if both else predicted_time(own[0], op)
+    compute = predicted_compute(stages, rank_spans(timeline, rank))
     acted = slices[-1].end
     sync, done = timeline.sync_end[rank] - acted, timeline.rank_end[rank]
     return RankParts(
