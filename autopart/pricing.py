@@ -34,6 +34,7 @@ from autopart.cost.stage_times import (
     busy_time,
     cut_links,
     links_around,
+    minimised_time,
     traffic_times,
 )
 from autopart.cost.stage_totals import Array, StageTotals, Traffic
@@ -56,12 +57,13 @@ from autopart.records.prediction import (
     Sync,
     SyncParts,
 )
-from autopart.records.problem import Problem
+from autopart.records.problem import Objective, Problem
 from autopart.schedules.actions import Schedule
 from autopart.schedules.catalogue import make_schedule
 from autopart.schedules.in_flight import InFlight
 from autopart.simulator.compiled import step_times
 from autopart.simulator.costs import StageTimes, SyncTime, Time
+from autopart.simulator.period import period_of, period_times
 from autopart.simulator.timeline import simulate
 from autopart.simulator.working_order import Program, compile_schedule
 from autopart.stopping.time_limit import check_time
@@ -186,7 +188,7 @@ def price(
         shown, schedule = _simulated_orders(layout, orders)
         in_flight = stages_in_flight(schedule, shown.stage_ranks)
     stages, syncs = predict(problem, layout, partition, policies, in_flight)
-    prediction = simulated(problem.cluster, layout, stages, syncs, orders)
+    prediction = simulated(problem.cluster, layout, stages, syncs, orders, problem.objective)
     return Decision(layout, partition, prediction, policies, orders)
 
 
@@ -196,8 +198,9 @@ def simulated(
     stages: tuple[StagePrediction, ...],
     syncs: tuple[Sync, ...],
     orders: Schedule | None,
+    objective: Objective = "step",
 ) -> Prediction:
-    """The prediction for stages and syncs, with their simulated step.
+    """The prediction for stages and syncs, with their simulated step and, as an objective, its period.
 
     `orders` gives every rank its order where the layout names no schedule.
     """
@@ -210,17 +213,30 @@ def simulated(
         if shown is not layout and has_virtual_stages(shown):
             in_flight = tuple(ranks_in_flight(shown).values())
     peaks = rank_peaks(shown.stage_ranks, schedule, stages, in_flight)
+    seen = [msgspec.structs.replace(s, ranks=_seen(layout, shown, s.ranks)) for s in syncs]
     timeline = simulate(
         schedule,
         shown.stage_ranks,
         stages,
-        [msgspec.structs.replace(s, ranks=_seen(layout, shown, s.ranks)) for s in syncs],
+        seen,
         action_overhead=cluster.action_overhead,
         sends_overlap=cluster.sends_overlap,
         rendezvous=cluster.sends == "rendezvous",
     )
+    period = msgspec.UNSET
+    if objective == "period":
+        period = period_of(
+            schedule,
+            shown.stage_ranks,
+            stages,
+            seen,
+            action_overhead=cluster.action_overhead,
+            sends_overlap=cluster.sends_overlap,
+            rendezvous=cluster.sends == "rendezvous",
+        )
     return Prediction(
         step_time=timeline.makespan,
+        period=period,
         bubble=timeline.bubble,
         rank_peak_bytes=_all_peaks(layout, shown, peaks),
         stages=stages,
@@ -240,10 +256,9 @@ def _all_peaks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int
 def minimised(
     problem: Problem, prediction: Prediction, stage_ranks: Sequence[Sequence[int]]
 ) -> float:
-    """Seconds that the problem minimises: the step, or the bottleneck."""
-    if problem.objective == "step":
-        return prediction.step_time
-    return bottleneck_time(prediction.stages, stage_ranks, problem.num_microbatches)
+    """Seconds that the problem minimises: the step, the period, or the bottleneck."""
+    count = problem.num_microbatches
+    return minimised_time(problem.objective, prediction, stage_ranks, count)
 
 
 def may_beat(problem: Problem, layout: Layout, partition: Partition, seconds: float) -> bool:
@@ -283,7 +298,9 @@ def _named_schedule(layout: Layout) -> Schedule:
 def price_paths(
     problem: Problem, layout: Layout, program: Program, cuts: Cuts, paths: Sequence[Sequence[int]]
 ) -> npt.NDArray[np.float64]:
-    """Simulated step times in seconds, one for each path over the cuts, under its best policies.
+    """Simulated seconds, one for each path over the cuts, under its best policies.
+
+    They are the step, or the period where that is the objective.
 
     Infinite where some rank lacks memory for all its stages together. Each stage must fit alone; that
     is not checked here.
@@ -386,7 +403,8 @@ def _price_alike(
         all_totals.append(totals)
     tied = [tuple(int(s) for s in np.flatnonzero(row)) for row in copies]
     syncs, shown = sync_times(problem, layout, all_totals, tied), _simulated(layout)
-    return step_times(
+    times = period_times if problem.objective == "period" else step_times
+    return times(
         program,
         shown.stage_ranks,
         stages,

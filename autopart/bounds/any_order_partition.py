@@ -43,6 +43,10 @@ class OrderProblem(NamedTuple):
     """For each stage, bytes that a microbatch keeps from I to W; `stash_bytes` where empty."""
     room_bytes: Sequence[int] | None = None
     """For each rank, bytes that are left for the stash; None where memory has no limit."""
+    rank_starts: Sequence[float] = ()
+    """For the period, when each rank starts its step, in seconds: `rank_starts`. Empty for the step.
+
+    The seconds to minimise are then the longest from a rank's start to the end of its update."""
 
     def least_kept(self, stage: int) -> int:
         """Bytes that a microbatch keeps on a stage all the time from F to its backward's end."""
@@ -60,6 +64,9 @@ class OrderProblem(NamedTuple):
 def least_step(task: OrderProblem) -> float:
     """Seconds that no order can beat, by (1)-(12); infinite where one microbatch does not fit."""
     paths, ends = _paths(task), _ends(task)
+    if task.rank_starts:
+        # A rank's period runs from its own start to the end of its own update.
+        ends = {rank: end - task.rank_starts[rank] for rank, end in ends.items()}
     first = paths[0]
     bounds = [first.forward + first.turnaround + first.gradient + first.departure]
     bounds += _links(task, paths)
@@ -68,6 +75,16 @@ def least_step(task: OrderProblem) -> float:
         if task.room_bytes is not None:
             bounds += _full_rank(task, paths, rank, own, ends[rank], task.room_bytes[rank])
     return max(bounds)
+
+
+def rank_starts(task: OrderProblem) -> list[float]:
+    """For each rank the earliest moment at which any order may start its first action, in seconds.
+
+    A rank that starts there loses nothing. So the longest of all ranks, from there to the end of the
+    update, bounds the period from above (autopart/simulator/period.py).
+    """
+    paths, own = _paths(task), _stages_on(task)
+    return [paths[own[rank][0]].arrival if rank in own else 0.0 for rank in range(1 + max(own))]
 
 
 def stays(task: OrderProblem) -> list[float]:

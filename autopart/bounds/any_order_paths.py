@@ -174,6 +174,10 @@ class PathBounds:
         update, end = found.update[:, own], found.end[:, own]
         return update.sum(axis=1) + (end - update).min(axis=1)
 
+    def _end_from(self, end: Matrix, path: AnyOrderPath[Matrix], stage: int) -> Matrix:
+        """E; for the period without the path to a stage, since the rank starts on its own."""
+        return end - path.arrival[:, stage] if self.problem.objective == "period" else end
+
     def _work(self, path: AnyOrderPath[Matrix], end: Matrix, own: Sequence[int]) -> Matrix:
         """The largest of (1)-(5) over all rows of stages on a group."""
         n = own_microbatches(self.layout, own[0])
@@ -184,7 +188,7 @@ class PathBounds:
                 forward=n * (path.forward + path.send)[:, row].sum(axis=1),
                 gradient=n * (path.gradient + path.send_back)[:, row].sum(axis=1),
                 weights=n * path.weights[:, row].sum(axis=1),
-                end=end,
+                end=self._end_from(end, path, own[a]),
             )
             bounds += work_bounds(_at(path, own[a]), _at(path, own[z]), work)
         return np.maximum.reduce(bounds)
@@ -205,7 +209,8 @@ class PathBounds:
             fits = (room >= kept) & (most >= 1)
             if fewest:
                 most = np.clip(most, 1, fewest).astype(np.float64)
-                bounds = memory_bounds(_at(path, s), fewest, most, end, split=self.split)
+                own_end = self._end_from(end, path, s)
+                bounds = memory_bounds(_at(path, s), fewest, most, own_end, split=self.split)
                 worst = np.maximum.reduce(np.broadcast_arrays(worst, *bounds))
             worst = np.where(fits, worst, np.inf)
         return worst

@@ -26,6 +26,9 @@ a group in S, between the first microbatch's path to it and the last one's path 
 lie ahead of one of them, so its path has q more sends and actions. The mean over g groups is no
 larger than the largest. On a chain the deeper group is the later one, so (17) adds h(q) to d(q).
 (16): the first of n backwards of l, or the last of its forwards, lies on one microbatch's path.
+
+The period has the same bounds but for F before l in (14), and for d(q) and h(q) of F alone in (13) and
+(17): docs/objectives.md.
 """
 
 from collections.abc import Sequence
@@ -105,8 +108,15 @@ class AnyOrderBounds:
         self.ahead, self.back = before @ self.forward, before @ self.gradient
         there, back = _least_sends(problem.graph, problem.cluster)
         self.chain = is_chain(problem.graph)
+        # A rank's period begins with its own first action, not behind a path to it.
+        self.from_start = problem.objective != "period"
         self.views = (
-            self._view(self.ahead, self.forward + self.gradient + self.weights, there, 1),
+            self._view(
+                self.ahead * self.from_start,
+                self.forward + self.gradient + self.weights,
+                there * self.from_start,
+                int(self.from_start),
+            ),
             self._view(self.ahead + self.back, self.forward + self.gradient, there + back, 2),
         )
 
@@ -161,10 +171,11 @@ class AnyOrderBounds:
     def _of_layers(self, n: int, ends: PerLayer) -> float:
         """(14)-(16)."""
         o, once = self.overhead, float((self.forward + self.gradient).sum())
-        start = self.ahead + n * (self.forward + self.gradient + 2 * o)
+        both = n * (self.forward + self.gradient + 2 * o)
+        start, own = self.ahead + both, self.ahead * self.from_start + both
         along = once + (n - 1) * (np.maximum(self.forward, self.gradient) + o) + 2 * o
         return float(
-            np.maximum.reduce([start + n * self.weights + ends, start + self.back, along]).max()
+            np.maximum.reduce([own + n * self.weights + ends, start + self.back, along]).max()
         )
 
     def _packed_layers(self, view: _View, work: float, groups: int, n: int, least: float) -> float:

@@ -36,7 +36,8 @@ def stage_bounds_of_any_order(
     """For each stage in a layout, the seconds that no order can beat with [i, j] in its place.
 
     Each matrix has the shape (N, N) for N cuts. It is infinite where there is no stage, where a pin
-    breaks, and where one microbatch does not fit. Of schedules only GEMS has a bound of its own.
+    breaks, and where one microbatch does not fit. Of schedules only GEMS has a bound of its own, for
+    the step.
     `split` says whether backwards may be split.
     """
     # A send counts only where every microbatch needs it.
@@ -87,6 +88,9 @@ def _stage_bound(
         (weights if stage == 0 else 0.0) + first_end,
         sends_overlap=problem.cluster.sends_overlap,
     )
+    if problem.objective == "period":
+        # A rank's period runs from its own first action to the end of its own update.
+        own_end = own_end - path.arrival
     # Step 1: the work of the rank with the most microbatches.
     n = own_microbatches(layout, stage)
     forward, gradient = n * (path.forward + path.send), n * (path.gradient + path.send_back)
@@ -97,7 +101,8 @@ def _stage_bound(
         most = np.minimum(in_flight, fewest)
         bounds += memory_bounds(path, fewest, most, own_end, split=split)
     # Step 3: the order of GEMS lets one microbatch run at a time.
-    if layout.schedule == GEMS.name and stage == len(layout.stage_ranks) - 1:
+    last, of_step = len(layout.stage_ranks) - 1, problem.objective != "period"
+    if layout.schedule == GEMS.name and stage == last and of_step:
         count = one_replica(layout).num_microbatches
         bounds += one_at_a_time_bounds(around, count, first_end)
     return np.maximum.reduce(np.broadcast_arrays(*bounds))

@@ -34,6 +34,9 @@ that policies add ahead and behind (autopart/bounds/policy_seconds.py).
 (1). All depend on s, i and j only. So no partition on a layout is faster than the smallest possible
 largest bound of a stage. A partition that beats a value has only stages with bounds below it.
 `paths_below` lists those; where there are none, no plan beats the value.
+
+The period has the same bounds, but its ranks start on their own: (1) has the fill only where the path
+goes back to stage 0 (docs/objectives.md).
 """
 
 import math
@@ -82,10 +85,13 @@ def stage_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> list[Matrix]:
 
     def bound_of(stage: int) -> Matrix:
         def made() -> Matrix:
-            ends = step_ends(end_of, stage)
-            longest = longest_chain(
-                problem, layout, stage, *_path_around(problem, layout, paths, stage, common), ends
-            )
+            own_end, first_end = step_ends(end_of, stage)
+            path, compute = _path_around(problem, layout, paths, stage, common)
+            if problem.objective == "period":
+                # A rank's period runs from its own first action to the end of its own update.
+                own_end = own_end - path.fill(sends_overlap=problem.cluster.sends_overlap)
+            ends = own_end, first_end
+            longest = longest_chain(problem, layout, stage, path, compute, ends)
             return np.where(common.fitting[stage], longest, np.inf)
 
         # The ranks matter through these links and prices alone.

@@ -1,7 +1,7 @@
 """The objectives and their lower bounds: everything that search and certificate share.
 
     objective                       shapes             layouts                       open layouts
-    the step                        of_shape           of_layout                     by shape
+    the step, the period            of_shape           of_layout                     by shape
     the bottleneck                  bottleneck (2)     bottleneck (1), attained      by shape
     the step with uneven replicas   none               of_layout                     open_replicas
 
@@ -173,7 +173,9 @@ def bottleneck_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBou
 
 
 STEP = ShapedObjective(attained=False, of_shapes=quick_bounds, of_layout=layout_bounds)
-"""The simulated step, where all stages have equally many replicas."""
+"""The simulated step, where all stages have equally many replicas.
+
+The period has the same functions: they read the problem's objective where its bounds are others."""
 
 BOTTLENECK = ShapedObjective(
     attained=True, of_shapes=shape_bottlenecks, of_layout=bottleneck_bounds

@@ -74,14 +74,15 @@ def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
     if layout.schedule != CUSTOM:
         # The bounds ask for one microbatch in its F. A named schedule keeps at least as much in flight.
         freest = freest_totals(problem, layout, cuts)
-        whole = max(whole, memory_priced_bound(problem, layout, cuts))
+        if problem.objective != "period":
+            whole = max(whole, memory_priced_bound(problem, layout, cuts))
         stages = [
             np.where(fits_on_ranks(freest, problem, layout, stage), bound, np.inf)
             for stage, bound in enumerate(stages)
         ]
     loads = None
     together = layout.schedule == CUSTOM or pipelines_together(layout.schedule) > 1
-    if together and ranks > 1 and replicas_alike(layout):
+    if together and ranks > 1 and replicas_alike(layout) and problem.objective != "period":
         loads = RankLoads(problem, layout, cuts, split=split)
     return LayoutBounds(stages, whole, loads)
 

@@ -6,6 +6,7 @@ from autopart.bounds.objectives import TOLERANCE
 from autopart.certificate.plan_problem import PlanProblem, layout_of, partition_of, policies_of
 from autopart.certificate.stage_degrees import places_in_space
 from autopart.cost.in_flight import stages_in_flight
+from autopart.cost.stage_times import plan_minimised
 from autopart.cost.transients import held_results
 from autopart.errors import PlanError
 from autopart.pricing import predict, simulated
@@ -15,6 +16,7 @@ from autopart.records.prediction import Prediction
 from autopart.records.problem import CUSTOM
 from autopart.records.tensor_degree import degree_of
 from autopart.schedules.check import check_schedule
+from autopart.simulator.period import period_of_plan
 from autopart.simulator.timeline import simulate_plan
 from autopart.stage_degrees.pricing import DegreesPricer
 
@@ -39,7 +41,7 @@ def predict_again(given: PlanProblem) -> Prediction:
     policies = policies_of(plan, graph)
     stages, syncs = predict(given.problem, layout, partition, policies, in_flight)
     # Step 2: simulate the step with them.
-    return simulated(given.problem.cluster, layout, stages, syncs, orders)
+    return simulated(given.problem.cluster, layout, stages, syncs, orders, plan.objective)
 
 
 def check_prediction(given: PlanProblem) -> None:
@@ -71,17 +73,18 @@ def _check_without_cap(plan: Plan) -> None:
         )
     if source is None:
         return
-    step = plan.prediction.step_time
+    name, own = plan.objective, plan_minimised(plan)
+    step = own
     if source.orders_without_cap:
         other = msgspec.structs.replace(plan, orders=source.orders_without_cap)
         check_schedule(schedule_of(other), stage_ranks(plan), plan.num_microbatches)
-        step = simulate_plan(other).makespan
+        step = period_of_plan(other) if name == "period" else simulate_plan(other).makespan
     said = source.step_time_without_cap
     if not abs(step - said) <= TOLERANCE * max(step, said):
-        raise PlanError(f"the step without the memory limit is {said} s, recomputed {step} s")
-    if said > plan.prediction.step_time * (1 + TOLERANCE):
+        raise PlanError(f"the {name} without the memory limit is {said} s, recomputed {step} s")
+    if said > own * (1 + TOLERANCE):
         raise PlanError(
-            f"the step without the memory limit is {said} s, longer than the plan's own step"
+            f"the {name} without the memory limit is {said} s, longer than the plan's own {name}"
         )
 
 

@@ -243,7 +243,7 @@ def _bound_holds(given: PlanProblem) -> str:
             check_bound(given.problem_at(size), value, size.simulated)
         else:
             check_bound_of_degrees(degrees, value, size.simulated)
-    what = "is faster than" if plan.objective == "step" else "has a bottleneck below"
+    what = "is faster than" if plan.objective == "step" else f"has a {plan.objective} below"
     return (
         f"no plan {what} {format_time(carried.lower_bound)}: "
         f"gap {format_gap(carried.gap)}, {carried.simulated} partitions simulated"

@@ -8,6 +8,7 @@ import typer
 
 from autopart.cli.export_options import TargetName
 from autopart.cli.shared_options import usage_checked
+from autopart.records.problem import Objective
 from autopart.records.training import MOMENTS
 from autopart.search.demands import known_schedules
 from autopart.search.options import SolveOptions
@@ -34,8 +35,11 @@ class PipelineOptions:
         ),
     ] = None
     objective: Annotated[
-        Literal["step", "bottleneck"],
-        typer.Option(help="Minimise the simulated step, or the busy time of its busiest rank."),
+        Objective,
+        typer.Option(
+            help="Minimise the simulated step, the period of steps that run back to back, or the busy time "
+            "of the step's busiest rank."
+        ),
     ] = "step"
     target: Annotated[
         TargetName | None,

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from autopart.cost.links import link_across, link_off_rail, send_time
@@ -10,7 +11,8 @@ from autopart.cost.rails import rails_of, sending_pairs
 from autopart.cost.stage_totals import StageTotals, Traffic
 from autopart.records.cluster import Cluster, Link
 from autopart.records.plan import Plan, stage_ranks
-from autopart.records.prediction import StagePrediction
+from autopart.records.prediction import Prediction, StagePrediction
+from autopart.records.problem import Objective
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.units import Q
 
@@ -43,6 +45,26 @@ def bottleneck_time(
 def plan_bottleneck(plan: Plan) -> float:
     """`bottleneck_time` for a plan, by its own prediction."""
     return bottleneck_time(plan.prediction.stages, stage_ranks(plan), plan.num_microbatches)
+
+
+def minimised_time(
+    objective: Objective,
+    prediction: Prediction,
+    stage_ranks: Sequence[Sequence[int]],
+    num_microbatches: int,
+) -> float:
+    """Seconds that an objective minimises: the step, the period, or the bottleneck."""
+    if objective == "step":
+        return prediction.step_time
+    if objective == "period":
+        assert prediction.period is not msgspec.UNSET
+        return prediction.period
+    return bottleneck_time(prediction.stages, stage_ranks, num_microbatches)
+
+
+def plan_minimised(plan: Plan) -> float:
+    """`minimised_time` for a plan, by its own prediction."""
+    return minimised_time(plan.objective, plan.prediction, stage_ranks(plan), plan.num_microbatches)
 
 
 def bottleneck_period(

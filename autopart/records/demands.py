@@ -40,9 +40,9 @@ def has_own_degrees(demands: Demands) -> bool:
 
 def _check_counts(demands: Demands, objective: Objective) -> None:
     """Raise AutopartError on a count below 1, and on counts that exclude each other."""
-    if demands.replicas_per_stage and objective == "bottleneck":
+    if demands.replicas_per_stage and objective != "step":
         raise AutopartError(
-            "the bottleneck needs equal replicas for all stages; leave out --replicas per-stage, or "
+            f"the {objective} needs equal replicas for all stages; leave out --replicas per-stage, or "
             "minimise the step"
         )
     if has_own_degrees(demands):
@@ -70,7 +70,7 @@ def _check_counts(demands: Demands, objective: Objective) -> None:
 def _check_own_degrees(demands: Demands, objective: Objective) -> None:
     """Raise AutopartError on choices that tensor degrees per stage exclude."""
     excluded = (
-        (objective == "bottleneck", "the step, not the bottleneck"),
+        (objective != "step", f"the step, not the {objective}"),
         (demands.replicas_per_stage, "equal replicas, not --replicas per-stage"),
         (demands.stages_per_rank not in (None, 1), "one stage per rank"),
     )

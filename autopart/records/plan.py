@@ -86,7 +86,9 @@ class OrderSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     method: str
     """The start of the orders, the searches that made them faster, and CP-SAT's word on their bound."""
     step_time_without_cap: Seconds
-    """Step time with the fastest orders found if every rank had room for all microbatches."""
+    """Step time with the fastest orders found if every rank had room for all microbatches.
+
+    Where the plan minimises the period, it is their period."""
     orders_without_cap: tuple[str, ...] = ()
     """These fastest orders, for each rank; empty where they are the plan's own."""
 
@@ -159,7 +161,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     demands: Demands
     """Choices that the user fixed before the search."""
     objective: Objective = "step"
-    """The seconds that the plan minimises and its certificate bounds: step or bottleneck."""
+    """The seconds that the plan minimises and its certificate bounds: step, period or bottleneck."""
     sizes: tuple[SearchedSize, ...] = ()
     """All microbatch sizes and tensor degrees that were searched, including the plan's own."""
     stages: tuple[Stage, ...]

@@ -165,6 +165,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     step_time: Seconds
     """Seconds per step: the simulated makespan."""
+    period: Seconds | msgspec.UnsetType = msgspec.UNSET
+    """Seconds from step to step, where steps run back to back. Absent unless it is the objective."""
     bubble: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
     """Idle rank-seconds divided by all rank-seconds, over the ranks in use."""
     rank_peak_bytes: tuple[Bytes, ...]

@@ -26,9 +26,9 @@ BIDIRECTIONAL = tuple(kind.name for kind in KINDS.values() if kind.bidirectional
 PAIRED = tuple(kind.name for kind in KINDS.values() if kind.pairs)
 """The schedules with overlapped pairs. A plan has one only where its name is asked for."""
 
-Objective = Literal["step", "bottleneck"]
-"""The minimised seconds: the simulated step, or the bottleneck."""
-OBJECTIVES: tuple[Objective, ...] = ("step", "bottleneck")
+Objective = Literal["step", "period", "bottleneck"]
+"""The minimised seconds: the simulated step, the period of steps back to back, or the bottleneck."""
+OBJECTIVES: tuple[Objective, ...] = ("step", "period", "bottleneck")
 
 Recomputing = Literal["never", "auto", "selective", "always"]
 """Which layers may be recomputed; see `Demands.recompute`."""

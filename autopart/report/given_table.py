@@ -3,10 +3,11 @@
 import msgspec
 from rich.table import Table
 
+from autopart.cost.stage_times import plan_minimised
 from autopart.records.plan import Plan
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
 from autopart.report.plan_summary import PlanSummary, plan_summary
-from autopart.report.plan_table import minimised_by, peak_bytes
+from autopart.report.plan_table import peak_bytes
 from autopart.search.given_stages import GivenPlan
 from autopart.text import counted
 from autopart.units import format_gap, format_share
@@ -51,7 +52,7 @@ def given_summary(given: GivenPlan, path: str) -> ImportPlanSummary:
 def _other(plan: Plan, other: Plan, moved: tuple[str, ...] | None) -> OtherPlan:
     return OtherPlan(
         step_time=other.prediction.step_time,
-        slower=minimised_by(plan) / minimised_by(other) - 1 if minimised_by(other) else 0.0,
+        slower=plan_minimised(plan) / plan_minimised(other) - 1 if plan_minimised(other) else 0.0,
         stages=len(other.stages),
         replicas=len(other.stages[0].ranks),
         schedule=other.schedule,
@@ -64,7 +65,7 @@ def given_table(given: GivenPlan) -> Table:
     rows = {
         "your layout": given.plan, "best of its shape": given.same_shape, "best plan": given.best
     }  # fmt: skip
-    values = [minimised_by(plan) for plan in rows.values()]
+    values = [plan_minimised(plan) for plan in rows.values()]
     unit, cells = times(values)
     peaks_unit, peaks = sizes([peak_bytes(plan) for plan in rows.values()])
     table = new_table("your layout beside the best plans")
@@ -91,7 +92,7 @@ def given_table(given: GivenPlan) -> Table:
 
 def given_lines(given: GivenPlan) -> list[str]:
     """What the layout loses, in sentences."""
-    own, same, best = (minimised_by(plan) for plan in (given.plan, given.same_shape, given.best))
+    own, same, best = (plan_minimised(plan) for plan in (given.plan, given.same_shape, given.best))
     gap = given.plan.certificate.gap
     lines = [f"your layout is {format_gap(gap)} above the lower bound"]
     if same < own:

@@ -51,9 +51,11 @@ class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str
     """The cluster's kind of GPU."""
     objective: str
-    """The minimised quantity, which the lower bound belongs to: `step` or `bottleneck`."""
+    """The minimised quantity, which the lower bound belongs to: `step`, `period` or `bottleneck`."""
     step_time: float
     """Seconds that the simulated step takes."""
+    period: float | msgspec.UnsetType = msgspec.UNSET
+    """Predicted seconds from step to step, where steps run back to back. Only where it is the objective."""
     bottleneck_time: float
     """Seconds per step for which the busiest rank works on microbatches."""
     lower_bound: float
@@ -192,6 +194,7 @@ def plan_summary(plan: Plan, path: str) -> PlanSummary:
         gpu=plan.cluster.gpu,
         objective=plan.objective,
         step_time=plan.prediction.step_time,
+        period=plan.prediction.period,
         bottleneck_time=plan_bottleneck(plan),
         lower_bound=plan.certificate.lower_bound,
         gap=plan.certificate.gap,

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from autopart.cost.stage_syncs import exposed_time
-from autopart.cost.stage_times import plan_bottleneck
+from autopart.cost.stage_times import plan_bottleneck, plan_minimised
 from autopart.records.cluster import Cluster, num_gpus
 from autopart.records.microbatch_sizes import ASSUMPTION
 from autopart.records.plan import Plan, Stage, schedule_of
@@ -133,7 +133,7 @@ def _order_lines(plan: Plan) -> list[str]:
     if source is None:
         return []
     without = source.step_time_without_cap
-    cost = plan.prediction.step_time / without - 1 if without else 0.0
+    cost = plan_minimised(plan) / without - 1 if without else 0.0
     return [
         f"orders by {source.method}; the memory limit costs {format_share(max(0.0, cost))} "
         f"({format_time(without)} without it)"
@@ -145,12 +145,12 @@ def _other_orders(plan: Plan) -> list[str]:
     demands, bound = plan.demands, plan.certificate.any_order_bound
     if plan.objective == "bottleneck" or CUSTOM in demands.schedules:
         return []
-    step = plan.prediction.step_time
-    saved = format_share(max(0.0, 1 - bound / step) if step else 0.0)
+    own = plan_minimised(plan)
+    saved = format_share(max(0.0, 1 - bound / own) if own else 0.0)
     hint = "" if demands.replicas_per_stage else ": --schedule auto looks for them"
     return [
         f"over every order the bound is {format_time(bound)}, so other orders save at most "
-        f"{saved} of the step{hint}"
+        f"{saved} of the {plan.objective}{hint}"
     ]
 
 
@@ -168,6 +168,12 @@ def figures(plan: Plan) -> list[str]:
             f"solved for the bottleneck: the busiest rank is busy for "
             f"{format_time(plan_bottleneck(plan))} of a step, {proven}",
             f"step {step}, bubble {bubble}",
+        ]
+    if plan.objective == "period":
+        lines = [
+            f"solved for the period: {format_time(plan_minimised(plan))} from step to step, back to back, "
+            f"{proven}",
+            f"one step alone {step}, bubble {bubble}",
         ]
     lines += [
         f"schedule {plan.schedule}, {counted(plan.num_microbatches, 'microbatch')} of "
@@ -225,7 +231,7 @@ def notes_on_scaled(plan: Plan) -> list[str]:
 def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
     """One row for the plan, and one for each other split on the same cluster."""
     made = {"this plan": plan, **{n: p for n, p in baselines.items() if isinstance(p, Plan)}}
-    values = [minimised_by(other) for other in made.values()]
+    values = [plan_minimised(other) for other in made.values()]
     unit, cells = times(values)
     peaks_unit, peaks = sizes([peak_bytes(other) for other in made.values()])
     table = new_table("compared with the baselines")
@@ -245,11 +251,6 @@ def comparison_table(plan: Plan, baselines: Mapping[str, Plan | str]) -> Table:
         if isinstance(reason, str):
             table.add_row(name, "-", "-", "-", "-", reason)
     return table
-
-
-def minimised_by(plan: Plan) -> float:
-    """Seconds that the plan minimises: the step, or the bottleneck."""
-    return plan.prediction.step_time if plan.objective == "step" else plan_bottleneck(plan)
 
 
 def peak_bytes(plan: Plan) -> int:

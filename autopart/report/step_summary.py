@@ -8,6 +8,7 @@ from autopart.simulator.fill import fill_idle
 from autopart.simulator.idle import Cause, Idle, idle_pieces, sums_by_cause
 from autopart.simulator.memory import MemoryCurve, memory_over_time
 from autopart.simulator.noise import Distribution
+from autopart.simulator.period import period_of_plan
 from autopart.simulator.timeline import Timeline, rank_slices, rank_spans, used_ranks
 
 
@@ -128,6 +129,8 @@ class SimulateSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Plan file."""
     makespan: float
     """Seconds that the whole step takes."""
+    period: float | msgspec.UnsetType = msgspec.UNSET
+    """Seconds from step to step, where steps run back to back. Only for plans that minimise it."""
     bubble: float
     """Idle share of all rank-seconds in the step, 0 to 1."""
     ranks: tuple[RankSummary, ...]
@@ -161,6 +164,7 @@ def simulate_summary(
     return SimulateSummary(
         plan=path,
         makespan=timeline.makespan,
+        period=period_of_plan(plan) if plan.objective == "period" else msgspec.UNSET,
         bubble=timeline.bubble,
         ranks=tuple(
             _rank_summary(plan, timeline, rank, idle[rank], curves[rank])

@@ -1,5 +1,6 @@
 """A simulated step on the terminal."""
 
+import msgspec
 from rich.table import Table
 
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
@@ -21,6 +22,8 @@ def rank_table(step: SimulateSummary) -> Table:
     ]
     peak_unit, peaks = sizes([rank.peak_bytes for rank in ranks])
     figures = f"makespan {format_time(step.makespan)}, bubble {format_share(step.bubble)}"
+    if step.period is not msgspec.UNSET:
+        figures += f"; period {format_time(step.period)} back to back"
     table = new_table(f"one step of {step.plan}: {figures}")
     add_number(table, "rank")
     add_text(table, "stage")

@@ -49,7 +49,7 @@ class ShortestStep:
         self.problem = problem
 
     def value(self, decision: Decision) -> float:
-        """The step in seconds."""
+        """The step, or the period, in seconds."""
         return minimised(self.problem, decision.prediction, decision.layout.stage_ranks)
 
     def second(self, decision: Decision) -> float:
@@ -72,6 +72,14 @@ class ShortestStep:
             for share in cuts_dp.SEND_SHARES
         ]
         return [one.cuts for one in found if one is not None]
+
+
+class ShortestPeriod(ShortestStep):
+    """The decision with the shortest period; among equal periods the one with the shorter step."""
+
+    def second(self, decision: Decision) -> float:
+        """The step in seconds."""
+        return decision.prediction.step_time
 
 
 class SmallestBottleneck:
@@ -102,6 +110,6 @@ class SmallestBottleneck:
 
 def searched_objective(problem: Problem) -> SearchedObjective:
     """A problem's objective, whether its stages may have uneven replicas or not."""
-    return (
-        SmallestBottleneck(problem) if problem.objective == "bottleneck" else ShortestStep(problem)
-    )
+    if problem.objective == "bottleneck":
+        return SmallestBottleneck(problem)
+    return ShortestPeriod(problem) if problem.objective == "period" else ShortestStep(problem)

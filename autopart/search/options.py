@@ -26,8 +26,8 @@ class SolveOptions:
     A size without a profile is scaled from the nearest profile (records/microbatch_sizes.py).
     """
     objective: str = "step"
-    """The seconds to minimise: `step`, the simulated step, or `bottleneck`, the busy time on its
-    busiest rank."""
+    """The seconds to minimise: `step`, the simulated step; `period`, the seconds from step to step where
+    steps run back to back; or `bottleneck`, the busy time on the step's busiest rank."""
     target: str | None = None
     """The framework that the plan is for (`autopart.records.frameworks.FRAMEWORKS`). None: the executor.
 

@@ -10,7 +10,7 @@ import msgspec
 from autopart.bounds.any_order_partition import least_step
 from autopart.cost.cuts import partition_of
 from autopart.errors import InfeasibleError
-from autopart.pricing import Decision, fits, price
+from autopart.pricing import Decision, fits, price, simulated
 from autopart.records.layouts import Layout, Partition, StageRanks, layouts
 from autopart.records.plan import OrderSource, orders_of
 from autopart.records.problem import CUSTOM
@@ -90,7 +90,7 @@ def _fastest_named(found: LayoutSearch) -> list[Decision]:
     """The fastest decisions with named schedules, each partition on its ranks once."""
     fastest: dict[tuple[StageRanks, Partition], Decision] = {}
     decisions = found.best_of_layout.values()
-    for decision in sorted(decisions, key=lambda each: each.prediction.step_time):
+    for decision in sorted(decisions, key=found.objective.value):
         if len(decision.layout.stage_ranks) > 1:
             fastest.setdefault((decision.layout.stage_ranks, decision.partition), decision)
     return list(fastest.values())[:NAMED]
@@ -191,7 +191,7 @@ def _offer_own_orders(
     own = with_orders(found, layout, partition, orders)
     if fits(found.problem, own):
         found.best.offer(own, found.best.by)
-    return _Offered(own.prediction.step_time, orders.ended)
+    return _Offered(found.objective.value(own), orders.ended)
 
 
 def with_orders(
@@ -203,14 +203,24 @@ def with_orders(
         named = msgspec.structs.replace(layout, schedule=orders.name)
         return price(found.problem, named, partition)
     custom = msgspec.structs.replace(layout, schedule=CUSTOM)
+    own = price(found.problem, custom, partition, orders.schedule)
+    least, free = found.objective.value(own), orders.without_cap
+    without = orders.step_time_without_cap
+    if found.problem.objective == "period":
+        # The search for orders has minimised a bound on the period: both are simulated here.
+        without = least
+        if free != orders.schedule:
+            stages, syncs = own.prediction.stages, own.prediction.syncs
+            cluster = found.problem.cluster
+            other = simulated(cluster, custom, stages, syncs, free, "period").period
+            assert other is not msgspec.UNSET
+            without, free = (other, free) if other < least else (least, orders.schedule)
     source = OrderSource(
         method=_method(orders),
-        step_time_without_cap=orders.step_time_without_cap,
-        orders_without_cap=(
-            () if orders.without_cap == orders.schedule else orders_of(orders.without_cap)
-        ),
+        step_time_without_cap=without,
+        orders_without_cap=() if free == orders.schedule else orders_of(free),
     )
-    return price(found.problem, custom, partition, orders.schedule)._replace(order_source=source)
+    return own._replace(order_source=source)
 
 
 def _method(orders: OrderResult) -> str:

@@ -36,6 +36,11 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
             f"--tensor {PER_STAGE} is for plans of autopart: no --target takes several degrees; write auto"
         )
     framework = FRAMEWORKS[options.target]
+    if options.objective == "period":
+        raise AutopartError(
+            f"--objective period is for autopart run: {framework.title} ends each step on all ranks "
+            "before it starts the next one; leave out --target, or minimise the step"
+        )
     sends = options.sends
     if sends is None and cluster.sends_overlap:
         # Blocking sends are gloo's on a CPU; the frameworks' own sends never block there.

@@ -38,6 +38,7 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
+from autopart.records.plan import Plan, schedule_of, stage_ranks
 from autopart.schedules.actions import Schedule, StageRanks
 from autopart.simulator.carried import Carried
 from autopart.simulator.compiled import run_on_arrays, run_once
@@ -59,11 +60,8 @@ TIGHT = 1e-13
 FEW_STEPS, MOST_STEPS = 6, 24
 """Steps that are simulated before the slowest rank is looked at, for the first time and the last."""
 
-MOST_TURNS = 6
-"""The largest c in (3)."""
-
-ROUNDS = 12
-"""Rounds in which delays behind the slowest rank spread."""
+MOST_TURNS, ROUNDS = 6, 12
+"""The largest c in (3), and the rounds in which delays behind the slowest rank spread."""
 
 LATE = 16.0
 """Periods by which the slowest rank starts late."""
@@ -101,6 +99,19 @@ def period_of(
     return float(found[0])
 
 
+def period_of_plan(plan: Plan) -> float:
+    """The period of a plan's orders in seconds, with the stage times in its prediction."""
+    return period_of(
+        schedule_of(plan),
+        stage_ranks(plan),
+        plan.prediction.stages,
+        plan.prediction.syncs,
+        action_overhead=plan.cluster.action_overhead,
+        sends_overlap=plan.cluster.sends_overlap,
+        rendezvous=plan.cluster.sends == "rendezvous",
+    )
+
+
 def period_times(
     program: Program,
     ranks: StageRanks,
@@ -119,8 +130,7 @@ def period_times(
     costs = KindCosts(*(part.reshape(len(part), -1) for part in costs))
     steps = _Steps(program, ranks, stages, syncs, costs, sends_overlap, rendezvous)
     low, high = _simulated(steps)
-    apart = np.flatnonzero(high - low > TIGHT * high)
-    for each in apart.tolist():
+    for each in np.flatnonzero(high - low > TIGHT * high).tolist():
         low[each] = high[each] = _largest_mean(steps, each)
     return (low + high) / 2
 

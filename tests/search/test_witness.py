@@ -10,7 +10,7 @@ import pytest
 from autopart import pricing
 from autopart.cost.stage_times import bottleneck_time
 from tests.support.seeds import seeds
-from tests.support.witness.cases import KINDS, draw_case
+from tests.support.witness.cases import EVERY_ORDER, KINDS, draw_case
 from tests.support.witness.claims import SAME, judge
 from tests.support.witness.placements import Gpus, all_places, places
 from tests.support.witness.plans import random_plans, random_policies, ranks_of_peaks
@@ -85,7 +85,7 @@ def test_no_claim_of_the_planner_is_false(kind: str, block: int):
     `verify` accepts the plan. With gap 0 the plan is the best. The least memory in an error is the least.
     """
     # Searches for orders take longer.
-    few, many = (4, 30) if kind == "every order" else (10, 100)
+    few, many = (4, 30) if kind in EVERY_ORDER else (10, 100)
     first = 0 if block == 0 else 100 * block
     last = first + (few if block == 0 else many)
     broken = [

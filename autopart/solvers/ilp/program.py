@@ -115,7 +115,7 @@ def finish_of(problem: Problem, layout: Layout, partition: Partition) -> float:
         own = own_microbatches(layout, stage)
         finish = max(finish, ahead + own * _period(problem, layout, stage, totals))
         # (9) counts the layers ahead without policies.
-        if problem.objective == "step":
+        if problem.objective != "bottleneck":
             ahead += kept.forward_time + kept.backward_time
     return finish
 
@@ -180,7 +180,7 @@ class _Program:
         totals = on_ranks(self._with_best_policies(stage), problem, layout, stage)
         own = own_microbatches(layout, stage)
         self._bound_memory(stage, totals)
-        counted = self.work if problem.objective == "step" else []
+        counted = self.work if problem.objective != "bottleneck" else []
         ahead = sum_of(t * self.placement.by(l, stage - 1) for l, t in enumerate(counted))
         finish = ahead + own * _period(problem, layout, stage, totals)
         self.program += self.finish >= finish * (1 / self.second), f"finish_{stage}"  # (9)

@@ -170,9 +170,10 @@ def schedule_of(task: OrderProblem, orders: Orders) -> Schedule:
 def ends_after(task: OrderProblem, num_ranks: int) -> list[float]:
     """For each rank, seconds from its last action to the step's end: syncs and updates.
 
-    Where buckets go out during backwards, these are the least seconds under any orders.
+    Where buckets go out during backwards, these are the least seconds under any orders. Where the
+    period is minimised, each rank counts from its own start: that is taken off.
     """
-    rest = [0.0] * num_ranks
+    rest = [-start for start in task.rank_starts] or [0.0] * num_ranks
     for stage, ranks in zip(task.stages, task.stage_ranks, strict=True):
         for rank in ranks:
             rest[rank] += stage.update_time

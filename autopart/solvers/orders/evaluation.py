@@ -21,7 +21,10 @@ class Clock:
         self.costs: KindCosts = kind_costs(task.stages, task.action_overhead)
 
     def run(self, schedule: Schedule) -> float:
-        """The step in seconds; raises ScheduleError on a deadlock."""
+        """The step in seconds; raises ScheduleError on a deadlock.
+
+        Where ranks count from their own starts: the longest time from a rank's start to its update.
+        """
         actions = encode(schedule, len(self.task.stages))
         effects = effects_of(actions, self.task.syncs)
         times = run(
@@ -33,7 +36,10 @@ class Clock:
         )
         free = last_ends(actions, times)
         synced = after_syncs(free, self.task.syncs, max, effects, times.end)
-        return max(add_updates(synced, self.task.stage_ranks, self.task.stages))
+        ends = add_updates(synced, self.task.stage_ranks, self.task.stages)
+        if not self.task.rank_starts:
+            return max(ends)
+        return max(end - start for end, start in zip(ends, self.task.rank_starts, strict=True))
 
     def step_time(self, schedule: Schedule) -> float | None:
         """Step seconds; None where the schedule deadlocks."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from autopart.bounds.any_order_partition import OrderProblem
+from autopart.bounds.any_order_partition import OrderProblem, rank_starts
 from autopart.cost.memory import bytes_beside_stash
 from autopart.cost.memory_limits import free_bytes
 from autopart.errors import ScheduleError
@@ -50,7 +50,7 @@ def order_problem(
     stages, syncs = predict(problem, layout, partition)
     shown = _shown(layout)
     number = {name: at for at, name in enumerate(shown.names)}
-    return OrderProblem(
+    task = OrderProblem(
         stages=stages,
         stage_ranks=shown.stage_ranks,
         num_microbatches=microbatches_per_replica(layout.num_microbatches, shown.replicas),
@@ -76,6 +76,7 @@ def order_problem(
             for name in shown.names
         ],
     )
+    return task._replace(rank_starts=rank_starts(task)) if problem.objective == "period" else task
 
 
 def orders_of_layout(

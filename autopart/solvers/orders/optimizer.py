@@ -184,7 +184,8 @@ class _Search:
     def run(self, given: Given | None) -> Start:
         """The fastest orders found. `given` orders are a start too, if they fit."""
         self.found = self.starts.collect(given)
-        if not cp_sat.is_installed():
+        # CP-SAT's model counts all ranks from 0.
+        if not cp_sat.is_installed() or self.task.rank_starts:
             self._improve(self.effort)
         else:
             self._improve(self.effort.part(1 - SHARE_OF_CP_SAT))
@@ -193,7 +194,7 @@ class _Search:
 
     def said_bound(self) -> float | None:
         """Seconds that no orders beat, as CP-SAT says; None where it is missing or not needed."""
-        if not cp_sat.is_installed() or self._over():
+        if not cp_sat.is_installed() or self.task.rank_starts or self._over():
             return None
         return cp_sat.bound_of(self.starts.times, self.found[0].orders, self.bound, self.effort)
 

@@ -16,7 +16,8 @@ from itertools import accumulate
 from autopart.bounds.any_order_partition import OrderProblem
 from autopart.solvers.orders.action_numbers import NumberedActions, Orders, Window
 
-UNKNOWN = -1.0
+UNKNOWN, UNKNOWN_TAIL = -1.0, float("-inf")
+"""A result or a tail that is not known yet. Tails are negative where ranks count from their own starts."""
 
 
 class OrderTimes(NumberedActions):
@@ -190,7 +191,7 @@ class OrderTimes(NumberedActions):
         rest, link_rest = self._rest_at(stops)
         for order, stop in zip(orders, stops, strict=True):
             for x in order[:stop]:
-                tail[x] = UNKNOWN
+                tail[x] = UNKNOWN_TAIL
         waiting: dict[int, int] = {}
         ranks = list(range(len(orders)))
         at = stops
@@ -204,7 +205,7 @@ class OrderTimes(NumberedActions):
                 longest = behind + after[x]
                 if target >= 0:
                     there = tail[target]
-                    if there < 0.0:
+                    if there == UNKNOWN_TAIL:
                         waiting[target] = rank
                         at[rank] = place + 1
                         break
@@ -229,7 +230,7 @@ class OrderTimes(NumberedActions):
     def _rest_at(self, stops: Sequence[int]) -> tuple[list[float], list[float]]:
         """The longest way to the step's end for each rank and link, from the places in `stops`."""
         rest = list(self.ends)
-        link_rest = [0.0] * len(self.links)
+        link_rest = [UNKNOWN_TAIL] * len(self.links)
         for rank, place in enumerate(stops):
             order = self.orders[rank]
             if place < len(order):

@@ -55,6 +55,24 @@ KINDS: dict[str, Style] = {
     ),
     "pins": Style(pins=True, branching=True, shapes=FEW_GPUS),
     "bottleneck": Style(bottleneck=True, shapes=(*ONE_NODE, *NODES)),
+    "period": Style(period=True, shapes=(*ONE_NODE, *NODES)),
+    "period, any schedule": Style(
+        period=True, other_schedules=True, shapes=(*ONE_NODE, *NODES[:4])
+    ),
+    "period, both directions": Style(
+        period=True, mirrored=True, most_microbatches=8, shapes=((1, 2), (1, 4), (2, 2), (2, 3))
+    ),
+    "period, hidden syncs": Style(
+        period=True,
+        other_schedules=True,
+        shapes=FEW_GPUS,
+        most_microbatches=4,
+        network=True,
+        overlap=True,
+    ),
+    "period, every order": Style(
+        period=True, shapes=FEW_GPUS[:4], most_layers=4, most_microbatches=2
+    ),
     "sizes": Style(shapes=(*ONE_NODE, *NODES[:3])),
     "mixtures": Style(shapes=FEW_GPUS),
     "networks": Style(shapes=(*SPREADS, (3, 3), (2, 4)), most_microbatches=6, network=True),
@@ -72,6 +90,9 @@ KINDS: dict[str, Style] = {
     "every order": Style(shapes=FEW_GPUS[:4], most_layers=4, most_microbatches=2),
 }
 """The kinds of cases by name."""
+
+EVERY_ORDER = ("every order", "period, every order")
+"""The kinds in which plans may have orders of their own."""
 
 WITH_DEGREES = ("tensor degrees", "tensor degrees per stage")
 """The kinds whose profiles have tensor variants."""
@@ -105,7 +126,7 @@ def draw_case(kind: str, seed: int) -> Case:
     """The case that a kind and a seed give. Memory is near the least that fits in most cases."""
     rng = random.Random(f"{kind} {seed}")
     style = _style_of(rng, kind)
-    if kind == "every order" and rng.random() < 0.3:
+    if kind in EVERY_ORDER and rng.random() < 0.3:
         style = style._replace(branching=True)
     problem, low = _drawn(rng, kind, style)
     while low is None and rng.random() < 0.9:
@@ -167,7 +188,7 @@ def _with_groups(rng: random.Random, kind: str, style: Style) -> Style:
 def _drawn(rng: random.Random, kind: str, style: Style) -> tuple[Problem, int | None]:
     """A problem with ample memory, and about the least that fits."""
     problem = draw_problem(rng, style)
-    if kind == "every order":
+    if kind in EVERY_ORDER:
         problem = _with_every_order(rng, problem)
     if style.policies and (style.other_schedules or style.schedules):
         problem = _without_demanded_offload(problem)

@@ -20,7 +20,7 @@ from autopart.records.tensor_degree import Tensor, degree_of
 from autopart.search.planner import solve
 from tests.support.witness.cases import Case, keywords
 from tests.support.witness.every_order import are_all_tried, optimum_of_orders
-from tests.support.witness.optimum import Found, grid, low_memory, optimum
+from tests.support.witness.optimum import Found, grid, low_memory, optimum, value_of
 from tests.support.witness.placements import StageSlots, gpus_of, place_on
 from tests.support.witness.pricing import Price, Pricer, Setting
 from tests.support.witness.stage_degrees import DegreesPricer, optimum_of_degrees
@@ -107,9 +107,12 @@ def _broken(
     failed = [check for check in verify(plan, case.profiles) if not check.passed]
     yield from (f"verify refuses the plan: {check.name}: {check.detail}" for check in failed)
     own = _price_of_degrees(case, plan) if own_degrees else price_of_plan(problem, plan)
-    value = own.step if problem.objective == "step" else own.bottleneck
+    value = value_of(problem, own)
     if abs(own.step - plan.prediction.step_time) > SAME * own.step:
         yield f"the plan says a step of {plan.prediction.step_time}, the witness {own.step}"
+    period = plan.prediction.period
+    if problem.objective == "period" and abs(own.period - period) > SAME * period:  # pyright: ignore
+        yield f"the plan says a period of {period}, the witness {own.period}"
     if not own.fits:
         yield f"the plan does not fit: {own.peaks}"
     if best is None and _is_tried(plan):
@@ -178,7 +181,7 @@ def _is_tried(plan: Plan) -> bool:
 
 def _broken_any_order(case: Case, plan: Plan) -> Iterator[str]:
     """The second bound, against every named schedule with any stages per rank."""
-    if case.problems[0].objective != "step" or case.problems[0].demands.replicas_per_stage:
+    if case.problems[0].objective == "bottleneck" or case.problems[0].demands.replicas_per_stage:
         return
     names = tuple(name for name in SCHEDULES if name != CUSTOM)
     for problem in case.problems:

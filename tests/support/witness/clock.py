@@ -41,6 +41,27 @@ class SyncSeconds(NamedTuple):
     beside: Beside | None = None
 
 
+class Free(NamedTuple):
+    """When ranks and links are free, in seconds."""
+
+    ranks: list[float]
+    links: list[float]
+
+
+MOST_STEPS, TURNS = 96, 12
+"""Steps that are played for a period, and the last ones whose growth counts."""
+
+
+def _grown(played: Sequence[Sequence[float]], steps: int) -> list[float]:
+    """Seconds by which each rank's time has grown over the last steps."""
+    return [late - early for late, early in zip(played[-1], played[-1 - steps], strict=True)]
+
+
+def _is_alike(grown: Sequence[float]) -> bool:
+    """Whether all ranks have grown alike: then the next step is the same."""
+    return max(grown) - min(grown) <= 1e-12 * max(grown)
+
+
 class Steps:
     """Orders, sorted once so that each action stands behind all that it waits for."""
 
@@ -99,13 +120,49 @@ class Steps:
 
         Rendezvous sends must overlap.
         """
+        start = Free([0.0] * self.num_ranks, [0.0] * self.num_links)
+        return max(self._after(start, stages, syncs, overlap=overlap, rendezvous=rendezvous).ranks)
+
+    def period(
+        self,
+        stages: Sequence[StageSeconds],
+        syncs: Sequence[SyncSeconds],
+        *,
+        overlap: bool,
+        rendezvous: bool = False,
+    ) -> float:
+        """Seconds from step to step, where each rank starts its next step behind its own update.
+
+        Steps are played until the last `TURNS` steps grew as the ones before them.
+        """
+        now = Free([0.0] * self.num_ranks, [0.0] * self.num_links)
+        played = [now.ranks]
+        for _ in range(MOST_STEPS):
+            now = self._after(now, stages, syncs, overlap=overlap, rendezvous=rendezvous)
+            played.append(now.ranks)
+            if len(played) > 2 and _is_alike(_grown(played, 1)):
+                return max(_grown(played, 1))
+        return max(_grown(played, TURNS)) / TURNS
+
+    def _after(
+        self,
+        before: "Free",
+        stages: Sequence[StageSeconds],
+        syncs: Sequence[SyncSeconds],
+        *,
+        overlap: bool,
+        rendezvous: bool,
+    ) -> "Free":
+        """When a step leaves ranks and links free that started where another one left them."""
         assert overlap or not rendezvous
         # Step 1: the actions.
-        longer, begin, last = self._beside(stages, syncs)
+        longer, waits, last = self._beside(stages, syncs)
+        begin = self._begin(before, waits, syncs)
         sending = self._overlapped if overlap else self._in_turn
-        free, ends = (self._asked_for if rendezvous else sending)(stages, longer, begin)
+        queue = list(before.links)
+        free, ends = (self._asked_for if rendezvous else sending)(stages, longer, begin, queue)
         # Step 2: the buckets beside backwards, later stages first, and then one after the other.
-        busy = [0.0] * self.num_ranks
+        busy = list(before.ranks)
         for sync in sorted(syncs, key=lambda one: -one.beside.stage if one.beside else 0):
             if sync.beside is not None and sync.beside.sum > 0.0:
                 ended = self._buckets(sync, sync.beside, stages, last, ends, busy)
@@ -123,7 +180,22 @@ class Steps:
         for stage, ranks in enumerate(self.stage_ranks):
             for rank in ranks:
                 free[rank] += stages[stage].update
-        return max(free)
+        return Free(free, queue)
+
+    def _begin(
+        self, before: "Free", waits: Sequence[float], syncs: Sequence[SyncSeconds]
+    ) -> list[float]:
+        """When each rank begins: where it gathers weights, behind the updates of all their replicas."""
+        begin = list(before.ranks)
+        for sync in syncs:
+            for rank in sync.ranks:
+                gathers = waits[rank] and sync.beside and sync.beside.gather
+                if gathers and self.rows[self._first(rank)][1] == sync.beside.stage:
+                    begin[rank] = max(before.ranks[other] for other in sync.ranks)
+        return [start + wait for start, wait in zip(begin, waits, strict=True)]
+
+    def _first(self, rank: int) -> int:
+        return next(at for at, row in enumerate(self.rows) if row[0] == rank)
 
     def _beside(
         self, stages: Sequence[StageSeconds], syncs: Sequence[SyncSeconds]
@@ -182,9 +254,13 @@ class Steps:
         return now
 
     def _overlapped(
-        self, stages: Sequence[StageSeconds], longer: Mapping[int, float], begin: Sequence[float]
+        self,
+        stages: Sequence[StageSeconds],
+        longer: Mapping[int, float],
+        begin: Sequence[float],
+        queue: list[float],
     ) -> tuple[list[float], list[float]]:
-        free, queue = list(begin), [0.0] * self.num_links
+        free = list(begin)
         ends = [0.0] * len(self.rows)
         arrives = [0.0] * len(self.rows)
         for number, (rank, stage, op, giver, link) in enumerate(self.rows):
@@ -201,10 +277,14 @@ class Steps:
         return free, ends
 
     def _asked_for(
-        self, stages: Sequence[StageSeconds], longer: Mapping[int, float], begin: Sequence[float]
+        self,
+        stages: Sequence[StageSeconds],
+        longer: Mapping[int, float],
+        begin: Sequence[float],
+        queue: list[float],
     ) -> tuple[list[float], list[float]]:
         """Rendezvous sends: one starts when it is made, its link is free and its rank's peer asks."""
-        free, queue = list(begin), [0.0] * self.num_links
+        free = list(begin)
         ends, arrives = [0.0] * len(self.rows), [0.0] * len(self.rows)
         for number, (rank, stage, op, giver, _) in enumerate(self.rows):
             asks = free[rank]
@@ -219,7 +299,11 @@ class Steps:
         return free, ends
 
     def _in_turn(
-        self, stages: Sequence[StageSeconds], longer: Mapping[int, float], begin: Sequence[float]
+        self,
+        stages: Sequence[StageSeconds],
+        longer: Mapping[int, float],
+        begin: Sequence[float],
+        queue: list[float],
     ) -> tuple[list[float], list[float]]:
         """Blocking sends: the sender is busy behind its action, the receiver ahead of the next one."""
         free = list(begin)

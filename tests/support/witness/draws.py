@@ -55,6 +55,7 @@ class Style(NamedTuple):
     """Whether two pipelines run over the same ranks in opposite directions."""
     pins: bool = False
     bottleneck: bool = False
+    period: bool = False
     network: bool = False
     """Whether the cluster has a network record."""
     overlap: bool = False
@@ -80,7 +81,7 @@ def draw_problem(rng: random.Random, style: Style) -> Problem:
         num_microbatches=drawn[0],
         training=draw_sync(rng, drawn[1]) if style.overlap else drawn[1],
         demands=demands,
-        objective="bottleneck" if style.bottleneck else "step",
+        objective="bottleneck" if style.bottleneck else "period" if style.period else "step",
     )
 
 

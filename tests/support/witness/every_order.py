@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from autopart.records.problem import CUSTOM, Problem
 from tests.support.witness.graphs import keeps_pins, partitions
-from tests.support.witness.optimum import Found, found_at, optimum
+from tests.support.witness.optimum import Found, found_at, optimum, value_of
 from tests.support.witness.orders import Orders, awaited_actions, rounds_of_all
 from tests.support.witness.placements import StageSlots, gpus_of, places
 from tests.support.witness.pricing import Pricer, Setting
@@ -97,6 +97,6 @@ def optimum_of_orders(problem: Problem) -> Found | None:
                 beat = best.value if best else float("inf")
                 setting = Setting(CUSTOM, slots, count, orders)
                 price = pricer.price(setting, place, cuts, beat)
-                if price is not None and price.fits and price.step < beat:
+                if price is not None and price.fits and value_of(problem, price) < beat:
                     best = found_at(problem, setting, stage_ranks, cuts, price)
     return best

@@ -150,13 +150,13 @@ def optimum(problem: Problem, placing: Placing | None = None) -> Found | None:
         beat = best.value if best else float("inf")
         if len(ranks_of) > 1 and not problem.cluster.gpus and not problem.cluster.network:
             least = eased.price(setting, next(iter(ranks_of)), cuts, beat)
-            if least is None or not least.fits or _value(problem, least) >= beat:
+            if least is None or not least.fits or value_of(problem, least) >= beat:
                 continue
         for place, stage_ranks in ranks_of.items():
             price = pricer.price(setting, place, cuts, beat)
-            if price is None or not price.fits or _value(problem, price) >= beat:
+            if price is None or not price.fits or value_of(problem, price) >= beat:
                 continue
-            beat = _value(problem, price)
+            beat = value_of(problem, price)
             best = found_at(problem, setting, stage_ranks, cuts, price)
     return best
 
@@ -173,7 +173,7 @@ def found_at(
         tuple(problem.graph.layers[at].name for at in members_of(a, b))
         for a, b in itertools.pairwise(cuts)
     )
-    return Found(_value(problem, price), setting, stage_ranks, layers, price)
+    return Found(value_of(problem, price), setting, stage_ranks, layers, price)
 
 
 def low_memory(problem: Problem, placing: Placing | None = None) -> int | None:
@@ -225,5 +225,8 @@ def _candidates(
                 yield setting, ranks_of, cuts
 
 
-def _value(problem: Problem, price: Price) -> float:
-    return price.step if problem.objective == "step" else price.bottleneck
+def value_of(problem: Problem, price: Price) -> float:
+    """The seconds of a plan that the problem minimises."""
+    return {"step": price.step, "period": price.period, "bottleneck": price.bottleneck}[
+        problem.objective
+    ]

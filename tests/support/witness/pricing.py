@@ -78,6 +78,8 @@ class Price(NamedTuple):
     """One plan's objective values and bytes."""
 
     step: float
+    period: float
+    """NaN unless it is the objective."""
     bottleneck: float
     peaks: tuple[int, ...]
     """For each stage under GPipe and 1F1B, else for each simulated rank."""
@@ -162,10 +164,14 @@ class Pricer:
         for stages in itertools.product(*self.every_choice(setting, ready, place, cuts)):
             price = self._price(setting, place, cuts, stages, beat)
             if price is not None and (
-                best is None or (not price.fits, price.step) < (not best.fits, best.step)
+                best is None
+                or (not price.fits, self._value(price)) < (not best.fits, self._value(best))
             ):
-                best, beat = price, min(beat, price.step) if price.fits else beat
+                best, beat = price, min(beat, self._value(price)) if price.fits else beat
         return best
+
+    def _value(self, price: Price) -> float:
+        return price.period if self.problem.objective == "period" else price.step
 
     def price_of(
         self, setting: Setting, place: Place, cuts: Sequence[int], policies: Sequence[Sequence[str]]
@@ -227,7 +233,7 @@ class Pricer:
             return None
         links = [_slowest(self.problem.cluster, kinds) for kinds in place.cuts]
         seconds = self._seconds(stages, links)
-        value = ready.steps.own_work(seconds) if self.problem.objective == "step" else 0.0
+        value = ready.steps.own_work(seconds) if self.problem.objective != "bottleneck" else 0.0
         if value >= beat:
             return None
         syncs = self._syncs(setting, ready, place, cuts, stages)
@@ -235,7 +241,10 @@ class Pricer:
         waits = self.problem.cluster.sends == "rendezvous"
         step = ready.steps.makespan(seconds, syncs, overlap=overlap, rendezvous=waits)
         bottleneck = self._bottleneck(setting, stages, seconds, links)
-        return Price(step, bottleneck, tuple(peaks), fits, tuple(stages))
+        period = float("nan")
+        if self.problem.objective == "period":
+            period = ready.steps.period(seconds, syncs, overlap=overlap, rendezvous=waits)
+        return Price(step, period, bottleneck, tuple(peaks), fits, tuple(stages))
 
     def peaks(self, setting: Setting, place: Place, cuts: Sequence[int]) -> list[int]:
         """Peak bytes for each stage under GPipe and 1F1B, else for each simulated rank."""

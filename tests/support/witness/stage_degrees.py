@@ -59,7 +59,9 @@ class DegreesPricer:
             overlap=cluster.sends_overlap,
             rendezvous=cluster.sends == "rendezvous",
         )
-        return Price(step, 0.0, tuple(one.peak for one in stages), fits, tuple(stages))
+        return Price(
+            step, float("nan"), 0.0, tuple(one.peak for one in stages), fits, tuple(stages)
+        )
 
     def _place(self, degree: int, degrees: Sequence[int], first: StageSlots):
         """The stages among groups of one degree. Others stand on the first groups, and do not count."""
