@@ -23,6 +23,7 @@ from autopart.records.profile import Profile
 from autopart.records.run_result import RunResult
 from autopart.report import (
     cluster_table,
+    explanation_table,
     given_table,
     plan_summary,
     profile_list,
@@ -44,6 +45,7 @@ DOCUMENTS = {
     "sweep-summary": sweep_table.SweepSummary,
     "bottleneck-summary": PeerAnswer,
     "show-summary": plan_summary.PlanSummary,
+    "explain-summary": explanation_table.ExplainSummary,
     "memory-summary": plan_summary.MemorySummary,
     "simulate-summary": step_summary.SimulateSummary,
     "verify-summary": plan_summary.VerifySummary,

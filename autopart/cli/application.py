@@ -18,6 +18,7 @@ COMMANDS = (
     "bottleneck",
     "solve",
     "show",
+    "explain",
     "simulate",
     "verify",
     "run",

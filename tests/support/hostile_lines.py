@@ -143,6 +143,18 @@ VERBS = {
         },
     ),
     "show": Verb("show plan.json", {}, (("show {}", INPUT), ("show --memory --json {}", INPUT))),
+    "explain": Verb(
+        "explain plan.json --profile profile.json --time-limit 1",
+        {
+            "--profile": INPUT, "--time-limit": NUMBER,
+            "--what-if": (
+                *TEXT, "=", "memory", "memory=", "memory=x", "memory=nanx", "memory=-1e999%", "nodes=99999999999999999999",
+                "nodes=1e12x", "recompute=sometimes", "schedule=,", "tensor=many", "global-batch=-1", "a=b", ",", "objective=x",
+                "inter-bandwidth=1e-400x", "stages=99", "memory=+99999999PiB", "gpus-per-node=1e7",
+            ),
+        },
+        (("explain {} --profile profile.json", INPUT),),
+    ),
     "simulate": Verb(
         "simulate plan.json",
         {
@@ -212,7 +224,8 @@ WHOLE = (
     "solve --gpus 2 --profile profile.json --reserve 1TiB --memory 1GiB",
     "solve --gpus 2 --profile profile.json --memory-sweep 2 --time-limit 1 --memory 1B",
     "solve --gpus 2 --profile profile.json extra", "show", "show plan.json plan.json", "show profile.json",
-    "show cluster.json", "show --memory", "simulate", "simulate plan.json --asynchronous --noise 1",
+    "show cluster.json", "show --memory", "explain", "explain plan.json",
+    "simulate", "simulate plan.json --asynchronous --noise 1",
     "simulate plan.json --profile profile.json --noise 0.1", "verify", "verify plan.json",
     "verify plan.json --profile plan.json", "verify profile.json --profile profile.json",
     "verify plan.json --profile profile.json --target torch", "verify plan.json --target",
