@@ -3,13 +3,13 @@
 import msgspec
 from rich.table import Table
 
+from autopart.cost.stage_times import plan_minimised
 from autopart.records.plan import Plan
 from autopart.records.plan_degrees import rank_degrees
 from autopart.report.columns import add_number, add_text, new_table, times
 from autopart.report.labels import ranks_label
-from autopart.report.plan_table import minimised_by
 from autopart.search.explanation import Explanation, seconds_per_sample
-from autopart.search.what_if import Outcome, Scenario
+from autopart.search.what_if import Scenario, ScenarioAnswer
 from autopart.units import format_bytes, format_gap, format_share, format_time
 
 
@@ -126,7 +126,7 @@ def _move(found: Explanation) -> MoveSummary | None:
     )
 
 
-def _what_if(plan: Plan, outcome: Outcome) -> WhatIf:
+def _what_if(plan: Plan, outcome: ScenarioAnswer) -> WhatIf:
     other = outcome.plan
     return WhatIf(
         changes={change.field: change.value for change in outcome.scenario},
@@ -182,7 +182,7 @@ def binding_lines(found: Explanation) -> list[str]:
     )
     gap = format_gap(plan.certificate.gap)
     lines.append(
-        f"the {plan.objective} of {format_time(minimised_by(plan))} is {gap} above the lower bound of "
+        f"the {plan.objective} of {format_time(plan_minimised(plan))} is {gap} above the lower bound of "
         f"{format_time(plan.certificate.lower_bound)}"
     )
     if found.move is not None:

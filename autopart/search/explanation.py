@@ -18,14 +18,14 @@ from autopart.records.profile import Profile
 from autopart.search.options import SolveOptions
 from autopart.search.options_of_plan import options_of
 from autopart.search.planner import solve_with_options
-from autopart.search.what_if import Change, Outcome, Scenario, solved_again
+from autopart.search.what_if import Change, Scenario, ScenarioAnswer, solved_again
 from autopart.simulator.critical_path import PathPiece, critical_path
 from autopart.simulator.idle import CAUSES, Cause, idle_pieces, sums_by_cause
 from autopart.simulator.timeline import simulate_plan
 from autopart.stopping.time_limit import deadline_in, time_left
 
 
-class Move(NamedTuple):
+class LayerMove(NamedTuple):
     """One layer on the stage before or behind its own."""
 
     layer: str
@@ -44,9 +44,9 @@ class Explanation(NamedTuple):
     """The critical path of the step."""
     idle: dict[Cause, float]
     """Idle rank-seconds by cause, over all ranks."""
-    move: Move | None
+    move: LayerMove | None
     """The best move of one layer; None where no layer can move."""
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ScenarioAnswer, ...]
     """What changes would be worth, smallest effort first."""
     left_out: int
     """Changes that the time limit left out."""
@@ -72,7 +72,7 @@ def explain_plan(
     idle = [sums_by_cause(pieces) for pieces in idle_pieces(timeline)]
     whole: dict[Cause, float] = {cause: sum(one[cause] for one in idle) for cause in CAUSES}
     move = None if scenarios else _best_move(plan, profiles, time_left(until) / 2)
-    outcomes: list[Outcome] = []
+    outcomes: list[ScenarioAnswer] = []
     for at, scenario in enumerate(asked):
         left = time_left(until)
         if left <= 0:
@@ -84,7 +84,7 @@ def explain_plan(
             if scenarios:
                 raise
             # A usual change may contradict the plan's demands; nobody asked for it.
-            outcomes.append(Outcome(scenario, None, str(error)))
+            outcomes.append(ScenarioAnswer(scenario, None, str(error)))
     return Explanation(
         plan, critical_path(timeline), whole, move, tuple(outcomes), len(asked) - len(outcomes)
     )
@@ -114,13 +114,13 @@ def seconds_per_sample(plan: Plan) -> float:
     return plan.prediction.step_time / (plan.num_microbatches * plan.microbatch_size)
 
 
-def _best_move(plan: Plan, profiles: Sequence[Profile], seconds: float) -> Move | None:
+def _best_move(plan: Plan, profiles: Sequence[Profile], seconds: float) -> LayerMove | None:
     """The move of one layer over a cut with the shortest step, in at most so many seconds."""
     if plan.schedule == CUSTOM or has_several_degrees(plan):
         return None
     until = deadline_in(seconds)
     options = _same_shape(plan)
-    best: Move | None = None
+    best: LayerMove | None = None
     moves = list(_moves(plan))
     for at, (layer, stage, stages) in enumerate(moves):
         if time_left(until) <= 0:
@@ -134,7 +134,7 @@ def _best_move(plan: Plan, profiles: Sequence[Profile], seconds: float) -> Move 
         except AutopartError:
             continue  # it does not fit, or a value would flow back
         if best is None or moved.prediction.step_time < best.plan.prediction.step_time:
-            best = Move(layer, stage, moved)
+            best = LayerMove(layer, stage, moved)
     return best
 
 

@@ -62,7 +62,7 @@ Scenario = tuple[Change, ...]
 """Changes that are made together."""
 
 
-class Outcome(NamedTuple):
+class ScenarioAnswer(NamedTuple):
     """The best plan under a scenario."""
 
     scenario: Scenario
@@ -121,16 +121,16 @@ def solved_again(
     profiles: Sequence[Profile],
     cluster: Cluster,
     options: SolveOptions,
-) -> Outcome:
+) -> ScenarioAnswer:
     """The best plan under a scenario, within `options.time_limit` seconds.
 
     Raises UsageError where a change cannot be made, and AutopartError where it contradicts other options.
     """
     on, asked = changed(scenario, cluster, options)
     try:
-        return Outcome(scenario, solve_with_options(profiles, on, asked), "")
+        return ScenarioAnswer(scenario, solve_with_options(profiles, on, asked), "")
     except (InfeasibleError, NoPlanFound) as error:
-        return Outcome(scenario, None, str(error))
+        return ScenarioAnswer(scenario, None, str(error))
 
 
 def _changed_cluster(cluster: Cluster, field: str, value: str) -> Cluster:

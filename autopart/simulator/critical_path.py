@@ -62,7 +62,8 @@ def _before_syncs(timeline: Timeline, rank: int, pieces: list[PathPiece]) -> tup
 
 def _walk(actions: Actions, times: Times, rank: int, until: float, pieces: list[PathPiece]) -> None:
     """Add the pieces before `until`, the end of the last action on `rank`, latest first."""
-    needs: Sequence[int] = actions.need.tolist()
+    awaited: list[tuple[int, int]] = list(zip(actions.need.tolist(), actions.second, strict=False))
+    arrival = [*times.arrival, 0.0]
     kinds: Sequence[int] = actions.kind.tolist()
     ranks: Sequence[int] = actions.rank.tolist()
     firsts = set(actions.first)
@@ -74,10 +75,10 @@ def _walk(actions: Actions, times: Times, rank: int, until: float, pieces: list[
         _take(pieces, computed, until, "send", stage, own)
         start = times.start[at]
         _take(pieces, start, min(computed, until), "compute", stage, own)
-        # Step 2: the later one of the rank's action before and the awaited result.
+        # Step 2: the later one of the rank's action before and the awaited result; a pair awaits two.
         free = 0.0 if at in firsts else times.end[at - 1]
-        need = needs[at]
-        arrived = times.arrival[need] if need < actions.num_actions else 0.0
+        need = max(awaited[at], key=arrival.__getitem__)
+        arrived = arrival[need]
         before = max(free, arrived)
         _take(pieces, before, start, "wait", -1, own)
         if before <= 0.0:

@@ -20,11 +20,13 @@ def check(timeline: Timeline) -> None:
     for one, other in itertools.pairwise(pieces):
         assert one.end == pytest.approx(other.start, abs=1e-9)
     # Step 2: compute starts with an action of the named rank and stage, and lies inside it.
-    starts = [{piece.start: piece for piece in own} for own in timeline.slices]
+    # An overlapped pair has two actions in the same seconds.
+    starts = [
+        {(piece.start, piece.action.stage): piece for piece in own} for own in timeline.slices
+    ]
     for piece in pieces:
         if piece.use == "compute":
-            own = starts[piece.rank][piece.start]
-            assert own.action.stage == piece.stage
+            own = starts[piece.rank][piece.start, piece.stage]
             assert piece.end <= own.end + 1e-9
 
 
