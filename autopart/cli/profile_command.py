@@ -78,6 +78,12 @@ class MeasuringOptions:
         bool,
         typer.Option("--compile", help="Time graphs under torch's compiler, for run --compile."),
     ] = False
+    pairs: Annotated[
+        bool,
+        typer.Option(
+            "--pairs", help="Time each layer's forward beside its backward, for overlapped pairs."
+        ),
+    ] = False
     threads: Annotated[
         int, typer.Option(min=1, max=MOST_THREADS, help="Compute threads, on a CPU.")
     ] = 1
@@ -141,6 +147,7 @@ def command(
             each=measuring_options.each,
             granularity=measuring_options.granularity,
             compile=measuring_options.compile,
+            pairs=measuring_options.pairs,
             tensor=_degrees(tensor_options.tensor),
             sequence_parallel=tensor_options.sequence_parallel,
             progress=progress,

@@ -87,6 +87,10 @@ class Buffers:
         here = _Reader(action.stage, action.op == "F", action.microbatch)
         return () if action.op == "W" else self._results.pop(here, ())
 
+    def made(self, action: Action) -> Tensors:
+        """The action's results that wait for their reader."""
+        return self._results.get(_reader_of(action), ())
+
     def compute(self, action: Action, needed: Tensors) -> None:
         """Run the action on its stage, and keep the results for their reader."""
         stage = self._stages[action.stage]

@@ -10,6 +10,7 @@ from autopart.runtime.engine.program_loop import ProgramLoop
 from autopart.runtime.engine.rank_executor import RankPart, StepExecutor
 from autopart.runtime.engine.stage import Leaves
 from autopart.runtime.engine.transfers import BETWEEN_RANKS, Transport
+from autopart.runtime.measuring.side_by_side import side_by_side
 from autopart.runtime.measuring.step_trace import Marks
 from autopart.schedules.actions import Action
 from autopart.schedules.messages import Program
@@ -29,6 +30,7 @@ class Executor(StepExecutor):
         self._stages = dict(stages)
         self._program = program
         self._transfers = transfers
+        self._pairs = side_by_side(part.device)
         # A stage's gradients are complete after its last B or W.
         makes = [event for event in program if isinstance(event, Action) and event.op in "BW"]
         self._last = set({action.stage: action for action in makes}.values())
@@ -42,7 +44,7 @@ class Executor(StepExecutor):
         self, microbatches: Mapping[int, Leaves], loss_scale: float, marks: Marks
     ) -> torch.Tensor | None:
         buffers = Buffers(self._stages, microbatches, loss_scale, self._transfers, self.meter)
-        loop = ProgramLoop(buffers, marks, self._clock, self._part.watcher)
+        loop = ProgramLoop(buffers, marks, self._clock, self._part.watcher, self._pairs)
         loop.run(self._program, partial(self._compute, buffers) if self._sums else None)
         return buffers.loss
 

@@ -2,6 +2,7 @@
 
     receive   allocate memory for a message and start to receive it in the background
     F, B, I   wait for the action's inputs, then compute
+    pair      wait for the inputs of both actions, then compute both together
     W         compute the weight gradients that I deferred
     send      start to send an action's results in the background
     update    step the optimizer, in an asynchronous schedule
@@ -15,10 +16,11 @@ import time
 from collections.abc import Callable
 
 from autopart.runtime.engine.buffers import Buffers, Tensors
-from autopart.runtime.measuring.clock import DeviceClock
+from autopart.runtime.measuring.clock import DeviceClock, Mark
+from autopart.runtime.measuring.side_by_side import SideBySide
 from autopart.runtime.measuring.step_trace import Marks
 from autopart.runtime.measuring.watcher import Watcher
-from autopart.schedules.actions import Action
+from autopart.schedules.actions import Action, PairedForward
 from autopart.schedules.in_flight import MAX_SENDS
 from autopart.schedules.messages import Program, Receive, Send, Update
 
@@ -29,9 +31,16 @@ class ProgramLoop:
     """Runs a program on one rank's buffers, and records the time of each action."""
 
     def __init__(
-        self, buffers: Buffers, marks: Marks, clock: DeviceClock, watcher: Watcher
+        self,
+        buffers: Buffers,
+        marks: Marks,
+        clock: DeviceClock,
+        watcher: Watcher,
+        pairs: SideBySide | None = None,
     ) -> None:
+        """`pairs` runs overlapped pairs; None where the program has none."""
         self._buffers = buffers
+        self._pairs = pairs
         self._marks = marks
         self._clock = clock
         self._watcher = watcher
@@ -43,7 +52,8 @@ class ProgramLoop:
         update: Callable[[Update], None] | None = None,
     ) -> None:
         """Run all events. `compute` replaces the buffers' own; `update` runs the optimizer."""
-        for event in program:
+        paired: Action | None = None
+        for at, event in enumerate(program):
             if isinstance(event, Receive):
                 # Receives never block: they only allocate memory and tell the transport.
                 self._buffers.post(event)
@@ -54,18 +64,50 @@ class ProgramLoop:
             elif isinstance(event, Update):
                 assert update is not None
                 update(event)
+            elif isinstance(event, PairedForward):
+                paired = next(e for e in program[at + 1 :] if isinstance(e, Action))
+                self._act_together(event, paired, compute or self._buffers.compute)
+            elif event == paired:
+                # It ran beside its forward.
+                paired = None
             else:
                 self._act(event, compute or self._buffers.compute)
         # The step ends when every send has been received.
         self._wait_for_sends(0)
 
-    def _act(self, action: Action, compute: Compute) -> None:
-        # Step 1: wait for the action's inputs.
+    def _act_together(self, forward: Action, backward: Action, compute: Compute) -> None:
+        """Run an overlapped pair. Its backward has the time from the end of its forward on."""
+        assert self._pairs is not None
         start = self._clock.mark()
+        needed = [self._needed(action) for action in (forward, backward)]
+        self._watcher.working(f"{forward} beside {backward}")
+        ready, core = self._clock.mark(), time.thread_time()
+
+        def run_forward() -> tuple[Mark, float]:
+            compute(forward, needed[0])
+            return self._clock.mark(), time.thread_time()
+
+        def run_backward() -> Tensors:
+            compute(backward, needed[1])
+            return (*self._buffers.made(forward), *self._buffers.made(backward))
+
+        graphs = [(action.stage, action.microbatch) for action in (forward, backward)]
+        middle, core_then = self._pairs.run(run_forward, run_backward, *graphs)
+        end = self._clock.mark()
+        self._marks.add(forward, (start, ready, middle), core_then - core)
+        self._marks.add(backward, (middle, middle, end), time.thread_time() - core_then)
+
+    def _needed(self, action: Action) -> Tensors:
+        """The action's inputs, once they are there."""
         other_rank = self._buffers.sender(action)
         if other_rank is not None:
             self._watcher.waiting(str(action), other_rank)
-        needed = self._buffers.needed(action)
+        return self._buffers.needed(action)
+
+    def _act(self, action: Action, compute: Compute) -> None:
+        # Step 1: wait for the action's inputs.
+        start = self._clock.mark()
+        needed = self._needed(action)
         # Step 2: compute. The status board then shows this rank as working, not as waiting.
         self._watcher.working(str(action))
         ready, core = self._clock.mark(), time.thread_time()

@@ -13,11 +13,16 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 
 from autopart.runtime.measuring.clock import StreamClock
+from autopart.runtime.measuring.side_by_side import InTurn, SideBySide, side_by_side
 
 T = TypeVar("T")
 
 PendingTime = Callable[[], float]
 """One action's seconds. Call it after `Stopwatch.settle`."""
+
+
+Gradients = Sequence[torch.Tensor | None]
+"""The results of a layer's backward."""
 
 
 class Stopwatch(Protocol):
@@ -35,6 +40,12 @@ class Stopwatch(Protocol):
 
     def measure(self, action: Callable[[], T]) -> tuple[T, PendingTime]:
         """Run `action` once. Returns its result and its pending time."""
+        ...
+
+    def measure_together(
+        self, forward: Callable[[], object], backward: Callable[[], Gradients]
+    ) -> tuple[Gradients, PendingTime]:
+        """Run both together, as an overlapped pair. Returns the gradients and the pair's pending time."""
         ...
 
     def settle(self) -> None:
@@ -65,6 +76,11 @@ class HostStopwatch:
         self._run_time += elapsed
         return result, lambda: elapsed
 
+    def measure_together(
+        self, forward: Callable[[], object], backward: Callable[[], Gradients]
+    ) -> tuple[Gradients, PendingTime]:
+        return _measure_together(self, InTurn(), forward, backward)
+
     def settle(self) -> None:
         """Return at once: every action has finished when it returns."""
 
@@ -82,6 +98,14 @@ class StreamStopwatch:
 
     def __init__(self) -> None:
         self._clock = StreamClock()
+        self._pairs: SideBySide | None = None
+
+    def measure_together(
+        self, forward: Callable[[], object], backward: Callable[[], Gradients]
+    ) -> tuple[Gradients, PendingTime]:
+        if self._pairs is None:
+            self._pairs = side_by_side(torch.device("cuda"))
+        return _measure_together(self, self._pairs, forward, backward)
 
     def measure(self, action: Callable[[], T]) -> tuple[T, PendingTime]:
         start = self._clock.mark()
@@ -91,6 +115,23 @@ class StreamStopwatch:
 
     def settle(self) -> None:
         self._clock.wait()
+
+
+def _measure_together(
+    stopwatch: Stopwatch,
+    pairs: SideBySide,
+    forward: Callable[[], object],
+    backward: Callable[[], Gradients],
+) -> tuple[Gradients, PendingTime]:
+    gradients: list[torch.Tensor | None] = []
+
+    def run_backward() -> Gradients:
+        gradients.extend(backward())
+        return gradients
+
+    # The forward's graph is dropped at once, so no backward ever asks for its stream.
+    _, seconds = stopwatch.measure(lambda: pairs.run(forward, run_backward, "dropped", "own"))
+    return gradients, seconds
 
 
 def stopwatch_of(device: torch.device) -> Stopwatch:

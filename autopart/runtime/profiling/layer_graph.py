@@ -32,6 +32,8 @@ class LayerMeasurement(NamedTuple):
     update_time: float
     recompute_costs: AlternativeCosts | None = None
     """None for a layer that cannot be recomputed."""
+    pairs: tuple[float, ...] = ()
+    """Seconds of its forward beside its backward in every run; empty where not measured."""
     same_as: str | None = None
     """Name of the identical layer that was measured for this one; None if it is the first."""
 
@@ -149,6 +151,11 @@ def _layer(
     # I and W must add up to the whole backward. W takes the difference where their sum is less,
     # for example because W adds to the gradient in place.
     weight_grad_time = min(max(weights.median, backward.median - inward.median), backward.median)
+    pair_time: float | msgspec.UnsetType = msgspec.UNSET
+    if measured.pairs:
+        # A pair that takes longer than both in turn is run in turn.
+        least, most = max(forward.median, backward.median), forward.median + backward.median
+        pair_time = min(max(summarize(measured.pairs).median, least), most)
     costs = measured.recompute_costs
     kept = layer_bytes.stash_bytes
     return Layer(
@@ -158,6 +165,7 @@ def _layer(
         input_grad_time=backward.median - weight_grad_time,
         weight_grad_time=weight_grad_time,
         split_time=max(0.0, added),
+        pair_time=pair_time,
         update_time=measured.update_time,
         forward_spread=forward.spread,
         input_grad_spread=inward.spread,

@@ -1,6 +1,5 @@
 """The layer graph of a model or of one rank's shards: bytes first, then times."""
 
-from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,13 @@ from autopart.runtime.measuring.stopwatch import stopwatch_of
 from autopart.runtime.profiling.compiled import compiled, compiled_forward
 from autopart.runtime.profiling.layer_bytes import ModelBytes, measure_layer_bytes
 from autopart.runtime.profiling.layer_graph import LayerMeasurement, identical_layers, layer_graph
-from autopart.runtime.profiling.model_times import Effort, ModelTimes, compute_times, measure_times
+from autopart.runtime.profiling.model_times import (
+    Effort,
+    ModelTimes,
+    RunAgain,
+    compute_times,
+    measure_times,
+)
 from autopart.runtime.profiling.options import ProfileOptions
 from autopart.runtime.profiling.profiled_model import ProfiledModel
 from autopart.runtime.profiling.recompute_cost import runs_twice
@@ -52,8 +57,11 @@ def measure_graph(
     """Measure all layers beside `whole`, or compute their times from the roofline of `gpu`."""
     steps.next("bytes of each layer")
     found = _measure_bytes(profiled, whole)
-    recomputed = _worth_recomputing(profiled, found, options.each)
-    times = _times(profiled, whole, options, gpu, recomputed, steps)
+    again = RunAgain(
+        _worth_recomputing(profiled, found, options.each),
+        _able_to_pair(profiled, found) if options.pairs else (),
+    )
+    times = _times(profiled, whole, options, gpu, again, steps)
     measured = _measurements(profiled, times, options.each)
     graph = layer_graph(profiled, found.layers, found.split_backwards, measured)
     return MeasuredGraph(graph, found, times)
@@ -64,18 +72,18 @@ def _times(
     whole: Forward,
     options: ProfileOptions,
     gpu: Gpu | None,
-    recomputed: Collection[int],
+    again: RunAgain,
     steps: StepCounter,
 ) -> ModelTimes:
     if gpu is not None:
         steps.next("times of each layer")
-        return compute_times(profiled, whole, gpu, profiled.dtype, recomputed)
+        return compute_times(profiled, whole, gpu, profiled.dtype, again)
     if options.compile:
         steps.next("compiling the layers")
         profiled, whole = compiled(profiled), compiled_forward(profiled)
     effort = Effort(options.warmup, options.repeats, options.max_spread)
     stopwatch = stopwatch_of(torch.device(options.device))
-    return measure_times(profiled, whole, stopwatch, effort, recomputed, steps)
+    return measure_times(profiled, whole, stopwatch, effort, again, steps)
 
 
 def _measure_bytes(profiled: ProfiledModel, whole: Forward) -> MeasuredBytes:
@@ -111,6 +119,18 @@ def _worth_recomputing(
     return tuple(place for place in chosen if runs_twice(profiled, place))
 
 
+def _able_to_pair(profiled: ProfiledModel, found: MeasuredBytes) -> tuple[int, ...]:
+    """Return the places of layers whose forward may run twice."""
+    layers = profiled.captured.layers
+    able = [place for place, layer in enumerate(layers) if layer.name not in found.once]
+    twice: dict[str, bool] = {}
+    for place in able:
+        own = layers[place].fingerprint
+        if own not in twice:
+            twice[own] = runs_twice(profiled, place)
+    return tuple(place for place in able if twice[layers[place].fingerprint])
+
+
 def _measurements(profiled: ProfiledModel, times: ModelTimes, each: bool) -> list[LayerMeasurement]:
     """Return each layer's times in all rounds, pooled over identical layers unless `each`."""
     layers = profiled.captured.layers
@@ -124,6 +144,7 @@ def _measurements(profiled: ProfiledModel, times: ModelTimes, each: bool) -> lis
                 times=tuple(r.layers[member] for member in members for r in times.rounds),
                 update_time=times.updates[place],
                 recompute_costs=times.recompute_costs.get(first),
+                pairs=tuple(s for member in members for s in times.pairs.get(member, ())),
                 same_as=None if first == place else layers[first].name,
             )
         )

@@ -13,6 +13,7 @@ from autopart.runtime.measuring.stopwatch import Stopwatch
 from autopart.runtime.profiling.convergence import converged_rounds
 from autopart.runtime.profiling.layer_graph import identical_layers
 from autopart.runtime.profiling.op_costs import OpCosts
+from autopart.runtime.profiling.pair_times import measure_pairs
 from autopart.runtime.profiling.profiled_model import ProfiledModel
 from autopart.runtime.profiling.recompute_cost import AlternativeCosts, measure_recompute_costs
 from autopart.runtime.profiling.roofline import RooflineStopwatch, update_time
@@ -37,6 +38,15 @@ class Effort(NamedTuple):
     """Largest step spread at which rounds agree: interquartile range over median."""
 
 
+class RunAgain(NamedTuple):
+    """The places of layers whose forward runs once more."""
+
+    recomputed: Collection[int]
+    """In their own backward, for the cost of recomputation."""
+    paired: Collection[int] = ()
+    """Beside their backward, for the time of an overlapped pair."""
+
+
 class ModelTimes(NamedTuple):
     """Times for all layers and for the whole model, in seconds."""
 
@@ -46,6 +56,8 @@ class ModelTimes(NamedTuple):
     """Seconds of the optimizer step over each layer's parameters."""
     recompute_costs: Mapping[int, AlternativeCosts]
     """Recompute costs by the layer's place, for the layers that were asked for."""
+    pairs: Mapping[int, tuple[float, ...]]
+    """Seconds of overlapped pairs by the layer's place, for the layers that were asked for."""
     waiting_share: float = 0.0
     """Share of the measurement in which other work had the core, 0 to 1."""
     all_rounds: tuple[Round, ...] = ()
@@ -59,13 +71,13 @@ def measure_times(
     whole: Forward,
     stopwatch: Stopwatch,
     effort: Effort,
-    recomputed: Collection[int],
+    again: RunAgain,
     steps: StepCounter,
 ) -> ModelTimes:
     """Measure rounds until the last `repeats` agree, at most `MAX_REPEATS` times as many.
 
-    The last `repeats` rounds count if they agree, else all rounds count. Afterwards the layers at
-    the places `recomputed` are recomputed.
+    The last `repeats` rounds count if they agree, else all rounds count. Afterwards the layers in
+    `again` are recomputed and run in pairs.
     """
     warmup, repeats, max_spread = effort
     rounds: list[Round] = []
@@ -91,28 +103,35 @@ def measure_times(
         steps.next("optimizer step of each layer")
         updates = _measure_updates(profiled, stopwatch)
         steps.next("layers that are recomputed")
-        costs = measure_recompute_costs(
-            profiled, recomputed, stopwatch, min(repeats, _RECOMPUTE_REPEATS)
-        )
+        few = min(repeats, _RECOMPUTE_REPEATS)
+        costs = measure_recompute_costs(profiled, again.recomputed, stopwatch, few)
+        pairs = measure_pairs(profiled.timed, again.paired, stopwatch, few) if again.paired else {}
     samples = pace.samples[-len(counted) - 1 :]
     return ModelTimes(
-        tuple(counted), updates, costs, stopwatch.waiting_share, tuple(rounds), tuple(samples)
+        tuple(counted),
+        updates,
+        costs,
+        pairs,
+        stopwatch.waiting_share,
+        tuple(rounds),
+        tuple(samples),
     )
 
 
 def compute_times(
-    profiled: ProfiledModel, whole: Forward, gpu: Gpu, dtype: str, recomputed: Collection[int]
+    profiled: ProfiledModel, whole: Forward, gpu: Gpu, dtype: str, again: RunAgain
 ) -> ModelTimes:
     """Run one round under the roofline stopwatch for `gpu`."""
     with OpCosts() as costs:
         stopwatch = RooflineStopwatch(gpu, costs, dtype)
         rounds = (_round(profiled, whole, stopwatch),)
-        recompute_costs = measure_recompute_costs(profiled, recomputed, stopwatch, repeats=1)
+        costs_again = measure_recompute_costs(profiled, again.recomputed, stopwatch, repeats=1)
+        pairs = measure_pairs(profiled.timed, again.paired, stopwatch, 1) if again.paired else {}
     updates = (
         sum(update_time(gpu, p.numel(), p.element_size()) for p in parameters if p.requires_grad)
         for parameters in profiled.parameters
     )
-    return ModelTimes(rounds, tuple(updates), recompute_costs)
+    return ModelTimes(rounds, tuple(updates), costs_again, pairs)
 
 
 def _round(profiled: ProfiledModel, whole: Forward, stopwatch: Stopwatch) -> Round:

@@ -45,6 +45,8 @@ class ProfileOptions:
     """Tensor degrees for which one rank's layers are profiled too. Degree 1 is the profile itself."""
     sequence_parallel: bool = False
     """Whether each degree above 1 is profiled with sequence parallelism as well."""
+    pairs: bool = False
+    """Whether each layer's forward is timed beside its backward too, for overlapped pairs."""
     progress: ProgressListener | None = None
     """Listener that learns how far the profiler is."""
 
@@ -64,6 +66,7 @@ class ProfileKeywords(TypedDict, total=False):
     compile: bool
     tensor: tuple[int, ...]
     sequence_parallel: bool
+    pairs: bool
     progress: ProgressListener | None
 
 

@@ -7,8 +7,8 @@ import pytest
 from torch.distributed.pipelining import schedules as pipelining
 
 from autopart.exporters.targets import export_plan
-from autopart.records.plan import Plan, schedule_of
-from autopart.schedules.actions import Schedule, parse_action, parse_order
+from autopart.records.plan import Plan, orders_of, schedule_of
+from autopart.schedules.actions import Schedule, parse_order
 from autopart.schedules.catalogue import KINDS, kind_of
 from autopart.schedules.torch_names import TORCH_NAMES
 from tests.schedules.test_torch import MutableStage, Stage
@@ -69,7 +69,7 @@ def test_a_v_with_split_backwards_trains_as_the_plain_model(two_ranks: RankPool)
     "name",
     [
         "1f1b", "interleaved-1f1b", "interleaved-zb", "zb-h1", "dualpipev", "v-half",
-        *long_tests("looped-bfs", "zb-h2", "v-min", "hanayo"),
+        "paired-interleaved-1f1b", *long_tests("paired-1f1b", "paired-dualpipev", "looped-bfs", "zb-h2", "v-min", "hanayo"),
     ],
 )  # fmt: skip
 def test_every_schedule_trains_as_the_plain_model(two_ranks: RankPool, name: str) -> None:
@@ -122,7 +122,9 @@ def read_by_torch(plan: Plan, folder: Path, replica: int = 0) -> Schedule:
         module.Stages(stages, None, None, replica, [], [])  # type: ignore[arg-type]
     )
     return tuple(
-        tuple(parse_action(str(cell)) for cell in schedule.pipeline_order[rank] if cell is not None)
+        parse_order(
+            " ".join(str(cell) for cell in schedule.pipeline_order[rank] if cell is not None)
+        )
         for rank in range(len(ranks))
     )
 
@@ -137,7 +139,9 @@ def test_torch_reads_schedules_without_a_torch_name_from_the_file(
     name: str, tmp_path: Path
 ) -> None:
     plan = of_schedule(name)
-    assert read_by_torch(plan, tmp_path) == schedule_of(plan)
+    read = read_by_torch(plan, tmp_path)
+    assert read == schedule_of(plan)
+    assert orders_of(read) == plan.orders, "overlapped pairs are read as pairs"
 
 
 def test_replicas_with_different_ranks_or_shares_have_separate_files(tmp_path: Path) -> None:

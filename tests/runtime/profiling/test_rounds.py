@@ -10,7 +10,7 @@ import torch
 
 from autopart.runtime.measuring.progress import StepCounter
 from autopart.runtime.profiling.convergence import spread_of
-from autopart.runtime.profiling.model_times import MAX_REPEATS, Effort, measure_times
+from autopart.runtime.profiling.model_times import MAX_REPEATS, Effort, RunAgain, measure_times
 from autopart.runtime.profiling.profiled_model import ProfiledModel, prepare_model
 from autopart.runtime.profiling.rounds import measure_round
 from autopart.runtime.profiling.update_time import measure_update
@@ -32,6 +32,11 @@ class ScriptedStopwatch:
     def measure(self, action: Callable[[], Any]) -> tuple[Any, Callable[[], float]]:
         result, seconds = action(), next(self._seconds)
         return result, lambda: seconds
+
+    def measure_together(
+        self, forward: Callable[[], object], backward: Callable[[], Any]
+    ) -> tuple[Any, Callable[[], float]]:
+        raise AssertionError("rounds run no pairs")
 
     def settle(self) -> None:
         pass
@@ -85,7 +90,7 @@ def test_rounds_that_agree_are_not_repeated(perceptron: ProfiledModel) -> None:
         own_forward(perceptron),
         ScriptedStopwatch(cycle([1.0])),
         Effort(warmup=1, repeats=3),
-        (),
+        RunAgain(()),
         steps,
     )
     assert len(times.rounds) == 3
@@ -104,7 +109,7 @@ def test_rounds_that_scatter_are_repeated_up_to_a_bound(perceptron: ProfiledMode
         own_forward(perceptron),
         ScriptedStopwatch(2.0 ** (n // 18 % 3) for n in count()),
         Effort(warmup=0, repeats=2),
-        (),
+        RunAgain(()),
         steps,
     )
     assert len(times.rounds) == MAX_REPEATS * 2
@@ -119,7 +124,7 @@ def test_rounds_before_convergence_do_not_count(perceptron: ProfiledModel) -> No
         own_forward(perceptron),
         ScriptedStopwatch(10.0 if n < 3 * 18 else 1.0 for n in count()),
         Effort(warmup=0, repeats=4),
-        (),
+        RunAgain(()),
         StepCounter(None, total=5),
     )
     assert len(times.all_rounds) == 3 + 4
