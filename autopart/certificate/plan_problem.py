@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from autopart.activations.policies import StagePolicies
+from autopart.cost.contention import contended
 from autopart.cost.tensor_groups import problem_of_groups
 from autopart.errors import PlanError
 from autopart.records.layer_graph import LayerGraph, positions
@@ -164,7 +165,7 @@ def searched_name(size: SearchedSize) -> str:
 def problem_of(plan: Plan, graph: LayerGraph) -> Problem:
     """The problem that a plan says it solves, with one GPU per rank, and the graph at its microbatch size."""
     return Problem(
-        graph=graph,
+        graph=contended(graph, plan.cluster),
         cluster=plan.cluster,
         microbatch_size=plan.microbatch_size,
         num_microbatches=plan.num_microbatches,

@@ -91,6 +91,11 @@ def cluster_of_probe(probe: Probe) -> Cluster:
         host_memory_bytes=probe.host_memory_bytes,
         action_overhead=probe.action_overhead or 0.0,
         compute_slowdown=max(1.0, probe.slowdown),
+        memory_slowdown=(
+            max(1.0, probe.slowdown, probe.slowdown_of_copies)
+            if probe.device == "cpu"
+            else msgspec.UNSET
+        ),
         sends_overlap=kinds[-1].hidden >= HIDDEN,
         source=_source(probe),
     )

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from autopart.cost.contention import contended
 from autopart.cost.rails import rails_of
 from autopart.cost.syncs import call_price
 from autopart.records.cluster import Cluster, host_share, slowest_speed
@@ -90,7 +91,7 @@ def layers_of_group(variant: TensorVariant, cluster: Cluster, training: Training
         _with_collectives(layer, own[layer.name], hides=training.sync in HIDING)
         if layer.name in own
         else layer
-        for layer in variant.graph.layers
+        for layer in contended(variant.graph, cluster).layers
     )
     return msgspec.structs.replace(variant.graph, layers=layers)
 

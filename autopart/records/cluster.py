@@ -116,6 +116,10 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Fixed seconds that the executor adds to each action."""
     compute_slowdown: Annotated[float, msgspec.Meta(ge=1.0, le=MOST_FACTOR)] = 1.0
     """Compute time while all ranks on the node compute, divided by compute time alone."""
+    memory_slowdown: Annotated[float, msgspec.Meta(ge=1.0, le=MOST_FACTOR)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    """The same for operations that wait for memory, which ranks on one CPU share. Absent: as compute."""
     sends_overlap: bool = True
     """Whether a send overlaps with compute (GPU). Otherwise it keeps both ranks busy (gloo on a CPU)."""
     sends: Sends = "buffered"

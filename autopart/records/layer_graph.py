@@ -6,7 +6,7 @@ Each rank reads model inputs (token ids, an image, a mask) from its own data loa
 no cut.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import networkx as nx
@@ -73,6 +73,10 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Interquartile range in the measured weight-gradient times; 0 where nothing was measured."""
     forward_flops: Count = 0
     """Floating-point operations in one forward."""
+    memory_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | msgspec.UnsetType = msgspec.UNSET
+    """Share of the layer's seconds that wait for memory on a CPU: operations larger than a core's caches.
+
+    Estimated from operands and a roofline; absent for 0 and on other devices."""
     param_bytes: Bytes = 0
     """Bytes in all parameters that the layer reads, tied ones included."""
     grad_bytes: Bytes = 0

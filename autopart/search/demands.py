@@ -7,6 +7,7 @@ import msgspec
 
 from autopart.activations.demands import checked_policies
 from autopart.activations.policies import can_recompute
+from autopart.cost.contention import contended
 from autopart.errors import AutopartError
 from autopart.records.cluster import SENDS, Cluster, check_cluster, num_gpus
 from autopart.records.demands import able_schedules, check_demands
@@ -62,7 +63,7 @@ def make_problem(
     demands = checked_policies(profile.graph, cluster, demands)
     _check_counts(profile.graph, cluster, num_microbatches, demands)
     return Problem(
-        graph=profile.graph,
+        graph=contended(profile.graph, cluster),
         cluster=cluster,
         microbatch_size=profile.microbatch_size,
         num_microbatches=num_microbatches,

@@ -113,6 +113,9 @@ def test_a_probe_gives_a_cluster_that_is_equal_after_save_and_load(tmp_path) -> 
     assert made.intra_node.all_reduce_factor == pytest.approx(2.0)
     assert made.inter_node.all_reduce_factor == 1.0
     assert (made.compute_slowdown, made.sends_overlap) == (1.2, True)
+    assert made.memory_slowdown == 1.7
+    assert cluster_of_probe(probe_of(slowdown_of_copies=1.1)).memory_slowdown == 1.2
+    assert cluster_of_probe(probe_of(device="cuda")).memory_slowdown is msgspec.UNSET
     assert made.host_link is not None and not made.host_link.overlaps
     for words in ("autopart probe", "2026-11-26", "Some CPU", "scatter by"):
         assert words in made.source

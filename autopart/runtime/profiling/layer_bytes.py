@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from autopart.records.known_gpus import find_gpu
 from autopart.runtime.capture.stage_modules import own_storage
 from autopart.runtime.measuring.live_bytes import LiveStorages
 from autopart.runtime.measuring.saved_tensors import (
@@ -36,7 +37,8 @@ from autopart.runtime.profiling.layer_by_layer import (
     run_backward,
     run_forward,
 )
-from autopart.runtime.profiling.op_costs import OpCosts
+from autopart.runtime.profiling.op_costs import OpCost, OpCosts
+from autopart.runtime.profiling.roofline import memory_share
 
 T = TypeVar("T")
 
@@ -49,6 +51,8 @@ class LayerBytes(NamedTuple):
     """Transient peak in the forward."""
     backward_workspace_bytes: int
     forward_flops: int
+    memory_share: float = 0.0
+    """Share of the layer's seconds that operations larger than a core's caches take, on a CPU; else 0."""
 
 
 class ModelBytes(NamedTuple):
@@ -109,6 +113,7 @@ def measure_layer_bytes(
     values = _ValueStorages(storage_keys(permanent))
     forwards: list[_Forward] = []
     backward_peaks = [0] * len(programs.layers)
+    operations: dict[int, list[OpCost]] = {}
     extra: dict[str, dict[str, int]] = {}
     with LiveStorages() as live, OpCosts() as costs:
         for tensor in permanent:
@@ -131,22 +136,30 @@ def measure_layer_bytes(
             made = dict(zip(layer.outputs, outputs, strict=True))
             made.pop(programs.loss, None)
             seen = _Forward(peak_bytes=peak, awaiting=call.awaiting)
-            seen.flops = sum(cost.flops for cost in costs.take())
+            operations[call.index] = costs.take()
+            seen.flops = sum(cost.flops for cost in operations[call.index])
             _enter_outputs(values, call.received, made)
             seen.stash_bytes = _enter_saved(values, call, made, saved.kept())
             forwards.append(seen)
             return outputs
 
         def around_backward(call: BackwardCall) -> Sequence[torch.Tensor | None]:
+            costs.take()
             gradients, peak = with_peak(call.run, live, device)
             backward_peaks[call.index] = peak
+            operations[call.index] += costs.take()
             return gradients
 
         tape = run_forward(programs, around_forward)
         run_backward(programs, tape, around_backward)
-    return _resolved(programs, values, forwards, backward_peaks, loss_bytes(tape))._replace(
-        grad_extra=extra
-    )
+    found = _resolved(programs, values, forwards, backward_peaks, loss_bytes(tape))
+    layers = found.layers
+    if device.type == "cpu":
+        shares = (memory_share(operations[at], find_gpu("cpu")) for at in range(len(layers)))
+        layers = tuple(
+            layer._replace(memory_share=share) for layer, share in zip(layers, shares, strict=True)
+        )
+    return found._replace(layers=layers, grad_extra=extra)
 
 
 def whole_stash_bytes(model_bytes: ModelBytes, value_bytes: Mapping[str, int]) -> int:

@@ -171,6 +171,7 @@ def _layer(
         input_grad_spread=inward.spread,
         weight_grad_spread=weights.spread,
         forward_flops=layer_bytes.forward_flops,
+        memory_share=layer_bytes.memory_share or msgspec.UNSET,
         **sizes._asdict(),
         buffer_bytes=buffer_bytes,
         stash_bytes=layer_bytes.stash_bytes,

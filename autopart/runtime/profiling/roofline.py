@@ -14,6 +14,7 @@ Waterman and Patterson, "Roofline", CACM 52(4), 2009. e, g and o are assumptions
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from autopart.cost.contention import CACHE_BYTES
 from autopart.errors import ClusterError
 from autopart.records.gpu import Gpu
 from autopart.runtime.measuring.stopwatch import Gradients, PendingTime
@@ -93,6 +94,21 @@ def pair_time(forward: Sequence[OpCost], backward: Sequence[OpCost], gpu: Gpu, d
         sum(_memory_time(cost, gpu) for cost in both),
         launch * len(both),
     )
+
+
+def memory_share(costs: Iterable[OpCost], cpu: Gpu) -> float:
+    """Return the share of a layer's seconds on a CPU's core, 0 to 1, that wait for memory.
+
+    They belong to operations that move more bytes than the core's caches hold, and that take longer to move
+    them than to compute.
+    """
+    waiting = total = 0.0
+    for cost in costs:
+        time = _op_time(cost, cpu, "float32", 0.0)
+        total += time
+        is_bound = _memory_time(cost, cpu) >= time
+        waiting += time * (is_bound and cost.moved_bytes > CACHE_BYTES)
+    return waiting / total if total else 0.0
 
 
 def update_time(gpu: Gpu, num_trainable: int, element_size: int) -> float:

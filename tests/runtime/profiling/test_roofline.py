@@ -10,6 +10,7 @@ from autopart.runtime.profiling.op_costs import OpCost, OpCosts
 from autopart.runtime.profiling.roofline import (
     LAUNCH_TIME,
     RooflineStopwatch,
+    memory_share,
     roofline_time,
     update_time,
 )
@@ -51,6 +52,15 @@ def test_each_operation_runs_at_its_own_dtypes_rate() -> None:
 
 def test_a_cpu_launches_no_kernels() -> None:
     assert roofline_time([_cost(1, 1)], find_gpu("cpu"), "float32") < LAUNCH_TIME
+
+
+def test_only_large_operations_that_memory_bounds_wait_for_memory() -> None:
+    # 25e6 bytes and 0.5e9 operations per second: 1 s in memory, 2 s of compute.
+    bound, computing, small = _cost(1, 25 * 10**6), _cost(10**9, 25 * 10**6), _cost(1, 2_500_000)
+    assert memory_share([bound, computing], GPU) == pytest.approx(1 / 3)
+    assert memory_share([bound, computing, *[small] * 10], GPU) == pytest.approx(1 / 4)
+    assert memory_share([bound], GPU) == 1.0
+    assert memory_share([computing], GPU) == memory_share([], GPU) == 0.0
 
 
 def test_a_step_of_adamw_streams_its_state() -> None:
