@@ -1,9 +1,12 @@
-"""Write profiles/ again: analytic profiles of the built-in models at their real sizes.
+"""Write profiles/ again: built-in models at their real sizes, analytic, and tiny ones, measured on this CPU.
 
 Usage: .venv/bin/python scripts/make_profiles.py [file ...]
 
 Without a file it writes all of them. The Llamas with their tensor degrees take most of the time: two minutes of the
 processor for a file with 8B, five for one with 70B. No GPU is needed, since times follow the GPU's datasheet (docs/profiling.md).
+
+The files with `-cpu-` are measured with one thread. Write them on a machine at rest, and name its processor in
+profiles/README.md.
 """
 
 import argparse
@@ -22,7 +25,8 @@ class Model(NamedTuple):
     microbatch_sizes: tuple[int, ...]
     degrees: str = ""
     """Tensor degrees beside 1, as `--tensor` takes them."""
-    gpus: tuple[str, ...] = ("a100-sxm-80gb", "h100-sxm")
+    devices: tuple[str, ...] = ("a100-sxm-80gb", "h100-sxm")
+    """GPUs, or `cpu`, where the model is measured."""
 
 
 MODELS = {
@@ -33,6 +37,9 @@ MODELS = {
     "moe-small": Model("bfloat16", (2, 8)),
     "resnet-50": Model("float32", (2, 8)),
     "unet-base": Model("float32", (2, 8)),
+} | {
+    f"{model}-tiny": Model("float32", (4,), devices=("cpu",))
+    for model in ("encdec", "gpt2", "llama", "mlp", "moe", "resnet", "unet")
 }
 """The models, with bfloat16 for the decoder-only language models."""
 
@@ -41,19 +48,20 @@ class File(NamedTuple):
     """One file of the folder."""
 
     model: str
-    gpu: str
+    device: str
     microbatch_size: int
 
     @property
     def name(self) -> str:
-        """The file's name from model, GPU and microbatch size: `llama-8b-h100-sxm-mb2.json`."""
-        return f"{self.model}-{self.gpu}-mb{self.microbatch_size}.json"
+        """The file's name from model, device and microbatch size: `llama-8b-h100-sxm-mb2.json`."""
+        return f"{self.model}-{self.device}-mb{self.microbatch_size}.json"
 
     def arguments(self, folder: Path) -> list[str]:
         """The command line that writes the file into `folder`."""
         model = MODELS[self.model]
         return [
-            *("profile", f"zoo:{self.model}", "--device", "meta", "--gpu", self.gpu),
+            *("profile", f"zoo:{self.model}", "--device"),
+            *(("cpu",) if self.device == "cpu" else ("meta", "--gpu", self.device)),
             *("--dtype", model.dtype, "--microbatch-size", str(self.microbatch_size)),
             *(("--tensor", model.degrees) if model.degrees else ()),
             *("-o", str(folder / self.name)),
@@ -63,8 +71,8 @@ class File(NamedTuple):
 FILES = {
     file.name: file
     for model, how in MODELS.items()
-    for gpu in how.gpus
-    for file in (File(model, gpu, size) for size in how.microbatch_sizes)
+    for device in how.devices
+    for file in (File(model, device, size) for size in how.microbatch_sizes)
 }
 """All files by name."""
 

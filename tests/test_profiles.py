@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import autopart
 from autopart.cli.main import exit_code
 from autopart.records.graph_check import check_graph
 from autopart.records.tensor_degree import degree_of
+from autopart.runtime.profiling.devices import software_versions
+from autopart.runtime.profiling.profiled_model import prepare_model
 from tests.support.long_tests import long_tests
 from tests.support.places import ROOT
 from tests.support.scripts import load_script
@@ -25,11 +28,19 @@ def test_the_script_makes_every_profile_in_the_folder() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_profile_loads_and_is_analytic(path: Path) -> None:
+def test_a_profile_loads_and_is_analytic_unless_it_is_of_a_cpu(path: Path) -> None:
     profile, file = autopart.load_profile(path), SCRIPT.FILES[path.name]
     check_graph(profile.graph)
-    assert profile.method == "analytic"
-    assert (profile.device.kind, profile.device.name) == ("meta", file.gpu)
+    if file.device == "cpu":
+        assert (profile.method, profile.device.kind, profile.device.threads) == (
+            "measured",
+            "cpu",
+            1,
+        )
+        assert profile.pace is not msgspec.UNSET and profile.pace.threads == 1
+    else:
+        assert profile.method == "analytic"
+        assert (profile.device.kind, profile.device.name) == ("meta", file.device)
     assert profile.microbatch_size == file.microbatch_size
     asked = SCRIPT.MODELS[file.model].degrees
     degrees = sorted({variant.degree for variant in profile.variants})
@@ -64,6 +75,33 @@ def test_the_profiles_page_lists_each_with_its_size() -> None:
         sizes = f"{profile.source.num_params:,} | {len(profile.graph.layers)} | {profile.dtype}"
         listed = ", ".join(map(str, degrees))
         assert f"| [{path.name}]({path.name}) | {sizes} | {listed} |" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", ["gpt2", *long_tests("encdec", "llama", "moe", "resnet"), "unet", "mlp"]
+)
+def test_a_measured_profile_has_the_graph_that_its_model_has_now(model: str) -> None:
+    profile = autopart.load_profile(FOLDER / f"{model}-tiny-cpu-mb4.json")
+    if profile.source.software["torch"] != software_versions()["torch"]:
+        pytest.skip("the profile was written with another torch")
+    now = prepare_model(
+        profile.source.model, 4, dtype=profile.dtype, device="cpu", granularity="block"
+    ).captured
+    assert profile.source.graph_hash == now.graph_hash
+    assert [la.name for la in profile.graph.layers] == [la.name for la in now.layers]
+
+
+@pytest.mark.slow
+def test_a_built_in_cpu_profile_plans_and_runs_at_the_pace_of_this_machine() -> None:
+    profile = autopart.load_profile(FOLDER / "mlp-tiny-cpu-mb4.json")
+    plan = autopart.solve(profile, autopart.cluster_of("cpu", gpus=2), num_stages=2)
+    assert plan.origin.pace == profile.pace
+    found = autopart.validate_plan(plan, "zoo:mlp-tiny", one_device=True, steps=1, device="cpu")
+    assert found is not None and found.fidelity.pace is not None
+    assert found.fidelity.pace.slowdown is not None
+    # The factor from the profile's pace to this machine's stands beside each action.
+    assert all(one.error_at_pace is not None for one in found.fidelity.actions)
 
 
 @pytest.mark.slow

@@ -63,6 +63,11 @@ def _degrees(variants: Sequence[TensorVariant]) -> set[int]:
     return {1, *(variant.degree for variant in variants)}
 
 
+def _in_short(count: int) -> str:
+    """`1.31 B`, or `1.7 M` below a hundredth of it."""
+    return f"{count / 1e9:.2f} B" if count >= 1e7 else f"{count / 1e6:.1f} M"
+
+
 def profile_list_table(listed: ProfileList) -> Table:
     """One row for each model and device."""
     table = new_table("built-in profiles")
@@ -76,7 +81,7 @@ def profile_list_table(listed: ProfileList) -> Table:
         table.add_row(
             one.name,
             one.dtype,
-            f"{one.num_params / 1e9:.2f} B",
+            _in_short(one.num_params),
             str(one.layers),
             ", ".join(map(str, one.microbatch_sizes)),
             ", ".join(map(str, one.tensor_degrees)),
