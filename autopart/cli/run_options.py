@@ -92,9 +92,9 @@ class EngineOptions:
     asynchronous: Annotated[
         AsynchronousName | None,
         typer.Option(
-            help="Train without flushes, on older weights (pipedream, pipedream-2bw) or predicted ones "
-            "(spectrain, xpipe, pipeoptim). pipedream-2bw and xpipe update after each batch, the others "
-            "after each microbatch. pipemare, wpipe, avgpipe and hetpipe are only priced."
+            help="Train without flushes, on older weights (pipedream, pipedream-2bw, wpipe) or predicted "
+            "ones (spectrain, xpipe, pipeoptim). pipedream-2bw, xpipe and wpipe update after each batch, "
+            "the others after each microbatch. pipemare, avgpipe and hetpipe are only priced."
         ),
     ] = None
 

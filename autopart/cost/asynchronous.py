@@ -8,16 +8,21 @@ includes the schedule's weight versions.
 import itertools
 from typing import NamedTuple
 
-from autopart.cost.memory import total, with_versions
+from msgspec.structs import replace
+
+from autopart.cost.memory import rank_memory, total, with_versions
 from autopart.cost.memory_limits import free_bytes
 from autopart.cost.stage_times import bottleneck_period
 from autopart.errors import PlanError
 from autopart.records.plan import Plan, stage_ranks
 from autopart.schedules.asynchronous_kind import Asynchronous, Setting
-from autopart.schedules.named.asynchronous import ASYNCHRONOUS
+from autopart.schedules.named.asynchronous import ASYNCHRONOUS, WPIPE
+from autopart.schedules.named.wpipe import wpipe_orders
 
 PIPELINES = 2
 """Model copies that AvgPipe trains side by side."""
+_COUNTED_UPDATES = 4
+"""Updates after which WPipe's order repeats, or nearly so."""
 
 
 class AsynchronousPrice(NamedTuple):
@@ -58,7 +63,9 @@ def price_asynchronous(plan: Plan) -> tuple[AsynchronousPrice, ...]:
 
 
 def price_of(plan: Plan, kind: Asynchronous) -> AsynchronousPrice:
-    """One asynchronous schedule on the stages in a plan with one stage per rank."""
+    """One asynchronous schedule on the stages in a plan with one stage per rank; WPipe also with two."""
+    if kind is WPIPE and stage_ranks(plan)[0] == stage_ranks(plan)[len(plan.stages) // 2]:
+        return _price_of_groups(plan)
     stages, replicas = plan.prediction.stages, [len(stage.ranks) for stage in plan.stages]
     # Step 1: microbatches in flight and weight versions.
     setting = _setting(plan, kind)
@@ -88,6 +95,38 @@ def price_of(plan: Plan, kind: Asynchronous) -> AsynchronousPrice:
         forward_delay=kind.forward_delay(setting, 0),
         backward_delay=kind.backward_delay(setting, 0),
         peak_bytes=peaks,
+        fits=min(free) >= 0,
+    )
+
+
+def _price_of_groups(plan: Plan) -> AsynchronousPrice:
+    """WPipe on stages that share the ranks, counted in its own order. Each rank's peak is at both stages.
+
+    The period leaves out sends: a rank has other work while a message travels.
+    """
+    ranks, setting = stage_ranks(plan), _setting(plan, WPIPE)
+    half = setting.num_stages // 2
+    # Step 1: the rank's memory in the order of a few updates, with the weight versions.
+    copies = tuple(WPIPE.extra_copies(setting, s) for s in range(setting.num_stages))
+    stages = [
+        replace(stage, memory=replace(stage.memory, versions=copies[s] * stage.memory.weights))
+        for s, stage in enumerate(plan.prediction.stages)
+    ]
+    orders = wpipe_orders(half, setting.num_microbatches, _COUNTED_UPDATES)
+    places = [[s % half] for s in range(setting.num_stages)]
+    uses = rank_memory(places, orders, stages)
+    peaks = [total(uses[rank]) for rank in range(half)] * 2
+    free = [free_bytes(plan.cluster, own, peak) for own, peak in zip(ranks, peaks, strict=True)]
+    # Step 2: the seconds of both stages together.
+    busy = [stages[r].busy_time + stages[r + half].busy_time for r in range(half)]
+    return AsynchronousPrice(
+        schedule=WPIPE.name,
+        period=max(busy),
+        in_flight=tuple(WPIPE.in_flight(setting, s) for s in range(setting.num_stages)),
+        extra_copies=copies,
+        forward_delay=WPIPE.forward_delay(setting, 0),
+        backward_delay=WPIPE.backward_delay(setting, 0),
+        peak_bytes=tuple(peaks),
         fits=min(free) >= 0,
     )
 

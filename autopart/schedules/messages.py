@@ -40,6 +40,8 @@ class Update(NamedTuple):
 
     number: int
     """Updates are counted from 0."""
+    stage: int
+    """The stage whose parameters are stepped."""
 
 
 Event = Action | Send | Receive | Update
@@ -148,5 +150,6 @@ class _Rounds:
 
     def _can_run(self, rank: int, event: _Numbered) -> bool:
         if isinstance(event, Update):
-            return all(self._next(other) == event for other in self._together.get(rank, ()))
+            others = [self._next(other) for other in self._together.get(rank, ())]
+            return all(isinstance(o, Update) and o.number == event.number for o in others)
         return self._done[self._need[event]] and self._done[self._second[event]]

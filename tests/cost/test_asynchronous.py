@@ -1,9 +1,12 @@
+from itertools import accumulate
+
 import pytest
 
-from autopart.cost.asynchronous import price_asynchronous
+from autopart.cost.asynchronous import price_asynchronous, price_of
 from autopart.errors import PlanError
 from autopart.records.cluster import Link
-from autopart.schedules.named.asynchronous import ASYNCHRONOUS
+from autopart.schedules.named.asynchronous import ASYNCHRONOUS, WPIPE
+from autopart.schedules.named.wpipe import wpipe_orders
 from autopart.search.planner import solve
 from tests.support.problems import chain_graph, cluster, layer, profile
 
@@ -64,6 +67,21 @@ def test_replicas_share_the_microbatches_and_slow_sends_lengthen_the_period():
     )
     # One microbatch goes down all four stages and back, with 4 in flight.
     assert price_asynchronous(slow)[0].period == (4 * 3.0 + 6 * 1.0) / 4
+
+
+def test_wpipe_shares_ranks_between_two_groups_of_stages():
+    """Each layer has 100 bytes of weights, and 10 of stash for each microbatch in flight."""
+    plan = solve(
+        ROW, cluster(1, 2), num_microbatches=8, num_replicas=1, schedule="interleaved-1f1b"
+    )
+    price = price_of(plan, WPIPE)
+    assert price.extra_copies == (1, 1, 0, 0) and price.in_flight == (6, 5, 2, 1)
+    assert price.period == 2 * 3.0  # Each rank has two of four equal layers.
+    for rank, order in enumerate(wpipe_orders(2, 8, 5)):
+        changes = accumulate(1 if action.op == "F" else -1 for action in order)
+        # Weights, gradients and two moments of two layers, and one more version of the first.
+        peak = 2 * 400 + 100 + 10 * max(changes)
+        assert price.peak_bytes[rank] == price.peak_bytes[rank + 2] == peak
 
 
 def test_a_plan_with_several_stages_per_rank_is_refused():

@@ -76,7 +76,7 @@ class Comparison:
         # Of each tensor group one process compares, with the whole tensors of all.
         self._compares = executor.is_first_place
         self._has_buffers = all(len(stage.ranks) == 1 for stage in plan.stages)
-        self._kept: list[Tensors] = []
+        self._kept: list[dict[str, torch.Tensor]] = []
 
     @contextmanager
     def repeatable(self) -> Generator[None]:
@@ -98,12 +98,23 @@ class Comparison:
         self._compare(checks.compare_first_update, self._parameters())
 
     def keep(self, update: int, step: Callable[[], None]) -> None:
-        """Run `step` for an update. For update 0, keep copies that `last` compares."""
-        if update == 0:
-            self._kept.append(copies(self._gradients()))
+        """Run `step` for an update. For update 0, keep copies that `last` compares.
+
+        Stages of one rank have update 0 at different times. Only the stage that is stepped has
+        gradients then.
+        """
+        if update > 0:
+            step()
+            return
+        gradients = copies(self._gradients())
         step()
-        if update == 0:
-            self._kept.append(copies(self._parameters()))
+        parameters = copies(self._parameters())
+        if self._kept:
+            parameters = {name: parameters[name] for name in gradients}
+        else:
+            self._kept += [{}, {}]
+        self._kept[0].update(gradients)
+        self._kept[1].update(parameters)
 
     def last(self) -> None:
         """Compare parameters and buffers after the last step."""

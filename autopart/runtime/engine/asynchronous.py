@@ -8,10 +8,12 @@ backward among its microbatches. Updates cover one microbatch (PipeDream) or sev
 PipeDream and 2BW a microbatch runs backward with the weights from its forward;
 `schedules.named.asynchronous` numbers these versions. SpecTrain, XPipe and PipeOptim predict
 weights instead (`predicted_weights`). Update n changes the newest weights, with gradients that its
-microbatches computed at older or predicted weights.
+microbatches computed at older or predicted weights. WPipe has two stages on each rank and orders of
+its own (`schedules.named.wpipe`); each stage has its own updates.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -33,11 +35,15 @@ from autopart.schedules.actions import Action, StageRanks
 from autopart.schedules.asynchronous_kind import weight_version
 from autopart.schedules.catalogue import make_schedule
 from autopart.schedules.messages import Orders, Program, Together, Update, write_messages
+from autopart.schedules.named.asynchronous import WPIPE
+from autopart.schedules.named.wpipe import wpipe_orders
 
 
 class UpdateMarks(NamedTuple):
-    """Clock marks for one update on one rank."""
+    """Clock marks for one update of one stage on one rank."""
 
+    number: int
+    """The update, counted from 0."""
     begin: Mark
     """Start of the gradient sum."""
     summed: Mark
@@ -51,12 +57,14 @@ class TrainingRecord(NamedTuple):
 
     losses: Mapping[int, torch.Tensor]
     """Loss by microbatch, for microbatches whose last stage ran on this rank."""
-    versions: Mapping[int, int]
-    """Weight version by microbatch: updates that this rank's weights had seen in its forward."""
-    most_versions: int
-    """Most weight versions in memory at once, the newest included."""
+    versions: Mapping[int, Mapping[int, int]]
+    """By stage and microbatch the weight version: updates that the weights had seen in the
+    forward."""
+    most_versions: Mapping[int, int]
+    """By stage the most weight versions in memory at once, the newest included."""
     marks: Marks
     updates: tuple[UpdateMarks, ...]
+    """Marks in the sequence of the updates."""
 
 
 class AsynchronousExecutor(RankExecutor):
@@ -90,14 +98,15 @@ class AsynchronousExecutor(RankExecutor):
         self,
         load: Callable[[int], Leaves],
         num_updates: int,
-        step: Callable[[], None],
+        step: Callable[[int], None],
         predict: Predict | None = None,
     ) -> TrainingRecord:
         """Run from the first forward to the last update, without a flush in between.
 
         `load` returns the tensors that this rank's stage reads for a microbatch; it is called right
-        before the forward. `step` applies each parameter's ``grad`` and clears it. The gradients
-        belong to the mean loss over the update's microbatches. `predict` is for schedules that
+        before the forward. `step` takes the update's number; it applies each parameter's ``grad`` and
+        clears it. The gradients belong to the mean loss over the update's microbatches; only the
+        updated stage has some. `predict` is for schedules that
         predict weights. Raises UsageError if it is missing there, LostRank if another rank is gone.
         """
         program, watcher = self._program(num_updates), self._part.watcher
@@ -124,14 +133,29 @@ class AsynchronousExecutor(RankExecutor):
             summed = self._clock.mark()
             # Step 2: step the optimizer, which makes a new weight version.
             watcher.working(f"update {event.number}")
-            (own,) = weights.values()
-            own.update(step)
-            updates.append(UpdateMarks(begin, summed, self._clock.mark()))
+            with self._without_gradients_of_others(event.stage):
+                weights[event.stage].update(lambda: step(event.number))
+            updates.append(UpdateMarks(event.number, begin, summed, self._clock.mark()))
 
         ProgramLoop(buffers, marks, self._clock, watcher).run(program, compute, update)
-        most = max((own.most for own in weights.values()), default=0)
-        seen = {m: version for own in weights.values() for m, version in own.seen.items()}
+        most = {stage: own.most for stage, own in weights.items()}
+        seen = {stage: own.seen for stage, own in weights.items()}
         return TrainingRecord(losses, seen, most, marks, tuple(updates))
+
+    @contextmanager
+    def _without_gradients_of_others(self, stage: int) -> Generator[None]:
+        """In this block the rank's other stages have no gradients, so the optimizer leaves them."""
+        others = [
+            (parameter, parameter.grad)
+            for index, program in self.programs.items()
+            if index != stage
+            for parameter in program.module.parameters()
+        ]
+        for parameter, _ in others:
+            parameter.grad = None
+        yield
+        for parameter, gradient in others:
+            parameter.grad = gradient
 
     def _weights(
         self, index: int, microbatches: Sequence[int], predict: Predict | None
@@ -161,23 +185,27 @@ class AsynchronousExecutor(RankExecutor):
 
 
 def asynchronous_orders(ranks: StageRanks, rules: AsynchronousRules, num_updates: int) -> Orders:
-    """1F1B over all microbatches in the run, with updates.
+    """1F1B, or WPipe's orders, over all microbatches in the run, with updates.
 
-    On each rank an update follows the last backward among the update's microbatches.
+    On each rank an update of a stage follows the last backward among the update's microbatches.
     """
     n = rules.setting.num_microbatches
-    orders = make_schedule("1f1b", ranks, n * num_updates)
-    return tuple(_with_updates(order, n) for order in orders)
+    if rules.kind is not WPIPE:
+        orders = make_schedule("1f1b", ranks, n * num_updates)
+        return tuple(_with_updates(order, n) for order in orders)
+    of_group = wpipe_orders(len(ranks) // 2, n, num_updates)
+    by_rank = {ranks[r][0]: order for r, order in enumerate(of_group)}
+    return tuple(_with_updates(by_rank.get(r, ()), n) for r in range(max(by_rank) + 1))
 
 
 def _with_updates(order: Sequence[Action], n: int) -> tuple[Action | Update, ...]:
-    last = {action.microbatch // n: action for action in order if action.op == "B"}
+    last = {(a.stage, a.microbatch // n): a for a in order if a.op == "B"}
     events: list[Action | Update] = []
     for action in order:
         events.append(action)
         number = action.microbatch // n
-        if last[number] == action:
-            events.append(Update(number))
+        if last[action.stage, number] == action:
+            events.append(Update(number, action.stage))
     return tuple(events)
 
 

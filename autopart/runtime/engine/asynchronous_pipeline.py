@@ -61,7 +61,7 @@ class AsynchronousPipeline(PipelinePart):
         elif optimizer is not None:
             predict = WeightPrediction(optimizer).weights
         seen = self.seen = self.executor.train(
-            lambda m: self.leaves_of(load(m)), num_updates, step, predict
+            lambda m: self.leaves_of(load(m)), num_updates, lambda _: step(), predict
         )
         losses = torch.zeros(num_updates, dtype=torch.float64, device=self.executor.device)
         for microbatch, loss in seen.losses.items():
@@ -83,7 +83,7 @@ def make_asynchronous_pipeline(
     """This rank's part of `model` on the plan's stages, under an asynchronous schedule.
 
     `schedule` is "pipedream", "spectrain" or "pipeoptim", with an update after every microbatch, or
-    "pipedream-2bw" or "xpipe", with an update after the plan's number of microbatches. All else is
+    "pipedream-2bw", "xpipe" or "wpipe", with an update after the plan's number of microbatches. All else is
     as in `make_pipeline`. Raises PlanError also if the schedule cannot run on the plan's stages.
     """
     check_one_gpu_per_rank(plan, "an asynchronous pipeline")

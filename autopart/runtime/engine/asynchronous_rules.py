@@ -7,6 +7,7 @@ from autopart.errors import PlanError, ScheduleError, UsageError
 from autopart.records.plan import Plan, stage_ranks
 from autopart.records.plan_degrees import check_one_gpu_per_rank
 from autopart.runtime.update.gradient_sum import Holders
+from autopart.schedules.actions import StageRanks
 from autopart.schedules.asynchronous_kind import Asynchronous, Setting, check_setting
 from autopart.schedules.named.asynchronous import (
     AVGPIPE,
@@ -21,14 +22,15 @@ from autopart.schedules.named.asynchronous import (
 )
 from autopart.text import counted
 
-RUNNABLE = {kind.name: kind for kind in (PIPEDREAM, TWO_BUFFERED, SPECTRAIN, XPIPE, PIPEOPTIM)}
+RUNNABLE = {
+    kind.name: kind for kind in (PIPEDREAM, TWO_BUFFERED, SPECTRAIN, XPIPE, WPIPE, PIPEOPTIM)
+}
 """Asynchronous schedules that can run."""
 
 ONLY_PRICED = {
     PIPEMARE.name: "its stages run a forward and a backward at once, and its learning rates follow "
     "the stages' delays",
     AVGPIPE.name: "it trains several copies of the model side by side on the same ranks",
-    WPIPE.name: "each rank has a stage of both groups of stages, in an order of its own",
     HETPIPE.name: "its pipelines train copies of the model, and share them through a server",
 }
 """Why the others are only priced."""
@@ -51,7 +53,9 @@ def rules_of(plan: Plan, name: str) -> AsynchronousRules:
     check_one_gpu_per_rank(plan, "an asynchronous run")
     ranks = stage_ranks(plan)
     counts = [len(on) for on in ranks]
-    if len({rank for on in ranks for rank in on}) < sum(counts):
+    if kind is WPIPE:
+        _check_groups(ranks)
+    elif len({rank for on in ranks for rank in on}) < sum(counts):
         raise PlanError(
             f"{kind.name} runs one stage per rank, and this plan has ranks with several; "
             "solve with --schedule 1f1b"
@@ -75,7 +79,7 @@ def rules_of(plan: Plan, name: str) -> AsynchronousRules:
 def check_no_shared(rules: AsynchronousRules, holders: Sequence[Holders]) -> None:
     """Raise PlanError if stages would sum gradients for one parameter, but run with other weights."""
     kind = rules.kind
-    if (kind.every_microbatch or kind.predicts_with) and holders:
+    if kind is not TWO_BUFFERED and holders:
         name, on = holders[0].names[0], holders[0].ranks
         raise PlanError(
             f"{kind.name} gives each stage another weight version, and '{name}' is tied across "
@@ -112,6 +116,16 @@ def _runnable(name: str) -> Asynchronous:
     if name not in RUNNABLE:
         raise PlanError(f"asynchronous schedule '{name}' cannot run; known: {', '.join(RUNNABLE)}")
     return RUNNABLE[name]
+
+
+def _check_groups(ranks: StageRanks) -> None:
+    half = len(ranks) // 2
+    first, second = [tuple(on) for on in ranks[:half]], [tuple(on) for on in ranks[half:]]
+    if first != second or len(set(first)) < half or any(len(on) > 1 for on in first):
+        raise PlanError(
+            f"{WPIPE.name} runs two stages on each rank, r and r + k / 2 of k stages, without replicas; "
+            "solve with --schedule interleaved-1f1b --stages-per-rank 2 --replicas 1"
+        )
 
 
 def _check_prediction(plan: Plan, kind: Asynchronous, counts: Sequence[int]) -> None:

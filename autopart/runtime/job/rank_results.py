@@ -42,8 +42,8 @@ class RankRun(NamedTuple):
     """Largest stash by stage, in the first step; empty if it was not counted."""
     tensor_bytes: int | None = None
     """Most tensor bytes alive in the step that counts them; None without such a step."""
-    versions: int = 1
-    """Most weight versions in the rank's memory at once."""
+    versions: Mapping[int, int] = {}
+    """By stage the most weight versions in the rank's memory at once, in a run without flushes."""
     pace: Pace | None = None
     """The machine's pace before, between and after the steps."""
     update_losses: tuple[float, ...] = ()

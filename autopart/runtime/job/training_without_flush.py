@@ -1,5 +1,6 @@
 """A run without flushes, reported in steps like other runs; a step is one batch of the plan."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from autopart.cost.asynchronous import price_of
@@ -32,17 +33,16 @@ def run_without_flush(
     `comparison` keeps copies from the first update.
     """
     each = batch_size // executor.microbatches_per_update
-    updates = 0
+    stages = Counter[int]()
 
-    def step() -> None:
-        nonlocal updates
+    def step(number: int) -> None:
         if comparison is None:
             optimizer.step()
         else:
-            comparison.keep(updates, optimizer.step)
-        updates += 1
-        if updates % each == 0:
-            note(updates // each)
+            comparison.keep(number, optimizer.step)
+        stages[number] += 1
+        if (number + 1) % each == 0 and stages[number] == len(executor.programs):
+            note((number + 1) // each)
 
     def load(microbatch: int) -> Leaves:
         batch, of_batch = divmod(microbatch, batch_size)
@@ -77,8 +77,9 @@ def _step(
     """One batch as a step: it lasts from the previous batch's last update to its own last
     update."""
     marks, seconds = trained.marks, clock.seconds
-    begin: Mark = marks.begin if updates[0] == 0 else trained.updates[updates[0] - 1].done
-    own = [trained.updates[number] for number in updates]
+    own = [one for one in trained.updates if one.number in updates]
+    before = [one.done for one in trained.updates if one.number < updates[0]]
+    begin: Mark = before[-1] if before else marks.begin
     window = seconds(begin, own[-1].done)
     slices = tuple(
         one._replace(action=one.action._replace(microbatch=one.action.microbatch - microbatches[0]))
@@ -115,7 +116,10 @@ def asynchronous_run(plan: Plan, name: str, steps: int, runs: Sequence[RankRun])
         schedule=name,
         updates=steps * plan.num_microbatches // n,
         microbatches_per_update=n,
-        versions=tuple(max(runs[rank].versions for rank in s.ranks) for s in plan.stages),
+        versions=tuple(
+            max(runs[rank].versions[index] for rank in s.ranks)
+            for index, s in enumerate(plan.stages)
+        ),
         predicted_versions=tuple(1 + copies for copies in price.extra_copies),
         predicted_period=price.period,
         predicted_peak_bytes=price.peak_bytes,

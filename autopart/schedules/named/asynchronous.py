@@ -19,6 +19,7 @@ import math
 from autopart.errors import ScheduleError
 from autopart.schedules.asynchronous_kind import MEMORY, Asynchronous, Setting
 from autopart.schedules.named.one_f_one_b import warmup
+from autopart.schedules.named.wpipe import most_in_flight
 
 
 def asynchronous(name: str) -> Asynchronous:
@@ -172,15 +173,19 @@ def _first_group(setting: Setting, stage: int) -> int:
     return 1 if stage < setting.num_stages // 2 else 0
 
 
+def _two_groups(setting: Setting, stage: int) -> int:
+    return most_in_flight(setting.num_stages, stage)
+
+
 WPIPE = Asynchronous(
     name="wpipe",
-    in_flight=_plain,
+    in_flight=_two_groups,
     extra_copies=_first_group,
     forward_delay=_first_group,
     backward_delay=_first_group,
     every_microbatch=False,
     least_microbatches=_as_many_as_stages,
-    held_against="the paper's abstract; which stages wait is from memory",
+    held_against="the paper's abstract; the order and the microbatches in flight are ours",
     source="Yang et al., Group-based Interleaved Pipeline Parallelism, ICLR 2022: half of the "
     "delays and of the copies of PipeDream-2BW; the first half of the stages is the first group",
 )

@@ -12,7 +12,7 @@ from autopart.runtime.engine.asynchronous_rules import rules_of
 from autopart.runtime.engine.run_settings import RunSettings, check_settings
 from autopart.schedules.asynchronous_kind import Setting
 from autopart.schedules.named.asynchronous import PIPEDREAM, TWO_BUFFERED
-from tests.runtime.engine.test_placements import LOOP, Ranks, plan
+from tests.runtime.engine.test_placements import LOOP, Ranks, V, plan
 from tests.support.long_tests import long_tests
 from tests.support.runtime.delayed_updates import Delayed, by_hand, complaint_of, in_pipeline
 from tests.support.runtime.rank_pool import RankPool
@@ -154,6 +154,10 @@ def test_updates_follow_the_last_backward_of_their_microbatches(name: str):
             "avgpipe is only priced .* several copies of the model side by side",
         ),
         ("pipemare", LINE[2], 4, "pipemare is only priced .* a forward and a backward at once"),
+        ("wpipe", LINE[2], 4, "wpipe runs two stages on each rank, .* --stages-per-rank 2"),
+        ("wpipe", V, 4, "wpipe runs two stages on each rank, r and r . k / 2 of k stages"),
+        ("wpipe", [[0, 1], [0, 1]], 4, "without replicas; solve with --schedule interleaved-1f1b"),
+        ("wpipe", LOOP, 3, "needs at least 4 microbatches to an update, and 3 were asked for"),
         ("nothing", LINE[2], 4, "'nothing' cannot run; known: pipedream, pipedream-2bw"),
         ("spectrain", [[0]], 4, "predicts weights over .* this plan has 1 stage; solve with more"),
         ("pipeoptim", [[0, 1], [2]], 4, "so it needs stages without replicas"),

@@ -57,6 +57,7 @@ def play(
     return read, weights
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([SPECTRAIN, XPIPE, PIPEOPTIM]), st.integers(2, 6), st.integers(1, 7), st.data()
 )

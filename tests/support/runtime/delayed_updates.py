@@ -52,9 +52,12 @@ def in_pipeline(rank: int, plan: Plan, schedule: str, updates: int, optimizer: s
         losses = pipeline.train(lambda m: microbatch(plan, m), updates, step)
     assert pipeline.seen is not None
     seen = pipeline.seen
-    assert sorted(seen.versions) == list(pipeline.microbatches(updates))
+    for versions in seen.versions.values():
+        assert sorted(versions) == list(pipeline.microbatches(updates))
     state = {name: tensor.clone() for name, tensor in pipeline.state_dict().items()}
-    return Delayed(losses.tolist(), state, seen.versions, seen.most_versions)
+    stage = max(seen.versions, default=-1)
+    versions, most = seen.versions.get(stage, {}), seen.most_versions.get(stage, 0)
+    return Delayed(losses.tolist(), state, versions, most)
 
 
 def complaint_of(rank: int, plan: Plan, schedule: str) -> str:
