@@ -19,6 +19,7 @@ COMMANDS = (
     "solve",
     "show",
     "explain",
+    "compare",
     "simulate",
     "verify",
     "run",

@@ -8,7 +8,8 @@ from autopart.records.plan import Plan
 from autopart.records.plan_degrees import rank_degrees
 from autopart.report.columns import add_number, add_text, new_table, times
 from autopart.report.labels import ranks_label
-from autopart.search.explanation import Explanation, seconds_per_sample
+from autopart.search.explanation import Explanation
+from autopart.search.plan_comparison import sample_seconds
 from autopart.search.what_if import Scenario, ScenarioAnswer
 from autopart.units import format_bytes, format_gap, format_share, format_time
 
@@ -131,9 +132,7 @@ def _what_if(plan: Plan, outcome: ScenarioAnswer) -> WhatIf:
     return WhatIf(
         changes={change.field: change.value for change in outcome.scenario},
         step_time=None if other is None else other.prediction.step_time,
-        change=None
-        if other is None
-        else _relative(seconds_per_sample(other), seconds_per_sample(plan)),
+        change=None if other is None else _relative(sample_seconds(other), sample_seconds(plan)),
         stages=None if other is None else len(other.stages),
         reason=outcome.reason,
     )
@@ -213,7 +212,7 @@ def what_if_table(found: Explanation) -> Table:
                 scenario_label(one.scenario), "-", "-", "-", one.reason.partition("; ")[0]
             )
             continue
-        change = _relative(seconds_per_sample(one.plan), seconds_per_sample(plan))
+        change = _relative(sample_seconds(one.plan), sample_seconds(plan))
         table.add_row(
             scenario_label(one.scenario), next(rest), _signed(change), _shape(one.plan), ""
         )

@@ -109,11 +109,6 @@ def usual_scenarios(plan: Plan) -> Iterator[Scenario]:
         yield (Change("nodes" if cluster.num_nodes > 1 else "gpus-per-node", "+1"),)
 
 
-def seconds_per_sample(plan: Plan) -> float:
-    """Seconds of a step for each of its samples."""
-    return plan.prediction.step_time / (plan.num_microbatches * plan.microbatch_size)
-
-
 def _best_move(plan: Plan, profiles: Sequence[Profile], seconds: float) -> LayerMove | None:
     """The move of one layer over a cut with the shortest step, in at most so many seconds."""
     if plan.schedule == CUSTOM or has_several_degrees(plan):

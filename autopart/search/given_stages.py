@@ -19,6 +19,7 @@ from autopart.records.plan import Plan, stage_ranks
 from autopart.records.problem import CLASSIC
 from autopart.records.profile import Profile
 from autopart.search.options import SolveOptions
+from autopart.search.plan_comparison import moved_layers
 from autopart.search.planner import solve_with_options
 from autopart.text import counted
 
@@ -38,15 +39,7 @@ class GivenPlan(NamedTuple):
     @property
     def moved(self) -> tuple[str, ...]:
         """The layers that another stage has in `same_shape`."""
-        return moved_layers(self.plan, self.same_shape)
-
-
-def moved_layers(plan: Plan, other: Plan) -> tuple[str, ...]:
-    """The layers whose stages differ between two plans with equally many stages."""
-    home = {name: at for at, stage in enumerate(other.stages) for name in stage.layers}
-    return tuple(
-        name for at, stage in enumerate(plan.stages) for name in stage.layers if home[name] != at
-    )
+        return moved_layers(self.plan, self.same_shape) or ()
 
 
 def plan_of_stages(

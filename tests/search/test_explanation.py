@@ -11,7 +11,8 @@ from autopart.errors import InfeasibleError
 from autopart.records.cluster import Cluster, cluster_of
 from autopart.records.plan import Plan
 from autopart.records.profile import Profile, load_profile
-from autopart.search.explanation import Explanation, explain_plan, seconds_per_sample
+from autopart.search.explanation import Explanation, explain_plan
+from autopart.search.plan_comparison import sample_seconds
 from autopart.search.what_if import parse_scenario
 
 PROFILE = Path(__file__).parent.parent / "golden" / "profiles" / "llama-8b.json"
@@ -97,7 +98,7 @@ def test_asked_changes_replace_the_usual_ones(plan: Plan, profile: Profile) -> N
     assert found.outcomes[0].plan is None and "nothing fits" in found.outcomes[0].reason
     faster = found.outcomes[1].plan
     assert faster is not None
-    assert seconds_per_sample(faster) < seconds_per_sample(plan)
+    assert sample_seconds(faster) < sample_seconds(plan)
 
 
 def test_without_time_all_changes_are_left_out_and_counted(plan: Plan, profile: Profile) -> None:

@@ -10,8 +10,9 @@ from autopart.errors import InfeasibleError, UsageError
 from autopart.records.cluster import Cluster, cluster_of
 from autopart.records.plan import Plan
 from autopart.records.profile import Profile, load_profile
-from autopart.search.given_stages import moved_layers, plan_of_stages
+from autopart.search.given_stages import plan_of_stages
 from autopart.search.options import SolveOptions
+from autopart.search.plan_comparison import moved_layers
 
 PROFILES = Path(__file__).parent.parent / "golden" / "profiles"
 

@@ -155,6 +155,15 @@ VERBS = {
         },
         (("explain {} --profile profile.json", INPUT),),
     ),
+    "compare": Verb(
+        "compare plan.json plan.json",
+        {"--within": (*NUMBER, "%", "1000%", "-1%")},
+        (
+            ("compare plan.json {}", INPUT),
+            ("compare --profiles profile.json {}", INPUT),
+            ("compare {}", INPUT[:4]),
+        ),
+    ),
     "simulate": Verb(
         "simulate plan.json",
         {
@@ -224,7 +233,7 @@ WHOLE = (
     "solve --gpus 2 --profile profile.json --reserve 1TiB --memory 1GiB",
     "solve --gpus 2 --profile profile.json --memory-sweep 2 --time-limit 1 --memory 1B",
     "solve --gpus 2 --profile profile.json extra", "show", "show plan.json plan.json", "show profile.json",
-    "show cluster.json", "show --memory", "explain", "explain plan.json",
+    "show cluster.json", "show --memory", "explain", "explain plan.json", "compare", "compare --profiles", "compare --profiles profile.json",
     "simulate", "simulate plan.json --asynchronous --noise 1",
     "simulate plan.json --profile profile.json --noise 0.1", "verify", "verify plan.json",
     "verify plan.json --profile plan.json", "verify profile.json --profile profile.json",
