@@ -145,9 +145,13 @@ def format_order(order: Order) -> str:
 
 def paired_forwards(order: Sequence[Action]) -> list[int]:
     """The places in an order at which an overlapped pair begins."""
-    if PairedForward not in set(map(type, order)):
-        return []
-    return [at for at, action in enumerate(order) if type(action) is PairedForward]
+    kinds = list(map(type, order))
+    found: list[int] = []
+    at = -1
+    for _ in range(kinds.count(PairedForward)):
+        at = kinds.index(PairedForward, at + 1)
+        found.append(at)
+    return found
 
 
 def has_pairs(schedule: Schedule) -> bool:

@@ -151,10 +151,16 @@ class Actions(NamedTuple):
     @property
     def second(self) -> list[int]:
         """What each action awaits besides `need`: `nothing`, but for forwards of overlapped pairs."""
-        found = [self.nothing] * self.num_actions
-        for forward in self.pairs.tolist():
-            found[forward] = int(self.need[forward + 1])
-        return found
+        found = np.full(self.num_actions, self.nothing)
+        found[self.pairs] = self.need[self.pairs + 1]
+        return found.tolist()
+
+    @property
+    def begins_pair(self) -> bytes:
+        """For each action 1 where an overlapped pair begins, else 0."""
+        found = np.zeros(self.num_actions, dtype=np.uint8)
+        found[self.pairs] = 1
+        return found.tobytes()
 
 
 def encode(schedule: Schedule, num_stages: int) -> Actions:

@@ -17,7 +17,8 @@ def rounds(actions: Actions) -> IntArray:
     earlier rounds: its predecessor on the rank, and the action that it awaits. An overlapped pair
     awaits two.
     """
-    needs, seconds = actions.need.tolist(), actions.second if len(actions.pairs) else None
+    needs, pair = actions.need.tolist(), actions.begins_pair
+    seconds = actions.second if len(actions.pairs) else []
     unknown = -1
     # The last two entries stand for `nothing`, which is there from the start, and `never`.
     done_in = [unknown] * actions.num_actions + [0, unknown]
@@ -32,7 +33,7 @@ def rounds(actions: Actions) -> IntArray:
             # Step 1: a rank that must wait notes itself at the action that it awaits.
             need = needs[i]
             there = done_in[need]
-            if seconds is not None and there != unknown:
+            if pair[i] and there != unknown:
                 also = done_in[seconds[i]]
                 if also == unknown or also > there:
                     need, there = seconds[i], also

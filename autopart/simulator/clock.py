@@ -67,7 +67,7 @@ def _run_buffered(
 ) -> Times:
     count = actions.num_actions
     needs, links = actions.need.tolist(), actions.link.tolist()
-    seconds = actions.second if len(actions.pairs) else None
+    pair, seconds = actions.begins_pair, actions.second if len(actions.pairs) else []
     time = _times(actions, costs, effects, sends_overlap=sends_overlap)
     moving = costs.moving[actions.kind].tolist()
     unknown = -1.0
@@ -85,7 +85,7 @@ def _run_buffered(
             # Step 1: if the awaited result is not made yet, the rank sleeps. A pair awaits two.
             need = needs[i]
             there = arrival[need]
-            if seconds is not None and there >= 0.0 and not 0.0 <= arrival[seconds[i]] <= there:
+            if pair[i] and there >= 0.0 and not 0.0 <= arrival[seconds[i]] <= there:
                 need = seconds[i]
                 there = arrival[need]
             if there < 0.0:

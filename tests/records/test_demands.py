@@ -38,6 +38,15 @@ def test_impossible_demands_are_refused_with_a_reason(demands: Demands, message:
         check_demands(demands, "step", GRAPH)
 
 
+def test_a_schedule_with_pairs_needs_a_profile_with_pair_times():
+    demands = Demands(schedules=("1f1b", "paired-1f1b"))
+    with pytest.raises(AutopartError, match=r"'paired-1f1b' runs .* 'autopart profile --pairs'"):
+        check_demands(demands, "step", GRAPH)
+    check_demands(demands, "step", chain_graph(layer("a"), layer("b", pair_time=2.5)))
+    with pytest.raises(AutopartError, match="for the bottleneck, schedule is one of"):
+        check_demands(demands, "bottleneck", chain_graph(layer("a", pair_time=2.5)))
+
+
 @pytest.mark.parametrize(
     ("demands", "message"),
     [

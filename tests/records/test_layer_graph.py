@@ -10,6 +10,7 @@ from autopart.records.layer_graph import (
     as_networkx,
     edges,
     is_chain,
+    pair_saving,
 )
 from tests.support.problems import chain_graph, layer, value
 
@@ -45,6 +46,20 @@ def test_a_value_that_is_part_of_no_other_is_named(part_of: str):
     graph = LayerGraph(layers=(layer("a"), layer("b")), values=(own,))
     with pytest.raises(ProfileError, match=rf"value 'a\.out' is part of '{part_of}'"):
         check_graph(graph)
+
+
+@pytest.mark.parametrize("pair_time", [1.9, 3.1])
+def test_a_pair_that_is_faster_than_one_part_or_slower_than_both_is_refused(pair_time: float):
+    """A forward takes 1 s, a backward 2 s."""
+    with pytest.raises(
+        ProfileError, match=r"layer 'a' has a pair time .* takes from 2.00 s to 3.00 s"
+    ):
+        check_graph(LayerGraph(layers=(layer("a", pair_time=pair_time),)))
+    for able in (2.0, 2.5, 3.0):
+        one = layer("a", pair_time=able)
+        check_graph(LayerGraph(layers=(one,)))
+        assert pair_saving(one) == 3.0 - able
+    assert pair_saving(layer("a")) == 0.0
 
 
 def test_an_edge_that_goes_back_is_named():

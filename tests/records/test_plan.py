@@ -132,6 +132,7 @@ def test_a_bound_that_is_no_finite_number_from_0_on_is_refused(tmp_path: Path, b
         ({"prediction": {"rank_peak_bytes": [1, 2, 3]}}, "it has 3 peaks of ranks for 2 ranks"),
         ({"prediction": {"syncs": [{"what": "w", "ranks": [0, 9], "time": 1.0}]}}, "sync 0 names rank 9, which has no stage"),
         ({"num_microbatches": 3 * 10**8}, "8 actions are too few for 300000000 microbatches"),
+        ({"orders": [PLAN.orders[0].replace("0F1 0B0", "(0F1;0B0)OVERLAP_F_B"), PLAN.orders[1]]}, "overlapped pairs, and stage 0 has no pair_saving"),
         ({"orders": [*PLAN.orders, ""]}, "it has 3 orders for 2 GPUs"),
         ({"orders": [*PLAN.orders, ""], "cluster": {"gpus_per_node": 3}, "prediction": {"rank_peak_bytes": [1, 2, 3]}}, "the last of 3 orders is empty"),
         ({"prediction": {"syncs": [{"what": "w", "ranks": [0, 0], "time": 1.0}]}}, "sync 0 names no ranks, or one twice"),
