@@ -23,6 +23,7 @@ from autopart.records.profile import Profile
 from autopart.records.run_result import RunResult
 from autopart.report import (
     cluster_table,
+    doctor_table,
     explanation_table,
     given_table,
     plan_comparison_table,
@@ -54,6 +55,7 @@ DOCUMENTS = {
     "verify-summary": plan_summary.VerifySummary,
     "run-summary": RunResult,
     "validate-summary": Fidelity,
+    "doctor-summary": doctor_table.DoctorSummary,
     "export-summary": plan_summary.ExportSummary,
 }
 

@@ -25,6 +25,7 @@ COMMANDS = (
     "run",
     "validate",
     "export",
+    "doctor",
 )
 
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])

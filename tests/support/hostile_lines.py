@@ -155,6 +155,7 @@ VERBS = {
         },
         (("explain {} --profile profile.json", INPUT),),
     ),
+    "doctor": Verb("doctor", {}, (("doctor {}", INPUT[:3]),)),
     "compare": Verb(
         "compare plan.json plan.json",
         {"--within": (*NUMBER, "%", "1000%", "-1%")},
