@@ -1,5 +1,6 @@
 """PipeDream and PipeDream-2BW on processes, compared with equal delayed updates in one process."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -14,7 +15,14 @@ from autopart.schedules.asynchronous_kind import Setting
 from autopart.schedules.named.asynchronous import PIPEDREAM, TWO_BUFFERED
 from tests.runtime.engine.test_placements import LOOP, Ranks, V, plan
 from tests.support.long_tests import long_tests
-from tests.support.runtime.delayed_updates import Delayed, by_hand, complaint_of, in_pipeline
+from tests.support.runtime.delayed_updates import (
+    Delayed,
+    Guess,
+    by_hand,
+    complaint_of,
+    in_pipeline,
+    predicted_by_hand,
+)
 from tests.support.runtime.rank_pool import RankPool
 
 LINE = {2: [[0], [1]], 3: [[0], [1], [2]], 4: [[0], [1], [2], [3]]}
@@ -204,3 +212,39 @@ def test_settings_that_need_a_flush_are_refused_before_anything_starts(
 def test_pipedream_refuses_weights_that_are_tied_across_stages(two_ranks: RankPool):
     for complaint in two_ranks.call(complaint_of, plan("zoo:gpt2-tiny", LINE[2]), "pipedream"):
         assert complaint.startswith("PlanError: ") and "'tokens.weight' is tied across" in complaint
+
+
+def spectrain(k: int) -> tuple[Callable[[int, int], Guess], Callable[[int, int], Guess]]:
+    """Chen et al.: s = floor(i/2) + k - i - 1 forward, floor(i/2) backward, on GPU i of k."""
+    return (
+        lambda i, m: (pipedream(k, i, m), i // 2 + k - i - 1),
+        lambda i, m: (m, i // 2),
+    )
+
+
+def pipeoptim(k: int) -> tuple[Callable[[int, int], Guess], Callable[[int, int], Guess]]:
+    """Guan et al.: s = D - rank - 1 forward, and the newest weights backward."""
+    return lambda i, m: (pipedream(k, i, m), k - i - 1), lambda i, m: (m, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("spectrain", spectrain),
+        pytest.param("pipeoptim", pipeoptim, marks=pytest.mark.long),
+    ],
+)
+def test_your_own_loop_predicts_weights_as_by_hand(four_ranks: RankPool, name: str, rule: Any):
+    of = plan("zoo:mlp-tiny", LINE[4])
+    ranks = four_ranks.call(in_pipeline, of, name, 7, "momentum")
+    assert_same(ranks, predicted_by_hand(of, 7, *rule(4)), 1e-11)
+
+
+@pytest.mark.slow
+def test_your_own_loop_refuses_optimizers_that_predict_nothing(two_ranks: RankPool):
+    of = plan("zoo:mlp-tiny", LINE[2])
+    for complaint in two_ranks.call(complaint_of, of, "spectrain", "sgd"):
+        assert complaint.startswith(
+            "UsageError: weights cannot be predicted from the state of SGD w"
+        )

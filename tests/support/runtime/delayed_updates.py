@@ -18,8 +18,13 @@ from tests.support.runtime.plans import capture
 
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
     "momentum": lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-2),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
 }
+
+
+Guess = tuple[int, int]
+"""A version, and the further updates over which weights are predicted from it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def in_pipeline(rank: int, plan: Plan, schedule: str, updates: int, optimizer: s
         stepper.zero_grad()
 
     with DropNothing():
-        losses = pipeline.train(lambda m: microbatch(plan, m), updates, step)
+        losses = pipeline.train(lambda m: microbatch(plan, m), updates, step, stepper)
     assert pipeline.seen is not None
     seen = pipeline.seen
     for versions in seen.versions.values():
@@ -60,10 +65,10 @@ def in_pipeline(rank: int, plan: Plan, schedule: str, updates: int, optimizer: s
     return Delayed(losses.tolist(), state, versions, most)
 
 
-def complaint_of(rank: int, plan: Plan, schedule: str) -> str:
+def complaint_of(rank: int, plan: Plan, schedule: str, optimizer: str = "adamw") -> str:
     """The error if the schedule cannot run, else an empty string."""
     try:
-        in_pipeline(rank, plan, schedule, 1, "adamw")
+        in_pipeline(rank, plan, schedule, 1, optimizer)
     except AutopartError as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -101,6 +106,43 @@ def by_hand(
         stepper.zero_grad()
         history.append(copied(parameters))
         losses.append(total)
+    return Delayed(losses, training.model.state_dict(), {})
+
+
+def predicted_by_hand(
+    plan: Plan,
+    updates: int,
+    forward: Callable[[int, int], Guess],
+    backward: Callable[[int, int], Guess],
+) -> Delayed:
+    """Updates after each microbatch, with momentum, and with predicted weights.
+
+    A guess repeats the last change of its version: W(v) + d (W(v) - W(v - 1)). `forward` and
+    `backward` have the guesses of a stage and a microbatch.
+    """
+    training = build_training_model(load_model(plan.origin.model), dtype=plan.origin.dtype)
+    parameters = {name.removeprefix("model."): p for name, p in training.named_parameters()}
+    stages, history = stages_of_parameters(plan), [copied(parameters)]
+    stepper = OPTIMIZERS["momentum"](parameters.values())
+    losses: list[float] = []
+
+    def overwrite(guess: Callable[[int, int], Guess], m: int) -> None:
+        for name, parameter in parameters.items():
+            version, distance = guess(stages[name], m)
+            now, before = history[version][name], history[max(0, version - 1)][name]
+            parameter.data.copy_(now + distance * (now - before))
+
+    for m in range(updates):
+        overwrite(forward, m)
+        with DropNothing():
+            loss = training(*microbatch(plan, m))
+        overwrite(backward, m)
+        loss.backward()
+        overwrite(lambda stage, m: (m, 0), m)
+        stepper.step()
+        stepper.zero_grad()
+        history.append(copied(parameters))
+        losses.append(loss.item())
     return Delayed(losses, training.model.state_dict(), {})
 
 
