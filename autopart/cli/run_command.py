@@ -44,6 +44,7 @@ def command(
             check=step_options.check,
             optimizer=step_options.optimizer,
             lr=step_options.lr,
+            clip_norm=step_options.clip_norm,
             timeout=rank_options.timeout,
             device=step_options.device,
             save=step_options.save,

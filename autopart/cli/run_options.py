@@ -51,6 +51,13 @@ class StepOptions:
         typer.Option(help="The optimizer; default: adamw, or sgd under --check."),
     ] = None
     lr: Annotated[float | None, typer.Option(min=0.0, help="Learning rate.")] = None
+    clip_norm: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NORM",
+            help="Clip gradients: their norm over the whole model is at most this before each update.",
+        ),
+    ] = None
     device: Device = None
     save: Annotated[
         str | None,

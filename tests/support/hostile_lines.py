@@ -181,7 +181,7 @@ VERBS = {
     "run": Verb(
         "run plan.json model.py --steps 1",
         {
-            "--steps": COUNT, "--optimizer": CHOICE, "--lr": NUMBER, "--device": CHOICE,
+            "--steps": COUNT, "--optimizer": CHOICE, "--lr": NUMBER, "--device": CHOICE, "--clip-norm": ("0", *NUMBER),
             "--timeout": NUMBER, "--seed": ("nan", "", "many", "1.5", "99999999999999999999999"),
             "--backend": CHOICE, "--asynchronous": CHOICE, "--sync": CHOICE, "--save": OUTPUT, "--load": INPUT,
         },

@@ -224,7 +224,7 @@ def train_plain(
             steps=updates,
             num_microbatches=microbatches_per_update,
             optimizer=lambda trained: PlainOptimizer(
-                optimizer, trained, lr, has_masters=has_masters
+                optimizer, trained, lr, has_masters=has_masters, clip_norm=settings.clip_norm
             ),
             note=note,
             autocast=autocast,

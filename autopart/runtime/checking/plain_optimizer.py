@@ -23,12 +23,20 @@ class PlainOptimizer:
     """Steps parameters and clears their gradients."""
 
     def __init__(
-        self, name: str, parameters: Sequence[nn.Parameter], lr: float, *, has_masters: bool
+        self,
+        name: str,
+        parameters: Sequence[nn.Parameter],
+        lr: float,
+        *,
+        has_masters: bool,
+        clip_norm: float | None = None,
     ) -> None:
         """`name` is a key of `LEARNING_RATES`.
 
-        With `has_masters`, parameters in 16 bits have float32 master copies.
+        With `has_masters`, parameters in 16 bits have float32 master copies. `clip_norm` is the largest
+        norm of all gradients together, by torch's own clipping; None leaves them as they are.
         """
+        self._clip_norm, self._parameters = clip_norm, list(parameters)
         self._pairs = [
             (p, nn.Parameter(p.detach().float()) if has_masters and p.dtype in _HALF else p)
             for p in parameters
@@ -39,6 +47,8 @@ class PlainOptimizer:
 
     def step(self) -> None:
         """Apply the gradients, then clear them."""
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         for parameter, master in self._pairs:
             if master is not parameter and parameter.grad is not None:
                 master.grad = parameter.grad.float()

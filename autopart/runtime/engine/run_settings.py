@@ -1,10 +1,12 @@
 """Settings for a run."""
 
+import math
 from typing import Literal, Required, TypedDict
 
 import msgspec
 
 from autopart.errors import UsageError
+from autopart.records.plan import Plan
 from autopart.runtime.engine.asynchronous_rules import check_optimizer, default_optimizer
 from autopart.runtime.engine.plan_match import Backend
 from autopart.runtime.update.optimizer import LEARNING_RATES
@@ -50,6 +52,9 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """New folder for the saved state after the last step."""
     load: str | None = None
     """Folder with the saved state from which the run continues, under any plan for the model."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together; larger ones are scaled down before each update. None
+    leaves gradients as they are."""
 
 
 class RunKeywords(TypedDict, total=False):
@@ -69,6 +74,16 @@ class RunKeywords(TypedDict, total=False):
     asynchronous: str | None
     save: str | None
     load: str | None
+    clip_norm: float | None
+
+
+def runs_back_to_back(plan: Plan, settings: RunSettings) -> bool:
+    """Whether each rank starts its next step behind its own update, as the plan's period says.
+
+    A run that counts bytes compares single steps with their timelines.
+    """
+    one_by_one = settings.count_bytes or settings.asynchronous is not None
+    return plan.objective == "period" and not one_by_one
 
 
 def optimizer_name(settings: RunSettings) -> str:
@@ -109,6 +124,26 @@ def check_settings(settings: RunSettings) -> None:
         raise UsageError(
             "torch's schedules flush at the end of every step; leave out --backend torch or "
             "--asynchronous"
+        )
+
+
+def check_clipping(plan: Plan, settings: RunSettings) -> None:
+    """Raise UsageError where gradients are clipped by the norm of all, and a rank may not wait for it."""
+    norm = settings.clip_norm
+    if norm is None:
+        return
+    if not 0.0 < norm < math.inf:
+        raise UsageError(f"--clip-norm {norm}: give a number above 0")
+    if settings.asynchronous is not None:
+        raise UsageError(
+            "clipping needs the norm of all gradients of one update, and no two stages of an asynchronous "
+            "run are at the same update; leave out --clip-norm or --asynchronous"
+        )
+    if plan.objective == "period":
+        raise UsageError(
+            "the plan's period has each rank update before other ranks are done, and clipping needs the "
+            "norm of all gradients first, so its steps would not run back to back; leave out --clip-norm, "
+            "or solve with --objective step"
         )
 
 

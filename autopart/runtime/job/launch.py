@@ -28,7 +28,12 @@ from autopart.records.run_result import RunResult
 from autopart.runtime.engine.asynchronous_rules import rules_of
 from autopart.runtime.engine.failures import Failure, as_error
 from autopart.runtime.engine.plan_match import check_can_run
-from autopart.runtime.engine.run_settings import RunKeywords, RunSettings, check_settings
+from autopart.runtime.engine.run_settings import (
+    RunKeywords,
+    RunSettings,
+    check_clipping,
+    check_settings,
+)
 from autopart.runtime.job.meeting import ANSWER_SECONDS
 from autopart.runtime.job.rank import run_as_rank
 from autopart.runtime.job.saved_state import check_folder_to_save
@@ -115,6 +120,7 @@ def _loaded(plan: Plan | Path | str, settings: RunSettings) -> Plan:
     if not isinstance(plan, Plan):
         plan = load_plan(plan)
     check_can_run(plan, settings.backend)
+    check_clipping(plan, settings)
     if settings.asynchronous is not None:
         rules_of(plan, settings.asynchronous)
     if settings.save is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import distributed
 
+from autopart.cost.stage_times import plan_minimised
 from autopart.fidelity.pace import compare_pace, notes_on_pace
 from autopart.records.plan import Plan, cast_of, num_ranks
 from autopart.records.plan_degrees import (
@@ -28,6 +29,7 @@ from autopart.runtime.checking.dropout import drop_nothing, may_draw_numbers
 from autopart.runtime.engine.assembly import make_asynchronous_executor, make_executor
 from autopart.runtime.engine.asynchronous import AsynchronousExecutor
 from autopart.runtime.engine.compiled_stages import compile_stages
+from autopart.runtime.engine.gradients import clip
 from autopart.runtime.engine.group_part import GroupPart
 from autopart.runtime.engine.local_model import LocalModel, local_model_of
 from autopart.runtime.engine.microbatches import Microbatches
@@ -38,7 +40,11 @@ from autopart.runtime.engine.plan_match import (
 )
 from autopart.runtime.engine.rank_executor import StepExecutor
 from autopart.runtime.engine.rank_optimizer import rank_optimizer
-from autopart.runtime.engine.run_settings import RunSettings, optimizer_name
+from autopart.runtime.engine.run_settings import (
+    RunSettings,
+    optimizer_name,
+    runs_back_to_back,
+)
 from autopart.runtime.engine.stage import Leaves
 from autopart.runtime.engine.state_dict import all_names
 from autopart.runtime.job.rank_pace import RankPace
@@ -68,6 +74,12 @@ from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.transforms.seeded_parts import Parts, parts_of
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.zoo.source import ModelSource
+
+BACK_TO_BACK = (
+    "steps ran back to back: step times are those of the slowest rank from update to update, beside the "
+    "predicted period"
+)
+"""Said of a run of a plan that minimises the period."""
 
 Report = Callable[[int, int, str], None]
 """Called with the steps done, the number of steps, and the current activity."""
@@ -148,9 +160,16 @@ class _Run:
             self._comparison = Comparison(
                 plan, check, executor, status_board.waiting, parts, draws=draws
             )
+        # Clipping reads whole gradients.
+        scatters = settings.clip_norm is None
         self._optimizer = rank_optimizer(
-            plan, executor, optimizer_name(settings), settings.lr, scatters=True
+            plan, executor, optimizer_name(settings), settings.lr, scatters=scatters
         )
+        self._back_to_back = runs_back_to_back(plan, settings)
+        self._ready: list[dict[int, Leaves]] = []
+        """The data of each step, where steps run back to back."""
+        self._ended = 0.0
+        """When the last update ended, by `time.perf_counter()`."""
         self._first = self._loaded()
         # Equal on all processes of a tensor group. A run that continues draws other numbers.
         torch.manual_seed(settings.seed + place.rank + place.num_ranks * self._first)
@@ -168,8 +187,12 @@ class _Run:
             return run._replace(pace=pace.pace())
         executor, meter = self._executor, StashMeter()
         done: list[StepRun] = []
+        if self._back_to_back:
+            # No rank waits for data, nor samples its pace, between two steps.
+            self._status_board.working("the data of the run")
+            self._ready = [self._microbatches(executor, step) for step in range(count)]
         for step in range(count):
-            if step:
+            if step and not self._back_to_back:
                 pace.between(step - 1)
             done.append(self._metered(executor, step, meter))
         pace.all_turns()
@@ -189,7 +212,7 @@ class _Run:
         measured = statistics.median(times[1:] or times)
         name = self._settings.asynchronous
         asynchronous = asynchronous_run(plan, name, self._settings.steps, runs) if name else None
-        predicted = plan.prediction.step_time
+        predicted = plan_minimised(plan) if self._back_to_back else plan.prediction.step_time
         if asynchronous is not None:
             predicted = asynchronous.predicted_period * plan.num_microbatches
         ranks = tuple(map(rank_step, range(len(runs)), runs))
@@ -216,6 +239,7 @@ class _Run:
             trace=tuple(map(last_slices, runs)),
             notes=(
                 *run_notes(runs, self._settings, rank_degrees(plan)),
+                *([BACK_TO_BACK] if self._back_to_back else []),
                 *notes_on_pace(plan, ranks),
             ),
         )
@@ -328,11 +352,7 @@ class _Run:
 
     def _step(self, executor: StepExecutor, step: int) -> StepRun:
         clock, status_board = clock_of(self._place.device), self._status_board
-        status_board.working(f"the data of step {step + 1}")
-        microbatches = self._microbatches(executor, step)
-        status_board.waiting(f"the start of step {step + 1}", None)
-        distributed.barrier()
-        begin = time.perf_counter()
+        begin, microbatches = self._begin(executor, step)
         comparison = self._comparison if step == 0 else None
         with nullcontext() if self._comparison is None else self._comparison.repeatable():
             loss = executor.step(microbatches)
@@ -340,11 +360,15 @@ class _Run:
         time_taken = time.perf_counter() - begin
         if comparison is not None:
             comparison.gradients()
+        if self._settings.clip_norm is not None:
+            status_board.waiting("the norm of all gradients", None)
+            clip(executor, self._settings.clip_norm)
         status_board.working("the optimizer's step")
         update_time = _timed_update(self._optimizer, clock)
         if comparison is not None:
             comparison.first_update()
         time_taken += update_time
+        self._ended = time.perf_counter()
         self._note_progress(step + 1, time_taken)
         trace = executor.trace()
         return StepRun(
@@ -353,6 +377,17 @@ class _Run:
             time=time_taken,
             update_time=update_time + trace.group_time,
         )
+
+    def _begin(self, executor: StepExecutor, step: int) -> tuple[float, dict[int, Leaves]]:
+        """When the step begins, and its data: together on all ranks, or behind this rank's last update."""
+        if self._back_to_back and step:
+            return self._ended, self._ready[step]
+        status_board = self._status_board
+        status_board.working(f"the data of step {step + 1}")
+        microbatches = self._microbatches(executor, step)
+        status_board.waiting(f"the start of step {step + 1}", None)
+        distributed.barrier()
+        return time.perf_counter(), microbatches
 
     def _microbatches(self, executor: StepExecutor, step: int) -> dict[int, Leaves]:
         own, read = executor.microbatches, executor.inputs

@@ -35,9 +35,14 @@ def falling_warmups(task: OrderProblem) -> Iterator[tuple[int, ...]]:
     if len({r for own in task.stage_ranks for r in own}) < sum(map(len, task.stage_ranks)):
         return
     seen: set[tuple[int, ...]] = set()
-    for factor in WARMUPS:
+    given = [warmup_of(task, factor) for factor in WARMUPS]
+    if task.rank_starts:
+        # ZB-H2's warm-ups: no rank waits between its first and its last action where stages are alike.
+        behind = range(len(task.stages), 0, -1)
+        given.insert(0, tuple(min(task.num_microbatches, 2 * k - 1) for k in behind))
+    for warmups in given:
         limits: list[int] = []
-        for stage, warmup in enumerate(warmup_of(task, factor)):
+        for stage, warmup in enumerate(warmups):
             if task.room_bytes is not None and task.stash_bytes[stage]:
                 room = min(task.room_bytes[r] for r in task.stage_ranks[stage])
                 warmup = max(1, min(warmup, room // task.most_kept(stage)))
