@@ -124,18 +124,20 @@ def _orders_allowed(demands: Demands) -> str:
     if CUSTOM in demands.schedules:
         asked = demands.stages_per_rank
         most = counted(asked, "stage") if asked else f"up to {MOST_STAGES_PER_RANK} stages"
-        return f"any order, whole or split backwards, {most} per rank in loops or waves"
+        return f"any order, whole or split backwards, {most} per rank in loops or waves{_pairs(demands)}"
     one = len(demands.schedules) == 1
     said = f"the order{'' if one else 's'} of {in_words(demands.schedules)}"
     both = [name for name in demands.schedules if name in BIDIRECTIONAL]
     if both:
         said += f", stage s and stage k - 1 - s of k on the same ranks under {in_words(both)}"
+    return said + _pairs(demands)
+
+
+def _pairs(demands: Demands) -> str:
+    """The assumption on overlapped pairs; empty where no schedule has them."""
     paired = [name for name in demands.schedules if name in PAIRED]
-    if paired:
-        said += (
-            f", a forward beside a backward at the profile's pair times under {in_words(paired)}"
-        )
-    return said
+    where = "" if CUSTOM in demands.schedules else f" under {in_words(paired)}"
+    return f", a forward beside a backward at the profile's pair times{where}" if paired else ""
 
 
 def _microbatches(problem: Problem, sizes: Sequence[SearchedSize]) -> str:

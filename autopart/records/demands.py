@@ -96,10 +96,6 @@ def _check_schedules(demands: Demands, objective: Objective) -> None:
             f"own orders are not searched for two pipelines over the same ranks; ask for "
             f"{' or '.join(BIDIRECTIONAL)} alone or with other names"
         )
-    if CUSTOM in names and not set(names).isdisjoint(PAIRED):
-        raise AutopartError(
-            f"own orders have no overlapped pairs; ask for {' or '.join(PAIRED)} alone or with other names"
-        )
     if not names or len(set(names)) < len(names):
         raise AutopartError(f"schedules {list(names)}: name at least one, and each once")
 

@@ -39,6 +39,7 @@ from autopart.search.first_orders import propose_first_orders
 from autopart.search.incumbent import Incumbent, Outcome
 from autopart.search.layout_search import ACTIONS, LayoutSearch, OpenLayout
 from autopart.search.own_orders import propose_own_orders
+from autopart.search.own_pairs import propose_own_pairs
 from autopart.search.phases import (
     SHARE_OF_LOOK,
     SHARE_OF_START,
@@ -105,7 +106,8 @@ class BranchAndBound:
             return [look, start, Phase(1.0, self._visit_shapes), close]
         # Own orders gain more than the last shapes do, so these come behind them.
         some, own = Phase(0.25, self._visit_shapes), Phase(0.75, self._own_orders)
-        return [look, start, some, own, Phase(0.5, self._visit_shapes), close]
+        pairs = Phase(0.3, self._own_pairs)
+        return [look, start, some, own, pairs, Phase(0.5, self._visit_shapes), close]
 
     @property
     def progress(self) -> str:
@@ -216,6 +218,11 @@ class BranchAndBound:
             if layout.schedule == CUSTOM
         ]
         propose_own_orders(self.found, [*self.open, *unfinished])
+
+    def _own_pairs(self, until: float) -> None:
+        """Choose overlapped pairs in the best decision's orders."""
+        self.found.deadline = until
+        propose_own_pairs(self.found)
 
     def _close(self, until: float) -> None:
         """Close layouts in the order of their bounds."""

@@ -12,12 +12,14 @@ from autopart.errors import AutopartError
 from autopart.records.cluster import SENDS, Cluster, check_cluster, num_gpus
 from autopart.records.demands import able_schedules, check_demands
 from autopart.records.graph_check import bytes_in
-from autopart.records.layer_graph import LayerGraph
+from autopart.records.layer_graph import LayerGraph, has_pair_times
 from autopart.records.plan import POLICY_LISTS
 from autopart.records.problem import (
     CLASSIC,
+    CUSTOM,
     OBJECTIVES,
     OFFLOADING,
+    PAIRED,
     RECOMPUTING,
     SCHEDULES,
     Demands,
@@ -58,7 +60,8 @@ def make_problem(
         sends = _known(options.sends, SENDS, "--sends")
         cluster = msgspec.structs.replace(cluster, sends=sends)
     objective = _known(options.objective, OBJECTIVES, "objective")
-    demands = _with_own_checkpoints(_demands(options, objective), profile, options)
+    demands = _demands(options, objective, profile.graph)
+    demands = _with_own_checkpoints(demands, profile, options)
     check_demands(demands, objective, profile.graph)
     demands = checked_policies(profile.graph, cluster, demands)
     _check_counts(profile.graph, cluster, num_microbatches, demands)
@@ -101,14 +104,14 @@ def _check_counts(
         )
 
 
-def _demands(options: SolveOptions, objective: Objective) -> Demands:
+def _demands(options: SolveOptions, objective: Objective, graph: LayerGraph) -> Demands:
     """The demands as a plan file holds them, with every word checked."""
     return Demands(
         num_stages=options.num_stages,
         num_replicas=options.num_replicas,
         replicas_per_stage=options.replicas_per_stage,
         stages_per_rank=options.stages_per_rank,
-        schedules=_schedules(options, objective),
+        schedules=_schedules(options, objective, graph),
         pins=tuple(Pin(layer=name, stage=stage) for name, stage in (options.pins or {}).items()),
         same_stage=tuple(map(tuple, options.same_stage)),
         different_stage=tuple(map(tuple, options.different_stage)),
@@ -172,8 +175,8 @@ def _known(word: str, known: Sequence[Word], option: str) -> Word:
     raise AutopartError(f"unknown {option} '{word}'; known: {', '.join(known)}")
 
 
-def _schedules(options: SolveOptions, objective: Objective) -> tuple[str, ...]:
-    """The schedules that "1f1b,zb-h1" names; for "auto" all that the objective can have.
+def _schedules(options: SolveOptions, objective: Objective, graph: LayerGraph) -> tuple[str, ...]:
+    """The schedules that "1f1b,zb-h1" names; for "auto" all that objective and profile can have.
 
     Where none is named, those that every executor of plans runs; they never split a backward.
     """
@@ -181,7 +184,9 @@ def _schedules(options: SolveOptions, objective: Objective) -> tuple[str, ...]:
         return CLASSIC
     if options.schedule == "auto":
         own = options.replicas_per_stage or str(options.tensor) == PER_STAGE
-        return able_schedules(objective, per_stage=own)
+        able = able_schedules(objective, per_stage=own)
+        pairs = CUSTOM in able and has_pair_times(graph)
+        return (*able, *PAIRED) if pairs else able
     return parse_schedules(options.schedule)
 
 
