@@ -203,11 +203,11 @@ def predicted(shape: Shape, row: Policies, problem: Problem) -> Predicted:
         num_microbatches=problem.num_microbatches,
     )
     partition = equal_stages(problem.graph, stages)
-    policies = [_policies(problem.graph, stage, row) for stage in partition]
+    policies = [policies_of(problem.graph, stage, row) for stage in partition]
     orders = make_schedule(layout.schedule, layout.stage_ranks, layout.num_microbatches)
     in_flight = stages_in_flight(orders, layout.stage_ranks)
     own, _ = predict(problem, layout, partition, policies, in_flight)
-    slices = msgspec.structs.replace(problem, graph=_sent_in_slices(problem.graph, row))
+    slices = msgspec.structs.replace(problem, graph=sent_in_slices(problem.graph, row))
     timed, syncs = predict(slices, layout, partition, policies, in_flight)
     whole = simulated(problem.cluster, layout, timed, syncs, None)
     use = rank_memory(layout.stage_ranks, orders, own)[0]
@@ -221,7 +221,7 @@ def predicted(shape: Shape, row: Policies, problem: Problem) -> Predicted:
     )
 
 
-def _sent_in_slices(graph: LayerGraph, row: Policies) -> LayerGraph:
+def sent_in_slices(graph: LayerGraph, row: Policies) -> LayerGraph:
     """The graph whose values are sent in slices, one per GPU of a group, as in the paper's runs."""
     share = 1 if row.sequence else DEGREE
     values = (msgspec.structs.replace(v, bytes=v.bytes // share) for v in graph.values)
@@ -264,7 +264,9 @@ def equal_stages(graph: LayerGraph, stages: int) -> Partition:
     return tuple(map(tuple, found))
 
 
-def _policies(graph: LayerGraph, stage: Sequence[int], row: Policies) -> StagePolicies:
+def policies_of(graph: LayerGraph, stage: Sequence[int], row: Policies) -> StagePolicies:
+    """The policies of a row on one stage's layers."""
+
     def named(ends: tuple[str, ...]) -> tuple[int, ...]:
         return tuple(at for at in stage if graph.layers[at].name.endswith(ends))
 
@@ -278,7 +280,7 @@ def block_seconds(shape: Shape, row: Policies, variant: TensorVariant) -> Times:
     """Seconds of one inner block forward and backward, with its collectives."""
     graph = problem_of(shape, variant).graph
     own = [at for at, la in enumerate(graph.layers) if block_of(la.name) == 1]
-    chosen = _policies(graph, own, row)
+    chosen = policies_of(graph, own, row)
     forward, backward = 0.0, 0.0
     for at in own:
         layer = graph.layers[at]

@@ -16,12 +16,14 @@ import msgspec
 
 from autopart.fidelity.compare import Fidelity
 from autopart.peers.answer import PeerAnswer
+from autopart.records.calibration import Calibration
 from autopart.records.cluster import Cluster
 from autopart.records.plan import Plan
 from autopart.records.probe import ProbeSummary
 from autopart.records.profile import Profile
 from autopart.records.run_result import RunResult
 from autopart.report import (
+    calibration_table,
     cluster_table,
     doctor_table,
     explanation_table,
@@ -36,10 +38,11 @@ from autopart.report import (
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 
-FILES = {"profile": Profile, "cluster": Cluster, "plan": Plan}
+FILES = {"profile": Profile, "cluster": Cluster, "plan": Plan, "calibration": Calibration}
 DOCUMENTS = {
     "profile-summary": profile_summary.ProfileSummary,
     "probe-summary": ProbeSummary,
+    "calibrate-summary": calibration_table.CalibrationSummary,
     "clusters-summary": cluster_table.KnownClusters,
     "profiles-summary": profile_list.ProfileList,
     "solve-summary": plan_summary.SolveSummary,

@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "simulator", "records", "schedules",
     },
     "peers": {"solvers", "records"},
+    "calibration": {"runtime", "search", "records"},
     "runtime": {"records", "schedules", "cost", "fidelity", "zoo"},
     "report": {
         "records", "schedules", "cost", "simulator", "fidelity", "exporters", "search", "peers",

@@ -12,6 +12,7 @@ COMMANDS = (
     "profile",
     "profiles",
     "probe",
+    "calibrate",
     "clusters",
     "import",
     "import-plan",

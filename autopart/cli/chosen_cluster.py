@@ -23,7 +23,8 @@ from autopart.records.known_clusters import PRESETS, Preset, find_preset, node_o
 from autopart.records.known_gpus import GPUS
 from autopart.records.mixed_cluster import mixed_cluster
 from autopart.records.network import with_gpus
-from autopart.records.profile import Profile
+from autopart.records.profile import Profile, calibration_of
+from autopart.report.made_by import made_by
 from autopart.text import counted
 from autopart.units import format_bandwidth
 
@@ -258,7 +259,8 @@ def notes_on(profile: Profile, cluster: Cluster) -> list[str]:
             "the GPUs differ: each layer is taken to be faster or slower by its GPU's one speed"
         )
     if profile.method != "measured":
-        notes.append(f"the times are {profile.method}: no layer was run on the device")
+        made = made_by(profile.method, calibration_of(profile))
+        notes.append(f"the times are {made}: no layer was run on the device")
     elif profile.device.kind == "cpu" and cluster.gpu != "cpu":
         notes.append(
             f"the times were measured on a CPU ({profile.device.name}), not on {cluster.gpu}"

@@ -12,6 +12,8 @@ from autopart.cli.option_groups import with_groups
 from autopart.cli.output_files import check_may_write
 from autopart.cli.shared_options import MOST_THREADS, AsJson, ModelName, usage_checked
 from autopart.errors import UsageError
+from autopart.records.calibration import load_calibration
+from autopart.records.kernels import TARGETS
 from autopart.records.profile import FORMAT, MAX_SPREAD, Profile, save_profile
 from autopart.report.profile_summary import profile_summary
 from autopart.report.profile_table import profile_report
@@ -49,6 +51,20 @@ class DeviceOptions:
     ] = "cpu"
     gpu: Annotated[
         str | None, typer.Option(help="The GPU whose roofline '--device meta' uses.")
+    ] = None
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="With '--device meta': time kernels by size and shape, as this framework runs them: "
+            f"{', '.join(TARGETS)}; default: one efficiency for all."
+        ),
+    ] = None
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With '--device meta': time kernels with the measured shares of this calibration.",
+        ),
     ] = None
 
 
@@ -133,6 +149,8 @@ def command(
     use_threads(measuring_options.threads)
     if output is not None:
         check_may_write(output, FORMAT)
+    given = device_options.calibrate
+    calibration = None if given is None else load_calibration(given)
     max_spread = measuring_options.max_spread
     with stdout_for_json(as_json=as_json), progress_bar("capturing") as progress:
         profile = profile_model(
@@ -141,6 +159,8 @@ def command(
             dtype=device_options.dtype,
             device=device_options.device,
             gpu=device_options.gpu,
+            target=device_options.target,
+            calibration=calibration,
             warmup=measuring_options.warmup,
             repeats=measuring_options.repeats,
             max_spread=MAX_SPREAD if max_spread is None else max_spread,

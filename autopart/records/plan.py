@@ -104,6 +104,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Hash by which the plan names its profile."""
     method: Literal["measured", "analytic", "imported"]
     """How the profile was made."""
+    calibration: str | msgspec.UnsetType = msgspec.UNSET
+    """The calibration behind an analytic profile, in words; absent without one."""
     dtype: str
     """The profile's dtype."""
     own_dtypes: Literal[True] | msgspec.UnsetType = msgspec.UNSET

@@ -13,6 +13,7 @@ import msgspec
 from autopart.errors import ProfileError
 from autopart.records.files import content_hash, decode, encode, read_file, write_record
 from autopart.records.graph_check import check_graph
+from autopart.records.kernels import KernelModel
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.pace import Pace
 from autopart.records.tensor_variants import TensorVariant, check_variants
@@ -86,6 +87,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """True where the model and its batch kept several dtypes; absent where all have one."""
     microbatch_size: PositiveCount
     """Samples per microbatch."""
+    kernels: KernelModel | msgspec.UnsetType = msgspec.UNSET
+    """The kernel model behind an analytic profile's times; absent for the plain roofline, and for other profiles."""
     warmup: Count = 0
     """Rounds before the measured ones."""
     repeats: Count = 0
@@ -102,6 +105,11 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Doubts about the figures, in words."""
     created: Annotated[str, msgspec.Meta(description="ISO 8601, UTC")] = ""
     """Time of creation (ISO 8601, UTC)."""
+
+
+def calibration_of(profile: Profile) -> str | None:
+    """The calibration behind an analytic profile, in words; None without one."""
+    return None if profile.kernels is msgspec.UNSET else profile.kernels.kernels.calibration
 
 
 def time_error(whole: WholeModel) -> float:

@@ -20,6 +20,7 @@ from autopart.records.problem import CUSTOM
 from autopart.records.tensor_degree import Tensor, degree_of, tensor_name
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
 from autopart.report.labels import chosen_label, layers_label, ranks_label
+from autopart.report.made_by import made_by
 from autopart.report.memory_table import stage_memory_table
 from autopart.text import counted
 from autopart.units import format_bytes, format_gap, format_share, format_time
@@ -40,9 +41,10 @@ def plan_title(plan: Plan) -> str:
     copies += f" x {degrees_name(plan)}" if max(degrees) > 1 else ""
     used = sum(degrees[rank] for rank in {rank for stage in plan.stages for rank in stage.ranks})
     stages = counted(len(plan.stages), "stage")
+    method = made_by(plan.origin.method, plan.origin.calibration or None)
     return (
         f"{plan.origin.model} in {stages}{copies} "
-        f"on {used} of {num_gpus(plan.cluster)} {plan.cluster.gpu} ({plan.origin.method})"
+        f"on {used} of {num_gpus(plan.cluster)} {plan.cluster.gpu} ({method})"
     )
 
 

@@ -6,24 +6,31 @@ import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from autopart.records.kernels import KINDS
 from autopart.records.layer_graph import Layer, LayerGraph
-from autopart.records.profile import Profile, stash_error, time_error
+from autopart.records.profile import Profile, calibration_of, stash_error, time_error
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
 from autopart.report.labels import run_label, sibling_runs
+from autopart.report.made_by import made_by
 from autopart.text import counted
 from autopart.units import format_bytes, format_time
 
 
 def profile_report(profile: Profile) -> RenderableType:
     """The layer table; lines for the sum and for its distance from the whole model."""
-    lines = [_totals_line(profile), *_whole_lines(profile), *_pace_lines(profile)]
+    lines = [
+        _totals_line(profile),
+        *_whole_lines(profile),
+        *_pace_lines(profile),
+        *kernel_lines(profile),
+    ]
     return Group(layer_table(profile), *(plain(line) for line in lines))
 
 
 def profile_title(profile: Profile) -> str:
     """`zoo:gpt2-tiny on cpu, float32, microbatch of 4, measured`."""
     place = f"{profile.device.name}, {profile.dtype}, microbatch of {profile.microbatch_size}"
-    return f"{profile.source.model} on {place}, {profile.method}"
+    return f"{profile.source.model} on {place}, {made_by(profile.method, calibration_of(profile))}"
 
 
 def layer_table(profile: Profile) -> Table:
@@ -122,6 +129,22 @@ def _pace_lines(profile: Profile) -> list[str]:
         f"the machine's pace: a fixed piece of work took {format_time(pace.time)} "
         f"(spread {format_time(pace.spread)}, {counted(pace.samples, 'sample')})"
     ]
+
+
+def kernel_lines(profile: Profile) -> list[str]:
+    """The kernel model of an analytic profile, in one line; nothing without one."""
+    if profile.kernels is msgspec.UNSET:
+        return []
+    model, own = profile.kernels, profile.kernels.kernels
+    shares = ", ".join(f"{kind} {getattr(own.shares, kind):.0%}" for kind in KINDS)
+    return [
+        f"kernels as under {own.target}: {shares} of the peak rates; attention {model.attention}; "
+        f"dropout {'yes' if model.dropout else 'no'}; gradients added {_ACCUMULATION[own.accumulation]}; "
+        f"{model.optimizer}; {format_time(own.host_time)} of the host per operation"
+    ]
+
+
+_ACCUMULATION = {"fused": "by their products", "separate": "by operations of their own"}
 
 
 def _signed(difference: float) -> str:

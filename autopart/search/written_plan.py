@@ -10,6 +10,7 @@ from autopart.pricing import Decision, minimised
 from autopart.records.cluster import Cluster
 from autopart.records.layouts import Layout
 from autopart.records.plan import POLICY_LISTS, Origin, Plan, SearchedSize, Stage, orders_of
+from autopart.records.profile import calibration_of
 from autopart.records.version import __version__
 from autopart.schedules.catalogue import orders_by_name
 from autopart.search.candidates import SearchedProblem
@@ -36,6 +37,7 @@ def written_plan(
             graph_hash=own.profile.source.graph_hash,
             profile_hash=own.profile_hash,
             method=own.profile.method,
+            calibration=calibration_of(own.profile) or msgspec.UNSET,
             dtype=own.profile.dtype,
             own_dtypes=own.profile.own_dtypes,
             pace=own.profile.pace,

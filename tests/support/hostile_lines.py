@@ -74,7 +74,7 @@ VERBS = {
             "--gpu": ("", "z100", "[/b]", "h100-sxm"), "--warmup": ("-1", "nan", "", "many"),
             "--repeats": ("0", "-1", "nan", "", "many"), "--max-spread": NUMBER,
             "--granularity": CHOICE, "--threads": ("0", "-1", "nan", "", "99999999999999999999"),
-            "--tensor": (*DEGREE, ",", "2,", "2,2", "3"),
+            "--tensor": (*DEGREE, ",", "2,", "2,2", "3"), "--target": CHOICE, "--calibrate": INPUT,
         },
         (("profile {} --warmup 0 --repeats 1 -o new.json", MODEL),),
     ),
@@ -85,6 +85,18 @@ VERBS = {
             "--threads": ("0", "-1", "nan", "", "99999999999999999999"), "--timeout": NUMBER,
             "--limit": NUMBER,
         },
+    ),
+    "calibrate": Verb(
+        "calibrate from-steps text.txt --gpu h100-sxm -o new.json",
+        {
+            "--output": OUTPUT, "--gpu": ("", "z100", "[/b]", LONG), "--dtype": CHOICE, "--target": CHOICE,
+            "--cluster": CHOICE, "--kinds": (*CHOICE, ",", "products,"),
+        },
+        (
+            ("calibrate {} text.txt --gpu h100-sxm -o new.json", CHOICE),
+            ("calibrate from-steps {} --gpu h100-sxm -o new.json", INPUT),
+            ("calibrate from-profile {} -o new.json", INPUT),
+        ),
     ),
     "profiles": Verb("profiles", {}, (("profiles {}", CHOICE),)),
     "clusters": Verb(
@@ -260,7 +272,9 @@ WHOLE = (
     "import-plan megatron --profile profile.json --gpus 3 --layout Et*3|t*3L",
     "bottleneck", "bottleneck pipedream", "bottleneck pipedream graph.txt", "probe", "probe --ranks 1", "probe --ranks 2 --network", "probe --network --limit 1",
     "profile", "profile zoo:nobody --device meta --gpu h100-sxm", "profile model.py --gpu h100-sxm",
-    "profile model.py --device meta", "profile model.py -o profile.json/x",
+    "profile model.py --device meta", "profile model.py -o profile.json/x", "calibrate", "calibrate from-steps",
+    "calibrate from-steps text.txt", "profile model.py --target torch", "profile model.py --calibrate profile.json",
+    "profile model.py --device meta --gpu h100-sxm --target jax", "profile model.py --device meta --gpu h100-sxm --calibrate plan.json",
 )  # fmt: skip
 """Lines that lack something, say something twice, or contradict themselves."""
 

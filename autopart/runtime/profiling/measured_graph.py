@@ -18,7 +18,7 @@ from autopart.runtime.profiling.model_times import (
     compute_times,
     measure_times,
 )
-from autopart.runtime.profiling.options import ProfileOptions
+from autopart.runtime.profiling.options import ProfileOptions, kernels_asked
 from autopart.runtime.profiling.profiled_model import ProfiledModel
 from autopart.runtime.profiling.recompute_cost import runs_twice
 from autopart.runtime.profiling.split_backward_bytes import measure_split_backwards
@@ -77,7 +77,7 @@ def _times(
 ) -> ModelTimes:
     if gpu is not None:
         steps.next("times of each layer")
-        return compute_times(profiled, whole, gpu, profiled.dtype, again)
+        return compute_times(profiled, whole, gpu, again, kernels_asked(options, gpu))
     if options.compile:
         steps.next("compiling the layers")
         profiled, whole = compiled(profiled), compiled_forward(profiled)

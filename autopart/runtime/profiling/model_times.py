@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from autopart.records.gpu import Gpu
+from autopart.records.kernels import Kernels
 from autopart.records.profile import MAX_SPREAD
 from autopart.runtime.measuring.pace import PaceMeter
 from autopart.runtime.measuring.progress import StepCounter
@@ -13,6 +14,7 @@ from autopart.runtime.measuring.stopwatch import Stopwatch
 from autopart.runtime.profiling.convergence import converged_rounds
 from autopart.runtime.profiling.layer_graph import identical_layers
 from autopart.runtime.profiling.op_costs import OpCosts
+from autopart.runtime.profiling.op_kinds import SeenKernels
 from autopart.runtime.profiling.pair_times import measure_pairs
 from autopart.runtime.profiling.profiled_model import ProfiledModel
 from autopart.runtime.profiling.recompute_cost import AlternativeCosts, measure_recompute_costs
@@ -64,6 +66,8 @@ class ModelTimes(NamedTuple):
     """All rounds, with those before the last `repeats`, which may not count."""
     paces: tuple[float, ...] = ()
     """Samples of the machine's pace before, between and after the rounds that count, in seconds."""
+    seen: SeenKernels | None = None
+    """The kernels that ran on meta; None where the times were measured."""
 
 
 def measure_times(
@@ -119,19 +123,28 @@ def measure_times(
 
 
 def compute_times(
-    profiled: ProfiledModel, whole: Forward, gpu: Gpu, dtype: str, again: RunAgain
+    profiled: ProfiledModel,
+    whole: Forward,
+    gpu: Gpu,
+    again: RunAgain,
+    kernels: Kernels | None = None,
 ) -> ModelTimes:
-    """Run one round under the roofline stopwatch for `gpu`."""
-    with OpCosts() as costs:
-        stopwatch = RooflineStopwatch(gpu, costs, dtype)
+    """Run one round under the roofline stopwatch for `gpu`, or under the kernel model of `kernels`."""
+    trained = [p for parameters in profiled.parameters for p in parameters if p.requires_grad]
+    with OpCosts([p.grad for p in trained if p.grad is not None]) as costs:
+        stopwatch = RooflineStopwatch(gpu, costs, profiled.dtype, kernels)
         rounds = (_round(profiled, whole, stopwatch),)
         costs_again = measure_recompute_costs(profiled, again.recomputed, stopwatch, repeats=1)
         pairs = measure_pairs(profiled.timed, again.paired, stopwatch, 1) if again.paired else {}
     updates = (
-        sum(update_time(gpu, p.numel(), p.element_size()) for p in parameters if p.requires_grad)
+        sum(
+            update_time(gpu, p.numel(), p.element_size(), kernels)
+            for p in parameters
+            if p.requires_grad
+        )
         for parameters in profiled.parameters
     )
-    return ModelTimes(rounds, tuple(updates), costs_again, pairs)
+    return ModelTimes(rounds, tuple(updates), costs_again, pairs, seen=costs.seen)
 
 
 def _round(profiled: ProfiledModel, whole: Forward, stopwatch: Stopwatch) -> Round:

@@ -18,6 +18,15 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from autopart.runtime.profiling.op_kinds import (
+    OpKind,
+    ProductShape,
+    SeenKernels,
+    is_causal,
+    kind_of,
+    product_of,
+)
+
 aten = torch.ops.aten
 
 _GATHERS = frozenset(
@@ -69,14 +78,24 @@ class OpCost(NamedTuple):
     moved_bytes: int
     dtype: torch.dtype
     """The first floating operand's dtype, which decides the arithmetic rate."""
+    kind: OpKind = "memory"
+    product: ProductShape | None = None
+    """The shape of a product; None where there is none, or it is not known."""
+    summed_bytes: int = 0
+    """Bytes of the gradient sum to which the operation adds; 0 where it adds to none."""
+    causal: bool = False
+    """Whether fused attention leaves out what a causal mask hides."""
 
 
 class OpCosts(TorchDispatchMode):
     """A context that lists the costs for all operations inside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, sums: Sequence[torch.Tensor] = ()) -> None:
+        """Tell additions to `sums`, the gradients of the parameters, from other operations."""
         super().__init__()
         self._costs: list[OpCost] = []
+        self._sums = {id(tensor): tensor for tensor in sums}
+        self.seen = SeenKernels()
 
     def take(self) -> list[OpCost]:
         """Return the operations since the last call."""
@@ -92,14 +111,24 @@ class OpCosts(TorchDispatchMode):
         is_collective = getattr(func, "namespace", "") == COLLECTIVES
         if not getattr(func, "is_view", False) and packet not in _FREE and not is_collective:
             operands = _tensors((args, kwargs))
+            product = product_of(packet, operands, result)
+            self.seen.add(packet, product, result)
             self._costs.append(
                 OpCost(
                     flops=_flops(packet, args, kwargs, result),
                     moved_bytes=_moved_bytes(packet, operands, _tensors(result)),
                     dtype=_arithmetic_dtype(operands),
+                    kind=kind_of(packet),
+                    product=product,
+                    summed_bytes=self._summed_bytes(packet, operands),
+                    causal=is_causal(packet, args, kwargs),
                 )
             )
         return result
+
+    def _summed_bytes(self, packet: Any, operands: Sequence[torch.Tensor]) -> int:
+        adds = packet in (aten.add_, aten.addmm_) and id(operands[0]) in self._sums
+        return _touched_bytes(operands[0]) if adds else 0
 
 
 def _flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:

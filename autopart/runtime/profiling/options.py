@@ -6,7 +6,14 @@ from typing import TypedDict, get_args
 import torch
 
 from autopart.errors import UsageError
+from autopart.records.calibration import (
+    Calibration,
+    calibrated_kernels,
+    check_calibration,
+    check_dtype,
+)
 from autopart.records.gpu import Gpu
+from autopart.records.kernels import Kernels, kernels_of
 from autopart.records.profile import MAX_SPREAD
 from autopart.records.tensor_variants import MOST_DEGREE
 from autopart.runtime.capture.capture import Granularity
@@ -29,6 +36,11 @@ class ProfileOptions:
     """Device to measure on: "cpu" or "cuda". On "meta" times come from the roofline of `gpu`."""
     gpu: str | None = None
     """A known GPU's name, for device "meta" only."""
+    target: str | None = None
+    """The framework whose kernels count on "meta" (`autopart.records.kernels.TARGETS`). None: the plain roofline,
+    or the target of the calibration."""
+    calibration: Calibration | None = None
+    """Measured shares for the kernels of `gpu`, on "meta"."""
     warmup: int = 2
     """Rounds before the rounds that count."""
     repeats: int = 10
@@ -58,6 +70,8 @@ class ProfileKeywords(TypedDict, total=False):
     dtype: str | None
     device: str
     gpu: str | None
+    target: str | None
+    calibration: Calibration | None
     warmup: int
     repeats: int
     max_spread: float
@@ -77,6 +91,7 @@ def checked_options(options: ProfileOptions) -> tuple[DeviceKind, Gpu | None]:
     unknown dtype, ClusterError for an unknown GPU.
     """
     found = checked_device(options.device, options.gpu)
+    _check_kernels(options, found[1])
     if options.dtype is not None:
         dtype_of(options.dtype)
     if options.compile:
@@ -96,6 +111,35 @@ def checked_options(options: ProfileOptions) -> tuple[DeviceKind, Gpu | None]:
         share = format_share(options.max_spread)
         raise UsageError(f"--max-spread {share}: times always scatter a little")
     return found
+
+
+def kernels_asked(options: ProfileOptions, gpu: Gpu) -> Kernels | None:
+    """Return the kernel model that the options ask for; None for the plain roofline."""
+    if options.calibration is not None:
+        return calibrated_kernels(options.calibration)
+    return None if options.target is None else kernels_of(gpu, options.target)
+
+
+def _check_kernels(options: ProfileOptions, gpu: Gpu | None) -> None:
+    given, target = options.calibration, options.target
+    if gpu is None:
+        if given is not None or target is not None:
+            option = "--target" if given is None else "--calibrate"
+            raise UsageError(
+                f"{option} goes with --device meta; on {options.device} times are measured"
+            )
+        return
+    if target is not None:
+        kernels_of(gpu, target)
+    if given is None:
+        return
+    check_calibration(given, gpu)
+    if options.dtype is not None:
+        check_dtype(given, options.dtype)
+    if target not in (None, given.kernels.target):
+        raise UsageError(
+            f"--target {target}: the calibration is for {given.kernels.target}; drop --target, or calibrate anew"
+        )
 
 
 def _check_tensor(options: ProfileOptions) -> None:

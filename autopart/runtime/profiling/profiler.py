@@ -15,7 +15,9 @@ from typing import Unpack
 import msgspec
 import torch
 
+from autopart.records.calibration import check_dtype, notes_on_range
 from autopart.records.gpu import Gpu
+from autopart.records.kernels import KernelModel
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.profile import (
     Profile,
@@ -36,7 +38,12 @@ from autopart.runtime.profiling.fused_ops import FusedOps
 from autopart.runtime.profiling.layer_bytes import whole_stash_bytes
 from autopart.runtime.profiling.measured_graph import MeasuredBytes, measure_graph
 from autopart.runtime.profiling.model_times import ModelTimes
-from autopart.runtime.profiling.options import ProfileKeywords, ProfileOptions, checked_options
+from autopart.runtime.profiling.options import (
+    ProfileKeywords,
+    ProfileOptions,
+    checked_options,
+    kernels_asked,
+)
 from autopart.runtime.profiling.profiled_model import ProfiledModel, prepare_model
 from autopart.runtime.profiling.tensor_variants import measure_variants, num_variants
 from autopart.runtime.profiling.whole_model import own_forward, runnable_forward
@@ -81,14 +88,14 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
         device=kind,
         granularity=options.granularity,
     )
+    beyond = _notes_on_calibration(profiled, options)
     # Hooks and opaque parts are the user's code, and they run here once more.
     call = f"{profiled.model.name}: the model, run layer by layer,"
     with user_code(call), torch.random.fork_rng(enabled=kind != "meta"), _fused_as_on(gpu):
         whole, notes = runnable_forward(profiled) if gpu else (own_forward(profiled), ())
-        measured = measure_graph(profiled, whole, options, gpu, steps)
+        graph, found, times = measure_graph(profiled, whole, options, gpu, steps)
         variants, reasons = measure_variants(profiled, options, gpu, steps)
     steps.finish()
-    graph, found, times = measured
     summary = _whole_model(graph, found, times)
     return Profile(
         method="analytic" if gpu else "measured",
@@ -97,6 +104,7 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
         dtype=profiled.dtype,
         own_dtypes=True if profiled.has_own_dtypes else msgspec.UNSET,
         microbatch_size=options.microbatch_size,
+        kernels=_kernel_model(options, gpu, times),
         warmup=0 if gpu else options.warmup,
         repeats=0 if gpu else len(times.rounds),
         pace=pace_of(times.paces, torch.device(kind)) or msgspec.UNSET,
@@ -111,6 +119,7 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
             *_notes_on_times(profiled, times, options.max_spread),
             *_warnings(summary, found, times),
             *reasons,
+            *beyond,
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -124,6 +133,24 @@ def _source(model: str, profiled: ProfiledModel, options: ProfileOptions) -> Sou
         num_params=sum(parameter.numel() for parameter in profiled.model.parameters()),
         software={**software_versions(), **compiler},
     )
+
+
+def _kernel_model(
+    options: ProfileOptions, gpu: Gpu | None, times: ModelTimes
+) -> KernelModel | msgspec.UnsetType:
+    kernels = None if gpu is None else kernels_asked(options, gpu)
+    if kernels is None or times.seen is None:
+        return msgspec.UNSET
+    return KernelModel(kernels=kernels, attention=times.seen.attention, dropout=times.seen.draws)
+
+
+def _notes_on_calibration(profiled: ProfiledModel, options: ProfileOptions) -> Sequence[str]:
+    """Say what the calibration does not cover. Raises ClusterError where it is for another dtype."""
+    if options.calibration is None:
+        return ()
+    check_dtype(options.calibration, profiled.dtype)
+    num_params = sum(parameter.numel() for parameter in profiled.model.parameters())
+    return notes_on_range(options.calibration, num_params, options.microbatch_size)
 
 
 @contextmanager

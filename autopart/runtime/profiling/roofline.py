@@ -17,7 +17,9 @@ from typing import TypeVar
 from autopart.cost.contention import CACHE_BYTES
 from autopart.errors import ClusterError
 from autopart.records.gpu import Gpu
+from autopart.records.kernels import Kernels
 from autopart.runtime.measuring.stopwatch import Gradients, PendingTime
+from autopart.runtime.profiling.kernel_times import kernel_pair_seconds, kernel_seconds
 from autopart.runtime.profiling.op_costs import OpCost, OpCosts
 
 T = TypeVar("T")
@@ -36,8 +38,13 @@ class RooflineStopwatch:
     counts_host_work = False
     waiting_share = 0.0
 
-    def __init__(self, gpu: Gpu, costs: OpCosts, dtype: str) -> None:
-        """Read `costs`, which must be the active context. The GPU must know the model's `dtype`."""
+    def __init__(
+        self, gpu: Gpu, costs: OpCosts, dtype: str, kernels: Kernels | None = None
+    ) -> None:
+        """Read `costs`, which must be the active context. The GPU must know the model's `dtype`.
+
+        With `kernels` their model gives the seconds, in place of the plain roofline.
+        """
         if dtype not in gpu.flops:
             raise ClusterError(
                 f"gpu '{gpu.name}': no peak rate is known for {dtype}; "
@@ -46,11 +53,12 @@ class RooflineStopwatch:
         self._gpu = gpu
         self._costs = costs
         self._dtype = dtype
+        self._kernels = kernels
 
     def measure(self, action: Callable[[], T]) -> tuple[T, PendingTime]:
         self._costs.take()
         result = action()
-        seconds = roofline_time(self._costs.take(), self._gpu, self._dtype)
+        seconds = self._seconds(self._costs.take())
         return result, lambda: seconds
 
     def measure_together(
@@ -60,8 +68,18 @@ class RooflineStopwatch:
         forward()
         ahead = self._costs.take()
         gradients = backward()
-        seconds = pair_time(ahead, self._costs.take(), self._gpu, self._dtype)
+        seconds = self._pair_seconds(ahead, self._costs.take())
         return gradients, lambda: seconds
+
+    def _seconds(self, costs: Sequence[OpCost]) -> float:
+        if self._kernels is None:
+            return roofline_time(costs, self._gpu, self._dtype)
+        return kernel_seconds(costs, self._gpu, self._kernels, self._dtype)
+
+    def _pair_seconds(self, forward: Sequence[OpCost], backward: Sequence[OpCost]) -> float:
+        if self._kernels is None:
+            return pair_time(forward, backward, self._gpu, self._dtype)
+        return kernel_pair_seconds(forward, backward, self._gpu, self._kernels, self._dtype)
 
     def settle(self) -> None:
         """Return at once: the readings are computed."""
@@ -111,7 +129,9 @@ def memory_share(costs: Iterable[OpCost], cpu: Gpu) -> float:
     return waiting / total if total else 0.0
 
 
-def update_time(gpu: Gpu, num_trainable: int, element_size: int) -> float:
+def update_time(
+    gpu: Gpu, num_trainable: int, element_size: int, kernels: Kernels | None = None
+) -> float:
     """Return the seconds for an AdamW step, which only streams memory.
 
     It reads gradient, parameter and two float32 moments, and writes parameter and moments. A 16-bit
@@ -121,7 +141,8 @@ def update_time(gpu: Gpu, num_trainable: int, element_size: int) -> float:
     gradient = element_size
     parameter = 2 * 4 + element_size if element_size < 4 else 2 * element_size
     moved = num_trainable * (moments + gradient + parameter)
-    return moved / (gpu.memory_bandwidth * gpu.memory_efficiency)
+    share = gpu.memory_efficiency if kernels is None else kernels.shares.memory
+    return moved / (gpu.memory_bandwidth * share)
 
 
 def _op_time(cost: OpCost, gpu: Gpu, dtype: str, launch: float) -> float:

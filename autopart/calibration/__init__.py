@@ -1,0 +1,1 @@
+"""Shares of kernels, fitted to measured steps or to a measured profile."""

@@ -1,0 +1,177 @@
+"""A calibration: measured shares for the kernels of one GPU in one dtype, and its file.
+
+It comes from steps of runs (`autopart calibrate from-steps`), from a measured profile (`autopart calibrate
+from-profile`), from single kernels (`autopart probe --kernels`), or from a user's hand.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from autopart.errors import ClusterError
+from autopart.records.files import read_file, write_record
+from autopart.records.gpu import Gpu
+from autopart.records.kernels import KINDS, Kernels
+from autopart.text import counted
+from autopart.units import Count, PositiveCount, Seconds, format_share
+
+FORMAT = "autopart-calibration"
+VERSION = 1
+Error = Annotated[float, msgspec.Meta(ge=0.0)]
+BEYOND = 1.02
+"""A measured rate may pass the datasheet's by so much: clocks and timers are not exact."""
+
+
+class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How well the shares explain the rows that they were fitted to. Errors are relative, as shares."""
+
+    rows: Count
+    """Measured rows."""
+    kinds: tuple[str, ...]
+    """The kinds of kernels whose shares were fitted; the others stand in the table for the GPU."""
+    mean_error: Error
+    """Mean error on the rows, without sign."""
+    worst_error: Error
+    """Largest error on the rows, without sign."""
+    held_out_error: Error
+    """Mean error on rows that were left out of the fit, one group at a time."""
+    held_out_worst: Error
+    """Largest error on rows that were left out of the fit."""
+
+
+class Validity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The models behind the rows. A profile outside of the range says so."""
+
+    least_params: PositiveCount
+    """Parameters of the smallest model."""
+    most_params: PositiveCount
+    """Parameters of the largest model."""
+    microbatch_sizes: tuple[PositiveCount, ...]
+    """Samples per microbatch, in order."""
+
+
+class MeasuredKernel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One measured kernel."""
+
+    kind: Literal["products", "attention", "memory", "launch"]
+    """The kind of kernel; "launch" is an operation with nothing to do."""
+    shape: tuple[PositiveCount, ...]
+    """Product: rows, columns, depth. Attention: heads, length, width. Memory: elements."""
+    amount: Annotated[float, msgspec.Meta(ge=0.0)]
+    """Floating-point operations, or bytes for memory."""
+    seconds: Seconds
+    """Median seconds of one call."""
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Measured shares for the kernels of one GPU, with their error and their range."""
+
+    format: Literal["autopart-calibration"] = FORMAT
+    version: Literal[1] = VERSION
+    gpu: str
+    """The known GPU, or "cpu"."""
+    dtype: str
+    """The dtype of the measured runs."""
+    kernels: Kernels
+    """The kernel model with the measured shares."""
+    source: Literal["steps", "profile", "kernels", "hand"]
+    """What was measured: steps, a profile's layers, single kernels, or figures typed by hand."""
+    made_from: str = ""
+    """The file or device behind the rows."""
+    fit: Fit | None = None
+    """The errors of the fit; null without one."""
+    validity: Validity | None = None
+    """The models behind the rows; null for single kernels."""
+    measured: tuple[MeasuredKernel, ...] = ()
+    """The measured kernels, for a calibration from single kernels."""
+    created: str = ""
+    """Time of creation (ISO 8601, UTC)."""
+
+
+def load_calibration(path: Path | str) -> Calibration:
+    """Read a calibration file; raises FileError, or ClusterError for rates that no device has."""
+    return read_file(Path(path), Calibration, FORMAT, VERSION)
+
+
+def save_calibration(calibration: Calibration, path: Path | str) -> None:
+    """Write a calibration file, whole or not at all."""
+    write_record(Path(path), calibration, FORMAT, VERSION)
+
+
+def check_calibration(calibration: Calibration, gpu: Gpu) -> None:
+    """Raise ClusterError where the calibration is another GPU's, or has rates that this GPU cannot have."""
+    if calibration.gpu != gpu.name:
+        raise ClusterError(
+            f"the calibration is for {calibration.gpu}, not for {gpu.name}; calibrate anew, or use --gpu {calibration.gpu}"
+        )
+    for kind in KINDS:
+        share = getattr(calibration.kernels.shares, kind)
+        if not 0.0 < share <= 1.0:
+            raise ClusterError(
+                f"the calibration has {kind} at {format_share(share)} of the peak rate; a share is above 0 to 100 %"
+            )
+    for one in calibration.measured:
+        _check_rate(one, calibration.dtype, gpu)
+
+
+def check_dtype(calibration: Calibration, dtype: str) -> None:
+    """Raise ClusterError where the calibration is for another dtype."""
+    if calibration.dtype != dtype:
+        raise ClusterError(
+            f"the calibration is for {calibration.dtype}, and the model has {dtype}; give --dtype {calibration.dtype}, or calibrate anew"
+        )
+
+
+def calibrated_kernels(calibration: Calibration) -> Kernels:
+    """The kernels with the calibration named in words."""
+    return msgspec.structs.replace(calibration.kernels, calibration=described(calibration))
+
+
+def described(calibration: Calibration) -> str:
+    """`runs.csv (24 steps, 3.1 % off on held-out rows)`."""
+    name = calibration.made_from or "figures typed by hand"
+    if calibration.source == "kernels":
+        return f"{name} ({counted(len(calibration.measured), 'kernel')})"
+    fit = calibration.fit
+    if fit is None:
+        return name
+    rows = counted(fit.rows, "step" if calibration.source == "steps" else "row")
+    return f"{name} ({rows}, {format_share(fit.held_out_error)} off on held-out rows)"
+
+
+def notes_on_range(
+    calibration: Calibration, num_params: int, microbatch_size: int
+) -> tuple[str, ...]:
+    """What a model has that no measured row had, in words."""
+    own = calibration.validity
+    if own is None:
+        return ()
+    notes: list[str] = []
+    if not own.least_params <= num_params <= own.most_params:
+        notes.append(
+            f"the calibration covers models of {own.least_params:,} to {own.most_params:,} parameters, and this one has {num_params:,}"
+        )
+    least, most = own.microbatch_sizes[0], own.microbatch_sizes[-1]
+    if not least <= microbatch_size <= most:
+        sizes = str(least) if least == most else f"{least} to {most}"
+        notes.append(
+            f"the calibration covers microbatches of {sizes}, and this profile has {microbatch_size}"
+        )
+    return tuple(notes)
+
+
+def _check_rate(one: MeasuredKernel, dtype: str, gpu: Gpu) -> None:
+    if one.kind == "launch":
+        return
+    shape = " x ".join(map(str, one.shape))
+    if one.seconds <= 0.0 or one.amount <= 0.0:
+        raise ClusterError(
+            f"the calibration has no rate for {one.kind} {shape}: it must be above 0"
+        )
+    peak = gpu.memory_bandwidth if one.kind == "memory" else gpu.flops.get(dtype, float("inf"))
+    # A CPU's figures are an order of magnitude and no datasheet's.
+    if gpu.name != "cpu" and one.amount / one.seconds > BEYOND * peak:
+        raise ClusterError(
+            f"the calibration has {one.kind} {shape} at {format_share(one.amount / one.seconds / peak)} of the peak rate of {gpu.name}"
+        )

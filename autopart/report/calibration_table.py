@@ -1,0 +1,58 @@
+"""A calibration on the terminal and as a `--json` document."""
+
+from collections.abc import Sequence
+
+import msgspec
+from rich.console import RenderableType
+
+from autopart.records.calibration import Calibration, described
+from autopart.records.kernels import KINDS, kernels_of
+from autopart.records.known_gpus import find_gpu
+from autopart.report.columns import add_number, add_text, new_table, plain
+from autopart.units import format_share, format_time
+
+
+class CalibrationSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A calibration and the file that it was written to."""
+
+    path: str
+    """The file."""
+    calibration: Calibration
+    """The calibration as the file has it."""
+    stretches: dict[str, float]
+    """For each fitted kind of kernels its seconds divided by those at the table's share."""
+
+
+def calibration_report(summary: CalibrationSummary) -> Sequence[RenderableType]:
+    """A table of shares, and lines for the fit and its range."""
+    own = summary.calibration
+    before = kernels_of(find_gpu(own.gpu), own.kernels.target).shares
+    table = new_table(f"kernels of {own.gpu}, {own.dtype}, as under {own.kernels.target}")
+    add_text(table, "kernels")
+    add_number(table, "share in\nthe table")
+    add_number(table, "measured\nshare")
+    for kind in KINDS:
+        fitted = own.fit is None or kind in own.fit.kinds
+        share = f"{getattr(own.kernels.shares, kind):.1%}" if fitted else "not fitted"
+        table.add_row(kind, f"{getattr(before, kind):.1%}", share)
+    return [table, *(plain(line) for line in _lines(own))]
+
+
+def _lines(own: Calibration) -> list[str]:
+    lines = [f"from {described(own)}"]
+    if own.fit is not None:
+        fit = own.fit
+        lines.append(
+            f"errors: on its rows {format_share(fit.mean_error)} in the mean and {format_share(fit.worst_error)} at most, "
+            f"on held-out rows {format_share(fit.held_out_error)} and {format_share(fit.held_out_worst)}"
+        )
+    if own.validity is not None:
+        sizes = ", ".join(map(str, own.validity.microbatch_sizes))
+        lines.append(
+            f"range: models of {own.validity.least_params:,} to {own.validity.most_params:,} parameters, microbatches of {sizes}"
+        )
+    if own.measured:
+        lines.append(
+            f"{format_time(own.kernels.kernel_time)} per kernel, {format_time(own.kernels.host_time)} of the host per operation"
+        )
+    return lines

@@ -1,0 +1,35 @@
+"""The tables of the kernel model."""
+
+import pytest
+
+from autopart.errors import ClusterError
+from autopart.records.kernels import KINDS, PRODUCT_SHARES, TARGETS, kernels_of, stretched
+from autopart.records.known_gpus import GPUS, find_gpu
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_every_known_gpu_has_shares_for_every_target(name: str) -> None:
+    for target in TARGETS:
+        shares = kernels_of(find_gpu(name), target).shares
+        assert all(0.0 < getattr(shares, kind) <= 1.0 for kind in KINDS)
+
+
+def test_every_gpu_of_the_table_is_known() -> None:
+    assert not set(PRODUCT_SHARES) - set(GPUS)
+
+
+def test_megatron_alone_adds_gradients_in_its_products() -> None:
+    found = {t: kernels_of(find_gpu("h100-sxm"), t).accumulation for t in TARGETS}
+    assert found == {"torch": "separate", "torchtitan": "separate", "megatron": "fused"}
+
+
+def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ClusterError, match=r"'jax'; known: torch, torchtitan, megatron"):
+        kernels_of(find_gpu("h100-sxm"), "jax")
+
+
+def test_a_pace_divides_a_share() -> None:
+    table = kernels_of(find_gpu("h100-sxm"), "torch")
+    slower = stretched(table, "memory", 2.0)
+    assert slower.shares.memory == table.shares.memory / 2
+    assert slower.shares.products == table.shares.products
