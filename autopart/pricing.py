@@ -25,7 +25,7 @@ from autopart.cost.in_flight import (
     stage_in_flight,
     stages_in_flight,
 )
-from autopart.cost.memory import Memory, memory, microbatch_bytes, rank_peaks, total
+from autopart.cost.memory import Memory, memory, microbatch_bytes, rank_memory, total
 from autopart.cost.memory_limits import free_bytes, prediction_fits, ranks_fit
 from autopart.cost.on_ranks import on_ranks
 from autopart.cost.stage_syncs import StageSync
@@ -125,6 +125,7 @@ def _prediction(
         update_time=totals.update_time,
         in_flight=in_flight,
         stash_bytes=int(totals.stash_bytes),
+        host_stash_bytes=int(totals.host_bytes) or msgspec.UNSET,
         moving=MovingBytes(**moving),
         memory=MemoryUse(**use._asdict(), **share._asdict()),
         peak_bytes=int(total(use)),
@@ -212,7 +213,9 @@ def simulated(
         schedule = _named_schedule(shown)
         if shown is not layout and has_virtual_stages(shown):
             in_flight = tuple(ranks_in_flight(shown).values())
-    peaks = rank_peaks(shown.stage_ranks, schedule, stages, in_flight)
+    uses = rank_memory(shown.stage_ranks, schedule, stages, in_flight)
+    peaks = [int(total(uses[r])) if r in uses else 0 for r in range(len(schedule))]
+    hosts = [uses[r].host if r in uses else 0 for r in range(len(schedule))]
     seen = [msgspec.structs.replace(s, ranks=_seen(layout, shown, s.ranks)) for s in syncs]
     timeline = simulate(
         schedule,
@@ -238,14 +241,17 @@ def simulated(
         step_time=timeline.makespan,
         period=period,
         bubble=timeline.bubble,
-        rank_peak_bytes=_all_peaks(layout, shown, peaks),
+        rank_peak_bytes=_of_all_ranks(layout, shown, peaks),
+        rank_host_bytes=_of_all_ranks(layout, shown, hosts)
+        if has_virtual_stages(layout) and any(hosts)
+        else msgspec.UNSET,
         stages=stages,
         syncs=syncs,
     )
 
 
-def _all_peaks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int, ...]:
-    """Peak bytes on all ranks, from the peaks on the simulated ranks."""
+def _of_all_ranks(layout: Layout, shown: Layout, peaks: Sequence[int]) -> tuple[int, ...]:
+    """Bytes on all ranks, from those on the simulated ranks."""
     found = [0] * (1 + max(map(max, layout.stage_ranks)))
     for ranks, seen in zip(layout.stage_ranks, shown.stage_ranks, strict=True):
         for at, rank in enumerate(ranks):

@@ -12,13 +12,14 @@ from autopart.activations.chooser import (
     growth_of,
     kept_bytes,
     place_of,
+    shared_growth,
+    shared_link,
 )
 from autopart.activations.frontier import Points, frontier
 from autopart.activations.policies import (
     StagePolicies,
-    can_offload,
-    can_recompute,
     chooses_by_rank,
+    has_policies,
     leaves_choice,
     must_change,
     optimizer_places,
@@ -26,20 +27,26 @@ from autopart.activations.policies import (
     policy_of,
 )
 from autopart.activations.rank_choices import best_choice
-from autopart.activations.shared_ranks import kept_bytes_on, points_of, shared_ranks
+from autopart.activations.shared_ranks import (
+    bytes_beside,
+    points_of,
+    shared_ranks,
+    state_places,
+    with_first_place,
+)
 from autopart.activations.stage_layers import StageLayer, StageLayers, stage_layers
 from autopart.cost.cuts import stage_totals
 from autopart.cost.stage_totals import StageTotals
 from autopart.records.cluster import slowest_speed
-from autopart.records.layouts import Layout, Partition
-from autopart.records.problem import Problem, splits_backward
+from autopart.records.layouts import Layout, Partition, own_microbatches
+from autopart.records.problem import CLASSIC, Problem, splits_backward
 
 
 def best_policies(
     problem: Problem, layout: Layout, partition: Partition
 ) -> tuple[StagePolicies, ...]:
     """For each stage in a partition its layers' best policies, in its place in the layout."""
-    if not leaves_choice(problem.demands) or not can_recompute(layout.schedule):
+    if not leaves_choice(problem.demands) or not has_policies(layout.schedule):
         return (StagePolicies(),) * len(partition)
     if chooses_by_rank(problem, layout):
         return _best_of_ranks(problem, layout, partition)
@@ -52,7 +59,7 @@ def best_policies_of_stage(
     problem: Problem, layout: Layout, partition: Partition, stage: int
 ) -> StagePolicies:
     """The best policies for the layers of one stage that chooses alone, in its place in the layout."""
-    if not leaves_choice(problem.demands) or not can_offload(layout.schedule):
+    if not leaves_choice(problem.demands) or layout.schedule not in CLASSIC:
         return StagePolicies()
     totals = stage_totals(problem.graph, partition)[stage]
     own = _PartitionStage(stage, sorted(partition[stage]))
@@ -75,32 +82,51 @@ def _best_of_ranks(
     problem: Problem, layout: Layout, partition: Partition
 ) -> tuple[StagePolicies, ...]:
     """The best policies where the stages of each rank choose together."""
-    all_totals = stage_totals(problem.graph, partition)
+    all_totals = [
+        with_first_place(problem, totals) for totals in stage_totals(problem.graph, partition)
+    ]
     frontiers = rank_frontiers(problem, layout, partition)
     found: list[StagePolicies] = [StagePolicies()] * len(partition)
     for rank in shared_ranks(problem, layout):
-        beside = kept_bytes_on(problem, layout, rank, [all_totals[s] for s in rank.stages])
-        stages = [points_of(frontiers[s]) for s in rank.stages]
-        chosen = best_choice(rank.moments, beside[:, 0], stages, rank.limit)
+        own = [all_totals[s] for s in rank.stages]
+        (beside,) = bytes_beside(problem, rank, own)
+        count = own_microbatches(layout, rank.stages[0])
+        stages = [
+            points_of(
+                frontiers[s],
+                state_places(
+                    problem, rank, count, int(totals.num_trainable), int(totals.widest_trainable)
+                ),
+            )
+            for s, totals in zip(rank.stages, own, strict=True)
+        ]
+        chosen = best_choice(rank.moments, beside, stages)
         for stage, place in zip(rank.stages, chosen, strict=True):
-            found[stage] = policies_at(frontiers[stage], sorted(partition[stage]), place)
+            members = sorted(partition[stage])
+            found[stage] = policies_at(problem, frontiers[stage], members, place)
     return tuple(found)
 
 
 def rank_frontiers(problem: Problem, layout: Layout, partition: Partition) -> list[Points]:
     """Each stage's frontier with its policies, where the stages of a rank choose together."""
-    growth = growth_of(problem)._replace(hosted=False, split=splits_backward(layout.schedule))
-    layers = stage_layers(problem.graph, problem.demands, None, 1.0)
-    return [
-        frontier(growth, _along(layers, sorted(members), None), with_policies=True)
-        for members in partition
-    ]
+    growth = shared_growth(problem, split=splits_backward(layout.schedule))
+    link, found = shared_link(problem), list[Points]()
+    for ranks, members in zip(layout.stage_ranks, partition, strict=True):
+        speed = slowest_speed(problem.cluster, ranks) if link else 1.0
+        layers = stage_layers(problem.graph, problem.demands, link, speed)
+        along = _along(layers, sorted(members), None)
+        found.append(frontier(growth, along, with_policies=True))
+    return found
 
 
-def policies_at(points: Points, members: Sequence[int], place: int) -> StagePolicies:
-    """The policies of a stage's layers at one point of its frontier."""
+def policies_at(
+    problem: Problem, points: Points, members: Sequence[int], place: int
+) -> StagePolicies:
+    """The policies of a stage's layers at one of `points_of` its frontier."""
     assert points.chosen is not None
-    return policies_of_bits(members, points.chosen[place])
+    state, point = divmod(place, len(points.extra_time))
+    on_host = optimizer_places(problem.demands)[state]
+    return policies_of_bits(members, points.chosen[point])._replace(optimizer_on_host=on_host)
 
 
 class _PartitionStage(NamedTuple):

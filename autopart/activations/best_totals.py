@@ -23,9 +23,10 @@ from autopart.activations.chooser import (
     growth_of,
     kept_bytes,
     place_of,
+    shared_growth,
+    shared_link,
 )
 from autopart.activations.policies import (
-    can_offload,
     leaves_choice,
     most_freed,
     must_change,
@@ -39,7 +40,7 @@ from autopart.cost.memory_limits import Limits
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.records.cluster import HostLink, host_share
 from autopart.records.layouts import Layout
-from autopart.records.problem import Demands, Problem
+from autopart.records.problem import CLASSIC, Demands, Problem
 
 KEPT_ENTRIES = 20_000_000
 """Matrix entries that are kept for other layouts, with five matrices for each: some hundred megabytes."""
@@ -53,7 +54,7 @@ def with_best_policies(
     Stages that may keep all their stash have their plain totals, and so have stages that fit under no policies. Where
     the stages of a rank choose together, no stage has best policies of its own.
     """
-    if not can_offload(layout.schedule) or not leaves_choice(problem.demands):
+    if layout.schedule not in CLASSIC or not leaves_choice(problem.demands):
         return cuts.totals
     return best_totals(cuts).best(problem, layout, stage)
 
@@ -63,7 +64,7 @@ def least_totals(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> St
 
     Their times mean nothing.
     """
-    if not can_offload(layout.schedule):
+    if layout.schedule not in CLASSIC:
         return cuts.totals
     place = place_of(problem, layout, stage)
     return least_totals_on_replicas(problem, cuts, place.replicas, place.limits)
@@ -89,6 +90,8 @@ class _FrontierKey(NamedTuple):
     """None where only bytes count."""
     split: bool
     """Whether backwards may be split."""
+    apart: bool
+    """Whether forward and backward seconds count apart."""
 
 
 class _TotalsKey(NamedTuple):
@@ -128,15 +131,32 @@ class BestTotals:
     def of_shared_rank(
         self, problem: Problem, place: StagePlace, *, split: bool
     ) -> StageTotals[Array]:
-        """Totals under the policies that fit each stage into its place, where nothing is offloaded."""
+        """Totals under the policies that fit each stage into its place, apart from its rank's other stages.
+
+        Optimizer state lies in the first allowed place in which the stage fits.
+        """
         key = _TotalsKey((split, *_without_graph(problem)), place, None, least=False)
         if key not in self._totals:
-            totals, must = self.cuts.totals, self._freed_bytes(problem)[1]
-            kept = kept_bytes(problem, place, totals)
-            asked = self.cuts.nested & changes_policies(kept, must, place.limits)
-            frontiers = self.of_shared_ranks(problem, split=split)
-            self._keep(key, _with_points(totals, asked, frontiers, kept, place.limits))
+            places = [
+                self._in_share(problem, place, on_host, split=split)
+                for on_host in optimizer_places(problem.demands)
+            ]
+            totals = places[0]
+            if len(places) > 1:
+                lacking = kept_bytes(problem, place, totals) > place.limits.device_bytes
+                totals = _chosen(lacking, *places)
+            self._keep(key, totals)
         return self._totals[key]
+
+    def _in_share(
+        self, problem: Problem, place: StagePlace, on_host: bool, *, split: bool
+    ) -> StageTotals[Array]:
+        """`of_shared_rank` with all optimizer state in one place."""
+        totals, must = self._plain(on_host), self._freed_bytes(problem)[1]
+        kept = kept_bytes(problem, place, totals)
+        asked = self.cuts.nested & changes_policies(kept, must, place.limits)
+        frontiers = self.of_shared_ranks(problem, place.speed, split=split)
+        return _with_points(totals, asked, frontiers, kept, place.limits)
 
     def least(self, problem: Problem, replicas: int, limits: Limits) -> StageTotals[Array]:
         """Totals with the fewest bytes under any policies; `limits.device_bytes` has no effect."""
@@ -186,19 +206,22 @@ class BestTotals:
             self.cuts.totals._replace(optimizer_on_host=zeros + 1) if on_host else self.cuts.totals
         )
 
-    def of_shared_ranks(self, problem: Problem, *, split: bool) -> StageFrontiers:
-        """The frontiers of seconds and bytes where nothing is offloaded, with whole or split backwards."""
-        key = _FrontierKey(problem.demands, None, hosted=False, speed=1.0, split=split)
+    def of_shared_ranks(self, problem: Problem, speed: float, *, split: bool) -> StageFrontiers:
+        """The frontiers on ranks with one speed whose stages choose together, with whole or split backwards."""
+        link = shared_link(problem)
+        growth = shared_growth(problem, split=split)
+        key = _FrontierKey(
+            problem.demands, link, growth.hosted, speed if link else 1.0, split, growth.apart
+        )
         if key not in self._frontiers:
-            growth = growth_of(problem)._replace(hosted=False, split=split)
-            layers = stage_layers(problem.graph, problem.demands, None, 1.0)
+            layers = stage_layers(problem.graph, problem.demands, link, speed if link else 1.0)
             self._frontiers[key] = StageFrontiers(growth, layers, self.cuts.ahead)
         return self._frontiers[key]
 
     def _frontiers_of(self, problem: Problem, speed: float | None) -> StageFrontiers:
         cluster, demands = problem.cluster, problem.demands
         hosted = cluster.host_memory_bytes is not None
-        key = _FrontierKey(demands, cluster.host_link, hosted, speed, split=False)
+        key = _FrontierKey(demands, cluster.host_link, hosted, speed, split=False, apart=False)
         if key not in self._frontiers:
             layers = stage_layers(problem.graph, demands, cluster.host_link, speed or 1.0)
             growth = growth_of(problem, timed=speed is not None)

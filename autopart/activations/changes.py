@@ -20,7 +20,7 @@ class PolicyChanges(NamedTuple, Generic[Q]):
     workspace_bytes: Q
     """The stage's workspace under the chosen policies."""
     input_grad_workspace_bytes: Q
-    """Its workspace in I under the chosen policies, where that exceeds the one without policies; else any less."""
+    """Its workspace in I under the chosen policies; 0 where backwards are whole."""
     host_bytes: Q
     """Stash in host memory for each microbatch in flight."""
 
@@ -44,7 +44,8 @@ def apply_changes(totals: StageTotals[Q], changes: PolicyChanges[Q]) -> StageTot
     rooms: list[Any] = [totals.input_grad_workspace_bytes, changes.input_grad_workspace_bytes]
     inner: Any = np.minimum(*sizes)
     # Plain numbers stay plain: a plan's file has them.
-    room: Any = np.maximum(*rooms) if isinstance(rooms[0], np.ndarray) else max(rooms)
+    plain, own = rooms
+    room: Any = np.where(own > 0, own, plain) if isinstance(plain, np.ndarray) else own or plain
     return changed._replace(inner_stash_bytes=inner, input_grad_workspace_bytes=room)
 
 

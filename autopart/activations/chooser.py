@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from autopart.activations.changes import PolicyChanges
 from autopart.activations.frontier import Growth, Points, most_points
+from autopart.activations.policies import may_offload
 from autopart.cost.memory import memory, total
 from autopart.cost.memory_limits import Limits, fits_on_ranks, keeps_limits, limits_of
 from autopart.cost.on_ranks import on_ranks
 from autopart.cost.stage_totals import Array, StageTotals
-from autopart.records.cluster import host_share, slowest_speed
+from autopart.records.cluster import HostLink, host_share, slowest_speed
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
 from autopart.units import Q
@@ -52,6 +53,17 @@ def growth_of(problem: Problem, *, timed: bool = True) -> Growth:
     """How frontiers grow for a problem: by seconds and bytes, or by bytes alone."""
     hosted = host_share(problem.cluster) is not None
     return Growth(timed=timed, hosted=hosted, most_points=most_points(problem.graph.layers))
+
+
+def shared_link(problem: Problem) -> HostLink | None:
+    """The link to the host where stash may be offloaded, for stages that choose together on a rank."""
+    return problem.cluster.host_link if may_offload(problem.demands) else None
+
+
+def shared_growth(problem: Problem, *, split: bool) -> Growth:
+    """How frontiers grow for stages that choose together on a rank, with whole or split backwards."""
+    growth, offloads = growth_of(problem), shared_link(problem) is not None
+    return growth._replace(hosted=growth.hosted and offloads, split=split, apart=offloads)
 
 
 def kept_bytes(problem: Problem, place: StagePlace, totals: StageTotals[Q]) -> Q:

@@ -4,8 +4,7 @@ import msgspec
 
 from autopart.activations.policies import (
     allowed_policies,
-    can_offload,
-    can_recompute,
+    has_policies,
     may_offload,
     optimizer_places,
     possible_policies,
@@ -15,7 +14,7 @@ from autopart.records.cluster import Cluster
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.plan import POLICY_LISTS
 from autopart.records.problem import Demands
-from autopart.text import counted, in_words
+from autopart.text import in_words
 
 
 def checked_policies(graph: LayerGraph, cluster: Cluster, demands: Demands) -> Demands:
@@ -43,23 +42,13 @@ def checked_policies(graph: LayerGraph, cluster: Cluster, demands: Demands) -> D
     offloads = False not in optimizer_places(demands) or any(own == ("offload",) for own in allowed)
     if not offloads and all("keep" in own for own in allowed):
         return demands
-    able = tuple(
-        name
-        for name in demands.schedules
-        if (can_offload(name) if offloads else can_recompute(name))
-    )
-    if able and not (offloads and demands.stages_per_rank not in (None, 1)):
+    able = tuple(name for name in demands.schedules if has_policies(name))
+    if able:
         return msgspec.structs.replace(demands, schedules=able)
-    asked = in_words(demands.schedules)
-    if demands.stages_per_rank not in (None, 1):
-        asked += f" with {counted(demands.stages_per_rank, 'stage')} per rank"
-    if offloads:
-        raise AutopartError(
-            f"nothing is offloaded under {asked}, only under gpipe and 1f1b; take --schedule gpipe,1f1b, or allow "
-            "`auto` in place of `always`"
-        )
+    what = "offloaded" if offloads else "recomputed"
     raise AutopartError(
-        f"nothing is recomputed under {asked}, only under schedules with a name and one direction; take --schedule auto, or another one"
+        f"nothing is {what} under {in_words(demands.schedules)}, only under schedules with a name and one direction; "
+        "take --schedule auto, or another one"
     )
 
 

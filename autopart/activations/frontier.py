@@ -36,7 +36,8 @@ the borders between actions.
 I, whatever their policies are. With w_l and r_l as they are in I, the workspace in I is
     v = max over l:  w_l + r_l + p - Σ (k_j - h_j) over the layers j behind l                            (3)
 
-and at least the same sum over all layers with w = r = 0. W needs the same bytes under every policy.
+and at least the same sum over all layers with w = r = 0. W needs the same bytes under every policy. Stash returns within
+I, so only I's own seconds hide it: B_l are the seconds of I then.
 
 **The frontier.** A point is one choice of policies for the stage's first layers. It has
 
@@ -51,6 +52,9 @@ each policy for the next layer, and dominated points are dropped. Point a domina
 
 Where seconds are equal, the point with fewer bytes on the host counts as faster, then the one that changes fewer
 layers. Bytes on the host also count among the others where host memory is limited.
+
+A step may ask for a shorter forward, or for a shorter backward. Where both count *apart*, the first line is asked of
+the forward's seconds and of the backward's, each alone: the forward's with its own t, the backward's with its own.
 
 *Claim.* For each continuation from b, the same continuation from a is no worse. *Proof.* All numbers except waits
 grow alike. By (1) a continuation's waits grow with t, and by at most as much as t. Each step maps t to
@@ -80,6 +84,8 @@ FEW_KINDS = 8
 """Kinds of layers up to which few stages differ. Then more points of each can be followed."""
 BLOCK = 256
 """Points that are compared at once with the points that stay."""
+ROUNDING = 1e-12
+"""Relative difference of two sums of the same waits in different orders."""
 
 
 class Points(NamedTuple):
@@ -142,6 +148,8 @@ class Growth(NamedTuple):
     """How many points are followed for each stage."""
     split: bool = False
     """Whether backwards may be split, so that v counts."""
+    apart: bool = False
+    """Whether forward seconds and backward seconds count apart."""
 
     def grow(self, points: Points, layer: StageLayer, at: int = 0) -> Points:
         """The frontier with one more layer, number `at` on the stage."""
@@ -166,7 +174,8 @@ class Growth(NamedTuple):
         leaving = np.maximum(points.leaving_time - layer.forward_time, 0.0)
         coming = points.coming_time
         if layer.backward_time:
-            coming = np.maximum(coming - layer.backward_time - policy.extra_time, 0.0)
+            hides = layer.input_grad_time if self.split else layer.backward_time
+            coming = np.maximum(coming - hides - policy.extra_time, 0.0)
         # Step 2: workspace while it runs, and while earlier layers run (2).
         added = policy.returned_bytes + policy.recompute_bytes
         here = layer.workspace_bytes + added + points.transit_bytes
@@ -255,14 +264,26 @@ class Growth(NamedTuple):
         if not self.timed:
             return found
         # Step 2: fewer seconds, even if a waits for all that its copies have left beyond those of b.
-        seconds, limit = pairs(points.extra_time)
-        for left in (points.leaving_time, points.coming_time):
-            if left.any():
-                a, b = pairs(left)
-                seconds = seconds + np.maximum(a - b, 0.0)
+        fewer = np.zeros_like(found)
+        for added, waiting, near in self._seconds(points):
+            seconds, limit = pairs(added)
+            for left in waiting:
+                if left.any():
+                    a, b = pairs(left)
+                    seconds = seconds + np.maximum(a - b, 0.0)
+            found &= seconds <= limit * (1 + near)
+            fewer |= seconds < limit * (1 - near)
         # Step 3: equal seconds go by bytes on the host and changed layers.
         a, b = pairs(_effort(points))
-        return found & ((seconds < limit) | ((seconds == limit) & (a <= b)))
+        return found & (fewer | (a <= b))
+
+    def _seconds(self, points: Points) -> list[tuple[Array, list[Array], float]]:
+        """The sums of seconds that count, each with the copies that it may wait for, and when two are equal."""
+        leaving, coming = points.leaving_time, points.coming_time
+        if not self.apart or not (points.forward_wait.any() or leaving.any()):
+            return [(points.extra_time, [leaving, coming], 0.0)]
+        backward = points.extra_time - points.forward_wait
+        return [(points.forward_wait, [leaving], ROUNDING), (backward, [coming], ROUNDING)]
 
 
 @functools.lru_cache(maxsize=128)

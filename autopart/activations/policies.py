@@ -99,8 +99,8 @@ def optimizer_places(demands: Demands) -> tuple[bool, ...]:
     return {"never": (False,), "auto": (False, True), "always": (True,)}[demands.offload_optimizer]
 
 
-def can_recompute(schedule: str) -> bool:
-    """Whether layers are recomputed under a schedule.
+def has_policies(schedule: str) -> bool:
+    """Whether a schedule has policies other than keep, and optimizer state in host memory.
 
     The two ranks of a stage under a bidirectional one keep other microbatches, and a choice for both is not modelled.
     Pair times are for layers that keep their stash.
@@ -108,17 +108,12 @@ def can_recompute(schedule: str) -> bool:
     return schedule != CUSTOM and schedule not in (*BIDIRECTIONAL, *PAIRED)
 
 
-def can_offload(schedule: str) -> bool:
-    """Whether stash or optimizer state may lie in host memory under a schedule."""
-    return schedule in CLASSIC
-
-
 def chooses_by_rank(problem: Problem, layout: Layout) -> bool:
     """Whether the stages of a rank choose their policies together, by the moments of its order.
 
     Under GPipe and 1F1B each stage chooses alone: a number of microbatches in flight says all.
     """
-    able = can_recompute(layout.schedule) and not can_offload(layout.schedule)
+    able = has_policies(layout.schedule) and layout.schedule not in CLASSIC
     return able and leaves_choice(problem.demands)
 
 
@@ -135,18 +130,12 @@ def kept_inside(layer: Layer, policy: PolicyName) -> int:
     return again.stash_bytes if again else layer.stash_bytes
 
 
-def most_freed(graph: LayerGraph, demands: Demands, *, offloads: bool = True) -> list[int]:
-    """For each layer the most stash bytes that the demands let it free, for one microbatch.
-
-    Where nothing `offloads`, no stash is moved to the host.
-    """
-
-    def least_kept(layer: Layer) -> int:
-        allowed = allowed_policies(layer, demands)
-        sizes = [kept_inside(layer, own) for own in allowed if offloads or own != "offload"]
-        return min(sizes, default=layer.stash_bytes)
-
-    return [layer.stash_bytes - least_kept(layer) for layer in graph.layers]
+def most_freed(graph: LayerGraph, demands: Demands) -> list[int]:
+    """For each layer the most stash bytes that the demands let it free, for one microbatch."""
+    return [
+        layer.stash_bytes - min(kept_inside(layer, own) for own in allowed_policies(layer, demands))
+        for layer in graph.layers
+    ]
 
 
 def policy_of(policies: StagePolicies, at: int) -> PolicyName:

@@ -1,8 +1,8 @@
 """The policies of partitions on a layout whose stages choose together on each rank.
 
 That is every layout except one under GPipe or 1F1B. There a number of microbatches in flight says enough, and each stage
-has a rank of its own. Elsewhere the moments of each rank's order count (autopart/activations/rank_choices.py). Stash is
-kept or recomputed; nothing is offloaded.
+has a rank of its own. Elsewhere the moments of each rank's order count (autopart/activations/rank_choices.py). Each point
+of a stage's frontier comes once for each place that its optimizer state may have.
 """
 
 import functools
@@ -13,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.activations.best_totals import best_totals
-from autopart.activations.changes import PolicyChanges, apply_changes
+from autopart.activations.changes import apply_changes
 from autopart.activations.frontier import Points
+from autopart.activations.policies import optimizer_places
 from autopart.activations.rank_choices import (
+    SECONDS,
     LeastVectors,
     Moments,
+    RankBytes,
     StagePoints,
     best_choice,
     bytes_at_moments,
@@ -28,13 +31,17 @@ from autopart.activations.rank_choices import (
 from autopart.activations.stage_frontiers import StageFrontiers
 from autopart.cost.cuts import Cuts, totals_at
 from autopart.cost.in_flight import ranks_in_flight
-from autopart.cost.memory import memory, microbatch_bytes
+from autopart.cost.memory import largest_part, memory, microbatch_bytes
+from autopart.cost.on_ranks import state_trip
 from autopart.cost.stage_totals import Array, StageTotals
-from autopart.records.cluster import smallest_memory
-from autopart.records.layouts import Layout, one_replica
+from autopart.cost.syncs import update_share
+from autopart.records.cluster import host_share, slowest_speed, smallest_memory
+from autopart.records.layouts import Layout, one_replica, own_microbatches
 from autopart.records.peak_bytes import by_kind
 from autopart.records.prediction import LASTING
 from autopart.records.problem import Problem, splits_backward
+from autopart.records.training import state_bytes
+from autopart.units import Q
 
 Whole = npt.NDArray[np.int64]
 
@@ -44,21 +51,37 @@ class SharedRank(NamedTuple):
 
     stages: tuple[int, ...]
     """Its stages, in their order."""
+    replicas: int
+    speed: float
+    """The slowest rank's speed in all replicas, relative to the profile's device."""
     moments: Moments
     limit: int
     """Bytes for everything but the reserve."""
 
 
+class StatePlace(NamedTuple):
+    """One place for the optimizer state of a stage, and what it changes there."""
+
+    on_host: bool
+    off_device: int
+    """Bytes that leave the device, beyond those in the first place."""
+    added_on_host: int
+    """Bytes on the host, beyond those in the first place."""
+    update_time: float
+    """Seconds added to the update, as in `StagePoints`."""
+
+
 def shared_ranks(problem: Problem, layout: Layout) -> list[SharedRank]:
     """The ranks of a layout's first replica, under the layout's named schedule."""
-    return [
-        SharedRank(
-            moments.in_flight.stages,
-            moments,
-            _smallest(problem, layout, moments.in_flight.stages) - problem.cluster.reserve_bytes,
-        )
-        for moments in _moments(one_replica(layout)).values()
-    ]
+    found: list[SharedRank] = []
+    for moments in _moments(one_replica(layout)).values():
+        stages = moments.in_flight.stages
+        ranks = [layout.stage_ranks[s] for s in stages]
+        smallest = min(smallest_memory(problem.cluster, own) for own in ranks)
+        speed = slowest_speed(problem.cluster, ranks[0])
+        limit = smallest - problem.cluster.reserve_bytes
+        found.append(SharedRank(stages, len(ranks[0]), speed, moments, limit))
+    return found
 
 
 @functools.lru_cache(maxsize=64)
@@ -66,31 +89,63 @@ def _moments(layout: Layout) -> Mapping[int, Moments]:
     return {rank: moments_of(own) for rank, own in ranks_in_flight(layout).items()}
 
 
-def _smallest(problem: Problem, layout: Layout, stages: Sequence[int]) -> int:
-    return min(smallest_memory(problem.cluster, layout.stage_ranks[s]) for s in stages)
-
-
-def kept_bytes_on(
-    problem: Problem, layout: Layout, rank: SharedRank, own: Sequence[StageTotals[Any]]
-) -> Array:
-    """c for a rank with stages that have these totals, shape (moments, partitions).
+def bytes_beside(
+    problem: Problem, rank: SharedRank, own: Sequence[StageTotals[Any]]
+) -> list[RankBytes]:
+    """The bytes of a rank with stages that have these totals, for each of several partitions.
 
     The totals are numbers, or arrays with an entry for each partition.
     """
     sizes: list[list[Array]] = []
     lasting: Any = 0
-    for stage, totals in zip(rank.stages, own, strict=True):
-        use = memory(totals, problem, len(layout.stage_ranks[stage]), 0)
+    on_host: Any = 0
+    for totals in own:
+        use = memory(totals, problem, rank.replicas, 0)
         lasting = lasting + sum(np.atleast_1d(getattr(use, kind)) for kind in LASTING)
+        on_host = on_host + np.atleast_1d(use.host)
         moving = microbatch_bytes(totals)
         sizes.append([np.atleast_1d(each) for each in by_kind(moving)])
     last = np.array([np.atleast_1d(totals.weight_grad_workspace_bytes) for totals in own])
-    return bytes_at_moments(rank.moments, np.array(sizes).swapaxes(0, 1), lasting, last)
+    beside = bytes_at_moments(rank.moments, np.array(sizes).swapaxes(0, 1), lasting, last)
+    share = host_share(problem.cluster)
+    return [
+        RankBytes(column, rank.limit, int(hosted), share)
+        for column, hosted in zip(beside.T, on_host, strict=True)
+    ]
 
 
-def points_of(points: Points) -> StagePoints:
-    """A frontier's columns that a rank's choice reads."""
-    return StagePoints(*(getattr(points, name) for name in StagePoints._fields))
+def with_first_place(problem: Problem, totals: StageTotals[Q]) -> StageTotals[Q]:
+    """The totals with optimizer state in the first place that the demands allow."""
+    on_host: Any = int(optimizer_places(problem.demands)[0])
+    return totals._replace(optimizer_on_host=on_host + 0 * totals.num_trainable)
+
+
+def state_places(
+    problem: Problem, rank: SharedRank, microbatches: int, trained: int, widest: int
+) -> tuple[StatePlace, ...]:
+    """The places for the state of a stage with so many trained elements, `widest` of them in one layer."""
+    first, *others = optimizer_places(problem.demands)
+    found = [StatePlace(first, 0, 0, 0.0)]
+    if others and trained:
+        link, size = problem.cluster.host_link, state_bytes(problem.training)
+        assert link is not None, "demands on optimizer state ask for a link to the host"
+        sharing = update_share(problem.training, rank.replicas)
+        state, room = (size * largest_part(count, sharing) for count in (trained, widest))
+        seconds = state_trip(link, state) * rank.speed / microbatches
+        found.append(StatePlace(True, state - room, state, seconds))
+    return tuple(found)
+
+
+def points_of(points: Points, places: Sequence[StatePlace]) -> StagePoints:
+    """A frontier's points as a rank's choice reads them: all of them with the first place, then with the next."""
+    count, kept = len(points.extra_time), set(StagePoints._fields).intersection(Points._fields)
+    columns = {name: np.tile(getattr(points, name), len(places)) for name in kept}
+    return StagePoints(
+        **columns,
+        update_time=np.repeat([own.update_time for own in places], count),
+        state_off_device=np.repeat([own.off_device for own in places], count),
+        state_on_host=np.repeat([own.added_on_host for own in places], count),
+    )
 
 
 class SharedRanks:
@@ -103,9 +158,13 @@ class SharedRanks:
         self.problem, self.layout, self.cuts = problem, layout, cuts
         self._fewest_bytes = fewest_bytes
         self.ranks = shared_ranks(problem, layout)
-        split = splits_backward(layout.schedule)
-        self._frontiers: StageFrontiers = best_totals(cuts).of_shared_ranks(problem, split=split)
-        self._chosen: dict[tuple[int, tuple[int, ...], bytes], tuple[int, ...]] = {}
+        split, known = splits_backward(layout.schedule), best_totals(cuts)
+        self._frontiers: dict[int, StageFrontiers] = {
+            stage: known.of_shared_ranks(problem, rank.speed, split=split)
+            for rank in self.ranks
+            for stage in rank.stages
+        }
+        self._chosen: dict[tuple[object, ...], tuple[int, ...]] = {}
 
     def totals(self, routes: Whole) -> list[StageTotals[Array]]:
         """Each stage's totals under the rule, with an entry for each route over the cuts.
@@ -116,24 +175,26 @@ class SharedRanks:
         chosen = np.zeros(numbers.shape, dtype=np.int64)
         for at, rank in enumerate(self.ranks):
             own = list(rank.stages)
-            beside = kept_bytes_on(self.problem, self.layout, rank, [plain[s] for s in own])
-            for row, (bytes_, ids) in enumerate(zip(beside.T, numbers[:, own], strict=True)):
-                chosen[row, own] = self._choice(at, ids, bytes_)
-        return self.with_points(routes, chosen)
-
-    def with_points(self, routes: Whole, chosen: Whole) -> list[StageTotals[Array]]:
-        """Each stage's totals at given points of its frontier, shape (routes, stages)."""
-        numbers = self._numbers(routes)
-        return [
-            apply_changes(totals, self._frontiers.changes(numbers[:, s], chosen[:, s]))
-            for s, totals in enumerate(self._plain(routes))
-        ]
+            beside = bytes_beside(self.problem, rank, [plain[s] for s in own])
+            for row, (kept, ids) in enumerate(zip(beside, numbers[:, own], strict=True)):
+                states = tuple(self._state_places(rank, plain[s], row) for s in own)
+                chosen[row, own] = self._choice(at, ids, states, kept)
+        return self._with_points(numbers, plain, chosen)
 
     def with_seconds(self, route: Sequence[int], seconds: Array) -> list[StageTotals[Array]]:
-        """Each stage's totals with so many added seconds, shape (choices, stages). Their bytes mean nothing."""
+        """Each stage's totals with so many added seconds, shape (choices, `SECONDS`, stages).
+
+        Their bytes mean nothing.
+        """
         routes = np.broadcast_to(np.array(route), (len(seconds), len(route)))
+        forward, backward, update = (seconds[:, at] for at in range(len(SECONDS)))
         return [
-            totals._replace(backward_time=totals.backward_time + seconds[:, s])
+            totals._replace(
+                forward_time=totals.forward_time + forward[:, s],
+                backward_time=totals.backward_time + backward[:, s],
+                # Seconds for the update are those of the copies, wherever there are any.
+                optimizer_on_host=np.maximum(totals.optimizer_on_host, update[:, s] > 0),
+            )
             for s, totals in enumerate(self._plain(routes))
         ]
 
@@ -144,35 +205,73 @@ class SharedRanks:
         found: list[LeastVectors] = []
         for rank in self.ranks:
             own = list(rank.stages)
-            beside = kept_bytes_on(self.problem, self.layout, rank, [plain[s] for s in own])[:, 0]
-            stages = [points_of(self._frontiers.ended(numbers[s])) for s in own]
-            vectors = least_vectors(rank.moments, beside, stages, rank.limit)
+            (beside,) = bytes_beside(self.problem, rank, [plain[s] for s in own])
+            stages = [
+                points_of(
+                    self._frontiers[s].ended(numbers[s]), self._state_places(rank, plain[s], 0)
+                )
+                for s in own
+            ]
+            vectors = least_vectors(rank.moments, beside, stages)
             if vectors is None:
                 return None
             found.append(vectors)
         return found
 
+    def _with_points(
+        self, numbers: Whole, plain: Sequence[StageTotals[Array]], chosen: Whole
+    ) -> list[StageTotals[Array]]:
+        """Each stage's totals at given points, shape (routes, stages), as `points_of` numbers them."""
+        places = np.array(optimizer_places(self.problem.demands), dtype=np.int64)
+        found: list[StageTotals[Array]] = []
+        for s, totals in enumerate(plain):
+            frontiers, own = self._frontiers[s], numbers[:, s]
+            place, point = np.divmod(chosen[:, s], frontiers.lengths(own))
+            changed = apply_changes(totals, frontiers.changes(own, point))
+            found.append(changed._replace(optimizer_on_host=places[place]))
+        return found
+
+    def _state_places(
+        self, rank: SharedRank, totals: StageTotals[Array], row: int
+    ) -> tuple[StatePlace, ...]:
+        trained, widest = totals.num_trainable[row], totals.widest_trainable[row]
+        own = own_microbatches(self.layout, rank.stages[0])
+        return state_places(self.problem, rank, own, int(trained), int(widest))
+
     def _plain(self, routes: Whole) -> list[StageTotals[Array]]:
+        totals = with_first_place(self.problem, self.cuts.totals)
         return [
-            totals_at(self.cuts.totals, routes[:, s], routes[:, s + 1])
-            for s in range(routes.shape[1] - 1)
+            totals_at(totals, routes[:, s], routes[:, s + 1]) for s in range(routes.shape[1] - 1)
         ]
 
     def _numbers(self, routes: Whole) -> Whole:
         """The number of each stage's frontier, shape (routes, stages)."""
-        starts, ends = routes[:, :-1], routes[:, 1:]
-        return self._frontiers.numbers(starts.ravel(), ends.ravel()).reshape(starts.shape)
+        return np.column_stack(
+            [
+                self._frontiers[s].numbers(*routes[:, s : s + 2].T)
+                for s in range(routes.shape[1] - 1)
+            ]
+        )
 
-    def _choice(self, rank: int, numbers: Whole, beside: Array) -> tuple[int, ...]:
+    def _choice(
+        self,
+        rank: int,
+        numbers: Whole,
+        states: tuple[tuple[StatePlace, ...], ...],
+        beside: RankBytes,
+    ) -> tuple[int, ...]:
         """The points of one rank's stages under the rule; equal questions are answered once."""
-        key = rank, tuple(numbers.tolist()), beside.tobytes()
+        key = rank, tuple(numbers.tolist()), states, beside.beside.tobytes(), beside.on_host
         if key not in self._chosen:
             one = self.ranks[rank]
-            stages = [points_of(self._frontiers.ended(number)) for number in key[1]]
+            stages = [
+                points_of(self._frontiers[s].ended(number), own)
+                for s, number, own in zip(one.stages, key[1], states, strict=True)
+            ]
             self._chosen[key] = (
                 leanest_choice(one.moments, beside, stages)
                 if self._fewest_bytes
-                else best_choice(one.moments, beside, stages, one.limit)
+                else best_choice(one.moments, beside, stages)
             )
         return self._chosen[key]
 
@@ -181,8 +280,3 @@ class SharedRanks:
 def shared_ranks_of(problem: Problem, layout: Layout, cuts: Cuts) -> SharedRanks:
     """The policies on a layout, with the choices that were made before."""
     return SharedRanks(problem, layout, cuts)
-
-
-def changes_at(points: Points, place: int) -> PolicyChanges[float]:
-    """The changes at one point of a frontier, as plain numbers."""
-    return PolicyChanges(*(getattr(points, name)[place].item() for name in PolicyChanges._fields))

@@ -69,6 +69,10 @@ class StageFrontiers:
         """A frontier by its number."""
         return self._ended[number]
 
+    def lengths(self, numbers: Whole) -> Whole:
+        """How many points each frontier has."""
+        return np.diff(self._first)[numbers]
+
     def changes(self, numbers: Whole, points: Whole) -> PolicyChanges[Array]:
         """The changes at one point of each frontier."""
         at = self._first[numbers] + points

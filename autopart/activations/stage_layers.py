@@ -64,7 +64,9 @@ class StageLayer(NamedTuple):
     forward_time: float
     """Forward seconds that hide a copy; 0 where nothing hides one."""
     backward_time: float
-    """Backward seconds that hide a copy; 0 where nothing hides one."""
+    """Seconds of the whole backward that hide a copy; 0 where nothing hides one."""
+    input_grad_time: float
+    """The same in I, where the backward is split."""
     workspace_bytes: int
     """Transient bytes, with gradients that lie in the stage while the layer runs."""
     waiting_bytes: int
@@ -209,6 +211,7 @@ class StageLayers:
         return StageLayer(
             forward_time=layer.forward_time if hides else 0.0,
             backward_time=backward if hides else 0.0,
+            input_grad_time=layer.input_grad_time if hides else 0.0,
             workspace_bytes=workspace,
             waiting_bytes=around.waits,
             input_grad_workspace_bytes=in_input_grad,

@@ -11,9 +11,10 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
-from autopart.activations.policies import can_recompute, leaves_choice
+from autopart.activations.policies import has_policies, leaves_choice
 from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.any_order_shapes import any_order_shape_bound
 from autopart.bounds.any_order_stages import stage_bounds_of_any_order
@@ -74,10 +75,12 @@ def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
     if layout.schedule != CUSTOM:
         # The bounds ask for one microbatch in its F. A named schedule keeps at least as much in flight.
         freest = freest_totals(problem, layout, cuts)
+        hosts = msgspec.structs.replace(problem.cluster, host_memory_bytes=None)
+        roomy = msgspec.structs.replace(problem, cluster=hosts)
         if problem.objective != "period":
             whole = max(whole, memory_priced_bound(problem, layout, cuts))
         stages = [
-            np.where(fits_on_ranks(freest, problem, layout, stage), bound, np.inf)
+            np.where(fits_on_ranks(freest, roomy, layout, stage), bound, np.inf)
             for stage, bound in enumerate(stages)
         ]
     loads = None
@@ -96,4 +99,4 @@ def is_needed(problem: Problem, layout: Layout) -> bool:
     demands = problem.demands
     if CUSTOM not in demands.schedules or layout.schedule == CUSTOM:
         return True
-    return leaves_choice(demands) and can_recompute(layout.schedule)
+    return leaves_choice(demands) and has_policies(layout.schedule)

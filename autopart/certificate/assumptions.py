@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from autopart.activations.frontier import most_points
 from autopart.activations.policies import (
-    can_offload,
-    can_recompute,
+    has_policies,
     leaves_choice,
     may_offload,
 )
@@ -14,7 +13,7 @@ from autopart.bounds.rank_assignments import takes_gpus_in_order
 from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
-from autopart.records.problem import BIDIRECTIONAL, CUSTOM, PAIRED, Demands, Problem
+from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, PAIRED, Demands, Problem
 from autopart.records.tensor_degree import StageDegrees, Tensor, TensorDemand, degree_of
 from autopart.text import counted, in_words
 
@@ -80,7 +79,18 @@ def _place_of_state(demands: Demands) -> str:
         return ""
     if demands.offload_optimizer == "always":
         return ", optimizer state on the host"
-    return ", optimizer state on the host where a stage's rank is busy for a shorter step so"
+    classic = [name for name in demands.schedules if name in CLASSIC]
+    other = [name for name in demands.schedules if has_policies(name) and name not in CLASSIC]
+    rule = "where a stage's rank is busy for a shorter step so"
+    if other:
+        rule = (
+            f"{rule} under {in_words(classic)}, of any stages elsewhere"
+            if classic
+            else "of any stages"
+        )
+    kept = [name for name in demands.schedules if not has_policies(name)]
+    said = f", on the device under {in_words(kept)}" if kept else ""
+    return f", optimizer state on the host {rule}{said}"
 
 
 def _policies_allowed(problem: Problem) -> str:
@@ -104,19 +114,18 @@ def _policies_allowed(problem: Problem) -> str:
     )
     said += f" but for {len(named)} named" if named else ""
     if "auto" in (demands.recompute, demands.offload):
-        rule = ", the busy seconds of each stage fewest" if may_offload(demands) else ""
+        classic = set(demands.schedules).intersection(CLASSIC)
+        rule = ", the busy seconds of each stage fewest" if may_offload(demands) and classic else ""
+        if rule and classic != set(demands.schedules):
+            rule += f" under {in_words(sorted(classic))}"
         said += f" ({most_points(problem.graph.layers)} choices per stage{rule})"
     return said + _schedules_without_policies(demands)
 
 
 def _schedules_without_policies(demands: Demands) -> str:
-    """The schedules under which layers are kept, or not offloaded; empty where there are none."""
-    kept = [name for name in demands.schedules if not can_recompute(name)]
-    said = f", all kept under {in_words(kept)}" if kept else ""
-    here = [name for name in demands.schedules if can_recompute(name) and not can_offload(name)]
-    if here and (may_offload(demands) or demands.offload_optimizer != "never"):
-        said += f", nothing offloaded under {in_words(here)}"
-    return said
+    """The schedules under which all layers are kept; empty where there are none."""
+    kept = [name for name in demands.schedules if not has_policies(name)]
+    return f", all kept under {in_words(kept)}" if kept else ""
 
 
 def _orders_allowed(demands: Demands) -> str:

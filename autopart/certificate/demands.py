@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from autopart.activations.demands import checked_policies
 from autopart.activations.policies import (
     allowed_policies,
-    can_offload,
-    can_recompute,
+    has_policies,
     optimizer_places,
 )
 from autopart.certificate.plan_problem import PlanProblem, own_entry, partition_of
@@ -127,16 +126,14 @@ def _check_policies(plan: Plan, graphs: Sequence[LayerGraph]) -> None:
     policies = [
         (name, own) for stage in plan.stages for name, own in policy_of_layers(stage).items()
     ]
-    if any(own != "keep" for _, own in policies) and not can_recompute(plan.schedule):
+    if any(own != "keep" for _, own in policies) and not has_policies(plan.schedule):
         raise PlanError(f"layers are not simply kept under '{plan.schedule}': that is not modelled")
-    if any(own == "offload" for _, own in policies) and not can_offload(plan.schedule):
-        raise PlanError(f"layers are offloaded under '{plan.schedule}': that is not modelled")
     if plan.cluster.host_link is None and any(own == "offload" for _, own in policies):
         raise PlanError("layers are offloaded, but the plan's cluster has no host_link")
     _check_state(plan)
     for name, own in policies:
         allowed = allowed_policies(layers[name], plan.demands)
-        if can_recompute(plan.schedule) and own not in allowed:
+        if has_policies(plan.schedule) and own not in allowed:
             raise PlanError(
                 f"the policy of layer '{name}' is {own}, but the demands allow {' or '.join(allowed)}"
             )
@@ -144,13 +141,15 @@ def _check_policies(plan: Plan, graphs: Sequence[LayerGraph]) -> None:
 
 def _check_state(plan: Plan) -> None:
     """The place of each stage's optimizer state: device or host."""
-    allowed = optimizer_places(plan.demands) if can_offload(plan.schedule) else (False,)
+    able = has_policies(plan.schedule)
+    kept = "" if able else f" (under '{plan.schedule}' it stays on the device)"
+    allowed = optimizer_places(plan.demands) if able else (False,)
     for index, stage in enumerate(plan.stages):
         if stage.optimizer_on_host not in allowed:
             where, asked = "host" if stage.optimizer_on_host else "device", plan.demands
             raise PlanError(
                 f"the optimizer state of stage {index} lies on the {where}, against the demand to "
-                f"offload it {asked.offload_optimizer} (gpipe and 1f1b alone let it leave the device)"
+                f"offload it {asked.offload_optimizer}{kept}"
             )
         if stage.optimizer_on_host and plan.cluster.host_link is None:
             raise PlanError(

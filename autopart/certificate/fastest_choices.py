@@ -1,6 +1,7 @@
 """The fastest step of one partition over all activation policies, where the stages of a rank choose together.
 
-Each rank has its least vectors (autopart/activations/rank_choices.py): seconds that policies may add to its stages. A
+Each rank has its least vectors (autopart/activations/rank_choices.py): seconds that policies may add to the forwards, the
+backwards and the updates of its stages. A
 *node* leaves each rank some of them. The step with the smallest seconds of each stage, over the vectors left to its
 rank, is at most the step of every choice in the node, since a step only grows with each stage's seconds. A node whose
 step reaches the value has nothing faster. Any other node is split: one rank's vectors are halved by the seconds of the
@@ -19,8 +20,8 @@ import numpy.typing as npt
 
 from autopart.activations.best_policies import policies_at, rank_frontiers
 from autopart.activations.policies import StagePolicies, chooses_by_rank
-from autopart.activations.rank_choices import LeastVectors
-from autopart.activations.shared_ranks import SharedRanks, shared_ranks_of
+from autopart.activations.rank_choices import SECONDS, LeastVectors
+from autopart.activations.shared_ranks import SharedRanks, shared_ranks_of, with_first_place
 from autopart.cost.cuts import Cuts, partition_of, totals_at
 from autopart.pricing import price_paths, price_totals, tied_copies
 from autopart.records.layouts import Layout
@@ -87,7 +88,8 @@ def fastest_choices(
     routes = np.asarray(paths)
     copies = tied_copies(problem, cuts, routes)
     # Step 1: without the seconds that policies add.
-    plain = [totals_at(cuts.totals, *routes[:, s : s + 2].T) for s in range(routes.shape[1] - 1)]
+    totals = with_first_place(problem, cuts.totals)
+    plain = [totals_at(totals, *routes[:, s : s + 2].T) for s in range(routes.shape[1] - 1)]
     least = price_totals(problem, layout, program, plain, copies)
     # Step 2: a tree for each path that may be faster.
     shared = shared_ranks_of(problem, layout, cuts)
@@ -160,22 +162,25 @@ class _Tree:
         return steps[: len(nodes)].tolist()
 
     def _seconds(self, node: Left, *, least: bool) -> npt.NDArray[np.float64]:
-        """The least seconds of each stage, or those of each rank's vector with the fewest in sum."""
-        seconds = np.zeros(len(self.shared.layout.stage_ranks))
+        """The least seconds of each stage, or those of each rank's vector with the fewest in sum.
+
+        The shape is that of one choice in `SharedRanks.with_seconds`.
+        """
+        seconds = np.zeros((len(SECONDS), len(self.shared.layout.stage_ranks)))
         for stages, own, left in zip(self.stages, self.vectors, node, strict=True):
             rows = own.seconds[left]
-            seconds[stages] = rows.min(axis=0) if least else rows[0]
+            seconds[:, stages] = rows.min(axis=0) if least else rows[0]
         return seconds
 
     def _halves(self, node: Left) -> list[Left]:
         """The node in two parts; none where it has one vector for each rank."""
         spread = [
-            np.ptp(own.seconds[left], axis=0) for own, left in zip(self.vectors, node, strict=True)
+            np.ptp(_flat(own, left), axis=0) for own, left in zip(self.vectors, node, strict=True)
         ]
         rank = int(np.argmax([own.max() for own in spread]))
         if len(node[rank]) == 1:
             return []
-        column = self.vectors[rank].seconds[node[rank], int(np.argmax(spread[rank]))]
+        column = _flat(self.vectors[rank], node[rank])[:, int(np.argmax(spread[rank]))]
         unlike = np.unique(column)
         fewer = column < unlike[max(1, len(unlike) // 2)]
         return [(*node[:rank], node[rank][half], *node[rank + 1 :]) for half in (fewer, ~fewer)]
@@ -191,5 +196,10 @@ class _Tree:
         for stages, own, row in zip(self.stages, self.vectors, self.choice, strict=True):
             assert own.places is not None
             for stage, place in zip(stages, own.places[row].tolist(), strict=True):
-                found[stage] = policies_at(frontiers[stage], partition[stage], place)
+                found[stage] = policies_at(problem, frontiers[stage], partition[stage], place)
         return tuple(found)
+
+
+def _flat(own: LeastVectors, left: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Some vectors of a rank, a row for each."""
+    return own.seconds[left].reshape(len(left), -1)

@@ -91,6 +91,8 @@ def _check_without_cap(plan: Plan) -> None:
 def _difference(ours: object, theirs: object, path: str) -> str | None:
     """The first place where two trees of plain values differ by more than TOLERANCE."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
+        if ours.keys() != theirs.keys():
+            return f"prediction{path} has {', '.join(theirs)}, recomputed {', '.join(ours)}"
         pairs = [(f"{path}.{key}", ours[key], theirs[key]) for key in ours]
     elif isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
         if len(ours) != len(theirs):

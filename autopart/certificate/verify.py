@@ -197,7 +197,7 @@ def _memory_kept(given: PlanProblem) -> str:
     peak, limit = format_bytes(peaks[worst]), format_bytes(peaks[worst] + free[worst])
     if free[worst] < 0:
         raise PlanError(f"rank {worst} needs {peak} of {limit}")
-    share, on_host = host_share(cluster), free_host_bytes(cluster, plan.prediction.stages)
+    share, on_host = host_share(cluster), free_host_bytes(cluster, plan.prediction)
     if share is not None and on_host is not None and on_host < 0:
         raise PlanError(
             f"one rank offloads {format_bytes(share - on_host)}, "

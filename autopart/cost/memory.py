@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic, NamedTuple
 
 import msgspec
+import numpy as np
+from msgspec import UNSET
 
 from autopart.cost.stage_totals import StageTotals
 from autopart.cost.syncs import gradient_bytes, update_share
@@ -84,8 +86,9 @@ def memory_with_state(
     own = microbatches_per_replica(problem.num_microbatches, replicas)
     rows = classic_rows(in_flight) if isinstance(in_flight, int) else in_flight
     peak = at_peak(at or rows, [microbatch_bytes(totals)])
-    # Only GPipe and 1F1B offload stash, and they have a number in flight.
-    offloaded = in_flight if isinstance(in_flight, int) else 0
+    offloaded = in_flight
+    if not isinstance(in_flight, int):
+        offloaded = int(in_flight.counts[:, STASH].sum(axis=1).max())
     return Memory(
         weights=totals.weight_bytes,
         gradients=gradient_bytes(totals, training),
@@ -153,17 +156,6 @@ def with_versions(stage: StagePrediction, in_flight: int, copies: int) -> Memory
     )
 
 
-def rank_peaks(
-    stage_ranks: StageRanks,
-    schedule: Schedule,
-    stages: Sequence[StagePrediction],
-    in_flight: Sequence[InFlight] | None = None,
-) -> tuple[int, ...]:
-    """Each rank's peak bytes; 0 for an idle rank. `in_flight` as in `rank_memory`."""
-    uses = rank_memory(stage_ranks, schedule, stages, in_flight)
-    return tuple(int(total(uses[rank])) if rank in uses else 0 for rank in range(len(schedule)))
-
-
 def rank_memory(
     stage_ranks: StageRanks,
     schedule: Schedule,
@@ -195,11 +187,16 @@ def _together(own: Sequence[StagePrediction], in_flight: InFlight) -> MemoryUse:
     # Step 1: the place in the order where most is in flight.
     place = place_of_peak(in_flight, moving)
     peak = at_peak(row_at(in_flight, place), moving)
-    whole = in_flight.counts[place, STASH].tolist()
-    # Step 2: shares for recomputation and loss, at most the workspace at that place.
+    kept = in_flight.counts[:, STASH]
+    whole = kept[place].tolist()
+    # Step 2: bytes on the host where most stash is there, beside optimizer state.
+    hosted = np.array([0 if s.host_stash_bytes is UNSET else s.host_stash_bytes for s in own])
+    state = sum(use.host for use in uses) - int(kept.max(axis=0) @ hosted)
+    # Step 3: shares for recomputation and loss, at most the workspace at that place.
     widest = max(uses, key=lambda use: use.workspace)
     return MemoryUse(
-        **{kind: sum(getattr(use, kind) for use in uses) for kind in (*LASTING, "host")},
+        **{kind: sum(getattr(use, kind) for use in uses) for kind in LASTING},
+        host=state + int((kept @ hosted).max()),
         **peak._asdict(),
         reserve=max(use.reserve for use in uses),
         recomputed=min(widest.recomputed, peak.workspace),

@@ -12,9 +12,9 @@ from autopart.cost.stage_totals import Array, StageTotals
 from autopart.records.cluster import Cluster, host_share, smallest_memory
 from autopart.records.layouts import Layout, pipelines_together
 from autopart.records.peak_bytes import bytes_at_places
-from autopart.records.prediction import LASTING, Prediction, StagePrediction
+from autopart.records.prediction import LASTING, Prediction
 from autopart.records.problem import Problem
-from autopart.schedules.in_flight import InFlight, of_one_stage
+from autopart.schedules.in_flight import STASH, InFlight, of_one_stage
 from autopart.units import Q
 
 Bools = npt.NDArray[np.bool_]
@@ -110,7 +110,9 @@ def ranks_fit(problem: Problem, layout: Layout, all_totals: Sequence[StageTotals
 
     The layout's replicas are equal. `all_totals` has for each stage arrays with an entry for each partition.
     """
-    return most_missing(problem, layout, all_totals) <= 0
+    on_device: Bools = most_missing(problem, layout, all_totals) <= 0
+    on_host = most_missing_on_host(problem, layout, all_totals)
+    return on_device if on_host is None else on_device & (on_host <= 0)
 
 
 def most_missing(
@@ -139,10 +141,28 @@ def most_missing(
     return np.maximum.reduce(missing)
 
 
+def most_missing_on_host(
+    problem: Problem, layout: Layout, all_totals: Sequence[StageTotals[Array]]
+) -> Array | None:
+    """Bytes that the fullest rank lacks in its share of host memory; None without a limit.
+
+    The arguments are those in `ranks_fit`.
+    """
+    share, missing = host_share(problem.cluster), list[Array]()
+    if share is None:
+        return None
+    for rank, in_flight in ranks_in_flight(layout).items():
+        on = [s for s, ranks in enumerate(layout.stage_ranks) if rank in ranks]
+        state = sum(memory(all_totals[s], problem, len(layout.stage_ranks[s]), 0).host for s in on)
+        stash = in_flight.counts[:, STASH] @ np.array([all_totals[s].host_bytes for s in on])
+        missing.append(state + stash.max(axis=0) - share)
+    return np.maximum.reduce(missing)
+
+
 def prediction_fits(cluster: Cluster, prediction: Prediction) -> bool:
     """Whether each rank stays within its GPU's memory and within its share on the host."""
     peaks = prediction.rank_peak_bytes
-    on_host = free_host_bytes(cluster, prediction.stages)
+    on_host = free_host_bytes(cluster, prediction)
     if on_host is not None and on_host < 0:
         return False
     if not cluster.gpus:
@@ -155,7 +175,8 @@ def free_bytes(cluster: Cluster, ranks: Iterable[int], peak_bytes: Q) -> Q:
     return smallest_memory(cluster, ranks) - peak_bytes
 
 
-def free_host_bytes(cluster: Cluster, stages: Iterable[StagePrediction]) -> int | None:
-    """Bytes left in a rank's share on the host beside its largest stage; None without a limit."""
+def free_host_bytes(cluster: Cluster, prediction: Prediction) -> int | None:
+    """Bytes left in the share on the host of the rank that has most there; None without a limit."""
     share = host_share(cluster)
-    return None if share is None else share - max(stage.memory.host for stage in stages)
+    of_stages = [stage.memory.host for stage in prediction.stages]
+    return None if share is None else share - max(prediction.rank_host_bytes or of_stages)

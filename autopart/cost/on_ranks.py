@@ -8,7 +8,7 @@ from autopart.cost.links import send_time
 from autopart.cost.memory import largest_part
 from autopart.cost.stage_totals import StageTotals
 from autopart.cost.syncs import update_share
-from autopart.records.cluster import slowest_speed
+from autopart.records.cluster import HostLink, slowest_speed
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
 from autopart.records.training import state_bytes
@@ -27,7 +27,7 @@ def on_replicas(
     host, on_host = problem.cluster.host_link, _hosted(totals)
     if host is not None and on_host:
         stepped = largest_part(totals.num_trainable, sharing) * totals.optimizer_on_host
-        trip = 2 * send_time(host, stepped * state_bytes(problem.training), 0)
+        trip = state_trip(host, stepped * state_bytes(problem.training))
     elif speed == 1.0 and sharing == 1:
         return totals
     else:
@@ -44,6 +44,11 @@ def on_replicas(
         pair_saving=totals.pair_saving / speed,
         update_time=update + trip,
     )
+
+
+def state_trip(host: HostLink, size: Q) -> Q:
+    """Seconds to copy so many bytes of optimizer state to the device and back."""
+    return 2 * send_time(host, size, 0)
 
 
 def _hosted(totals: StageTotals[Any]) -> bool:

@@ -296,6 +296,7 @@ def _check_prediction(plan: Plan, where: str) -> None:
     counts = (
         ("predicted stages", len(prediction.stages), "stages", len(plan.stages)),
         ("peaks of ranks", len(prediction.rank_peak_bytes), "ranks", ranks),
+        ("bytes on hosts", len(prediction.rank_host_bytes or ()) or ranks, "ranks", ranks),
     )
     for listed, count, what, wanted in counts:
         if count != wanted:

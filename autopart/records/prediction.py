@@ -111,6 +111,8 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Most microbatches in flight on the rank."""
     stash_bytes: Bytes
     """Stash on the device for one microbatch in flight."""
+    host_stash_bytes: Bytes | msgspec.UnsetType = msgspec.UNSET
+    """Stash in host memory for one microbatch in flight; unset where no layer is offloaded."""
     moving: MovingBytes = MovingBytes()
     """Other bytes that change within a step, for one microbatch."""
     memory: MemoryUse
@@ -171,6 +173,11 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Idle rank-seconds divided by all rank-seconds, over the ranks in use."""
     rank_peak_bytes: tuple[Bytes, ...]
     """Peak device bytes for each rank, over all its stages; 0 for an idle rank."""
+    rank_host_bytes: tuple[Bytes, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Bytes in host memory for each rank, over all its stages.
+
+    Unset where each rank has one stage, and where nothing is there.
+    """
     stages: tuple[StagePrediction, ...]
     """For each stage its seconds and bytes."""
     syncs: tuple[Sync, ...]

@@ -6,7 +6,7 @@ from typing import TypeVar
 import msgspec
 
 from autopart.activations.demands import checked_policies
-from autopart.activations.policies import can_recompute
+from autopart.activations.policies import has_policies
 from autopart.cost.contention import contended
 from autopart.errors import AutopartError
 from autopart.records.cluster import SENDS, Cluster, check_cluster, num_gpus
@@ -155,7 +155,7 @@ def _with_own_checkpoints(demands: Demands, profile: Profile, options: SolveOpti
 
     Another word on recompute or on a layer wins, and so does a schedule without recomputation.
     """
-    if options.recompute is not None or not all(map(can_recompute, demands.schedules)):
+    if options.recompute is not None or not all(map(has_policies, demands.schedules)):
         return demands
     named = {
         name for policy in ("keep", *POLICY_LISTS) for name in getattr(demands, f"{policy}_layers")

@@ -24,7 +24,7 @@ from autopart.activations.best_totals import least_totals_on_replicas
 from autopart.activations.policies import chooses_by_rank
 from autopart.bounds.any_order_shapes import Shape
 from autopart.cost.cuts import Cuts, partition_of
-from autopart.cost.memory_limits import Limits, stage_fits
+from autopart.cost.memory_limits import Limits, free_host_bytes, stage_fits
 from autopart.pricing import most_bytes, price
 from autopart.records.cluster import host_share
 from autopart.records.layouts import Layout, Partition, has_virtual_stages, layouts, shapes
@@ -85,7 +85,11 @@ def needs(
                 yield Need(int(best.largest), layout, partition_of(cuts, best.path))
             continue
         # The peak of a partition that is given, or whose stages share ranks.
-        yield Need(most_bytes(price(problem, layout, partition)), layout, partition)
+        decision = price(problem, layout, partition)
+        on_host = free_host_bytes(problem.cluster, decision.prediction)
+        if chooses_by_rank(problem, layout) and on_host is not None and on_host < 0:
+            continue
+        yield Need(most_bytes(decision), layout, partition)
 
 
 def widest_layouts(problem: Problem, among: Iterable[Shape]) -> Iterable[Layout]:

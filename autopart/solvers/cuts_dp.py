@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autopart.activations.policies import chooses_by_rank
 from autopart.activations.shared_totals import leanest_totals, likely_totals
 from autopart.cost.cuts import Cuts, allowed
 from autopart.cost.in_flight import stage_in_flight
@@ -78,7 +79,8 @@ def solve(problem: Problem, layout: Layout, cuts: Cuts) -> list[tuple[int, ...]]
 def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> Path | None:
     """The path whose largest stage needs the fewest bytes on the device, and these bytes.
 
-    None where pins and groups, or the limit on host memory, allow no path.
+    None where pins and groups, or the limit on host memory, allow no path. Where the stages of a rank choose their policies
+    together, the bytes are those that no policies need less than, and host memory has no limit.
     """
     costs: list[Array] = []
     for stage in range(len(layout.stage_ranks)):
@@ -90,7 +92,7 @@ def least_memory(problem: Problem, layout: Layout, cuts: Cuts) -> Path | None:
         use = memory(totals, problem, len(layout.stage_ranks[stage]), in_flight)
         may = allowed(cuts, problem.graph, problem.demands, stage)
         share = host_share(problem.cluster)
-        if share is not None:
+        if share is not None and not chooses_by_rank(problem, layout):
             may = may & (use.host <= share)
         costs.append(np.where(may, total(use), np.inf))
     return best_path(costs, cuts.nested)

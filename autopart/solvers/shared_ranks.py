@@ -24,7 +24,7 @@ from autopart.activations.shared_ranks import SharedRanks
 from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.microbatch_path import Mask
 from autopart.cost.cuts import Cuts, allowed, totals_at
-from autopart.cost.memory_limits import most_missing
+from autopart.cost.memory_limits import most_missing, most_missing_on_host
 from autopart.cost.stage_totals import Array, StageTotals, Traffic
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
@@ -32,6 +32,8 @@ from autopart.solvers import cuts_dp
 from autopart.stopping.time_limit import check_time
 
 MOST_BEGINNINGS = 4096
+BEYOND = 1 << 50
+"""Bytes that no rank lacks on the device."""
 AT_ONCE = 64
 """Whole paths whose policies are chosen before their bounds are compared again."""
 
@@ -82,11 +84,15 @@ def leanest_path(problem: Problem, layout: Layout, cuts: Cuts) -> tuple[int, ...
 def _exact_missing(
     problem: Problem, layout: Layout, cuts: Cuts, paths: Paths
 ) -> npt.NDArray[np.int64]:
-    """Bytes that the fullest rank lacks with the policies that need the fewest."""
+    """Bytes that the fullest rank lacks with the policies that need the fewest, and what it lacks on the host."""
     if not chooses_by_rank(problem, layout):
         return _missing(problem, layout, cuts, paths)
     roomless = SharedRanks(problem, layout, cuts, fewest_bytes=True)
-    return most_missing(problem, layout, roomless.totals(paths))
+    totals = roomless.totals(paths)
+    missing = most_missing(problem, layout, totals)
+    on_host = most_missing_on_host(problem, layout, totals)
+    # A path without room on the host must not count as the leanest one.
+    return missing if on_host is None else missing + BEYOND * (on_host > 0)
 
 
 def _missing(problem: Problem, layout: Layout, cuts: Cuts, paths: Paths) -> npt.NDArray[np.int64]:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.activations.best_totals import BestTotals
-from autopart.activations.policies import can_offload, leaves_choice
+from autopart.activations.policies import leaves_choice
 from autopart.bounds.classic_schedules import chains
 from autopart.bounds.microbatch_path import Mask, Matrix, MicrobatchPath
 from autopart.cost.cuts import Cuts, all_cuts, allowed
@@ -39,6 +39,7 @@ from autopart.cost.syncs import least_sync_price
 from autopart.cost.tied_syncs import without_shared_ties
 from autopart.records.cluster import fastest_speed, num_gpus
 from autopart.records.layouts import Layout, side_by_side
+from autopart.records.problem import CLASSIC
 from autopart.schedules.named.one_f_one_b import in_flight_on_rank
 from autopart.stage_degrees.problem import DegreesProblem
 from autopart.stage_degrees.resharding import traffic_between
@@ -134,7 +135,7 @@ class DegreeBounds:
         )
         totals, fits = cuts.totals, self._may
         if not eased:
-            if can_offload(schedule) and leaves_choice(problem.demands):
+            if schedule in CLASSIC and leaves_choice(problem.demands):
                 totals = self._best[at].best(problem, layout, 0)
             fits = fits & fits_on_ranks(totals, problem, layout, 0)
         totals = on_replicas(totals, problem, replicas, self._speed)

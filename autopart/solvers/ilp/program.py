@@ -54,8 +54,7 @@ import pulp
 from autopart.activations.best_policies import best_policies, totals_with_policies
 from autopart.activations.changes import apply_linear_changes
 from autopart.activations.policies import (
-    can_offload,
-    can_recompute,
+    has_policies,
     leaves_choice,
     optimizer_places,
 )
@@ -190,7 +189,7 @@ class _Program:
         problem, placement = self.problem, self.placement
         totals = plain_totals(problem.graph, ExpressionSums(placement, stage))
         gradients = stage_gradients(placement, stage)
-        if not leaves_choice(problem.demands) or not can_recompute(self.layout.schedule):
+        if not leaves_choice(problem.demands) or not has_policies(self.layout.schedule):
             work = kept_workspace(placement, stage, gradients)
             return totals._replace(workspace_bytes=work)
         speed = slowest_speed(problem.cluster, self.layout.stage_ranks[stage])
@@ -225,7 +224,7 @@ class _Program:
     def _away(self, stage: int, stepped: Quantity, sharing: int) -> tuple[Quantity, Quantity]:
         """Trained elements whose optimizer state is off the device, and on the host."""
         layers = self.problem.graph.layers
-        places = optimizer_places(self.problem.demands) if can_offload(self.layout.schedule) else ()
+        places = optimizer_places(self.problem.demands)
         sizes = [largest_part(la.num_trainable, sharing) for la in layers]
         if True not in places or not sum(sizes):
             return 0, 0

@@ -190,19 +190,7 @@ def _drawn(rng: random.Random, kind: str, style: Style) -> tuple[Problem, int | 
     problem = draw_problem(rng, style)
     if kind in EVERY_ORDER:
         problem = _with_every_order(rng, problem)
-    if style.policies and (style.other_schedules or style.schedules):
-        problem = _without_demanded_offload(problem)
     return problem, low_memory(problem)
-
-
-def _without_demanded_offload(problem: Problem) -> Problem:
-    """The problem where nothing must be offloaded, as most schedules ask."""
-    fields: dict[str, Any] = {"offload_layers": ()}
-    for name in ("offload", "offload_optimizer"):
-        if getattr(problem.demands, name) == "always":
-            fields[name] = "auto"
-    demands = msgspec.structs.replace(problem.demands, **fields)
-    return msgspec.structs.replace(problem, demands=demands)
 
 
 def _with_every_order(rng: random.Random, problem: Problem) -> Problem:

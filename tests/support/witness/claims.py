@@ -203,8 +203,11 @@ def price_of_plan(problem: Problem, plan: Plan) -> Price:
     pricer, spot = Pricer(problem), place_on(gpus_of(problem.cluster), ranks)
     if plan.schedule not in CLASSIC and pricer.opens_policies(setting):
         chosen = [
-            [policy_of_layers(stage)[name] for name in sorted(stage.layers, key=place.__getitem__)]
-            for stage in plan.stages
+            (
+                [policy_of_layers(own)[name] for name in sorted(own.layers, key=place.__getitem__)],
+                own.optimizer_on_host,
+            )
+            for own in plan.stages
         ]
         return pricer.price_of(setting, spot, cuts, chosen)
     price = pricer.price(setting, spot, cuts)

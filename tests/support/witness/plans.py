@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from autopart.activations.policies import StagePolicies
@@ -17,7 +17,7 @@ from tests.support.witness.graphs import members_of, partitions
 from tests.support.witness.optimum import settings
 from tests.support.witness.orders import in_flight
 from tests.support.witness.placements import StageSlots, gpus_of, on_gpus, place_on
-from tests.support.witness.policies import with_policies
+from tests.support.witness.policies import Where, with_policies
 from tests.support.witness.pricing import OnRanks, Price, Pricer, Setting, Spot
 
 
@@ -29,7 +29,7 @@ class RandomPlan(NamedTuple):
     partition: Partition
     price: Price
     by_rule: bool
-    """Whether a rule says which policies the plan has. Else they are the fastest, and equal steps may differ in bytes."""
+    """Whether a rule says which policies the plan has. Else they are the fastest."""
 
 
 def random_plans(seed: int, count: int) -> list[RandomPlan]:
@@ -54,7 +54,7 @@ def random_plans(seed: int, count: int) -> list[RandomPlan]:
     if rng.random() < 0.5:
         problem = with_memory(problem, rng.randrange(100, 3000))
     pricer = Pricer(problem)
-    every = [one for one in settings(problem) if _allows(problem, one)]
+    every = list(settings(problem))
     found: list[RandomPlan] = []
     for setting in rng.choices(every, k=count) if every else []:
         parts = partitions(pricer.facts, len(setting.slots))
@@ -63,10 +63,21 @@ def random_plans(seed: int, count: int) -> list[RandomPlan]:
     return found
 
 
-def _allows(problem: Problem, setting: Setting) -> bool:
-    """Whether layers can have the demanded policies: only GPipe and 1F1B offload."""
-    offloads = problem.demands.offload == "always" or problem.demands.offload_layers
-    return setting.schedule in CLASSIC or not offloads
+def own_policies(plan: RandomPlan) -> tuple[StagePolicies, ...]:
+    """The policies of the witness's price, in the planner's words."""
+    stages = zip(plan.partition, plan.price.stages, strict=True)
+    return tuple(in_planners_words(sorted(own), one.policies, one.hosted) for own, one in stages)
+
+
+def in_planners_words(
+    members: Sequence[int], policies: Sequence[str], hosted: bool
+) -> StagePolicies:
+    """One stage's policies in the planner's words."""
+    lists = {
+        policy: tuple(at for at, one in zip(members, policies, strict=True) if one == policy)
+        for policy in ("recompute", "selective", "offload")
+    }
+    return StagePolicies(**lists, optimizer_on_host=hosted)
 
 
 def random_policies(seed: int) -> Iterator[tuple[StagePrediction, OnRanks]]:
@@ -93,13 +104,9 @@ def random_policies(seed: int) -> Iterator[tuple[StagePrediction, OnRanks]]:
         flying = in_flight(name, layout.stage_ranks, stage, problem.num_microbatches)
         spot = Spot(problem, 1, problem.num_microbatches, flying, frozenset([0]))
         figures = pricer.figures(before, after)
-        changed = with_policies(pricer.facts, figures, own, host, spot.speed)
+        changed = with_policies(pricer.facts, figures, own, Where(host, spot.speed))
         ours.append(spot.changed(figures, changed, hosted))
-        lists = {
-            policy: tuple(at for at, one in zip(members, own, strict=True) if one == policy)
-            for policy in ("recompute", "selective", "offload")
-        }
-        theirs.append(StagePolicies(**lists, optimizer_on_host=hosted))
+        theirs.append(in_planners_words(members, own, hosted))
     partition = tuple(tuple(members_of(a, b)) for a, b in itertools.pairwise(cuts))
     yield from zip(predict(problem, layout, partition, theirs)[0], ours, strict=True)
 

@@ -72,34 +72,42 @@ def open_policies(layer: Layer, demands: Demands) -> tuple[str, ...]:
     return tuple(policy for policy in able if able[policy] and chosen[policy])
 
 
+class Where(NamedTuple):
+    """Where and how a stage runs."""
+
+    host: HostLink | None
+    speed: float
+    split: bool = False
+    """Whether its backward is split into I and W. Stash returns within I then."""
+
+
 def all_policies(
-    facts: Facts, figures: StageFigures, demands: Demands, host: HostLink | None, speed: float
+    facts: Facts, figures: StageFigures, demands: Demands, where: Where
 ) -> Iterator[PolicyFigures]:
     """The stage under every combination of policies that the demands leave its layers."""
     choices = [
         [
             policy
             for policy in open_policies(facts.layers[at], demands)
-            if host is not None or policy != "offload"
+            if where.host is not None or policy != "offload"
         ]
         for at in figures.members
     ]
     for policies in itertools.product(*choices):
-        yield with_policies(facts, figures, policies, host, speed)
+        yield with_policies(facts, figures, policies, where)
 
 
 def with_policies(
     facts: Facts,
     figures: StageFigures,
     policies: Sequence[str],
-    host: HostLink | None,
-    speed: float,
+    where: Where,
 ) -> PolicyFigures:
-    """The stage under one combination of policies, on ranks with one speed."""
+    """The stage under one combination of policies."""
     members = figures.members
     stays = [_stays(facts, members, at, own) for at, own in zip(members, policies, strict=True)]
     freed = sum(facts.layers[at].stash_bytes - own for at, own in zip(members, stays, strict=True))
-    forward, backward = _seconds(facts, members, policies, host, speed)
+    forward, backward = _seconds(facts, members, policies, where)
     return PolicyFigures(
         policies=tuple(policies),
         forward=forward,
@@ -195,10 +203,10 @@ def _seconds(
     facts: Facts,
     members: Sequence[int],
     policies: Sequence[str],
-    host: HostLink | None,
-    speed: float,
+    where: Where,
 ) -> tuple[float, float]:
     """Forward and backward seconds, with each copy's start and end written down."""
+    host, speed, split = where
     layers = [facts.layers[at] for at in members]
     away = [place for place, policy in enumerate(policies) if policy == "offload"]
     copy = {
@@ -224,5 +232,7 @@ def _seconds(
             earlier = [other for other in away if other < place][-1:]
             there.update({other: now + copy[other] for other in earlier})
         extra = _again(layer, policies[place])[0]
-        now += (layer.input_grad_time + layer.weight_grad_time + extra) / speed
-    return forward, now
+        weights = 0.0 if split else layer.weight_grad_time
+        now += (layer.input_grad_time + weights + extra) / speed
+    # W runs on its own, when all stash is back.
+    return forward, now + split * sum(layer.weight_grad_time for layer in layers) / speed

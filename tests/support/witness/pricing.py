@@ -25,9 +25,12 @@ from tests.support.witness.graphs import Crossing, Facts
 from tests.support.witness.hidden_syncs import Own, parts_of
 from tests.support.witness.orders import Orders, in_flight, orders_of
 from tests.support.witness.placements import Place
-from tests.support.witness.policies import PolicyFigures, all_policies
+from tests.support.witness.policies import PolicyFigures, Where, all_policies
 from tests.support.witness.stages import StageFigures, stage_figures
 from tests.support.witness.ties import ties_of
+
+PLACES = {"never": (False,), "auto": (False, True), "always": (True,)}
+"""Whether optimizer state may lie on the host, for each demand."""
 
 SAME = 1e-9
 """Share by which two sums in different order may differ."""
@@ -68,10 +71,13 @@ class OnRanks(NamedTuple):
     peak: int
     """Device bytes without what moves under orders other than GPipe and 1F1B."""
     host: int
+    """Bytes on the host; without stash under orders other than GPipe and 1F1B."""
     policies: tuple[str, ...]
     hosted: bool
     moved: Moving
     """Bytes that move within a step."""
+    stash_on_host: int = 0
+    """Stash on the host for one microbatch, under orders other than GPipe and 1F1B."""
 
 
 class Price(NamedTuple):
@@ -174,23 +180,28 @@ class Pricer:
         return price.period if self.problem.objective == "period" else price.step
 
     def price_of(
-        self, setting: Setting, place: Place, cuts: Sequence[int], policies: Sequence[Sequence[str]]
+        self,
+        setting: Setting,
+        place: Place,
+        cuts: Sequence[int],
+        policies: Sequence[tuple[Sequence[str], bool]],
     ) -> Price:
-        """The price under given policies, where only orders say what is in flight."""
+        """The price under given policies and places of state, where only orders say what is in flight."""
         every = self.every_choice(setting, compiled(setting), place, cuts, all_of_them=True)
         stages = [
-            next(one for one in able if one.policies == tuple(own))
-            for able, own in zip(every, policies, strict=True)
+            next(one for one in able if (one.policies, one.hosted) == (tuple(own), hosted))
+            for able, (own, hosted) in zip(every, policies, strict=True)
         ]
         price = self._price(setting, place, cuts, stages, float("inf"))
         assert price is not None
         return price
 
     def opens_policies(self, setting: Setting) -> bool:
-        """Whether layers may be recomputed under a schedule: not under orders of a plan's own."""
+        """Whether layers may have other policies than keep: not under orders of a plan's own."""
         demands = self.problem.demands
-        named = demands.recompute_layers or demands.selective_layers
-        return setting.schedule != CUSTOM and (demands.recompute != "never" or bool(named))
+        named = demands.recompute_layers or demands.selective_layers or demands.offload_layers
+        asked = demands.recompute, demands.offload, demands.offload_optimizer
+        return setting.schedule != CUSTOM and (asked != ("never",) * 3 or bool(named))
 
     def every_choice(
         self,
@@ -201,20 +212,26 @@ class Pricer:
         *,
         all_of_them: bool = False,
     ) -> list[list[OnRanks]]:
-        """For each stage every choice of policies; only those that demands leave, unless `all_of_them`."""
-        demands = self.problem.demands
+        """For each stage the choices of policies and places that demands leave.
+
+        A choice that another one equals or beats in all seconds and bytes is left out, unless `all_of_them`.
+        """
+        demands, host = self.problem.demands, self.problem.cluster.host_link
         if all_of_them:
-            demands = Demands(recompute="auto")
+            demands = Demands(recompute="auto", offload="auto", offload_optimizer="auto")
+        places = PLACES[demands.offload_optimizer if host else "never"]
+        split = any(moment.op == "I" for _, own in ready.moments for moment in own)
         found: list[list[OnRanks]] = []
         for stage, (before, after) in enumerate(itertools.pairwise(cuts)):
             replicas, groups = len(setting.slots[stage]), place.groups[stage]
             own = -(-setting.num_microbatches // replicas)
             spot = Spot(self.problem, replicas, own, 0, groups)
-            key = before, after, replicas, own, groups, all_of_them
+            key = before, after, replicas, own, groups, split, all_of_them
             if key not in self._choices:
                 figures = self.figures(before, after)
-                every = all_policies(self.facts, figures, demands, None, spot.speed)
-                self._choices[key] = [spot.moved(figures, one) for one in every]
+                every = all_policies(self.facts, figures, demands, Where(host, spot.speed, split))
+                made = [spot.moved(figures, one, hosted) for one in every for hosted in places]
+                self._choices[key] = made if all_of_them else _best_ones(made)
             found.append(self._choices[key])
         return found
 
@@ -289,11 +306,10 @@ class Pricer:
             return spot.kept(figures)
         key = before, after, spot.speed
         if key not in self._policies:
-            every = all_policies(self.facts, figures, demands, host, spot.speed)
+            every = all_policies(self.facts, figures, demands, Where(host, spot.speed))
             self._policies[key] = list(every)
-        places = {"never": (False,), "auto": (False, True), "always": (True,)}
         best: OnRanks | None = None
-        for hosted in places[demands.offload_optimizer]:
+        for hosted in PLACES[demands.offload_optimizer]:
             own = [spot.changed(figures, one, hosted) for one in self._policies[key]]
             fitting = [one for one in own if spot.fits(one)]
             # Fewest busy seconds, then fewest bytes on the host, then fewest changes; else fewest bytes.
@@ -342,7 +358,23 @@ class Pricer:
             for peak, own in zip(peaks, homes, strict=True)
             for s in own
         )
-        return room and all(host_fits(cluster, stage.host) for stage in stages)
+        return room and all(host_fits(cluster, size) for size in self._on_hosts(ready, stages))
+
+    def _on_hosts(self, ready: Compiled, stages: Sequence[OnRanks]) -> list[int]:
+        """Bytes on the host for each stage under GPipe and 1F1B, else for each simulated rank at its fullest moment."""
+        if ready.in_flight:
+            return [stage.host for stage in stages]
+        return [
+            sum(stages[s].host for s in own)
+            + max(
+                sum(
+                    counts[0] * stages[s].stash_on_host
+                    for s, counts in zip(own, moment.counts, strict=True)
+                )
+                for moment in moments
+            )
+            for own, moments in ready.moments
+        ]
 
     def _seconds(
         self, stages: Sequence[OnRanks], links: Sequence[Link | None]
@@ -445,13 +477,14 @@ class Spot(NamedTuple):
         once = own.forward, own.backward
         return self._placed(figures, once, device, host, own.policies, hosted=hosted)
 
-    def moved(self, figures: StageFigures, own: PolicyFigures) -> OnRanks:
+    def moved(self, figures: StageFigures, own: PolicyFigures, hosted: bool) -> OnRanks:
         """The stage under one combination of policies, without bytes that move."""
         kept = moving(figures)
         whole = dict.fromkeys("FB", own.workspace) | {"I": own.input_grad_workspace}
         moved = kept._replace(stash=own.stash, transient={**kept.transient, **whole})
         once = own.forward, own.backward
-        return self._placed(figures, once, 0, 0, own.policies, hosted=False)._replace(moved=moved)
+        placed = self._placed(figures, once, 0, 0, own.policies, hosted=hosted)
+        return placed._replace(moved=moved, stash_on_host=own.host)
 
     def _placed(
         self,
@@ -504,6 +537,25 @@ class Spot(NamedTuple):
 
 def _effort(one: OnRanks) -> tuple[int, int]:
     return one.host, sum(policy != "keep" for policy in one.policies)
+
+
+def _best_ones(choices: Sequence[OnRanks]) -> list[OnRanks]:
+    """The choices of one stage that no other one equals or beats in all seconds and bytes."""
+
+    def figures(one: OnRanks) -> tuple[float, ...]:
+        sizes = one.peak, one.host, one.stash_on_host, one.moved.stash
+        work = [one.moved.transient[op] for op in "FBIW"]
+        return (one.forward, one.backward, one.update, *sizes, *work)
+
+    rows = [figures(one) for one in choices]
+    return [
+        one
+        for at, (one, own) in enumerate(zip(choices, rows, strict=True))
+        if not any(
+            all(a <= b for a, b in zip(other, own, strict=True)) and (other != own or place < at)
+            for place, other in enumerate(rows)
+        )
+    ]
 
 
 def memory_of(cluster: Cluster, groups: frozenset[int]) -> int:
