@@ -3,8 +3,9 @@
 Symbols   l, s, r, g    a layer, a stage, a rank, a place in the order of a rank
           f, i, w, u    seconds of l in F, in I (or in the whole backward, with w = 0), in W, and for its update
           x, k          seconds that a policy adds to i, and stash bytes that it keeps inside l
+          c             seconds of one copy of its stash to the host, or back; 0 where it stays
           state, v      bytes of l that last for the step, and bytes in values that its backward needs, each value at the
-                        first such layer: there it is received, or made and kept
+                        first such layer: there it is received, or made and kept; state that may be on the host is no part
           n[g, s]       microbatches of s whose stash is there at g
           m             microbatches that a rank runs on each of its stages;  a(r)  the first stage of rank r
 
@@ -13,11 +14,14 @@ For each rank every order of actions and each choice of policies has
     step >= sum of f over stages ahead of a(r) + m sum of (f + i + x + w) over its own ones + u                       (1)
     step >= sum of (f + i + x) over stages ahead of a(r) + m sum of (f + i + x) over its own ones                     (2)
     room(g) >= sum over its own layers of  state + n[g, s] (k + v)                       for each place g             (3)
+    step >= sum of f over stages ahead of a(r) + m sum of 2 c over its own ones                                       (4)
 
 (1) and (2) are those of autopart/bounds/any_order_formulas.py. (3) leaves out what else is there. Room is the rank's
-memory without the reserve and without the least workspace of a stage.
+memory without the reserve and without the least workspace of a stage. (4) holds because a rank copies in one direction
+at a time, and each action waits for its own copies. Where copies do not overlap with compute, offload adds c to f and to
+i in (1) and (2).
 
-Take weights p >= 0 of (1) and (2) over all ranks, 1 in sum, and prices q >= 0 of (3). Then
+Take weights p >= 0 of (1), (2) and (4) over all ranks, 1 in sum, and prices q >= 0 of (3). Then
 
     step >= sum of p (right side) + sum of q (right side - room)
 
@@ -35,17 +39,23 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from autopart.activations.policies import allowed_policies, chooses_by_rank, kept_inside
+from autopart.activations.policies import (
+    POLICIES,
+    allowed_policies,
+    chooses_by_rank,
+    kept_inside,
+    optimizer_places,
+)
 from autopart.bounds.microbatch_path import Mask
 from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import ranks_in_flight
+from autopart.cost.links import send_time
 from autopart.cost.stage_totals import Array, layer_sizes
 from autopart.cost.syncs import gradient_bytes, update_share
 from autopart.cost.transients import has_split_backward
 from autopart.records.cluster import fastest_speed
-from autopart.records.layer_graph import Layer
 from autopart.records.layouts import Layout, one_replica, own_microbatches
-from autopart.records.problem import Demands, Problem, splits_backward
+from autopart.records.problem import Problem, splits_backward
 from autopart.records.training import state_bytes
 from autopart.schedules.encoding import I, W
 from autopart.schedules.in_flight import STASH, WAITING
@@ -65,6 +75,9 @@ PACE = 0.1
 
 FIRST_PRICE = 0.01
 """The price from which a place begins to cost."""
+
+FIRST_OF_COPIES = 0.01
+"""The first weight of (4), as a share of the others': copies rarely keep a rank busier than its work."""
 
 GRID = 2.0**-24
 """Weights and prices are whole multiples of it."""
@@ -101,7 +114,10 @@ class _Policy(NamedTuple):
     """One policy for all layers, arrays with shape (layers,); infinite seconds where a layer cannot have it."""
 
     extra: Numbers
+    """x, and c twice where copies do not overlap with compute."""
     kept: Numbers
+    copied: Numbers
+    """2 c, where copies overlap with compute."""
 
 
 class _FullestPlaces(NamedTuple):
@@ -130,11 +146,12 @@ class _Prices:
         sharing = update_share(problem.training, replicas)
         self.update = sizes.update_time / speed / sharing
         stepped = sizes.num_trainable / sharing * state_bytes(problem.training)
+        stepped = stepped * (True not in optimizer_places(problem.demands))
         self.state = sizes.weight_bytes + gradient_bytes(sizes, problem.training) + stepped
         self.values = sizes.needed_value_bytes.astype(float)
         known = has_split_backward(problem.graph)
         self.left = (sizes.waiting_bytes if known else sizes.stash_bytes).astype(float)
-        self.policies = _policies(problem.graph.layers, problem.demands, speed)
+        self.policies = _policies(problem, speed)
         self.kept_all = sizes.stash_bytes.astype(float)
         self.first = _first_stages(layout)
         self.rows = self._rows()
@@ -147,7 +164,8 @@ class _Prices:
         """The largest bound of all rounds, in seconds; infinite where a rank has no room at all."""
         if self.rows.room.min() <= 0:
             return float("inf")
-        weight = np.full(len(self.loads.fixed), 1 / len(self.loads.fixed))
+        weight = np.where(self.loads.copies.any(axis=1), FIRST_OF_COPIES, 1.0)
+        weight = np.maximum(_on_grid(weight / weight.sum()), GRID)
         price = np.zeros(len(self.rows.room))
         best = 0.0
         for turn in range(ROUNDS):
@@ -184,7 +202,10 @@ class _Prices:
         cost += np.outer(self.values, stash) + np.outer(self.left, per_byte @ rows.waiting)
         every = np.array(
             [
-                cost + np.outer(own.extra, gradient) + np.outer(own.kept, stash)
+                cost
+                + np.outer(own.extra, gradient)
+                + np.outer(own.kept, stash)
+                + np.outer(own.copied, weight @ self.loads.copies)
                 for own in self.policies
             ]
         )
@@ -197,7 +218,9 @@ class _Prices:
         on = share.sum(axis=0)
         extra = sum(own.extra @ part for own, part in zip(self.policies, share, strict=True))
         kept = sum(own.kept @ part for own, part in zip(self.policies, share, strict=True))
+        copied = sum(own.copied @ part for own, part in zip(self.policies, share, strict=True))
         loads = self.loads.fixed + self.loads.forward @ (self.forward @ on)
+        loads = loads + self.loads.copies @ copied
         loads = loads + self.loads.gradient @ (self.gradient @ on + extra)
         loads = (
             loads
@@ -235,7 +258,7 @@ class _Prices:
         return _FullestPlaces(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
     def _loads(self) -> "_Loads":
-        """(1), then (2), for all ranks."""
+        """(1), then (2), for all ranks; then (4), where any layer may be copied beside compute."""
         stages, count = len(self.layout.stage_ranks), own_microbatches(self.layout, 0)
         fixed = self.problem.cluster.action_overhead
         ahead = np.arange(stages)[None, :] < np.array([[own[0]] for own in self.first])
@@ -244,13 +267,17 @@ class _Prices:
             here[rank, own] = count
         none = np.zeros(ahead.shape)
         actions = 2 * here.sum(axis=1) + ahead.sum(axis=1)
-        return _Loads(
-            forward=np.concatenate([here + ahead, here + ahead]),
-            gradient=np.concatenate([here, here + ahead]),
-            weights=np.concatenate([here, none]),
-            update=np.concatenate([(here > 0).astype(float), none]),
-            fixed=fixed * np.concatenate([actions, actions + ahead.sum(axis=1)]),
-        )
+        parts = [
+            # forward, gradient, weights, update and copies
+            (here + ahead, here, here, (here > 0).astype(float), none),
+            (here + ahead, here + ahead, none, none, none),
+        ]
+        counts = [actions, actions + ahead.sum(axis=1)]
+        if any(own.copied.any() for own in self.policies):
+            parts.append((ahead, none, none, none, here))
+            counts.append(ahead.sum(axis=1))
+        rows = [np.concatenate(own) for own in zip(*parts, strict=True)]
+        return _Loads(*rows, fixed=fixed * np.concatenate(counts))
 
 
 class _Loads(NamedTuple):
@@ -260,21 +287,30 @@ class _Loads(NamedTuple):
     gradient: Numbers
     weights: Numbers
     update: Numbers
+    copies: Numbers
     fixed: Numbers
     """Fixed seconds of all actions, shape (rows,)."""
 
 
-def _policies(layers: tuple[Layer, ...], demands: Demands, speed: float) -> list[_Policy]:
-    """Keep, recompute and selective recompute for all layers."""
+def _policies(problem: Problem, speed: float) -> list[_Policy]:
+    """Each policy for all layers."""
+    layers, link = problem.graph.layers, problem.cluster.host_link
     found: list[_Policy] = []
-    for name in ("keep", "recompute", "selective"):
+    for name in POLICIES:
+        able = [name in allowed_policies(la, problem.demands) for la in layers]
+        if not any(able):
+            continue
         again = [{"recompute": la.recompute, "selective": la.selective}.get(name) for la in layers]
-        able = [name in allowed_policies(la, demands) for la in layers]
-        extra = [own.extra_time / speed if own else 0.0 for own in again]
+        extra = np.array([own.extra_time / speed if own else 0.0 for own in again])
+        trips = np.zeros(len(layers))
+        if name == "offload" and link is not None:
+            trips = np.array([2 * send_time(link, la.stash_bytes, 1) for la in layers])
+        beside = link is not None and link.overlaps
         found.append(
             _Policy(
-                np.where(able, extra, 1e30),
-                np.array([float(kept_inside(la, name)) for la in layers]),
+                extra=np.where(able, extra + (0.0 if beside else trips), 1e30),
+                kept=np.array([float(kept_inside(la, name)) for la in layers]),
+                copied=trips if beside else np.zeros(len(layers)),
             )
         )
     return found

@@ -245,8 +245,8 @@ def test_the_frontier_dominates_every_choice_and_each_point_is_a_choice(
         cuts = all_cuts(graph)
         i, j = rng.choice(np.argwhere(cuts.nested).tolist())
         members = np.flatnonzero(cuts.ahead[j] & ~cuts.ahead[i]).tolist()
-        hosted = rng.random() < 0.5
-        found = frontier_of(graph, members, demands, host, hosted=hosted)
+        hosted, apart = rng.random() < 0.5, rng.random() < 0.5
+        found = frontier_of(graph, members, demands, host, hosted=hosted, apart=apart)
         plain = by_hand(graph, members, StagePolicies(), host)
         tried = [
             by_hand(graph, members, policies, host)
@@ -254,8 +254,10 @@ def test_the_frontier_dominates_every_choice_and_each_point_is_a_choice(
         ]
         columns = (found.extra_time, found.freed_bytes, found.workspace_bytes, found.host_bytes)
         points = list(zip(*columns, strict=True))
+        waits = found.forward_wait.tolist()
         for one, policies in zip(tried, every_choice_on(graph, members, demands), strict=True):
-            busy = one.forward + one.backward - plain.forward - plain.backward
+            forward, backward = one.forward - plain.forward, one.backward - plain.backward
+            busy = forward + backward
             # The frontier never recomputes a layer that keeps at least the bytes that it frees.
             # The layer raises stage memory even if it shrinks the workspace: the workspace falls
             # by at most the bytes kept, and one microbatch or more is in flight.
@@ -265,7 +267,8 @@ def test_the_frontier_dominates_every_choice_and_each_point_is_a_choice(
                 and f >= one.freed
                 and (f - w >= one.freed - one.room if useless else w <= one.room)
                 and (not hosted or h <= one.hosted)
-                for x, f, w, h in points
+                and (not apart or (wait <= forward + 1e-9 and x - wait <= backward + 1e-9))
+                for (x, f, w, h), wait in zip(points, waits, strict=True)
             ), (seed, one)
         assert found.chosen is not None
         for point, wait, chosen in zip(points, found.forward_wait, found.chosen, strict=True):

@@ -15,9 +15,11 @@ from autopart.records.layer_graph import Recompute
 from autopart.records.layouts import Layout
 from autopart.records.problem import Demands, Problem
 from autopart.schedules.catalogue import KINDS
-from tests.activations.test_frontier import RECOMPUTE, with_recompute_costs
+from tests.activations.test_frontier import RECOMPUTE, some_host, with_recompute_costs
 from tests.support.problems import chain_graph, cluster, layer, problem, random_problem
 from tests.support.seeds import seeds
+
+ON_HOSTS = Demands(recompute="auto", offload="auto", offload_optimizer="auto")
 
 PLACED = {"interleaved-1f1b": (2, 2), "zbv": (2, 2), "eager-1f1b": (3, 1), "zb-h2": (3, 1)}
 """Schedules with ranks and stages per rank."""
@@ -37,7 +39,12 @@ def drawn_layout(seed: int, demands: Demands = RECOMPUTE) -> tuple[Problem, Layo
         schedule=name, stage_ranks=tuple((rank,) for rank in placement), num_microbatches=6
     )
     roomy = msgspec.structs.replace(
-        asked.cluster, num_nodes=1, gpus_per_node=4, memory_bytes=rng.randrange(400, 3000)
+        asked.cluster,
+        num_nodes=1,
+        gpus_per_node=4,
+        memory_bytes=rng.randrange(400, 3000),
+        host_link=some_host(rng, graph),
+        host_memory_bytes=None if seed % 3 else rng.randrange(8000),
     )
     changed = msgspec.structs.replace(
         asked, graph=graph, cluster=roomy, num_microbatches=6, demands=demands
@@ -47,7 +54,7 @@ def drawn_layout(seed: int, demands: Demands = RECOMPUTE) -> tuple[Problem, Layo
 
 @pytest.mark.parametrize("seed", seeds(6, 80))
 def test_many_partitions_side_by_side_equal_each_alone(seed: int) -> None:
-    asked, layout = drawn_layout(seed)
+    asked, layout = drawn_layout(seed, ON_HOSTS if seed % 2 else RECOMPUTE)
     cuts = all_cuts(asked.graph)
     stages = len(layout.stage_ranks)
     paths = [
@@ -64,6 +71,8 @@ def test_many_partitions_side_by_side_equal_each_alone(seed: int) -> None:
         )
         alone = price(asked, layout, partition)
         for stage, own in enumerate(alone.prediction.stages):
+            on_host = own.host_stash_bytes or 0
+            assert on_host == totals[stage].host_bytes[row]
             assert own.stash_bytes == totals[stage].stash_bytes[row]
             assert own.memory.workspace <= max(
                 totals[stage].workspace_bytes[row],
