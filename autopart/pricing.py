@@ -7,7 +7,7 @@ all ranks.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,14 +18,14 @@ from autopart.activations.best_totals import with_best_policies
 from autopart.activations.memory_shares import Share, shares_of
 from autopart.activations.policies import StagePolicies, chooses_by_rank
 from autopart.activations.shared_ranks import shared_ranks_of
-from autopart.cost.cuts import Cuts, totals_at
+from autopart.cost.cuts import Cuts, some_totals, totals_at
 from autopart.cost.in_flight import (
     most_in_flight,
     ranks_in_flight,
     stage_in_flight,
     stages_in_flight,
 )
-from autopart.cost.memory import Memory, memory, microbatch_bytes, rank_memory, total
+from autopart.cost.memory import Memory, memory, microbatch_bytes, rank_peaks, total
 from autopart.cost.memory_limits import free_bytes, prediction_fits, ranks_fit
 from autopart.cost.on_ranks import on_ranks
 from autopart.cost.stage_syncs import StageSync
@@ -37,7 +37,7 @@ from autopart.cost.stage_times import (
     minimised_time,
     traffic_times,
 )
-from autopart.cost.stage_totals import Array, StageTotals, Traffic
+from autopart.cost.stage_totals import Array, StageTotals
 from autopart.cost.step_syncs import sync_times
 from autopart.records.cluster import Cluster, Link
 from autopart.records.layer_graph import has_pair_times, positions
@@ -213,9 +213,8 @@ def simulated(
         schedule = _named_schedule(shown)
         if shown is not layout and has_virtual_stages(shown):
             in_flight = tuple(ranks_in_flight(shown).values())
-    uses = rank_memory(shown.stage_ranks, schedule, stages, in_flight)
-    peaks = [int(total(uses[r])) if r in uses else 0 for r in range(len(schedule))]
-    hosts = [uses[r].host if r in uses else 0 for r in range(len(schedule))]
+    peaks, hosts = rank_peaks(shown.stage_ranks, schedule, stages, in_flight)
+    several = has_virtual_stages(layout) and any(hosts)
     seen = [msgspec.structs.replace(s, ranks=_seen(layout, shown, s.ranks)) for s in syncs]
     timeline = simulate(
         schedule,
@@ -242,9 +241,7 @@ def simulated(
         period=period,
         bubble=timeline.bubble,
         rank_peak_bytes=_of_all_ranks(layout, shown, peaks),
-        rank_host_bytes=_of_all_ranks(layout, shown, hosts)
-        if has_virtual_stages(layout) and any(hosts)
-        else msgspec.UNSET,
+        rank_host_bytes=_of_all_ranks(layout, shown, hosts) if several else msgspec.UNSET,
         stages=stages,
         syncs=syncs,
     )
@@ -352,18 +349,9 @@ def price_totals(
     for pattern in np.unique(patterns, axis=0):
         alike = (patterns == pattern).all(axis=1)
         own = pattern.reshape(copies.shape[1:])
-        these = totals if alike.all() else [_rows(each, alike) for each in totals]
+        these = totals if alike.all() else [some_totals(each, alike) for each in totals]
         prices[alike] = _price_alike(problem, layout, program, these, own)
     return prices
-
-
-def _rows(totals: StageTotals[Array], chosen: npt.NDArray[np.bool_]) -> StageTotals[Array]:
-    """Some entries of a stage's totals."""
-    fields: dict[str, Any] = {
-        name: Traffic(*(own[chosen] for own in each)) if isinstance(each, Traffic) else each[chosen]
-        for name, each in totals._asdict().items()
-    }
-    return StageTotals(**fields)
 
 
 def tied_copies(

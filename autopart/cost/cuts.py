@@ -135,6 +135,15 @@ def partition_keeps_pins(partition: Partition, graph: LayerGraph, demands: Deman
     )
 
 
+def some_totals(totals: StageTotals[Array], chosen: npt.NDArray[np.bool_]) -> StageTotals[Array]:
+    """Some entries of a stage's totals."""
+    fields: dict[str, Any] = {
+        name: Traffic(*(own[chosen] for own in each)) if isinstance(each, Traffic) else each[chosen]
+        for name, each in totals._asdict().items()
+    }
+    return StageTotals(**fields)
+
+
 def totals_at(
     totals: StageTotals[Array], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
 ) -> StageTotals[Array]:

@@ -156,6 +156,19 @@ def with_versions(stage: StagePrediction, in_flight: int, copies: int) -> Memory
     )
 
 
+def rank_peaks(
+    stage_ranks: StageRanks,
+    schedule: Schedule,
+    stages: Sequence[StagePrediction],
+    in_flight: Sequence[InFlight] | None = None,
+) -> tuple[list[int], list[int]]:
+    """Each rank's peak bytes, and its bytes on the host; 0 for an idle rank. `in_flight` as in `rank_memory`."""
+    uses = rank_memory(stage_ranks, schedule, stages, in_flight)
+    ranks = range(len(schedule))
+    peaks = [int(total(uses[rank])) if rank in uses else 0 for rank in ranks]
+    return peaks, [uses[rank].host if rank in uses else 0 for rank in ranks]
+
+
 def rank_memory(
     stage_ranks: StageRanks,
     schedule: Schedule,
