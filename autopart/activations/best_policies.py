@@ -15,7 +15,8 @@ from autopart.activations.chooser import (
     shared_growth,
     shared_link,
 )
-from autopart.activations.frontier import Points, frontier
+from autopart.activations.frontier import frontier
+from autopart.activations.points import Points
 from autopart.activations.policies import (
     StagePolicies,
     chooses_by_rank,

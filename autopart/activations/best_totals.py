@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from autopart.activations.changes import CHANGED_FIELDS, apply_changes
 from autopart.activations.chooser import (
     StagePlace,
     better_on_host,
@@ -26,6 +25,7 @@ from autopart.activations.chooser import (
     shared_growth,
     shared_link,
 )
+from autopart.activations.chosen_totals import in_chosen_places, with_chosen_points
 from autopart.activations.policies import (
     leaves_choice,
     most_freed,
@@ -125,7 +125,9 @@ class BestTotals:
             return places[0]
         key = _TotalsKey(_without_graph(problem), place, None, least=False)
         if key not in self._totals:
-            self._keep(key, _chosen(better_on_host(problem, layout, stage, *places), *places))
+            self._keep(
+                key, in_chosen_places(better_on_host(problem, layout, stage, *places), *places)
+            )
         return self._totals[key]
 
     def of_shared_rank(
@@ -144,7 +146,7 @@ class BestTotals:
             totals = places[0]
             if len(places) > 1:
                 lacking = kept_bytes(problem, place, totals) > place.limits.device_bytes
-                totals = _chosen(lacking, *places)
+                totals = in_chosen_places(lacking, *places)
             self._keep(key, totals)
         return self._totals[key]
 
@@ -156,7 +158,7 @@ class BestTotals:
         kept = kept_bytes(problem, place, totals)
         asked = self.cuts.nested & changes_policies(kept, must, place.limits)
         frontiers = self.of_shared_ranks(problem, place.speed, split=split)
-        return _with_points(totals, asked, frontiers, kept, place.limits)
+        return with_chosen_points(totals, asked, frontiers, kept, place.limits)
 
     def least(self, problem: Problem, replicas: int, limits: Limits) -> StageTotals[Array]:
         """Totals with the fewest bytes under any policies; `limits.device_bytes` has no effect."""
@@ -172,7 +174,7 @@ class BestTotals:
             (use.host <= (np.inf if limits.host_bytes is None else limits.host_bytes), total(use))
             for use in (memory(own, problem, replicas, limits.in_flight) for own in places)
         )
-        return _chosen(there & ((size_there < size) | ~here), *places)
+        return in_chosen_places(there & ((size_there < size) | ~here), *places)
 
     def _best_in_place(
         self, problem: Problem, place: StagePlace, on_host: bool
@@ -186,7 +188,7 @@ class BestTotals:
             may_fit = kept - place.limits.in_flight * freed <= place.limits.device_bytes
             asked = self.cuts.nested & may_fit & changes_policies(kept, must, place.limits)
             frontiers = self._frontiers_of(problem, place.speed)
-            self._keep(key, _with_points(totals, asked, frontiers, kept, place.limits))
+            self._keep(key, with_chosen_points(totals, asked, frontiers, kept, place.limits))
         return self._totals[key]
 
     def _least_in_place(
@@ -196,7 +198,9 @@ class BestTotals:
         if key not in self._totals:
             totals, frontiers = self._plain(on_host), self._frontiers_of(problem, None)
             kept = kept_bytes(problem, place, totals)
-            self._keep(key, _with_points(totals, self.cuts.nested, frontiers, kept, place.limits))
+            self._keep(
+                key, with_chosen_points(totals, self.cuts.nested, frontiers, kept, place.limits)
+            )
         return self._totals[key]
 
     def _plain(self, on_host: bool) -> StageTotals[Array]:
@@ -269,44 +273,3 @@ def _without_graph(problem: Problem) -> tuple[object, ...]:
         *(getattr(problem.cluster, name) for name in cluster),
         host_share(problem.cluster),
     )
-
-
-def _chosen(
-    hosted: npt.NDArray[np.bool_], device: StageTotals[Array], host: StageTotals[Array]
-) -> StageTotals[Array]:
-    """For each stage its totals in the chosen place. The traffic over its cuts is the same in both."""
-    fields = {
-        name: np.where(hosted, there, here)
-        for (name, here), there in zip(device._asdict().items(), host, strict=True)
-        if name not in ("received", "sent")
-    }
-    return device._replace(**fields)
-
-
-def _with_points(
-    totals: StageTotals[Array],
-    asked: npt.NDArray[np.bool_],
-    frontiers: StageFrontiers,
-    kept: Array,
-    limits: Limits,
-) -> StageTotals[Array]:
-    """`totals` with the best point for each stage that is asked for; `kept` as in `changes_policies`."""
-    at = np.nonzero(asked)
-    if not len(at[0]):
-        return totals
-    full = {name: np.broadcast_to(getattr(totals, name), asked.shape) for name in CHANGED_FIELDS}
-    # Step 1: the totals for the asked stages, one after the other.
-    own = totals._replace(**{name: matrix[at] for name, matrix in full.items()})
-    # Step 2: each stage's point, and its changes.
-    points = frontiers.best(at[0], at[1], (kept - totals.workspace_bytes)[at], limits)
-    changed = apply_changes(own, points)
-    # Step 3: back into the matrices.
-    return totals._replace(
-        **{name: _with_entries(full[name], at, getattr(changed, name)) for name in CHANGED_FIELDS}
-    )
-
-
-def _with_entries(matrix: Array, at: tuple[Array, ...], entries: Array) -> Array:
-    matrix = np.array(matrix)
-    matrix[at] = entries
-    return matrix

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.activations.changes import PolicyChanges
-from autopart.activations.frontier import Growth, Points, most_points
+from autopart.activations.frontier import Growth, most_points
+from autopart.activations.points import Points
 from autopart.activations.policies import may_offload
 from autopart.cost.memory import memory, total
 from autopart.cost.memory_limits import Limits, fits_on_ranks, keeps_limits, limits_of

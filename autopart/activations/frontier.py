@@ -70,11 +70,12 @@ even selection stays, which has both ends. Each added layer takes O(points²), i
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+from autopart.activations.points import Points, even_places, joined, no_layers, points_at
 from autopart.activations.policies import POLICIES
 from autopart.activations.stage_layers import LayerPolicy, StageLayer
 from autopart.cost.stage_totals import Array
@@ -88,36 +89,6 @@ ROUNDING = 1e-12
 """Relative difference of two sums of the same waits in different orders."""
 
 
-class Points(NamedTuple):
-    """One stage's points, arrays with shape (points,): fewest extra seconds first.
-
-    Points with equal seconds are ordered by bytes on the host, then by changed layers.
-    """
-
-    extra_time: Array
-    """Seconds added to each microbatch, forward and backward together."""
-    forward_wait: Array
-    """Seconds in `extra_time` that the forward waits for copies to the host."""
-    freed_bytes: Array
-    """Stash freed for each microbatch in flight."""
-    workspace_bytes: Array
-    """u, in bytes."""
-    input_grad_workspace_bytes: Array
-    """v, in bytes; 0 where backwards are whole."""
-    transit_bytes: Array
-    """p: stash bytes in the last offloaded layer."""
-    leaving_time: Array
-    """t in forward: seconds left for the last copy to the host."""
-    coming_time: Array
-    """t in backward: seconds left for the last copy from the host."""
-    host_bytes: Array
-    """Stash in host memory for each microbatch in flight."""
-    changed_layers: Array
-    """Layers that do not keep their stash."""
-    chosen: Array | None
-    """The policies as bits in a whole number (`policies_of_bits`); None where only the figures are needed."""
-
-
 def most_points(layers: Iterable[Layer]) -> int:
     """How many points are followed for each stage.
 
@@ -126,15 +97,6 @@ def most_points(layers: Iterable[Layer]) -> int:
     """
     kinds = {(la.kind, la.forward_time, la.stash_bytes) for la in layers}
     return 4096 if len(kinds) <= FEW_KINDS else 512
-
-
-def no_layers(*, with_policies: bool = False) -> Points:
-    """The frontier before the first layer."""
-    seconds, sizes = np.zeros(1), np.zeros(1, dtype=np.int64)
-    chosen = np.zeros(1, dtype=object) if with_policies else None
-    return Points(
-        seconds, seconds, sizes, sizes, sizes, sizes, seconds, seconds, sizes, sizes, chosen
-    )
 
 
 class Growth(NamedTuple):
@@ -154,7 +116,7 @@ class Growth(NamedTuple):
     def grow(self, points: Points, layer: StageLayer, at: int = 0) -> Points:
         """The frontier with one more layer, number `at` on the stage."""
         continued = [self._continued(points, layer, policy, at) for policy in layer.policies]
-        return continued[0] if len(continued) == 1 else self.undominated(_joined(continued))
+        return continued[0] if len(continued) == 1 else self.undominated(joined(continued))
 
     def ended(self, points: Points) -> Points:
         """The frontier where the stage ends: the rank waits for copies that still run."""
@@ -212,7 +174,7 @@ class Growth(NamedTuple):
     def undominated(self, points: Points) -> Points:
         """The points that no other one dominates, at most `most_points`."""
         # Step 1: an order in which points only dominate later ones.
-        points = _at(points, self._order(points))
+        points = points_at(points, self._order(points))
         left = np.zeros(0, dtype=np.int64)
         for start in range(0, len(points.extra_time), BLOCK):
             block = np.arange(start, min(start + BLOCK, len(points.extra_time)))
@@ -223,8 +185,8 @@ class Growth(NamedTuple):
             left = np.concatenate([left, block[~among.any(axis=0)]])
         # Step 3: too many points are thinned out evenly.
         if len(left) > self.most_points:
-            left = _even(left, points.freed_bytes, self.most_points)
-        return _at(points, left)
+            left = even_places(left, points.freed_bytes, self.most_points)
+        return points_at(points, left)
 
     def _order(self, points: Points) -> Array:
         """An order in which each point comes after all points that dominate it."""
@@ -298,24 +260,3 @@ def frontier(growth: Growth, layers: tuple[StageLayer, ...], *, with_policies: b
 def _effort(points: Points) -> Array:
     """The order among points with equal seconds: by bytes on the host, then by changed layers."""
     return points.host_bytes * (1 + points.changed_layers.max()) + points.changed_layers
-
-
-def _joined(several: Sequence[Points]) -> Points:
-    *columns, chosen = zip(*several, strict=True)
-    return Points(
-        *(np.concatenate(column) for column in columns),
-        chosen=None if chosen[0] is None else np.concatenate(chosen),
-    )
-
-
-def _at(points: Points, places: Array) -> Points:
-    *columns, chosen = points
-    kept = [column[places] for column in columns]
-    return Points(*kept, chosen=None if chosen is None else chosen[places])
-
-
-def _even(left: Array, freed: Array, most: int) -> Array:
-    """`most` among the points `left`, spread evenly over the bytes that they free, in their order."""
-    by_bytes = left[np.argsort(freed[left], kind="stable")]
-    places = np.linspace(0, len(left) - 1, most).astype(int)
-    return np.sort(by_bytes[places])

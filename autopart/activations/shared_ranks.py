@@ -14,19 +14,17 @@ import numpy.typing as npt
 
 from autopart.activations.best_totals import best_totals
 from autopart.activations.changes import apply_changes
-from autopart.activations.frontier import Points
+from autopart.activations.moments import Moments, bytes_at_moments, moments_of
+from autopart.activations.points import Points
 from autopart.activations.policies import optimizer_places
 from autopart.activations.rank_choices import (
     SECONDS,
     LeastVectors,
-    Moments,
     RankBytes,
     StagePoints,
     best_choice,
-    bytes_at_moments,
     leanest_choice,
     least_vectors,
-    moments_of,
 )
 from autopart.activations.stage_frontiers import StageFrontiers
 from autopart.cost.cuts import Cuts, totals_at

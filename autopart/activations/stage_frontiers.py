@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from autopart.activations.changes import PolicyChanges
 from autopart.activations.chooser import best_points
-from autopart.activations.frontier import Growth, Points, no_layers
+from autopart.activations.frontier import Growth
+from autopart.activations.points import Points, no_layers
 from autopart.activations.stage_layers import StageLayer, StageLayers
 from autopart.cost.memory_limits import Limits
 from autopart.cost.stage_totals import Array

@@ -39,17 +39,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from autopart.activations.policies import (
-    POLICIES,
-    allowed_policies,
-    chooses_by_rank,
-    kept_inside,
-    optimizer_places,
-)
+from autopart.activations.policies import chooses_by_rank, optimizer_places
 from autopart.bounds.microbatch_path import Mask
+from autopart.bounds.policy_costs import policy_costs
 from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import ranks_in_flight
-from autopart.cost.links import send_time
 from autopart.cost.stage_totals import Array, layer_sizes
 from autopart.cost.syncs import gradient_bytes, update_share
 from autopart.cost.transients import has_split_backward
@@ -110,16 +104,6 @@ def priced_bound(problem: Problem, one: Layout, replicas: int, cuts: Cuts) -> fl
     return _Prices(problem, one, replicas, cuts).best() * SAFE
 
 
-class _Policy(NamedTuple):
-    """One policy for all layers, arrays with shape (layers,); infinite seconds where a layer cannot have it."""
-
-    extra: Numbers
-    """x, and c twice where copies do not overlap with compute."""
-    kept: Numbers
-    copied: Numbers
-    """2 c, where copies overlap with compute."""
-
-
 class _FullestPlaces(NamedTuple):
     """The places of all ranks."""
 
@@ -151,7 +135,7 @@ class _Prices:
         self.values = sizes.needed_value_bytes.astype(float)
         known = has_split_backward(problem.graph)
         self.left = (sizes.waiting_bytes if known else sizes.stash_bytes).astype(float)
-        self.policies = _policies(problem, speed)
+        self.policies = policy_costs(problem, speed)
         self.kept_all = sizes.stash_bytes.astype(float)
         self.first = _first_stages(layout)
         self.rows = self._rows()
@@ -261,7 +245,8 @@ class _Prices:
         """(1), then (2), for all ranks; then (4), where any layer may be copied beside compute."""
         stages, count = len(self.layout.stage_ranks), own_microbatches(self.layout, 0)
         fixed = self.problem.cluster.action_overhead
-        ahead = np.arange(stages)[None, :] < np.array([[own[0]] for own in self.first])
+        first = np.array([[own[0]] for own in self.first])
+        ahead = (np.arange(stages)[None, :] < first).astype(float)
         here = np.zeros(ahead.shape)
         for rank, own in enumerate(self.first):
             here[rank, own] = count
@@ -290,30 +275,6 @@ class _Loads(NamedTuple):
     copies: Numbers
     fixed: Numbers
     """Fixed seconds of all actions, shape (rows,)."""
-
-
-def _policies(problem: Problem, speed: float) -> list[_Policy]:
-    """Each policy for all layers."""
-    layers, link = problem.graph.layers, problem.cluster.host_link
-    found: list[_Policy] = []
-    for name in POLICIES:
-        able = [name in allowed_policies(la, problem.demands) for la in layers]
-        if not any(able):
-            continue
-        again = [{"recompute": la.recompute, "selective": la.selective}.get(name) for la in layers]
-        extra = np.array([own.extra_time / speed if own else 0.0 for own in again])
-        trips = np.zeros(len(layers))
-        if name == "offload" and link is not None:
-            trips = np.array([2 * send_time(link, la.stash_bytes, 1) for la in layers])
-        beside = link is not None and link.overlaps
-        found.append(
-            _Policy(
-                extra=np.where(able, extra + (0.0 if beside else trips), 1e30),
-                kept=np.array([float(kept_inside(la, name)) for la in layers]),
-                copied=trips if beside else np.zeros(len(layers)),
-            )
-        )
-    return found
 
 
 def _first_stages(layout: Layout) -> list[list[int]]:

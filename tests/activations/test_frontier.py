@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from autopart.activations.chooser import best_point
-from autopart.activations.frontier import Growth, Points, frontier, most_points
+from autopart.activations.frontier import Growth, frontier, most_points
+from autopart.activations.points import Points
 from autopart.activations.policies import (
     StagePolicies,
     policies_of_bits,

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 
 from autopart.activations import rank_choices
+from autopart.activations.moments import Moments, bytes_at_moments, moments_of
 from autopart.activations.rank_choices import (
-    Moments,
     RankBytes,
     StagePoints,
     best_choice,
-    bytes_at_moments,
     leanest_choice,
     least_vectors,
-    moments_of,
 )
 from autopart.cost.in_flight import ranks_in_flight
 from autopart.records.layouts import Layout
