@@ -15,6 +15,7 @@ from autopart.records.plan import Plan
 from autopart.records.plan_degrees import degrees_name, has_several_degrees
 from autopart.records.tensor_degree import degree_of, tensor_name
 from autopart.records.training import DEFAULT_SYNC
+from autopart.units import format_time
 
 
 class Target(NamedTuple):
@@ -117,7 +118,8 @@ def export_plan(
     else:
         assert asked.of_layers is not None
         exported = asked.of_layers(plan, written)
-    return exported._replace(notes=(*exported.notes, *_sync_notes(plan, target)))
+    notes = (*exported.notes, *_sync_notes(plan, target), *_period_notes(plan, target))
+    return exported._replace(notes=notes)
 
 
 def _sync_notes(plan: Plan, target: str) -> list[str]:
@@ -129,6 +131,17 @@ def _sync_notes(plan: Plan, target: str) -> list[str]:
     return [
         f"the plan was solved with --sync {solved}{whose}, but {framework.title} syncs gradients as --sync "
         f"{framework.sync} says; solve with --target {target} to predict its step"
+    ]
+
+
+def _period_notes(plan: Plan, target: str) -> list[str]:
+    """A note where the plan minimises the period of steps that the framework does not run back to back."""
+    if plan.objective != "period":
+        return []
+    return [
+        f"the plan minimises the period of steps back to back, as {EXECUTOR} runs them; {FRAMEWORKS[target].title} "
+        f"may wait for all ranks in each step, which then takes {format_time(plan.prediction.step_time)}; solve "
+        "with --objective step for it"
     ]
 
 

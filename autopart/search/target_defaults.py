@@ -38,8 +38,8 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
     framework = FRAMEWORKS[options.target]
     if options.objective == "period":
         raise AutopartError(
-            f"--objective period is for autopart run: {framework.title} ends each step on all ranks "
-            "before it starts the next one; leave out --target, or minimise the step"
+            f"--objective period is for autopart run, which has no barrier between steps; {framework.title} "
+            "may wait for all ranks in each step; leave out --target, or minimise the step"
         )
     sends = options.sends
     if sends is None and cluster.sends_overlap:

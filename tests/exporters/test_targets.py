@@ -46,6 +46,13 @@ def changed(plan: Plan, **changes: Any) -> Plan:
     return msgspec.structs.replace(plan, **changes)
 
 
+def test_exports_of_a_plan_for_the_period_say_that_steps_may_wait_for_all_ranks() -> None:
+    plan = language_plan([2, 1, 3, 0])
+    told = export_plan(changed(plan, objective="period"), "torchtitan").notes
+    assert [note for note in told if "may wait for all ranks in each step" in note]
+    assert told[:-1] == export_plan(plan, "torchtitan").notes
+
+
 def test_torchtitan_names_every_unit_once() -> None:
     plan = recomputing(language_plan([2, 1, 3, 0]), 0, 4)
     made = constants(files(plan, "torchtitan")["autopart_titan.py"])
