@@ -98,7 +98,7 @@ def make_asynchronous_executor(
     check_can_run(plan)
     rules = rules_of(plan, name)
     holders = _holders(plan, programs)
-    check_no_shared(rules, holders)
+    check_no_shared(rules, [program.parameters for program in programs], stage_ranks(plan))
     part = _part(plan, programs, holders, device, watcher)
     together = _together([group.ranks for group in holders])
     return AsynchronousExecutor(part, _torch_stages(plan, part), rules, stage_ranks(plan), together)

@@ -1,12 +1,11 @@
 """Which asynchronous schedules a plan's stages can run, and with which optimizers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from autopart.errors import PlanError, ScheduleError, UsageError
 from autopart.records.plan import Plan, stage_ranks
 from autopart.records.plan_degrees import check_one_gpu_per_rank
-from autopart.runtime.update.gradient_sum import Holders
 from autopart.schedules.actions import StageRanks
 from autopart.schedules.asynchronous_kind import Asynchronous, Setting, check_setting
 from autopart.schedules.named.asynchronous import (
@@ -76,16 +75,27 @@ def rules_of(plan: Plan, name: str) -> AsynchronousRules:
     return AsynchronousRules(kind, setting)
 
 
-def check_no_shared(rules: AsynchronousRules, holders: Sequence[Holders]) -> None:
-    """Raise PlanError if stages would sum gradients for one parameter, but run with other weights."""
-    kind = rules.kind
-    if kind is not TWO_BUFFERED and holders:
-        name, on = holders[0].names[0], holders[0].ranks
-        raise PlanError(
-            f"{kind.name} gives each stage another weight version, and '{name}' is tied across "
-            f"stages on ranks {', '.join(map(str, on))}; take {TWO_BUFFERED.name}, solve with "
-            "--same-stage for its layers, or untie it"
-        )
+def check_no_shared(
+    rules: AsynchronousRules, names: Sequence[Collection[str]], ranks: StageRanks
+) -> None:
+    """Raise PlanError if stages share a parameter, but would run with other weights.
+
+    `names` has the parameters of each stage, `ranks` its ranks.
+    """
+    stages: dict[str, list[int]] = {}
+    for stage, own in enumerate(names):
+        for name in own:
+            stages.setdefault(name, []).append(stage)
+    shared = [(name, on) for name, on in stages.items() if len(on) > 1]
+    if rules.kind is TWO_BUFFERED or not shared:
+        return
+    name, on = shared[0]
+    there = sorted({rank for stage in on for rank in ranks[stage]})
+    raise PlanError(
+        f"{rules.kind.name} gives each stage another weight version, and '{name}' is tied across "
+        f"stages on ranks {', '.join(map(str, there))}; take {TWO_BUFFERED.name}, solve with "
+        "--same-stage for its layers, or untie it"
+    )
 
 
 def default_optimizer(name: str | None, *, check: bool) -> str | None:

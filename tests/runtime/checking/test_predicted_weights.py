@@ -26,7 +26,7 @@ def checked(pool: RankPool, of: Plan, name: str, **options: object) -> CheckResu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PREDICTED)
+@pytest.mark.parametrize("name", ["spectrain", *long_tests("xpipe", "pipeoptim")])
 def test_a_run_on_two_ranks_equals_the_plain_model_with_the_same_predictions(
     two_ranks: RankPool, name: str
 ):
@@ -53,7 +53,7 @@ def test_the_check_notices_a_prediction_over_another_distance(two_ranks: RankPoo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*long_tests("xpipe"), "pipeoptim"])
+@pytest.mark.parametrize("name", long_tests("xpipe", "pipeoptim"))
 def test_offloaded_layers_in_float32_read_the_backward_s_weights(two_ranks: RankPool, name: str):
     of = plan("zoo:resnet-tiny", LINE[2], dtype="float32")
     stages = tuple(msgspec.structs.replace(s, offload=s.layers) for s in of.stages)

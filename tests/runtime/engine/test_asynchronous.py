@@ -9,7 +9,12 @@ import pytest
 from autopart.errors import PlanError, UsageError
 from autopart.records.plan import Plan
 from autopart.runtime.engine.asynchronous import asynchronous_orders
-from autopart.runtime.engine.asynchronous_rules import rules_of
+from autopart.runtime.engine.asynchronous_rules import (
+    RUNNABLE,
+    AsynchronousRules,
+    check_no_shared,
+    rules_of,
+)
 from autopart.runtime.engine.run_settings import RunSettings, check_settings
 from autopart.schedules.asynchronous_kind import Setting
 from autopart.schedules.named.asynchronous import PIPEDREAM, TWO_BUFFERED
@@ -248,3 +253,12 @@ def test_your_own_loop_refuses_optimizers_that_predict_nothing(two_ranks: RankPo
         assert complaint.startswith(
             "UsageError: weights cannot be predicted from the state of SGD w"
         )
+
+
+@pytest.mark.parametrize("name", ["pipedream", "wpipe", "spectrain"])
+def test_weights_that_two_stages_share_are_refused_on_one_rank_too(name: str):
+    rules = AsynchronousRules(RUNNABLE[name], Setting(2, 2))
+    check_no_shared(rules, [["a"], ["b"]], [[0], [0]])
+    with pytest.raises(PlanError, match="'a' is tied across stages on ranks 0; take pipedream-2bw"):
+        check_no_shared(rules, [["a"], ["a", "b"]], [[0], [0]])
+    check_no_shared(rules._replace(kind=TWO_BUFFERED), [["a"], ["a", "b"]], [[0], [1]])
