@@ -145,8 +145,10 @@ def _orders_allowed(demands: Demands) -> str:
 def _pairs(demands: Demands) -> str:
     """The assumption on overlapped pairs; empty where no schedule has them."""
     paired = [name for name in demands.schedules if name in PAIRED]
+    if not paired:
+        return ""
     where = "" if CUSTOM in demands.schedules else f" under {in_words(paired)}"
-    return f", a forward beside a backward at the profile's pair times{where}" if paired else ""
+    return f", a forward beside a backward at the profile's pair times{where}"
 
 
 def _microbatches(problem: Problem, sizes: Sequence[SearchedSize]) -> str:

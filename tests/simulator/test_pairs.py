@@ -95,7 +95,7 @@ def test_steps_with_pairs_take_the_longest_path_of_a_witness_that_reads_the_orde
                 own.forward_time,
                 own.backward_time,
                 own.weight_grad_time,
-                own.pair_saving,
+                own.pair_saving or 0.0,
                 own.send_time,
                 own.send_back_time,
             )
