@@ -16,7 +16,7 @@ import numpy.typing as npt
 from autopart.activations.best_policies import best_policies, totals_with_policies
 from autopart.activations.best_totals import with_best_policies
 from autopart.activations.memory_shares import Share, shares_of
-from autopart.activations.policies import StagePolicies, chooses_by_rank
+from autopart.activations.policies import StagePolicies, chooses_by_rank, fits_together
 from autopart.activations.shared_ranks import shared_ranks_of
 from autopart.cost.cuts import Cuts, some_totals, totals_at
 from autopart.cost.in_flight import (
@@ -25,6 +25,7 @@ from autopart.cost.in_flight import (
     stage_in_flight,
     stages_in_flight,
 )
+from autopart.cost.lending import lend_times, with_lending
 from autopart.cost.memory import Memory, memory, microbatch_bytes, rank_peaks, total
 from autopart.cost.memory_limits import free_bytes, prediction_fits, ranks_fit
 from autopart.cost.on_ranks import on_ranks
@@ -39,6 +40,7 @@ from autopart.cost.stage_times import (
 )
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.cost.step_syncs import sync_times
+from autopart.cost.tied_syncs import tied_copies
 from autopart.records.cluster import Cluster, Link
 from autopart.records.layer_graph import has_pair_times, positions
 from autopart.records.layouts import (
@@ -99,7 +101,8 @@ def predict(
         if has_pair_times(problem.graph):
             one = msgspec.structs.replace(one, pair_saving=placed.pair_saving)
         stages.append(one)
-    return tuple(stages), _syncs(problem, layout, partition, on_their_ranks)
+    lending = with_lending(problem.cluster, layout, stages)
+    return lending, _syncs(problem, layout, partition, on_their_ranks)
 
 
 def _prediction(
@@ -311,8 +314,8 @@ def price_paths(
     routes = np.asarray(paths)
     totals = _totals_along(problem, layout, cuts, routes)
     prices = price_totals(problem, layout, program, totals, tied_copies(problem, cuts, routes))
-    # Stages that share a rank, or choose policies together, must fit together.
-    if has_virtual_stages(layout) or chooses_by_rank(problem, layout):
+    # Stages that share a rank, choose policies together or lend to each other must fit together.
+    if fits_together(problem, layout):
         prices[~ranks_fit(problem, layout, totals)] = np.inf
     return prices
 
@@ -354,19 +357,6 @@ def price_totals(
     return prices
 
 
-def tied_copies(
-    problem: Problem, cuts: Cuts, routes: npt.NDArray[np.int64]
-) -> npt.NDArray[np.bool_]:
-    """Boolean, shape (paths, tied parameters, stages): whether a stage has a copy."""
-    place = {layer.name: at for at, layer in enumerate(problem.graph.layers)}
-    rows = [
-        np.diff(cuts.ahead[:, [place[name] for name in set(tied.layers)]].sum(axis=1)[routes]) > 0
-        for tied in problem.graph.tied
-    ]
-    shape = (len(routes), 0, routes.shape[1] - 1)
-    return np.stack(rows, axis=1) if rows else np.zeros(shape, dtype=bool)
-
-
 def _price_alike(
     problem: Problem,
     layout: Layout,
@@ -378,6 +368,7 @@ def _price_alike(
     links = cut_links(problem.cluster, layout.stage_ranks)
     stages: list[StageTimes[Time]] = []
     all_totals: list[StageTotals[Array]] = []
+    lent = lend_times(problem.cluster, layout, [own.stash_bytes for own in given])
     for stage, own in enumerate(given):
         check_time()
         totals = on_ranks(own, problem, layout, stage)
@@ -392,6 +383,7 @@ def _price_alike(
                 weight_grad_time=totals.weight_grad_time,
                 split_time=totals.split_time,
                 pair_saving=totals.pair_saving,
+                lend_time=lent[stage],
             )
         )
         all_totals.append(totals)

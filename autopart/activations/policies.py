@@ -13,8 +13,16 @@ from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from autopart.records.layer_graph import Layer, LayerGraph
-from autopart.records.layouts import Layout
-from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, PAIRED, Demands, Problem
+from autopart.records.layouts import Layout, has_virtual_stages
+from autopart.records.problem import (
+    BIDIRECTIONAL,
+    CLASSIC,
+    CUSTOM,
+    LENDING,
+    PAIRED,
+    Demands,
+    Problem,
+)
 
 PolicyName = Literal["keep", "recompute", "selective", "offload"]
 POLICIES: tuple[PolicyName, ...] = ("keep", "recompute", "selective", "offload")
@@ -104,8 +112,9 @@ def has_policies(schedule: str) -> bool:
 
     The two ranks of a stage under a bidirectional one keep other microbatches, and a choice for both is not modelled.
     Pair times are for layers that keep their stash.
+    Where ranks lend stash, a choice on one rank changes the bytes on another, which is not modelled either.
     """
-    return schedule != CUSTOM and schedule not in (*BIDIRECTIONAL, *PAIRED)
+    return schedule != CUSTOM and schedule not in (*BIDIRECTIONAL, *PAIRED, *LENDING)
 
 
 def chooses_by_rank(problem: Problem, layout: Layout) -> bool:
@@ -115,6 +124,15 @@ def chooses_by_rank(problem: Problem, layout: Layout) -> bool:
     """
     able = has_policies(layout.schedule) and layout.schedule not in CLASSIC
     return able and leaves_choice(problem.demands)
+
+
+def fits_together(problem: Problem, layout: Layout) -> bool:
+    """Whether stages that fit alone may still not fit together.
+
+    They share a rank, choose policies together, or lend stash to each other.
+    """
+    lends = layout.schedule in LENDING
+    return lends or has_virtual_stages(layout) or chooses_by_rank(problem, layout)
 
 
 def must_change(layer: Layer, demands: Demands) -> bool:

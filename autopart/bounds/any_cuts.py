@@ -16,11 +16,9 @@ from autopart.activations.policies import leaves_choice
 from autopart.bounds.of_layout import LayoutBounds
 from autopart.cost.cut_classes import class_cuts
 from autopart.cost.cuts import Cuts
+from autopart.records.cluster import without_memory_limit
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
-
-UNLIMITED = 1 << 60
-"""Bytes that every stage fits into."""
 
 
 def class_bounds(
@@ -54,12 +52,5 @@ def _without_policies(problem: Problem) -> Problem:
         selective_layers=(),
         offload_layers=(),
     )
-    roomy = msgspec.structs.replace(
-        cluster,
-        memory_bytes=UNLIMITED,
-        host_memory_bytes=None,
-        gpus=tuple(
-            msgspec.structs.replace(group, memory_bytes=UNLIMITED) for group in cluster.gpus
-        ),
-    )
+    roomy = msgspec.structs.replace(without_memory_limit(cluster), host_memory_bytes=None)
     return msgspec.structs.replace(problem, cluster=roomy, demands=plain)

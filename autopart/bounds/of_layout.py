@@ -1,6 +1,7 @@
 """Lower bounds on the step for layouts, whatever their schedules.
 
-GPipe and 1F1B have the closed forms in autopart/bounds/classic_schedules.py. Every other schedule,
+GPipe and 1F1B have the closed forms in autopart/bounds/classic_schedules.py, and BPipe those of 1F1B
+(autopart/bounds/lending.py). Every other schedule,
 and a plan's own orders, have bounds that hold under every order
 (autopart/bounds/any_order_stages.py). There each stage bounds its rank as if the rank ran nothing
 else. Where ranks have several stages, all work shared out says more. So does one microbatch's path
@@ -19,6 +20,7 @@ from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.any_order_shapes import any_order_shape_bound
 from autopart.bounds.any_order_stages import stage_bounds_of_any_order
 from autopart.bounds.classic_schedules import stage_bounds
+from autopart.bounds.lending import lending_bounds
 from autopart.bounds.memory_prices import memory_priced_bound
 from autopart.bounds.microbatch_path import Matrix
 from autopart.bounds.open_paths import paths_below
@@ -28,7 +30,7 @@ from autopart.cost.cuts import Cuts
 from autopart.cost.memory_limits import fits_on_ranks
 from autopart.records.layer_graph import has_pair_times
 from autopart.records.layouts import Layout, pipelines_together, replicas_alike
-from autopart.records.problem import CLASSIC, CUSTOM, Problem, splits_backward
+from autopart.records.problem import CLASSIC, CUSTOM, LENDING, Problem, splits_backward
 
 
 class LayoutBounds(NamedTuple):
@@ -66,6 +68,8 @@ def layout_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBounds:
         problem, cuts = without_savings(problem), cuts_without_savings(cuts)
     if layout.schedule in CLASSIC:
         return LayoutBounds(stage_bounds(problem, layout, cuts))
+    if layout.schedule in LENDING:
+        return LayoutBounds(lending_bounds(problem, layout, cuts))
     split = splits_backward(layout.schedule)
     stages = stage_bounds_of_any_order(problem, layout, cuts, split=split)
     # Stages s and k - 1 - s of two pipelines in opposite directions have the same ranks: one group.

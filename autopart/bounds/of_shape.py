@@ -38,7 +38,7 @@ from autopart.bounds.shared_work import least_share, shared_work_bounds
 from autopart.cost.memory import largest_part
 from autopart.cost.syncs import gradient_bytes, update_share
 from autopart.records.cluster import fastest_places, fastest_speed, largest_memory
-from autopart.records.problem import BIDIRECTIONAL, CLASSIC, Problem, splits_backward
+from autopart.records.problem import BIDIRECTIONAL, CLASSIC, LENDING, Problem, splits_backward
 from autopart.records.training import state_bytes
 from autopart.schedules.actions import microbatches_per_replica
 
@@ -47,7 +47,7 @@ def quick_bounds(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float
     """Seconds that no plan can beat, for each shape; None where its ranks cannot hold the model."""
     quick = classic_shape_bounds(problem, shapes)
     names = problem.demands.schedules
-    if set(names) <= set(CLASSIC):
+    if set(names) <= {*CLASSIC, *LENDING}:
         return quick
     able = [shape for shape, bound in quick.items() if bound is not None]
     split = any(splits_backward(name) for name in names)
@@ -112,9 +112,15 @@ def _beside_fullest_stage(work: float, share: float, k: int, m: int, overhead: f
 def _shared_work(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float]:
     """(6) for each shape, under the best among the schedules that are allowed."""
     of = [(k, microbatches_per_replica(problem.num_microbatches, r)) for k, r in shapes]
-    names = [name for name in CLASSIC if name in problem.demands.schedules] or CLASSIC
+    names = _classic_names(problem)
     bounds = [shared_work_bounds(problem, name, of) for name in names]
     return dict(zip(shapes, np.minimum.reduce(bounds).tolist(), strict=True))
+
+
+def _classic_names(problem: Problem) -> Sequence[str]:
+    """The classic schedules whose bounds hold: those allowed, and 1F1B for those that lend stash in its order."""
+    asked = {"1f1b" if name in LENDING else name for name in problem.demands.schedules}
+    return [name for name in CLASSIC if name in asked] or CLASSIC
 
 
 def _on_different_gpus(problem: Problem, places: int, replicas: int, m: int) -> float:
@@ -126,7 +132,7 @@ def _on_different_gpus(problem: Problem, places: int, replicas: int, m: int) -> 
     longer = np.maximum(forward, both - forward)
     share = float((longer[some] / both[some]).min(initial=1.0))
     speeds = np.array(fastest_places(problem.cluster, places, replicas))
-    names = [name for name in CLASSIC if name in problem.demands.schedules] or CLASSIC
+    names = _classic_names(problem)
     rates: list[float] = []
     for name in names:
         # Step 1: a, the times that a stage runs its work beside one microbatch's path; fewest first.

@@ -21,7 +21,7 @@ from autopart.bounds.replicas_behind import replicas_behind
 from autopart.bounds.uneven_replicas import ReplicaBounds
 from autopart.bounds.waiting_replicas import Waiting, at_first_cut, behind_stage
 from autopart.cost.cuts import Cuts
-from autopart.records.cluster import num_gpus, slowest_speed
+from autopart.records.cluster import UNLIMITED, num_gpus, slowest_speed
 from autopart.records.problem import Problem
 from autopart.stopping.time_limit import OutOfTime, check_time
 
@@ -75,10 +75,6 @@ def least_step_of_any_cuts(problem: Problem) -> float:
     )
     speeds = [slowest_speed(cluster, (rank,)) for rank in range(num_gpus(cluster))]
     return max(problem.num_microbatches * work / sum(speeds), work / max(speeds))
-
-
-UNLIMITED = 1 << 60
-"""Bytes on one GPU: more than any model needs."""
 
 
 def missing_bytes(problem: Problem, cuts: Cuts) -> int | None:

@@ -2,7 +2,8 @@
 
 A layout's cost depends on its ranks through three kinds of links:
 
-    a cut       between two stages; within a node where each replica's two ranks share one
+    a cut       between two stages; within a node where each replica's two ranks share one; so are
+                the moves of stash between two partner stages
     a sync      over a stage's replicas; within a node where all of them share one
     a tied sync over the stages with a copy of one parameter; likewise
 
@@ -53,11 +54,13 @@ from autopart.bounds.pseudo_clusters import (
 from autopart.bounds.rank_groups import Cap, Inside, Pair, RankGroups, each_link, sort_key
 from autopart.cost.collectives import Fastest
 from autopart.cost.cuts import Cuts
+from autopart.cost.lending import lending_links, lending_pairs
 from autopart.cost.rails import on_own_rails
 from autopart.cost.stage_times import cut_links
 from autopart.cost.sync_rules import RULES
 from autopart.cost.syncs import CallPrice, calls_of, sync_price
 from autopart.cost.tied_syncs import tied_price
+from autopart.records.cluster import Cluster, Link
 from autopart.records.layer_graph import LayerGraph, edges, positions
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
@@ -105,7 +108,9 @@ class RankAssignments:
     @functools.cached_property
     def root(self) -> Inside:
         """Every link, except those that alone join more ranks than a node has."""
-        pairs = zip(self._of_stage, self._of_stage[1:], strict=False)
+        pairs = [*zip(self._of_stage, self._of_stage[1:], strict=False)]
+        # Stash moves between partners replica by replica, as values over a cut do.
+        pairs += [(self._of_stage[a], self._of_stage[b]) for a, b in lending_pairs(self.layout)]
         every = Inside(
             cuts=frozenset((min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]),
             syncs=frozenset(at for at, own in enumerate(self.places) if len(own) > 1),
@@ -191,8 +196,8 @@ class RankAssignments:
             return leaf
         relaxed = self.apart(inside)
         cuts = zip(
-            cut_links(self.problem.cluster, leaf.stage_ranks),
-            cut_links(relaxed.problem.cluster, relaxed.layout.stage_ranks),
+            _send_links(self.problem.cluster, leaf),
+            _send_links(relaxed.problem.cluster, relaxed.layout),
             strict=True,
         )
         syncs = self.problem.objective != "bottleneck"
@@ -337,6 +342,11 @@ class RankAssignments:
                     pair = self._of_stage[a], self._of_stage[b]
                     if pair[0] != pair[1]:
                         yield min(pair), max(pair)
+
+
+def _send_links(cluster: Cluster, layout: Layout) -> list[Link | None]:
+    """The links over the cuts, and those between partners that lend stash."""
+    return [*cut_links(cluster, layout.stage_ranks), *lending_links(cluster, layout)]
 
 
 @functools.lru_cache(maxsize=8)

@@ -26,7 +26,7 @@ class Inside(NamedTuple):
     """The links that may lie within a node. A place is a list of ranks with one stage or more."""
 
     cuts: frozenset[Pair]
-    """Pairs of places with a cut between them."""
+    """Pairs of places with a cut between them, or that lend stash to each other."""
     syncs: frozenset[int]
     """Places with replicas."""
     tied: frozenset[Pair]

@@ -23,7 +23,8 @@ from autopart.activations.policies import StagePolicies, chooses_by_rank
 from autopart.activations.rank_choices import SECONDS, LeastVectors
 from autopart.activations.shared_ranks import SharedRanks, shared_ranks_of, with_first_place
 from autopart.cost.cuts import Cuts, partition_of, totals_at
-from autopart.pricing import price_paths, price_totals, tied_copies
+from autopart.cost.tied_syncs import tied_copies
+from autopart.pricing import price_paths, price_totals
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
 from autopart.simulator.working_order import Program

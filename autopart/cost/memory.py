@@ -1,6 +1,6 @@
 """Memory on a rank at its peak, kind by kind.
 
-    weights + gradients + master + optimizer + versions + stash + workspace + receives + sends + batch + reserve
+    weights + gradients + master + optimizer + versions + stash + workspace + receives + sends + batch + borrowed + reserve
 
 autopart/cost/memory_limits.py compares it with the rank's limits.
 """
@@ -52,6 +52,8 @@ class Memory(NamedTuple, Generic[Q]):
     batch: Q
     reserve: int
     host: Q
+    borrowed: int = 0
+    """Stash that other ranks lend is not known to a stage alone (autopart/cost/lending.py)."""
 
 
 def memory(

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.cost.in_flight import microbatches_in_flight, ranks_in_flight, stage_in_flight
+from autopart.cost.lending import borrowed_bytes
 from autopart.cost.memory import memory, microbatch_bytes, total
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.records.cluster import Cluster, host_share, smallest_memory
@@ -127,13 +128,15 @@ def most_missing(
         for totals, ranks in zip(all_totals, layout.stage_ranks, strict=True)
     ]
     missing: list[Array] = []
+    borrowed = borrowed_bytes(layout, [totals.stash_bytes for totals in all_totals])
     for rank, in_flight in ranks_in_flight(layout).items():
         # Step 1: bytes that last, for each stage on the rank.
         on = [s for s, ranks in enumerate(layout.stage_ranks) if rank in ranks]
         lasting = sum(getattr(uses[s], kind) for s in on for kind in LASTING)
-        # Step 2: the most that the order keeps for all stages together, and one reserve.
+        # Step 2: the most that the order keeps for all stages together, stash that other ranks lend, and one reserve.
         moving = bytes_at_places(in_flight, [microbatch_bytes(all_totals[s]) for s in on])
-        peak: Array = lasting + moving.max(axis=0) + problem.cluster.reserve_bytes
+        kept = sum(borrowed[s] for s in on)
+        peak: Array = lasting + moving.max(axis=0) + kept + problem.cluster.reserve_bytes
         # Step 3: the smallest GPU on this place in all replicas.
         ranks = layout.stage_ranks[on[0]]
         alike = ranks[ranks.index(rank) :: pipelines_together(layout.schedule)]

@@ -15,6 +15,9 @@ sum is priced as one all-reduce over all these ranks.
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from autopart.cost.cuts import Cuts, count_inside
 from autopart.cost.stage_totals import StageTotals
 from autopart.cost.sync_rules import RULES
@@ -132,3 +135,16 @@ def _alike(holders: Sequence[Ranks]) -> bool:
 
 def _share(training: Training, replicas: int) -> int:
     return replicas if training.zero1 and RULES[training.sync].ties_sharded else 1
+
+
+def tied_copies(
+    problem: Problem, cuts: Cuts, routes: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Boolean, shape (paths, tied parameters, stages): whether a stage has a copy."""
+    place = {layer.name: at for at, layer in enumerate(problem.graph.layers)}
+    rows = [
+        np.diff(cuts.ahead[:, [place[name] for name in set(tied.layers)]].sum(axis=1)[routes]) > 0
+        for tied in problem.graph.tied
+    ]
+    shape = (len(routes), 0, routes.shape[1] - 1)
+    return np.stack(rows, axis=1) if rows else np.zeros(shape, dtype=bool)

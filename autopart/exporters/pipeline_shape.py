@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from autopart.errors import ExportRefused
 from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.records.problem import LENDING
 from autopart.records.tensor_degree import Tensor, degree_of
 from autopart.schedules.actions import Schedule
 from autopart.schedules.placements import loop, wave
@@ -44,6 +45,7 @@ class Shape(NamedTuple):
 def shape_of(plan: Plan, framework: str) -> Shape:
     """The plan's shape; raises ExportRefused where replicas or ranks differ."""
     refuse_offload(plan, framework)
+    refuse_lending(plan, framework)
     ranks = stage_ranks(plan)
     replicas = _replicas(ranks, framework)
     pipelines = tuple(
@@ -129,6 +131,15 @@ def refuse_offload(plan: Plan, framework: str) -> None:
                 f"stage {index} keeps its optimizer state on the host, and {framework} has no setting "
                 "for single stages; the nearest plan keeps it on the device"
             )
+
+
+def refuse_lending(plan: Plan, framework: str) -> None:
+    """Raise ExportRefused where ranks lend stash to each other."""
+    if plan.schedule in LENDING:
+        raise ExportRefused(
+            f"ranks lend stash to each other under {plan.schedule}, and {framework} keeps all stash on its "
+            "rank; the nearest plan has --schedule 1f1b"
+        )
 
 
 def refuse_shared_optimizer(plan: Plan, framework: str) -> None:

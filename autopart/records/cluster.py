@@ -31,6 +31,8 @@ MOST_GPUS = 2**18
 """GPUs in the largest cluster."""
 MOST_FACTOR = 1e6
 """The largest factor between two speeds; its inverse is the smallest."""
+UNLIMITED = 1 << 60
+"""Bytes on one GPU: more than any model needs."""
 
 Bandwidth = Annotated[
     float,
@@ -209,6 +211,12 @@ def smallest_memory(cluster: Cluster, ranks: Iterable[int]) -> int:
 def largest_memory(cluster: Cluster) -> int:
     """Bytes on the largest GPU."""
     return max((group.memory_bytes for group in cluster.gpus), default=cluster.memory_bytes)
+
+
+def without_memory_limit(cluster: Cluster) -> Cluster:
+    """The cluster with GPUs that hold everything."""
+    groups = tuple(msgspec.structs.replace(own, memory_bytes=UNLIMITED) for own in cluster.gpus)
+    return msgspec.structs.replace(cluster, memory_bytes=UNLIMITED, gpus=groups)
 
 
 def host_share(cluster: Cluster) -> int | None:

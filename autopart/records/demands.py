@@ -10,6 +10,7 @@ from autopart.records.problem import (
     BIDIRECTIONAL,
     CLASSIC,
     CUSTOM,
+    LENDING,
     PAIRED,
     SCHEDULES,
     Demands,
@@ -83,18 +84,34 @@ def _check_schedules(demands: Demands, objective: Objective) -> None:
     own_degrees = has_own_degrees(demands)
     able = able_schedules(objective, per_stage=demands.replicas_per_stage or own_degrees)
     if able == SCHEDULES:
-        able = (*SCHEDULES, *BIDIRECTIONAL, *PAIRED)
+        able = (*SCHEDULES, *BIDIRECTIONAL, *PAIRED, *LENDING)
     names = demands.schedules
     for name in names:
         if name not in able:
             reason = "replicas of their own" if demands.replicas_per_stage else "the bottleneck"
             reason = "tensor degrees of their own" if own_degrees else reason
-            where = f"for {reason}, " if name in (*SCHEDULES, *BIDIRECTIONAL, *PAIRED) else ""
+            known = name in (*SCHEDULES, *BIDIRECTIONAL, *PAIRED, *LENDING)
+            where = f"for {reason}, " if known else ""
             raise AutopartError(f"{where}schedule is one of {', '.join(able)}, not '{name}'")
     if CUSTOM in names and not set(names).isdisjoint(BIDIRECTIONAL):
         raise AutopartError(
             f"own orders are not searched for two pipelines over the same ranks; ask for "
             f"{' or '.join(BIDIRECTIONAL)} alone or with other names"
+        )
+    lending = [name for name in names if name in LENDING]
+    if lending and CUSTOM in names:
+        raise AutopartError(
+            f"own orders lend no stash; ask for {lending[0]} alone or with other names"
+        )
+    if lending and objective == "period":
+        raise AutopartError(
+            f"the period has no bound for stash that is lent, as under {lending[0]}; minimise the step, or take "
+            f"another schedule than {lending[0]}"
+        )
+    if lending and isinstance(demands.tensor, TensorDemand):
+        raise AutopartError(
+            f"{lending[0]} lends the stash of one GPU, not that of a tensor group; leave out --tensor, or "
+            f"take another schedule than {lending[0]}"
         )
     if not names or len(set(names)) < len(names):
         raise AutopartError(f"schedules {list(names)}: name at least one, and each once")

@@ -34,9 +34,11 @@ class Framework(NamedTuple):
 
 
 def _whole() -> tuple[str, ...]:
-    """Schedules that never split a backward."""
+    """Schedules that never split a backward, in one direction, where all stash stays on its rank."""
     kinds = KINDS.values()
-    return tuple(k.name for k in kinds if not (k.splits_backward or k.bidirectional or k.pairs))
+    return tuple(
+        k.name for k in kinds if not (k.splits_backward or k.bidirectional or k.pairs or k.lends)
+    )
 
 
 FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(

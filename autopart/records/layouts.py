@@ -9,7 +9,8 @@ import numpy as np
 from autopart.errors import InfeasibleError
 from autopart.records.both_ways import both_ways_would_do
 from autopart.records.cluster import Cluster, group_of, num_gpus
-from autopart.records.problem import BIDIRECTIONAL, CUSTOM, Demands, Problem
+from autopart.records.lending import lending_would_do
+from autopart.records.problem import BIDIRECTIONAL, CUSTOM, LENDING, Demands, Problem
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.catalogue import KINDS, fitting_counts
 from autopart.schedules.kind import Kind, replicas_together
@@ -90,7 +91,9 @@ def shapes(problem: Problem) -> list[tuple[int, int]]:
     layers, gpus = len(problem.graph.layers), num_gpus(problem.cluster)
     demands = problem.demands
     several = demands.stages_per_rank not in (None, 1)
-    if several or any(k.stages_per_rank != 1 or k.bidirectional for k in _kinds(demands)):
+    if several or any(
+        k.stages_per_rank != 1 or k.bidirectional or k.lends for k in _kinds(demands)
+    ):
         return _shapes_of_virtual_stages(problem, layers, gpus)
     check_num_stages(problem)
     allowed = [
@@ -141,6 +144,8 @@ def _shapes_of_virtual_stages(problem: Problem, layers: int, gpus: int) -> list[
         asked = ", ".join(problem.demands.schedules)
         if set(problem.demands.schedules) <= set(BIDIRECTIONAL):
             raise InfeasibleError(f"{asked} {both_ways_would_do(problem, layers, gpus)}")
+        if set(problem.demands.schedules) <= set(LENDING):
+            raise InfeasibleError(f"{asked} {lending_would_do(problem, layers, gpus)}")
         raise InfeasibleError(
             f"no layout for {counted(layers, 'layer')} on {counted(gpus, 'GPU')} with {counted(problem.num_microbatches, 'microbatch')} "
             f"suits the schedules {asked} with the stages, replicas and stages per rank asked for; "
@@ -154,6 +159,9 @@ def _counts_that_would_do(problem: Problem, layers: int, gpus: int) -> Iterator[
     for kind in _kinds(problem.demands):
         if kind.bidirectional:
             yield f"; {kind.name} {both_ways_would_do(problem, layers, gpus)}"
+            continue
+        if kind.lends:
+            yield f"; {kind.name} {lending_would_do(problem, layers, gpus)}"
             continue
         for v in _stages_per_rank(kind, problem.demands, 2)[:1]:
             ranks = (problem.demands.num_stages or min(layers, gpus * v)) // v

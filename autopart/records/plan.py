@@ -9,16 +9,18 @@ import msgspec
 from autopart.errors import AutopartError, PlanError, ScheduleError
 from autopart.records.cluster import Cluster, check_cluster
 from autopart.records.files import read_file, write_record
+from autopart.records.lending import check_lending_sends
 from autopart.records.pace import Pace
 from autopart.records.plan_degrees import check_own_degrees, check_room
 from autopart.records.prediction import Prediction
-from autopart.records.problem import Demands, Objective
+from autopart.records.problem import LENDING, Demands, Objective
 from autopart.records.tensor_degree import MaybeTensor, StageDegrees
 from autopart.records.training import Training, make_training
 from autopart.schedules.actions import Schedule, count_actions, format_order, has_pairs, parse_order
 from autopart.schedules.catalogue import make_schedule, orders_by_name
 from autopart.schedules.check import check_schedule
 from autopart.schedules.encoding import encode
+from autopart.schedules.lending import MOVES
 from autopart.schedules.rendezvous import rendezvous_events
 from autopart.text import counted
 from autopart.units import MOST_AMOUNT, Count, PositiveCount, Seconds
@@ -261,6 +263,7 @@ def _check_orders(plan: Plan, where: str) -> None:
     try:
         if not _is_named_on_replicas_apart(plan):
             check_schedule(schedule_of(plan), stage_ranks(plan), plan.num_microbatches)
+        _check_lending(plan)
         if plan.cluster.sends == "rendezvous":
             actions = encode(schedule_of(plan), len(plan.stages))
             rendezvous_events(actions, sends_overlap=plan.cluster.sends_overlap)
@@ -268,6 +271,16 @@ def _check_orders(plan: Plan, where: str) -> None:
         raise ScheduleError(f"{where}: {error}") from None
     if not plan.orders[-1].split():
         raise PlanError(f"{where}: the last of {counted(len(plan.orders), 'order')} is empty")
+
+
+def _check_lending(plan: Plan) -> None:
+    """Raise ScheduleError where orders lend stash under a schedule, or on a cluster, that cannot."""
+    if plan.schedule in LENDING:
+        check_lending_sends((plan.schedule,), plan.cluster)
+    elif any(letter in order for order in plan.orders for letter in MOVES):
+        raise ScheduleError(
+            f"orders under schedule '{plan.schedule}' lend no stash; only {', '.join(LENDING)} does"
+        )
 
 
 def _is_named_on_replicas_apart(plan: Plan) -> bool:

@@ -7,7 +7,9 @@ import msgspec
 from autopart.units import MOST_AMOUNT, Bytes, Count, PositiveCount, Seconds
 
 
-class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MemoryUse(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """One rank's bytes at its peak, by kind. The kinds in `ON_DEVICE` add up to the peak."""
 
     weights: Bytes
@@ -30,6 +32,8 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Gradients that are being sent, two at most. Activations count in the stash until sent."""
     batch: Bytes
     """Model inputs that the rank reads from the batch, for all its microbatches in a step."""
+    borrowed: Bytes = 0
+    """Places for stash that another rank lends, kept for the whole step. Absent for 0."""
     reserve: Bytes
     """Bytes that the framework keeps for itself."""
     host: Bytes
@@ -53,6 +57,7 @@ ON_DEVICE = (
     "receives",
     "sends",
     "batch",
+    "borrowed",
     "reserve",
 )
 """The kinds that add up to the peak on the device."""
@@ -107,6 +112,8 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Seconds to send one microbatch's gradients to the previous stage; 0 on the first stage."""
     update_time: Seconds
     """Seconds per batch for the optimizer's step."""
+    lend_time: Seconds | msgspec.UnsetType = msgspec.UNSET
+    """Seconds to lend one microbatch's stash, and to take it back. Absent where the stage lends none."""
     in_flight: PositiveCount
     """Most microbatches in flight on the rank."""
     stash_bytes: Bytes

@@ -16,12 +16,14 @@ CLASSIC = ("gpipe", "1f1b")
 CUSTOM = "custom"
 """The schedule name for orders that no named schedule gives."""
 SCHEDULES = (
-    *(kind.name for kind in KINDS.values() if not (kind.bidirectional or kind.pairs)),
+    *(kind.name for kind in KINDS.values() if not (kind.bidirectional or kind.pairs or kind.lends)),
     CUSTOM,
 )
 """The schedules that `auto` tries."""
 BIDIRECTIONAL = tuple(kind.name for kind in KINDS.values() if kind.bidirectional)
 """The schedules with two pipelines over the same ranks. A plan has one only where its name is asked for."""
+LENDING = tuple(kind.name for kind in KINDS.values() if kind.lends)
+"""The schedules whose ranks lend stash to other ranks. A plan has one only where its name is asked for."""
 
 PAIRED = tuple(kind.name for kind in KINDS.values() if kind.pairs)
 """The schedules with overlapped pairs. A plan has one only where its name is asked for."""

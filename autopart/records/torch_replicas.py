@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from autopart.errors import ExportRefused
 from autopart.records.plan import Plan, follows_its_name, schedule_of, stage_ranks
+from autopart.records.problem import LENDING
 from autopart.schedules.actions import Schedule, dealt
 from autopart.schedules.torch_names import TORCH_NAMES, takes
 from autopart.text import counted
@@ -14,6 +15,11 @@ _SINGLE = ("GPipe", "1F1B")
 
 def replicas_of(plan: Plan) -> tuple[tuple[int, ...], ...]:
     """For each replica the rank of each stage; raises ExportRefused unless replicas are alike."""
+    if plan.schedule in LENDING:
+        raise ExportRefused(
+            f"ranks lend stash to each other under {plan.schedule}, and torch's schedules keep all stash on "
+            "its rank; the nearest plan has --schedule 1f1b"
+        )
     ranks = stage_ranks(plan)
     counts = [len(on) for on in ranks]
     if len(set(counts)) > 1:

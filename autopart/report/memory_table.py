@@ -19,7 +19,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "weights": ("weights", "versions"),
     "grads": ("gradients",),
     "optim.": ("optimizer", "master"),
-    "stash": ("stash",),
+    "stash": ("stash", "borrowed"),
     "work": ("workspace",),
     "buffers": ("receives", "sends", "batch"),
     "reserve": ("reserve",),
@@ -40,6 +40,7 @@ MEANINGS = {
     "receives": "receive buffers",
     "sends": "send buffers",
     "batch": "part of the batch",
+    "borrowed": "stash that another rank lends",
     "reserve": "the framework's reserve",
     "host": "on the host, in addition",
 }

@@ -5,7 +5,7 @@ A stage with r ranks runs microbatch m on its rank m mod r: replicas take turns.
 replicas is the case r = 1. A rank may run several stages.
 
 On each stage a microbatch has F, and either B or both I and W. `encoding` says which results an
-action awaits.
+action awaits. Under BPipe it may also have L and T, which move its stash (`lending`).
 
 A rank may run a forward and the whole backward after it together, as an overlapped pair. In text a
 pair is one word, `(0F1;3B0)OVERLAP_F_B`, as torch writes it.
@@ -19,14 +19,15 @@ from typing import Literal, NamedTuple
 
 from autopart.errors import ScheduleError
 
-Op = Literal["F", "B", "I", "W"]
+Op = Literal["F", "B", "I", "W", "L", "T"]
 
 
 class Action(NamedTuple):
     """One operation by one stage on one microbatch.
 
     F is the forward and B the whole backward. A split backward runs as I, the input gradient, and
-    W, the weight gradient.
+    W, the weight gradient. L lends the stash to another rank, and T takes it back. Both run beside
+    the next F or B of the order.
     """
 
     stage: int
@@ -54,7 +55,7 @@ Schedule = tuple[Order, ...]
 StageRanks = Sequence[Sequence[int]]
 """The ranks that run each stage: one for each replica."""
 
-_ACTION = re.compile(r"([0-9]{1,18})([FBIW])([0-9]{1,18})")  # numbers of arrays have 64 bits
+_ACTION = re.compile(r"([0-9]{1,18})([FBIWLT])([0-9]{1,18})")  # numbers of arrays have 64 bits
 OVERLAP = "OVERLAP_F_B"
 """Torch's name for an overlapped pair."""
 _PAIR = re.compile(rf"\(([^;()]*);([^;()]*)\){OVERLAP}")
@@ -84,7 +85,7 @@ def parse_action(text: str) -> Action:
     match = _ACTION.fullmatch(text)
     if match is None:
         raise ScheduleError(
-            f"'{text}' is not an action; write stage, one of F B I W, microbatch: 2F0"
+            f"'{text}' is not an action; write stage, one of F B I W L T, microbatch: 2F0"
         )
     return Action(int(match[1]), match[2], int(match[3]))  # pyright: ignore[reportArgumentType]
 

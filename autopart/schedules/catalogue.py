@@ -20,6 +20,7 @@ from autopart.schedules.actions import (
     paired_forwards,
 )
 from autopart.schedules.kind import Kind, replicas_together
+from autopart.schedules.named.bpipe import BPIPE
 from autopart.schedules.named.chimera import CHIMERA
 from autopart.schedules.named.controllable import V_HALF, V_MIN
 from autopart.schedules.named.dualpipev import DUALPIPEV
@@ -55,6 +56,7 @@ KINDS: dict[str, Kind] = {
         V_HALF,
         V_MIN,
         DUALPIPEV,
+        BPIPE,
         CHIMERA,
         GEMS,
         HANAYO,

@@ -5,6 +5,7 @@ import numpy as np
 from autopart.errors import ScheduleError
 from autopart.schedules.actions import Action, Schedule, StageRanks
 from autopart.schedules.encoding import Numbered, connect, number_actions
+from autopart.schedules.lending import check_lending, computing
 from autopart.schedules.rounds import rounds
 
 
@@ -15,17 +16,20 @@ def check_schedule(schedule: Schedule, stage_ranks: StageRanks, num_microbatches
     - A backward is whole (B) or split (I and W).
     - An overlapped pair is a forward, and a whole backward of another microbatch.
     - No ranks wait for each other in a circle.
+    - Stash that is lent comes back before its backward (`lending.check_lending`).
 
     A schedule that passes also runs where a send blocks until it is received. The actions then have
     one common order in which each follows the actions that it needs. There a receive can stand
     right after its send.
     """
-    numbered = number_actions(schedule)
+    bare = computing(schedule)
+    numbered = number_actions(bare)
     table = _Table(numbered, stage_ranks, num_microbatches)
     table.refuse_doubles()
     table.refuse_missing()
     table.refuse_strays()
-    rounds(connect(schedule, numbered, len(stage_ranks)))
+    rounds(connect(bare, numbered, len(stage_ranks)))
+    check_lending(schedule, stage_ranks)
 
 
 class _Table:

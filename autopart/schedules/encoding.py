@@ -11,7 +11,8 @@ the backward awaits too, and both results are there at its end. The backward fol
 
 Actions are numbered rank after rank, each rank in its order. A result made on the same rank must
 stand earlier in the order, and then nothing waits for it. So an action awaits at most one other
-rank, and a pair at most two.
+rank, and a pair at most two. L and T await nothing and give no result: they are set apart before
+actions get numbers (`lending`).
 """
 
 import functools
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from autopart.errors import ScheduleError
 from autopart.schedules.actions import Action, Schedule, paired_forwards
+from autopart.schedules.lending import StashMove, computing, stash_moves
 
 IntArray = npt.NDArray[np.int64]
 """Whole numbers."""
@@ -32,7 +34,7 @@ IntArray = npt.NDArray[np.int64]
 F, B, I, W = range(4)
 """Ops as numbers; an action's kind is 4 x its stage + its op."""
 OPS = "FBIW"
-"""The letters of the ops, by number."""
+"""The letters of the ops that compute, by number."""
 
 _CODE = np.full(256, -1)
 _CODE[[ord(op) for op in OPS]] = range(4)
@@ -88,7 +90,7 @@ def every_action(schedule: Schedule) -> list[Action]:
 
 
 def number_actions(schedule: Schedule) -> Numbered:
-    """Number the actions rank after rank. Any actions will do, in any order."""
+    """Number the actions rank after rank. Any actions but L and T will do, in any order."""
     first = (0, *itertools.accumulate(map(len, schedule)))
     each = every_action(schedule)
     letters = "".join(map(operator.itemgetter(1), each)).encode()
@@ -132,6 +134,8 @@ class Actions(NamedTuple):
 
     A pair's forward has the row of its kind of pair, behind all kinds. Its backward has the last row,
     which is 0."""
+    moves: tuple[StashMove, ...] = ()
+    """The stash that is lent and taken back, rank after rank in their orders; actions leave it out."""
 
     @property
     def num_actions(self) -> int:
@@ -165,7 +169,9 @@ class Actions(NamedTuple):
 
 def encode(schedule: Schedule, num_stages: int) -> Actions:
     """Number the actions in `schedule` and find the result that each awaits."""
-    return connect(schedule, number_actions(schedule), num_stages)
+    bare = computing(schedule)
+    moves = () if bare is schedule else stash_moves(schedule)
+    return connect(bare, number_actions(bare), num_stages)._replace(moves=moves)
 
 
 def connect(schedule: Schedule, numbered: Numbered, num_stages: int) -> Actions:

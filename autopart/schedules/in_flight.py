@@ -11,6 +11,8 @@ The counts follow from the orders alone; no time matters.
   same rank stays until that stage's backward is done.
 - An overlapped pair counts as its forward and then its backward: at the forward, the backward's
   stash is still there. The transient bytes of both exist at once.
+- Lent: stash does not count from the action after the one beside its L up to the one before that
+  beside its T (`lending`). The places that a rank keeps for others are no counts.
 - Outputs: a forward's result counts from the start of F until `MAX_SENDS` further messages are sent,
   or its own gradient is back. A result for a stage on the same rank joins that stage's stash.
 """
@@ -24,6 +26,7 @@ import numpy as np
 
 from autopart.schedules.actions import Action, Schedule, StageRanks
 from autopart.schedules.encoding import Actions, B, IntArray, encode, every_action, takers
+from autopart.schedules.lending import away
 from autopart.schedules.rounds import rounds
 from autopart.stopping.time_limit import check_time
 
@@ -111,16 +114,16 @@ def in_flight_by_rank(schedule: Schedule, stage_ranks: StageRanks) -> tuple[InFl
     """The counts for each rank where its memory may peak; raises ScheduleError on a deadlock."""
     actions = encode(schedule, len(stage_ranks))
     found: list[InFlight] = []
-    for rank, rows in enumerate(_Counting(actions, stage_ranks).ranks()):
+    for rank, rows in enumerate(in_flight_at_each_action(actions, stage_ranks)):
         check_time()
         stages = tuple(s for s, ranks in enumerate(stage_ranks) if rank in ranks)
         found.append(_largest(stages, actions, rank, rows))
     return tuple(found)
 
 
-def in_flight_at_each_action(schedule: Schedule, stage_ranks: StageRanks) -> tuple[IntArray, ...]:
+def in_flight_at_each_action(actions: Actions, stage_ranks: StageRanks) -> tuple[IntArray, ...]:
     """Each rank's counts while its actions run, shape (actions, kinds, stages on the rank)."""
-    return tuple(_Counting(encode(schedule, len(stage_ranks)), stage_ranks).ranks())
+    return tuple(_Counting(actions, stage_ranks).ranks())
 
 
 class _Counting:
@@ -128,6 +131,7 @@ class _Counting:
 
     def __init__(self, actions: Actions, stage_ranks: StageRanks) -> None:
         self.actions, self.stage_ranks, self.last = actions, stage_ranks, len(stage_ranks) - 1
+        self.away = away(actions.moves, actions.num_actions) if actions.moves else []
         self.each = every_action(actions.schedule)
         self.round = rounds(actions)
         self.need = actions.need.tolist()
@@ -168,6 +172,9 @@ class _Counting:
                 now[kind, column[arriving.stage]] += 1
             # Step 2: run the action, and note the counts while it runs.
             rows[at] = self._through(now, column, first + at, action, sends)
+        if self.away:
+            # A rank that lends has one stage.
+            rows[:, STASH, 0] -= self.away[first : first + len(order)]
         return rows
 
     def _through(

@@ -46,6 +46,8 @@ class Kind(NamedTuple):
     """Whether two pipelines run in opposite directions."""
     pairs: bool = False
     """Whether ranks run overlapped pairs: a forward beside a whole backward."""
+    lends: bool = False
+    """Whether ranks lend stash to other ranks: its orders have L and T."""
     takes: Callable[[Pipeline], bool] = any_number
     """Tells whether the numbers of ranks, stages and microbatches fit."""
     rule: str = "any number of microbatches"

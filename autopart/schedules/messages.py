@@ -63,6 +63,8 @@ def write_messages(
 ) -> tuple[Program, ...]:
     """Write a program for each rank, from orders that pass `check_schedule`.
 
+    L and T stand right before the action that they run beside, behind all receives for it.
+
     Orders may have updates in between. An update waits until all ranks `together` have reached it.
 
     `receives_first` puts the receives between two actions before the sends. It is for a transport
@@ -71,7 +73,10 @@ def write_messages(
     """
     schedule = tuple(tuple(a for a in order if isinstance(a, Action)) for order in orders)
     actions = encode(schedule, len(stage_ranks))
-    each = every_action(schedule)
+    each = every_action(actions.schedule)
+    beside = {move.beside: move.action for move in actions.moves}
+    if beside:
+        orders = actions.schedule
     rank_of, taker_of = actions.rank.tolist(), takers(actions)
     programs: list[list[Event]] = [[] for _ in orders]
     for rank, event in _Rounds(orders, actions, together or {}).run():
@@ -79,6 +84,8 @@ def write_messages(
             programs[rank].append(event)
             continue
         action = each[event]
+        if event in beside:
+            programs[rank].append(beside[event])
         programs[rank].append(action)
         taker = taker_of.get(event)
         if taker is not None:

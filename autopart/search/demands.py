@@ -13,6 +13,7 @@ from autopart.records.cluster import SENDS, Cluster, check_cluster, num_gpus
 from autopart.records.demands import able_schedules, check_demands
 from autopart.records.graph_check import bytes_in
 from autopart.records.layer_graph import LayerGraph, has_pair_times
+from autopart.records.lending import check_lending_sends
 from autopart.records.plan import POLICY_LISTS
 from autopart.records.problem import (
     CLASSIC,
@@ -63,6 +64,7 @@ def make_problem(
     demands = _demands(options, objective, profile.graph)
     demands = _with_own_checkpoints(demands, profile, options)
     check_demands(demands, objective, profile.graph)
+    check_lending_sends(demands.schedules, cluster)
     demands = checked_policies(profile.graph, cluster, demands)
     _check_counts(profile.graph, cluster, num_microbatches, demands)
     return Problem(

@@ -14,14 +14,19 @@ from collections.abc import Sequence
 import msgspec
 
 from autopart.activations.policies import may_offload
-from autopart.bounds.open_replicas import UNLIMITED, missing_bytes
+from autopart.bounds.open_replicas import missing_bytes
 from autopart.bounds.rank_assignments import takes_gpus_in_order
 from autopart.cost.cuts import Cuts, all_cuts
 from autopart.errors import InfeasibleError
 from autopart.pricing import predict
-from autopart.records.cluster import host_share, largest_memory, num_gpus
+from autopart.records.cluster import (
+    host_share,
+    largest_memory,
+    num_gpus,
+    without_memory_limit,
+)
 from autopart.records.plan import SolverName
-from autopart.records.problem import CUSTOM, Problem
+from autopart.records.problem import CUSTOM, LENDING, Problem
 from autopart.schedules.catalogue import KINDS
 from autopart.search.conflicts import (
     as_typed,
@@ -108,7 +113,8 @@ def _too_little(
     """The error where each GPU has too little memory; `more` says how many GPUs would do, and whether more help."""
     limit, counts = problem.cluster.memory_bytes, need.layout.stage_ranks
     exact = cuts.complete and all(
-        name != CUSTOM and KINDS[name].stages_per_rank == 1 for name in problem.demands.schedules
+        name not in (CUSTOM, *LENDING) and KINDS[name].stages_per_rank == 1
+        for name in problem.demands.schedules
     )
     # Stash and optimizer state may share the host in more ways than policies are chosen for.
     exact = exact and (host_share(problem.cluster) is None or not may_offload(problem.demands))
@@ -218,8 +224,7 @@ def _cause_beyond_bounds(problem: Problem, cuts: Cuts) -> str:
     if conflict:
         several = " at once: drop one of them" if len(conflict) > 1 else ": drop it"
         return f"no partition that fits keeps {as_typed(conflict)}{several}, or "
-    groups = tuple(msgspec.structs.replace(own, memory_bytes=UNLIMITED) for own in cluster.gpus)
-    roomy = msgspec.structs.replace(cluster, memory_bytes=UNLIMITED, gpus=groups)
+    roomy = without_memory_limit(cluster)
     if some_plan_fits(msgspec.structs.replace(problem, cluster=roomy), cuts):
         sizes = ", ".join(f"{own.count} x {format_bytes(own.memory_bytes)}" for own in cluster.gpus)
         in_order = " in this order" if takes_gpus_in_order(problem) else ""

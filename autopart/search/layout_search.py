@@ -15,14 +15,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from autopart.activations.policies import StagePolicies, chooses_by_rank
+from autopart.activations.policies import StagePolicies, chooses_by_rank, fits_together
 from autopart.bounds.objectives import TOLERANCE
 from autopart.bounds.of_layout import LayoutBounds
 from autopart.bounds.rank_groups import Inside
 from autopart.certificate.fastest_choices import fastest_choices
 from autopart.cost.cuts import Cuts, all_cuts, partition_keeps_pins, partition_of
 from autopart.pricing import Decision, compile_layout, fits, may_beat, price, price_paths
-from autopart.records.layouts import Layout, Partition, has_virtual_stages
+from autopart.records.layouts import Layout, Partition
 from autopart.records.plan import SolverName
 from autopart.records.problem import CLASSIC, CUSTOM, Problem
 from autopart.search.closing import Closed
@@ -221,7 +221,7 @@ class LayoutSearch:
     ) -> None:
         """Take the path whose largest bound is smallest, or a better one where it misses that."""
         value = self.take_path(layout, by_bounds)
-        together = has_virtual_stages(layout) or chooses_by_rank(self.problem, layout)
+        together = fits_together(self.problem, layout)
         if value == self.best.value == float("inf") and together and self.looks_for_leanest:
             # Each stage fits alone, but not all on a rank together. This path fits if any does.
             lean = leanest_path(self.problem, layout, self.cuts)

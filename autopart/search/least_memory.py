@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.activations.best_totals import least_totals_on_replicas
-from autopart.activations.policies import chooses_by_rank
+from autopart.activations.policies import chooses_by_rank, fits_together
 from autopart.bounds.any_order_shapes import Shape
 from autopart.cost.cuts import Cuts, partition_of
 from autopart.cost.memory_limits import Limits, free_host_bytes, stage_fits
@@ -74,7 +74,7 @@ def needs(
             partition = baselines.uniform_layers(len(problem.graph.layers), num_stages)
         elif solver == "parameters":
             partition = baselines.balanced_parameters(cuts, num_stages)
-        elif has_virtual_stages(layout) or chooses_by_rank(problem, layout):
+        elif fits_together(problem, layout):
             path = leanest_path(problem, layout, cuts)
             if path is None:
                 continue

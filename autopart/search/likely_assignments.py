@@ -5,6 +5,7 @@ open. It is often too large. These come first:
 
 - Ranks are taken in their order.
 - Each pipeline is side by side, so that only syncs cross nodes.
+- Each pipeline is side by side, with partners that lend stash to each other next to each other.
 - Each stage is within one node where possible.
 - Each stage is spread evenly over all nodes, so that only syncs cross nodes.
 - Nodes change at the cuts with the cheapest sends, for a partition.
@@ -21,6 +22,7 @@ import msgspec
 
 from autopart.bounds.rank_assignments import Inside, assignments_of, takes_gpus_in_order
 from autopart.cost.cuts import stage_totals
+from autopart.cost.lending import lending_pairs
 from autopart.cost.links import link_across
 from autopart.cost.rails import on_own_rails
 from autopart.cost.stage_times import traffic_times
@@ -54,7 +56,10 @@ def likely_layouts(problem: Problem, layout: Layout, partition: Partition | None
     own = list({frozenset(ranks): ranks for ranks in reversed(layout.stage_ranks)}.values())[::-1]
     found = [layout]
     counts = [len(ranks) for ranks in own]
-    for place in (_of_kinds if cluster.gpus else _regular)(cluster, counts):
+    likely = [*(_of_kinds if cluster.gpus else _regular)(cluster, counts)]
+    if lending_pairs(layout):
+        likely.append(_partners_together(counts[0], len(counts)))
+    for place in likely:
         olds, news = itertools.chain(*own), itertools.chain(*place)
         renamed = dict(zip(olds, news, strict=True))
         ranks = tuple(tuple(map(renamed.__getitem__, on)) for on in layout.stage_ranks)
@@ -93,6 +98,14 @@ def _regular(cluster: Cluster, counts: Sequence[int]) -> Iterator[StageRanks]:
     yield _within_nodes(cluster, counts)
     if all(count % cluster.num_nodes == 0 for count in counts):
         yield _over_nodes(cluster, counts)
+
+
+def _partners_together(replicas: int, places: int) -> StageRanks:
+    """Each pipeline on consecutive ranks, in the order 0, k - 1, 1, k - 2, ... of its stages."""
+    turns = [at // 2 if at % 2 == 0 else places - 1 - at // 2 for at in range(places)]
+    return tuple(
+        tuple(range(turns.index(stage), places * replicas, places)) for stage in range(places)
+    )
 
 
 def _within_nodes(cluster: Cluster, counts: Sequence[int]) -> StageRanks:

@@ -17,12 +17,9 @@ from typing import NamedTuple
 import msgspec
 
 from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
-from autopart.records.cluster import Cluster
+from autopart.records.cluster import UNLIMITED, Cluster
 from autopart.records.plan import Plan
 from autopart.stopping.time_limit import deadline_in, passed, time_left
-
-UNLIMITED = 1 << 60
-"""Bytes; more than any model needs."""
 
 
 class SweepPoint(NamedTuple):

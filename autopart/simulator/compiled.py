@@ -51,12 +51,13 @@ def _one_by_one(
     for each in range(width):
         times = run(
             actions,
-            KindCosts(costs.compute[:, each], costs.moving[:, each]),
+            KindCosts(costs.compute[:, each], costs.moving[:, each], costs.lending),
             sends_overlap=sends_overlap,
             rendezvous=rendezvous,
             effects=effects._replace(
                 slowed={at: _entry(own, each) for at, own in effects.slowed.items()},
                 begin={rank: _entry(own, each) for rank, own in effects.begin.items()},
+                moves={at: _entry(own, each) for at, own in effects.moves.items()},
             ),
             carried=Carried(*([float(own[each]) for own in times] for times in before)),
         )
@@ -90,12 +91,17 @@ def run_steps(
     (free, link_free), watched = _begin(before, effects), dict[int, FloatArray]()
     width = len(free[0])
     slots = [np.zeros(width)] * program.num_slots
+    moved = dict[int, FloatArray]()
     for step in program.steps:
         check_time()
-        _, rank, _, _, slot, second, awaited, link, target = step
+        at, rank, _, _, slot, second, awaited, link, target = step
         # `now` is the rank's own array: it changes in place. The sums follow `clock.run`, step by
         # step.
         now = free[rank]
+        if at - 1 in moved:
+            np.maximum(now, moved.pop(at - 1), out=now)
+        if at in effects.moves:
+            moved[at] = now + effects.moves[at]
         if awaited:
             np.maximum(now, slots[slot], out=now)
         if second:
@@ -249,7 +255,7 @@ def step_times(
     Raises ScheduleError where rendezvous sends deadlock.
     """
     costs = kind_costs(stages, action_overhead, program.actions.pair_kinds)
-    effects = effects_of(program.actions, syncs)
+    effects = effects_of(program.actions, syncs, costs.lending)
     before = nothing_before(program, costs.compute.shape[-1])
     ends = run_once(
         program, costs, before, effects, sends_overlap=sends_overlap, rendezvous=rendezvous

@@ -1,6 +1,6 @@
 """Seconds for actions, sends and syncs, as arrays over the kinds of action."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -43,6 +43,8 @@ class StageCosts(Protocol[T_co]):
     def update_time(self) -> T_co: ...
     @property
     def pair_saving(self) -> T_co | float | msgspec.UnsetType: ...
+    @property
+    def lend_time(self) -> T_co | float | msgspec.UnsetType: ...
 
 
 class PartTimes(Protocol[T_co]):
@@ -80,6 +82,8 @@ class StageTimes(NamedTuple, Generic[T]):
     """Seconds that splitting adds to I."""
     pair_saving: T | float = 0.0
     """Seconds by which F beside B takes less than both in turn; read only where pairs overlap."""
+    lend_time: T | float | msgspec.UnsetType = msgspec.UNSET
+    """Seconds that L and T take; unset where the stage lends no stash."""
 
 
 class SyncTime(NamedTuple, Generic[T]):
@@ -101,6 +105,8 @@ class KindCosts(NamedTuple):
     """
     moving: FloatArray
     """Send seconds for the result; 0 for W, which sends nothing."""
+    lending: Mapping[int, Time]
+    """By stage that lends stash, the seconds that one L or T takes."""
 
 
 def action_time(stage: StageCosts[Time], op: int) -> Time:
@@ -150,6 +156,11 @@ def kind_costs(
     return KindCosts(
         np.array(np.broadcast_arrays(*compute), dtype=float),
         np.array(np.broadcast_arrays(*moving), dtype=float),
+        {
+            at: stage.lend_time
+            for at, stage in enumerate(stages)
+            if not isinstance(stage.lend_time, msgspec.UnsetType)
+        },
     )
 
 

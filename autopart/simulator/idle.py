@@ -4,6 +4,8 @@ At an idle instant the rank waits for its next action X. The walk goes back from
 the cause. Let Y be the action that X awaits. Where X is an overlapped pair, Y's result is the last
 that it awaits.
 
+0. A move of stash that runs beside the action before X is not done: **lending**. It delays X, or
+   the Y or Z that the walk has come to.
 1. Y's result is in transit, or queues for its link: **send**. Where sends do not overlap compute,
    Y's rank is busy with the send.
 2. Y is running: a wait for **compute**.
@@ -36,6 +38,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
 from autopart.schedules.encoding import Actions
+from autopart.simulator.clock import held_until
 from autopart.simulator.memory_cap import capped_times
 from autopart.simulator.timeline import Timeline, busy_times, used_ranks
 
@@ -45,6 +48,7 @@ Cause = Literal[
     "imbalance",
     "dependency latency",
     "send",
+    "lending",
     "sync",
     "memory cap",
 ]
@@ -168,6 +172,7 @@ class _Causes:
         self.need = self._awaited(actions)
         self.capped = capped_times(actions, times)
         self.firsts = frozenset(actions.first)
+        self.held = held_until(times)
 
     def _awaited(self, actions: Actions) -> list[int]:
         """What each action awaits; for an overlapped pair's forward what arrives last for the pair."""
@@ -207,6 +212,11 @@ class _Causes:
             # Step 1: from `ready` on the input is there, so the action's own rank delays it.
             awaited = self.need[action]
             ready = max(low, self.arrival[awaited])
+            if action in self.held:
+                # A move is last to end where the action starts with it. Its rank was free before.
+                free = max(ready, self.end[action - 1])
+                if self.held[action] > free:
+                    high = _take(found, "lending", free, high)
             if high > ready:
                 self._delayed_by_rank(action, ready, high, found, open_)
                 high = ready

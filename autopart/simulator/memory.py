@@ -2,7 +2,8 @@
 
 A microbatch's stash stays from when F starts until B ends. Where the backward is split, the bytes
 that W needs stay until W ends. The bytes while an action runs depend on the order alone
-(`schedules.in_flight`), and not on any time.
+(`schedules.in_flight`), and not on any time. Stash that is lent is left out while it is away; the
+places that a rank keeps for others are constant.
 """
 
 from collections.abc import Sequence
@@ -53,11 +54,14 @@ def memory_over_time(
 
     `ranks` has the ranks for each stage, and `stages` their bytes.
     """
-    rows = in_flight_at_each_action(timeline.actions.schedule, ranks)
+    rows = in_flight_at_each_action(timeline.actions, ranks)
     curves: list[MemoryCurve] = []
     for rank in range(len(timeline.actions.schedule)):
         own = [stage for stage, on in zip(stages, ranks, strict=True) if rank in on]
-        events = _action_events(timeline, rank, stages, _messages(rows[rank], own))
+        events = (
+            *_action_events(timeline, rank, stages, _messages(rows[rank], own)),
+            _lending_events(timeline, rank, stages),
+        )
         curves.append(_curve(np.concatenate(events), _constant(own)))
     return tuple(curves)
 
@@ -116,6 +120,25 @@ def _action_events(
         np.column_stack([starts, turn, taken, room, more]).astype(np.float64),
         np.column_stack([ends, turn + 1, -freed, -room, -none]).astype(np.float64),
     )
+
+
+def _lending_events(timeline: Timeline, rank: int, stages: Sequence[StageBytes]) -> FloatArray:
+    """Changes where stash of the rank goes to another rank, and where it has its room again.
+
+    It goes once its move and the action beside it are over, as `in_flight` counts it.
+    """
+    first = timeline.actions.first[rank]
+    rows: list[tuple[float, ...]] = []
+    for mover, action, beside in timeline.actions.moves:
+        if mover != rank:
+            continue
+        start, end = timeline.times.moves[beside]
+        turn, stash = 2 * (beside - first), stages[action.stage].stash_bytes
+        if action.op == "L":
+            rows.append((max(end, timeline.times.end[beside]), turn + 1.5, -stash, 0, 0))
+        else:
+            rows.append((start, turn - 0.5, stash, 0, 0))
+    return np.array(rows, dtype=np.float64).reshape(-1, 5)
 
 
 def _curve(events: FloatArray, constant: dict[str, int]) -> MemoryCurve:

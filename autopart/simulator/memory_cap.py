@@ -5,7 +5,7 @@ stands before it. Without these delays, actions could start earlier. Symbols for
 
     P          the action before X on its own rank
     Y          the action on another rank that X awaits
-    gap(X)     idle seconds right before X
+    gap(X)     idle seconds right before X, without those in which a move of stash delays it
     spare(X)   seconds from when X's input arrives until X starts
     shift(X)   seconds that X could start earlier
     given(Y)   seconds that Y's result could come earlier if Y itself were not delayed
@@ -28,7 +28,7 @@ import math
 
 from autopart.schedules.encoding import Actions, F
 from autopart.schedules.rounds import work_order
-from autopart.simulator.clock import Times
+from autopart.simulator.clock import Times, held_until
 
 
 def capped_times(actions: Actions, times: Times) -> list[float]:
@@ -77,10 +77,13 @@ def _within_gain(actions: Actions, capped: list[float], gain: float) -> list[flo
 
 
 def _gaps(actions: Actions, times: Times) -> list[float]:
-    """The idle seconds right before each action."""
+    """The idle seconds right before each action, from when no move of stash delays it any more."""
     gaps: list[float] = []
+    held = held_until(times)
     for first, stop in itertools.pairwise(actions.first):
         ends = [0.0, *times.end[first : stop - 1]][: stop - first]
+        if held:
+            ends = [max(end, held.get(first + at, 0.0)) for at, end in enumerate(ends)]
         gaps += [s - e for s, e in zip(times.start[first:stop], ends, strict=True)]
     return gaps
 

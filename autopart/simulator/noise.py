@@ -1,7 +1,8 @@
 """Noise: how the makespan spreads when actions and sends vary from step to step.
 
 Each action and each send takes its usual time times a random factor. The factors are independent
-and log-normal with mean 1, so never negative. Gradient syncs and optimizer steps do not vary.
+and log-normal with mean 1, so never negative. Gradient syncs, moves of stash and optimizer steps do
+not vary.
 """
 
 import math
@@ -106,7 +107,7 @@ def noisy_makespans(
     program = compile_schedule(schedule, ranks)
     pairs = program.actions.pair_kinds
     costs = kind_costs(stages, action_overhead, pairs)
-    effects = effects_of(program.actions, syncs)
+    effects = effects_of(program.actions, syncs, costs.lending)
     rng = np.random.default_rng(draws.seed)
     # One spread for each kind of action, F, B, I and W in turn; one for each kind's send.
     # An overlapped pair varies as its backward does.

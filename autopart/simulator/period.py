@@ -127,7 +127,8 @@ def period_times(
     Raises ScheduleError where rendezvous sends deadlock.
     """
     costs = kind_costs(stages, action_overhead, program.actions.pair_kinds)
-    costs = KindCosts(*(part.reshape(len(part), -1) for part in costs))
+    compute, moving = (part.reshape(len(part), -1) for part in (costs.compute, costs.moving))
+    costs = costs._replace(compute=compute, moving=moving)
     steps = _Steps(program, ranks, stages, syncs, costs, sends_overlap, rendezvous)
     low, high = _simulated(steps)
     for each in np.flatnonzero(high - low > TIGHT * high).tolist():
@@ -169,7 +170,7 @@ class _Steps(NamedTuple):
             free[rank] = times
         idle = [np.zeros(x.shape[1])] * (0 if self.links else len(self.program.actions.links))
         before = Carried(free, [*x[len(used) :], *idle])
-        effects = effects_of(self.program.actions, self.syncs)
+        effects = effects_of(self.program.actions, self.syncs, self.costs.lending)
         runner = run_on_arrays if on_arrays else run_once
         ends = runner(
             self.program,
@@ -249,9 +250,10 @@ def _meet(low: FloatArray, high: FloatArray) -> bool:
 def _largest_mean(steps: _Steps, each: int) -> float:
     """(2) in seconds for one partition, by Karp's algorithm."""
     size = len(steps.used) + len(steps.links)
+    lent = {stage: _entry(seconds, each) for stage, seconds in steps.costs.lending.items()}
     own = steps._replace(
         costs=KindCosts(
-            *(np.repeat(part[:, each : each + 1], size, axis=1) for part in steps.costs)
+            *(np.repeat(part[:, each : each + 1], size, axis=1) for part in steps.costs[:2]), lent
         ),
         stages=[_stage_of(stage, each) for stage in steps.stages],
         syncs=[_sync_of(sync, each) for sync in steps.syncs],

@@ -1,4 +1,4 @@
-"""Gradient syncs, and then each rank's optimizer step.
+"""What runs beside actions and behind them: gradient syncs, moves of stash, optimizer steps.
 
 A sync follows all actions of its ranks, or has parts (autopart/cost/stage_syncs.py):
 
@@ -9,6 +9,9 @@ A sync follows all actions of its ranks, or has parts (autopart/cost/stage_syncs
     late     starts when all its ranks are done with their actions and their earlier syncs
 
 A send that does not overlap is part of its action. A bucket waits for it too.
+
+A move of stash, L or T, starts when its rank is free for the action beside it. The action after
+that one waits until the move is done (autopart/schedules/lending.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +51,10 @@ Slices = list[list[SyncSlice]]
 
 
 class Effects(NamedTuple):
-    """What syncs with parts do to the actions. Seconds are numbers, or arrays over partitions."""
+    """What syncs with parts and moves of stash do to the actions.
+
+    Seconds are numbers, or arrays over partitions.
+    """
 
     last: Mapping[tuple[int, int], int]
     """For a stage and a rank, the last action that makes gradients of weights."""
@@ -60,17 +66,25 @@ class Effects(NamedTuple):
     """For a rank, seconds that its first action waits for weights."""
     gathers: Mapping[int, tuple[int, ...]]
     """For such a rank, the ranks whose weights it gathers."""
+    moves: Mapping[int, Any]
+    """For an action beside which stash moves, the seconds that the move takes."""
 
 
-NO_EFFECTS = Effects({}, {}, {}, {}, {})
-"""All syncs follow all actions."""
+NO_EFFECTS = Effects({}, {}, {}, {}, {}, {})
+"""All syncs follow all actions, and no stash moves."""
 
 
-def effects_of(actions: Actions, syncs: Sequence[SyncCost[Any]]) -> Effects:
-    """What the syncs do to the actions of a schedule."""
+def effects_of(
+    actions: Actions, syncs: Sequence[SyncCost[Any]], lending: Mapping[int, Any]
+) -> Effects:
+    """What the syncs and moves of stash do to the actions of a schedule.
+
+    `lending` has the seconds of one move, by stage that lends.
+    """
     overlapped = [(sync.parts, sync.ranks) for sync in syncs if sync.parts is not None]
+    moves = {move.beside: lending[move.action.stage] for move in actions.moves}
     if not overlapped:
-        return NO_EFFECTS
+        return NO_EFFECTS._replace(moves=moves)
     # Step 1: the last B or W of each stage on each rank. Later numbers replace earlier ones.
     op = actions.kind % 4
     makes = np.flatnonzero((op == B) | (op == W))
@@ -91,7 +105,7 @@ def effects_of(actions: Actions, syncs: Sequence[SyncCost[Any]]) -> Effects:
             # Step 3: the stage that starts on the rank waits for its weights.
             if actions.kind[actions.first[rank]] // 4 == parts.stage:
                 begin[rank], gathers[rank] = parts.gather_wait, ranks
-    return Effects(last, is_weights, slowed, begin, gathers)
+    return Effects(last, is_weights, slowed, begin, gathers, moves)
 
 
 def after_syncs(

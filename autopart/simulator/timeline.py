@@ -142,7 +142,7 @@ def simulate(
     """
     actions = encode(schedule, len(ranks))
     costs = kind_costs(stages, action_overhead, actions.pair_kinds)
-    effects = effects_of(actions, syncs)
+    effects = effects_of(actions, syncs, costs.lending)
     times = run(actions, costs, sends_overlap=sends_overlap, rendezvous=rendezvous, effects=effects)
     free = last_ends(actions, times)
     slices = sync_slices(free, syncs, effects, times.end)

@@ -12,6 +12,7 @@ from autopart.schedules.actions import Action, Schedule
 from autopart.schedules.catalogue import KINDS
 from autopart.schedules.check import check_schedule
 from autopart.schedules.kind import Kind
+from autopart.schedules.lending import computing
 from autopart.schedules.pipeline import Pipeline
 from tests.support.pictures import place_stages, slots
 from tests.support.waits import predecessors
@@ -69,7 +70,7 @@ def run_blocking(programs: list[deque[Action | Handover]]) -> bool:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_no_schedule_deadlocks_with_blocking_sends(kind: Kind, ranks: int):
     pipeline = Pipeline(ranks, kind.stages_per_rank or 2, 3 * ranks)
-    programs = with_messages(kind.generate(pipeline), pipeline.num_stages)
+    programs = with_messages(computing(kind.generate(pipeline)), pipeline.num_stages)
     assert any(isinstance(event, Handover) for program in programs for event in program)
     assert run_blocking(programs)
 

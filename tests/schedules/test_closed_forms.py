@@ -27,7 +27,7 @@ def makespan(name: str, pipeline: Pipeline, lengths: dict[str, int]) -> tuple[in
     schedule = kind.generate(pipeline)
     start = slots(schedule, pipeline.num_stages, lengths)
     end = {action: at + lengths[action.op] for action, at in start.items()}
-    idle = [end[o[-1]] - start[o[0]] - sum(lengths[a.op] for a in o) for o in schedule]
+    idle = [end[o[-1]] - start[o[0]] - sum(lengths.get(a.op, 0) for a in o) for o in schedule]
     return max(end.values()), idle
 
 
@@ -44,6 +44,7 @@ class Form(NamedTuple):
 FORMS = [
     Form("gpipe", 1, lambda k, v, m: 3 * (m + k - 1)),
     Form("1f1b", 1, lambda k, v, m: 3 * (m + k - 1)),
+    Form("bpipe", 1, lambda k, v, m: 3 * (m + k - 1), multiple=True),
     Form("eager-1f1b", 1, lambda k, v, m: 3 * (m + k - 1)),
     Form("looped-bfs", 2, lambda k, v, m: 3 * (v * m + k - 1)),
     Form("looped-bfs", 4, lambda k, v, m: 3 * (v * m + k - 1)),

@@ -1,10 +1,14 @@
 """The simulator against another computation: longest paths in a graph of events."""
 
 import graphlib
+import itertools
 import random
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from msgspec import UnsetType
 
 from autopart.schedules.actions import Action, Op, PairedForward, rank_of
 from autopart.simulator.compiled import step_times
@@ -20,8 +24,9 @@ Event = tuple[str, Action]
 def longest_paths(step: Step) -> dict[Event, float]:
     """The longest path to each event.
 
-    An action starts ("start"), has its result ("result"), leaves its rank free ("free"), and has
-    its result on the next rank ("there").
+    A rank comes to an action ("next"). The action starts ("start"), has its result ("result"), leaves
+    its rank free ("free"), and has its result on the next rank ("there"). A move of stash beside it is
+    over ("moved").
     """
     arcs = _arcs(step)
     when: dict[Event, float] = {}
@@ -39,24 +44,30 @@ def _arcs(step: Step) -> dict[Event, list[tuple[Event, float]]]:
     arcs: dict[Event, list[tuple[Event, float]]] = {}
     last_on: dict[tuple[int, int], Action] = {}
     for rank, order in enumerate(step.schedule):
-        for at, action in enumerate(order):
+        computing = [action for action in order if action.op not in "LT"]
+        moving = {after: move for move, after in itertools.pairwise(order) if move.op in "LT"}
+        arcs |= _turns(step, computing, moving)
+        for at, action in enumerate(computing):
+            before = computing[at - 1] if at else None
             # An overlapped pair awaits both its inputs at its forward, and takes all its time there.
-            paired = isinstance(action, PairedForward)
+            paired, second = isinstance(action, PairedForward), isinstance(before, PairedForward)
             inputs = needs(action, len(step.ranks), begins)
             if paired:
-                inputs += needs(order[at + 1], len(step.ranks), begins)
-            if at and isinstance(order[at - 1], PairedForward):
+                inputs += needs(computing[at + 1], len(step.ranks), begins)
+            if second:
                 inputs = []
             remote = [n for n in inputs if home(step.ranks, n) != rank]
             target = _receiver(step, action, every)
             sends = target is not None and target != rank
-            start = [(("free", order[at - 1]), 0.0)] if at else []
-            arcs["start", action] = [*start, *((("there", n), 0.0) for n in remote)]
+            arcs["start", action] = [
+                (("next", action), 0.0),
+                *((("there", n), 0.0) for n in remote),
+            ]
             received = 0.0 if step.overlap else sum(_send(step, n) for n in remote)
             compute = _compute(step, action)
             if paired:
-                compute = _pair(step, action, order[at + 1])
-            elif at and isinstance(order[at - 1], PairedForward):
+                compute = _pair(step, action, computing[at + 1])
+            elif second:
                 compute = 0.0
             arcs["result", action] = [(("start", action), compute + received)]
             send = _send(step, action) if sends else 0.0
@@ -67,6 +78,20 @@ def _arcs(step: Step) -> dict[Event, list[tuple[Event, float]]]:
                 if (rank, target) in last_on:
                     arcs["there", action].append((("there", last_on[rank, target]), send))
                 last_on[rank, target] = action
+    return arcs
+
+
+def _turns(
+    step: Step, computing: list[Action], moving: dict[Action, Action]
+) -> dict[Event, list[tuple[Event, float]]]:
+    """When a rank comes to each action, and when the move of stash beside it is over."""
+    arcs: dict[Event, list[tuple[Event, float]]] = {}
+    for before, action in itertools.pairwise([None, *computing]):
+        arcs["next", action] = [(("free", before), 0.0)] if before else []
+        if before in moving:
+            arcs["next", action].append((("moved", before), 0.0))
+        if action in moving:
+            arcs["moved", action] = [(("next", action), step.stages[action.stage].lend_time)]
     return arcs
 
 
@@ -119,6 +144,10 @@ def test_every_action_starts_and_ends_at_the_longest_path_to_it(part: int):
                 ), f"{step.name}, seed {seed}, {slice_.action}"
 
 
+def _scaled(seconds: float | UnsetType, scales: npt.NDArray[np.int64]) -> Any:
+    return seconds if isinstance(seconds, UnsetType) else seconds * scales
+
+
 @pytest.mark.parametrize("seed", seeds(50, 150))
 @pytest.mark.parametrize("width", [1, 9])
 def test_many_partitions_at_once_take_as_long_as_each_alone(seed: int, width: int):
@@ -127,7 +156,7 @@ def test_many_partitions_at_once_take_as_long_as_each_alone(seed: int, width: in
     program = compile_schedule(step.schedule, step.ranks)
     scales = np.arange(1, width + 1)
     stages = [
-        StageTimes(**{name: getattr(cost, name) * scales for name in StageTimes._fields})
+        StageTimes(**{name: _scaled(getattr(cost, name), scales) for name in StageTimes._fields})
         for cost in step.stages
     ]
     times = step_times(

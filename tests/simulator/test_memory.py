@@ -11,6 +11,7 @@ from autopart.records.peak_bytes import MicrobatchBytes, at_peak, sizes_of
 from autopart.records.prediction import MovingBytes
 from autopart.schedules.actions import Action, parse_order
 from autopart.schedules.catalogue import make_schedule
+from autopart.schedules.encoding import encode
 from autopart.schedules.in_flight import (
     ACTIVATIONS,
     GRADIENTS,
@@ -36,12 +37,20 @@ def only_stash(stash: Q, waiting: Q) -> MicrobatchBytes[Q]:
 
 
 def largest_stash(order: tuple[Action, ...], stash: list[int], waiting: list[int]) -> int:
-    """The most stash, action by action. In I all stash is still there."""
-    kept = most = 0
+    """The most stash, action by action. In I all stash is still there.
+
+    Stash that is lent goes once the action beside L is over; its room is there in the one beside T.
+    """
+    kept = most = going = 0
     for stage_, op, _ in order:
+        if op in "LT":
+            going = stash[stage_] if op == "L" else 0
+            kept += stash[stage_] if op == "T" else 0
+            continue
         whole, left = stash[stage_], waiting[stage_]
         most = max(most, kept + (whole if op == "F" else 0))
-        kept += {"F": whole, "B": -whole, "I": left - whole, "W": -left}[op]
+        kept += {"F": whole, "B": -whole, "I": left - whole, "W": -left}[op] - going
+        going = 0
     return most
 
 
@@ -78,7 +87,9 @@ def test_one_f_one_b_has_one_microbatch_in_flight_for_each_stage_left():
 def rows(schedule: str, kind: int) -> list[list[list[int]]]:
     """The counts for one kind, by rank, action and stage on the rank."""
     orders = tuple(parse_order(order) for order in schedule.split(" | "))
-    return [own[:, kind].tolist() for own in in_flight_at_each_action(orders, [(0,), (1,)])]
+    return [
+        own[:, kind].tolist() for own in in_flight_at_each_action(encode(orders, 2), [(0,), (1,)])
+    ]
 
 
 def test_a_message_needs_a_buffer_from_the_round_in_which_it_is_sent():
@@ -99,7 +110,9 @@ def test_results_stay_until_the_second_next_send_or_until_their_gradient_is_back
 
 
 def test_a_result_for_a_stage_on_the_same_rank_joins_its_stash():
-    (own,) = in_flight_at_each_action((parse_order("0F0 0F1 1F0 1F1 1B0 1B1 0B0 0B1"),), [(0,)] * 2)
+    (own,) = in_flight_at_each_action(
+        encode((parse_order("0F0 0F1 1F0 1F1 1B0 1B1 0B0 0B1"),), 2), [(0,)] * 2
+    )
     assert own[:, OUTPUTS, 0].tolist() == [1, 2, 1, 0, 0, 0, 0, 0]
 
 
@@ -126,7 +139,7 @@ def test_sent_gradients_stay_until_the_second_next_send():
 
 
 def test_a_gradient_for_a_stage_on_the_same_rank_stays_until_its_backward_is_done():
-    (own,) = in_flight_at_each_action((parse_order("0F0 1F0 1B0 0B0"),), [(0,), (0,)])
+    (own,) = in_flight_at_each_action(encode((parse_order("0F0 1F0 1B0 0B0"),), 2), [(0,), (0,)])
     assert own[:, SENT].tolist() == [[0, 0], [0, 0], [0, 0], [0, 1]]
 
 

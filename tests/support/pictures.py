@@ -1,9 +1,11 @@
 """A schedule as a picture: one slot for each action, `.` where its rank waits."""
 
+import itertools
 from collections.abc import Sequence
 
 from autopart.schedules.actions import Action, PairedForward, Schedule, has_pairs
 from autopart.schedules.kind import Kind
+from autopart.schedules.lending import computing
 from autopart.schedules.placements import mirrored
 from tests.support.waits import predecessors
 
@@ -16,9 +18,11 @@ def slots(
     """The slot in which each action starts.
 
     `lengths` are the slots that F, B, I and W take, and that an overlapped pair takes ("P", else F
-    and B in turn); None gives each one slot. Sends take none.
+    and B in turn); None gives each one slot. Sends take none. Moves of
+    stash take none either, and are left out.
     """
     took = lengths or dict.fromkeys("FBIWP", 1)
+    schedule = computing(schedule)
     start: dict[Action, int] = {}
     end: dict[Action, int] = {}
     there = {action for order in schedule for action in order}
@@ -46,17 +50,25 @@ def slots(
 
 
 def draw(schedule: Schedule, num_stages: int) -> list[str]:
-    """One line for each rank, such as `rank 0  0F0 0F1  .  0B0`; a pair is `0F1;0B0`."""
+    """One line for each rank, such as `rank 0  0F0 0F1  .  0B0`; a pair is `0F1;0B0`.
+
+    A rank that moves stash has a second line, with each move in the slot of the action behind it.
+    """
     start = slots(schedule, num_stages)
     length = 1 + max(start.values())
     width = 7 if has_pairs(schedule) else max(len(str(action)) for action in start)
     lines: list[str] = []
     for rank, order in enumerate(schedule):
         cells = ["."] * length
-        for action in order:
+        moves = [""] * length
+        for action, behind in itertools.pairwise([*order, order[-1]]):
+            if action not in start:
+                moves[start[behind]] = str(action)
+                continue
             before = cells[start[action]]
             cells[start[action]] = str(action) if before == "." else f"{before};{action}"
-        lines.append(f"rank {rank}  " + " ".join(cell.center(width) for cell in cells).rstrip())
+        for row in (cells, moves) if any(moves) else (cells,):
+            lines.append(f"rank {rank}  " + " ".join(cell.center(width) for cell in row).rstrip())
     return lines
 
 

@@ -3,6 +3,8 @@
 import random
 from typing import NamedTuple
 
+import msgspec
+
 from autopart.errors import ScheduleError
 from autopart.records.prediction import MemoryUse, MovingBytes, StagePrediction, Sync
 from autopart.schedules.actions import (
@@ -111,6 +113,8 @@ def random_step(rng: random.Random) -> Step:
         if len(own) > 1
     )
     stages = [random_stage(rng) for _ in ranks]
+    if name in KINDS and KINDS[name].lends:
+        stages = [msgspec.structs.replace(s, lend_time=rng.choice([0, 1, 3, 8])) for s in stages]
     overlap = rng.random() < 0.7
     return Step(name, schedule, ranks, stages, syncs, rng.randint(0, 1), overlap)
 

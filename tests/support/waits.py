@@ -28,6 +28,6 @@ def most_in_flight(order: Order) -> int:
     """The most microbatches past F and before B or W, over all stages on the rank."""
     in_flight = most = 0
     for action in order:
-        in_flight += {"F": 1, "I": 0, "B": -1, "W": -1}[action.op]
+        in_flight += {"F": 1, "B": -1, "W": -1}.get(action.op, 0)
         most = max(most, in_flight)
     return most

@@ -26,7 +26,7 @@ class Clock:
         Where ranks count from their own starts: the longest time from a rank's start to its update.
         """
         actions = encode(schedule, len(self.task.stages))
-        effects = effects_of(actions, self.task.syncs)
+        effects = effects_of(actions, self.task.syncs, {})
         times = run(
             actions,
             self.costs,

@@ -155,11 +155,16 @@ def named_schedules(task: OrderProblem, effort: Effort) -> dict[str, Schedule]:
     """The named schedules that run on these ranks; at least one, and all if the effort suffices.
 
     Their placement, microbatch count and backward kind must fit. Bidirectional schedules never do.
-    Schedules with overlapped pairs are left out: own orders have none.
+    Schedules with overlapped pairs or lent stash are left out: own orders have neither.
     """
     found: dict[str, Schedule] = {}
     for name, kind in KINDS.items():
-        if kind.bidirectional or kind.pairs or (kind.splits_backward and not task.split):
+        if (
+            kind.bidirectional
+            or kind.pairs
+            or kind.lends
+            or (kind.splits_backward and not task.split)
+        ):
             continue
         if found and effort.is_over:
             break
