@@ -14,7 +14,7 @@ from autopart.records.profile import Profile, load_profile, newest_profile, prof
 from autopart.report.doctor_table import DoctorSummary, FindingSummary, doctor_table
 from autopart.text import counted
 
-EXAMPLE = "autopart doctor"
+EXAMPLE = "autopart doctor --json"
 PLAN = "plan.json"
 """The plan that `solve` writes and that other commands name first."""
 

@@ -20,9 +20,7 @@ from autopart.search.explanation import explain_plan
 from autopart.search.what_if import FIELDS, Scenario, parse_scenario
 from autopart.text import counted
 
-EXAMPLE = (
-    "autopart explain plan.json --profile gpt2-tiny-cpu-mb4.json --what-if memory=+8GiB,nodes=2x"
-)
+EXAMPLE = "autopart explain plan.json --profile p.json --what-if memory=+8GiB"
 
 
 def command(
