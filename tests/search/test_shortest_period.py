@@ -1,5 +1,7 @@
 """Plans that minimise the period: solved, verified, shown and refused."""
 
+import random
+
 import msgspec
 import pytest
 
@@ -74,24 +76,37 @@ def test_own_orders_have_no_longer_period_than_named_schedules():
 
 @pytest.mark.slow
 def test_own_orders_of_unlike_stages_are_verified():
-    """Two layers per stage that no named schedule balances: the orders are the plan's own."""
-    machine = cluster(1, 3, intra_node=Link(bandwidth=1e15, latency=0.3))
-    plan = solve(
-        model(),
-        machine,
-        objective="period",
-        schedule="auto",
-        num_microbatches=5,
-        num_replicas=1,
-        num_stages=3,
-        stages_per_rank=1,
-        time_limit=6.0,
+    """No named schedule is as good here: the orders are the plan's own."""
+    rng = random.Random(2)
+    layers = [
+        layer(
+            f"l{at}",
+            forward_time=1.0 + rng.random(),
+            input_grad_time=1.0 + rng.random(),
+            weight_grad_time=0.5 + rng.random(),
+            update_time=0.2,
+        )
+        for at in range(3)
+    ]
+    own, machine = (
+        profile(chain_graph(*layers)),
+        cluster(1, 3, intra_node=Link(bandwidth=1e15, latency=0.8)),
     )
-    assert all(check.passed for check in verify(plan, model()))
-    if plan.schedule == CUSTOM:
-        source = plan.origin.orders
-        assert source is not None
-        assert source.step_time_without_cap <= plan.prediction.period  # pyright: ignore
+    fixed = {"num_microbatches": 4, "num_replicas": 1, "num_stages": 3, "stages_per_rank": 1}
+    plan = solve(own, machine, objective="period", schedule="auto", time_limit=20.0, **fixed)  # pyright: ignore
+    assert plan.schedule == CUSTOM
+    assert all(check.passed for check in verify(plan, own))
+    source = plan.origin.orders
+    assert source is not None
+    assert source.step_time_without_cap <= plan.prediction.period  # pyright: ignore
+    # Another period without the memory limit is refused.
+    other = msgspec.structs.replace(source, step_time_without_cap=1.0)
+    origin = msgspec.structs.replace(plan.origin, orders=other)
+    last = verify(msgspec.structs.replace(plan, origin=origin), own)[-1]
+    assert (last.passed, "the period without the memory limit is 1.0 s" in last.detail) == (
+        False,
+        True,
+    )
 
 
 def test_show_and_simulate_have_the_period_beside_the_step():
