@@ -186,11 +186,14 @@ def price(
 
     `orders` gives every rank its order where a plan has its own.
     """
-    policies = best_policies(problem, layout, partition) if given is None else given
     in_flight = None
     if orders:
         shown, schedule = _simulated_orders(layout, orders)
         in_flight = stages_in_flight(schedule, shown.stage_ranks)
+    policies = given
+    if policies is None:
+        own = first_orders(layout, orders) if orders else None
+        policies = best_policies(problem, layout, partition, own)
     stages, syncs = predict(problem, layout, partition, policies, in_flight)
     prediction = simulated(problem.cluster, layout, stages, syncs, orders, problem.objective)
     return Decision(layout, partition, prediction, policies, orders)
@@ -411,17 +414,9 @@ def _simulated_orders(layout: Layout, orders: Schedule) -> tuple[Layout, Schedul
     if not replicas_alike(layout):
         return layout, orders
     count = len(layout.stage_ranks[0])
-
-    def of_replica(at: int) -> Schedule:
-        ranks = dict.fromkeys(own[at] for own in layout.stage_ranks)
-        return tuple(
-            tuple(a._replace(microbatch=(a.microbatch - at) // count) for a in orders[rank])
-            for rank in ranks
-        )
-
-    first = of_replica(0)
+    first = first_orders(layout, orders)
     # Replica r of R runs microbatches r, r + R, ...: the same order for each of them.
-    alike = all(of_replica(at) == first for at in range(1, count))
+    alike = all(first_orders(layout, orders, at) == first for at in range(1, count))
     return (one_replica(layout), first) if alike else (layout, orders)
 
 
@@ -433,3 +428,13 @@ def _seen(layout: Layout, shown: Layout, ranks: tuple[int, ...]) -> tuple[int, .
     for own, seen in zip(layout.stage_ranks, shown.stage_ranks, strict=True):
         found.update(seen[at % len(seen)] for at, rank in enumerate(own) if rank in asked)
     return tuple(sorted(found))
+
+
+def first_orders(layout: Layout, orders: Schedule, replica: int = 0) -> Schedule:
+    """The orders of the first replica or of another one, its ranks and microbatches numbered from 0."""
+    count = len(layout.stage_ranks[0])
+    ranks = dict.fromkeys(own[replica] for own in layout.stage_ranks)
+    return tuple(
+        tuple(a._replace(microbatch=(a.microbatch - replica) // count) for a in orders[rank])
+        for rank in ranks
+    )

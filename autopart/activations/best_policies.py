@@ -39,18 +39,26 @@ from autopart.activations.stage_layers import StageLayer, StageLayers, stage_lay
 from autopart.cost.cuts import stage_totals
 from autopart.cost.stage_totals import StageTotals
 from autopart.records.cluster import slowest_speed
-from autopart.records.layouts import Layout, Partition, own_microbatches
-from autopart.records.problem import CLASSIC, Problem, splits_backward
+from autopart.records.layouts import Layout, Partition, one_replica, own_microbatches
+from autopart.records.problem import CLASSIC, CUSTOM, Problem, splits_backward
+from autopart.schedules.actions import Schedule
+from autopart.schedules.turns import in_turns
 
 
 def best_policies(
-    problem: Problem, layout: Layout, partition: Partition
+    problem: Problem, layout: Layout, partition: Partition, orders: Schedule | None = None
 ) -> tuple[StagePolicies, ...]:
-    """For each stage in a partition its layers' best policies, in its place in the layout."""
+    """For each stage in a partition its layers' best policies, in its place in the layout.
+
+    `orders` has an order for each rank of the first replica, where the layout names no schedule. Without
+    them, one microbatch at a time is in flight: no order keeps less.
+    """
     if not leaves_choice(problem.demands) or not has_policies(layout.schedule):
         return (StagePolicies(),) * len(partition)
     if chooses_by_rank(problem, layout):
-        return _best_of_ranks(problem, layout, partition)
+        if layout.schedule == CUSTOM and orders is None:
+            orders = in_turns(one_replica(layout).stage_ranks, 1, 1)
+        return _best_of_ranks(problem, layout, partition, orders)
     return tuple(
         best_policies_of_stage(problem, layout, partition, stage) for stage in range(len(partition))
     )
@@ -80,7 +88,7 @@ def totals_with_policies(
 
 
 def _best_of_ranks(
-    problem: Problem, layout: Layout, partition: Partition
+    problem: Problem, layout: Layout, partition: Partition, orders: Schedule | None
 ) -> tuple[StagePolicies, ...]:
     """The best policies where the stages of each rank choose together."""
     all_totals = [
@@ -88,7 +96,7 @@ def _best_of_ranks(
     ]
     frontiers = rank_frontiers(problem, layout, partition)
     found: list[StagePolicies] = [StagePolicies()] * len(partition)
-    for rank in shared_ranks(problem, layout):
+    for rank in shared_ranks(problem, layout, orders):
         own = [all_totals[s] for s in rank.stages]
         (beside,) = bytes_beside(problem, rank, own)
         count = own_microbatches(layout, rank.stages[0])

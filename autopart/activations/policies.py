@@ -17,7 +17,6 @@ from autopart.records.layouts import Layout, has_virtual_stages
 from autopart.records.problem import (
     BIDIRECTIONAL,
     CLASSIC,
-    CUSTOM,
     LENDING,
     PAIRED,
     Demands,
@@ -108,13 +107,13 @@ def optimizer_places(demands: Demands) -> tuple[bool, ...]:
 
 
 def has_policies(schedule: str) -> bool:
-    """Whether a schedule has policies other than keep, and optimizer state in host memory.
+    """Whether a schedule, or orders of a plan's own, have policies other than keep, and state in host memory.
 
     The two ranks of a stage under a bidirectional one keep other microbatches, and a choice for both is not modelled.
     Pair times are for layers that keep their stash.
     Where ranks lend stash, a choice on one rank changes the bytes on another, which is not modelled either.
     """
-    return schedule != CUSTOM and schedule not in (*BIDIRECTIONAL, *PAIRED, *LENDING)
+    return schedule not in (*BIDIRECTIONAL, *PAIRED, *LENDING)
 
 
 def chooses_by_rank(problem: Problem, layout: Layout) -> bool:

@@ -2,11 +2,12 @@
 
 That is every layout except one under GPipe or 1F1B. There a number of microbatches in flight says enough, and each stage
 has a rank of its own. Elsewhere the moments of each rank's order count (autopart/activations/rank_choices.py). Each point
-of a stage's frontier comes once for each place that its optimizer state may have.
+of a stage's frontier comes once for each place that its optimizer state may have. A layout for a plan's own orders has no
+moments of its own: its orders are given.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,11 +35,13 @@ from autopart.cost.on_ranks import state_trip
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.cost.syncs import update_share
 from autopart.records.cluster import host_share, slowest_speed, smallest_memory
-from autopart.records.layouts import Layout, one_replica, own_microbatches
+from autopart.records.layouts import Layout, StageRanks, one_replica, own_microbatches
 from autopart.records.peak_bytes import by_kind
 from autopart.records.prediction import LASTING
 from autopart.records.problem import Problem, splits_backward
 from autopart.records.training import state_bytes
+from autopart.schedules.actions import Schedule
+from autopart.schedules.in_flight import in_flight_by_rank
 from autopart.units import Q
 
 Whole = npt.NDArray[np.int64]
@@ -69,10 +72,14 @@ class StatePlace(NamedTuple):
     """Seconds added to the update, as in `StagePoints`."""
 
 
-def shared_ranks(problem: Problem, layout: Layout) -> list[SharedRank]:
-    """The ranks of a layout's first replica, under the layout's named schedule."""
+def shared_ranks(
+    problem: Problem, layout: Layout, orders: Schedule | None = None
+) -> list[SharedRank]:
+    """The ranks of a layout's first replica, under its named schedule, or under orders of that replica's ranks."""
     found: list[SharedRank] = []
-    for moments in _moments(one_replica(layout)).values():
+    one = one_replica(layout)
+    every = _moments(one) if orders is None else _moments_of_orders(orders, one.stage_ranks)
+    for moments in every:
         stages = moments.in_flight.stages
         ranks = [layout.stage_ranks[s] for s in stages]
         smallest = min(smallest_memory(problem.cluster, own) for own in ranks)
@@ -83,8 +90,13 @@ def shared_ranks(problem: Problem, layout: Layout) -> list[SharedRank]:
 
 
 @functools.lru_cache(maxsize=64)
-def _moments(layout: Layout) -> Mapping[int, Moments]:
-    return {rank: moments_of(own) for rank, own in ranks_in_flight(layout).items()}
+def _moments(layout: Layout) -> Sequence[Moments]:
+    return [moments_of(own) for own in ranks_in_flight(layout).values()]
+
+
+@functools.lru_cache(maxsize=16)
+def _moments_of_orders(orders: Schedule, stage_ranks: StageRanks) -> Sequence[Moments]:
+    return [moments_of(own) for own in in_flight_by_rank(orders, stage_ranks)]
 
 
 def bytes_beside(
@@ -147,15 +159,21 @@ def points_of(points: Points, places: Sequence[StatePlace]) -> StagePoints:
 
 
 class SharedRanks:
-    """The policies of partitions along cuts, on one layout with a named schedule."""
+    """The policies of partitions along cuts, on one layout with a named schedule or given orders."""
 
     def __init__(
-        self, problem: Problem, layout: Layout, cuts: Cuts, *, fewest_bytes: bool = False
+        self,
+        problem: Problem,
+        layout: Layout,
+        cuts: Cuts,
+        *,
+        orders: Schedule | None = None,
+        fewest_bytes: bool = False,
     ) -> None:
-        """With `fewest_bytes` the rule takes the choice with the fewest bytes, whatever fits."""
+        """With `fewest_bytes` the rule takes the choice with the fewest bytes; `orders` as in `shared_ranks`."""
         self.problem, self.layout, self.cuts = problem, layout, cuts
         self._fewest_bytes = fewest_bytes
-        self.ranks = shared_ranks(problem, layout)
+        self.ranks = shared_ranks(problem, layout, orders)
         split, known = splits_backward(layout.schedule), best_totals(cuts)
         self._frontiers: dict[int, StageFrontiers] = {
             stage: known.of_shared_ranks(problem, rank.speed, split=split)

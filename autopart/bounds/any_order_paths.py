@@ -6,7 +6,7 @@ stages in a row among the stages of a rank, as if the rank ran nothing else: a t
 taken for each of these rows, and the largest bound counts.
 
 Memory is counted as in autopart/bounds/any_order_stages.py: bytes that last, one workspace in F, and
-the least stash. A microbatch in flight on a stage keeps the stash of all earlier stages on the rank.
+the least stash under any policies. A microbatch in flight on a stage keeps the stash of all earlier stages on the rank.
 """
 
 import itertools
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.any_order_formulas import (
     AnyOrderPath,
     Work,
@@ -105,9 +106,10 @@ class PathBounds:
         totals = on_replicas(cuts.totals, problem, len(ranks), slowest_speed(cluster, ranks))
         weights = totals.weight_grad_time if self.split else 0.0 * totals.backward_time
         price = sync_price(cluster, ranks, problem.training)
-        use = memory(cuts.totals, problem, len(ranks), one_in_flight())
+        freest = freest_totals(problem, self.layout, cuts)
+        use = memory(freest, problem, len(ranks), one_in_flight())
         moving = use.stash + use.workspace + use.receives + use.sends + use.reserve
-        stash = cuts.totals.stash_bytes
+        stash = freest.stash_bytes
         if self.split:
             stash = np.minimum(stash, cuts.totals.waiting_bytes)
         unshared = without_shared_ties(problem, cuts, totals)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from autopart.activations.policies import has_policies, leaves_choice
 from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.any_order_shapes import any_order_shape_bound
 from autopart.bounds.any_order_stages import stage_bounds_of_any_order
@@ -98,9 +97,6 @@ def is_needed(problem: Problem, layout: Layout) -> bool:
     """Whether a problem's lower bound rests on the bounds for a layout.
 
     Where a plan may have its own orders, their bounds hold for named schedules on the same
-    placement too. Named schedules that recompute layers are the exception.
+    placement too, whatever is recomputed or offloaded.
     """
-    demands = problem.demands
-    if CUSTOM not in demands.schedules or layout.schedule == CUSTOM:
-        return True
-    return leaves_choice(demands) and has_policies(layout.schedule)
+    return CUSTOM not in problem.demands.schedules or layout.schedule == CUSTOM

@@ -17,9 +17,9 @@ rank's last F to the step's end, (U + D + i + R)(z). Memory limits two sums of w
     c    I, W and B on it behind its last F:       at most q room + sum n max(0, i + w - q stash,
                                                    w - q waiting bytes)
 
-for any p, q >= 0: microbatches whose F has run keep their stash. So the rank is idle for G - e at
-least before its first backward, and for K - E - c behind its last F. (20) needs both times apart.
-They are where n microbatches do not fit on stage z alone, since then some F waits for a backward.
+for any p, q >= 0: in-flight microbatches keep at least the stash that policies leave. So the rank is idle
+for G - e at least before its first backward, and for K - E - c behind its last F. (20) needs both times
+apart: where n microbatches do not fit on stage z alone, some F waits for a backward.
 
 A beginning is dropped where L, M or N reach the value, and where the work that is left does not fit
 into what all ranks have left. Beginnings with one cut and nearly equal numbers are joined. The smaller
@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.any_order_formulas import AnyOrderPath, any_order_path
 from autopart.bounds.microbatch_path import LayoutPaths, Mask, Matrix, always_sent, step_ends
 from autopart.cost.cuts import Cuts
@@ -78,9 +79,8 @@ class _Stage(NamedTuple):
     work: Matrix
     """Seconds in L."""
     once: Matrix
-    """Seconds in M."""
+    """Seconds in M; `twice` has those in N."""
     twice: Matrix
-    """Seconds in N."""
 
 
 class RankLoads:
@@ -88,6 +88,7 @@ class RankLoads:
 
     def __init__(self, problem: Problem, layout: Layout, cuts: Cuts, *, split: bool) -> None:
         self.problem, self.layout, self.cuts, self.split = problem, layout, cuts, split
+        self._freest = freest_totals(problem, layout, cuts)
         groups: dict[tuple[int, ...], list[int]] = {}
         for stage, ranks in enumerate(layout.stage_ranks):
             groups.setdefault(tuple(sorted(ranks)), []).append(stage)
@@ -175,17 +176,16 @@ class RankLoads:
             first = path.arrival + path.forward + path.turnaround
             last = path.turnaround - path.send + path.gradient + path.departure
             room = self._per_byte_and_room(stage)[2]
-            apart = n * self.cuts.totals.stash_bytes > room - self._bytes[0]
+            apart = n * self._freest.stash_bytes > room - self._bytes[0]
             once = once + first
             twice = np.where(apart, twice + first + last, -np.inf)
         return _Stage(group, *(self._full(each) for each in (start, sends, work, once, twice)))
 
     def _kept(self, path: AnyOrderPath[Matrix], own_end: Matrix, n: int) -> tuple[Matrix, Matrix]:
         """What a stage adds to M and N, without room, G and K."""
-        totals = self.cuts.totals
         forward, backward = self._per_byte
-        stash = totals.stash_bytes
-        waiting = totals.waiting_bytes if self.split else stash
+        stash = self._freest.stash_bytes
+        waiting = self.cuts.totals.waiting_bytes if self.split else stash
         f, i, w = path.forward + path.send, path.gradient + path.send_back, path.weights
         # n f - n max(0, f - p stash), and the same for c.
         slow = n * np.minimum(f, forward * stash) + forward * self._bytes[0]
@@ -208,7 +208,7 @@ class RankLoads:
     def _bytes(self) -> tuple[Matrix, float]:
         """Bytes that do not change within a step, and the smallest workspace of a stage in F."""
         ranks = self.layout.stage_ranks[0]
-        use = memory(self.cuts.totals, self.problem, len(ranks), one_in_flight())
+        use = memory(self._freest, self.problem, len(ranks), one_in_flight())
         moving = use.stash + use.workspace + use.receives + use.sends + use.reserve
         workspace = self._full(use.workspace)[self.cuts.nested]
         return self._full(total(use) - moving), float(workspace.min(initial=0.0))
@@ -223,7 +223,7 @@ class RankLoads:
     def _per_byte(self) -> tuple[float, float]:
         """p and q: the median of all stages. Any number gives a bound."""
         totals, nested = self.cuts.totals, self.cuts.nested
-        stash = self._full(totals.stash_bytes)
+        stash = self._full(self._freest.stash_bytes)
         some = nested & (stash > 0)
         if not some.any():
             return 0.0, 0.0

@@ -22,12 +22,13 @@ from autopart.activations.best_policies import policies_at, rank_frontiers
 from autopart.activations.policies import StagePolicies, chooses_by_rank
 from autopart.activations.rank_choices import SECONDS, LeastVectors
 from autopart.activations.shared_ranks import SharedRanks, shared_ranks_of, with_first_place
-from autopart.cost.cuts import Cuts, partition_of, totals_at
+from autopart.cost.cuts import Cuts, cuts_along, partition_of, totals_at
 from autopart.cost.tied_syncs import tied_copies
 from autopart.pricing import price_paths, price_totals
-from autopart.records.layouts import Layout
+from autopart.records.layouts import Layout, Partition, one_replica
 from autopart.records.problem import Problem
-from autopart.simulator.working_order import Program
+from autopart.schedules.actions import Schedule
+from autopart.simulator.working_order import Program, compile_schedule
 from autopart.stopping.time_limit import check_time
 
 MOST_NODES = 400
@@ -86,6 +87,27 @@ def fastest_choices(
     value: float,
 ) -> list[FastestChoice]:
     """For each path over the cuts the policies whose step is below `value` seconds, as far as the trees find them."""
+    return _fastest(shared_ranks_of(problem, layout, cuts), program, paths, value)
+
+
+def fastest_of_orders(
+    problem: Problem, layout: Layout, partition: Partition, orders: Schedule, value: float
+) -> FastestChoice:
+    """The policies of one partition whose step under given orders is below `value` seconds.
+
+    `orders` has an order for each rank of the first replica, numbered by their first stages.
+    """
+    cuts = cuts_along(problem.graph, partition)
+    shared = SharedRanks(problem, layout, cuts, orders=orders)
+    program = compile_schedule(orders, one_replica(layout).stage_ranks)
+    (found,) = _fastest(shared, program, [tuple(range(len(partition) + 1))], value)
+    return found
+
+
+def _fastest(
+    shared: SharedRanks, program: Program, paths: Sequence[Path], value: float
+) -> list[FastestChoice]:
+    problem, layout, cuts = shared.problem, shared.layout, shared.cuts
     routes = np.asarray(paths)
     copies = tied_copies(problem, cuts, routes)
     # Step 1: without the seconds that policies add.
@@ -93,7 +115,6 @@ def fastest_choices(
     plain = [totals_at(totals, *routes[:, s : s + 2].T) for s in range(routes.shape[1] - 1)]
     least = price_totals(problem, layout, program, plain, copies)
     # Step 2: a tree for each path that may be faster.
-    shared = shared_ranks_of(problem, layout, cuts)
     found: list[FastestChoice] = []
     for path, bound, own in zip(paths, least.tolist(), copies, strict=True):
         check_time()

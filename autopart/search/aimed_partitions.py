@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from autopart.activations.best_policies import best_policies
 from autopart.bounds.any_order_partition import least_step
 from autopart.cost.cuts import partition_keeps_pins, partition_of
 from autopart.records.layouts import Layout, Partition
@@ -20,7 +21,7 @@ from autopart.search.layout_search import LayoutSearch
 from autopart.search.objectives import Path
 from autopart.solvers.orders.action_numbers import schedule_of
 from autopart.solvers.orders.effort import Effort
-from autopart.solvers.orders.of_layout import NOTHING_KNOWN, Known, order_problem
+from autopart.solvers.orders.of_layout import NOTHING_KNOWN, Known, order_problem, splits_with
 from autopart.solvers.orders.optimizer import has_room
 from autopart.solvers.orders.order_times import OrderTimes
 from autopart.solvers.orders.starts import Given
@@ -96,13 +97,15 @@ def _glance(
     layout, partition = candidate.layout, candidate.partition
     if effort.is_over:
         return None
-    task = order_problem(found.problem, layout, partition, split=True)
+    policies = candidate.known.policies
+    split = splits_with(policies)
+    task = order_problem(found.problem, layout, partition, split=split, policies=policies)
     if not has_room(task):
         return None
     search = TargetSearch(OrderTimes(task), effort, start)
     search.run(changes, candidate.bound)
     given = Given("target times", schedule_of(task, search.orders))
-    known = candidate.known._replace(given=given)
+    known = Known(given=given, policies=policies)
     return _Aimed(search.step, candidate._replace(known=known), path, search.targets)
 
 
@@ -117,7 +120,7 @@ def _moved(found: LayoutSearch, best: _Aimed, until: float) -> _Aimed:
             if stale >= STALE or effort.is_over:
                 break
             stale += 1
-            candidate = _candidate_of(found, best.candidate.layout, path)
+            candidate = _candidate_of(found, best.candidate, path)
             if candidate.bound >= best.step:
                 continue
             moved = _glance(found, candidate, path, effort, best.targets, CHANGES)
@@ -129,11 +132,14 @@ def _moved(found: LayoutSearch, best: _Aimed, until: float) -> _Aimed:
     return best
 
 
-def _candidate_of(found: LayoutSearch, layout: Layout, path: Path) -> Candidate:
-    """A path over the cuts as a candidate."""
-    partition = partition_of(found.cuts, path)
-    task = order_problem(found.problem, layout, partition, split=True)
-    return Candidate(least_step(task), layout, partition)
+def _candidate_of(found: LayoutSearch, moved: Candidate, path: Path) -> Candidate:
+    """A path over the cuts as a candidate, with the best policies under the orders before its cuts moved."""
+    problem, layout, partition = found.problem, moved.layout, partition_of(found.cuts, path)
+    policies = None
+    if moved.known.policies is not None and moved.known.given is not None:
+        policies = best_policies(problem, layout, partition, moved.known.given.schedule)
+    task = order_problem(problem, layout, partition, split=True, policies=policies)
+    return Candidate(least_step(task), layout, partition, Known(policies=policies))
 
 
 def paths_near(found: LayoutSearch, path: Path) -> Iterator[Path]:

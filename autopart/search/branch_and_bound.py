@@ -9,11 +9,8 @@ the smallest threshold up to which some layout is not yet closed.
 
 Objectives differ in their bounds, their values and their proposals (autopart/search/objectives.py).
 The bottleneck attains its bounds: the best layout is the answer, and nothing is simulated to close
-the others.
-
-A layer graph with too many cuts has no list of all partitions. There the lower bound is the
+the others. A layer graph with too many cuts has no list of all partitions. There the lower bound is the
 smallest of a shape.
-
 Where a plan may have orders of its own, named schedules are the start
 (autopart/search/own_orders.py). The lower bound is then the smallest that holds for every order on
 some placement, and nothing is listed.
@@ -76,6 +73,8 @@ class BranchAndBound:
         self.unvisited = self.quick_bound
         """The smallest quick bound of the shapes that are not visited yet."""
         self.open: list[OpenLayout] = []
+        """Visited layouts on which the lower bound rests; `named` has the others."""
+        self.named: list[OpenLayout] = []
         self.closed: dict[OpenLayout, Raised] = {}
         """For each layout the threshold below which every partition is excluded."""
         self._start: BranchAndBound | None = None
@@ -98,16 +97,16 @@ class BranchAndBound:
 
     @property
     def phases(self) -> list[Phase]:
-        """A first look, fewer choices, then all shapes, own orders, and the open layouts."""
-        look = Phase(SHARE_OF_LOOK, self._look)
+        """A first look, fewer choices, then all shapes, own orders, named schedules, and the open layouts."""
+        look, close = Phase(SHARE_OF_LOOK, self._look), Phase(1.0, self._close)
         start = Phase(SHARE_OF_START, self._start_with_fewer_choices)
-        close = Phase(1.0, self._close)
         if not self.found.custom:
             return [look, start, Phase(1.0, self._visit_shapes), close]
         # Own orders gain more than the last shapes do, so these come behind them.
         some, own = Phase(0.25, self._visit_shapes), Phase(0.75, self._own_orders)
         pairs = Phase(0.3, self._own_pairs)
-        return [look, start, some, own, pairs, Phase(0.5, self._visit_shapes), close]
+        rest, named = Phase(0.5, self._visit_shapes), Phase(0.5, self._close_named)
+        return [look, start, some, own, pairs, rest, named, close]
 
     @property
     def progress(self) -> str:
@@ -192,13 +191,15 @@ class BranchAndBound:
                 break
             if self.found.out_of_time():
                 return
-            seen: list[OpenLayout] = []
+            seen: dict[bool, list[OpenLayout]] = {True: [], False: []}
             for layout in layouts(self.problem, *shape):
                 check_time()
-                if not bounds_only or is_needed(self.problem, layout):
-                    seen += every_assignment.visit(self.found, layout, bound)
+                needed = is_needed(self.problem, layout)
+                if needed or not bounds_only:
+                    place = every_assignment.visit(self.found, layout, bound)
+                    seen[needed] += [place] if place is not None else []
             # A shape counts when all its layouts are visited.
-            self.open += seen
+            self.open, self.named = self.open + seen[True], self.named + seen[False]
             self.num_visited += 1
         self.unvisited = float("inf")
 
@@ -223,6 +224,11 @@ class BranchAndBound:
         """Choose overlapped pairs in the best decision's orders."""
         self.found.deadline = until
         propose_own_pairs(self.found)
+
+    def _close_named(self, until: float) -> None:
+        """Close layouts of named schedules, so that no plan of such a schedule alone is faster."""
+        self.found.deadline = until
+        every_assignment.close_named(self.found, self.named)
 
     def _close(self, until: float) -> None:
         """Close layouts in the order of their bounds."""

@@ -9,10 +9,11 @@ bound of a node that is left.
 
 import heapq
 import itertools
+from collections.abc import Sequence
 
 from autopart.bounds.any_cuts import class_bounds
 from autopart.bounds.objectives import open_apart
-from autopart.bounds.of_layout import LayoutBounds, is_needed
+from autopart.bounds.of_layout import LayoutBounds
 from autopart.bounds.rank_assignments import (
     RankAssignments,
     assignments_of,
@@ -27,7 +28,7 @@ from autopart.records.layouts import Layout
 from autopart.records.problem import CLASSIC, CUSTOM
 from autopart.search import closing
 from autopart.search.closing import Closed, Raised
-from autopart.search.layout_search import BASELINES, LayoutSearch, OpenLayout
+from autopart.search.layout_search import ACTIONS, BASELINES, LayoutSearch, OpenLayout
 from autopart.search.likely_assignments import likely_layouts
 from autopart.search.nearby_cuts import improve_nearby
 from autopart.solvers import cuts_dp
@@ -40,11 +41,11 @@ SHARE_OF_LIKELY = 0.1
 """The part of the budget that simulates partitions on each likely assignment."""
 
 
-def visit(found: LayoutSearch, layout: Layout, quick: float) -> list[OpenLayout]:
+def visit(found: LayoutSearch, layout: Layout, quick: float) -> OpenLayout | None:
     """Try the proposals for a layout on likely assignments of its ranks.
 
-    Returns the layout, if the lower bound of the problem rests on it. `quick` bounds it where its
-    partitions cannot all be listed.
+    Returns the layout with its bound; None where nothing fits. `quick` bounds it where its partitions
+    cannot all be listed.
     """
     listed = list_all(found.cuts, len(layout.stage_ranks))
     named = layout.schedule != CUSTOM
@@ -57,7 +58,7 @@ def visit(found: LayoutSearch, layout: Layout, quick: float) -> list[OpenLayout]
     # Step 2: the smallest possible largest bound, whatever the ranks.
     least = least_of_root(found, layout)
     if least is None:
-        return []
+        return None
     # The check passes a shape over whose own bound reaches the value, by a rounding too.
     least = max(least, quick)
     # Step 3: proposals along the cuts. Nodes change at a partition's cheap cuts last.
@@ -69,10 +70,10 @@ def visit(found: LayoutSearch, layout: Layout, quick: float) -> list[OpenLayout]
         if best is not None and len(best.layout.stage_ranks) == len(layout.stage_ranks):
             for one in likely_layouts(found.problem, layout, best.partition)[len(likely) :]:
                 found.visit(one)
-    return [OpenLayout(least, layout)] if is_needed(found.problem, layout) else []
+    return OpenLayout(least, layout)
 
 
-def _visit_unlisted(found: LayoutSearch, layout: Layout, quick: float) -> list[OpenLayout]:
+def _visit_unlisted(found: LayoutSearch, layout: Layout, quick: float) -> OpenLayout | None:
     """`visit` for a layout whose cuts are too many to list: classes of cuts bound it."""
     least = quick
     of_classes = class_bounds(
@@ -82,14 +83,14 @@ def _visit_unlisted(found: LayoutSearch, layout: Layout, quick: float) -> list[O
         bounds, classes = of_classes
         path = cuts_dp.best_path(bounds.stages, classes.nested)
         if path is None:
-            return []
+            return None
         least = max(quick, path.largest, bounds.whole)
     if layout.schedule != CUSTOM and least < found.best.value:
         for one in likely_layouts(found.problem, layout, None):
             found.propose_without_bounds(one, listed=False)
         if layout.schedule in CLASSIC and found.solver in ("auto", "dp"):
             improve_nearby(found)
-    return [OpenLayout(least, layout)] if is_needed(found.problem, layout) else []
+    return OpenLayout(least, layout)
 
 
 def raise_bound(found: LayoutSearch, place: OpenLayout, actions: int) -> Raised:
@@ -101,6 +102,19 @@ def raise_bound(found: LayoutSearch, place: OpenLayout, actions: int) -> Raised:
         return _raise_assigned(found, alone, place.bound, actions)
     spent = _improve_likely(found, place.layout, actions)
     return _raise_best_first(found, place, actions - spent)._replace(simulated=None)
+
+
+def close_named(found: LayoutSearch, places: Sequence[OpenLayout]) -> None:
+    """Raise the bounds of named schedules' layouts, each schedule with the budget that it has alone."""
+    if found.solver not in ("auto", "dp") or found.objective.bounds.attained:
+        return
+    left = dict.fromkeys(found.problem.demands.schedules, ACTIONS)
+    for place in sorted(places, key=lambda place: place.bound):
+        name = place.layout.schedule
+        if place.bound >= found.best.value or found.out_of_time():
+            break
+        if left[name] > 0 and list_all(found.cuts, len(place.layout.stage_ranks)):
+            left[name] -= raise_bound(found, place, left[name]).actions
 
 
 def close(found: LayoutSearch, layout: Layout, value: float, actions: int) -> Closed | None:

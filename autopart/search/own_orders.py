@@ -10,20 +10,24 @@ import msgspec
 from autopart.bounds.any_order_partition import least_step
 from autopart.cost.cuts import partition_of
 from autopart.errors import InfeasibleError
-from autopart.pricing import Decision, fits, price, simulated
-from autopart.records.layouts import Layout, Partition, StageRanks, layouts
-from autopart.records.plan import OrderSource, orders_of
+from autopart.pricing import Decision, first_orders, fits
+from autopart.records.layouts import Partition, StageRanks, layouts
 from autopart.records.problem import CUSTOM
 from autopart.search.aimed_partitions import Candidate, aimed_partitions, paths_near
 from autopart.search.incumbent import ROUNDING
+from autopart.search.joint_choices import (
+    ladder,
+    opens_policies,
+    with_faster_policies,
+)
 from autopart.search.layout_search import LayoutSearch, OpenLayout
 from autopart.search.likely_assignments import likely_layouts
 from autopart.search.objectives import Path
+from autopart.search.order_decisions import with_orders
 from autopart.solvers.orders.of_layout import Known, order_problem, orders_of_layout
-from autopart.solvers.orders.optimizer import OrderResult
+from autopart.solvers.orders.starts import Given
 from autopart.solvers.own_partitions import best_paths
 from autopart.stopping.time_limit import passed, time_left
-from autopart.units import format_time
 
 SOME_ACTIONS = 1_000_000
 """Actions simulated or listed for a first look at one partition's orders: about 1 s."""
@@ -46,6 +50,9 @@ DESCENTS = 4
 FAVOURITES = 2
 """Of all these, the partitions whose orders get the rest of the time."""
 
+TURNS = 3
+"""Times that orders are searched for the policies of one partition, in turns with policies for orders."""
+
 SHARE_OF_PARTITIONS = 0.4
 """The share of the time for finding partitions."""
 
@@ -62,28 +69,48 @@ def propose_own_orders(found: LayoutSearch, places: Sequence[OpenLayout]) -> Non
     """
     # Step 1: partitions with small bounds, and the fastest decisions with named schedules.
     small = _small_bounds(found, places)
-    named = [_candidate(found, decision) for decision in _fastest_named(found)]
+    named = [one for each in _fastest_named(found) for one in _candidates(found, each)]
     until = _later(found, SHARE_OF_AIMS)
     first = {candidate.layout: (candidate, path) for candidate, path in reversed(small)}
     ahead = sorted(first.values(), key=lambda each: each[0].bound)
-    aimed = aimed_partitions(found, ahead[:GLANCES], until, AIMED)
+    aimed = aimed_partitions(found, _with_rungs(found, ahead), until, AIMED)
     chosen = list(dict.fromkeys([*aimed, *named]))
     # Step 2: a first look at each of them, with equal shares of the time.
     looks_end = _later(found, SHARE_OF_FIRST_LOOKS)
-    open_ones: list[tuple[float, Candidate]] = []
+    open_ones: list[_Offered] = []
     for place, one in enumerate(chosen):
         now = time.perf_counter()
         if _may_gain(found, one):
             deadline = now + (looks_end - now) / (len(chosen) - place)
             own = _offer_own_orders(found, one, deadline, SOME_ACTIONS)
             if own is not None and not own.ended:
-                open_ones.append((own.step, one))
+                open_ones.append(own)
     # Step 3: the rest of the time for the fastest ones whose search did not end by itself.
-    open_ones.sort(key=lambda each: each[0])
-    for place, (_, one) in enumerate(open_ones[:FAVOURITES]):
-        if _may_gain(found, one):
+    open_ones.sort(key=lambda each: each.step)
+    for place, each in enumerate(open_ones[:FAVOURITES]):
+        if _may_gain(found, each.candidate):
             deadline = found.deadline if place else _later(found, 2 / 3)
-            _offer_own_orders(found, one, deadline, math.inf)
+            _offer_own_orders(found, each.candidate, deadline, math.inf)
+
+
+def _with_rungs(
+    found: LayoutSearch, ahead: Sequence[tuple[Candidate, Path]]
+) -> list[tuple[Candidate, Path]]:
+    """The partitions that get a glance, each with several choices of policies where these are open."""
+    if not opens_policies(found.problem):
+        return list(ahead[:GLANCES])
+    return [
+        (one, path)
+        for candidate, path in ahead[: GLANCES // 2]
+        for one in _on_rungs(found, candidate)
+    ]
+
+
+def _on_rungs(found: LayoutSearch, candidate: Candidate) -> list[Candidate]:
+    """A candidate under the policies of each rung."""
+    own = msgspec.structs.replace(candidate.layout, schedule=CUSTOM)
+    rungs = ladder(found, own, candidate.partition)
+    return [Candidate(rung.bound, own, candidate.partition, rung.known) for rung in rungs]
 
 
 def _fastest_named(found: LayoutSearch) -> list[Decision]:
@@ -146,11 +173,17 @@ def _places(stage_ranks: StageRanks) -> tuple[int, ...]:
     return tuple(groups.index(ranks) for ranks in stage_ranks)
 
 
-def _candidate(found: LayoutSearch, decision: Decision) -> Candidate:
+def _candidates(found: LayoutSearch, decision: Decision) -> list[Candidate]:
+    """A decision with a named schedule, and its partition under other policies where these are open."""
     layout, partition = decision.layout, decision.partition
-    task = order_problem(found.problem, layout, partition, split=True)
-    known = Known(peak_bytes=decision.prediction.rank_peak_bytes)
-    return Candidate(least_step(task), layout, partition, known)
+    policies = decision.policies if opens_policies(found.problem) else None
+    task = order_problem(found.problem, layout, partition, split=True, policies=policies)
+    known = Known(decision.prediction.rank_peak_bytes, policies=policies)
+    first = Candidate(least_step(task), layout, partition, known)
+    if not opens_policies(found.problem):
+        return [first]
+    others = _on_rungs(found, first)
+    return others if policies is None else [first, *others]
 
 
 def _later(found: LayoutSearch, share: float) -> float:
@@ -164,22 +197,58 @@ def _may_gain(found: LayoutSearch, one: Candidate) -> bool:
 
 
 class _Offered(NamedTuple):
-    """The step of a partition with its own orders, and whether their search ended by itself."""
+    """The fastest decision of a partition with its own orders, as a candidate for more time."""
 
     step: float
     ended: bool
+    """Whether the search for its orders ended by itself."""
+    candidate: Candidate
 
 
 def _offer_own_orders(
     found: LayoutSearch, one: Candidate, deadline: float, actions: float
 ) -> _Offered | None:
-    """Optimize the orders of a partition and offer them; None where no order fits."""
-    layout, partition = one.layout, one.partition
+    """Optimize the orders of a partition, and its policies, in turns; None where no order fits."""
+    best: _Offered | None = None
+    for _ in range(TURNS):
+        # Step 1: orders for the policies.
+        turn = _with_orders_for(found, one, deadline, actions)
+        if turn is None or (best is not None and found.objective.value(turn[0]) >= best.step):
+            break
+        own, ended = turn
+        # Step 2: policies for the orders.
+        other = with_faster_policies(found.problem, own)
+        own = own if other is None else other
+        if fits(found.problem, own):
+            found.best.offer(own, found.best.by)
+        best = _Offered(found.objective.value(own), ended, one)
+        if other is None:
+            break
+        one = _going_on(found, own)
+        if not _may_gain(found, one):
+            break
+    return best
+
+
+def _going_on(found: LayoutSearch, own: Decision) -> Candidate:
+    """A decision with own orders as the start of a search."""
+    assert own.orders is not None
+    layout, partition, policies = own.layout, own.partition, own.policies
+    task = order_problem(found.problem, layout, partition, split=True, policies=policies)
+    given = Given("policies for orders", first_orders(layout, own.orders))
+    known = Known(own.prediction.rank_peak_bytes, given, policies)
+    return Candidate(least_step(task), layout, partition, known)
+
+
+def _with_orders_for(
+    found: LayoutSearch, one: Candidate, deadline: float, actions: float
+) -> tuple[Decision, bool] | None:
+    """The fastest orders found for a candidate's policies, and whether their search ended by itself."""
     try:
         orders = orders_of_layout(
             found.problem,
-            layout,
-            partition,
+            one.layout,
+            one.partition,
             split=True,
             known=one.known,
             deadline=deadline,
@@ -188,44 +257,5 @@ def _offer_own_orders(
     except InfeasibleError:
         # The room for stash is counted without knowing the orders.
         return None
-    own = with_orders(found, layout, partition, orders)
-    if fits(found.problem, own):
-        found.best.offer(own, found.best.by)
-    return _Offered(found.objective.value(own), orders.ended)
-
-
-def with_orders(
-    found: LayoutSearch, layout: Layout, partition: Partition, orders: OrderResult
-) -> Decision:
-    """The decision with these orders, or with the named schedule that they are."""
-    # The answer may be a named schedule after all.
-    if orders.name != "auto":
-        named = msgspec.structs.replace(layout, schedule=orders.name)
-        return price(found.problem, named, partition)
-    custom = msgspec.structs.replace(layout, schedule=CUSTOM)
-    own = price(found.problem, custom, partition, orders.schedule)
-    least, free = found.objective.value(own), orders.without_cap
-    without = orders.step_time_without_cap
-    if found.problem.objective == "period":
-        # The search for orders has minimised a bound on the period: both are simulated here.
-        without = least
-        if free != orders.schedule:
-            stages, syncs = own.prediction.stages, own.prediction.syncs
-            cluster = found.problem.cluster
-            other = simulated(cluster, custom, stages, syncs, free, "period").period
-            assert other is not msgspec.UNSET
-            without, free = (other, free) if other < least else (least, orders.schedule)
-    source = OrderSource(
-        method=_method(orders),
-        step_time_without_cap=without,
-        orders_without_cap=() if free == orders.schedule else orders_of(free),
-    )
-    return own._replace(order_source=source)
-
-
-def _method(orders: OrderResult) -> str:
-    """The origin of the orders, and CP-SAT's word on their bound, which nobody checks."""
-    if orders.said_bound is None:
-        return orders.origin
-    least = format_time(orders.said_bound)
-    return f"{orders.origin}, and CP-SAT says that no order of these stages takes less than {least}"
+    own = with_orders(found, one.layout, one.partition, orders, one.known.policies)
+    return own, orders.ended

@@ -1,13 +1,15 @@
 """A partition's own orders, for `--schedule auto`."""
 
 import math
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from autopart.activations.policies import StagePolicies
 from autopart.bounds.any_order_partition import OrderProblem, rank_starts
 from autopart.cost.memory import bytes_beside_stash
 from autopart.cost.memory_limits import free_bytes
-from autopart.errors import ScheduleError
+from autopart.errors import InfeasibleError, ScheduleError
 from autopart.pricing import predict
 from autopart.records.layouts import Layout, Partition, replicas_alike
 from autopart.records.problem import CUSTOM, Problem
@@ -17,6 +19,7 @@ from autopart.simulator.costs import SyncTime
 from autopart.solvers.orders.evaluation import fits, peak_stash
 from autopart.solvers.orders.optimizer import OrderResult, optimize_orders
 from autopart.solvers.orders.starts import Given
+from autopart.stopping.time_limit import time_left
 
 
 class _Shown(NamedTuple):
@@ -28,26 +31,38 @@ class _Shown(NamedTuple):
     replicas: int
 
 
+def splits_with(policies: Sequence[StagePolicies] | None) -> bool:
+    """Whether orders split backwards from the start: recomputed stash is back between I and W."""
+    return policies is None or all(own.keeps_all for own in policies)
+
+
 class Known(NamedTuple):
     """Facts about a partition on its ranks that a search for orders may start from."""
 
     peak_bytes: tuple[int, ...] | None = None
-    """Peak bytes on each rank under the layout's named schedule, where that fits."""
+    """Peak bytes on each rank under the layout's named schedule or the given orders, where they fit."""
     given: Given | None = None
     """Orders to start from, where the layout names no schedule. Its ranks are `order_problem`'s."""
+    policies: tuple[StagePolicies, ...] | None = None
+    """The policies of each stage; None for the best ones under the layout's schedule."""
 
 
 NOTHING_KNOWN = Known()
 
 
 def order_problem(
-    problem: Problem, layout: Layout, partition: Partition, *, split: bool
+    problem: Problem,
+    layout: Layout,
+    partition: Partition,
+    *,
+    split: bool,
+    policies: Sequence[StagePolicies] | None = None,
 ) -> OrderProblem:
-    """The order problem for a partition. It does not read the layout's schedule.
+    """The order problem for a partition under given policies; None takes the best ones under the layout's schedule.
 
     Where all pipeline replicas are alike, it has each stage's first rank only.
     """
-    stages, syncs = predict(problem, layout, partition)
+    stages, syncs = predict(problem, layout, partition, policies)
     shown = _shown(layout)
     number = {name: at for at, name in enumerate(shown.names)}
     task = OrderProblem(
@@ -93,26 +108,69 @@ def orders_of_layout(
 
     The layout's named schedule is tried first, or the known orders. The room for stash is counted
     without knowing the orders, so it may be too small for the named schedule, or too large. So the
-    caller must check that the result fits. With peaks of the named schedule, the room grows to the
-    bytes that it leaves, and backwards stay whole if its backwards are.
+    caller must check that the result fits. With peaks of the first orders, the room grows to the
+    bytes that they leave, and backwards stay whole if their backwards are.
+
+    Recomputed stash is back between I and W. So orders of whole backwards come first there, and split
+    ones start from them.
 
     The result's `peak_stash_bytes` belong to the ranks in `order_problem`. Raises InfeasibleError
     where one microbatch does not fit.
     """
-    task = order_problem(problem, layout, partition, split=split)
-    first = _named_orders(layout, task)
-    peaks = known.peak_bytes
-    if first is not None and peaks is not None and not fits(task, first.schedule):
-        task = order_problem(
-            problem, layout, partition, split=split and not _has_whole_backwards(first)
-        )
-        task = _with_room_for(problem, layout, task, first, peaks)
-    first = first or known.given
-    found = optimize_orders(task, given=first, deadline=deadline, actions=actions)
+    asked = _Asked(problem, layout, partition, known)
+    if split and not splits_with(known.policies):
+        found = asked.whole_then_split(deadline, actions)
+    else:
+        found = asked.found(asked.first(), deadline, actions, split=split)
     return found._replace(
-        schedule=_on_all_ranks(layout, found.schedule),
-        without_cap=_on_all_ranks(layout, found.without_cap),
+        schedule=on_all_ranks(layout, found.schedule),
+        without_cap=on_all_ranks(layout, found.without_cap),
     )
+
+
+class _Asked(NamedTuple):
+    """A partition on its ranks whose orders are asked for."""
+
+    problem: Problem
+    layout: Layout
+    partition: Partition
+    known: Known
+
+    def first(self) -> Given | None:
+        """The orders of the layout's named schedule, or the known ones."""
+        return _named_orders(self.layout, self._task(split=True)) or self.known.given
+
+    def whole_then_split(self, deadline: float, actions: float) -> OrderResult:
+        """The faster one of orders with whole backwards, and of orders that may split them."""
+        first, half = self.first(), time.perf_counter() + time_left(deadline) / 2
+        whole = first if first and _has_whole_backwards(first) else None
+        found = self.found(whole, half, actions / 2, split=False)
+        again, asked = first, self
+        if whole or first is None:
+            # The peaks belong to the first orders.
+            again = Given(found.origin, found.schedule)
+            asked = self._replace(known=self.known._replace(peak_bytes=None))
+        try:
+            other = asked.found(again, deadline, actions / 2, split=True)
+        except InfeasibleError:
+            return found
+        return min(found, other, key=lambda one: one.step_time)
+
+    def found(
+        self, first: Given | None, deadline: float, actions: float, *, split: bool
+    ) -> OrderResult:
+        """The fastest orders on the ranks of the order problem."""
+        task, peaks = self._task(split=split), self.known.peak_bytes
+        if first is not None and peaks is not None and not fits(task, first.schedule):
+            task = self._task(split=split and not _has_whole_backwards(first))
+            task = _with_room_for(self.problem, self.layout, task, first, peaks)
+        return optimize_orders(task, given=first, deadline=deadline, actions=actions)
+
+    def _task(self, *, split: bool) -> OrderProblem:
+        policies = self.known.policies
+        return order_problem(
+            self.problem, self.layout, self.partition, split=split, policies=policies
+        )
 
 
 def _named_orders(layout: Layout, task: OrderProblem) -> Given | None:
@@ -166,8 +224,8 @@ def _replicas_apart(layout: Layout, replicas: int) -> bool:
     return len(places) == len({rank for rank, _ in places}) and replicas > 0
 
 
-def _on_all_ranks(layout: Layout, schedule: Schedule) -> Schedule:
-    """One replica's orders, repeated on all replicas' ranks."""
+def on_all_ranks(layout: Layout, schedule: Schedule) -> Schedule:
+    """One replica's orders, repeated on all replicas' ranks; `schedule` has the ranks of `order_problem`."""
     shown = _shown(layout)
     if shown.replicas == 1 and shown.names == tuple(range(len(schedule))):
         return schedule

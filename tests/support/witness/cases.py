@@ -88,10 +88,13 @@ KINDS: dict[str, Style] = {
     "tensor degrees": Style(shapes=DIVISIBLE, most_layers=4),
     "tensor degrees per stage": Style(shapes=DIVISIBLE, most_layers=4),
     "every order": Style(shapes=FEW_GPUS[:4], most_layers=4, most_microbatches=2),
+    "every order, policies": Style(
+        policies=True, shapes=(*FEW_GPUS[:2], (2, 1)), most_layers=3, most_microbatches=2
+    ),
 }
 """The kinds of cases by name."""
 
-EVERY_ORDER = ("every order", "period, every order")
+EVERY_ORDER = ("every order", "every order, policies", "period, every order")
 """The kinds in which plans may have orders of their own."""
 
 WITH_DEGREES = ("tensor degrees", "tensor degrees per stage")
@@ -133,6 +136,9 @@ def draw_case(kind: str, seed: int) -> Case:
         problem, low = _drawn(rng, kind, style)
     if low is not None and rng.random() < 0.7 and not (style.mirrored and style.mixed_gpus):
         more = rng.choice([-1, 0, 0, 1, low // 30, low // 10, low // 4])
+        if kind == "every order, policies":
+            # Own orders may need less than any named schedule.
+            more -= low // rng.choice([6, 12, 24])
         problem = with_memory(problem, max(0, low + more))
     problems = (problem,)
     if kind == "sizes":

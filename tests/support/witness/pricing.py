@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autopart.records.cluster import Cluster, HostLink, Link
-from autopart.records.problem import CLASSIC, CUSTOM, Demands, Problem
+from autopart.records.problem import BIDIRECTIONAL, CLASSIC, Demands, Problem
 from tests.support.witness.bytes_on_rank import (
     Moment,
     Moving,
@@ -197,11 +197,11 @@ class Pricer:
         return price
 
     def opens_policies(self, setting: Setting) -> bool:
-        """Whether layers may have other policies than keep: not under orders of a plan's own."""
+        """Whether layers may have other policies than keep: not where two pipelines share their ranks."""
         demands = self.problem.demands
         named = demands.recompute_layers or demands.selective_layers or demands.offload_layers
         asked = demands.recompute, demands.offload, demands.offload_optimizer
-        return setting.schedule != CUSTOM and (asked != ("never",) * 3 or bool(named))
+        return setting.schedule not in BIDIRECTIONAL and (asked != ("never",) * 3 or bool(named))
 
     def every_choice(
         self,
