@@ -42,7 +42,7 @@ from autopart.report.plan_table import plan_report
 from autopart.search.demands import known_schedules
 from autopart.search.given_stages import plan_of_stages
 
-EXAMPLE = "autopart import-plan vllm --layout 7,9,9,7 --profile p.json --gpus 4"
+EXAMPLE = "autopart import-plan vllm --layout 9,9 --profile p.json --gpus 2"
 
 Framework = Literal["megatron", "torchtitan", "deepspeed", "vllm", "device-map"]
 
