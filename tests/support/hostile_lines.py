@@ -235,7 +235,7 @@ WHOLE = (
     "solve --gpus 2 --profile profile.json --objective period --replicas per-stage",
     "solve --gpus 2 --profile profile.json --objective period --tensor per-stage",
     "solve --gpus 2 --profile profile.json --objective period --target megatron",
-    "solve --gpus 2 --profile profile.json --objective period --solver uniform",
+    "solve --gpus 2 --profile profile.json --objective period --solver uniform -o new.json",
     "solve --gpus 2 --profile profile.json --schedule 1f1b --stages-per-rank 2",
     "solve --gpus 1 --profile profile.json --schedule chimera",
     "solve --gpus 2 --profile profile.json --schedule gems --replicas 1",
