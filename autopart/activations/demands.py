@@ -47,8 +47,8 @@ def checked_policies(graph: LayerGraph, cluster: Cluster, demands: Demands) -> D
         return msgspec.structs.replace(demands, schedules=able)
     what = "offloaded" if offloads else "recomputed"
     raise AutopartError(
-        f"nothing is {what} under {in_words(demands.schedules)}, only where all pipelines run in one direction without "
-        "pairs; take --schedule auto, or another one"
+        f"nothing is {what} under {in_words(demands.schedules)}, only where all pipelines run in one direction, "
+        "without pairs and lent stash; take --schedule auto, or another one"
     )
 
 

@@ -277,7 +277,7 @@ def _check_lending(plan: Plan) -> None:
     """Raise ScheduleError where orders lend stash under a schedule, or on a cluster, that cannot."""
     if plan.schedule in LENDING:
         check_lending_sends((plan.schedule,), plan.cluster)
-    elif any(letter in order for order in plan.orders for letter in MOVES):
+    elif any(action.op in MOVES for order in schedule_of(plan) for action in order):
         raise ScheduleError(
             f"orders under schedule '{plan.schedule}' lend no stash; only {', '.join(LENDING)} does"
         )

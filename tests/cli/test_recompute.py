@@ -99,7 +99,7 @@ def test_the_infeasible_message_names_the_least_memory_with_and_without_recomput
         (("--keep-layer", "h.9"), "no layer 'h.9'"),
         (("--recompute-layer", "head"), "layer 'head' cannot be recomputed"),
         (("--recompute-layer", "h.1", "--keep-layer", "h.1"), "name it once"),
-        (("--offload", "always", "--schedule", "zb-h1"), "offloaded under zb-h1"),
+        (("--offload", "always", "--schedule", "chimera"), "offloaded under chimera"),
     ],
 )
 def test_impossible_options_are_refused(

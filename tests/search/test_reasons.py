@@ -232,7 +232,7 @@ def test_offload_under_a_bidirectional_schedule_is_refused_with_its_name() -> No
     machine = on(asked, gpus=(), memory_bytes=UNLIMITED, host_link=HostLink(bandwidth=1e9)).cluster
     words = {"num_microbatches": 8, "schedule": "chimera"}
     for field in ("offload", "offload_optimizer"):
-        with pytest.raises(AutopartError, match="nothing is offloaded under chimera, only under"):
+        with pytest.raises(AutopartError, match="nothing is offloaded under chimera, only where"):
             solve(profile(asked.graph), machine, **words, **{field: "always"})  # pyright: ignore
 
 

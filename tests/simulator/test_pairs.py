@@ -57,6 +57,7 @@ def test_a_pair_starts_when_both_inputs_are_there_and_hands_both_results_over_at
         "send": 0.0,
         "sync": 0.0,
         "memory cap": 0.0,
+        "lending": 0.0,
     }
 
 

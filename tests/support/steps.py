@@ -1,7 +1,7 @@
 """Random steps: every named schedule, and random orders. Costs are whole, so sums are exact."""
 
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,7 +32,7 @@ def stage(
     **fields: float,
 ) -> StagePrediction:
     """A stage. Without `moving`, W needs the whole stash, and all actions need `memory`'s workspace."""
-    base = {
+    base: dict[str, Any] = {
         "weight_grad_time": backward / 2,
         "send_time": 0.0,
         "send_back_time": 0.0,

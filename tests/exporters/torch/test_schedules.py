@@ -134,7 +134,9 @@ def test_torch_reads_the_plans_orders_from_the_file(tmp_path: Path) -> None:
     assert read_by_torch(plan, tmp_path) == schedule_of(plan)
 
 
-@pytest.mark.parametrize("name", [n for n in KINDS if n not in (*TORCH_NAMES, "chimera", "gems")])
+@pytest.mark.parametrize(
+    "name", [n for n in KINDS if n not in (*TORCH_NAMES, "chimera", "gems", "bpipe")]
+)
 def test_torch_reads_schedules_without_a_torch_name_from_the_file(
     name: str, tmp_path: Path
 ) -> None:

@@ -189,8 +189,10 @@ class Steps:
         begin = list(before.ranks)
         for sync in syncs:
             for rank in sync.ranks:
-                gathers = waits[rank] and sync.beside and sync.beside.gather
-                if gathers and self.rows[self._first(rank)][1] == sync.beside.stage:
+                beside = sync.beside if waits[rank] else None
+                if beside is None or not beside.gather:
+                    continue
+                if self.rows[self._first(rank)][1] == beside.stage:
                     begin[rank] = max(before.ranks[other] for other in sync.ranks)
         return [start + wait for start, wait in zip(begin, waits, strict=True)]
 
