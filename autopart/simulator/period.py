@@ -251,11 +251,9 @@ def _largest_mean(steps: _Steps, each: int) -> float:
     """(2) in seconds for one partition, by Karp's algorithm."""
     size = len(steps.used) + len(steps.links)
     lent = {stage: _entry(seconds, each) for stage, seconds in steps.costs.lending.items()}
-    compute, moving = (
-        np.repeat(part[:, each : each + 1], size, axis=1) for part in steps.costs[:2]
-    )
+    own_column, costs = np.full(size, each), steps.costs
     own = steps._replace(
-        costs=KindCosts(compute, moving, lent),
+        costs=KindCosts(costs.compute[:, own_column], costs.moving[:, own_column], lent),
         stages=[_stage_of(stage, each) for stage in steps.stages],
         syncs=[_sync_of(sync, each) for sync in steps.syncs],
     )
