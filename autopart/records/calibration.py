@@ -1,7 +1,7 @@
 """A calibration: measured shares for the kernels of one GPU in one dtype, and its file.
 
 It comes from steps of runs (`autopart calibrate from-steps`), from a measured profile (`autopart calibrate
-from-profile`), from single kernels (`autopart probe --kernels`), or from a user's hand.
+from-profile`), or from a user's hand, who may list single kernels.
 """
 
 from pathlib import Path
