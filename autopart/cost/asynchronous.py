@@ -64,7 +64,8 @@ def price_asynchronous(plan: Plan) -> tuple[AsynchronousPrice, ...]:
 
 def price_of(plan: Plan, kind: Asynchronous) -> AsynchronousPrice:
     """One asynchronous schedule on the stages in a plan with one stage per rank; WPipe also with two."""
-    if kind is WPIPE and stage_ranks(plan)[0] == stage_ranks(plan)[len(plan.stages) // 2]:
+    ranks, half = stage_ranks(plan), len(plan.stages) // 2
+    if kind is WPIPE and half and ranks[0] == ranks[half]:
         return _price_of_groups(plan)
     stages, replicas = plan.prediction.stages, [len(stage.ranks) for stage in plan.stages]
     # Step 1: microbatches in flight and weight versions.

@@ -90,3 +90,15 @@ def test_a_plan_with_several_stages_per_rank_is_refused():
     )
     with pytest.raises(PlanError, match="one stage on each rank"):
         price_asynchronous(plan)
+
+
+def test_one_stage_alone_has_no_second_group():
+    plan = solve(
+        profile(chain_graph(layer("l0"), layer("l1"))),
+        cluster(1, 2),
+        num_microbatches=4,
+        num_stages=1,
+    )
+    for price in price_asynchronous(plan):
+        assert price.period == pytest.approx(plan.prediction.stages[0].busy_time / 2)
+        assert len(price.peak_bytes) == 1
