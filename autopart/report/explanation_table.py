@@ -9,7 +9,7 @@ from autopart.records.plan_degrees import rank_degrees
 from autopart.report.columns import add_number, add_text, new_table, times
 from autopart.report.labels import ranks_label
 from autopart.search.explanation import Explanation
-from autopart.search.plan_comparison import sample_seconds
+from autopart.search.plan_comparison import sample_seconds, training_seconds
 from autopart.search.what_if import Scenario, ScenarioAnswer
 from autopart.units import format_bytes, format_gap, format_share, format_time
 
@@ -35,7 +35,7 @@ class MoveSummary(msgspec.Struct, frozen=True, kw_only=True):
     step_time: float
     """Seconds of the step after the move."""
     change: float
-    """The step after the move over the plan's own, minus 1; negative where it is shorter."""
+    """Seconds from step to step after the move over the plan's own, minus 1; negative where they are fewer."""
 
 
 class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,12 +118,12 @@ def _shares(found: Explanation) -> tuple[PathShare, ...]:
 def _move(found: Explanation) -> MoveSummary | None:
     if found.move is None:
         return None
-    after = found.move.plan.prediction.step_time
+    after = found.move.plan
     return MoveSummary(
         layer=found.move.layer,
         stage=found.move.stage,
-        step_time=after,
-        change=_relative(after, found.plan.prediction.step_time),
+        step_time=after.prediction.step_time,
+        change=_relative(training_seconds(after), training_seconds(found.plan)),
     )
 
 
@@ -185,7 +185,7 @@ def binding_lines(found: Explanation) -> list[str]:
         f"{format_time(plan.certificate.lower_bound)}"
     )
     if found.move is not None:
-        change = _relative(found.move.plan.prediction.step_time, prediction.step_time)
+        change = _relative(training_seconds(found.move.plan), training_seconds(plan))
         lines.append(
             f"moving one layer: at best {_signed(change)}, with {found.move.layer} on stage "
             f"{found.move.stage}"
@@ -196,12 +196,12 @@ def binding_lines(found: Explanation) -> list[str]:
 def what_if_table(found: Explanation) -> Table:
     """One row for each change: the step after it, and its worth per sample."""
     plan = found.plan
-    made = [one.plan.prediction.step_time for one in found.outcomes if one.plan is not None]
-    unit, cells = times([plan.prediction.step_time, *made])
+    made = [training_seconds(one.plan) for one in found.outcomes if one.plan is not None]
+    unit, cells = times([training_seconds(plan), *made])
     rest = iter(cells[1:])
     table = new_table("what a change would be worth, solved again")
     add_text(table, "change")
-    add_number(table, f"step\n{unit}")
+    add_number(table, f"{'period' if plan.objective == 'period' else 'step'}\n{unit}")
     add_number(table, "seconds\nper sample")
     add_text(table, "stages x GPUs")
     add_text(table, "")

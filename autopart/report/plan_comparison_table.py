@@ -11,7 +11,7 @@ from autopart.records.profile_changes import LayerChange, layer_changes, layer_s
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
 from autopart.report.labels import chosen_label
 from autopart.report.plan_table import peak_bytes
-from autopart.search.plan_comparison import ComparedPlan
+from autopart.search.plan_comparison import ComparedPlan, training_seconds
 from autopart.text import counted
 from autopart.units import format_gap, format_share, format_time
 
@@ -112,7 +112,7 @@ def _summary(one: ComparedPlan, path: str) -> ComparedSummary:
 def comparison_of_plans(compared: Sequence[ComparedPlan], paths: Sequence[str]) -> Table:
     """One row for each plan."""
     plans = [one.plan for one in compared]
-    unit, cells = times([plan.prediction.step_time for plan in plans])
+    unit, cells = times([training_seconds(plan) for plan in plans])
     peak_unit, peaks = sizes([peak_bytes(plan) for plan in plans])
     table = new_table(f"{counted(len(plans), 'plan')} for {plans[0].origin.model}")
     add_text(table, "plan")

@@ -17,6 +17,7 @@ from autopart.records.problem import CUSTOM
 from autopart.records.profile import Profile
 from autopart.search.options import SolveOptions
 from autopart.search.options_of_plan import options_of
+from autopart.search.plan_comparison import training_seconds
 from autopart.search.planner import solve_with_options
 from autopart.search.what_if import Change, Scenario, ScenarioAnswer, solved_again
 from autopart.simulator.critical_path import PathPiece, critical_path
@@ -128,7 +129,7 @@ def _best_move(plan: Plan, profiles: Sequence[Profile], seconds: float) -> Layer
             )
         except AutopartError:
             continue  # it does not fit, or a value would flow back
-        if best is None or moved.prediction.step_time < best.plan.prediction.step_time:
+        if best is None or training_seconds(moved) < training_seconds(best.plan):
             best = LayerMove(layer, stage, moved)
     return best
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from autopart.cost.stage_times import plan_minimised
 from autopart.errors import PlanError
 from autopart.records.plan import POLICY_LISTS, Plan
 from autopart.simulator.idle import CAUSES, Cause, idle_times
@@ -49,9 +50,14 @@ def compare_plans(plans: Sequence[Plan]) -> tuple[ComparedPlan, ...]:
     )
 
 
+def training_seconds(plan: Plan) -> float:
+    """Seconds from step to step: the period where the plan minimises it, else the step."""
+    return plan_minimised(plan) if plan.objective == "period" else plan.prediction.step_time
+
+
 def sample_seconds(plan: Plan) -> float:
-    """Seconds of a step for each of its samples."""
-    return plan.prediction.step_time / (plan.num_microbatches * plan.microbatch_size)
+    """Seconds from step to step for each sample of a step."""
+    return training_seconds(plan) / (plan.num_microbatches * plan.microbatch_size)
 
 
 def moved_layers(plan: Plan, other: Plan) -> tuple[str, ...] | None:

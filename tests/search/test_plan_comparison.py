@@ -64,3 +64,11 @@ def test_layers_that_only_one_plan_has_count_as_moved() -> None:
     stage = msgspec.structs.replace(plan.stages[0], layers=("other", *plan.stages[0].layers[1:]))
     other = msgspec.structs.replace(plan, stages=(stage, *plan.stages[1:]))
     assert moved_layers(plan, other) == (plan.stages[0].layers[0],)
+
+
+def test_a_plan_that_minimises_the_period_counts_by_its_period() -> None:
+    plan = plan_with(objective="period", global_batch=64, num_stages=4, num_replicas=1)
+    period = plan.prediction.period
+    assert isinstance(period, float) and period < plan.prediction.step_time
+    assert sample_seconds(plan) == pytest.approx(period / 64)
+    assert sample_seconds(plan_with(global_batch=64)) > 0
