@@ -34,6 +34,7 @@ from autopart.records.known_clusters import find_preset, preset_cluster
 from autopart.records.known_gpus import find_gpu
 from autopart.records.profile import Profile
 from autopart.search.planner import solve
+from autopart.text import counted
 
 COLUMNS = {
     "model": "",
@@ -197,7 +198,7 @@ def _run(row: Mapping[str, str | None], name: str) -> Run:
         raise UsageError(f"{name}: seconds '{given['seconds']}' must be a number above 0")
     if counts["gpus"] % (counts["tensor"] * counts["pipeline"]):
         raise UsageError(
-            f"{name}: {counts['gpus']} GPUs do not divide into {counts['pipeline']} stages of {counts['tensor']}"
+            f"{name}: {counted(counts['gpus'], 'GPU')} cannot be shared by {counted(counts['pipeline'], 'stage')} of {counts['tensor']}"
         )
     if not given["model"]:
         raise UsageError(f"{name}: it names no model")

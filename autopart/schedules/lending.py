@@ -163,7 +163,7 @@ def _problems(order: Order, rank: int, stage_ranks: StageRanks, half: int) -> It
         if action.op not in MOVES:
             at += 1
         elif action.stage >= half:
-            yield f"runs {action}, and only the first {half} stages lend stash"
+            yield f"runs {action}, and only the first half of the stages lends stash"
         elif rank not in stage_ranks[action.stage]:
             yield f"runs {action}, which is not its own"
         elif sum(rank in ranks for ranks in stage_ranks) > 1:

@@ -77,7 +77,7 @@ def test_24_rows_give_the_shares_back_that_made_them() -> None:
         ((HEAD, "m,1,many,1"), "batch 'many'"),
         ((HEAD, "m,1"), "batch '' must be"),
         ((HEAD, ",1,1,1"), "it names no model"),
-        ((f"{HEAD},pipeline", "m,4,8,1,3"), "4 GPUs do not divide into 3 stages of 1"),
+        ((f"{HEAD},pipeline", "m,4,8,1,3"), "4 GPUs cannot be shared by 3 stages of 1"),
     ],
 )
 def test_a_wrong_line_is_refused_with_its_number(

@@ -45,8 +45,8 @@ def test_stash_counts_until_the_action_beside_l_is_over_and_from_the_one_beside_
         ("0F0 0F1 0F2 0L1 0T1 0B0 0B1 0B2", SECOND, r"rank 0 moves two stashes beside one action: 0L1 and 0T1"),
         ("0F0 0F1 0T1 0F2 0L1 0B0 0B1 0B2", SECOND, r"rank 0 runs 0T1 before the action beside 0L1 is over"),
         ("0F0 0F1 0L1 0L1 0F2 0T1 0B0 0B1 0B2", SECOND, r"rank 0 runs 0L1 twice"),
-        ("0F0 0F1 0F2 0B0 0B1 0B2", "1F0 1F1 1L1 1F2 1T1 1B0 1B1 1B2", r"rank 1 runs 1L1, and only the first 1 stages lend"),
-        ("0F0 0F1 1L1 0F2 1T1 0B0 0B1 0B2", SECOND, r"rank 0 runs 1L1, and only the first 1"),
+        ("0F0 0F1 0F2 0B0 0B1 0B2", "1F0 1F1 1L1 1F2 1T1 1B0 1B1 1B2", r"rank 1 runs 1L1, and only the first half"),
+        ("0F0 0F1 1L1 0F2 1T1 0B0 0B1 0B2", SECOND, r"rank 0 runs 1L1, and only the first half"),
         ("0F0 0F1 0F2 0B0 0B1 0B2", "1F0 1B0 0L0 1F1 1B1 1F2 1B2", r"rank 1 runs 0L0, which is not its own"),
     ],
 )  # fmt: skip

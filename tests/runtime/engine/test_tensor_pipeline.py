@@ -40,7 +40,9 @@ pipeline = autopart.make_pipeline(
     plan, training.model, one, loss_fn=training.loss_fn, tensor_group=group
 )
 loss = pipeline.step(batch).item()
-print(f"place {group.rank()} loss {loss:.5f} norm {pipeline.clip_gradients(1.0).item():.4f}", flush=True)
+norm = pipeline.clip_gradients(1.0).item()
+# One write, line break included: torchrun's ranks share stdout, and print would write it apart.
+sys.stdout.write(f"place {group.rank()} loss {loss:.5f} norm {norm:.4f}\\n")
 distributed.barrier()
 """
 
