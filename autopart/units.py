@@ -131,6 +131,12 @@ def format_share(share: float) -> str:
     return f"{share * 100:.1f} %"
 
 
+def format_change(change: float) -> str:
+    """`-8.6 %`, `+3.5 %`, and `0.0 %` where it rounds to nothing."""
+    rounded = round(100 * change, 1) + 0.0
+    return f"{rounded:+.1f} %" if rounded else "0.0 %"
+
+
 def format_gap(gap: float | None) -> str:
     """Write the gap over a lower bound as per cent; `unknown` where it is None."""
     return "unknown" if gap is None else format_share(gap)

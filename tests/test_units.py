@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from autopart.errors import AutopartError
 from autopart.units import (
     format_bytes,
+    format_change,
     format_share,
     format_time,
     parse_bandwidth,
@@ -62,3 +63,9 @@ def test_numbers_are_printed_with_a_suitable_unit():
     assert format_time(35.14e-6) == "35.1 µs"
     assert format_time(0.0) == "0.00 µs"
     assert format_share(0.125) == "12.5 %"
+
+
+def test_changes_have_their_sign_and_none_is_a_negative_zero():
+    assert [format_change(x) for x in (0.0352, -0.0856, 0.0, -0.0001)] == [
+        "+3.5 %", "-8.6 %", "0.0 %", "0.0 %",
+    ]  # fmt: skip

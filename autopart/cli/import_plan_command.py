@@ -16,8 +16,10 @@ from autopart.cli.output_files import check_may_write
 from autopart.cli.profile_reasons import reasons_from
 from autopart.cli.shared_options import AsJson, usage_checked
 from autopart.cli.solve_options import (
+    GlobalBatch,
     PipelineOptions,
     PolicyOptions,
+    SequenceParallel,
     TrainingOptions,
     solve_options,
 )
@@ -104,13 +106,7 @@ class LayoutOptions:
 class GivenOptions:
     """The batch and the ranks of a given layout, and the choices of the plans beside it."""
 
-    global_batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Samples per optimizer step, over all replicas; default: 4 microbatches per GPU.",
-        ),
-    ] = None
+    global_batch: GlobalBatch = None
     target: Annotated[
         TargetName | None,
         typer.Option(help="The framework that trains: it sets the defaults of --sync and --sends."),
@@ -129,10 +125,7 @@ class GivenOptions:
     tensor: Annotated[
         int, typer.Option(min=1, help="GPUs of a node that run each layer together.")
     ] = 1
-    sequence_parallel: Annotated[
-        Literal["auto", "on", "off"],
-        typer.Option(help="Whether --tensor also splits the sequence; auto: both are tried."),
-    ] = "auto"
+    sequence_parallel: SequenceParallel = "auto"
     time_limit: Annotated[
         float,
         typer.Option(min=0.0, help="Seconds for each of the three searches beside the layout."),

@@ -14,18 +14,24 @@ from autopart.search.demands import known_schedules
 from autopart.search.options import SolveOptions
 from autopart.units import parse_bytes
 
+GlobalBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Samples per optimizer step, over all replicas; default: 4 microbatches per GPU.",
+    ),
+]
+SequenceParallel = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option(help="Whether --tensor also splits the sequence; auto: both are tried."),
+]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineOptions:
     """The batch, the stages, and how they are searched for."""
 
-    global_batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Samples per optimizer step, over all replicas; default: 4 microbatches per GPU.",
-        ),
-    ] = None
+    global_batch: GlobalBatch = None
     microbatch_size: Annotated[
         str | None,
         typer.Option(
@@ -82,10 +88,7 @@ class PipelineOptions:
             "per-stage: a degree for each stage, too.",
         ),
     ] = "1"
-    sequence_parallel: Annotated[
-        Literal["auto", "on", "off"],
-        typer.Option(help="Whether --tensor also splits the sequence; auto: both are tried."),
-    ] = "auto"
+    sequence_parallel: SequenceParallel = "auto"
     pin: Annotated[
         list[str] | None,
         typer.Option(metavar="LAYER=STAGE", help="Put a layer on a stage, counted from 0."),

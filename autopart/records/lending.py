@@ -13,7 +13,10 @@ def lending_would_do(problem: Problem, layers: int, gpus: int) -> str:
     demands, stages = problem.demands, problem.demands.num_stages
     wanted: list[str] = []
     if stages is not None and stages % 2:
-        wanted.append(f"--stages {' or '.join(str(n) for n in (stages - 1, stages + 1) if n)}")
+        # Even numbers beside the asked one, as far as there are GPUs for them.
+        most = max(2, min(layers, gpus) // 2 * 2)
+        near = sorted({min(most, max(2, n)) for n in (stages - 1, stages + 1)})
+        wanted.append(f"--stages {' or '.join(map(str, near))}")
     if demands.stages_per_rank not in (None, 1):
         wanted.append("--stages-per-rank 1")
     if min(layers, gpus) < 2:

@@ -11,7 +11,7 @@ from autopart.report.labels import ranks_label
 from autopart.search.explanation import Explanation
 from autopart.search.plan_comparison import sample_seconds, training_seconds
 from autopart.search.what_if import Scenario, ScenarioAnswer
-from autopart.units import format_bytes, format_gap, format_share, format_time
+from autopart.units import format_bytes, format_change, format_gap, format_share, format_time
 
 
 class PathShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +187,7 @@ def binding_lines(found: Explanation) -> list[str]:
     if found.move is not None:
         change = _relative(training_seconds(found.move.plan), training_seconds(plan))
         lines.append(
-            f"moving one layer: at best {_signed(change)}, with {found.move.layer} on stage "
+            f"moving one layer: at best {format_change(change)}, with {found.move.layer} on stage "
             f"{found.move.stage}"
         )
     return lines
@@ -214,7 +214,7 @@ def what_if_table(found: Explanation) -> Table:
             continue
         change = _relative(sample_seconds(one.plan), sample_seconds(plan))
         table.add_row(
-            scenario_label(one.scenario), next(rest), _signed(change), _shape(one.plan), ""
+            scenario_label(one.scenario), next(rest), format_change(change), _shape(one.plan), ""
         )
     return table
 
@@ -231,9 +231,3 @@ def _shape(plan: Plan) -> str:
     degrees = rank_degrees(plan)
     used = sum(degrees[rank] for rank in {rank for stage in plan.stages for rank in stage.ranks})
     return f"{len(plan.stages)} x {used}"
-
-
-def _signed(change: float) -> str:
-    """`-8.6 %`, `+3.5 %`, and `0.0 %` for less than that."""
-    rounded = round(100 * change, 1) + 0.0
-    return f"{rounded:+.1f} %" if rounded else "0.0 %"

@@ -13,7 +13,7 @@ from autopart.report.labels import chosen_label
 from autopart.report.plan_table import peak_bytes
 from autopart.search.plan_comparison import ComparedPlan, training_seconds
 from autopart.text import counted
-from autopart.units import format_gap, format_share, format_time
+from autopart.units import format_change, format_gap, format_share, format_time
 
 
 class ComparedSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +127,7 @@ def comparison_of_plans(compared: Sequence[ComparedPlan], paths: Sequence[str]) 
         table.add_row(
             path,
             cell,
-            "" if plan is plans[0] else _signed(one.slower),
+            "" if plan is plans[0] else format_change(one.slower),
             format_gap(plan.certificate.gap),
             format_share(plan.prediction.bubble),
             peak,
@@ -246,7 +246,7 @@ def sum_line(before: Profile, after: Profile) -> str:
     sums = [
         sum(map(layer_seconds, one.graph.layers)) / one.microbatch_size for one in (before, after)
     ]
-    change = _signed(sums[1] / sums[0] - 1) if sums[0] else "-"
+    change = format_change(sums[1] / sums[0] - 1) if sums[0] else "-"
     return f"all layers per sample: {format_time(sums[0])} before, {format_time(sums[1])} after ({change})"
 
 
@@ -273,10 +273,4 @@ def _relative(before: Layer | None, after: Layer | None) -> str:
     if after is None:
         return "gone"
     old = layer_seconds(before)
-    return _signed(layer_seconds(after) / old - 1) if old else "-"
-
-
-def _signed(change: float) -> str:
-    """`-8.6 %`, `+3.5 %`, and `0.0 %` for less than that."""
-    rounded = round(100 * change, 1) + 0.0
-    return f"{rounded:+.1f} %" if rounded else "0.0 %"
+    return format_change(layer_seconds(after) / old - 1) if old else "-"
