@@ -208,7 +208,9 @@ class LayoutSearch:
         paths = [] if alone else self.objective.proposals(layout, self.cuts)
         for path in paths:
             self.take_path(layout, path)
-        if layout.schedule not in CLASSIC:
+        # Orders of a plan's own follow later. Beside them, schedules are too many for a program each.
+        too_many = self.custom and not alone and layout.schedule not in CLASSIC
+        if layout.schedule == CUSTOM or too_many:
             return
         if self.solver != "dp" and (len(layout.stage_ranks) > 1 or alone):
             first = partition_of(self.cuts, paths[0]) if paths else None

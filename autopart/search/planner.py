@@ -17,7 +17,6 @@ from autopart.records.cluster import Cluster, num_gpus
 from autopart.records.microbatch_sizes import at_sizes, samples
 from autopart.records.plan import SOLVERS, Plan, SolverName
 from autopart.records.plan_degrees import stage_tensors
-from autopart.records.problem import CLASSIC
 from autopart.records.profile import Profile
 from autopart.records.tensor_degree import degree_of
 from autopart.search.candidates import SearchedProblem, candidate, candidates, why_none_fits
@@ -37,7 +36,6 @@ from autopart.stopping.time_limit import (
     passed,
     time_left,
 )
-from autopart.text import in_words
 
 
 def solve(
@@ -91,7 +89,6 @@ def _solve(
     searched = candidates(sized, problems)
     cluster = problems[0].cluster
     solver = _solver_name(options.solver)
-    _check_program(solver, problems[0].demands.schedules)
     found = search_sizes([one.of_degrees or one.problem for one in searched], solver, deadline)
     if found.best is not None:
         return _plan(searched, cluster, found, began)
@@ -159,14 +156,6 @@ def _baseline(own: SearchedProblem, cluster: Cluster, solver: SolverName) -> Pla
     except OutOfTime:
         return "no plan was found in time"
     return str(why_infeasible(own.problem, solver))
-
-
-def _check_program(solver: SolverName, schedules: Sequence[str]) -> None:
-    """Raise AutopartError where the integer program alone should solve, and knows none of the schedules."""
-    if solver == "ilp" and set(schedules).isdisjoint(CLASSIC):
-        raise AutopartError(
-            f"the integer program knows gpipe and 1f1b alone, not {in_words(schedules)}; take --solver auto"
-        )
 
 
 def _solver_name(solver: str) -> SolverName:

@@ -6,10 +6,19 @@ import pytest
 from autopart.certificate.verify import verify
 from autopart.errors import AutopartError, InfeasibleError
 from autopart.records.cluster import Link, cluster_of
+from autopart.records.layer_graph import LayerGraph, Recompute
 from autopart.records.plan import check_plan, load_plan, save_plan
 from autopart.search.planner import baselines, solve
 from tests.support.oracle import best_step_time
-from tests.support.problems import chain_graph, cluster, layer, problem, profile, random_problem
+from tests.support.problems import (
+    chain_graph,
+    cluster,
+    layer,
+    problem,
+    profile,
+    random_problem,
+    value,
+)
 from tests.support.seeds import seeds
 
 ROW = profile(chain_graph(*(layer(f"l{i}", param_bytes=400, grad_bytes=400, num_trainable=100) for i in range(6))))  # fmt: skip
@@ -178,7 +187,32 @@ def test_a_long_chain_gets_proposals_from_bisection(seed: int, monkeypatch):
     assert plan.certificate.gap == pytest.approx(0.0, abs=1e-9)
 
 
-def test_the_integer_program_alone_refuses_schedules_that_it_does_not_know() -> None:
-    graph = chain_graph(*(layer(name) for name in "abcd"))
-    with pytest.raises(AutopartError, match="knows gpipe and 1f1b alone, not zbv; take --solver"):
-        solve(profile(graph), cluster(1, 2), num_microbatches=4, schedule="zbv", solver="ilp")
+@pytest.mark.parametrize("schedule", ["interleaved-1f1b", "zbv"])
+def test_the_integer_program_alone_plans_named_schedules_with_policies(schedule: str) -> None:
+    """Two branches, which no order of the graph's own separates, in memory that needs recomputation."""
+    again = Recompute(extra_time=1.0, stash_bytes=0)
+    names = ("start", "left0", "left1", "right0", "right1", "join")
+    rows = tuple(layer(name, stash_bytes=40, recompute=again) for name in names)
+    pairs = (
+        "start left0",
+        "start right0",
+        "left0 left1",
+        "right0 right1",
+        "left1 join",
+        "right1 join",
+    )
+    values = tuple(value(*pair.split(), bytes=1) for pair in pairs)
+    graph = LayerGraph(layers=rows, values=values)
+    machine = cluster(1, 2, memory_bytes=240)
+    plan = solve(
+        profile(graph),
+        machine,
+        num_microbatches=4,
+        schedule=schedule,
+        solver="ilp",
+        recompute="auto",
+    )
+    best = solve(profile(graph), machine, num_microbatches=4, schedule=schedule, recompute="auto")
+    assert (plan.origin.solver, plan.schedule) == ("ilp", schedule)
+    assert any(stage.recompute for stage in plan.stages)
+    assert plan.prediction.step_time == pytest.approx(best.prediction.step_time)

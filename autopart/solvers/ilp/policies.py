@@ -20,7 +20,11 @@ Symbols   as in program.py and in autopart/activations/frontier.py, and
          t[l+1, s] >= c_l off[l, s];            t[l+1, s] >= left[l, s] - C off[l, s]
     (18) wait[l, s] >= left[l, s] - C (1 - off[l, s]);   at the stage's end all of t
     (19) (17) and (18) for the backward, with B_l x[l, s] + Σ x_a y[l, s, a] in place of F_l x[l, s]
-    (20) in flight * bytes on the host <= a rank's share of host memory     (program.py)
+         Where backwards are split, I's own seconds take the place of B_l
+    (20) in flight * bytes on the host <= a rank's share of host memory     (memory.py)
+    (28) in_i[s] >= (16) with l's transient in I, and with bytes kept inside j less those that stay until W
+         in_i[s] >= Σ over all j: bytes that stay until W - bytes kept inside j - now[u, j, s] bytes
+         Where backwards are split. Where l runs again, its forward's transient counts too
 
 All variables except y are continuous and pushed down. So at whole y they are the numbers in recurrences (1) and (2) in
 autopart/activations/frontier.py. A layer on another stage has x = 0 and off = 0, and passes p and t on. P and C
@@ -50,9 +54,14 @@ class PolicyConstraints:
         on: Sequence[Quantity],
         layers: StageLayers,
         gradients: StageGradients,
+        in_input_grad: Sequence[Transient] = (),
     ) -> None:
-        """`program` is a PuLP problem, and `on` has the x[l, stage]."""
+        """`program` is a PuLP problem, and `on` has the x[l, stage].
+
+        `in_input_grad` are the layers' transients in I, where backwards are split.
+        """
         self.program, self.stage, self.on, self.layers = program, stage, on, layers
+        self.in_input_grad = in_input_grad
         self.gradients = gradients
         nowhere = [False] * len(on)
         self.alone: list[StageLayer] = [layers.in_stage(at, nowhere) for at in range(len(on))]
@@ -65,6 +74,8 @@ class PolicyConstraints:
         self.longest = max((policy.copy_time for policy in moved), default=0.0)
         """C."""
         self.newly_kept = [self._newly_kept(at) for at in range(len(on))]
+        self._results_twice: dict[int, Quantity] = {}
+        self._transits: dict[int, Any] = {}
 
     def changes(self) -> PolicyChanges[Quantity]:
         """The changes that the policies make to the stage, as expressions."""
@@ -77,8 +88,10 @@ class PolicyConstraints:
             extra_time=extra + forward + backward,
             forward_wait=forward,
             freed_bytes=freed - sum_of(size for own in self.newly_kept for size in own),
-            workspace_bytes=self._workspace(),
-            input_grad_workspace_bytes=0,
+            workspace_bytes=self._workspace("work", self._needs, self._behind),
+            input_grad_workspace_bytes=self._workspace("in_i", self._needs_in_i, self._behind_in_i)
+            if self.in_input_grad
+            else 0,
             host_bytes=sum_of(policy.moved_bytes * y for policy, y in chosen if policy.moved_bytes),
         )
 
@@ -116,11 +129,18 @@ class PolicyConstraints:
             kept.append(own.bytes * stays)
         return kept
 
-    def _workspace(self) -> Quantity:
-        """work[s], in bytes."""
+    def _workspace(
+        self,
+        kind: str,
+        needs: Callable[[int], Sequence[Quantity]],
+        behind: Callable[[int], Quantity],
+    ) -> Quantity:
+        """work[s] or in_i[s], in bytes: the most of what layers need, less the bytes behind them."""
         # The variable counts in units that no workspace exceeds by much, so that coefficients are near 1.
-        scale = self.most_bytes + max(self._room(layer) for layer in self.alone) or 1
-        work, ahead = self._variable("work", "all"), None
+        scale = self.most_bytes + max(map(self._room, range(len(self.on)))) or 1
+        work, ahead = self._variable(kind, "all"), None
+        if kind == "in_i":
+            self.program += work >= behind(-1) * (-1 / scale)  # (28)
         for at in range(len(self.on)):
             # Step 1: stash that returns for this layer, and p.
             back = sum_of(policy.returned_bytes / scale * y for policy, y in self.chosen[at])
@@ -128,52 +148,86 @@ class PolicyConstraints:
                 most = self.most_bytes / scale
                 back = back + most * ahead - most * (1 - self.on[at])
             # Step 2: the layer's own transient, less stash in later layers.
-            behind = self._behind(at)
-            for own in self._needs(at, self.layers.transients[at]):
-                self.program += work >= back + (own - behind) * (1 / scale)  # (16)
+            less = behind(at)
+            for own in needs(at):
+                self.program += work >= back + (own - less) * (1 / scale)  # (16), (28)
             # Step 3: p for the next layer.
             ahead = self._in_transit(at, ahead)
         return scale * work
 
-    def _needs(self, at: int, layer: Transient) -> list[Quantity]:
+    def _needs(self, at: int) -> list[Quantity]:
         """Transient bytes in one layer: in forward, then in backward beside gradients. The largest counts."""
+        layer = self.layers.transients[at]
         needs = [layer.most_bytes * self.on[at]]
         if layer.backward_bytes is not None:
             again = sum_of(self._again(at))
             more = max(0, layer.most_bytes - layer.backward_bytes) * again
-            for number, (size, sent) in enumerate(self.gradients.results[at]):
-                twice = self._variable(f"twice_{number}", at, upBound=1)
-                self.program += twice >= sent + again - 1  # (16)
-                more = more + size * twice
             own = layer.backward_bytes * self.on[at] + self.gradients.pending[at]
-            needs.append(own + more)
+            needs.append(own + more + self._twice(at))
         return needs
+
+    def _needs_in_i(self, at: int) -> list[Quantity]:
+        """The same in I, in which a layer that runs again has its forward's transient too."""
+        layer, again = self.in_input_grad[at], sum_of(self._again(at))
+        second = max(layer.most_bytes, self.layers.layers[at].workspace_bytes)
+        if layer.backward_bytes is None:
+            return [layer.most_bytes * self.on[at] + (second - layer.most_bytes) * again]
+        more = max(0, second - layer.backward_bytes) * again
+        own = layer.backward_bytes * self.on[at] + self.gradients.pending_in_input_grad[at]
+        return [layer.most_bytes * self.on[at], own + more + self._twice(at)]
+
+    def _twice(self, at: int) -> Quantity:
+        """Bytes in results that exist twice where the layer runs again."""
+        if at not in self._results_twice:
+            twice: list[Quantity] = []
+            for number, (size, sent) in enumerate(self.gradients.results[at]):
+                variable = self._variable(f"twice_{number}", at, upBound=1)
+                self.program += variable >= sent + sum_of(self._again(at)) - 1  # (16)
+                twice.append(size * variable)
+            self._results_twice[at] = sum_of(twice)
+        return self._results_twice[at]
 
     def _behind(self, at: int) -> Quantity:
         """Stash bytes in later layers that are not there while one runs, less waiting gradients."""
+        return self._kept_behind(at) - sum_of(
+            own.grad_bytes * own.waits for own in self.gradients.tied if own.layer > at
+        )
+
+    def _behind_in_i(self, at: int) -> Quantity:
+        """The same in I, after which some bytes stay until W."""
+        return self._kept_behind(at) - sum_of(
+            layer.left_bytes * on
+            for place, (layer, on) in enumerate(zip(self.alone, self.on, strict=True))
+            if place > at and layer.left_bytes
+        )
+
+    def _kept_behind(self, at: int) -> Quantity:
         kept: list[Quantity] = []
         for other in range(at + 1, len(self.on)):
             stash = self.layers.layers[other].stash_bytes
             kept.append(stash * self.on[other])
             kept += [(policy.kept_bytes - stash) * y for policy, y in self.chosen[other]]
             kept += self.newly_kept[other]
-        return sum_of(kept) - sum_of(
-            own.grad_bytes * own.waits for own in self.gradients.tied if own.layer > at
-        )
+        return sum_of(kept)
 
-    def _room(self, layer: StageLayer) -> int:
-        return layer.workspace_bytes + max(policy.returned_bytes for policy in layer.policies)
+    def _room(self, at: int) -> int:
+        layer = self.alone[at]
+        own = max(layer.workspace_bytes, layer.input_grad_workspace_bytes)
+        return own + max(policy.returned_bytes for policy in layer.policies)
 
     def _in_transit(self, at: int, ahead: Any) -> Any:
         """p behind a layer, as a share of P; None where no layer before may be offloaded."""
         found = self._offloaded(at)
         if found is None:
             return ahead
+        if at in self._transits:
+            return self._transits[at]
         policy, off = found
         behind = self._variable("p", at, upBound=1)
         self.program += behind >= policy.moved_bytes / self.most_bytes * off  # (15)
         if ahead is not None:
             self.program += behind >= ahead - off  # (15)
+        self._transits[at] = behind
         return behind
 
     def _hides(self, at: int, seconds: float) -> Quantity:
@@ -182,9 +236,10 @@ class PolicyConstraints:
 
     def _hides_in_backward(self, at: int) -> Quantity:
         """The same in backward, which recomputation makes longer (19)."""
-        seconds = self.alone[at].backward_time
-        if not seconds:
+        if not self.alone[at].backward_time:
             return 0.0
+        split = bool(self.in_input_grad)
+        seconds = self.alone[at].input_grad_time if split else self.alone[at].backward_time
         kept = min(1.0, seconds / self.longest)
         more = [
             (min(1.0, (seconds + policy.extra_time) / self.longest) - kept) * y

@@ -19,7 +19,8 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
          Where stash returns, (16) takes its place
      (8) memory on stage s <= memory per GPU       the cost model's own formula, linear in the above; once for each
                                                    number of gradients among the messages under way
-     (9) T >= Σ over l: (f + b)_l z[l, s-1] + m period[s];     T >= m busy[s] for the bottleneck
+     (9) T >= Σ over l: (f + b)_l z[l, s-1] + m Σ period[t] over the stages t of a rank, s the first of them;
+         T >= m Σ busy[t] for the bottleneck
     (10) x[l, s] = 1 where l is pinned to s;  x[l, s] = x[u, s] where l and u share a stage;
          Σ x[l, s] <= 1 over layers that must lie apart
     (11) T <= the best chain plan's value, where there is one
@@ -36,14 +37,22 @@ Symbols   l, u, w   layers        v   a value, made by p(v), read by its consume
                                                    sums of tied gradients likewise (`tied_sums`)
     (25) relays[v, s] >= c[v, s-1] + c[v, s] - 1 - Σ x[w, s]  over readers w
 
-z is whole. The variables c, kept, only, any, work, again, waits, relays and T are continuous. (8) and (9) push each down,
-and at whole z the smallest value that (4)-(7) and (13)-(25) allow is the exact one. The cumulative z make
+Under schedules other than GPipe and 1F1B, memory is that of each rank along its order, g a place in it:
+    (26) in_i[s], in_w[s] >= (7) with l's transients in I and in W, beside gradients without sums of tied ones
+    (27) kept_for_w[s] >= values[s] - M fewer[s];  kept_for_w[s] >= needed[s] - M (1 - fewer[s])
+                                                   fewer[s] is 0 or 1: of two numbers the smaller one counts
+    (28) in_i[s] with policies (autopart/solvers/ilp/policies.py)
+    (29) size[i, s] >= bytes of kind i on stage s for one microbatch: stash, waiting, messages, results
+    (30) lasting[r] + Σ counts[g, i, s] size[i, s] + the running action's workspace <= memory per GPU     for each g
+
+z is whole. The variables c, kept, only, any, work, again, waits, relays and T are continuous. (8), (9) and (30) push each
+down, and at whole z the smallest value that (4)-(7) and (13)-(29) allow is the exact one. The cumulative z make
 precedence (2) tight in the relaxation.
 
 HiGHS solves the program through PuLP. On a time-out the best solution so far is taken. Derivation: docs/solvers.md.
 
-(1)-(4) and (10) stand in placement.py, (5), (6) and (25) in sums.py, (7), (23) and (24) in transients.py, (13)-(19) in
-policies.py, the others here.
+(1)-(4) and (10) stand in placement.py, (5), (6) and (25) in sums.py, (7), (23), (24), (26) and (27) in transients.py,
+(13)-(19) and (28) in policies.py, (8), (12), (20)-(22), (29) and (30) in memory.py, the others here.
 """
 
 from typing import Any
@@ -53,27 +62,27 @@ import pulp
 
 from autopart.activations.best_policies import best_policies, totals_with_policies
 from autopart.activations.changes import apply_linear_changes
-from autopart.activations.policies import (
-    has_policies,
-    leaves_choice,
-    optimizer_places,
-)
+from autopart.activations.policies import has_policies, leaves_choice
 from autopart.activations.stage_layers import stage_layers
 from autopart.cost.cuts import stage_totals
-from autopart.cost.memory import largest_part, memory_with_state, total
-from autopart.cost.memory_limits import limits_of
 from autopart.cost.on_ranks import on_ranks
 from autopart.cost.stage_times import busy_time, cut_links, links_around, traffic_times
 from autopart.cost.stage_totals import StageTotals, plain_totals
-from autopart.cost.syncs import update_share
+from autopart.cost.transients import input_grad_transients
 from autopart.records.cluster import slowest_speed
 from autopart.records.layouts import Layout, Partition, own_microbatches
-from autopart.records.problem import Problem
-from autopart.schedules.in_flight import classic_rows, row_at
+from autopart.records.problem import CLASSIC, PAIRED, Problem, splits_backward
+from autopart.solvers.ilp.memory import MemoryConstraints
 from autopart.solvers.ilp.placement import Placement, sum_of
 from autopart.solvers.ilp.policies import PolicyConstraints
 from autopart.solvers.ilp.sums import ExpressionSums
-from autopart.solvers.ilp.transients import kept_workspace, stage_gradients
+from autopart.solvers.ilp.transients import (
+    kept_workspace,
+    kept_workspace_in_input_grad,
+    stage_gradients,
+    waiting_bytes,
+    workspace_in_weight_grad,
+)
 from autopart.stopping.time_limit import check_time, deadline_in, passed, time_left
 from autopart.units import Q, Quantity
 
@@ -108,21 +117,33 @@ def finish_of(problem: Problem, layout: Layout, partition: Partition) -> float:
     all_totals = totals_with_policies(
         problem, layout, partition, best_policies(problem, layout, partition)
     )
-    ahead, finish = 0.0, 0.0
+    ahead, periods = [0.0], list[float]()
     for stage, (kept, totals) in enumerate(zip(plain, all_totals, strict=True)):
         kept, totals = (on_ranks(own, problem, layout, stage) for own in (kept, totals))
-        own = own_microbatches(layout, stage)
-        finish = max(finish, ahead + own * _period(problem, layout, stage, totals))
+        periods.append(_period(problem, layout, stage, totals))
         # (9) counts the layers ahead without policies.
-        if problem.objective != "bottleneck":
-            ahead += kept.forward_time + kept.backward_time
-    return finish
+        counts = problem.objective != "bottleneck"
+        ahead.append(ahead[-1] + counts * (kept.forward_time + kept.backward_time))
+    return max(
+        ahead[own[0]] + own_microbatches(layout, own[0]) * sum(periods[s] for s in own)
+        for own in _stages_by_rank(layout)
+    )
+
+
+def _stages_by_rank(layout: Layout) -> list[list[int]]:
+    """The stages of each rank in the first replica, in their order."""
+    found: dict[int, list[int]] = {}
+    for stage, ranks in enumerate(layout.stage_ranks):
+        found.setdefault(min(ranks), []).append(stage)
+    return list(found.values())
 
 
 def _period(problem: Problem, layout: Layout, stage: int, totals: StageTotals[Q]) -> Q:
-    """Seconds per microbatch on a stage: busy time, and a share for sends beside it."""
+    """Seconds per microbatch on a stage: busy time less what a pair saves, and a share for sends beside it."""
     before, after = links_around(cut_links(problem.cluster, layout.stage_ranks), stage)
     period = busy_time(totals, problem.cluster, before, after)
+    if layout.schedule in PAIRED:
+        period = period - totals.pair_saving
     if not problem.cluster.sends_overlap or problem.objective == "bottleneck":
         return period
     sends = sum(traffic_times(totals.sent, after)) + sum(traffic_times(totals.received, before))
@@ -144,9 +165,7 @@ class _Program:
         self.placement = Placement(self.program, problem.graph, len(layout.stage_ranks))
         self.placement.keep(problem.demands)
         self.placement.cross_cuts()
-        for stage in range(len(layout.stage_ranks)):
-            check_time()
-            self._bound_stage(stage)
+        self._bound_stages()
 
     def must_beat(self, finish: float) -> None:
         """Ask for a solution at most as long as `finish` seconds."""
@@ -174,78 +193,51 @@ class _Program:
         solved = (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
         return self.placement.partition() if self.program.sol_status in solved else None
 
-    def _bound_stage(self, stage: int) -> None:
+    def _bound_stages(self) -> None:
+        """Add the objective and the memory limits over all stages."""
         problem, layout = self.problem, self.layout
-        totals = on_ranks(self._with_best_policies(stage), problem, layout, stage)
-        own = own_microbatches(layout, stage)
-        self._bound_memory(stage, totals)
+        limits = MemoryConstraints(self.program, problem, layout, self.placement)
+        all_totals: list[StageTotals[Quantity]] = []
+        for stage in range(len(layout.stage_ranks)):
+            check_time()
+            all_totals.append(on_ranks(self._with_best_policies(stage), problem, layout, stage))
+            if layout.schedule in CLASSIC:
+                limits.bound_stage(stage, all_totals[stage])
+        if layout.schedule not in CLASSIC:
+            limits.bound_ranks(all_totals)
         counted = self.work if problem.objective != "bottleneck" else []
-        ahead = sum_of(t * self.placement.by(l, stage - 1) for l, t in enumerate(counted))
-        finish = ahead + own * _period(problem, layout, stage, totals)
-        self.program += self.finish >= finish * (1 / self.second), f"finish_{stage}"  # (9)
+        for stages in _stages_by_rank(layout):
+            first = stages[0]
+            ahead = sum_of(t * self.placement.by(l, first - 1) for l, t in enumerate(counted))
+            period = sum_of(_period(problem, layout, s, all_totals[s]) for s in stages)
+            finish = ahead + own_microbatches(layout, first) * period
+            self.program += self.finish >= finish * (1 / self.second), f"finish_{first}"  # (9)
 
     def _with_best_policies(self, stage: int) -> StageTotals[Quantity]:
         """A stage's totals as expressions, under the policies that the program chooses."""
         problem, placement = self.problem, self.placement
         totals = plain_totals(problem.graph, ExpressionSums(placement, stage))
         gradients = stage_gradients(placement, stage)
+        split = splits_backward(self.layout.schedule)
+        if split:
+            totals = totals._replace(
+                waiting_bytes=waiting_bytes(placement, stage, totals),
+                weight_grad_workspace_bytes=workspace_in_weight_grad(placement, stage, gradients),
+            )
         if not leaves_choice(problem.demands) or not has_policies(self.layout.schedule):
-            work = kept_workspace(placement, stage, gradients)
-            return totals._replace(workspace_bytes=work)
+            return totals._replace(
+                workspace_bytes=kept_workspace(placement, stage, gradients),
+                input_grad_workspace_bytes=kept_workspace_in_input_grad(placement, stage, gradients)
+                if split
+                else 0,
+            )
         speed = slowest_speed(problem.cluster, self.layout.stage_ranks[stage])
         layers = stage_layers(problem.graph, problem.demands, problem.cluster.host_link, speed)
         on = [placement.on(l, stage) for l in range(placement.num_layers)]
-        return apply_linear_changes(
-            totals, PolicyConstraints(self.program, stage, on, layers, gradients).changes()
+        in_input_grad = input_grad_transients(problem.graph) if split else ()
+        changes = PolicyConstraints(
+            self.program, stage, on, layers, gradients, in_input_grad
+        ).changes()
+        return apply_linear_changes(totals, changes)._replace(
+            input_grad_workspace_bytes=changes.input_grad_workspace_bytes
         )
-
-    def _bound_memory(self, stage: int, totals: StageTotals[Quantity]) -> None:
-        problem, replicas = self.problem, len(self.layout.stage_ranks[stage])
-        limits = limits_of(problem, self.layout, stage)
-        sharing = update_share(problem.training, replicas)
-        stepped = self._largest_part(totals.num_trainable, sharing)
-        away, lent = self._away(stage, stepped, sharing)
-        count = limits.in_flight
-        rows = classic_rows(count)
-        uses = [
-            memory_with_state(
-                totals, problem, replicas, count, stepped - away, lent, row_at(rows, row)
-            )
-            for row in range(len(rows.counts))
-        ]
-        for row, use in enumerate(uses):
-            needed: Any = total(use) * (1 / limits.device_bytes)
-            self.program += needed <= 1.0, f"memory_{row}_{stage}"  # (8)
-        share = limits.host_bytes
-        if share is not None:
-            hosted: Any = uses[0].host * (1 / max(share, 1))
-            self.program += hosted <= min(share, 1), f"on_host_{stage}"  # (20)
-
-    def _away(self, stage: int, stepped: Quantity, sharing: int) -> tuple[Quantity, Quantity]:
-        """Trained elements whose optimizer state is off the device, and on the host."""
-        layers = self.problem.graph.layers
-        places = optimizer_places(self.problem.demands)
-        sizes = [largest_part(la.num_trainable, sharing) for la in layers]
-        if True not in places or not sum(sizes):
-            return 0, 0
-        most = sum(la.num_trainable for la in layers)
-        variable = self.program.add_variable
-        host: Any = variable(f"host_{stage}", int(False not in places), 1, cat=pulp.LpInteger)
-        away, lent, widest = (
-            most * variable(f"{name}_{stage}", 0, 1) for name in ("away", "lent", "widest")
-        )
-        for layer, size in enumerate(sizes):
-            self.program += widest >= size * self.placement.on(layer, stage)  # (21)
-        self.program += away <= most * host  # (21)
-        self.program += away <= stepped - widest  # (21)
-        self.program += lent >= stepped - most * (1 - host)  # (22)
-        return away, lent
-
-    def _largest_part(self, count: Quantity, parts: int) -> Quantity:
-        """The largest among `parts` even shares of a whole number."""
-        if parts == 1 or isinstance(count, int):
-            return largest_part(count, parts)
-        name = f"part_{len(self.program.variables())}"
-        variable: Any = self.program.add_variable(name, 0, cat=pulp.LpInteger)
-        self.program += parts * variable >= count  # (12)
-        return variable

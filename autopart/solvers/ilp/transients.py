@@ -1,15 +1,23 @@
 """Waiting gradients and workspace on one stage, as constraints in an integer program.
 
-autopart/solvers/ilp/program.py has the symbols, and constraints (7), (23) and (24).
+autopart/solvers/ilp/program.py has the symbols, and constraints (7), (23), (24), (26) and (27).
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import pulp
+
+from autopart.cost.stage_totals import StageTotals, layer_sizes
 from autopart.cost.transients import (
+    Transient,
     WaitingGradient,
     gradients_in_whole_backward,
+    has_split_backward,
+    input_grad_transients,
     own_results,
+    waiting_gradients,
+    weight_grad_transients,
     whole_transients,
 )
 from autopart.solvers.ilp.placement import Placement, sum_of
@@ -31,6 +39,8 @@ class StageGradients(NamedTuple):
     tied: Sequence[WaitingTied]
     pending: Sequence[Quantity]
     """For each layer the gradient bytes that are there while its backward runs (24)."""
+    pending_in_input_grad: Sequence[Quantity]
+    """The same in I, which makes no sums of tied gradients."""
     results: Sequence[Sequence[tuple[int, Quantity]]]
     """For each layer the results that it keeps itself: bytes, and whether the stage sends them on."""
 
@@ -39,37 +49,97 @@ def stage_gradients(placement: Placement, stage: int) -> StageGradients:
     """Add the variables in (23) and (24) for one stage."""
     numbers = {value.name: number for number, value in enumerate(placement.graph.values)}
     tied = _waiting_tied(placement, stage)
-    pending = _pending(placement, stage)
+    pending, in_input_grad = _pending(placement, stage)
     results = [
         [(v.bytes, placement.crosses(numbers[v.name], stage)) for v in own]
         for own in own_results(placement.graph)
     ]
-    return StageGradients(tied, pending, results)
+    return StageGradients(tied, pending, in_input_grad, results)
 
 
 def kept_workspace(placement: Placement, stage: int, gradients: StageGradients) -> Quantity:
     """Workspace on a stage whose layers all keep their stash: work[s] in (7)."""
-    program, layers = placement.program, whole_transients(placement.graph)
-    variable: Any = program.add_variable(f"work_{stage}", 0)
+    layers = whole_transients(placement.graph)
+    return _workspace(placement, stage, "work", layers, gradients.pending, gradients.tied)
+
+
+def kept_workspace_in_input_grad(
+    placement: Placement, stage: int, gradients: StageGradients
+) -> Quantity:
+    """Workspace in I on a stage whose layers all keep their stash (26)."""
+    layers = input_grad_transients(placement.graph)
+    return _workspace(placement, stage, "in_i", layers, gradients.pending_in_input_grad, ())
+
+
+def workspace_in_weight_grad(
+    placement: Placement, stage: int, gradients: StageGradients
+) -> Quantity:
+    """Workspace in W on a stage, which no policy changes (26)."""
+    layers = weight_grad_transients(placement.graph)
+    return _workspace(placement, stage, "in_w", layers, gradients.pending_in_input_grad, ())
+
+
+def waiting_bytes(placement: Placement, stage: int, totals: StageTotals[Quantity]) -> Quantity:
+    """Bytes that one microbatch keeps from I to W: (27). `totals` are those where layers keep their stash."""
+    graph, program = placement.graph, placement.program
+    if not has_split_backward(graph):
+        return totals.stash_bytes
+    sizes = layer_sizes(graph)
+
+    def summed(per_layer: Sequence[int]) -> Quantity:
+        return sum_of(size * placement.on(l, stage) for l, size in enumerate(per_layer) if size)
+
+    inner = summed(sizes.waiting_bytes.tolist())
+    if not sizes.waiting_value_bytes.any():
+        return inner
+    values = totals.stash_bytes - summed(sizes.stash_bytes.tolist())
+    needed = summed(sizes.waiting_value_bytes.tolist())
+    most = max(sum(value.bytes for value in graph.values), int(sizes.waiting_value_bytes.sum()))
+    fewer: Any = program.add_variable(f"fewer_{stage}", 0, 1, cat=pulp.LpInteger)
+    kept: Any = program.add_variable(f"kept_for_w_{stage}", 0)
+    program += kept >= values * (1 / most) - fewer  # (27)
+    program += kept >= needed * (1 / most) - (1 - fewer)  # (27)
+    return inner + most * kept
+
+
+def _workspace(
+    placement: Placement,
+    stage: int,
+    kind: str,
+    layers: Sequence[Transient],
+    pending: Sequence[Quantity],
+    tied: Sequence[WaitingTied],
+) -> Quantity:
+    """The largest transient among a stage's layers that keep their stash, in one kind of action."""
+    program = placement.program
+    variable: Any = program.add_variable(f"{kind}_{stage}", 0)
     # The variable counts in units of the largest transient, so that coefficients are near 1.
     scale = max(max(layer.most_bytes, layer.backward_bytes or 0) for layer in layers) or 1
+    if any(layer.less_bytes < 0 for layer in layers):
+        # More stays from I to W than there was stash. So all layers together may need the most.
+        program += variable >= 0 - _less(placement, stage, layers, -1, scale)  # (26)
     for at, layer in enumerate(layers):
-        behind = sum_of(
-            other.less_bytes / scale * placement.on(place, stage)
-            for place, other in enumerate(layers)
-            if place > at and other.less_bytes
-        )
-        waits = sum_of(
-            own.grad_bytes / scale * own.waits for own in gradients.tied if own.layer > at
-        )
+        behind = _less(placement, stage, layers, at, scale)
+        waits = sum_of(own.grad_bytes / scale * own.waits for own in tied if own.layer > at)
         if layer.most_bytes:
             here = layer.most_bytes / scale * placement.on(at, stage)
-            program += variable >= here + waits - behind  # (7)
+            program += variable >= here + waits - behind  # (7), (26)
         if layer.backward_bytes is not None:
             own = layer.backward_bytes / scale * placement.on(at, stage)
-            here = own + gradients.pending[at] * (1 / scale)
-            program += variable >= here + waits - behind  # (7)
+            here = own + pending[at] * (1 / scale)
+            program += variable >= here + waits - behind  # (7), (26)
     return scale * variable
+
+
+def _less(
+    placement: Placement, stage: int, layers: Sequence[Transient], at: int, scale: int
+) -> Quantity:
+    """Stash bytes of the layers behind one that are not there while it runs, in units of `scale`."""
+    return sum_of(
+        other.less_bytes / scale * placement.on(place, stage)
+        for place, other in enumerate(layers)
+        if place > at and other.less_bytes
+    )
 
 
 def _waiting_tied(placement: Placement, stage: int) -> list[WaitingTied]:
@@ -85,8 +155,11 @@ def _waiting_tied(placement: Placement, stage: int) -> list[WaitingTied]:
     return found
 
 
-def _pending(placement: Placement, stage: int) -> list[Quantity]:
+def _pending(placement: Placement, stage: int) -> tuple[list[Quantity], list[Quantity]]:
+    """For each layer the gradients beside it in a whole backward, and in I."""
     found: list[Quantity] = []
+    in_input_grad: list[Quantity] = []
+    without_sums = waiting_gradients(placement.graph)
     for at, groups in enumerate(gradients_in_whole_backward(placement.graph)):
         here = placement.on(at, stage)
         own = [
@@ -96,7 +169,9 @@ def _pending(placement: Placement, stage: int) -> list[Quantity]:
             for number, group in enumerate(groups)
         ]
         found.append(sum_of(own))
-    return found
+        # The sums of tied gradients come last.
+        in_input_grad.append(sum_of(own[: len(without_sums[at])]))
+    return found, in_input_grad
 
 
 def _waits(placement: Placement, stage: int, at: int, number: int, group: WaitingGradient) -> Any:
