@@ -142,7 +142,7 @@ def _fits_on(asked: Problem, layout: Layout, decision: Decision, stages: list[in
     """Whether the ranks with some stages keep their limits; other ranks may not."""
     predicted, share = decision.prediction, host_share(asked.cluster)
     assert predicted.rank_peak_bytes
-    hosted = predicted.rank_host_bytes or [0] * len(predicted.rank_peak_bytes)
+    hosted = list(predicted.rank_host_bytes or [0] * len(predicted.rank_peak_bytes))
     if not predicted.rank_host_bytes:
         for own, ranks in zip(predicted.stages, layout.stage_ranks, strict=True):
             for rank in ranks:
