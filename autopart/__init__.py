@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         save_profile,
     )
     from autopart.records.run_result import RunResult
+    from autopart.records.size import Sizing, load_sizing, save_sizing
     from autopart.runtime.engine.asynchronous_pipeline import (
         AsynchronousPipeline,
         make_asynchronous_pipeline,
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from autopart.runtime.profiling.profiler import profile_model
     from autopart.runtime.validation import Validation, validate_plan
     from autopart.search.planner import baselines, solve
+    from autopart.search.sizing import SizedPlans, size
     from autopart.simulator.timeline import Timeline
     from autopart.simulator.timeline import simulate_plan as simulate
 
@@ -113,6 +115,8 @@ _HOMES = {
     "RunError": "errors",
     "RunResult": "records.run_result",
     "ScheduleError": "errors",
+    "SizedPlans": "search.sizing",
+    "Sizing": "records.size",
     "Source": "records.profile",
     "Stage": "records.plan",
     "TiedParameter": "records.layer_graph",
@@ -130,6 +134,7 @@ _HOMES = {
     "load_cluster": "records.cluster",
     "load_plan": "records.plan",
     "load_profile": "records.profile",
+    "load_sizing": "records.size",
     "make_asynchronous_pipeline": "runtime.engine.asynchronous_pipeline",
     "make_pipeline": "runtime.engine.pipeline",
     "mixed_cluster": "records.mixed_cluster",
@@ -139,7 +144,9 @@ _HOMES = {
     "save_cluster": "records.cluster",
     "save_plan": "records.plan",
     "save_profile": "records.profile",
+    "save_sizing": "records.size",
     "simulate": "simulator.timeline:simulate_plan",
+    "size": "search.sizing",
     "solve": "search.planner",
     "solve_peer": "peers.solve",
     "split_batch": "runtime.engine.pipeline",
@@ -180,6 +187,8 @@ __all__ = [
     "RunError",
     "RunResult",
     "ScheduleError",
+    "SizedPlans",
+    "Sizing",
     "Source",
     "Stage",
     "TiedParameter",
@@ -198,6 +207,7 @@ __all__ = [
     "load_cluster",
     "load_plan",
     "load_profile",
+    "load_sizing",
     "make_asynchronous_pipeline",
     "make_pipeline",
     "mixed_cluster",
@@ -207,7 +217,9 @@ __all__ = [
     "save_cluster",
     "save_plan",
     "save_profile",
+    "save_sizing",
     "simulate",
+    "size",
     "solve",
     "solve_peer",
     "split_batch",

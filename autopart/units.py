@@ -48,6 +48,7 @@ Q = TypeVar("Q", bound=Quantity)
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _PREFIX = {**_DECIMAL, **_BINARY, "k": 10**3}
+_DURATION = {"w": 604800.0, "d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0}
 _TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _NUMBER = r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*"
 
@@ -91,6 +92,15 @@ def parse_time(text: str) -> float:
     return seconds
 
 
+def parse_duration(text: str) -> float:
+    """Read a time such as ``30d``, ``12h`` or ``2w``, in seconds; above 0."""
+    match = re.fullmatch(_NUMBER + r"(w|d|h|min|s)\s*", text)
+    seconds = float(match[1]) * _DURATION[match[2]] if match else 0.0
+    if not 0.0 < seconds <= MOST_SECONDS:
+        raise AutopartError(f"'{text}' is no time to train in; write for example 30d, 12h or 2w")
+    return seconds
+
+
 def parse_share(text: str) -> float:
     """Read a share such as ``5%`` or ``0.05``, 0 to 1."""
     match = re.fullmatch(_NUMBER + r"(%)?\s*", text)
@@ -119,6 +129,16 @@ def format_time(seconds: float) -> str:
             digits = 0 if abs(scaled) >= 100 else 1 if abs(scaled) >= 10 else 2
             return f"{scaled:.{digits}f} {unit}"
     raise AssertionError("the last unit always returns")
+
+
+def format_training(seconds: float) -> str:
+    """Write the time of a training: `34.2 days`, `1,920 days`, `5.3 hours`."""
+    if seconds < _DURATION["h"]:
+        return format_time(seconds)
+    if seconds < _DURATION["d"]:
+        return f"{seconds / _DURATION['h']:.1f} hours"
+    days = seconds / _DURATION["d"]
+    return f"{days:,.0f} days" if days >= 100 else f"{days:.1f} days"
 
 
 def format_bandwidth(bandwidth: float) -> str:

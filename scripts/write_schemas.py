@@ -22,6 +22,7 @@ from autopart.records.plan import Plan
 from autopart.records.probe import ProbeSummary
 from autopart.records.profile import Profile
 from autopart.records.run_result import RunResult
+from autopart.records.size import Sizing
 from autopart.report import (
     calibration_table,
     cluster_table,
@@ -38,7 +39,13 @@ from autopart.report import (
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 
-FILES = {"profile": Profile, "cluster": Cluster, "plan": Plan, "calibration": Calibration}
+FILES = {
+    "profile": Profile,
+    "cluster": Cluster,
+    "plan": Plan,
+    "calibration": Calibration,
+    "size": Sizing,
+}
 DOCUMENTS = {
     "profile-summary": profile_summary.ProfileSummary,
     "probe-summary": ProbeSummary,

@@ -18,6 +18,7 @@ COMMANDS = (
     "import-plan",
     "bottleneck",
     "solve",
+    "size",
     "show",
     "explain",
     "compare",

@@ -20,7 +20,7 @@ from autopart.records.cluster import (
     num_gpus,
 )
 from autopart.records.known_clusters import PRESETS, Preset, find_preset, node_of, preset_cluster
-from autopart.records.known_gpus import GPUS
+from autopart.records.known_gpus import GPUS, known_name
 from autopart.records.mixed_cluster import mixed_cluster
 from autopart.records.network import with_gpus
 from autopart.records.profile import Profile, calibration_of
@@ -193,9 +193,7 @@ def _gpu_name(options: ClusterOptions, profile: Profile) -> str:
     device = profile.device
     if device.kind == "cpu":
         return "cpu"
-    known = next(
-        (gpu.name for gpu in GPUS.values() if device.name in (gpu.name, *gpu.cuda_names)), None
-    )
+    known = known_name(device.name)
     if known is None:
         raise ClusterError(
             f"the profile was measured on '{device.name}', of which no figures are known; "

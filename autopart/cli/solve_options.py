@@ -17,6 +17,8 @@ from autopart.units import parse_bytes
 GlobalBatch = Annotated[
     int | None,
     typer.Option(
+        "--global-batch",
+        "--batch",
         min=1,
         help="Samples per optimizer step, over all replicas; default: 4 microbatches per GPU.",
     ),

@@ -156,13 +156,21 @@ def least_price(
     They lie anyhow on at least `fewest_nodes` nodes. Neither more ranks on the same
     nodes nor another spread is always slower. So each shape is tried.
     """
-    groups = [group for n in counts for group in _groups(fabric, n, fewest_nodes)]
-    if not groups:
+    pieces = [piece for n in counts for piece in _least_pieces(fabric, collective, n, fewest_nodes)]
+    if not pieces:
         # No assignment is so. The most compact ones give a bound all the same.
-        groups = [group for n in counts for group in _groups(fabric, n, 1)]
-    pieces = [piece for group in groups for piece in price_of(fabric, collective, group).pieces]
+        pieces = [piece for n in counts for piece in _least_pieces(fabric, collective, n, 1)]
     # Where the nodes have no room for so many ranks, nothing is said.
     return _least(pieces) if pieces else NOTHING
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _least_pieces(
+    fabric: Fabric, collective: CollectiveName, ranks: int, fewest_nodes: int
+) -> tuple[Affine, ...]:
+    """The least price among all groups of so many ranks on at least `fewest_nodes` nodes; empty without any."""
+    groups = _groups(fabric, ranks, fewest_nodes)
+    return _least(p for one in groups for p in price_of(fabric, collective, one).pieces).pieces
 
 
 def _groups(fabric: Fabric, ranks: int, fewest_nodes: int) -> Iterator[Group]:

@@ -13,3 +13,8 @@ def find_gpu(name: str) -> Gpu:
     if name not in GPUS:
         raise ClusterError(f"unknown GPU '{name}'; known: {', '.join(GPUS)}")
     return GPUS[name]
+
+
+def known_name(device: str) -> str | None:
+    """The name of the known GPU that a device is, also under its CUDA name; None where it is none."""
+    return next((gpu.name for gpu in GPUS.values() if device in (gpu.name, *gpu.cuda_names)), None)

@@ -52,12 +52,13 @@ AnyProblem = Problem | DegreesProblem
 
 
 def search_sizes(
-    problems: Sequence[AnyProblem], solver: SolverName, deadline: float
+    problems: Sequence[AnyProblem], solver: SolverName, deadline: float, beat: float = NOTHING
 ) -> SizeOutcomes:
     """Search problems that differ in their microbatch sizes or tensor degrees.
 
-    `deadline` is a reading of `time.perf_counter()`. Raises InfeasibleError where the demands leave
-    no shape at any size.
+    `deadline` is a reading of `time.perf_counter()`. Only plans that take less than `beat` seconds are
+    searched for, and no lower bound goes beyond them. Raises InfeasibleError where the demands leave no
+    shape at any size.
     """
     with limited(deadline):
         try:
@@ -68,8 +69,10 @@ def search_sizes(
         able = [search for search in searches if not isinstance(search, InfeasibleError)]
         if not able:
             raise next(search for search in searches if isinstance(search, InfeasibleError))
+        for search in able:
+            search.best.beat = beat
         for at in range(len(able[0].phases)):
-            _run_phase_at_all_sizes(able, at, deadline)
+            _run_phase_at_all_sizes(able, at, deadline, beat)
         outcomes = tuple(
             Outcome(None, solver, NOTHING, 0)
             if isinstance(search, InfeasibleError)
@@ -99,15 +102,16 @@ def _searches(
     return found
 
 
-def _run_phase_at_all_sizes(searches: Sequence[PhasedSearch], at: int, deadline: float) -> None:
-    """Run one phase for each size that can still beat the best value."""
+def _run_phase_at_all_sizes(
+    searches: Sequence[PhasedSearch], at: int, deadline: float, beat: float
+) -> None:
+    """Run one phase for each size that can still beat the best value, and `beat` seconds."""
     left = sorted(searches, key=lambda search: (search.best.own_value, search.promise))
     while left:
         # Step 1: the most promising size, which must beat all others.
         search = left.pop(0)
-        search.best.beat = min(
-            (s.best.own_value for s in searches if s is not search), default=NOTHING
-        )
+        others = [s.best.own_value for s in searches if s is not search]
+        search.best.beat = min([beat, *others])
         if search.quick_bound >= search.best.value:
             continue
         # Step 2: its part of the time. All sizes share the first phase evenly.

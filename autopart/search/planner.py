@@ -7,7 +7,7 @@ planner writes both into a plan. Where nothing fits, its error names the least m
 import math
 import time
 from collections.abc import Sequence
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import msgspec
 
@@ -23,7 +23,7 @@ from autopart.search.candidates import SearchedProblem, candidate, candidates, w
 from autopart.search.demands import make_problem
 from autopart.search.infeasible import all_tried, why_infeasible
 from autopart.search.layout_search import BASELINES
-from autopart.search.microbatch_sizes import NOTHING, SizeOutcomes, search_sizes
+from autopart.search.microbatch_sizes import NOTHING, AnyProblem, SizeOutcomes, search_sizes
 from autopart.search.options import SolveKeywords, SolveOptions
 from autopart.search.written_plan import searched_sizes, written_plan
 from autopart.stopping.ctrl_c import Interrupt, stop_on_interrupt
@@ -76,6 +76,43 @@ def _solve(
     interrupt: Interrupt,
 ) -> Plan:
     deadline = began + options.time_limit
+    asked = question_of(profile, cluster, options)
+    searched, solver = asked.searched, asked.solver
+    found = search_sizes(asked.problems, solver, deadline)
+    if found.best is not None:
+        return plan_of_outcomes(asked, found, began)
+    if interrupt.asked:
+        raise KeyboardInterrupt
+    late = passed(deadline)
+    if found.certain or solver in BASELINES or (not late and all_sizes_tried(searched, found)):
+        with limited(deadline):
+            raise why_none_fits(searched, solver)
+    where = f" within {options.time_limit:g} s" if late else ""
+    raise NoPlanFound(
+        f"no plan was found{where}, and bounds do not exclude one: {found.progress}; try a larger "
+        "--time-limit, more memory, or fewer choices (--stages, --replicas)"
+    )
+
+
+class Question(NamedTuple):
+    """Everything that a search needs for a profile on a cluster."""
+
+    searched: list[SearchedProblem]
+    """A problem for each microbatch size and tensor degree."""
+    solver: SolverName
+    cluster: Cluster
+    """The cluster, with one GPU per rank."""
+
+    @property
+    def problems(self) -> list[AnyProblem]:
+        """The problems as the search takes them."""
+        return [one.of_degrees or one.problem for one in self.searched]
+
+
+def question_of(
+    profile: Profile | Sequence[Profile], cluster: Cluster, options: SolveOptions
+) -> Question:
+    """The question that options ask for a profile on a cluster; raises AutopartError as `solve` does."""
     sized = at_sizes(
         [profile] if isinstance(profile, Profile) else profile, options.microbatch_sizes
     )
@@ -86,26 +123,11 @@ def _solve(
         make_problem(one.profile, cluster, batch // one.profile.microbatch_size, options)
         for one in sized
     ]
-    searched = candidates(sized, problems)
-    cluster = problems[0].cluster
     solver = _solver_name(options.solver)
-    found = search_sizes([one.of_degrees or one.problem for one in searched], solver, deadline)
-    if found.best is not None:
-        return _plan(searched, cluster, found, began)
-    if interrupt.asked:
-        raise KeyboardInterrupt
-    late = passed(deadline)
-    if found.certain or solver in BASELINES or (not late and _all_tried(searched, found)):
-        with limited(deadline):
-            raise why_none_fits(searched, solver)
-    where = f" within {options.time_limit:g} s" if late else ""
-    raise NoPlanFound(
-        f"no plan was found{where}, and bounds do not exclude one: {found.progress}; try a larger "
-        "--time-limit, more memory, or fewer choices (--stages, --replicas)"
-    )
+    return Question(candidates(sized, problems), solver, problems[0].cluster)
 
 
-def _all_tried(searched: Sequence[SearchedProblem], found: SizeOutcomes) -> bool:
+def all_sizes_tried(searched: Sequence[SearchedProblem], found: SizeOutcomes) -> bool:
     """Whether a search that ended in time leaves no plan untried, where it found none."""
     pairs = list(zip(searched, found.outcomes, strict=True))
     return all_tried([one.problem for one, _ in pairs if one.of_degrees is None]) and all(
@@ -150,7 +172,7 @@ def _baseline(own: SearchedProblem, cluster: Cluster, solver: SolverName) -> Pla
     except InfeasibleError as error:
         return str(error)
     if outcomes.best is not None:
-        return _plan([own], cluster, outcomes, began)
+        return plan_of_outcomes(Question([own], solver, cluster), outcomes, began)
     try:
         check_time()
     except OutOfTime:
@@ -165,15 +187,14 @@ def _solver_name(solver: str) -> SolverName:
     raise AutopartError(f"unknown solver '{solver}'; known: {', '.join(SOLVERS)}")
 
 
-def _plan(
-    searched: Sequence[SearchedProblem], cluster: Cluster, found: SizeOutcomes, began: float
-) -> Plan:
-    """The plan of the best candidate, on a cluster of single GPUs."""
+def plan_of_outcomes(asked: Question, found: SizeOutcomes, began: float) -> Plan:
+    """The plan of the best candidate, for a search that began at a reading of `time.perf_counter()`."""
     assert found.best is not None
+    searched = asked.searched
     outcome = found.outcomes[found.best]
     assert outcome.best is not None
     sizes = searched_sizes(searched, found.outcomes)
-    plan = written_plan(searched, found.best, outcome.best, sizes, cluster)
+    plan = written_plan(searched, found.best, outcome.best, sizes, asked.cluster)
     seconds = time.perf_counter() - began
     origin = msgspec.structs.replace(plan.origin, solver=outcome.solver, solve_seconds=seconds)
     return msgspec.structs.replace(plan, origin=origin)
