@@ -460,7 +460,7 @@ def test_importing_autopart_imports_neither_torch_nor_a_solver() -> None:
         "names = {name.partition('.')[0] for name in sys.modules}\n"
         "sys.exit(bool(names & {'torch', 'numpy', 'pulp', 'networkx', 'typer', 'rich'}))"
     )
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=600).returncode == 0
 
 
 def test_every_public_name_is_there_and_leads_to_its_home() -> None:

@@ -115,7 +115,7 @@ def apart(stages: Sequence[StagePoints], places: tuple[int, ...]) -> tuple[float
     )
 
 
-@pytest.mark.parametrize("seed", seeds(30, 300, slow=100))
+@pytest.mark.parametrize("seed", seeds(30, 300, slow=65))
 def test_the_choice_is_the_best_of_all_combinations(seed: int) -> None:
     rng = random.Random(seed)
     in_flight, hosts = drawn_rank(rng), seed % 2 > 0

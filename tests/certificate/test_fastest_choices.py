@@ -58,7 +58,7 @@ def fastest_of_all(asked: Problem, layout: Layout, partition: Partition) -> floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", seeds(0, 60, slow=20))
+@pytest.mark.parametrize("seed", seeds(0, 60, slow=12))
 def test_the_fastest_choice_equals_trying_all_of_them(seed: int) -> None:
     drawn = some_path(seed)
     if drawn is None:
@@ -77,7 +77,7 @@ def test_the_fastest_choice_equals_trying_all_of_them(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", seeds(0, 120, slow=12))
+@pytest.mark.parametrize("seed", seeds(0, 120, slow=8))
 def test_the_fastest_choice_with_bytes_on_the_host_equals_trying_all_of_them(seed: int) -> None:
     rng = random.Random(seed)
     demands = Demands(
@@ -102,7 +102,7 @@ def test_the_fastest_choice_with_bytes_on_the_host_equals_trying_all_of_them(see
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", seeds(0, 30, slow=10))
+@pytest.mark.parametrize("seed", seeds(0, 30, slow=6))
 def test_a_tree_that_ends_early_leaves_a_bound(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = some_path(seed)
     if drawn is None:

@@ -109,7 +109,7 @@ def test_python_dash_m_runs_the_command_line() -> None:
         [sys.executable, "-m", "autopart", "show", "absent.json"],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 1
     assert done.stderr == "error: absent.json: there is no such file\n"
@@ -122,5 +122,5 @@ def test_planning_never_imports_torch() -> None:
         "autopart.cli.application.app()\n"
         "sys.exit(any(name.partition('.')[0] == 'torch' for name in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], timeout=200)
+    done = subprocess.run([sys.executable, "-c", program], timeout=600)
     assert done.returncode == 0

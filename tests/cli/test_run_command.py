@@ -54,7 +54,7 @@ def test_under_torchrun_only_rank_0_prints(folder: Path, two_ranks: Path) -> Non
         *("-m", "autopart", "run", "plan.json", "model.py", "--steps", "2", "--check", "--json"),
     ]
     done = subprocess.run(
-        command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=180
+        command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["num_ranks"] == 2

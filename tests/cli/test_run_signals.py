@@ -16,7 +16,7 @@ from tests.support.runtime.plans import capture, plan_for
 
 FAULTY = "tests/support/models/faulty.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-BOUND = 240.0
+BOUND = 600.0
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,7 +40,7 @@ class Started:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, *command, "-m", "autopart", "run", str(folder / "plan.json")),
-                    *(model, "--timeout", "200", *options),
+                    *(model, "--timeout", "600", *options),
                 ],
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path, *arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.run(  # type: ignore[call-overload]
-        [*AUTOPART, *arguments], cwd=folder, text=True, timeout=300, **options
+        [*AUTOPART, *arguments], cwd=folder, text=True, timeout=600, **options
     )
 
 
@@ -89,7 +89,7 @@ def test_a_full_stderr_keeps_the_exit_code(folder: Path) -> None:
 def test_closed_descriptors_never_become_files(folder: Path) -> None:
     command = " ".join(AUTOPART)
     done = subprocess.run(
-        ["sh", "-c", f"{command} {' '.join(SOLVE)} 0<&- 1>&- 2>&-"], cwd=folder, timeout=300
+        ["sh", "-c", f"{command} {' '.join(SOLVE)} 0<&- 1>&- 2>&-"], cwd=folder, timeout=600
     )
     assert done.returncode == 0
     load_plan(folder / "new.json")

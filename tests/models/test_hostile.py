@@ -15,7 +15,7 @@ TABLES = {
     "tests.support.tried.hostile_control": hostile_control.MODELS,
     "tests.support.tried.hostile_structure": hostile_structure.MODELS,
 }
-EACH = 8
+EACH = 12
 """Every so-manieth model is a slow test, the others are long ones."""
 
 

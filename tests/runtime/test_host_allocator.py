@@ -29,5 +29,5 @@ def test_freed_memory_is_kept_so_its_pages_are_not_touched_for_the_first_time_ag
 
 
 def _first_touches(mode: str) -> int:
-    done = subprocess.run([sys.executable, "-c", _SCRIPT, mode], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", _SCRIPT, mode], capture_output=True, timeout=600)
     return int(done.stdout)

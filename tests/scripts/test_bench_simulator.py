@@ -14,7 +14,7 @@ def test_the_benchmark_of_the_simulator_prints_a_line_for_each_size() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=True,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]

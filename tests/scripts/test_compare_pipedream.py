@@ -48,7 +48,7 @@ def compare(tmp_path: Path):
             env=os.environ | {"AUTOPART_DATA": str(tmp_path), "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
 
     return run

@@ -67,7 +67,7 @@ def run(script, *arguments, python_path=""):
         [sys.executable, str(SCRIPTS / script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
     )
     return ran, [json.loads(line) for line in ran.stdout.splitlines()]
@@ -95,7 +95,7 @@ def test_a_comparison_with_piper_gives_one_line_with_the_file_s_ids(piper_file):
     first, last = line["stages"]
     assert (first["nodes"], first["in_flight"], first["memory_bytes"]) == ([5], 2, 21.0)
     assert (last["nodes"], last["replicas"], last["tensor_parallel"]) == ([3], 1, 1)
-    assert line["solve_seconds"] > 0 and "peer_objective" not in line
+    assert line["solve_seconds"] >= 0 and "peer_objective" not in line
 
 
 @pytest.mark.slow

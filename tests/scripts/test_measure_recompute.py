@@ -20,7 +20,7 @@ def test_a_policy_for_each_layer_is_faster_than_one_for_all_layers() -> None:
         env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=True,
     )
     (row,) = [json.loads(line) for line in ran.stdout.splitlines()]

@@ -20,7 +20,7 @@ def test_more_memory_is_never_slower_and_no_step_is_below_its_bound():
         env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=True,
     )
     rows = [json.loads(line) for line in ran.stdout.splitlines()]

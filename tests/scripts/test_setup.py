@@ -32,7 +32,7 @@ def _set_up(clone: Path) -> "subprocess.CompletedProcess[str]":
         env={"PATH": str(clone / "bin")},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
 
 
@@ -85,7 +85,7 @@ def test_the_quickstart_runs_the_main_job(tmp_path: Path) -> None:
         env=os.environ | {"COLUMNS": "80"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for words in (

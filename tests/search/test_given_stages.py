@@ -84,6 +84,7 @@ def test_random_cuts_are_proven_and_never_beat_the_best(profile: Profile, cluste
         assert proven(given.plan, profile)
 
 
+@pytest.mark.usefixtures("processor_clock")
 def test_several_stages_per_rank_are_interleaved(profile: Profile, cluster: Cluster) -> None:
     options = SolveOptions(
         global_batch=16, optimizer="sgd", stages_per_rank=2, recompute="selective", time_limit=20

@@ -49,7 +49,7 @@ def _drawn(seed: int) -> Problem:
     )
 
 
-@pytest.mark.parametrize("seed", seeds(4, 400, slow=40))
+@pytest.mark.parametrize("seed", seeds(4, 400, slow=20))
 def test_the_search_and_its_bound_equal_trying_everything(seed: int) -> None:
     asked = _drawn(seed)
     try:

@@ -11,6 +11,8 @@ from autopart.schedules.actions import has_pairs
 from autopart.search.planner import solve
 from tests.support.problems import chain_graph, cluster, layer, profile
 
+pytestmark = pytest.mark.usefixtures("processor_clock")
+
 
 def blocks(*, pairs: bool) -> LayerGraph:
     """Eight equal blocks, whose pairs take 2.1 s instead of 3 s."""

@@ -35,6 +35,9 @@ def model() -> Profile:
     return profile(chain_graph(*layers))
 
 
+pytestmark = pytest.mark.usefixtures("processor_clock")
+
+
 def made(objective: Objective, schedule: str, **more: object) -> Plan:
     fast = Link(bandwidth=1e15, latency=1e-3)
     machine = cluster(1, 4, intra_node=fast, inter_node=fast)

@@ -17,7 +17,7 @@ from tests.support.witness.plans import own_policies, random_plans, random_polic
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", seeds(1, 21, slow=6))
+@pytest.mark.parametrize("block", seeds(1, 21, slow=4))
 def test_the_witness_and_the_planner_price_each_plan_alike(block: int):
     """Steps and bottlenecks agree within 1e-9, bytes exactly."""
     fitting = 0

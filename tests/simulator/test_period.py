@@ -47,7 +47,7 @@ def uneven_step(rng: random.Random) -> Step:
     return step._replace(stages=stages)
 
 
-@pytest.mark.parametrize("seed", seeds(15, 240, slow=90))
+@pytest.mark.parametrize("seed", seeds(15, 240, slow=50))
 def test_the_period_is_the_growth_of_a_long_play(seed: int):
     step = uneven_step(random.Random(seed))
     assert period_of_step(step) == pytest.approx(played_period(step), rel=1e-12)

@@ -34,7 +34,7 @@ def test_a_temporary_folder_is_removed_where_a_signal_ends_the_program(
         [sys.executable, "-c", PROGRAM.format(name=name)],
         env=os.environ | {"TMPDIR": str(tmp_path)},
         capture_output=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == -getattr(signal, name)
     assert list(tmp_path.iterdir()) == []

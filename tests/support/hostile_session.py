@@ -23,7 +23,7 @@ from tests.support.small_model_file import MODEL
 
 MOST_SECONDS = 10.0
 """Seconds of this process's processor that one line may take."""
-HANGS = 120.0
+HANGS = 600.0
 """Seconds after which a line hangs: it waits for something, such as a pipe."""
 CODES = range(5)
 """The documented exit codes, beside those of signals."""

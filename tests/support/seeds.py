@@ -6,9 +6,9 @@ import pytest
 def seeds(quick: int, total: int, slow: int | None = None) -> list[object]:
     """Values for `parametrize`, 0 to `total` - 1.
 
-    Seeds from `quick` on are marked slow, and from `slow` on long: without it, two thirds of them are long.
+    Seeds from `quick` on are marked slow, and from `slow` on long: without it, five sixths of them are long.
     """
-    slow = quick + -(-(total - quick) // 3) if slow is None else slow
+    slow = quick + -(-(total - quick) // 6) if slow is None else slow
 
     def value(n: int) -> object:
         if n < quick:

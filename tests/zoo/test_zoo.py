@@ -153,4 +153,4 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 def test_listing_the_zoo_does_not_import_torch() -> None:
     code = "import sys, autopart.zoo.catalogue as zoo; zoo.zoo_names(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0

@@ -240,7 +240,7 @@ def test_hashes_are_the_same_in_every_process() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=200,
+        timeout=600,
     )
     here = io.StringIO()
     with contextlib.redirect_stdout(here):

@@ -81,7 +81,7 @@ def test_pipedream_on_two_stages_equals_delayed_updates_by_hand(two_ranks: RankP
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("updates", [1, 2, 3, 9])
+@pytest.mark.parametrize("updates", [*long_tests(1, 3), 2, 9])
 def test_pipedream_on_four_stages_equals_delayed_updates_for_few_and_many_microbatches(
     four_ranks: RankPool, updates: int
 ):
@@ -105,7 +105,9 @@ def test_2bw_on_two_stages_equals_delayed_updates_by_hand(two_ranks: RankPool):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [LINE[4], [[0, 1], [2, 3]], [[0, 1], [2], [3]], [[0], [1, 2, 3]]])
+@pytest.mark.parametrize(
+    "ranks", [LINE[4], [[0, 1], [2], [3]], *long_tests([[0, 1], [2, 3]], [[0], [1, 2, 3]])]
+)
 @pytest.mark.parametrize("n", [*long_tests(4), 7])
 def test_2bw_on_four_ranks_equals_delayed_updates_with_and_without_replicas(
     four_ranks: RankPool, ranks: Ranks, n: int

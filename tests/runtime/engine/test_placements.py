@@ -216,7 +216,13 @@ def test_every_named_schedule_trains_as_the_plain_model_on_two_ranks(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [*long_tests("fewest"), "above the stages"])
-@pytest.mark.parametrize("name", [*NAMED[::2], *long_tests(*NAMED[1::2])])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if at % 3 == 0 else pytest.param(name, marks=pytest.mark.long)
+        for at, name in enumerate(NAMED)
+    ],
+)
 def test_every_named_schedule_trains_as_the_plain_model_on_four_ranks(
     four_ranks: RankPool, name: str, which: str
 ):
@@ -224,8 +230,15 @@ def test_every_named_schedule_trains_as_the_plain_model_on_four_ranks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_microbatches", [1, 3, 9])
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("num_ranks", "num_microbatches"),
+    [
+        (2, 1),
+        (2, 9),
+        (4, 3),
+        *(pytest.param(*x, marks=pytest.mark.long) for x in ((2, 3), (4, 1), (4, 9))),
+    ],
+)
 def test_the_planner_s_own_orders_train_as_the_plain_model(
     two_ranks: RankPool, four_ranks: RankPool, num_ranks: int, num_microbatches: int
 ):
@@ -243,8 +256,8 @@ def test_the_planner_s_own_orders_train_as_the_plain_model(
     [
         ("gpipe", "GPipe"),
         ("interleaved-1f1b", "Interleaved1F1B"),
-        ("looped-bfs", "LoopedBFS"),
-        ("interleaved-zb", "InterleavedZeroBubble"),
+        pytest.param("looped-bfs", "LoopedBFS", marks=pytest.mark.long),
+        pytest.param("interleaved-zb", "InterleavedZeroBubble", marks=pytest.mark.long),
         ("zbv", "ZBVZeroBubble"),
         ("dualpipev", "DualPipeV"),
     ],
@@ -275,8 +288,15 @@ def test_any_valid_order_on_any_placement_trains_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
-@pytest.mark.parametrize("ranks", [LOOP, V], ids=["loop", "V"])
+@pytest.mark.parametrize(
+    ("ranks", "split"),
+    [
+        pytest.param(LOOP, True, id="loop-split"),
+        pytest.param(V, False, id="V-whole"),
+        pytest.param(LOOP, False, id="loop-whole", marks=pytest.mark.long),
+        pytest.param(V, True, id="V-split", marks=pytest.mark.long),
+    ],
+)
 def test_recomputed_layers_train_as_the_plain_model_on_several_stages_per_rank(
     two_ranks: RankPool, ranks: Ranks, split: bool
 ):

@@ -14,6 +14,7 @@ from autopart.errors import UsageError
 from autopart.records.plan import Plan, save_plan
 from autopart.runtime.models.model import build_training_model
 from autopart.runtime.models.model_file import load_model
+from tests.support.long_tests import long_tests
 from tests.support.runtime.own_loop import Loop, plain
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
@@ -32,7 +33,7 @@ from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
 
 plan = autopart.load_plan(sys.argv[1])
-group = autopart.init_tensor_ranks(plan, timeout=120)
+group = autopart.init_tensor_ranks(plan, timeout=600)
 training = build_training_model(load_model("zoo:llama-tiny"), dtype="float32", seed=0)
 batch = example_batch(load_model("zoo:llama-tiny"), 2 * plan.num_microbatches, dtype="float32")
 one = example_batch(load_model("zoo:llama-tiny"), 2, dtype="float32")
@@ -53,7 +54,7 @@ def of_stages(cuts: tuple[float, ...], degree: int, *, sequence_parallel: bool) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("sequence_parallel", [*long_tests(False), True])
 def test_a_loop_clips_and_accumulates_as_with_the_plain_model(
     four_ranks: RankPool, sequence_parallel: bool
 ) -> None:
@@ -95,7 +96,7 @@ def test_a_script_under_torchrun_starts_its_tensor_groups(tmp_path: Path) -> Non
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
          tmp_path / "train.py", tmp_path / "plan.json"],
         env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = sorted(line for line in done.stdout.splitlines() if line.startswith("place"))

@@ -41,7 +41,7 @@ def trained(folder: Path, num_ranks: int) -> list[tuple[int, float, float]]:
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert ended.returncode == 0, ended.stderr
     return [(int(n), float(a), float(b)) for n, a, b in STEP.findall(ended.stdout)]

@@ -15,7 +15,8 @@ pytest.importorskip("transformers")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "sequence_parallel"), [("hf_qwen3.py", "on"), ("hf_mixtral.py", "off")]
+    ("name", "sequence_parallel"),
+    [("hf_qwen3.py", "on"), pytest.param("hf_mixtral.py", "off", marks=pytest.mark.long)],
 )
 def test_a_profiled_and_planned_model_trains_as_the_plain_model(
     two_ranks: RankPool, name: str, sequence_parallel: str

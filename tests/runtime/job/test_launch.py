@@ -28,9 +28,9 @@ TIMEOUT = 12.0
 """Timeout in seconds when a rank hangs; starting up has ten times as long."""
 MEETING = 40.0
 """Timeout in seconds when a rank hangs under torchrun. All ranks must come within it."""
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Timeout in seconds when no rank hangs; a busy machine must not count as a hang."""
-BOUND = 240.0
+BOUND = 600.0
 """Seconds in which the slowest run must end on a busy machine, start included."""
 
 
@@ -107,7 +107,7 @@ def test_a_rank_that_hangs_with_the_interpreter_s_lock_is_ended_too():
     assert complaint("stuck", TIMEOUT).startswith("rank 1 hangs on 1F2: no rank made progress for ")
 
 
-@pytest.mark.slow
+@pytest.mark.long  # a rank raises the same under torchrun in a slow test
 def test_a_rank_that_raises_is_named_with_its_action_and_the_error():
     assert complaint("raising") == "rank 1 raised ValueError on 1F2: no room left on the device"
 
@@ -237,7 +237,7 @@ def torchrun(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long  # the command `run` does the same under torchrun in a slow test
 def test_ranks_under_torchrun_run_the_plan_and_rank_0_has_the_result(tmp_path: Path):
     done = torchrun(tmp_path, plan(), f"{FAULTY}:well", ranks=2)
     assert done.returncode == 0, done.stderr

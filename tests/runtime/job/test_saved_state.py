@@ -45,7 +45,8 @@ def losses(pool: RankPool, plan: Plan, steps: int, **folders: str) -> Sequence[f
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "before", "after"), [(GPT2, (1, 2), (2, 1)), (LLAMA, (2, 1), (1, 2))]
+    ("model", "before", "after"),
+    [pytest.param(GPT2, (1, 2), (2, 1), marks=pytest.mark.long), (LLAMA, (2, 1), (1, 2))],
 )
 def test_a_run_continues_with_another_tensor_degree(
     two_ranks: RankPool,
@@ -133,8 +134,8 @@ def test_a_folder_with_files_is_not_saved_into(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_local_run_saves_for_another_degree(tmp_path: Path) -> None:
     folder = str(tmp_path / "saved")
-    half = run_plan(placed(LLAMA, 2, 1), LLAMA, steps=1, save=folder, timeout=60.0)
-    rest = run_plan(placed(LLAMA, 1, 1), LLAMA, steps=1, load=folder, timeout=60.0)
-    whole = run_plan(placed(LLAMA, 1, 1), LLAMA, steps=2, timeout=60.0)
+    half = run_plan(placed(LLAMA, 2, 1), LLAMA, steps=1, save=folder, timeout=300.0)
+    rest = run_plan(placed(LLAMA, 1, 1), LLAMA, steps=1, load=folder, timeout=300.0)
+    whole = run_plan(placed(LLAMA, 1, 1), LLAMA, steps=2, timeout=300.0)
     assert half is not None and rest is not None and whole is not None
     assert [*half.losses, *rest.losses] == pytest.approx(whole.losses, rel=1e-5)

@@ -38,13 +38,13 @@ def test_a_rank_that_has_said_that_it_ends_is_not_gone() -> None:
 def watches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Watch]:
     """Three ranks of one job; rank 2 writes a single note."""
     store = distributed.FileStore(str(tmp_path / "store"), 3)
-    store.set_timeout(timedelta(seconds=5))
+    store.set_timeout(timedelta(seconds=100))
 
     def connected(world: World) -> distributed.Store:
         return store
 
     monkeypatch.setattr(watch, "connect_to", connected)
-    for name, seconds in (("GONE", 0.2), ("_PATIENCE", 5.0), ("BEAT", 0.02)):
+    for name, seconds in (("GONE", 0.2), ("_PATIENCE", 100.0), ("BEAT", 0.02)):
         monkeypatch.setattr(watch, name, seconds)
     made = [
         Watch(World(rank, 3, rank, 3, "localhost", 1, "0", rank == 0, under_torchrun=False))

@@ -1,9 +1,8 @@
 """Rounds under stopwatches with known readings."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count, cycle
-from typing import Any
 
 import pytest
 import torch
@@ -16,30 +15,9 @@ from autopart.runtime.profiling.rounds import measure_round
 from autopart.runtime.profiling.update_time import measure_update
 from autopart.runtime.profiling.whole_model import StepReadings, own_forward
 from tests.support.places import MODELS
+from tests.support.runtime.scripted_stopwatch import ScriptedStopwatch
 
 PROFILED = MODELS / "profiled.py"
-
-
-class ScriptedStopwatch:
-    """Runs every action and reads the next of the given seconds."""
-
-    waiting_share = 0.25
-
-    def __init__(self, seconds: Iterator[float], *, counts_host_work: bool = False) -> None:
-        self._seconds = seconds
-        self.counts_host_work = counts_host_work
-
-    def measure(self, action: Callable[[], Any]) -> tuple[Any, Callable[[], float]]:
-        result, seconds = action(), next(self._seconds)
-        return result, lambda: seconds
-
-    def measure_together(
-        self, forward: Callable[[], object], backward: Callable[[], Any]
-    ) -> tuple[Any, Callable[[], float]]:
-        raise AssertionError("rounds run no pairs")
-
-    def settle(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

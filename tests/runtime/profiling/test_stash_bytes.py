@@ -142,11 +142,18 @@ def test_every_policy_keeps_less_than_the_one_before():
         assert list(stashes) == sorted(set(stashes), reverse=True)
 
 
+IN_CI = (
+    ("zoo:gpt2-tiny", "1f1b"),
+    ("zoo:gpt2-tiny", "interleaved-1f1b"),
+    ("zoo:unet-tiny", "1f1b"),
+)
+
+
 def models_and_schedules() -> list[object]:
-    """Two models are slow tests, one of them under 1F1B alone. The others are long tests."""
+    """Two models are slow tests under 1F1B, one of them under interleaved 1F1B too. The others are long tests."""
     return [
         (model, schedule)
-        if model == "zoo:gpt2-tiny" or (model == "zoo:unet-tiny" and schedule == "1f1b")
+        if (model, schedule) in IN_CI
         else pytest.param(model, schedule, marks=pytest.mark.long)
         for model in ("zoo:gpt2-tiny", *ZOO)
         for schedule in SCHEDULES

@@ -125,6 +125,7 @@ def test_a_variant_has_a_ranks_shards_and_everything_that_a_layer_has() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("told_seconds")
 def test_a_measured_variant_is_checked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = profile_model(MLP, warmup=0, repeats=1, tensor=(2,))
     (variant,) = profile.variants

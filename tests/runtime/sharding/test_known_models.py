@@ -25,8 +25,15 @@ LOSS_SUMS = 3
 """Numbers of each row that a sharded cross-entropy sums."""
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("degree", [2, 4])
+@pytest.mark.parametrize(
+    ("degree", "sequence_parallel"),
+    [
+        (2, True),
+        pytest.param(2, False, marks=pytest.mark.long),
+        (4, False),
+        pytest.param(4, True, marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_ranks_together_have_the_models_loss_and_gradients(
     model: str, degree: int, sequence_parallel: bool

@@ -55,8 +55,15 @@ def test_two_replicas_with_zero1_train_as_the_plain_model(two_ranks: RankPool) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
-@pytest.mark.parametrize("model", [GPT2, "zoo:encdec-tiny"])
+@pytest.mark.parametrize(
+    ("model", "schedule"),
+    [
+        (GPT2, "zb-h1"),
+        ("zoo:encdec-tiny", "1f1b"),
+        pytest.param(GPT2, "1f1b", marks=pytest.mark.long),
+        pytest.param("zoo:encdec-tiny", "zb-h1", marks=pytest.mark.long),
+    ],
+)
 def test_tied_weights_with_zero1_train_as_the_plain_model(
     four_ranks: RankPool, schedule: str, model: str
 ) -> None:

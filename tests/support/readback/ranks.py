@@ -12,7 +12,7 @@ from autopart.records.plan import Plan
 from autopart.records.plan_degrees import num_processes
 from tests.support.places import ROOT
 
-LIMIT = 200
+LIMIT = 600
 """Seconds until all ranks are ended."""
 
 

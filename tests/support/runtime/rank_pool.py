@@ -20,9 +20,9 @@ from autopart.runtime.job import training
 from autopart.runtime.models.host_generators import HostGenerators
 from tests.support.runtime.captured_once import captured_for_plan
 
-START_SECONDS = 200.0
-CALL_SECONDS = 200.0
-STALL_SECONDS = 150
+START_SECONDS = 600.0
+CALL_SECONDS = 600.0
+STALL_SECONDS = 500
 """Long enough for a busy machine, and shorter than a test may take."""
 
 

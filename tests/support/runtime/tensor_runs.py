@@ -23,7 +23,7 @@ from autopart.runtime.sharding.groups import TensorGroup
 from autopart.runtime.sharding.rank_shards import RankShards
 from tests.support.runtime.own_loop import Loop, Trained, optimizer_of, pipeline_of, trained
 
-_WAIT = timedelta(seconds=150)
+_WAIT = timedelta(seconds=500)
 _calls = 0
 
 

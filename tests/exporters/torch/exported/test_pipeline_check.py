@@ -275,7 +275,7 @@ def test_a_signal_ends_the_check_with_its_processes_and_files(tmp_path: Path, na
         cwd=tmp_path,
         env=os.environ | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(ROOT)},
         capture_output=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == -getattr(signal, name)
     with pytest.raises(ProcessLookupError):
