@@ -50,7 +50,7 @@ def test_gpus_that_share_a_rail_take_sends_of_each_other() -> None:
     assert on_own_rails(cluster, ((0, 3), (8, 9))) == ((0, 3), (8, 9))
 
 
-@pytest.mark.parametrize("seed", seeds(60, 2000))
+@pytest.mark.parametrize("seed", seeds(60, 2000, slow=200))
 def test_every_rank_stays_on_its_node_and_the_best_of_all_places_is_no_better(seed: int) -> None:
     rng = random.Random(seed)
     per_node, nodes = rng.choice([(2, 2), (2, 3), (3, 2)])

@@ -56,7 +56,7 @@ def infeasible_problem(seed: int) -> Problem | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", seeds(1, 10, slow=4))
+@pytest.mark.parametrize("block", seeds(1, 10, slow=3))
 def test_the_message_names_exactly_the_options_that_would_do(block: int) -> None:
     alone, together = 0, 0
     for seed in range(10 * block, 10 * block + 10):

@@ -59,7 +59,7 @@ def case(seed: int) -> tuple[Profile, Cluster]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", seeds(2, 30, slow=6))
+@pytest.mark.parametrize("seed", seeds(2, 30, slow=4))
 def test_wherever_time_ends_the_plan_and_its_bound_are_verified(
     seed: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
