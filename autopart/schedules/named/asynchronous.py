@@ -102,7 +102,7 @@ PIPEMARE = Asynchronous(
     backward_delay=_nothing,
     every_microbatch=False,
     least_microbatches=_any_number,
-    held_against=MEMORY,
+    held_against=f"{MEMORY}; the same follows where equal slots are played",
     source="Yang et al., PipeMare, MLSys 2021: delay (2 (P - i) + 1) / N of stage i = 1 .. P; "
     "the copy is the velocity of its discrepancy correction, 0 without",
 )
@@ -250,7 +250,7 @@ HETPIPE = Asynchronous(
     backward_delay=_local_and_global,
     every_microbatch=True,
     least_microbatches=_any_number,
-    held_against=MEMORY,
+    held_against="a copy of the paper's section on waves, for s_local + 1 microbatches; the sum from memory",
     source="Park et al., HetPipe, ATC 2020: at most (D + 1) (s_local + 1) + s_local - 1 updates of "
     "the other pipelines are missing, s_local = Nm - 1 of the own; here Nm = k",
 )

@@ -82,6 +82,27 @@ def test_xpipe_s_distances_are_spectrain_s_in_updates(n: int, t: int):
         assert xpipe.backward_delay(Setting(n), k) == spectrain.backward_delay(Setting(n), k)
 
 
+@pytest.mark.parametrize("stages", [1, 2, 4, 7])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_pipemares_delays_follow_where_each_stage_runs_a_forward_and_a_backward_per_slot(
+    stages: int, batch: int
+):
+    """Slot by slot: a forward and a backward move on by one stage. Backwards since a forward are its delay."""
+    forwards: list[list[int | None]] = [[None] * stages]
+    backwards: list[list[int | None]] = [[None] * stages]
+    for slot in range(8 * stages):
+        last, back = forwards[-1], backwards[-1]
+        forwards.append([slot, *last[:-1]])
+        backwards.append([*back[1:], last[-1]])
+    for stage in range(stages):
+        began = next(at for at, row in enumerate(forwards) if row[stage] == 2 * stages)
+        ended = next(at for at, row in enumerate(backwards) if row[stage] == 2 * stages)
+        delay = sum(row[stage] is not None for row in backwards[began:ended])
+        assert (
+            asynchronous("pipemare").forward_delay(Setting(stages, batch), stage) == delay / batch
+        )
+
+
 def test_numbers_match_the_papers_formulas():
     four = Setting(num_stages=4, num_microbatches=8)
     pipemare = asynchronous("pipemare")
