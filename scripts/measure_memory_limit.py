@@ -15,6 +15,7 @@ Prints one JSON line for each model, cap and policies.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -150,7 +151,7 @@ def blocks(shape: dict[str, int], times: list[float], parts: int, *, scores: boo
     )
     values = tuple(
         Value(name=f"{one}.out", producer=one, consumers=(other,), bytes=1, has_gradient=True)
-        for one, other in zip(names, names[1:], strict=False)
+        for one, other in itertools.pairwise(names)
     )
     return Profile(
         method="imported",
