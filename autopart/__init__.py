@@ -6,7 +6,8 @@
 
 A name is imported when it is first used. So `import autopart` is quick and never imports torch. Only the
 verbs that run a model need torch: `profile_model`, `probe_cluster`, `run_plan`, `validate_plan`,
-`make_pipeline` and `make_asynchronous_pipeline`.
+`make_pipeline` and `make_asynchronous_pipeline`. `PipelineTrainer`, `PipelineAccelerator` and
+`PipelineStrategy` need a trainer's package besides.
 """
 
 import importlib
@@ -72,7 +73,8 @@ if TYPE_CHECKING:
         AsynchronousPipeline,
         make_asynchronous_pipeline,
     )
-    from autopart.runtime.engine.pipeline import Pipeline, make_pipeline, split_batch
+    from autopart.runtime.engine.batches import split_batch
+    from autopart.runtime.engine.pipeline import Pipeline, make_pipeline
     from autopart.runtime.job.launch import run_plan
     from autopart.runtime.job.tensor_ranks import init_tensor_ranks
     from autopart.runtime.probing.probe import probe_cluster
@@ -82,6 +84,9 @@ if TYPE_CHECKING:
     from autopart.search.sizing import SizedPlans, size
     from autopart.simulator.timeline import Timeline
     from autopart.simulator.timeline import simulate_plan as simulate
+    from autopart.trainers.with_accelerate import PipelineAccelerator
+    from autopart.trainers.with_lightning import PipelineStrategy
+    from autopart.trainers.with_transformers import PipelineTrainer
 
 _HOMES = {
     "AsynchronousPipeline": "runtime.engine.asynchronous_pipeline",
@@ -105,6 +110,9 @@ _HOMES = {
     "PeerLimits": "peers.limits",
     "PeerStage": "peers.answer",
     "Pipeline": "runtime.engine.pipeline",
+    "PipelineAccelerator": "trainers.with_accelerate",
+    "PipelineStrategy": "trainers.with_lightning",
+    "PipelineTrainer": "trainers.with_transformers",
     "Plan": "records.plan",
     "PlanError": "errors",
     "Probe": "records.probe",
@@ -149,7 +157,7 @@ _HOMES = {
     "size": "search.sizing",
     "solve": "search.planner",
     "solve_peer": "peers.solve",
-    "split_batch": "runtime.engine.pipeline",
+    "split_batch": "runtime.engine.batches",
     "validate_plan": "runtime.validation",
     "verify": "certificate.verify",
 }
@@ -177,6 +185,9 @@ __all__ = [
     "PeerLimits",
     "PeerStage",
     "Pipeline",
+    "PipelineAccelerator",
+    "PipelineStrategy",
+    "PipelineTrainer",
     "Plan",
     "PlanError",
     "Probe",

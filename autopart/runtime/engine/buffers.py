@@ -50,6 +50,8 @@ class Buffers:
         self._results: dict[_Reader, Tensors] = {}
         self.sends: deque[Message] = deque()
         """Sends in progress, oldest first."""
+        self.weights: Mapping[int, float] | None = None
+        """The weight of each microbatch's loss; None where all weigh 1."""
         self.loss: torch.Tensor | None = None
         """Sum of losses over this rank's microbatches on the last stage; None without this
         stage."""
@@ -99,15 +101,24 @@ class Buffers:
         elif action.op == "F":
             results = self._forward(action, needed)
             if stage.is_last:
-                self.loss = results[0] if self.loss is None else self.loss + results[0]
+                self._add_loss(results[0], self._weight(action))
             else:
                 self._results[_reader_of(action)] = results
         else:
             self._release(Action(action.stage, "F", action.microbatch))
             defers = action.op == "I"
-            results = stage.backward(action.microbatch, needed, self._loss_scale, defers=defers)
+            scale = self._loss_scale * self._weight(action)
+            results = stage.backward(action.microbatch, needed, scale, defers=defers)
             if not stage.is_first:
                 self._results[_reader_of(action)] = results
+
+    def _weight(self, action: Action) -> float:
+        return 1.0 if self.weights is None else self.weights[action.microbatch]
+
+    def _add_loss(self, loss: torch.Tensor, weight: float) -> None:
+        """Add a microbatch's loss; a weight of 0 leaves it out, also where it is not a number."""
+        share = torch.zeros_like(loss) if weight == 0.0 else loss * weight
+        self.loss = share if self.loss is None else self.loss + share
 
     def _release(self, forward: Action) -> None:
         """Free the tensors that a forward has sent.

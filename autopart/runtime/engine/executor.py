@@ -44,6 +44,7 @@ class Executor(StepExecutor):
         self, microbatches: Mapping[int, Leaves], loss_scale: float, marks: Marks
     ) -> torch.Tensor | None:
         buffers = Buffers(self._stages, microbatches, loss_scale, self._transfers, self.meter)
+        buffers.weights = self._weights
         loop = ProgramLoop(buffers, marks, self._clock, self._part.watcher, self._pairs)
         loop.run(self._program, partial(self._compute, buffers) if self._sums else None)
         return buffers.loss

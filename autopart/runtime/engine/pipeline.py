@@ -1,15 +1,13 @@
 """A plan in your own training loop: `make_pipeline` once, then `Pipeline.step` for each batch."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import distributed, fx, nn
-from torch.utils import _pytree as pytree
 
 from autopart.errors import UsageError
 from autopart.records.plan import Plan, num_ranks
@@ -22,6 +20,7 @@ from autopart.records.plan_degrees import (
 from autopart.runtime.capture.capture import Captured, batch_leaves
 from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.engine.assembly import make_executor
+from autopart.runtime.engine.batches import split_batch
 from autopart.runtime.engine.gradients import clip, unscale
 from autopart.runtime.engine.group_part import GroupPart
 from autopart.runtime.engine.local_model import local_model_of
@@ -136,7 +135,12 @@ class Pipeline(PipelinePart):
         return self.executor.microbatches
 
     def step(
-        self, batch: Batch | Mapping[int, Batch], *, scale: float = 1.0, sync: bool = True
+        self,
+        batch: Batch | Mapping[int, Batch],
+        *,
+        scale: float = 1.0,
+        sync: bool = True,
+        weights: Mapping[int, float] | None = None,
     ) -> torch.Tensor:
         """Run forward and backward for one batch. Collective over all ranks.
 
@@ -152,6 +156,9 @@ class Pipeline(PipelinePart):
         are not yet summed over replicas and tied copies; the last `step` before the optimizer's
         step must have `sync` True.
 
+        `weights` maps each microbatch to the weight of its loss in the mean; without it each weighs 1.
+        So microbatches may count by their numbers of tokens. Torch's backend takes no weights.
+
         Returns the mean loss over all microbatches, on every rank: a float64 scalar. Raises
         ModelError if a batch has other shapes than the plan, LostRank if another rank is gone.
         """
@@ -159,7 +166,10 @@ class Pipeline(PipelinePart):
         shards = self.executor.shards
         with nullcontext() if shards is None else shards.exchanging():
             share = self.executor.step(
-                {m: self.leaves_of(parts[m]) for m in self.microbatches}, scale=scale, sync=sync
+                {m: self.leaves_of(parts[m]) for m in self.microbatches},
+                scale=scale,
+                sync=sync,
+                weights=weights,
             )
         total = torch.zeros((), dtype=torch.float64, device=self.executor.device)
         if share is not None and (
@@ -274,24 +284,3 @@ def make_pipeline(
     del cut
     gc.collect()  # Graphs are reference cycles, and keep the weights of other ranks' stages.
     return pipeline
-
-
-def split_batch(batch: Batch, num_microbatches: int) -> Sequence[Batch]:
-    """A batch's microbatches: each tensor is divided along its first dimension, if it has one.
-
-    Raises UsageError if a first dimension is not divisible by `num_microbatches`.
-    """
-
-    def part(m: int, leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0:
-            return leaf
-        size, rest = divmod(leaf.shape[0], num_microbatches)
-        if rest:
-            raise UsageError(
-                f"a batch tensor of shape {tuple(leaf.shape)} cannot be divided into "
-                f"{counted(num_microbatches, 'microbatch')} along its first dimension; give a mapping of "
-                "microbatches instead"
-            )
-        return leaf[m * size : (m + 1) * size]
-
-    return [cast(Batch, pytree.tree_map(partial(part, m), batch)) for m in range(num_microbatches)]

@@ -21,7 +21,8 @@ from autopart.runtime.sharding.groups import TensorGroup
 Backend = Literal["autopart", "torch"]
 """The loop that runs the orders: our executor, or torch's own schedules."""
 
-_GRANULARITIES: tuple[Granularity, ...] = ("block", "module")
+GRANULARITIES: tuple[Granularity, ...] = ("block", "module")
+"""The layers that a plan may name: whole blocks, or their modules."""
 
 
 def capture_for_plan(
@@ -38,7 +39,7 @@ def capture_for_plan(
             "--autocast out, or profile with --dtype float32"
         )
     least: _Difference | None = None
-    for granularity in _GRANULARITIES:
+    for granularity in GRANULARITIES:
         captured = capture_model(model, batch, granularity=granularity)
         found = _difference(plan, captured)
         if found == _Difference(is_other_graph=False, unknown=[], missing=[]):

@@ -120,6 +120,8 @@ class StepExecutor(RankExecutor, ABC):
         self._marks: Marks | None = None
         self._sums = True
         """Whether the running step sums gradients."""
+        self._weights: Mapping[int, float] | None = None
+        """The running step's weight of each microbatch; None where all weigh 1."""
         self.meter: StashMeter | None = None
         """Counts stash bytes, if set and supported by the backend. It slows down every
         operation."""
@@ -130,20 +132,25 @@ class StepExecutor(RankExecutor, ABC):
         """This rank's microbatches in each step."""
 
     def step(
-        self, microbatches: Mapping[int, Leaves], *, scale: float = 1.0, sync: bool = True
+        self,
+        microbatches: Mapping[int, Leaves],
+        *,
+        scale: float = 1.0,
+        sync: bool = True,
+        weights: Mapping[int, float] | None = None,
     ) -> torch.Tensor | None:
         """Run one batch; add the gradients of `scale` times its mean loss to each ``grad``.
 
         `microbatches` maps each of this rank's microbatches to the tensors that its stages read. To
         accumulate several batches, set `sync` False for all except the last: gradients are summed
         over replicas and tied copies only once. After that sum, clear ``grad`` before the next
-        step.
+        step. With `weights`, the mean loss counts each microbatch's loss times its weight.
 
         Returns this rank's share of the mean loss, without `scale`: the sum over its own
         microbatches divided by the number of all microbatches. None on ranks without the last
         stage. Raises LostRank if another rank is gone.
         """
-        part, self._sums = self._part, sync
+        part, self._sums, self._weights = self._part, sync, weights
         # Step 1: run all actions. Each microbatch weighs 1 / num_microbatches in the mean loss.
         marks = self._marks = begin_marks(self._clock, self.device)
         # A thread that waits for its tensor group is on no core, though nobody else has it.

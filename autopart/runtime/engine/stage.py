@@ -132,6 +132,10 @@ class TorchStage(PipelineStage):
         """Compute the weight gradients that `backward` deferred; adds to each ``grad``."""
         run_deferred(self._deferred.pop(microbatch), self.made)
 
+    def forget(self, microbatch: int) -> None:
+        """Drop what a forward keeps for its backward, where none follows."""
+        self._waiting.pop(microbatch)
+
     def _backward(
         self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float
     ) -> Sequence[torch.Tensor | None]:

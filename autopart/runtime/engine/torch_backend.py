@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 from torch.distributed.pipelining import schedules
 
-from autopart.errors import PlanError
+from autopart.errors import PlanError, UsageError
 from autopart.records.plan import Plan, schedule_of
 from autopart.records.torch_replicas import orders_of_replica, replicas_of, torch_name
 from autopart.runtime.capture.stage_modules import StageProgram
@@ -86,6 +86,8 @@ class TorchBackend(StepExecutor):
     def _run(
         self, microbatches: Mapping[int, Leaves], loss_scale: float, marks: Marks
     ) -> torch.Tensor | None:
+        if self._weights is not None:
+            raise UsageError("torch's schedules take no weights of microbatches; leave out backend")
         self._losses.begin(loss_scale)
         self._recorder.begin(marks)
         # A batch tensor may have no dimension for samples. So microbatches are stacked along a new

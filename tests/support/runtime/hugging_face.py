@@ -39,7 +39,7 @@ def captured_hugging_face(name: str) -> tuple[TrainingModel, Batch, Captured]:
     return model, example, capture_model(model, example)
 
 
-def _gpt2() -> nn.Module:
+def _gpt2(dropout: float = 0.0) -> nn.Module:
     names = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
     return GPT2LMHeadModel(
         GPT2Config(
@@ -50,7 +50,7 @@ def _gpt2() -> nn.Module:
             n_head=2,
             bos_token_id=0,
             eos_token_id=1,
-            **dict.fromkeys(names, 0.0),
+            **dict.fromkeys(names, dropout),
         )
     )
 

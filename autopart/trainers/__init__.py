@@ -1,0 +1,1 @@
+"""A plan in the trainers that people use: Hugging Face Trainer, accelerate and Lightning."""
