@@ -86,11 +86,10 @@ class PipelineAccelerator(Accelerator):
     def prepare(self, *args: Any, device_placement: list[bool] | None = None) -> Any:
         """As accelerate's; an optimizer may be made before, over the whole model's parameters."""
         models = [one for one in args if isinstance(one, nn.Module)]
+        if self._planned is not None:
+            models.append(self._planned.module)
         optimizers = [one for one in args if isinstance(one, torch.optim.Optimizer)]
-        names = [numbered(one, models[0]) if models else [] for one in optimizers]
-        self._before = {
-            id(one): of_one for one, of_one in zip(optimizers, names, strict=True) if of_one
-        }
+        self._before = {id(one): numbered(one, models[0]) for one in optimizers if models}
         return super().prepare(*args, device_placement=device_placement)
 
     def prepare_model(
@@ -134,9 +133,10 @@ class PipelineAccelerator(Accelerator):
         self, optimizer: torch.optim.Optimizer, device_placement: bool | None = None
     ) -> AcceleratedOptimizer:
         """As accelerate's. Its `state_dict` is whole on rank 0 after `collect_optimizers`."""
+        inner = getattr(optimizer, "optimizer", optimizer)  # the trainer may prepare it again
         if id(optimizer) in self._before:
-            renew(optimizer, self.planned.module, self._before[id(optimizer)])
-            self._wholes.append(WholeOptimizer(optimizer))
+            renew(inner, self.planned.module, self._before[id(optimizer)])
+        self._wholes.append(WholeOptimizer(inner))
         return super().prepare_optimizer(optimizer, device_placement=device_placement)
 
     def prepare_data_loader(
@@ -198,6 +198,11 @@ class PipelineAccelerator(Accelerator):
     def get_state_dict(self, model: nn.Module, unwrap: bool = True) -> dict[str, torch.Tensor]:
         """The whole model's state on rank 0; empty on others. Collective over all ranks."""
         return self.planned.whole_state()
+
+    def free_memory(self, *objects: Any) -> Any:
+        """As accelerate's; the model stays cut."""
+        self._wholes = []
+        return super().free_memory(*objects)
 
     def collect_optimizers(self) -> None:
         """Bring the state of all ranks' optimizers to rank 0, for its next `state_dict`. Collective."""
