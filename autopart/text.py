@@ -1,7 +1,8 @@
 """Names and counts in sentences: one line, only printable characters, the right number."""
 
+import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 LONGEST_CLAUSE = 200
 """Most characters of a message before its advice."""
@@ -55,6 +56,14 @@ def in_words(names: Sequence[str]) -> str:
     """`a`, `a and b`, or `a, b and c`."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def known_names(name: str, known: Iterable[str]) -> str:
+    """Advice on an unknown name: the known ones, and the nearest of them first."""
+    names = list(known)
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    lead = f"did you mean {near[0]}? " if near else ""
+    return f"{lead}known: {', '.join(names)}"
 
 
 def shortened(message: str) -> str:

@@ -1,12 +1,14 @@
 """The application: one command per file, with the help and the examples of each."""
 
 import importlib
+import re
 from collections.abc import Sequence
 from typing import cast
 
 import typer
 
 from autopart.errors import UsageError
+from autopart.text import known_names
 
 COMMANDS = (
     "profile",
@@ -33,6 +35,18 @@ COMMANDS = (
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 """The base class for errors on wrong usage. Its module differs between typer releases."""
 
+_NOT_ONE_OF = re.compile(r"Value error, '(?P<given>.*)' is not one of (?P<known>'.*')$")
+
+_MAIN_PATH = """\
+autopart cuts a PyTorch model into pipeline stages, and says how good they are.
+
+  autopart profile model.py                  measures its layers: profile.json
+  autopart solve --gpus 8 --nodes 2          finds the best plan: plan.json
+  autopart run plan.json model.py --local    trains by the plan, on this machine
+
+'autopart --help' lists all commands; 'autopart doctor' says what is missing."""
+"""What `autopart` alone prints."""
+
 _INTERRUPTED = 130
 """The code into which newer releases of typer turn Ctrl-C, without a word."""
 
@@ -48,7 +62,8 @@ def run_application(arguments: Sequence[str]) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except _UsageError as error:
-        raise UsageError(f"{_usage(error)}; see 'autopart --help'") from None
+        path = getattr(getattr(error, "ctx", None), "command_path", "autopart")
+        raise UsageError(f"{_usage(error)}; see '{path} --help'") from None
     if code == _INTERRUPTED:
         raise KeyboardInterrupt
     return code
@@ -56,7 +71,13 @@ def run_application(arguments: Sequence[str]) -> int:
 
 def _usage(error: BaseException) -> str:
     message: str = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-    return message.strip().rstrip(".")
+    message = message.strip().rstrip(".")
+    found = _NOT_ONE_OF.search(message)
+    if found is None:
+        return message
+    # Typer's words for a choice have the name of an error's class in them, and no suggestion.
+    known = known_names(found["given"], re.findall("'([^']*)'", found["known"]))
+    return f"{message[: found.start()]}unknown '{found['given']}'; {known}"
 
 
 def app() -> typer.Typer:
@@ -67,7 +88,6 @@ def app() -> typer.Typer:
         epilog="Example: autopart profile zoo:gpt2-tiny && autopart solve --gpus 8 --nodes 2",
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        add_completion=False,
         context_settings={"max_content_width": 100},
     )
     application.callback(invoke_without_command=True)(_root)
@@ -83,4 +103,4 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
 
         typer.echo(f"autopart {__version__}")
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        typer.echo(_MAIN_PATH)

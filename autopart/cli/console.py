@@ -8,7 +8,15 @@ from contextlib import contextmanager, redirect_stdout
 
 import msgspec
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+)
+from rich.text import Text
 
 from autopart.records.files import encode
 from autopart.report.columns import plain
@@ -90,11 +98,35 @@ def warn(warnings: Iterable[str]) -> None:
 @contextmanager
 def progress_bar(task: str) -> Generator["Bar"]:
     """A progress bar on stderr that vanishes at the end; silent where stderr is no terminal."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeLeft())
+    with bars(columns) as progress:
         yield Bar(progress, task)
+
+
+def bars(columns: Iterable[ProgressColumn]) -> Progress:
+    """Columns on stderr that vanish at the end; silent where stderr is no terminal.
+
+    FORCE_COLOR makes no terminal of a file: it is for colours.
+    """
+    console, quiet = Console(stderr=True), not sys.stderr.isatty()
+    return Progress(*columns, console=console, transient=True, disable=quiet)
+
+
+class TimeLeft(ProgressColumn):
+    """The time that a task still takes, from the pace of its last steps; empty while it is unknown."""
+
+    def render(self, task: Task) -> Text:
+        """The column's text."""
+        seconds = task.time_remaining
+        return Text("" if seconds is None else f"{minutes(seconds)} left")
+
+
+def minutes(seconds: float) -> str:
+    """Whole seconds as `0:07`, or `1:02:03`."""
+    left, second = divmod(round(seconds), 60)
+    hour, minute = divmod(left, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 class Bar:

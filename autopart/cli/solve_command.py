@@ -129,7 +129,8 @@ def _searched(
     A first Ctrl-C ends the search with the best plan so far; it leaves no time.
     """
     deadline = deadline_in(options.time_limit)
-    with stop_on_interrupt() as interrupt, search_line(options.objective) as show, told_to(show):
+    line = search_line(options.objective, options.time_limit)
+    with stop_on_interrupt() as interrupt, line as show, told_to(show):
         with reasons_from(profiles):
             plan = solve_with_options(profiles, cluster, options)
         left = time_left(deadline)

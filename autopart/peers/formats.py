@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from autopart.errors import UsageError
 from autopart.records.profile import Profile, check_profile
+from autopart.text import known_names
 
 FORMATS: Mapping[str, str] = MappingProxyType(
     {
@@ -26,7 +27,7 @@ FORMATS: Mapping[str, str] = MappingProxyType(
 def import_profile(name: str, path: Path | str) -> Profile:
     """The profile in a file in the format `name`; raises FileError, or UsageError on the name."""
     if name not in FORMATS:
-        raise UsageError(f"cannot import '{name}'; known: {', '.join(FORMATS)}")
+        raise UsageError(f"cannot import '{name}'; {known_names(name, FORMATS)}")
     profile: Profile = import_module(FORMATS[name]).load(Path(path))
     check_profile(profile, str(path))
     return profile

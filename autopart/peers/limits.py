@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from autopart.errors import UsageError
+from autopart.text import known_names
 
 MOST_GPUS: Mapping[str, int] = MappingProxyType({"pipedream": 1024, "piper": 2**18})
 """The most GPUs that each planner's search is run for: its tables have a row for each GPU."""
@@ -54,7 +55,9 @@ CONVENTIONS = tuple(_TAKEN)
 def check_limits(convention: str, limits: PeerLimits) -> None:
     """Raise UsageError on an unknown convention, on a limit that it does not take, or on absurd counts."""
     if convention not in CONVENTIONS:
-        raise UsageError(f"there is no objective '{convention}'; known: {', '.join(CONVENTIONS)}")
+        raise UsageError(
+            f"there is no objective '{convention}'; {known_names(convention, CONVENTIONS)}"
+        )
     # A limit that equals its default counts as not given.
     defaults = PeerLimits()
     given = [

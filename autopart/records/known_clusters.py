@@ -15,6 +15,7 @@ from autopart.errors import ClusterError
 from autopart.records.cluster import HOST_LATENCY, Cluster, HostLink, Link
 from autopart.records.known_gpus import find_gpu
 from autopart.records.network import Network, with_gpus
+from autopart.text import known_names
 
 INSIDE_LATENCY = 9.3e-6
 ACROSS_LATENCY = 14.5e-6
@@ -139,7 +140,7 @@ def find_preset(name: str) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     near = difflib.get_close_matches(name.lower(), PRESETS, n=len(PRESETS), cutoff=0.0)
-    raise ClusterError(f"there is no file and no known cluster '{name}'; known: {', '.join(near)}")
+    raise ClusterError(f"there is no file and no known cluster '{name}'; {known_names(name, near)}")
 
 
 def node_of(gpu: str, gpus_per_node: int = 1) -> Preset | None:

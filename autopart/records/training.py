@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from autopart.errors import AutopartError
-from autopart.text import counted
+from autopart.text import counted, known_names
 from autopart.units import PositiveCount
 
 Sync = Literal["end", "overlap", "megatron", "ddp", "fsdp2", "deepspeed"]
@@ -73,7 +73,7 @@ def make_training(
         raise AutopartError(f"the profile's dtype '{dtype}' is none of {', '.join(WIDTHS)}")
     if optimizer not in MOMENTS and not optimizer.isdecimal():
         raise AutopartError(
-            f"unknown optimizer '{optimizer}'; known: {', '.join(MOMENTS)}, or its state bytes "
+            f"unknown optimizer '{optimizer}'; {known_names(optimizer, MOMENTS)}, or its state bytes "
             "for each trained element, such as 6"
         )
     precisions = [dtype, dtype + MIXED] if dtype in HALF else [dtype]

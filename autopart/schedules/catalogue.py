@@ -39,7 +39,7 @@ from autopart.schedules.named.zbv import ZBV
 from autopart.schedules.named.zero_bubble import INTERLEAVED_ZERO_BUBBLE, ZB_H1, ZB_H2
 from autopart.schedules.pipeline import Pipeline
 from autopart.stopping.time_limit import check_room
-from autopart.text import counted
+from autopart.text import counted, known_names
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
@@ -70,7 +70,7 @@ KINDS: dict[str, Kind] = {
 def kind_of(name: str) -> Kind:
     """The schedule called `name`; raises ScheduleError, listing all names, for any other."""
     if name not in KINDS:
-        raise ScheduleError(f"unknown schedule '{name}'; known: {', '.join(KINDS)}")
+        raise ScheduleError(f"unknown schedule '{name}'; {known_names(name, KINDS)}")
     return KINDS[name]
 
 

@@ -37,7 +37,7 @@ from autopart.schedules.catalogue import KINDS
 from autopart.search.options import PER_STAGE, SolveOptions
 from autopart.search.target_defaults import with_target
 from autopart.stopping.time_limit import MOST_ACTIONS
-from autopart.text import counted
+from autopart.text import counted, known_names
 from autopart.units import LARGEST
 
 Word = TypeVar("Word", bound=str)
@@ -199,8 +199,7 @@ def parse_schedules(typed: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in typed.split(",")))
     for name in names:
         if name not in KINDS:
-            known = ", ".join(KINDS)
-            raise AutopartError(f"unknown schedule '{name}'; known: auto, {known}")
+            raise AutopartError(f"unknown schedule '{name}'; {known_names(name, ('auto', *KINDS))}")
     return names
 
 

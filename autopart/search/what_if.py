@@ -5,7 +5,6 @@ scenario: `memory=+8GiB,nodes=2x`.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -18,6 +17,7 @@ from autopart.records.plan import Plan
 from autopart.records.profile import Profile
 from autopart.search.options import SolveOptions
 from autopart.search.planner import solve_with_options
+from autopart.text import known_names
 from autopart.units import parse_bandwidth, parse_bytes
 
 WORDS = {
@@ -86,9 +86,7 @@ def parse_scenario(text: str) -> Scenario:
             changes.append(Change(field, f"{before},{name}"))
             continue
         if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.4)
-            advice = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(f"'{name}' is nothing to change; {advice}known: {', '.join(FIELDS)}")
+            raise UsageError(f"'{name}' is nothing to change; {known_names(name, FIELDS)}")
         if not value:
             raise UsageError(
                 f"'{part.strip()}' gives {name} no value; write {name}=2x or a new value"

@@ -3,6 +3,7 @@
 import importlib
 
 from autopart.errors import ModelError
+from autopart.text import known_names
 from autopart.zoo.source import ModelSource
 
 __all__ = ["ModelSource", "zoo_names", "zoo_source"]
@@ -27,6 +28,6 @@ def zoo_names() -> tuple[str, ...]:
 def zoo_source(name: str) -> ModelSource:
     """The built-in model `name`, given without ``zoo:``; raises ModelError with the known names."""
     if name not in zoo_names():
-        raise ModelError(f"there is no example model '{name}'; known: {', '.join(zoo_names())}")
+        raise ModelError(f"there is no example model '{name}'; {known_names(name, zoo_names())}")
     model, _, size = name.partition("-")
     return importlib.import_module(f"autopart.zoo.{model}").source(f"zoo:{name}", size)

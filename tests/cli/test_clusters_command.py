@@ -61,7 +61,10 @@ def test_a_known_cluster_is_planned_for_by_its_name(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--cluster dgx-h10", "no file and no known cluster 'dgx-h10'; known: dgx-h100, dgx-a100"),
+        (
+            "--cluster dgx-h10",
+            "no known cluster 'dgx-h10'; did you mean dgx-h100? known: dgx-h100, dgx-a100",
+        ),
         ("--cluster P5", "known: p5, p5en"),
         ("--cluster none.json", "none.json: there is no such file"),
         ("--cluster dgx-h100 --gpu a100-sxm-80gb", "dgx-h100 has h100-sxm, not a100-sxm-80gb"),

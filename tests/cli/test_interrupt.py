@@ -65,7 +65,7 @@ def test_the_command_takes_the_plan_or_ends_without_a_file(
     cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, times: int, code: int
 ) -> None:
     @contextmanager
-    def pressing(_objective: str) -> Generator[Callable[[float], None]]:
+    def pressing(_objective: str, _: float) -> Generator[Callable[[float], None]]:
         yield press_ctrl_c(times)
 
     monkeypatch.setattr(solve_command, "search_line", pressing)

@@ -1,3 +1,5 @@
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,11 +14,114 @@ from autopart.errors import AutopartError, ExportRefused, InfeasibleError, Usage
 Cli = Callable[..., object]
 
 
-def test_autopart_without_arguments_lists_its_commands(cli: Cli) -> None:
+def test_autopart_without_arguments_shows_the_main_path_in_three_lines(cli: Cli) -> None:
     outcome = cli()
-    assert outcome.code == 0
+    assert outcome.code == 0 and outcome.err == ""
+    lines = outcome.out.splitlines()
+    shown = [line.split()[1] for line in lines if line.startswith("  autopart ")]
+    assert shown == ["profile", "solve", "run"]
+    assert "autopart --help" in lines[-1] and max(map(len, lines)) <= 80
+
+
+def test_the_help_lists_all_commands_and_how_to_complete_them(cli: Cli) -> None:
+    outcome = cli("--help")
+    assert outcome.code == 0 and "--install-completion" in outcome.out
     for name in COMMANDS:
         assert f"\n  {name} " in outcome.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shell", "words", "expected"),
+    [
+        ("bash", "autopart so", {"solve"}),
+        ("bash", "autopart exp", {"explain", "export"}),
+        ("bash", "autopart solve --glob", {"--global-batch"}),
+        ("bash", "autopart profile zoo:gpt2-tiny --device m", {"meta"}),
+        ("zsh", "autopart ver", {"verify"}),
+        ("fish", "autopart ver", {"verify"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(
+    shell: str, words: str, expected: set[str]
+) -> None:
+    asked = {
+        "_AUTOPART_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+        "_TYPER_COMPLETE_ARGS": words,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv[0] = 'autopart'\n"
+         "from autopart.cli.main import main; main()"],
+        env=os.environ | asked,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert expected <= set(re.findall(r"-*[a-z][\w-]*", done.stdout)), done.stdout
+    assert "Traceback" not in done.stderr and "run" not in done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "suggested"),
+    [
+        ("sovle", "Did you mean 'solve'?"),
+        ("solve --nodez 8", "--nodes"),
+        (
+            "solve --gpus 8 --recompute autoo",
+            "unknown 'autoo'; did you mean auto? known: never, auto",
+        ),
+        ("solve --gpus 8 --schedule 1f1bb", "did you mean 1f1b?"),
+        ("solve --profile llama-8b-h100-sxm-mb --gpus 8", "near names are llama-8b-h100-sxm"),
+        ("solve --profile gpt2-tiny-cpu --gpus 8 --gpu h10-sxm", "did you mean h100-sxm?"),
+        ("solve --profile gpt2-tiny-cpu --gpus 8 --cluster dgx-h10", "did you mean dgx-h100?"),
+        ("solve --profile gpt2-tiny-cpu --gpus 2 --optimizer adam", "did you mean adamw?"),
+        ("profile zoo:gpt2-tinyy", "did you mean gpt2-tiny?"),
+        ("profile zoo:gpt2-tiny --device mta", "did you mean meta?"),
+        ("import pipr x.json", "did you mean piper?"),
+        ("bottleneck pipr x.json", "did you mean piper?"),
+        ("import-plan megatro --layout x", "did you mean megatron?"),
+        ("export plan.json --to torchtian", "did you mean torchtitan?"),
+        ("run plan.json zoo:gpt2-tiny --asynchronous pipdream", "did you mean pipedream?"),
+        ("calibrate from-step x.csv", "did you mean from-steps?"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_known_one(cli: Cli, line: str, suggested: str) -> None:
+    outcome = cli(*line.split())
+    assert outcome.code in (1, 2) and outcome.out == ""
+    assert outcome.err.rstrip().splitlines()[-1].startswith("error: ")
+    assert suggested in outcome.err, outcome.err
+
+
+def test_wrong_usage_names_the_help_of_its_command(cli: Cli) -> None:
+    assert cli("solve", "--nodez", "8").err.endswith("see 'autopart solve --help'\n")
+
+
+@pytest.mark.slow
+def test_colours_are_for_terminals_and_obey_the_environment(tmp_path: Path) -> None:
+    """Bold heads are no colours; NO_COLOR leaves them to those who force a terminal."""
+
+    def printed(**asked: str) -> str:
+        plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+        done = subprocess.run(
+            [sys.executable, "-m", "autopart", "clusters"],
+            env=plain | {"TERM": "xterm-256color"} | asked,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0 and done.stderr == ""
+        return done.stdout
+
+    piped = printed()
+    assert "\x1b" not in piped
+    forced = printed(FORCE_COLOR="1")
+    assert "\x1b[" in forced and re.sub(r"\x1b\[[\d;]*m", "", forced) == piped
+    assert not re.search(r"\x1b\[[\d;]*[349]\d[;m]", printed(FORCE_COLOR="1", NO_COLOR="1"))
+    assert printed(NO_COLOR="1") == piped
 
 
 @pytest.mark.parametrize("name", COMMANDS)

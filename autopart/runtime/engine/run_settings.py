@@ -10,7 +10,7 @@ from autopart.records.plan import Plan
 from autopart.runtime.engine.asynchronous_rules import check_optimizer, default_optimizer
 from autopart.runtime.engine.plan_match import Backend
 from autopart.runtime.update.optimizer import LEARNING_RATES
-from autopart.text import counted
+from autopart.text import counted, known_names
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,8 +103,8 @@ def check_settings(settings: RunSettings) -> None:
     if not settings.timeout > 0.0:
         raise UsageError(f"a timeout of {settings.timeout} s: give more than 0")
     if settings.optimizer is not None and settings.optimizer not in LEARNING_RATES:
-        known = ", ".join(LEARNING_RATES)
-        raise UsageError(f"unknown optimizer '{settings.optimizer}'; known: {known}")
+        known = known_names(settings.optimizer, LEARNING_RATES)
+        raise UsageError(f"unknown optimizer '{settings.optimizer}'; {known}")
     check_optimizer(settings.asynchronous, optimizer_name(settings))
     _check_saved_state(settings)
     if settings.asynchronous is not None and settings.count_bytes:

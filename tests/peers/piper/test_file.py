@@ -85,7 +85,9 @@ def test_a_profile_has_the_layers_on_one_device_in_topological_order(write, tmp_
 
 
 def test_an_unknown_format_is_refused_by_name(write):
-    with pytest.raises(UsageError, match=r"cannot import 'pipr'; known: .*piper"):
+    with pytest.raises(
+        UsageError, match=r"cannot import 'pipr'; did you mean piper\? known: .*piper"
+    ):
         import_profile("pipr", write(instance()))
 
 

@@ -167,7 +167,9 @@ def test_the_dead_rank_is_blamed_whenever_the_launcher_looks(
 def test_settings_that_cannot_run_are_refused_before_anything_starts():
     with pytest.raises(UsageError, match="0 steps"):
         run_local(plan(), RunSettings(model=FAULTY, steps=0))
-    with pytest.raises(UsageError, match="unknown optimizer 'adam'; known: adamw, "):
+    with pytest.raises(
+        UsageError, match=r"unknown optimizer 'adam'; did you mean adamw\? known: adamw, "
+    ):
         run_local(plan(), RunSettings(model=FAULTY, steps=1, optimizer="adam"))
     with pytest.raises(UsageError, match="a timeout of 0"):
         run_local(plan(), RunSettings(model=FAULTY, steps=1, timeout=0.0))

@@ -311,7 +311,11 @@ def test_measuring_leaves_the_callers_random_numbers_alone() -> None:
         ({"dtype": "float8"}, ModelError, r"float8.*float32, bfloat16, float16, float64"),
         ({"device": "tpu"}, UsageError, r"unknown device 'tpu'; known: cpu, cuda, meta"),
         ({"device": "meta"}, UsageError, r"--gpu; known: .*h100-sxm"),
-        ({"device": "meta", "gpu": "h1000"}, ClusterError, r"unknown GPU 'h1000'; known: .*h100"),
+        (
+            {"device": "meta", "gpu": "h1000"},
+            ClusterError,
+            r"unknown GPU 'h1000'; did you mean h100-\w+\? known: .*h100",
+        ),
         ({"gpu": "h100-sxm"}, UsageError, r"--gpu h100-sxm goes with --device meta"),
         ({"microbatch_size": 0}, UsageError, r"--microbatch-size 0: it must be at least 1"),
         ({"repeats": 0}, UsageError, r"--repeats 0"),
