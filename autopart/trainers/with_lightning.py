@@ -61,7 +61,7 @@ class PipelineStrategy(DDPStrategy):
                 "under a plan only fit runs, with its validation; load the checkpoint into a plain trainer to "
                 "test or predict"
             )
-        if type(self.precision_plugin) is not Precision:
+        if type(self.precision_plugin) not in (Precision, PlannedPrecision):
             raise UsageError(
                 f"precision {self.precision_plugin.precision} is not known under a plan; take 32-true"
             )
