@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import autopart
-from autopart.text import LONGEST_CLAUSE, counted, quoted, shortened, visible
+from autopart.text import LONGEST_CLAUSE, counted, known_names, quoted, shortened, visible
 from tests.support.hostile_names import HOSTILE, OBEYED
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -50,6 +50,13 @@ def test_a_quoted_name_is_the_same_string_in_python_toml_and_yaml(name: str) -> 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_is_the_same_string_in_each_language(name: str) -> None:
     check_quoted(name)
+
+
+def test_advice_on_an_unknown_name_begins_with_the_nearest_known_one() -> None:
+    assert (
+        known_names("h10-sxm", ["a10", "h100-sxm"]) == "did you mean h100-sxm? known: a10, h100-sxm"
+    )
+    assert known_names("banana", ["a10", "h100-sxm"]) == "known: a10, h100-sxm"
 
 
 def test_a_count_agrees_with_its_noun() -> None:
