@@ -39,7 +39,7 @@ def captured_hugging_face(name: str) -> tuple[TrainingModel, Batch, Captured]:
     return model, example, capture_model(model, example)
 
 
-def _gpt2(dropout: float = 0.0) -> nn.Module:
+def tiny_gpt2(dropout: float = 0.0) -> nn.Module:
     names = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
     return GPT2LMHeadModel(
         GPT2Config(
@@ -115,7 +115,7 @@ def mixtral(*, use_cache: bool, experts: str = "eager") -> nn.Module:
 
 
 _HUGGING_FACE = {
-    "gpt2": _gpt2,
+    "gpt2": tiny_gpt2,
     "llama": _llama,
     "bert": _bert,
     "t5": _t5,

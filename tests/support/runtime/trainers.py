@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,14 +17,14 @@ from autopart.errors import AutopartError
 from autopart.records.plan import Plan
 from autopart.runtime.models.model import TrainingModel
 from tests.support.runtime.captured_once import captured_once
-from tests.support.runtime.hugging_face import _gpt2
+from tests.support.runtime.hugging_face import tiny_gpt2
 from tests.support.runtime.plans import plan_for
 
 BATCH = 8
 Log = list[dict[str, float]]
 
 
-class Tokens(Dataset):
+class Tokens(Dataset[dict[str, torch.Tensor]]):
     """Random tokens; with `pads`, each sample has its own number of labels."""
 
     def __init__(self, size: int, *, pads: bool = True) -> None:
@@ -43,7 +43,7 @@ class Tokens(Dataset):
 
 def gpt2(dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(0)
-    return _gpt2(dropout)
+    return tiny_gpt2(dropout)
 
 
 @cache
@@ -71,12 +71,12 @@ def as_under_torchrun(rank: int, size: int) -> Generator[None]:
     os.environ.update(told)
     states = (AcceleratorState, GradientState, PartialState)
     for state in states:
-        state._reset_state()
+        state._reset_state()  # pyright: ignore[reportPrivateUsage]
     try:
         yield
     finally:
         for state in states:
-            state._reset_state()
+            state._reset_state()  # pyright: ignore[reportPrivateUsage]
         for name in told:
             del os.environ[name]
 
@@ -147,7 +147,7 @@ def trainer_complaints(
     """The error for each change of arguments; keys that start with `:` are keywords of the trainer."""
     from autopart.trainers.with_transformers import PipelineTrainer
 
-    said = []
+    said: list[str] = []
     for case in cases:
         given = {"train_dataset": Tokens(64)} | {
             k[1:]: v for k, v in case.items() if k.startswith(":")
@@ -231,11 +231,11 @@ def accelerate_complaints(rank: int, plan: Plan) -> list[str]:
     from autopart.trainers.with_accelerate import PipelineAccelerator
 
     batch = {name: torch.stack([t] * BATCH) for name, t in Tokens(1)[0].items()}
-    said = []
+    said: list[str] = []
     with as_under_torchrun(rank, len(plan.orders)):
         accelerator = PipelineAccelerator(plan, batch, cpu=True)
         model = accelerator.prepare(gpt2())
-        for call in (
+        calls: list[Callable[[], Any]] = [
             lambda: accelerator.backward(model(**batch).loss * 2),
             lambda: accelerator.prepare(gpt2()),
             lambda: model(**{name: t[:3] for name, t in batch.items()}),
@@ -244,7 +244,8 @@ def accelerate_complaints(rank: int, plan: Plan) -> list[str]:
             lambda: PipelineAccelerator(
                 plan, {"input_ids": batch["input_ids"][:1]}, cpu=True
             ).prepare(gpt2()),
-        ):
+        ]
+        for call in calls:
             try:
                 call()
                 said.append("")
@@ -265,8 +266,8 @@ def _lightning_module() -> Any:
             self.lines: Log = []
 
         def training_step(self, batch: Any, _: int) -> torch.Tensor:
-            loss = self.model(**batch).loss
-            self.lines.append({"loss": loss.item(), "rate": self.lr_schedulers().get_last_lr()[0]})
+            loss, schedule = self.model(**batch).loss, cast(Any, self.lr_schedulers())
+            self.lines.append({"loss": loss.item(), "rate": schedule.get_last_lr()[0]})
             return loss
 
         def validation_step(self, batch: Any, _: int) -> None:
