@@ -75,7 +75,7 @@ class PlannedModel:
         _leave_out(module, self._elsewhere)
         # The module is called as before, and loads what a whole model has saved.
         module.forward = self._called
-        module.load_state_dict = self._load
+        module.load_state_dict = self._load  # pyright: ignore[reportAttributeAccessIssue]
         self.scale, self.sync = 1.0, True
         """What multiplies the next call's gradients, and whether they are summed over ranks after it."""
 
@@ -135,7 +135,7 @@ class PlannedModel:
     @contextmanager
     def holding(self, state: Mapping[str, torch.Tensor]) -> Generator[None]:
         """Inside, the module's `state_dict` gives `state`."""
-        self.module.state_dict = lambda *_, **__: state
+        self.module.state_dict = lambda *_, **__: state  # pyright: ignore[reportAttributeAccessIssue]
         try:
             yield
         finally:

@@ -81,7 +81,9 @@ class PipelineStrategy(DDPStrategy):
         super().setup_optimizers(trainer)
         self._wholes = {id(one): WholeOptimizer(one) for one in self.optimizers}
 
-    def backward(self, closure_loss: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def backward(
+        self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """Hand out the gradients that wait. Raises UsageError for another loss than the model's."""
         apart = (
             1.0

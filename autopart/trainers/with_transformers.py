@@ -53,7 +53,7 @@ class PipelineTrainer(Trainer):
     either continues from the other's, and a plan from another plan's.
     """
 
-    accelerator: PipelineAccelerator
+    accelerator: PipelineAccelerator  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self, plan: Plan, model: nn.Module, args: TrainingArguments, **keywords: Any
@@ -63,7 +63,7 @@ class PipelineTrainer(Trainer):
         Raises UsageError, in one line, for arguments that a planned model cannot follow, and PlanError
         for a plan that a trainer cannot run.
         """
-        args.device  # noqa: B018  (it starts the process group)
+        _ = args.device  # it starts the process group
         check_trainable(plan)
         _check(plan, args, keywords)
         self._plan = plan
