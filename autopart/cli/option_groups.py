@@ -50,7 +50,9 @@ def _flat_parameters(
             continue
         own = get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):
-            yield _keyword(field.name, own[field.name], field.default)
+            required = field.default is dataclasses.MISSING
+            default = inspect.Parameter.empty if required else field.default
+            yield _keyword(field.name, own[field.name], default)
 
 
 def _keyword(name: str, kind: object, default: object) -> inspect.Parameter:

@@ -12,6 +12,7 @@ import msgspec
 
 from autopart.certificate.certificate import certificate
 from autopart.certificate.plan_problem import PlanProblem
+from autopart.cost.stage_times import plan_minimised
 from autopart.errors import InfeasibleError, UsageError
 from autopart.pricing import minimised
 from autopart.records.cluster import Cluster, num_gpus
@@ -71,12 +72,19 @@ def plan_of_stages(
         given = solve_with_options(profiles, cluster, replace(shape, pins=pins))
     except InfeasibleError as error:
         raise InfeasibleError(f"the given stages do not fit: {error}") from None
-    same_shape = solve_with_options(profiles, cluster, shape)
+    same_shape = _fastest(given, solve_with_options(profiles, cluster, shape), profiles)
     allowed = options.schedule or ",".join(dict.fromkeys((*CLASSIC, schedule)))
     best = solve_with_options(
         profiles, cluster, replace(options, schedule=allowed, stages_per_rank=None)
     )
+    best = _fastest(same_shape, best, profiles)
     return GivenPlan(_bounded_by(given, best, profiles), same_shape, best)
+
+
+def _fastest(plan: Plan, found: Plan, profiles: Sequence[Profile]) -> Plan:
+    """`found`, unless `plan` is faster: a search that ran out of time knows nothing of `plan`."""
+    faster = plan_minimised(plan) < plan_minimised(found)
+    return _bounded_by(plan, found, profiles) if faster else found
 
 
 def _replicas(cluster: Cluster, options: SolveOptions, stages: int, per_rank: int) -> int:

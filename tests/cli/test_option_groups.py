@@ -43,3 +43,25 @@ def test_the_help_lists_the_options_of_a_group_in_its_place() -> None:
 
 def test_a_refused_value_in_a_group_is_wrong_usage() -> None:
     assert _run("--width", "0").startswith("2 []")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """A group whose option has no default."""
+
+    depth: Annotated[int, typer.Option(help="Layers.")]
+
+
+def test_an_option_without_a_default_must_be_given_and_shows_none() -> None:
+    application = typer.Typer()
+
+    @with_groups
+    def command(*, needed: Needed) -> None:
+        """Dig."""
+        assert needed == Needed(depth=3)
+
+    application.command()(command)
+    assert CliRunner().invoke(application, ["--depth", "3"]).exit_code == 0
+    missing = CliRunner().invoke(application, [])
+    assert missing.exit_code == 2 and "--depth" in missing.output
+    assert "MISSING" not in CliRunner().invoke(application, ["--help"]).output

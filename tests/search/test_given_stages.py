@@ -10,6 +10,7 @@ from autopart.errors import InfeasibleError, UsageError
 from autopart.records.cluster import Cluster, cluster_of
 from autopart.records.plan import Plan
 from autopart.records.profile import Profile, load_profile
+from autopart.search import given_stages
 from autopart.search.given_stages import plan_of_stages
 from autopart.search.options import SolveOptions
 from autopart.search.plan_comparison import moved_layers
@@ -64,6 +65,24 @@ def test_the_best_plan_given_again_has_the_same_step(profile: Profile, cluster: 
 
 
 @pytest.mark.slow
+def test_a_search_that_ran_out_of_time_leaves_the_given_plan_the_best(
+    profile: Profile, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    equal = plan_of_stages([profile], cluster, OPTIONS, in_equal_parts(profile, 4))
+    best, slow = equal.same_shape, equal.plan
+    real = given_stages.solve_with_options
+
+    def cut_short(profiles: list[Profile], on: Cluster, options: SolveOptions) -> Plan:
+        return real(profiles, on, options) if options.pins else slow
+
+    monkeypatch.setattr(given_stages, "solve_with_options", cut_short)
+    given = plan_of_stages([profile], cluster, OPTIONS, [one.layers for one in best.stages])
+    step = given.plan.prediction.step_time
+    assert step == given.best.prediction.step_time < slow.prediction.step_time
+    assert given.best.certificate.lower_bound == slow.certificate.lower_bound
+    assert given.moved == () and proven(given.best, profile)
+
+
 def test_random_cuts_are_proven_and_never_beat_the_best(profile: Profile, cluster: Cluster) -> None:
     names = [layer.name for layer in profile.graph.layers]
     for seed in range(6):
