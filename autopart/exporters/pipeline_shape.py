@@ -147,8 +147,8 @@ def refuse_shared_optimizer(plan: Plan, framework: str) -> None:
     if plan.training.zero1 and any(len(stage.ranks) > 1 for stage in plan.stages):
         raise ExportRefused(
             f"the plan's replicas share optimizer state (ZeRO-1), and {framework} keeps it whole on "
-            "every replica; the nearest plan is solved without --zero1; --to megatron and "
-            "--to deepspeed take ZeRO-1"
+            "every replica; the nearest plan is solved without --zero1; --to megatron, "
+            "--to torchtitan and --to deepspeed take ZeRO-1"
         )
 
 

@@ -19,7 +19,7 @@ from autopart.exporters.model_units import (
     UnitStage,
     blocks,
 )
-from autopart.exporters.pipeline_shape import Shape, rank_notes, refuse_shared_optimizer
+from autopart.exporters.pipeline_shape import Shape, rank_notes
 from autopart.exporters.selective import refuse_selective, selective_files
 from autopart.exporters.text import comments, mark, rows
 from autopart.exporters.torch.schedules import (
@@ -49,7 +49,6 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
     Where no torch schedule gives the orders, a file with them comes too. Raises ExportRefused.
     """
     shape = shape_under_fsdp(plan, stages, _NAME)
-    refuse_shared_optimizer(plan, f"{_NAME} without FSDP")
     schedule = torch_schedule(plan, shape, _NAME)
     names = [[_named(unit, version) for unit in stage.units] for stage in stages]
     notes = rank_notes(shape)
@@ -93,7 +92,7 @@ def _python(
         num_layers=sum(len(blocks(stage.units)) for stage in stages),
         recompute=json.dumps(recompute),
         degree=shape.num_ranks,
-        replicas=shape.num_replicas,
+        data="".join(f"    parallelism.{line}\n" for line in _data(plan, shape)),
         schedule=schedule.name,
         csv=repr(CSV_FILE) if schedule.csv is not None else "None",
         microbatch_size=plan.microbatch_size,
@@ -123,6 +122,25 @@ def _selective_parts(layers: list[str]) -> dict[str, str]:
     }
 
 
+def _data(plan: Plan, shape: Shape) -> list[str]:
+    """The settings of replicas, which are alike in TOML and Python.
+
+    With ZeRO-1 FSDP2 shards weights, gradients and optimizer state. It gathers the weights once per step, and reduces the gradients
+    after the last microbatch, as the plan's sync and memory count them.
+    """
+    replicas = shape.num_replicas
+    if replicas == 1 or not plan.training.zero1:
+        return [
+            f"data_parallel_replicate_degree = {replicas}",
+            "data_parallel_shard_degree = 1",
+        ]
+    return [
+        "data_parallel_replicate_degree = 1",
+        f"data_parallel_shard_degree = {replicas}",
+        'fsdp_reshard_after_forward = "never"',
+    ]
+
+
 def _tensor(shape: Shape) -> list[str]:
     """The settings of tensor groups; none without them."""
     if shape.tensor_degree == 1:
@@ -148,8 +166,7 @@ def _toml(
         f"local_batch_size = {plan.microbatch_size * shape.num_microbatches}\n\n"
         "[parallelism]\n"
         f"pipeline_parallel_degree = {shape.num_ranks}\n"
-        f"data_parallel_replicate_degree = {shape.num_replicas}\n"
-        "data_parallel_shard_degree = 1\n"
+        + "".join(f"{line}\n" for line in _data(plan, shape))
         + (f"tensor_parallel_degree = {shape.tensor_degree}\n" if shape.tensor_degree > 1 else "")
         + f'pipeline_parallel_schedule = "{schedule.name}"\n{csv}'
         f"pipeline_parallel_microbatch_size = {plan.microbatch_size}\n"

@@ -9,7 +9,9 @@ A send that does not overlap with compute keeps its rank until the receiver asks
 both send first then wait for each other: a deadlock that the orders alone do not have.
 """
 
+import functools
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from autopart.errors import ScheduleError
@@ -55,12 +57,33 @@ def asked_before(actions: Actions) -> dict[int, tuple[int, ...]]:
     return asked
 
 
-def rendezvous_events(actions: Actions, *, sends_overlap: bool) -> list[Event]:
+def rendezvous_events(actions: Actions, *, sends_overlap: bool) -> Sequence[Event]:
     """Actions and messages in an order in which each follows all that it waits for.
+
+    One order is priced for many partitions, so the events of the last few orders are kept.
 
     Raises ScheduleError on a deadlock: of the orders, or of sends that do not overlap compute. The
     latter names the ranks that wait for each other, and the action whose result each hands over.
     """
+    return _events(_Same(actions), sends_overlap=sends_overlap)
+
+
+class _Same:
+    """Actions as a key: equal only to themselves, since comparing their arrays takes longer."""
+
+    def __init__(self, actions: Actions) -> None:
+        self.actions = actions
+
+    def __hash__(self) -> int:
+        return id(self.actions)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.actions is other.actions
+
+
+@functools.lru_cache(maxsize=8)
+def _events(same: _Same, *, sends_overlap: bool) -> Sequence[Event]:
+    actions = same.actions
     asked = asked_before(actions)
     if not sends_overlap:
         return _Blocking(actions, asked).events()

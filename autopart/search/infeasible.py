@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from autopart.activations.policies import may_offload
+from autopart.activations.policies import leaves_choice, may_offload
 from autopart.bounds.open_replicas import missing_bytes
 from autopart.bounds.rank_assignments import takes_gpus_in_order
 from autopart.cost.cuts import Cuts, all_cuts
@@ -67,6 +67,20 @@ def all_tried(problems: Sequence[Problem]) -> bool:
         )
         for problem in problems
     )
+
+
+def only_partition_is_full(problem: Problem) -> bool:
+    """Whether pins and policies leave one partition, and it has no room.
+
+    Then no search is needed. Its bytes are those of its price, also where stages share ranks.
+    """
+    demands = problem.demands
+    decided = len(demands.pins) == len(problem.graph.layers) and not leaves_choice(demands)
+    lent = {CUSTOM, *LENDING}.intersection(demands.schedules)
+    if not decided or lent or demands.replicas_per_stage or problem.cluster.gpus:
+        return False
+    need = least_need(problem, all_cuts(problem.graph), "auto")
+    return need is not None and need.size > problem.cluster.memory_bytes
 
 
 def why_infeasible(problem: Problem, solver: SolverName, gpus_per_rank: int = 1) -> InfeasibleError:

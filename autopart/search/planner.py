@@ -21,7 +21,7 @@ from autopart.records.profile import Profile
 from autopart.records.tensor_degree import degree_of
 from autopart.search.candidates import SearchedProblem, candidate, candidates, why_none_fits
 from autopart.search.demands import make_problem
-from autopart.search.infeasible import all_tried, why_infeasible
+from autopart.search.infeasible import all_tried, only_partition_is_full, why_infeasible
 from autopart.search.layout_search import BASELINES
 from autopart.search.microbatch_sizes import NOTHING, AnyProblem, SizeOutcomes, search_sizes
 from autopart.search.options import SolveKeywords, SolveOptions
@@ -78,6 +78,8 @@ def _solve(
     deadline = began + options.time_limit
     asked = question_of(profile, cluster, options)
     searched, solver = asked.searched, asked.solver
+    if all(one.of_degrees is None and only_partition_is_full(one.problem) for one in searched):
+        raise why_none_fits(searched, solver)
     found = search_sizes(asked.problems, solver, deadline)
     if found.best is not None:
         return plan_of_outcomes(asked, found, began)

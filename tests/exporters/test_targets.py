@@ -299,8 +299,15 @@ def test_zero1_is_exported_or_refused() -> None:
     assert "--use-distributed-optimizer\n" in files(plan, "megatron")["autopart_megatron.sh"]
     told = yaml.safe_load(files(plan, "primus")["autopart_primus.yaml"])
     assert told["use_distributed_optimizer"] is True
-    for target in ("torch", "torchtitan"):
-        assert "solved without --zero1" in refusal(plan, target)
+    assert "solved without --zero1" in refusal(plan, "torch")
+    lines = (
+        "data_parallel_replicate_degree = 1\n",
+        "data_parallel_shard_degree = 2\n",
+        'fsdp_reshard_after_forward = "never"\n',
+    )
+    assert "".join(lines) in files(plan, "torchtitan", "0.2.2")["autopart_titan.toml"]
+    indented = "".join(f"    parallelism.{line}" for line in lines)
+    assert indented in files(plan, "torchtitan")["autopart_titan.py"]
 
 
 @pytest.mark.parametrize("target", ["torchtitan", "automodel"])

@@ -1,8 +1,10 @@
 """A user's own stages as a plan: its price, and the bound of the whole search."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from autopart import solve, verify
@@ -14,6 +16,7 @@ from autopart.search import given_stages
 from autopart.search.given_stages import plan_of_stages
 from autopart.search.options import SolveOptions
 from autopart.search.plan_comparison import moved_layers
+from autopart.search.planner import solve_with_options
 
 PROFILES = Path(__file__).parent.parent / "golden" / "profiles"
 
@@ -112,6 +115,33 @@ def test_several_stages_per_rank_are_interleaved(profile: Profile, cluster: Clus
     assert given.plan.schedule == "interleaved-1f1b"
     assert [stage.ranks for stage in given.plan.stages] == [(0,), (1,), (2,), (3,)] * 2
     assert proven(given.plan, profile)
+
+
+def test_stages_that_share_ranks_and_do_not_fit_are_refused_without_a_search(
+    profile: Profile, cluster: Cluster
+) -> None:
+    stages = in_equal_parts(profile, 8)
+    pins = {name: at for at, names in enumerate(stages) for name in names}
+
+    def solved(memory: int, time_limit: float) -> Plan:
+        options = replace(
+            OPTIONS,
+            schedule="interleaved-1f1b",
+            num_stages=8,
+            stages_per_rank=2,
+            pins=pins,
+            time_limit=time_limit,
+        )
+        small = msgspec.structs.replace(cluster, memory_bytes=memory)
+        return solve_with_options(profile, small, options)
+
+    with pytest.raises(InfeasibleError, match="would do") as refused:
+        solved(32 << 30, time_limit=0.0)
+    least = refused.value.least_bytes
+    assert least is not None
+    assert max(solved(least, 30.0).prediction.rank_peak_bytes) == least
+    with pytest.raises(InfeasibleError):
+        solved(least - 1, time_limit=0.0)
 
 
 def test_moved_layers_are_those_on_other_stages(profile: Profile, cluster: Cluster) -> None:

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.exporters.readback.conftest import Needs
 from tests.support.exporters.language import language_plan, recomputing
 from tests.support.readback.ranks import run_ranks
-from tests.support.readback.trained import assert_same
+from tests.support.readback.trained import assert_same, assert_sharded
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,27 @@ def test_torchtitan_trains_and_recomputes_as_planned(
     first = [n for s, start in enumerate(starts) for n in range(start, start + counts[2 * s])]
     products = {"products": once * 5 * sum(3 + (n in recomputed) for n in first)}
     assert_same(tmp_path, forwards | products)
+
+
+@pytest.mark.parametrize(
+    ("counts", "schedule", "zero1"),
+    [([1, 2], "1f1b", True), ([1, 1, 2, 1], "interleaved-1f1b", True), ([1, 2], "1f1b", False)],
+)
+def test_torchtitan_trains_two_replicas(
+    needs: Needs, tmp_path: Path, counts: list[int], schedule: str, zero1: bool
+) -> None:
+    """Each replica has microbatches of its own. With ZeRO-1 it has a shard of each matrix between steps."""
+    needs("torchtitan", "0.3")
+    plan = language_plan(counts, 2, schedule, 4, replicas=2)
+    training = msgspec.structs.replace(plan.training, zero1=zero1)
+    run_ranks(
+        "train_torchtitan",
+        msgspec.structs.replace(plan, training=training),
+        "torchtitan",
+        tmp_path,
+    )
+    assert_same(tmp_path, dict.fromkeys(map(str, range(sum(counts))), 4))
+    assert_sharded(tmp_path, 2 if zero1 else 1)
 
 
 @pytest.mark.parametrize(

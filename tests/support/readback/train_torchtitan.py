@@ -72,11 +72,19 @@ def whole_model(config: Any) -> Any:
     return model
 
 
-def batches(step: int, config: Any) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    """The microbatches for one step, in the form of torchtitan's loader."""
+def replicas_of(config: Any) -> int:
+    """The number of replicas of each stage."""
+    parallelism = config.parallelism
+    return parallelism.data_parallel_replicate_degree * parallelism.data_parallel_shard_degree
+
+
+def batches(
+    step: int, config: Any, replica: int = 0
+) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """The microbatches of one replica for one step, in the form of torchtitan's loader."""
     size = config.parallelism.pipeline_parallel_microbatch_size
     count = config.training.local_batch_size // size
-    generator = torch.Generator().manual_seed(step)
+    generator = torch.Generator().manual_seed(1000 * replica + step)
     drawn = torch.randint(0, 2000, (count, 2, size, LENGTH), generator=generator)
     positions = torch.arange(LENGTH).expand(size, LENGTH)
     return [({"input": ids, "positions": positions}, labels) for ids, labels in drawn]
@@ -179,7 +187,11 @@ def train_whole(config: Any, path: Path) -> None:
     losses = []
     for step in range(STEPS):
         optimizer.zero_grad()
-        drawn = batches(step, config)
+        drawn = [
+            microbatch
+            for replica in range(replicas_of(config))
+            for microbatch in batches(step, config, replica)
+        ]
         tokens = sum(labels.numel() for _, labels in drawn)
         losses.append(0.0)
         for given, labels in drawn:
@@ -226,11 +238,12 @@ def main(folder: Path) -> None:
     trainer = build_trainer(config, losses)
     forwards = count_forwards(trainer.model_parts)
     products = Products()
+    replica = dist.get_rank() // config.parallelism.tensor_parallel_degree % replicas_of(config)
     for step in range(STEPS):
         forwards.update(dict.fromkeys(forwards, 0))  # torch's first step also learns the shapes
         products = Products()
         with products:
-            trainer.train_step(iter(batches(step, config)))
+            trainer.train_step(iter(batches(step, config, replica)))
     named = [item for part in trainer.model_parts for item in part.named_parameters()]
     rank = dist.get_rank()
     if rank == 0:  # without the head
