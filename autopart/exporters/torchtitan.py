@@ -62,7 +62,8 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
         text = _toml(plan, shape, schedule, names, stages, notes)
         file = "autopart_titan.toml"
     else:
-        notes += (SPMD_NOTE,) if shape.tensor_degree > 1 else ()
+        meshes = max(shape.tensor_degree, shape.num_replicas) > 1
+        notes += (SPMD_NOTE,) if meshes else ()
         text = _python(plan, shape, schedule, names, stages)
         file = "autopart_titan.py"
     return Exported({file: text, **schedule.files, **selective_files(plan, stages)}, notes)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -55,7 +56,7 @@ def planned_config(folder: Path) -> Any:
         disable_cuda_graphs=True,
     )
     config = autopart_titan.apply(config)
-    if config.parallelism.tensor_parallel_degree > 1:
+    if config.parallelism.tensor_parallel_degree > 1 or replicas_of(config) > 1:
         # torch 2.13's FSDP does not know torchtitan's default, types on local tensors.
         config.parallelism.spmd_backend = "partial_dtensor"
     config.__post_init__()  # torchtitan's own consistency checks
@@ -119,6 +120,10 @@ def build_trainer(config: Any, losses: list[float]) -> Any:
     )
     trainer.pp_schedule, trainer.model_parts, *has = built
     trainer.pp_has_first_stage, trainer.pp_has_last_stage = has
+    for fsdp in [own for part in trainer.model_parts for own in part.modules()]:
+        if isinstance(fsdp, FSDPModule):
+            # Gloo has no reduction that also multiplies; the factor is 1.
+            fsdp.set_force_sum_reduction_for_comms(True)
     trainer.pp_schedule.step = _joined(trainer.pp_schedule.step)
     _take_weights(trainer.model_parts, whole_model(config))
     if trainer.pp_has_last_stage:
