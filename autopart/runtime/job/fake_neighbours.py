@@ -6,6 +6,8 @@ the memory and the work that its order implies. Operations whose cost depends on
 router's choice of experts, may take another time.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx, nn
 
@@ -29,11 +31,11 @@ def _leave(tensor: torch.Tensor, other_rank: int) -> None:
 NEIGHBOURS = Transfers(send=_leave, receive=_arrive)
 
 
-def give_weights(module: fx.GraphModule, device: torch.device) -> None:
-    """Replace all meta tensors in a stage by tensors on `device`.
+def give_weights(modules: Sequence[fx.GraphModule], device: torch.device) -> None:
+    """Replace all meta tensors in the stages of a rank by tensors on `device`.
 
     Matrices are random; their deviation keeps the size of the values that they multiply. Vectors
-    are ones, integers are zeros. Tied tensors stay one tensor.
+    are ones, integers are zeros. Tied tensors stay one tensor, within a stage and over several.
     """
     made: dict[int, torch.Tensor] = {}
 
@@ -44,7 +46,7 @@ def give_weights(module: fx.GraphModule, device: torch.device) -> None:
             made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
         return made[id(tensor)]
 
-    for part in module.modules():
+    for part in (part for module in modules for part in module.modules()):
         for name, tensor in (
             *part.named_parameters(recurse=False, remove_duplicate=False),
             *part.named_buffers(recurse=False, remove_duplicate=False),

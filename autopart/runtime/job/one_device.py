@@ -202,8 +202,7 @@ def _programs(
     plan: Plan, rank: int, model: _Model, device: torch.device
 ) -> tuple[StageProgram, ...]:
     programs = split_stages(model.captured, [stage.layers for stage in plan.stages])
-    for place in _stages_on(plan, rank):
-        give_weights(programs[place].module, device)
+    give_weights([programs[place].module for place in _stages_on(plan, rank)], device)
     return programs
 
 
