@@ -26,9 +26,17 @@ from autopart.cost.in_flight import (
     stages_in_flight,
 )
 from autopart.cost.lending import lend_times, with_lending
-from autopart.cost.memory import Memory, memory, microbatch_bytes, rank_peaks, total
+from autopart.cost.memory import (
+    Memory,
+    memory,
+    microbatch_bytes,
+    rank_peaks,
+    repeated_bytes,
+    total,
+)
 from autopart.cost.memory_limits import free_bytes, prediction_fits, ranks_fit
 from autopart.cost.on_ranks import on_ranks
+from autopart.cost.repeated_ties import without_repeats
 from autopart.cost.stage_syncs import StageSync
 from autopart.cost.stage_times import (
     bottleneck_time,
@@ -40,9 +48,9 @@ from autopart.cost.stage_times import (
 )
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.cost.step_syncs import sync_times
-from autopart.cost.tied_syncs import tied_copies
+from autopart.cost.tied_syncs import copies_of, stages_with_copies, tied_copies
 from autopart.records.cluster import Cluster, Link
-from autopart.records.layer_graph import has_pair_times, positions
+from autopart.records.layer_graph import has_pair_times
 from autopart.records.layouts import (
     Layout,
     Partition,
@@ -86,6 +94,8 @@ def predict(
     chosen = best_policies(problem, layout, partition) if policies is None else policies
     all_totals = totals_with_policies(problem, layout, partition, chosen)
     shares = shares_of(problem.graph, partition, chosen, all_totals)
+    copies = copies_of(problem.graph, partition)
+    once = without_repeats(problem, layout.stage_ranks, all_totals, copies)
     links = cut_links(problem.cluster, layout.stage_ranks)
     kept = in_flight or [stage_in_flight(layout, stage) for stage in range(len(all_totals))]
     stages: list[StagePrediction] = []
@@ -100,9 +110,10 @@ def predict(
         one = _prediction(problem.cluster, placed, count, use, share, around)
         if has_pair_times(problem.graph):
             one = msgspec.structs.replace(one, pair_saving=placed.pair_saving)
-        stages.append(one)
+        again = repeated_bytes(use, memory(once[stage], problem, replicas, kept[stage]))
+        stages.append(msgspec.structs.replace(one, repeated=again))
     lending = with_lending(problem.cluster, layout, stages)
-    return lending, _syncs(problem, layout, partition, on_their_ranks)
+    return lending, _syncs(problem, layout, copies, on_their_ranks)
 
 
 def _prediction(
@@ -136,16 +147,13 @@ def _prediction(
 
 
 def _syncs(
-    problem: Problem, layout: Layout, partition: Partition, all_totals: Sequence[StageTotals[float]]
+    problem: Problem,
+    layout: Layout,
+    copies: npt.NDArray[np.bool_],
+    all_totals: Sequence[StageTotals[float]],
 ) -> tuple[Sync, ...]:
     """The syncs in a step; a tied parameter has one where several stages have a copy."""
-    place = positions(problem.graph)
-    members = [{place[name] for name in tied.layers} for tied in problem.graph.tied]
-    holders = [
-        tuple(s for s, layers in enumerate(partition) if own.intersection(layers))
-        for own in members
-    ]
-    syncs = sync_times(problem, layout, all_totals, holders)
+    syncs = sync_times(problem, layout, all_totals, stages_with_copies(copies))
     return tuple(map(_sync, syncs))
 
 
@@ -316,10 +324,12 @@ def price_paths(
     """
     routes = np.asarray(paths)
     totals = _totals_along(problem, layout, cuts, routes)
-    prices = price_totals(problem, layout, program, totals, tied_copies(problem, cuts, routes))
+    copies = tied_copies(problem, cuts, routes)
+    prices = price_totals(problem, layout, program, totals, copies)
     # Stages that share a rank, choose policies together or lend to each other must fit together.
     if fits_together(problem, layout):
-        prices[~ranks_fit(problem, layout, totals)] = np.inf
+        once = without_repeats(problem, layout.stage_ranks, totals, copies)
+        prices[~ranks_fit(problem, layout, once)] = np.inf
     return prices
 
 
@@ -390,8 +400,8 @@ def _price_alike(
             )
         )
         all_totals.append(totals)
-    tied = [tuple(int(s) for s in np.flatnonzero(row)) for row in copies]
-    syncs, shown = sync_times(problem, layout, all_totals, tied), _simulated(layout)
+    syncs = sync_times(problem, layout, all_totals, stages_with_copies(copies))
+    shown = _simulated(layout)
     times = period_times if problem.objective == "period" else step_times
     return times(
         program,

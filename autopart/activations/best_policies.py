@@ -28,16 +28,18 @@ from autopart.activations.policies import (
     policy_of,
 )
 from autopart.activations.rank_choices import best_choice
-from autopart.activations.shared_ranks import (
-    bytes_beside,
+from autopart.activations.shared_ranks import bytes_beside, shared_ranks
+from autopart.activations.stage_layers import StageLayer, StageLayers, stage_layers
+from autopart.activations.state_places import (
+    SteppedElements,
     points_of,
-    shared_ranks,
     state_places,
     with_first_place,
 )
-from autopart.activations.stage_layers import StageLayer, StageLayers, stage_layers
 from autopart.cost.cuts import stage_totals
+from autopart.cost.repeated_ties import without_repeats
 from autopart.cost.stage_totals import StageTotals
+from autopart.cost.tied_syncs import copies_of
 from autopart.records.cluster import slowest_speed
 from autopart.records.layouts import Layout, Partition, one_replica, own_microbatches
 from autopart.records.problem import CLASSIC, CUSTOM, Problem, splits_backward
@@ -96,18 +98,21 @@ def _best_of_ranks(
     ]
     frontiers = rank_frontiers(problem, layout, partition)
     found: list[StagePolicies] = [StagePolicies()] * len(partition)
+    copies = copies_of(problem.graph, partition)
+    once = without_repeats(problem, layout.stage_ranks, all_totals, copies)
+    elements = [
+        SteppedElements(*map(int, (whole.num_trainable, own.num_trainable, own.widest_trainable)))
+        for whole, own in zip(all_totals, once, strict=True)
+    ]
     for rank in shared_ranks(problem, layout, orders):
-        own = [all_totals[s] for s in rank.stages]
-        (beside,) = bytes_beside(problem, rank, own)
+        (beside,) = bytes_beside(problem, rank, [once[s] for s in rank.stages])
         count = own_microbatches(layout, rank.stages[0])
         stages = [
             points_of(
                 frontiers[s],
-                state_places(
-                    problem, rank, count, int(totals.num_trainable), int(totals.widest_trainable)
-                ),
+                state_places(problem, rank, count, elements[s]),
             )
-            for s, totals in zip(rank.stages, own, strict=True)
+            for s in rank.stages
         ]
         chosen = best_choice(rank.moments, beside, stages)
         for stage, place in zip(rank.stages, chosen, strict=True):

@@ -16,33 +16,36 @@ import numpy.typing as npt
 from autopart.activations.best_totals import best_totals
 from autopart.activations.changes import apply_changes
 from autopart.activations.moments import Moments, bytes_at_moments, moments_of
-from autopart.activations.points import Points
 from autopart.activations.policies import optimizer_places
 from autopart.activations.rank_choices import (
     SECONDS,
     LeastVectors,
     RankBytes,
-    StagePoints,
     best_choice,
     leanest_choice,
     least_vectors,
 )
 from autopart.activations.stage_frontiers import StageFrontiers
+from autopart.activations.state_places import (
+    StatePlace,
+    SteppedElements,
+    points_of,
+    state_places,
+    with_first_place,
+)
 from autopart.cost.cuts import Cuts, totals_at
 from autopart.cost.in_flight import ranks_in_flight
-from autopart.cost.memory import largest_part, memory, microbatch_bytes
-from autopart.cost.on_ranks import state_trip
+from autopart.cost.memory import memory, microbatch_bytes
+from autopart.cost.repeated_ties import without_repeats
 from autopart.cost.stage_totals import Array, StageTotals
-from autopart.cost.syncs import update_share
+from autopart.cost.tied_syncs import tied_copies
 from autopart.records.cluster import host_share, slowest_speed, smallest_memory
 from autopart.records.layouts import Layout, StageRanks, one_replica, own_microbatches
 from autopart.records.peak_bytes import by_kind
 from autopart.records.prediction import LASTING
 from autopart.records.problem import Problem, splits_backward
-from autopart.records.training import state_bytes
 from autopart.schedules.actions import Schedule
 from autopart.schedules.in_flight import in_flight_by_rank
-from autopart.units import Q
 
 Whole = npt.NDArray[np.int64]
 
@@ -58,18 +61,6 @@ class SharedRank(NamedTuple):
     moments: Moments
     limit: int
     """Bytes for everything but the reserve."""
-
-
-class StatePlace(NamedTuple):
-    """One place for the optimizer state of a stage, and what it changes there."""
-
-    on_host: bool
-    off_device: int
-    """Bytes that leave the device, beyond those in the first place."""
-    added_on_host: int
-    """Bytes on the host, beyond those in the first place."""
-    update_time: float
-    """Seconds added to the update, as in `StagePoints`."""
 
 
 def shared_ranks(
@@ -124,40 +115,6 @@ def bytes_beside(
     ]
 
 
-def with_first_place(problem: Problem, totals: StageTotals[Q]) -> StageTotals[Q]:
-    """The totals with optimizer state in the first place that the demands allow."""
-    on_host: Any = int(optimizer_places(problem.demands)[0])
-    return totals._replace(optimizer_on_host=on_host + 0 * totals.num_trainable)
-
-
-def state_places(
-    problem: Problem, rank: SharedRank, microbatches: int, trained: int, widest: int
-) -> tuple[StatePlace, ...]:
-    """The places for the state of a stage with so many trained elements, `widest` of them in one layer."""
-    first, *others = optimizer_places(problem.demands)
-    found = [StatePlace(first, 0, 0, 0.0)]
-    if others and trained:
-        link, size = problem.cluster.host_link, state_bytes(problem.training)
-        assert link is not None, "demands on optimizer state ask for a link to the host"
-        sharing = update_share(problem.training, rank.replicas)
-        state, room = (size * largest_part(count, sharing) for count in (trained, widest))
-        seconds = state_trip(link, state) * rank.speed / microbatches
-        found.append(StatePlace(True, state - room, state, seconds))
-    return tuple(found)
-
-
-def points_of(points: Points, places: Sequence[StatePlace]) -> StagePoints:
-    """A frontier's points as a rank's choice reads them: all of them with the first place, then with the next."""
-    count, kept = len(points.extra_time), set(StagePoints._fields).intersection(Points._fields)
-    columns = {name: np.tile(getattr(points, name), len(places)) for name in kept}
-    return StagePoints(
-        **columns,
-        update_time=np.repeat([own.update_time for own in places], count),
-        state_off_device=np.repeat([own.off_device for own in places], count),
-        state_on_host=np.repeat([own.added_on_host for own in places], count),
-    )
-
-
 class SharedRanks:
     """The policies of partitions along cuts, on one layout with a named schedule or given orders."""
 
@@ -188,12 +145,13 @@ class SharedRanks:
         `routes` has the shape (routes, stages + 1).
         """
         plain, numbers = self._plain(routes), self._numbers(routes)
+        once = self._once(routes, plain)
         chosen = np.zeros(numbers.shape, dtype=np.int64)
         for at, rank in enumerate(self.ranks):
             own = list(rank.stages)
-            beside = bytes_beside(self.problem, rank, [plain[s] for s in own])
+            beside = bytes_beside(self.problem, rank, [once[s] for s in own])
             for row, (kept, ids) in enumerate(zip(beside, numbers[:, own], strict=True)):
-                states = tuple(self._state_places(rank, plain[s], row) for s in own)
+                states = tuple(self._state_places(rank, s, plain, once, row) for s in own)
                 chosen[row, own] = self._choice(at, ids, states, kept)
         return self._with_points(numbers, plain, chosen)
 
@@ -218,13 +176,14 @@ class SharedRanks:
         """The least vectors of each rank, for one route; None where some rank lacks memory."""
         routes = np.array([route])
         plain, numbers = self._plain(routes), self._numbers(routes)[0]
+        once = self._once(routes, plain)
         found: list[LeastVectors] = []
         for rank in self.ranks:
             own = list(rank.stages)
-            (beside,) = bytes_beside(self.problem, rank, [plain[s] for s in own])
+            (beside,) = bytes_beside(self.problem, rank, [once[s] for s in own])
             stages = [
                 points_of(
-                    self._frontiers[s].ended(numbers[s]), self._state_places(rank, plain[s], 0)
+                    self._frontiers[s].ended(numbers[s]), self._state_places(rank, s, plain, once)
                 )
                 for s in own
             ]
@@ -248,11 +207,21 @@ class SharedRanks:
         return found
 
     def _state_places(
-        self, rank: SharedRank, totals: StageTotals[Array], row: int
+        self,
+        rank: SharedRank,
+        stage: int,
+        plain: Sequence[StageTotals[Array]],
+        once: Sequence[StageTotals[Array]],
+        row: int = 0,
     ) -> tuple[StatePlace, ...]:
-        trained, widest = totals.num_trainable[row], totals.widest_trainable[row]
-        own = own_microbatches(self.layout, rank.stages[0])
-        return state_places(self.problem, rank, own, int(trained), int(widest))
+        count, own = own_microbatches(self.layout, rank.stages[0]), once[stage]
+        elements = (plain[stage].num_trainable, own.num_trainable, own.widest_trainable)
+        sizes = SteppedElements(*(int(each[row]) for each in elements))
+        return state_places(self.problem, rank, count, sizes)
+
+    def _once(self, routes: Whole, plain: Sequence[StageTotals[Array]]) -> list[StageTotals[Array]]:
+        copies = tied_copies(self.problem, self.cuts, routes)
+        return without_repeats(self.problem, self.layout.stage_ranks, plain, copies)
 
     def _plain(self, routes: Whole) -> list[StageTotals[Array]]:
         totals = with_first_place(self.problem, self.cuts.totals)

@@ -29,6 +29,7 @@ from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import one_in_flight
 from autopart.cost.memory import memory, total
 from autopart.cost.on_ranks import on_replicas
+from autopart.cost.repeated_ties import without_shared_state
 from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links, traffic_times
 from autopart.cost.sync_rules import RULES
@@ -107,7 +108,8 @@ class PathBounds:
         weights = totals.weight_grad_time if self.split else 0.0 * totals.backward_time
         price = sync_price(cluster, ranks, problem.training)
         freest = freest_totals(problem, self.layout, cuts)
-        use = memory(freest, problem, len(ranks), one_in_flight())
+        once = without_shared_state(problem, self.layout, cuts, freest)
+        use = memory(once, problem, len(ranks), one_in_flight())
         moving = use.stash + use.workspace + use.receives + use.sends + use.reserve
         stash = freest.stash_bytes
         if self.split:

@@ -41,6 +41,7 @@ from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import one_in_flight
 from autopart.cost.memory import memory, total
 from autopart.cost.on_ranks import on_ranks
+from autopart.cost.repeated_ties import without_shared_state
 from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links
 from autopart.cost.sync_rules import RULES
@@ -93,7 +94,7 @@ class RankLoads:
         for stage, ranks in enumerate(layout.stage_ranks):
             groups.setdefault(tuple(sorted(ranks)), []).append(stage)
         self.groups = list(groups.values())
-        self._group_of = [list(groups).index(tuple(sorted(ranks))) for ranks in layout.stage_ranks]
+        self._group_of = [[*groups].index(tuple(sorted(own))) for own in layout.stage_ranks]
         self._whole = not (split and bool(np.any(cuts.totals.weight_grad_time > 0)))
         """Whether no backward is split, so that (2) says more than (1)."""
 
@@ -104,10 +105,9 @@ class RankLoads:
         where the beginnings are too many to tell.
         """
         may = _leading_to_the_end([bound < seconds for bound in stages])
-        count = len(self.groups)
+        count, seen = len(self.groups), 0
         cut: Places = np.zeros(1, dtype=np.int64)
         numbers: Numbers = np.zeros((1, 3 * count + 1))
-        seen = 0
         for at, (stage, allowed) in enumerate(zip(self._stages, may, strict=True)):
             check_time()
             # Step 1: each beginning goes on with each stage that is allowed.
@@ -207,8 +207,8 @@ class RankLoads:
     @functools.cached_property
     def _bytes(self) -> tuple[Matrix, float]:
         """Bytes that do not change within a step, and the smallest workspace of a stage in F."""
-        ranks = self.layout.stage_ranks[0]
-        use = memory(self._freest, self.problem, len(ranks), one_in_flight())
+        once = without_shared_state(self.problem, self.layout, self.cuts, self._freest)
+        use = memory(once, self.problem, len(self.layout.stage_ranks[0]), one_in_flight())
         moving = use.stash + use.workspace + use.receives + use.sends + use.reserve
         workspace = self._full(use.workspace)[self.cuts.nested]
         return self._full(total(use) - moving), float(workspace.min(initial=0.0))

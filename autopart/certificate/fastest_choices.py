@@ -21,7 +21,8 @@ import numpy.typing as npt
 from autopart.activations.best_policies import policies_at, rank_frontiers
 from autopart.activations.policies import StagePolicies, chooses_by_rank
 from autopart.activations.rank_choices import SECONDS, LeastVectors
-from autopart.activations.shared_ranks import SharedRanks, shared_ranks_of, with_first_place
+from autopart.activations.shared_ranks import SharedRanks, shared_ranks_of
+from autopart.activations.state_places import with_first_place
 from autopart.cost.cuts import Cuts, cuts_along, partition_of, totals_at
 from autopart.cost.tied_syncs import tied_copies
 from autopart.pricing import price_paths, price_totals

@@ -49,7 +49,9 @@ def check_prediction(given: PlanProblem) -> None:
     ours, theirs = predict_again(given), given.plan.prediction
     difference = _difference(msgspec.to_builtins(ours), msgspec.to_builtins(theirs), "")
     if difference:
-        raise PlanError(f"the prediction is not reproduced: {difference}")
+        raise PlanError(
+            f"the prediction is not reproduced: {difference}; a plan of an older autopart must be solved again"
+        )
     partition = partition_of(given.plan, given.graph)
     for at, (stage, members) in enumerate(zip(given.plan.stages, partition, strict=True)):
         held = held_results(given.graph, members)

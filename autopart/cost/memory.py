@@ -17,11 +17,18 @@ from autopart.cost.syncs import gradient_bytes, update_share
 from autopart.records.peak_bytes import (
     MicrobatchBytes,
     at_peak,
+    lasting_bytes,
     place_of_peak,
     sizes_of,
     workspace_of,
 )
-from autopart.records.prediction import LASTING, ON_DEVICE, MemoryUse, StagePrediction
+from autopart.records.prediction import (
+    ON_DEVICE,
+    REPEATED,
+    MemoryUse,
+    RepeatedBytes,
+    StagePrediction,
+)
 from autopart.records.problem import Problem
 from autopart.records.training import master_bytes, optimizer_bytes, state_bytes
 from autopart.schedules.actions import Schedule, StageRanks, microbatches_per_replica
@@ -196,6 +203,12 @@ def rank_memory(
     }
 
 
+def repeated_bytes(use: Memory[float], once: Memory[float]) -> RepeatedBytes | msgspec.UnsetType:
+    """The difference between a stage's memory, and its memory `once` an earlier stage has the tied parameters."""
+    less = {kind: int(getattr(use, kind) - getattr(once, kind)) for kind in (*REPEATED, "host")}
+    return RepeatedBytes(**less) if any(less.values()) else UNSET
+
+
 def _together(own: Sequence[StagePrediction], in_flight: InFlight) -> MemoryUse:
     """Memory on a rank with several stages: the most that its order ever keeps for all, and one reserve."""
     uses, moving = [stage.memory for stage in own], [sizes_of(stage) for stage in own]
@@ -207,10 +220,11 @@ def _together(own: Sequence[StagePrediction], in_flight: InFlight) -> MemoryUse:
     # Step 2: bytes on the host where most stash is there, beside optimizer state.
     hosted = np.array([0 if s.host_stash_bytes is UNSET else s.host_stash_bytes for s in own])
     state = sum(use.host for use in uses) - int(kept.max(axis=0) @ hosted)
+    state -= sum(stage.repeated.host for stage in own if stage.repeated is not UNSET)
     # Step 3: shares for recomputation and loss, at most the workspace at that place.
     widest = max(uses, key=lambda use: use.workspace)
     return MemoryUse(
-        **{kind: sum(getattr(use, kind) for use in uses) for kind in LASTING},
+        **lasting_bytes(own),
         host=state + int((kept @ hosted).max()),
         **peak._asdict(),
         reserve=max(use.reserve for use in uses),
@@ -230,7 +244,7 @@ def bytes_beside_stash(stages: Sequence[StagePrediction], *, split: bool) -> int
     whether backwards may be split.
     """
     uses = [stage.memory for stage in stages]
-    lasting = sum(getattr(use, kind) for use in uses for kind in LASTING)
+    lasting = sum(lasting_bytes(stages).values())
     moving = [sizes_of(stage) for stage in stages]
     # No result need be on its way, so it counts as nothing.
     messages = [at_peak(classic_rows(1), [own._replace(outputs=0)]) for own in moving]

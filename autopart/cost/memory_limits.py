@@ -109,7 +109,8 @@ def fits_on_ranks(
 def ranks_fit(problem: Problem, layout: Layout, all_totals: Sequence[StageTotals[Array]]) -> Bools:
     """Whether each rank fits with all its stages, for several partitions side by side.
 
-    The layout's replicas are equal. `all_totals` has for each stage arrays with an entry for each partition.
+    The layout's replicas are equal. `all_totals` has for each stage arrays with an entry for each partition,
+    where a rank's stages have a tied parameter once (autopart/cost/repeated_ties.py).
     """
     on_device: Bools = most_missing(problem, layout, all_totals) <= 0
     on_host = most_missing_on_host(problem, layout, all_totals)

@@ -32,7 +32,8 @@ from autopart.cost.syncs import (
     sync_seconds,
 )
 from autopart.records.cluster import Cluster
-from autopart.records.layer_graph import positions
+from autopart.records.layer_graph import LayerGraph, positions
+from autopart.records.layouts import Partition
 from autopart.records.problem import Problem
 from autopart.records.training import Training
 from autopart.units import Q
@@ -148,3 +149,18 @@ def tied_copies(
     ]
     shape = (len(routes), 0, routes.shape[1] - 1)
     return np.stack(rows, axis=1) if rows else np.zeros(shape, dtype=bool)
+
+
+def copies_of(graph: LayerGraph, partition: Partition) -> npt.NDArray[np.bool_]:
+    """`tied_copies` of one partition, shape (tied parameters, stages)."""
+    place = positions(graph)
+    found = np.zeros((len(graph.tied), len(partition)), dtype=bool)
+    for row, tied in zip(found, graph.tied, strict=True):
+        members = {place[name] for name in tied.layers}
+        row[:] = [not members.isdisjoint(layers) for layers in partition]
+    return found
+
+
+def stages_with_copies(copies: npt.NDArray[np.bool_]) -> list[tuple[int, ...]]:
+    """For each tied parameter the stages with a copy, from `copies_of`."""
+    return [tuple(np.flatnonzero(row).tolist()) for row in copies]

@@ -31,6 +31,13 @@ _PART_BYTES = 2**20
 """Bytes that are read at once."""
 PIPE_SECONDS = 2.0
 """Seconds in which the writer of a pipe must begin."""
+_MAKERS = {
+    "autopart-profile": "autopart profile",
+    "autopart-cluster": "autopart probe",
+    "autopart-plan": "autopart solve",
+    "autopart-calibration": "autopart calibrate",
+}
+"""For each format the command that makes its files."""
 _MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 """Texts, and the marks that open and close lists and objects."""
 
@@ -136,7 +143,7 @@ def _upgraded(content: bytes, header: _Header, version: int, where: str) -> byte
     if header.version not in readable:
         raise FileError(
             f"{where}: {header.format} version {header.version}; this autopart reads version "
-            f"{' and '.join(map(str, readable))}: make the file again with this autopart"
+            f"{' and '.join(map(str, readable))}: make the file again with {_MAKERS.get(header.format, 'this autopart')}"
         )
     tree = decode_json(content, dict[str, Any], where)
     for older in range(header.version, version):

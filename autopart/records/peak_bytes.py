@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from autopart.records.prediction import MemoryUse, MovingBytes
+from autopart.records.prediction import LASTING, REPEATED, MemoryUse, MovingBytes, RepeatedBytes
 from autopart.schedules.encoding import OPS, B, I, W
 from autopart.schedules.in_flight import (
     ACTIVATIONS,
@@ -68,11 +68,22 @@ class StageBytes(Protocol):
     def moving(self) -> MovingBytes: ...
     @property
     def memory(self) -> MemoryUse: ...
+    @property
+    def repeated(self) -> RepeatedBytes | msgspec.UnsetType: ...
 
 
 def sizes_of(stage: StageBytes) -> MicrobatchBytes[int]:
     """One stage's sizes, as its plan predicts them."""
     return MicrobatchBytes(stage.stash_bytes, **msgspec.structs.asdict(stage.moving))
+
+
+def lasting_bytes(own: Sequence[StageBytes]) -> dict[str, int]:
+    """Bytes by kind that do not change within a step, on a rank with these stages: a tied parameter once."""
+    found = {kind: sum(getattr(stage.memory, kind) for stage in own) for kind in LASTING}
+    for stage in own:
+        if stage.repeated is not msgspec.UNSET:
+            found |= {kind: found[kind] - getattr(stage.repeated, kind) for kind in REPEATED}
+    return found
 
 
 class Peak(NamedTuple, Generic[Q]):

@@ -66,8 +66,26 @@ MOVING = ("stash", "workspace", "receives", "sends")
 """The kinds that change within a step."""
 
 
+REPEATED = ("weights", "gradients", "master", "optimizer")
+"""The kinds on the device that a rank has once for a tied parameter in several of its stages."""
+
 LASTING = tuple(kind for kind in ON_DEVICE if kind not in (*MOVING, "reserve"))
 """The kinds that do not change within a step. A rank has them for each of its stages."""
+
+
+class RepeatedBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bytes of tied parameters that an earlier stage on a stage's ranks has too. A rank has them once."""
+
+    weights: Bytes
+    """Weights."""
+    gradients: Bytes
+    """Gradients, in the precision in which they are summed."""
+    master: Bytes
+    """Master copies on the device."""
+    optimizer: Bytes
+    """Optimizer state on the device, without master copies."""
+    host: Bytes
+    """Master copies and optimizer state in host memory."""
 
 
 class MovingBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,6 +142,8 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Other bytes that change within a step, for one microbatch."""
     memory: MemoryUse
     """Bytes at the rank's peak, by kind, as if it had this stage alone."""
+    repeated: RepeatedBytes | msgspec.UnsetType = msgspec.UNSET
+    """The part of `memory` that an earlier stage on the stage's ranks has too; absent without any."""
     peak_bytes: Bytes
     """Peak device bytes, as if the rank had this stage alone."""
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autopart.records.peak_bytes import StageBytes, sizes_of, workspace_of
-from autopart.records.prediction import LASTING
+from autopart.records.peak_bytes import StageBytes, lasting_bytes, sizes_of, workspace_of
 from autopart.schedules.actions import StageRanks, paired_forwards
 from autopart.schedules.encoding import OPS, B, F, I, IntArray, W
 from autopart.schedules.in_flight import (
@@ -67,8 +66,10 @@ def memory_over_time(
 
 
 def _constant(own: Sequence[StageBytes]) -> dict[str, int]:
-    lasting = {kind: sum(getattr(stage.memory, kind) for stage in own) for kind in LASTING}
-    return {**lasting, "reserve": max((stage.memory.reserve for stage in own), default=0)}
+    return {
+        **lasting_bytes(own),
+        "reserve": max((stage.memory.reserve for stage in own), default=0),
+    }
 
 
 def _messages(rows: IntArray, own: Sequence[StageBytes]) -> IntArray:

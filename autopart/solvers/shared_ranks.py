@@ -14,6 +14,7 @@ Where policies free stash, peak_r counts the least stash that they leave, and th
 the policies that leave its ranks the fewest bytes, until no bound is below the best one.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from autopart.activations.shared_totals import freest_totals
 from autopart.bounds.microbatch_path import Mask
 from autopart.cost.cuts import Cuts, allowed, totals_at
 from autopart.cost.memory_limits import most_missing, most_missing_on_host
+from autopart.cost.repeated_ties import without_repeats
 from autopart.cost.stage_totals import Array, StageTotals, Traffic
+from autopart.cost.tied_syncs import tied_copies
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
 from autopart.solvers import cuts_dp
@@ -88,7 +91,7 @@ def _exact_missing(
     if not chooses_by_rank(problem, layout):
         return _missing(problem, layout, cuts, paths)
     roomless = SharedRanks(problem, layout, cuts, fewest_bytes=True)
-    totals = roomless.totals(paths)
+    totals = _once(problem, layout, cuts, paths, roomless.totals(paths))
     missing = most_missing(problem, layout, totals)
     on_host = most_missing_on_host(problem, layout, totals)
     # A path without room on the host must not count as the leanest one.
@@ -104,7 +107,20 @@ def _missing(problem: Problem, layout: Layout, cuts: Cuts, paths: Paths) -> npt.
         else _no_layers(len(paths))
         for stage in range(len(layout.stage_ranks))
     ]
-    return most_missing(problem, layout, totals)
+    return most_missing(problem, layout, _once(problem, layout, cuts, paths, totals))
+
+
+def _once(
+    problem: Problem,
+    layout: Layout,
+    cuts: Cuts,
+    paths: Paths,
+    totals: Sequence[StageTotals[Array]],
+) -> list[StageTotals[Array]]:
+    """The totals with the tied parameters of each rank once; stages that are not known yet have none."""
+    known = tied_copies(problem, cuts, paths)
+    later = ((0, 0), (0, 0), (0, len(layout.stage_ranks) - known.shape[-1]))
+    return without_repeats(problem, layout.stage_ranks, totals, np.pad(known, later))
 
 
 def _no_layers(count: int) -> StageTotals[Array]:

@@ -1,5 +1,7 @@
 """One rank's optimizer, with its state placed by the plan: on the host, or in ZeRO shards."""
 
+from torch import nn
+
 from autopart.errors import UsageError
 from autopart.records.plan import Plan
 from autopart.records.training import has_master_copies
@@ -28,12 +30,7 @@ def rank_optimizer(
             f"optimizer {name}: with ZeRO-1 a rank steps a part of each matrix, and {name} needs "
             "whole matrices; take adamw or sgd-momentum, or solve without --zero1"
         )
-    hosted = [
-        parameter
-        for index, program in executor.programs.items()
-        if plan.stages[index].optimizer_on_host
-        for parameter in stage_parameters(program).values()
-    ]
+    hosted = _hosted(plan, executor)
     sharding = ZeroSharding(executor.shared if plan.training.zero1 else ())
     if scatters and plan.training.zero1:
         executor.scatter_sums(sharding)
@@ -46,3 +43,12 @@ def rank_optimizer(
         host_copies=host_copies_for(executor.device),
         has_masters=has_master_copies(plan.training),
     )
+
+
+def _hosted(plan: Plan, executor: RankExecutor) -> list[nn.Parameter]:
+    """The parameters whose state lies on the host. Of stages that share one, the first says where."""
+    first: dict[nn.Parameter, int] = {}
+    for index, program in sorted(executor.programs.items()):
+        for parameter in stage_parameters(program).values():
+            first.setdefault(parameter, index)
+    return [each for each, index in first.items() if plan.stages[index].optimizer_on_host]

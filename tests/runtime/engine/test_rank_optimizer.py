@@ -54,6 +54,33 @@ def test_an_optimizer_that_needs_whole_matrices_cannot_have_shards():
         rank_optimizer(planned(replicas=2, zero1=True), None, "adafactor", None)  # type: ignore[arg-type]
 
 
+def test_of_stages_with_one_parameter_the_first_says_where_its_state_lies():
+    def program(*parameters: nn.Parameter) -> SimpleNamespace:
+        module = nn.ParameterDict({f"p{at}": each for at, each in enumerate(parameters)})
+        return SimpleNamespace(module=module, parameters=tuple(module))
+
+    shared, own = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(5))
+    plan = planned(0.3, 0.6)
+    for hosted, elements in ((0, 5), (2, 3)):
+        stages = tuple(
+            msgspec.structs.replace(stage, optimizer_on_host=at == hosted)
+            for at, stage in enumerate(plan.stages)
+        )
+        executor = SimpleNamespace(
+            # The later stage comes first.
+            programs={2: program(shared, own), 0: program(shared)},
+            parameters={"shared": shared, "own": own},
+            shared=(),
+            device=torch.device("cpu"),
+        )
+        of = msgspec.structs.replace(plan, stages=stages)
+        optimizer = rank_optimizer(of, executor, "sgd-momentum", None)  # type: ignore[arg-type]
+        for each in (shared, own):
+            each.grad = torch.ones_like(each)
+        optimizer.step()
+        assert sum(tensor.numel() for tensor in optimizer.state) == elements
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "copies"), [("bfloat16-mixed", 1), ("bfloat16", 0)])
 def test_parameters_have_master_copies_if_the_plan_says_so(precision: str, copies: int):

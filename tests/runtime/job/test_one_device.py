@@ -201,6 +201,23 @@ def test_a_rank_with_several_stages_and_split_backwards_runs_them_in_its_order()
 
 
 @pytest.mark.slow
+def test_a_rank_holds_a_tied_parameter_of_two_stages_once(profile: Profile) -> None:
+    plan = solve(
+        profile,
+        cluster_of("cpu", gpus=2),
+        num_microbatches=4,
+        schedule="zbv",
+        num_stages=4,
+        pins={"blocks.0": 0, "blocks.7": 3},
+    )
+    found = judge(plan, run_on_one_device(plan, GPT2, steps=1, device="cpu"))
+    assert [rank.stages for rank in found.ranks] == [(0, 3), (1, 2)]
+    again = plan.prediction.stages[3].repeated
+    assert again is not msgspec.UNSET and again.weights > 0
+    assert all(rank.error is not None and 0.0 <= rank.error <= 0.02 for rank in found.ranks)
+
+
+@pytest.mark.slow
 def test_no_weights_and_no_process_group_remain(profile: Profile) -> None:
     there = _weights()
     run_on_one_device(_solved(profile, num_stages=2, num_replicas=1), GPT2, steps=1, device="cpu")
@@ -247,7 +264,10 @@ def test_tied_weights_are_drawn_once_and_existing_weights_stay() -> None:
     module.second.weight = module.first.weight
     module.real = nn.Linear(2, 2)
     there = module.real.weight
-    give_weights(module, torch.device("cpu"))
+    other = torch.fx.GraphModule({}, torch.fx.Graph())
+    other.weight = module.first.weight
+    give_weights([module, other], torch.device("cpu"))
+    assert other.weight is module.first.weight, "two stages of a rank"
     assert module.second.weight is module.first.weight
     assert module.real.weight is there
     assert not any(p.is_meta for p in (*module.parameters(), *module.buffers()))

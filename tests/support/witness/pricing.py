@@ -27,7 +27,7 @@ from tests.support.witness.orders import Orders, in_flight, orders_of
 from tests.support.witness.placements import Place
 from tests.support.witness.policies import PolicyFigures, Where, all_policies
 from tests.support.witness.stages import StageFigures, stage_figures
-from tests.support.witness.ties import ties_of
+from tests.support.witness.ties import StateBytes, state_beyond_first, ties_of
 
 PLACES = {"never": (False,), "auto": (False, True), "always": (True,)}
 """Whether optimizer state may lie on the host, for each demand."""
@@ -74,6 +74,7 @@ class OnRanks(NamedTuple):
     """Bytes on the host; without stash under orders other than GPipe and 1F1B."""
     policies: tuple[str, ...]
     hosted: bool
+    replicas: int
     moved: Moving
     """Bytes that move within a step."""
     stash_on_host: int = 0
@@ -337,7 +338,26 @@ class Pricer:
     ) -> int:
         reserve = self.problem.cluster.reserve_bytes
         moving_bytes = moving_peak(moments, [stages[s].moved for s in own], own)
-        return moving_bytes + sum(stages[s].peak - reserve for s in own) + reserve
+        lasts = sum(stages[s].peak - reserve for s in own) + reserve
+        return moving_bytes + lasts - self._counted_twice([stages[s] for s in own]).device
+
+    def _counted_twice(self, on_rank: Sequence[OnRanks]) -> StateBytes:
+        """State of tied parameters that more than one of a rank's stages counts, beyond the first."""
+        device = host = 0
+        seen: set[int] = set()
+        for one in on_rank:
+            holds = {
+                number
+                for number, layers in enumerate(self.facts.tied)
+                if set(layers).intersection(one.figures.members)
+            }
+            again = [self.problem.graph.tied[number] for number in sorted(holds & seen)]
+            seen |= holds
+            more = state_beyond_first(
+                one.figures, again, self.problem.training, one.replicas, one.hosted
+            )
+            device, host = device + more.device, host + more.host
+        return StateBytes(device, host)
 
     def _fit(
         self, ready: Compiled, place: Place, stages: Sequence[OnRanks], peaks: Sequence[int]
@@ -366,6 +386,7 @@ class Pricer:
             return [stage.host for stage in stages]
         return [
             sum(stages[s].host for s in own)
+            - self._counted_twice([stages[s] for s in own]).host
             + max(
                 sum(
                     counts[0] * stages[s].stash_on_host
@@ -515,6 +536,7 @@ class Spot(NamedTuple):
             host=host + (state if hosted else 0),
             policies=policies,
             hosted=hosted,
+            replicas=self.replicas,
             moved=moving(figures),
         )
 

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 from autopart.records.layer_graph import TiedParameter
 from autopart.records.problem import Problem
-from tests.support.witness.bytes_on_rank import summed_gradients
+from autopart.records.training import Training
+from tests.support.witness.bytes_on_rank import shard, state_per_element, summed_gradients
 from tests.support.witness.graphs import Facts, members_of
 from tests.support.witness.hidden_syncs import Own, call_seconds
 from tests.support.witness.placements import Place
+from tests.support.witness.stages import StageFigures
 
 
 class Tie(NamedTuple):
@@ -21,6 +23,39 @@ class Tie(NamedTuple):
     """The stages whose own syncs leave it out."""
     seconds: float
     """Seconds of its own sync; 0 without one."""
+
+
+class StateBytes(NamedTuple):
+    """Bytes of weights, gradients and optimizer state."""
+
+    device: int
+    host: int
+
+
+def state_beyond_first(
+    figures: StageFigures,
+    again: Sequence[TiedParameter],
+    training: Training,
+    replicas: int,
+    hosted: bool,
+) -> StateBytes:
+    """The state that a stage counts for parameters that an earlier stage on its rank has already.
+
+    The stage steps the others alone. Where its state is on the host, its widest layer has at most these.
+    """
+    trained = sum(one.num_trainable for one in again)
+    weights = sum(one.param_bytes for one in again)
+    gradients = summed_gradients(training, sum(one.grad_bytes for one in again), trained)
+    left, size = figures.trained - trained, state_per_element(training)
+
+    def less(before: int, after: int) -> int:
+        return (shard(before, training, replicas) - shard(after, training, replicas)) * size
+
+    whole = less(figures.trained, left)
+    if not hosted:
+        return StateBytes(weights + gradients + whole, 0)
+    room = less(figures.widest, min(figures.widest, left))
+    return StateBytes(weights + gradients + room, whole)
 
 
 def ties_of(

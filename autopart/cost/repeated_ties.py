@@ -1,0 +1,71 @@
+"""Tied parameters that several stages on one rank have: the rank has them once.
+
+Each stage counts a tied parameter in its own totals (autopart/cost/stage_totals.py). On a rank with several of
+these stages the first one has the weights, the gradient and the optimizer's state. The totals of the others
+leave them out where the rank's bytes are added up, and only there: seconds do not change.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autopart.cost.cuts import Cuts
+from autopart.cost.stage_totals import StageTotals
+from autopart.cost.tied_syncs import shared_ties, without_ties
+from autopart.records.layouts import Layout, has_virtual_stages
+from autopart.records.problem import Problem
+from autopart.schedules.actions import StageRanks
+from autopart.units import Q
+
+
+def without_repeats(
+    problem: Problem,
+    stage_ranks: StageRanks,
+    all_totals: Sequence[StageTotals[Any]],
+    copies: npt.NDArray[np.bool_],
+) -> list[StageTotals[Any]]:
+    """Each stage's totals without the tied parameters that an earlier stage on all its ranks has.
+
+    `copies` says which stages have a copy of each tied parameter, shape (..., tied parameters, stages). The
+    totals are arrays with an entry for each partition, or numbers where `copies` has two dimensions.
+    """
+    if not problem.graph.tied:
+        return list(all_totals)
+    return [
+        _without(problem, totals, again)
+        for totals, again in zip(all_totals, _repeats(stage_ranks, copies), strict=True)
+    ]
+
+
+def _repeats(stage_ranks: StageRanks, copies: npt.NDArray[np.bool_]) -> list[list[Any]]:
+    """For each stage and each tied parameter, 1 where an earlier stage on its ranks has a copy too."""
+    found: list[list[Any]] = []
+    for stage, ranks in enumerate(stage_ranks):
+        earlier = [s for s in range(stage) if set(ranks) <= set(stage_ranks[s])]
+        before = copies[..., earlier].any(axis=-1) & copies[..., stage]
+        found.append([before[..., number].astype(np.int64) for number in range(before.shape[-1])])
+    return found
+
+
+def without_shared_state(
+    problem: Problem, layout: Layout, cuts: Cuts, totals: StageTotals[Any]
+) -> StageTotals[Any]:
+    """The totals of every [i, j] for bounds that add up a rank's stages, shape (N, N).
+
+    They leave out each tied parameter that stages outside have too: which stage of a rank has it is not known.
+    """
+    if not problem.graph.tied or not has_virtual_stages(layout):
+        return totals
+    return _without(problem, totals, shared_ties(problem, cuts))
+
+
+def _without(problem: Problem, totals: StageTotals[Q], left_out: Sequence[Any]) -> StageTotals[Q]:
+    """The totals without state of some tied parameters: `left_out` is 1 for each of them."""
+    weights: Any = totals.weight_bytes
+    for tied, out in zip(problem.graph.tied, left_out, strict=True):
+        weights = weights - out * tied.param_bytes
+    less = without_ties(problem, totals, left_out)
+    widest: Any = np.minimum(less.widest_trainable, less.num_trainable)
+    return less._replace(weight_bytes=weights, widest_trainable=widest)
