@@ -8,8 +8,9 @@ Each model is cut into stages with equal numbers of layers, so the cuts depend o
 then runs one step alone (`autopart validate --one-device`), and its tensor bytes are counted operation by
 operation. Neither the machine nor its load changes a figure.
 
-One JSON line per plan goes to standard output: for each rank the predicted and the measured bytes, and the
-predicted gradients and stash, in bytes. A table of predicted / measured - 1 follows, per rank in percent; the
+One JSON line per plan goes to standard output: for each rank the predicted and the measured bytes, and how many
+of the predicted ones are gradients and stash. `repeated` has the bytes of tied parameters that several stages on
+the rank have: predictions counted them once per stage until 2026-11-30. A table of predicted / measured - 1 follows, per rank in percent; the
 bar is 0 to 5. `--tables` prints the table for earlier lines. The exit code is 1 where a rank needs more bytes
 than predicted.
 """
@@ -29,6 +30,7 @@ from rich.table import Table
 import autopart
 from autopart.cost.memory import rank_memory
 from autopart.records.plan import schedule_of, stage_ranks
+from autopart.records.prediction import REPEATED
 
 MODELS = (
     "zoo:gpt2-tiny",
@@ -120,7 +122,14 @@ def _row(model: str, name: str, plan: autopart.Plan) -> Row:
         "measured": [rank.measured_bytes for rank in ranks],
         "gradients": [uses[rank.rank].gradients for rank in ranks],
         "stash": [uses[rank.rank].stash for rank in ranks],
+        "repeated": [_repeated(plan, rank.stages) for rank in ranks],
     }
+
+
+def _repeated(plan: autopart.Plan, stages: Sequence[int]) -> int:
+    """Device bytes of tied parameters in the rank's stages beyond the first with each."""
+    found = [plan.prediction.stages[s].repeated for s in stages]
+    return sum(getattr(own, kind) for own in found if own for kind in REPEATED)
 
 
 def _errors(row: Row) -> list[float]:
