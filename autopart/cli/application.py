@@ -22,6 +22,7 @@ COMMANDS = (
     "solve",
     "size",
     "show",
+    "report",
     "explain",
     "compare",
     "simulate",

@@ -1,9 +1,12 @@
 """A run's result: measured seconds and bytes next to the predicted ones."""
 
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
+from autopart.errors import FileError
+from autopart.records.files import decode_json, read_content
 from autopart.records.pace import Pace, PaceComparison
 from autopart.records.prediction import StagePrediction
 from autopart.records.readings import Share
@@ -248,3 +251,12 @@ class OneDeviceResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The collectives inside a tensor group, which the ranks left out; empty with tensor degree 1."""
     notes: tuple[str, ...] = ()
     """Remarks on the figures."""
+
+
+def load_run_result(path: Path | str) -> RunResult:
+    """Read what `autopart run --json` printed; raises FileError on anything else."""
+    content = read_content(Path(path))
+    try:
+        return decode_json(content, RunResult, str(path))
+    except FileError as error:
+        raise FileError(f"{error}; give what 'autopart run --json' printed") from None
