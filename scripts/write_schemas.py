@@ -36,6 +36,7 @@ from autopart.report import (
     step_summary,
     sweep_table,
 )
+from autopart.report.page.summary import ReportSummary
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schemas"
 
@@ -56,6 +57,7 @@ DOCUMENTS = {
     "import-plan-summary": given_table.ImportPlanSummary,
     "sweep-summary": sweep_table.SweepSummary,
     "bottleneck-summary": PeerAnswer,
+    "report-summary": ReportSummary,
     "show-summary": plan_summary.PlanSummary,
     "explain-summary": explanation_table.ExplainSummary,
     "compare-summary": plan_comparison_table.CompareSummary,

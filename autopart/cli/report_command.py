@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from autopart.cli.console import say, warn
+from autopart.cli.console import print_result, warn
 from autopart.cli.output_files import check_may_write
-from autopart.cli.shared_options import PlanFile
+from autopart.cli.shared_options import AsJson, PlanFile
 from autopart.cost.crossings import crossings_of
 from autopart.fidelity.compare import judge
 from autopart.fidelity.run_of_plan import check_run_of_plan
@@ -18,7 +18,8 @@ from autopart.records.profile import load_profile
 from autopart.records.run_result import load_run_result
 from autopart.report.page.charts import check_plotly
 from autopart.report.page.contents import Measured, PageContents
-from autopart.report.page.document import FORMAT, page_html
+from autopart.report.page.document import FORMAT, left_out, page_html, sections_of
+from autopart.report.page.summary import ReportSummary
 from autopart.search.plans_beside import PlansBeside, plans_beside
 from autopart.simulator.idle import idle_pieces
 from autopart.simulator.memory import memory_over_time
@@ -45,6 +46,7 @@ def command(
         float, typer.Option(min=0.0, help="Seconds for the other splits and the sweep together.")
     ] = 20.0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("plan.html"),
+    as_json: AsJson = False,
 ) -> None:
     """Draw a plan as one page for a browser, which needs no network.
 
@@ -54,10 +56,20 @@ def command(
     check_may_write(output, FORMAT)
     asked = load_plan(plan)
     measured = None if run is None else _measured(asked, run)
-    beside = _beside(asked, profile, time_limit)
-    content = page_html(_contents(asked, str(plan), beside, measured)).encode()
+    contents = _contents(asked, str(plan), _beside(asked, profile, time_limit), measured)
+    content = page_html(contents).encode()
     write_file(output, content)
-    say(f"page written to {output} ({len(content) / 1e6:.1f} MB)")
+    notes = left_out(contents)
+    warn(notes)
+    summary = ReportSummary(
+        plan=str(plan),
+        page=str(output),
+        num_bytes=len(content),
+        sections=tuple(one.name for one in sections_of(contents)),
+        notes=tuple(notes),
+    )
+    said = f"page of {len(content) / 1e6:.1f} MB written to {output}"
+    print_result(summary, said, as_json=as_json)
 
 
 def _measured(plan: Plan, path: Path) -> Measured:
@@ -72,10 +84,7 @@ def _beside(plan: Plan, named: list[Path] | None, time_limit: float) -> PlansBes
     profiles = [load_profile(path) for one in named for path in profile_files(one)]
     # One Ctrl-C ends all searches; what they have found by then is shown.
     with stop_on_interrupt():
-        beside = plans_beside(plan, profiles, time_limit=time_limit)
-    if beside.no_sweep:
-        warn([f"no sweep over memory: {beside.no_sweep}"])
-    return beside
+        return plans_beside(plan, profiles, time_limit=time_limit)
 
 
 def _contents(

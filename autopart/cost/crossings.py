@@ -50,9 +50,7 @@ def crossings_of(plan: Plan) -> Crossings:
             ends = sorted((node[one], node[other]))
             nodes[ends[0], ends[1]] += count * (moving.activations + moving.sent)
         between = sum(n for (a, b), n in pairs.items() if node[a] != node[b])
-        cuts.append(
-            Cut(moving.activations, moving.sent, between, sum(pairs.values()) - between)
-        )
+        cuts.append(Cut(moving.activations, moving.sent, between, sum(pairs.values()) - between))
     return Crossings(tuple(cuts), dict(nodes))
 
 

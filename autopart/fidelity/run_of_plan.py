@@ -29,7 +29,9 @@ def check_run_of_plan(plan: Plan, run: RunResult, where: str) -> None:
             )
     for place, (ran, stage) in enumerate(zip(run.stages, plan.stages, strict=True)):
         if ran.ranks != stage.ranks:
-            raise PlanError(f"{where}: a run of another plan, with stage {place} on other ranks; {advice}")
+            raise PlanError(
+                f"{where}: a run of another plan, with stage {place} on other ranks; {advice}"
+            )
         if ran.predicted != plan.prediction.stages[place]:
             raise PlanError(
                 f"{where}: a run of another plan, with another prediction for stage {place}; {advice}"

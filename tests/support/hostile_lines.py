@@ -171,6 +171,11 @@ VERBS = {
         (("size --profile {} --tokens 1e6 --gpu cpu=0.1 --global-batch 8 --time-limit 1", INPUT[:6]),),
     ),
     "show": Verb("show plan.json", {}, (("show {}", INPUT), ("show --memory --json {}", INPUT))),
+    "report": Verb(
+        "report plan.json --profile profile.json --time-limit 1 -o new.json",
+        {"--profile": INPUT, "--run": INPUT, "--time-limit": NUMBER, "--output": OUTPUT},
+        (("report {} -o new.json", INPUT),),
+    ),
     "explain": Verb(
         "explain plan.json --profile profile.json --time-limit 1",
         {
@@ -267,7 +272,7 @@ WHOLE = (
     "solve --gpus 2 --profile profile.json --memory-sweep 2 --time-limit 1 --memory 1B",
     "solve --gpus 2 --profile profile.json extra", "show", "show plan.json plan.json", "show profile.json",
     "show cluster.json", "show --memory", "size", "size --tokens 1e6", "size --profile profile.json --tokens 1e6 --gpu cpu=0.1",
-    "explain", "explain plan.json", "compare", "compare --profiles", "compare --profiles profile.json",
+    "explain", "explain plan.json", "report", "report plan.json --run plan.json", "compare", "compare --profiles", "compare --profiles profile.json",
     "simulate", "simulate plan.json --asynchronous --noise 1",
     "simulate plan.json --profile profile.json --noise 0.1", "verify", "verify plan.json",
     "verify plan.json --profile plan.json", "verify profile.json --profile profile.json",

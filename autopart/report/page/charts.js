@@ -17,8 +17,8 @@
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: ink, family: "system-ui, -apple-system, sans-serif", size: narrow ? 11 : 13 },
-      margin: { l: 10, r: narrow ? 12 : 24, t: 30, b: 10 }, dragmode: narrow ? false : "zoom",
-      legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" }, autosize: true,
+      margin: { l: 10, r: narrow ? 12 : 24, t: 24, b: 10 }, dragmode: narrow ? false : "zoom",
+      showlegend: false, autosize: true,
       hoverlabel: { bgcolor: page.colour("panel"), bordercolor: rule, font: { color: ink } },
       ...given, xaxis: axis(given.xaxis), yaxis: axis(given.yaxis),
     };

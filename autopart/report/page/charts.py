@@ -1,9 +1,8 @@
 """Charts for plotly: traces and axes in Python, colours as names that the page's style sheet fills in."""
 
-import importlib
+import importlib.resources
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from autopart.errors import AutopartError
@@ -24,17 +23,21 @@ def check_plotly() -> None:
 
 def plotly_source() -> str:
     """The program of plotly.js that the Python package has. It draws without any network."""
-    plotly = importlib.import_module("plotly")
-    path = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    return path.read_text(encoding="utf-8")
+    return (
+        importlib.resources.files("plotly")
+        .joinpath("package_data", "plotly.min.js")
+        .read_text("utf-8")
+    )
 
 
 def made_chart(traces: list[Any], layout: Mapping[str, Any]) -> Chart:
     """A figure that plotly has checked."""
     from plotly import graph_objects, io
 
-    text = io.to_json(graph_objects.Figure(data=traces, layout=dict(layout)), engine="json")
-    found = json.loads(text)
+    text: str | None = io.to_json(
+        graph_objects.Figure(data=traces, layout=dict(layout)), engine="json"
+    )
+    found: Chart = json.loads(text or "{}")
     # The page has its own colours and fonts; plotly's template would only make it larger.
     found["layout"].pop("template", None)
     return found
@@ -48,6 +51,8 @@ def bar(name: str, colour: str, hover: str, **values: Any) -> Any:
         name=name,
         marker={"color": f"var(--{colour})", "line": {"color": "var(--paper)", "width": 1}},
         hovertemplate=f"{hover}<extra></extra>",
+        insidetextfont={"color": "var(--on-work)"},
+        outsidetextfont={"color": "var(--ink)"},
         **values,
     )
 

@@ -5,6 +5,7 @@ one. The content policy allows these two scripts alone, by their hashes.
 """
 
 import base64
+import functools
 import hashlib
 import importlib.resources
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from autopart.report.page.model_section import model_figure
 from autopart.report.page.network_section import network_figure
 from autopart.report.page.packed import Packed, compressed_script
 from autopart.report.page.time_section import has_sweep, splits_chart, sweep_chart, time_figures
-from autopart.report.page.timeline_section import lanes_of, pack_lanes, timeline_figure
+from autopart.report.page.timeline_section import pack_lanes, timeline_figure
 from autopart.report.plan_table import figures, plan_title
 from autopart.text import counted
 from autopart.units import format_bytes, format_gap, format_share, format_time
@@ -41,22 +42,13 @@ MARK = f'<meta name="generator" content="{FORMAT}">'
 def page_html(contents: PageContents) -> str:
     """The page for a plan."""
     packed = Packed()
-    lanes = lanes_of(contents)
     data = {
-        "timeline": pack_lanes(lanes, packed),
+        "timeline": pack_lanes(contents, packed),
         "memory": pack_curves(contents, packed),
         "arrays": packed.places,
         "charts": _charts(contents),
     }
-    sections = [
-        timeline_figure(contents, lanes),
-        *time_figures(contents),
-        model_figure(contents),
-        *memory_figures(contents),
-        network_figure(contents),
-    ]
-    if contents.measured is not None:
-        sections.insert(1, measured_figure(contents.measured))
+    sections = sections_of(contents)
     script, plotly = _script(), plotly_source()
     title = escape(plan_title(contents.plan))
     head = (
@@ -74,7 +66,31 @@ def page_html(contents: PageContents) -> str:
         f"<footer><p>{escape(contents.file)}, drawn by autopart {__version__}. Nothing on this page comes from the "
         "network.</p></footer>\n"
         f"{json_script('data', data)}\n{compressed_script('arrays', packed.content)}\n"
-        f"{compressed_script('plotly', plotly.encode())}\n<script>{script}</script>\n</body>\n</html>\n"
+        f"{_plotly_script()}\n<script>{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def sections_of(contents: PageContents) -> list[Figure]:
+    """The sections of the page, in order."""
+    sections = [
+        timeline_figure(contents),
+        *time_figures(contents),
+        model_figure(contents),
+        *memory_figures(contents),
+        network_figure(contents),
+    ]
+    if contents.measured is not None:
+        sections.insert(1, measured_figure(contents.measured))
+    return sections
+
+
+def left_out(contents: PageContents) -> list[str]:
+    """The figures that the page lacks, with the reasons; none where only options are missing."""
+    beside = contents.beside
+    return (
+        []
+        if beside is None or not beside.no_sweep
+        else [f"no sweep over memory: {beside.no_sweep}"]
     )
 
 
@@ -94,6 +110,12 @@ def _charts(contents: PageContents) -> dict[str, Chart]:
 
 def _asset(name: str) -> str:
     return importlib.resources.files("autopart.report.page").joinpath(name).read_text("utf-8")
+
+
+@functools.cache
+def _plotly_script() -> str:
+    """plotly, compressed; it takes half a second, and is the same for each page of a process."""
+    return compressed_script("plotly", plotly_source().encode())
 
 
 def _script() -> str:

@@ -46,7 +46,9 @@ def _cells(columns: Sequence[Column], row: Sequence[object]) -> str:
     for place, (column, cell) in enumerate(zip(columns, row, strict=True)):
         number = " class=n" if column.number else ""
         text = escape(cell)
-        cells.append(f"<td{number}>{text}</td>" if place else f'<th scope="row"{number}>{text}</th>')
+        cells.append(
+            f"<td{number}>{text}</td>" if place else f'<th scope="row"{number}>{text}</th>'
+        )
     return "".join(cells)
 
 
@@ -82,7 +84,7 @@ def figure_html(figure: Figure) -> str:
 def legend_html(label: str, entries: Iterable[tuple[str, str, str]]) -> str:
     """A legend: the class of each swatch, its name, and what it stands for."""
     items = "".join(
-        f'<li title="{escape(meaning)}"><span class="swatch {swatch}" aria-hidden="true"></span>{escape(name)}</li>'
+        f'<li title="{escape(meaning or name)}"><span class="swatch {swatch}" aria-hidden="true"></span>{escape(name)}</li>'
         for swatch, name, meaning in entries
     )
     return f'<ul class="legend" aria-label="{escape(label)}">{items}</ul>'

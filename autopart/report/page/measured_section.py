@@ -4,7 +4,14 @@ from autopart.fidelity.compare import ActionFidelity, Fidelity
 from autopart.report.fidelity_table import PARTS
 from autopart.report.page.charts import Chart, bar, made_chart
 from autopart.report.page.contents import Measured
-from autopart.report.page.html_text import Column, Figure, chart_html, escape, table_html
+from autopart.report.page.html_text import (
+    Column,
+    Figure,
+    chart_html,
+    escape,
+    legend_html,
+    table_html,
+)
 from autopart.units import format_bytes, format_time, time_unit
 
 
@@ -14,7 +21,13 @@ def measured_chart(found: Fidelity) -> Chart:
     names = [_name(one) for one in found.actions]
     hover = f"%{{x}}, %{{fullData.name}}: %{{y:.4g}} {unit}"
     traces = [
-        bar("predicted", "accent", hover, x=names, y=[one.predicted / scale for one in found.actions]),
+        bar(
+            "predicted",
+            "accent",
+            hover,
+            x=names,
+            y=[one.predicted / scale for one in found.actions],
+        ),
         bar(
             "measured",
             "mark",
@@ -54,7 +67,9 @@ def measured_figure(measured: Measured) -> Figure:
         name="measured",
         title="Predicted beside measured",
         lead=lead,
-        drawing=chart_html("measured", "Bars of each action's seconds, predicted beside measured", 340) + notes,
+        drawing=legend_html("Bars", [("accent", "predicted", ""), ("mark", "measured", "")])
+        + chart_html("measured", "Bars of each action's seconds, predicted beside measured", 340)
+        + notes,
         table=_tables(found),
     )
 

@@ -13,7 +13,7 @@ from autopart.report.labels import ranks_label
 from autopart.report.memory_table import COLUMNS, MEANINGS, RankMemory, memory_of_ranks
 from autopart.report.page.charts import Chart, bar, limit_line, made_chart
 from autopart.report.page.contents import PageContents, drawn_ranks
-from autopart.report.page.html_text import Column, Figure, chart_html, escape, table_html
+from autopart.report.page.html_text import Column, Figure, chart_html, legend_html, table_html
 from autopart.report.page.packed import Numbers, Packed, ticks
 from autopart.simulator.memory import MemoryCurve
 from autopart.text import counted
@@ -29,7 +29,7 @@ GROUPS = {
     "reserve": "reserve",
 }
 """The words of the page for `COLUMNS`."""
-BINS = 600
+BINS = 400
 """Stretches of a step in which a curve keeps its largest place alone."""
 HEAT_BINS = 240
 MOST_LABEL = 12
@@ -173,14 +173,24 @@ def memory_figures(contents: PageContents) -> list[Figure]:
     fullest = max(groups, key=lambda group: group.peak_bytes / group.memory_bytes)
     share = format_share(fullest.peak_bytes / fullest.memory_bytes)
     ranks = drawn_ranks(contents)
+    legend = _legend(groups)
     options = "".join(
         f'<option value="{place}"{" selected" if rank in fullest.ranks[:1] else ""}>{rank}</option>'
         for place, rank in enumerate(ranks)
     )
     over_time = (
-        chart_html("heat", "Map of memory: ranks downward, time to the right, share of the limit as colour", 200)
+        chart_html(
+            "heat",
+            "Map of memory: ranks downward, time to the right, share of the limit as colour",
+            200,
+        )
         + f'<p class="controls"><label>Memory by kind on rank <select id="memory-rank">{options}</select></label></p>'
-        + chart_html("memory", "Bytes on one rank over the step, stacked by kind, with the limit as a line", 320)
+        + legend
+        + chart_html(
+            "memory",
+            "Bytes on one rank over the step, stacked by kind, with the limit as a line",
+            320,
+        )
     )
     return [
         Figure(
@@ -197,10 +207,26 @@ def memory_figures(contents: PageContents) -> list[Figure]:
             title="Memory at the peak, by kind",
             lead=f"Each bar is one rank at its fullest moment; {counted(sum(len(g.ranks) for g in groups), 'rank')} "
             f"in {counted(len(groups), 'bar')}, as ranks with equal memory share one.",
-            drawing=chart_html("peak", "Bars of memory at the peak, stacked by kind, with the limit as a line", 240),
+            drawing=legend
+            + chart_html(
+                "peak", "Bars of memory at the peak, stacked by kind, with the limit as a line", 240
+            ),
             table=_peak_table(groups),
         ),
     ]
+
+
+def _legend(groups: Sequence[RankMemory]) -> str:
+    there = {
+        name: kinds
+        for (column, kinds), name in zip(COLUMNS.items(), GROUPS.values(), strict=True)
+        if any(_sum(group, COLUMNS[column]) for group in groups)
+    }
+    entries = [
+        (f"memory-{name}", name, ", ".join(MEANINGS[kind] for kind in kinds))
+        for name, kinds in there.items()
+    ]
+    return legend_html("Kinds of bytes", entries)
 
 
 def _curve_table(contents: PageContents, ranks: Sequence[int]) -> str:
@@ -220,7 +246,13 @@ def _curve_table(contents: PageContents, ranks: Sequence[int]) -> str:
                 format_share((always + int(whole[place])) / limit),
             )
         )
-    columns = [Column("rank"), Column("always"), Column("most"), Column("first at"), Column("of limit")]
+    columns = [
+        Column("rank"),
+        Column("always"),
+        Column("most"),
+        Column("first at"),
+        Column("of limit"),
+    ]
     return table_html("Memory of each rank over the step", columns, rows)
 
 
@@ -237,4 +269,4 @@ def _peak_table(groups: Sequence[RankMemory]) -> str:
     names = [*(MEANINGS[kind] for kind in kinds), "peak", "limit"]
     columns = [Column("kind", False), *(Column(ranks_label(group.ranks)) for group in groups)]
     rows = [(name, *cells[at * width : (at + 1) * width]) for at, name in enumerate(names)]
-    return table_html(f"Memory at the peak by kind and ranks, {escape(unit)}", columns, rows)
+    return table_html(f"Memory at the peak by kind and ranks, {unit}", columns, rows)

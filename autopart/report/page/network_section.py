@@ -66,7 +66,9 @@ def _drawing(plan: Plan, crossing: Mapping[tuple[int, int], int], shown: int) ->
                 f'<text class="small" x="{LEFT}" y="{TOP + node * row + row - 5}">'
                 f"{escape(format_bytes(inside))} per step inside</text>"
             )
-    between = {ends: size for ends, size in crossing.items() if ends[0] != ends[1] and ends[1] < shown}
+    between = {
+        ends: size for ends, size in crossing.items() if ends[0] != ends[1] and ends[1] < shown
+    }
     reach = max((b - a for a, b in between), default=0)
     largest = max(between.values(), default=1) or 1
     for (one, other), size in sorted(between.items()):
@@ -80,7 +82,9 @@ def _drawing(plan: Plan, crossing: Mapping[tuple[int, int], int], shown: int) ->
     )
 
 
-def _node(plan: Plan, node: int, row: int, box: int, stages: Mapping[int, list[int]]) -> Iterator[str]:
+def _node(
+    plan: Plan, node: int, row: int, box: int, stages: Mapping[int, list[int]]
+) -> Iterator[str]:
     per_node, count = plan.cluster.gpus_per_node, len(plan.stages)
     top = TOP + node * row
     columns = min(per_node, MOST_GPUS_IN_A_ROW)
@@ -101,14 +105,14 @@ def _node(plan: Plan, node: int, row: int, box: int, stages: Mapping[int, list[i
         yield (
             f'<g><title>{escape(said)}</title><rect class="gpu{"" if own else " unused"}" x="{x}" y="{y}" '
             f'width="{GPU_WIDTH}" height="{side}" rx="4"{style}/>'
-            f'<text class="in{" far" if depth > 50 else ""}" x="{x + GPU_WIDTH / 2}" y="{y + side / 2 + 4}">{label}</text></g>'
+            f'<text class="in" x="{x + GPU_WIDTH / 2}" y="{y + side / 2 + 4}">{label}</text></g>'
         )
 
 
 def _arc(one: int, other: int, size: int, largest: int, row: int, x: int) -> str:
     top, bottom = TOP + one * row + 22, TOP + other * row + 14
     out = x + 30 + 26 * min(other - one, 12)
-    width = 1.5 + 6.5 * (size / largest) ** 0.5
+    width = 1.5 + 4.5 * (size / largest) ** 0.5
     middle = (top + bottom) / 2
     text = ""
     if other - one == 1 or size == largest:
@@ -139,7 +143,12 @@ def _tables(contents: PageContents) -> str:
     ]
     if not syncs:
         return tables
-    columns = [Column("gradients", False), Column("ranks", False), Column("nodes", False), Column("sync")]
+    columns = [
+        Column("gradients", False),
+        Column("ranks", False),
+        Column("nodes", False),
+        Column("sync"),
+    ]
     return tables + table_html("Gradient syncs, once per step", columns, syncs)
 
 

@@ -8,7 +8,14 @@ from autopart.records.cluster import smallest_memory
 from autopart.records.plan import Plan
 from autopart.report.page.charts import Chart, bar, limit_line, line, made_chart
 from autopart.report.page.contents import PageContents
-from autopart.report.page.html_text import Column, Figure, chart_html, escape, table_html
+from autopart.report.page.html_text import (
+    Column,
+    Figure,
+    chart_html,
+    escape,
+    legend_html,
+    table_html,
+)
 from autopart.report.plan_table import peak_bytes
 from autopart.search.memory_sweep import SweepPoint
 from autopart.search.plans_beside import PlansBeside
@@ -97,7 +104,7 @@ def sweep_chart(plan: Plan, points: list[SweepPoint]) -> Chart:
     )
     least = there[0][0]
     shape, note = limit_line("x", least / scale, "")
-    note |= {"text": f"nothing fits below {format_bytes(least)}", "xanchor": "left"}
+    note |= {"text": f" nothing fits below {format_bytes(least)}", "xanchor": "left", "y": 0.02}
     layout: dict[str, Any] = {
         "height": 340,
         "xaxis": {"title": {"text": f"memory of a GPU, {unit}"}},
@@ -132,7 +139,9 @@ def time_figures(contents: PageContents) -> list[Figure]:
             name="splits",
             title="Beside the usual splits and the bound",
             lead=lead if beside is not None else f"{lead} {MISSING}",
-            drawing=chart_html("splits", "Bars of this plan, the usual splits and the proven bounds", 240),
+            drawing=chart_html(
+                "splits", "Bars of this plan, the usual splits and the proven bounds", 240
+            ),
             table=_splits_table(contents),
         )
     ]
@@ -140,7 +149,8 @@ def time_figures(contents: PageContents) -> list[Figure]:
         return figures
     drawing = f'<p class="note">{escape(beside.no_sweep)}</p>'
     if has_sweep(beside):
-        drawing = chart_html("sweep", "Step of the best plan over the memory of a GPU", 340)
+        drawing = legend_html("Points", [("accent", "best plan", ""), ("mark", "this plan", "")])
+        drawing += chart_html("sweep", "Step of the best plan over the memory of a GPU", 340)
     figures.append(
         Figure(
             name="sweep",
@@ -174,7 +184,15 @@ def _splits_table(contents: PageContents) -> str:
         for name, reason in others.items()
         if isinstance(reason, str)
     ]
-    rows.append(("lower bound", format_time(plan.certificate.lower_bound), "-", "-", f"for {plan.certificate.assumes}"))
+    rows.append(
+        (
+            "lower bound",
+            format_time(plan.certificate.lower_bound),
+            "-",
+            "-",
+            f"for {plan.certificate.assumes}",
+        )
+    )
     return table_html("This plan, the usual splits and the bound", columns, rows)
 
 

@@ -32,6 +32,19 @@ page.timeline = (function () {
     return `${who}: ${label}; ${lasts} from ${from}`;
   }
 
+  // Each stretch has the gap behind the one before on its lane, and its length.
+  function summed() {
+    const { gap, length } = page.arrays, start = new Uint32Array(gap.length), end = new Uint32Array(gap.length);
+    for (const lane of lanes) {
+      let at = 0;
+      for (let item = lane.first; item < lane.stop; item++) {
+        start[item] = at + gap[item];
+        at = end[item] = start[item] + length[item];
+      }
+    }
+    Object.assign(page.arrays, { start, end });
+  }
+
   function size() {
     left = canvas.parentElement.clientWidth < 600 ? 50 : 70;
     width = Math.max(canvas.parentElement.clientWidth - left, 50);
@@ -72,9 +85,10 @@ page.timeline = (function () {
   }
   function label(pen, item, x, wide, top, tall) {
     const text = named(item);
-    if (pen.measureText(text).width + 6 > wide) return;
+    const own = pen.measureText(text).width;
+    if (own + 2 > wide) return;
     pen.fillStyle = page.paint.onWork;
-    pen.fillText(text, x + 4, top + tall / 2 + 0.5);
+    pen.fillText(text, x + (wide - own) / 2, top + tall / 2 + 0.5);
   }
 
   function draw() {
@@ -88,7 +102,7 @@ page.timeline = (function () {
     pen.font = "12px system-ui, sans-serif";
     pen.textBaseline = "middle";
     drawAxis(pen);
-    pen.font = (height >= 20 ? "12px" : "10px") + " system-ui, sans-serif";
+    pen.font = (height >= 20 ? "11px" : "10px") + " system-ui, sans-serif";
     const every = Math.ceil(12 / height);
     lanes.forEach((lane, place) => {
       const top = axis + place * height;
@@ -114,7 +128,7 @@ page.timeline = (function () {
       pen.moveTo(x, 18);
       pen.lineTo(x, axis + lanes.length * height);
       pen.stroke();
-      const text = page.seconds(Math.abs(at) < step / 1e6 ? 0 : Number(at.toPrecision(12)));
+      const text = Math.abs(at) < step / 1e6 ? "0 s" : page.seconds(Number(at.toPrecision(12)));
       const wide = pen.measureText(text).width;
       pen.fillText(text, Math.min(Math.max(x - wide / 2, left), left + width - wide), 9);
     }
@@ -235,5 +249,5 @@ page.timeline = (function () {
   page.redraw.push(later);
   addEventListener("beforeprint", resized);
   addEventListener("afterprint", resized);
-  return page.arraysRead.then(() => { resized(); performance.mark("timeline"); document.documentElement.dataset.timeline = "drawn"; });
+  return page.arraysRead.then(() => { summed(); resized(); performance.mark("timeline"); document.documentElement.dataset.timeline = "drawn"; });
 })();

@@ -4,7 +4,8 @@ A plotting library draws one shape per action, which takes seconds for a hundred
 script draws typed arrays on a canvas instead.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,9 +78,7 @@ def lanes_of(contents: PageContents) -> list[Lane]:
 
 
 def _predicted(timeline: Timeline, idle: Sequence[Idle], rank: int) -> tuple[Item, ...]:
-    items = [
-        Item(start, end, _NUMBER[f"idle {cause}"]) for start, end, cause in idle if end > start
-    ]
+    items = [Item(start, end, _NUMBER[f"idle {cause}"]) for start, end, cause in _joined(idle)]
     for span in rank_spans(timeline, rank):
         first, last = span.actions[0], span.actions[-1]
         other = (last.stage, last.microbatch) if len(span.actions) > 1 else (-1, -1)
@@ -92,12 +91,31 @@ def _predicted(timeline: Timeline, idle: Sequence[Idle], rank: int) -> tuple[Ite
     return tuple(sorted(items))
 
 
+def _joined(idle: Sequence[Idle]) -> Iterator[Idle]:
+    """The idle stretches; neighbours with one cause are one stretch."""
+    for cause, group in itertools.groupby(_with_runs(idle), key=lambda one: (one[0], one[1].cause)):
+        own = [stretch for _, stretch in group]
+        yield Idle(own[0].start, own[-1].end, cause[1])
+
+
+def _with_runs(idle: Sequence[Idle]) -> Iterator[tuple[int, Idle]]:
+    """Each stretch that has a length, with the number of its run; a run has no gap."""
+    run, end = 0, 0.0
+    for stretch in idle:
+        if stretch.end > stretch.start:
+            run += stretch.start > end
+            end = stretch.end
+            yield run, stretch
+
+
 def _measured(contents: PageContents, rank: int) -> Iterator[Item]:
     assert contents.measured is not None
     run = contents.measured.run
     slices = run.trace[rank]
     for one in slices:
         action = parse_action(one.action)
+        if action.op not in WORK:
+            continue  # moves of stash run beside other actions
         if one.ready > one.start:
             yield Item(one.start, one.ready, _NUMBER["wait"], action.stage, action.microbatch)
         yield Item(one.ready, one.end, _NUMBER[action.op], action.stage, action.microbatch)
@@ -111,20 +129,28 @@ def _measured(contents: PageContents, rank: int) -> Iterator[Item]:
                     end += seconds
 
 
-def pack_lanes(lanes: Sequence[Lane], packed: Packed) -> dict[str, object]:
+def pack_lanes(contents: PageContents, packed: Packed) -> dict[str, object]:
     """Add the lanes' arrays to `packed`. Returns what the script needs besides."""
+    lanes = lanes_of(contents)
     span = max((item.end for lane in lanes for item in lane.items), default=0.0)
     items = [item for lane in lanes for item in lane.items]
-    packed.add("start", ticks([item.start for item in items], span))
-    packed.add("end", ticks([item.end for item in items], span))
+    starts = ticks([item.start for item in items], span)
+    ends_at = ticks([item.end for item in items], span)
+    ends = np.cumsum([len(lane.items) for lane in lanes])
+    # Most stretches begin where the one before ends, and have one of few lengths: these compress to little.
+    before = np.concatenate([[0], ends_at[:-1]]).astype(np.int64)
+    before[ends[:-1]] = 0
+    packed.add("gap", (starts - before).astype(np.int32))
+    packed.add("length", ends_at - starts)
     packed.add("kind", np.array([item.kind for item in items], dtype=np.uint8))
     packed.add("stage", np.array([item.stage for item in items], dtype=np.int32))
     packed.add("microbatch", np.array([item.microbatch for item in items], dtype=np.int32))
     pairs = any(item.other_stage >= 0 for item in items)
     if pairs:
         packed.add("other_stage", np.array([i.other_stage for i in items], dtype=np.int32))
-        packed.add("other_microbatch", np.array([i.other_microbatch for i in items], dtype=np.int32))
-    ends = np.cumsum([len(lane.items) for lane in lanes])
+        packed.add(
+            "other_microbatch", np.array([i.other_microbatch for i in items], dtype=np.int32)
+        )
     return {
         "seconds": span,
         "kinds": [[kind, WORK.get(kind) or kind] for kind in KINDS],
@@ -145,15 +171,15 @@ HELP = (
 )
 
 
-def timeline_figure(contents: PageContents, lanes: Sequence[Lane]) -> Figure:
+def timeline_figure(contents: PageContents) -> Figure:
     """The section with the timeline."""
-    ranks = [lane.rank for lane in lanes if not lane.measured]
+    ranks = drawn_ranks(contents)
     drawing = (
         f'{CONTROLS}<div id="timeline-box"><canvas id="timeline-canvas" tabindex="0" role="application" '
         f'aria-label="Timeline of one step on {counted(len(ranks), "rank")}" '
         f'aria-describedby="timeline-help"></canvas></div>'
         f'<output id="timeline-said" aria-live="polite">Point at an action, or walk with the arrow keys.</output>'
-        f'<p class="note" id="timeline-help">{escape(HELP)}</p>{_legend(contents, lanes)}'
+        f'<p class="note" id="timeline-help">{escape(HELP)}</p>{_legend(contents)}'
     )
     return Figure(
         name="timeline",
@@ -173,20 +199,36 @@ def _lead(contents: PageContents, ranks: Sequence[int]) -> str:
     )
 
 
-def _legend(contents: PageContents, lanes: Iterable[Lane]) -> str:
-    there = {item.kind for lane in lanes for item in lane.items}
+def _legend(contents: PageContents) -> str:
+    there = _kinds_of_work(contents)
     work = [
         (f"work-{kind.lower()}", meaning, meaning)
         for kind, meaning in WORK.items()
-        if _NUMBER[kind] in there
+        if kind in there
     ]
     shares = _idle_shares(contents)
     idle = [
-        (f"low idle-{cause.replace(' ', '-')}", f"{cause} {format_share(shares[cause])}", MEANINGS[cause])
+        (f"low idle-{cause.replace(' ', '-')}", f"{cause} {_share(shares[cause])}", MEANINGS[cause])
         for cause in sorted(CAUSES, key=lambda cause: -shares[cause])
-        if _NUMBER[f"idle {cause}"] in there
+        if shares[cause] > 0
     ]
-    return legend_html("Work", work) + legend_html("Idle time, as a share of all rank-seconds", idle)
+    return legend_html("Work", work) + legend_html(
+        "Idle time, as a share of all rank-seconds", idle
+    )
+
+
+def _kinds_of_work(contents: PageContents) -> set[str]:
+    """The kinds of work on any lane."""
+    timeline = contents.timeline
+    ranks = drawn_ranks(contents)
+    found = {span.op for rank in ranks for span in rank_spans(timeline, rank)}
+    found |= {"sync" for rank in ranks if timeline.syncs[rank]}
+    found |= {"update" for rank in ranks if timeline.rank_end[rank] > timeline.sync_end[rank]}
+    return found | ({"wait", "update"} if contents.measured is not None else set())
+
+
+def _share(share: float) -> str:
+    return format_share(share) if share >= 5e-4 else "under 0.1 %"
 
 
 def _idle_shares(contents: PageContents) -> dict[Cause, float]:
@@ -198,9 +240,14 @@ def _idle_shares(contents: PageContents) -> dict[Cause, float]:
 
 def _table(contents: PageContents, ranks: Sequence[int]) -> str:
     sums = {rank: sums_by_cause(contents.idle[rank]) for rank in ranks}
-    causes = [cause for cause in CAUSES if any(sums[rank][cause] for rank in ranks)]
+    causes: list[Cause] = [cause for cause in CAUSES if any(sums[rank][cause] for rank in ranks)]
     schedule, makespan = contents.timeline.actions.schedule, contents.timeline.makespan
-    columns = [Column("rank"), Column("actions"), Column("busy"), *(Column(c) for c in causes)]
+    columns = [
+        Column("rank"),
+        Column("actions"),
+        Column("busy"),
+        *(Column(cause) for cause in causes),
+    ]
     rows = [
         (
             rank,
@@ -210,4 +257,6 @@ def _table(contents: PageContents, ranks: Sequence[int]) -> str:
         )
         for rank in ranks
     ]
-    return table_html(f"Busy and idle time of each rank in a step of {format_time(makespan)}", columns, rows)
+    return table_html(
+        f"Busy and idle time of each rank in a step of {format_time(makespan)}", columns, rows
+    )
