@@ -32,6 +32,7 @@ class Visit:
         self.requests: list[str] = []
         """Addresses that the page asked for, besides itself and its own contents."""
         self.page = opened.new_page(viewport={"width": width, "height": 800}, color_scheme=theme)
+        self.page.set_default_timeout(120_000)  # a busy machine must not end a test
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self._asked(request.url, path))
