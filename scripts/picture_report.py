@@ -15,11 +15,13 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
 WIDTHS = (1280, 390)
-THEMES = ("light", "dark")
+Theme = Literal["light", "dark"]
+THEMES: tuple[Theme, ...] = ("light", "dark")
 OPENINGS = 5
 
 
@@ -43,7 +45,7 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-def open_page(opened: Browser, path: Path, width: int, theme: str, height: int = 900) -> Page:
+def open_page(opened: Browser, path: Path, width: int, theme: Theme, height: int = 900) -> Page:
     """The page, once its figures are drawn."""
     page = opened.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
     page.goto(path.resolve().as_uri())

@@ -10,7 +10,7 @@ from autopart.records.plan import Plan, stage_ranks
 from autopart.records.plan_degrees import gpus_of_ranks, rank_degrees
 
 
-class Cut(NamedTuple):
+class CutTraffic(NamedTuple):
     """The messages between a stage and the next one."""
 
     forward_bytes: int
@@ -26,7 +26,7 @@ class Cut(NamedTuple):
 class Crossings(NamedTuple):
     """The messages of one step."""
 
-    cuts: tuple[Cut, ...]
+    cuts: tuple[CutTraffic, ...]
     """For each cut its messages."""
     nodes: dict[tuple[int, int], int]
     """Bytes per step between two nodes, both directions together; within a node where they are equal."""
@@ -39,7 +39,7 @@ def crossings_of(plan: Plan) -> Crossings:
     """
     gpus, per_node = gpus_of_ranks(rank_degrees(plan)), plan.cluster.gpus_per_node
     node = [own.start // per_node for own in gpus]
-    cuts: list[Cut] = []
+    cuts: list[CutTraffic] = []
     nodes: Counter[tuple[int, int]] = Counter()
     for (left, right), stage in zip(
         itertools.pairwise(stage_ranks(plan)), plan.prediction.stages[1:], strict=True
@@ -50,7 +50,9 @@ def crossings_of(plan: Plan) -> Crossings:
             ends = sorted((node[one], node[other]))
             nodes[ends[0], ends[1]] += count * (moving.activations + moving.sent)
         between = sum(n for (a, b), n in pairs.items() if node[a] != node[b])
-        cuts.append(Cut(moving.activations, moving.sent, between, sum(pairs.values()) - between))
+        cuts.append(
+            CutTraffic(moving.activations, moving.sent, between, sum(pairs.values()) - between)
+        )
     return Crossings(tuple(cuts), dict(nodes))
 
 

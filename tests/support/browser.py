@@ -33,13 +33,20 @@ class Visit:
         """Addresses that the page asked for, besides itself and its own contents."""
         self.page = opened.new_page(viewport={"width": width, "height": 800}, color_scheme=theme)
         self.page.set_default_timeout(120_000)  # a busy machine must not end a test
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self._asked(request.url, path))
-        self.page.goto(path.resolve().as_uri())
+        self.page.on("console", self._told)
+        self.page.on("pageerror", self._failed)
+        self.address = path.resolve().as_uri()
+        self.page.on("request", self._asked)
+        self.page.goto(self.address)
         # A selector alone: the page's policy forbids programs in texts.
         self.page.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=120_000)
 
-    def _asked(self, address: str, path: Path) -> None:
-        if address != path.resolve().as_uri() and not address.startswith(("data:", "blob:")):
-            self.requests.append(address)
+    def _told(self, message: Any) -> None:
+        self.complaints.append(message.text)
+
+    def _failed(self, error: Any) -> None:
+        self.complaints.append(str(error))
+
+    def _asked(self, request: Any) -> None:
+        if request.url != self.address and not request.url.startswith(("data:", "blob:")):
+            self.requests.append(request.url)

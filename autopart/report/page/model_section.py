@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from autopart.cost.crossings import Cut
+from autopart.cost.crossings import CutTraffic
 from autopart.records.layer_graph import Layer
 from autopart.records.plan import Plan, Stage, policy_of_layers
 from autopart.report.labels import layers_label, ranks_label, run_label, sibling_runs
@@ -113,7 +113,7 @@ def _block(
     )
 
 
-def _cut(plan: Plan, place: int, cut: Cut) -> str:
+def _cut(plan: Plan, place: int, cut: CutTraffic) -> str:
     """What crosses the cut before a stage, for one microbatch."""
     before, after = plan.prediction.stages[place - 1], plan.prediction.stages[place]
     sends = f"{format_bytes(cut.forward_bytes)} forward in {format_time(before.send_time)}, "
@@ -121,7 +121,7 @@ def _cut(plan: Plan, place: int, cut: Cut) -> str:
     return f"{sends}, {_where(cut)}"
 
 
-def _where(cut: Cut) -> str:
+def _where(cut: CutTraffic) -> str:
     if cut.between_nodes and cut.within_nodes:
         return "within and between nodes"
     return (
