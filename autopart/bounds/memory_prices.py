@@ -21,15 +21,23 @@ memory without the reserve and without the least workspace of a stage. (4) holds
 at a time, and each action waits for its own copies. Where copies do not overlap with compute, offload adds c to f and to
 i in (1) and (2).
 
-Take weights p >= 0 of (1), (2) and (4) over all ranks, 1 in sum, and prices q >= 0 of (3). Then
+The orders are known, so a step also takes at least each path of actions that wait for each other
+(autopart/bounds/order_paths.py):
+
+    step >= sum over stages of  a f + b (i + x) + d w,  and u where the path ends           a, b, d: how often it has F, I, W   (5)
+
+There x counts min(a, b) times where copies do not overlap with compute: half of x is in the forward.
+
+Take weights p >= 0 of (1), (2), (4) and (5) over all ranks, 1 in sum, and prices q >= 0 of (3). Then
 
     step >= sum of p (right side) + sum of q (right side - room)
 
 The right side is a sum over layers, each with its own stage and policy. So it is at least the sum where each layer takes
 the stage and the policy that are cheapest for it, whatever the others do: a bound for every partition and all policies
-(Lagrange). Fuller ranks get larger weights and fuller memories higher prices, round by round. The largest bound counts. Each
-rank has one place g: where it is fullest with all layers spread evenly. Weights and prices are rounded, so other machines
-take the same steps.
+(Lagrange). Fuller ranks get larger weights and fuller memories higher prices, round by round. After each phase, long paths
+are sought for the mean of its layers' places, and join. The largest bound counts. Each rank has one place g: where it is
+fullest with all layers spread evenly. Equal layers are one entry with a count. Weights, prices and the seconds by which
+paths are sought are rounded, so other machines take the same steps.
 """
 
 import functools
@@ -40,32 +48,36 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.activations.policies import chooses_by_rank, optimizer_places
-from autopart.bounds.microbatch_path import Mask
-from autopart.bounds.policy_costs import policy_costs
+from autopart.bounds.order_paths import MOST_ACTIONS, OrderGraph, OrderPaths, StageSeconds
+from autopart.bounds.policy_costs import PolicyCosts, policy_costs
+from autopart.bounds.price_rows import Rows, fullest_places, path_rows, rank_rows
 from autopart.cost.cuts import Cuts
-from autopart.cost.in_flight import ranks_in_flight
-from autopart.cost.stage_totals import Array, layer_sizes
+from autopart.cost.stage_totals import layer_sizes
 from autopart.cost.syncs import gradient_bytes, update_share
 from autopart.cost.transients import has_split_backward
 from autopart.records.cluster import fastest_speed
 from autopart.records.layouts import Layout, one_replica, own_microbatches
 from autopart.records.problem import Problem, splits_backward
 from autopart.records.training import state_bytes
-from autopart.schedules.encoding import I, W
-from autopart.schedules.in_flight import STASH, WAITING
 from autopart.stopping.time_limit import check_time
 
 FEW_PARTITIONS = 100_000
 """Partitions of a layout up to which this bound is not asked for."""
 
-ROUNDS = 200
-"""Times that weights and prices change."""
+PHASES, ROUNDS = 6, 100
+"""Times that paths are sought, and times that weights and prices change after each."""
+
+OWN_SHARES = (0.3, 0.0)
+"""Shares by which a rank's actions take longer while its path is sought: the first ones with the first share alone."""
+
+SHARE_OF_NEW = 0.5
+"""The weight of new paths together."""
 
 WARMEST, COOLING = 0.1, 0.98
 """How evenly layers spread over dearer stages in the first round, and the factor of each round."""
 
-PACE = 0.1
-"""How fast weights and prices change in the first round."""
+PACE = 0.3
+"""How fast weights and prices change in the first round of a phase."""
 
 FIRST_PRICE = 0.01
 """The price from which a place begins to cost."""
@@ -104,19 +116,6 @@ def priced_bound(problem: Problem, one: Layout, replicas: int, cuts: Cuts) -> fl
     return _Prices(problem, one, replicas, cuts).best() * SAFE
 
 
-class _FullestPlaces(NamedTuple):
-    """The places of all ranks."""
-
-    stash: Numbers
-    """n, shape (places, stages)."""
-    waiting: Numbers
-    """Microbatches that wait for W, shape (places, stages)."""
-    own: Numbers
-    """1 where a stage is on the rank, shape (places, stages)."""
-    room: Numbers
-    """Shape (places,)."""
-
-
 class _Prices:
     """Weights and prices for one layout."""
 
@@ -137,46 +136,91 @@ class _Prices:
         self.left = (sizes.waiting_bytes if known else sizes.stash_bytes).astype(float)
         self.policies = policy_costs(problem, speed)
         self.kept_all = sizes.stash_bytes.astype(float)
-        self.first = _first_stages(layout)
-        self.rows = self._rows()
-        self.loads = self._loads()
-        work = (self.forward + self.gradient + self.weights).sum()
-        self.second = own_microbatches(layout, 0) * float(work) / len(self.first) or 1.0
+        stash = float((self.values + self.kept_all).sum())
+        self.rows = fullest_places(problem, layout, cuts, stash)
+        copied = any(own.copied.any() for own in self.policies)
+        self.loads = rank_rows(problem, layout, copied=copied)
+        self.counts = self._join_equal_layers()
+        work = self.counts @ (self.forward + self.gradient + self.weights)
+        self.second = own_microbatches(layout, 0) * float(work) / len(self.rows.room) or 1.0
         self.byte = float(self.rows.room.max())
+
+    def _join_equal_layers(self) -> Numbers:
+        """How many layers each entry stands for, once equal layers have one entry together."""
+        names = ("forward", "weights", "gradient", "update", "state", "values", "left")
+        own = [getattr(self, name) for name in names]
+        columns = np.column_stack([*own, *(each for policy in self.policies for each in policy)])
+        _, first, counts = np.unique(columns, axis=0, return_index=True, return_counts=True)
+        for name, sizes in zip(names, own, strict=True):
+            setattr(self, name, sizes[first])
+        self.policies = [PolicyCosts(*(each[first] for each in own)) for own in self.policies]
+        return counts.astype(float)
 
     def best(self) -> float:
         """The largest bound of all rounds, in seconds; infinite where a rank has no room at all."""
         if self.rows.room.min() <= 0:
             return float("inf")
         weight = np.where(self.loads.copies.any(axis=1), FIRST_OF_COPIES, 1.0)
-        weight = np.maximum(_on_grid(weight / weight.sum()), GRID)
         price = np.zeros(len(self.rows.room))
-        best = 0.0
+        paths = _graph_of(self.layout)
+        stages = len(self.layout.stage_ranks)
+        mean = StageSeconds(
+            *(
+                np.full(stages, self.counts @ own / stages)
+                for own in (self.forward, self.gradient, self.weights)
+            )
+        )
+        best, shares = 0.0, OWN_SHARES[:1]
+        for _ in range(PHASES if paths else 1):
+            if paths is not None:
+                # Step 1: paths that are long where layers lie as in the phase before.
+                count = len(weight)
+                for share in shares:
+                    self._add(paths.longest(mean, share))
+                new = np.full(len(self.loads.fixed) - count, SHARE_OF_NEW)
+                old = weight * ((1 - SHARE_OF_NEW) / weight.sum())
+                weight, shares = np.concatenate([old, new / len(new)]), OWN_SHARES
+            weight = np.maximum(_on_grid(weight / weight.sum()), GRID)
+            # Step 2: rounds of new weights and prices.
+            found, weight, price, mean = self._phase(weight, price)
+            best = max(best, found)
+        return best
+
+    def _phase(
+        self, weight: Numbers, price: Numbers
+    ) -> tuple[float, Numbers, Numbers, StageSeconds]:
+        """The largest bound of some rounds, the last weights and prices, and the stages' mean seconds, as shares."""
+        best, summed = 0.0, np.zeros((3, len(self.layout.stage_ranks)))
         for turn in range(ROUNDS):
             check_time()
             # Step 1: layers spread over stages and policies, more evenly in the first rounds.
-            bound, loads, lacking = self._bound(weight, price, WARMEST * COOLING**turn)
-            best = max(best, bound)
+            spread = self._bound(weight, price, WARMEST * COOLING**turn)
+            best = max(best, spread.bound)
+            if 2 * turn >= ROUNDS:
+                summed += np.array(spread.seconds)
             # Step 2: fuller ranks weigh more, and fuller places cost more.
             pace = PACE / np.sqrt(1 + turn)
-            more = np.clip(loads / (weight @ loads) - 1, -1.0, 1.0)
+            more = np.clip(spread.loads / (weight @ spread.loads) - 1, -1.0, 1.0)
             weight = weight * np.exp(pace * more)
             weight = np.maximum(_on_grid(weight / weight.sum()), GRID)
-            price = (price + FIRST_PRICE) * np.exp(pace * np.clip(lacking, -1.0, 1.0))
+            price = (price + FIRST_PRICE) * np.exp(pace * np.clip(spread.lacking, -1.0, 1.0))
             price = _on_grid(np.maximum(price - FIRST_PRICE, 0.0))
-        return best
+        return best, weight, price, StageSeconds(*_on_grid(summed / max(summed.max(), 1e-300)))
 
-    def _bound(
-        self, weight: Numbers, price: Numbers, warmth: float
-    ) -> tuple[float, Numbers, Numbers]:
-        """The bound in seconds, each right side of (1) and (2), and what each place lacks; scaled to about 1.
+    def _add(self, paths: OrderPaths) -> None:
+        """Add (5) for some paths."""
+        added = path_rows(self.problem, paths)
+        self.loads = Rows(*map(np.concatenate, zip(self.loads, added, strict=True)))
+
+    def _bound(self, weight: Numbers, price: Numbers, warmth: float) -> "_Spread":
+        """The bound, and layers spread over stages.
 
         With `warmth` the layers that these two count lie on dearer stages too.
         """
         weight, rows = weight / weight.sum(), self.rows
         per_byte = price * (self.second / self.byte)
         # Step 1: the price of each layer on each stage, under each policy.
-        gradient = weight @ self.loads.gradient
+        gradient, extra = weight @ self.loads.gradient, weight @ self.loads.extra
         stash, state = per_byte @ rows.stash, per_byte @ rows.own
         cost = np.outer(self.forward, weight @ self.loads.forward)
         cost += np.outer(self.gradient, gradient) + np.outer(
@@ -187,106 +231,52 @@ class _Prices:
         every = np.array(
             [
                 cost
-                + np.outer(own.extra, gradient)
+                + np.outer(own.extra, extra)
                 + np.outer(own.kept, stash)
                 + np.outer(own.copied, weight @ self.loads.copies)
                 for own in self.policies
             ]
         )
         least = every.min(axis=(0, 2))
-        bound = float(least.sum() + weight @ self.loads.fixed - per_byte @ rows.room)
+        layers = float(self.counts @ least)
+        bound = layers + float(weight @ self.loads.fixed - per_byte @ rows.room)
         # Step 2: what the layers make of each row, where the cheapest stages have most of them.
-        usual = max(float(least.sum()), 1e-300) / len(least) * warmth
+        usual = max(layers, 1e-300) / self.counts.sum() * warmth
         share = np.exp(-(every - least[None, :, None]) / usual)
-        share /= share.sum(axis=(0, 2))[None, :, None]
+        share *= (self.counts / share.sum(axis=(0, 2)))[None, :, None]
         on = share.sum(axis=0)
-        extra = sum(own.extra @ part for own, part in zip(self.policies, share, strict=True))
+        added = sum(own.extra @ part for own, part in zip(self.policies, share, strict=True))
         kept = sum(own.kept @ part for own, part in zip(self.policies, share, strict=True))
         copied = sum(own.copied @ part for own, part in zip(self.policies, share, strict=True))
-        loads = self.loads.fixed + self.loads.forward @ (self.forward @ on)
+        seconds = StageSeconds(self.forward @ on, self.gradient @ on, self.weights @ on)
+        loads = self.loads.fixed + self.loads.forward @ seconds.forward
         loads = loads + self.loads.copies @ copied
-        loads = loads + self.loads.gradient @ (self.gradient @ on + extra)
+        loads = loads + self.loads.gradient @ seconds.gradient + self.loads.extra @ added
         loads = (
-            loads
-            + self.loads.weights @ (self.weights @ on)
-            + self.loads.update @ (self.update @ on)
+            loads + self.loads.weights @ seconds.weights + self.loads.update @ (self.update @ on)
         )
         used = rows.own @ (self.state @ on) + rows.stash @ (self.values @ on + kept)
         used = used + rows.waiting @ (self.left @ on)
-        return bound, loads / self.second, (used - rows.room) / self.byte
-
-    def _rows(self) -> "_FullestPlaces":
-        """(3) for all ranks."""
-        stages, nested = len(self.layout.stage_ranks), self.cuts.nested
-        totals, cluster = self.cuts.totals, self.problem.cluster
-        whole = _least(totals.workspace_bytes, nested)
-        works = [whole, whole, whole, whole]
-        works[I] = _least(totals.input_grad_workspace_bytes, nested)
-        works[W] = _least(totals.weight_grad_workspace_bytes, nested)
-        found: list[tuple[Array, ...]] = []
-        for in_flight in ranks_in_flight(self.layout).values():
-            own = list(in_flight.stages)
-            counts = np.zeros((2, len(in_flight.op), stages))
-            counts[:, :, own] = in_flight.counts[:, [STASH, WAITING]].swapaxes(0, 1)
-            on = np.zeros_like(counts[0])
-            on[:, own] = 1.0
-            room = cluster.memory_bytes - cluster.reserve_bytes - np.array(works)[in_flight.op]
-            # The place that is fullest where layers lie evenly on all stages: other places rarely bind before it.
-            even = (
-                counts[0].sum(axis=1) * float((self.values + self.kept_all).sum()) / stages - room
-            )
-            at = int(np.argmax(even))
-            found.append(
-                (*counts[:, at : at + 1], on[at : at + 1], room[at : at + 1].astype(float))
-            )
-        return _FullestPlaces(*(np.concatenate(each) for each in zip(*found, strict=True)))
-
-    def _loads(self) -> "_Loads":
-        """(1), then (2), for all ranks; then (4), where any layer may be copied beside compute."""
-        stages, count = len(self.layout.stage_ranks), own_microbatches(self.layout, 0)
-        fixed = self.problem.cluster.action_overhead
-        first = np.array([[own[0]] for own in self.first])
-        ahead = (np.arange(stages)[None, :] < first).astype(float)
-        here = np.zeros(ahead.shape)
-        for rank, own in enumerate(self.first):
-            here[rank, own] = count
-        none = np.zeros(ahead.shape)
-        actions = 2 * here.sum(axis=1) + ahead.sum(axis=1)
-        parts = [
-            # forward, gradient, weights, update and copies
-            (here + ahead, here, here, (here > 0).astype(float), none),
-            (here + ahead, here + ahead, none, none, none),
-        ]
-        counts = [actions, actions + ahead.sum(axis=1)]
-        if any(own.copied.any() for own in self.policies):
-            parts.append((ahead, none, none, none, here))
-            counts.append(ahead.sum(axis=1))
-        rows = [np.concatenate(own) for own in zip(*parts, strict=True)]
-        return _Loads(*rows, fixed=fixed * np.concatenate(counts))
+        seconds = seconds._replace(gradient=seconds.gradient + added)
+        return _Spread(bound, loads / self.second, (used - rows.room) / self.byte, seconds)
 
 
-class _Loads(NamedTuple):
-    """How often each stage's seconds count in each row, shape (rows, stages)."""
+class _Spread(NamedTuple):
+    """Layers spread over stages and policies."""
 
-    forward: Numbers
-    gradient: Numbers
-    weights: Numbers
-    update: Numbers
-    copies: Numbers
-    fixed: Numbers
-    """Fixed seconds of all actions, shape (rows,)."""
-
-
-def _first_stages(layout: Layout) -> list[list[int]]:
-    """The stages of each rank in the first replica, lowest first."""
-    found: dict[int, list[int]] = {}
-    for stage, ranks in enumerate(layout.stage_ranks):
-        found.setdefault(ranks[0], []).append(stage)
-    return list(found.values())
+    bound: float
+    """In seconds."""
+    loads: Numbers
+    """The right side of each row, scaled to about 1."""
+    lacking: Numbers
+    """What each place lacks, scaled to about 1."""
+    seconds: StageSeconds
 
 
-def _least(sizes: Array, nested: Mask) -> int:
-    return int(np.broadcast_to(sizes, nested.shape)[nested].min(initial=0))
+def _graph_of(layout: Layout) -> OrderGraph | None:
+    """The waits in a layout's orders; None where they have too many actions."""
+    actions = 2 * len(layout.stage_ranks) * layout.num_microbatches
+    return OrderGraph(layout) if actions <= MOST_ACTIONS else None
 
 
 def _on_grid(numbers: Numbers) -> Numbers:
