@@ -223,9 +223,7 @@ def test_a_console_block_shows_real_output_of_its_commands(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # as outside of a test
-@pytest.mark.timeout(
-    1800
-)  # they take a minute of the processor, and a busy machine ten times as long
+@pytest.mark.timeout(3600)  # beside 30 busy processes they took over half an hour
 def test_the_commands_of_the_readme_succeed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
