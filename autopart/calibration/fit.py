@@ -8,7 +8,7 @@ Symbols   y     measured seconds of one row
     minimise  sum over rows ( (c + sum_k x_k a_k) / y - 1 )^2  +  sum_k ( w ln x_k )^2
 
 The second sum keeps stretches near 1 where rows say little about them (ridge regression in the logarithm). Shares stay at most
-1, so x_k is at least the table's share. Errors on held-out rows come from fits without one group of rows at a time.
+1 (on a CPU, whose table is an order of magnitude, at most 64), so x_k is at least the table's share over that. Errors on held-out rows come from fits without one group of rows at a time.
 """
 
 from collections.abc import Sequence
@@ -58,8 +58,15 @@ class Stretches(NamedTuple):
     """Predicted over measured seconds minus 1, for each row."""
 
 
-def fit_stretches(rows: Sequence[Row], table: Shares, asked: Sequence[str] = ()) -> Stretches:
-    """Fit the stretches of the kinds `asked`, or of as many as the rows allow.
+def most_share(gpu: str) -> float:
+    """The largest share that a fit may find: 1 of a datasheet's peak, more of a CPU's order of magnitude."""
+    return 64.0 if gpu == "cpu" else 1.0
+
+
+def fit_stretches(
+    rows: Sequence[Row], table: Shares, asked: Sequence[str] = (), most: float = 1.0
+) -> Stretches:
+    """Fit the stretches of the kinds `asked`, or of as many as the rows allow, with shares of at most `most`.
 
     Raises UsageError for too few rows, and for rows that are not above 0.
     """
@@ -67,11 +74,11 @@ def fit_stretches(rows: Sequence[Row], table: Shares, asked: Sequence[str] = ())
         if not row.measured > 0.0:
             raise UsageError(f"{row.name}: measured seconds must be above 0")
     kinds = kinds_to_fit(rows, asked)
-    stretches = _fitted(rows, kinds, table)
+    stretches = _fitted(rows, kinds, table, most)
     errors = _errors(rows, kinds, stretches)
-    held_out = _held_out_errors(rows, kinds, table)
+    held_out = _held_out_errors(rows, kinds, table, most)
     shares = {
-        kind: min(1.0, getattr(table, kind) / float(stretch))
+        kind: min(most, getattr(table, kind) / float(stretch))
         for kind, stretch in zip(kinds, stretches, strict=True)
     }
     return Stretches(
@@ -118,7 +125,7 @@ def kinds_to_fit(rows: Sequence[Row], asked: Sequence[str] = ()) -> list[str]:
     return kinds
 
 
-def _fitted(rows: Sequence[Row], kinds: Sequence[str], table: Shares) -> np.ndarray:
+def _fitted(rows: Sequence[Row], kinds: Sequence[str], table: Shares, most: float) -> np.ndarray:
     places = [KINDS.index(kind) for kind in kinds]
     measured = np.array([row.measured for row in rows])
     fitted = np.array([[row.parts[p] for p in places] for row in rows]) / measured[:, None]
@@ -127,8 +134,8 @@ def _fitted(rows: Sequence[Row], kinds: Sequence[str], table: Shares) -> np.ndar
     def residuals(logs: np.ndarray) -> np.ndarray:
         return np.concatenate([rest + fitted @ np.exp(logs) - 1.0, _RIDGE * logs])
 
-    # A share is at most 1: a stretch is at least the table's own share.
-    lowest = np.log([max(_LOWEST, getattr(table, kind)) for kind in kinds]) - 1e-9
+    # A share is at most `most`: a stretch is at least the table's own share divided by it.
+    lowest = np.log([max(_LOWEST, getattr(table, kind) / most) for kind in kinds]) - 1e-9
     start = np.zeros(len(kinds))
     found = least_squares(residuals, start, bounds=(lowest, np.full(len(kinds), np.log(_HIGHEST))))
     return np.exp(found.x)
@@ -143,7 +150,9 @@ def _errors(rows: Sequence[Row], kinds: Sequence[str], stretches: np.ndarray) ->
     return np.array(predicted) / np.array([row.measured for row in rows]) - 1.0
 
 
-def _held_out_errors(rows: Sequence[Row], kinds: Sequence[str], table: Shares) -> np.ndarray:
+def _held_out_errors(
+    rows: Sequence[Row], kinds: Sequence[str], table: Shares, most: float
+) -> np.ndarray:
     """Errors of each group under the stretches of all others; with one group, of each row under the others."""
     names = [row.group for row in rows]
     if len(set(names)) < 2:
@@ -153,5 +162,5 @@ def _held_out_errors(rows: Sequence[Row], kinds: Sequence[str], table: Shares) -
         out = [place for place, own in enumerate(names) if own == name]
         left = [row for row, own in zip(rows, names, strict=True) if own != name]
         held = [rows[place] for place in out]
-        found[out] = _errors(held, kinds, _fitted(left, kinds, table))
+        found[out] = _errors(held, kinds, _fitted(left, kinds, table, most))
     return found

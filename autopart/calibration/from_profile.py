@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from autopart.calibration.fit import Row, Stretches, fit_stretches
+from autopart.calibration.fit import Row, Stretches, fit_stretches, most_share
 from autopart.calibration.kinds import CalibratedDevice, Wanted, parts_of, profiles_by_kind
 from autopart.errors import ProfileError, UsageError
 from autopart.records.calibration import Calibration, Validity
-from autopart.records.kernels import KINDS, kernels_of
+from autopart.records.kernels import KINDS, kernels_of, with_peaks
 from autopart.records.known_gpus import GPUS, find_gpu
 from autopart.records.layer_graph import Layer
 from autopart.records.profile import Profile
@@ -52,8 +52,9 @@ def calibrate_from_profile(
     ]
     least = _LEAST_SHARE * sum(row.measured for row in own_rows)
     rows = [row for row in own_rows if row.measured > least]
-    fitted = fit_stretches(rows, device.table.shares, kinds)
+    fitted = fit_stretches(rows, device.table.shares, kinds, most_share(found.name))
     kernels = msgspec.structs.replace(device.table, shares=fitted.shares)
+    kernels = with_peaks(kernels, found, measured.dtype)
     return Calibration(
         gpu=found.name,
         dtype=measured.dtype,

@@ -23,13 +23,14 @@ from autopart.calibration.fit import (
     fit_stretches,
     kinds_to_fit,
     most_kinds,
+    most_share,
 )
 from autopart.calibration.kinds import CalibratedDevice, Wanted, parts_of, profiles_by_kind
 from autopart.errors import AutopartError, UsageError
 from autopart.records.calibration import Calibration, Validity
 from autopart.records.cluster import Cluster, cluster_of
 from autopart.records.files import read_content
-from autopart.records.kernels import kernels_of
+from autopart.records.kernels import kernels_of, with_peaks
 from autopart.records.known_clusters import find_preset, preset_cluster
 from autopart.records.known_gpus import find_gpu
 from autopart.records.profile import Profile
@@ -108,7 +109,8 @@ def calibrate_from_steps(
     profiler and the planner with the row that they belong to.
     """
     gpu, dtype, target = device
-    own = CalibratedDevice(gpu, dtype, kernels_of(find_gpu(gpu), target))
+    found = find_gpu(gpu)
+    own = CalibratedDevice(gpu, dtype, kernels_of(found, target))
     possible = list(kinds) or list(ORDER[: most_kinds(len(runs))])
     nothing = [Row(run.name, run.name, 0.0, (1.0,) * len(ORDER), run.seconds) for run in runs]
     kinds_to_fit(nothing, kinds)
@@ -120,11 +122,12 @@ def calibrate_from_steps(
         for run in group:
             (parts,) = parts_of(_priced(run, gpu, preset), base, slower)
             rows.append(Row(run.name, run.name, *parts, run.seconds))
-    fitted = fit_stretches(rows, own.table.shares, kinds)
+    fitted = fit_stretches(rows, own.table.shares, kinds, most_share(gpu))
+    kernels = msgspec.structs.replace(own.table, shares=fitted.shares)
     return Calibration(
         gpu=gpu,
         dtype=dtype,
-        kernels=msgspec.structs.replace(own.table, shares=fitted.shares),
+        kernels=with_peaks(kernels, found, dtype),
         source="steps",
         made_from=made_from,
         fit=fitted.fit,

@@ -1,9 +1,10 @@
 """A calibration: measured shares for the kernels of one GPU in one dtype, and its file.
 
 It comes from steps of runs (`autopart calibrate from-steps`), from a measured profile (`autopart calibrate
-from-profile`), or from a user's hand, who may list single kernels.
+from-profile`), from single kernels (`autopart probe --kernels`), or from a user's hand.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ import msgspec
 from autopart.errors import ClusterError
 from autopart.records.files import read_file, write_record
 from autopart.records.gpu import Gpu
-from autopart.records.kernels import KINDS, Kernels
+from autopart.records.kernels import KINDS, Kernels, peak_bandwidth, peak_flops
 from autopart.text import counted
 from autopart.units import Count, PositiveCount, Seconds, format_share
 
@@ -21,6 +22,8 @@ VERSION = 1
 Error = Annotated[float, msgspec.Meta(ge=0.0)]
 BEYOND = 1.02
 """A measured rate may pass the datasheet's by so much: clocks and timers are not exact."""
+FAR_BEYOND = 4.0
+"""A kernel with more than so many times the largest measured one's work is out of range."""
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,12 +57,14 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class MeasuredKernel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One measured kernel."""
 
-    kind: Literal["products", "attention", "memory", "launch"]
+    kind: Literal["products", "attention", "memory", "random", "launch"]
     """The kind of kernel; "launch" is an operation with nothing to do."""
+    operation: str = ""
+    """The operation, such as `layer_norm backward`; empty in a table typed by hand."""
     shape: tuple[PositiveCount, ...]
-    """Product: rows, columns, depth. Attention: heads, length, width. Memory: elements."""
+    """Product: rows, columns, depth. Convolution: samples, channels, side. Attention: heads, length, width. Others: rows, columns."""
     amount: Annotated[float, msgspec.Meta(ge=0.0)]
-    """Floating-point operations, or bytes for memory."""
+    """Floating-point operations, or moved bytes of memory and random kernels."""
     seconds: Seconds
     """Median seconds of one call."""
 
@@ -82,7 +87,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     fit: Fit | None = None
     """The errors of the fit; null without one."""
     validity: Validity | None = None
-    """The models behind the rows; null for single kernels."""
+    """The models behind the rows; null for single kernels, whose range is that of `measured`."""
     measured: tuple[MeasuredKernel, ...] = ()
     """The measured kernels, for a calibration from single kernels."""
     created: str = ""
@@ -112,7 +117,7 @@ def check_calibration(calibration: Calibration, gpu: Gpu) -> None:
                 f"the calibration has {kind} at {format_share(share)} of the peak rate; a share is above 0 to 100 %"
             )
     for one in calibration.measured:
-        _check_rate(one, calibration.dtype, gpu)
+        _check_rate(one, calibration.kernels, calibration.dtype, gpu)
 
 
 def check_dtype(calibration: Calibration, dtype: str) -> None:
@@ -123,6 +128,9 @@ def check_dtype(calibration: Calibration, dtype: str) -> None:
         )
 
 
+_ROW_WORDS = {"steps": "step", "kernels": "kernel"}
+
+
 def calibrated_kernels(calibration: Calibration) -> Kernels:
     """The kernels with the calibration named in words."""
     return msgspec.structs.replace(calibration.kernels, calibration=described(calibration))
@@ -131,12 +139,11 @@ def calibrated_kernels(calibration: Calibration) -> Kernels:
 def described(calibration: Calibration) -> str:
     """`runs.csv (24 steps, 3.1 % off on held-out rows)`."""
     name = calibration.made_from or "figures typed by hand"
-    if calibration.source == "kernels":
-        return f"{name} ({counted(len(calibration.measured), 'kernel')})"
     fit = calibration.fit
     if fit is None:
-        return name
-    rows = counted(fit.rows, "step" if calibration.source == "steps" else "row")
+        few = counted(len(calibration.measured), "kernel")
+        return f"{name} ({few})" if calibration.measured else name
+    rows = counted(fit.rows, _ROW_WORDS.get(calibration.source, "row"))
     return f"{name} ({rows}, {format_share(fit.held_out_error)} off on held-out rows)"
 
 
@@ -161,7 +168,30 @@ def notes_on_range(
     return tuple(notes)
 
 
-def _check_rate(one: MeasuredKernel, dtype: str, gpu: Gpu) -> None:
+def range_of_kernels(calibration: Calibration) -> dict[str, tuple[float, float]]:
+    """For each kind of measured kernels the least and the most work: operations, or bytes."""
+    found: dict[str, tuple[float, float]] = {}
+    for one in calibration.measured:
+        if one.kind != "launch":
+            least, most = found.get(one.kind, (one.amount, one.amount))
+            found[one.kind] = min(least, one.amount), max(most, one.amount)
+    return found
+
+
+def notes_on_kernels(calibration: Calibration, largest: Mapping[str, float]) -> tuple[str, ...]:
+    """Kernels of a model far beyond the measured ones, in words; `largest` has the most work of each kind."""
+    notes: list[str] = []
+    for kind, (_, most) in range_of_kernels(calibration).items():
+        own = largest.get(kind, 0.0)
+        if own > FAR_BEYOND * most:
+            unit = "FLOP" if kind in ("products", "attention") else "bytes"
+            notes.append(
+                f"the calibration covers {kind} of up to {most:.2g} {unit}, and this model has one of {own:.2g}"
+            )
+    return tuple(notes)
+
+
+def _check_rate(one: MeasuredKernel, kernels: Kernels, dtype: str, gpu: Gpu) -> None:
     if one.kind == "launch":
         return
     shape = " x ".join(map(str, one.shape))
@@ -169,9 +199,12 @@ def _check_rate(one: MeasuredKernel, dtype: str, gpu: Gpu) -> None:
         raise ClusterError(
             f"the calibration has no rate for {one.kind} {shape}: it must be above 0"
         )
-    peak = gpu.memory_bandwidth if one.kind == "memory" else gpu.flops.get(dtype, float("inf"))
-    # A CPU's figures are an order of magnitude and no datasheet's.
-    if gpu.name != "cpu" and one.amount / one.seconds > BEYOND * peak:
+    # A CPU's table is an order of magnitude and no datasheet: only measured peaks limit its rates.
+    if dtype not in gpu.flops or (gpu.name == "cpu" and kernels.peaks is msgspec.UNSET):
+        return
+    streams = one.kind in ("memory", "random")
+    peak = peak_bandwidth(gpu, kernels) if streams else peak_flops(gpu, kernels, dtype, dtype)
+    if one.amount / one.seconds > BEYOND * peak:
         raise ClusterError(
             f"the calibration has {one.kind} {shape} at {format_share(one.amount / one.seconds / peak)} of the peak rate of {gpu.name}"
         )

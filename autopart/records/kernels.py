@@ -21,6 +21,7 @@ Accumulation = Literal["separate", "fused"]
 KINDS = ("products", "attention", "memory", "random")
 """The kinds of kernels that have a share of a peak rate."""
 Share = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+Rate = Annotated[float, msgspec.Meta(gt=0.0)]
 
 
 class Shares(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +35,15 @@ class Shares(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Share of the memory bandwidth that streaming kernels reach."""
     random: Share
     """Share of the memory bandwidth that dropout reaches, with the numbers that it draws."""
+
+
+class Peaks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Measured peak rates of a CPU's core, whose table has only an order of magnitude."""
+
+    flops: Rate
+    """Operations per second in the calibration's dtype; other dtypes keep their ratios to it."""
+    memory_bandwidth: Rate
+    """Bytes per second of streaming operations, from caches too."""
 
 
 class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +61,12 @@ class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Seconds that each kernel takes besides its work."""
     host_time: Seconds = 8e-6
     """Seconds of the host per operation. A pass over a layer takes no less than its operations times this."""
+    bandwidths: dict[str, Share] | msgspec.UnsetType = msgspec.UNSET
+    """Shares of the memory bandwidth that single operations reach, by their names in torch, where they were measured.
+
+    All other streaming operations reach the share of memory."""
+    peaks: Peaks | msgspec.UnsetType = msgspec.UNSET
+    """Measured peak rates in place of the table's, on a CPU; absent on a GPU, and without a calibration."""
     calibration: str | None = None
     """The calibration behind the shares, in words; null for a table."""
 
@@ -149,6 +165,58 @@ def kernels_of(gpu: Gpu, target: str) -> Kernels:
             kernels, shares=plain, depth=0, kernel_time=_CPU_CALL, host_time=0.0
         )
     return kernels
+
+
+def peak_flops(gpu: Gpu, kernels: Kernels, dtype: str, own: str) -> float:
+    """Peak operations per second in `own`, where a dtype without a known rate counts as `dtype`."""
+    rate = gpu.flops.get(own, gpu.flops[dtype])
+    if kernels.peaks is msgspec.UNSET:
+        return rate
+    return rate * kernels.peaks.flops / gpu.flops[dtype]
+
+
+def peak_bandwidth(gpu: Gpu, kernels: Kernels) -> float:
+    """Peak bytes per second between the device and its memory."""
+    if kernels.peaks is msgspec.UNSET:
+        return gpu.memory_bandwidth
+    return kernels.peaks.memory_bandwidth
+
+
+def with_peaks(
+    kernels: Kernels, gpu: Gpu, dtype: str, best: tuple[float, float] | None = None
+) -> Kernels:
+    """The kernels of a CPU under peaks that leave no share above 1; their seconds stay the same.
+
+    Peaks are at least `best`, the highest measured operations and bytes per second; without it, at least the table's.
+    Kernels of a GPU stay as they are: its datasheet has the peaks.
+    """
+    if gpu.name != "cpu":
+        return kernels
+    own, single = kernels.shares, kernels.bandwidths or {}
+    flops, bandwidth = peak_flops(gpu, kernels, dtype, dtype), peak_bandwidth(gpu, kernels)
+    least = best or (flops, bandwidth)
+    peaks = Peaks(
+        flops=max(least[0], flops * max(own.products, own.attention)),
+        memory_bandwidth=max(least[1], bandwidth * max(own.memory, own.random, *single.values())),
+    )
+    of_flops, of_bandwidth = flops / peaks.flops, bandwidth / peaks.memory_bandwidth
+    shares = Shares(
+        products=own.products * of_flops,
+        attention=own.attention * of_flops,
+        memory=own.memory * of_bandwidth,
+        random=own.random * of_bandwidth,
+    )
+    scaled = {name: share * of_bandwidth for name, share in single.items()}
+    return msgspec.structs.replace(
+        kernels, peaks=peaks, shares=shares, bandwidths=scaled or msgspec.UNSET
+    )
+
+
+def share_of(kernels: Kernels, operation: str) -> float:
+    """The share of the memory bandwidth that a streaming operation reaches."""
+    if kernels.bandwidths is msgspec.UNSET:
+        return kernels.shares.memory
+    return kernels.bandwidths.get(operation, kernels.shares.memory)
 
 
 def stretched(kernels: Kernels, kind: str, stretch: float) -> Kernels:

@@ -1,21 +1,24 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import msgspec
 import pytest
 
 from autopart.cost.probed_cluster import cluster_of_probe
+from autopart.records.calibration import load_calibration
 from autopart.records.cluster import load_cluster, save_cluster
 from autopart.records.network import Network
 from autopart.records.probe import Probe
-from autopart.runtime.probing import probe
+from autopart.runtime.probing import kernels, probe
+from tests.calibration.test_from_kernels import readings
 from tests.cost.test_probed_cluster import probe_of
 from tests.support.drawn_readings import readings_of
 from tests.support.places import SCHEMAS
 
-Cli = Callable[..., object]
+Cli = Callable[..., Any]
 
 
 @pytest.fixture
@@ -130,3 +133,42 @@ def test_a_probe_never_replaces_a_file_in_another_format(
     assert cli("probe", "--ranks", "2", "-o", "notes.json").code == 1
     assert (folder / "notes.json").read_text() == "mine"
     assert cli("probe", "--ranks", "2").code == 0
+
+
+def test_kernels_become_a_calibration_for_profiles(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "measure_kernels", lambda *_: tuple(readings()))
+    outcome = cli("probe", "--kernels", "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    made = load_calibration("calibration.json")
+    assert (made.gpu, made.dtype, made.source) == ("cpu", "float32", "kernels")
+    for words in (
+        "kernels of cpu, float32",
+        "shares are of measured peak rates: 1",
+        "range: attention of 1e+06 to 1.7e+07 FLOP",
+        "10.0 µs per kernel",
+        "calibration written to calibration.json",
+    ):
+        assert words in " ".join(outcome.out.split()), words
+    document = cli("probe", "--kernels", "--device", "cpu", "--json").document
+    assert document["path"] == "calibration.json" and document["calibration"]["gpu"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("--kernels", "--ranks", "2"), "--kernels times one device; drop --ranks"),
+        (("--kernels", "--no-network"), "--kernels times one device; drop --network"),
+        (("--ranks", "2", "--dtype", "float32"), "--dtype goes with --kernels"),
+        (("--kernels", "--gpu", "z100"), "unknown gpu 'z100'"),
+        (("--kernels", "--target", "jax"), "no kernels are known for target 'jax'"),
+        (("--kernels", "--device", "cpu", "--gpu", "h100-sxm"), "make a calibration of 'cpu' only"),
+    ],
+)
+def test_options_that_do_not_go_with_kernels_are_refused(
+    cli: Cli, line: tuple[str, ...], message: str
+) -> None:
+    outcome = cli("probe", *line)
+    assert outcome.code in (1, 2) and message in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1 and not Path("calibration.json").exists()

@@ -11,7 +11,7 @@ Symbols   f, b        floating-point operations and moved bytes of one operation
     product     max( f / (s F u d / (d + s0)),  b / (g M) ) + o
     attention   max( f / (attention share F),  b / (g M) ) + o      with half the operations under a causal mask
     random      b / (random share M) + o
-    memory      b / (g M) + o
+    memory      b / (g M) + o                     with g of the operation itself, where a calibration measured it
     pass over a layer = max( sum over its operations,  their number x h )
 
 The host runs ahead of the device, so its time is a floor under the sum, not under each operation. A product's result is
@@ -29,7 +29,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from autopart.records.gpu import Gpu
-from autopart.records.kernels import Kernels
+from autopart.records.kernels import Kernels, peak_bandwidth, peak_flops, share_of
 from autopart.runtime.profiling.op_costs import OpCost
 from autopart.runtime.profiling.op_kinds import ProductShape
 
@@ -93,8 +93,8 @@ def _bounds(costs: Iterable[OpCost], gpu: Gpu, kernels: Kernels, dtype: str) -> 
 
 def _bounds_of(cost: OpCost, gpu: Gpu, kernels: Kernels, dtype: str) -> _Bounds:
     shares, name = kernels.shares, str(cost.dtype).removeprefix("torch.")
-    rate = gpu.flops.get(name, gpu.flops[dtype])
-    streaming = shares.memory * gpu.memory_bandwidth
+    rate, bandwidth = peak_flops(gpu, kernels, dtype, name), peak_bandwidth(gpu, kernels)
+    streaming = shares.memory * bandwidth
     memory, after = cost.moved_bytes / streaming, kernels.kernel_time
     match cost.kind:
         case "products":
@@ -107,9 +107,10 @@ def _bounds_of(cost: OpCost, gpu: Gpu, kernels: Kernels, dtype: str) -> _Bounds:
             flops = cost.flops / 2 if cost.causal else cost.flops
             return _Bounds(flops / (shares.attention * rate), memory, after)
         case "random":
-            return _Bounds(0.0, cost.moved_bytes / (shares.random * gpu.memory_bandwidth), after)
+            return _Bounds(0.0, cost.moved_bytes / (shares.random * bandwidth), after)
         case _:
-            return _Bounds(0.0, memory, after)
+            own = share_of(kernels, cost.name)
+            return _Bounds(0.0, cost.moved_bytes / (own * bandwidth), after)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -85,6 +85,8 @@ class OpCost(NamedTuple):
     """Bytes of the gradient sum to which the operation adds; 0 where it adds to none."""
     causal: bool = False
     """Whether fused attention leaves out what a causal mask hides."""
+    name: str = ""
+    """Its name in torch, without its overload."""
 
 
 class OpCosts(TorchDispatchMode):
@@ -113,17 +115,18 @@ class OpCosts(TorchDispatchMode):
             operands = _tensors((args, kwargs))
             product = product_of(packet, operands, result)
             self.seen.add(packet, product, result)
-            self._costs.append(
-                OpCost(
-                    flops=_flops(packet, args, kwargs, result),
-                    moved_bytes=_moved_bytes(packet, operands, _tensors(result)),
-                    dtype=_arithmetic_dtype(operands),
-                    kind=kind_of(packet),
-                    product=product,
-                    summed_bytes=self._summed_bytes(packet, operands),
-                    causal=is_causal(packet, args, kwargs),
-                )
+            cost = OpCost(
+                flops=_flops(packet, args, kwargs, result),
+                moved_bytes=_moved_bytes(packet, operands, _tensors(result)),
+                dtype=_arithmetic_dtype(operands),
+                kind=kind_of(packet),
+                product=product,
+                summed_bytes=self._summed_bytes(packet, operands),
+                causal=is_causal(packet, args, kwargs),
+                name=str(getattr(packet, "__name__", "")),
             )
+            self.seen.note_work(cost.kind, cost.flops, cost.moved_bytes)
+            self._costs.append(cost)
         return result
 
     def _summed_bytes(self, packet: Any, operands: Sequence[torch.Tensor]) -> int:

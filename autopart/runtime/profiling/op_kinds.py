@@ -72,6 +72,13 @@ class SeenKernels:
         self._softmaxes: set[tuple[int, int]] = set()
         self.draws = False
         """Whether some operation draws numbers, as dropout does."""
+        self.largest: dict[str, float] = {}
+        """The most work of one operation by its kind: floating-point operations, or moved bytes."""
+
+    def note_work(self, kind: OpKind, flops: int, moved_bytes: int) -> None:
+        """Note the work of one operation."""
+        work = flops if kind in ("products", "attention") else moved_bytes
+        self.largest[kind] = max(self.largest.get(kind, 0.0), float(work))
 
     def add(self, packet: Any, product: ProductShape | None, result: Any) -> None:
         """Note one operation with its result."""

@@ -30,6 +30,8 @@ class ProfileOptions:
 
     microbatch_size: int = 1
     """Samples per microbatch."""
+    sequence_length: int | None = None
+    """Positions of sequences of whole numbers in the example batch. None: as the model's example has them."""
     dtype: str | None = None
     """Dtype to which parameters, buffers and batch are cast. None: all keep their own dtypes."""
     device: str = "cpu"
@@ -67,6 +69,7 @@ class ProfileKeywords(TypedDict, total=False):
     """The fields of `ProfileOptions` as keywords, for `autopart.profile_model(model, ...)`."""
 
     microbatch_size: int
+    sequence_length: int | None
     dtype: str | None
     device: str
     gpu: str | None

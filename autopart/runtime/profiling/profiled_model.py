@@ -25,6 +25,7 @@ from autopart.runtime.models.model import (
 )
 from autopart.runtime.models.model_file import load_model
 from autopart.runtime.models.precision import cast_model, dtype_of, main_dtype, notes_on_cast
+from autopart.runtime.models.sequences import with_length
 from autopart.runtime.profiling.layer_by_layer import LayerProgram, LayerPrograms
 from autopart.runtime.profiling.replicated_nodes import SharingProgram, share_replicated
 from autopart.runtime.transforms.split_backward import split_backwards
@@ -65,10 +66,18 @@ class ProfiledModel:
 
 
 def prepare_model(
-    name: str, microbatch_size: int, *, dtype: str | None, device: str, granularity: Granularity
+    name: str,
+    microbatch_size: int,
+    *,
+    dtype: str | None,
+    device: str,
+    granularity: Granularity,
+    sequence_length: int | None = None,
 ) -> ProfiledModel:
     """Build and capture the model that `name` names. Raises ModelError where that fails."""
     source = load_model(name)
+    if sequence_length is not None:
+        source = with_length(source, microbatch_size, sequence_length)
     model = build_training_model(source, device=device)
     batch = example_batch(source, microbatch_size, device=device)
     casts = () if dtype is None else notes_on_cast(model, batch, dtype)

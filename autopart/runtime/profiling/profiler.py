@@ -15,7 +15,7 @@ from typing import Unpack
 import msgspec
 import torch
 
-from autopart.records.calibration import check_dtype, notes_on_range
+from autopart.records.calibration import check_dtype, notes_on_kernels, notes_on_range
 from autopart.records.gpu import Gpu
 from autopart.records.kernels import KernelModel
 from autopart.records.layer_graph import LayerGraph
@@ -87,6 +87,7 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
         dtype=options.dtype,
         device=kind,
         granularity=options.granularity,
+        sequence_length=options.sequence_length,
     )
     beyond = _notes_on_calibration(profiled, options)
     # Hooks and opaque parts are the user's code, and they run here once more.
@@ -120,6 +121,7 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
             *_warnings(summary, found, times),
             *reasons,
             *beyond,
+            *_notes_on_largest(options, times),
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -151,6 +153,13 @@ def _notes_on_calibration(profiled: ProfiledModel, options: ProfileOptions) -> S
     check_dtype(options.calibration, profiled.dtype)
     num_params = sum(parameter.numel() for parameter in profiled.model.parameters())
     return notes_on_range(options.calibration, num_params, options.microbatch_size)
+
+
+def _notes_on_largest(options: ProfileOptions, times: ModelTimes) -> Sequence[str]:
+    """Say which kernels are far beyond those that the calibration measured."""
+    if options.calibration is None or times.seen is None:
+        return ()
+    return notes_on_kernels(options.calibration, times.seen.largest)
 
 
 @contextmanager

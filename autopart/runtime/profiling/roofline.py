@@ -17,7 +17,7 @@ from typing import TypeVar
 from autopart.cost.contention import CACHE_BYTES
 from autopart.errors import ClusterError
 from autopart.records.gpu import Gpu
-from autopart.records.kernels import Kernels
+from autopart.records.kernels import Kernels, peak_bandwidth
 from autopart.runtime.measuring.stopwatch import Gradients, PendingTime
 from autopart.runtime.profiling.kernel_times import kernel_pair_seconds, kernel_seconds
 from autopart.runtime.profiling.op_costs import OpCost, OpCosts
@@ -141,8 +141,9 @@ def update_time(
     gradient = element_size
     parameter = 2 * 4 + element_size if element_size < 4 else 2 * element_size
     moved = num_trainable * (moments + gradient + parameter)
-    share = gpu.memory_efficiency if kernels is None else kernels.shares.memory
-    return moved / (gpu.memory_bandwidth * share)
+    if kernels is None:
+        return moved / (gpu.memory_bandwidth * gpu.memory_efficiency)
+    return moved / (peak_bandwidth(gpu, kernels) * kernels.shares.memory)
 
 
 def _op_time(cost: OpCost, gpu: Gpu, dtype: str, launch: float) -> float:
