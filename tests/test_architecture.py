@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "peers": {"solvers", "records"},
     "calibration": {"runtime", "search", "records"},
+    "scaling": {"runtime", "records"},
     "runtime": {"records", "schedules", "cost", "fidelity", "zoo"},
     "trainers": {"runtime", "records", "schedules"},
     "report": {

@@ -13,6 +13,7 @@ from autopart.text import known_names
 COMMANDS = (
     "profile",
     "profiles",
+    "scale-profile",
     "probe",
     "calibrate",
     "clusters",

@@ -83,8 +83,22 @@ VERBS = {
         {
             "--ranks": ("0", "1", "-1", "nan", "", "many"), "--output": OUTPUT, "--device": CHOICE,
             "--threads": ("0", "-1", "nan", "", "99999999999999999999"), "--timeout": NUMBER,
-            "--limit": NUMBER,
+            "--limit": NUMBER, "--dtype": ("", "int8"), "--gpu": ("z100",), "--target": ("jax",),
         },
+        (
+            ("probe --kernels --device cpu -o {}", ("folder", "profile.json/below.json", "model.py")),
+            ("probe --kernels --device cpu -o new.json --gpu {}", ("", "z100", "[/b]", "h100-sxm")),
+            ("probe --kernels --device cpu -o new.json --target {}", CHOICE),
+            ("probe --kernels --device cpu -o new.json {}", ("--network", "--ranks=2", "--dtype=int8")),
+        ),
+    ),
+    "scale-profile": Verb(
+        "scale-profile profile.json --microbatch 8 -o new.json",
+        {
+            "--output": OUTPUT, "--microbatch": COUNT, "--seq": COUNT, "--dtype": CHOICE, "--gpu": ("", "z100", "[/b]", LONG),
+            "--blocks": ("", "2", "-1", "many", "1.5", "99999999999999999999"), "--target": CHOICE,
+        },
+        (("scale-profile {} --microbatch 8 -o new.json", INPUT),),
     ),
     "calibrate": Verb(
         "calibrate from-steps text.txt --gpu h100-sxm -o new.json",
@@ -298,7 +312,7 @@ WHOLE = (
     "import-plan megatron --profile profile.json --gpus 3 --layout Et*3|t*3L",
     "bottleneck", "bottleneck pipedream", "bottleneck pipedream graph.txt", "probe", "probe --ranks 1", "probe --ranks 2 --network", "probe --network --limit 1",
     "profile", "profile zoo:nobody --device meta --gpu h100-sxm", "profile model.py --gpu h100-sxm",
-    "profile model.py --device meta", "profile model.py -o profile.json/x", "calibrate", "calibrate from-steps",
+    "profile model.py --device meta", "profile model.py -o profile.json/x", "scale-profile", "scale-profile profile.json", "calibrate", "calibrate from-steps",
     "calibrate from-steps text.txt", "profile model.py --target torch", "profile model.py --calibrate profile.json",
     "profile model.py --device meta --gpu h100-sxm --target jax", "profile model.py --device meta --gpu h100-sxm --calibrate plan.json",
 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Measured profiles at other settings: microbatch, sequence, dtype, GPU, number of blocks."""
