@@ -9,6 +9,7 @@ from autopart.cli.console import print_result, warn
 from autopart.cli.output_files import check_may_write
 from autopart.cli.shared_options import AsJson, PlanFile
 from autopart.cost.crossings import crossings_of
+from autopart.errors import PlanError
 from autopart.fidelity.compare import judge
 from autopart.fidelity.run_of_plan import check_run_of_plan
 from autopart.records.built_in_profiles import profile_files
@@ -16,6 +17,7 @@ from autopart.records.files import write_file
 from autopart.records.plan import Plan, load_plan, stage_ranks
 from autopart.records.profile import load_profile
 from autopart.records.run_result import load_run_result
+from autopart.records.size import Sizing, load_sizing
 from autopart.report.page.charts import check_plotly
 from autopart.report.page.contents import Measured, PageContents
 from autopart.report.page.document import FORMAT, left_out, page_html, sections_of
@@ -42,6 +44,10 @@ def command(
         Path | None,
         typer.Option(help="What 'autopart run --json' printed for this plan, to show beside it."),
     ] = None,
+    size: Annotated[
+        Path | None,
+        typer.Option(help="What 'autopart size -o' wrote for the model: GPUs, days and cost."),
+    ] = None,
     time_limit: Annotated[
         float, typer.Option(min=0.0, help="Seconds for the other splits and the sweep together.")
     ] = 20.0,
@@ -56,7 +62,9 @@ def command(
     check_may_write(output, FORMAT)
     asked = load_plan(plan)
     measured = None if run is None else _measured(asked, run)
+    sizing = None if size is None else _sizing(asked, size)
     contents = _contents(asked, str(plan), _beside(asked, profile, time_limit), measured)
+    contents = contents._replace(sizing=sizing)
     content = page_html(contents).encode()
     write_file(output, content)
     notes = left_out(contents)
@@ -76,6 +84,17 @@ def _measured(plan: Plan, path: Path) -> Measured:
     found = load_run_result(path)
     check_run_of_plan(plan, found, str(path))
     return Measured(found, judge(plan, found))
+
+
+def _sizing(plan: Plan, path: Path) -> Sizing:
+    """The answer in a file; raises PlanError where it is for another model than the plan's."""
+    found = load_sizing(path)
+    if found.model != plan.origin.model:
+        raise PlanError(
+            f"{path}: it is for {found.model}, and the plan for {plan.origin.model}; size the plan's model, or leave "
+            "--size out"
+        )
+    return found
 
 
 def _beside(plan: Plan, named: list[Path] | None, time_limit: float) -> PlansBeside | None:

@@ -10,8 +10,10 @@ import pytest
 
 from autopart.records.files import encode
 from autopart.records.plan import load_plan
+from autopart.records.size import save_sizing
 from tests.support.measured_runs import as_predicted
 from tests.support.places import SCHEMAS
+from tests.support.samples import sample_sizing
 
 Cli = Callable[..., Any]
 
@@ -82,3 +84,16 @@ def test_without_plotly_the_error_names_the_extra(
     done = cli("report", "plan.json")
     assert done.code == 1 and done.err.count("\n") == 1
     assert "pip install 'autopart[report]'" in done.err
+
+
+def test_a_sizing_is_drawn_and_one_of_another_model_is_refused(
+    cli: Cli, plan_file: Path, folder: Path
+) -> None:
+    sizing = sample_sizing()
+    save_sizing(sizing, folder / "size.json")
+    done = cli("report", "plan.json", "--size", "size.json", "--json")
+    assert "size" in done.document["sections"]
+    save_sizing(msgspec.structs.replace(sizing, model="other.py"), folder / "size.json")
+    done = cli("report", "plan.json", "--size", "size.json")
+    assert done.code == 1
+    assert "it is for other.py, and the plan for model.py" in done.err

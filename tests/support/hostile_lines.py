@@ -171,7 +171,7 @@ VERBS = {
     "size": Verb(
         "size --profile profile.json --tokens 1e6 --gpu cpu=0.1 --global-batch 8 --most-gpus 2 --time-limit 1 -o new.json",
         {
-            **ELSEWHERE, "--profile": INPUT, "--tokens": ("0", *NUMBER, "1e30"), "--within": ("", "0d", "-1d", "nand", "30", "1e999d", "soon"),
+            **{name: values[:1] for name, values in (POLICIES | TRAINING).items()}, "--profile": INPUT, "--tokens": ("0", *NUMBER, "1e30"), "--within": ("", "0d", "-1d", "nand", "30", "1e999d", "soon"),
             "--gpu": ("", "=", ",", "cpu", "cpu=", "=1", "cpu=0", "cpu=-1", "cpu=nan", "cpu=inf", "cpu=1,cpu=2", "z100=1", "h100-sxm=2",
                       "[/b]=1", "absent.json=1", "cluster.json=1", "folder=1", "broken.json=1", f"{LONG}=1", "\x1b[31m=1"),
             "--budget": ("0", "1e-9", *NUMBER), "--tokens-per-sample": COUNT,
@@ -187,7 +187,7 @@ VERBS = {
     "show": Verb("show plan.json", {}, (("show {}", INPUT), ("show --memory --json {}", INPUT))),
     "report": Verb(
         "report plan.json --profile profile.json --time-limit 1 -o new.json",
-        {"--profile": INPUT, "--run": INPUT, "--time-limit": NUMBER, "--output": OUTPUT},
+        {"--profile": INPUT, "--run": INPUT, "--size": INPUT, "--time-limit": NUMBER, "--output": OUTPUT},
         (("report {} -o new.json", INPUT),),
     ),
     "explain": Verb(

@@ -1,5 +1,6 @@
 """A realistic profile, and plans made from it, for tests on tables and commands."""
 
+import functools
 import itertools
 
 import msgspec
@@ -8,7 +9,9 @@ from autopart.records.cluster import Cluster, Link
 from autopart.records.layer_graph import Input, Layer, LayerGraph, TiedParameter, Value
 from autopart.records.plan import Plan
 from autopart.records.profile import Device, Profile, Source, WholeModel
+from autopart.records.size import Sizing
 from autopart.search.planner import solve
+from autopart.search.sizing import size
 
 MIB = 1 << 20
 NAMES = ("embed", *(f"h.{i}" for i in range(6)), "norm", "head", "loss")
@@ -98,3 +101,18 @@ def sample_plan(num_stages: int = 2, num_replicas: int = 1, num_microbatches: in
         num_stages=num_stages,
         num_replicas=num_replicas,
     )
+
+
+@functools.cache
+def sample_sizing() -> Sizing:
+    """How many CPUs `sample_profile` needs for a million tokens, within an hour and a budget."""
+    return size(
+        sample_profile(),
+        {"cpu": 0.5},
+        tokens=1e6,
+        within_days=1 / 24,
+        budget=10.0,
+        global_batch=8,
+        gpus_per_node=1,
+        most_gpus=2,
+    ).sizing

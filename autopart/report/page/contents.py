@@ -6,6 +6,7 @@ from autopart.cost.crossings import Crossings
 from autopart.fidelity.compare import Fidelity
 from autopart.records.plan import Plan
 from autopart.records.run_result import RunResult
+from autopart.records.size import Sizing
 from autopart.search.plans_beside import PlansBeside
 from autopart.simulator.idle import Idle
 from autopart.simulator.memory import MemoryCurve
@@ -36,6 +37,8 @@ class PageContents(NamedTuple):
     """Other plans; None where the profiles are not given."""
     measured: Measured | None
     """A run; None where none is given."""
+    sizing: Sizing | None = None
+    """How many GPUs the training needs; None where no such answer is given."""
 
 
 MOST_ACTIONS = 400_000

@@ -28,6 +28,7 @@ from autopart.report.page.memory_section import (
 from autopart.report.page.model_section import model_figure
 from autopart.report.page.network_section import network_figure
 from autopart.report.page.packed import Packed, compressed_script
+from autopart.report.page.size_section import size_chart, size_figure
 from autopart.report.page.time_section import has_sweep, splits_chart, sweep_chart, time_figures
 from autopart.report.page.timeline_section import pack_lanes, timeline_figure
 from autopart.report.plan_table import figures, plan_title
@@ -81,6 +82,8 @@ def sections_of(contents: PageContents) -> list[Figure]:
     ]
     if contents.measured is not None:
         sections.insert(1, measured_figure(contents.measured))
+    if contents.sizing is not None:
+        sections.append(size_figure(contents.sizing))
     return sections
 
 
@@ -105,6 +108,8 @@ def _charts(contents: PageContents) -> dict[str, Chart]:
         charts["sweep"] = sweep_chart(contents.plan, list(beside.sweep))
     if contents.measured is not None:
         charts["measured"] = measured_chart(contents.measured.fidelity)
+    if contents.sizing is not None:
+        charts["size"] = size_chart(contents.sizing)
     return charts
 
 
