@@ -43,7 +43,7 @@ TRANSCRIPT = (
     Shown("autopart show llama.json", (("rank 0", ""),)),
     Shown(
         "autopart verify llama.json --profile llama-8b-h100-sxm-mb2",
-        (("orders", ""),),
+        (("prediction", ""),),
     ),
 )
 
