@@ -14,6 +14,7 @@ from autopart.records.pace import Pace
 from autopart.records.plan_degrees import check_own_degrees, check_room
 from autopart.records.prediction import Prediction
 from autopart.records.problem import LENDING, Demands, Objective
+from autopart.records.shown import html_of
 from autopart.records.tensor_degree import MaybeTensor, StageDegrees
 from autopart.records.training import Training, make_training
 from autopart.schedules.actions import Schedule, count_actions, format_order, has_pairs, parse_order
@@ -178,6 +179,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Predicted seconds and bytes."""
     certificate: Certificate
     """The lower bound and the gap."""
+
+    def _repr_html_(self) -> str:
+        """The plan in a notebook."""
+        return html_of(self)
 
 
 def stage_ranks(plan: Plan) -> tuple[tuple[int, ...], ...]:

@@ -16,6 +16,7 @@ from autopart.records.graph_check import check_graph
 from autopart.records.kernels import KernelModel
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.pace import Pace
+from autopart.records.shown import html_of
 from autopart.records.tensor_variants import TensorVariant, check_variants
 from autopart.records.upgrades import profile_as_1
 from autopart.units import Bytes, Count, PositiveCount, Seconds
@@ -105,6 +106,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Doubts about the figures, in words."""
     created: Annotated[str, msgspec.Meta(description="ISO 8601, UTC")] = ""
     """Time of creation (ISO 8601, UTC)."""
+
+    def _repr_html_(self) -> str:
+        """The profile in a notebook."""
+        return html_of(self)
 
 
 def calibration_of(profile: Profile) -> str | None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.records.shown import html_of
 from autopart.schedules.actions import Action, Schedule, StageRanks, paired_forwards
 from autopart.schedules.encoding import Actions, B, F, W, encode
 from autopart.simulator.clock import Times, last_ends, run
@@ -66,6 +67,10 @@ class Timeline(NamedTuple):
     """Idle share of rank-seconds, over the ranks in use: no compute, no sync, no update."""
     in_flight: tuple[int, ...]
     """The most microbatches in flight on each rank: past F, with B or W not ended."""
+
+    def _repr_html_(self) -> str:
+        """The timeline in a notebook."""
+        return html_of(self)
 
     @property
     def slices(self) -> tuple[tuple[Slice, ...], ...]:
