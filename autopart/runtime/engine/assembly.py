@@ -16,6 +16,7 @@ from autopart.runtime.engine.asynchronous_rules import check_no_shared, rules_of
 from autopart.runtime.engine.executor import Executor
 from autopart.runtime.engine.gloo_threads import let_compute_go_first
 from autopart.runtime.engine.group_part import NO_GROUPS, GroupPart
+from autopart.runtime.engine.lending import moves_of_rank, transfers_of_moves
 from autopart.runtime.engine.plan_match import Backend, check_can_run, place_on
 from autopart.runtime.engine.rank_executor import RankPart, StepExecutor
 from autopart.runtime.engine.resharded_transfers import ReshardedTransfers
@@ -78,8 +79,7 @@ def make_executor(
     world, transport = group.world, cast(Transport, BETWEEN_RANKS)
     if world is not None:
         transport = ReshardedTransfers(programs, world.cuts, world.processes, world.place)
-    program = _program(plan, _own_rank(group), device)
-    return Executor(part, _torch_stages(plan, part), program, transport)
+    return _executor(plan, part, _own_rank(group), transport)
 
 
 def make_asynchronous_executor(
@@ -111,15 +111,27 @@ def make_lone_executor(
     transfers: Transfers,
     *,
     device: torch.device,
+    partner: Transport,
 ) -> Executor:
     """The executor for `rank` alone, in a process group with this process only.
 
-    `transfers` replace the other ranks, and no gradients are summed over ranks. Raises PlanError as
-    `make_executor` does.
+    `transfers` replace the other ranks, and `partner` the one that stash is lent to or borrowed
+    from. No gradients are summed over ranks. Raises PlanError as `make_executor` does.
     """
     check_can_run(plan)
     part = _part(plan, programs, (), device, None, rank)
-    return Executor(part, _torch_stages(plan, part), _program(plan, rank, device), transfers)
+    return _executor(plan, part, rank, transfers, partner)
+
+
+def _executor(
+    plan: Plan, part: RankPart, rank: int, transport: Transport, partner: Transport | None = None
+) -> Executor:
+    """The executor for a rank's part in the plan's orders; without `partner` it meets the real one."""
+    schedule, ranks, device = schedule_of(plan), stage_ranks(plan), part.device
+    stages, program = _torch_stages(plan, part), _program(plan, rank, device)
+    between = partner or transfers_of_moves(schedule, ranks, rank, device)
+    moves = moves_of_rank(schedule, ranks, rank, stages, between)
+    return Executor(part, stages, program, transport, moves)
 
 
 def _program(plan: Plan, rank: int, device: torch.device) -> Program:

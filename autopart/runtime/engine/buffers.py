@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from autopart.runtime.engine.lending import StashMoves
 from autopart.runtime.engine.stage import Leaves, TorchStage
 from autopart.runtime.engine.transfers import BETWEEN_RANKS, Message, Transport
 from autopart.runtime.measuring.stash_meter import StashMeter
@@ -119,6 +120,10 @@ class Buffers:
         """Add a microbatch's loss; a weight of 0 leaves it out, also where it is not a number."""
         share = torch.zeros_like(loss) if weight == 0.0 else loss * weight
         self.loss = share if self.loss is None else self.loss + share
+
+    def start_move(self, moves: StashMoves, move: Action) -> None:
+        """Start to move a stash of this rank."""
+        moves.start(move, self._meter)
 
     def _release(self, forward: Action) -> None:
         """Free the tensors that a forward has sent.

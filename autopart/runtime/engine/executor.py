@@ -1,11 +1,12 @@
 """Runs one rank's part of a step, in the plan's order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 
 from autopart.runtime.engine.buffers import Buffers, Stages, Tensors
+from autopart.runtime.engine.lending import StashMoves
 from autopart.runtime.engine.program_loop import ProgramLoop
 from autopart.runtime.engine.rank_executor import RankPart, StepExecutor
 from autopart.runtime.engine.stage import Leaves
@@ -25,11 +26,13 @@ class Executor(StepExecutor):
         stages: Stages,
         program: Program,
         transfers: Transport = BETWEEN_RANKS,
+        moves: StashMoves | None = None,
     ) -> None:
         super().__init__(part)
         self._stages = dict(stages)
         self._program = program
         self._transfers = transfers
+        self._moves = moves or StashMoves()
         self._pairs = side_by_side(part.device)
         # A stage's gradients are complete after its last B or W.
         makes = [event for event in program if isinstance(event, Action) and event.op in "BW"]
@@ -40,12 +43,19 @@ class Executor(StepExecutor):
         """This rank's microbatches."""
         return microbatches_of(self._program)
 
+    @property
+    def borrowed(self) -> Sequence[torch.Tensor]:
+        """The memory that this rank has for another rank's stash, between two steps."""
+        return self._moves.places
+
     def _run(
         self, microbatches: Mapping[int, Leaves], loss_scale: float, marks: Marks
     ) -> torch.Tensor | None:
         buffers = Buffers(self._stages, microbatches, loss_scale, self._transfers, self.meter)
         buffers.weights = self._weights
-        loop = ProgramLoop(buffers, marks, self._clock, self._part.watcher, self._pairs)
+        watcher = self._part.watcher
+        loop = ProgramLoop(buffers, marks, self._clock, watcher, self._pairs, self._moves)
+        self._moves.begin()
         loop.run(self._program, partial(self._compute, buffers) if self._sums else None)
         return buffers.loss
 

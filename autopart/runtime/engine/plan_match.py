@@ -8,7 +8,6 @@ from torch.fx.node import Argument, map_aggregate
 
 from autopart.errors import ExportRefused, ModelError, PlanError
 from autopart.records.plan import Plan, check_plan
-from autopart.records.problem import LENDING
 from autopart.records.torch_replicas import replicas_of
 from autopart.records.training import weight_dtype
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
@@ -80,8 +79,6 @@ def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
             f"the plan sums gradients in {training.gradient_dtype}, and a run sums them in "
             f"{weight_dtype(training)}, the weights' own dtype; solve without --gradient-dtype"
         )
-    if plan.schedule in LENDING:
-        raise PlanError(f"the executor moves no stash between ranks yet, as {plan.schedule} does")
     if backend == "torch":
         _check_torch_can_run(plan)
 

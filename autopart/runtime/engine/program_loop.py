@@ -5,6 +5,7 @@
     pair      wait for the inputs of both actions, then compute both together
     W         compute the weight gradients that I deferred
     send      start to send an action's results in the background
+    L, T      start to move a stash in the background; it is over before the action after the next
     update    step the optimizer, in an asynchronous schedule
 
 At most `MAX_SENDS` sends are in progress. A message has memory only from its receive to its action.
@@ -16,12 +17,15 @@ import time
 from collections.abc import Callable
 
 from autopart.runtime.engine.buffers import Buffers, Tensors
+from autopart.runtime.engine.lending import StashMoves
+from autopart.runtime.engine.transfers import Message
 from autopart.runtime.measuring.clock import DeviceClock, Mark
 from autopart.runtime.measuring.side_by_side import SideBySide
 from autopart.runtime.measuring.step_trace import Marks
 from autopart.runtime.measuring.watcher import Watcher
 from autopart.schedules.actions import Action, PairedForward
 from autopart.schedules.in_flight import MAX_SENDS
+from autopart.schedules.lending import MOVES
 from autopart.schedules.messages import Program, Receive, Send, Update
 
 Compute = Callable[[Action, Tensors], None]
@@ -37,10 +41,12 @@ class ProgramLoop:
         clock: DeviceClock,
         watcher: Watcher,
         pairs: SideBySide | None = None,
+        moves: StashMoves | None = None,
     ) -> None:
-        """`pairs` runs overlapped pairs; None where the program has none."""
+        """`pairs` runs overlapped pairs, `moves` moves stash; None where the program has none."""
         self._buffers = buffers
         self._pairs = pairs
+        self._moves = moves or StashMoves()
         self._marks = marks
         self._clock = clock
         self._watcher = watcher
@@ -67,13 +73,17 @@ class ProgramLoop:
             elif isinstance(event, PairedForward):
                 paired = next(e for e in program[at + 1 :] if isinstance(e, Action))
                 self._act_together(event, paired, compute or self._buffers.compute)
+            elif event.op in MOVES:
+                self._finish_move(self._moves.under_way)
+                self._buffers.start_move(self._moves, event)
             elif event == paired:
                 # It ran beside its forward.
                 paired = None
             else:
                 self._act(event, compute or self._buffers.compute)
-        # The step ends when every send has been received.
+        # The step ends when every send has been received, and all stash is back.
         self._wait_for_sends(0)
+        self._give_back()
 
     def _act_together(self, forward: Action, backward: Action, compute: Compute) -> None:
         """Run an overlapped pair. Its backward has the time from the end of its forward on."""
@@ -105,6 +115,7 @@ class ProgramLoop:
         return self._buffers.needed(action)
 
     def _act(self, action: Action, compute: Compute) -> None:
+        self._finish_move(self._moves.due())
         # Step 1: wait for the action's inputs.
         start = self._clock.mark()
         needed = self._needed(action)
@@ -119,7 +130,23 @@ class ProgramLoop:
         """Wait until at most `most` sends are in progress, oldest first."""
         while len(self._buffers.sends) > most:
             send = self._buffers.sends.popleft()
-            start = self._clock.mark()
             self._watcher.waiting(f"{send.action}'s results being received", send.other_rank)
-            send.wait()
-            self._marks.blocked.append((start, self._clock.mark()))
+            self._blocked(send.wait)
+
+    def _finish_move(self, move: Message | None) -> None:
+        """Wait until the move is over; None where there is none."""
+        if move is not None:
+            self._watcher.waiting(str(move.action), move.other_rank)
+            self._blocked(self._moves.finish)
+
+    def _give_back(self) -> None:
+        """Wait until another rank has all its stash back."""
+        lender = self._moves.lender_here
+        if lender is not None:
+            self._watcher.waiting(f"the stash of rank {lender} going back", lender)
+            self._blocked(self._moves.end)
+
+    def _blocked(self, wait: Callable[[], None]) -> None:
+        start = self._clock.mark()
+        wait()
+        self._marks.blocked.append((start, self._clock.mark()))

@@ -127,6 +127,11 @@ class StepExecutor(RankExecutor, ABC):
         operation."""
 
     @property
+    def borrowed(self) -> Sequence[torch.Tensor]:
+        """The memory that this rank has for another rank's stash, between two steps."""
+        return ()
+
+    @property
     @abstractmethod
     def microbatches(self) -> tuple[int, ...]:
         """This rank's microbatches in each step."""

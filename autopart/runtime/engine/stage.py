@@ -8,7 +8,7 @@ private parts that torch 2.10 to 2.13 have in common.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch.distributed.pipelining import PipelineStage
 from autopart.runtime.capture.autocast import entered
 from autopart.runtime.capture.stage_modules import StageProgram, TensorMeta
 from autopart.runtime.transforms import seeded_draws
+from autopart.runtime.transforms.movable_stash import MovableStash
 from autopart.runtime.transforms.offload import HostStash
 from autopart.runtime.transforms.split_backward import DeferredWork, defer, run_deferred
 from autopart.runtime.update.gradient_sum import Made
@@ -73,6 +74,10 @@ class TorchStage(PipelineStage):
         self._arrived: dict[int, tuple[torch.Tensor, ...]] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._deferred: dict[int, list[DeferredWork]] = {}
+        self.lends: Collection[int] = ()
+        """Microbatches whose stash leaves this rank for a while."""
+        self.movable: dict[int, MovableStash] = {}
+        """Their stash, from their forwards until it leaves."""
         self.held: Collection[str] = ()
         """Names of outputs that stay until their backward is done (`held` of a plan's stage)."""
         self.made: Made | None = None
@@ -88,7 +93,12 @@ class TorchStage(PipelineStage):
         self._arrived[microbatch] = given = tuple(received)
         seeded_draws.starts(microbatch)
         inputs = {name: leaves[name] for name in self.program.inputs}
-        with self._host.forward(microbatch) if self._host else nullcontext():
+        movable = self._new_movable(microbatch, inputs)
+        with ExitStack() as around:
+            if self._host:
+                around.enter_context(self._host.forward(microbatch))
+            if movable is not None:
+                around.enter_context(movable)
             outputs = self.forward_one_chunk(microbatch, (), inputs)
         self.output_chunks.clear()
         self.fwd_cache.clear()
@@ -97,6 +107,8 @@ class TorchStage(PipelineStage):
         names = zip(self.program.outputs, outputs, strict=True)
         held = tuple(output.detach() for name, output in names if name in self.held)
         self._waiting[microbatch] = _Waiting(given, edges, loss, held)
+        if movable is not None:
+            movable.keep((*given, *held))
         return tuple(output.detach() for output in outputs)
 
     def backward(
@@ -135,6 +147,15 @@ class TorchStage(PipelineStage):
     def forget(self, microbatch: int) -> None:
         """Drop what a forward keeps for its backward, where none follows."""
         self._waiting.pop(microbatch)
+
+    def _new_movable(self, microbatch: int, inputs: Leaves) -> MovableStash | None:
+        """A record of the microbatch's stash; None where it stays."""
+        if microbatch not in self.lends:
+            return None
+        module = self.program.module
+        staying = (*module.parameters(), *module.buffers(), *inputs.values())
+        movable = self.movable[microbatch] = MovableStash(staying, self.device)
+        return movable
 
     def _backward(
         self, microbatch: int, gradients: Sequence[torch.Tensor], loss_scale: float

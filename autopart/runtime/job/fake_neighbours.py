@@ -6,12 +6,14 @@ the memory and the work that its order implies. Operations whose cost depends on
 router's choice of experts, may take another time.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
 
 from autopart.runtime.engine.transfers import Transfers
+from autopart.schedules.lending import partner_stage
 
 _DEVIATION = 1e-2
 """Standard deviation of received values."""
@@ -29,6 +31,39 @@ def _leave(tensor: torch.Tensor, other_rank: int) -> None:
 
 
 NEIGHBOURS = Transfers(send=_leave, receive=_arrive)
+
+
+class FakePartners:
+    """Stand for the ranks of a pipeline that keep a rank's stash, and for those that lend theirs.
+
+    Stash that is sent is dropped, and comes back as zeros. A rank that keeps stash is told the sizes
+    that its lender has sent, so the lender must run first.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, list[list[int]]] = {}
+        """By the lender's stage the numbers ahead of the bytes, in the order of a step."""
+
+    def of_stages(self, stages: Sequence[int], num_stages: int) -> Transfers:
+        """The partner of a rank with these stages, in a pipeline of so many."""
+        if not stages:
+            return NEIGHBOURS
+        own, other = stages[0], partner_stage(stages[0], num_stages)
+        sent = self._sizes.setdefault(own, [])
+        told = itertools.cycle(self._sizes.get(other, ()))
+
+        def send(tensor: torch.Tensor, other_rank: int) -> None:
+            # Numbers are no bytes.
+            if tensor.dtype == torch.int64:
+                sent.append(tensor.tolist())
+
+        def receive(tensor: torch.Tensor, other_rank: int) -> None:
+            if tensor.dtype == torch.int64:
+                tensor.copy_(torch.tensor(next(told)))
+            else:
+                tensor.zero_()
+
+        return Transfers(send, receive)
 
 
 def give_weights(modules: Sequence[fx.GraphModule], device: torch.device) -> None:

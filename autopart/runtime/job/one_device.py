@@ -32,7 +32,7 @@ from autopart.runtime.engine.executor import Executor
 from autopart.runtime.engine.microbatches import Microbatches
 from autopart.runtime.engine.plan_match import capture_for_plan
 from autopart.runtime.engine.rank_optimizer import rank_optimizer
-from autopart.runtime.job.fake_neighbours import NEIGHBOURS, give_weights
+from autopart.runtime.job.fake_neighbours import NEIGHBOURS, FakePartners, give_weights
 from autopart.runtime.job.rank_results import (
     RankRun,
     StepRun,
@@ -66,6 +66,8 @@ class _Model(NamedTuple):
     data: Microbatches
     collectives: tuple[LayerCollectives, ...]
     """The collectives that are left out; empty with tensor degree 1."""
+    partners: FakePartners
+    """Stand for ranks that lend stash, or keep it."""
 
 
 def run_on_one_device(
@@ -93,7 +95,8 @@ def run_on_one_device(
     done: dict[int, RankRun] = {}
     with _group_of_one(), registered(GROUP, LoneRank(degree_of(plan.tensor))):
         found = _prepare(plan, load_model(model), seed)
-        for place, rank in enumerate(used):
+        # A rank that keeps another's stash runs after it: it then knows the stash's size.
+        for place, rank in enumerate(sorted(used, key=lambda rank: _stages_on(plan, rank))):
             if report is not None:
                 report(place, len(used), f"rank {rank}")
             done[rank] = _run_rank(plan, rank, found, where, name, steps)
@@ -157,7 +160,8 @@ def _prepare(plan: Plan, source: ModelSource, seed: int) -> _Model:
         sharded = shard_graph(captured, degree, sequence_parallel=splits)
         captured = local_model(sharded, 0)
         collectives = layer_collectives(sharded, captured)
-    return _Model(captured, Microbatches(plan, source, captured, seed), collectives)
+    data = Microbatches(plan, source, captured, seed)
+    return _Model(captured, data, collectives, FakePartners())
 
 
 def _captured(plan: Plan, source: ModelSource, device: str, seed: int) -> Captured:
@@ -177,8 +181,10 @@ def _has_opaque_parts(module: fx.GraphModule) -> bool:
 def _run_rank(
     plan: Plan, rank: int, model: _Model, device: torch.device, optimizer: str, steps: int
 ) -> RankRun:
+    programs = _programs(plan, rank, model, device)
+    partner = model.partners.of_stages(_stages_on(plan, rank), len(plan.stages))
     executor = make_lone_executor(
-        plan, rank, _programs(plan, rank, model, device), NEIGHBOURS, device=device
+        plan, rank, programs, NEIGHBOURS, device=device, partner=partner
     )
     stepper = rank_optimizer(plan, executor, optimizer, lr=0.0)
     lone = _LoneRank(executor, stepper, model.data)
@@ -191,7 +197,8 @@ def _run_rank(
         pace.sample()
     # One more step counts tensor bytes.
     leaves = lone.microbatches(steps)
-    there = (*executor.parameters.values(), *executor.buffers.values(), *stepper.state)
+    own = (*executor.parameters.values(), *executor.buffers.values(), *executor.borrowed)
+    there = (*own, *stepper.state)
     read = (leaf for of in leaves.values() for leaf in of.values())
     aside = stepper.counters
     peak = most_tensor_bytes(lambda: lone.train(leaves), (*there, *read), device, aside)

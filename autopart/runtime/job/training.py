@@ -399,7 +399,8 @@ class _Run:
             return peak
         microbatches = self._microbatches(mine, self._settings.steps)
         read = (leaf for leaves in microbatches.values() for leaf in leaves.values())
-        there = (*mine.parameters.values(), *mine.buffers.values(), *self._optimizer.state, *read)
+        own = (*mine.parameters.values(), *mine.buffers.values(), *mine.borrowed)
+        there = (*own, *self._optimizer.state, *read)
 
         def step() -> None:
             mine.step(microbatches)

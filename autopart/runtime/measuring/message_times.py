@@ -27,10 +27,9 @@ def message_times(
     compared, so each step counts as begun on all hosts at once.
     """
     num_stages = len(stage_ranks)
-    each = every_action(schedule)
-    handovers = [
-        (each[giver], each[taker]) for giver, taker in takers(encode(schedule, num_stages)).items()
-    ]
+    actions = encode(schedule, num_stages)
+    each = every_action(actions.schedule)
+    handovers = [(each[giver], each[taker]) for giver, taker in takers(actions).items()]
     found: defaultdict[tuple[int, Op], list[float]] = defaultdict(list)
     for step in zip(*traces, strict=True):
         # Step 1: put all actions of the step on one clock.

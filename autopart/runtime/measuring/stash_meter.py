@@ -40,6 +40,11 @@ class StashMeter:
         with live:
             yield
 
+    def came_back(self, stage: int, tensors: Iterable[torch.Tensor]) -> None:
+        """Count stash of `stage` that was in another rank's memory."""
+        for tensor in tensors:
+            self._live[stage].count(tensor)
+
     def take(self, stage: int, results: Sequence[torch.Tensor], *, is_last: bool) -> None:
         """Read the bytes that the stage keeps now, right after a forward returned its `results`.
 

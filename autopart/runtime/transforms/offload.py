@@ -23,6 +23,12 @@ from torch.utils import _pytree as pytree
 
 from autopart.runtime.measuring.saved_tensors import storage_key
 from autopart.runtime.transforms.host_copies import HostCopies, PendingCopies
+from autopart.runtime.transforms.saved_storages import (
+    SavedStorage,
+    SavedTensor,
+    storage_as_bytes,
+    unpack,
+)
 
 
 class HostStash:
@@ -82,12 +88,12 @@ class LayerStash:
         self._staying = {storage_key(tensor) for tensor in self._inputs}
         self._device = self._inputs[0].device
         self._host = host
-        self._saved: dict[int, _SavedStorage] = {}
-        self._offloaded: tuple[_SavedStorage, ...] = ()
+        self._saved: dict[int, SavedStorage] = {}
+        self._offloaded: tuple[SavedStorage, ...] = ()
         """Storages on the host, or in a copy to or from it."""
         self._to_host: PendingCopies | None = None
         self._to_device: PendingCopies | None = None
-        self._hooks = saved_tensors_hooks(self._pack, _unpack)
+        self._hooks = saved_tensors_hooks(self._pack, unpack)
 
     def __enter__(self) -> Self:
         self._hooks.__enter__()
@@ -153,38 +159,5 @@ class LayerStash:
             # alive.
             return tensor.detach()
         if key not in self._saved:
-            self._saved[key] = _SavedStorage(_storage_bytes(tensor))
-        return _SavedTensor(self, self._saved[key], tensor)
-
-
-class _SavedStorage:
-    """One storage's bytes: on the device, or their copy in a host buffer."""
-
-    def __init__(self, data: torch.Tensor) -> None:
-        self.data = data
-
-
-class _SavedTensor:
-    """A saved tensor's position, shape, strides and dtype within its storage."""
-
-    def __init__(self, stash: LayerStash, saved: _SavedStorage, tensor: torch.Tensor) -> None:
-        self._stash = stash
-        self._saved = saved
-        self._dtype = tensor.dtype
-        self._layout = tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-
-    def tensor(self) -> torch.Tensor:
-        self._stash.require()
-        data = self._saved.data
-        empty = torch.empty(0, dtype=self._dtype, device=data.device)
-        return empty.set_(data.untyped_storage(), *self._layout)
-
-
-def _unpack(packed: Any) -> Any:
-    return packed.tensor() if isinstance(packed, _SavedTensor) else packed
-
-
-def _storage_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's whole storage as a byte tensor."""
-    empty = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return empty.set_(tensor.untyped_storage())
+            self._saved[key] = SavedStorage(storage_as_bytes(tensor))
+        return SavedTensor(self._saved[key], tensor, self.require)
