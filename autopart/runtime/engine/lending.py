@@ -23,7 +23,6 @@ from autopart.runtime.transforms.movable_stash import MovableStash
 from autopart.schedules.actions import Action, Schedule, StageRanks
 from autopart.schedules.lending import MOVES, computing, partners
 
-
 _TAG = 1
 """Gloo's tag for stash. Other messages have tag 0."""
 
@@ -111,6 +110,14 @@ class Borrower:
         if self._failure is not None:
             raise self._failure
 
+    def keep(self, sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        """A free place for storages of these sizes, or a new one instead of a free one."""
+        place = self._free.pop() if self._free else ()
+        if [part.nbytes for part in place] == list(sizes):
+            return place
+        del place
+        return tuple(torch.empty(n, dtype=torch.uint8, device=self._device) for n in sizes)
+
     def _follow(self) -> None:
         try:
             with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
@@ -123,7 +130,7 @@ class Borrower:
         for move in self._moves:
             of = move.stage, move.microbatch
             if move.op == "L":
-                place = kept[of] = self._place(self._sizes(move))
+                place = kept[of] = self.keep(self._sizes(move))
                 self._transfers.start_receive(place, self.lender, move).wait()
             else:
                 place = kept.pop(of)
@@ -139,14 +146,6 @@ class Borrower:
         numbers = torch.empty(count, dtype=torch.int64, device=self._device)
         self._transfers.start_receive((numbers,), self.lender, move).wait()
         return tuple(numbers.tolist())
-
-    def _place(self, sizes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-        """A free place of these sizes, or a new one instead of a free one."""
-        place = self._free.pop() if self._free else ()
-        if tuple(part.nbytes for part in place) == sizes:
-            return place
-        del place
-        return tuple(torch.empty(n, dtype=torch.uint8, device=self._device) for n in sizes)
 
 
 class StashMoves:
@@ -231,15 +230,13 @@ def transfers_of_moves(
     Gloo keeps them apart by a tag, and NCCL, which has no tags, by groups of two.
     """
     if device.type == "cpu":
-        return Transfers(
-            partial(distributed.isend, tag=_TAG), partial(distributed.irecv, tag=_TAG)
-        )
+        return Transfers(partial(distributed.isend, tag=_TAG), partial(distributed.irecv, tag=_TAG))
     found: Transport = BETWEEN_RANKS
     if computing(schedule) is not schedule:
         for one, other in sorted(partners(stage_ranks).items()):
             if one < other:
                 group = distributed.new_group([one, other])
-                if rank in (one, other):
+                if isinstance(group, distributed.ProcessGroup):
                     found = Transfers(
                         partial(distributed.isend, group=group),
                         partial(distributed.irecv, group=group),

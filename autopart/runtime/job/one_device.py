@@ -183,9 +183,7 @@ def _run_rank(
 ) -> RankRun:
     programs = _programs(plan, rank, model, device)
     partner = model.partners.of_stages(_stages_on(plan, rank), len(plan.stages))
-    executor = make_lone_executor(
-        plan, rank, programs, NEIGHBOURS, device=device, partner=partner
-    )
+    executor = make_lone_executor(plan, rank, programs, NEIGHBOURS, device=device, partner=partner)
     stepper = rank_optimizer(plan, executor, optimizer, lr=0.0)
     lone = _LoneRank(executor, stepper, model.data)
     pace = PaceMeter(device)

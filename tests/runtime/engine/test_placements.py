@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autopart.records.plan import Plan, Stage
-from autopart.records.problem import LENDING
 from autopart.records.run_result import RunResult
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.schedules.actions import Schedule
@@ -20,7 +19,7 @@ from tests.support.long_tests import long_tests
 from tests.support.pictures import place_stages
 from tests.support.runtime.on_ranks import ours_and_torchs, run, run_without_sums
 from tests.support.runtime.orders import backward_first, planned_orders, valid_orders
-from tests.support.runtime.plans import capture, plan_for
+from tests.support.runtime.plans import capture, lending, plan_for
 from tests.support.runtime.rank_pool import RankPool
 
 captured = cache(capture)
@@ -185,8 +184,7 @@ def test_a_frozen_stage_has_nothing_to_defer(two_ranks: RankPool):
     )
 
 
-NAMED = [name for name in KINDS if name not in LENDING]
-"""The executor moves no stash between ranks."""
+NAMED = list(KINDS)
 
 
 def named(name: str, num_ranks: int, num_microbatches: int) -> Plan:
@@ -194,7 +192,8 @@ def named(name: str, num_ranks: int, num_microbatches: int) -> Plan:
     ranks = place_stages(KINDS[name], num_ranks, KINDS[name].stages_per_rank or 2)
     orders = make_schedule(name, ranks, num_microbatches)
     check_schedule(orders, ranks, num_microbatches)
-    return plan("zoo:mlp-tiny", ranks, orders=orders, num_microbatches=num_microbatches)
+    of = plan("zoo:mlp-tiny", ranks, orders=orders, num_microbatches=num_microbatches)
+    return lending(of) if KINDS[name].lends else of
 
 
 def edge(name: str, num_ranks: int, which: str) -> int:

@@ -41,6 +41,21 @@ def test_the_bytes_of_every_stage_are_within_5_percent_and_never_above(profile: 
     assert (first.measured_bytes or 0) > (last.measured_bytes or 0), "more is in flight"
 
 
+@pytest.mark.slow
+def test_the_bytes_of_ranks_that_lend_and_borrow_stash_are_within_5_percent_and_never_above(
+    profile: Profile,
+) -> None:
+    """Rank 0 has fewer stashes than under 1F1B, and rank 3 has room for two of them."""
+    cluster = msgspec.structs.replace(cluster_of("cpu", gpus=4), sends_overlap=True)
+    words = {"num_microbatches": 6, "num_stages": 4, "num_replicas": 1}
+    plan = solve(profile, cluster, schedule="bpipe", **words)  # type: ignore[arg-type]
+    found = judge(plan, run_on_one_device(plan, GPT2, steps=1, device="cpu"))
+    assert all(rank.error is not None and 0.0 <= rank.error <= 0.05 for rank in found.ranks)
+    stash = [stage.stash_bytes for stage in plan.prediction.stages]
+    borrowed = [stage.memory.borrowed for stage in plan.prediction.stages]
+    assert borrowed == [0, 0, 0, 2 * stash[0]]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("microbatch_size", [1, 4])
 def test_skips_over_a_cut_count_once(microbatch_size: int) -> None:

@@ -36,5 +36,25 @@ def test_clocks_of_different_hosts_are_not_compared():
     assert message_times(SCHEDULE, RANKS, [[FIRST], [elsewhere]])[0][0].time == 0.25
 
 
+def test_moves_of_stash_are_no_transfers_of_results():
+    moving = (
+        parse_order("0F0 0F1 0L1 0F2 0T1 0B0 0B1 0B2"),
+        parse_order("1F0 1B0 1F1 1B1 1F2 1B2"),
+    )
+    plain = tuple(tuple(action for action in order if action.op not in "LT") for order in moving)
+    traces = [
+        [
+            StepTrace(
+                tuple(MeasuredAction(a, at, at, at + 1.0) for at, a in enumerate(order)),
+                0.0,
+                0.0,
+                9.0,
+            )
+        ]
+        for order in plain
+    ]
+    assert message_times(moving, RANKS, traces) == message_times(plain, RANKS, traces) != ((), ())
+
+
 def test_ranks_that_ran_alone_sent_nothing():
     assert message_times(SCHEDULE, RANKS, []) == ((), ())
