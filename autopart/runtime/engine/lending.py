@@ -77,10 +77,10 @@ class Borrower:
     def __init__(
         self, lender: int, moves: Sequence[Action], transfers: Transport, device: torch.device
     ) -> None:
-        """`moves` are the lender's, in the order of a step."""
         self.lender = lender
         """The rank whose stash is kept here."""
-        self._moves = moves
+        self.moves = moves
+        """The lender's moves, in the order of a step."""
         self._transfers, self._device = transfers, device
         # Its own stream: the rank's actions wait for no move.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -127,7 +127,7 @@ class Borrower:
 
     def _keep_all(self) -> None:
         kept: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
-        for move in self._moves:
+        for move in self.moves:
             of = move.stage, move.microbatch
             if move.op == "L":
                 place = kept[of] = self.keep(self._sizes(move))

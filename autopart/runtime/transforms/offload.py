@@ -160,4 +160,17 @@ class LayerStash:
             return tensor.detach()
         if key not in self._saved:
             self._saved[key] = SavedStorage(storage_as_bytes(tensor))
-        return SavedTensor(self._saved[key], tensor, self.require)
+        return _SavedTensor(self, self._saved[key], tensor)
+
+
+class _SavedTensor(SavedTensor):
+    """A saved tensor whose stash must be back before it is read."""
+
+    def __init__(self, stash: LayerStash, saved: SavedStorage, tensor: torch.Tensor) -> None:
+        super().__init__(saved, tensor)
+        self._stash = stash
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor, on the device."""
+        self._stash.require()
+        return super().tensor()

@@ -1,6 +1,5 @@
 """Tensors that autograd saves, as views of storages whose bytes may lie elsewhere for a while."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,19 +16,13 @@ class SavedStorage:
 class SavedTensor:
     """A saved tensor's position, shape, strides and dtype within its storage."""
 
-    def __init__(
-        self, saved: SavedStorage, tensor: torch.Tensor, before: Callable[[], None] | None = None
-    ) -> None:
-        """`before` runs before each read of the tensor."""
+    def __init__(self, saved: SavedStorage, tensor: torch.Tensor) -> None:
         self._saved = saved
-        self._before = before
         self._dtype = tensor.dtype
         self._layout = tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
     def tensor(self) -> torch.Tensor:
         """The tensor, over its storage's present bytes."""
-        if self._before is not None:
-            self._before()
         data = self._saved.data
         empty = torch.empty(0, dtype=self._dtype, device=data.device)
         return empty.set_(data.untyped_storage(), *self._layout)

@@ -8,7 +8,6 @@ import pytest
 from autopart.records.plan import Plan
 from autopart.runtime.engine.run_settings import RunSettings
 from tests.support.runtime.broken_executors import FAULTS, complaint_with
-from tests.support.runtime.lent_stash import lending_by_hand
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 
@@ -53,7 +52,6 @@ def plan(kind: str) -> Plan:
         "batch norms that run again": lambda: planned(RESNET, policy="recompute"),
         "offloaded layers": lambda: planned(PERCEPTRON, policy="offload"),
         "split backwards": lambda: planned(PERCEPTRON, schedule="zb-h1"),
-        "lent stash": lambda: lending_by_hand(PERCEPTRON),
         "no flushes": lambda: planned(PERCEPTRON),
     }[kind]()
 
@@ -81,7 +79,6 @@ BREAKS = {
     "statistics that count twice": "batch norms that run again",
     "weight gradient that is left out": "split backwards",
     "stash that comes back wrong": "offloaded layers",
-    "lent stash of another microbatch": "lent stash",
 }
 """The kind of plan that each fault breaks."""
 

@@ -17,7 +17,12 @@ from autopart.schedules.actions import Action
 from tests.runtime.engine.test_pipeline import assert_same
 from tests.runtime.engine.test_placements import checked
 from tests.support.long_tests import long_tests
-from tests.support.runtime.lent_stash import bpipe, bytes_moved, lending_by_hand
+from tests.support.runtime.lent_stash import (
+    bpipe,
+    bytes_moved,
+    complaint_with_mixed_stash,
+    lending_by_hand,
+)
 from tests.support.runtime.on_ranks import run
 from tests.support.runtime.own_loop import Loop, in_pipeline, plain
 from tests.support.runtime.rank_pool import RankPool
@@ -51,6 +56,13 @@ def test_hugging_face_models_lend_stash(two_ranks: RankPool, name: str):
 @pytest.mark.slow
 def test_two_stashes_that_are_away_at_once_come_back_to_their_own_backwards(two_ranks: RankPool):
     checked(two_ranks, lending_by_hand(MLP))
+
+
+@pytest.mark.slow
+def test_the_check_finds_stash_that_comes_back_for_another_microbatch(two_ranks: RankPool):
+    settings = RunSettings(model=MLP, check=True, steps=1)
+    said, _ = two_ranks.call(complaint_with_mixed_stash, lending_by_hand(MLP), settings)
+    assert "the pipeline differs from the plain model" in said
 
 
 @pytest.mark.slow

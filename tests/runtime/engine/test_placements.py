@@ -17,9 +17,10 @@ from autopart.schedules.catalogue import KINDS, fitting_counts, make_schedule
 from autopart.schedules.check import check_schedule
 from tests.support.long_tests import long_tests
 from tests.support.pictures import place_stages
+from tests.support.runtime.lent_stash import lending
 from tests.support.runtime.on_ranks import ours_and_torchs, run, run_without_sums
 from tests.support.runtime.orders import backward_first, planned_orders, valid_orders
-from tests.support.runtime.plans import capture, lending, plan_for
+from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 
 captured = cache(capture)

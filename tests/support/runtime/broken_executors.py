@@ -12,10 +12,10 @@ import torch
 from torch import distributed
 
 from autopart.records.plan import Plan
-from autopart.runtime.engine import asynchronous, lending, local_model, rank_executor
+from autopart.runtime.engine import asynchronous, local_model, rank_executor
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.engine.stage import TorchStage
-from autopart.runtime.transforms import recomputed_layer, saved_storages
+from autopart.runtime.transforms import offload, recomputed_layer
 from autopart.runtime.update import gradient_sum
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.runtime.update.zero_shards import ZeroSharding
@@ -276,21 +276,6 @@ def _weight_gradient_that_is_left_out(replace: Replace) -> None:
 
 
 @_fault
-def _lent_stash_of_another_microbatch(replace: Replace) -> None:
-    begin = lending.Borrower.begin
-
-    def mixed(self: Any) -> None:
-        """Give the first two stashes back in each other's place in the first step."""
-        one, other = [at for at, move in enumerate(self._moves) if move.op == "T"][:2]
-        moves = list(self._moves)
-        moves[one], moves[other] = moves[other], moves[one]
-        self._moves = moves
-        begin(self)
-
-    replace(lending.Borrower, "begin", mixed)
-
-
-@_fault
 def _stash_that_comes_back_wrong(replace: Replace) -> None:
-    tensor = saved_storages.SavedTensor.tensor
-    replace(saved_storages.SavedTensor, "tensor", lambda self: tensor(self).roll(1, 0))
+    tensor = offload._SavedTensor.tensor
+    replace(offload._SavedTensor, "tensor", lambda self: tensor(self).roll(1, 0))

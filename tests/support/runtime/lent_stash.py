@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import torch
 from torch import distributed
 
@@ -11,8 +12,8 @@ from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.transforms.movable_stash import MovableStash
 from autopart.schedules.actions import Action, Schedule, parse_order
 from autopart.schedules.catalogue import make_schedule
-from tests.support.runtime.on_ranks import run
-from tests.support.runtime.plans import capture, lending, plan_for
+from tests.support.runtime.on_ranks import complaint_of, run
+from tests.support.runtime.plans import capture, plan_for
 
 LINE = [[0], [1], [2], [3]]
 
@@ -61,6 +62,30 @@ def _orders(num_replicas: int) -> Schedule:
         for stage, text in enumerate((FIRST, SECOND))
         for turn in range(num_replicas)
     )
+
+
+def lending(plan: Plan) -> Plan:
+    """The plan under the schedule whose orders lend stash, on a cluster that can."""
+    cluster = msgspec.structs.replace(plan.cluster, sends_overlap=True, sends="buffered")
+    return msgspec.structs.replace(plan, schedule="bpipe", cluster=cluster)
+
+
+def complaint_with_mixed_stash(rank: int, plan: Plan, settings: RunSettings) -> str:
+    """The error of a run in which the first two stashes come back in each other's place."""
+    begin = lending_of_ranks.Borrower.begin
+
+    def mixed(self: lending_of_ranks.Borrower) -> None:
+        moves = list(self.moves)
+        one, other = [at for at, move in enumerate(moves) if move.op == "T"][:2]
+        moves[one], moves[other] = moves[other], moves[one]
+        self.moves = moves
+        begin(self)
+
+    lending_of_ranks.Borrower.begin = mixed
+    try:
+        return complaint_of(rank, plan, settings)
+    finally:
+        lending_of_ranks.Borrower.begin = begin
 
 
 def bytes_moved(rank: int, plan: Plan, settings: RunSettings) -> tuple[list[int], list[int]]:

@@ -137,9 +137,3 @@ def _nothing() -> StagePrediction:
 def with_orders(plan: Plan, schedule: Schedule) -> Plan:
     """The plan with other orders."""
     return msgspec.structs.replace(plan, orders=orders_of(schedule))
-
-
-def lending(plan: Plan) -> Plan:
-    """The plan under the schedule whose orders lend stash, on a cluster that can."""
-    cluster = msgspec.structs.replace(plan.cluster, sends_overlap=True, sends="buffered")
-    return msgspec.structs.replace(plan, schedule="bpipe", cluster=cluster)
