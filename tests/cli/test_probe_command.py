@@ -161,7 +161,7 @@ def test_kernels_become_a_calibration_for_profiles(
         (("--kernels", "--ranks", "2"), "--kernels times one device; drop --ranks"),
         (("--kernels", "--no-network"), "--kernels times one device; drop --network"),
         (("--ranks", "2", "--dtype", "float32"), "--dtype goes with --kernels"),
-        (("--kernels", "--gpu", "z100"), "unknown gpu 'z100'"),
+        (("--kernels", "--gpu", "z100"), "unknown GPU 'z100'"),
         (("--kernels", "--target", "jax"), "no kernels are known for target 'jax'"),
         (("--kernels", "--device", "cpu", "--gpu", "h100-sxm"), "make a calibration of 'cpu' only"),
     ],
