@@ -16,7 +16,7 @@ from autopart.records.microbatch_sizes import scale_profile
 from autopart.records.profile import Profile
 from autopart.runtime.measuring.threads import use_threads
 from autopart.runtime.profiling.profiler import profile_model
-from autopart.scaling.settings import Setting, scale_to
+from autopart.scaling.settings import ScaledSetting, scale_to
 
 MODELS = ("mlp", "gpt2", "llama", "resnet", "unet")
 SMALL, LARGE = 4, 8
@@ -69,7 +69,7 @@ def main() -> None:
         larger = profile_model(model, microbatch_size=LARGE, repeats=asked.repeats)
         scaled = {
             "in proportion": scale_profile(measured, LARGE),
-            "scale-profile": scale_to(measured, name, Setting(microbatch_size=LARGE)),
+            "scale-profile": scale_to(measured, name, ScaledSetting(microbatch_size=LARGE)),
         }
         print(told(f"{name}, {SMALL} to {LARGE} samples", larger, scaled), flush=True)
 

@@ -69,11 +69,11 @@ def command(
     new setting, so the model must be here. The result is analytic, and says its assumptions.
     """
     check_may_write(output, FORMAT)
-    files = profile_files(profile)
-    if len(files) > 1:
-        raise UsageError(f"{profile} is {len(files)} profiles; name one of them, with -mbN")
+    file, *others = profile_files(profile)
+    if others:
+        raise UsageError(f"{profile} is {1 + len(others)} profiles; name one of them, with -mbN")
     with stdout_for_json(as_json=as_json):
-        scaled = _scaled(load_profile(files[0]), files[0].name, setting)
+        scaled = _scaled(load_profile(file), file.name, setting)
     save_profile(scaled, output)
     warn(scaled.warnings)
     summary = profile_summary(scaled, str(output))
@@ -84,9 +84,9 @@ def _scaled(measured: Profile, name: str, asked: SettingOptions) -> Profile:
     """Check what costs nothing first, then scale."""
     kernels_of(find_gpu(asked.gpu or "cpu"), asked.target)
     from autopart.scaling.blocks import repeat_blocks
-    from autopart.scaling.settings import Setting, scale_to
+    from autopart.scaling.settings import ScaledSetting, scale_to
 
-    setting = Setting(asked.microbatch, asked.seq, asked.dtype, asked.gpu)
+    setting = ScaledSetting(asked.microbatch, asked.seq, asked.dtype, asked.gpu)
     if asked.blocks is not None:
         measured = measured if any(setting) else repeat_blocks(measured, asked.blocks)
     elif not any(setting):

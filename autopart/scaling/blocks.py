@@ -33,7 +33,7 @@ class _Blocks(NamedTuple):
 
     prefix: str
     """The list's name with its dot: `h.`."""
-    count: int
+    total: int
 
     def number(self, layer: str) -> int | None:
         """The number of a layer's block; None for a layer outside of the blocks."""
@@ -56,7 +56,7 @@ def repeat_blocks(profile: Profile, blocks: int) -> Profile:
     if not LEAST <= blocks <= MOST:
         raise ProfileError(f"--blocks {blocks}: it must be {LEAST} to {MOST}")
     found = _blocks_of(profile.graph)
-    if blocks == found.count:
+    if blocks == found.total:
         return profile
     graph = _repeated(profile.graph, found, blocks)
     check_graph(graph, f"{blocks} blocks")
@@ -65,10 +65,10 @@ def repeat_blocks(profile: Profile, blocks: int) -> Profile:
     source = msgspec.structs.replace(
         profile.source,
         graph_hash=f"{profile.source.graph_hash}-{blocks}-blocks",
-        num_params=profile.source.num_params + (blocks - found.count) * each,
+        num_params=profile.source.num_params + (blocks - found.total) * each,
     )
     told = (
-        f"{found.count} blocks '{found.prefix}*' were scaled to {blocks}: each inner block as '{found.prefix}1', "
+        f"{found.total} blocks '{found.prefix}*' were scaled to {blocks}: each inner block as '{found.prefix}1', "
         "the first and the last as they were"
     )
     return msgspec.structs.replace(
@@ -94,7 +94,7 @@ def _blocks_of(graph: LayerGraph) -> _Blocks:
         )
     found = _Blocks(max(counts, key=counts.__getitem__), max(counts.values()))
     second = [_alike(layer, found) for layer in graph.layers if found.number(layer.name) == 1]
-    for number in range(2, found.count - 1):
+    for number in range(2, found.total - 1):
         own = [_alike(layer, found) for layer in graph.layers if found.number(layer.name) == number]
         if own != second:
             raise ProfileError(
@@ -147,8 +147,8 @@ def _first_of(same_as: str | None, blocks: _Blocks, count: int) -> str | None:
     number = None if same_as is None else blocks.number(same_as)
     if same_as is None or number is None or number in (0, 1):
         return same_as
-    if number == blocks.count - 1:
-        return blocks.moved(same_as, count - blocks.count)
+    if number == blocks.total - 1:
+        return blocks.moved(same_as, count - blocks.total)
     return blocks.moved(same_as, 1 - number)
 
 
@@ -162,8 +162,8 @@ def _moves(
         number = blocks.number(name)
         if number is None or number == 0:
             yield item, 0
-        elif number == blocks.count - 1:
-            yield item, count - blocks.count
+        elif number == blocks.total - 1:
+            yield item, count - blocks.total
         elif not placed:
             placed = True
             yield from ((own, by) for by in range(count - 2) for own in second)
@@ -181,7 +181,7 @@ def _moved_value(
         return msgspec.structs.replace(value, **fields)
     for name in value.consumers:
         number = blocks.number(name)
-        if (number is None and home != blocks.count - 1) or (number or home) > home + 1:
+        if (number is None and home != blocks.total - 1) or (number or home) > home + 1:
             raise ProfileError(
                 f"--blocks: value '{value.name}' of block {home} goes to '{name}', past the next block"
             )
@@ -204,8 +204,8 @@ def _spread(names: Sequence[str], blocks: _Blocks, count: int, of: str) -> tuple
     numbers = {blocks.number(name) for name in names} - {None}
     if numbers <= {0}:
         return tuple(names)
-    if len(numbers) == 1 and numbers == {blocks.count - 1}:
-        return tuple(blocks.moved(name, count - blocks.count) for name in names)
-    if numbers != set(range(blocks.count)):
+    if len(numbers) == 1 and numbers == {blocks.total - 1}:
+        return tuple(blocks.moved(name, count - blocks.total) for name in names)
+    if numbers != set(range(blocks.total)):
         raise ProfileError(f"--blocks: '{of}' is read by some blocks only, so they do not repeat")
     return tuple(blocks.moved(name, by) for name, by in _moves(names, names, blocks, count))

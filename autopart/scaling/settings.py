@@ -17,13 +17,14 @@ from autopart.errors import ProfileError, UsageError
 from autopart.records.known_gpus import GPUS, find_gpu
 from autopart.records.layer_graph import Layer, Recompute
 from autopart.records.profile import Profile
+from autopart.runtime.capture.capture import Granularity
 from autopart.runtime.profiling.options import ProfileOptions
 from autopart.runtime.profiling.profiler import profile_with_options
 
 _PHASES = ("forward_time", "input_grad_time", "weight_grad_time", "update_time")
 
 
-class Setting(NamedTuple):
+class ScaledSetting(NamedTuple):
     """What changes; None stays as measured."""
 
     microbatch_size: int | None = None
@@ -33,7 +34,9 @@ class Setting(NamedTuple):
     gpu: str | None = None
 
 
-def scale_to(measured: Profile, made_from: str, setting: Setting, target: str = "torch") -> Profile:
+def scale_to(
+    measured: Profile, made_from: str, setting: ScaledSetting, target: str = "torch"
+) -> Profile:
     """The profile at `setting`, analytic, with its assumption among its warnings and in its calibration.
 
     Raises ProfileError for a profile that was not measured, or whose layers are not the model's; UsageError and ClusterError for a
@@ -125,7 +128,7 @@ def _gpu_of(measured: Profile) -> str:
     )
 
 
-def _granularity(measured: Profile) -> str:
+def _granularity(measured: Profile) -> Granularity:
     """Modules, where the profile's layers lie inside of numbered blocks; else blocks."""
     names = [layer.name for layer in measured.graph.layers]
     inside = any(part.isdecimal() for name in names for part in name.split(".")[:-1])
@@ -140,7 +143,7 @@ def _check_layers(measured: Profile, other: Profile, made_from: str) -> None:
         )
 
 
-def _told(measured: Profile, setting: Setting, here: str, there: str) -> str:
+def _told(measured: Profile, setting: ScaledSetting, here: str, there: str) -> str:
     """The changes in words; raises UsageError where nothing changes."""
     changes = [
         ("microbatch", measured.microbatch_size, setting.microbatch_size),

@@ -138,7 +138,11 @@ def test_a_probe_never_replaces_a_file_in_another_format(
 def test_kernels_become_a_calibration_for_profiles(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "measure_kernels", lambda *_: tuple(readings()))
+    def recorded(device: str, dtype: str, threads: int, limit: float) -> object:
+        assert (device, dtype, threads, limit) == ("cpu", "float32", 1, 120.0)
+        return tuple(readings())
+
+    monkeypatch.setattr(kernels, "measure_kernels", recorded)
     outcome = cli("probe", "--kernels", "--device", "cpu")
     assert outcome.code == 0, outcome.err
     made = load_calibration("calibration.json")

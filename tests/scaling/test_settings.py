@@ -6,7 +6,7 @@ import pytest
 from autopart.errors import ClusterError, ModelError, ProfileError, UsageError
 from autopart.records.profile import Profile, calibration_of
 from autopart.runtime.profiling.profiler import profile_model
-from autopart.scaling.settings import Setting, scale_to
+from autopart.scaling.settings import ScaledSetting, scale_to
 
 SLOWER = 1.25
 PHASES = ("forward_time", "input_grad_time", "weight_grad_time", "update_time")
@@ -59,15 +59,15 @@ def unscaled(profile: Profile) -> object:
 @pytest.mark.parametrize(
     ("setting", "there"),
     [
-        (Setting(microbatch_size=16), {"microbatch_size": 16}),
+        (ScaledSetting(microbatch_size=16), {"microbatch_size": 16}),
         (
-            Setting(dtype="bfloat16", gpu="h100-sxm"),
+            ScaledSetting(dtype="bfloat16", gpu="h100-sxm"),
             {"microbatch_size": 4, "dtype": "bfloat16", "gpu": "h100-sxm"},
         ),
     ],
 )
 def test_seconds_keep_their_factor_and_bytes_are_those_of_the_new_setting(
-    measured: Profile, setting: Setting, there: dict[str, object]
+    measured: Profile, setting: ScaledSetting, there: dict[str, object]
 ) -> None:
     found = scale_to(measured, "own.json", setting)
     true = on_meta("zoo:mlp-tiny", **there)  # pyright: ignore[reportArgumentType]
@@ -81,7 +81,7 @@ def test_seconds_keep_their_factor_and_bytes_are_those_of_the_new_setting(
 @pytest.mark.slow
 def test_a_sequence_is_cut_off_and_its_bytes_are_counted() -> None:
     own = on_meta("zoo:llama-tiny", 2)
-    found = scale_to(as_measured(own, SLOWER), "own.json", Setting(sequence_length=16))
+    found = scale_to(as_measured(own, SLOWER), "own.json", ScaledSetting(sequence_length=16))
     before, after = (
         {value.name: value.bytes for value in profile.graph.values} for profile in (own, found)
     )
@@ -108,13 +108,13 @@ def test_what_is_no_sequence_and_what_does_not_fit_are_refused(
 
 def test_what_cannot_be_scaled_is_refused_before_anything_runs(measured: Profile) -> None:
     with pytest.raises(ClusterError, match="z100"):
-        scale_to(measured, "own.json", Setting(gpu="z100"))
+        scale_to(measured, "own.json", ScaledSetting(gpu="z100"))
     analytic = msgspec.structs.replace(measured, method="analytic")
     with pytest.raises(ProfileError, match=r"own.json is analytic; only a measured profile"):
-        scale_to(analytic, "own.json", Setting(microbatch_size=8))
+        scale_to(analytic, "own.json", ScaledSetting(microbatch_size=8))
     with pytest.raises(UsageError, match="nothing changes"):
-        scale_to(measured, "own.json", Setting(microbatch_size=4, dtype="float32"))
+        scale_to(measured, "own.json", ScaledSetting(microbatch_size=4, dtype="float32"))
     device = msgspec.structs.replace(measured.device, kind="cuda", name="Quantum 3000")
     other = msgspec.structs.replace(measured, device=device)
     with pytest.raises(UsageError, match="'Quantum 3000' is no known GPU"):
-        scale_to(other, "own.json", Setting(microbatch_size=8))
+        scale_to(other, "own.json", ScaledSetting(microbatch_size=8))

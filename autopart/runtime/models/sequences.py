@@ -38,11 +38,18 @@ def with_length(source: ModelSource, microbatch_size: int, length: int) -> Model
         return pytree.tree_map(leaf, batch)
 
     target = source.example_target
+
+    def inputs_of(size: int) -> Any:
+        return resized(source.example_inputs(size), size)
+
+    def target_of(size: int) -> Any:
+        return None if target is None else resized(target(size), size)
+
     return replace(
         source,
         build_model=lambda: _checked(source.build_model(), source.name, own, length),
-        example_inputs=lambda size: resized(source.example_inputs(size), size),
-        example_target=None if target is None else lambda size: resized(target(size), size),
+        example_inputs=inputs_of,
+        example_target=None if target is None else target_of,
     )
 
 

@@ -25,7 +25,7 @@ class Operation(NamedTuple):
     """As `MeasuredKernel.shape` says."""
 
 
-class Sizes(NamedTuple):
+class GridSizes(NamedTuple):
     """Sizes that fill a device for some microseconds to some milliseconds."""
 
     products: tuple[int, ...]
@@ -35,13 +35,13 @@ class Sizes(NamedTuple):
     streams: tuple[tuple[int, int], ...]
 
 
-_ON_CPU = Sizes(
+_ON_CPU = GridSizes(
     products=(64, 256, 1024),
     convolutions=((4, 16, 32), (4, 64, 16), (2, 64, 64)),
     attention=((16, 64, 32), (16, 128, 64), (4, 512, 64)),
     streams=((256, 128), (256, 1024), (1024, 1024), (4096, 1024)),
 )
-_ON_GPU = Sizes(
+_ON_GPU = GridSizes(
     products=(512, 2048, 8192),
     convolutions=((8, 64, 56), (8, 256, 28), (32, 256, 56)),
     attention=((32, 1024, 64), (32, 2048, 128), (32, 8192, 128)),

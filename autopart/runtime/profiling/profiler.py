@@ -81,14 +81,7 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
     steps = StepCounter(options.progress, 1 + graphs * of_graph + graphs - 1)
     steps.next("building and capturing the model")
     keep_freed_memory(torch.device(kind))
-    profiled = prepare_model(
-        model,
-        options.microbatch_size,
-        dtype=options.dtype,
-        device=kind,
-        granularity=options.granularity,
-        sequence_length=options.sequence_length,
-    )
+    profiled = _prepared(model, options, kind)
     beyond = _notes_on_calibration(profiled, options)
     # Hooks and opaque parts are the user's code, and they run here once more.
     call = f"{profiled.model.name}: the model, run layer by layer,"
@@ -124,6 +117,17 @@ def profile_with_options(model: str, options: ProfileOptions) -> Profile:
             *_notes_on_largest(options, times),
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _prepared(model: str, options: ProfileOptions, device: str) -> ProfiledModel:
+    return prepare_model(
+        model,
+        options.microbatch_size,
+        dtype=options.dtype,
+        device=device,
+        granularity=options.granularity,
+        sequence_length=options.sequence_length,
     )
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from autopart.calibration.from_kernels import calibrate_from_kernels
 from autopart.errors import UsageError
@@ -39,7 +40,7 @@ def test_work_is_counted_as_by_hand(operation: Operation, work: int) -> None:
 def test_operations_run_where_their_tensors_are() -> None:
     for name, kind in (("layer_norm backward", "memory"), ("cross_entropy", "memory")):
         action = prepared(Operation(name, kind, (4, 8)), torch.float32, torch.device("cpu"))  # pyright: ignore[reportArgumentType]
-        for leaf in torch.utils._pytree.tree_leaves(action()):
+        for leaf in pytree.tree_leaves(action()):
             assert leaf.device.type == "cpu" and bool(torch.isfinite(leaf).all())
 
 
@@ -58,7 +59,7 @@ def test_each_device_has_a_grid_of_products_and_every_kind(device: str) -> None:
 
 def test_a_limit_that_no_product_meets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     few = [Operation(CALL, "launch", (8, 8)), Operation("copy", "memory", (4, 8))]
-    monkeypatch.setattr(kernels, "operations", lambda _: few)
+    monkeypatch.setattr(kernels, "operations", {"cpu": few}.__getitem__)
     with pytest.raises(UsageError, match="--limit 60: no product was timed"):
         kernels.measure_kernels("cpu", "float32", torch.get_num_threads(), 60.0)
 
@@ -66,7 +67,7 @@ def test_a_limit_that_no_product_meets_is_refused(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 def test_this_cpu_gives_a_calibration_that_profiles_take(monkeypatch: pytest.MonkeyPatch) -> None:
     some = [one for one in operations("cpu") if one.shape[0] <= 256][:40]
-    monkeypatch.setattr(kernels, "operations", lambda _: some)
+    monkeypatch.setattr(kernels, "operations", {"cpu": some}.__getitem__)
     measured = kernels.measure_kernels("cpu", "float32", torch.get_num_threads(), 600.0)
     assert len(measured) == len(some) and all(one.seconds > 0.0 for one in measured)
     gpu = find_gpu("cpu")
