@@ -17,6 +17,7 @@ from autopart.records.known_gpus import find_gpu
 from autopart.records.profile import FORMAT, Profile, load_profile, save_profile
 from autopart.report.profile_summary import profile_summary
 from autopart.report.profile_table import profile_report
+from autopart.text import counted
 
 EXAMPLE = "autopart scale-profile gpt2.json --microbatch 8 -o gpt2-8.json"
 
@@ -71,7 +72,9 @@ def command(
     check_may_write(output, FORMAT)
     file, *others = profile_files(profile)
     if others:
-        raise UsageError(f"{profile} is {1 + len(others)} profiles; name one of them, with -mbN")
+        raise UsageError(
+            f"{profile} is {counted(1 + len(others), 'profile')}; name one of them, with -mbN"
+        )
     with stdout_for_json(as_json=as_json):
         scaled = _scaled(load_profile(file), file.name, setting)
     save_profile(scaled, output)
