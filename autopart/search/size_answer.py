@@ -19,7 +19,7 @@ from autopart.records.size import (
 )
 from autopart.records.tensor_degree import degree_of
 from autopart.search.count_search import NOTHING, KindSearch
-from autopart.search.size_front import TOLERANCE, Found, Limits, front_of
+from autopart.search.size_front import TOLERANCE, Found, TrainingLimits, front_of
 from autopart.search.size_options import GpuCount
 from autopart.search.size_search import SizeSearch
 from autopart.text import counted
@@ -31,7 +31,7 @@ def gpus_in_words(count: GpuCount, name: str) -> str:
     return f"{count.gpus} {name}"
 
 
-def meets(limits: Limits, own: Found) -> bool:
+def meets(limits: TrainingLimits, own: Found) -> bool:
     """Whether a plan meets the date and the budget."""
     return own.step < min(limits.longest_step, limits.dearest_step(own.kind, own.count))
 

@@ -29,7 +29,7 @@ class Found:
         return self.found.step
 
 
-class Limits(NamedTuple):
+class TrainingLimits(NamedTuple):
     """The steps of a training, and what it may take."""
 
     num_steps: int

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from autopart.search.count_search import KindSearch
-from autopart.search.size_front import TOLERANCE, Found, Limits
+from autopart.search.size_front import TOLERANCE, Found, TrainingLimits
 from autopart.search.size_options import GpuCount
 from autopart.stopping.time_limit import passed, time_left
 
@@ -46,7 +46,7 @@ class SizeSearch:
         self,
         searches: Sequence[KindSearch],
         tried: Mapping[str, Sequence[GpuCount]],
-        limits: Limits,
+        limits: TrainingLimits,
         times: TimeLimits,
         *,
         refines: bool,
@@ -67,7 +67,7 @@ class SizeSearch:
             for search in self.searches:
                 self._tell_memory_from_date(search)
 
-    def search_all(self, limits: Limits) -> None:
+    def search_all(self, limits: TrainingLimits) -> None:
         """Search every number of GPUs for plans that can be on the front, the fewest first."""
         queue = [
             (count, place)
@@ -103,7 +103,7 @@ class SizeSearch:
                     left = max(LEAST_SECONDS, time_left(self.times.deadline))
                     search.search(count, math.inf, min(self.times.each, left))
 
-    def needed(self, search: KindSearch, count: GpuCount, limits: Limits) -> float:
+    def needed(self, search: KindSearch, count: GpuCount, limits: TrainingLimits) -> float:
         """A plan can be on the front where it takes less than so many seconds from step to step."""
         return min(
             limits.longest_step,

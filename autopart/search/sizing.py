@@ -27,7 +27,7 @@ from autopart.search.size_answer import (
     sized_kind,
     sized_plans,
 )
-from autopart.search.size_front import Limits
+from autopart.search.size_front import TrainingLimits
 from autopart.search.size_options import (
     SECONDS_PER_DAY,
     SizeKeywords,
@@ -93,7 +93,7 @@ def size_with_options(
     search = SizeSearch(
         [KindSearch(kind, options) for kind in kinds],
         {kind.name: counts_to_try(kind.node, asked, batch) for kind in kinds},
-        Limits(
+        TrainingLimits(
             num_steps=math.ceil(asked.tokens / (batch * length)),
             within=SECONDS_PER_DAY * (asked.within_days or math.inf),
             budget=asked.budget or math.inf,
