@@ -175,7 +175,7 @@ def accelerated(
     from torch.utils.data import DataLoader
 
     set_seed(3)
-    loader = DataLoader(Tokens(64), batch_size=BATCH, shuffle=True)
+    loader = DataLoader(Tokens(64), batch_size=BATCH)
     accelerator = make(next(iter(DataLoader(Tokens(8), batch_size=BATCH))))
     model = gpt2()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
