@@ -6,8 +6,8 @@
 
 A name is imported when it is first used. So `import autopart` is quick and never imports torch. Only the
 verbs that run a model need torch: `profile_model`, `probe_cluster`, `run_plan`, `validate_plan`,
-`make_pipeline` and `make_asynchronous_pipeline`. `PipelineTrainer`, `PipelineAccelerator` and
-`PipelineStrategy` need a trainer's package besides.
+`make_pipeline` and `make_asynchronous_pipeline`. `PipelineTrainer` and `PipelineAccelerator`
+need their packages besides.
 """
 
 import importlib
@@ -85,7 +85,6 @@ if TYPE_CHECKING:
     from autopart.simulator.timeline import Timeline
     from autopart.simulator.timeline import simulate_plan as simulate
     from autopart.trainers.with_accelerate import PipelineAccelerator
-    from autopart.trainers.with_lightning import PipelineStrategy
     from autopart.trainers.with_transformers import PipelineTrainer
 
 _HOMES = {
@@ -111,7 +110,6 @@ _HOMES = {
     "PeerStage": "peers.answer",
     "Pipeline": "runtime.engine.pipeline",
     "PipelineAccelerator": "trainers.with_accelerate",
-    "PipelineStrategy": "trainers.with_lightning",
     "PipelineTrainer": "trainers.with_transformers",
     "Plan": "records.plan",
     "PlanError": "errors",
@@ -186,7 +184,6 @@ __all__ = [
     "PeerStage",
     "Pipeline",
     "PipelineAccelerator",
-    "PipelineStrategy",
     "PipelineTrainer",
     "Plan",
     "PlanError",

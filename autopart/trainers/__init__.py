@@ -1,1 +1,1 @@
-"""A plan in the trainers that people use: Hugging Face Trainer, accelerate and Lightning."""
+"""A plan in the trainers that people use: Hugging Face's Trainer and accelerate."""

@@ -22,7 +22,6 @@ SCRIPTS = dict(_BLOCK.findall((ROOT / "docs" / "trainers.md").read_text(encoding
     [
         ("train.py", "trained/model.safetensors"),
         ("train_accelerate.py", "state/optimizer.bin"),
-        ("train_lightning.py", "whole.ckpt"),
     ],
 )
 def test_a_script_of_the_page_runs(
@@ -36,4 +35,4 @@ def test_a_script_of_the_page_runs(
 
 
 def test_the_page_has_no_other_script() -> None:
-    assert set(SCRIPTS) == {"model.py", "train.py", "train_accelerate.py", "train_lightning.py"}
+    assert set(SCRIPTS) == {"model.py", "train.py", "train_accelerate.py"}

@@ -2,12 +2,11 @@
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -252,78 +251,6 @@ def accelerate_complaints(rank: int, plan: Plan) -> list[str]:
             except AutopartError as error:
                 said.append(f"{type(error).__name__}: {error}")
     return said
-
-
-def _lightning_module() -> Any:
-    import lightning
-
-    class Module(lightning.LightningModule):
-        """Nothing in it knows of plans."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = gpt2()
-            self.lines: Log = []
-
-        def training_step(self, batch: Any, _: int) -> torch.Tensor:
-            loss, schedule = self.model(**batch).loss, cast(Any, self.lr_schedulers())
-            self.lines.append({"loss": loss.item(), "rate": schedule.get_last_lr()[0]})
-            return loss
-
-        def validation_step(self, batch: Any, _: int) -> None:
-            loss = self.model(**batch).loss
-            self.log("val_loss", loss, sync_dist=True)
-            self.lines.append({"val_loss": loss.item()})
-
-        def configure_optimizers(self) -> Any:
-            optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
-            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=4)
-            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-    return Module()
-
-
-def lit(folder: Path, resume: Path | None, **keywords: Any) -> Log:
-    """The log of Lightning's trainer; its checkpoint after step 2 is `folder/two.ckpt`."""
-    import lightning
-    from lightning.pytorch.callbacks import ModelCheckpoint
-    from torch.utils.data import DataLoader
-
-    warnings.simplefilter("ignore")  # Lightning's own: on workers, loggers and torch
-    module = _lightning_module()
-    trainer = lightning.Trainer(
-        max_steps=4,
-        accelerator="cpu",
-        accumulate_grad_batches=2,
-        gradient_clip_val=0.5,
-        val_check_interval=4,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=[
-            ModelCheckpoint(folder, filename="two-{step}", every_n_train_steps=2, save_top_k=-1)
-        ],
-        **keywords,
-    )
-    trainer.fit(
-        module,
-        DataLoader(Tokens(64), batch_size=BATCH),
-        DataLoader(Tokens(16), batch_size=BATCH),
-        ckpt_path=None if resume is None else str(resume),
-        weights_only=False,
-    )
-    return module.lines
-
-
-def planned_lit(rank: int, plan: Plan, folder: Path, resume: Path | None = None) -> Log:
-    from autopart.trainers.with_lightning import PipelineStrategy
-
-    example = {name: torch.stack([t] * BATCH) for name, t in Tokens(1)[0].items()}
-    with as_under_torchrun(rank, len(plan.orders)):
-        strategy = PipelineStrategy(plan, example)
-        return lit(folder, resume, strategy=strategy, devices=len(plan.orders))
 
 
 def script_run(rank: int, folder: Path, text: str) -> None:
