@@ -179,16 +179,17 @@ class PlannedModel:
         }
         ids = {id(own[name]): given[name] for name in own if name in given}
         for name, tensor in own.items():
-            if id(tensor) not in ids:
+            if name not in given:  # also where another name of a tied tensor is given, as in torch
                 missing.append(name)
-            elif ids[id(tensor)].shape != tensor.shape:
+            if id(tensor) not in ids:
+                continue
+            if ids[id(tensor)].shape != tensor.shape:
                 raise UsageError(
                     f"'{name}' has shape {tuple(ids[id(tensor)].shape)} in the state to load, and "
                     f"{tuple(tensor.shape)} in the model"
                 )
-            else:
-                with torch.no_grad():
-                    tensor.copy_(ids[id(tensor)])
+            with torch.no_grad():
+                tensor.copy_(ids[id(tensor)])
         unknown = [name for name in given if name not in own and name not in self._elsewhere]
         if strict and (missing or unknown):
             raise UsageError(f"the state to load has no '{(missing or unknown)[0]}' of the model")
