@@ -22,7 +22,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 WIDTHS = (1280, 390)
 Theme = Literal["light", "dark"]
 THEMES: tuple[Theme, ...] = ("light", "dark")
-OPENINGS = 5
+OPENINGS = 3
+WAIT = 300_000
+"""Milliseconds that a busy machine may take."""
 
 
 def browser_path() -> str | None:
@@ -48,8 +50,9 @@ def browser() -> Iterator[Browser]:
 def open_page(opened: Browser, path: Path, width: int, theme: Theme, height: int = 900) -> Page:
     """The page, once its figures are drawn."""
     page = opened.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
+    page.set_default_timeout(WAIT)
     page.goto(path.resolve().as_uri())
-    page.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=120_000)
+    page.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=WAIT)
     return page
 
 
@@ -75,8 +78,9 @@ def measure_openings(opened: Browser, path: Path) -> None:
         page = opened.new_page(viewport={"width": 1280, "height": 900})
         session = page.context.new_cdp_session(page)
         session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        page.set_default_timeout(WAIT)
         page.goto(path.resolve().as_uri())
-        page.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=120_000)
+        page.wait_for_selector("html[data-charts=drawn]", state="attached", timeout=WAIT)
         for one in page.evaluate(
             "performance.getEntriesByType('mark').map((m) => [m.name, m.startTime])"
         ):
