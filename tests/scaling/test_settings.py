@@ -49,8 +49,9 @@ def seconds(profile: Profile) -> list[float]:
 
 def unscaled(profile: Profile) -> object:
     """Everything of the graph but its seconds."""
+    zero = dict.fromkeys((*PHASES, "split_time"), 0.0)
     return [
-        msgspec.structs.replace(layer, recompute=None, selective=None, **dict.fromkeys(PHASES, 0.0))
+        msgspec.structs.replace(layer, recompute=None, selective=None, **zero)
         for layer in profile.graph.layers
     ], profile.graph.values
 
