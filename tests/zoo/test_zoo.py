@@ -147,7 +147,10 @@ def test_the_loss_falls_under_training() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"no example model 'gpt5'; did you mean gpt2-\w+\? known: gpt2-tiny, gpt2-124m"):
+    with pytest.raises(
+        ModelError,
+        match=r"no example model 'gpt5'; did you mean gpt2-\w+\? known: gpt2-tiny, gpt2-124m",
+    ):
         load_model("zoo:gpt5")
 
 
