@@ -13,7 +13,13 @@ from tests.support.seeds import seeds
 from tests.support.witness.cases import EVERY_ORDER, KINDS, draw_case
 from tests.support.witness.claims import SAME, judge
 from tests.support.witness.placements import Gpus, all_places, places
-from tests.support.witness.plans import own_policies, random_plans, random_policies, ranks_of_peaks
+from tests.support.witness.plans import (
+    own_policies,
+    random_lending_plans,
+    random_plans,
+    random_policies,
+    ranks_of_peaks,
+)
 
 
 @pytest.mark.slow
@@ -43,6 +49,23 @@ def test_the_witness_and_the_planner_price_each_plan_alike(block: int):
             peaks = [predicted.rank_peak_bytes[rank] for rank in ranks_of_peaks(plan)]
             assert list(ours.peaks) == peaks, seed
     assert fitting > 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", seeds(1, 6))
+def test_the_witness_and_the_planner_price_lent_stash_alike(block: int):
+    """The witness follows every stash by itself. Steps agree within 1e-9, bytes exactly."""
+    lending = 0
+    for seed in range(100 * block, 100 * (block + 1)):
+        for plan in random_lending_plans(seed, count=4):
+            theirs = pricing.price(plan.problem, plan.layout, plan.partition)
+            predicted = theirs.prediction
+            lending += any(stage.memory.borrowed for stage in predicted.stages)
+            assert plan.price.fits == pricing.fits(plan.problem, theirs), seed
+            assert plan.price.step == pytest.approx(predicted.step_time, rel=SAME), seed
+            peaks = [predicted.rank_peak_bytes[rank] for rank in ranks_of_peaks(plan)]
+            assert list(plan.price.peaks) == peaks, seed
+    assert lending > 40
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autopart.records.training import Training
+from tests.support.witness.lending import away_at, moves_of
 from tests.support.witness.orders import Orders, awaited_actions, round_of_actions
 from tests.support.witness.stages import StageFigures
 
@@ -118,6 +119,8 @@ def moments_on_ranks(
     orders: Orders, stage_ranks: Sequence[Sequence[int]]
 ) -> list[tuple[Moment, ...]]:
     """For each rank the different counts while its actions run, from the orders alone."""
+    moves = moves_of(orders)
+    orders = moves.orders
     needs = awaited_actions(orders, stage_ranks)
     rounds = round_of_actions(orders, needs)
     turns = list(dict.fromkeys(rank for ranks in stage_ranks for rank in ranks))
@@ -135,7 +138,15 @@ def moments_on_ranks(
         stage, op, _ = orders[rank][place]
         rooms.setdefault((rank, room), []).append((stage, op))
     return [
-        _moments(rank, order, stage_ranks, rooms, {p for r, p in senders if r == rank}, needs)
+        _moments(
+            rank,
+            order,
+            stage_ranks,
+            rooms,
+            {p for r, p in senders if r == rank},
+            needs,
+            away_at(moves, rank),
+        )
         for rank, order in enumerate(orders)
     ]
 
@@ -147,8 +158,9 @@ def _moments(
     rooms: Mapping[tuple[int, int], Sequence[tuple[int, str]]],
     sends: set[int],
     needs: Mapping[tuple[int, int], tuple[int, int]],
+    away: Sequence[int],
 ) -> tuple[Moment, ...]:
-    """One rank's counts, action by action."""
+    """One rank's counts, action by action; `away` are its stashes on its partner meanwhile."""
     stages = [stage for stage, ranks in enumerate(stage_ranks) if rank in ranks]
     now = {stage: [0] * 6 for stage in stages}
     under_way: deque[tuple[int, str, int]] = deque()
@@ -164,7 +176,8 @@ def _moments(
             # Its gradient is back, so the activation has long arrived.
             under_way.remove((stage, "F", microbatch))
             own[5] -= 1
-        found[Moment(stage, op, tuple((*now[one],) for one in stages))] = None
+        here = [(now[one][0] - away[place] * (one == stage), *now[one][1:]) for one in stages]
+        found[Moment(stage, op, tuple(here))] = None
         if op == "W":
             own[1] -= 1
         elif op != "F":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from tests.support.witness.lending import moves_of
 from tests.support.witness.orders import Orders, awaited_actions, round_of_actions
 
 
@@ -18,6 +19,8 @@ class StageSeconds(NamedTuple):
     update: float
     fixed: float = 0.0
     """The action overhead in each of the ops."""
+    lend: float = 0.0
+    """Seconds to lend one microbatch's stash, or to take it back."""
 
 
 class Beside(NamedTuple):
@@ -66,6 +69,7 @@ class Steps:
     """Orders, sorted once so that each action stands behind all that it waits for."""
 
     def __init__(self, orders: Orders, stage_ranks: Sequence[Sequence[int]]) -> None:
+        orders, beside = moves_of(orders)
         needs = awaited_actions(orders, stage_ranks)
         rounds = round_of_actions(orders, needs)
         turn = sorted(rounds, key=lambda action: (rounds[action], action))
@@ -81,6 +85,8 @@ class Steps:
             giver, taker = needs.get((rank, at)), takers.get((rank, at))
             link = -1 if taker is None else links.setdefault((rank, taker[0]), len(links))
             self.rows.append((rank, stage, op, number[giver] if giver else -1, link))
+        self.moving = frozenset(number[action] for action in beside)
+        """Rows with a move of stash beside them."""
         self.num_links = len(links)
         self.asked: dict[int, list[int]] = {}
         """Rows of the messages for which a rank asks right before a row, under rendezvous sends."""
@@ -265,8 +271,12 @@ class Steps:
         free = list(begin)
         ends = [0.0] * len(self.rows)
         arrives = [0.0] * len(self.rows)
+        moved = [0.0] * self.num_ranks
         for number, (rank, stage, op, giver, link) in enumerate(self.rows):
-            now = free[rank]
+            # A move beside the action before is over first. One beside this action starts now.
+            now = max(free[rank], moved[rank])
+            if number in self.moving:
+                moved[rank] = now + stages[stage].lend
             if giver >= 0 and arrives[giver] > now:
                 now = arrives[giver]
             own = stages[stage]

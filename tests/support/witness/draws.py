@@ -16,7 +16,7 @@ from autopart.records.layer_graph import (
     Value,
 )
 from autopart.records.network import Network
-from autopart.records.problem import Demands, Pin, Problem
+from autopart.records.problem import LENDING, Demands, Pin, Problem
 from autopart.records.training import SYNCS, Training
 
 TRAININGS = (
@@ -72,6 +72,8 @@ def draw_problem(rng: random.Random, style: Style) -> Problem:
     )
     graph = draw_graph(rng, count, style)
     cluster = draw_cluster(rng, style)
+    if set(style.schedules).intersection(LENDING):
+        cluster = msgspec.structs.replace(cluster, sends_overlap=True, sends="buffered")
     demands = draw_demands(rng, style, graph, cluster)
     drawn = (rng.randint(1, style.most_microbatches), rng.choice(TRAININGS))
     return Problem(

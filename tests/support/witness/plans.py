@@ -50,6 +50,23 @@ def random_plans(seed: int, count: int) -> list[RandomPlan]:
         style = style._replace(network=True)
     if seed % 4 == 1:
         style = style._replace(network=True, overlap=True)
+    return _plans(rng, style, count)
+
+
+def random_lending_plans(seed: int, count: int) -> list[RandomPlan]:
+    """Up to so many plans whose ranks may lend stash to each other."""
+    rng = random.Random(f"lending {seed}")
+    style = Style(
+        schedules=("bpipe",),
+        branching=rng.random() < 0.4,
+        mixed_gpus=rng.random() < 0.3,
+        most_microbatches=10,
+        shapes=((1, 4), (2, 2), (2, 3), (1, 6), (4, 1)),
+    )
+    return _plans(rng, style, count)
+
+
+def _plans(rng: random.Random, style: Style, count: int) -> list[RandomPlan]:
     problem = draw_problem(rng, style)
     if rng.random() < 0.5:
         problem = with_memory(problem, rng.randrange(100, 3000))

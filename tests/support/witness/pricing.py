@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autopart.records.cluster import Cluster, HostLink, Link
-from autopart.records.problem import BIDIRECTIONAL, CLASSIC, Demands, Problem
+from autopart.records.problem import BIDIRECTIONAL, CLASSIC, LENDING, Demands, Problem
 from tests.support.witness.bytes_on_rank import (
     Moment,
     Moving,
@@ -23,6 +23,7 @@ from tests.support.witness.clock import StageSeconds, Steps, SyncSeconds
 from tests.support.witness.collectives import links_of
 from tests.support.witness.graphs import Crossing, Facts
 from tests.support.witness.hidden_syncs import Own, parts_of
+from tests.support.witness.lending import moves_of, places_of
 from tests.support.witness.orders import Orders, in_flight, orders_of
 from tests.support.witness.placements import Place
 from tests.support.witness.policies import PolicyFigures, Where, all_policies
@@ -57,6 +58,8 @@ class Compiled(NamedTuple):
     """Under GPipe and 1F1B, each stage's most microbatches in flight."""
     moments: tuple[tuple[tuple[int, ...], tuple[Moment, ...]], ...]
     """Under other orders, for each rank its stages and its counts."""
+    places: tuple[int, ...] = ()
+    """Where ranks lend stash, for each stage the places that its stash takes on its partner's rank."""
 
 
 class OnRanks(NamedTuple):
@@ -120,7 +123,12 @@ def compiled(setting: Setting) -> Compiled:
         for rank, own_moments in enumerate(moments_on_ranks(orders, seen))
         if own_moments
     )
-    return Compiled(steps, seen, None, moments)
+    places: tuple[int, ...] = ()
+    if schedule in LENDING:
+        moves = moves_of(orders)
+        places = tuple(places_of(moves, rank) for (rank,) in seen)
+        assert not any(places) or all(len(ranks) == 1 for ranks in slots), "places need one replica"
+    return Compiled(steps, seen, None, moments, places)
 
 
 def stage_seconds(one: OnRanks, send: float, send_back: float, fixed: float) -> StageSeconds:
@@ -202,7 +210,8 @@ class Pricer:
         demands = self.problem.demands
         named = demands.recompute_layers or demands.selective_layers or demands.offload_layers
         asked = demands.recompute, demands.offload, demands.offload_optimizer
-        return setting.schedule not in BIDIRECTIONAL and (asked != ("never",) * 3 or bool(named))
+        closed = (*BIDIRECTIONAL, *LENDING)
+        return setting.schedule not in closed and (asked != ("never",) * 3 or bool(named))
 
     def every_choice(
         self,
@@ -251,6 +260,8 @@ class Pricer:
             return None
         links = [_slowest(self.problem.cluster, kinds) for kinds in place.cuts]
         seconds = self._seconds(stages, links)
+        if ready.places:
+            seconds = self._with_lending(ready, place, stages, seconds)
         value = ready.steps.own_work(seconds) if self.problem.objective != "bottleneck" else 0.0
         if value >= beat:
             return None
@@ -328,10 +339,32 @@ class Pricer:
         """Peak bytes for each stage, or for each rank where ranks have orders of other kinds."""
         if ready.in_flight:
             return [stage.peak for stage in stages]
-        return [
+        peaks = [
             self._peak_of_rank(own, moments, dict(enumerate(stages)))
             for own, moments in ready.moments
         ]
+        for stage, count in enumerate(ready.places):
+            # Stage s has one rank, and so has its partner.
+            peaks[-1 - stage] += count * stages[stage].moved.stash
+        return peaks
+
+    def _with_lending(
+        self,
+        ready: Compiled,
+        place: Place,
+        stages: Sequence[OnRanks],
+        seconds: Sequence[StageSeconds],
+    ) -> list[StageSeconds]:
+        """The seconds of stages, with those of one move where a stage lends."""
+        known = links_of(self.problem.cluster)
+        found = list(seconds)
+        for stage, count in enumerate(ready.places):
+            if count:
+                pair = stage, len(stages) - 1 - stage
+                link = known["inter" if pair in place.twins else "intra"]
+                moving_time = link.latency + stages[stage].moved.stash / link.bandwidth
+                found[stage] = found[stage]._replace(lend=moving_time)
+        return found
 
     def _peak_of_rank(
         self, own: Sequence[int], moments: Sequence[Moment], stages: Mapping[int, OnRanks]
