@@ -56,12 +56,6 @@ KINDS: dict[str, Style] = {
     "lent stash": Style(
         schedules=("bpipe",), most_microbatches=8, shapes=((1, 4), (1, 4), (2, 2), (4, 1), (1, 6))
     ),
-    "lent stash or not": Style(
-        schedules=("1f1b", "bpipe"),
-        most_microbatches=8,
-        branching=True,
-        shapes=((1, 4), (2, 2), (2, 3)),
-    ),
     "pins": Style(pins=True, branching=True, shapes=FEW_GPUS),
     "bottleneck": Style(bottleneck=True, shapes=(*ONE_NODE, *NODES)),
     "period": Style(period=True, shapes=(*ONE_NODE, *NODES)),
