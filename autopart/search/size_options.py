@@ -9,7 +9,7 @@ from typing import NamedTuple, Required
 import msgspec
 
 from autopart.errors import ClusterError, ProfileError, UsageError
-from autopart.records.cluster import Cluster, cluster_of
+from autopart.records.cluster import MOST_GPUS, Cluster, cluster_of
 from autopart.records.known_clusters import PRESETS, node_of, preset_cluster
 from autopart.records.known_gpus import GPUS, known_name
 from autopart.records.layer_graph import LayerGraph
@@ -109,6 +109,10 @@ def check_size_options(options: SizeOptions) -> None:
         raise UsageError(f"--tokens-per-sample {options.tokens_per_sample}: write at least 1")
     if options.most_gpus < 1 or (options.gpus_per_node or 1) < 1:
         raise UsageError("--most-gpus and --gpus-per-node must be at least 1")
+    if max(options.most_gpus, options.gpus_per_node or 1) > MOST_GPUS:
+        raise UsageError(
+            f"--most-gpus and --gpus-per-node: at most {MOST_GPUS} GPUs are planned for"
+        )
 
 
 def _check_positive(option: str, number: float, meaning: str) -> None:

@@ -172,6 +172,7 @@ def test_what_was_not_decided_in_time_is_told() -> None:
         ({"objective": "bottleneck"}, "--objective step or period"),
         ({"solver": "uniform"}, "--solver auto, dp or ilp"),
         ({"tokens_per_sample": None}, "no input of token ids"),
+        ({"most_gpus": 10**20}, "at most 262144 GPUs"),
         ({"counts": "some"}, "write numbers of GPUs such as"),
     ],
 )
