@@ -48,7 +48,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.activations.policies import chooses_by_rank, optimizer_places
-from autopart.bounds.order_paths import MOST_ACTIONS, OrderGraph, OrderPaths, StageSeconds
+from autopart.bounds.order_paths import MOST_ACTIONS, OrderGraph, OrderPaths, ActionSeconds
 from autopart.bounds.policy_costs import PolicyCosts, policy_costs
 from autopart.bounds.price_rows import Rows, fullest_places, path_rows, rank_rows
 from autopart.cost.cuts import Cuts
@@ -164,7 +164,7 @@ class _Prices:
         price = np.zeros(len(self.rows.room))
         paths = _graph_of(self.layout)
         stages = len(self.layout.stage_ranks)
-        mean = StageSeconds(
+        mean = ActionSeconds(
             *(
                 np.full(stages, self.counts @ own / stages)
                 for own in (self.forward, self.gradient, self.weights)
@@ -188,7 +188,7 @@ class _Prices:
 
     def _phase(
         self, weight: Numbers, price: Numbers
-    ) -> tuple[float, Numbers, Numbers, StageSeconds]:
+    ) -> tuple[float, Numbers, Numbers, ActionSeconds]:
         """The largest bound of some rounds, the last weights and prices, and the stages' mean seconds, as shares."""
         best, summed = 0.0, np.zeros((3, len(self.layout.stage_ranks)))
         for turn in range(ROUNDS):
@@ -205,7 +205,7 @@ class _Prices:
             weight = np.maximum(_on_grid(weight / weight.sum()), GRID)
             price = (price + FIRST_PRICE) * np.exp(pace * np.clip(spread.lacking, -1.0, 1.0))
             price = _on_grid(np.maximum(price - FIRST_PRICE, 0.0))
-        return best, weight, price, StageSeconds(*_on_grid(summed / max(summed.max(), 1e-300)))
+        return best, weight, price, ActionSeconds(*_on_grid(summed / max(summed.max(), 1e-300)))
 
     def _add(self, paths: OrderPaths) -> None:
         """Add (5) for some paths."""
@@ -248,7 +248,7 @@ class _Prices:
         added = sum(own.extra @ part for own, part in zip(self.policies, share, strict=True))
         kept = sum(own.kept @ part for own, part in zip(self.policies, share, strict=True))
         copied = sum(own.copied @ part for own, part in zip(self.policies, share, strict=True))
-        seconds = StageSeconds(self.forward @ on, self.gradient @ on, self.weights @ on)
+        seconds = ActionSeconds(self.forward @ on, self.gradient @ on, self.weights @ on)
         loads = self.loads.fixed + self.loads.forward @ seconds.forward
         loads = loads + self.loads.copies @ copied
         loads = loads + self.loads.gradient @ seconds.gradient + self.loads.extra @ added
@@ -270,7 +270,7 @@ class _Spread(NamedTuple):
     """The right side of each row, scaled to about 1."""
     lacking: Numbers
     """What each place lacks, scaled to about 1."""
-    seconds: StageSeconds
+    seconds: ActionSeconds
 
 
 def _graph_of(layout: Layout) -> OrderGraph | None:

@@ -26,7 +26,7 @@ MOST_ACTIONS = 20_000
 Numbers = npt.NDArray[np.float64]
 
 
-class StageSeconds(NamedTuple):
+class ActionSeconds(NamedTuple):
     """Seconds of each stage in F, in I (or in the whole backward without W) and in W, shape (stages,)."""
 
     forward: Numbers
@@ -66,7 +66,7 @@ class OrderGraph:
             np.argsort(turn, kind="stable"), np.cumsum(np.bincount(turn)[1:])[:-1]
         )
 
-    def longest(self, seconds: StageSeconds, share: float) -> OrderPaths:
+    def longest(self, seconds: ActionSeconds, share: float) -> OrderPaths:
         """A long path for each rank, where its own actions take `share` longer; twice the same one counts once."""
         actions, ranks = self.actions, int(self.rank_of_stage.max()) + 1
         per_kind = np.zeros((len(seconds.forward), len(OPS)))

@@ -67,5 +67,6 @@ def _without(problem: Problem, totals: StageTotals[Q], left_out: Sequence[Any]) 
     for tied, out in zip(problem.graph.tied, left_out, strict=True):
         weights = weights - out * tied.param_bytes
     less = without_ties(problem, totals, left_out)
-    widest: Any = np.minimum(less.widest_trainable, less.num_trainable)
+    own: StageTotals[Any] = less
+    widest: Any = np.minimum(own.widest_trainable, own.num_trainable)
     return less._replace(weight_bytes=weights, widest_trainable=widest)

@@ -214,8 +214,7 @@ class LayoutSearch:
             return
         if self.solver != "dp" and (len(layout.stage_ranks) > 1 or alone):
             first = partition_of(self.cuts, paths[0]) if paths else None
-            found = integer_program.solve(self.problem, layout, first, self.deadline)
-            if found is not None:
+            if found := integer_program.solve(self.problem, layout, first, self.deadline):
                 self.take(layout, found, "ilp")
 
     def _propose_along_cuts(
@@ -226,8 +225,7 @@ class LayoutSearch:
         together = fits_together(self.problem, layout)
         if value == self.best.value == float("inf") and together and self.looks_for_leanest:
             # Each stage fits alone, but not all on a rank together. This path fits if any does.
-            lean = leanest_path(self.problem, layout, self.cuts)
-            by_bounds = by_bounds if lean is None else lean
+            by_bounds = leanest_path(self.problem, layout, self.cuts) or by_bounds
             value = self.take_path(layout, by_bounds)
         if self.objective.bounds.attained or value <= least * (1 + ROUNDING):
             return

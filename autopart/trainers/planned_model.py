@@ -55,6 +55,7 @@ class PlannedModel:
         module.train()
         one = _first_samples(example, plan.microbatch_size)
         self._evaluation: Evaluation | str = "the trainer has no eval_dataset"
+        cut, fault = None, PlanError("the model has no inputs")
         for inputs in _in_all_orders(one, module):
             cut = self._cut_for_evaluation((inputs, None), autocast) if evaluates else None
             try:
@@ -126,16 +127,22 @@ class PlannedModel:
         if distributed.get_rank():
             return OrderedDict()
         state = nn.Module.state_dict(self.module, keep_vars=True)
-        first = {id(tensor): name for name, tensor in reversed(state.items())}
+        tensors: dict[str, torch.Tensor] = dict(state)
+        first = {id(tensor): name for name, tensor in reversed(tensors.items())}
         # accelerate leaves out the further names of tied tensors only where the dict keeps an order.
         return OrderedDict(
-            (name, found.get(first[id(tensor)], tensor.detach())) for name, tensor in state.items()
+            (name, found.get(first[id(tensor)], tensor.detach()))
+            for name, tensor in tensors.items()
         )
 
     @contextmanager
     def holding(self, state: Mapping[str, torch.Tensor]) -> Generator[None]:
         """Inside, the module's `state_dict` gives `state`."""
-        self.module.state_dict = lambda *_, **__: state  # pyright: ignore[reportAttributeAccessIssue]
+
+        def held(*_: Any, **__: Any) -> Mapping[str, torch.Tensor]:
+            return state
+
+        self.module.state_dict = held  # pyright: ignore[reportAttributeAccessIssue]
         try:
             yield
         finally:
@@ -225,7 +232,7 @@ def check_trainable(plan: Plan) -> None:
         )
 
 
-def _first_samples(example: Mapping[str, Any], size: int) -> dict[str, Any]:
+def _first_samples(example: Any, size: int) -> dict[str, Any]:
     """The first microbatch of a batch."""
 
     def first(leaf: Any) -> Any:

@@ -16,7 +16,6 @@ with needed("accelerate"):
     from accelerate import Accelerator
     from accelerate.data_loader import prepare_data_loader
     from accelerate.optimizer import AcceleratedOptimizer
-    from accelerate.scheduler import AcceleratedScheduler
     from accelerate.utils import DistributedType
 
 Example = Mapping[str, Any]
@@ -67,7 +66,7 @@ class PipelineAccelerator(Accelerator):
         self.register_save_state_pre_hook(lambda *_: self.collect_optimizers())
 
     @property
-    def num_processes(self) -> int:
+    def num_processes(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Processes that read data of their own: one, because all ranks read the same."""
         return 1
 
@@ -137,7 +136,8 @@ class PipelineAccelerator(Accelerator):
         if id(optimizer) in self._before:
             renew(inner, self.planned.module, self._before[id(optimizer)])
         self._wholes.append(WholeOptimizer(inner))
-        return super().prepare_optimizer(optimizer, device_placement=device_placement)
+        prepared: Any = super().prepare_optimizer(optimizer, device_placement=device_placement)
+        return prepared
 
     def prepare_data_loader(
         self,
@@ -148,13 +148,14 @@ class PipelineAccelerator(Accelerator):
         """The same batches on every rank."""
         if getattr(data_loader, "_is_accelerate_prepared", False):
             return super().prepare_data_loader(data_loader, device_placement, slice_fn_for_dispatch)
+        kinds: Any = list(self.rng_types or [])
         prepared = prepare_data_loader(
             data_loader,
             self.device,
             num_processes=1,
             process_index=0,
             put_on_device=self.device_placement if device_placement is None else device_placement,
-            rng_types=(self.rng_types or []).copy(),
+            rng_types=kinds,
             dispatch_batches=False,
             use_seedable_sampler=self.use_seedable_sampler,
             data_seed=self.dataloader_config.data_seed,
@@ -164,9 +165,9 @@ class PipelineAccelerator(Accelerator):
         self._dataloaders.append(prepared)
         return prepared
 
-    def prepare_scheduler(self, scheduler: Any) -> AcceleratedScheduler:
+    def prepare_scheduler(self, scheduler: Any) -> Any:
         """As accelerate's, with one step of the schedule per step of the optimizer."""
-        prepared = super().prepare_scheduler(scheduler)
+        prepared: Any = super().prepare_scheduler(scheduler)
         prepared.split_batches = True
         return prepared
 

@@ -78,15 +78,19 @@ class PipelineTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Make the trainer's accelerator, which cuts the model when training or evaluation starts."""
         super().create_accelerator_and_postprocess()
-        settings = self.args.accelerator_config
-        accumulation = {**(settings.gradient_accumulation_kwargs or {}), "num_steps": 1}
+        settings: Any = self.args.accelerator_config
+        seed: Any = self.args.data_seed
+        accumulation: dict[str, Any] = {
+            **(settings.gradient_accumulation_kwargs or {}),
+            "num_steps": 1,
+        }
         self.accelerator = PipelineAccelerator(
             self._plan,
             self._example,
             mixed_precision=self.args.mixed_precision,
             dataloader_config=DataLoaderConfiguration(
                 use_seedable_sampler=settings.use_seedable_sampler,
-                data_seed=self.args.data_seed,
+                data_seed=seed,
                 non_blocking=settings.non_blocking,
             ),
             gradient_accumulation_plugin=GradientAccumulationPlugin(**accumulation),
@@ -101,8 +105,9 @@ class PipelineTrainer(Trainer):
     ) -> torch.Tensor:
         """Forward and backward of one batch in the pipeline. Collective over all ranks."""
         model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "train", None)):
+            optimizer.train()
         planned = self.accelerator.planned
         total = num_items_in_batch if self.model_accepts_loss_kwargs else None
         # With a number of items the loss is a share of the mean over all accumulated batches.

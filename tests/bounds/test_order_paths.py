@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from autopart.bounds.order_paths import OrderGraph, OrderPaths, StageSeconds
+from autopart.bounds.order_paths import OrderGraph, OrderPaths, ActionSeconds
 from autopart.records.layouts import Layout
 from autopart.schedules.catalogue import KINDS, make_schedule
 from tests.support.seeds import seeds
@@ -15,7 +15,7 @@ SCHEDULES = {
 }  # fmt: skip
 
 
-def played(layout: Layout, seconds: StageSeconds) -> float:
+def played(layout: Layout, seconds: ActionSeconds) -> float:
     """The end of the last action, found by asking each action for the ends of those that it awaits."""
     ranks, last = layout.stage_ranks, len(layout.stage_ranks) - 1
     orders = make_schedule(layout.schedule, ranks, layout.num_microbatches)
@@ -52,7 +52,7 @@ def played(layout: Layout, seconds: StageSeconds) -> float:
     return max(clocks)
 
 
-def lengths_of(paths: OrderPaths, seconds: StageSeconds) -> np.ndarray:
+def lengths_of(paths: OrderPaths, seconds: ActionSeconds) -> np.ndarray:
     return (
         paths.forward @ seconds.forward
         + paths.gradient @ seconds.gradient
@@ -60,7 +60,7 @@ def lengths_of(paths: OrderPaths, seconds: StageSeconds) -> np.ndarray:
     )
 
 
-def drawn(rng: random.Random) -> tuple[Layout, list[StageSeconds]]:
+def drawn(rng: random.Random) -> tuple[Layout, list[ActionSeconds]]:
     """A layout, and two lists of seconds for its stages."""
     name, each = rng.choice(sorted(SCHEDULES.items()))
     ranks = rng.randint(2, 4)
@@ -71,7 +71,7 @@ def drawn(rng: random.Random) -> tuple[Layout, list[StageSeconds]]:
         num_microbatches=ranks * rng.randint(2, 3),
     )
     several = [
-        StageSeconds(*(np.array([rng.uniform(0, 3) for _ in placement]) for _ in range(3)))
+        ActionSeconds(*(np.array([rng.uniform(0, 3) for _ in placement]) for _ in range(3)))
         for _ in range(2)
     ]
     return layout, several
