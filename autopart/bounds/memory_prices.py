@@ -48,7 +48,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.activations.policies import chooses_by_rank, optimizer_places
-from autopart.bounds.order_paths import MOST_ACTIONS, OrderGraph, OrderPaths, ActionSeconds
+from autopart.bounds.order_paths import MOST_ACTIONS, ActionSeconds, OrderGraph, OrderPaths
 from autopart.bounds.policy_costs import PolicyCosts, policy_costs
 from autopart.bounds.price_rows import Rows, fullest_places, path_rows, rank_rows
 from autopart.cost.cuts import Cuts

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from autopart.bounds.order_paths import OrderGraph, OrderPaths, ActionSeconds
+from autopart.bounds.order_paths import ActionSeconds, OrderGraph, OrderPaths
 from autopart.records.layouts import Layout
 from autopart.schedules.catalogue import KINDS, make_schedule
 from tests.support.seeds import seeds
