@@ -8,6 +8,7 @@ import pytest
 
 from autopart.records.cluster import UNLIMITED
 from autopart.report.page.document import page_html
+from autopart.report.page.time_section import SPLITS
 from autopart.search.memory_sweep import SweepPoint
 from autopart.search.plans_beside import PlansBeside
 from tests.report.page.test_document import BAD, hostile_page
@@ -124,7 +125,9 @@ def test_charts_answer_the_mouse(visit: Visit) -> None:
     box = bar.bounding_box()
     visit.page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2, steps=3)
     visit.page.wait_for_selector("#chart-splits .hoverlayer .hovertext", timeout=20_000)
-    assert "this plan" in visit.page.locator("#chart-splits .hoverlayer").text_content()
+    told = visit.page.locator("#chart-splits .hoverlayer").text_content()
+    split, seconds = told.split(": ")
+    assert split in ("this plan", *SPLITS.values()) and seconds.endswith("s")
     before = visit.page.locator("#chart-memory .scatterlayer").inner_html()
     visit.page.locator("#memory-rank").select_option(index=3)
     visit.page.wait_for_timeout(300)
