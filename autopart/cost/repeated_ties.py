@@ -42,11 +42,17 @@ def without_repeats(
 def _repeats(stage_ranks: StageRanks, copies: npt.NDArray[np.bool_]) -> list[list[Any]]:
     """For each stage and each tied parameter, 1 where an earlier stage on its ranks has a copy too."""
     found: list[list[Any]] = []
-    for stage, ranks in enumerate(stage_ranks):
-        earlier = [s for s in range(stage) if set(ranks) <= set(stage_ranks[s])]
+    for stage in range(len(stage_ranks)):
+        earlier = earlier_on_ranks(stage_ranks, stage)
         before = copies[..., earlier].any(axis=-1) & copies[..., stage]
         found.append([before[..., number].astype(np.int64) for number in range(before.shape[-1])])
     return found
+
+
+def earlier_on_ranks(stage_ranks: StageRanks, stage: int) -> list[int]:
+    """The earlier stages on all ranks of a stage."""
+    ranks = set(stage_ranks[stage])
+    return [s for s in range(stage) if ranks <= set(stage_ranks[s])]
 
 
 def without_shared_state(
@@ -62,11 +68,16 @@ def without_shared_state(
 
 
 def _without(problem: Problem, totals: StageTotals[Q], left_out: Sequence[Any]) -> StageTotals[Q]:
-    """The totals without state of some tied parameters: `left_out` is 1 for each of them."""
+    less: StageTotals[Any] = without_state(problem, totals, left_out)
+    widest: Any = np.minimum(less.widest_trainable, less.num_trainable)
+    return less._replace(widest_trainable=widest)
+
+
+def without_state(
+    problem: Problem, totals: StageTotals[Q], left_out: Sequence[Any]
+) -> StageTotals[Q]:
+    """The totals without state of some tied parameters, also as expressions; the widest layer stays as it is."""
     weights: Any = totals.weight_bytes
     for tied, out in zip(problem.graph.tied, left_out, strict=True):
         weights = weights - out * tied.param_bytes
-    less = without_ties(problem, totals, left_out)
-    own: StageTotals[Any] = less
-    widest: Any = np.minimum(own.widest_trainable, own.num_trainable)
-    return less._replace(weight_bytes=weights, widest_trainable=widest)
+    return without_ties(problem, totals, left_out)._replace(weight_bytes=weights)

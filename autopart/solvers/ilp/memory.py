@@ -1,6 +1,6 @@
 """Memory limits in an integer program: one stage alone, or all stages of a rank along its order.
 
-autopart/solvers/ilp/program.py has the symbols, and constraints (8), (12), (20) to (22), (29) and (30).
+autopart/solvers/ilp/program.py has the symbols, and constraints (8), (12), (20) to (22) and (29) to (32).
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from autopart.cost.memory import (
     total,
 )
 from autopart.cost.memory_limits import limits_of
+from autopart.cost.repeated_ties import earlier_on_ranks, without_state
 from autopart.cost.stage_totals import StageTotals
 from autopart.cost.syncs import update_share
 from autopart.records.cluster import host_share, smallest_memory
@@ -73,6 +74,7 @@ class MemoryConstraints:
     def bound_ranks(self, all_totals: Sequence[StageTotals[Quantity]]) -> None:
         """Limit each rank with all its stages, at each place of its order where it may keep the most."""
         empty = row_at(classic_rows(0), 0)
+        all_totals = [self._without_repeats(s, totals) for s, totals in enumerate(all_totals)]
         uses = [
             self._memory(stage, totals, self._state_of(stage, totals), empty, 0)
             for stage, totals in enumerate(all_totals)
@@ -89,6 +91,22 @@ class MemoryConstraints:
             beside = lasting + sum_of(lent[s] for s in own) + cluster.reserve_bytes
             self._bound_places(rank, in_flight, beside, [sizes[s] for s in own], max(limit, 1))
             self._bound_host(rank, in_flight, uses, all_totals)
+
+    def _without_repeats(self, stage: int, totals: StageTotals[Quantity]) -> StageTotals[Quantity]:
+        """A stage's totals without the state of tied parameters that an earlier stage on its ranks has."""
+        earlier = earlier_on_ranks(self.layout.stage_ranks, stage)
+        if not earlier or not self.problem.graph.tied:
+            return totals
+        left_out: list[Any] = []
+        for number, tied in enumerate(self.problem.graph.tied):
+            again: Any = self.program.add_variable(f"repeated_{number}_{stage}", 0, 1)
+            for stages in ([stage], earlier):
+                places = (self.placement.position[name] for name in tied.layers)
+                self.program += again <= sum_of(
+                    self.placement.on(at, s) for at in places for s in stages
+                )  # (31)
+            left_out.append(again)
+        return without_state(self.problem, totals, left_out)
 
     def _bound_places(
         self,
@@ -180,7 +198,10 @@ class MemoryConstraints:
         for layer, size in enumerate(sizes):
             self.program += widest >= size * self.placement.on(layer, stage)  # (21)
         self.program += away <= most * host  # (21)
-        self.program += away <= stepped - widest  # (21)
+        # Without tied parameters of earlier stages, fewer elements may be left than the widest layer has.
+        few: Any = variable(f"few_{stage}", 0, 1, cat=pulp.LpInteger)
+        self.program += away <= stepped - widest + most * few  # (32)
+        self.program += away <= most * (1 - few)  # (32)
         self.program += lent >= stepped - most * (1 - host)  # (22)
         return away, lent
 

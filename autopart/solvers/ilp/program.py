@@ -44,6 +44,9 @@ Under schedules other than GPipe and 1F1B, memory is that of each rank along its
     (28) in_i[s] with policies (autopart/solvers/ilp/policies.py)
     (29) size[i, s] >= bytes of kind i on stage s for one microbatch: stash, waiting, messages, results
     (30) lasting[r] + Σ counts[g, i, s] size[i, s] + the running action's workspace <= memory per GPU     for each g
+    (31) repeated[t, s] <= Σ x[l, s];  repeated[t, s] <= Σ x[l, s'] over earlier stages s' on all ranks of s
+                                                   for the layers l of tied t: a rank has its state once
+    (32) away[s] <= stepped[s] - widest[s] + M few[s];  away[s] <= M (1 - few[s])
 
 z is whole. The variables c, kept, only, any, work, again, waits, relays and T are continuous. (8), (9) and (30) push each
 down, and at whole z the smallest value that (4)-(7) and (13)-(29) allow is the exact one. The cumulative z make
@@ -52,7 +55,7 @@ precedence (2) tight in the relaxation.
 HiGHS solves the program through PuLP. On a time-out the best solution so far is taken. Derivation: docs/solvers.md.
 
 (1)-(4) and (10) stand in placement.py, (5), (6) and (25) in sums.py, (7), (23), (24), (26) and (27) in transients.py,
-(13)-(19) and (28) in policies.py, (8), (12), (20)-(22), (29) and (30) in memory.py, the others here.
+(13)-(19) and (28) in policies.py, (8), (12), (20)-(22) and (29)-(32) in memory.py, the others here.
 """
 
 from typing import Any
