@@ -146,7 +146,7 @@ def _drawing(timeline: Timeline) -> str:
         for kind in COLOURS
         if kind in kinds
     )
-    few = "" if len(ranks) == len(used) else f", {len(ranks)} of {len(used)} ranks"
+    few = "" if len(ranks) == len(used) else f", {len(ranks)} of {counted(len(used), 'rank')}"
     label = f"timeline of a step of {format_time(timeline.makespan)}{few}"
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" style="width:100%;max-width:{WIDTH}px;height:auto" role="img" '

@@ -89,7 +89,7 @@ def _proof_lines(sizing: Sizing, kind: SizedKind) -> Iterator[str]:
 
 
 def _up_to(gpus: int) -> str:
-    return "1 GPU" if gpus == 1 else f"up to {gpus} GPUs"
+    return counted(gpus, "GPU") if gpus == 1 else f"up to {counted(gpus, 'GPU')}"
 
 
 def _by_bound(sizing: Sizing, own: FewestGpus) -> str:
