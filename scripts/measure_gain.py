@@ -53,6 +53,8 @@ CASES = {
     "resnet-tiny": Case("zoo:resnet-tiny", 8, 8),
     "resnet-50": Case("zoo:resnet-50", 1, 4),
     "unet-tiny": Case("zoo:unet-tiny", 8, 8),
+    "gpt2-tiny": Case("zoo:gpt2-tiny", 4, 8),
+    "encdec-tiny": Case("zoo:encdec-tiny", 4, 8),
 }
 CUTS = ("uniform", "parameters", "auto")
 
