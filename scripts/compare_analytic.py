@@ -29,8 +29,8 @@ from compare_korthikanti import ROWS, TRAINING, equal_stages, policies_of, sent_
 from repeated_blocks import with_blocks
 
 from autopart.calibration.fit import Row, Stretches, fit_stretches
+from autopart.cost.groups_as_ranks import problem_of_groups
 from autopart.cost.in_flight import stages_in_flight
-from autopart.cost.tensor_groups import problem_of_groups
 from autopart.pricing import predict, simulated
 from autopart.records.calibration import Calibration
 from autopart.records.kernels import KINDS, Kernels, kernels_of, stretched

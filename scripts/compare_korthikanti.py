@@ -36,10 +36,11 @@ import msgspec
 from repeated_blocks import block_of, with_blocks
 
 from autopart.activations.policies import StagePolicies
+from autopart.cost.groups_as_ranks import problem_of_groups
 from autopart.cost.in_flight import stages_in_flight
 from autopart.cost.memory import rank_memory
-from autopart.cost.tensor_groups import problem_of_groups
 from autopart.pricing import predict, simulated
+from autopart.records.group_variants import GroupVariant
 from autopart.records.known_clusters import find_preset, preset_cluster
 from autopart.records.known_gpus import GPUS, find_gpu
 from autopart.records.layer_graph import LayerGraph
@@ -47,7 +48,6 @@ from autopart.records.layouts import Layout, Partition
 from autopart.records.prediction import StagePrediction
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile, load_profile, save_profile
-from autopart.records.tensor_variants import TensorVariant
 from autopart.records.training import make_training
 from autopart.runtime.profiling.profiler import profile_model
 from autopart.schedules.catalogue import make_schedule
@@ -175,13 +175,13 @@ class Predicted(NamedTuple):
     """The part of `activations` that the paper's formulas count: inside blocks."""
 
 
-def variant_of(profile: Profile, row: Policies) -> TensorVariant:
+def variant_of(profile: Profile, row: Policies) -> GroupVariant:
     """The layers of one GPU for a row of the table."""
-    (own,) = [one for one in profile.variants if one.sequence_parallel == row.sequence]
+    (own,) = [one for one in profile.variants if one.group.sequence_parallel == row.sequence]
     return own
 
 
-def problem_of(shape: Shape, variant: TensorVariant) -> Problem:
+def problem_of(shape: Shape, variant: GroupVariant) -> Problem:
     """The problem on tensor groups."""
     cluster = preset_cluster(find_preset("dgx-a100"), shape.gpus // DEGREE)
     alone = Problem(
@@ -276,7 +276,7 @@ def policies_of(graph: LayerGraph, stage: Sequence[int], row: Policies) -> Stage
     return StagePolicies(recompute=whole, selective=named(row.selective))
 
 
-def block_seconds(shape: Shape, row: Policies, variant: TensorVariant) -> Times:
+def block_seconds(shape: Shape, row: Policies, variant: GroupVariant) -> Times:
     """Seconds of one inner block forward and backward, with its collectives."""
     graph = problem_of(shape, variant).graph
     own = [at for at, la in enumerate(graph.layers) if block_of(la.name) == 1]
@@ -353,7 +353,7 @@ def check_formulas(content: Mapping[str, Any]) -> None:
 
 
 Plans = Mapping[tuple[str, str], Predicted]
-Variants = dict[tuple[str, str], TensorVariant]
+Variants = dict[tuple[str, str], GroupVariant]
 
 
 def print_memory(shapes: Sequence[Shape], plans: Plans) -> None:

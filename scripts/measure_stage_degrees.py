@@ -26,7 +26,7 @@ from measure_tensor import GPU, GPUS_PER_NODE, formula_profile
 import autopart
 from autopart.errors import InfeasibleError
 from autopart.records.plan_degrees import degrees_name
-from autopart.records.tensor_degree import StageDegrees
+from autopart.records.rank_group import StageDegrees
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

@@ -34,9 +34,9 @@ from repeated_blocks import with_blocks
 import autopart
 from autopart.cli.main import exit_code
 from autopart.errors import AutopartError
+from autopart.records.group_variants import Collective, GroupVariant, LayerCollectives
 from autopart.records.layer_graph import Layer, LayerGraph, Recompute
-from autopart.records.tensor_degree import degree_of
-from autopart.records.tensor_variants import Collective, LayerCollectives, TensorVariant
+from autopart.records.rank_group import Group, group_size
 
 GPU, GPUS_PER_NODE, TOKENS = "h100-sxm", 8, 4096
 MODEL_FILE = Path(__file__).with_name("llama_three_blocks.py")
@@ -76,13 +76,12 @@ def formula_profile(shape: Shape, model: str) -> autopart.Profile:
     return msgspec.structs.replace(profile, variants=variants)
 
 
-def _variant(graph: LayerGraph, shape: Shape, degree: int, *, split: bool) -> TensorVariant:
+def _variant(graph: LayerGraph, shape: Shape, degree: int, *, split: bool) -> GroupVariant:
     layers = tuple(_shard(layer, shape, degree, split=split) for layer in graph.layers)
     part = degree if split else 1
     values = tuple(msgspec.structs.replace(v, bytes=v.bytes // part) for v in graph.values)
-    return TensorVariant(
-        degree=degree,
-        sequence_parallel=split,
+    return GroupVariant(
+        group=Group(tensor=degree, sequence_parallel=split),
         graph=msgspec.structs.replace(graph, layers=layers, values=values),
         collectives=tuple(
             LayerCollectives(layer=la.name, collectives=_collectives(la, shape, split=split))
@@ -190,8 +189,8 @@ def measured(profile: autopart.Profile, gpus: int, time_limit: float) -> dict[st
 def shape(plan: autopart.Plan) -> dict[str, object]:
     """The plan's degree, stages, replicas, schedule and policies."""
     return {
-        "degree": degree_of(plan.tensor),
-        "tensor": msgspec.to_builtins(plan.tensor) if degree_of(plan.tensor) > 1 else None,
+        "degree": group_size(plan.group),
+        "tensor": msgspec.to_builtins(plan.group) if group_size(plan.group) > 1 else None,
         "stages": len(plan.stages),
         "replicas": len(plan.stages[0].ranks),
         "schedule": plan.schedule,

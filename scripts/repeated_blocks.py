@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import msgspec
 
+from autopart.records.group_variants import GroupVariant, LayerCollectives
 from autopart.records.layer_graph import LayerGraph, Value
 from autopart.records.profile import Profile
-from autopart.records.tensor_variants import LayerCollectives, TensorVariant
 
 INNER, LAST = 1, 2
 """Blocks of the profiled models, which have three."""
@@ -39,7 +39,7 @@ def block_of(layer: str) -> int | None:
     return int(rest.partition(".")[0]) if kind == "blocks" else None
 
 
-def _variant(variant: TensorVariant, blocks: int) -> TensorVariant:
+def _variant(variant: GroupVariant, blocks: int) -> GroupVariant:
     calls = _repeated(variant.collectives, lambda own: own.layer, blocks)
     return msgspec.structs.replace(
         variant,

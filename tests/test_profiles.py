@@ -9,7 +9,7 @@ import pytest
 import autopart
 from autopart.cli.main import exit_code
 from autopart.records.graph_check import check_graph
-from autopart.records.tensor_degree import degree_of
+from autopart.records.rank_group import group_size
 from autopart.runtime.profiling.devices import software_versions
 from autopart.runtime.profiling.profiled_model import prepare_model
 from tests.support.long_tests import long_tests
@@ -43,7 +43,7 @@ def test_a_profile_loads_and_is_analytic_unless_it_is_of_a_cpu(path: Path) -> No
         assert (profile.device.kind, profile.device.name) == ("meta", file.device)
     assert profile.microbatch_size == file.microbatch_size
     asked = SCRIPT.MODELS[file.model].degrees
-    degrees = sorted({variant.degree for variant in profile.variants})
+    degrees = sorted({variant.group.tensor for variant in profile.variants})
     assert degrees == [int(degree) for degree in asked.split(",") if degree]
 
 
@@ -63,7 +63,7 @@ def test_llama_70b_is_planned_for_eight_gpus_with_a_tensor_degree() -> None:
     profile = autopart.load_profile(FOLDER / "llama-70b-h100-sxm-mb1.json")
     cluster = autopart.cluster_of("h100-sxm", gpus=16, nodes=2)
     plan = autopart.solve(profile, cluster, tensor="auto", recompute="auto", zero1=True)
-    assert degree_of(plan.tensor) > 1
+    assert group_size(plan.group) > 1
     assert all(check.passed for check in autopart.verify(plan, profile))
 
 
@@ -71,7 +71,7 @@ def test_the_profiles_page_lists_each_with_its_size() -> None:
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
     for path in FILES:
         profile = autopart.load_profile(path)
-        degrees = sorted({1} | {variant.degree for variant in profile.variants})
+        degrees = sorted({1} | {variant.group.tensor for variant in profile.variants})
         sizes = f"{profile.source.num_params:,} | {len(profile.graph.layers)} | {profile.dtype}"
         listed = ", ".join(map(str, degrees))
         assert f"| [{path.name}]({path.name}) | {sizes} | {listed} |" in page

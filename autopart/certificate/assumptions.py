@@ -10,11 +10,12 @@ from autopart.activations.policies import (
     may_offload,
 )
 from autopart.bounds.rank_assignments import takes_gpus_in_order
+from autopart.records.group_choice import GroupDemand
 from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
 from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, PAIRED, Demands, Problem
-from autopart.records.tensor_degree import StageDegrees, Tensor, TensorDemand, degree_of
+from autopart.records.rank_group import Group, StageDegrees, group_size
 from autopart.text import counted, in_words
 
 
@@ -44,10 +45,10 @@ def assumptions(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
 
 def _degrees(demands: Demands, sizes: Sequence[SearchedSize]) -> str:
     """The assumption on tensor degrees; empty where none was asked for."""
-    if not isinstance(demands.tensor, TensorDemand):
+    if not isinstance(demands.group, GroupDemand):
         return ""
     one = [size for size in sizes if not isinstance(size.per_stage, StageDegrees)]
-    degrees = sorted({degree_of(size.tensor) for size in one})
+    degrees = sorted({group_size(size.group) for size in one})
     if not degrees:
         # A plan by hand is bounded over its own kind of plans alone.
         return _own_degrees(sizes).removeprefix("or ")
@@ -55,7 +56,7 @@ def _degrees(demands: Demands, sizes: Sequence[SearchedSize]) -> str:
     if len(degrees) > 1:
         said = f"every tensor degree in {', '.join(map(str, degrees))}"
     words = {True: "with", False: "without"}
-    split = {size.tensor.sequence_parallel for size in one if isinstance(size.tensor, Tensor)}
+    split = {size.group.sequence_parallel for size in one if isinstance(size.group, Group)}
     if split:
         said += f" {' and '.join(words[own] for own in sorted(split))} sequence parallelism"
     return f"{said} on GPUs of one node, {_own_degrees(sizes)}"

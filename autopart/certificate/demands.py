@@ -16,9 +16,9 @@ from autopart.records.cluster import num_gpus
 from autopart.records.demands import check_demands
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.plan import Plan, follows_its_name, policy_of_layers, stage_ranks
-from autopart.records.plan_degrees import degrees_name, rank_degrees, stage_tensors
+from autopart.records.plan_degrees import degrees_name, rank_sizes, stage_groups
 from autopart.records.problem import CUSTOM
-from autopart.records.tensor_degree import degree_of
+from autopart.records.rank_group import group_size
 from autopart.stage_degrees.pricing import check_ties
 from autopart.text import counted
 
@@ -40,7 +40,7 @@ def check_kept(given: PlanProblem) -> str:
     replicas = sorted({len(own) for own in ranks})
     listed = "/".join(map(str, replicas))
     shape = f"{counted(len(ranks), 'stage')} x {listed} replica{'s' if max(replicas) > 1 else ''}"
-    shape += f", {degrees_name(plan)}" if max(rank_degrees(plan)) > 1 else ""
+    shape += f", {degrees_name(plan)}" if max(rank_sizes(plan)) > 1 else ""
     check_covered(plan)
     if plan.schedule == CUSTOM:
         return f"{shape}, orders of their own"
@@ -110,7 +110,7 @@ def _check_degrees(given: PlanProblem) -> None:
     own, plan = given.own_degrees, given.plan
     if own is None:
         return
-    degrees = tuple(degree_of(tensor) for tensor in stage_tensors(plan))
+    degrees = tuple(group_size(tensor) for tensor in stage_groups(plan))
     check_ties(given.graph, partition_of(plan, given.graph), degrees)
     places_in_space(own, degrees, stage_ranks(plan))
 

@@ -7,23 +7,17 @@ import msgspec
 
 from autopart.activations.policies import StagePolicies
 from autopart.cost.contention import contended
-from autopart.cost.tensor_groups import problem_of_groups
+from autopart.cost.groups_as_ranks import problem_of_groups
 from autopart.errors import PlanError
+from autopart.records.group_choice import variant_of
 from autopart.records.layer_graph import LayerGraph, positions
 from autopart.records.layouts import Layout, Partition
 from autopart.records.microbatch_sizes import Sized, scale_profile
 from autopart.records.plan import Plan, SearchedSize, stage_ranks
-from autopart.records.plan_degrees import degrees_name, has_several_degrees, stage_tensors
+from autopart.records.plan_degrees import degrees_name, has_several_degrees, stage_groups
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile, profile_hash
-from autopart.records.tensor_degree import (
-    MaybeTensor,
-    StageDegrees,
-    Tensor,
-    degree_of,
-    tensor_name,
-    variant_of,
-)
+from autopart.records.rank_group import Group, MaybeGroup, StageDegrees, group_name, group_size
 from autopart.stage_degrees.problem import DegreesProblem, problem_of_degrees
 
 
@@ -34,7 +28,7 @@ class PlanProblem:
         self.plan, self.profiles = plan, profiles
         self.by_hash = {profile_hash(profile): profile for profile in profiles}
         self._sized: dict[tuple[int, str, int], Sized] = {}
-        self._problems: dict[tuple[int, MaybeTensor], Problem] = {}
+        self._problems: dict[tuple[int, MaybeGroup], Problem] = {}
 
     @property
     def graph(self) -> LayerGraph:
@@ -62,7 +56,7 @@ class PlanProblem:
 
         For plans whose stages have degrees of their own it has one GPU per rank.
         """
-        key = size.microbatch_size, size.tensor
+        key = size.microbatch_size, size.group
         if key not in self._problems:
             profile = self.sized(size).profile
             batch = self.plan.num_microbatches * self.plan.microbatch_size
@@ -71,7 +65,7 @@ class PlanProblem:
                 microbatch_size=size.microbatch_size,
                 num_microbatches=batch // size.microbatch_size,
             )
-            variant = variant_of(profile, size.tensor)
+            variant = variant_of(profile, size.group)
             self._problems[key] = problem_of_groups(of_gpus, variant)
         return self._problems[key]
 
@@ -93,7 +87,7 @@ class PlanProblem:
         own = self.own_degrees
         if own is None:
             return [self.graph] * len(self.plan.stages)
-        return [own.at(degree_of(tensor)).graph for tensor in stage_tensors(self.plan)]
+        return [own.at(group_size(tensor)).graph for tensor in stage_groups(self.plan)]
 
     def _find(self, size: SearchedSize) -> Sized:
         if size.profile_hash not in self.by_hash:
@@ -141,12 +135,12 @@ def own_entry(plan: Plan) -> SearchedSize:
 def _covers(size: SearchedSize, plan: Plan) -> bool:
     """Whether a searched size is that of the plan's own tensor degrees."""
     if not isinstance(size.per_stage, StageDegrees):
-        return not has_several_degrees(plan) and size.tensor == plan.tensor
-    tensors = [one for one in stage_tensors(plan) if isinstance(one, Tensor)]
+        return not has_several_degrees(plan) and size.group == plan.group
+    tensors = [one for one in stage_groups(plan) if isinstance(one, Group)]
     chosen = size.per_stage
     return (
         has_several_degrees(plan)
-        and {degree_of(one) for one in stage_tensors(plan)} <= set(chosen.degrees)
+        and {group_size(one) for one in stage_groups(plan)} <= set(chosen.degrees)
         and tensors[0].sequence_parallel == chosen.sequence_parallel
     )
 
@@ -154,7 +148,7 @@ def _covers(size: SearchedSize, plan: Plan) -> bool:
 def searched_name(size: SearchedSize) -> str:
     """The tensor degrees of a searched size in words."""
     if not isinstance(size.per_stage, StageDegrees):
-        return tensor_name(size.tensor)
+        return group_name(size.group)
     own = size.per_stage
     listed = ", ".join(map(str, own.degrees))
     return f"tensor degrees per stage among {listed}" + (

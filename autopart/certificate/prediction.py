@@ -11,10 +11,10 @@ from autopart.cost.transients import held_results
 from autopart.errors import PlanError
 from autopart.pricing import predict, simulated
 from autopart.records.plan import Plan, schedule_of, stage_ranks
-from autopart.records.plan_degrees import stage_tensors
+from autopart.records.plan_degrees import stage_groups
 from autopart.records.prediction import Prediction
 from autopart.records.problem import CUSTOM
-from autopart.records.tensor_degree import degree_of
+from autopart.records.rank_group import group_size
 from autopart.schedules.check import check_schedule
 from autopart.simulator.period import period_of_plan
 from autopart.simulator.timeline import simulate_plan
@@ -27,7 +27,7 @@ def predict_again(given: PlanProblem) -> Prediction:
     layout = layout_of(plan)
     own = given.own_degrees
     if own is not None:
-        degrees = tuple(degree_of(tensor) for tensor in stage_tensors(plan))
+        degrees = tuple(group_size(tensor) for tensor in stage_groups(plan))
         places = places_in_space(own, degrees, layout.stage_ranks)
         partition, policies = partition_of(plan, graph), policies_of(plan, graph)
         stages, syncs = DegreesPricer(own).predict(places, plan.schedule, partition, policies)

@@ -33,11 +33,12 @@ from autopart.errors import AutopartError, PlanError
 from autopart.pricing import minimised
 from autopart.records.check import Check
 from autopart.records.cluster import host_share
+from autopart.records.group_choice import searched_groups
 from autopart.records.microbatch_sizes import check_same_model, nearest_size
 from autopart.records.plan import SOLVERS, Origin, Plan, SearchedSize, check_plan, stage_ranks
-from autopart.records.plan_degrees import stage_tensors
+from autopart.records.plan_degrees import stage_groups
 from autopart.records.profile import Profile
-from autopart.records.tensor_degree import degree_of, searched_degrees, tensor_name
+from autopart.records.rank_group import group_name, group_size
 from autopart.schedules.actions import count_actions
 from autopart.stage_degrees.problem import searched_stage_degrees
 from autopart.text import counted
@@ -121,10 +122,10 @@ def _check_searched(given: PlanProblem) -> None:
 def _searched_names(given: PlanProblem, size: SearchedSize) -> list[str]:
     """The tensor degrees that the demands leave at a microbatch size, in words and in their order."""
     plan, profile = given.plan, given.sized(size).profile
-    demand = plan.demands.tensor
+    demand = plan.demands.group
     per_stage = searched_stage_degrees(profile, plan.cluster, demand)
     one = msgspec.structs.replace(size, per_stage=msgspec.UNSET)
-    return [tensor_name(tensor) for tensor in searched_degrees(profile, plan.cluster, demand)] + [
+    return [group_name(tensor) for tensor in searched_groups(profile, plan.cluster, demand)] + [
         searched_name(msgspec.structs.replace(one, per_stage=own)) for own in per_stage
     ]
 
@@ -257,7 +258,7 @@ def _leaves_room(given: PlanProblem, value: float) -> None:
     if own is None:
         check_own_bounds(given.problem, layout, partition, value)
         return
-    degrees = tuple(degree_of(tensor) for tensor in stage_tensors(plan))
+    degrees = tuple(group_size(tensor) for tensor in stage_groups(plan))
     places = places_in_space(own, degrees, layout.stage_ranks)
     check_own_bounds_of_degrees(own, places, plan.schedule, partition, value)
 

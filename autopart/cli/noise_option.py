@@ -9,10 +9,10 @@ import typer
 from autopart.certificate.plan_problem import partition_of
 from autopart.errors import AutopartError, PlanError, UsageError
 from autopart.records.built_in_profiles import profile_files
+from autopart.records.group_choice import graph_of
 from autopart.records.plan import Plan, schedule_of, stage_ranks
-from autopart.records.plan_degrees import stage_tensors
+from autopart.records.plan_degrees import stage_groups
 from autopart.records.profile import load_profile, profile_hash
-from autopart.records.tensor_degree import graph_of
 from autopart.report.step_summary import NoiseSummary, noise_summary
 from autopart.simulator.compiled import runner_of
 from autopart.simulator.noise import (
@@ -107,7 +107,7 @@ def _profile_spreads(plan: Plan, path: Path | None) -> tuple[Spread, ...]:
             f"{path} is profile {' or '.join(profiles)}, the plan was made from "
             f"{plan.origin.profile_hash}; name that one, or give a share such as --noise 5%"
         )
-    stages = zip(partition_of(plan, profile.graph), stage_tensors(plan), strict=True)
+    stages = zip(partition_of(plan, profile.graph), stage_groups(plan), strict=True)
     return measured_spreads(
         [[graph_of(profile, tensor).layers[at] for at in stage] for stage, tensor in stages]
     )

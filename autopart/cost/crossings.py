@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from autopart.records.plan import Plan, stage_ranks
-from autopart.records.plan_degrees import gpus_of_ranks, rank_degrees
+from autopart.records.plan_degrees import gpus_of_ranks, rank_sizes
 
 
 class CutTraffic(NamedTuple):
@@ -37,7 +37,7 @@ def crossings_of(plan: Plan) -> Crossings:
 
     With a tensor degree the bytes are those of one GPU of a rank, and the first GPU's node counts.
     """
-    gpus, per_node = gpus_of_ranks(rank_degrees(plan)), plan.cluster.gpus_per_node
+    gpus, per_node = gpus_of_ranks(rank_sizes(plan)), plan.cluster.gpus_per_node
     node = [own.start // per_node for own in gpus]
     cuts: list[CutTraffic] = []
     nodes: Counter[tuple[int, int]] = Counter()

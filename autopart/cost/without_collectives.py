@@ -1,4 +1,4 @@
-"""A plan's stages as the first GPU of each tensor group runs them alone, without the group's collectives.
+"""A plan's stages as the first GPU of each rank group runs them alone, without the group's collectives.
 
 So a measurement on one device, where collectives take no time, has a prediction beside it.
 """
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from autopart.cost.tensor_groups import HIDING, CollectiveTimes, collective_times
+from autopart.cost.groups_as_ranks import HIDING, CollectiveTimes, collective_times
+from autopart.records.group_variants import LayerCollectives
 from autopart.records.plan import Plan, Stage
 from autopart.records.prediction import StagePrediction
-from autopart.records.tensor_degree import degree_of
-from autopart.records.tensor_variants import LayerCollectives
+from autopart.records.rank_group import Group
 
 _NONE = CollectiveTimes(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -25,7 +25,9 @@ def without_collectives(
     Its `split_time` is the sum of their seconds and of those by which a split makes layers longer. So all
     collectives beneath W that fit into it count as hidden. The error is at most the layers' own split time.
     """
-    own = collective_times(collectives, plan.cluster, degree_of(plan.tensor))
+    if not isinstance(plan.group, Group):
+        return plan.prediction.stages
+    own = collective_times(collectives, plan.cluster, plan.group)
     hides = plan.training.sync in HIDING
     return tuple(
         _stage_without(predicted, stage, own, hides=hides)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from autopart.errors import ExportRefused
 from autopart.records.plan import Plan, schedule_of, stage_ranks
 from autopart.records.problem import LENDING
-from autopart.records.tensor_degree import Tensor, degree_of
+from autopart.records.rank_group import Group, group_size
 from autopart.schedules.actions import Schedule
 from autopart.schedules.placements import loop, wave
 from autopart.text import counted
@@ -72,7 +72,7 @@ def shape_of(plan: Plan, framework: str) -> Shape:
         )
     style: Literal["loop", "v"] = "loop" if styles[0] == "loop" else "v"
     each = _microbatches(plan, replicas, framework)
-    tensor = plan.tensor
+    tensor = plan.group
     return Shape(
         num_ranks,
         replicas,
@@ -80,8 +80,8 @@ def shape_of(plan: Plan, framework: str) -> Shape:
         style,
         each,
         pipelines,
-        degree_of(tensor),
-        isinstance(tensor, Tensor) and tensor.sequence_parallel,
+        group_size(tensor),
+        isinstance(tensor, Group) and tensor.sequence_parallel,
     )
 
 

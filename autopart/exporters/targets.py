@@ -13,7 +13,7 @@ from autopart.exporters.torch import module as torch_module
 from autopart.records.frameworks import EXECUTOR, FRAMEWORKS, Framework
 from autopart.records.plan import Plan
 from autopart.records.plan_degrees import degrees_name, has_several_degrees
-from autopart.records.tensor_degree import degree_of, tensor_name
+from autopart.records.rank_group import group_name, group_size, is_tensor_only
 from autopart.records.training import DEFAULT_SYNC
 from autopart.units import format_time
 
@@ -107,9 +107,14 @@ def export_plan(
             f"the plan has {degrees_name(plan)}, and {target} has one degree for all stages; the nearest "
             "plan has --tensor auto"
         )
-    if asked.no_tensor_groups and degree_of(plan.tensor) > 1:
+    if not is_tensor_only(plan.group):
         raise ExportRefused(
-            f"the plan has {tensor_name(plan.tensor)}, and {asked.no_tensor_groups}; the nearest "
+            f"the plan has {group_name(plan.group)}, and an export for {target} has tensor groups only; the nearest "
+            "plan has neither --context nor --shard"
+        )
+    if asked.no_tensor_groups and group_size(plan.group) > 1:
+        raise ExportRefused(
+            f"the plan has {group_name(plan.group)}, and {asked.no_tensor_groups}; the nearest "
             "plan has --tensor 1"
         )
     check_layer_order(plan)

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 
 from autopart.errors import AutopartError
+from autopart.records.group_choice import GroupDemand
 from autopart.records.layer_graph import LayerGraph, has_pair_times, positions
 from autopart.records.problem import (
     BIDIRECTIONAL,
@@ -16,7 +17,6 @@ from autopart.records.problem import (
     Demands,
     Objective,
 )
-from autopart.records.tensor_degree import TensorDemand
 from autopart.text import counted
 
 
@@ -36,7 +36,7 @@ def able_schedules(objective: Objective, *, per_stage: bool) -> tuple[str, ...]:
 
 def has_own_degrees(demands: Demands) -> bool:
     """Whether stages may have tensor degrees of their own."""
-    return isinstance(demands.tensor, TensorDemand) and demands.tensor.per_stage is True
+    return isinstance(demands.group, GroupDemand) and demands.group.per_stage is True
 
 
 def _check_counts(demands: Demands, objective: Objective) -> None:
@@ -108,7 +108,7 @@ def _check_schedules(demands: Demands, objective: Objective) -> None:
             f"the period has no bound for stash that is lent, as under {lending[0]}; minimise the step, or take "
             f"another schedule than {lending[0]}"
         )
-    if lending and isinstance(demands.tensor, TensorDemand):
+    if lending and isinstance(demands.group, GroupDemand):
         raise AutopartError(
             f"{lending[0]} lends the stash of one GPU, not that of a tensor group; leave out --tensor, or "
             f"take another schedule than {lending[0]}"

@@ -15,15 +15,15 @@ import msgspec
 
 from autopart.errors import AutopartError, ProfileError
 from autopart.records.graph_check import check_graph
+from autopart.records.group_variants import (
+    Collective,
+    GroupVariant,
+    LayerCollectives,
+    check_variants,
+    groups_listed,
+)
 from autopart.records.layer_graph import Layer, LayerGraph, Recompute, SplitBackward
 from autopart.records.profile import Profile, profile_hash
-from autopart.records.tensor_variants import (
-    Collective,
-    LayerCollectives,
-    TensorVariant,
-    check_variants,
-    degrees_listed,
-)
 from autopart.text import counted
 
 MOST_SAMPLES = 2**31
@@ -161,7 +161,7 @@ def _difference(one: Profile, other: Profile) -> str | None:
         ("method", one.method, other.method),
         ("number of parameters", one.source.num_params, other.source.num_params),
         ("number of layers", len(one.graph.layers), len(other.graph.layers)),
-        ("list of tensor degrees", degrees_listed(one.variants), degrees_listed(other.variants)),
+        ("list of tensor degrees", groups_listed(one.variants), groups_listed(other.variants)),
     ]
     for subject, mine, theirs in named:
         if mine != theirs:
@@ -242,7 +242,7 @@ def _scaled(graph: LayerGraph, share: float) -> LayerGraph:
     )
 
 
-def _scaled_variant(variant: TensorVariant, share: float) -> TensorVariant:
+def _scaled_variant(variant: GroupVariant, share: float) -> GroupVariant:
     """The variant with `share` times the samples. Collectives once per step sum gradients, and do not change."""
     scaled = tuple(
         LayerCollectives(

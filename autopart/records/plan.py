@@ -14,8 +14,8 @@ from autopart.records.pace import Pace
 from autopart.records.plan_degrees import check_own_degrees, check_room
 from autopart.records.prediction import Prediction
 from autopart.records.problem import LENDING, Demands, Objective
+from autopart.records.rank_group import MaybeGroup, StageDegrees
 from autopart.records.shown import html_of
-from autopart.records.tensor_degree import MaybeTensor, StageDegrees
 from autopart.records.training import Training, make_training
 from autopart.schedules.actions import Schedule, count_actions, format_order, has_pairs, parse_order
 from autopart.schedules.catalogue import make_schedule, orders_by_name
@@ -31,7 +31,7 @@ SOLVERS: tuple[SolverName, ...] = ("auto", "dp", "ilp", "uniform", "parameters")
 """The solvers that a user can ask for; a plan names the one that found its partition."""
 
 FORMAT = "autopart-plan"
-VERSION = 4
+VERSION = 5
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,9 +42,9 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ranks: tuple[Count, ...]
     """The stage's ranks, one per replica. Microbatch m runs on rank number m mod (their count).
 
-    With tensor degree t rank q is the GPUs q x t … q x t + t - 1."""
-    tensor: MaybeTensor = msgspec.UNSET
-    """The stage's own tensor degree, in a plan with several. Absent for 1, and where the plan has one degree.
+    With rank groups of g GPUs rank q is the GPUs q x g … q x g + g - 1."""
+    group: MaybeGroup = msgspec.UNSET
+    """The stage's own rank group, in a plan with several tensor degrees. Absent for one GPU, and where all are equal.
 
     Ranks stand side by side: a rank starts at the GPU behind those of the rank before it."""
     held: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class SearchedSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One microbatch size and tensor degree that were searched, with the bound over all plans of both."""
+    """One microbatch size and rank group that were searched, with the bound over all plans of both."""
 
     microbatch_size: PositiveCount
     """Samples per microbatch."""
@@ -134,21 +134,21 @@ class SearchedSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Hash by which the plan names the profile for this size."""
     profiled_size: PositiveCount
     """Samples per microbatch in that profile. Seconds and bytes were scaled where it differs."""
-    tensor: MaybeTensor = msgspec.UNSET
-    """The tensor degree that was searched at this size; absent for 1."""
+    group: MaybeGroup = msgspec.UNSET
+    """The rank group that was searched at this size; absent for one GPU."""
     per_stage: StageDegrees | msgspec.UnsetType = msgspec.UNSET
     """The tensor degrees that stages could have, where this entry is for plans with several; else absent."""
     lower_bound: Seconds | None
-    """Seconds that no plan at this size and degree can beat; null where they have no plan."""
+    """Seconds that no plan at this size, with this group, can beat; null where they have no plan."""
     simulated: Count
-    """How many partitions at this size and degree the closed-form bounds leave open."""
+    """How many partitions at this size, with this group, the closed-form bounds leave open."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A complete decision, with its prediction and its certificate."""
 
     format: Literal["autopart-plan"] = FORMAT
-    version: Literal[4] = VERSION
+    version: Literal[5] = VERSION
     origin: Origin
     """The model, profile and solver behind the plan."""
     cluster: Cluster
@@ -157,10 +157,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Samples per microbatch."""
     num_microbatches: PositiveCount
     """Microbatches per optimizer step, over all replicas together."""
-    tensor: MaybeTensor = msgspec.UNSET
-    """The plan's tensor degree; absent for 1, and where stages have their own.
-
-    With degree t a rank is a tensor group of t GPUs."""
+    group: MaybeGroup = msgspec.UNSET
+    """The GPUs of each rank, and what they share; absent for one GPU, and where stages have their own."""
     training: Training
     """Optimizer and precisions."""
     demands: Demands
@@ -168,7 +166,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     objective: Objective = "step"
     """The seconds that the plan minimises and its certificate bounds: step, period or bottleneck."""
     sizes: tuple[SearchedSize, ...] = ()
-    """All microbatch sizes and tensor degrees that were searched, including the plan's own."""
+    """All microbatch sizes and rank groups that were searched, including the plan's own."""
     stages: tuple[Stage, ...]
     """The stages in pipeline order."""
     schedule: str
@@ -225,7 +223,7 @@ def follows_its_name(plan: Plan) -> bool:
 
 
 def num_ranks(plan: Plan) -> int:
-    """How many ranks the plan has; with a tensor degree each is a tensor group."""
+    """How many ranks the plan has; each one GPU or a rank group."""
     return len(plan.orders)
 
 

@@ -1,4 +1,4 @@
-"""The tensor degrees of a plan: one for all stages, or each stage's own; and the GPUs of its ranks."""
+"""The rank groups of a plan: one for all stages, or each stage's own tensor degree; and the GPUs of its ranks."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,12 +6,13 @@ from typing import Protocol
 
 from autopart.errors import AutopartError, PlanError
 from autopart.records.cluster import Cluster, num_gpus
-from autopart.records.tensor_degree import (
-    MaybeTensor,
-    Tensor,
+from autopart.records.rank_group import (
+    Group,
+    MaybeGroup,
     check_fits_node,
-    degree_of,
-    tensor_name,
+    group_name,
+    group_size,
+    is_tensor_only,
 )
 from autopart.text import counted
 
@@ -22,14 +23,14 @@ class OwnStage(Protocol):
     @property
     def ranks(self) -> tuple[int, ...]: ...
     @property
-    def tensor(self) -> MaybeTensor: ...
+    def group(self) -> MaybeGroup: ...
 
 
 class OwnPlan(Protocol):
     """What these functions read of a plan (`autopart.records.plan.Plan`)."""
 
     @property
-    def tensor(self) -> MaybeTensor: ...
+    def group(self) -> MaybeGroup: ...
     @property
     def stages(self) -> Sequence[OwnStage]: ...
     @property
@@ -40,59 +41,59 @@ class OwnPlan(Protocol):
     def num_microbatches(self) -> int: ...
 
 
-def gpus_of_ranks(degrees: Sequence[int]) -> list[range]:
-    """For each rank its GPUs, from the tensor degree of each: they stand side by side in rank order.
+def gpus_of_ranks(sizes: Sequence[int]) -> list[range]:
+    """For each rank its GPUs, from the number of each: they stand side by side in rank order.
 
-    With one degree t, rank q is the GPUs q t to q t + t - 1.
+    With g in each, rank q is the GPUs q g to q g + g - 1.
     """
-    ends = list(itertools.accumulate(degrees))
-    return [range(end - t, end) for end, t in zip(ends, degrees, strict=True)]
+    ends = list(itertools.accumulate(sizes))
+    return [range(end - g, end) for end, g in zip(ends, sizes, strict=True)]
 
 
 def has_several_degrees(plan: OwnPlan) -> bool:
     """Whether stages have tensor degrees of their own, and not all the same."""
-    return any(isinstance(stage.tensor, Tensor) for stage in plan.stages)
+    return any(isinstance(stage.group, Group) for stage in plan.stages)
 
 
-def stage_tensors(plan: OwnPlan) -> tuple[MaybeTensor, ...]:
-    """For each stage its tensor degree; unset for 1."""
+def stage_groups(plan: OwnPlan) -> tuple[MaybeGroup, ...]:
+    """For each stage its rank group; unset for one GPU."""
     if has_several_degrees(plan):
-        return tuple(stage.tensor for stage in plan.stages)
-    return (plan.tensor,) * len(plan.stages)
+        return tuple(stage.group for stage in plan.stages)
+    return (plan.group,) * len(plan.stages)
 
 
-def rank_degrees(plan: OwnPlan) -> tuple[int, ...]:
-    """For each rank its tensor degree; a rank without a stage is one GPU where stages have their own.
+def rank_sizes(plan: OwnPlan) -> tuple[int, ...]:
+    """For each rank its number of GPUs; a rank without a stage is one GPU where stages have their own.
 
     `gpus_of_ranks` gives the GPUs of these ranks.
     """
-    found = [degree_of(plan.tensor)] * len(plan.orders)
-    for stage, tensor in zip(plan.stages, stage_tensors(plan), strict=True):
+    found = [group_size(plan.group)] * len(plan.orders)
+    for stage, tensor in zip(plan.stages, stage_groups(plan), strict=True):
         for rank in stage.ranks:
-            found[rank] = degree_of(tensor)
+            found[rank] = group_size(tensor)
     return tuple(found)
 
 
 def num_processes(plan: OwnPlan) -> int:
-    """How many processes run the plan: one per GPU. With tensor degree t a rank is t of them."""
-    return sum(rank_degrees(plan))
+    """How many processes run the plan: one per GPU. A rank group is a process for each of its GPUs."""
+    return sum(rank_sizes(plan))
 
 
 def rank_of_process(plan: OwnPlan, process: int) -> int:
     """The rank to which a process belongs. Raises PlanError where the plan has no such process."""
-    for rank, processes in enumerate(gpus_of_ranks(rank_degrees(plan))):
+    for rank, processes in enumerate(gpus_of_ranks(rank_sizes(plan))):
         if process in processes:
             return rank
     raise PlanError(f"the plan has no rank for process {process}")
 
 
 def degrees_name(plan: OwnPlan) -> str:
-    """The plan's tensor degree in words, or the degree of each stage where they differ."""
+    """The plan's rank group in words, or the tensor degree of each stage where they differ."""
     if not has_several_degrees(plan):
-        return tensor_name(plan.tensor)
-    tensors = stage_tensors(plan)
-    split = any(isinstance(one, Tensor) and one.sequence_parallel for one in tensors)
-    listed = "/".join(str(degree_of(one)) for one in tensors)
+        return group_name(plan.group)
+    tensors = stage_groups(plan)
+    split = any(isinstance(one, Group) and one.sequence_parallel for one in tensors)
+    listed = "/".join(str(group_size(one)) for one in tensors)
     return f"tensor degrees {listed}" + " with sequence parallelism" * split
 
 
@@ -106,29 +107,43 @@ def check_one_degree(plan: OwnPlan, what: str) -> None:
 
 
 def check_one_gpu_per_rank(plan: OwnPlan, what: str) -> None:
-    """Raise PlanError where the plan's ranks are tensor groups, and `what` cannot have these."""
-    if max(rank_degrees(plan)) > 1:
+    """Raise PlanError where the plan's ranks are groups, and `what` cannot have these."""
+    if max(rank_sizes(plan)) > 1:
         raise PlanError(
-            f"the plan has {degrees_name(plan)}, and {what} has no tensor groups yet; "
+            f"the plan has {degrees_name(plan)}, and {what} has no {_kind(plan)} groups yet; "
             "solve with --tensor 1 for a plan that it takes"
         )
 
 
+def check_tensor_groups(plan: OwnPlan, what: str) -> None:
+    """Raise PlanError where the plan's ranks are more than tensor groups, and `what` cannot have these."""
+    if not all(map(is_tensor_only, stage_groups(plan))):
+        raise PlanError(
+            f"the plan has {degrees_name(plan)}, and {what} has tensor groups only; solve without --context and "
+            "--shard for a plan that it takes"
+        )
+
+
+def _kind(plan: OwnPlan) -> str:
+    """The word for the plan's groups."""
+    return "tensor" if all(map(is_tensor_only, stage_groups(plan))) else "rank"
+
+
 def check_room(plan: OwnPlan, where: str) -> None:
-    """Raise PlanError where a node cannot be filled with tensor groups of the plan's degrees, or ranks are too many."""
-    for degree in sorted({degree_of(tensor) for tensor in stage_tensors(plan)}):
-        if degree > 1 and plan.cluster.gpus:
-            raise PlanError(f"{where}: tensor degree {degree} needs equal GPUs")
+    """Raise PlanError where a node cannot be filled with the plan's rank groups, or ranks are too many."""
+    for group in sorted(set(stage_groups(plan)), key=group_size):
+        if group_size(group) > 1 and plan.cluster.gpus:
+            raise PlanError(f"{where}: {group_name(group)} needs equal GPUs")
         try:
-            check_fits_node(degree, plan.cluster)
+            check_fits_node(group_size(group), plan.cluster, only_tensor=is_tensor_only(group))
         except AutopartError as error:
             raise PlanError(f"{where}: {error}") from None
-    room = num_gpus(plan.cluster) // degree_of(plan.tensor)
+    room = num_gpus(plan.cluster) // group_size(plan.group)
     if len(plan.orders) > room:
         of_groups = (
             f"{counted(room, 'GPU')}"
             if room == num_gpus(plan.cluster)
-            else f"{counted(room, 'tensor group')}"
+            else f"{counted(room, f'{_kind(plan)} group')}"
         )
         raise PlanError(f"{where}: it has {counted(len(plan.orders), 'order')} for {of_groups}")
 
@@ -137,19 +152,21 @@ def check_own_degrees(plan: OwnPlan, where: str) -> None:
     """Raise PlanError where the stages' own tensor degrees contradict each other, or have too few GPUs."""
     if not has_several_degrees(plan):
         return
-    tensors = stage_tensors(plan)
-    if isinstance(plan.tensor, Tensor):
+    tensors = stage_groups(plan)
+    if isinstance(plan.group, Group):
+        raise PlanError(f"{where}: the plan has a group, and so have stages; one of them may")
+    if not all(map(is_tensor_only, tensors)):
         raise PlanError(
-            f"{where}: the plan has a tensor degree, and so have stages; one of them may"
+            f"{where}: stages have groups of their own, and these have tensor degrees only"
         )
     if len(set(tensors)) == 1:
         raise PlanError(
-            f"{where}: all stages have {tensor_name(tensors[0])}; the plan says a degree that all have"
+            f"{where}: all stages have {group_name(tensors[0])}; the plan says a degree that all have"
         )
-    if len({one.sequence_parallel for one in tensors if isinstance(one, Tensor)}) > 1:
+    if len({one.sequence_parallel for one in tensors if isinstance(one, Group)}) > 1:
         raise PlanError(f"{where}: some stages have sequence parallelism, and others do not")
     _check_own_ranks(plan, where)
-    degrees = rank_degrees(plan)
+    degrees = rank_sizes(plan)
     if sum(degrees) > num_gpus(plan.cluster):
         raise PlanError(
             f"{where}: its ranks are {counted(sum(degrees), 'GPU')}, and the cluster has {num_gpus(plan.cluster)}"

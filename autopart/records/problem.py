@@ -5,8 +5,8 @@ from typing import Literal
 import msgspec
 
 from autopart.records.cluster import Cluster
+from autopart.records.group_choice import GroupDemand
 from autopart.records.layer_graph import LayerGraph
-from autopart.records.tensor_degree import TensorDemand
 from autopart.records.training import Training
 from autopart.schedules.catalogue import KINDS
 from autopart.units import Count, PositiveCount
@@ -91,8 +91,8 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Layers that must be offloaded."""
     keep_layers: tuple[str, ...] = ()
     """Layers that must keep their stash."""
-    tensor: TensorDemand | msgspec.UnsetType = msgspec.UNSET
-    """The tensor degrees to choose from; absent for 1."""
+    group: GroupDemand | msgspec.UnsetType = msgspec.UNSET
+    """The rank groups to choose from; absent where each rank is one GPU."""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

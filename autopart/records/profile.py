@@ -13,16 +13,16 @@ import msgspec
 from autopart.errors import ProfileError
 from autopart.records.files import content_hash, decode, encode, read_file, write_record
 from autopart.records.graph_check import check_graph
+from autopart.records.group_variants import GroupVariant, check_variants
 from autopart.records.kernels import KernelModel
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.pace import Pace
 from autopart.records.shown import html_of
-from autopart.records.tensor_variants import TensorVariant, check_variants
 from autopart.records.upgrades import profile_as_1
 from autopart.units import Bytes, Count, PositiveCount, Seconds
 
 FORMAT = "autopart-profile"
-VERSION = 3
+VERSION = 4
 
 MAX_SPREAD = 0.10
 """Interquartile range divided by median step time, above which more rounds are measured."""
@@ -75,7 +75,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """One model's seconds and bytes, layer by layer, for one microbatch on one device."""
 
     format: Literal["autopart-profile"] = FORMAT
-    version: Literal[3] = VERSION
+    version: Literal[4] = VERSION
     method: Literal["measured", "analytic", "imported"]
     """How the profile was made: measured, computed from a datasheet, or imported from a file."""
     source: Source
@@ -98,8 +98,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The machine's pace during the measurement; absent where nothing was measured, and in older profiles."""
     graph: LayerGraph
     """The layers and the values between them."""
-    variants: tuple[TensorVariant, ...] = ()
-    """The layers as one of t ranks runs them, for each tensor degree that was profiled; 1 is `graph` itself."""
+    variants: tuple[GroupVariant, ...] = ()
+    """The layers as one GPU of a rank group runs them, for each group that was profiled; one GPU alone is `graph` itself."""
     whole: WholeModel | None = None
     """The whole model measured at once; null where the profile was not measured, or was scaled."""
     warnings: tuple[str, ...] = ()
@@ -185,7 +185,7 @@ def newest_profile(folder: Path) -> NewestProfile:
 def profile_hash(profile: Profile) -> str:
     """The hash by which a plan names its profile.
 
-    It covers the profile in version 1's words, and tensor variants where there are some. So a version 1 file, and
+    It covers the profile in version 1's words, and variants in version 3's where there are some. So a version 1 file, and
     the same profile saved in a later version, have one hash, and older plans keep matching. Whole numbers in place of floats do
     not count: a profile made in Python has the hash that its file will have.
     """

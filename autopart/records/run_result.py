@@ -7,10 +7,10 @@ import msgspec
 
 from autopart.errors import FileError
 from autopart.records.files import decode_json, read_content
+from autopart.records.group_variants import LayerCollectives
 from autopart.records.pace import Pace, PaceComparison
 from autopart.records.prediction import StagePrediction
 from autopart.records.readings import Share
-from autopart.records.tensor_variants import LayerCollectives
 from autopart.schedules.actions import Op
 from autopart.units import Bytes, Count, PositiveCount, Seconds
 

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from autopart.cost.stage_times import plan_minimised
 from autopart.records.plan import Plan
-from autopart.records.plan_degrees import rank_degrees
+from autopart.records.plan_degrees import rank_sizes
 from autopart.report.columns import add_number, add_text, new_table, times
 from autopart.report.labels import ranks_label
 from autopart.search.explanation import Explanation
@@ -228,6 +228,6 @@ def scenario_label(scenario: Scenario) -> str:
 
 def _shape(plan: Plan) -> str:
     """Stages, and GPUs in use."""
-    degrees = rank_degrees(plan)
+    degrees = rank_sizes(plan)
     used = sum(degrees[rank] for rank in {rank for stage in plan.stages for rank in stage.ranks})
     return f"{len(plan.stages)} x {used}"

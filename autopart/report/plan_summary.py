@@ -7,9 +7,9 @@ import msgspec
 from autopart.cost.stage_times import plan_bottleneck
 from autopart.records.check import Check
 from autopart.records.plan import Plan, SearchedSize, Stage
-from autopart.records.plan_degrees import gpus_of_ranks, has_several_degrees, rank_degrees
+from autopart.records.plan_degrees import gpus_of_ranks, has_several_degrees, rank_sizes
 from autopart.records.prediction import MemoryUse
-from autopart.records.tensor_degree import MaybeTensor
+from autopart.records.rank_group import MaybeGroup
 from autopart.report.memory_table import RankMemory
 from autopart.report.plan_table import peak_bytes
 
@@ -21,8 +21,8 @@ class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The stage's layers by name."""
     ranks: tuple[int, ...]
     """The stage's ranks, one for each replica."""
-    tensor: MaybeTensor = msgspec.UNSET
-    """The stage's own tensor degree, in a plan with several; absent for 1."""
+    group: MaybeGroup = msgspec.UNSET
+    """The stage's own rank group, in a plan with several tensor degrees; absent for one GPU."""
     gpus: tuple[tuple[int, ...], ...] | msgspec.UnsetType = msgspec.UNSET
     """For each of its ranks the GPUs, in a plan with several tensor degrees; else absent."""
     forward_time: float
@@ -76,10 +76,10 @@ class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Microbatches per step, over all replicas together."""
     microbatch_size: int
     """Samples per microbatch."""
-    tensor: MaybeTensor = msgspec.UNSET
-    """The tensor degree; absent for 1. With degree t rank q is the GPUs q x t … q x t + t - 1."""
+    group: MaybeGroup = msgspec.UNSET
+    """The rank group; absent for one GPU. With g GPUs in each, rank q is the GPUs q x g … q x g + g - 1."""
     sizes: tuple[SearchedSize, ...]
-    """All microbatch sizes and tensor degrees that were searched."""
+    """All microbatch sizes and rank groups that were searched."""
     stages: tuple[StageSummary, ...]
     """All stages, in pipeline order."""
 
@@ -164,7 +164,7 @@ def stage_summaries(plan: Plan) -> tuple[StageSummary, ...]:
         StageSummary(
             layers=stage.layers,
             ranks=stage.ranks,
-            tensor=stage.tensor,
+            group=stage.group,
             gpus=_own_gpus(plan, stage),
             forward_time=predicted.forward_time,
             backward_time=predicted.backward_time,
@@ -181,7 +181,7 @@ def _own_gpus(plan: Plan, stage: Stage) -> tuple[tuple[int, ...], ...] | msgspec
     """For each of a stage's ranks its GPUs, where stages have tensor degrees of their own."""
     if not has_several_degrees(plan):
         return msgspec.UNSET
-    gpus = gpus_of_ranks(rank_degrees(plan))
+    gpus = gpus_of_ranks(rank_sizes(plan))
     return tuple(tuple(gpus[rank]) for rank in stage.ranks)
 
 
@@ -205,7 +205,7 @@ def plan_summary(plan: Plan, path: str) -> PlanSummary:
         schedule=plan.schedule,
         num_microbatches=plan.num_microbatches,
         microbatch_size=plan.microbatch_size,
-        tensor=plan.tensor,
+        group=plan.group,
         sizes=plan.sizes,
         stages=stage_summaries(plan),
     )

@@ -14,10 +14,10 @@ from autopart.records.plan_degrees import (
     degrees_name,
     gpus_of_ranks,
     has_several_degrees,
-    rank_degrees,
+    rank_sizes,
 )
 from autopart.records.problem import CUSTOM
-from autopart.records.tensor_degree import Tensor, degree_of, tensor_name
+from autopart.records.rank_group import group_name, group_size
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
 from autopart.report.labels import chosen_label, layers_label, ranks_label
 from autopart.report.made_by import made_by
@@ -37,7 +37,7 @@ def plan_title(plan: Plan) -> str:
     """`zoo:gpt2-tiny in 4 stages x 2 replicas on 8 of 8 cpu (measured)`; a tensor degree stands behind them."""
     replicas = sorted({len(stage.ranks) for stage in plan.stages})
     copies = "" if replicas == [1] else f" x {'/'.join(map(str, replicas))} replicas"
-    degrees = rank_degrees(plan)
+    degrees = rank_sizes(plan)
     copies += f" x {degrees_name(plan)}" if max(degrees) > 1 else ""
     used = sum(degrees[rank] for rank in {rank for stage in plan.stages for rank in stage.ranks})
     stages = counted(len(plan.stages), "stage")
@@ -95,14 +95,14 @@ def stage_table(plan: Plan) -> Table:
 
 def _own_gpus(plan: Plan, stage: Stage) -> tuple[str, str]:
     """The stage's own tensor degree, and its GPUs."""
-    gpus = gpus_of_ranks(rank_degrees(plan))
+    gpus = gpus_of_ranks(rank_sizes(plan))
     own = sorted(gpu for rank in stage.ranks for gpu in gpus[rank])
-    return str(degree_of(stage.tensor)), ranks_label(own)
+    return str(group_size(stage.group)), ranks_label(own)
 
 
 def nodes_of(plan: Plan, ranks: tuple[int, ...]) -> list[int]:
     """The nodes that hold `ranks` of a plan, each once."""
-    gpus, per_node = gpus_of_ranks(rank_degrees(plan)), plan.cluster.gpus_per_node
+    gpus, per_node = gpus_of_ranks(rank_sizes(plan)), plan.cluster.gpus_per_node
     return sorted({gpus[rank].start // per_node for rank in ranks})
 
 
@@ -202,11 +202,11 @@ def _tensor_lines(plan: Plan) -> list[str]:
             f"{degrees_name(plan)}: ranks stand side by side, each as many GPUs as its stage's degree says; "
             "seconds and bytes are those of one of them"
         ]
-    if not isinstance(plan.tensor, Tensor):
+    t = group_size(plan.group)
+    if t == 1:
         return []
-    t = plan.tensor.degree
     return [
-        f"{tensor_name(plan.tensor)}: rank q is the GPUs {t} q to {t} q + {t - 1} of a node; seconds and "
+        f"{group_name(plan.group)}: rank q is the GPUs {t} q to {t} q + {t - 1} of a node; seconds and "
         "bytes are those of one of them"
     ]
 

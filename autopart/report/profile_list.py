@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import msgspec
 from rich.table import Table
 
+from autopart.records.group_variants import GroupVariant
 from autopart.records.profile import Profile
-from autopart.records.tensor_variants import TensorVariant
 from autopart.report.columns import add_number, add_text, new_table
 
 
@@ -59,8 +59,8 @@ def listed_profile(name: str, files: Sequence[str], profiles: Sequence[Profile])
     )
 
 
-def _degrees(variants: Sequence[TensorVariant]) -> set[int]:
-    return {1, *(variant.degree for variant in variants)}
+def _degrees(variants: Sequence[GroupVariant]) -> set[int]:
+    return {1, *(variant.group.tensor for variant in variants)}
 
 
 def _in_short(count: int) -> str:

@@ -1,7 +1,7 @@
 """Candidates: each microbatch size with each tensor degree that is searched, as a problem of its own.
 
 Where a plan has one tensor degree, a candidate is an ordinary problem, whose ranks are tensor groups
-(autopart/cost/tensor_groups.py). Plans whose stages have degrees of their own are one candidate more
+(autopart/cost/groups_as_ranks.py). Plans whose stages have degrees of their own are one candidate more
 (autopart/stage_degrees/problem.py). The smallest of their lower bounds is the bound over all.
 """
 
@@ -12,21 +12,14 @@ import msgspec
 
 from autopart.activations.demands import checked_policies
 from autopart.cost.cuts import all_cuts
-from autopart.cost.tensor_groups import problem_of_groups
+from autopart.cost.groups_as_ranks import problem_of_groups
 from autopart.errors import AutopartError, InfeasibleError
+from autopart.records.group_choice import GroupDemand, searched_groups, variant_of
 from autopart.records.layouts import check_num_stages, shapes
 from autopart.records.microbatch_sizes import Sized
 from autopart.records.plan import SolverName
 from autopart.records.problem import Problem
-from autopart.records.tensor_degree import (
-    MaybeTensor,
-    StageDegrees,
-    TensorDemand,
-    degree_of,
-    searched_degrees,
-    tensor_name,
-    variant_of,
-)
+from autopart.records.rank_group import MaybeGroup, StageDegrees, group_name, group_size
 from autopart.search.infeasible import why_infeasible
 from autopart.search.remedies import some_plan_fits
 from autopart.stage_degrees.problem import (
@@ -42,8 +35,8 @@ class SearchedProblem(NamedTuple):
 
     sized: Sized
     """The model's profile at the microbatch size."""
-    tensor: MaybeTensor
-    """The tensor degree."""
+    group: MaybeGroup
+    """The rank group."""
     problem: Problem
     """The problem whose ranks are tensor groups; with one GPU per rank where stages have their own degrees."""
     of_degrees: DegreesProblem | None = None
@@ -66,9 +59,9 @@ def candidates(sized: Sequence[Sized], problems: Sequence[Problem]) -> list[Sear
     """
     found: list[SearchedProblem] = []
     for one, problem in zip(sized, problems, strict=True):
-        profile, cluster, demand = one.profile, problem.cluster, problem.demands.tensor
+        profile, cluster, demand = one.profile, problem.cluster, problem.demands.group
         found += [
-            candidate(one, tensor, problem) for tensor in searched_degrees(profile, cluster, demand)
+            candidate(one, group, problem) for group in searched_groups(profile, cluster, demand)
         ]
         found += [
             SearchedProblem(one, msgspec.UNSET, problem, problem_of_degrees(problem, profile, own))
@@ -77,14 +70,14 @@ def candidates(sized: Sequence[Sized], problems: Sequence[Problem]) -> list[Sear
     return found
 
 
-def candidate(sized: Sized, tensor: MaybeTensor, problem: Problem) -> SearchedProblem:
+def candidate(sized: Sized, group: MaybeGroup, problem: Problem) -> SearchedProblem:
     """The candidate with a tensor degree; `problem` has one GPU per rank. Raises AutopartError as above."""
-    groups = problem_of_groups(problem, variant_of(sized.profile, tensor))
+    groups = problem_of_groups(problem, variant_of(sized.profile, group))
     try:
         checked_policies(groups.graph, groups.cluster, groups.demands)
     except AutopartError as error:
-        raise AutopartError(f"{tensor_name(tensor)}: {error}") from None
-    return SearchedProblem(sized, tensor, groups)
+        raise AutopartError(f"{group_name(group)}: {error}") from None
+    return SearchedProblem(sized, group, groups)
 
 
 def why_none_fits(searched: Sequence[SearchedProblem], solver: SolverName) -> InfeasibleError:
@@ -96,13 +89,13 @@ def why_none_fits(searched: Sequence[SearchedProblem], solver: SolverName) -> In
     errors = [(one, _why(one, solver)) for one in first]
     known = [pair for pair in errors if pair[1].least_bytes is not None] or errors[-1:]
     best, error = min(known, key=lambda pair: pair[1].least_bytes or 0)
-    if len(first) == 1 and degree_of(best.tensor) == 1:
+    if len(first) == 1 and group_size(best.group) == 1:
         return _with_degree_to_try(best, error)
-    tried = ", ".join(dict.fromkeys(str(degree_of(one.tensor)) for one in first))
+    tried = ", ".join(dict.fromkeys(str(group_size(one.group)) for one in first))
     return InfeasibleError(
-        f"{tensor_name(best.tensor)}, which needs the least memory of {tried}: {error}"
+        f"{group_name(best.group)}, which needs the least memory of {tried}: {error}"
         if len(first) > 1
-        else f"{tensor_name(best.tensor)}: {error}",
+        else f"{group_name(best.group)}: {error}",
         error.least_bytes,
     )
 
@@ -110,10 +103,10 @@ def why_none_fits(searched: Sequence[SearchedProblem], solver: SolverName) -> In
 def _with_degree_to_try(asked: SearchedProblem, error: InfeasibleError) -> InfeasibleError:
     """The error, with the smallest tensor degree of the profile that would do, where the user asked for none."""
     problem = asked.problem
-    asked_for = isinstance(problem.demands.tensor, TensorDemand)
+    asked_for = isinstance(problem.demands.group, GroupDemand)
     if asked_for or problem.cluster.gpus or not asked.sized.profile.variants:
         return error
-    for tensor in searched_degrees(asked.sized.profile, problem.cluster, TensorDemand())[1:]:
+    for tensor in searched_groups(asked.sized.profile, problem.cluster, GroupDemand())[1:]:
         try:
             other = candidate(asked.sized, tensor, problem).problem
             would_do = some_plan_fits(other, all_cuts(other.graph))
@@ -121,7 +114,7 @@ def _with_degree_to_try(asked: SearchedProblem, error: InfeasibleError) -> Infea
             continue
         if would_do:
             return InfeasibleError(
-                f"{error}; --tensor {degree_of(tensor)} would do", error.least_bytes
+                f"{error}; --tensor {group_size(tensor)} would do", error.least_bytes
             )
     return error
 
@@ -133,4 +126,4 @@ def _why(searched: SearchedProblem, solver: SolverName) -> InfeasibleError:
         (check_num_stages if problem.demands.replicas_per_stage else shapes)(problem)
     except InfeasibleError as error:
         return error
-    return why_infeasible(problem, solver, degree_of(searched.tensor))
+    return why_infeasible(problem, solver, group_size(searched.group))

@@ -14,7 +14,7 @@ from autopart.errors import AutopartError, InfeasibleError
 from autopart.pricing import Decision
 from autopart.records.plan import Plan
 from autopart.records.plan_degrees import gpus_of_ranks
-from autopart.records.tensor_degree import degree_of
+from autopart.records.rank_group import group_size
 from autopart.search.microbatch_sizes import SizeOutcomes, search_sizes, value_of
 from autopart.search.options import SolveOptions
 from autopart.search.planner import Question, all_sizes_tried, plan_of_outcomes, question_of
@@ -52,7 +52,7 @@ class FoundDecision(NamedTuple):
         """Nodes on which some rank has a stage."""
         assert self.outcomes.best is not None
         own, ranks = self.decision, self.decision.layout.stage_ranks
-        whole = degree_of(self.asked.searched[self.outcomes.best].tensor)
+        whole = group_size(self.asked.searched[self.outcomes.best].group)
         degrees = own.degrees or (whole,) * len(ranks)
         of_rank = [whole] * (1 + max(map(max, ranks)))
         for degree, stage in zip(degrees, ranks, strict=True):

@@ -12,6 +12,7 @@ from autopart.errors import AutopartError
 from autopart.records.cluster import SENDS, Cluster, check_cluster, num_gpus
 from autopart.records.demands import able_schedules, check_demands
 from autopart.records.graph_check import bytes_in
+from autopart.records.group_choice import GroupDemand
 from autopart.records.layer_graph import LayerGraph, has_pair_times
 from autopart.records.lending import check_lending_sends
 from autopart.records.plan import POLICY_LISTS
@@ -29,8 +30,7 @@ from autopart.records.problem import (
     Problem,
 )
 from autopart.records.profile import Profile
-from autopart.records.tensor_degree import TensorDemand
-from autopart.records.tensor_variants import MOST_DEGREE
+from autopart.records.rank_group import MOST_DEGREE
 from autopart.records.training import DEFAULT_SYNC, make_training
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.catalogue import KINDS
@@ -124,7 +124,7 @@ def _demands(options: SolveOptions, objective: Objective, graph: LayerGraph) -> 
         offload_layers=tuple(options.offload_layers),
         offload_optimizer=_known(options.offload_optimizer, OFFLOADING, "--offload-optimizer"),
         keep_layers=tuple(options.keep_layers),
-        tensor=_tensor(options),
+        group=_group(options),
     )
 
 
@@ -132,19 +132,19 @@ SEQUENCE_PARALLEL = {"auto": None, "on": True, "off": False}
 """The words for sequence parallelism: any, with it, without it."""
 
 
-def _tensor(options: SolveOptions) -> TensorDemand | msgspec.UnsetType:
+def _group(options: SolveOptions) -> GroupDemand | msgspec.UnsetType:
     """The tensor degrees that the user asks for; unset for 1."""
     asked = str(options.tensor)
     split = _known(options.sequence_parallel, tuple(SEQUENCE_PARALLEL), "--sequence-parallel")
     if asked == PER_STAGE:
-        return TensorDemand(sequence_parallel=SEQUENCE_PARALLEL[split], per_stage=True)
+        return GroupDemand(sequence_parallel=SEQUENCE_PARALLEL[split], per_stage=True)
     if asked != "auto" and not (asked.isdecimal() and 1 <= int(asked) <= MOST_DEGREE):
         raise AutopartError(
             f"'{asked}' is no tensor degree; write auto, {PER_STAGE}, or a number such as 8"
         )
     if asked == "auto" or int(asked) > 1:
         degree = None if asked == "auto" else int(asked)
-        return TensorDemand(degree=degree, sequence_parallel=SEQUENCE_PARALLEL[split])
+        return GroupDemand(tensor=degree, sequence_parallel=SEQUENCE_PARALLEL[split])
     if split == "on":
         raise AutopartError(
             "--sequence-parallel on splits the sequence over a tensor group; ask for one: --tensor auto"

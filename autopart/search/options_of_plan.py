@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from autopart.records.group_choice import GroupDemand
 from autopart.records.plan import Plan
 from autopart.records.problem import CUSTOM, Demands
-from autopart.records.tensor_degree import TensorDemand
 from autopart.search.options import PER_STAGE, SolveOptions
 
 _SPLITS: Mapping[bool | None, str] = MappingProxyType({None: "auto", True: "on", False: "off"})
@@ -50,8 +50,8 @@ def options_of(plan: Plan) -> SolveOptions:
 
 def _tensor(demands: Demands) -> dict[str, str]:
     """The words for the tensor degrees to choose from; none for degree 1."""
-    asked = demands.tensor
-    if not isinstance(asked, TensorDemand):
+    asked = demands.group
+    if not isinstance(asked, GroupDemand):
         return {}
-    degree = PER_STAGE if asked.per_stage is True else str(asked.degree or "auto")
+    degree = PER_STAGE if asked.per_stage is True else str(asked.tensor or "auto")
     return {"tensor": degree, "sequence_parallel": _SPLITS[asked.sequence_parallel]}

@@ -9,15 +9,12 @@ import msgspec
 from autopart.errors import AutopartError, PlanError
 from autopart.pricing import Decision, minimised
 from autopart.records.cluster import Cluster, num_gpus
+from autopart.records.group_choice import variant_of
 from autopart.records.microbatch_sizes import at_sizes
 from autopart.records.plan import Plan, check_plan
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile
-from autopart.records.tensor_degree import (
-    StageDegrees,
-    check_fits_node,
-    variant_of,
-)
+from autopart.records.rank_group import StageDegrees, check_fits_node, tensor_group
 from autopart.search.candidates import SearchedProblem
 from autopart.search.demands import make_problem
 from autopart.search.incumbent import Outcome
@@ -26,7 +23,7 @@ from autopart.search.written_plan import searched_sizes, written_plan
 from autopart.stage_degrees.least import least_step_of_degrees
 from autopart.stage_degrees.placement import placements
 from autopart.stage_degrees.pricing import DegreesPricer
-from autopart.stage_degrees.problem import problem_of_degrees, tensor_at
+from autopart.stage_degrees.problem import problem_of_degrees
 from autopart.text import counted
 
 
@@ -57,7 +54,7 @@ def plan_of_degrees(
     of_gpus = _problem(profile, cluster, options)
     split = options.sequence_parallel == "on"
     for degree in degrees:
-        variant_of(profile, tensor_at(degree, split=split))
+        variant_of(profile, tensor_group(degree, sequence_parallel=split))
         check_fits_node(degree, of_gpus.cluster)
     chosen = StageDegrees(degrees=tuple(sorted(set(degrees))), sequence_parallel=split)
     problem = problem_of_degrees(of_gpus, profile, chosen)

@@ -16,9 +16,9 @@ from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
 from autopart.records.cluster import Cluster, num_gpus
 from autopart.records.microbatch_sizes import at_sizes, samples
 from autopart.records.plan import SOLVERS, Plan, SolverName
-from autopart.records.plan_degrees import stage_tensors
+from autopart.records.plan_degrees import stage_groups
 from autopart.records.profile import Profile
-from autopart.records.tensor_degree import degree_of
+from autopart.records.rank_group import group_size
 from autopart.search.candidates import SearchedProblem, candidate, candidates, why_none_fits
 from autopart.search.demands import make_problem
 from autopart.search.infeasible import all_tried, only_partition_is_full, why_infeasible
@@ -154,7 +154,7 @@ def baselines(
     )
     problem = msgspec.structs.replace(problem_of(plan, own.profile.graph), demands=demands)
     # Where stages have their own degrees, the largest one needs the least memory.
-    tensor = max(stage_tensors(plan), key=degree_of)
+    tensor = max(stage_groups(plan), key=group_size)
     searched = candidate(own, tensor, problem)
     found: dict[str, Plan | str] = {}
     names: tuple[SolverName, ...] = ("uniform", "parameters")

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
 from autopart.records.plan import Plan
-from autopart.records.plan_degrees import stage_tensors
+from autopart.records.plan_degrees import stage_groups
 from autopart.records.profile import profile_hash
+from autopart.records.rank_group import group_size
 from autopart.records.size import (
     MARKS,
     FewestGpus,
@@ -17,7 +18,6 @@ from autopart.records.size import (
     SizedPlan,
     Verdict,
 )
-from autopart.records.tensor_degree import degree_of
 from autopart.search.count_search import NOTHING, KindSearch
 from autopart.search.size_front import TOLERANCE, Found, TrainingLimits, front_of
 from autopart.search.size_options import GpuCount
@@ -177,7 +177,7 @@ def sized_plans(
             gap=own.step / bound - 1 if bound else None,
             num_stages=len(plan.stages),
             num_replicas=max(len(stage.ranks) for stage in plan.stages),
-            tensor=max(map(degree_of, stage_tensors(plan))),
+            tensor=max(map(group_size, stage_groups(plan))),
             schedule=plan.schedule,
             microbatch_size=plan.microbatch_size,
             recomputed=sum(len(stage.recompute) + len(stage.selective) for stage in plan.stages),

@@ -11,12 +11,12 @@ from autopart.records.cluster import Cluster
 from autopart.records.layouts import Layout
 from autopart.records.plan import POLICY_LISTS, Origin, Plan, SearchedSize, Stage, orders_of
 from autopart.records.profile import calibration_of
+from autopart.records.rank_group import tensor_group
 from autopart.records.version import __version__
 from autopart.schedules.catalogue import orders_by_name
 from autopart.search.candidates import SearchedProblem
 from autopart.search.incumbent import Outcome
 from autopart.search.microbatch_sizes import NOTHING
-from autopart.stage_degrees.problem import tensor_at
 
 
 def written_plan(
@@ -49,7 +49,7 @@ def written_plan(
         cluster=cluster,
         microbatch_size=problem.microbatch_size,
         num_microbatches=problem.num_microbatches,
-        tensor=searched[at].tensor,
+        group=searched[at].group,
         training=problem.training,
         demands=problem.demands,
         objective=problem.objective,
@@ -69,15 +69,15 @@ def written_plan(
 
 def _stages(own: SearchedProblem, best: Decision) -> tuple[Stage, ...]:
     layers = own.problem.graph.layers
-    tensors = [msgspec.UNSET] * len(best.partition)
+    groups = [msgspec.UNSET] * len(best.partition)
     if own.of_degrees is not None:
         split = own.of_degrees.sequence_parallel
-        tensors = [tensor_at(degree, split=split) for degree in best.degrees]
+        groups = [tensor_group(degree, sequence_parallel=split) for degree in best.degrees]
     return tuple(
         Stage(
             layers=tuple(layers[at].name for at in members),
             ranks=ranks,
-            tensor=tensor,
+            group=group,
             held=held_results(own.problem.graph, members),
             optimizer_on_host=policies.optimizer_on_host,
             **{
@@ -85,8 +85,8 @@ def _stages(own: SearchedProblem, best: Decision) -> tuple[Stage, ...]:
                 for policy in POLICY_LISTS
             },
         )
-        for members, ranks, tensor, policies in zip(
-            best.partition, best.layout.stage_ranks, tensors, best.policies, strict=True
+        for members, ranks, group, policies in zip(
+            best.partition, best.layout.stage_ranks, groups, best.policies, strict=True
         )
     )
 
@@ -104,7 +104,7 @@ def searched_sizes(
             microbatch_size=one.problem.microbatch_size,
             profile_hash=one.sized.profile_hash,
             profiled_size=one.sized.profiled_size,
-            tensor=one.tensor,
+            group=one.group,
             per_stage=one.per_stage,
             lower_bound=outcome.lower_bound if outcome.lower_bound < NOTHING else None,
             simulated=outcome.simulated,

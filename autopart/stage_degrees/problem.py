@@ -1,6 +1,6 @@
 """A problem in which each stage has its own tensor degree.
 
-It is one problem for each degree (autopart/cost/tensor_groups.py), over the same layers in the same
+It is one problem for each degree (autopart/cost/groups_as_ranks.py), over the same layers in the same
 order. A stage with degree t has the seconds and bytes that it has in the problem for t.
 """
 
@@ -8,21 +8,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from autopart.cost.tensor_groups import problem_of_groups
+from autopart.cost.groups_as_ranks import problem_of_groups
 from autopart.errors import AutopartError
 from autopart.records.cluster import Cluster
+from autopart.records.group_choice import GroupDemand, searched_groups, variant_of
+from autopart.records.group_variants import groups_listed
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile
-from autopart.records.tensor_degree import (
-    MaybeTensor,
-    StageDegrees,
-    Tensor,
-    TensorDemand,
-    degree_of,
-    searched_degrees,
-    variant_of,
-)
-from autopart.records.tensor_variants import degrees_listed
+from autopart.records.rank_group import Group, StageDegrees, group_size, tensor_group
 from autopart.text import counted
 
 
@@ -44,28 +37,28 @@ class DegreesProblem(NamedTuple):
 
 
 def searched_stage_degrees(
-    profile: Profile, cluster: Cluster, demand: TensorDemand | msgspec.UnsetType
+    profile: Profile, cluster: Cluster, demand: GroupDemand | msgspec.UnsetType
 ) -> tuple[StageDegrees, ...]:
     """The sets of degrees among which stages choose: with sequence parallelism, and without.
 
     Empty where the demand leaves one degree for all stages. Raises AutopartError where the profile or the
     nodes leave no second degree.
     """
-    if not isinstance(demand, TensorDemand) or demand.per_stage is not True:
+    if not isinstance(demand, GroupDemand) or demand.per_stage is not True:
         return ()
-    able = searched_degrees(profile, cluster, demand)
+    able = searched_groups(profile, cluster, demand)
     found: list[StageDegrees] = []
     for split in (False, True):
         own = [
-            degree_of(one)
+            group_size(one)
             for one in able
-            if not isinstance(one, Tensor) or one.sequence_parallel is split
+            if not isinstance(one, Group) or one.sequence_parallel is split
         ]
         if len(own) > 1:
             found.append(StageDegrees(degrees=tuple(own), sequence_parallel=split))
     if not found:
         raise AutopartError(
-            f"no stage can have a tensor degree above 1: none of {degrees_listed(profile.variants)} fills "
+            f"no stage can have a tensor degree above 1: none of {groups_listed(profile.variants)} fills "
             f"nodes of {counted(cluster.gpus_per_node, 'GPU')}; leave --tensor out"
         )
     return tuple(found)
@@ -78,12 +71,9 @@ def problem_of_degrees(problem: Problem, profile: Profile, chosen: StageDegrees)
     """
     split = chosen.sequence_parallel
     groups = tuple(
-        problem_of_groups(problem, variant_of(profile, tensor_at(degree, split=split)))
+        problem_of_groups(
+            problem, variant_of(profile, tensor_group(degree, sequence_parallel=split))
+        )
         for degree in chosen.degrees
     )
     return DegreesProblem(problem, chosen.degrees, groups, split)
-
-
-def tensor_at(degree: int, *, split: bool) -> MaybeTensor:
-    """A tensor degree as plans have it: unset for 1."""
-    return Tensor(degree=degree, sequence_parallel=split) if degree > 1 else msgspec.UNSET

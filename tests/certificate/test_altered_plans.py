@@ -13,7 +13,7 @@ from autopart.errors import AutopartError
 from autopart.records.files import decode, encode
 from autopart.records.plan import FORMAT, VERSION, Plan
 from autopart.records.profile import Profile
-from autopart.records.tensor_degree import degree_of
+from autopart.records.rank_group import group_size
 from autopart.search.microbatch_sizes import search_sizes, value_of
 from tests.support.alterations import Alteration, alterations
 from tests.support.plan_kinds import KINDS, plan_of_kind
@@ -159,7 +159,7 @@ def test_the_kinds_have_the_properties_that_their_names_say():
     assert len(plans["several sizes"].sizes) == 3
     assert plans["zero-1 in mixed precision"].training.zero1
     assert plans["bottleneck"].objective == "bottleneck"
-    degrees = [degree_of(plans[kind].tensor) for kind in ("a tensor degree", "any tensor degree")]
+    degrees = [group_size(plans[kind].group) for kind in ("a tensor degree", "any tensor degree")]
     assert degrees == [2, 2]
     assert len(plans["any tensor degree"].sizes) == 3
     schedules = {plan.schedule for plan in plans.values()}

@@ -9,8 +9,9 @@ from autopart.certificate.certificate import certificate
 from autopart.certificate.plan_problem import PlanProblem
 from autopart.certificate.prediction import predict_again
 from autopart.certificate.verify import verify
+from autopart.records.group_choice import GroupDemand
 from autopart.records.plan import Certificate, Plan, SearchedSize, stage_ranks
-from autopart.records.tensor_degree import StageDegrees, Tensor, TensorDemand
+from autopart.records.rank_group import Group, StageDegrees
 from autopart.schedules.catalogue import orders_by_name
 from autopart.search.planner import solve
 from tests.support.degree_plans import SLOW_SENDS, uneven_work
@@ -62,24 +63,24 @@ def test_the_plan_itself_passes_and_so_does_a_lie_that_changes_nothing():
 
 
 def test_a_changed_degree_is_refused():
-    two, four = (Tensor(degree=t, sequence_parallel=False) for t in (2, 4))
-    assert "its ranks are 14 GPUs, and the cluster has 8" in refusal(changed_stage(1, tensor=four))
+    two, four = (Group(tensor=t, sequence_parallel=False) for t in (2, 4))
+    assert "its ranks are 14 GPUs, and the cluster has 8" in refusal(changed_stage(1, group=four))
     # A degree whose groups still have room is caught by its prediction.
-    both = changed_stage(2, tensor=Tensor(degree=2, sequence_parallel=False))
+    both = changed_stage(2, group=Group(tensor=2, sequence_parallel=False))
     assert "its ranks are 10 GPUs" in refusal(both)
-    fewer = changed_stage(0, tensor=msgspec.UNSET)
+    fewer = changed_stage(0, group=msgspec.UNSET)
     fewer = msgspec.structs.replace(
         fewer,
         stages=(
             fewer.stages[0],
             PLAN.stages[1],
-            msgspec.structs.replace(PLAN.stages[2], tensor=two),
+            msgspec.structs.replace(PLAN.stages[2], group=two),
         ),
     )
     assert refusal(fewer).startswith(("demands: ", "prediction: "))
-    with_sequence = changed_stage(0, tensor=Tensor(degree=2, sequence_parallel=True))
+    with_sequence = changed_stage(0, group=Group(tensor=2, sequence_parallel=True))
     assert "says that" in refusal(with_sequence)
-    unknown = changed_stage(0, tensor=Tensor(degree=8, sequence_parallel=False))
+    unknown = changed_stage(0, group=Group(tensor=8, sequence_parallel=False))
     assert refusal(unknown).startswith("orders: ")
 
 
@@ -141,5 +142,5 @@ def test_degrees_per_stage_that_are_left_out_or_change_are_refused():
 
 
 def test_a_demand_for_one_degree_is_refused():
-    demands = msgspec.structs.replace(PLAN.demands, tensor=TensorDemand(sequence_parallel=False))
+    demands = msgspec.structs.replace(PLAN.demands, group=GroupDemand(sequence_parallel=False))
     assert "against its demands" in refusal(msgspec.structs.replace(PLAN, demands=demands))

@@ -10,8 +10,8 @@ from autopart.certificate.plan_problem import PlanProblem
 from autopart.certificate.prediction import predict_again
 from autopart.certificate.verify import verify
 from autopart.records.cluster import Link
+from autopart.records.group_choice import GroupDemand
 from autopart.records.plan import Plan, SearchedSize
-from autopart.records.tensor_degree import TensorDemand
 from autopart.search.planner import solve
 from tests.support.plan_kinds import ROW
 from tests.support.problems import cluster
@@ -52,7 +52,7 @@ def sizes_without(*wrong: int) -> tuple[SearchedSize, ...]:
 
 
 def own_place() -> int:
-    return [size.tensor for size in PLAN.sizes].index(PLAN.tensor)
+    return [size.group for size in PLAN.sizes].index(PLAN.group)
 
 
 def test_the_plan_itself_passes_and_so_does_a_lie_that_changes_nothing():
@@ -69,37 +69,37 @@ def test_a_degree_that_is_left_out_is_refused():
 
 
 def test_a_slower_degree_that_claims_its_own_step_as_the_bound_is_refused():
-    slow = lie(tensor=PLAN.sizes[0].tensor)
+    slow = lie(group=PLAN.sizes[0].group)
     step = slow.prediction.step_time
     assert step > PLAN.prediction.step_time
     sizes = tuple(msgspec.structs.replace(size, lower_bound=step) for size in PLAN.sizes)
-    assert refusal(lie(tensor=PLAN.sizes[0].tensor, sizes=sizes)).startswith("bound: ")
+    assert refusal(lie(group=PLAN.sizes[0].group, sizes=sizes)).startswith("bound: ")
 
 
 def test_a_degree_that_claims_to_have_no_plan_is_refused():
-    slow = PLAN.sizes[0].tensor
-    step = lie(tensor=slow).prediction.step_time
+    slow = PLAN.sizes[0].group
+    step = lie(group=slow).prediction.step_time
     sizes = tuple(
         msgspec.structs.replace(size, lower_bound=None if at else step, simulated=0)
         for at, size in enumerate(PLAN.sizes)
     )
-    assert refusal(lie(tensor=slow, sizes=sizes)).startswith("bound: ")
+    assert refusal(lie(group=slow, sizes=sizes)).startswith("bound: ")
 
 
 @pytest.mark.parametrize(
     ("demand", "message"),
     [
         (
-            TensorDemand(degree=2),
+            GroupDemand(tensor=2),
             "names, against its demands, microbatches of 1 at tensor degree 1",
         ),
-        (TensorDemand(sequence_parallel=True), "names, against its demands"),
-        (TensorDemand(degree=4), "the profile has no tensor degree 4"),
+        (GroupDemand(sequence_parallel=True), "names, against its demands"),
+        (GroupDemand(tensor=4), "the profile has no tensor degree 4"),
         (msgspec.UNSET, "names, against its demands, microbatches of 1 at tensor degree 2"),
     ],
 )
 def test_demands_that_allow_other_degrees_than_were_searched_are_refused(demand: Any, message: str):
-    demands = msgspec.structs.replace(PLAN.demands, tensor=demand)
+    demands = msgspec.structs.replace(PLAN.demands, group=demand)
     assert message in refusal(lie(demands=demands))
 
 

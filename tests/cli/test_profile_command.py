@@ -136,6 +136,6 @@ def test_tensor_degrees_become_variants_and_bad_ones_one_line(quick: Cli, folder
     outcome = quick("model.py", "--tensor", "1,2", "-o", "p.json")
     assert outcome.code == 0, outcome.err
     (variant,) = load_profile("p.json").variants
-    assert (variant.degree, variant.sequence_parallel) == (2, False)
+    assert (variant.group.tensor, variant.group.sequence_parallel) == (2, False)
     wrong = quick("model.py", "--tensor", "2,x")
     assert wrong.err == "error: --tensor 2,x: give degrees such as 1,2,4,8\n"

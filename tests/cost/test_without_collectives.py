@@ -7,11 +7,11 @@ from autopart.certificate.plan_problem import PlanProblem
 from autopart.certificate.prediction import predict_again
 from autopart.cost.without_collectives import without_collectives
 from autopart.records.cluster import Link
+from autopart.records.group_choice import variant_of
 from autopart.records.layer_graph import Recompute
 from autopart.records.plan import Plan
 from autopart.records.prediction import StagePrediction
 from autopart.records.profile import Profile, profile_hash
-from autopart.records.tensor_degree import variant_of
 from autopart.search.planner import solve
 from tests.support.samples import sample_cluster, sample_profile
 from tests.support.tensor_profiles import with_degrees
@@ -28,7 +28,7 @@ def solved(profile: Profile, **asked: object) -> Plan:
 
 def stripped(plan: Plan, profile: Profile) -> tuple[StagePrediction, ...]:
     """The plan's stages without the collectives that its profile lists."""
-    variant = variant_of(profile, plan.tensor)
+    variant = variant_of(profile, plan.group)
     assert variant is not None
     return without_collectives(plan, variant.collectives)
 

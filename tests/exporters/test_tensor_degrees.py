@@ -8,6 +8,7 @@ import yaml
 
 from autopart.exporters.targets import TARGETS, export_plan
 from autopart.records.plan import Plan
+from autopart.records.rank_group import Group
 from tests.exporters.test_targets import files, refusal
 from tests.support.exporters.language import language_plan
 from tests.support.tensor_plans import in_groups
@@ -105,3 +106,12 @@ def test_a_framework_takes_the_tensor_groups_that_solve_plans_for_it(target: str
         export_plan(split(plan), target)
     else:
         refusal(split(plan), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_frameworks_refuse_groups_that_share_more_than_tensors(target: str) -> None:
+    plan = msgspec.structs.replace(language_plan([2, 2]), group=Group(context=2))
+    message = refusal(plan, target)
+    assert message.startswith(
+        f"the plan has context degree 2, and an export for {target} has tensor groups only"
+    )

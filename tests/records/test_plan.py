@@ -78,38 +78,46 @@ def test_a_plan_of_version_2_loads_and_a_gap_over_a_bound_of_0_becomes_unknown(t
     assert load_plan(path).certificate.gap is None
     path.write_text(json.dumps(tree | {"version": 1}))
     with pytest.raises(
-        FileError, match="reads version 2 and 3 and 4: make the file again with autopart solve"
+        FileError,
+        match="reads version 2 and 3 and 4 and 5: make the file again with autopart solve",
     ):
         load_plan(path)
 
 
-def test_a_plan_of_version_3_loads_without_a_tensor_degree(tmp_path: Path):
+def test_a_plan_of_version_3_loads_without_a_group(tmp_path: Path):
     tree = json.loads(encode(PLAN))
-    assert "tensor" not in tree
+    assert "group" not in tree
     (tmp_path / "plan.json").write_text(json.dumps(tree | {"version": 3}))
     assert load_plan(tmp_path / "plan.json") == PLAN
 
 
 @pytest.mark.parametrize(
-    ("tensor", "message"),
+    ("group", "message"),
     [
+        ({"tensor": 3}, "a tensor group of 3 GPUs does not fill a node"),
+        ({"tensor": 2}, r"orders? for \d tensor group"),
         (
-            {"degree": 3, "sequence_parallel": False},
-            "a tensor group of 3 GPUs does not fill a node",
+            {"tensor": 3, "context": 2},
+            "a rank group of 6 GPUs does not fill a node of 2 GPUs: the pro",
         ),
-        ({"degree": 2, "sequence_parallel": False}, r"orders? for \d tensor group"),
+        ({"context": 2}, r"orders? for \d rank group"),
+        ({"tensor": 1}, r"a rank group of 1 GPU: leave the group out - at `\$\.group`"),
+        ({"tensor": 0}, r"Expected `int` >= 1 - at `\$\.group\.tensor`"),
         (
-            {"degree": 1, "sequence_parallel": False},
-            r"Expected `int` >= 2 - at `\$\.tensor\.degree`",
+            {"context": 2, "sequence_parallel": True},
+            "sequence_parallel needs a tensor degree above 1",
         ),
-        ({"degree": 2}, "missing required field `sequence_parallel`"),
-        (None, r"Expected `object`, got `null` - at `\$\.tensor`"),
+        ({"tensor": 2, "data": 2}, "data above 1, shard and reduce stand together"),
+        ({"tensor": 2, "shard": "zero3"}, "data above 1, shard and reduce stand together"),
+        ({"data": 2, "shard": "zero3"}, "data above 1, shard and reduce stand together"),
+        ({"data": 2, "shard": "zero1", "reduce": "step"}, r"at `\$\.group\.shard`"),
+        (None, r"Expected `object`, got `null` - at `\$\.group`"),
     ],
 )
-def test_a_tensor_degree_that_the_cluster_cannot_have_is_refused(
-    tmp_path: Path, tensor: object, message: str
+def test_a_group_that_the_cluster_cannot_have_is_refused(
+    tmp_path: Path, group: object, message: str
 ):
-    tree = json.loads(encode(PLAN)) | {"tensor": tensor}
+    tree = json.loads(encode(PLAN)) | {"group": group}
     (tmp_path / "plan.json").write_text(json.dumps(tree))
     with pytest.raises((FileError, PlanError), match=message):
         load_plan(tmp_path / "plan.json")

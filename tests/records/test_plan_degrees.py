@@ -13,10 +13,10 @@ from autopart.records.plan_degrees import (
     gpus_of_ranks,
     has_several_degrees,
     num_processes,
-    rank_degrees,
-    stage_tensors,
+    rank_sizes,
+    stage_groups,
 )
-from autopart.records.tensor_degree import Tensor, degree_of
+from autopart.records.rank_group import Group, group_size
 from tests.support.degree_plans import by_hand
 from tests.support.tensor_plans import in_groups
 
@@ -33,11 +33,11 @@ def test_ranks_of_one_degree_are_groups_side_by_side():
 
 def test_ranks_of_several_degrees_stand_side_by_side():
     plan = by_hand((2,), (1, 2), num_replicas=2)
-    assert [degree_of(one) for one in stage_tensors(plan)] == [1, 2]
+    assert [group_size(one) for one in stage_groups(plan)] == [1, 2]
     assert plan.stages[1].ranks == (0, 1)
     assert plan.stages[0].ranks == (2, 3)
-    assert rank_degrees(plan) == (2, 2, 1, 1)
-    assert gpus_of_ranks(rank_degrees(plan)) == [range(2), range(2, 4), range(4, 5), range(5, 6)]
+    assert rank_sizes(plan) == (2, 2, 1, 1)
+    assert gpus_of_ranks(rank_sizes(plan)) == [range(2), range(2, 4), range(4, 5), range(5, 6)]
     assert num_processes(plan) == 6
     assert degrees_name(plan) == "tensor degrees 1/2"
 
@@ -45,7 +45,7 @@ def test_ranks_of_several_degrees_stand_side_by_side():
 def test_a_plan_with_one_degree_says_it_itself():
     plan = in_groups(by_hand_of_one(), 2)
     assert not has_several_degrees(plan)
-    assert set(rank_degrees(plan)) == {2}
+    assert set(rank_sizes(plan)) == {2}
     assert num_processes(plan) == 2 * len(plan.orders)
 
 
@@ -53,7 +53,7 @@ def by_hand_of_one() -> Plan:
     plan = by_hand((2,), (1, 2))
     return msgspec.structs.replace(
         plan,
-        stages=tuple(msgspec.structs.replace(s, tensor=msgspec.UNSET) for s in plan.stages),
+        stages=tuple(msgspec.structs.replace(s, group=msgspec.UNSET) for s in plan.stages),
     )
 
 
@@ -67,15 +67,15 @@ def test_a_plan_with_several_degrees_is_read_as_it_was_written(tmp_path: Path):
 @pytest.mark.parametrize(
     ("at", "changes", "said"),
     [
-        (1, {"tensor": Tensor(degree=4, sequence_parallel=True)}, "some stages have sequence"),
+        (1, {"group": Group(tensor=4, sequence_parallel=True)}, "some stages have sequence"),
         (
             1,
-            {"tensor": Tensor(degree=2, sequence_parallel=False)},
+            {"group": Group(tensor=2, sequence_parallel=False)},
             "all stages have tensor degree 2",
         ),
         (
             1,
-            {"tensor": Tensor(degree=3, sequence_parallel=False)},
+            {"group": Group(tensor=3, sequence_parallel=False)},
             "does not fill a node of 8 GPUs",
         ),
         (0, {"ranks": (0,)}, "share a rank"),
@@ -91,9 +91,9 @@ def test_degrees_that_contradict_each_other_are_refused(
 
 
 def test_a_plan_has_one_degree_or_several():
-    tensor = Tensor(degree=2, sequence_parallel=False)
-    with pytest.raises(PlanError, match="the plan has a tensor degree, and so have stages"):
-        check_plan(msgspec.structs.replace(by_hand((2,), (2, 4)), tensor=tensor))
+    tensor = Group(tensor=2, sequence_parallel=False)
+    with pytest.raises(PlanError, match="the plan has a group, and so have stages"):
+        check_plan(msgspec.structs.replace(by_hand((2,), (2, 4)), group=tensor))
 
 
 def test_a_group_starts_at_a_multiple_of_its_size():

@@ -65,7 +65,11 @@ def test_a_truncated_file_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"version": 3', '"version": 4', "version 4; this autopart reads version 1 and 2 and 3"),
+        (
+            '"version": 4',
+            '"version": 5',
+            "version 5; this autopart reads version 1 and 2 and 3 and 4",
+        ),
         ("autopart-profile", "autopart-plan", "its format is 'autopart-plan'"),
         ('"forward_time": 1.0', '"forward_time": -1.0', r"`float` >= 0.*layers\[0\]\.forward_time"),
         ('"forward_time": 1.0', '"forward_time": NaN', "not a whole autopart-profile file"),
@@ -167,7 +171,7 @@ OLD_PROFILES = [*OF_VERSION_1.glob("*.json"), *CASES.glob("*.profile.json")]
 
 
 @pytest.mark.parametrize("path", OLD_PROFILES, ids=lambda path: path.name)
-def test_a_profile_of_version_1_loads_and_keeps_its_hash_in_version_3(path: Path, tmp_path: Path):
+def test_a_profile_of_version_1_loads_and_keeps_its_hash_in_version_4(path: Path, tmp_path: Path):
     old = json.loads(path.read_text())
     assert old["version"] == 1
     loaded = load_profile(path)
@@ -175,7 +179,7 @@ def test_a_profile_of_version_1_loads_and_keeps_its_hash_in_version_3(path: Path
         assert layer_of_1["halves"] == msgspec.to_builtins(now.split_backward)
     save_profile(loaded, tmp_path / "profile.json")
     saved = json.loads((tmp_path / "profile.json").read_text())
-    assert (saved["version"], saved["variants"]) == (3, [])
+    assert (saved["version"], saved["variants"]) == (4, [])
     assert all("halves" not in la and "split_backward" in la for la in saved["graph"]["layers"])
     assert load_profile(tmp_path / "profile.json") == loaded
     assert profile_hash(loaded) == HASHES_OF_VERSION_1.get(path.stem, profile_hash(loaded))

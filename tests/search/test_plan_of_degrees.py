@@ -6,7 +6,7 @@ import pytest
 
 from autopart.errors import AutopartError
 from autopart.exporters.targets import TARGETS, export_plan
-from autopart.records.tensor_degree import Tensor, degree_of
+from autopart.records.rank_group import Group, group_size
 from autopart.report.plan_summary import plan_summary
 from autopart.report.plan_table import figures, nodes_of, plan_title
 from autopart.runtime.validation import validate_plan
@@ -49,7 +49,7 @@ def test_slices_are_sent_once():
 def test_show_has_each_stage_with_its_degree_and_gpus():
     plan = by_hand((2,), (1, 2), num_replicas=2)
     shown = plan_summary(plan, "plan.json").stages
-    assert [degree_of(one.tensor) for one in shown] == [1, 2]
+    assert [group_size(one.group) for one in shown] == [1, 2]
     assert shown[0].gpus == ((4,), (5,))
     assert shown[1].gpus == ((0, 1), (2, 3))
     assert "tensor degrees 1/2 on 6 of 8" in plan_title(plan)
@@ -93,6 +93,6 @@ def test_bad_input_is_one_clear_line(
 
 def test_degree_1_under_sequence_parallelism_is_the_plain_graph():
     plan = by_hand((2,), (1, 2), sequence_parallel="on")
-    assert plan.stages[1].tensor == Tensor(degree=2, sequence_parallel=True)
+    assert plan.stages[1].group == Group(tensor=2, sequence_parallel=True)
     alone = by_hand((2,), (1, 2))
     assert plan.prediction.stages[0].forward_time == alone.prediction.stages[0].forward_time

@@ -8,9 +8,9 @@ from autopart.certificate.verify import verify
 from autopart.errors import AutopartError
 from autopart.records.cluster import GpuGroup
 from autopart.records.plan import Plan, load_plan, save_plan
-from autopart.records.plan_degrees import has_several_degrees, rank_degrees, stage_tensors
+from autopart.records.plan_degrees import has_several_degrees, rank_sizes, stage_groups
 from autopart.records.profile import Profile
-from autopart.records.tensor_degree import StageDegrees, degree_of
+from autopart.records.rank_group import StageDegrees, group_size
 from autopart.search.planner import baselines, solve
 from tests.support.degree_plans import GIVEN, SLOW_SENDS, uneven_work
 from tests.support.problems import cluster, profile
@@ -60,9 +60,9 @@ def test_a_stage_with_more_work_takes_a_larger_group():
     plan = solved_uneven()
     assert has_several_degrees(plan)
     assert plan.certificate.gap == 0
-    assert [degree_of(tensor) for tensor in stage_tensors(plan)] == [2, 1, 1]
+    assert [group_size(tensor) for tensor in stage_groups(plan)] == [2, 1, 1]
     assert [len(stage.layers) for stage in plan.stages] == [1, 1, 1]
-    assert rank_degrees(plan) == (2, 1, 1)
+    assert rank_sizes(plan) == (2, 1, 1)
     assert all(check.passed for check in verify(plan, uneven_work(0)))
     one = solved_uneven(tensor="auto")
     assert plan.prediction.step_time < 0.94 * one.prediction.step_time

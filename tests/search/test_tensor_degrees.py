@@ -11,7 +11,7 @@ from autopart.records.cluster import GpuGroup, Link
 from autopart.records.files import encode
 from autopart.records.plan import Plan, load_plan, save_plan
 from autopart.records.profile import Profile
-from autopart.records.tensor_degree import Tensor, degree_of
+from autopart.records.rank_group import Group, group_size
 from autopart.report.plan_summary import plan_summary
 from autopart.report.plan_table import figures, nodes_of, plan_title
 from autopart.search.planner import baselines, solve
@@ -62,8 +62,8 @@ def test_more_degrees_are_never_worse(seed: int):
 
 def test_a_plan_says_its_degree_and_each_degree_that_was_searched():
     plan = solved(num_stages=1, num_replicas=1)
-    assert plan.tensor == Tensor(degree=4, sequence_parallel=False)
-    assert [degree_of(size.tensor) for size in plan.sizes] == [1, 2, 2, 4, 4]
+    assert plan.group == Group(tensor=4, sequence_parallel=False)
+    assert [group_size(size.group) for size in plan.sizes] == [1, 2, 2, 4, 4]
     assert plan.stages[0].ranks == (0,)
     assert "every tensor degree in 1, 2, 4 without and with sequence" in plan.certificate.assumes
     bounds = [size.lower_bound for size in plan.sizes if size.lower_bound is not None]
@@ -76,18 +76,18 @@ def test_without_a_degree_a_plan_is_as_before():
     assert plan == msgspec.structs.replace(
         solve(GIVEN, cluster(1, 4, **SLOW_SENDS), num_microbatches=4), origin=plan.origin
     )
-    assert b"tensor" not in encode(plan)
+    assert b'"group"' not in encode(plan)
     assert plan.stages == solved(ROW, tensor=1).stages
 
 
 def test_degrees_that_do_not_divide_a_node_are_left_out():
     plan = solved(nodes=2, gpus=2)
-    assert [degree_of(size.tensor) for size in plan.sizes] == [1, 2, 2]
+    assert [group_size(size.group) for size in plan.sizes] == [1, 2, 2]
 
 
 def test_microbatch_sizes_and_degrees_are_searched_together():
     plan = solved(num_microbatches=None, global_batch=8, microbatch_sizes=[1, 2])
-    assert [(s.microbatch_size, degree_of(s.tensor)) for s in plan.sizes] == [
+    assert [(s.microbatch_size, group_size(s.group)) for s in plan.sizes] == [
         (size, degree) for size in (1, 2) for degree in (1, 2, 2, 4, 4)
     ]
     assert all(check.passed for check in verify(plan, GIVEN))
@@ -176,7 +176,7 @@ def test_baselines_have_the_degree_of_the_plan():
     beside = baselines(GIVEN, plan)
     for other in beside.values():
         assert isinstance(other, Plan)
-        assert other.tensor == plan.tensor
+        assert other.group == plan.group
         assert other.prediction.step_time >= plan.prediction.step_time * (1 - 1e-9)
 
 
@@ -188,7 +188,7 @@ def test_tables_and_documents_show_the_degree(tmp_path: Any):
     assert "tensor degree 2: rank q is the GPUs 2 q to 2 q + 1 of a node" in " ".join(figures(plan))
     assert nodes_of(plan, (0, 1, 2)) == [0, 1]
     document = msgspec.to_builtins(plan_summary(plan, "plan.json"))
-    assert document["tensor"] == {"degree": 2, "sequence_parallel": False}
+    assert document["group"] == {"tensor": 2}
     save_plan(plan, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json") == plan
 
@@ -196,4 +196,4 @@ def test_tables_and_documents_show_the_degree(tmp_path: Any):
 def test_a_profile_without_layers_to_share_still_has_its_degrees():
     one = profile(msgspec.structs.replace(ROW.graph, layers=ROW.graph.layers[:1], values=()))
     plan = solved(with_degrees(one, 2, whole=0), num_stages=1, num_replicas=1)
-    assert degree_of(plan.tensor) == 2
+    assert group_size(plan.group) == 2

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from autopart.records.plan import Plan
-from autopart.records.tensor_degree import Tensor
+from autopart.records.rank_group import Group
 
 
 def in_groups(plan: Plan, degree: int, *, sequence_parallel: bool = False) -> Plan:
@@ -13,8 +13,8 @@ def in_groups(plan: Plan, degree: int, *, sequence_parallel: bool = False) -> Pl
     cluster = msgspec.structs.replace(
         plan.cluster, gpus_per_node=plan.cluster.gpus_per_node * degree
     )
-    tensor = Tensor(degree=degree, sequence_parallel=sequence_parallel)
-    return msgspec.structs.replace(plan, tensor=tensor, cluster=cluster)
+    tensor = Group(tensor=degree, sequence_parallel=sequence_parallel)
+    return msgspec.structs.replace(plan, group=tensor, cluster=cluster)
 
 
 def with_own_degrees(
@@ -23,7 +23,7 @@ def with_own_degrees(
     """The plan with a tensor degree for each stage, on a node of so many GPUs; 1 for no tensor group."""
     stages = tuple(
         msgspec.structs.replace(
-            stage, tensor=Tensor(degree=degree, sequence_parallel=sequence_parallel)
+            stage, group=Group(tensor=degree, sequence_parallel=sequence_parallel)
         )
         if degree > 1
         else stage

@@ -2,9 +2,10 @@
 
 import msgspec
 
+from autopart.records.group_variants import Collective, GroupVariant, LayerCollectives
 from autopart.records.layer_graph import Layer, LayerGraph, Recompute
 from autopart.records.profile import Profile
-from autopart.records.tensor_variants import Collective, LayerCollectives, TensorVariant
+from autopart.records.rank_group import Group
 
 
 def with_degrees(profile: Profile, *degrees: int, whole: int = 64) -> Profile:
@@ -14,9 +15,8 @@ def with_degrees(profile: Profile, *degrees: int, whole: int = 64) -> Profile:
     parallelism these are gathers and scatters, and values are split.
     """
     variants = tuple(
-        TensorVariant(
-            degree=degree,
-            sequence_parallel=split,
+        GroupVariant(
+            group=Group(tensor=degree, sequence_parallel=split),
             graph=shard_of(profile.graph, degree, split=split),
             collectives=tuple(
                 LayerCollectives(layer=layer.name, collectives=_collectives(whole, split=split))

@@ -18,7 +18,7 @@ from autopart.exporters.targets import export_plan, units_for
 from autopart.records.check import Check
 from autopart.records.files import write_file
 from autopart.records.plan import Plan
-from autopart.records.tensor_variants import degree_name
+from autopart.records.rank_group import group_name, tensor_group
 from autopart.schedules.actions import Schedule, format_order
 from autopart.stopping.signals import temporary_folder
 from autopart.text import counted
@@ -133,7 +133,10 @@ def _tensor_groups(shape: Shape, rebuilt: Rebuilt) -> list[Check]:
     built = (rebuilt.tensor_degree, rebuilt.sequence_parallel)
     if wanted == built == (1, False):
         return []
-    names = [degree_name(degree, sequence_parallel=split) for degree, split in (built, wanted)]
+    names = [
+        group_name(tensor_group(degree, sequence_parallel=split))
+        for degree, split in (built, wanted)
+    ]
     if wanted != built:
         return [Check("tensor groups", False, f"{names[0]}, planned {names[1]}")]
     return [Check("tensor groups", True, f"{names[1]}, as planned")]

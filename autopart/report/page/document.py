@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from autopart.cost.stage_times import plan_bottleneck, plan_minimised
 from autopart.records.cluster import num_gpus, smallest_memory
 from autopart.records.plan import Plan
-from autopart.records.plan_degrees import rank_degrees
+from autopart.records.plan_degrees import rank_sizes
 from autopart.records.version import __version__
 from autopart.report.page.charts import Chart, plotly_source
 from autopart.report.page.contents import PageContents
@@ -183,7 +183,7 @@ def _opening(contents: PageContents) -> str:
 
 
 def _gpus_used(plan: Plan) -> int:
-    degrees = rank_degrees(plan)
+    degrees = rank_sizes(plan)
     return sum(degrees[rank] for rank in {rank for stage in plan.stages for rank in stage.ranks})
 
 

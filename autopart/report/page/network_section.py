@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from autopart.records.cluster import num_gpus
 from autopart.records.plan import Plan
-from autopart.records.plan_degrees import gpus_of_ranks, rank_degrees
+from autopart.records.plan_degrees import gpus_of_ranks, rank_sizes
 from autopart.report.labels import ranks_label
 from autopart.report.page.contents import PageContents
 from autopart.report.page.html_text import Column, Figure, escape, table_html
@@ -41,7 +41,7 @@ def network_figure(contents: PageContents) -> Figure:
 
 def _stages_of_gpus(plan: Plan) -> dict[int, list[int]]:
     """The stages on each GPU that has any."""
-    gpus = gpus_of_ranks(rank_degrees(plan))
+    gpus = gpus_of_ranks(rank_sizes(plan))
     found: dict[int, list[int]] = {}
     for place, stage in enumerate(plan.stages):
         for rank in stage.ranks:

@@ -8,10 +8,10 @@ from autopart.records.plan import Plan
 from autopart.records.plan_degrees import (
     gpus_of_ranks,
     has_several_degrees,
-    rank_degrees,
-    stage_tensors,
+    rank_sizes,
+    stage_groups,
 )
-from autopart.records.tensor_degree import MaybeTensor, Tensor, degree_of
+from autopart.records.rank_group import Group, MaybeGroup, group_size
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.engine.group_part import GroupPart, OneWorld
@@ -53,14 +53,14 @@ class LocalModel:
         if not has_several_degrees(plan):
             return own, GroupPart(self.shards)
         split = {degree: split_stages(one, layers) for degree, one in self.others.items()}
-        degrees = [degree_of(tensor) for tensor in stage_tensors(plan)]
+        degrees = [group_size(tensor) for tensor in stage_groups(plan)]
         programs = tuple(split.get(degree, own)[s] for s, degree in enumerate(degrees))
         sides = [
             {name: Side(self._state(degree, name), degree) for name in self.shapes}
             for degree in degrees
         ]
         cuts = cuts_of(programs, sides, self.shapes)
-        processes = gpus_of_ranks(rank_degrees(plan))
+        processes = gpus_of_ranks(rank_sizes(plan))
         return programs, GroupPart(self.shards, OneWorld(self.rank, self.place, processes, cuts))
 
     def _state(self, degree: int, name: str) -> ShardState:
@@ -77,28 +77,28 @@ def local_model_of(
     own = _own_tensor(plan, rank)
     local, shards, others = captured, None, dict[int, Captured]()
     states: dict[int, Mapping[str, ShardState]] = {}
-    if isinstance(own, Tensor):
+    if isinstance(own, Group):
         if group is None:
             raise UsageError(
-                f"rank {rank} of the plan needs a tensor group of {counted(own.degree, 'process', 'processes')}"
+                f"rank {rank} of the plan needs a tensor group of {counted(own.tensor, 'process', 'processes')}"
             )
         local, shards = local_part(captured, own, group)
-        states[own.degree] = shards.states
-    for tensor in {degree_of(one): one for one in stage_tensors(plan)}.values():
-        if degree_of(tensor) == degree_of(own):
+        states[own.tensor] = shards.states
+    for tensor in {group_size(one): one for one in stage_groups(plan)}.values():
+        if group_size(tensor) == group_size(own):
             continue
-        others[degree_of(tensor)] = captured
-        if isinstance(tensor, Tensor):
+        others[group_size(tensor)] = captured
+        if isinstance(tensor, Group):
             split = tensor.sequence_parallel
-            sharded = shard_graph(captured, tensor.degree, sequence_parallel=split)
-            others[tensor.degree], states[tensor.degree] = local_model(sharded, 0), sharded.states
+            sharded = shard_graph(captured, tensor.tensor, sequence_parallel=split)
+            others[tensor.tensor], states[tensor.tensor] = local_model(sharded, 0), sharded.states
     shapes = {value.name: value.shape for value in captured.values}
     return LocalModel(plan, local, shards, place, rank, others, states, shapes)
 
 
-def _own_tensor(plan: Plan, rank: int) -> MaybeTensor:
+def _own_tensor(plan: Plan, rank: int) -> MaybeGroup:
     """The tensor degree of a rank of the plan."""
-    for stage, tensor in zip(plan.stages, stage_tensors(plan), strict=True):
+    for stage, tensor in zip(plan.stages, stage_groups(plan), strict=True):
         if rank in stage.ranks:
             return tensor
-    return plan.tensor
+    return plan.group

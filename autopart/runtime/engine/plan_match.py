@@ -8,6 +8,7 @@ from torch.fx.node import Argument, map_aggregate
 
 from autopart.errors import ExportRefused, ModelError, PlanError
 from autopart.records.plan import Plan, check_plan
+from autopart.records.plan_degrees import check_tensor_groups
 from autopart.records.torch_replicas import replicas_of
 from autopart.records.training import weight_dtype
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
@@ -73,6 +74,7 @@ def _cast(
 def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
     """Raise PlanError if a plan contradicts itself, or the backend cannot run it."""
     check_plan(plan)
+    check_tensor_groups(plan, "a run")
     training = plan.training
     if training.gradient_dtype != weight_dtype(training):
         raise PlanError(

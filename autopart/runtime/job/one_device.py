@@ -21,10 +21,10 @@ from torch import distributed, fx
 
 from autopart.errors import ModelError, UsageError
 from autopart.fidelity.pace import notes_on_pace
+from autopart.records.group_variants import LayerCollectives
 from autopart.records.plan import Plan, cast_of, num_ranks
+from autopart.records.rank_group import Group, group_name, group_size
 from autopart.records.run_result import OneDeviceResult
-from autopart.records.tensor_degree import Tensor, degree_of, tensor_name
-from autopart.records.tensor_variants import LayerCollectives
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.engine.assembly import make_lone_executor
@@ -93,7 +93,7 @@ def run_on_one_device(
     alike = [first_of.setdefault(_stages_on(plan, r), r) for r in range(num_ranks(plan))]
     used = [rank for stages, rank in first_of.items() if stages]
     done: dict[int, RankRun] = {}
-    with _group_of_one(), registered(GROUP, LoneRank(degree_of(plan.tensor))):
+    with _group_of_one(), registered(GROUP, LoneRank(group_size(plan.group))):
         found = _prepare(plan, load_model(model), seed)
         # A rank that keeps another's stash runs after it: it then knows the stash's size.
         for place, rank in enumerate(sorted(used, key=lambda rank: _stages_on(plan, rank))):
@@ -120,11 +120,11 @@ def run_on_one_device(
 
 def _notes(plan: Plan, steps: int) -> tuple[str, ...]:
     notes = ("one step only: its time includes first allocations",) if steps == 1 else ()
-    if degree_of(plan.tensor) == 1:
+    if group_size(plan.group) == 1:
         return notes
     with_them = format_time(plan.prediction.step_time)
     return (
-        f"{tensor_name(plan.tensor)}: each rank is the first GPU of its tensor group, alone; all seconds, also the "
+        f"{group_name(plan.group)}: each rank is the first GPU of its tensor group, alone; all seconds, also the "
         f"predicted ones, are without the group's collectives (with them the predicted step is {with_them})",
         *notes,
     )
@@ -155,8 +155,8 @@ def _prepare(plan: Plan, source: ModelSource, seed: int) -> _Model:
     except ModelError:  # Its builder reads values, or some modules are not captured.
         captured = _captured(plan, source, "cpu", seed)
     collectives: tuple[LayerCollectives, ...] = ()
-    if isinstance(plan.tensor, Tensor):
-        degree, splits = plan.tensor.degree, plan.tensor.sequence_parallel
+    if isinstance(plan.group, Group):
+        degree, splits = plan.group.tensor, plan.group.sequence_parallel
         sharded = shard_graph(captured, degree, sequence_parallel=splits)
         captured = local_model(sharded, 0)
         collectives = layer_collectives(sharded, captured)

@@ -14,7 +14,7 @@ from torch import distributed
 from autopart.errors import AutopartError, PlanError, RunError, UsageError
 from autopart.records.files import content_hash
 from autopart.records.plan import Plan, num_ranks
-from autopart.records.plan_degrees import has_several_degrees, num_processes, rank_degrees
+from autopart.records.plan_degrees import has_several_degrees, num_processes, rank_sizes
 from autopart.records.run_result import RunResult
 from autopart.runtime.engine.failures import Failure, LostRank, as_error, failure_of
 from autopart.runtime.engine.run_settings import RunSettings
@@ -113,7 +113,7 @@ def _run(
     report: Report | None,
 ) -> RunResult | None:
     at, place = place_in_plan(plan, world.rank), place_of(settings.device, world)
-    degree, several = rank_degrees(plan)[at.group], has_several_degrees(plan)
+    degree, several = rank_sizes(plan)[at.group], has_several_degrees(plan)
     own = world_of(plan, world.rank)
     timeout = _seconds(settings.timeout * _TRANSPORT_TIMEOUTS)
     status_board.waiting("meeting the other ranks", None)

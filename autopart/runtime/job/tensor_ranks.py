@@ -25,8 +25,8 @@ from autopart.records.plan_degrees import (
     gpus_of_ranks,
     has_several_degrees,
     num_processes,
-    rank_degrees,
     rank_of_process,
+    rank_sizes,
 )
 from autopart.runtime.engine.failures import LostRank
 from autopart.runtime.engine.transfers import with_other_rank
@@ -72,7 +72,7 @@ def init_tensor_ranks(
         world_size=own.size,
         timeout=wait,
     )
-    return meet_group(store, at, rank_degrees(plan)[at.group], backend, wait)
+    return meet_group(store, at, rank_sizes(plan)[at.group], backend, wait)
 
 
 class OwnWorld(NamedTuple):
@@ -95,7 +95,7 @@ def world_of(plan: Plan, process: int) -> OwnWorld:
 def place_in_plan(plan: Plan, process: int) -> GroupPlace:
     """Return where process number `process` stands in a plan with one tensor degree or several."""
     rank = rank_of_process(plan, process)
-    return GroupPlace(rank, process - gpus_of_ranks(rank_degrees(plan))[rank].start)
+    return GroupPlace(rank, process - gpus_of_ranks(rank_sizes(plan))[rank].start)
 
 
 def lost_process(error: LostRank, place: int, degree: int) -> int | None:

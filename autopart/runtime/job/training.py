@@ -18,7 +18,7 @@ from autopart.records.plan_degrees import (
     gpus_of_ranks,
     has_several_degrees,
     num_processes,
-    rank_degrees,
+    rank_sizes,
 )
 from autopart.records.run_result import CheckResult, RunResult
 from autopart.runtime.capture.capture import Captured
@@ -121,7 +121,7 @@ def train(
     distributed.all_gather_object(runs, mine)
     if has_several_degrees(plan):
         # All processes are in one world. The first of each tensor group stands for its rank.
-        runs = [runs[processes[0]] for processes in gpus_of_ranks(rank_degrees(plan))]
+        runs = [runs[processes[0]] for processes in gpus_of_ranks(rank_sizes(plan))]
     return run.result(runs) if place.rank == 0 else None
 
 
@@ -238,7 +238,7 @@ class _Run:
             asynchronous=asynchronous,
             trace=tuple(map(last_slices, runs)),
             notes=(
-                *run_notes(runs, self._settings, rank_degrees(plan)),
+                *run_notes(runs, self._settings, rank_sizes(plan)),
                 *([BACK_TO_BACK] if self._back_to_back else []),
                 *notes_on_pace(plan, ranks),
             ),

@@ -15,7 +15,7 @@ from autopart.records.calibration import (
 from autopart.records.gpu import Gpu
 from autopart.records.kernels import Kernels, kernels_of
 from autopart.records.profile import MAX_SPREAD
-from autopart.records.tensor_variants import MOST_DEGREE
+from autopart.records.rank_group import MOST_DEGREE
 from autopart.runtime.capture.capture import Granularity
 from autopart.runtime.measuring.progress import ProgressListener
 from autopart.runtime.models.precision import dtype_of

@@ -35,6 +35,7 @@ from autopart.runtime.profiling.checkpoint_notes import notes_on_checkpoints
 from autopart.runtime.profiling.convergence import MAX_WAITING, notes_on_pace, notes_on_rounds
 from autopart.runtime.profiling.devices import describe_device, software_versions
 from autopart.runtime.profiling.fused_ops import FusedOps
+from autopart.runtime.profiling.group_variants import measure_variants, num_variants
 from autopart.runtime.profiling.layer_bytes import whole_stash_bytes
 from autopart.runtime.profiling.measured_graph import MeasuredBytes, measure_graph
 from autopart.runtime.profiling.model_times import ModelTimes
@@ -45,7 +46,6 @@ from autopart.runtime.profiling.options import (
     kernels_asked,
 )
 from autopart.runtime.profiling.profiled_model import ProfiledModel, prepare_model
-from autopart.runtime.profiling.tensor_variants import measure_variants, num_variants
 from autopart.runtime.profiling.whole_model import own_forward, runnable_forward
 from autopart.units import format_share
 

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autopart.records.tensor_variants import Collective, LayerCollectives
+from autopart.records.group_variants import Collective, LayerCollectives
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.models.attributes import lookup
 from autopart.runtime.sharding.collectives import copy, gather, reduce, scatter, take

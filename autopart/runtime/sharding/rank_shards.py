@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
-from autopart.records.tensor_degree import Tensor
+from autopart.records.rank_group import Group
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.sharding.groups import TensorGroup, registered
 from autopart.runtime.sharding.local_graph import GROUP
@@ -89,8 +89,8 @@ class RankShards:
 
 
 def local_part(
-    captured: Captured, tensor: Tensor, group: TensorGroup
+    captured: Captured, tensor: Group, group: TensorGroup
 ) -> tuple[Captured, RankShards]:
     """Return one rank's local graph of a captured model, and its shards, in a tensor group."""
-    sharded = shard_graph(captured, tensor.degree, sequence_parallel=tensor.sequence_parallel)
+    sharded = shard_graph(captured, tensor.tensor, sequence_parallel=tensor.sequence_parallel)
     return local_model(sharded, group.rank()), RankShards(sharded, group)

@@ -6,7 +6,7 @@ import weakref
 import torch
 from torch import fx, nn
 
-from autopart.records.tensor_degree import Tensor
+from autopart.records.rank_group import Group
 from autopart.runtime.capture.capture import Captured, capture_model
 from autopart.runtime.models.model import TrainingModel
 from autopart.runtime.sharding.groups import LoneRank, ThreadRanks
@@ -59,7 +59,7 @@ def test_the_whole_weights_are_freed() -> None:
     captured = capture()
     weights = {name: weakref.ref(p) for name, p in captured.module.named_parameters()}
     names = {name: tuple(p.shape) for name, p in captured.module.named_parameters()}
-    tensor = Tensor(degree=2, sequence_parallel=False)
+    tensor = Group(tensor=2, sequence_parallel=False)
     local, shards = local_part(captured, tensor, LoneRank(2))
     del captured
     gc.collect()

@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from autopart.errors import AutopartError, UsageError
 from autopart.records.plan import Plan, num_ranks
-from autopart.records.plan_degrees import has_several_degrees, num_processes, rank_degrees
+from autopart.records.plan_degrees import has_several_degrees, num_processes, rank_sizes
 from autopart.records.run_result import RunResult
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.job.status_board import StatusBoard
@@ -74,7 +74,7 @@ def tensor_group(process: int, plan: Plan) -> Iterator[tuple[GroupPlace, TensorG
     global _calls
     _calls += 1
     processes, at = distributed.get_world_size(), place_in_plan(plan, process)
-    degree = rank_degrees(plan)[at.group]
+    degree = rank_sizes(plan)[at.group]
     whole = _get_default_store()
     store = distributed.PrefixStore(f"groups/{_calls}", whole)
     if has_several_degrees(plan):

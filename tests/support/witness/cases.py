@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from autopart.records.group_variants import GroupVariant
 from autopart.records.problem import SCHEDULES, Problem
 from autopart.records.profile import Profile
-from autopart.records.tensor_variants import TensorVariant
 from tests.support.problems import profile
 from tests.support.witness.draws import Style, draw_problem, rescaled, with_memory
 from tests.support.witness.optimum import low_memory
@@ -111,7 +111,7 @@ class Case(NamedTuple):
     kind: str
     problems: tuple[Problem, ...]
     """The problems; with tensor variants the first one alone has single GPUs as ranks."""
-    variants: tuple[TensorVariant, ...] = ()
+    variants: tuple[GroupVariant, ...] = ()
     """The tensor variants of the profile."""
 
     @property
@@ -180,7 +180,7 @@ def _with_degrees(rng: random.Random, case: Case) -> Case:
     if case.kind == "tensor degrees per stage" and all(gpus % t for t in degrees):
         degrees = [2, *degrees]
     variants = draw_variants(rng, problem.graph, degrees or [2])
-    fitting = [one for one in variants if problem.cluster.gpus_per_node % one.degree == 0]
+    fitting = [one for one in variants if problem.cluster.gpus_per_node % one.group.tensor == 0]
     own = tuple(problem_of_degree(problem, one) for one in fitting)
     return case._replace(problems=(problem, *own), variants=variants)
 
@@ -230,7 +230,7 @@ def keywords(problem: Problem, *, several: bool = False, tensor: int | str = 1) 
     fields = {
         name: getattr(demands, name)
         for name in demands.__struct_fields__
-        if name not in ("schedules", "pins", "tensor")
+        if name not in ("schedules", "pins", "group")
     }
     whole = set(SCHEDULES) <= set(demands.schedules)
     return fields | {

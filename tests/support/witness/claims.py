@@ -12,11 +12,11 @@ from autopart.records.plan import Plan, policy_of_layers, stage_ranks
 from autopart.records.plan_degrees import (
     gpus_of_ranks,
     has_several_degrees,
-    rank_degrees,
-    stage_tensors,
+    rank_sizes,
+    stage_groups,
 )
 from autopart.records.problem import CLASSIC, CUSTOM, SCHEDULES, Problem
-from autopart.records.tensor_degree import Tensor, degree_of
+from autopart.records.rank_group import Group, group_size
 from autopart.search.planner import solve
 from tests.support.witness.cases import Case, keywords
 from tests.support.witness.every_order import are_all_tried, optimum_of_orders
@@ -100,8 +100,8 @@ def _broken_refusal(case: Case, best: Found | None, error: InfeasibleError) -> I
 def _broken(
     case: Case, plan: Plan, found: Sequence[Found | None], best: Found | None
 ) -> Iterator[str]:
-    searched = [(size.microbatch_size, size.tensor) for size in plan.sizes]
-    problem = case.problems[searched.index((plan.microbatch_size, plan.tensor))]
+    searched = [(size.microbatch_size, size.group) for size in plan.sizes]
+    problem = case.problems[searched.index((plan.microbatch_size, plan.group))]
     own_degrees = has_several_degrees(plan)
     # Step 1: the plan is what it says, by the verifier and by the witness.
     failed = [check for check in verify(plan, case.profiles) if not check.passed]
@@ -142,10 +142,13 @@ def _broken_bounds(
 def _degree_sets(case: Case) -> list[tuple[bool, dict[int, Problem]]]:
     """For each word on sequence parallelism the problem of each degree, where there are two at least."""
     gpus = case.problems[0].cluster.gpus_per_node
-    fitting = [one for one in case.variants if gpus % one.degree == 0]
+    fitting = [one for one in case.variants if gpus % one.group.tensor == 0]
     pairs = list(zip(fitting, case.problems[1:], strict=True))
     sets = [
-        (split, {one.degree: own for one, own in pairs if one.sequence_parallel is split})
+        (
+            split,
+            {one.group.tensor: own for one, own in pairs if one.group.sequence_parallel is split},
+        )
         for split in (False, True)
     ]
     return [(split, {1: case.problems[0]} | own) for split, own in sets if own]
@@ -153,15 +156,15 @@ def _degree_sets(case: Case) -> list[tuple[bool, dict[int, Problem]]]:
 
 def _price_of_degrees(case: Case, plan: Plan) -> Price:
     """The witness's price for a plan whose stages have tensor degrees of their own."""
-    tensors = stage_tensors(plan)
-    split = any(isinstance(one, Tensor) and one.sequence_parallel for one in tensors)
+    tensors = stage_groups(plan)
+    split = any(isinstance(one, Group) and one.sequence_parallel for one in tensors)
     pricer = DegreesPricer(dict(_degree_sets(case))[split], split=split)
-    gpus = gpus_of_ranks(rank_degrees(plan))
+    gpus = gpus_of_ranks(rank_sizes(plan))
     first = tuple(tuple(gpus[rank].start for rank in own) for own in stage_ranks(plan))
     # Slots as the witness counts them: each stage's replicas in their order.
     slots = grid(tuple(range(len(plan.stages))), len(plan.stages[0].ranks))
     setting = Setting(plan.schedule, slots, plan.num_microbatches)
-    degrees = [degree_of(one) for one in tensors]
+    degrees = [group_size(one) for one in tensors]
     return pricer.price(setting, degrees, first, _cuts_of(case.problems[0], plan))
 
 

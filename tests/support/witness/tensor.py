@@ -7,21 +7,21 @@ from collections.abc import Sequence
 import msgspec
 
 from autopart.records.cluster import Cluster
+from autopart.records.group_variants import Collective, GroupVariant, LayerCollectives, Phase
 from autopart.records.layer_graph import Layer, LayerGraph, Recompute
 from autopart.records.network import Network
 from autopart.records.problem import Problem
-from autopart.records.tensor_variants import Collective, LayerCollectives, Phase, TensorVariant
+from autopart.records.rank_group import Group
 from tests.support.witness.collectives import all_reduce_seconds, ring_seconds, ring_turn_seconds
 
 
 def draw_variants(
     rng: random.Random, graph: LayerGraph, degrees: Sequence[int]
-) -> tuple[TensorVariant, ...]:
+) -> tuple[GroupVariant, ...]:
     """A variant for each degree, with sequence parallelism, without it, or both."""
     return tuple(
-        TensorVariant(
-            degree=degree,
-            sequence_parallel=split,
+        GroupVariant(
+            group=Group(tensor=degree, sequence_parallel=split),
             graph=_shard(rng, graph, degree),
             collectives=tuple(
                 _collectives(rng, layer.name) for layer in graph.layers if rng.random() < 0.8
@@ -98,21 +98,21 @@ def _collective(rng: random.Random) -> Collective:
     )
 
 
-def problem_of_degree(problem: Problem, variant: TensorVariant) -> Problem:
+def problem_of_degree(problem: Problem, variant: GroupVariant) -> Problem:
     """The problem over one GPU of each tensor group."""
     cluster, own = problem.cluster, {one.layer: one.collectives for one in variant.collectives}
     layers = tuple(
-        _layer(problem, layer, own.get(layer.name, ()), variant.degree)
+        _layer(problem, layer, own.get(layer.name, ()), variant.group.tensor)
         for layer in variant.graph.layers
     )
-    groups = cluster.gpus_per_node // variant.degree
+    groups = cluster.gpus_per_node // variant.group.tensor
     host = cluster.host_memory_bytes
     alone = msgspec.structs.replace(
         cluster,
         gpus_per_node=groups,
         host_memory_bytes=None if host is None else host // cluster.gpus_per_node * groups,
         network=cluster.network
-        and _network(cluster.network, cluster.gpus_per_node, variant.degree),
+        and _network(cluster.network, cluster.gpus_per_node, variant.group.tensor),
     )
     graph = msgspec.structs.replace(variant.graph, layers=layers)
     return msgspec.structs.replace(problem, graph=graph, cluster=alone)

@@ -1,19 +1,26 @@
-"""Tensor groups as ranks: prices against the single GPUs that they stand for."""
+"""Rank groups as ranks: prices against the single GPUs that they stand for."""
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
 
 from autopart.cost.cuts import stage_totals
+from autopart.cost.groups_as_ranks import (
+    cluster_of_groups,
+    collective_times,
+    layers_of_group,
+    problem_of_groups,
+)
 from autopart.cost.on_ranks import on_replicas
 from autopart.cost.stage_times import cut_links
 from autopart.cost.syncs import all_reduce_price, call_price, sync_price
-from autopart.cost.tensor_groups import cluster_of_groups, layers_of_group, problem_of_groups
 from autopart.records.cluster import Cluster, Link, host_share
+from autopart.records.group_variants import Collective, GroupVariant, LayerCollectives
 from autopart.records.layer_graph import Recompute
 from autopart.records.network import Network
-from autopart.records.tensor_variants import Collective, LayerCollectives, TensorVariant
+from autopart.records.rank_group import Group
 from autopart.records.training import Sync, Training
 from tests.support.problems import chain_graph, cluster, layer, problem
 
@@ -95,16 +102,15 @@ def test_a_group_has_the_memory_of_one_gpu_and_its_share_of_the_host():
     assert cluster_of_groups(real, 1) is real
 
 
-def variant(*collectives: Collective, degree: int = 2) -> TensorVariant:
+def variant(*collectives: Collective, degree: int = 2) -> GroupVariant:
     one = layer(
         "a",
         update_time=4.0,
         recompute=Recompute(extra_time=1.0, stash_bytes=0),
         selective=Recompute(extra_time=0.5, stash_bytes=0),
     )
-    return TensorVariant(
-        degree=degree,
-        sequence_parallel=False,
+    return GroupVariant(
+        group=Group(tensor=degree, sequence_parallel=False),
         graph=chain_graph(one, layer("b")),
         collectives=(LayerCollectives(layer="a", collectives=collectives),),
     )
@@ -187,3 +193,16 @@ def test_gathers_and_scatters_take_half_of_an_all_reduce_over_a_link():
         for kind in ("all_reduce", "all_gather", "reduce_scatter")
     ]
     assert times == [12, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("among", "gpus"),
+    [("tensor", (0, 1)), ("context", (0, 2, 4)), ("data", (0, 6)), (msgspec.UNSET, (0, 1))],
+)
+def test_a_collective_joins_the_gpus_of_its_own_degree(among: Any, gpus: tuple[int, ...]):
+    """Groups of 2 x 3 x 2 GPUs, on a node of 12 whose rails differ: the GPUs that are joined decide the price."""
+    real = drawn_cluster(random.Random(3), 12, network=True)
+    group = Group(tensor=2, context=3, data=2, shard="zero2", reduce="step")
+    one = Collective(kind="all_gather", bytes=10**9, phase="forward", among=among)
+    times = collective_times([LayerCollectives(layer="a", collectives=(one,))], real, group)
+    assert times["a"].forward == call_price(real, gpus, "all_gather").seconds(1e9)

@@ -7,34 +7,36 @@ import pytest
 
 from autopart.errors import FileError, ProfileError
 from autopart.records.files import encode
+from autopart.records.group_variants import (
+    Collective,
+    GroupVariant,
+    LayerCollectives,
+    check_variants,
+    groups_listed,
+)
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.microbatch_sizes import check_same_model, scale_profile
 from autopart.records.profile import Profile, load_profile, profile_hash, save_profile
-from autopart.records.tensor_variants import (
-    Collective,
-    LayerCollectives,
-    TensorVariant,
-    check_variants,
-)
+from autopart.records.rank_group import Group
 from tests.support.problems import chain_graph, layer, profile
 
 WHOLE = chain_graph(layer("a", stash_bytes=8), layer("b"))
 SHARD = chain_graph(layer("a", stash_bytes=4), layer("b", forward_time=0.5))
 SUM = Collective(kind="all_reduce", bytes=100, phase="forward", recomputed=True)
 NORMS = Collective(kind="all_reduce", bytes=6, phase="step")
+TWO, SPLIT = Group(tensor=2), Group(tensor=2, sequence_parallel=True)
 
 
-def variant(**changed: Any) -> TensorVariant:
+def variant(group: Group = TWO, **changed: Any) -> GroupVariant:
     own: dict[str, Any] = {
-        "degree": 2,
-        "sequence_parallel": False,
+        "group": group,
         "graph": SHARD,
         "collectives": (LayerCollectives(layer="a", collectives=(SUM, NORMS)),),
     }
-    return TensorVariant(**(own | changed))
+    return GroupVariant(**(own | changed))
 
 
-def with_variants(*variants: TensorVariant) -> Profile:
+def with_variants(*variants: GroupVariant) -> Profile:
     return msgspec.structs.replace(profile(WHOLE), variants=variants)
 
 
@@ -45,7 +47,7 @@ def of(**changed: Any) -> tuple[LayerCollectives, ...]:
 
 
 def test_a_profile_with_variants_survives_its_file(tmp_path: Path):
-    made = with_variants(variant(), variant(sequence_parallel=True), variant(degree=4))
+    made = with_variants(variant(), variant(SPLIT), variant(Group(tensor=4)))
     save_profile(made, tmp_path / "profile.json")
     assert load_profile(tmp_path / "profile.json") == made
 
@@ -66,7 +68,7 @@ def test_the_hash_covers_each_variant():
             with_variants(),
             with_variants(variant()),
             with_variants(variant(collectives=())),
-            with_variants(variant(), variant(degree=4)),
+            with_variants(variant(), variant(Group(tensor=4))),
         )
     }
     assert len(hashes) == 4
@@ -104,18 +106,20 @@ def test_a_variant_that_contradicts_itself_or_its_profile_is_refused(
 
 
 def test_a_degree_stands_once_with_each_word_on_sequence_parallelism(tmp_path: Path):
-    save_profile(with_variants(variant(), variant(sequence_parallel=True)), tmp_path / "p.json")
+    save_profile(with_variants(variant(), variant(SPLIT)), tmp_path / "p.json")
     with pytest.raises(
         ProfileError, match="tensor degree 2 with sequence parallelism stands twice"
     ):
-        save_profile(with_variants(*[variant(sequence_parallel=True)] * 2), tmp_path / "p.json")
+        save_profile(with_variants(*[variant(SPLIT)] * 2), tmp_path / "p.json")
 
 
-def test_a_degree_of_1_is_refused_with_its_place(tmp_path: Path):
+def test_a_group_of_1_is_refused_with_its_place(tmp_path: Path):
     path = tmp_path / "profile.json"
     text = encode(with_variants(variant())).decode()
-    path.write_text(text.replace('"degree": 2', '"degree": 1'))
-    with pytest.raises(FileError, match=r">= 2 - at `\$.variants\[0\].degree`"):
+    path.write_text(text.replace('"tensor": 2', '"tensor": 1'))
+    with pytest.raises(
+        FileError, match=r"1 GPU: leave the group out - at `\$.variants\[0\].group`"
+    ):
         load_profile(path)
 
 
@@ -130,3 +134,41 @@ def test_profiles_with_different_degrees_do_not_belong_together():
     other = msgspec.structs.replace(with_variants(variant()), microbatch_size=7)
     with pytest.raises(ProfileError, match="list of tensor degrees is 1 and 1, 2"):
         check_same_model([profile(WHOLE), other])
+
+
+def test_variants_of_version_3_load_and_keep_their_hash(tmp_path: Path):
+    """A version 3 file had a degree and a word in place of the group; the hash is from that version's code."""
+    made = with_variants(variant(), variant(SPLIT))
+    tree = json.loads(encode(made)) | {"version": 3}
+    for one in tree["variants"]:
+        group = one.pop("group")
+        one |= {"degree": group["tensor"], "sequence_parallel": "sequence_parallel" in group}
+    (tmp_path / "p.json").write_text(json.dumps(tree))
+    assert load_profile(tmp_path / "p.json") == made
+    assert profile_hash(made) == "b23c6e8d870ac31c"
+
+
+def test_variants_with_a_context_degree_survive_a_file_and_have_a_hash_of_their_own(
+    tmp_path: Path,
+):
+    keys = Collective(kind="all_gather", bytes=4, phase="forward", among="context")
+    of_context = variant(
+        Group(tensor=2, context=2),
+        collectives=(LayerCollectives(layer="a", collectives=(SUM, keys)),),
+    )
+    made = with_variants(variant(), of_context)
+    save_profile(made, tmp_path / "p.json")
+    assert load_profile(tmp_path / "p.json") == made
+    assert profile_hash(made) != profile_hash(with_variants(variant()))
+    assert groups_listed(made.variants) == "1, 2, tensor degree 2, context degree 2"
+
+
+def test_collectives_are_among_gpus_that_the_group_has(tmp_path: Path):
+    with pytest.raises(ProfileError, match=r"collective 0 of layer 'a' joins context GPUs, and"):
+        save_profile(with_variants(variant(collectives=of(among="context"))), tmp_path / "p.json")
+
+
+def test_a_profile_has_no_sharded_state(tmp_path: Path):
+    sharded = Group(tensor=2, data=2, shard="zero2", reduce="step")
+    with pytest.raises(ProfileError, match="a profile has no variant with sharded state"):
+        save_profile(with_variants(variant(sharded)), tmp_path / "p.json")

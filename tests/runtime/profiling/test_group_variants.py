@@ -52,14 +52,14 @@ def test_a_blocks_activations_follow_the_published_formulas(tmp_path: Path) -> N
     adds a number per head and position.
     """
     profile = on_meta(GPT2, 1, 2, 4, sequence_parallel=True)
-    assert [(v.degree, v.sequence_parallel) for v in profile.variants] == [
+    assert [(v.group.tensor, v.group.sequence_parallel) for v in profile.variants] == [
         (2, False), (2, True), (4, False), (4, True),
     ]  # fmt: skip
     whole = kept_bytes(profile.graph, "blocks.3")
     unit = whole / 16
     for variant in profile.variants:
-        t = variant.degree
-        wanted = 16 / t + 2 * (1 - 1 / t) if variant.sequence_parallel else 4 + 12 / t
+        t = variant.group.tensor
+        wanted = 16 / t + 2 * (1 - 1 / t) if variant.group.sequence_parallel else 4 + 12 / t
         assert kept_bytes(variant.graph, "blocks.3") / unit == pytest.approx(wanted, rel=0.01)
     save_profile(profile, tmp_path / "p.json")
     assert load_profile(tmp_path / "p.json") == profile
@@ -117,11 +117,11 @@ def test_a_variant_has_a_ranks_shards_and_everything_that_a_layer_has() -> None:
         assert local.selective is not None and own.selective is not None
         assert local.selective.stash_bytes == pytest.approx(own.selective.stash_bytes / 2, rel=0.4)
         for value in variant.graph.values:
-            is_slice = variant.sequence_parallel and value.producer != "head"
+            is_slice = variant.group.sequence_parallel and value.producer != "head"
             is_sharded = value.producer == "head"
             assert value.bytes == sent[value.name] / (2 if is_slice or is_sharded else 1)
         kinds = {one.kind for at in variant.collectives for one in at.collectives}
-        assert ("all_gather" in kinds) == variant.sequence_parallel
+        assert ("all_gather" in kinds) == variant.group.sequence_parallel
 
 
 @pytest.mark.slow

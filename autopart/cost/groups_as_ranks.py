@@ -1,11 +1,11 @@
-"""Tensor groups as ranks: the layers with their collectives, and the cluster with fewer, larger ranks.
+"""Rank groups as ranks: the layers with their collectives, and the cluster with fewer, larger ranks.
 
-With tensor degree t, rank q stands for GPUs q t … q t + t - 1 of one node. All GPUs of a group do equal work, and
+With groups of g GPUs, rank q stands for GPUs q g … q g + g - 1 of one node. All GPUs of a group do equal work, and
 each sends to the GPU at its own place in another group. So one GPU per group, at one place, stands for all. What
 follows is an ordinary problem over these GPUs, and every formula and bound holds for it as it stands:
 
     layers    F, I and W of one GPU, with the seconds of its collectives inside the group
-    cluster   G / t ranks per node; each has one GPU's memory, links and share of the host and of the rails
+    cluster   G / g ranks per node; each has one GPU's memory, links and share of the host and of the rails
 
 Symbols   C    seconds of a layer's collectives of I beneath W;  W  its weight gradients
           e    their exposed part in a whole backward: max(0, C - W) with Megatron's collectives, else C
@@ -26,49 +26,50 @@ from autopart.cost.contention import contended
 from autopart.cost.rails import rails_of
 from autopart.cost.syncs import call_price
 from autopart.records.cluster import Cluster, host_share, slowest_speed
+from autopart.records.group_variants import Collective, GroupVariant, LayerCollectives
 from autopart.records.layer_graph import Layer, LayerGraph, Recompute
 from autopart.records.network import Network
 from autopart.records.problem import Problem
-from autopart.records.tensor_variants import Collective, LayerCollectives, TensorVariant
+from autopart.records.rank_group import Group, group_size, places_among
 from autopart.records.training import Training
 
 HIDING = ("megatron",)
 """The values of `--sync` whose frameworks run collectives of I beside W."""
 
 
-def problem_of_groups(problem: Problem, variant: TensorVariant | None) -> Problem:
-    """The problem whose ranks are a variant's tensor groups; the problem itself without one."""
+def problem_of_groups(problem: Problem, variant: GroupVariant | None) -> Problem:
+    """The problem whose ranks are a variant's rank groups; the problem itself without one."""
     if variant is None:
         return problem
     return msgspec.structs.replace(
         problem,
         graph=layers_of_group(variant, problem.cluster, problem.training),
-        cluster=cluster_of_groups(problem.cluster, variant.degree),
+        cluster=cluster_of_groups(problem.cluster, group_size(variant.group)),
     )
 
 
-def cluster_of_groups(cluster: Cluster, degree: int) -> Cluster:
-    """The cluster whose ranks are tensor groups of so many equal GPUs; they fill each node."""
-    if degree == 1:
+def cluster_of_groups(cluster: Cluster, size: int) -> Cluster:
+    """The cluster whose ranks are groups of so many equal GPUs; they fill each node."""
+    if size == 1:
         return cluster
-    groups, share = cluster.gpus_per_node // degree, host_share(cluster)
+    groups, share = cluster.gpus_per_node // size, host_share(cluster)
     return msgspec.structs.replace(
         cluster,
         gpus_per_node=groups,
         host_memory_bytes=None if share is None else share * groups,
-        network=_network_of_groups(cluster, degree),
+        network=_network_of_groups(cluster, size),
     )
 
 
-def _network_of_groups(cluster: Cluster, degree: int) -> Network | None:
+def _network_of_groups(cluster: Cluster, size: int) -> Network | None:
     """The network of the GPUs at one place of each group: their own share of a node's rails.
 
     Two groups share a rail where all their GPUs do. Where no number of rails says this, each group has its own.
     """
-    network, groups = cluster.network, cluster.gpus_per_node // degree
+    network, groups = cluster.network, cluster.gpus_per_node // size
     if network is None:
         return None
-    near = rails_of(cluster, np.arange(cluster.gpus_per_node)).reshape(groups, degree)
+    near = rails_of(cluster, np.arange(cluster.gpus_per_node)).reshape(groups, size)
     _, numbers = np.unique(near, axis=0, return_inverse=True)
     rails = int(numbers.max()) + 1
     if (np.arange(groups) * rails // groups != numbers.reshape(-1)).any():
@@ -77,16 +78,16 @@ def _network_of_groups(cluster: Cluster, degree: int) -> Network | None:
     return msgspec.structs.replace(
         network,
         rails=rails,
-        rail_bandwidth=network.rails * network.rail_bandwidth / (degree * rails),
+        rail_bandwidth=network.rails * network.rail_bandwidth / (size * rails),
         switch_bandwidth=network.switch_bandwidth if summed else None,
     )
 
 
-def layers_of_group(variant: TensorVariant, cluster: Cluster, training: Training) -> LayerGraph:
+def layers_of_group(variant: GroupVariant, cluster: Cluster, training: Training) -> LayerGraph:
     """A variant's layers with the seconds of their collectives, on the first GPUs of a node."""
     # `on_ranks` divides layer times by this speed later. Collectives are not slowed down by compute.
     speed = slowest_speed(cluster, ())
-    own = collective_times(variant.collectives, cluster, variant.degree, scale=speed)
+    own = collective_times(variant.collectives, cluster, variant.group, scale=speed)
     layers = tuple(
         _with_collectives(layer, own[layer.name], hides=training.sync in HIDING)
         if layer.name in own
@@ -97,7 +98,7 @@ def layers_of_group(variant: TensorVariant, cluster: Cluster, training: Training
 
 
 class CollectiveTimes(NamedTuple):
-    """Seconds of a layer's collectives inside its tensor group, by their place in the step."""
+    """Seconds of a layer's collectives inside its rank group, by their place in the step."""
 
     forward: float
     input_grad: float
@@ -112,12 +113,13 @@ class CollectiveTimes(NamedTuple):
 
 
 def collective_times(
-    collectives: Iterable[LayerCollectives], cluster: Cluster, degree: int, *, scale: float = 1.0
+    collectives: Iterable[LayerCollectives], cluster: Cluster, group: Group, *, scale: float = 1.0
 ) -> dict[str, CollectiveTimes]:
     """For each layer with collectives their seconds times `scale`, on the first GPUs of a node."""
 
     def seconds(one: Collective) -> float:
-        price = call_price(cluster, range(degree), one.kind)
+        among = "tensor" if one.among is msgspec.UNSET else one.among
+        price = call_price(cluster, places_among(group, among), one.kind)
         return scale * price.seconds(float(one.bytes))
 
     def times(own: LayerCollectives) -> CollectiveTimes:

@@ -1,30 +1,26 @@
-"""A model's layers as one of t ranks runs them: tensor variants in a profile.
+"""A model's layers as one GPU of a rank group runs them: the variants in a profile.
 
-With tensor degree t, a tensor group of t GPUs runs each layer together. Every rank of the group has its shard of
-the weights. A variant has the seconds and bytes of one such rank, without collectives. The collectives are listed
-beside the layers, because their seconds depend on the cluster. docs/tensor-parallel.md has the formulas.
+A variant has the seconds and bytes of one GPU, without collectives. The collectives are listed beside the layers,
+because their seconds depend on the cluster. docs/tensor-parallel.md has the formulas.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
 from autopart.errors import ProfileError
 from autopart.records.graph_check import check_graph
 from autopart.records.layer_graph import LayerGraph, positions
+from autopart.records.rank_group import Among, Group, group_name, places_among
 from autopart.text import counted
 from autopart.units import MOST_BYTES, Bytes
 
-MOST_DEGREE = 4096
-"""The largest tensor degree that a file may have."""
-
-Degree = Annotated[int, msgspec.Meta(ge=2, le=MOST_DEGREE)]
 Phase = Literal["forward", "input_grad", "weight_grad", "step"]
 
 
 class Collective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One collective of a layer among the ranks of its tensor group."""
+    """One collective of a layer among GPUs of its rank group."""
 
     kind: Literal["all_reduce", "all_gather", "reduce_scatter"]
     """The collective."""
@@ -36,6 +32,8 @@ class Collective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The work that hides it: the layer's W, beside which a collective of I may run; null where none does."""
     recomputed: bool = False
     """Whether a collective of the forward runs again where the layer is recomputed, as a whole or selectively."""
+    among: Among | msgspec.UnsetType = msgspec.UNSET
+    """The GPUs that it joins: those that share a tensor, a sequence or the state; absent for a tensor."""
 
 
 class LayerCollectives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,50 +45,43 @@ class LayerCollectives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Its collectives, in the order in which they run."""
 
 
-class TensorVariant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The layers as one of `degree` ranks runs them."""
+class GroupVariant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The layers as one GPU of a rank group runs them."""
 
-    degree: Degree
-    """The tensor degree t: GPUs that run each layer together."""
-    sequence_parallel: bool
-    """Whether ranks also split the sequence where layers need no whole tensors."""
+    group: Group
+    """The rank group."""
     graph: LayerGraph
-    """The profile's layers and values with the seconds and bytes of one rank, without collectives.
+    """The profile's layers and values with the seconds and bytes of one GPU, without collectives.
 
-    A value's bytes are the bytes that one rank sends: 1/t where the sequence is split."""
+    A value's bytes are the bytes that one GPU sends: 1/t where tensor degree t splits the sequence."""
     collectives: tuple[LayerCollectives, ...] = ()
     """The collectives of each layer that has some."""
 
 
-def variant_name(variant: TensorVariant) -> str:
-    """A variant in words, such as "tensor degree 4 with sequence parallelism"."""
-    return degree_name(variant.degree, sequence_parallel=variant.sequence_parallel)
+def groups_listed(variants: Sequence[GroupVariant]) -> str:
+    """The degrees that a profile has, such as "1, 2, 2 with sequence parallelism, context degree 2"."""
+    own = sorted(
+        (one.group for one in variants),
+        key=lambda one: (one.context, one.tensor, one.sequence_parallel),
+    )
+    names = [group_name(one).removeprefix("tensor degree " * (one.context == 1)) for one in own]
+    return ", ".join(["1", *names])
 
 
-def degree_name(degree: int, *, sequence_parallel: bool) -> str:
-    """A tensor degree in words, with sequence parallelism or without."""
-    return f"tensor degree {degree}" + " with sequence parallelism" * sequence_parallel
-
-
-def degrees_listed(variants: Sequence[TensorVariant]) -> str:
-    """The tensor degrees that a profile has, such as "1, 2, 2 with sequence parallelism"."""
-    own = sorted((variant.degree, variant.sequence_parallel) for variant in variants)
-    return ", ".join(["1", *(f"{t}" + " with sequence parallelism" * split for t, split in own)])
-
-
-def check_variants(graph: LayerGraph, variants: Sequence[TensorVariant], where: str) -> None:
+def check_variants(graph: LayerGraph, variants: Sequence[GroupVariant], where: str) -> None:
     """Raise ProfileError, with the place, where a variant contradicts the profile's graph or itself.
 
-    A variant has the graph's layers, values, inputs and tied parameters, in its order. No degree stands twice with
-    the same word on sequence parallelism.
+    A variant has the graph's layers, values, inputs and tied parameters, in its order. No group stands twice.
+    Sharded state is computed from these variants, and so has none of its own.
     """
-    seen: set[tuple[int, bool]] = set()
+    seen: set[Group] = set()
     for variant in variants:
-        place = f"{where}: {variant_name(variant)}"
-        key = (variant.degree, variant.sequence_parallel)
-        if key in seen:
+        place = f"{where}: {group_name(variant.group)}"
+        if variant.group in seen:
             raise ProfileError(f"{place} stands twice")
-        seen.add(key)
+        seen.add(variant.group)
+        if variant.group.data > 1:
+            raise ProfileError(f"{place}: a profile has no variant with sharded state")
         check_graph(variant.graph, place)
         _check_same_items(graph, variant.graph, place)
         _check_collectives(variant, place)
@@ -125,7 +116,7 @@ def _items(graph: LayerGraph) -> Iterator[list[tuple[object, ...]]]:
     yield [(one.name, one.layers) for one in graph.tied]
 
 
-def _check_collectives(variant: TensorVariant, where: str) -> None:
+def _check_collectives(variant: GroupVariant, where: str) -> None:
     """Raise ProfileError where collectives name another layer, contradict themselves or are absurd."""
     known, seen = positions(variant.graph), set[str]()
     for own in variant.collectives:
@@ -138,6 +129,9 @@ def _check_collectives(variant: TensorVariant, where: str) -> None:
             place = f"{where}: collective {at} of layer '{own.layer}'"
             if one.beneath is not None and one.phase != "input_grad":
                 raise ProfileError(f"{place} is hidden beneath W, but belongs to {one.phase}")
+            among = one.among
+            if isinstance(among, str) and len(places_among(variant.group, among)) == 1:
+                raise ProfileError(f"{place} joins {among} GPUs, and the group has one")
             if one.recomputed and one.phase != "forward":
                 raise ProfileError(f"{place} is recomputed, but belongs to {one.phase}")
     total = sum(one.bytes for own in variant.collectives for one in own.collectives)

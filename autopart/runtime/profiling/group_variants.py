@@ -1,4 +1,4 @@
-"""The layers as one of t ranks runs them: the tensor variants of a profile.
+"""The layers as one of t ranks runs them: the variants of a profile.
 
 Rank 0's local graph is profiled like the model itself, alone. Its collectives are left out of all times and listed
 beside the layers. Where the device computes, all t local graphs together are first checked against the model.
@@ -7,7 +7,8 @@ beside the layers. Where the device computes, all t local graphs together are fi
 from collections.abc import Mapping, Sequence
 
 from autopart.records.gpu import Gpu
-from autopart.records.tensor_variants import TensorVariant, degree_name
+from autopart.records.group_variants import GroupVariant
+from autopart.records.rank_group import Group, group_name
 from autopart.runtime.measuring.progress import StepCounter
 from autopart.runtime.profiling.measured_graph import measure_graph
 from autopart.runtime.profiling.options import ProfileOptions
@@ -25,15 +26,15 @@ _MOST_REASONS = 4
 
 def measure_variants(
     profiled: ProfiledModel, options: ProfileOptions, gpu: Gpu | None, steps: StepCounter
-) -> tuple[tuple[TensorVariant, ...], tuple[str, ...]]:
+) -> tuple[tuple[GroupVariant, ...], tuple[str, ...]]:
     """Return a variant for each degree that `options` ask for, and what stays whole in words.
 
     Raises ModelError for a degree that shards nothing, and where the ranks differ from the model.
     """
-    variants: list[TensorVariant] = []
+    variants: list[GroupVariant] = []
     notes: list[str] = []
     for degree, sequence_parallel in _wanted(options):
-        name = degree_name(degree, sequence_parallel=sequence_parallel)
+        name = group_name(Group(tensor=degree, sequence_parallel=sequence_parallel))
         steps.next(f"{name}: shards")
         sharded = shard_graph(profiled.captured, degree, sequence_parallel=sequence_parallel)
         if gpu is None:
@@ -59,14 +60,13 @@ def _variant(
     options: ProfileOptions,
     gpu: Gpu | None,
     steps: StepCounter,
-) -> TensorVariant:
+) -> GroupVariant:
     local = local_model(sharded, 0)
     own = local_profiled(profiled, local)
     with registered(GROUP, LoneRank(sharded.degree)):
         measured = measure_graph(own, graph_forward(own), options, gpu, steps)
-    return TensorVariant(
-        degree=sharded.degree,
-        sequence_parallel=sharded.sequence_parallel,
+    return GroupVariant(
+        group=Group(tensor=sharded.degree, sequence_parallel=sharded.sequence_parallel),
         graph=measured.graph,
         collectives=layer_collectives(sharded, local),
     )

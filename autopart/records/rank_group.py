@@ -1,0 +1,119 @@
+"""Rank groups: the GPUs that run a stage's replica together, as a grid of tensor, context and data degrees.
+
+A group lies inside one node. Its GPU at place (i, j, k) has number (i x context + j) x tensor + k, for i < data,
+j < context and k < tensor. A plan counts groups as ranks.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from autopart.errors import AutopartError
+from autopart.records.cluster import Cluster
+from autopart.text import counted
+from autopart.units import PositiveCount
+
+MOST_DEGREE = 4096
+"""The largest degree that a file may have."""
+
+Degree = Annotated[int, msgspec.Meta(ge=1, le=MOST_DEGREE)]
+Shard = Literal["zero2", "zero3"]
+Reduce = Literal["microbatch", "step"]
+Among = Literal["tensor", "context", "data"]
+
+
+class Group(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The GPUs of one rank, and what they share. Rank q is the GPUs q x size to q x size + size - 1."""
+
+    tensor: Degree = 1
+    """Tensor degree: GPUs that run each layer together, each with its shard of the weights."""
+    sequence_parallel: bool = False
+    """Whether they also split the sequence where layers need no whole tensors."""
+    context: Degree = 1
+    """Context degree: GPUs that each have their part of every sequence, and whole weights."""
+    data: Degree = 1
+    """Shard degree: GPUs that each have their part of a microbatch's samples, and of the state."""
+    shard: Shard | msgspec.UnsetType = msgspec.UNSET
+    """The state that those GPUs share: zero2 without the weights, zero3 with them. Absent with a shard degree of 1."""
+    reduce: Reduce | msgspec.UnsetType = msgspec.UNSET
+    """When their gradients are summed and scattered: after each microbatch, or once per step. Absent without `shard`."""
+
+    def __post_init__(self) -> None:
+        if group_size(self) == 1:
+            raise ValueError("a rank group of 1 GPU: leave the group out")
+        if self.sequence_parallel and self.tensor == 1:
+            raise ValueError("sequence_parallel needs a tensor degree above 1")
+        sharded = self.shard is not msgspec.UNSET
+        if sharded != (self.data > 1) or sharded != (self.reduce is not msgspec.UNSET):
+            raise ValueError("data above 1, shard and reduce stand together, or none of them")
+
+
+class StageDegrees(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tensor degrees among which each stage has its own, at least two of them in a plan."""
+
+    degrees: tuple[PositiveCount, ...]
+    """The degrees, smallest first."""
+    sequence_parallel: bool
+    """Whether degrees above 1 have sequence parallelism."""
+
+
+MaybeGroup = Group | msgspec.UnsetType
+"""A rank group; unset where each rank is one GPU."""
+
+
+def group_size(group: MaybeGroup) -> int:
+    """GPUs per rank, from 1 on."""
+    return group.tensor * group.context * group.data if isinstance(group, Group) else 1
+
+
+def tensor_group(degree: int, *, sequence_parallel: bool) -> MaybeGroup:
+    """The rank group with a tensor degree alone; unset for 1."""
+    if degree == 1:
+        return msgspec.UNSET
+    return Group(tensor=degree, sequence_parallel=sequence_parallel)
+
+
+def is_tensor_only(group: MaybeGroup) -> bool:
+    """Whether a group is a tensor group, or one GPU."""
+    return not isinstance(group, Group) or group.context == group.data == 1
+
+
+def group_name(group: MaybeGroup) -> str:
+    """A group in words, such as "tensor degree 2, context degree 4, zero3 over 2 GPUs"."""
+    if not isinstance(group, Group):
+        return "tensor degree 1"
+    parts: list[str] = []
+    if group.tensor > 1:
+        parts.append(
+            f"tensor degree {group.tensor}" + " with sequence parallelism" * group.sequence_parallel
+        )
+    if group.context > 1:
+        parts.append(f"context degree {group.context}")
+    if isinstance(group.shard, str):
+        once = " with one sum per step" * (group.reduce == "step")
+        parts.append(f"{group.shard} over {counted(group.data, 'GPU')}{once}")
+    return ", ".join(parts)
+
+
+def places_among(group: Group, among: Among) -> range:
+    """The places in the group of the GPUs that one collective joins: the first such set."""
+    if among == "tensor":
+        return range(group.tensor)
+    if among == "context":
+        return range(0, group.tensor * group.context, group.tensor)
+    return range(0, group_size(group), group.tensor * group.context)
+
+
+def check_fits_node(size: int, cluster: Cluster, *, only_tensor: bool = True) -> None:
+    """Raise AutopartError unless groups of so many GPUs fill a node."""
+    room = cluster.gpus_per_node
+    if room % size:
+        able = ", ".join(str(t) for t in range(1, room + 1) if room % t == 0)
+        kind = "tensor" if only_tensor else "rank"
+        what = "the tensor degree" if only_tensor else "the product of its degrees"
+        raise AutopartError(
+            f"a {kind} group of {counted(size, 'GPU')} does not fill a node of {counted(room, 'GPU')}: {what} "
+            f"must divide the GPUs of a node, as {able} do"
+        )
