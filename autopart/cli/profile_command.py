@@ -22,14 +22,14 @@ from autopart.units import parse_share
 EXAMPLE = "autopart profile zoo:gpt2-tiny --microbatch-size 4 -o gpt2.json"
 
 
-def _degrees(text: str | None) -> tuple[int, ...]:
+def _degrees(option: str, text: str | None) -> tuple[int, ...]:
     """Return the degrees in text such as `1,2,4`. Raises UsageError for other text."""
     if text is None:
         return ()
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError as error:
-        raise UsageError(f"--tensor {text}: give degrees such as 1,2,4,8") from error
+        raise UsageError(f"{option} {text}: give degrees such as 1,2,4,8") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +107,7 @@ class MeasuringOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorOptions:
-    """The tensor degrees for which one rank's layers are profiled too."""
+    """The tensor and context degrees for which one rank's layers are profiled too."""
 
     tensor: Annotated[
         str | None,
@@ -123,6 +123,14 @@ class TensorOptions:
             "--sequence-parallel", help="Profile each degree with sequence parallelism as well."
         ),
     ] = False
+    context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEGREES",
+            help="Profile the layers of one of c ranks that share each sequence, too, for these context "
+            "degrees, such as 2,4; also with each tensor degree.",
+        ),
+    ] = None
 
 
 @with_groups
@@ -168,7 +176,8 @@ def command(
             granularity=measuring_options.granularity,
             compile=measuring_options.compile,
             pairs=measuring_options.pairs,
-            tensor=_degrees(tensor_options.tensor),
+            tensor=_degrees("--tensor", tensor_options.tensor),
+            context=_degrees("--context", tensor_options.context),
             sequence_parallel=tensor_options.sequence_parallel,
             progress=progress,
         )

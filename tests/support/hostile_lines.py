@@ -75,6 +75,7 @@ VERBS = {
             "--repeats": ("0", "-1", "nan", "", "many"), "--max-spread": NUMBER,
             "--granularity": CHOICE, "--threads": ("0", "-1", "nan", "", "99999999999999999999"),
             "--tensor": (*DEGREE, ",", "2,", "2,2", "3"), "--target": CHOICE, "--calibrate": INPUT,
+            "--context": (*DEGREE, ",", "2,", "2,2", "3"),
         },
         (("profile {} --warmup 0 --repeats 1 -o new.json", MODEL),),
     ),

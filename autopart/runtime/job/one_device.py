@@ -49,10 +49,7 @@ from autopart.runtime.measuring.tensor_bytes import how_counted, most_tensor_byt
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
 from autopart.runtime.sharding.counted import layer_collectives
-from autopart.runtime.sharding.groups import LoneRank, registered
-from autopart.runtime.sharding.local_graph import GROUP
-from autopart.runtime.sharding.local_model import local_model
-from autopart.runtime.sharding.shard import shard_graph
+from autopart.runtime.sharding.group_graphs import graphs_of, lone_place
 from autopart.runtime.update.optimizer import LEARNING_RATES, Optimizer
 from autopart.units import format_time
 from autopart.zoo.source import ModelSource
@@ -93,7 +90,7 @@ def run_on_one_device(
     alike = [first_of.setdefault(_stages_on(plan, r), r) for r in range(num_ranks(plan))]
     used = [rank for stages, rank in first_of.items() if stages]
     done: dict[int, RankRun] = {}
-    with _group_of_one(), registered(GROUP, LoneRank(group_size(plan.group))):
+    with _group_of_one(), lone_place(plan.group):
         found = _prepare(plan, load_model(model), seed)
         # A rank that keeps another's stash runs after it: it then knows the stash's size.
         for place, rank in enumerate(sorted(used, key=lambda rank: _stages_on(plan, rank))):
@@ -156,10 +153,9 @@ def _prepare(plan: Plan, source: ModelSource, seed: int) -> _Model:
         captured = _captured(plan, source, "cpu", seed)
     collectives: tuple[LayerCollectives, ...] = ()
     if isinstance(plan.group, Group):
-        degree, splits = plan.group.tensor, plan.group.sequence_parallel
-        sharded = shard_graph(captured, degree, sequence_parallel=splits)
-        captured = local_model(sharded, 0)
-        collectives = layer_collectives(sharded, captured)
+        graphs = graphs_of(captured, plan.group)
+        captured = graphs.local(0)
+        collectives = layer_collectives(graphs, captured)
     data = Microbatches(plan, source, captured, seed)
     return _Model(captured, data, collectives, FakePartners())
 

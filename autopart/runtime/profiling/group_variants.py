@@ -1,7 +1,7 @@
-"""The layers as one of t ranks runs them: the variants of a profile.
+"""The layers as one rank of a group runs them: the variants of a profile.
 
 Rank 0's local graph is profiled like the model itself, alone. Its collectives are left out of all times and listed
-beside the layers. Where the device computes, all t local graphs together are first checked against the model.
+beside the layers. Where the device computes, all local graphs together are first checked against the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,10 @@ from autopart.runtime.profiling.measured_graph import measure_graph
 from autopart.runtime.profiling.options import ProfileOptions
 from autopart.runtime.profiling.profiled_model import ProfiledModel, local_profiled
 from autopart.runtime.profiling.whole_model import graph_forward
-from autopart.runtime.sharding.check import check_shards
+from autopart.runtime.sharding.check import check_group
 from autopart.runtime.sharding.counted import layer_collectives
-from autopart.runtime.sharding.groups import LoneRank, registered
-from autopart.runtime.sharding.local_graph import GROUP
-from autopart.runtime.sharding.local_model import local_model
-from autopart.runtime.sharding.shard import ShardedGraph, WholeOperation, shard_graph
+from autopart.runtime.sharding.group_graphs import GroupGraphs, graphs_of
+from autopart.runtime.sharding.shard import ShardedGraph, WholeOperation
 
 _MOST_REASONS = 4
 
@@ -29,18 +27,18 @@ def measure_variants(
 ) -> tuple[tuple[GroupVariant, ...], tuple[str, ...]]:
     """Return a variant for each degree that `options` ask for, and what stays whole in words.
 
-    Raises ModelError for a degree that shards nothing, and where the ranks differ from the model.
+    Raises ModelError for a degree that divides nothing, and where the ranks differ from the model.
     """
     variants: list[GroupVariant] = []
     notes: list[str] = []
-    for degree, sequence_parallel in _wanted(options):
-        name = group_name(Group(tensor=degree, sequence_parallel=sequence_parallel))
-        steps.next(f"{name}: shards")
-        sharded = shard_graph(profiled.captured, degree, sequence_parallel=sequence_parallel)
+    for group in _wanted(options):
+        steps.next(f"{group_name(group)}: shards")
+        graphs = graphs_of(profiled.captured, group)
         if gpu is None:
-            check_shards(sharded, profiled.leaves)
-        variants.append(_variant(profiled, sharded, options, gpu, steps))
-        notes += [] if sequence_parallel else _reasons(sharded)
+            check_group(graphs, profiled.leaves)
+        variants.append(_variant(profiled, graphs, group, options, gpu, steps))
+        is_first = not group.sequence_parallel and group.context == 1
+        notes += _reasons(graphs.sharded) if is_first and graphs.sharded is not None else []
     return tuple(variants), tuple(notes)
 
 
@@ -49,26 +47,33 @@ def num_variants(options: ProfileOptions) -> int:
     return len(_wanted(options))
 
 
-def _wanted(options: ProfileOptions) -> list[tuple[int, bool]]:
+def _wanted(options: ProfileOptions) -> list[Group]:
+    """Each tensor degree, each context degree, and both together."""
     words = (False, True) if options.sequence_parallel else (False,)
-    return [(degree, word) for degree in options.tensor if degree > 1 for word in words]
+    tensors = [(1, False), *((t, word) for t in options.tensor if t > 1 for word in words)]
+    contexts = [1, *(c for c in options.context if c > 1)]
+    return [
+        Group(tensor=t, sequence_parallel=word, context=c)
+        for c in contexts
+        for t, word in tensors
+        if t * c > 1
+    ]
 
 
 def _variant(
     profiled: ProfiledModel,
-    sharded: ShardedGraph,
+    graphs: GroupGraphs,
+    group: Group,
     options: ProfileOptions,
     gpu: Gpu | None,
     steps: StepCounter,
 ) -> GroupVariant:
-    local = local_model(sharded, 0)
+    local = graphs.local(0)
     own = local_profiled(profiled, local)
-    with registered(GROUP, LoneRank(sharded.degree)):
+    with graphs.alone():
         measured = measure_graph(own, graph_forward(own), options, gpu, steps)
     return GroupVariant(
-        group=Group(tensor=sharded.degree, sequence_parallel=sharded.sequence_parallel),
-        graph=measured.graph,
-        collectives=layer_collectives(sharded, local),
+        group=group, graph=measured.graph, collectives=layer_collectives(graphs, local)
     )
 
 

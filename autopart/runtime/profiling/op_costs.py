@@ -71,6 +71,11 @@ COLLECTIVES = "autopart"
 """Namespace of the collectives inside a layer. Their seconds depend on a cluster, so none count here."""
 
 
+CAUSAL_ROWS = "_scaled_dot_product_causal_rows"
+"""Attention of a context rank's rows to all keys. It counts like torch's own attention on these rows: a causal mask
+saves half, as the rank's rows lie evenly in the sequence."""
+
+
 class OpCost(NamedTuple):
     """One operation that starts a kernel."""
 
@@ -141,6 +146,11 @@ def _flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
     if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
         shapes = [tensor.shape for tensor in args[:4]]
         return sdpa_backward_flop_count(*shapes)
+    name = str(getattr(packet, "__name__", ""))
+    if name == CAUSAL_ROWS:
+        return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
+    if name == f"{CAUSAL_ROWS}_backward":
+        return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
     # Torch's registry has no in-place operations: `addmm_` counts as `addmm`.
     plain = getattr(aten, packet.__name__.removesuffix("_"), packet)
     count = flop_registry.get(packet) or flop_registry.get(plain)

@@ -58,6 +58,8 @@ def is_causal(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
     name = _name(packet)
     if not name.startswith(_ATTENTION):
         return False
+    if "causal_rows" in name:
+        return True
     place = 7 if name.endswith("_backward") else 4
     return bool(kwargs.get("is_causal", args[place] if len(args) > place else False))
 

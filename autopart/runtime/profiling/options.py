@@ -59,6 +59,8 @@ class ProfileOptions:
     """Tensor degrees for which one rank's layers are profiled too. Degree 1 is the profile itself."""
     sequence_parallel: bool = False
     """Whether each degree above 1 is profiled with sequence parallelism as well."""
+    context: tuple[int, ...] = ()
+    """Context degrees for which one rank's layers are profiled too, alone and with each tensor degree."""
     pairs: bool = False
     """Whether each layer's forward is timed beside its backward too, for overlapped pairs."""
     progress: ProgressListener | None = None
@@ -83,6 +85,7 @@ class ProfileKeywords(TypedDict, total=False):
     compile: bool
     tensor: tuple[int, ...]
     sequence_parallel: bool
+    context: tuple[int, ...]
     pairs: bool
     progress: ProgressListener | None
 
@@ -103,7 +106,7 @@ def checked_options(options: ProfileOptions) -> tuple[DeviceKind, Gpu | None]:
                 "--compile measures compiled graphs, and on meta nothing runs; drop one"
             )
         check_compiler(torch.device(options.device))
-    _check_tensor(options)
+    _check_degrees(options)
     if options.granularity not in get_args(Granularity):
         known = ", ".join(get_args(Granularity))
         raise UsageError(f"unknown granularity '{options.granularity}'; known: {known}")
@@ -145,19 +148,19 @@ def _check_kernels(options: ProfileOptions, gpu: Gpu | None) -> None:
         )
 
 
-def _check_tensor(options: ProfileOptions) -> None:
-    for place, degree in enumerate(options.tensor):
-        if not 1 <= degree <= MOST_DEGREE:
-            raise UsageError(f"--tensor {degree}: a tensor degree is 1 to {MOST_DEGREE}")
-        if degree in options.tensor[:place]:
-            raise UsageError(f"--tensor has {degree} twice")
-    able = [degree for degree in options.tensor if degree > 1]
-    if options.sequence_parallel and not able:
+def _check_degrees(options: ProfileOptions) -> None:
+    for kind, degrees in (("tensor", options.tensor), ("context", options.context)):
+        for place, degree in enumerate(degrees):
+            if not 1 <= degree <= MOST_DEGREE:
+                raise UsageError(f"--{kind} {degree}: a {kind} degree is 1 to {MOST_DEGREE}")
+            if degree in degrees[:place]:
+                raise UsageError(f"--{kind} has {degree} twice")
+        if options.compile and any(degree > 1 for degree in degrees):
+            raise UsageError(
+                f"--{kind} profiles graphs with collectives, which --compile does not take; drop one"
+            )
+    if options.sequence_parallel and not any(degree > 1 for degree in options.tensor):
         raise UsageError("--sequence-parallel needs --tensor with a degree above 1")
-    if options.compile and able:
-        raise UsageError(
-            "--tensor profiles graphs with collectives, which --compile does not take; drop one"
-        )
 
 
 def _check_count(option: str, count: int, least: int) -> None:

@@ -1,4 +1,4 @@
-"""The numeric check: all t local graphs together against the captured graph.
+"""The numeric check: the local graphs of a whole group together against the captured graph.
 
 The ranks are threads in this process. Dropout is left out on both sides, since ranks draw numbers of
 their own. Where memory allows, both sides compute in float64: an error of the rules is then far
@@ -16,11 +16,14 @@ from torch import fx, nn
 from autopart.errors import ModelError
 from autopart.runtime.capture.autocast import entered
 from autopart.runtime.capture.capture import Captured
+from autopart.runtime.sharding.context.causal import causal_attention
+from autopart.runtime.sharding.context.draws import FIRST_GIVEN_OF, draw_causal_attention
+from autopart.runtime.sharding.context.states import CONTEXT
+from autopart.runtime.sharding.group_graphs import GroupGraphs
 from autopart.runtime.sharding.groups import ThreadRanks, registered
 from autopart.runtime.sharding.local_graph import GROUP
-from autopart.runtime.sharding.local_model import local_module, whole_tensor
+from autopart.runtime.sharding.local_model import whole_tensor
 from autopart.runtime.sharding.nodes import operation_name
-from autopart.runtime.sharding.own_draws import FIRST_GIVEN, own_draws
 from autopart.runtime.sharding.shard import ShardedGraph
 
 WIDE_BYTES = 1 << 30
@@ -59,32 +62,51 @@ def check_shards(sharded: ShardedGraph, leaves: Sequence[torch.Tensor]) -> Shard
     Raises ModelError where they differ by more than the dtype's tolerance. Nothing of the model
     changes. It needs memory for the parameters and gradients of all ranks.
     """
-    dtype, is_wide = _dtype(sharded.captured)
+    return check_group(GroupGraphs(sharded.captured, sharded), leaves)
+
+
+def check_group(graphs: GroupGraphs, leaves: Sequence[torch.Tensor]) -> ShardCheck:
+    """Compare as `check_shards` does, for ranks that share layers by tensors, positions or both."""
+    captured = graphs.captured
+    dtype, is_wide = _dtype(captured)
     state = {
         name: value.detach().double() if is_wide and value.is_floating_point() else value
-        for name, value in _tensors(sharded.captured.module).items()
+        for name, value in _tensors(captured.module).items()
     }
     inputs = [x.double() if is_wide and x.is_floating_point() else x for x in leaves]
-    loss, gradients = _captured_run(sharded.captured, state, inputs, is_wide)
-    losses, local = _local_runs(sharded, state, inputs, is_wide)
+    loss, gradients = _captured_run(captured, state, inputs, is_wide)
+    losses, local = _local_runs(graphs, state, inputs, is_wide)
     error, worst = 0.0, ""
     least = LEAST_SHARE * max(float(own.abs().max()) for own in gradients.values() if own.numel())
     for name, own in gradients.items():
-        found = whole_tensor(sharded, name, [one[name] for one in local], is_gradient=True)
-        of_this = _relative(found, own, least)
-        # A NaN compares with nothing: it must count as a difference.
-        if not of_this <= error:
-            error, worst = of_this, name
+        for found in _whole_gradients(graphs, name, [one[name] for one in local]):
+            of_this = _relative(found, own, least)
+            # A NaN compares with nothing: it must count as a difference.
+            if not of_this <= error:
+                error, worst = of_this, name
     result = ShardCheck(max(_relative(x, loss, 0.0) for x in losses), error, worst, dtype)
-    _judge(sharded, result)
+    _judge(graphs, result)
     return result
 
 
-def _judge(sharded: ShardedGraph, result: ShardCheck) -> None:
+def _whole_gradients(
+    graphs: GroupGraphs, name: str, local: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Return the whole gradient as each context rank has it: one where they sum it."""
+    t, context = graphs.tensor_degree, graphs.context
+    of_ranks = [local[i : i + t] for i in range(0, len(local), t)]
+    if context is not None and name in context.partial_parameters:
+        of_ranks = [[torch.stack(same).sum(0) for same in zip(*of_ranks, strict=True)]]
+    if graphs.sharded is None:
+        return [one[0] for one in of_ranks]
+    return [whole_tensor(graphs.sharded, name, one, is_gradient=True) for one in of_ranks]
+
+
+def _judge(graphs: GroupGraphs, result: ShardCheck) -> None:
     tolerance = TOLERANCES[result.dtype]
     if not (result.loss_error <= tolerance and result.gradient_error <= tolerance):
         raise ModelError(
-            f"tensor parallel degree {sharded.degree}: the ranks together differ from the model: "
+            f"{graphs.name}: the ranks together differ from the model: "
             f"loss by {result.loss_error:.1e}, the gradient of '{result.parameter}' by "
             f"{result.gradient_error:.1e}; a rule of the pass is wrong for this model"
         )
@@ -109,25 +131,26 @@ def _captured_run(
 
 
 def _local_runs(
-    sharded: ShardedGraph,
+    graphs: GroupGraphs,
     state: Mapping[str, torch.Tensor],
     leaves: Sequence[torch.Tensor],
     is_wide: bool,
 ) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
-    ranks = range(sharded.degree)
-    models = [_plain(local_module(sharded, rank, state), is_wide) for rank in ranks]
+    t, c = graphs.tensor_degree, graphs.context_degree
+    places = range(t * c)
+    models = [_plain(graphs.module(place % t, state), is_wide) for place in places]
     losses: dict[int, torch.Tensor] = {}
-    group = ThreadRanks(sharded.degree)
+    group = ThreadRanks(t * c)
 
     def work(rank: int) -> None:
-        with entered(sharded.captured.autocast):
+        with entered(graphs.captured.autocast):
             loss = models[rank](*leaves)
         loss.backward()
         losses[rank] = loss.detach()
 
-    with registered(GROUP, group):
+    with registered(GROUP, group.part(1, t)), registered(CONTEXT, group.part(t, c)):
         group.run(work)
-    return [losses[rank] for rank in ranks], [
+    return [losses[place] for place in places], [
         _gradients(dict(model.named_parameters())) for model in models
     ]
 
@@ -156,8 +179,10 @@ def _plain(module: fx.GraphModule, is_wide: bool) -> fx.GraphModule:
     graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in module.graph.nodes:
         new = env[node] = graph.node_copy(node, env.__getitem__)
-        if new.target is own_draws:
-            operation, new.args = new.args[0], new.args[FIRST_GIVEN:]
+        if new.target is draw_causal_attention:
+            new.target, new.args = causal_attention, new.args[4:]
+        if new.target in FIRST_GIVEN_OF:
+            operation, new.args = new.args[0], new.args[FIRST_GIVEN_OF[new.target] :]
             assert isinstance(operation, torch._ops.OpOverload)
             new.target = operation
         if operation_name(new) in ("dropout", "native_dropout"):
@@ -167,6 +192,8 @@ def _plain(module: fx.GraphModule, is_wide: bool) -> fx.GraphModule:
                 new.args = (*new.args[:4], 0.0, *new.args[5:])
             elif "dropout_p" in new.kwargs:
                 new.kwargs = {**new.kwargs, "dropout_p": 0.0}
+        if new.target is causal_attention:
+            new.args = (*new.args[:3], 0.0, *new.args[4:])
         if is_wide:
             new.args, new.kwargs = fx.node.map_aggregate((new.args, new.kwargs), _wide)  # pyright: ignore
     return fx.GraphModule(module, graph)

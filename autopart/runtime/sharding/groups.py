@@ -145,37 +145,76 @@ class ThreadRanks(TensorGroup):
             causes = [e for e in errors.values() if not isinstance(e, threading.BrokenBarrierError)]
             raise (causes or list(errors.values()))[0]
 
+    def part(self, stride: int, degree: int) -> TensorGroup:
+        """Return the group of those `degree` ranks that stand `stride` apart and include the caller.
+
+        All threads make the same exchanges in the same order, each in its own part.
+        """
+        return _ThreadPart(self, stride, degree)
+
     def rank(self) -> int:
         """Return the calling thread's rank."""
         return self._own.rank
 
     def all_reduce(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
         """Return the threads' sum or maximum, added in the order of the ranks."""
-
-        def over_ranks(given: Given) -> torch.Tensor:
-            stacked = torch.stack([of_rank[0] for of_rank in given])
-            return stacked.amax(0) if operation == "max" else stacked.sum(0)
-
-        return self._exchanged((tensor,), over_ranks)
+        return self.part(1, self._degree).all_reduce(tensor, operation)
 
     def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return every thread's tensor."""
-        return self._exchanged((tensor,), lambda given: [of_rank[0].clone() for of_rank in given])
+        return self.part(1, self._degree).all_gather(tensor)
 
     def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the sum of the calling thread's part."""
-        rank = self.rank()
-        return self._exchanged(
-            parts, lambda given: torch.stack([of_rank[rank] for of_rank in given]).sum(0)
-        )
+        return self.part(1, self._degree).reduce_scatter(parts)
 
-    def _exchanged(self, tensors: Sequence[torch.Tensor], read: Callable[[Given], T]) -> T:
+    def exchanged(self, tensors: Sequence[torch.Tensor], read: Callable[[Given], T]) -> T:
+        """Give tensors to all threads, and return what `read` makes of those of all."""
         self._given[self.rank()] = tensors
         self._barrier.wait()
         found = read(self._given)
         # Nobody may give anew, or change what it gave, before everybody has read.
         self._barrier.wait()
         return found
+
+
+class _ThreadPart(TensorGroup):
+    """Some of the threads: those that stand `stride` apart."""
+
+    def __init__(self, threads: ThreadRanks, stride: int, degree: int) -> None:
+        self._threads = threads
+        self._stride = stride
+        self._degree = degree
+
+    def rank(self) -> int:
+        """Return the calling thread's rank in its part."""
+        return self._threads.rank() // self._stride % self._degree
+
+    def all_reduce(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
+        """Return the part's sum or maximum, added in the order of the ranks."""
+
+        def over_ranks(given: Given) -> torch.Tensor:
+            stacked = torch.stack([of_rank[0] for of_rank in self._own(given)])
+            return stacked.amax(0) if operation == "max" else stacked.sum(0)
+
+        return self._threads.exchanged((tensor,), over_ranks)
+
+    def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return the tensor of every thread of the part."""
+        return self._threads.exchanged(
+            (tensor,), lambda given: [of_rank[0].clone() for of_rank in self._own(given)]
+        )
+
+    def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the sum of the calling thread's part."""
+        rank = self.rank()
+        return self._threads.exchanged(
+            parts, lambda given: torch.stack([of_rank[rank] for of_rank in self._own(given)]).sum(0)
+        )
+
+    def _own(self, given: Given) -> Given:
+        first = self._threads.rank() - self.rank() * self._stride
+        return [given[first + place * self._stride] for place in range(self._degree)]
 
 
 _REGISTERED: dict[str, TensorGroup] = {}

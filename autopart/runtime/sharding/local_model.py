@@ -1,6 +1,6 @@
 """One rank's local graph as a captured model, and whole tensors from those of all ranks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +27,10 @@ def local_model(sharded: ShardedGraph, rank: int) -> Captured:
     captured model's values; whole ones share its memory. Buffers are copied.
     """
     found = local_module(sharded, rank, {})
-    _observe(sharded, found)
-    return _described(sharded, found)
+    whole = {name for name, state in sharded.states.items() if state == REPLICATED}
+    with registered(GROUP, LoneRank(sharded.degree)):
+        observe(found, sharded.captured, whole)
+    return described(sharded.captured, found, sharded.layer_of)
 
 
 def local_module(
@@ -93,26 +95,26 @@ def _attach_tensor(
         attach(module, name, whole.detach().clone(), persistent=persistent)
 
 
-def _observe(sharded: ShardedGraph, module: fx.GraphModule) -> None:
+def observe(module: fx.GraphModule, captured: Captured, whole: Collection[str]) -> None:
     """Give each node its local tensor without memory (`meta["val"]`), as a captured graph has it.
 
-    A whole value is the captured one. All others are computed on fake tensors.
+    Nodes named in `whole` have the captured tensors. All others are computed on fake tensors, so the groups that the
+    graph names must be registered.
     """
-    known = {node.name: node for node in sharded.captured.module.graph.nodes}
-    mode = _fake_mode(sharded.captured)
+    known = {node.name: node for node in captured.module.graph.nodes}
+    mode = _fake_mode(captured)
     values: dict[fx.Node, Any] = {}
-    with mode, torch.no_grad(), registered(GROUP, LoneRank(sharded.degree)):
+    with mode, torch.no_grad():
         for node in module.graph.nodes:
             node.meta = dict(node.meta)
             if node.op == "output":
                 continue
-            captured = known.get(node.name)
-            is_whole = captured is not None and sharded.states[node.name] == REPLICATED
+            source = known.get(node.name) if node.name in whole else None
             if node.op == "get_attr":
                 values[node] = _fake(lookup(module, str(node.target)))
                 node.meta["val"] = None
-            elif is_whole and captured is not None and captured.meta.get("val") is not None:
-                node.meta["val"] = values[node] = captured.meta["val"]
+            elif source is not None and source.meta.get("val") is not None:
+                node.meta["val"] = values[node] = source.meta["val"]
             else:
                 values[node] = _run(node, values)
                 is_tensor = isinstance(values[node], torch.Tensor)
@@ -138,8 +140,8 @@ def _fake(value: object) -> object:
     return torch.empty(value.shape, dtype=value.dtype, device=value.device)
 
 
-def _described(sharded: ShardedGraph, module: fx.GraphModule) -> Captured:
-    captured = sharded.captured
+def described(captured: Captured, module: fx.GraphModule, layer_of: Mapping[str, str]) -> Captured:
+    """Return a local graph whose nodes have their tensors as a captured model."""
     nodes = {node.name: node for node in module.graph.nodes}
     after = {
         name: tuple(other for other in before if other in nodes)
@@ -148,11 +150,9 @@ def _described(sharded: ShardedGraph, module: fx.GraphModule) -> Captured:
     }
     values = tuple(_value(value, nodes[value.name]) for value in captured.values)
     gradients = {nodes[value.name]: value.has_gradient for value in values}
-    described = replace(
-        captured, module=module, values=values, layer_of=sharded.layer_of, after=after
-    )
-    layers = tuple(_layer(layer, described, gradients) for layer in captured.layers)
-    return replace(described, layers=layers)
+    local = replace(captured, module=module, values=values, layer_of=layer_of, after=after)
+    layers = tuple(_layer(layer, local, gradients) for layer in captured.layers)
+    return replace(local, layers=layers)
 
 
 def _value(value: CapturedValue, node: fx.Node) -> CapturedValue:

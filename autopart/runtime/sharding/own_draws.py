@@ -55,7 +55,7 @@ def own_draws(
         return operation(*args, **kwargs)
     if SeededDraws.running is None:
         copies = result[2]
-        with _stream(ranks.rank() // copies, next(_tensors(args)).device):
+        with own_stream(ranks.rank() // copies, next(_tensors(args)).device):
             return operation(*args, **kwargs)
     given = [
         value if cut is None else _in_whole(value, cut, degree, ranks.rank())
@@ -83,7 +83,7 @@ def draw_own(
 
 
 @contextmanager
-def _stream(number: int, device: torch.device) -> Generator[None]:
+def own_stream(number: int, device: torch.device) -> Generator[None]:
     """In this block `device` draws from stream `number`. Afterwards its generator is as before."""
     seed = int(torch.empty((), dtype=torch.int64).random_())
     generator = (

@@ -63,7 +63,7 @@ def shard_graph(
     it is a multiple of the degree. Raises ModelError where no weight can be sharded, with the
     tensors and the degrees that would do, and where gradient hooks or opaque code forbid it.
     """
-    _check_open(captured)
+    check_open(captured, "tensor parallelism")
     attempt = _attempt(captured, degree, sequence_parallel=sequence_parallel)
     whole = _whole_operations(captured, attempt)
     if not attempt.shards:
@@ -117,13 +117,14 @@ def _twins(captured: Captured) -> dict[str, tuple[str, ...]]:
     return {name: tuple(group) for group in groups.values() for name in group}
 
 
-def _check_open(captured: Captured) -> None:
+def check_open(captured: Captured, what: str) -> None:
+    """Raise ModelError for code that no graph holds, and for gradient hooks, which `what` does not take."""
     module = captured.module
     for node in module.graph.nodes:
         if node.op == "call_module" or META_KEY in node.meta:
             layer = captured.layer_of.get(node.name, "the model")
             raise ModelError(
-                f"layer '{layer}' runs code that no graph holds, and tensor parallelism shards "
+                f"layer '{layer}' runs code that no graph holds, and {what} divides "
                 "graphs only; use degree 1"
             )
     for name, parameter in module.named_parameters():
@@ -131,7 +132,7 @@ def _check_open(captured: Captured) -> None:
         if any(getattr(parameter, hook, None) for hook in hooks):
             raise ModelError(
                 f"parameter '{name}' has a gradient hook, which would see parts of its gradient "
-                "under tensor parallelism; remove it or use degree 1"
+                f"under {what}; remove it or use degree 1"
             )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from autopart.runtime.capture.stage_modules import split_layers
 from autopart.runtime.sharding.counted import count_collectives
+from autopart.runtime.sharding.group_graphs import GroupGraphs
 from autopart.runtime.sharding.groups import LoneRank, registered
 from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.local_model import local_model
@@ -72,7 +73,9 @@ def test_the_profile_lists_the_collectives_that_run_again(
 ) -> None:
     case = known_model(model)
     sharded = case.sharded(DEGREE, sequence_parallel=sequence)
-    listed = count_collectives(sharded, local_model(sharded, 0))[LAYER]
+    listed = count_collectives(GroupGraphs(sharded.captured, sharded), local_model(sharded, 0))[
+        LAYER
+    ]
     again = calls_in_backward(case, POLICIES[policy], sequence=sequence)
     again -= calls_in_backward(case, None, sequence=sequence)
     assert again == Counter(one.kind for one in listed if one.recomputed)

@@ -6,6 +6,7 @@ import pytest
 
 from autopart.runtime.sharding.check import check_shards
 from autopart.runtime.sharding.counted import count_collectives
+from autopart.runtime.sharding.group_graphs import GroupGraphs
 from autopart.runtime.sharding.local_model import local_model
 from tests.support.runtime.sharded_models import known_model
 
@@ -67,7 +68,7 @@ def test_all_reduces_are_megatrons(model: str, degree: int) -> None:
     """One per region and direction, one for the embedding, one for the head, three of the loss."""
     case = known_model(model)
     sharded = case.sharded(degree)
-    found = count_collectives(sharded, local_model(sharded, 0))
+    found = count_collectives(GroupGraphs(sharded.captured, sharded), local_model(sharded, 0))
     kinds = Counter((one.kind, one.phase) for own in found.values() for one in own)
     is_tied_twice = model == ENCDEC  # its encoder and decoder embed
     assert kinds[("all_reduce", "forward")] == REGIONS[model] + 1 + is_tied_twice + LOSS_SUMS
@@ -84,7 +85,7 @@ def test_all_reduces_are_megatrons(model: str, degree: int) -> None:
 def test_sequence_parallelism_replaces_each_all_reduce_by_a_pair(model: str) -> None:
     case = known_model(model)
     sharded = case.sharded(2, sequence_parallel=True)
-    found = count_collectives(sharded, local_model(sharded, 0))
+    found = count_collectives(GroupGraphs(sharded.captured, sharded), local_model(sharded, 0))
     kinds = Counter((one.kind, one.phase) for own in found.values() for one in own)
     positions = kinds[("all_gather", "input_grad")] - (REGIONS[model] + 1)
     assert positions == (model in (GPT2, HF_GPT2))  # the slices of learned positions
@@ -106,7 +107,7 @@ def test_every_block_has_megatrons_collectives(model: str, *, sequence_parallel:
     """
     case = known_model(model)
     sharded = case.sharded(2, sequence_parallel=sequence_parallel)
-    found = count_collectives(sharded, local_model(sharded, 0))
+    found = count_collectives(GroupGraphs(sharded.captured, sharded), local_model(sharded, 0))
     blocks = [name for name in found if name.startswith(("blocks.", "encoder.", "decoder."))]
     assert len(blocks) == BLOCKS.get(model, 6)
     for name in blocks:
@@ -132,7 +133,7 @@ def test_every_block_has_megatrons_collectives(model: str, *, sequence_parallel:
 def test_a_blocks_collectives_say_what_hides_them_and_which_run_again() -> None:
     case = known_model(LLAMA)
     sharded = case.sharded(2)
-    found = count_collectives(sharded, local_model(sharded, 0))
+    found = count_collectives(GroupGraphs(sharded.captured, sharded), local_model(sharded, 0))
     size = 2 * 64 * 96 * 4  # samples, positions, width, bytes
     first, last, *backward = found["blocks.3"]
     assert first.recomputed and not last.recomputed  # behind the last one nothing is kept

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
+from autopart.runtime.sharding.captured_nodes import CapturedNodes
 from autopart.runtime.sharding.local_graph import LocalGraph
 from autopart.runtime.sharding.nodes import kept_by_plan, operation_name
 from autopart.runtime.sharding.rules.shapes import permuted
@@ -45,7 +46,7 @@ def shard_product(graph: LocalGraph, node: fx.Node) -> None:
     """
     for operand in node.all_input_nodes:
         graph.settle(operand)
-    product = _product(graph, node)
+    product = product_of(graph, node)
     if product is None:
         if graph.inputs(node, "sharded"):
             graph.fail(node, f"{operation_name(node)} has arguments that no rule knows")
@@ -143,13 +144,13 @@ def _write(
     bias = product.bias
     offsets = [] if product.offsets is None else [graph.whole(product.offsets, node)]
     if not is_output:
-        target, args = _unbiased(node, [*local, *offsets])
+        target, args = unbiased(node, [*local, *offsets])
         graph.put_partial(node, target, args, () if bias is None else (bias,))
         return
     state = sharded(product.output.index(letter), parts, copies)
     if bias is not None:
         local.append(_local_bias(graph, node, bias, state))
-    graph.put(node, state, node.target, _arguments(node, [*local, *offsets]), **node.kwargs)
+    graph.put(node, state, node.target, product_arguments(node, [*local, *offsets]), **node.kwargs)
 
 
 def _local_bias(graph: LocalGraph, node: fx.Node, bias: fx.Node, state: ShardState) -> fx.Node:
@@ -160,7 +161,7 @@ def _local_bias(graph: LocalGraph, node: fx.Node, bias: fx.Node, state: ShardSta
     return cut(bias, node, like)
 
 
-def _arguments(node: fx.Node, local: list[fx.Node]) -> tuple[object, ...]:
+def product_arguments(node: fx.Node, local: list[fx.Node]) -> tuple[object, ...]:
     """Return the operation's arguments with local operands, the bias last in `local`."""
     name = operation_name(node)
     if name == "einsum":
@@ -168,7 +169,7 @@ def _arguments(node: fx.Node, local: list[fx.Node]) -> tuple[object, ...]:
     return (local[2], local[0], local[1]) if name == "addmm" else tuple(local)
 
 
-def _unbiased(node: fx.Node, local: list[fx.Node]) -> tuple[object, tuple[object, ...]]:
+def unbiased(node: fx.Node, local: list[fx.Node]) -> tuple[object, tuple[object, ...]]:
     """Return the operation without its bias."""
     name = operation_name(node)
     if name == "einsum":
@@ -176,7 +177,8 @@ def _unbiased(node: fx.Node, local: list[fx.Node]) -> tuple[object, tuple[object
     return (aten.mm.default if name == "addmm" else node.target), tuple(local)
 
 
-def _product(graph: LocalGraph, node: fx.Node) -> Product | None:
+def product_of(graph: CapturedNodes, node: fx.Node) -> Product | None:
+    """Return a product with its letters; None where it has arguments that no rule knows."""
     name = operation_name(node)
     if name in GROUPED:
         return _grouped(graph, node)
@@ -197,7 +199,7 @@ def _product(graph: LocalGraph, node: fx.Node) -> Product | None:
     return _matmul(graph, x, y)
 
 
-def _grouped(graph: LocalGraph, node: fx.Node) -> Product | None:
+def _grouped(graph: CapturedNodes, node: fx.Node) -> Product | None:
     """Each row times the matrix of its expert: a sum over the same letter for all experts."""
     if len(node.args) != 3 or node.kwargs:
         return None
@@ -212,7 +214,7 @@ def _grouped(graph: LocalGraph, node: fx.Node) -> Product | None:
 
 
 def _linear(
-    graph: LocalGraph, x: object, weight: object, bias: object, letters: str
+    graph: CapturedNodes, x: object, weight: object, bias: object, letters: str
 ) -> Product | None:
     if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node):
         return None
@@ -221,7 +223,7 @@ def _linear(
     return Product((x, weight), ((*batch, "i"), tuple(letters)), (*batch, "o"), taken)
 
 
-def _matmul(graph: LocalGraph, x: fx.Node, y: fx.Node) -> Product | None:
+def _matmul(graph: CapturedNodes, x: fx.Node, y: fx.Node) -> Product | None:
     a, b = graph.shape(x), graph.shape(y)
     if len(a) < 2 or len(b) < 2:
         return None

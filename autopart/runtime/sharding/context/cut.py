@@ -1,0 +1,110 @@
+"""The context pass: a captured graph in, the local graph of one of c ranks out.
+
+The captured graph may be the local graph of a tensor rank. Its collectives are then ordinary operations, which act
+inside a context rank's positions.
+
+The first attempt finds what is cut, and how whole values are read. The second computes only the positions of whole
+values that nobody reads whole.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from autopart.runtime.capture.capture import Captured
+from autopart.runtime.models.attributes import attach, is_persistent, lookup
+from autopart.runtime.sharding.context.arguments import writes
+from autopart.runtime.sharding.context.builder import ContextBuilder
+from autopart.runtime.sharding.context.gradients import sum_gradients
+from autopart.runtime.sharding.context.rules.following import choose
+from autopart.runtime.sharding.context.rules.table import write
+from autopart.runtime.sharding.context.states import CONTEXT, ContextRefused, Rows, State
+from autopart.runtime.sharding.groups import LoneRank, registered
+from autopart.runtime.sharding.local_model import described, observe
+from autopart.runtime.sharding.shard import check_open
+
+
+@dataclass(frozen=True, slots=True)
+class ContextGraph:
+    """A captured graph cut for c ranks, which all run the same local graph."""
+
+    captured: Captured
+    degree: int
+    local: Captured
+    """The local graph as a captured model. It reads the captured model's own parameters, which are whole."""
+    partial_parameters: frozenset[str]
+    """Parameters whose gradients differ: their sum over the ranks is due once a step."""
+    states: Mapping[str, State]
+    """How each local value relates to the whole one, by the captured node's name."""
+
+
+def cut_context(captured: Captured, degree: int) -> ContextGraph:
+    """Return the local graph for `degree` ranks, of at least 2.
+
+    Where `captured` is a tensor rank's local graph, its group must be registered. Raises ContextRefused where the
+    sequence cannot be cut, with the layer and the operation.
+    """
+    check_open(captured, "context parallelism")
+    attempt = _attempt(captured, degree, {})
+    if not attempt.has_roots:
+        raise ContextRefused(
+            f"context degree {degree}: no input has a sequence; it is found from whole numbers (batch, sequence) "
+            "that an embedding reads, or from inputs (batch, sequence, width); use context degree 1"
+        )
+    if chosen := choose(attempt):
+        attempt = _attempt(captured, degree, chosen)
+    if attempt.unsound is not None:
+        raise ContextRefused(
+            f"context degree {degree}: {attempt.unsound}, so its sequence cannot be cut; use context degree 1"
+        )
+    _drop_unread(attempt.graph, {value.name for value in captured.values})
+    module = _attached(attempt.graph, captured.module)
+    names = {node.name for node in attempt.whole_nodes}
+    with registered(CONTEXT, LoneRank(degree)):
+        observe(module, captured, names)
+    layer_of = dict(attempt.layer_of)
+    whole = [node for node in module.graph.nodes if node.name in names]
+    partial = sum_gradients(module, set(whole), layer_of)
+    module.recompile()
+    return ContextGraph(
+        captured=captured,
+        degree=degree,
+        local=described(captured, module, layer_of),
+        partial_parameters=partial,
+        states={node.name: state for node, state in attempt.states.items()},
+    )
+
+
+def context_module(context: ContextGraph, source: fx.GraphModule) -> fx.GraphModule:
+    """Return the local graph over the tensors of `source`, which has the captured model's by name."""
+    return _attached(context.local.module.graph, source)
+
+
+def _attempt(captured: Captured, degree: int, chosen: Mapping[str, Rows]) -> ContextBuilder:
+    attempt = ContextBuilder(captured, degree, chosen)
+    for node in captured.module.graph.nodes:
+        write(attempt, node)
+    return attempt
+
+
+def _drop_unread(graph: fx.Graph, kept: set[str]) -> None:
+    """Drop operations that nobody reads: repetitions of keys that are now made behind the gather."""
+    for node in reversed(list(graph.nodes)):
+        is_free = node.op == "call_function" and not node.users and not writes(node)
+        if is_free and node.name not in kept:
+            graph.erase_node(node)
+
+
+def _attached(graph: fx.Graph, source: fx.GraphModule) -> fx.GraphModule:
+    module, new, env = nn.Module(), fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        env[node] = new.node_copy(node, env.__getitem__)
+        env[node].name = node.name
+    for name in {str(node.target): None for node in new.find_nodes(op="get_attr")}:
+        own = lookup(source, name)
+        is_buffer = not isinstance(own, nn.Parameter)
+        attach(
+            module, name, own, **({"persistent": is_persistent(source, name)} if is_buffer else {})
+        )
+    return fx.GraphModule(module, new)

@@ -1,0 +1,120 @@
+"""Random numbers for a rank's positions, as `own_draws` has them for slices of a tensor group.
+
+Each rank draws from a stream of its own. In a check it puts its chunks into a whole value, draws for the whole,
+and takes its chunks of the result.
+"""
+
+# pyright: reportPrivateUsage=false
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from autopart.runtime.sharding.context.causal import causal_attention
+from autopart.runtime.sharding.context.exchange import own_chunks, put_chunks
+from autopart.runtime.sharding.context.states import CONTEXT, Rows
+from autopart.runtime.sharding.groups import group_named
+from autopart.runtime.sharding.own_draws import FIRST_GIVEN, Cut, own_draws, own_stream
+from autopart.runtime.transforms.seeded_draws import SeededDraws
+
+Place = tuple[int, int]
+"""The dimension of the positions, and the elements of it outside them."""
+
+
+def draw_positions(
+    operation: Callable[..., Any],
+    places: Sequence[Place | None],
+    result: Place,
+    degree: int,
+    group: str,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Return `operation(*args, **kwargs)` for the rank's positions, with random numbers of its own.
+
+    `places` has where the positions stand in each of `args` and then of `kwargs`, None for whole ones and plain
+    values.
+    """
+    ranks = group_named(group)
+    if ranks.is_alone:
+        return operation(*args, **kwargs)
+    own = ranks.rank()
+    if SeededDraws.running is None:
+        device = next(x.device for x in args if isinstance(x, torch.Tensor))
+        with own_stream(own, device):
+            return operation(*args, **kwargs)
+    given = [
+        value if place is None else _in_whole(value, place, degree, own)
+        for value, place in zip((*args, *kwargs.values()), places, strict=True)
+    ]
+    named = dict(zip(kwargs, given[len(args) :], strict=True))
+    made = operation(*given[: len(args)], **named)
+    return pytree.tree_map_only(
+        torch.Tensor, lambda whole: own_chunks(whole, *result, degree, own), made
+    )
+
+
+def draw_positions_of_slices(
+    operation: Callable[..., Any],
+    places: Sequence[Place | None],
+    result: Place,
+    degree: int,
+    group: str,
+    cuts: Sequence[Cut | None],
+    cut: Cut,
+    ranks: int,
+    tensor_group: str,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Return the same for a slice of a tensor group, whose own numbers `own_draws` draws.
+
+    A slice is one of the context rank's positions. So the slices are put together first.
+    """
+    own = (operation, places, result, degree, group)
+    given = (*(None for _ in own), *cuts)
+    return own_draws(draw_positions, given, cut, ranks, tensor_group, *own, *args, **kwargs)
+
+
+FIRST_GIVEN_OF: dict[object, int] = {
+    own_draws: FIRST_GIVEN,
+    draw_positions: 5,
+    draw_positions_of_slices: 9,
+}
+"""Place of the operation's first argument among those of each function that draws."""
+
+
+def draw_own_positions(
+    node: fx.Node, rows: Sequence[Rows | None], result: Rows, degree: int
+) -> None:
+    """Let a node of a local graph draw for the rank's positions; `rows` are those of its arguments."""
+    places = tuple(None if one is None else (one.dim, one.outer) for one in rows)
+    own = (places, (result.dim, result.outer), degree, CONTEXT)
+    if node.target is own_draws:
+        operation, cuts, cut, ranks, group, *given = node.args
+        node.args = (operation, *own, cuts, cut, ranks, group, *given)
+        node.target = draw_positions_of_slices
+        return
+    if node.target is causal_attention:
+        node.args, node.target = (*own, *node.args), draw_causal_attention
+        return
+    assert isinstance(node.target, torch._ops.OpOverload)
+    node.args, node.target = (node.target, *own, *node.args), draw_positions
+
+
+def draw_causal_attention(
+    places: Sequence[Place | None], result: Place, degree: int, group: str, *args: Any
+) -> Any:
+    """Return `causal_attention(*args)` with random numbers of the rank's own."""
+    return draw_positions(causal_attention, places, result, degree, group, *args)
+
+
+def _in_whole(x: torch.Tensor, place: Place, degree: int, rank: int) -> torch.Tensor:
+    shape = list(x.shape)
+    shape[place[0]] *= degree
+    whole = x.new_zeros(shape)
+    put_chunks(whole, x, *place, degree, rank)
+    return whole

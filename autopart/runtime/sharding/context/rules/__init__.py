@@ -1,0 +1,1 @@
+"""Rules of the context pass, one file per kind of operation."""
