@@ -7,7 +7,7 @@ captured model's own objects under the user's names.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +55,8 @@ class StageProgram:
     buffers: tuple[str, ...]
     autocast: Autocast | None = None
     """Autocast under which the module must run."""
+    parameters_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """The parameters that each layer reads, by layer name."""
 
 
 def port(tensor: torch.Tensor) -> torch.Tensor:
@@ -209,6 +211,11 @@ def _program(
         parameters=tuple(names),
         buffers=tuple(buffers),
         autocast=captured.autocast,
+        parameters_of={
+            layer.name: tuple(layer.parameters)
+            for layer in captured.layers
+            if layer.name in layers
+        },
     )
 
 

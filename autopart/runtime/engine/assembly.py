@@ -20,6 +20,7 @@ from autopart.runtime.engine.lending import moves_of_rank, transfers_of_moves
 from autopart.runtime.engine.plan_match import Backend, check_can_run, place_on
 from autopart.runtime.engine.rank_executor import RankPart, StepExecutor
 from autopart.runtime.engine.resharded_transfers import ReshardedTransfers
+from autopart.runtime.engine.sharded_state import ShardedState
 from autopart.runtime.engine.stage import TorchStage, stage_parameters
 from autopart.runtime.engine.torch_backend import TorchBackend, check_backwards
 from autopart.runtime.engine.transfers import BETWEEN_RANKS, Transfers, Transport
@@ -112,6 +113,7 @@ def make_lone_executor(
     *,
     device: torch.device,
     partner: Transport,
+    group: GroupPart = NO_GROUPS,
 ) -> Executor:
     """The executor for `rank` alone, in a process group with this process only.
 
@@ -119,7 +121,7 @@ def make_lone_executor(
     from. No gradients are summed over ranks. Raises PlanError as `make_executor` does.
     """
     check_can_run(plan)
-    part = _part(plan, programs, (), device, None, rank)
+    part = _part(plan, programs, (), device, None, rank, group)
     return _executor(plan, part, rank, transfers, partner)
 
 
@@ -150,10 +152,7 @@ def _overlapped(plan: Plan, programs: Sequence[StageProgram], part: RankPart) ->
         for on in ([ranks] if world is None else world.places(ranks))
     ]
     size = plan.training.bucket_bytes or RUN_BUCKET_BYTES
-    parameters = {
-        n: p for program in part.programs.values() for n, p in stage_parameters(program).items()
-    }
-    return OverlappedSum(part.sums, parameters, copies, size)
+    return OverlappedSum(part.sums, _parameters(part.programs, part.state), copies, size)
 
 
 def _holders(plan: Plan, programs: Sequence[StageProgram]) -> tuple[Holders, ...]:
@@ -183,7 +182,8 @@ def _part(
     rank, ranks = _own_rank(group) if rank is None else rank, stage_ranks(plan)
     mine = {index: programs[index] for index, of_stage in enumerate(ranks) if rank in of_stage}
     hosts = _prepare(plan, mine, device)
-    parameters = {n: p for program in mine.values() for n, p in stage_parameters(program).items()}
+    state = None if group.data is None else ShardedState(mine, programs, group.data)
+    parameters = _parameters(mine, state)
     part = RankPart(
         programs=mine,
         hosts=hosts,
@@ -193,10 +193,20 @@ def _part(
         device=device,
         watcher=watcher or Unwatched(),
         group=group,
+        state=state,
         ties=_ties(holders, parameters, group),
     )
     let_compute_go_first()  # All process groups exist now, and with them gloo's threads.
     return part
+
+
+def _parameters(
+    programs: Mapping[int, StageProgram], state: ShardedState | None
+) -> NamedParameters:
+    """The parameters that the rank's optimizer steps, by name."""
+    if state is not None:
+        return state.parameters
+    return {n: p for program in programs.values() for n, p in stage_parameters(program).items()}
 
 
 def _own_rank(group: GroupPart) -> int:
@@ -261,6 +271,8 @@ def _torch_stages(plan: Plan, part: RankPart) -> dict[int, TorchStage]:
     }
     for index, stage in stages.items():
         stage.held = plan.stages[index].held
+        if part.state is not None:
+            stage.state = part.state.stages[index]
     return stages
 
 

@@ -65,9 +65,16 @@ class Executor(StepExecutor):
             buffers.compute(action, needed)
             return
         stage = self._stages[action.stage]
+        state = self._part.state
         with self._part.sums.beside(action.stage) as made:
-            stage.made = made
-            buffers.compute(action, needed)
+            if state is None:
+                stage.made = made
+                buffers.compute(action, needed)
+            else:
+                state.stages[action.stage].made = made
+                buffers.compute(action, needed)
+                state.end_stage(action.stage)
+                state.stages[action.stage].made = None
         stage.made = None
 
 

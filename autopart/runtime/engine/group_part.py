@@ -6,9 +6,11 @@ plan as if each group were one rank. With several degrees torch's default proces
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from autopart.runtime.engine.resharded_transfers import Cut
 from autopart.runtime.sharding.rank_shards import RankShards
+from autopart.runtime.sharding.shard_groups import ShardGroup
 from autopart.runtime.update.gradient_sum import Holders
 
 
@@ -49,13 +51,26 @@ class OneWorld:
 
 
 @dataclass(frozen=True, slots=True)
+class DataPart:
+    """How the d processes of a rank share its state."""
+
+    group: ShardGroup
+    shard: Literal["zero2", "zero3"]
+    reduce: Literal["microbatch", "step"]
+    loss_share: float
+    """The factor of each process's loss in the microbatch's: 1/d for a mean, 1 for a sum."""
+
+
+@dataclass(frozen=True, slots=True)
 class GroupPart:
-    """A process's part in the tensor groups of a plan."""
+    """A process's part in the rank groups of a plan."""
 
     shards: RankShards | None = None
     """Its shards; None where its own rank has tensor degree 1."""
     world: OneWorld | None = None
     """None where the plan has one tensor degree."""
+    data: DataPart | None = None
+    """None where the processes of a rank share no state by samples."""
 
 
 NO_GROUPS = GroupPart()

@@ -8,7 +8,9 @@ import torch
 from torch import distributed
 
 from autopart.runtime.capture.stage_modules import StageProgram
+from autopart.runtime.engine.data_shards import DataShards
 from autopart.runtime.engine.group_part import NO_GROUPS, GroupPart
+from autopart.runtime.engine.sharded_state import ShardedState
 from autopart.runtime.engine.stage import Leaves, stage_buffers, stage_parameters
 from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.measuring.clock import clock_of
@@ -40,6 +42,8 @@ class RankPart:
     watcher: Watcher
     group: GroupPart = NO_GROUPS
     """This process's part in tensor groups."""
+    state: ShardedState | None = None
+    """The rank's state, where its processes share it."""
     ties: UnequalTies | None = None
     """Sums of parameters that are tied across stages with different tensor degrees."""
 
@@ -53,10 +57,18 @@ class RankExecutor:
         self.programs = dict(part.programs)
         self._part = part
         self._clock = clock_of(part.device)
+        self._shards = part.group.shards
+        if part.state is not None:
+            self._shards = DataShards(part.state, part.group.shards)
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Parameters of this rank's stages by the user's names, for an optimizer."""
+        """Parameters of this rank's stages by the user's names, for an optimizer.
+
+        With sharded state they are this process's part parameters.
+        """
+        if self._part.state is not None:
+            return dict(self._part.state.parameters)
         programs = self.programs.values()
         return {name: p for program in programs for name, p in stage_parameters(program).items()}
 
@@ -78,9 +90,24 @@ class RankExecutor:
         self._part.sums.complete()
 
     @property
-    def shards(self) -> RankShards | None:
-        """This process's shards; None with tensor degree 1."""
-        return self._part.group.shards
+    def shards(self) -> RankShards | DataShards | None:
+        """This process's shards; None where a rank is one process."""
+        return self._shards
+
+    def whole_loss(self, share: torch.Tensor | None) -> torch.Tensor | None:
+        """A microbatch's loss counts all samples: the sum of its processes' shares. Collective over them."""
+        state = self._part.state
+        return share if state is None or share is None else state.data.group.sum(share.clone())
+
+    def written(self) -> None:
+        """Complete the weights after an optimizer's step, or new ones. Collective over the rank's processes."""
+        if self._part.state is not None:
+            self._part.state.written()
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether `parameters` are flat parts of the model's own."""
+        return self._part.state is not None
 
     @property
     def is_in_one_world(self) -> bool:
@@ -153,14 +180,18 @@ class StepExecutor(RankExecutor, ABC):
 
         Returns this rank's share of the mean loss, without `scale`: the sum over its own
         microbatches divided by the number of all microbatches. None on ranks without the last
-        stage. Raises LostRank if another rank is gone.
+        stage. Where processes share the rank's state by samples, it is this process's share
+        (`whole_loss`). Raises LostRank if another rank is gone.
         """
         part, self._sums, self._weights = self._part, sync, weights
         # Step 1: run all actions. Each microbatch weighs 1 / num_microbatches in the mean loss.
         marks = self._marks = begin_marks(self._clock, self.device)
         # A thread that waits for its tensor group is on no core, though nobody else has it.
         marks.has_core_time &= self.shards is None
-        loss = self._run(microbatches, scale / part.num_microbatches, marks)
+        share = 1.0 if part.group.data is None else part.group.data.loss_share
+        loss = self._run(microbatches, share * scale / part.num_microbatches, marks)
+        if sync and part.state is not None:
+            part.state.end_step()
         marks.acted = self._clock.mark()
         # Step 2: sum gradients over replicas and tied copies, and parts over the tensor group.
         if sync:
@@ -174,7 +205,7 @@ class StepExecutor(RankExecutor, ABC):
         if sync and part.ties is not None:
             with_other_rank(part.ties.run, None, "the sum of gradients")
             marks.grouped = self._clock.mark()
-        return None if loss is None else loss / part.num_microbatches
+        return None if loss is None else loss * share / part.num_microbatches
 
     def trace(self) -> StepTrace:
         """Times of the last step; waits until its work is done."""

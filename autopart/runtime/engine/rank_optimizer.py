@@ -42,6 +42,7 @@ def rank_optimizer(
         hosted=hosted,
         host_copies=host_copies_for(executor.device),
         has_masters=has_master_copies(plan.training),
+        written=executor.written,
     )
 
 
@@ -49,6 +50,6 @@ def _hosted(plan: Plan, executor: RankExecutor) -> list[nn.Parameter]:
     """The parameters whose state lies on the host. Of stages that share one, the first says where."""
     first: dict[nn.Parameter, int] = {}
     for index, program in sorted(executor.programs.items()):
-        for parameter in stage_parameters(program).values():
-            first.setdefault(parameter, index)
+        for name in stage_parameters(program):
+            first.setdefault(executor.parameters[name], index)
     return [each for each, index in first.items() if plan.stages[index].optimizer_on_host]

@@ -8,8 +8,8 @@ private parts that torch 2.10 to 2.13 have in common.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
-from typing import NamedTuple
+from contextlib import AbstractContextManager, ExitStack
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import distributed, nn
@@ -38,6 +38,26 @@ class _Waiting(NamedTuple):
     """The output of the last stage; None on others."""
     held: tuple[torch.Tensor, ...]
     """Outputs that stay until the backward is done."""
+
+
+class StageBlocks(Protocol):
+    """What surrounds the actions of a stage whose state is sharded (`sharded_state.StageState`)."""
+
+    def forward(self) -> AbstractContextManager[None]:
+        """Surround a forward."""
+        ...
+
+    def backward(self, *, defers: bool) -> AbstractContextManager[None]:
+        """Surround a backward, or with `defers` an I."""
+        ...
+
+    def deferred(self, works: Sequence[DeferredWork]) -> list[DeferredWork]:
+        """The works of a W."""
+        ...
+
+    def end_weights(self) -> None:
+        """End a W."""
+        ...
 
 
 class TorchStage(PipelineStage):
@@ -80,6 +100,8 @@ class TorchStage(PipelineStage):
         """Their stash, from their forwards until it leaves."""
         self.held: Collection[str] = ()
         """Names of outputs that stay until their backward is done (`held` of a plan's stage)."""
+        self.state: StageBlocks | None = None
+        """Gathers weights and scatters gradients, where the rank's state is sharded."""
         self.made: Made | None = None
         """Told about each parameter whose gradient a deferred operation added to."""
         self._fix_metadata()
@@ -99,6 +121,8 @@ class TorchStage(PipelineStage):
                 around.enter_context(self._host.forward(microbatch))
             if movable is not None:
                 around.enter_context(movable)
+            if self.state is not None:
+                around.enter_context(self.state.forward())
             outputs = self.forward_one_chunk(microbatch, (), inputs)
         self.output_chunks.clear()
         self.fwd_cache.clear()
@@ -131,6 +155,8 @@ class TorchStage(PipelineStage):
         with ExitStack() as around:
             if self._host:
                 around.enter_context(self._host.backward(microbatch))
+            if self.state is not None:
+                around.enter_context(self.state.backward(defers=defers))
             if defers:
                 around.enter_context(defer(self._deferred.setdefault(microbatch, [])))
             of_received = self._backward(microbatch, gradients, loss_scale)
@@ -142,7 +168,12 @@ class TorchStage(PipelineStage):
 
     def weight_backward(self, microbatch: int) -> None:
         """Compute the weight gradients that `backward` deferred; adds to each ``grad``."""
-        run_deferred(self._deferred.pop(microbatch), self.made)
+        works = self._deferred.pop(microbatch)
+        if self.state is None:
+            run_deferred(works, self.made)
+            return
+        run_deferred(self.state.deferred(works))
+        self.state.end_weights()
 
     def forget(self, microbatch: int) -> None:
         """Drop what a forward keeps for its backward, where none follows."""

@@ -106,6 +106,7 @@ def load_state(folder: str, executor: RankExecutor, optimizer: Optimizer, names:
         state |= {key: found[saved].to(executor.device) for key, saved in keys.items()}
     state |= {"step": reader.read([_STEP])[_STEP]}
     optimizer.load_state_dict(state, parameters)
+    executor.written()
     return int(state["step"])
 
 
@@ -119,7 +120,7 @@ def check_folder_to_save(folder: str) -> None:
 def _tensors_of(executor: RankExecutor, names: Names) -> Iterator[tuple[str, torch.Tensor]]:
     """This rank's parameters and persistent buffers by first name, in one order on all ranks."""
     module: nn.Module = named_module(names, list(executor.programs.values()))
-    state: Mapping[str, torch.Tensor] = module.state_dict()
+    state: Mapping[str, torch.Tensor] = {**module.state_dict(), **executor.parameters}
     return ((name, state[name]) for name in sorted(names) if name in state)
 
 

@@ -14,6 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autopart.runtime.measuring.saved_tensors import storage_key
 
 
+RESIZE = torch.ops.inductor.resize_storage_bytes_.default
+"""The operation that gives memory to a storage, or takes it."""
+
+
 class LiveStorages(TorchDispatchMode):
     """A context that counts the bytes in storages made inside it, as they come and go.
 
@@ -51,11 +55,19 @@ class LiveStorages(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is RESIZE:
+            self._resized(args[0])
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self.count(leaf)
         self._peak_bytes = max(self._peak_bytes, self.live_bytes)
         return result
+
+    def _resized(self, tensor: torch.Tensor) -> None:
+        self._watch(tensor, size=0)
+        key, size = storage_key(tensor), tensor.untyped_storage().nbytes()
+        self.live_bytes += size - self._sizes[key]
+        self._sizes[key] = size
 
     def _watch(self, tensor: torch.Tensor, size: int) -> None:
         key = storage_key(tensor)

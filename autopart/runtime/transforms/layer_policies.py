@@ -74,8 +74,16 @@ def apply_policies(program: StageProgram, policies: Mapping[str, Policy]) -> Non
 
     The stage's graph is rebuilt in place; `policies` has layer names as keys.
     """
-    if not policies:
-        return
+    if policies:
+        _rebuild(program, policies)
+
+
+def in_layer_order(program: StageProgram) -> None:
+    """Sort the stage's graph so that the nodes of each layer follow each other, in place."""
+    _rebuild(program, {})
+
+
+def _rebuild(program: StageProgram, policies: Mapping[str, Policy]) -> None:
     # Step 1: divide the graph into nodes before, within and behind the layers.
     module, early, late = program.module, list[fx.Node](), list[fx.Node]()
     by_layer: dict[str, list[fx.Node]] = {name: [] for name in program.layers}
@@ -137,8 +145,10 @@ def _call_part(
     target = _free_name(module)
     module.add_module(target, policy(name, part, buffers))
     call = graph.call_module(target, tuple(env[n] for n in given))
+    call.meta["layer"] = name
     for place, node in enumerate(made):
         env[node] = call if len(made) == 1 else graph.call_function(_item, (call, place))
+        env[node].meta["layer"] = name
 
 
 def _with_layerless(graph: fx.Graph, own: Sequence[fx.Node]) -> list[fx.Node]:

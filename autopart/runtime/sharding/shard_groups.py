@@ -1,0 +1,149 @@
+"""Groups of d processes that share a stage's state, and the collectives that join and split it.
+
+Each process has one of d equal parts of a flat tensor. Unlike the collectives of a tensor group these write
+into given memory, so no copy of the weights or gradients exists beside them.
+"""
+
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import torch
+from torch import distributed
+from torch._C._distributed_c10d import AllgatherOptions, ReduceScatterOptions
+
+from autopart.errors import RunError
+
+T = TypeVar("T")
+
+
+class UnderWay(Protocol):
+    """A collective that runs in the background."""
+
+    def wait(self) -> object:
+        """Wait until it is complete."""
+        ...
+
+
+class ShardGroup(ABC):
+    """The d processes that share the state of the same layers."""
+
+    size: int
+    """How many processes there are."""
+
+    @abstractmethod
+    def rank(self) -> int:
+        """Return this process's place in the group, from 0."""
+
+    @abstractmethod
+    def start_gather(self, whole: torch.Tensor, own: torch.Tensor) -> UnderWay:
+        """Start to fill `whole` with the parts of all processes, in the order of their places."""
+
+    @abstractmethod
+    def scatter_sum(self, own: torch.Tensor, whole: torch.Tensor) -> None:
+        """Write the sum of this process's part of `whole` over all processes into `own`."""
+
+    @abstractmethod
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replace the tensor by its sum over all processes, and return it."""
+
+
+class _Done:
+    def wait(self) -> None:
+        """Return at once."""
+
+
+class LonePlace(ShardGroup):
+    """Place 0 of d without the others: collectives move nothing. Values are wrong, shapes and work are right."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def rank(self) -> int:
+        """Return 0."""
+        return 0
+
+    def start_gather(self, whole: torch.Tensor, own: torch.Tensor) -> UnderWay:
+        """Write the own part to each place, so that all values are of a weight's size."""
+        whole.view(self.size, -1).copy_(own.expand(self.size, -1))
+        return _Done()
+
+    def scatter_sum(self, own: torch.Tensor, whole: torch.Tensor) -> None:
+        """Write the own part."""
+        own.copy_(whole[: own.numel()])
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor as it is."""
+        return tensor
+
+
+def _at_once(call: Callable[[], T]) -> T:
+    return call()
+
+
+class ProcessShards(ShardGroup):
+    """The processes of a process group."""
+
+    def __init__(
+        self,
+        group: distributed.ProcessGroup,
+        call: Callable[[Callable[[], object]], object] = _at_once,
+    ) -> None:
+        """`call` runs each exchange, and may raise another error where it fails."""
+        self._group, self._call = group, call
+        self.size = group.size()
+
+    def rank(self) -> int:
+        """Return this process's rank in the group."""
+        return self._group.rank()
+
+    def start_gather(self, whole: torch.Tensor, own: torch.Tensor) -> UnderWay:
+        """Start an all-gather."""
+        work = self._group._allgather_base(whole, own, AllgatherOptions())
+        return _Guarded(work, self._call)
+
+    def scatter_sum(self, own: torch.Tensor, whole: torch.Tensor) -> None:
+        """Run a reduce-scatter."""
+        options = ReduceScatterOptions()
+        options.reduceOp = distributed.ReduceOp(distributed.ReduceOp.SUM)
+        self._call(lambda: self._group._reduce_scatter_base(own, whole, options).wait())
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Run an all-reduce."""
+        self._call(lambda: self._group.allreduce([tensor]).wait())
+        return tensor
+
+
+class _Guarded:
+    def __init__(self, work: UnderWay, call: Callable[[Callable[[], object]], object]) -> None:
+        self._work, self._call = work, call
+
+    def wait(self) -> None:
+        """Wait until it is complete."""
+        self._call(self._work.wait)
+
+
+_REGISTERED: dict[str, ShardGroup] = {}
+
+
+def shard_group_named(name: str) -> ShardGroup:
+    """Return the registered group. Raises RunError where there is none."""
+    if name not in _REGISTERED:
+        raise RunError(f"no processes are registered as '{name}'; register them before the run")
+    return _REGISTERED[name]
+
+
+@contextmanager
+def shards_registered(name: str, group: ShardGroup) -> Generator[None]:
+    """In this block, graphs that name `name` exchange through `group`."""
+    before = _REGISTERED.get(name)
+    _REGISTERED[name] = group
+    try:
+        yield
+    finally:
+        del _REGISTERED[name]
+        if before is not None:
+            _REGISTERED[name] = before
