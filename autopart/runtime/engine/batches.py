@@ -12,6 +12,19 @@ from autopart.runtime.models.model import Batch
 from autopart.text import counted
 
 
+def own_samples(batch: Batch, size: int, place: int, count: int) -> Batch:
+    """One of `count` equal parts of a microbatch with `size` samples.
+
+    Tensors whose first dimension is `size` are divided. All others are for all samples, and stay whole.
+    """
+
+    def own(leaf: Any) -> Any:
+        has_samples = isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == size
+        return leaf.chunk(count)[place] if has_samples else leaf
+
+    return cast(Batch, pytree.tree_map(own, batch))
+
+
 def split_batch(batch: Batch, num_microbatches: int) -> Sequence[Batch]:
     """A batch's microbatches: each tensor is divided along its first dimension, if it has one.
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.transforms.layer_policies import in_layer_order
@@ -38,32 +38,23 @@ def mark_borders(program: StageProgram, layers: Collection[str], borders: Border
         name = node.meta.get("layer")
         if name in layers and node.op in ("call_function", "call_module"):
             own.setdefault(name, []).append(node)
-    for place, (name, nodes) in enumerate(own.items()):
-        program.module.add_module(f"before_{place}", _Before(name, borders))
-        program.module.add_module(f"behind_{place}", _Behind(name, borders))
+    # Calls of modules would pass the results through copies where a user has hooks on all modules.
+    program.module.layer_borders = borders
+    with graph.inserting_before(next(iter(graph.nodes))):
+        told = graph.create_node("get_attr", "layer_borders")
+    for name, nodes in own.items():
         inside = set(nodes)
         made = tuple(node for node in nodes if any(user not in inside for user in node.users))
         with graph.inserting_before(nodes[0]):
-            graph.call_module(f"before_{place}")
+            graph.call_function(_before, (told, name))
         with graph.inserting_after(nodes[-1]):
-            graph.call_module(f"behind_{place}", made)
+            graph.call_function(_behind, (told, name, *made))
     program.module.recompile()
 
 
-class _Before(nn.Module):
-    def __init__(self, name: str, borders: Borders) -> None:
-        super().__init__()
-        self._name, self._borders = name, borders
-
-    def forward(self) -> None:
-        self._borders.before(self._name)
+def _before(borders: Borders, name: str) -> None:
+    borders.before(name)
 
 
-class _Behind(nn.Module):
-    def __init__(self, name: str, borders: Borders) -> None:
-        super().__init__()
-        self._name, self._borders = name, borders
-
-    def forward(self, *made: object) -> None:
-        tensors = [one for one in made if isinstance(one, torch.Tensor)]
-        self._borders.behind(self._name, tensors)
+def _behind(borders: Borders, name: str, *made: object) -> None:
+    borders.behind(name, [one for one in made if isinstance(one, torch.Tensor)])

@@ -12,6 +12,9 @@ Parts that run as they are may draw from other generators (`seeded_parts`). Pyth
 each microbatch with its seed. A part seeds them anew, from their states and its own name, and puts
 them back afterwards.
 
+Where d processes share a microbatch's samples, each draws for all samples and takes its own part along the
+first dimension. So the numbers of a sample do not depend on the process that has it.
+
 Numbers fill a tensor in the order of its elements, also where its strides differ. A received tensor
 is contiguous, and the plain model's may be transposed.
 """
@@ -20,7 +23,7 @@ import zlib
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -35,14 +38,43 @@ def starts(microbatch: int, *, is_backward: bool = False) -> None:
         SeededDraws.running.start(microbatch, is_backward=is_backward)
 
 
+class SamplePart(NamedTuple):
+    """One of `count` equal parts of a microbatch's samples: tensors have them along their first dimension."""
+
+    place: int
+    count: int
+
+    def whole_arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Arguments of an operation for all samples."""
+        if args and isinstance(args[0], list | tuple) and args[0]:
+            first, *rest = args[0]
+            return ([first * self.count, *rest], *args[1:])
+        return pytree.tree_map(self.in_whole, args)
+
+    def in_whole(self, value: Any) -> Any:
+        """A tensor for all samples, with zeros for those of other parts; other values are as they are."""
+        if not isinstance(value, torch.Tensor) or not value.ndim:
+            return value
+        parts = [torch.zeros_like(value)] * self.count
+        parts[self.place] = value
+        return torch.cat(parts)
+
+    def own(self, value: Any) -> Any:
+        """The own part of a tensor for all samples."""
+        is_whole = isinstance(value, torch.Tensor) and value.ndim
+        return value.chunk(self.count)[self.place] if is_whole else value
+
+
 class SeededDraws(TorchDispatchMode):
     """A context in which each draw has its own seed. Forwards and backwards call `starts`."""
 
     running: "SeededDraws | None" = None
     """The context that has been entered last and not left."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: "SamplePart | None" = None) -> None:
+        """`samples` is the part of each microbatch's samples that is drawn for; None for all."""
         super().__init__()
+        self._samples = samples
         self.counts: Counter[str] = Counter()
         """Draws in all forwards by operation, and parts that drew by other generators."""
         self.num_forwards = 0
@@ -118,9 +150,13 @@ class SeededDraws(TorchDispatchMode):
         if given.get("generator") is not None:
             given["generator"] = None
         of_microbatch = torch.initial_seed()
-        torch.manual_seed(_seed(of_microbatch, func, args))
+        part = self._samples
+        whole = args if part is None else part.whole_arguments(args)
+        torch.manual_seed(_seed(of_microbatch, func, whole))
         try:
-            return _in_element_order(func, args, given)
+            if part is None:
+                return _in_element_order(func, args, given)
+            return _of_part(part, func, args, _in_element_order(func, whole, given))
         finally:
             torch.manual_seed(of_microbatch)
 
@@ -154,6 +190,12 @@ def _seed(of_microbatch: int, operation: Any, args: tuple[Any, ...]) -> int:
         for leaf in pytree.tree_leaves(args)
     ]
     return zlib.crc32(repr((of_microbatch, str(operation), told)).encode())
+
+
+def _of_part(part: SamplePart, operation: Any, args: tuple[Any, ...], made: Any) -> Any:
+    """The own part of a draw for all samples; operations that write do so into their first argument."""
+    own = pytree.tree_map(part.own, made)
+    return args[0].copy_(own) if operation._schema.is_mutable else own
 
 
 def _in_element_order(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
