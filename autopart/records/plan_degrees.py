@@ -38,6 +38,8 @@ class OwnPlan(Protocol):
     @property
     def cluster(self) -> Cluster: ...
     @property
+    def microbatch_size(self) -> int: ...
+    @property
     def num_microbatches(self) -> int: ...
 
 
@@ -85,6 +87,30 @@ def rank_of_process(plan: OwnPlan, process: int) -> int:
         if process in processes:
             return rank
     raise PlanError(f"the plan has no rank for process {process}")
+
+
+def group_of_rank(plan: OwnPlan, rank: int) -> MaybeGroup:
+    """The rank group of one rank."""
+    for stage, group in zip(plan.stages, stage_groups(plan), strict=True):
+        if rank in stage.ranks:
+            return group
+    return plan.group
+
+
+def data_degree(plan: OwnPlan) -> int:
+    """How many processes of a rank share a microbatch's samples and the state; 1 where none do."""
+    return plan.group.data if isinstance(plan.group, Group) else 1
+
+
+def samples_per_process(plan: OwnPlan) -> int:
+    """Samples of a microbatch on one process. Raises PlanError where the processes of a rank cannot share them."""
+    size, rest = divmod(plan.microbatch_size, data_degree(plan))
+    if rest:
+        raise PlanError(
+            f"the plan's microbatches have {counted(plan.microbatch_size, 'sample')}, which {data_degree(plan)} "
+            "GPUs cannot share equally; solve with a microbatch size that is a multiple of the shard degree"
+        )
+    return size
 
 
 def degrees_name(plan: OwnPlan) -> str:

@@ -212,9 +212,7 @@ def _program(
         buffers=tuple(buffers),
         autocast=captured.autocast,
         parameters_of={
-            layer.name: tuple(layer.parameters)
-            for layer in captured.layers
-            if layer.name in layers
+            layer.name: tuple(layer.parameters) for layer in captured.layers if layer.name in layers
         },
     )
 

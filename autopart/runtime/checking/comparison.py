@@ -37,7 +37,7 @@ from autopart.runtime.engine.rank_executor import RankExecutor
 from autopart.runtime.engine.run_settings import RunSettings, optimizer_name
 from autopart.runtime.models.model import TrainingModel, build_training_model
 from autopart.runtime.models.precision import coarsest_dtype
-from autopart.runtime.transforms.seeded_draws import SeededDraws
+from autopart.runtime.transforms.seeded_draws import SamplePart, SeededDraws
 from autopart.runtime.transforms.seeded_parts import Parts, parts_seeded, plain_parts_seeded
 from autopart.runtime.update.optimizer import LEARNING_RATES
 from autopart.schedules.asynchronous_kind import weight_version
@@ -64,18 +64,19 @@ class Comparison:
         parts: Parts,
         *,
         draws: bool,
+        samples: SamplePart | None = None,
     ) -> None:
         """`check` is None except on rank 0. `waiting` is called before each comparison.
 
         `parts` are those of the captured model, and `draws` tells whether it may draw random
-        numbers.
+        numbers. `samples` are those of each microbatch that this process has; None for all.
         """
         self._parts = parts
-        self._seeded = SeededDraws() if draws else None
+        self._seeded = SeededDraws(samples) if draws else None
         self._check, self._executor, self._waiting = check, executor, waiting
         # Of each tensor group one process compares, with the whole tensors of all.
         self._compares = executor.is_first_place
-        self._has_buffers = all(len(stage.ranks) == 1 for stage in plan.stages)
+        self._has_buffers = all(len(stage.ranks) == 1 for stage in plan.stages) and samples is None
         self._kept: list[dict[str, torch.Tensor]] = []
 
     @contextmanager
@@ -156,7 +157,7 @@ class Comparison:
                 f"recurrent dropout was off in both models ({counted(dropouts, 'operation')})"
             )
         if not self._has_buffers:
-            notes.append("buffers were not compared: each replica sees its own microbatches only")
+            notes.append("buffers were not compared: each process sees its own samples only")
         try:
             return outcome(self._check, losses, dropouts, notes)
         except RunError as error:

@@ -8,19 +8,34 @@ import torch
 from torch.utils import _pytree as pytree
 
 from autopart.errors import UsageError
+from autopart.records.plan import Plan
+from autopart.records.plan_degrees import samples_per_process
+from autopart.records.rank_group import Group, group_size
 from autopart.runtime.models.model import Batch
+from autopart.runtime.transforms.seeded_draws import SamplePart
 from autopart.text import counted
 
 
-def own_samples(batch: Batch, size: int, place: int, count: int) -> Batch:
-    """One of `count` equal parts of a microbatch with `size` samples.
+def samples_of_place(plan: Plan, place: int) -> SamplePart | None:
+    """The part of each microbatch's samples at a place of a rank group; None where all have all.
+
+    Raises PlanError where the group cannot share them equally.
+    """
+    samples_per_process(plan)
+    if not isinstance(plan.group, Group) or plan.group.data == 1:
+        return None
+    return SamplePart(place // (group_size(plan.group) // plan.group.data), plan.group.data)
+
+
+def own_samples(batch: Batch, size: int, part: SamplePart) -> Batch:
+    """A part of a microbatch with `size` samples.
 
     Tensors whose first dimension is `size` are divided. All others are for all samples, and stay whole.
     """
 
     def own(leaf: Any) -> Any:
         has_samples = isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == size
-        return leaf.chunk(count)[place] if has_samples else leaf
+        return part.own(leaf) if has_samples else leaf
 
     return cast(Batch, pytree.tree_map(own, batch))
 

@@ -12,6 +12,7 @@ from torch import fx
 
 from autopart.records.plan import Plan, cast_of
 from autopart.runtime.capture.capture import Captured, batch_leaves
+from autopart.runtime.engine.batches import own_samples, samples_of_place
 from autopart.runtime.engine.stage import Leaves
 from autopart.runtime.models.model import Batch, example_batch
 from autopart.zoo.source import ModelSource
@@ -20,8 +21,12 @@ from autopart.zoo.source import ModelSource
 class Microbatches:
     """The microbatches of one run, by step and microbatch number; both count from 0."""
 
-    def __init__(self, plan: Plan, source: ModelSource, captured: Captured, seed: int) -> None:
+    def __init__(
+        self, plan: Plan, source: ModelSource, captured: Captured, seed: int, place: int = 0
+    ) -> None:
+        """`place` is the process's in its rank group, which may share the samples of a microbatch."""
         self._plan = plan
+        self._part = samples_of_place(plan, place)
         self._source = source
         # Only the batch's names and shapes are needed. An empty module lets the weights be freed.
         self._captured = replace(captured, module=fx.GraphModule({}, fx.Graph()))
@@ -47,5 +52,8 @@ class Microbatches:
     def _leaves(
         self, step: int, microbatch: int, inputs: Sequence[str], device: torch.device
     ) -> Leaves:
-        leaves = batch_leaves(self._captured, self.batch(step, microbatch))
+        batch = self.batch(step, microbatch)
+        if self._part is not None:
+            batch = own_samples(batch, self._plan.microbatch_size, self._part)
+        leaves = batch_leaves(self._captured, batch)
         return {name: leaves[name].to(device) for name in inputs}

@@ -20,7 +20,7 @@ from autopart.records.plan_degrees import (
 from autopart.runtime.capture.capture import Captured, batch_leaves
 from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.engine.assembly import make_executor
-from autopart.runtime.engine.batches import split_batch
+from autopart.runtime.engine.batches import own_samples, samples_of_place, split_batch
 from autopart.runtime.engine.gradients import clip, unscale
 from autopart.runtime.engine.group_part import GroupPart
 from autopart.runtime.engine.local_model import local_model_of
@@ -37,6 +37,7 @@ from autopart.runtime.engine.stage import Leaves
 from autopart.runtime.engine.state_dict import Names, all_names, named_module
 from autopart.runtime.models.model import Batch, TrainingModel
 from autopart.runtime.sharding.groups import TensorGroup
+from autopart.runtime.transforms.seeded_draws import SamplePart
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.text import counted
 
@@ -46,7 +47,7 @@ class PipelinePart:
 
     def __init__(self, executor: RankExecutor, cut: "CutModel") -> None:
         """`cut` is the model that the executor's stages come from."""
-        self._rank, self._plan = executor, cut.plan
+        self._rank, self._plan, self._samples = executor, cut.plan, cut.samples
         # A tied tensor's shard has its first name.
         self._first_names = {name: first for first, every in cut.names.items() for name in every}
         programs = list(executor.programs.values())
@@ -72,7 +73,11 @@ class PipelinePart:
         """
         state = self.module.state_dict()
         if self._rank.has_parts:
-            state |= {name: self._rank.parameters[self._first_names[name]] for name in state if self._first_names[name] in self._rank.parameters}
+            state |= {
+                name: self._rank.parameters[self._first_names[name]]
+                for name in state
+                if self._first_names[name] in self._rank.parameters
+            }
         return state
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -103,6 +108,7 @@ class PipelinePart:
                 given = state[name]
                 part = given if shards is None else shards.own_part(self._first_names[name], given)
                 tensor.copy_(part)
+        self._rank.written()
 
     def make_optimizer(self, name: str = "adamw", lr: float | None = None) -> Optimizer:
         """An optimizer for `parameters`: "adamw", "sgd-momentum", "sgd" or "adafactor".
@@ -114,6 +120,8 @@ class PipelinePart:
 
     def leaves_of(self, part: Batch) -> Leaves:
         """The microbatch tensors that this rank's stages read, on its device."""
+        if self._samples is not None:
+            part = own_samples(part, self._plan.microbatch_size, self._samples)
         leaves, device = batch_leaves(self._captured, part), self._rank.device
         return {name: leaves[name].to(device) for name in self._rank.inputs}
 
@@ -174,6 +182,7 @@ class Pipeline(PipelinePart):
                 sync=sync,
                 weights=weights,
             )
+        share = self.executor.whole_loss(share)
         total = torch.zeros((), dtype=torch.float64, device=self.executor.device)
         if share is not None and (
             self.executor.is_first_place or not self.executor.is_in_one_world
@@ -217,6 +226,8 @@ class CutModel(NamedTuple):
     names: Names
     programs: tuple[StageProgram, ...]
     group: GroupPart
+    samples: SamplePart | None = None
+    """The samples of each microbatch that this process has; None for all."""
 
 
 def cut_model(
@@ -245,12 +256,15 @@ def cut_model(
     check_same_weights(training)
     if tensor_group is not None:
         check_same_in_group(training, tensor_group, device)
-    captured = capture_for_plan(plan, training, batch, autocast)
     place = 0 if tensor_group is None else tensor_group.rank()
+    samples = samples_of_place(plan, place)
+    if samples is not None:
+        batch = own_samples(batch, plan.microbatch_size, samples)
+    captured = capture_for_plan(plan, training, batch, autocast)
     rank = rank_of_process(plan, distributed.get_rank()) if several else distributed.get_rank()
     local = local_model_of(plan, captured, rank, place, tensor_group)
     programs, group = local.programs()
-    return CutModel(plan, local.captured, all_names(training), programs, group)
+    return CutModel(plan, local.captured, all_names(training), programs, group, samples)
 
 
 def make_pipeline(

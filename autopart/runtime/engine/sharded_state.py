@@ -19,6 +19,7 @@ layers of the whole model read. So all ranks that hold a tied parameter divide i
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -101,13 +102,16 @@ class StageState:
     """The units of one stage, and the layer whose operations run."""
 
     def __init__(
-        self, rank: ShardedState, program: StageProgram, of_layers: Mapping[str, Sequence[StateUnit]]
+        self,
+        rank: ShardedState,
+        program: StageProgram,
+        of_layers: Mapping[str, Sequence[StateUnit]],
     ) -> None:
         self._rank, self._of_layers = rank, of_layers
         self.units = tuple(dict.fromkeys(unit for units in of_layers.values() for unit in units))
         order = list(of_layers)
-        self._next = dict(zip(order, order[1:], strict=False))
-        self._last = dict(zip(order[1:], order, strict=False))
+        self._next = dict(pairwise(order))
+        self._last = {after: layer for layer, after in pairwise(order)}
         self._running: str | None = None
         self._defers = False
         self.made: Made | None = None

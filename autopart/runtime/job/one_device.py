@@ -13,7 +13,7 @@ are left out, as in a profile: they take no time and no memory.
 import gc
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -23,12 +23,15 @@ from autopart.errors import ModelError, UsageError
 from autopart.fidelity.pace import notes_on_pace
 from autopart.records.group_variants import LayerCollectives
 from autopart.records.plan import Plan, cast_of, num_ranks
+from autopart.records.plan_degrees import samples_per_process
 from autopart.records.rank_group import Group, group_name, group_size
 from autopart.records.run_result import OneDeviceResult
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.engine.assembly import make_lone_executor
 from autopart.runtime.engine.executor import Executor
+from autopart.runtime.engine.group_part import NO_GROUPS, GroupPart
+from autopart.runtime.engine.local_model import data_part
 from autopart.runtime.engine.microbatches import Microbatches
 from autopart.runtime.engine.plan_match import capture_for_plan
 from autopart.runtime.engine.rank_optimizer import rank_optimizer
@@ -50,6 +53,7 @@ from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
 from autopart.runtime.sharding.counted import layer_collectives
 from autopart.runtime.sharding.group_graphs import graphs_of, lone_place
+from autopart.runtime.sharding.shard_groups import LonePlace
 from autopart.runtime.update.optimizer import LEARNING_RATES, Optimizer
 from autopart.units import format_time
 from autopart.zoo.source import ModelSource
@@ -65,6 +69,8 @@ class _Model(NamedTuple):
     """The collectives that are left out; empty with tensor degree 1."""
     partners: FakePartners
     """Stand for ranks that lend stash, or keep it."""
+    group: GroupPart
+    """The part of a process whose rank shares samples and state, without the others."""
 
 
 def run_on_one_device(
@@ -152,18 +158,21 @@ def _prepare(plan: Plan, source: ModelSource, seed: int) -> _Model:
     except ModelError:  # Its builder reads values, or some modules are not captured.
         captured = _captured(plan, source, "cpu", seed)
     collectives: tuple[LayerCollectives, ...] = ()
+    group = NO_GROUPS
     if isinstance(plan.group, Group):
         graphs = graphs_of(captured, plan.group)
         captured = graphs.local(0)
         collectives = layer_collectives(graphs, captured)
+        if plan.group.data > 1:
+            group = GroupPart(data=data_part(plan.group, captured, LonePlace(plan.group.data)))
     data = Microbatches(plan, source, captured, seed)
-    return _Model(captured, data, collectives, FakePartners())
+    return _Model(captured, data, collectives, FakePartners(), group)
 
 
 def _captured(plan: Plan, source: ModelSource, device: str, seed: int) -> Captured:
     dtype = cast_of(plan)
     built = build_training_model(source, dtype=dtype, device=device, seed=seed)
-    batch = example_batch(source, plan.microbatch_size, dtype=dtype, device=device, seed=seed)
+    batch = example_batch(source, samples_per_process(plan), dtype=dtype, device=device, seed=seed)
     captured = capture_for_plan(plan, built, batch)
     if device == "meta" and _has_opaque_parts(captured.module):
         raise ModelError(f"{source.name}: some modules are not captured")
@@ -179,7 +188,9 @@ def _run_rank(
 ) -> RankRun:
     programs = _programs(plan, rank, model, device)
     partner = model.partners.of_stages(_stages_on(plan, rank), len(plan.stages))
-    executor = make_lone_executor(plan, rank, programs, NEIGHBOURS, device=device, partner=partner)
+    executor = make_lone_executor(
+        plan, rank, programs, NEIGHBOURS, device=device, partner=partner, group=model.group
+    )
     stepper = rank_optimizer(plan, executor, optimizer, lr=0.0)
     lone = _LoneRank(executor, stepper, model.data)
     pace = PaceMeter(device)
@@ -220,13 +231,19 @@ class _LoneRank:
         return {m: dict(leaves) for m, leaves in found.items()}
 
     def train(self, leaves: dict[int, dict[str, torch.Tensor]]) -> None:
-        self._executor.step(leaves, sync=False)
+        self._run(leaves)
         self._optimizer.step()
+
+    def _run(self, leaves: dict[int, dict[str, torch.Tensor]]) -> None:
+        """All actions. Gradients that wait for the step's end are scattered, and nothing is summed over replicas."""
+        shards = self._executor.shards
+        with nullcontext() if shards is None else shards.exchanging():
+            self._executor.step(leaves, sync=shards is not None)
 
     def step(self, number: int) -> StepRun:
         leaves = self.microbatches(number)
         begin = time.perf_counter()
-        self._executor.step(leaves, sync=False)
+        self._run(leaves)
         self._clock.wait()
         done = time.perf_counter()
         self._optimizer.step()

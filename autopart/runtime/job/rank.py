@@ -29,7 +29,7 @@ from autopart.runtime.job.status_board import (
 from autopart.runtime.job.tensor_ranks import (
     agree_in_group,
     lost_process,
-    meet_group,
+    meet_rank_group,
     place_in_plan,
     world_of,
 )
@@ -128,7 +128,7 @@ def _run(
     _agree(plan, settings)
     place = replace(place, rank=at.group, num_ranks=num_ranks(plan), place=at.place)
     if degree > 1:
-        group = meet_group(store, at, degree, place.backend, timeout)
+        group = meet_rank_group(store, plan, at, place.backend, timeout)
         agree_in_group(store, at, group, str(_said(plan, settings)), place.device)
         place = replace(place, tensor=group)
     try:

@@ -11,7 +11,7 @@ With several degrees some places exist in some groups only. Then all processes a
 # pyright: reportPrivateImportUsage=false
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Literal, NamedTuple, cast
 
@@ -23,14 +23,17 @@ from autopart.records.plan import Plan, num_ranks
 from autopart.records.plan_degrees import (
     degrees_name,
     gpus_of_ranks,
+    group_of_rank,
     has_several_degrees,
     num_processes,
     rank_of_process,
     rank_sizes,
 )
+from autopart.records.rank_group import Group, group_size
 from autopart.runtime.engine.failures import LostRank
 from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.sharding.groups import ProcessRanks, TensorGroup
+from autopart.runtime.sharding.shard_groups import ProcessShards, ShardGroup
 from autopart.text import counted
 
 
@@ -72,7 +75,7 @@ def init_tensor_ranks(
         world_size=own.size,
         timeout=wait,
     )
-    return meet_group(store, at, rank_sizes(plan)[at.group], backend, wait)
+    return meet_rank_group(store, plan, at, backend, wait)
 
 
 class OwnWorld(NamedTuple):
@@ -118,14 +121,78 @@ def meet_group(
     Torch's default process group is the world of equal places. The tensor group stands beside it.
     """
     own = distributed.PrefixStore(f"tensor/{at.group}", store)
+    return _MortalRanks(_process_group(own, at.place, degree, backend, timeout))
+
+
+def meet_rank_group(
+    store: distributed.Store, plan: Plan, at: GroupPlace, backend: str, timeout: timedelta
+) -> TensorGroup:
+    """Return the rank group of a process, and in it those that shard tensors, or share samples, with it.
+
+    Collective over the rank's processes.
+    """
+    group = group_of_rank(plan, at.group)
+    whole = meet_group(store, at, group_size(group), backend, timeout)
+    if not isinstance(group, Group) or group.data == 1:
+        return whole
+    samples, tensor = divmod(at.place, group_size(group) // group.data)
+    own = distributed.PrefixStore(f"samples/{at.group}/{tensor}", store)
+    shares = _process_group(own, samples, group.data, backend, timeout)
+    shards = whole
+    if group.tensor > 1:
+        own = distributed.PrefixStore(f"tensor/{at.group}/{samples}", store)
+        shards = meet_group(own, GroupPlace(0, tensor), group.tensor, backend, timeout)
+    return _WithSamples(whole, shards, ProcessShards(shares, _with_samples))
+
+
+def _process_group(
+    store: distributed.Store, place: int, size: int, backend: str, timeout: timedelta
+) -> distributed.ProcessGroup:
     if backend == "nccl":
         options = distributed.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        made = distributed.ProcessGroupNCCL(own, at.place, degree, options)
+        made = distributed.ProcessGroupNCCL(store, place, size, options)
     else:
-        made = distributed.ProcessGroupGloo(own, at.place, degree, timeout)
+        made = distributed.ProcessGroupGloo(store, place, size, timeout)
     # Torch's functions take a backend where they take a group. Only its type says otherwise.
-    return _MortalRanks(cast("distributed.ProcessGroup", made))
+    return cast("distributed.ProcessGroup", made)
+
+
+def _with_samples(exchange: Callable[[], object]) -> object:
+    return with_other_rank(exchange, None, "a collective of its rank group")
+
+
+class _WithSamples(TensorGroup):
+    """A rank group whose processes share samples; some of them may shard tensors."""
+
+    def __init__(self, whole: TensorGroup, tensor: TensorGroup, samples: ShardGroup) -> None:
+        self._whole, self._tensor, self._samples = whole, tensor, samples
+
+    @property
+    def of_tensor(self) -> TensorGroup:
+        """Those with the same samples."""
+        return self._tensor
+
+    @property
+    def of_samples(self) -> ShardGroup:
+        """Those with other samples, and the same tensor shard."""
+        return self._samples
+
+    def rank(self) -> int:
+        """Return the place in the rank group."""
+        return self._whole.rank()
+
+    def all_reduce(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
+        """Return the sum or maximum over the rank group."""
+        return self._whole.all_reduce(tensor, operation)
+
+    def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return the tensor of each process of the rank group."""
+        return self._whole.all_gather(tensor)
+
+    def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the sum over the rank group of the part that belongs to the caller."""
+        return self._whole.reduce_scatter(parts)
 
 
 _WHAT = "a collective of its tensor group"

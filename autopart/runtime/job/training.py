@@ -19,6 +19,7 @@ from autopart.records.plan_degrees import (
     has_several_degrees,
     num_processes,
     rank_sizes,
+    samples_per_process,
 )
 from autopart.records.run_result import CheckResult, RunResult
 from autopart.runtime.capture.capture import Captured
@@ -28,6 +29,7 @@ from autopart.runtime.checking.comparison import Comparison, train_plain
 from autopart.runtime.checking.dropout import drop_nothing, may_draw_numbers
 from autopart.runtime.engine.assembly import make_asynchronous_executor, make_executor
 from autopart.runtime.engine.asynchronous import AsynchronousExecutor
+from autopart.runtime.engine.batches import samples_of_place
 from autopart.runtime.engine.compiled_stages import compile_stages
 from autopart.runtime.engine.gradients import clip
 from autopart.runtime.engine.group_part import GroupPart
@@ -81,6 +83,9 @@ BACK_TO_BACK = (
 )
 """Said of a run of a plan that minimises the period."""
 
+_SEED_STRIDE = 1 << 32
+"""Between the seeds of processes with other samples."""
+
 Report = Callable[[int, int, str], None]
 """Called with the steps done, the number of steps, and the current activity."""
 
@@ -113,7 +118,7 @@ def train(
     cannot be used, PlanError for a plan from another model, LostRank if another rank is gone. On
     rank 0, raises RunError if a check fails.
     """
-    with nullcontext() if place.tensor is None else registered(GROUP, place.tensor):
+    with nullcontext() if place.tensor is None else registered(GROUP, place.tensor.of_tensor):
         run = _Run(plan, settings, place, status_board, report)
         mine = run.steps()
     status_board.waiting("the end of the run", None)
@@ -144,7 +149,7 @@ class _Run:
         captured = model.captured
         self._dropouts = drop_nothing(captured.module) if settings.check else 0
         draws = may_draw_numbers(captured.module)
-        self._data = Microbatches(plan, source, captured, settings.seed)
+        self._data = Microbatches(plan, source, captured, settings.seed, place.place)
         programs, group = model.programs()
         parts = parts_of(captured.module)
         compares = settings.check and place.rank == 0 and place.place == 0
@@ -158,7 +163,13 @@ class _Run:
         self._comparison: Comparison | None = None
         if settings.check:
             self._comparison = Comparison(
-                plan, check, executor, status_board.waiting, parts, draws=draws
+                plan,
+                check,
+                executor,
+                status_board.waiting,
+                parts,
+                draws=draws,
+                samples=samples_of_place(plan, place.place),
             )
         # Clipping reads whole gradients.
         scatters = settings.clip_norm is None
@@ -171,8 +182,10 @@ class _Run:
         self._ended = 0.0
         """When the last update ended, by `time.perf_counter()`."""
         self._first = self._loaded()
-        # Equal on all processes of a tensor group. A run that continues draws other numbers.
-        torch.manual_seed(settings.seed + place.rank + place.num_ranks * self._first)
+        # Equal on all processes of a tensor group, and another for other samples. A run that continues draws other numbers.
+        samples = samples_of_place(plan, place.place)
+        others = 0 if samples is None else samples.place * _SEED_STRIDE
+        torch.manual_seed(settings.seed + place.rank + place.num_ranks * self._first + others)
 
     def steps(self) -> RankRun:
         """Train all steps. Collective over all ranks."""
@@ -252,7 +265,7 @@ class _Run:
     def _captured(self, source: ModelSource) -> Captured:
         plan, seed = self._plan, self._settings.seed
         self._status_board.working("building the model", SETTING_UP)
-        dtype, size = cast_of(plan), plan.microbatch_size
+        dtype, size = cast_of(plan), samples_per_process(plan)
         # Autocast casts other operations on a CPU than on a GPU. So the model is captured on the
         # kind of device that runs it.
         device = "cpu" if self._autocast is None else str(self._place.device)
@@ -355,9 +368,11 @@ class _Run:
         begin, microbatches = self._begin(executor, step)
         comparison = self._comparison if step == 0 else None
         with nullcontext() if self._comparison is None else self._comparison.repeatable():
-            loss = executor.step(microbatches)
+            with nullcontext() if executor.shards is None else executor.shards.exchanging():
+                loss = executor.step(microbatches)
         clock.wait()
         time_taken = time.perf_counter() - begin
+        loss = executor.whole_loss(loss)
         if comparison is not None:
             comparison.gradients()
         if self._settings.clip_norm is not None:
@@ -403,7 +418,8 @@ class _Run:
         there = (*own, *self._optimizer.state, *read)
 
         def step() -> None:
-            mine.step(microbatches)
+            with nullcontext() if mine.shards is None else mine.shards.exchanging():
+                mine.step(microbatches)
             self._optimizer.step()
 
         self._status_board.working("a step that counts bytes", SETTING_UP)

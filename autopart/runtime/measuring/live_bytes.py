@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopart.runtime.measuring.saved_tensors import storage_key
 
-
 RESIZE = torch.ops.inductor.resize_storage_bytes_.default
 """The operation that gives memory to a storage, or takes it."""
 

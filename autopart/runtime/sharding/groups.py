@@ -14,6 +14,7 @@ import torch
 from torch import distributed
 
 from autopart.errors import RunError
+from autopart.runtime.sharding.shard_groups import ShardGroup
 
 WAIT_SECONDS = 600.0
 """The longest time for which a thread waits for the others."""
@@ -24,6 +25,16 @@ class TensorGroup(ABC):
 
     is_alone: bool = False
     """Whether no other rank exists: collectives then move nothing."""
+
+    @property
+    def of_tensor(self) -> "TensorGroup":
+        """The part of a rank group that shards tensors with the caller; by default the whole."""
+        return self
+
+    @property
+    def of_samples(self) -> ShardGroup | None:
+        """The part of a rank group that shares samples and state with the caller; None without one."""
+        return None
 
     @abstractmethod
     def rank(self) -> int:

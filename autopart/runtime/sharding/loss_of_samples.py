@@ -27,7 +27,16 @@ SAMPLES = "samples"
 
 _Kind = Literal["mean", "sum", "equal"]
 _PASSING = frozenset(
-    {aten.alias, aten.clone, aten.contiguous, aten.to, aten._to_copy, aten.neg, aten.view, aten.reshape}
+    {
+        aten.alias,
+        aten.clone,
+        aten.contiguous,
+        aten.to,
+        aten._to_copy,
+        aten.neg,
+        aten.view,
+        aten.reshape,
+    }
 )
 _FACTORS = frozenset({aten.mul, aten.div})
 _SUMS = frozenset({aten.add, aten.sub})
@@ -69,7 +78,7 @@ def split_loss(captured: Captured, degree: int) -> float:
 
 
 def mean_over_samples(
-    is_sharded: bool,  # noqa: FBT001
+    is_sharded: bool,
     degree: int,
     logits: torch.Tensor,
     target: torch.Tensor,
@@ -81,7 +90,9 @@ def mean_over_samples(
         _, ignored, group = rest
         total = sharded_cross_entropy(logits, target, SUM, ignored, group)
     else:
-        given = dict(zip(("weight", "reduction", "ignore_index", "label_smoothing"), rest, strict=False))
+        given = dict(
+            zip(("weight", "reduction", "ignore_index", "label_smoothing"), rest, strict=False)
+        )
         given |= named
         ignored = given.get("ignore_index", -100)
         smoothing = given.get("label_smoothing", 0.0)
@@ -152,7 +163,7 @@ def _packet(node: fx.Node) -> Any:
 
 def _argument(node: fx.Node, *names: str) -> Any:
     """An argument of an operation by its name, or its default; None where it has no such argument."""
-    for place, argument in enumerate(getattr(node.target, "_schema").arguments):
+    for place, argument in enumerate(node.target._schema.arguments):
         if argument.name in names:
             given = node.args[place] if place < len(node.args) else argument.default_value
             return node.kwargs.get(argument.name, given)

@@ -68,7 +68,9 @@ class LonePlace(ShardGroup):
 
     def start_gather(self, whole: torch.Tensor, own: torch.Tensor) -> UnderWay:
         """Write the own part to each place, so that all values are of a weight's size."""
-        whole.view(self.size, -1).copy_(own.expand(self.size, -1))
+        for part in whole.view(self.size, -1)[1:]:
+            part.copy_(own)
+        whole[: own.numel()].copy_(own)
         return _Done()
 
     def scatter_sum(self, own: torch.Tensor, whole: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from autopart.records.plan_degrees import has_several_degrees, num_processes, ra
 from autopart.records.run_result import RunResult
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.job.status_board import StatusBoard
-from autopart.runtime.job.tensor_ranks import GroupPlace, meet_group, place_in_plan
+from autopart.runtime.job.tensor_ranks import GroupPlace, meet_group, meet_rank_group, place_in_plan
 from autopart.runtime.job.training import Place, train
 from autopart.runtime.sharding.groups import TensorGroup
 from autopart.runtime.sharding.rank_shards import RankShards
@@ -86,7 +86,7 @@ def tensor_group(process: int, plan: Plan) -> Iterator[tuple[GroupPlace, TensorG
         distributed.init_process_group(
             "gloo", store=own, rank=at.group, world_size=processes // degree, timeout=_WAIT
         )
-        group = meet_group(store, at, degree, "gloo", _WAIT)
+        group = meet_rank_group(store, plan, at, "gloo", _WAIT)
         yield at, group
     finally:
         distributed.destroy_process_group()
