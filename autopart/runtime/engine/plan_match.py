@@ -8,7 +8,8 @@ from torch.fx.node import Argument, map_aggregate
 
 from autopart.errors import ExportRefused, ModelError, PlanError
 from autopart.records.plan import Plan, check_plan
-from autopart.records.plan_degrees import check_tensor_groups
+from autopart.records.plan_degrees import check_tensor_groups, data_degree, samples_per_process
+from autopart.records.rank_group import Group, group_name
 from autopart.records.torch_replicas import replicas_of
 from autopart.records.training import weight_dtype
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
@@ -74,7 +75,9 @@ def _cast(
 def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
     """Raise PlanError if a plan contradicts itself, or the backend cannot run it."""
     check_plan(plan)
-    check_tensor_groups(plan, "a run")
+    if isinstance(plan.group, Group) and plan.group.context > 1:
+        check_tensor_groups(plan, "a run")
+    _check_sharing(plan, backend)
     training = plan.training
     if training.gradient_dtype != weight_dtype(training):
         raise PlanError(
@@ -83,6 +86,16 @@ def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
         )
     if backend == "torch":
         _check_torch_can_run(plan)
+
+
+def _check_sharing(plan: Plan, backend: Backend) -> None:
+    """Raise PlanError where the ranks share state, and cannot share each microbatch's samples, or the backend."""
+    samples_per_process(plan)
+    if backend == "torch" and data_degree(plan) > 1:
+        raise PlanError(
+            f"the plan has {group_name(plan.group)}, and torch's schedules gather no weights; leave --backend out, or "
+            "solve with --shard none"
+        )
 
 
 def check_same_weights(model: TrainingModel) -> None:

@@ -7,6 +7,8 @@ import msgspec
 
 from autopart.errors import UsageError
 from autopart.records.plan import Plan
+from autopart.records.plan_degrees import data_degree
+from autopart.records.rank_group import group_name
 from autopart.runtime.engine.asynchronous_rules import check_optimizer, default_optimizer
 from autopart.runtime.engine.plan_match import Backend
 from autopart.runtime.update.optimizer import LEARNING_RATES
@@ -124,6 +126,15 @@ def check_settings(settings: RunSettings) -> None:
         raise UsageError(
             "torch's schedules flush at the end of every step; leave out --backend torch or "
             "--asynchronous"
+        )
+
+
+def check_compiler_fits(plan: Plan, settings: RunSettings) -> None:
+    """Raise UsageError where stages would be compiled whose weights come and go."""
+    if settings.compile and data_degree(plan) > 1:
+        raise UsageError(
+            f"the plan has {group_name(plan.group)}, and a compiled stage reads its weights all at once; leave out "
+            "--compile, or solve with --shard none"
         )
 
 

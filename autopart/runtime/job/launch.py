@@ -32,6 +32,7 @@ from autopart.runtime.engine.run_settings import (
     RunKeywords,
     RunSettings,
     check_clipping,
+    check_compiler_fits,
     check_settings,
 )
 from autopart.runtime.job.meeting import ANSWER_SECONDS
@@ -121,6 +122,7 @@ def _loaded(plan: Plan | Path | str, settings: RunSettings) -> Plan:
         plan = load_plan(plan)
     check_can_run(plan, settings.backend)
     check_clipping(plan, settings)
+    check_compiler_fits(plan, settings)
     if settings.asynchronous is not None:
         rules_of(plan, settings.asynchronous)
     if settings.save is not None:

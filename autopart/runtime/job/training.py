@@ -367,9 +367,9 @@ class _Run:
         clock, status_board = clock_of(self._place.device), self._status_board
         begin, microbatches = self._begin(executor, step)
         comparison = self._comparison if step == 0 else None
-        with nullcontext() if self._comparison is None else self._comparison.repeatable():
-            with nullcontext() if executor.shards is None else executor.shards.exchanging():
-                loss = executor.step(microbatches)
+        repeatable = nullcontext() if self._comparison is None else self._comparison.repeatable()
+        with repeatable, nullcontext() if executor.shards is None else executor.shards.exchanging():
+            loss = executor.step(microbatches)
         clock.wait()
         time_taken = time.perf_counter() - begin
         loss = executor.whole_loss(loss)
