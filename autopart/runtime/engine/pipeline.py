@@ -71,14 +71,7 @@ class PipelinePart:
         tied parameter appears under each of its names. With a tensor degree the tensors are this
         process's shards, with sharded state its flat parts.
         """
-        state = self.module.state_dict()
-        if self._rank.has_parts:
-            state |= {
-                name: self._rank.parameters[self._first_names[name]]
-                for name in state
-                if self._first_names[name] in self._rank.parameters
-            }
-        return state
+        return self.module.state_dict() | self._rank.parts_named(self._first_names)
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Load this rank's part of `state`, which may hold the whole model.

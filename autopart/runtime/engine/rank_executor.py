@@ -104,10 +104,12 @@ class RankExecutor:
         if self._part.state is not None:
             self._part.state.written()
 
-    @property
-    def has_parts(self) -> bool:
-        """Whether `parameters` are flat parts of the model's own."""
-        return self._part.state is not None
+    def parts_named(self, first_names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        """The part parameters under all names of the model's own, from the first name of each; none without parts."""
+        parts = {} if self._part.state is None else self._part.state.parameters
+        return {
+            name: parts[first].detach() for name, first in first_names.items() if first in parts
+        }
 
     @property
     def is_in_one_world(self) -> bool:

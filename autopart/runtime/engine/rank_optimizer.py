@@ -34,7 +34,7 @@ def rank_optimizer(
     sharding = ZeroSharding(executor.shared if plan.training.zero1 else ())
     if scatters and plan.training.zero1:
         executor.scatter_sums(sharding)
-    return Optimizer(
+    optimizer = Optimizer(
         name,
         list(executor.parameters.values()),
         lr,
@@ -42,8 +42,9 @@ def rank_optimizer(
         hosted=hosted,
         host_copies=host_copies_for(executor.device),
         has_masters=has_master_copies(plan.training),
-        written=executor.written,
     )
+    optimizer.written = executor.written
+    return optimizer
 
 
 def _hosted(plan: Plan, executor: RankExecutor) -> list[nn.Parameter]:

@@ -2,10 +2,12 @@
 
     forward     before a layer      gather its weights, and start to gather the next layer's
                 behind it           free them
-    backward    a gradient arrives  finish the layer behind: free its weights, scatter its gradients
+    backward    a gradient arrives  finish the layer behind: free its weights, start to scatter its gradients
                 at a layer          gather this layer's weights, and start to gather those of the layer before
-                the end             finish the layer that ran last
+                the end             finish the layer that ran last, and wait for its gradients
     W           per layer           scatter its gradients: its I leaves them whole
+
+At most one layer's gradients are on their way, beneath the next layer.
 
 *Claim:* a backward that reaches a layer's results has run all later layers. *Proof.* Autograd runs the ready
 operation that was recorded last. A layer's operations were recorded after those of earlier layers. Where an
@@ -15,6 +17,8 @@ The first of them is ready, and was recorded after this layer, so autograd would
 Weights of layers that share a parameter are separate units (`state_units`): a unit is the parameters that the same
 layers of the whole model read. So all ranks that hold a tied parameter divide it alike.
 """
+
+# pyright: reportPrivateUsage=false
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,7 +52,8 @@ class ShardedState:
         Policies and split backwards must be in the graphs already. Raises ModelError for parameters with hooks.
         """
         self.data = part
-        self._per_step = part.reduce == "step"
+        self.per_step = part.reduce == "step"
+        """Whether gradients stay whole until the step's end."""
         readers = _readers(programs)
         named = {n: p for program in stages.values() for n, p in stage_parameters(program).items()}
         _check_no_hooks(named)
@@ -114,6 +119,8 @@ class StageState:
         self._last = {after: layer for layer, after in pairwise(order)}
         self._running: str | None = None
         self._defers = False
+        self._closing: Sequence[StateUnit] = ()
+        """Units whose gradients are on their way."""
         self.made: Made | None = None
         """Told about each part parameter that got a gradient."""
         mark_borders(program, of_layers.keys(), self)
@@ -142,6 +149,7 @@ class StageState:
         self._running, self._defers = None, defers
         yield
         self._finish(None)
+        self._start_close([])
         self._release_all()
         self._running = None
 
@@ -151,12 +159,13 @@ class StageState:
 
     def end_weights(self) -> None:
         """End a W: scatter the gradients of its last units, and those that its I has left."""
-        if self._rank._per_step:
+        if self._rank.per_step:
             return
         for unit in self.units:
             if unit.has_gradients:
                 unit.open()
-                self.close(unit)
+                self._start_close([unit])
+        self._start_close([])
 
     def close(self, unit: StateUnit) -> None:
         """Scatter a unit's gradients, and tell who waits for them."""
@@ -164,12 +173,20 @@ class StageState:
             if self.made is not None:
                 self.made(part)
 
+    def _start_close(self, units: Sequence[StateUnit]) -> None:
+        """Start to scatter the gradients of some units, once those before have arrived."""
+        for unit in self._closing:
+            self.close(unit)
+        self._closing = units
+        for unit in units:
+            unit.start_close()
+
     def _run_work(self, work: DeferredWork) -> None:
         units = {self._rank.unit_of(parameter) for parameter in work.parameters}
-        if not self._rank._per_step:
-            for unit in self.units:
-                if unit.is_open and unit not in units:
-                    self.close(unit)
+        if not self._rank.per_step:
+            ended = [unit for unit in self.units if unit.is_open and unit not in units]
+            if ended:
+                self._start_close(ended)
         for unit in units:
             unit.open()
         work.run()
@@ -181,7 +198,7 @@ class StageState:
         self._finish(layer)
         self._running = layer
         self._gather(layer, self._last.get(layer))
-        if self._rank._per_step or not self._defers:
+        if self._rank.per_step or not self._defers:
             for unit in self._of_layers[layer]:
                 unit.open()
 
@@ -191,12 +208,10 @@ class StageState:
         if layer is None:
             return
         self._release(layer, coming)
-        if self._rank._per_step or self._defers:
+        if self._rank.per_step or self._defers:
             return
         stay = () if coming is None else self._of_layers[coming]
-        for unit in self._of_layers[layer]:
-            if unit not in stay:
-                self.close(unit)
+        self._start_close([unit for unit in self._of_layers[layer] if unit not in stay])
 
     def _gather(self, layer: str, then: str | None) -> None:
         for unit in self._of_layers[layer]:

@@ -26,7 +26,7 @@ SAMPLES = "samples"
 """The name under which a run registers the processes that share a microbatch's samples."""
 
 _Kind = Literal["mean", "sum", "equal"]
-_PASSING = frozenset(
+_LINEAR = frozenset(
     {
         aten.alias,
         aten.clone,
@@ -36,9 +36,10 @@ _PASSING = frozenset(
         aten.neg,
         aten.view,
         aten.reshape,
+        aten.mul,
+        aten.div,
     }
 )
-_FACTORS = frozenset({aten.mul, aten.div})
 _SUMS = frozenset({aten.add, aten.sub})
 _LOSSES = frozenset(
     {
@@ -104,42 +105,53 @@ def mean_over_samples(
 def _counts_rows(node: fx.Node) -> bool:
     """Whether a node is a mean over the rows whose label is not ignored."""
     if node.target is sharded_cross_entropy:
-        return node.args[2] == MEAN
+        return bool(node.args[2] == MEAN)
     if _packet(node) is not aten.cross_entropy_loss or _argument(node, "reduction") != MEAN:
         return False
     target = node.args[1]
     value = target.meta.get("val") if isinstance(target, fx.Node) else None
-    return value is None or not value.is_floating_point()
+    return not (isinstance(value, torch.Tensor) and value.is_floating_point())
 
 
 def _kind_of(node: fx.Node, on_samples: set[fx.Node]) -> _Kind:
     """How the value of all samples follows from those of the parts. Raises ModelError where it does not."""
-    packet = _packet(node)
     if node not in on_samples:
         return "equal"
+    found = _kind_of_loss(node)
+    if found is None:
+        packet, read = _packet(node), [n for n in node.all_input_nodes if n in on_samples]
+        first = node.args[0] if node.args else None
+        if packet in _SUMS:
+            found = _kind_of_sum(node, on_samples)
+        # A number over a loss is not linear in it.
+        elif len(read) == 1 and packet in _LINEAR and (packet is aten.mul or first in read):
+            found = _kind_of(read[0], on_samples)
+    if found is None:
+        raise _refused(node, "it is neither a mean nor a sum over samples")
+    return found
+
+
+def _kind_of_loss(node: fx.Node) -> _Kind | None:
+    """The kind of an operation that joins samples; None for others."""
+    packet = _packet(node)
     if node.target is sharded_cross_entropy or packet in _LOSSES:
         reduction = node.args[2] if packet is None else _argument(node, "reduction")
         if packet is aten.cross_entropy_loss and _argument(node, "weight") is not None:
             raise _refused(node, "its classes have weights")
-        if reduction in (MEAN, SUM):
-            return "mean" if reduction == MEAN else "sum"
-    elif packet is aten.mean or packet is aten.sum:
-        dims = _argument(node, "dim")
-        if dims in (None, []) or node.meta["val"].ndim == 0:
-            return "mean" if packet is aten.mean else "sum"
-    elif packet in _PASSING:
-        return _kind_of(node.all_input_nodes[0], on_samples)
-    elif packet in _FACTORS and sum(n in on_samples for n in node.all_input_nodes) == 1:
-        first = node.args[0]
-        # A number over a loss is not linear in it.
-        if isinstance(first, fx.Node) and (first in on_samples or packet is aten.mul):
-            return _kind_of(next(n for n in node.all_input_nodes if n in on_samples), on_samples)
-    elif packet in _SUMS:
-        kinds = {_kind_of(n, on_samples) for n in node.all_input_nodes}
-        kinds |= {"equal"} if len(node.all_input_nodes) < 2 else set()
-        if len(kinds - {"equal"}) == 1 and kinds != {"sum", "equal"}:
-            return (kinds - {"equal"}).pop()
-    raise _refused(node, "it is neither a mean nor a sum over samples")
+        return "mean" if reduction == MEAN else "sum" if reduction == SUM else None
+    if packet in (aten.mean, aten.sum) and node.meta["val"].ndim == 0:
+        return "mean" if packet is aten.mean else "sum"
+    return None
+
+
+def _kind_of_sum(node: fx.Node, on_samples: set[fx.Node]) -> _Kind | None:
+    """The kind of a sum of losses. A term that all parts have alike counts once in a mean, and d times in a sum."""
+    kinds = {_kind_of(n, on_samples) for n in node.all_input_nodes}
+    if len(node.all_input_nodes) < 2:
+        kinds.add("equal")
+    if kinds in ({"mean"}, {"mean", "equal"}):
+        return "mean"
+    return "sum" if kinds == {"sum"} else None
 
 
 def _refused(node: fx.Node, why: str) -> ModelError:
@@ -163,7 +175,9 @@ def _packet(node: fx.Node) -> Any:
 
 def _argument(node: fx.Node, *names: str) -> Any:
     """An argument of an operation by its name, or its default; None where it has no such argument."""
-    for place, argument in enumerate(node.target._schema.arguments):
+    operation = node.target
+    assert isinstance(operation, torch._ops.OpOverload)
+    for place, argument in enumerate(operation._schema.arguments):
         if argument.name in names:
             given = node.args[place] if place < len(node.args) else argument.default_value
             return node.kwargs.get(argument.name, given)

@@ -43,8 +43,8 @@ class ShardGroup(ABC):
         """Start to fill `whole` with the parts of all processes, in the order of their places."""
 
     @abstractmethod
-    def scatter_sum(self, own: torch.Tensor, whole: torch.Tensor) -> None:
-        """Write the sum of this process's part of `whole` over all processes into `own`."""
+    def start_scatter(self, own: torch.Tensor, whole: torch.Tensor) -> UnderWay:
+        """Start to write the sum of this process's part of `whole` over all processes into `own`."""
 
     @abstractmethod
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -73,9 +73,10 @@ class LonePlace(ShardGroup):
         whole[: own.numel()].copy_(own)
         return _Done()
 
-    def scatter_sum(self, own: torch.Tensor, whole: torch.Tensor) -> None:
+    def start_scatter(self, own: torch.Tensor, whole: torch.Tensor) -> UnderWay:
         """Write the own part."""
         own.copy_(whole[: own.numel()])
+        return _Done()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor as it is."""
@@ -107,11 +108,11 @@ class ProcessShards(ShardGroup):
         work = self._group._allgather_base(whole, own, AllgatherOptions())
         return _Guarded(work, self._call)
 
-    def scatter_sum(self, own: torch.Tensor, whole: torch.Tensor) -> None:
-        """Run a reduce-scatter."""
+    def start_scatter(self, own: torch.Tensor, whole: torch.Tensor) -> UnderWay:
+        """Start a reduce-scatter."""
         options = ReduceScatterOptions()
         options.reduceOp = distributed.ReduceOp(distributed.ReduceOp.SUM)
-        self._call(lambda: self._group._reduce_scatter_base(own, whole, options).wait())
+        return _Guarded(self._group._reduce_scatter_base(own, whole, options), self._call)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Run an all-reduce."""

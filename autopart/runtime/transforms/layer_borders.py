@@ -39,7 +39,7 @@ def mark_borders(program: StageProgram, layers: Collection[str], borders: Border
         if name in layers and node.op in ("call_function", "call_module"):
             own.setdefault(name, []).append(node)
     # Calls of modules would pass the results through copies where a user has hooks on all modules.
-    program.module.layer_borders = borders
+    vars(program.module)["layer_borders"] = borders
     with graph.inserting_before(next(iter(graph.nodes))):
         told = graph.create_node("get_attr", "layer_borders")
     for name, nodes in own.items():

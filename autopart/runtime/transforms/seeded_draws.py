@@ -39,30 +39,30 @@ def starts(microbatch: int, *, is_backward: bool = False) -> None:
 
 
 class SamplePart(NamedTuple):
-    """One of `count` equal parts of a microbatch's samples: tensors have them along their first dimension."""
+    """One of `among` equal parts of a microbatch's samples: tensors have them along their first dimension."""
 
     place: int
-    count: int
+    among: int
 
     def whole_arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Arguments of an operation for all samples."""
         if args and isinstance(args[0], list | tuple) and args[0]:
             first, *rest = args[0]
-            return ([first * self.count, *rest], *args[1:])
+            return ([first * self.among, *rest], *args[1:])
         return pytree.tree_map(self.in_whole, args)
 
     def in_whole(self, value: Any) -> Any:
         """A tensor for all samples, with zeros for those of other parts; other values are as they are."""
         if not isinstance(value, torch.Tensor) or not value.ndim:
             return value
-        parts = [torch.zeros_like(value)] * self.count
+        parts = [torch.zeros_like(value)] * self.among
         parts[self.place] = value
         return torch.cat(parts)
 
     def own(self, value: Any) -> Any:
         """The own part of a tensor for all samples."""
         is_whole = isinstance(value, torch.Tensor) and value.ndim
-        return value.chunk(self.count)[self.place] if is_whole else value
+        return value.chunk(self.among)[self.place] if is_whole else value
 
 
 class SeededDraws(TorchDispatchMode):

@@ -53,18 +53,17 @@ class Optimizer:
         hosted: Collection[nn.Parameter] = (),
         host_copies: HostCopies | None = None,
         has_masters: bool = True,
-        written: Callable[[], None] | None = None,
     ) -> None:
         """Make the optimizer called `name`, a key of `LEARNING_RATES`; `lr` defaults to its value.
 
         Optimizer state for `hosted` parameters stays in host memory and moves through
-        `host_copies`. With `has_masters`, parameters in 16 bits have float32 master copies. `written`
-        is called after each step.
+        `host_copies`. With `has_masters`, parameters in 16 bits have float32 master copies.
         """
         self.name = name
         self.lr = LEARNING_RATES[name] if lr is None else lr
         self._steps = 0
-        self._written = written
+        self.written: Callable[[], None] | None = None
+        """Called after each step."""
         self._sharding = sharding
         self._trained = [p for p in parameters if p.requires_grad]
         self._has_masters = has_masters
@@ -126,8 +125,8 @@ class Optimizer:
         del gradients
         # Step 4: gather the elements that other ranks stepped.
         self._sharding.gather(lambda parameter: parameter)
-        if self._written is not None:
-            self._written()
+        if self.written is not None:
+            self.written()
         self._steps += 1
 
     def predict(self, parameter: nn.Parameter, updates: int, into: torch.Tensor) -> None:

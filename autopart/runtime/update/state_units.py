@@ -27,6 +27,17 @@ class _Range(NamedTuple):
     stop: int
 
 
+class _Closing(NamedTuple):
+    """Gradients on their way."""
+
+    work: UnderWay
+    summed: torch.Tensor
+    gradient: torch.Tensor
+    """The flat gradient, which must stay until the sum is there."""
+    used: list[str]
+    """The parameters that have a gradient."""
+
+
 class StateUnit:
     """Parameters with one dtype that are gathered and summed together."""
 
@@ -57,6 +68,7 @@ class StateUnit:
         """The part parameters, by the names of their parameters."""
         self._gradient: torch.Tensor | None = None
         self._versions: dict[str, int] = {}
+        self._closing: _Closing | None = None
         self._under_way: UnderWay | None = None
         self._is_here = True
         self.release()
@@ -110,24 +122,40 @@ class StateUnit:
             parameter.grad = view
 
     @torch.no_grad()
-    def close(self) -> list[nn.Parameter]:
-        """Add this process's part of the sum to the part parameters' gradients; return those with one.
+    def start_close(self) -> None:
+        """Start to scatter the sum of the flat gradients of all processes; does nothing where none is open.
 
-        Collective over the group.
+        Collective over the group. Backwards may open the unit again meanwhile.
         """
         if self._gradient is None:
-            return []
-        summed = self._gradient.new_empty(self._part)
-        self._group.scatter_sum(summed, self._gradient)
-        self._gradient, made = None, list[nn.Parameter]()
-        for (name, parameter), at in zip(self.parameters.items(), self._ranges, strict=True):
+            return
+        assert self._closing is None
+        used: list[str] = []
+        for name, parameter in self.parameters.items():
             gradient, parameter.grad = parameter.grad, None
             # Without a gradient an optimizer with weight decay must leave a parameter alone.
-            if gradient is None or gradient._version == self._versions[name]:
-                continue
-            part, own = self.parts[name], self._own_elements(summed, at)
-            part.grad = own if part.grad is None else part.grad.add_(own)
-            made.append(part)
+            if gradient is not None and gradient._version != self._versions[name]:
+                used.append(name)
+        summed = self._gradient.new_empty(self._part)
+        work = self._group.start_scatter(summed, self._gradient)
+        self._closing = _Closing(work, summed, self._gradient, used)
+        self._gradient = None
+
+    @torch.no_grad()
+    def close(self) -> list[nn.Parameter]:
+        """Add this process's part of the sum to the part parameters' gradients; return those with one."""
+        if self._closing is None:
+            self.start_close()
+        if self._closing is None:
+            return []
+        work, summed, _, used = self._closing
+        work.wait()
+        self._closing, made = None, list[nn.Parameter]()
+        for name, at in zip(self.parameters, self._ranges, strict=True):
+            if name in used:
+                part, own = self.parts[name], self._own_elements(summed, at)
+                part.grad = own if part.grad is None else part.grad.add_(own)
+                made.append(part)
         return made
 
     def written(self) -> None:

@@ -17,6 +17,7 @@ from autopart.runtime.job.saved_state import check_folder_to_save
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.tensor_runs import error_of_groups, run_groups
+from tests.support.sharded_plans import sharing
 from tests.support.tensor_plans import in_groups
 
 captured = cache(capture)
@@ -59,6 +60,22 @@ def test_a_run_continues_with_another_tensor_degree(
     folder = str(tmp_path / "saved")
     first, second = placed(model, *before), placed(model, *after)
     whole = losses(two_ranks, first, 4)
+    half = losses(two_ranks, first, 2, save=folder)
+    rest = losses(two_ranks, second, 2, load=folder)
+    assert [*half, *rest] == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first_shares", [True, False])
+def test_a_run_continues_with_shared_state_and_without(
+    two_ranks: RankPool, tmp_path: Path, first_shares: bool
+) -> None:
+    """One stage on two processes that share state, and two stages on one process each."""
+    folder = str(tmp_path / "saved")
+    one = plan_for(GPT2, captured(GPT2, 1, "float32"), (), microbatch_size=1)
+    plans = [sharing(one, 2, "zero3" if first_shares else "zero2"), placed(GPT2, 1, 2)]
+    first, second = plans if first_shares else reversed(plans)
+    whole = losses(two_ranks, second, 4)
     half = losses(two_ranks, first, 2, save=folder)
     rest = losses(two_ranks, second, 2, load=folder)
     assert [*half, *rest] == pytest.approx(whole, rel=1e-5)

@@ -1,5 +1,6 @@
 """Plans whose ranks share samples and state train as the plain model, on four processes."""
 
+import itertools
 from functools import cache
 
 import msgspec
@@ -30,9 +31,7 @@ SHAPES: dict[str, tuple[int, tuple[float, ...], int]] = {
 """Shard degree, cuts and replicas, each for four processes."""
 
 
-def of_shape(
-    model: str, shape: str, shard: Shard = "zero3", reduce: Reduce = "microbatch"
-) -> Plan:
+def of_shape(model: str, shape: str, shard: Shard = "zero3", reduce: Reduce = "microbatch") -> Plan:
     data, cuts, replicas = SHAPES[shape]
     plan = plan_for(
         model, captured(model, 1, "float32"), cuts, replicas=replicas, microbatch_size=1
@@ -51,11 +50,19 @@ def checked(pool: RankPool, plan: Plan, **options: object) -> CheckResult:
     return result.check
 
 
+def runs() -> list[object]:
+    """Every model, shape, state and time of sums. Two of them are slow tests, the others long ones."""
+    in_ci = [(LLAMA, "2 stages x 2", "zero3", "microbatch"), (GPT2, "1 stage x 4", "zero2", "step")]
+    return [
+        pytest.param(*one, marks=() if one in in_ci else pytest.mark.long)
+        for one in itertools.product(
+            (LLAMA, GPT2), SHAPES, ("zero2", "zero3"), ("microbatch", "step")
+        )
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [LLAMA, GPT2])
-@pytest.mark.parametrize("shard", ["zero2", "zero3"])
-@pytest.mark.parametrize("reduce", ["microbatch", "step"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("model", "shape", "shard", "reduce"), runs())
 def test_shared_state_trains_as_the_plain_model(
     four_ranks: RankPool, model: str, shape: str, shard: Shard, reduce: Reduce
 ) -> None:
@@ -63,8 +70,8 @@ def test_shared_state_trains_as_the_plain_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("model", [LLAMA, GPT2])
+@pytest.mark.parametrize("sequence_parallel", [*long_tests(False), True])
+@pytest.mark.parametrize("model", [*long_tests(LLAMA), GPT2])
 def test_tensor_and_shard_degree_train_together(
     four_ranks: RankPool, model: str, sequence_parallel: bool
 ) -> None:
@@ -72,12 +79,18 @@ def test_tensor_and_shard_degree_train_together(
     checked(four_ranks, sharing(plan, 2, "zero3", tensor=2, sequence_parallel=sequence_parallel))
 
 
+def schedules() -> list[object]:
+    """Every kind of schedule, state and time of sums; two are slow tests, the others long ones."""
+    kinds = ("gpipe", "zb-h1", "interleaved-1f1b", "zbv", "dualpipev", "bpipe")
+    in_ci = [("zbv", "zero3", "microbatch"), ("zb-h1", "zero2", "step")]
+    return [
+        pytest.param(*one, marks=() if one in in_ci else pytest.mark.long)
+        for one in itertools.product(kinds, ("zero2", "zero3"), ("microbatch", "step"))
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["zero2", "zero3"])
-@pytest.mark.parametrize("reduce", ["microbatch", "step"])
-@pytest.mark.parametrize(
-    "schedule", ["gpipe", "zb-h1", "interleaved-1f1b", "zbv", "dualpipev", "bpipe"]
-)
+@pytest.mark.parametrize(("schedule", "shard", "reduce"), schedules())
 def test_every_kind_of_schedule_runs_with_shared_state(
     four_ranks: RankPool, schedule: str, shard: Shard, reduce: Reduce
 ) -> None:
@@ -94,11 +107,15 @@ def test_every_kind_of_schedule_runs_with_shared_state(
         orders=orders,
         microbatch_size=1,
     )
-    checked(four_ranks, sharing(plan, 2, shard, reduce=reduce))
+    plan = sharing(plan, 2, shard, reduce=reduce)
+    if kind.lends:
+        cluster = msgspec.structs.replace(plan.cluster, sends_overlap=True, sends="buffered")
+        plan = msgspec.structs.replace(plan, cluster=cluster)
+    checked(four_ranks, plan)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["recompute", "selective", "offload"])
+@pytest.mark.parametrize("policy", [*long_tests("selective", "offload"), "recompute"])
 def test_activation_policies_run_with_shared_state(four_ranks: RankPool, policy: str) -> None:
     plan = of_shape(LLAMA, "2 stages x 2")
     stages = tuple(
@@ -109,7 +126,7 @@ def test_activation_policies_run_with_shared_state(four_ranks: RankPool, policy:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["", "recompute"])
+@pytest.mark.parametrize("policy", [*long_tests("recompute"), ""])
 def test_each_process_draws_the_plain_model_s_numbers_for_its_samples(
     four_ranks: RankPool, policy: str
 ) -> None:
@@ -125,13 +142,17 @@ def test_each_process_draws_the_plain_model_s_numbers_for_its_samples(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"clip_norm": 0.1}, {"optimizer": "adamw"}, {"sync": "overlap"}])
-def test_options_of_a_run_work_with_shared_state(four_ranks: RankPool, options: RunKeywords) -> None:
+@pytest.mark.parametrize(
+    "options", [*long_tests({"optimizer": "adamw"}, {"sync": "overlap"}), {"clip_norm": 0.1}]
+)
+def test_options_of_a_run_work_with_shared_state(
+    four_ranks: RankPool, options: RunKeywords
+) -> None:
     checked(four_ranks, of_shape(LLAMA, "2 replicas x 2"), **options)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["zero2", "zero3"])
+@pytest.mark.parametrize("shard", [*long_tests("zero2"), "zero3"])
 def test_replicas_take_turns_with_a_number_of_microbatches_that_they_do_not_divide(
     four_ranks: RankPool, shard: Shard
 ) -> None:
