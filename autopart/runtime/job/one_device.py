@@ -160,9 +160,10 @@ def _prepare(plan: Plan, source: ModelSource, seed: int) -> _Model:
     collectives: tuple[LayerCollectives, ...] = ()
     group = NO_GROUPS
     if isinstance(plan.group, Group):
-        graphs = graphs_of(captured, plan.group)
-        captured = graphs.local(0)
-        collectives = layer_collectives(graphs, captured)
+        if plan.group.tensor * plan.group.context > 1:
+            graphs = graphs_of(captured, plan.group)
+            captured = graphs.local(0)
+            collectives = layer_collectives(graphs, captured)
         if plan.group.data > 1:
             group = GroupPart(data=data_part(plan.group, captured, LonePlace(plan.group.data)))
     data = Microbatches(plan, source, captured, seed)
