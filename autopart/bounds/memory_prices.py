@@ -130,7 +130,8 @@ class _Prices:
         self.update = sizes.update_time / speed / sharing
         stepped = sizes.num_trainable / sharing * state_bytes(problem.training)
         stepped = stepped * (True not in optimizer_places(problem.demands))
-        self.state = sizes.weight_bytes + gradient_bytes(sizes, problem.training) + stepped
+        gradients = gradient_bytes(sizes, problem.training) + sizes.unscattered_grad_bytes
+        self.state = sizes.weight_bytes + gradients + stepped
         self.values = sizes.needed_value_bytes.astype(float)
         known = has_split_backward(problem.graph)
         self.left = (sizes.waiting_bytes if known else sizes.stash_bytes).astype(float)

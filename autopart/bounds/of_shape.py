@@ -157,6 +157,8 @@ def least_bytes(problem: Problem, replicas: int) -> int:
     weights -= sum(t.param_bytes * copies for t, copies in spare)
     gradients = sum(gradient_bytes(la, training) for la in graph.layers)
     gradients -= sum(gradient_bytes(t, training) * copies for t, copies in spare)
+    gradients += sum(la.unscattered_grad_bytes or 0 for la in graph.layers)
+    gradients -= sum((t.unscattered_grad_bytes or 0) * copies for t, copies in spare)
     trained = sum(la.num_trainable for la in graph.layers)
     trained -= sum(t.num_trainable * copies for t, copies in spare)
     stepped = largest_part(trained, update_share(training, replicas))

@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Sequence
 
+import msgspec
+
 from autopart.activations.frontier import most_points
 from autopart.activations.policies import (
     has_policies,
@@ -10,12 +12,12 @@ from autopart.activations.policies import (
     may_offload,
 )
 from autopart.bounds.rank_assignments import takes_gpus_in_order
-from autopart.records.group_choice import GroupDemand
+from autopart.records.group_choice import GroupDemand, Sharding
 from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
 from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, PAIRED, Demands, Problem
-from autopart.records.rank_group import Group, StageDegrees, group_size
+from autopart.records.rank_group import Group, StageDegrees, context_degree, tensor_degree
 from autopart.text import counted, in_words
 
 
@@ -38,28 +40,53 @@ def assumptions(problem: Problem, sizes: Sequence[SearchedSize]) -> str:
     pins = f", {counted(num_pins, 'pin')} kept" if num_pins else ""
     return (
         f"{cuts}{pins}, {stages}, {counts}, {place}, "
-        f"{_degrees(demands, sizes)}{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, {_policies_allowed(problem)}"
+        f"{_groups(demands, sizes)}{_microbatches(problem, sizes)}, {_orders_allowed(demands)}, {_policies_allowed(problem)}"
         f"{_place_of_state(demands)}"
     )
 
 
-def _degrees(demands: Demands, sizes: Sequence[SearchedSize]) -> str:
-    """The assumption on tensor degrees; empty where none was asked for."""
-    if not isinstance(demands.group, GroupDemand):
+def _groups(demands: Demands, sizes: Sequence[SearchedSize]) -> str:
+    """The assumption on rank groups; empty where none was asked for."""
+    demand = demands.group
+    if not isinstance(demand, GroupDemand):
         return ""
     one = [size for size in sizes if not isinstance(size.per_stage, StageDegrees)]
-    degrees = sorted({group_size(size.group) for size in one})
-    if not degrees:
+    if not one:
         # A plan by hand is bounded over its own kind of plans alone.
         return _own_degrees(sizes).removeprefix("or ")
-    said = f"tensor degree {degrees[0]}"
-    if len(degrees) > 1:
-        said = f"every tensor degree in {', '.join(map(str, degrees))}"
-    words = {True: "with", False: "without"}
-    split = {size.group.sequence_parallel for size in one if isinstance(size.group, Group)}
+    groups = [size.group for size in one if isinstance(size.group, Group)]
+    said = [_listed("tensor", {tensor_degree(size.group) for size in one})]
+    split = {group.sequence_parallel for group in groups if group.tensor > 1}
     if split:
-        said += f" {' and '.join(words[own] for own in sorted(split))} sequence parallelism"
-    return f"{said} on GPUs of one node, {_own_degrees(sizes)}"
+        words = {True: "with", False: "without"}
+        said[0] += f" {' and '.join(words[own] for own in sorted(split))} sequence parallelism"
+    if demand.context is not msgspec.UNSET:
+        said.append(_listed("context", {context_degree(size.group) for size in one}))
+    if isinstance(demand.shard, tuple):
+        said.append(_state_shared(demand.shard, groups))
+    return f"{', '.join(said)} on GPUs of one node, {_own_degrees(sizes)}"
+
+
+def _listed(kind: str, degrees: set[int]) -> str:
+    ordered = sorted(degrees)
+    if len(ordered) == 1:
+        return f"{kind} degree {ordered[0]}"
+    return f"every {kind} degree in {', '.join(map(str, ordered))}"
+
+
+def _state_shared(kinds: Sequence[Sharding], groups: Sequence[Group]) -> str:
+    """The kinds of sharded state, and over how many GPUs."""
+    degrees = sorted({group.data for group in groups if group.data > 1})
+    found = [
+        {"none": "no sharded state", "zero1": "ZeRO-1 over replicas"}[kind]
+        for kind in kinds
+        if kind in ("none", "zero1")
+    ]
+    inside = [kind for kind in kinds if kind in ("zero2", "zero3")]
+    if degrees and inside:
+        once = " with one sum per step" * any(group.reduce == "step" for group in groups)
+        found.append(f"{' or '.join(inside)} over {' or '.join(map(str, degrees))}{once}")
+    return " or ".join(found)
 
 
 def _own_degrees(sizes: Sequence[SearchedSize]) -> str:

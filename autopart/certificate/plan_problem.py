@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import msgspec
 
 from autopart.activations.policies import StagePolicies
+from autopart.cost.chosen_groups import problem_of_choice
 from autopart.cost.contention import contended
-from autopart.cost.groups_as_ranks import problem_of_groups
 from autopart.errors import PlanError
-from autopart.records.group_choice import variant_of
+from autopart.records.group_choice import GroupChoice, choice_name, has_sharding_choice
 from autopart.records.layer_graph import LayerGraph, positions
 from autopart.records.layouts import Layout, Partition
 from autopart.records.microbatch_sizes import Sized, scale_profile
@@ -17,7 +17,7 @@ from autopart.records.plan import Plan, SearchedSize, stage_ranks
 from autopart.records.plan_degrees import degrees_name, has_several_degrees, stage_groups
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile, profile_hash
-from autopart.records.rank_group import Group, MaybeGroup, StageDegrees, group_name, group_size
+from autopart.records.rank_group import Group, StageDegrees, group_size, samples_per_gpu
 from autopart.stage_degrees.problem import DegreesProblem, problem_of_degrees
 
 
@@ -28,45 +28,45 @@ class PlanProblem:
         self.plan, self.profiles = plan, profiles
         self.by_hash = {profile_hash(profile): profile for profile in profiles}
         self._sized: dict[tuple[int, str, int], Sized] = {}
-        self._problems: dict[tuple[int, MaybeGroup], Problem] = {}
+        self._problems: dict[tuple[int, GroupChoice], Problem] = {}
 
     @property
     def graph(self) -> LayerGraph:
-        """The layer graph of one rank, at the plan's own microbatch size and tensor degree."""
+        """The layer graph of one rank, at the plan's own microbatch size and rank group."""
         return self.problem.graph
 
     @property
     def problem(self) -> Problem:
-        """The problem at the plan's own microbatch size and tensor degree, whose ranks are the plan's."""
+        """The problem at the plan's own microbatch size and rank group, whose ranks are the plan's."""
         return self.problem_at(own_entry(self.plan))
 
     def sized(self, size: SearchedSize) -> Sized:
-        """The model at a searched size, scaled where the plan says so.
+        """The model at the samples of each GPU, scaled where the plan says so.
 
         Raises PlanError unless the plan names one of the profiles, and its microbatch size,
         rightly.
         """
-        key = size.microbatch_size, size.profile_hash, size.profiled_size
+        key = _samples(size), size.profile_hash, size.profiled_size
         if key not in self._sized:
             self._sized[key] = self._find(size)
         return self._sized[key]
 
     def problem_at(self, size: SearchedSize) -> Problem:
-        """The problem at another microbatch size and tensor degree, with the same samples per step.
+        """The problem at another microbatch size and rank group, with the same samples per step.
 
         For plans whose stages have degrees of their own it has one GPU per rank.
         """
-        key = size.microbatch_size, size.group
+        choice = choice_of(size)
+        key = size.microbatch_size, choice
         if key not in self._problems:
             profile = self.sized(size).profile
             batch = self.plan.num_microbatches * self.plan.microbatch_size
             of_gpus = msgspec.structs.replace(
                 problem_of(self.plan, profile.graph),
-                microbatch_size=size.microbatch_size,
-                num_microbatches=batch // size.microbatch_size,
+                microbatch_size=_samples(size),
+                num_microbatches=batch // _samples(size),
             )
-            variant = variant_of(profile, size.group)
-            self._problems[key] = problem_of_groups(of_gpus, variant)
+            self._problems[key] = problem_of_choice(of_gpus, profile, choice)
         return self._problems[key]
 
     def degrees_at(self, size: SearchedSize) -> DegreesProblem | None:
@@ -102,8 +102,18 @@ class PlanProblem:
                 f"the plan says that profile {size.profile_hash} has microbatches of "
                 f"{size.profiled_size}, but it was taken with {profile.microbatch_size}"
             )
-        scaled = scale_profile(profile, size.microbatch_size)
+        scaled = scale_profile(profile, _samples(size))
         return Sized(scaled, size.profile_hash, profile.microbatch_size)
+
+
+def choice_of(size: SearchedSize) -> GroupChoice:
+    """The rank group of a searched size, and whether replicas share optimizer state."""
+    return GroupChoice(size.group, size.zero1)
+
+
+def _samples(size: SearchedSize) -> int:
+    """Samples of a searched size on each GPU."""
+    return samples_per_gpu(size.microbatch_size, size.group)
 
 
 def own_size(plan: Plan, profile: Profile | Sequence[Profile]) -> Sized:
@@ -116,7 +126,7 @@ def own_size(plan: Plan, profile: Profile | Sequence[Profile]) -> Sized:
 
 
 def own_entry(plan: Plan) -> SearchedSize:
-    """The plan's entry for its own microbatch size and tensor degree; raises PlanError where it has none."""
+    """The plan's entry for its own microbatch size and rank group; raises PlanError where it has none."""
     for size in plan.sizes:
         if size.microbatch_size == plan.microbatch_size and _covers(size, plan):
             return size
@@ -133,9 +143,14 @@ def own_entry(plan: Plan) -> SearchedSize:
 
 
 def _covers(size: SearchedSize, plan: Plan) -> bool:
-    """Whether a searched size is that of the plan's own tensor degrees."""
+    """Whether a searched size is that of the plan's own rank groups."""
     if not isinstance(size.per_stage, StageDegrees):
-        return not has_several_degrees(plan) and size.group == plan.group
+        sharded = has_sharding_choice(plan.demands.group)
+        return (
+            not has_several_degrees(plan)
+            and size.group == plan.group
+            and (not sharded or plan.training.zero1 is (size.zero1 is True))
+        )
     tensors = [one for one in stage_groups(plan) if isinstance(one, Group)]
     chosen = size.per_stage
     return (
@@ -146,9 +161,9 @@ def _covers(size: SearchedSize, plan: Plan) -> bool:
 
 
 def searched_name(size: SearchedSize) -> str:
-    """The tensor degrees of a searched size in words."""
+    """The rank groups of a searched size in words."""
     if not isinstance(size.per_stage, StageDegrees):
-        return group_name(size.group)
+        return choice_name(choice_of(size))
     own = size.per_stage
     listed = ", ".join(map(str, own.degrees))
     return f"tensor degrees per stage among {listed}" + (

@@ -33,12 +33,13 @@ from autopart.errors import AutopartError, PlanError
 from autopart.pricing import minimised
 from autopart.records.check import Check
 from autopart.records.cluster import host_share
-from autopart.records.group_choice import searched_groups
+from autopart.records.group_choice import choice_name
 from autopart.records.microbatch_sizes import check_same_model, nearest_size
 from autopart.records.plan import SOLVERS, Origin, Plan, SearchedSize, check_plan, stage_ranks
 from autopart.records.plan_degrees import stage_groups
 from autopart.records.profile import Profile
-from autopart.records.rank_group import group_name, group_size
+from autopart.records.rank_group import Group, group_size, samples_per_gpu
+from autopart.records.sharded_choices import searched_choices
 from autopart.schedules.actions import count_actions
 from autopart.stage_degrees.problem import searched_stage_degrees
 from autopart.text import counted
@@ -80,7 +81,7 @@ def _profile_matches(given: PlanProblem) -> str:
         if plan.num_microbatches * plan.microbatch_size % size.microbatch_size:
             raise PlanError(f"microbatches of {size.microbatch_size} do not divide the batch")
         # `solve` scales from the nearest profile; another one could make a size look slow.
-        nearest = nearest_size(measured, size.microbatch_size)
+        nearest = nearest_size(measured, samples_per_gpu(size.microbatch_size, size.group))
         if size.profiled_size != nearest:
             raise PlanError(
                 f"microbatches of {size.microbatch_size} are scaled from {size.profiled_size}, "
@@ -97,13 +98,13 @@ def _profile_matches(given: PlanProblem) -> str:
 
 
 def _check_searched(given: PlanProblem) -> None:
-    """Raise PlanError unless each microbatch size was searched once at each tensor degree that is allowed."""
+    """Raise PlanError unless each microbatch size was searched once with each rank group that is allowed."""
     plan = given.plan
     named = [(size.microbatch_size, searched_name(size)) for size in plan.sizes]
     asked = [
-        (size.microbatch_size, name)
-        for size in {size.microbatch_size: size for size in plan.sizes}.values()
-        for name in _searched_names(given, size)
+        pair
+        for size in {samples_per_gpu(s.microbatch_size, s.group): s for s in plan.sizes}.values()
+        for pair in _searched_names(given, size)
     ]
     for wrong, what in (
         ([one for one in named if named.count(one) > 1], "names twice microbatches"),
@@ -119,15 +120,18 @@ def _check_searched(given: PlanProblem) -> None:
             raise PlanError(f"the plan's list of searched sizes {what} of {size} at {name}")
 
 
-def _searched_names(given: PlanProblem, size: SearchedSize) -> list[str]:
-    """The tensor degrees that the demands leave at a microbatch size, in words and in their order."""
+def _searched_names(given: PlanProblem, size: SearchedSize) -> list[tuple[int, str]]:
+    """The rank groups that the demands leave for the samples of a GPU, with their microbatch size, in their order."""
     plan, profile = given.plan, given.sized(size).profile
     demand = plan.demands.group
     per_stage = searched_stage_degrees(profile, plan.cluster, demand)
     one = msgspec.structs.replace(size, per_stage=msgspec.UNSET)
-    return [group_name(tensor) for tensor in searched_groups(profile, plan.cluster, demand)] + [
-        searched_name(msgspec.structs.replace(one, per_stage=own)) for own in per_stage
-    ]
+    samples, batch = profile.microbatch_size, plan.num_microbatches * plan.microbatch_size
+    choices = searched_choices(profile, plan.cluster, demand, plan.training, batch // samples)
+    return [
+        (samples * (one.group.data if isinstance(one.group, Group) else 1), choice_name(one))
+        for one in choices
+    ] + [(samples, searched_name(msgspec.structs.replace(one, per_stage=own))) for own in per_stage]
 
 
 def _check_origin(origin: Origin, profile: Profile) -> None:
@@ -212,7 +216,7 @@ def _bound_holds(given: PlanProblem) -> str:
     value = minimised(problem, plan.prediction, stage_ranks(plan))
     # Step 1: the certificate says no more than the bounds of the sizes do.
     if own_entry(plan).lower_bound is None:
-        raise PlanError("the plan says that its own microbatch size and tensor degree have no plan")
+        raise PlanError("the plan says that its own microbatch size and rank group have no plan")
     every_size = [given.degrees_at(size) or given.problem_at(size) for size in plan.sizes]
     ours = certificate(problem, value, plan.sizes, every_size)
     if not abs(ours.lower_bound - carried.lower_bound) <= TOLERANCE * ours.lower_bound < math.inf:

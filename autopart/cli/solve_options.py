@@ -91,6 +91,13 @@ class PipelineOptions:
         ),
     ] = "1"
     sequence_parallel: SequenceParallel = "auto"
+    context: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N,N,...",
+            help="GPUs of a node that divide each sequence; auto: every degree in the profile.",
+        ),
+    ] = "1"
     pin: Annotated[
         list[str] | None,
         typer.Option(metavar="LAYER=STAGE", help="Put a layer on a stage, counted from 0."),
@@ -183,6 +190,20 @@ class TrainingOptions:
         bool,
         typer.Option("--zero1", help="Replicas share optimizer state and master copies (ZeRO-1)."),
     ] = False
+    shard: Annotated[
+        Literal["none", "zero1", "zero2", "zero3", "auto"],
+        typer.Option(
+            help="State that GPUs share: zero1: replicas share optimizer state (--zero1); zero2: GPUs of a node "
+            "that divide a microbatch share gradients, too; zero3: and weights; auto: all are searched."
+        ),
+    ] = "none"
+    shard_degree: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="GPUs that share state under zero2 and zero3; default: all numbers that fit.",
+        ),
+    ] = None
     sync: Annotated[
         Literal["end", "overlap", "megatron", "ddp", "fsdp2", "deepspeed"] | None,
         typer.Option(
@@ -225,6 +246,9 @@ def solve_options(
         replicas_per_stage=per_stage,
         tensor=stages.tensor,
         sequence_parallel=stages.sequence_parallel,
+        context=stages.context,
+        shard=training.shard,
+        shard_degree=training.shard_degree,
         pins=_pins(stages.pin or []),
         same_stage=[group.split(",") for group in stages.same_stage or []],
         different_stage=[group.split(",") for group in stages.different_stage or []],

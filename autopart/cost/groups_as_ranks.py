@@ -12,6 +12,13 @@ Symbols   C    seconds of a layer's collectives of I beneath W;  W  its weight g
 
     whole backward    I + e + W          split backward    I + C, later W
 
+Gathers of weights and scatters of gradients (autopart/cost/sharded_state.py) run beneath compute, in the order in which
+layers need them: that of the next layer beneath this one. A layer like this one hides them. With x for their seconds
+
+    F  max(F, x_F)      whole backward  max(I + W, x_I + x_W)      I  max(I, x_I)      W  max(W, x_W)
+
+and what recomputing the forward adds hides them too.
+
 Megatron starts these collectives before W. The executor waits for each before it goes on, and so hides none; nor
 do frameworks on DTensor, whose products compute W together with I.
 """
@@ -110,6 +117,12 @@ class CollectiveTimes(NamedTuple):
     """The part of the forward's that a recomputed layer runs again."""
     step: float
     """Those once per step."""
+    gather_forward: float = 0.0
+    """Those that gather weights beneath the forward."""
+    gather_backward: float = 0.0
+    """Those that gather weights beneath the backward."""
+    scatter: float = 0.0
+    """Those that scatter gradients beneath the backward."""
 
 
 def collective_times(
@@ -123,11 +136,12 @@ def collective_times(
         return scale * price.seconds(float(one.bytes))
 
     def times(own: LayerCollectives) -> CollectiveTimes:
-        def total(**fields: Any) -> float:
+        def total(*, sharded: bool = False, **fields: Any) -> float:
             alike = (
                 one
                 for one in own.collectives
                 if all(getattr(one, name) == fields[name] for name in fields)
+                and (one.among == "data" and one.phase != "step") is sharded
             )
             return sum(map(seconds, alike), 0.0)
 
@@ -138,6 +152,9 @@ def collective_times(
             weight_grad=total(phase="weight_grad"),
             recomputed=total(recomputed=True),
             step=total(phase="step"),
+            gather_forward=total(phase="forward", sharded=True),
+            gather_backward=total(phase="input_grad", sharded=True),
+            scatter=total(phase="weight_grad", sharded=True),
         )
 
     return {own.layer: times(own) for own in collectives if own.collectives}
@@ -145,7 +162,8 @@ def collective_times(
 
 def _with_collectives(layer: Layer, own: CollectiveTimes, *, hides: bool) -> Layer:
     """The layer with the seconds of its collectives; see the formulas above."""
-    exposed = max(0.0, own.beneath - layer.weight_grad_time) if hides else own.beneath
+    compute, layer = layer, _beneath_compute(layer, own)
+    exposed = max(0.0, own.beneath - compute.weight_grad_time) if hides else own.beneath
 
     def run_again(of: Recompute | None) -> Recompute | None:
         """Both kinds of recompute run collectives again: only results of products are kept."""
@@ -163,6 +181,37 @@ def _with_collectives(layer: Layer, own: CollectiveTimes, *, hides: bool) -> Lay
         split_time=layer.split_time + own.beneath - exposed,
         update_time=layer.update_time + own.step,
         unshared_update_time=own.step or layer.unshared_update_time,
+        recompute=run_again(layer.recompute),
+        selective=run_again(layer.selective),
+    )
+
+
+def _beneath_compute(layer: Layer, own: CollectiveTimes) -> Layer:
+    """The layer with the exposed part of gathers and scatters that run beneath compute; see the formulas above."""
+    gather, both = own.gather_backward, own.gather_backward + own.scatter
+    if not own.gather_forward + both:
+        return layer
+    backward = layer.input_grad_time + layer.weight_grad_time
+    in_split = layer.input_grad_time + layer.split_time
+    forward, whole = max(layer.forward_time, own.gather_forward), max(backward, both)
+    alone, weights = max(in_split, gather), max(layer.weight_grad_time, own.scatter)
+
+    def run_again(of: Recompute | None) -> Recompute | None:
+        """The forward that runs again hides more of them; the same seconds serve whole and split backwards."""
+        if of is None:
+            return None
+        in_whole = max(backward + of.extra_time, both) - whole
+        in_halves = max(in_split + of.extra_time, gather) - alone
+        return msgspec.structs.replace(of, extra_time=max(in_whole, in_halves))
+
+    added = forward - layer.forward_time + whole - backward
+    return msgspec.structs.replace(
+        layer,
+        pair_time=layer.pair_time and layer.pair_time + added,
+        forward_time=forward,
+        input_grad_time=max(0.0, whole - weights),
+        weight_grad_time=weights,
+        split_time=max(0.0, alone + weights - whole),
         recompute=run_again(layer.recompute),
         selective=run_again(layer.selective),
     )

@@ -100,7 +100,7 @@ def memory_with_state(
         offloaded = int(in_flight.counts[:, STASH].sum(axis=1).max())
     return Memory(
         weights=totals.weight_bytes,
-        gradients=gradient_bytes(totals, training),
+        gradients=gradient_bytes(totals, training) + totals.unscattered_grad_bytes,
         master=on_device * master_bytes(training),
         optimizer=on_device * optimizer_bytes(training),
         versions=0 * totals.weight_bytes,

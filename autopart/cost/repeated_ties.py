@@ -78,6 +78,10 @@ def without_state(
 ) -> StageTotals[Q]:
     """The totals without state of some tied parameters, also as expressions; the widest layer stays as it is."""
     weights: Any = totals.weight_bytes
+    unscattered: Any = totals.unscattered_grad_bytes
     for tied, out in zip(problem.graph.tied, left_out, strict=True):
         weights = weights - out * tied.param_bytes
-    return without_ties(problem, totals, left_out)._replace(weight_bytes=weights)
+        unscattered = unscattered - out * (tied.unscattered_grad_bytes or 0)
+    return without_ties(problem, totals, left_out)._replace(
+        weight_bytes=weights, unscattered_grad_bytes=unscattered
+    )

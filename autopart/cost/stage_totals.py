@@ -85,6 +85,8 @@ class StageTotals(NamedTuple, Generic[Q]):
     """Bytes in values that the stage makes and sends on, and that no backward on it needs."""
     pair_saving: Q
     """Seconds by which F beside a whole backward takes less than both in turn."""
+    unscattered_grad_bytes: Q
+    """Gradient bytes beyond `grad_bytes`, kept until a sum once per step; 0 without sharded state."""
 
 
 class LayerSizes(NamedTuple):
@@ -105,6 +107,8 @@ class LayerSizes(NamedTuple):
     """Trained elements, without tied ones."""
     trained_elements: npt.NDArray[np.int64]
     """Trained elements, with tied ones."""
+    unscattered_grad_bytes: npt.NDArray[np.int64]
+    """Gradient bytes beyond shards, without tied parameters."""
     stash_bytes: npt.NDArray[np.int64]
     """Stash inside the layer."""
     waiting_bytes: npt.NDArray[np.int64]
@@ -167,12 +171,14 @@ def layer_sizes(graph: LayerGraph) -> LayerSizes:
     weights = [la.param_bytes + la.buffer_bytes for la in layers]
     gradients = [la.grad_bytes for la in layers]
     trainable = [la.num_trainable for la in layers]
+    unscattered = [la.unscattered_grad_bytes or 0 for la in layers]
     # A tied parameter counts once on a stage, not once for each of its layers.
     for tied in graph.tied:
         for name in set(tied.layers):
             weights[place[name]] -= tied.param_bytes
             gradients[place[name]] -= tied.grad_bytes
             trainable[place[name]] -= tied.num_trainable
+            unscattered[place[name]] -= tied.unscattered_grad_bytes or 0
     needed = [0] * len(layers)
     for value in graph.values:
         if value.kept_by and value.consumers:
@@ -189,6 +195,7 @@ def layer_sizes(graph: LayerGraph) -> LayerSizes:
         grad_bytes=np.array(gradients),
         num_trainable=np.array(trainable),
         trained_elements=np.array([la.num_trainable for la in layers]),
+        unscattered_grad_bytes=np.array(unscattered),
         stash_bytes=np.array([la.stash_bytes for la in layers]),
         waiting_bytes=np.array([split.waiting_bytes if split else 0 for split in splits]),
         waiting_value_bytes=np.array(
@@ -241,4 +248,7 @@ def plain_totals(graph: LayerGraph, sums: StageSums[Q]) -> StageTotals[Q]:
         relayed_grad_bytes=sums.relayed_gradients(),
         output_bytes=sums.outputs(),
         pair_saving=sums.seconds(sizes.pair_saving),
+        unscattered_grad_bytes=once(
+            sizes.unscattered_grad_bytes, [t.unscattered_grad_bytes or 0 for t in graph.tied]
+        ),
     )

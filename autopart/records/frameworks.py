@@ -31,6 +31,10 @@ class Framework(NamedTuple):
     """Whether replicas always share a stage's optimizer state, as with ZeRO-1."""
     tensor_groups: Literal["any", "whole sequences", "none"] = "any"
     """Whether a rank may be a tensor group; `whole sequences`: without sequence parallelism."""
+    sharded_state: tuple[str, ...] = ()
+    """The kinds of sharded state inside a group that its export takes: zero2, zero3."""
+    context: bool = False
+    """Whether its export takes a context degree."""
 
 
 def _whole() -> tuple[str, ...]:

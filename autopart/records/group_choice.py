@@ -1,7 +1,7 @@
 """The rank groups that a user asks for, and those that are searched."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -15,9 +15,16 @@ from autopart.records.rank_group import (
     Group,
     MaybeGroup,
     check_fits_node,
+    context_degree,
     group_name,
     group_size,
+    tensor_degree,
+    without_shard,
 )
+
+Sharding = Literal["none", "zero1", "zero2", "zero3"]
+"""Which state GPUs share: none, or ZeRO's stage. ZeRO-1 is shared by replicas, the others inside a group."""
+SHARDINGS: tuple[Sharding, ...] = ("none", "zero1", "zero2", "zero3")
 
 
 class GroupDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,6 +36,30 @@ class GroupDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether tensor degrees above 1 have sequence parallelism; null for both."""
     per_stage: Literal[True] | msgspec.UnsetType = msgspec.UNSET
     """True where each stage may have a tensor degree of its own; absent where the plan has one degree."""
+    context: tuple[Degree, ...] | msgspec.UnsetType | None = msgspec.UNSET
+    """The context degrees to choose from; null for any, also 1; absent for 1."""
+    shard: tuple[Sharding, ...] | msgspec.UnsetType = msgspec.UNSET
+    """The kinds of sharded state to choose from; absent where the training alone says it."""
+    shard_degree: Degree | msgspec.UnsetType = msgspec.UNSET
+    """The shard degree that zero2 and zero3 must have; absent for any that fits."""
+
+
+def has_sharding_choice(demand: GroupDemand | msgspec.UnsetType) -> bool:
+    """Whether a demand says which state may be shared; else the training alone says it."""
+    return isinstance(demand, GroupDemand) and demand.shard is not msgspec.UNSET
+
+
+class GroupChoice(NamedTuple):
+    """A rank group, and whether replicas share optimizer state."""
+
+    group: MaybeGroup
+    zero1: Literal[True] | msgspec.UnsetType = msgspec.UNSET
+    """True where they do, and other choices do not."""
+
+
+def choice_name(choice: GroupChoice) -> str:
+    """A choice in words, such as "tensor degree 2, zero3 over 4 GPUs"."""
+    return group_name(choice.group) + ", ZeRO-1" * (choice.zero1 is True)
 
 
 def variant_of(profile: Profile, group: MaybeGroup) -> GroupVariant | None:
@@ -41,55 +72,91 @@ def variant_of(profile: Profile, group: MaybeGroup) -> GroupVariant | None:
     for variant in profile.variants:
         if variant.group == group:
             return variant
-    raise _missing(profile, group_name(group), [group.tensor], split=group.sequence_parallel)
+    asked = f" --tensor {group.tensor}" * (group.tensor > 1)
+    asked += " --sequence-parallel" * group.sequence_parallel
+    asked += f" --context {group.context}" * (group.context > 1)
+    raise _not_profiled(profile, group_name(group), asked)
 
 
 def graph_of(profile: Profile, group: MaybeGroup) -> LayerGraph:
-    """The layers as one GPU of a rank group runs them, without collectives."""
-    variant = variant_of(profile, group)
+    """The layers as one GPU of a rank group runs them, without collectives and without sharded state."""
+    variant = variant_of(profile, without_shard(group))
     return profile.graph if variant is None else variant.graph
 
 
 def searched_groups(
     profile: Profile, cluster: Cluster, demand: GroupDemand | msgspec.UnsetType
 ) -> tuple[MaybeGroup, ...]:
-    """The rank groups that a demand leaves, smallest first; only one GPU where nothing is asked.
+    """The groups without sharded state that a demand leaves, smallest first; only one GPU where nothing is asked.
 
     Any degree stands for the profile's degrees that divide a node's GPUs. Raises AutopartError where the profile,
-    or a node, does not have the degree that is asked for.
+    or a node, does not have the degrees that are asked for.
     """
     if not isinstance(demand, GroupDemand):
         return (msgspec.UNSET,)
     if cluster.gpus:
-        raise AutopartError(
-            "a tensor degree needs equal GPUs, and these are listed, each with its own; leave --tensor out"
-        )
+        raise AutopartError(_UNEQUAL[is_tensor_demand(demand)])
+    wanted = demand.context or ((1,) if demand.context is msgspec.UNSET else None)
+    groups = [msgspec.UNSET, *(variant.group for variant in profile.variants)]
     able = [
-        variant.group
-        for variant in profile.variants
-        if variant.group.context == 1
-        and demand.tensor in (None, variant.group.tensor)
-        and demand.sequence_parallel in (None, variant.group.sequence_parallel)
+        group
+        for group in groups
+        if demand.tensor in (None, tensor_degree(group))
+        and (wanted is None or context_degree(group) in wanted)
+        and (tensor_degree(group) == 1 or demand.sequence_parallel in (None, _splits(group)))
     ]
-    if not able:
-        split = demand.sequence_parallel is True
-        wanted = demand.tensor or "above 1"
-        said = f"tensor degree {wanted}" + " with sequence parallelism" * split
-        raise _missing(profile, said, [demand.tensor] if demand.tensor else [2, 4, 8], split=split)
-    if demand.tensor is not None:
-        check_fits_node(demand.tensor, cluster)
+    if not [group for group in able if isinstance(group, Group)] and _asks_above_1(demand):
+        raise _missing(profile, demand, wanted)
     fitting = [one for one in able if cluster.gpus_per_node % group_size(one) == 0]
-    ordered = sorted(fitting, key=lambda one: (one.tensor, one.sequence_parallel))
-    return (msgspec.UNSET, *ordered) if demand.tensor is None else tuple(ordered)
+    if not fitting or (demand.tensor is not None and wanted is not None and len(wanted) == 1):
+        check_fits_node(group_size(able[0]), cluster, only_tensor=is_tensor_demand(demand))
+    return tuple(
+        sorted(fitting, key=lambda one: (tensor_degree(one), _splits(one), context_degree(one)))
+    )
+
+
+_UNEQUAL = {
+    True: "a tensor degree needs equal GPUs, and these are listed, each with its own; leave --tensor out",
+    False: "a rank group needs equal GPUs, and these are listed, each with its own; leave --context and --shard out",
+}
+
+
+def is_tensor_demand(demand: GroupDemand) -> bool:
+    """Whether a demand is on tensor degrees alone."""
+    return demand.context is msgspec.UNSET and demand.shard is msgspec.UNSET
+
+
+def _asks_above_1(demand: GroupDemand) -> bool:
+    """Whether a demand asks for a variant, though degree 1 may do too."""
+    return (
+        demand.tensor != 1 or demand.context is None or demand.context not in (msgspec.UNSET, (1,))
+    )
+
+
+def _splits(group: MaybeGroup) -> bool:
+    return isinstance(group, Group) and group.sequence_parallel
 
 
 def _missing(
-    profile: Profile, wanted: str, degrees: Sequence[int], *, split: bool
+    profile: Profile, demand: GroupDemand, contexts: Sequence[int] | None
 ) -> AutopartError:
-    """The error where a profile has no such degree, with the command that adds it."""
+    """The error where a profile has no such degrees, with the command that adds them."""
+    split, degree = demand.sequence_parallel is True, demand.tensor
+    said: list[str] = []
+    asked = ""
+    if degree != 1:
+        said.append(f"tensor degree {degree or 'above 1'}" + " with sequence parallelism" * split)
+        asked = f" --tensor {degree or '2,4,8'}" + " --sequence-parallel" * split
+    if contexts is None or max(contexts) > 1:
+        listed = "above 1" if contexts is None else " or ".join(map(str, contexts))
+        said.append(f"context degree {listed}")
+        asked += f" --context {','.join(map(str, contexts or (2, 4, 8)))}"
+    return _not_profiled(profile, " and ".join(said), asked)
+
+
+def _not_profiled(profile: Profile, wanted: str, asked: str) -> AutopartError:
     own = groups_listed(profile.variants)
-    asked = ",".join(map(str, degrees))
     return AutopartError(
         f"the profile has no {wanted}, only {own}; profile the model again: autopart profile "
-        f"{profile.source.model} --tensor {asked}" + " --sequence-parallel" * split
+        f"{profile.source.model}{asked}"
     )

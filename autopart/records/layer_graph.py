@@ -83,6 +83,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Bytes in the trained parameters, tied ones included, in their own precision."""
     num_trainable: Count = 0
     """How many parameter elements are trained, tied ones included."""
+    unscattered_grad_bytes: Bytes | msgspec.UnsetType = msgspec.UNSET
+    """Gradient bytes beyond the rank's shard, kept until a sum once per step; only with sharded state."""
     buffer_bytes: Bytes = 0
     """Bytes in the layer's buffers. The loss layer adds the sum over a step's losses and a few numbers."""
     stash_bytes: Bytes = 0
@@ -164,6 +166,8 @@ class TiedParameter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Gradient bytes in the parameter's own precision; 0 where it is not trained."""
     num_trainable: Count
     """How many elements are trained."""
+    unscattered_grad_bytes: Bytes | msgspec.UnsetType = msgspec.UNSET
+    """As for a layer."""
 
 
 class LayerGraph(

@@ -14,7 +14,7 @@ from autopart.records.pace import Pace
 from autopart.records.plan_degrees import check_own_degrees, check_room
 from autopart.records.prediction import Prediction
 from autopart.records.problem import LENDING, Demands, Objective
-from autopart.records.rank_group import MaybeGroup, StageDegrees
+from autopart.records.rank_group import Group, MaybeGroup, StageDegrees
 from autopart.records.shown import html_of
 from autopart.records.training import Training, make_training
 from autopart.schedules.actions import Schedule, count_actions, format_order, has_pairs, parse_order
@@ -136,6 +136,8 @@ class SearchedSize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Samples per microbatch in that profile. Seconds and bytes were scaled where it differs."""
     group: MaybeGroup = msgspec.UNSET
     """The rank group that was searched at this size; absent for one GPU."""
+    zero1: Literal[True] | msgspec.UnsetType = msgspec.UNSET
+    """True where this entry has ZeRO-1, and others of the plan do not; else absent."""
     per_stage: StageDegrees | msgspec.UnsetType = msgspec.UNSET
     """The tensor degrees that stages could have, where this entry is for plans with several; else absent."""
     lower_bound: Seconds | None
@@ -244,6 +246,11 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
     for index, stage in enumerate(plan.stages):
         if len(set(stage.ranks)) < len(stage.ranks):
             raise PlanError(f"{where}: stage {index} names a rank twice: {stage.ranks}")
+    if isinstance(plan.group, Group) and plan.microbatch_size % plan.group.data:
+        raise PlanError(
+            f"{where}: microbatches of {counted(plan.microbatch_size, 'sample')} cannot be divided over the "
+            f"{plan.group.data} GPUs that share the state"
+        )
     beyond = max(rank for stage in plan.stages for rank in stage.ranks)
     check_room(plan, where)
     if beyond >= len(plan.orders):

@@ -75,6 +75,35 @@ def tensor_group(degree: int, *, sequence_parallel: bool) -> MaybeGroup:
     return Group(tensor=degree, sequence_parallel=sequence_parallel)
 
 
+def tensor_degree(group: MaybeGroup) -> int:
+    """GPUs that run each layer together, from 1 on."""
+    return group.tensor if isinstance(group, Group) else 1
+
+
+def shard_degree(group: MaybeGroup) -> int:
+    """GPUs that divide each microbatch's samples and the state, from 1 on."""
+    return group.data if isinstance(group, Group) else 1
+
+
+def context_degree(group: MaybeGroup) -> int:
+    """GPUs that divide each sequence, from 1 on."""
+    return group.context if isinstance(group, Group) else 1
+
+
+def without_shard(group: MaybeGroup) -> MaybeGroup:
+    """The group whose GPUs share no samples and no state: unset where that is one GPU."""
+    if not isinstance(group, Group) or group.tensor * group.context == 1:
+        return msgspec.UNSET
+    return Group(
+        tensor=group.tensor, sequence_parallel=group.sequence_parallel, context=group.context
+    )
+
+
+def samples_per_gpu(microbatch_size: int, group: MaybeGroup) -> int:
+    """Samples of a microbatch on each GPU of a group: those of a shard degree divide them."""
+    return microbatch_size // group.data if isinstance(group, Group) else microbatch_size
+
+
 def is_tensor_only(group: MaybeGroup) -> bool:
     """Whether a group is a tensor group, or one GPU."""
     return not isinstance(group, Group) or group.context == group.data == 1

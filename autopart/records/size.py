@@ -56,6 +56,10 @@ class SizedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Replicas of the stage that has the most."""
     tensor: PositiveCount
     """Tensor degree; the largest one where stages have their own."""
+    context: PositiveCount = 1
+    """Context degree."""
+    shard_degree: PositiveCount = 1
+    """Shard degree; 1 without sharded state."""
     schedule: str
     """Name of the schedule."""
     microbatch_size: PositiveCount

@@ -17,7 +17,7 @@ from autopart.records.plan_degrees import (
     rank_sizes,
 )
 from autopart.records.problem import CUSTOM
-from autopart.records.rank_group import group_name, group_size
+from autopart.records.rank_group import group_name, group_size, samples_per_gpu
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
 from autopart.report.labels import chosen_label, layers_label, ranks_label
 from autopart.report.made_by import made_by
@@ -222,10 +222,11 @@ def _syncs(plan: Plan) -> Iterator[str]:
 
 def notes_on_scaled(plan: Plan) -> list[str]:
     """A note on microbatch sizes that have no profile; none where all were measured."""
-    scaled = [size for size in plan.sizes if size.microbatch_size != size.profiled_size]
+    sizes = [(samples_per_gpu(size.microbatch_size, size.group), size) for size in plan.sizes]
+    scaled = [(own, size.profiled_size) for own, size in sizes if own != size.profiled_size]
     if not scaled:
         return []
-    named = dict.fromkeys(f"{s.microbatch_size} from {s.profiled_size}" for s in scaled)
+    named = dict.fromkeys(f"{own} from {profiled}" for own, profiled in scaled)
     which = ", ".join(named)
     return [f"scaled, not measured, are microbatch sizes {which}: {ASSUMPTION}"]
 

@@ -45,6 +45,8 @@ def plan_line(own: SizedPlan) -> str:
     """`7 x 8, tensor 2, 1f1b, 2 samples`: stages x replicas, degree, schedule, samples per microbatch."""
     parts = [f"{own.num_stages} x {own.num_replicas}"]
     parts += [f"tensor {own.tensor}"] if own.tensor > 1 else []
+    parts += [f"context {own.context}"] if own.context > 1 else []
+    parts += [f"shard {own.shard_degree}"] if own.shard_degree > 1 else []
     parts += [own.schedule, counted(own.microbatch_size, "sample")]
     parts += [f"{own.recomputed} recomputed"] if own.recomputed else []
     return ", ".join(parts)

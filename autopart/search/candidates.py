@@ -1,25 +1,38 @@
-"""Candidates: each microbatch size with each tensor degree that is searched, as a problem of its own.
+"""Candidates: each microbatch size with each rank group that is searched, as a problem of its own.
 
-Where a plan has one tensor degree, a candidate is an ordinary problem, whose ranks are tensor groups
-(autopart/cost/groups_as_ranks.py). Plans whose stages have degrees of their own are one candidate more
+Where a plan has one group, a candidate is an ordinary problem, whose ranks are groups
+(autopart/cost/chosen_groups.py). Plans whose stages have degrees of their own are one candidate more
 (autopart/stage_degrees/problem.py). The smallest of their lower bounds is the bound over all.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from autopart.activations.demands import checked_policies
+from autopart.cost.chosen_groups import problem_of_choice
 from autopart.cost.cuts import all_cuts
-from autopart.cost.groups_as_ranks import problem_of_groups
 from autopart.errors import AutopartError, InfeasibleError
-from autopart.records.group_choice import GroupDemand, searched_groups, variant_of
+from autopart.records.group_choice import (
+    GroupChoice,
+    GroupDemand,
+    choice_name,
+    has_sharding_choice,
+    searched_groups,
+)
 from autopart.records.layouts import check_num_stages, shapes
 from autopart.records.microbatch_sizes import Sized
 from autopart.records.plan import SolverName
 from autopart.records.problem import Problem
-from autopart.records.rank_group import MaybeGroup, StageDegrees, group_name, group_size
+from autopart.records.rank_group import (
+    MaybeGroup,
+    StageDegrees,
+    group_name,
+    group_size,
+    is_tensor_only,
+)
+from autopart.records.sharded_choices import no_shard_degree, searched_choices
 from autopart.search.infeasible import why_infeasible
 from autopart.search.remedies import some_plan_fits
 from autopart.stage_degrees.problem import (
@@ -28,19 +41,26 @@ from autopart.stage_degrees.problem import (
     searched_stage_degrees,
 )
 from autopart.stopping.time_limit import OutOfTime
+from autopart.text import counted
 
 
 class SearchedProblem(NamedTuple):
-    """A model at one microbatch size and tensor degree."""
+    """A model at one microbatch size and rank group."""
 
     sized: Sized
-    """The model's profile at the microbatch size."""
+    """The model's profile at the samples of each GPU."""
     group: MaybeGroup
     """The rank group."""
     problem: Problem
-    """The problem whose ranks are tensor groups; with one GPU per rank where stages have their own degrees."""
+    """The problem whose ranks are groups; with one GPU per rank where stages have their own degrees."""
     of_degrees: DegreesProblem | None = None
     """The problem whose stages have degrees of their own; None where all have `tensor`."""
+
+    @property
+    def zero1(self) -> Literal[True] | msgspec.UnsetType:
+        """True where replicas share optimizer state, and those of other candidates may not."""
+        chosen = has_sharding_choice(self.problem.demands.group) and self.problem.training.zero1
+        return True if chosen else msgspec.UNSET
 
     @property
     def per_stage(self) -> StageDegrees | msgspec.UnsetType:
@@ -60,24 +80,29 @@ def candidates(sized: Sequence[Sized], problems: Sequence[Problem]) -> list[Sear
     found: list[SearchedProblem] = []
     for one, problem in zip(sized, problems, strict=True):
         profile, cluster, demand = one.profile, problem.cluster, problem.demands.group
-        found += [
-            candidate(one, group, problem) for group in searched_groups(profile, cluster, demand)
-        ]
+        choices = searched_choices(
+            profile, cluster, demand, problem.training, problem.num_microbatches
+        )
+        found += [candidate(one, choice, problem) for choice in choices]
         found += [
             SearchedProblem(one, msgspec.UNSET, problem, problem_of_degrees(problem, profile, own))
             for own in searched_stage_degrees(profile, cluster, demand)
         ]
+    first, demand = problems[0], problems[0].demands.group
+    if not found and isinstance(demand, GroupDemand):
+        bases = searched_groups(sized[0].profile, first.cluster, demand)
+        raise no_shard_degree(bases, first.cluster, demand, first.num_microbatches)
     return found
 
 
-def candidate(sized: Sized, group: MaybeGroup, problem: Problem) -> SearchedProblem:
-    """The candidate with a tensor degree; `problem` has one GPU per rank. Raises AutopartError as above."""
-    groups = problem_of_groups(problem, variant_of(sized.profile, group))
+def candidate(sized: Sized, choice: GroupChoice, problem: Problem) -> SearchedProblem:
+    """The candidate with a rank group; `problem` has one GPU per rank. Raises AutopartError as above."""
+    groups = problem_of_choice(problem, sized.profile, choice)
     try:
         checked_policies(groups.graph, groups.cluster, groups.demands)
     except AutopartError as error:
-        raise AutopartError(f"{group_name(group)}: {error}") from None
-    return SearchedProblem(sized, group, groups)
+        raise AutopartError(f"{choice_name(choice)}: {error}") from None
+    return SearchedProblem(sized, choice.group, groups)
 
 
 def why_none_fits(searched: Sequence[SearchedProblem], solver: SolverName) -> InfeasibleError:
@@ -92,6 +117,8 @@ def why_none_fits(searched: Sequence[SearchedProblem], solver: SolverName) -> In
     if len(first) == 1 and group_size(best.group) == 1:
         return _with_degree_to_try(best, error)
     tried = ", ".join(dict.fromkeys(str(group_size(one.group)) for one in first))
+    if not all(is_tensor_only(one.group) for one in first):
+        tried = counted(len(first), "rank group")
     return InfeasibleError(
         f"{group_name(best.group)}, which needs the least memory of {tried}: {error}"
         if len(first) > 1
@@ -108,7 +135,7 @@ def _with_degree_to_try(asked: SearchedProblem, error: InfeasibleError) -> Infea
         return error
     for tensor in searched_groups(asked.sized.profile, problem.cluster, GroupDemand())[1:]:
         try:
-            other = candidate(asked.sized, tensor, problem).problem
+            other = candidate(asked.sized, GroupChoice(tensor), problem).problem
             would_do = some_plan_fits(other, all_cuts(other.graph))
         except (AutopartError, OutOfTime):
             continue

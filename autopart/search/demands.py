@@ -1,7 +1,7 @@
 """The problem for a search, made from the user's options."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -12,7 +12,7 @@ from autopart.errors import AutopartError
 from autopart.records.cluster import SENDS, Cluster, check_cluster, num_gpus
 from autopart.records.demands import able_schedules, check_demands
 from autopart.records.graph_check import bytes_in
-from autopart.records.group_choice import GroupDemand
+from autopart.records.group_choice import SHARDINGS, GroupDemand
 from autopart.records.layer_graph import LayerGraph, has_pair_times
 from autopart.records.lending import check_lending_sends
 from autopart.records.plan import POLICY_LISTS
@@ -77,7 +77,7 @@ def make_problem(
             options.optimizer,
             options.precision,
             options.gradient_dtype,
-            zero1=options.zero1,
+            zero1=options.zero1 or options.shard == "zero1",
             sync=options.sync or DEFAULT_SYNC,
             bucket_bytes=options.bucket_bytes,
         ),
@@ -135,8 +135,14 @@ SEQUENCE_PARALLEL = {"auto": None, "on": True, "off": False}
 def _group(options: SolveOptions) -> GroupDemand | msgspec.UnsetType:
     """The tensor degrees that the user asks for; unset for 1."""
     asked = str(options.tensor)
+    others = _context_and_shard(options)
     split = _known(options.sequence_parallel, tuple(SEQUENCE_PARALLEL), "--sequence-parallel")
     if asked == PER_STAGE:
+        if others:
+            raise AutopartError(
+                f"--tensor {PER_STAGE} gives stages tensor degrees of their own, and --context and --shard have one "
+                "group for all stages; write --tensor auto, or leave both out"
+            )
         return GroupDemand(sequence_parallel=SEQUENCE_PARALLEL[split], per_stage=True)
     if asked != "auto" and not (asked.isdecimal() and 1 <= int(asked) <= MOST_DEGREE):
         raise AutopartError(
@@ -144,12 +150,52 @@ def _group(options: SolveOptions) -> GroupDemand | msgspec.UnsetType:
         )
     if asked == "auto" or int(asked) > 1:
         degree = None if asked == "auto" else int(asked)
-        return GroupDemand(tensor=degree, sequence_parallel=SEQUENCE_PARALLEL[split])
+        return GroupDemand(tensor=degree, sequence_parallel=SEQUENCE_PARALLEL[split], **others)
     if split == "on":
         raise AutopartError(
             "--sequence-parallel on splits the sequence over a tensor group; ask for one: --tensor auto"
         )
-    return msgspec.UNSET
+    return GroupDemand(tensor=1, **others) if others else msgspec.UNSET
+
+
+def _context_and_shard(options: SolveOptions) -> dict[str, Any]:
+    """The context degrees and the sharded state that the user asks for; empty where neither is."""
+    found: dict[str, Any] = {}
+    degrees = str(options.context)
+    if degrees == "auto":
+        found["context"] = None
+    elif degrees != "1":
+        found["context"] = _context_degrees(degrees)
+    shard = _known(options.shard, ("none", "zero1", "zero2", "zero3", "auto"), "--shard")
+    if options.zero1 and shard in ("zero2", "zero3", "auto"):
+        raise AutopartError(
+            f"--zero1 shares optimizer state over replicas, and --shard {shard} chooses which state is shared; "
+            "leave out --zero1"
+        )
+    if options.shard_degree is not None and shard not in ("zero2", "zero3", "auto"):
+        raise AutopartError(
+            f"--shard-degree {options.shard_degree} needs sharded state in a group: --shard zero2, zero3 or auto"
+        )
+    if shard in ("zero2", "zero3", "auto"):
+        found["shard"] = SHARDINGS if shard == "auto" else (shard,)
+    if options.shard_degree is not None:
+        if not 2 <= options.shard_degree <= MOST_DEGREE:
+            raise AutopartError(f"--shard-degree {options.shard_degree}: write a number from 2 on")
+        found["shard_degree"] = options.shard_degree
+    return found
+
+
+def _context_degrees(typed: str) -> tuple[int, ...]:
+    """Read "1,2,4". Raises AutopartError on anything else."""
+    parts = typed.split(",")
+    if not all(part.isdecimal() and 1 <= int(part) <= MOST_DEGREE for part in parts):
+        raise AutopartError(
+            f"'{typed}' are no context degrees; write auto, or numbers such as 1,2,4"
+        )
+    degrees = tuple(map(int, parts))
+    if len(set(degrees)) < len(degrees):
+        raise AutopartError(f"--context {typed}: give each degree once")
+    return degrees
 
 
 def _with_own_checkpoints(demands: Demands, profile: Profile, options: SolveOptions) -> Demands:

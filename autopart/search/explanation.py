@@ -15,6 +15,7 @@ from autopart.records.plan import Plan
 from autopart.records.plan_degrees import has_several_degrees
 from autopart.records.problem import CUSTOM
 from autopart.records.profile import Profile
+from autopart.records.rank_group import samples_per_gpu
 from autopart.search.options import SolveOptions
 from autopart.search.options_of_plan import options_of
 from autopart.search.plan_comparison import training_seconds
@@ -141,7 +142,7 @@ def _same_shape(plan: Plan) -> SolveOptions:
     equal = len(set(replicas)) == 1
     return dataclasses.replace(
         options_of(plan),
-        microbatch_sizes=(plan.microbatch_size,),
+        microbatch_sizes=(samples_per_gpu(plan.microbatch_size, plan.group),),
         schedule=plan.schedule,
         num_stages=len(plan.stages),
         num_replicas=replicas[0] if equal else None,

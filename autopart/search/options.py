@@ -54,6 +54,14 @@ class SolveOptions:
     the GPUs of a node. `per-stage`: also plans whose stages have degrees of their own."""
     sequence_parallel: str = "auto"
     """Whether degrees above 1 have sequence parallelism: `on`, `off`, or `auto`: both."""
+    context: str = "1"
+    """GPUs that each have their part of every sequence (context degrees), with commas between, or `auto`: every degree
+    of the profile that divides the GPUs of a node with the other degrees."""
+    shard: str = "none"
+    """State that GPUs share: `none`; `zero1`, as `zero1=True`; `zero2`: gradients and optimizer state over the GPUs of
+    a group; `zero3`: weights, too; or `auto`: all of these are searched."""
+    shard_degree: int | None = None
+    """GPUs of a group that share state under zero2 and zero3. None: every number that fills a node is searched."""
     pins: Mapping[str, int] | None = None
     """The stage for each pinned layer, counted from 0."""
     same_stage: Sequence[Sequence[str]] = ()
@@ -121,6 +129,9 @@ class SolveKeywords(TypedDict, total=False):
     stages_per_rank: int | None
     tensor: int | str
     sequence_parallel: str
+    context: str
+    shard: str
+    shard_degree: int | None
     pins: Mapping[str, int] | None
     same_stage: Sequence[Sequence[str]]
     different_stage: Sequence[Sequence[str]]

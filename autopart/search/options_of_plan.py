@@ -3,10 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
-from autopart.records.group_choice import GroupDemand
+import msgspec
+
+from autopart.records.group_choice import GroupDemand, has_sharding_choice
 from autopart.records.plan import Plan
 from autopart.records.problem import CUSTOM, Demands
+from autopart.records.rank_group import samples_per_gpu
 from autopart.search.options import PER_STAGE, SolveOptions
 
 _SPLITS: Mapping[bool | None, str] = MappingProxyType({None: "auto", True: "on", False: "off"})
@@ -20,7 +24,9 @@ def options_of(plan: Plan) -> SolveOptions:
     demands, training = plan.demands, plan.training
     options = SolveOptions(
         global_batch=plan.num_microbatches * plan.microbatch_size,
-        microbatch_sizes=tuple(dict.fromkeys(size.microbatch_size for size in plan.sizes)),
+        microbatch_sizes=tuple(
+            dict.fromkeys(samples_per_gpu(size.microbatch_size, size.group) for size in plan.sizes)
+        ),
         objective=plan.objective,
         schedule="auto" if CUSTOM in demands.schedules else ",".join(demands.schedules),
         num_stages=demands.num_stages,
@@ -40,18 +46,28 @@ def options_of(plan: Plan) -> SolveOptions:
         optimizer=training.optimizer,
         precision=training.precision,
         gradient_dtype=training.gradient_dtype,
-        zero1=training.zero1,
+        zero1=training.zero1 and not has_sharding_choice(demands.group),
         sync=training.sync,
         bucket_bytes=training.bucket_bytes,
         sends=plan.cluster.sends,
     )
-    return dataclasses.replace(options, **_tensor(demands))
+    return dataclasses.replace(options, **_group(demands))
 
 
-def _tensor(demands: Demands) -> dict[str, str]:
-    """The words for the tensor degrees to choose from; none for degree 1."""
+def _group(demands: Demands) -> dict[str, Any]:
+    """The words for the rank groups to choose from; none for one GPU."""
     asked = demands.group
     if not isinstance(asked, GroupDemand):
         return {}
     degree = PER_STAGE if asked.per_stage is True else str(asked.tensor or "auto")
-    return {"tensor": degree, "sequence_parallel": _SPLITS[asked.sequence_parallel]}
+    found: dict[str, Any] = {
+        "tensor": degree,
+        "sequence_parallel": _SPLITS[asked.sequence_parallel] if degree != "1" else "auto",
+    }
+    if asked.context is not msgspec.UNSET:
+        found["context"] = "auto" if asked.context is None else ",".join(map(str, asked.context))
+    if isinstance(asked.shard, tuple):
+        found["shard"] = asked.shard[0] if len(asked.shard) == 1 else "auto"
+    if isinstance(asked.shard_degree, int):
+        found["shard_degree"] = asked.shard_degree
+    return found

@@ -11,9 +11,10 @@ from typing import NamedTuple, Unpack
 
 import msgspec
 
-from autopart.certificate.plan_problem import own_size, problem_of
+from autopart.certificate.plan_problem import own_entry, own_size, problem_of
 from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
 from autopart.records.cluster import Cluster, num_gpus
+from autopart.records.group_choice import GroupChoice
 from autopart.records.microbatch_sizes import at_sizes, samples
 from autopart.records.plan import SOLVERS, Plan, SolverName
 from autopart.records.plan_degrees import stage_groups
@@ -152,10 +153,16 @@ def baselines(
     demands = msgspec.structs.replace(
         plan.demands, pins=(), same_stage=(), different_stage=(), replicas_per_stage=False
     )
-    problem = msgspec.structs.replace(problem_of(plan, own.profile.graph), demands=demands)
     # Where stages have their own degrees, the largest one needs the least memory.
-    tensor = max(stage_groups(plan), key=group_size)
-    searched = candidate(own, tensor, problem)
+    choice = GroupChoice(max(stage_groups(plan), key=group_size), own_entry(plan).zero1)
+    samples, batch = own.profile.microbatch_size, plan.num_microbatches * plan.microbatch_size
+    problem = msgspec.structs.replace(
+        problem_of(plan, own.profile.graph),
+        demands=demands,
+        microbatch_size=samples,
+        num_microbatches=batch // samples,
+    )
+    searched = candidate(own, choice, problem)
     found: dict[str, Plan | str] = {}
     names: tuple[SolverName, ...] = ("uniform", "parameters")
     for name in names:

@@ -8,7 +8,7 @@ from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
 from autopart.records.plan import Plan
 from autopart.records.plan_degrees import stage_groups
 from autopart.records.profile import profile_hash
-from autopart.records.rank_group import group_size
+from autopart.records.rank_group import context_degree, shard_degree, tensor_degree
 from autopart.records.size import (
     MARKS,
     FewestGpus,
@@ -177,7 +177,9 @@ def sized_plans(
             gap=own.step / bound - 1 if bound else None,
             num_stages=len(plan.stages),
             num_replicas=max(len(stage.ranks) for stage in plan.stages),
-            tensor=max(map(group_size, stage_groups(plan))),
+            tensor=max(map(tensor_degree, stage_groups(plan))),
+            context=context_degree(plan.group),
+            shard_degree=shard_degree(plan.group),
             schedule=plan.schedule,
             microbatch_size=plan.microbatch_size,
             recomputed=sum(len(stage.recompute) + len(stage.selective) for stage in plan.stages),

@@ -53,16 +53,33 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
         tensor = 1
     if framework.tensor_groups == "whole sequences" and split == "auto" and str(tensor) != "1":
         split = "off"
+    _check_groups(options, framework)
     return dataclasses.replace(
         options,
         sync=options.sync or framework.sync,
         sends=sends,
         schedule=_schedules(options, framework),
         gradient_dtype=dtype_of_sums,
-        zero1=options.zero1 or framework.shards,
+        zero1=options.zero1 or (framework.shards and options.shard in ("none", "zero1")),
         tensor=tensor,
         sequence_parallel=split,
     )
+
+
+def _check_groups(options: SolveOptions, framework: Framework) -> None:
+    """Raise AutopartError where the framework has no sharded state, or no context degree, that is asked for."""
+    able = framework.sharded_state
+    if options.shard in ("zero2", "zero3", "auto") and options.shard not in able:
+        listed = ", ".join(("none", "zero1", *able))
+        raise AutopartError(
+            f"--shard {options.shard} is for autopart run: the export for {framework.title} takes {listed}; leave out "
+            "--target, or take one of these"
+        )
+    if options.context != "1" and not framework.context:
+        raise AutopartError(
+            f"--context {options.context} is for autopart run: the export for {framework.title} has no context degree; "
+            "leave out --target or --context"
+        )
 
 
 def target_line(options: SolveOptions, cluster: Cluster, dtype: str) -> str | None:

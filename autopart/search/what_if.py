@@ -31,6 +31,8 @@ WORDS = {
     "sends": "sends",
     "sequence-parallel": "sequence_parallel",
     "tensor": "tensor",
+    "context": "context",
+    "shard": "shard",
 }
 """Options that take a word, by the field of `SolveOptions`."""
 COUNTS = {

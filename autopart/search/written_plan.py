@@ -105,6 +105,7 @@ def searched_sizes(
             profile_hash=one.sized.profile_hash,
             profiled_size=one.sized.profiled_size,
             group=one.group,
+            zero1=one.zero1,
             per_stage=one.per_stage,
             lower_bound=outcome.lower_bound if outcome.lower_bound < NOTHING else None,
             simulated=outcome.simulated,

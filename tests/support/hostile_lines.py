@@ -59,7 +59,7 @@ POLICIES = {
 """The options for activation policies."""
 TRAINING = {
     "--optimizer": (*CHOICE, "-1", "nan", "1e999"), "--precision": (*CHOICE, "-mixed"), "--sync": CHOICE,
-    "--sync-bucket": SIZE, "--sends": CHOICE, "--gradient-dtype": CHOICE,
+    "--sync-bucket": SIZE, "--sends": CHOICE, "--gradient-dtype": CHOICE, "--shard": (*CHOICE, "zero3"), "--shard-degree": (*COUNT, "1"),
 }  # fmt: skip
 """The options for the training that is priced."""
 ELSEWHERE = {name: values[:1] for name, values in (CLUSTER | POLICIES | TRAINING).items()}
@@ -167,6 +167,7 @@ VERBS = {
             "--pin": PIN, "--same-stage": PAIR, "--different-stage": PAIR, "--solver": CHOICE,
             "--time-limit": NUMBER, "--memory-sweep": ("0", "1", "-1", "nan", "", "many"),
             "--output": OUTPUT, "--tensor": (*DEGREE, "per_stage", "per-stage,2"), "--sequence-parallel": CHOICE,
+            "--context": (*DEGREE, ",", "2,", "2,2", "3"),
         },
     ),
     "size": Verb(
@@ -181,7 +182,7 @@ VERBS = {
             "--output": OUTPUT, "--global-batch": (*COUNT, "7"), "--microbatch-size": ("", "0", "3"), "--objective": (*CHOICE, "bottleneck"),
             "--target": CHOICE[:2], "--schedule": CHOICE[:2], "--stages-per-rank": COUNT[:2], "--stages": ("0", "99"), "--replicas": ("0", "many"),
             "--pin": PIN[:3], "--same-stage": PAIR[:3], "--different-stage": PAIR[:3], "--solver": (*CHOICE[:2], "uniform"),
-            "--time-limit": NUMBER, "--tensor": DEGREE[:4], "--sequence-parallel": CHOICE[:2],
+            "--time-limit": NUMBER, "--tensor": DEGREE[:4], "--sequence-parallel": CHOICE[:2], "--context": DEGREE[:3],
         },
         (("size --profile {} --tokens 1e6 --gpu cpu=0.1 --global-batch 8 --time-limit 1", INPUT[:6]),),
     ),

@@ -78,6 +78,8 @@ def _stage_totals(
         - sum(t.grad_bytes * extra for t, extra in spare),
         num_trainable=sum(la.num_trainable for la in layers)
         - sum(t.num_trainable * extra for t, extra in spare),
+        unscattered_grad_bytes=sum(la.unscattered_grad_bytes or 0 for la in layers)
+        - sum((t.unscattered_grad_bytes or 0) * extra for t, extra in spare),
         stash_bytes=stash,
         inner_stash_bytes=inner,
         workspace_bytes=largest_transient(whole, tied_gradients(graph, own)),

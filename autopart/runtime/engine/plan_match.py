@@ -9,7 +9,7 @@ from torch.fx.node import Argument, map_aggregate
 from autopart.errors import ExportRefused, ModelError, PlanError
 from autopart.records.plan import Plan, check_plan
 from autopart.records.plan_degrees import check_tensor_groups, data_degree, samples_per_process
-from autopart.records.rank_group import Group, group_name
+from autopart.records.rank_group import Group, group_name, samples_per_gpu
 from autopart.records.torch_replicas import replicas_of
 from autopart.records.training import weight_dtype
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
@@ -201,7 +201,9 @@ def _is_scaled(plan: Plan) -> bool:
     The graph then has other shapes and another hash, so only the layers can be compared.
     """
     own = (size for size in plan.sizes if size.microbatch_size == plan.microbatch_size)
-    return any(size.profiled_size != size.microbatch_size for size in own)
+    return any(
+        size.profiled_size != samples_per_gpu(size.microbatch_size, size.group) for size in own
+    )
 
 
 def _told(plan: Plan, model: str, found: _Difference) -> str:

@@ -41,6 +41,7 @@ def lasting(
     return (
         figures.weights
         + summed_gradients(training, figures.gradients, figures.trained)
+        + figures.unscattered
         + shard(elements, training, replicas) * state_per_element(training)
         + own_microbatches * figures.inputs
     )

@@ -11,6 +11,7 @@ from autopart.records.profile import Profile
 from tests.support.problems import profile
 from tests.support.witness.draws import Style, draw_problem, rescaled, with_memory
 from tests.support.witness.optimum import low_memory
+from tests.support.witness.sharded import Sharing, problem_of_shards
 from tests.support.witness.tensor import draw_variants, problem_of_degree
 
 ONE_NODE = ((1, 1), (1, 2), (1, 3), (1, 4))
@@ -90,6 +91,7 @@ KINDS: dict[str, Style] = {
     ),
     "tensor degrees": Style(shapes=DIVISIBLE, most_layers=4),
     "tensor degrees per stage": Style(shapes=DIVISIBLE, most_layers=4),
+    "sharded state": Style(shapes=DIVISIBLE, most_layers=4),
     "every order": Style(shapes=FEW_GPUS[:4], most_layers=4, most_microbatches=2),
     "every order, policies": Style(
         policies=True, shapes=(*FEW_GPUS[:2], (2, 1)), most_layers=3, most_microbatches=2
@@ -102,6 +104,8 @@ EVERY_ORDER = ("every order", "every order, policies", "period, every order")
 
 WITH_DEGREES = ("tensor degrees", "tensor degrees per stage")
 """The kinds whose profiles have tensor variants."""
+SHARDED = "sharded state"
+"""The kind whose ranks may be groups that share state."""
 
 
 class Case(NamedTuple):
@@ -113,6 +117,13 @@ class Case(NamedTuple):
     """The problems; with tensor variants the first one alone has single GPUs as ranks."""
     variants: tuple[GroupVariant, ...] = ()
     """The tensor variants of the profile."""
+    words: dict[str, Any] | None = None
+    """Further options of `solve`. With these, the first problem is only the one from which the others are made."""
+
+    @property
+    def searched(self) -> tuple[Problem, ...]:
+        """The problems among whose plans the planner chooses."""
+        return self.problems[1:] if self.words else self.problems
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
@@ -124,7 +135,7 @@ class Case(NamedTuple):
                 microbatch_size=one.microbatch_size,
                 dtype=one.training.precision.removesuffix("-mixed"),
             )
-            for one in (self.problems[:1] if self.variants else self.problems)
+            for one in (self.problems[:1] if self.variants or self.words else self.problems)
         )
 
 
@@ -146,6 +157,8 @@ def draw_case(kind: str, seed: int) -> Case:
     problems = (problem,)
     if kind == "sizes":
         problems = tuple(rescaled(rng, problem, size) for size in rng.choice([(1, 2), (1, 2, 4)]))
+    if kind == SHARDED:
+        return _with_shards(rng, Case(seed, kind, problems))
     if kind in WITH_DEGREES:
         return _with_degrees(rng, Case(seed, kind, problems))
     return Case(seed, kind, problems)
@@ -158,7 +171,7 @@ def _style_of(rng: random.Random, kind: str) -> Style:
         style = _mixture(rng, style)
         if style.network and (style.uneven or style.mixed_gpus):
             style = style._replace(shapes=SPREADS)
-    elif kind in WITH_DEGREES:
+    elif kind in WITH_DEGREES or kind == SHARDED:
         style = _with_groups(rng, kind, style)
     elif style.mirrored:
         # Where the memory of GPUs differs, a search cannot tell that no plan exists.
@@ -183,6 +196,53 @@ def _with_degrees(rng: random.Random, case: Case) -> Case:
     fitting = [one for one in variants if problem.cluster.gpus_per_node % one.group.tensor == 0]
     own = tuple(problem_of_degree(problem, one) for one in fitting)
     return case._replace(problems=(problem, *own), variants=variants)
+
+
+def _with_shards(rng: random.Random, case: Case) -> Case:
+    """The case with some kinds of sharded state, and a problem for each group and kind, in the planner's order."""
+    (problem,) = case.problems
+    kinds = rng.choice([("zero2",), ("zero3",), ("none", "zero1", "zero2", "zero3")])
+    gpus, batch = problem.cluster.gpus_per_node, problem.num_microbatches
+    wanted = rng.choice([d for d in range(2, gpus + 1) if gpus % d == 0])
+    if batch % wanted:
+        problem = msgspec.structs.replace(problem, num_microbatches=wanted * (1 + batch // 3))
+    training = msgspec.structs.replace(problem.training, zero1=False)
+    problem = msgspec.structs.replace(problem, training=training)
+    variants = draw_variants(rng, problem.graph, [2]) if rng.random() < 0.4 else ()
+    bases: list[GroupVariant | None] = [None]
+    bases += sorted(variants, key=lambda one: one.group.sequence_parallel)
+    found: list[Problem] = []
+    for base in bases:
+        size = 1 if base is None else base.group.tensor
+        if gpus % size:
+            continue
+        degrees = [d for d in range(2, gpus + 1) if gpus % (size * d) == 0]
+        for kind in kinds:
+            if kind in ("none", "zero1"):
+                own = replace_training(problem, zero1=kind == "zero1")
+                found.append(own if base is None else problem_of_degree(own, base))
+                continue
+            found += [
+                problem_of_shards(
+                    problem, base, Sharing(d, kind == "zero3", training.sync == "fsdp2")
+                )
+                for d in degrees
+                if problem.num_microbatches % d == 0
+            ]
+    words = {
+        "shard": "auto" if len(kinds) > 1 else kinds[0],
+        "tensor": "auto" if variants else 1,
+        "num_microbatches": problem.num_microbatches,
+        "zero1": False,
+    }
+    # The profile is that of one GPU, so the problem with one GPU per rank comes first.
+    return Case(case.seed, case.kind, (problem, *found), variants, words)
+
+
+def replace_training(problem: Problem, *, zero1: bool) -> Problem:
+    """The problem with ZeRO-1 over replicas, or without it."""
+    training = msgspec.structs.replace(problem.training, zero1=zero1)
+    return msgspec.structs.replace(problem, training=training)
 
 
 def _with_groups(rng: random.Random, kind: str, style: Style) -> Style:

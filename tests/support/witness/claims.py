@@ -1,7 +1,7 @@
 """The planner's claims about one case, held against the exhaustive optimizer."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -51,14 +51,14 @@ def judge(case: Case, *, any_order: bool = False) -> Verdict:
     With `any_order` the second bound is compared with all named schedules.
     """
     whole = CUSTOM in case.problems[0].demands.schedules
-    found = [optimum_of_orders(one) if whole else optimum(one) for one in case.problems]
+    found = [optimum_of_orders(one) if whole else optimum(one) for one in case.searched]
     per_stage = case.kind == "tensor degrees per stage"
     if per_stage:
         found += [optimum_of_degrees(own, split=split) for split, own in _degree_sets(case)]
     best = min((one for one in found if one), key=lambda one: one.value, default=None)
     several = len(case.profiles) > 1
     tensor = "per-stage" if per_stage else "auto" if case.variants else 1
-    words = keywords(case.problems[0], several=several, tensor=tensor)
+    words = keywords(case.problems[0], several=several, tensor=tensor) | (case.words or {})
     try:
         plan = _solved(case, words, again=not whole)
     except NoPlanFound as error:
@@ -91,8 +91,8 @@ def _broken_refusal(case: Case, best: Found | None, error: InfeasibleError) -> I
         yield f"false infeasible: {best.words}: {error}"
     problem = case.problems[0]
     plain = problem.cluster.host_memory_bytes is None and not problem.cluster.gpus
-    if error.least_bytes is not None and plain and len(case.problems) == 1:
-        least = low_memory(problem)
+    if error.least_bytes is not None and plain and len(case.searched) == 1:
+        least = low_memory(case.searched[0])
         if least != error.least_bytes:
             yield f"the least memory is {least}, not {error.least_bytes}: {error}"
 
@@ -100,8 +100,9 @@ def _broken_refusal(case: Case, best: Found | None, error: InfeasibleError) -> I
 def _broken(
     case: Case, plan: Plan, found: Sequence[Found | None], best: Found | None
 ) -> Iterator[str]:
-    searched = [(size.microbatch_size, size.group) for size in plan.sizes]
-    problem = case.problems[searched.index((plan.microbatch_size, plan.group))]
+    searched = [(size.microbatch_size, size.group, size.zero1) for size in plan.sizes]
+    at = searched.index((plan.microbatch_size, plan.group, _zero1(case, plan)))
+    problem = case.searched[at]
     own_degrees = has_several_degrees(plan)
     # Step 1: the plan is what it says, by the verifier and by the witness.
     failed = [check for check in verify(plan, case.profiles) if not check.passed]
@@ -119,6 +120,11 @@ def _broken(
         yield f"a plan that breaks its demands: {plan.schedule} on {stage_ranks(plan)}"
     if best is not None:
         yield from _broken_bounds(problem, plan, found, best, value)
+
+
+def _zero1(case: Case, plan: Plan) -> Literal[True] | msgspec.UnsetType:
+    """What the plan's own entry says of ZeRO-1: only where other entries differ."""
+    return True if case.words and plan.training.zero1 else msgspec.UNSET
 
 
 def _broken_bounds(
@@ -187,7 +193,7 @@ def _broken_any_order(case: Case, plan: Plan) -> Iterator[str]:
     if case.problems[0].objective == "bottleneck" or case.problems[0].demands.replicas_per_stage:
         return
     names = tuple(name for name in SCHEDULES if name != CUSTOM)
-    for problem in case.problems:
+    for problem in case.searched:
         demands = msgspec.structs.replace(problem.demands, schedules=names, stages_per_rank=None)
         best = optimum(msgspec.structs.replace(problem, demands=demands))
         if best and plan.certificate.any_order_bound > best.value * (1 + SAME):

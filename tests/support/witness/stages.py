@@ -19,6 +19,8 @@ class StageFigures(NamedTuple):
     unshared: float
     weights: int
     gradients: int
+    unscattered: int
+    """Gradient bytes beyond shards, kept until a sum once per step."""
     trained: int
     widest: int
     inputs: int
@@ -57,6 +59,8 @@ def stage_figures(facts: Facts, before: int, after: int) -> StageFigures:
         weights=sum(la.param_bytes + la.buffer_bytes for la in layers)
         - sum(one.param_bytes for one in tied),
         gradients=sum(la.grad_bytes for la in layers) - sum(one.grad_bytes for one in tied),
+        unscattered=sum(la.unscattered_grad_bytes or 0 for la in layers)
+        - sum(one.unscattered_grad_bytes or 0 for one in tied),
         trained=sum(la.num_trainable for la in layers) - sum(one.num_trainable for one in tied),
         widest=max(la.num_trainable for la in layers),
         inputs=sum(size for readers, size in facts.inputs if readers.intersection(members)),

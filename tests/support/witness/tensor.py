@@ -100,22 +100,31 @@ def _collective(rng: random.Random) -> Collective:
 
 def problem_of_degree(problem: Problem, variant: GroupVariant) -> Problem:
     """The problem over one GPU of each tensor group."""
-    cluster, own = problem.cluster, {one.layer: one.collectives for one in variant.collectives}
+    own = {one.layer: one.collectives for one in variant.collectives}
     layers = tuple(
-        _layer(problem, layer, own.get(layer.name, ()), variant.group.tensor)
+        layer_with_collectives(
+            problem,
+            layer,
+            own.get(layer.name, ()),
+            variant.group.tensor,
+            could_hide=layer.weight_grad_time,
+        )
         for layer in variant.graph.layers
     )
-    groups = cluster.gpus_per_node // variant.group.tensor
-    host = cluster.host_memory_bytes
-    alone = msgspec.structs.replace(
+    graph = msgspec.structs.replace(variant.graph, layers=layers)
+    alone = cluster_of_group(problem.cluster, variant.group.tensor)
+    return msgspec.structs.replace(problem, graph=graph, cluster=alone)
+
+
+def cluster_of_group(cluster: Cluster, size: int) -> Cluster:
+    """The cluster over one GPU of each group of so many."""
+    groups, host = cluster.gpus_per_node // size, cluster.host_memory_bytes
+    return msgspec.structs.replace(
         cluster,
         gpus_per_node=groups,
         host_memory_bytes=None if host is None else host // cluster.gpus_per_node * groups,
-        network=cluster.network
-        and _network(cluster.network, cluster.gpus_per_node, variant.group.tensor),
+        network=cluster.network and _network(cluster.network, cluster.gpus_per_node, size),
     )
-    graph = msgspec.structs.replace(variant.graph, layers=layers)
-    return msgspec.structs.replace(problem, graph=graph, cluster=alone)
 
 
 def _network(network: Network, gpus: int, degree: int) -> Network:
@@ -139,22 +148,32 @@ def _network(network: Network, gpus: int, degree: int) -> Network:
     )
 
 
-def _layer(problem: Problem, layer: Layer, collectives: Sequence[Collective], degree: int) -> Layer:
-    """The layer with its collectives, which compute does not slow down. Only Megatron hides some."""
+def layer_with_collectives(
+    problem: Problem,
+    layer: Layer,
+    collectives: Sequence[Collective],
+    degree: int,
+    *,
+    could_hide: float,
+    more_per_step: float = 0.0,
+) -> Layer:
+    """The layer with its collectives, which compute does not slow down. Only Megatron hides some.
+
+    `could_hide` is the compute of its W, and `more_per_step` are seconds of other collectives once per step.
+    """
     spent = {
         "forward": 0.0,
         "again": 0.0,
         "beneath": 0.0,
         "input_grad": 0.0,
         "weight_grad": 0.0,
-        "step": 0.0,
+        "step": more_per_step,
     }
     for one in collectives:
-        took = _seconds(problem.cluster, one, degree) / problem.cluster.compute_slowdown
+        took = collective_seconds(problem, one, degree)
         spent["beneath" if one.beneath else one.phase] += took
         spent["again"] += took if one.recomputed else 0.0
-    could_hide = min(spent["beneath"], layer.weight_grad_time)
-    hidden = could_hide if problem.training.sync == "megatron" else 0.0
+    hidden = min(spent["beneath"], could_hide) if problem.training.sync == "megatron" else 0.0
     longer = {
         kind: msgspec.structs.replace(own, extra_time=own.extra_time + spent["again"])
         for kind, own in (("recompute", layer.recompute), ("selective", layer.selective))
@@ -167,9 +186,14 @@ def _layer(problem: Problem, layer: Layer, collectives: Sequence[Collective], de
         weight_grad_time=layer.weight_grad_time + spent["weight_grad"],
         split_time=layer.split_time + hidden,
         update_time=layer.update_time + spent["step"],
-        unshared_update_time=spent["step"],
+        unshared_update_time=spent["step"] or layer.unshared_update_time,
         **longer,
     )
+
+
+def collective_seconds(problem: Problem, one: Collective, degree: int) -> float:
+    """Seconds among so many GPUs of a node, which compute does not slow down."""
+    return _seconds(problem.cluster, one, degree) / problem.cluster.compute_slowdown
 
 
 def _seconds(cluster: Cluster, one: Collective, degree: int) -> float:

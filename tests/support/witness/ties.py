@@ -46,6 +46,7 @@ def state_beyond_first(
     trained = sum(one.num_trainable for one in again)
     weights = sum(one.param_bytes for one in again)
     gradients = summed_gradients(training, sum(one.grad_bytes for one in again), trained)
+    gradients += sum(one.unscattered_grad_bytes or 0 for one in again)
     left, size = figures.trained - trained, state_per_element(training)
 
     def less(before: int, after: int) -> int:

@@ -1,0 +1,295 @@
+"""Plans with sharded state and context degrees, against trying everything, and what `solve` says about them."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from autopart.certificate.certificate import certificate
+from autopart.certificate.plan_problem import PlanProblem
+from autopart.certificate.verify import verify
+from autopart.errors import AutopartError, ExportRefused, PlanError
+from autopart.exporters.targets import export_plan
+from autopart.records.cluster import GpuGroup, Link
+from autopart.records.group_variants import Collective, LayerCollectives
+from autopart.records.plan import Plan, check_plan, load_plan, save_plan
+from autopart.records.profile import Profile
+from autopart.records.rank_group import Group
+from autopart.report.plan_table import figures, plan_title
+from autopart.search.options_of_plan import options_of
+from autopart.search.planner import baselines, solve, solve_with_options
+from tests.support.plan_kinds import ROW
+from tests.support.problems import cluster
+from tests.support.seeds import seeds
+from tests.support.tensor_profiles import shard_of, with_degrees
+from tests.support.witness.cases import draw_case
+from tests.support.witness.claims import judge
+
+LINKS = {"intra_node": Link(bandwidth=2000.0), "inter_node": Link(bandwidth=20.0)}
+GIVEN = with_degrees(ROW, 2, whole=8)
+
+
+def solved(given: Profile = GIVEN, nodes: int = 1, gpus: int = 4, **options: Any) -> Plan:
+    words: dict[str, Any] = {"num_microbatches": 8, "shard": "zero3"}
+    return solve(given, cluster(nodes, gpus, **LINKS), **(words | options))
+
+
+def with_contexts(profile: Profile, *degrees: int) -> Profile:
+    """The profile with context degrees, alone and beside a tensor degree of 2; parameters are whole on each GPU."""
+    found = list(profile.variants)
+    for degree in degrees:
+        for tensor in (1, 2):
+            graph = shard_of(profile.graph, degree * tensor, split=True)
+            whole = zip(graph.layers, profile.graph.layers, strict=True)
+            layers = tuple(
+                msgspec.structs.replace(
+                    layer,
+                    param_bytes=-(-one.param_bytes // tensor),
+                    grad_bytes=-(-one.grad_bytes // tensor),
+                    num_trainable=-(-one.num_trainable // tensor),
+                )
+                for layer, one in whole
+            )
+            collectives = tuple(
+                LayerCollectives(
+                    layer=layer.name,
+                    collectives=(
+                        Collective(kind="all_gather", bytes=4, phase="forward", among="context"),
+                        Collective(
+                            kind="all_reduce", bytes=layer.grad_bytes, phase="step", among="context"
+                        ),
+                    ),
+                )
+                for layer in layers
+            )
+            variant = profile.variants[0]
+            found.append(
+                msgspec.structs.replace(
+                    variant,
+                    group=Group(tensor=tensor, context=degree),
+                    graph=msgspec.structs.replace(graph, layers=layers),
+                    collectives=collectives,
+                )
+            )
+    return msgspec.structs.replace(profile, variants=tuple(found))
+
+
+CONTEXTS = with_contexts(GIVEN, 2, 4)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_claim_on_sharded_state_is_false(seed: int):
+    """The witness prices each kind and degree from its own formulas, with every partition, placement and schedule."""
+    assert judge(draw_case("sharded state", seed)).broken == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", seeds(0, 6))
+def test_no_claim_on_more_sharded_state_is_false(block: int):
+    broken = [
+        (seed, claim)
+        for seed in range(1000 + 50 * block, 1050 + 50 * block)
+        for claim in judge(draw_case("sharded state", seed), any_order=seed % 5 == 0).broken
+    ]
+    assert broken == []
+
+
+def test_a_group_runs_as_many_microbatches_together_as_it_has_gpus():
+    plan = solved(nodes=2, shard_degree=4)
+    assert plan.group == Group(data=4, shard="zero3", reduce="microbatch")
+    assert (plan.microbatch_size, plan.num_microbatches) == (4, 2)
+    assert [(s.microbatch_size, s.profiled_size) for s in plan.sizes] == [(4, 1)]
+    assert all(check.passed for check in verify(plan, GIVEN))
+
+
+def test_auto_searches_every_kind_and_degree_and_is_never_worse():
+    plan = solved(shard="auto", tensor="auto", sequence_parallel="off", nodes=2)
+    assert [(size.group, size.zero1) for size in plan.sizes] == [
+        *_choices(1, (2, 4)),
+        *_choices(2, (2,)),
+    ]
+    assert all(check.passed for check in verify(plan, GIVEN))
+    for shard in ("none", "zero1", "zero2", "zero3"):
+        for tensor in (1, 2):
+            one = solved(shard=shard, tensor=tensor, sequence_parallel="off", nodes=2)
+            assert plan.prediction.step_time <= one.prediction.step_time * (1 + 1e-9)
+
+
+def _choices(tensor: int, degrees: tuple[int, ...]) -> list[Any]:
+    base = Group(tensor=tensor) if tensor > 1 else msgspec.UNSET
+    kinds: list[Any] = [(base, msgspec.UNSET), (base, True)]
+    for shard in ("zero2", "zero3"):
+        kinds += [
+            (Group(tensor=tensor, data=d, shard=shard, reduce="microbatch"), msgspec.UNSET)
+            for d in degrees
+        ]
+    return kinds
+
+
+def test_gradients_are_summed_once_per_step_as_fsdp2_does():
+    often, once = solved(shard_degree=4), solved(shard_degree=4, sync="fsdp2")
+    assert isinstance(once.group, Group) and once.group.reduce == "step"
+    kept = [plan.prediction.stages[0].memory.gradients for plan in (often, once)]
+    assert kept[1] > kept[0]
+    assert all(check.passed for check in verify(once, GIVEN))
+
+
+def test_each_kind_keeps_less_than_the_one_before():
+    words: dict[str, Any] = {"num_stages": 1, "num_replicas": 1, "shard_degree": 4}
+    plain = solved(shard="none", num_stages=1, num_replicas=4)
+    second, third = (solved(shard=kind, **words) for kind in ("zero2", "zero3"))
+    memory = [plan.prediction.stages[0].memory for plan in (plain, second, third)]
+    assert memory[0].weights == memory[1].weights > memory[2].weights
+    assert memory[0].gradients > memory[1].gradients == memory[2].gradients
+    assert memory[0].optimizer > memory[1].optimizer == memory[2].optimizer
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shard": "zero4"}, "unknown --shard 'zero4'; known: none, zero1, zero2, zero3, auto"),
+        ({"zero1": True}, "--zero1 shares optimizer state over replicas, and --shard zero3"),
+        ({"shard": "none", "shard_degree": 2}, "--shard-degree 2 needs sharded state in a group"),
+        ({"shard_degree": 1}, "--shard-degree 1: write a number from 2 on"),
+        ({"shard_degree": 3}, "shard degree 3 does not divide groups of 1 GPU on nodes of 4 GPUs"),
+        ({"shard_degree": 3}, "; 2, 4 do$"),
+        ({"shard_degree": 4, "tensor": 2}, "groups of 2 GPUs on nodes of 4 GPUs; 2 do"),
+        (
+            {"gpus": 1},
+            "sharded state needs at least 2 GPUs of a node that share it; groups of 1 GPU",
+        ),
+        (
+            {"num_microbatches": 3},
+            "none of 2, 4, the shard degrees that divide a node, divides the 3",
+        ),
+        (
+            {"num_microbatches": 6, "shard_degree": 4},
+            "shard degree 4 does not divide the 6 microba",
+        ),
+        ({"tensor": "per-stage"}, "--tensor per-stage gives stages tensor degrees of their own"),
+        ({"target": "megatron"}, "the export for Megatron-Core takes none, zero1; leave out"),
+        ({"shard": "none", "context": "2", "target": "torch"}, "has no context degree; leave out"),
+        (
+            {"shard": "none", "context": "two"},
+            "'two' are no context degrees; write auto, or numbers",
+        ),
+        ({"shard": "none", "context": "2,2"}, "--context 2,2: give each degree once"),
+        ({"shard": "none", "context": "2"}, "has no context degree 2, only 1, 2, 2 with sequence"),
+        ({"shard": "none", "context": "2,4"}, "autopart profile test --context 2,4$"),
+        ({"shard": "none", "context": "auto"}, "the profile has no context degree above 1"),
+        (
+            {"given": CONTEXTS, "context": "4", "tensor": 2, "shard": "none", "gpus": 4},
+            "a rank group of 8 GPUs does not fill a node of 4 GPUs: the product of its degrees must",
+        ),
+        (
+            {"given": CONTEXTS, "context": "4", "tensor": 2, "shard": "none", "gpus": 12},
+            "must divide the GPUs of a node, as 1, 2, 3, 4, 6, 12 do",
+        ),
+        (
+            {"given": CONTEXTS, "context": "8", "tensor": 2, "shard": "none"},
+            "no tensor degree 2 and context degree 8, only .*--tensor 2 --context 8$",
+        ),
+    ],
+)
+def test_a_group_that_is_not_there_is_refused_in_one_line(options: dict[str, Any], message: str):
+    with pytest.raises(AutopartError, match=message) as told:
+        solved(**options)
+    assert "\n" not in str(told.value)
+
+
+def test_different_gpus_share_no_state():
+    kinds = tuple(
+        GpuGroup(count=2, name=name, memory_bytes=1 << 40, speed=speed)
+        for name, speed in (("a", 1.0), ("b", 0.5))
+    )
+    with pytest.raises(AutopartError, match="leave --context and --shard out"):
+        solve(GIVEN, cluster(1, 4, gpus=kinds), num_microbatches=4, shard="zero2")
+
+
+def test_context_degrees_are_searched_with_the_others():
+    plan = solved(CONTEXTS, gpus=8, context="auto", tensor="auto", shard="auto")
+    assert all(check.passed for check in verify(plan, CONTEXTS))
+    groups = [size.group for size in plan.sizes if isinstance(size.group, Group)]
+    assert Group(tensor=2, context=2, data=2, shard="zero3", reduce="microbatch") in groups
+    assert {(g.tensor, g.context) for g in groups} == {(t, c) for t in (1, 2) for c in (1, 2, 4)}
+    assert "every context degree in 1, 2, 4" in plan.certificate.assumes
+    one = solved(CONTEXTS, gpus=8, context="2", shard="none")
+    assert one.group == Group(context=2)
+    assert "context degree 2" in plan_title(one)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shard": "auto"},
+        {"shard": "zero2", "shard_degree": 2, "tensor": "auto"},
+        {"given": CONTEXTS, "shard": "none", "context": "1,2"},
+        {"given": CONTEXTS, "shard": "zero3", "context": "auto", "tensor": 2},
+    ],
+)
+def test_a_plan_asks_its_question_again(options: dict[str, Any]):
+    plan = solved(**options)
+    given = options.get("given", GIVEN)
+    again = solve_with_options(given, plan.cluster, options_of(plan))
+    assert msgspec.structs.replace(again, origin=plan.origin) == plan
+
+
+def test_baselines_have_the_group_of_the_plan():
+    plan = solved(num_stages=2, shard="auto", nodes=2)
+    for other in baselines(GIVEN, plan).values():
+        assert isinstance(other, Plan)
+        assert (other.group, other.training.zero1) == (plan.group, plan.training.zero1)
+        assert other.prediction.step_time >= plan.prediction.step_time * (1 - 1e-9)
+
+
+def test_tables_name_the_group_and_files_keep_it(tmp_path: Path):
+    plan = solved(nodes=2, tensor=2, sequence_parallel="off", num_stages=2)
+    title = plan_title(plan)
+    assert title.startswith("test in 2 stages x tensor degree 2, zero3 over 2 GPUs on 8 of 8")
+    assert "tensor degree 2, zero3 over 2 GPUs: rank q is the GPUs 4 q" in " ".join(figures(plan))
+    save_plan(plan, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+
+
+def test_exports_refuse_sharded_state_so_far():
+    plan = solved(num_stages=2, shard_degree=2)
+    with pytest.raises(ExportRefused, match="the plan has zero3 over 2 GPUs, and an export for"):
+        export_plan(plan, "torchtitan")
+
+
+PLAN = solved(shard="auto", nodes=2, num_stages=2)
+
+
+def refusal(plan: Plan) -> str:
+    """The first check that refuses an altered plan, whose certificate says what its figures give."""
+    problem = PlanProblem(plan, [GIVEN])
+    value = plan.prediction.step_time
+    try:
+        every = [problem.problem_at(size) for size in plan.sizes]
+        changed = certificate(problem.problem, value, plan.sizes, every)
+        plan = msgspec.structs.replace(plan, certificate=changed)
+    except AutopartError:
+        pass
+    checks = verify(plan, GIVEN)
+    assert not checks[-1].passed
+    return checks[-1].detail
+
+
+def test_altered_plans_with_sharded_state_are_refused():
+    replace = msgspec.structs.replace
+    assert all(check.passed for check in verify(PLAN, GIVEN))
+    assert "leaves out microbatches of" in refusal(
+        replace(PLAN, sizes=tuple(s for s in PLAN.sizes if s.zero1 is msgspec.UNSET))
+    )
+    zero1 = replace(PLAN, training=replace(PLAN.training, zero1=not PLAN.training.zero1))
+    assert refusal(zero1)
+    demand = replace(PLAN.demands.group, shard=("zero2",))  # type: ignore[type-var]
+    only = replace(PLAN, demands=replace(PLAN.demands, group=demand))
+    assert "names, against its demands, microbatches" in refusal(only)
+    group = PLAN.group
+    assert isinstance(group, Group)
+    other = replace(group, shard="zero2" if group.shard == "zero3" else "zero3")
+    assert refusal(replace(PLAN, group=other))
+    with pytest.raises(PlanError, match="cannot be divided over the"):
+        check_plan(replace(PLAN, microbatch_size=PLAN.microbatch_size + 1))

@@ -1,0 +1,185 @@
+"""The problem over one GPU of a group with sharded state, as docs/sharding.md says.
+
+Everything is worked out layer by layer, in fractions of whole tensors, and nothing of autopart/cost is used.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from autopart.records.group_variants import Collective, GroupVariant
+from autopart.records.layer_graph import Layer, LayerGraph, Recompute, TiedParameter
+from autopart.records.problem import Problem
+from autopart.records.training import Training
+from tests.support.witness.tensor import (
+    cluster_of_group,
+    collective_seconds,
+    layer_with_collectives,
+)
+
+WIDTHS = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+
+
+class Sharing(NamedTuple):
+    """How d GPUs share state."""
+
+    parts: int
+    weights: bool
+    """Whether weights are shared too: zero3."""
+    once: bool
+    """Whether gradients are summed once per step."""
+
+
+def problem_of_shards(problem: Problem, variant: GroupVariant | None, sharing: Sharing) -> Problem:
+    """The problem of a group; `problem` and `variant` are for the samples of one GPU."""
+    graph = problem.graph if variant is None else variant.graph
+    tensor = 1 if variant is None else variant.group.tensor
+    listed = {} if variant is None else {v.layer: v.collectives for v in variant.collectives}
+    cuts = [_in_parts(problem, graph, at, sharing) for at in range(len(graph.layers))]
+    layers = tuple(
+        layer_with_collectives(
+            problem,
+            _with_shared_state(problem, graph, at, sharing, cuts[at]),
+            listed.get(layer.name, ()),
+            tensor,
+            could_hide=layer.weight_grad_time,
+            more_per_step=cuts[at].per_step,
+        )
+        for at, layer in enumerate(graph.layers)
+    )
+    tied = tuple(_tied(problem.training, one, sharing) for one in graph.tied)
+    return msgspec.structs.replace(
+        problem,
+        graph=msgspec.structs.replace(graph, layers=layers, tied=tied),
+        cluster=cluster_of_group(problem.cluster, tensor * sharing.parts),
+        microbatch_size=problem.microbatch_size * sharing.parts,
+        num_microbatches=problem.num_microbatches // sharing.parts,
+    )
+
+
+class _Seconds(NamedTuple):
+    """Seconds of one layer's messages among the GPUs that share state."""
+
+    gather: float
+    scatter: float
+    per_step: float
+
+
+def _in_parts(problem: Problem, graph: LayerGraph, at: int, sharing: Sharing) -> _Seconds:
+    layer = graph.layers[at]
+
+    def seconds(kind: str, size: int) -> float:
+        if not size:
+            return 0.0
+        one = Collective(kind=kind, bytes=size, phase="step")  # pyright: ignore[reportArgumentType]
+        return collective_seconds(problem, one, sharing.parts)
+
+    summed = _summed(problem.training, layer)
+    scatter = seconds("reduce_scatter", summed) if layer.grad_bytes else 0.0
+    whole = 0.0 if sharing.weights else seconds("all_gather", layer.grad_bytes)
+    return _Seconds(
+        gather=seconds("all_gather", layer.param_bytes) if sharing.weights else 0.0,
+        scatter=0.0 if sharing.once else scatter,
+        per_step=whole + (scatter if sharing.once else 0.0),
+    )
+
+
+def _summed(training: Training, one: Layer | TiedParameter) -> int:
+    """Whole gradient bytes in the dtype of sums."""
+    same = training.precision.removesuffix("-mixed") == training.gradient_dtype
+    return one.grad_bytes if same else one.num_trainable * WIDTHS[training.gradient_dtype]
+
+
+def _with_shared_state(
+    problem: Problem, graph: LayerGraph, at: int, sharing: Sharing, took: _Seconds
+) -> Layer:
+    layer, d = graph.layers[at], sharing.parts
+    forward = max(layer.forward_time, took.gather)
+    back = layer.input_grad_time + layer.weight_grad_time
+    whole = max(back, took.gather + took.scatter)
+    in_i = max(layer.input_grad_time + layer.split_time, took.gather)
+    in_w = max(layer.weight_grad_time, took.scatter)
+
+    def again(own: Recompute | None) -> Recompute | None:
+        if own is None:
+            return None
+        as_whole = max(back + own.extra_time, took.gather + took.scatter) - whole
+        as_split = (
+            max(layer.input_grad_time + layer.split_time + own.extra_time, took.gather) - in_i
+        )
+        return Recompute(extra_time=max(as_whole, as_split), stash_bytes=own.stash_bytes)
+
+    alone = layer.unshared_update_time or 0.0
+    fields = {
+        "forward_time": forward,
+        "input_grad_time": whole - in_w,
+        "weight_grad_time": in_w,
+        "split_time": in_i + in_w - whole,
+        "update_time": alone + (layer.update_time - alone) / d,
+        "recompute": again(layer.recompute),
+        "selective": again(layer.selective),
+    }
+    return msgspec.structs.replace(layer, **(fields | _bytes(problem.training, graph, at, sharing)))
+
+
+def _bytes(training: Training, graph: LayerGraph, at: int, sharing: Sharing) -> dict[str, object]:
+    layer, d = graph.layers[at], sharing.parts
+    in_ties = [one for one in graph.tied if layer.name in one.layers]
+
+    def part(name: str) -> int:
+        own = getattr(layer, name) - sum(getattr(one, name) for one in in_ties)
+        return sum((size + d - 1) // d for size in (own, *(getattr(t, name) for t in in_ties)))
+
+    # Neighbours: the nearest layer with parameters on either side.
+    others = [
+        next((graph.layers[i] for i in way if graph.layers[i].param_bytes), None)
+        for way in (range(at - 1, -1, -1), range(at + 1, len(graph.layers)))
+    ]
+    near = [one for one in others if one is not None]
+    weights = layer.param_bytes + max((one.param_bytes for one in near), default=0)
+    weights = weights if sharing.weights else 0
+    gradients = layer.grad_bytes
+    gradients += max(_summed(training, one) for one in (layer, *near))
+    gradients = 0 if sharing.once else gradients
+    waits = 0
+    for one in graph.tied:
+        places = sorted(i for i, la in enumerate(graph.layers) if la.name in one.layers)
+        extra = one.grad_bytes - (one.grad_bytes + d - 1) // d
+        if places[0] <= at < places[-1]:
+            waits += extra * (len([i for i in places if i > at]) + (at in places))
+    in_backward = weights + gradients + waits
+    apart, split = layer.backward_workspace_bytes, layer.split_backward
+    found: dict[str, object] = {
+        "grad_bytes": part("grad_bytes"),
+        "num_trainable": part("num_trainable"),
+        "workspace_bytes": layer.workspace_bytes + (in_backward if apart is None else weights),
+    }
+    if apart is not None:
+        found["backward_workspace_bytes"] = apart + in_backward
+    if sharing.weights:
+        found["param_bytes"] = part("param_bytes")
+    if split is not None:
+        found["split_backward"] = msgspec.structs.replace(
+            split,
+            input_grad_workspace_bytes=split.input_grad_workspace_bytes + weights,
+            weight_grad_workspace_bytes=split.weight_grad_workspace_bytes + gradients,
+        )
+    if sharing.once and layer.grad_bytes:
+        less = msgspec.structs.replace(
+            layer, grad_bytes=part("grad_bytes"), num_trainable=part("num_trainable")
+        )
+        found["unscattered_grad_bytes"] = _summed(training, layer) - _summed(training, less)
+    return found
+
+
+def _tied(training: Training, tied: TiedParameter, sharing: Sharing) -> TiedParameter:
+    d = sharing.parts
+    less = msgspec.structs.replace(
+        tied, grad_bytes=-(-tied.grad_bytes // d), num_trainable=-(-tied.num_trainable // d)
+    )
+    if sharing.weights:
+        less = msgspec.structs.replace(less, param_bytes=-(-tied.param_bytes // d))
+    if sharing.once and tied.grad_bytes:
+        left = _summed(training, tied) - _summed(training, less)
+        less = msgspec.structs.replace(less, unscattered_grad_bytes=left)
+    return less
