@@ -23,6 +23,7 @@ from autopart.exporters.torch.schedules import (
     torch_schedule,
 )
 from autopart.records.plan import Plan
+from autopart.records.plan_degrees import samples_per_process
 from autopart.text import counted
 
 VERSIONS = ("0.7.0",)
@@ -52,15 +53,15 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     notes = _notes(plan, shape, schedule)
     text = (
         f"{comments(plan, notes)}distributed:\n"
-        f"  dp_size: {shape.num_replicas}\n"
+        f"  dp_size: {shape.num_replicas * shape.shard_degree}\n{_shards(shape)}"
         f"  pp_size: {shape.num_ranks}\n{_tensor(shape)}"
         f"  activation_checkpointing: {'full' if recomputes else 'false'}\n"
         "  pipeline:\n"
         f"    pp_schedule: {schedule.name}\n{csv}"
-        f"    pp_microbatch_size: {plan.microbatch_size}\n"
+        f"    pp_microbatch_size: {samples_per_process(plan)}\n"
         f"    module_fqns_per_model_part: [\n{_indented(names)}    ]\n"
         "step_scheduler:\n"
-        f"  local_batch_size: {plan.microbatch_size * shape.num_microbatches}\n"
+        f"  local_batch_size: {samples_per_process(plan) * shape.num_microbatches}\n"
         f"  global_batch_size: {plan.microbatch_size * plan.num_microbatches}\n"
     )
     return Exported({"autopart_automodel.yaml": text, **schedule.files}, notes)
@@ -77,7 +78,7 @@ def _refuse_few_microbatches(plan: Plan, shape: Shape) -> None:
 
 def _notes(plan: Plan, shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]:
     notes = rank_notes(shape)
-    if shape.num_replicas > 1:
+    if shape.num_replicas > 1 and shape.shard_degree == 1:
         notes += (
             f"{_NAME} shards each stage's parameters over its replicas (FSDP): they take less memory "
             + ("than" if plan.training.zero1 else "and more messages than")
@@ -88,6 +89,17 @@ def _notes(plan: Plan, shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]
     if schedule.csv is not None:
         notes += (CSV_NOTE,)
     return notes
+
+
+def _shards(shape: Shape) -> str:
+    """The settings of groups that share state; empty without them.
+
+    Gathered weights stay through the step, and gradients are scattered at its end.
+    """
+    if shape.shard_degree == 1:
+        return ""
+    replicate = f"  dp_replicate_size: {shape.num_replicas}\n" if shape.num_replicas > 1 else ""
+    return f"{replicate}  reshard_after_forward: false\n  defer_fsdp_grad_sync: true\n"
 
 
 def _tensor(shape: Shape) -> str:

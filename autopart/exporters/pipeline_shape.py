@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple
 
 from autopart.errors import ExportRefused
 from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.records.plan_degrees import data_degree
 from autopart.records.problem import LENDING
-from autopart.records.rank_group import Group, group_size
+from autopart.records.rank_group import Group
 from autopart.schedules.actions import Schedule
 from autopart.schedules.placements import loop, wave
 from autopart.text import counted
@@ -30,11 +31,18 @@ class Shape(NamedTuple):
     """GPUs per rank: each rank is a tensor group of so many."""
     sequence_parallel: bool = False
     """Whether tensor groups split the sequence too."""
+    shard_degree: int = 1
+    """Processes of a rank that share its samples and state."""
+
+    @property
+    def gpus_per_rank(self) -> int:
+        """GPUs of one rank."""
+        return self.tensor_degree * self.shard_degree
 
     @property
     def num_gpus(self) -> int:
         """GPUs on all ranks of all replicas together."""
-        return self.num_ranks * self.num_replicas * self.tensor_degree
+        return self.num_ranks * self.num_replicas * self.gpus_per_rank
 
     @property
     def num_stages(self) -> int:
@@ -80,8 +88,9 @@ def shape_of(plan: Plan, framework: str) -> Shape:
         style,
         each,
         pipelines,
-        group_size(tensor),
+        tensor.tensor if isinstance(tensor, Group) else 1,
         isinstance(tensor, Group) and tensor.sequence_parallel,
+        data_degree(plan),
     )
 
 
@@ -156,12 +165,12 @@ def rank_notes(shape: Shape) -> tuple[str, ...]:
     """A note where the framework numbers ranks differently from the plan.
 
     Frameworks number the replicas on the first rank first, then those on the second. They number the
-    processes of a tensor group one after the other.
+    processes of a rank group one after the other.
     """
     order = [pipeline[place] for place in range(shape.num_ranks) for pipeline in shape.pipelines]
     if order == list(range(len(order))):
         return ()
-    t = shape.tensor_degree
+    t = shape.gpus_per_rank
     listed = ", ".join(str(rank * t + place) for rank in order for place in range(t))
     return (
         f"processes 0, 1, 2, ... must run on the plan's {'GPUs' if t > 1 else 'ranks'} {listed}: order the "

@@ -9,11 +9,12 @@ from autopart.exporters import automodel, deepspeed, megatron, primus, serving, 
 from autopart.exporters.exported import Exported
 from autopart.exporters.layer_order import check_layer_order
 from autopart.exporters.model_units import Renaming, UnitStage, units_of
+from autopart.exporters.sharded_state import refuse_sharded_state
 from autopart.exporters.torch import module as torch_module
 from autopart.records.frameworks import EXECUTOR, FRAMEWORKS, Framework
 from autopart.records.plan import Plan
 from autopart.records.plan_degrees import degrees_name, has_several_degrees
-from autopart.records.rank_group import group_name, group_size, is_tensor_only
+from autopart.records.rank_group import Group, group_name, group_size
 from autopart.records.training import DEFAULT_SYNC
 from autopart.units import format_time
 
@@ -36,11 +37,19 @@ class Target(NamedTuple):
     """The exporter that uses the plan's own layer names; None for others."""
     no_tensor_groups: str = ""
     """The reason why a rank cannot be a tensor group; empty where it can."""
+    no_sharded_state: str = ""
+    """The reason why the processes of a rank cannot share its state; empty where they can."""
 
 
 _TORCH = "torch's, or a CSV"
 _WHOLE = f"{_TORCH}; whole backwards"
 _TAKERS = "--to megatron and --to torchtitan take this plan"
+
+_MEGATRON_FSDP = (
+    "shares gradients through Megatron-FSDP alone, which its documentation joins with tensor, context and expert "
+    "groups and with no pipeline"
+)
+_SERVES = "trains nothing"
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
@@ -49,6 +58,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             "any modules, whole or except products",
             of_layers=torch_module.export_to_torch,
             no_tensor_groups="the exported modules shard no weights; " + _TAKERS,
+            no_sharded_state="leaves the sharding of stages to its user",
         ),
         "torchtitan": Target(
             FRAMEWORKS["torchtitan"], torchtitan.VERSIONS, _WHOLE, "any, or a V of 2",
@@ -57,11 +67,13 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "megatron": Target(
             FRAMEWORKS["megatron"], megatron.VERSIONS, "1f1b, interleaved-1f1b", "any",
             "the first layers of each stage, or parts of all layers", megatron.export_to_megatron,
+            no_sharded_state=_MEGATRON_FSDP,
         ),
         "deepspeed": Target(
             FRAMEWORKS["deepspeed"], deepspeed.VERSIONS, "1f1b", "1",
             "any layers, whole or except products", deepspeed.export_to_deepspeed, takes_any_unit=True,
             no_tensor_groups=deepspeed.NO_TENSOR_GROUPS + "; " + _TAKERS,
+            no_sharded_state="refuses ZeRO-2 and ZeRO-3 in its pipelines",
         ),
         "automodel": Target(
             FRAMEWORKS["automodel"], automodel.VERSIONS, _WHOLE, "any, or a V of 2",
@@ -69,14 +81,16 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         ),
         "primus": Target(
             FRAMEWORKS["primus"], primus.VERSIONS, "1f1b, interleaved-1f1b, zb-h1, zbv", "any, or a V of 2",
-            "any layers, or parts of all layers", primus.export_to_primus,
+            "any layers, or parts of all layers", primus.export_to_primus, no_sharded_state=_MEGATRON_FSDP,
         ),
         "vllm": Target(
             FRAMEWORKS["vllm"], serving.VLLM_VERSIONS, "-", "1", "-", of_units=serving.export_to_vllm,
+            no_sharded_state=_SERVES,
         ),
         "device-map": Target(
             FRAMEWORKS["device-map"], serving.DEVICE_MAP_VERSIONS, "-", "1", "-",
             of_layers=serving.export_to_device_map, no_tensor_groups=serving.NO_TENSOR_GROUPS,
+            no_sharded_state=_SERVES,
         ),
     }
 )  # fmt: skip
@@ -107,11 +121,13 @@ def export_plan(
             f"the plan has {degrees_name(plan)}, and {target} has one degree for all stages; the nearest "
             "plan has --tensor auto"
         )
-    if not is_tensor_only(plan.group):
+    if isinstance(plan.group, Group) and plan.group.context > 1:
         raise ExportRefused(
-            f"the plan has {group_name(plan.group)}, and an export for {target} has tensor groups only; the nearest "
-            "plan has neither --context nor --shard"
+            f"the plan has {group_name(plan.group)}, and an export for {target} has no context degree; the nearest "
+            "plan has --context 1"
         )
+    if asked.no_sharded_state:
+        refuse_sharded_state(plan, asked.framework.title, asked.no_sharded_state)
     if asked.no_tensor_groups and group_size(plan.group) > 1:
         raise ExportRefused(
             f"the plan has {group_name(plan.group)}, and {asked.no_tensor_groups}; the nearest "

@@ -30,6 +30,7 @@ from autopart.exporters.torch.schedules import (
     torch_schedule,
 )
 from autopart.records.plan import Plan
+from autopart.records.plan_degrees import samples_per_process
 from autopart.schedules.placements import loop, wave
 from autopart.text import counted
 
@@ -62,7 +63,7 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
         text = _toml(plan, shape, schedule, names, stages, notes)
         file = "autopart_titan.toml"
     else:
-        meshes = max(shape.tensor_degree, shape.num_replicas) > 1
+        meshes = max(shape.gpus_per_rank, shape.num_replicas) > 1
         notes += (SPMD_NOTE,) if meshes else ()
         text = _python(plan, shape, schedule, names, stages)
         file = "autopart_titan.py"
@@ -96,7 +97,7 @@ def _python(
         data="".join(f"    parallelism.{line}\n" for line in _data(plan, shape)),
         schedule=schedule.name,
         csv=repr(CSV_FILE) if schedule.csv is not None else "None",
-        microbatch_size=plan.microbatch_size,
+        microbatch_size=samples_per_process(plan),
         num_microbatches=shape.num_microbatches,
     )
 
@@ -126,10 +127,16 @@ def _selective_parts(layers: list[str]) -> dict[str, str]:
 def _data(plan: Plan, shape: Shape) -> list[str]:
     """The settings of replicas, which are alike in TOML and Python.
 
-    With ZeRO-1 FSDP2 shards weights, gradients and optimizer state. It gathers the weights once per step, and reduces the gradients
+    A group with zero2 is FSDP2's shard mesh, and replicas are its replicate mesh. With ZeRO-1 FSDP2 shards weights, gradients and optimizer state. It gathers the weights once per step, and reduces the gradients
     after the last microbatch, as the plan's sync and memory count them.
     """
     replicas = shape.num_replicas
+    if shape.shard_degree > 1:
+        return [
+            f"data_parallel_replicate_degree = {replicas}",
+            f"data_parallel_shard_degree = {shape.shard_degree}",
+            'fsdp_reshard_after_forward = "never"',
+        ]
     if replicas == 1 or not plan.training.zero1:
         return [
             f"data_parallel_replicate_degree = {replicas}",
@@ -164,13 +171,13 @@ def _toml(
     csv = f'pipeline_parallel_schedule_csv = "{CSV_FILE}"\n' if schedule.csv is not None else ""
     return (
         comments(plan, notes) + "\n[training]\n"
-        f"local_batch_size = {plan.microbatch_size * shape.num_microbatches}\n\n"
+        f"local_batch_size = {samples_per_process(plan) * shape.num_microbatches}\n\n"
         "[parallelism]\n"
         f"pipeline_parallel_degree = {shape.num_ranks}\n"
         + "".join(f"{line}\n" for line in _data(plan, shape))
         + (f"tensor_parallel_degree = {shape.tensor_degree}\n" if shape.tensor_degree > 1 else "")
         + f'pipeline_parallel_schedule = "{schedule.name}"\n{csv}'
-        f"pipeline_parallel_microbatch_size = {plan.microbatch_size}\n"
+        f"pipeline_parallel_microbatch_size = {samples_per_process(plan)}\n"
         f"module_fqns_per_model_part = [\n{rows(names)}]\n\n"
         f"[activation_checkpoint]\n{_mode(shape, stages)}"
     )

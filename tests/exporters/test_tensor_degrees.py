@@ -109,9 +109,9 @@ def test_a_framework_takes_the_tensor_groups_that_solve_plans_for_it(target: str
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_frameworks_refuse_groups_that_share_more_than_tensors(target: str) -> None:
+def test_frameworks_refuse_a_context_degree(target: str) -> None:
     plan = msgspec.structs.replace(language_plan([2, 2]), group=Group(context=2))
     message = refusal(plan, target)
     assert message.startswith(
-        f"the plan has context degree 2, and an export for {target} has tensor groups only"
+        f"the plan has context degree 2, and an export for {target} has no context degree"
     )

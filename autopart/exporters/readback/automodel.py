@@ -51,7 +51,20 @@ def rebuild(folder: Path, shape: Shape) -> Rebuilt:
         orders,
         parsed["tp_size"],
         parsed["strategy_config"].sequence_parallel,
+        **_mesh(parsed, shape),
     )
+
+
+def _mesh(parsed: dict[str, Any], shape: Shape) -> dict[str, Any]:
+    """The shard and replicate degrees, and whether FSDP2 keeps weights gathered; nothing without groups."""
+    if shape.shard_degree == 1:
+        return {}
+    replicas = parsed["dp_replicate_size"] or 1
+    return {
+        "shard_degree": parsed["dp_size"] // replicas,
+        "num_replicas": replicas,
+        "keeps_weights": parsed["strategy_config"].reshard_after_forward is False,
+    }
 
 
 def _small_llama(parts: list[list[str]]) -> Any:

@@ -76,6 +76,7 @@ def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) ->
         _recompute(stages, rebuilt),
         _orders(orders_of_one_replica(plan, shape, target), rebuilt),
         *_tensor_groups(shape, rebuilt),
+        *_sharded_state(shape, rebuilt),
     )
 
 
@@ -140,6 +141,22 @@ def _tensor_groups(shape: Shape, rebuilt: Rebuilt) -> list[Check]:
     if wanted != built:
         return [Check("tensor groups", False, f"{names[0]}, planned {names[1]}")]
     return [Check("tensor groups", True, f"{names[1]}, as planned")]
+
+
+def _sharded_state(shape: Shape, rebuilt: Rebuilt) -> list[Check]:
+    """The check of groups that share state; none where neither side has any."""
+    wanted = (shape.shard_degree, shape.num_replicas, True)
+    built = (rebuilt.shard_degree, rebuilt.num_replicas, rebuilt.keeps_weights)
+    if shape.shard_degree == rebuilt.shard_degree == 1:
+        return []
+    told = [
+        f"{counted(replicas, 'replica')} of {degree} processes that share state, weights "
+        + ("gathered through the step" if keeps else "gathered for each microbatch")
+        for degree, replicas, keeps in (built, wanted)
+    ]
+    if wanted != built:
+        return [Check("sharded state", False, f"{told[0]}; planned {told[1]}")]
+    return [Check("sharded state", True, f"{told[1]}, as planned")]
 
 
 def _listed(units: Sequence[str]) -> str:

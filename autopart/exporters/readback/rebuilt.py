@@ -27,6 +27,12 @@ class Rebuilt(NamedTuple):
     """Whether they split the sequence too."""
     selective: frozenset[str] = frozenset()
     """Units that run again except for parts that stay."""
+    shard_degree: int = 1
+    """Processes of a rank that share its state."""
+    num_replicas: int = 1
+    """Replicas of these groups; 1 too where the reader does not tell replicas from groups."""
+    keeps_weights: bool = False
+    """Whether their weights stay gathered through a step."""
 
 
 def installed(package: str, versions: Sequence[str]) -> tuple[str, str]:

@@ -3,6 +3,8 @@
 Its own function cuts a small Llama without data, and torch makes the orders.
 """
 
+import dataclasses
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +88,36 @@ def _rebuilt(
     # Version 0.2.2 has no setting: it always splits the sequence.
     splits = degree > 1 and getattr(parallel, "enable_sequence_parallel", True)
     built = tuple(units[stage] for stage in sorted(units))
-    return Rebuilt(built, frozenset(chosen), orders, degree, splits, frozenset(partly))
+    mesh = _mesh(parallel, shape)
+    return Rebuilt(built, frozenset(chosen), orders, degree, splits, frozenset(partly), *mesh)
+
+
+def _mesh(parallel: Any, shape: Shape) -> tuple[int, int, bool]:
+    """The shard and replicate degrees of torchtitan's own mesh, and whether FSDP2 keeps weights gathered."""
+    if shape.shard_degree == 1:
+        return 1, 1, False
+    dims = framework_module("torchtitan.distributed").ParallelDims
+    fields = {f.name for f in dataclasses.fields(dims)}
+    given = {
+        "dp_replicate": parallel.data_parallel_replicate_degree,
+        "dp_shard": parallel.data_parallel_shard_degree,
+        "cp": parallel.context_parallel_degree,
+        "tp": parallel.tensor_parallel_degree,
+        "pp": parallel.pipeline_parallel_degree,
+        "ep": 1,
+        "etp": 1,
+        "world_size": shape.num_gpus,
+        "spmd_backend": getattr(parallel, "spmd_backend", "partial_dtensor"),
+    }
+    mesh = dims(**{name: value for name, value in given.items() if name in fields})
+    policy, reshards = parallel.fsdp_reshard_after_forward, True
+    if importlib.util.find_spec("torchtitan.distributed.fsdp") is None:
+        # Version 0.2.2 decides inside `apply_fsdp`: never, and by default in pipelines.
+        reshards = policy == "always"
+    else:
+        reader = framework_module("torchtitan.distributed.fsdp")
+        reshards = reader.get_fsdp_reshard_after_forward_policy(policy, True)
+    return mesh.dp_shard, mesh.dp_replicate, not reshards
 
 
 def _count_from_one() -> None:

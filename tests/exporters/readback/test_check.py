@@ -16,6 +16,7 @@ from autopart.records.check import Check
 from autopart.records.plan import Plan
 from tests.exporters.readback.conftest import Needs
 from tests.support.exporters.language import language_plan, recomputing
+from tests.support.sharded_plans import sharing
 from tests.support.tensor_plans import in_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks warn on import
@@ -179,6 +180,26 @@ def test_frameworks_read_the_tensor_degree(
     for other in (in_groups(plan, 4, sequence_parallel=splits), plan):
         (check,) = swapped(monkeypatch, asked, other, target)
         assert check.name == "tensor groups"
+
+
+@pytest.mark.parametrize("target", ["torchtitan", "automodel"])
+@pytest.mark.parametrize(("replicas", "tensor"), [(1, 1), (2, 1), (2, 2)])
+def test_frameworks_read_shard_and_replicate_degrees(
+    needs: Needs, target: str, replicas: int, tensor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(target)
+    plan = language_plan([2, 3, 1], replicas=replicas)
+    splits = tensor > 1 and target == "torchtitan"
+    asked, other = (
+        sharing(plan, data, "zero2", reduce="step", tensor=tensor, sequence_parallel=splits)
+        for data in (2, 4)
+    )
+    *_, last = check_export(asked, target)
+    assert last.name == "sharded state" and last.passed and "2 processes" in last.detail
+    if target == "automodel":
+        # torchtitan's mesh refuses degrees that do not fill its processes.
+        (check,) = swapped(monkeypatch, asked, other, target)
+        assert check.name == "sharded state" and "4 processes" in check.detail
 
 
 def test_megatron_refuses_a_layout_without_one_layer(
