@@ -49,7 +49,7 @@ FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
     {
         "torch": Framework("torch.distributed.pipelining", tensor_groups="none"),
         "torchtitan": Framework(
-            "torchtitan", "fsdp2", schedules=_whole(), sums_in_float32=HALF,
+            "torchtitan", "fsdp2", schedules=_whole(), sums_in_float32=HALF, sharded_state=("zero2",),
         ),
         "megatron": Framework(
             "Megatron-Core", "megatron", schedules=MEGATRON_SCHEDULES, sums_in_float32=("bfloat16",),
@@ -59,6 +59,7 @@ FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
         ),
         "automodel": Framework(
             "NeMo AutoModel", "fsdp2", schedules=_whole(), shards=True, tensor_groups="whole sequences",
+            sharded_state=("zero2",),
         ),
         "primus": Framework(
             "AMD Primus", "megatron", schedules=(*MEGATRON_SCHEDULES, "zb-h1", "zbv"),
