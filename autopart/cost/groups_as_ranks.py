@@ -17,7 +17,7 @@ layers need them: that of the next layer beneath this one. A layer like this one
 
     F  max(F, x_F)      whole backward  max(I + W, x_I + x_W)      I  max(I, x_I)      W  max(W, x_W)
 
-and what recomputing the forward adds hides them too.
+and what recomputing the forward adds hides them too. Where sends keep ranks busy, messages are added instead.
 
 Megatron starts these collectives before W. The executor waits for each before it goes on, and so hides none; nor
 do frameworks on DTensor, whose products compute W together with I.
@@ -96,7 +96,11 @@ def layers_of_group(variant: GroupVariant, cluster: Cluster, training: Training)
     speed = slowest_speed(cluster, ())
     own = collective_times(variant.collectives, cluster, variant.group, scale=speed)
     layers = tuple(
-        _with_collectives(layer, own[layer.name], hides=training.sync in HIDING)
+        _with_collectives(
+            _beneath_compute(layer, own[layer.name], overlaps=cluster.sends_overlap),
+            own[layer.name],
+            could_hide=layer.weight_grad_time if training.sync in HIDING else 0.0,
+        )
         if layer.name in own
         else layer
         for layer in contended(variant.graph, cluster).layers
@@ -160,10 +164,9 @@ def collective_times(
     return {own.layer: times(own) for own in collectives if own.collectives}
 
 
-def _with_collectives(layer: Layer, own: CollectiveTimes, *, hides: bool) -> Layer:
+def _with_collectives(layer: Layer, own: CollectiveTimes, *, could_hide: float) -> Layer:
     """The layer with the seconds of its collectives; see the formulas above."""
-    compute, layer = layer, _beneath_compute(layer, own)
-    exposed = max(0.0, own.beneath - compute.weight_grad_time) if hides else own.beneath
+    exposed = max(0.0, own.beneath - could_hide)
 
     def run_again(of: Recompute | None) -> Recompute | None:
         """Both kinds of recompute run collectives again: only results of products are kept."""
@@ -186,22 +189,29 @@ def _with_collectives(layer: Layer, own: CollectiveTimes, *, hides: bool) -> Lay
     )
 
 
-def _beneath_compute(layer: Layer, own: CollectiveTimes) -> Layer:
-    """The layer with the exposed part of gathers and scatters that run beneath compute; see the formulas above."""
+def _beneath_compute(layer: Layer, own: CollectiveTimes, *, overlaps: bool) -> Layer:
+    """The layer with the exposed part of gathers and scatters; see the formulas above.
+
+    `overlaps` says whether messages run beside compute.
+    """
     gather, both = own.gather_backward, own.gather_backward + own.scatter
     if not own.gather_forward + both:
         return layer
+
+    def together(compute: float, messages: float) -> float:
+        return max(compute, messages) if overlaps else compute + messages
+
     backward = layer.input_grad_time + layer.weight_grad_time
     in_split = layer.input_grad_time + layer.split_time
-    forward, whole = max(layer.forward_time, own.gather_forward), max(backward, both)
-    alone, weights = max(in_split, gather), max(layer.weight_grad_time, own.scatter)
+    forward, whole = together(layer.forward_time, own.gather_forward), together(backward, both)
+    alone, weights = together(in_split, gather), together(layer.weight_grad_time, own.scatter)
 
     def run_again(of: Recompute | None) -> Recompute | None:
         """The forward that runs again hides more of them; the same seconds serve whole and split backwards."""
         if of is None:
             return None
-        in_whole = max(backward + of.extra_time, both) - whole
-        in_halves = max(in_split + of.extra_time, gather) - alone
+        in_whole = together(backward + of.extra_time, both) - whole
+        in_halves = together(in_split + of.extra_time, gather) - alone
         return msgspec.structs.replace(of, extra_time=max(in_whole, in_halves))
 
     added = forward - layer.forward_time + whole - backward

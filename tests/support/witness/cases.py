@@ -12,7 +12,7 @@ from tests.support.problems import profile
 from tests.support.witness.draws import Style, draw_problem, rescaled, with_memory
 from tests.support.witness.optimum import low_memory
 from tests.support.witness.sharded import Sharing, problem_of_shards
-from tests.support.witness.tensor import draw_variants, problem_of_degree
+from tests.support.witness.tensor import draw_contexts, draw_variants, gpus_of, problem_of_degree
 
 ONE_NODE = ((1, 1), (1, 2), (1, 3), (1, 4))
 NODES = ((2, 1), (2, 2), (3, 1), (2, 3), (3, 2), (3, 3))
@@ -209,11 +209,18 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
     training = msgspec.structs.replace(problem.training, zero1=False)
     problem = msgspec.structs.replace(problem, training=training)
     variants = draw_variants(rng, problem.graph, [2]) if rng.random() < 0.4 else ()
+    contexts = rng.random() < 0.4
+    if contexts:
+        tensors = [1, 2] if variants else [1]
+        variants += tuple(draw_contexts(rng, problem.graph, t) for t in tensors)
     bases: list[GroupVariant | None] = [None]
-    bases += sorted(variants, key=lambda one: one.group.sequence_parallel)
+    bases += sorted(
+        variants,
+        key=lambda one: (one.group.tensor, one.group.sequence_parallel, one.group.context),
+    )
     found: list[Problem] = []
     for base in bases:
-        size = 1 if base is None else base.group.tensor
+        size = 1 if base is None else gpus_of(base.group)
         if gpus % size:
             continue
         degrees = [d for d in range(2, gpus + 1) if gpus % (size * d) == 0]
@@ -231,7 +238,8 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
             ]
     words = {
         "shard": "auto" if len(kinds) > 1 else kinds[0],
-        "tensor": "auto" if variants else 1,
+        "tensor": "auto" if any(one.group.tensor > 1 for one in variants) else 1,
+        "context": "auto" if contexts else "1",
         "num_microbatches": problem.num_microbatches,
         "zero1": False,
     }

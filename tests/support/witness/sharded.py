@@ -14,6 +14,7 @@ from autopart.records.training import Training
 from tests.support.witness.tensor import (
     cluster_of_group,
     collective_seconds,
+    gpus_of,
     layer_with_collectives,
 )
 
@@ -33,7 +34,7 @@ class Sharing(NamedTuple):
 def problem_of_shards(problem: Problem, variant: GroupVariant | None, sharing: Sharing) -> Problem:
     """The problem of a group; `problem` and `variant` are for the samples of one GPU."""
     graph = problem.graph if variant is None else variant.graph
-    tensor = 1 if variant is None else variant.group.tensor
+    group = None if variant is None else variant.group
     listed = {} if variant is None else {v.layer: v.collectives for v in variant.collectives}
     cuts = [_in_parts(problem, graph, at, sharing) for at in range(len(graph.layers))]
     layers = tuple(
@@ -41,7 +42,7 @@ def problem_of_shards(problem: Problem, variant: GroupVariant | None, sharing: S
             problem,
             _with_shared_state(problem, graph, at, sharing, cuts[at]),
             listed.get(layer.name, ()),
-            tensor,
+            group,
             could_hide=layer.weight_grad_time,
             more_per_step=cuts[at].per_step,
         )
@@ -51,7 +52,7 @@ def problem_of_shards(problem: Problem, variant: GroupVariant | None, sharing: S
     return msgspec.structs.replace(
         problem,
         graph=msgspec.structs.replace(graph, layers=layers, tied=tied),
-        cluster=cluster_of_group(problem.cluster, tensor * sharing.parts),
+        cluster=cluster_of_group(problem.cluster, gpus_of(group) * sharing.parts),
         microbatch_size=problem.microbatch_size * sharing.parts,
         num_microbatches=problem.num_microbatches // sharing.parts,
     )
@@ -94,19 +95,20 @@ def _with_shared_state(
     problem: Problem, graph: LayerGraph, at: int, sharing: Sharing, took: _Seconds
 ) -> Layer:
     layer, d = graph.layers[at], sharing.parts
-    forward = max(layer.forward_time, took.gather)
+    # Blocking sends leave nothing hidden.
+    longest = (lambda a, b: max(a, b)) if problem.cluster.sends_overlap else (lambda a, b: a + b)
+    forward = longest(layer.forward_time, took.gather)
     back = layer.input_grad_time + layer.weight_grad_time
-    whole = max(back, took.gather + took.scatter)
-    in_i = max(layer.input_grad_time + layer.split_time, took.gather)
-    in_w = max(layer.weight_grad_time, took.scatter)
+    whole = longest(back, took.gather + took.scatter)
+    in_i = longest(layer.input_grad_time + layer.split_time, took.gather)
+    in_w = longest(layer.weight_grad_time, took.scatter)
 
     def again(own: Recompute | None) -> Recompute | None:
         if own is None:
             return None
-        as_whole = max(back + own.extra_time, took.gather + took.scatter) - whole
-        as_split = (
-            max(layer.input_grad_time + layer.split_time + own.extra_time, took.gather) - in_i
-        )
+        as_whole = longest(back + own.extra_time, took.gather + took.scatter) - whole
+        in_split = layer.input_grad_time + layer.split_time + own.extra_time
+        as_split = longest(in_split, took.gather) - in_i
         return Recompute(extra_time=max(as_whole, as_split), stash_bytes=own.stash_bytes)
 
     alone = layer.unshared_update_time or 0.0

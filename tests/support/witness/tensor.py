@@ -32,6 +32,25 @@ def draw_variants(
     )
 
 
+def draw_contexts(rng: random.Random, graph: LayerGraph, tensor: int) -> GroupVariant:
+    """A variant with context degree 2 beside a tensor degree, whose collectives join either kind of GPUs."""
+    listed: list[LayerCollectives] = []
+    for layer in graph.layers:
+        own = _collectives(rng, layer.name)
+        joined = tuple(
+            msgspec.structs.replace(one, among="context")
+            if tensor == 1 or rng.random() < 0.5
+            else one
+            for one in own.collectives
+        )
+        listed.append(LayerCollectives(layer=layer.name, collectives=joined))
+    return GroupVariant(
+        group=Group(tensor=tensor, context=2),
+        graph=_shard(rng, graph, 2 * tensor),
+        collectives=tuple(listed),
+    )
+
+
 def _shard(rng: random.Random, graph: LayerGraph, degree: int) -> LayerGraph:
     """The graph of one rank: each layer has between one t-th and all of its seconds and bytes."""
     # One share for all parameters: a layer never has less than its tied parameters.
@@ -106,14 +125,19 @@ def problem_of_degree(problem: Problem, variant: GroupVariant) -> Problem:
             problem,
             layer,
             own.get(layer.name, ()),
-            variant.group.tensor,
+            variant.group,
             could_hide=layer.weight_grad_time,
         )
         for layer in variant.graph.layers
     )
     graph = msgspec.structs.replace(variant.graph, layers=layers)
-    alone = cluster_of_group(problem.cluster, variant.group.tensor)
+    alone = cluster_of_group(problem.cluster, gpus_of(variant.group))
     return msgspec.structs.replace(problem, graph=graph, cluster=alone)
+
+
+def gpus_of(group: Group | None) -> int:
+    """GPUs of a group without sharded state."""
+    return 1 if group is None else group.tensor * group.context
 
 
 def cluster_of_group(cluster: Cluster, size: int) -> Cluster:
@@ -152,7 +176,7 @@ def layer_with_collectives(
     problem: Problem,
     layer: Layer,
     collectives: Sequence[Collective],
-    degree: int,
+    group: Group | None,
     *,
     could_hide: float,
     more_per_step: float = 0.0,
@@ -170,7 +194,9 @@ def layer_with_collectives(
         "step": more_per_step,
     }
     for one in collectives:
-        took = collective_seconds(problem, one, degree)
+        assert group is not None
+        count = group.context if one.among == "context" else group.tensor
+        took = collective_seconds(problem, one, count)
         spent["beneath" if one.beneath else one.phase] += took
         spent["again"] += took if one.recomputed else 0.0
     hidden = min(spent["beneath"], could_hide) if problem.training.sync == "megatron" else 0.0
