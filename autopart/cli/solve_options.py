@@ -191,10 +191,11 @@ class TrainingOptions:
         typer.Option("--zero1", help="Replicas share optimizer state and master copies (ZeRO-1)."),
     ] = False
     shard: Annotated[
-        Literal["none", "zero1", "zero2", "zero3", "auto"],
+        str,
         typer.Option(
+            metavar="auto|none,zero1,zero2,zero3",
             help="State that GPUs share: zero1: replicas share optimizer state (--zero1); zero2: GPUs of a node "
-            "that divide a microbatch share gradients, too; zero3: and weights; auto: all are searched."
+            "that divide a microbatch share gradients, too; zero3: and weights; auto: all are searched.",
         ),
     ] = "none"
     shard_degree: Annotated[

@@ -12,7 +12,7 @@ from autopart.errors import AutopartError
 from autopart.records.cluster import SENDS, Cluster, check_cluster, num_gpus
 from autopart.records.demands import able_schedules, check_demands
 from autopart.records.graph_check import bytes_in
-from autopart.records.group_choice import SHARDINGS, GroupDemand
+from autopart.records.group_choice import SHARDINGS, GroupDemand, Sharding
 from autopart.records.layer_graph import LayerGraph, has_pair_times
 from autopart.records.lending import check_lending_sends
 from autopart.records.plan import POLICY_LISTS
@@ -166,23 +166,36 @@ def _context_and_shard(options: SolveOptions) -> dict[str, Any]:
         found["context"] = None
     elif degrees != "1":
         found["context"] = _context_degrees(degrees)
-    shard = _known(options.shard, ("none", "zero1", "zero2", "zero3", "auto"), "--shard")
-    if options.zero1 and shard in ("zero2", "zero3", "auto"):
+    kinds = sharding_kinds(options.shard)
+    chosen = kinds not in (("none",), ("zero1",))
+    if options.zero1 and chosen:
         raise AutopartError(
-            f"--zero1 shares optimizer state over replicas, and --shard {shard} chooses which state is shared; "
+            f"--zero1 shares optimizer state over replicas, and --shard {options.shard} chooses which state is shared; "
             "leave out --zero1"
         )
-    if options.shard_degree is not None and shard not in ("zero2", "zero3", "auto"):
+    if options.shard_degree is not None and {"zero2", "zero3"}.isdisjoint(kinds):
         raise AutopartError(
             f"--shard-degree {options.shard_degree} needs sharded state in a group: --shard zero2, zero3 or auto"
         )
-    if shard in ("zero2", "zero3", "auto"):
-        found["shard"] = SHARDINGS if shard == "auto" else (shard,)
+    if chosen:
+        found["shard"] = kinds
     if options.shard_degree is not None:
         if not 2 <= options.shard_degree <= MOST_DEGREE:
             raise AutopartError(f"--shard-degree {options.shard_degree}: write a number from 2 on")
         found["shard_degree"] = options.shard_degree
     return found
+
+
+def sharding_kinds(typed: str) -> tuple[Sharding, ...]:
+    """Read "zero2,zero3" or "auto", in ZeRO's order. Raises AutopartError on another word."""
+    if typed == "auto":
+        return SHARDINGS
+    words = [word.strip() for word in typed.split(",")]
+    wrong = next((word for word in words if word not in SHARDINGS), None)
+    if wrong is not None:
+        known = ", ".join((*SHARDINGS, "auto"))
+        raise AutopartError(f"unknown --shard '{wrong}'; known: {known}")
+    return tuple(kind for kind in SHARDINGS if kind in words)
 
 
 def _context_degrees(typed: str) -> tuple[int, ...]:

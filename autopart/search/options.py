@@ -59,7 +59,7 @@ class SolveOptions:
     of the profile that divides the GPUs of a node with the other degrees."""
     shard: str = "none"
     """State that GPUs share: `none`; `zero1`, as `zero1=True`; `zero2`: gradients and optimizer state over the GPUs of
-    a group; `zero3`: weights, too; or `auto`: all of these are searched."""
+    a group; `zero3`: weights, too. Several with commas between are searched, and with `auto` all that the target has."""
     shard_degree: int | None = None
     """GPUs of a group that share state under zero2 and zero3. None: every number that fills a node is searched."""
     pins: Mapping[str, int] | None = None

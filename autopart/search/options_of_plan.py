@@ -67,7 +67,7 @@ def _group(demands: Demands) -> dict[str, Any]:
     if asked.context is not msgspec.UNSET:
         found["context"] = "auto" if asked.context is None else ",".join(map(str, asked.context))
     if isinstance(asked.shard, tuple):
-        found["shard"] = asked.shard[0] if len(asked.shard) == 1 else "auto"
+        found["shard"] = ",".join(asked.shard)
     if isinstance(asked.shard_degree, int):
         found["shard_degree"] = asked.shard_degree
     return found

@@ -17,6 +17,7 @@ OPTIONS = {
     "zero1": "--zero1",
     "tensor": "--tensor",
     "sequence_parallel": "--sequence-parallel",
+    "shard": "--shard",
 }
 """The options that a framework may fix, by the field's name."""
 
@@ -61,15 +62,26 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
         schedule=_schedules(options, framework),
         gradient_dtype=dtype_of_sums,
         zero1=options.zero1 or (framework.shards and options.shard in ("none", "zero1")),
+        shard=_shard(options, framework),
         tensor=tensor,
         sequence_parallel=split,
+    )
+
+
+def _shard(options: SolveOptions, framework: Framework) -> str:
+    """The kinds of sharded state to choose from, as far as the framework has them."""
+    if options.shard != "auto":
+        return options.shard
+    return ",".join(("zero1",) if framework.shards else ("none", "zero1")) + "".join(
+        f",{kind}" for kind in framework.sharded_state
     )
 
 
 def _check_groups(options: SolveOptions, framework: Framework) -> None:
     """Raise AutopartError where the framework has no sharded state, or no context degree, that is asked for."""
     able = framework.sharded_state
-    if options.shard in ("zero2", "zero3", "auto") and options.shard not in able:
+    wanted = {"zero2", "zero3"}.intersection(options.shard.split(","))
+    if not wanted.issubset(able):
         listed = ", ".join(("none", "zero1", *able))
         raise AutopartError(
             f"--shard {options.shard} is for autopart run: the export for {framework.title} takes {listed}; leave out "

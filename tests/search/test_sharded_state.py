@@ -12,6 +12,7 @@ from autopart.certificate.verify import verify
 from autopart.errors import AutopartError, ExportRefused, PlanError
 from autopart.exporters.targets import export_plan
 from autopart.records.cluster import GpuGroup, Link
+from autopart.records.group_choice import GroupDemand
 from autopart.records.group_variants import Collective, LayerCollectives
 from autopart.records.plan import Plan, check_plan, load_plan, save_plan
 from autopart.records.profile import Profile
@@ -149,6 +150,7 @@ def test_each_kind_keeps_less_than_the_one_before():
     ("options", "message"),
     [
         ({"shard": "zero4"}, "unknown --shard 'zero4'; known: none, zero1, zero2, zero3, auto"),
+        ({"shard": "zero3,"}, "unknown --shard ''; known: none, zero1, zero2, zero3, auto"),
         ({"zero1": True}, "--zero1 shares optimizer state over replicas, and --shard zero3"),
         ({"shard": "none", "shard_degree": 2}, "--shard-degree 2 needs sharded state in a group"),
         ({"shard_degree": 1}, "--shard-degree 1: write a number from 2 on"),
@@ -224,6 +226,7 @@ def test_context_degrees_are_searched_with_the_others():
     [
         {"shard": "auto"},
         {"shard": "zero2", "shard_degree": 2, "tensor": "auto"},
+        {"shard": "zero3, none"},
         {"given": CONTEXTS, "shard": "none", "context": "1,2"},
         {"given": CONTEXTS, "shard": "zero3", "context": "auto", "tensor": 2},
     ],
@@ -252,10 +255,11 @@ def test_tables_name_the_group_and_files_keep_it(tmp_path: Path):
     assert load_plan(tmp_path / "plan.json") == plan
 
 
-def test_exports_refuse_sharded_state_so_far():
+def test_exports_refuse_zero3_by_name():
     plan = solved(num_stages=2, shard_degree=2)
-    with pytest.raises(ExportRefused, match="the plan has zero3 over 2 GPUs, and an export for"):
-        export_plan(plan, "torchtitan")
+    for target in ("torch", "megatron", "deepspeed", "vllm"):
+        with pytest.raises(ExportRefused, match="the plan has zero3 over 2 GPUs, and"):
+            export_plan(plan, target)
 
 
 PLAN = solved(shard="auto", nodes=2, num_stages=2)
@@ -293,3 +297,22 @@ def test_altered_plans_with_sharded_state_are_refused():
     assert refusal(replace(PLAN, group=other))
     with pytest.raises(PlanError, match="cannot be divided over the"):
         check_plan(replace(PLAN, microbatch_size=PLAN.microbatch_size + 1))
+
+
+@pytest.mark.parametrize(
+    ("target", "kinds"),
+    [
+        ("torchtitan", ("none", "zero1", "zero2")),
+        ("automodel", ("zero1", "zero2")),
+        ("megatron", ("none", "zero1")),
+    ],
+)
+def test_a_target_searches_the_kinds_of_sharded_state_that_it_has(
+    target: str, kinds: tuple[str, ...]
+):
+    plan = solved(shard="auto", target=target, num_stages=2)
+    demand = plan.demands.group
+    assert isinstance(demand, GroupDemand) and demand.shard == kinds
+    reduced = {s.group.reduce for s in plan.sizes if isinstance(s.group, Group)}
+    assert reduced == ({"step"} if "zero2" in kinds else set())
+    assert all(check.passed for check in verify(plan, GIVEN))
