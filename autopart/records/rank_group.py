@@ -68,6 +68,11 @@ def group_size(group: MaybeGroup) -> int:
     return group.tensor * group.context * group.data if isinstance(group, Group) else 1
 
 
+def degrees_of(group: MaybeGroup) -> tuple[int, int]:
+    """The tensor degree and the context degree, from 1 on."""
+    return (group.tensor, group.context) if isinstance(group, Group) else (1, 1)
+
+
 def tensor_group(degree: int, *, sequence_parallel: bool) -> MaybeGroup:
     """The rank group with a tensor degree alone; unset for 1."""
     if degree == 1:

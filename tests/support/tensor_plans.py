@@ -8,13 +8,14 @@ from autopart.records.plan import Plan
 from autopart.records.rank_group import Group
 
 
-def in_groups(plan: Plan, degree: int, *, sequence_parallel: bool = False) -> Plan:
-    """The plan with tensor groups of `degree` GPUs as its ranks."""
-    cluster = msgspec.structs.replace(
-        plan.cluster, gpus_per_node=plan.cluster.gpus_per_node * degree
-    )
-    tensor = Group(tensor=degree, sequence_parallel=sequence_parallel)
-    return msgspec.structs.replace(plan, group=tensor, cluster=cluster)
+def in_groups(
+    plan: Plan, degree: int, *, sequence_parallel: bool = False, context: int = 1
+) -> Plan:
+    """The plan with groups of tensor degree `degree`, and of a context degree, as its ranks."""
+    size = plan.cluster.gpus_per_node * degree * context
+    cluster = msgspec.structs.replace(plan.cluster, gpus_per_node=size)
+    group = Group(tensor=degree, sequence_parallel=sequence_parallel, context=context)
+    return msgspec.structs.replace(plan, group=group, cluster=cluster)
 
 
 def with_own_degrees(

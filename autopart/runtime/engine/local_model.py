@@ -89,8 +89,8 @@ def local_model_of(
             raise UsageError(
                 f"rank {rank} of the plan needs a rank group of {counted(group_size(own), 'process', 'processes')}"
             )
-        if own.tensor > 1:
-            local, shards = local_part(captured, own, group.of_tensor)
+        if own.tensor * own.context > 1:
+            local, shards = local_part(captured, own, group.of_layers)
             states[own.tensor] = shards.states
         if group.of_samples is not None:
             data = data_part(own, local, group.of_samples)

@@ -8,8 +8,8 @@ from torch.fx.node import Argument, map_aggregate
 
 from autopart.errors import ExportRefused, ModelError, PlanError
 from autopart.records.plan import Plan, check_plan
-from autopart.records.plan_degrees import check_tensor_groups, data_degree, samples_per_process
-from autopart.records.rank_group import Group, group_name, samples_per_gpu
+from autopart.records.plan_degrees import data_degree, samples_per_process
+from autopart.records.rank_group import group_name, samples_per_gpu
 from autopart.records.torch_replicas import replicas_of
 from autopart.records.training import weight_dtype
 from autopart.runtime.capture.capture import Captured, Granularity, capture_model
@@ -75,8 +75,6 @@ def _cast(
 def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
     """Raise PlanError if a plan contradicts itself, or the backend cannot run it."""
     check_plan(plan)
-    if isinstance(plan.group, Group) and plan.group.context > 1:
-        check_tensor_groups(plan, "a run")
     _check_sharing(plan, backend)
     training = plan.training
     if training.gradient_dtype != weight_dtype(training):

@@ -29,7 +29,7 @@ from autopart.records.plan_degrees import (
     rank_of_process,
     rank_sizes,
 )
-from autopart.records.rank_group import Group, group_size
+from autopart.records.rank_group import Group, degrees_of, group_size
 from autopart.runtime.engine.failures import LostRank
 from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.sharding.groups import ProcessRanks, TensorGroup
@@ -127,22 +127,43 @@ def meet_group(
 def meet_rank_group(
     store: distributed.Store, plan: Plan, at: GroupPlace, backend: str, timeout: timedelta
 ) -> TensorGroup:
-    """Return the rank group of a process, and in it those that shard tensors, or share samples, with it.
+    """Return the rank group of a process, and in it those that share layers, or samples, with it.
 
     Collective over the rank's processes.
     """
     group = group_of_rank(plan, at.group)
-    whole = meet_group(store, at, group_size(group), backend, timeout)
     if not isinstance(group, Group) or group.data == 1:
-        return whole
-    samples, tensor = divmod(at.place, group_size(group) // group.data)
-    own = distributed.PrefixStore(f"samples/{at.group}/{tensor}", store)
+        return _meet_layers(store, at, degrees_of(group), backend, timeout)
+    whole = meet_group(store, at, group_size(group), backend, timeout)
+    samples, place = divmod(at.place, group_size(group) // group.data)
+    own = distributed.PrefixStore(f"samples/{at.group}/{place}", store)
     shares = _process_group(own, samples, group.data, backend, timeout)
-    shards = whole
-    if group.tensor > 1:
+    layers = whole
+    if group.tensor * group.context > 1:
         own = distributed.PrefixStore(f"tensor/{at.group}/{samples}", store)
-        shards = meet_group(own, GroupPlace(0, tensor), group.tensor, backend, timeout)
-    return _WithSamples(whole, shards, ProcessShards(shares, _with_samples))
+        layers = _meet_layers(own, GroupPlace(0, place), degrees_of(group), backend, timeout)
+    return _WithSamples(whole, layers, ProcessShards(shares, _with_samples))
+
+
+def _meet_layers(
+    store: distributed.Store,
+    at: GroupPlace,
+    degrees: tuple[int, int],
+    backend: str,
+    timeout: timedelta,
+) -> TensorGroup:
+    """Return the processes that share layers, by tensors and positions, with a part for each of both degrees."""
+    tensor, context = degrees
+    own = distributed.PrefixStore(f"tensor/{at.group}", store)
+    parts: dict[tuple[int, int], TensorGroup] = {}
+    for stride, degree in ((1, tensor), (tensor, context)):
+        if 1 < degree < tensor * context:
+            number = at.place // stride % degree
+            name = f"part/{stride}/{at.place - number * stride}"
+            part = distributed.PrefixStore(name, own)
+            made = _process_group(part, number, degree, backend, timeout)
+            parts[stride, degree] = _MortalRanks(made)
+    return _MortalRanks(_process_group(own, at.place, tensor * context, backend, timeout), parts)
 
 
 def _process_group(
@@ -163,15 +184,15 @@ def _with_samples(exchange: Callable[[], object]) -> object:
 
 
 class _WithSamples(TensorGroup):
-    """A rank group whose processes share samples; some of them may shard tensors."""
+    """A rank group whose processes share samples; some of them may share layers."""
 
-    def __init__(self, whole: TensorGroup, tensor: TensorGroup, samples: ShardGroup) -> None:
-        self._whole, self._tensor, self._samples = whole, tensor, samples
+    def __init__(self, whole: TensorGroup, layers: TensorGroup, samples: ShardGroup) -> None:
+        self._whole, self._layers, self._samples = whole, layers, samples
 
     @property
-    def of_tensor(self) -> TensorGroup:
+    def of_layers(self) -> TensorGroup:
         """Those with the same samples."""
-        return self._tensor
+        return self._layers
 
     @property
     def of_samples(self) -> ShardGroup:
@@ -193,6 +214,10 @@ class _WithSamples(TensorGroup):
     def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the sum over the rank group of the part that belongs to the caller."""
         return self._whole.reduce_scatter(parts)
+
+    def part(self, stride: int, degree: int) -> TensorGroup:
+        """Return a part of those with the same samples."""
+        return self._layers.part(stride, degree)
 
 
 _WHAT = "a collective of its tensor group"

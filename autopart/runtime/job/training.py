@@ -16,11 +16,13 @@ from autopart.fidelity.pace import compare_pace, notes_on_pace
 from autopart.records.plan import Plan, cast_of, num_ranks
 from autopart.records.plan_degrees import (
     gpus_of_ranks,
+    group_of_rank,
     has_several_degrees,
     num_processes,
     rank_sizes,
     samples_per_process,
 )
+from autopart.records.rank_group import degrees_of
 from autopart.records.run_result import CheckResult, RunResult
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram
@@ -71,8 +73,8 @@ from autopart.runtime.measuring.stash_meter import StashMeter
 from autopart.runtime.measuring.tensor_bytes import most_tensor_bytes
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
-from autopart.runtime.sharding.groups import TensorGroup, registered
-from autopart.runtime.sharding.local_graph import GROUP
+from autopart.runtime.sharding.group_graphs import exchanging
+from autopart.runtime.sharding.groups import TensorGroup
 from autopart.runtime.transforms.seeded_parts import Parts, parts_of
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.zoo.source import ModelSource
@@ -118,7 +120,8 @@ def train(
     cannot be used, PlanError for a plan from another model, LostRank if another rank is gone. On
     rank 0, raises RunError if a check fails.
     """
-    with nullcontext() if place.tensor is None else registered(GROUP, place.tensor.of_tensor):
+    degrees = degrees_of(group_of_rank(plan, place.rank))
+    with nullcontext() if place.tensor is None else exchanging(*degrees, place.tensor.of_layers):
         run = _Run(plan, settings, place, status_board, report)
         mine = run.steps()
     status_board.waiting("the end of the run", None)

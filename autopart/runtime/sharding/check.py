@@ -180,7 +180,7 @@ def _plain(module: fx.GraphModule, is_wide: bool) -> fx.GraphModule:
     for node in module.graph.nodes:
         new = env[node] = graph.node_copy(node, env.__getitem__)
         if new.target is draw_causal_attention:
-            new.target, new.args = causal_attention, new.args[4:]
+            new.target, new.args = causal_attention, new.args[5:]
         if new.target in FIRST_GIVEN_OF:
             operation, new.args = new.args[0], new.args[FIRST_GIVEN_OF[new.target] :]
             assert isinstance(operation, torch._ops.OpOverload)

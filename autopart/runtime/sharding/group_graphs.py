@@ -4,18 +4,18 @@ Place p of the group has tensor rank p mod t and context rank p div t.
 """
 
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
 
-from autopart.records.rank_group import Group, MaybeGroup
+from autopart.records.rank_group import Group, MaybeGroup, degrees_of
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.models.attributes import attach, is_persistent, lookup
 from autopart.runtime.sharding.context.cut import ContextGraph, context_module, cut_context
 from autopart.runtime.sharding.context.states import CONTEXT
-from autopart.runtime.sharding.groups import LoneRank, registered
+from autopart.runtime.sharding.groups import LoneRank, TensorGroup, registered
 from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.local_model import local_model, local_module
 from autopart.runtime.sharding.shard import ShardedGraph, shard_graph
@@ -96,8 +96,19 @@ def graphs_of(captured: Captured, group: Group) -> GroupGraphs:
 @contextmanager
 def lone_place(group: MaybeGroup) -> Generator[None]:
     """In this block, local graphs run as place 0 without the others: collectives move nothing."""
-    tensor, context = (group.tensor, group.context) if isinstance(group, Group) else (1, 1)
+    tensor, context = degrees_of(group)
     with registered(GROUP, LoneRank(tensor)), registered(CONTEXT, LoneRank(context)):
+        yield
+
+
+@contextmanager
+def exchanging(tensor: int, context: int, ranks: TensorGroup) -> Generator[None]:
+    """In this block, local graphs exchange through the ranks of a rank group, each kind through its part."""
+    with ExitStack() as stack:
+        if tensor > 1:
+            stack.enter_context(registered(GROUP, ranks.part(1, tensor)))
+        if context > 1:
+            stack.enter_context(registered(CONTEXT, ranks.part(tensor, context)))
         yield
 
 

@@ -6,7 +6,7 @@ decides what happens: real ranks exchange, threads in one process exchange, or n
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -21,14 +21,14 @@ WAIT_SECONDS = 600.0
 
 
 class TensorGroup(ABC):
-    """The t ranks that hold shards of the same layers."""
+    """Ranks that share the same layers: by tensors, by positions, or by both."""
 
     is_alone: bool = False
     """Whether no other rank exists: collectives then move nothing."""
 
     @property
-    def of_tensor(self) -> "TensorGroup":
-        """The part of a rank group that shards tensors with the caller; by default the whole."""
+    def of_layers(self) -> "TensorGroup":
+        """The part of a rank group that has the caller's samples, and shares layers with it; by default the whole."""
         return self
 
     @property
@@ -51,6 +51,10 @@ class TensorGroup(ABC):
     @abstractmethod
     def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the sum over the ranks of the part that belongs to the caller."""
+
+    @abstractmethod
+    def part(self, stride: int, degree: int) -> "TensorGroup":
+        """Return the group of those `degree` ranks that stand `stride` apart and include the caller."""
 
 
 class LoneRank(TensorGroup):
@@ -80,6 +84,10 @@ class LoneRank(TensorGroup):
         """Return the first part."""
         return parts[0].clone()
 
+    def part(self, stride: int, degree: int) -> TensorGroup:
+        """Return rank 0 of `degree`."""
+        return LoneRank(degree)
+
 
 class ProcessRanks(TensorGroup):
     """The ranks of a process group: one process each.
@@ -87,8 +95,18 @@ class ProcessRanks(TensorGroup):
     The group's own methods are called: torch's functions raise other errors for a group that is not theirs.
     """
 
-    def __init__(self, group: distributed.ProcessGroup) -> None:
+    def __init__(
+        self,
+        group: distributed.ProcessGroup,
+        parts: Mapping[tuple[int, int], TensorGroup] | None = None,
+    ) -> None:
+        """`parts` has the groups that `part` returns, by stride and degree, besides the whole one."""
         self._group = group
+        self._parts = {} if parts is None else dict(parts)
+
+    def part(self, stride: int, degree: int) -> TensorGroup:
+        """Return the part that was made with the group."""
+        return self if degree == self._group.size() else self._parts[stride, degree]
 
     def rank(self) -> int:
         """Return this process's rank in the group."""
@@ -157,7 +175,7 @@ class ThreadRanks(TensorGroup):
             raise (causes or list(errors.values()))[0]
 
     def part(self, stride: int, degree: int) -> TensorGroup:
-        """Return the group of those `degree` ranks that stand `stride` apart and include the caller.
+        """Return the part that includes the caller.
 
         All threads make the same exchanges in the same order, each in its own part.
         """
@@ -196,6 +214,10 @@ class _ThreadPart(TensorGroup):
         self._threads = threads
         self._stride = stride
         self._degree = degree
+
+    def part(self, stride: int, degree: int) -> TensorGroup:
+        """Return a part of this part."""
+        return _ThreadPart(self._threads, self._stride * stride, degree)
 
     def rank(self) -> int:
         """Return the calling thread's rank in its part."""

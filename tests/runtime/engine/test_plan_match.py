@@ -7,7 +7,6 @@ from torch import fx, nn
 
 from autopart.errors import ModelError, PlanError
 from autopart.records.plan import Plan
-from autopart.records.rank_group import Group
 from autopart.records.training import make_training
 from autopart.runtime.capture.capture import capture_model
 from autopart.runtime.engine.plan_match import capture_for_plan, check_can_run, place_on
@@ -106,14 +105,6 @@ class WithPositions(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x) * self.scale + torch.arange(8, device=x.device)
-
-
-def test_groups_that_share_more_than_tensors_are_refused():
-    one = plan(model())
-    cluster = msgspec.structs.replace(one.cluster, gpus_per_node=4)
-    changed = msgspec.structs.replace(one, cluster=cluster, group=Group(context=2))
-    with pytest.raises(PlanError, match="the plan has context degree 2, and a run has tensor gro"):
-        check_can_run(changed)
 
 
 def test_tensors_that_the_graph_creates_move_with_its_stage():

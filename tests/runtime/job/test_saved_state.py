@@ -94,6 +94,19 @@ def test_a_run_continues_with_twice_the_degree_and_without_replicas(
     assert [*half, *rest] == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.long
+def test_a_run_continues_with_a_context_degree_in_place_of_replicas(
+    four_ranks: RankPool, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "saved")
+    first = with_zero1(placed(GPT2, 2, 1, replicas=2))
+    second = in_groups(placed(GPT2, 1, 1), 1, context=4)
+    whole = losses(four_ranks, first, 4)
+    half = losses(four_ranks, first, 2, save=folder)
+    rest = losses(four_ranks, second, 2, load=folder)
+    assert [*half, *rest] == pytest.approx(whole, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_saved_tensors_are_whole_and_have_the_model_s_names(
     two_ranks: RankPool, tmp_path: Path

@@ -9,6 +9,7 @@ from torch import fx, nn
 from autopart.records.rank_group import Group
 from autopart.runtime.capture.capture import Captured, capture_model
 from autopart.runtime.models.model import TrainingModel
+from autopart.runtime.sharding.group_graphs import GroupGraphs
 from autopart.runtime.sharding.groups import LoneRank, ThreadRanks
 from autopart.runtime.sharding.rank_shards import RankShards, local_part
 from autopart.runtime.sharding.shard import ShardedGraph
@@ -45,7 +46,7 @@ def test_gradients_that_ranks_hold_in_parts_are_summed() -> None:
         parameters = {n: nn.Parameter(torch.zeros(2)) for n in ("shared", "own", "partial", "none")}
         for name in ("shared", "own", "partial"):
             parameters[name].grad = torch.full((2,), 10.0**rank)
-        RankShards(sharded, group).sum_gradients(parameters)
+        RankShards(GroupGraphs(sharded.captured, sharded), group).sum_gradients(parameters)
         assert parameters["none"].grad is None
         found[rank] = {n: float(p.grad[0]) for n, p in parameters.items() if p.grad is not None}
 

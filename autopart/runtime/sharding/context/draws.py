@@ -88,28 +88,45 @@ FIRST_GIVEN_OF: dict[object, int] = {
 
 
 def draw_own_positions(
-    node: fx.Node, rows: Sequence[Rows | None], result: Rows, degree: int
+    node: fx.Node,
+    rows: Sequence[Rows | None],
+    result: Rows,
+    degree: int,
+    of_slices: tuple[Any, ...] | None = None,
 ) -> None:
-    """Let a node of a local graph draw for the rank's positions; `rows` are those of its arguments."""
+    """Let a node of a local graph draw for the rank's positions; `rows` are those of its arguments.
+
+    `of_slices` has the arguments of `own_draws` behind its operation, for a slice of a tensor group.
+    """
     places = tuple(None if one is None else (one.dim, one.outer) for one in rows)
     own = (places, (result.dim, result.outer), degree, CONTEXT)
     if node.target is own_draws:
         operation, cuts, cut, ranks, group, *given = node.args
         node.args = (operation, *own, cuts, cut, ranks, group, *given)
         node.target = draw_positions_of_slices
-        return
-    if node.target is causal_attention:
-        node.args, node.target = (*own, *node.args), draw_causal_attention
-        return
-    assert isinstance(node.target, torch._ops.OpOverload)
-    node.args, node.target = (node.target, *own, *node.args), draw_positions
+    elif node.target is causal_attention:
+        node.target = draw_causal_attention
+        node.args = (*own, of_slices, *node.args)
+    else:
+        assert isinstance(node.target, torch._ops.OpOverload)
+        slices = () if of_slices is None else of_slices
+        node.args = (node.target, *own, *slices, *node.args)
+        node.target = draw_positions if of_slices is None else draw_positions_of_slices
 
 
 def draw_causal_attention(
-    places: Sequence[Place | None], result: Place, degree: int, group: str, *args: Any
+    places: Sequence[Place | None],
+    result: Place,
+    degree: int,
+    group: str,
+    of_slices: tuple[Any, ...] | None,
+    *args: Any,
 ) -> Any:
     """Return `causal_attention(*args)` with random numbers of the rank's own."""
-    return draw_positions(causal_attention, places, result, degree, group, *args)
+    own = (causal_attention, places, result, degree, group)
+    if of_slices is None:
+        return draw_positions(*own, *args)
+    return draw_positions_of_slices(*own, *of_slices, *args)
 
 
 def _in_whole(x: torch.Tensor, place: Place, degree: int, rank: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ MODELS = [GPT2, LLAMA, MOE, ENCDEC, "zoo:mlp-tiny", HF_LLAMA, HF_GPT2, HF_QWEN3,
     ("tensor", "context", "splits"),
     [
         pytest.param(1, 2, False, marks=pytest.mark.long),
-        (1, 4, False),
+        pytest.param(1, 4, False, marks=pytest.mark.long),
         pytest.param(2, 2, False, marks=pytest.mark.long),
         (2, 2, True),
     ],

@@ -51,18 +51,28 @@ def cut_attention(graph: ContextBuilder, node: fx.Node) -> None:
     if is_causal:
         args = (own, keys, values, dropout, scale, shares, graph.degree, CONTEXT)
         new = graph.put(node, rows, causal_attention, args)
-        given_rows = [rows, *(None for _ in args[1:])]
+        given_rows: list[Rows | None] = [rows, *(None for _ in args[1:])]
     else:
         local = None if mask is None else graph.formed(mask, node, masked)
         args = (own, keys, values, local, dropout, False)
         kwargs = {"scale": scale, "enable_gqa": shares}
         new = graph.put(node, rows, aten.scaled_dot_product_attention.default, args, **kwargs)
         given_rows = [rows, None, None, masked, None, None, None, None]
-    if not is_random(node):
-        return
-    if node.target is own_draws:
-        graph.fail(node, "has dropout inside attention under a tensor degree")
-    draw_own_positions(new, given_rows, rows, graph.degree)
+    if is_random(node):
+        of_slices = _slices(node, 3 if is_causal else 4) if node.target is own_draws else None
+        draw_own_positions(new, given_rows, rows, graph.degree, of_slices)
+
+
+_ARGUMENTS = 8
+"""Arguments of attention in a local graph, its tensors first."""
+
+
+def _slices(node: fx.Node, tensors: int) -> tuple[Any, ...]:
+    """Return how a tensor rank's slices stand in attention's arguments, of which the first are tensors."""
+    _, cuts, *rest = node.args[:FIRST_GIVEN]
+    assert isinstance(cuts, tuple)
+    first = [*cuts, *(None for _ in range(_ARGUMENTS))][:tensors]
+    return ((*first, *(None for _ in range(_ARGUMENTS - tensors))), *rest)
 
 
 def _given(node: fx.Node) -> dict[str, Any]:

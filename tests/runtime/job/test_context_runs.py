@@ -1,0 +1,116 @@
+"""Plans with a context degree train as the plain model, on four processes."""
+
+from functools import cache
+
+import msgspec
+import pytest
+
+from autopart.records.plan import Plan
+from autopart.records.run_result import CheckResult
+from autopart.runtime.engine.run_settings import RunSettings
+from autopart.schedules.catalogue import KINDS, make_schedule
+from tests.support.long_tests import long_tests
+from tests.support.pictures import place_stages
+from tests.support.places import MODELS
+from tests.support.runtime.plans import capture, plan_for
+from tests.support.runtime.rank_pool import RankPool
+from tests.support.runtime.tensor_runs import run_groups, run_without_group_sums
+from tests.support.tensor_plans import in_groups
+
+pytestmark = pytest.mark.slow
+
+captured = cache(capture)
+
+GPT2, LLAMA = "zoo:gpt2-tiny", "zoo:llama-tiny"
+HF_MIXTRAL = str(MODELS / "hf_mixtral.py")
+DROPOUT = str(MODELS / "dropout.py")
+ALL = [GPT2, LLAMA, "zoo:moe-tiny", str(MODELS / "hf_llama.py"), HF_MIXTRAL]
+SHAPES: dict[str, tuple[int, int, tuple[float, ...], int]] = {
+    "2 stages x c 2": (1, 2, (0.5,), 1),
+    "c 4": (1, 4, (), 1),
+    "t 2 x c 2": (2, 2, (), 1),
+    "2 replicas x c 2": (1, 2, (), 2),
+}
+"""Tensor degree, context degree, cuts and replicas, each for four processes."""
+IN_CI = {(GPT2, "2 stages x c 2"), (LLAMA, "t 2 x c 2")}
+
+
+def of_shape(model: str, shape: str, *, splits: bool = False) -> Plan:
+    """A plan for four processes whose ranks are groups with a context degree."""
+    if "hf_" in model:
+        pytest.importorskip("transformers")
+    tensor, context, cuts, replicas = SHAPES[shape]
+    plan = plan_for(model, captured(model, 2, "float32"), cuts, replicas=replicas)
+    return in_groups(plan, tensor, context=context, sequence_parallel=splits)
+
+
+def with_policy(plan: Plan, policy: str) -> Plan:
+    """The plan with all layers except the loss under the policy."""
+    stages = tuple(
+        msgspec.structs.replace(s, **{policy: tuple(n for n in s.layers if n != "loss")})
+        for s in plan.stages
+    )
+    return msgspec.structs.replace(plan, stages=stages)
+
+
+def checked(pool: RankPool, plan: Plan) -> CheckResult:
+    """The check after two steps; it raises if anything differs from the plain model."""
+    settings = RunSettings(model=plan.origin.model, steps=2, check=True)
+    result = pool.call(run_groups, plan, settings)[0]
+    assert result is not None and result.check is not None
+    assert result.check.losses <= 1e-5 and result.check.gradients <= 1e-5, result.check
+    return result.check
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        pytest.param(m, s, marks=() if (m, s) in IN_CI else pytest.mark.long)
+        for m in ALL
+        for s in SHAPES
+    ],
+)
+def test_context_groups_train_as_the_plain_model(
+    four_ranks: RankPool, model: str, shape: str
+) -> None:
+    checked(four_ranks, of_shape(model, shape, splits=shape.startswith("t 2")))
+
+
+@pytest.mark.parametrize("schedule", ["zbv", *long_tests("gpipe", "zb-h1", "interleaved-1f1b")])
+def test_schedules_run_in_context_groups(four_ranks: RankPool, schedule: str) -> None:
+    """A split backward defers weight gradients, which are partial until the end of the step."""
+    kind = KINDS[schedule]
+    ranks = place_stages(kind, 2, kind.stages_per_rank or 2)
+    cuts = [s / len(ranks) for s in range(1, len(ranks))]
+    orders = make_schedule(schedule, ranks, 4)
+    model = captured(GPT2, 2, "float32")
+    plan = plan_for(GPT2, model, cuts, schedule=schedule, ranks=ranks, orders=orders)
+    checked(four_ranks, in_groups(plan, 1, context=2))
+
+
+@pytest.mark.parametrize("policy", ["recompute", *long_tests("selective", "offload")])
+def test_activation_policies_run_on_positions(four_ranks: RankPool, policy: str) -> None:
+    """A recomputed layer gathers its keys and values again."""
+    checked(four_ranks, with_policy(of_shape(GPT2, "2 stages x c 2"), policy))
+
+
+@pytest.mark.parametrize("sync", ["overlap", *long_tests("end")])
+def test_zero1_shares_the_state_of_equal_places(four_ranks: RankPool, sync: str) -> None:
+    plan = of_shape(GPT2, "2 replicas x c 2")
+    training = msgspec.structs.replace(plan.training, zero1=True, sync=sync)
+    checked(four_ranks, msgspec.structs.replace(plan, training=training))
+
+
+@pytest.mark.parametrize("shape", ["t 2 x c 2", *long_tests("2 stages x c 2", "c 4")])
+def test_dropout_on_positions_draws_the_plain_model_s_numbers(
+    four_ranks: RankPool, shape: str
+) -> None:
+    check = checked(four_ranks, of_shape(DROPOUT, shape, splits=shape.startswith("t 2")))
+    assert any("random numbers were seeded alike" in note for note in check.notes)
+
+
+def test_the_check_misses_the_sums_over_a_group(four_ranks: RankPool) -> None:
+    plan = of_shape(GPT2, "2 stages x c 2")
+    settings = RunSettings(model=GPT2, steps=1, check=True)
+    said = four_ranks.call(run_without_group_sums, plan, settings)[0]
+    assert "differs from the plain model" in said
