@@ -141,15 +141,6 @@ def check_one_gpu_per_rank(plan: OwnPlan, what: str) -> None:
         )
 
 
-def check_tensor_groups(plan: OwnPlan, what: str) -> None:
-    """Raise PlanError where the plan's ranks are more than tensor groups, and `what` cannot have these."""
-    if not all(map(is_tensor_only, stage_groups(plan))):
-        raise PlanError(
-            f"the plan has {degrees_name(plan)}, and {what} has tensor groups only; solve without --context and "
-            "--shard for a plan that it takes"
-        )
-
-
 def _kind(plan: OwnPlan) -> str:
     """The word for the plan's groups."""
     return "tensor" if all(map(is_tensor_only, stage_groups(plan))) else "rank"
