@@ -26,10 +26,11 @@ from autopart.cost.in_flight import (
     stages_in_flight,
 )
 from autopart.cost.lending import lend_times, with_lending
+from autopart.cost.made_gradients import whole_gradients
 from autopart.cost.memory import (
     Memory,
     memory,
-    microbatch_bytes,
+    moving_bytes,
     rank_peaks,
     repeated_bytes,
     total,
@@ -58,6 +59,7 @@ from autopart.records.layouts import (
     one_replica,
     replicas_alike,
 )
+from autopart.records.peak_bytes import MicrobatchBytes
 from autopart.records.plan import OrderSource
 from autopart.records.prediction import (
     MemoryUse,
@@ -107,10 +109,16 @@ def predict(
         placed = on_ranks(totals, problem, layout, stage)
         on_their_ranks.append(placed)
         around = links_around(links, stage)
-        one = _prediction(problem.cluster, placed, count, use, share, around)
+        moving = moving_bytes(totals, problem, replicas, kept[stage])
+        one = _prediction(problem.cluster, placed, moving, count, use, share, around)
         if has_pair_times(problem.graph):
             one = msgspec.structs.replace(one, pair_saving=placed.pair_saving)
-        again = repeated_bytes(use, memory(once[stage], problem, replicas, kept[stage]))
+        again = repeated_bytes(
+            use,
+            memory(once[stage], problem, replicas, kept[stage]),
+            whole_gradients(totals, problem.training)
+            - whole_gradients(once[stage], problem.training),
+        )
         stages.append(msgspec.structs.replace(one, repeated=again))
     lending = with_lending(problem.cluster, layout, stages)
     return lending, _syncs(problem, layout, copies, on_their_ranks)
@@ -119,6 +127,7 @@ def predict(
 def _prediction(
     cluster: Cluster,
     totals: StageTotals[float],
+    moving: MicrobatchBytes[float],
     in_flight: int,
     use: Memory[float],
     share: Share,
@@ -126,8 +135,8 @@ def _prediction(
 ) -> StagePrediction:
     """The prediction for a stage with its totals on its ranks, and links over its two cuts."""
     before, after = around
-    moving = microbatch_bytes(totals)._asdict()
-    del moving["stash"]
+    sizes = moving._asdict()
+    del sizes["stash"]
     return StagePrediction(
         forward_time=totals.forward_time,
         backward_time=totals.backward_time,
@@ -140,7 +149,7 @@ def _prediction(
         in_flight=in_flight,
         stash_bytes=int(totals.stash_bytes),
         host_stash_bytes=int(totals.host_bytes) or msgspec.UNSET,
-        moving=MovingBytes(**moving),
+        moving=MovingBytes(**sizes),
         memory=MemoryUse(**use._asdict(), **share._asdict()),
         peak_bytes=int(total(use)),
     )

@@ -6,9 +6,11 @@ from typing import NamedTuple
 from autopart.activations.changes import PolicyChanges, apply_changes
 from autopart.activations.chooser import (
     StagePlace,
+    beside_workspace,
     best_point,
     better_on_host,
     changes_policies,
+    counts_first,
     growth_of,
     kept_bytes,
     place_of,
@@ -183,7 +185,8 @@ def _best_in_place(
         return StagePolicies()
     points = _frontier(problem, layout, place.speed, stage)
     assert points.chosen is not None
-    chosen = points.chosen[best_point(points, kept - totals.workspace_bytes, place.limits)]
+    beside = beside_workspace(problem, place, totals)
+    chosen = points.chosen[best_point(points, beside, place.limits)]
     return policies_of_bits(stage.members, chosen)
 
 
@@ -214,7 +217,11 @@ def _frontier(
     """A stage's frontier over all policies, or over the given ones."""
     layers = stage_layers(problem.graph, problem.demands, problem.cluster.host_link, speed)
     along = _along(layers, stage.members, given)
-    growth = growth_of(problem)._replace(split=splits_backward(layout.schedule))
+    alone = layout.schedule in CLASSIC
+    growth = growth_of(problem)._replace(
+        split=splits_backward(layout.schedule),
+        first=alone and counts_first(problem, place_of(problem, layout, stage.number)),
+    )
     return frontier(growth, along, with_policies=given is None)
 
 

@@ -17,9 +17,12 @@ import numpy.typing as npt
 
 from autopart.activations.chooser import (
     StagePlace,
+    beside_workspace,
     better_on_host,
     changes_policies,
+    counts_first,
     growth_of,
+    in_one_term,
     kept_bytes,
     place_of,
     shared_growth,
@@ -92,6 +95,8 @@ class _FrontierKey(NamedTuple):
     """Whether backwards may be split."""
     apart: bool
     """Whether forward and backward seconds count apart."""
+    first: bool
+    """Whether first backwards count apart."""
 
 
 class _TotalsKey(NamedTuple):
@@ -158,7 +163,8 @@ class BestTotals:
         kept = kept_bytes(problem, place, totals)
         asked = self.cuts.nested & changes_policies(kept, must, place.limits)
         frontiers = self.of_shared_ranks(problem, place.speed, split=split)
-        return with_chosen_points(totals, asked, frontiers, kept, place.limits)
+        beside = in_one_term(kept, totals, place.limits.in_flight)
+        return with_chosen_points(totals, asked, frontiers, beside, place.limits)
 
     def least(self, problem: Problem, replicas: int, limits: Limits) -> StageTotals[Array]:
         """Totals with the fewest bytes under any policies; `limits.device_bytes` has no effect."""
@@ -187,8 +193,9 @@ class BestTotals:
             # A stage that does not fit with all possible stash freed fits under no policies.
             may_fit = kept - place.limits.in_flight * freed <= place.limits.device_bytes
             asked = self.cuts.nested & may_fit & changes_policies(kept, must, place.limits)
-            frontiers = self._frontiers_of(problem, place.speed)
-            self._keep(key, with_chosen_points(totals, asked, frontiers, kept, place.limits))
+            frontiers = self._frontiers_of(problem, place.speed, place)
+            beside = beside_workspace(problem, place, totals)
+            self._keep(key, with_chosen_points(totals, asked, frontiers, beside, place.limits))
         return self._totals[key]
 
     def _least_in_place(
@@ -196,10 +203,10 @@ class BestTotals:
     ) -> StageTotals[Array]:
         key = _TotalsKey(_without_graph(problem), place, on_host, least=True)
         if key not in self._totals:
-            totals, frontiers = self._plain(on_host), self._frontiers_of(problem, None)
-            kept = kept_bytes(problem, place, totals)
+            totals, frontiers = self._plain(on_host), self._frontiers_of(problem, None, place)
+            beside = beside_workspace(problem, place, totals)
             self._keep(
-                key, with_chosen_points(totals, self.cuts.nested, frontiers, kept, place.limits)
+                key, with_chosen_points(totals, self.cuts.nested, frontiers, beside, place.limits)
             )
         return self._totals[key]
 
@@ -215,20 +222,31 @@ class BestTotals:
         link = shared_link(problem)
         growth = shared_growth(problem, split=split)
         key = _FrontierKey(
-            problem.demands, link, growth.hosted, speed if link else 1.0, split, growth.apart
+            problem.demands,
+            link,
+            growth.hosted,
+            speed if link else 1.0,
+            split,
+            growth.apart,
+            first=False,
         )
         if key not in self._frontiers:
             layers = stage_layers(problem.graph, problem.demands, link, speed if link else 1.0)
             self._frontiers[key] = StageFrontiers(growth, layers, self.cuts.ahead)
         return self._frontiers[key]
 
-    def _frontiers_of(self, problem: Problem, speed: float | None) -> StageFrontiers:
+    def _frontiers_of(
+        self, problem: Problem, speed: float | None, place: StagePlace
+    ) -> StageFrontiers:
         cluster, demands = problem.cluster, problem.demands
+        first = counts_first(problem, place)
         hosted = cluster.host_memory_bytes is not None
-        key = _FrontierKey(demands, cluster.host_link, hosted, speed, split=False, apart=False)
+        key = _FrontierKey(
+            demands, cluster.host_link, hosted, speed, split=False, apart=False, first=first
+        )
         if key not in self._frontiers:
             layers = stage_layers(problem.graph, demands, cluster.host_link, speed or 1.0)
-            growth = growth_of(problem, timed=speed is not None)
+            growth = growth_of(problem, timed=speed is not None)._replace(first=first)
             self._frontiers[key] = StageFrontiers(growth, layers, self.cuts.ahead)
         return self._frontiers[key]
 

@@ -21,6 +21,8 @@ class PolicyChanges(NamedTuple, Generic[Q]):
     """The stage's workspace under the chosen policies."""
     input_grad_workspace_bytes: Q
     """Its workspace in I under the chosen policies; 0 where backwards are whole."""
+    first_backward_bytes: Q
+    """Its workspace in the first backward, with gradients made so far; 0 where it does not count."""
     host_bytes: Q
     """Stash in host memory for each microbatch in flight."""
 
@@ -32,6 +34,7 @@ CHANGED_FIELDS = (
     "inner_stash_bytes",
     "workspace_bytes",
     "input_grad_workspace_bytes",
+    "first_backward_bytes",
     "host_bytes",
 )
 """Fields in `StageTotals` that `apply_changes` replaces."""
@@ -41,16 +44,27 @@ def apply_changes(totals: StageTotals[Q], changes: PolicyChanges[Q]) -> StageTot
     """A stage's totals under the chosen policies, as numbers or arrays."""
     changed = apply_linear_changes(totals, changes)
     sizes: list[Any] = [totals.inner_stash_bytes, changed.stash_bytes]
-    rooms: list[Any] = [totals.input_grad_workspace_bytes, changes.input_grad_workspace_bytes]
     inner: Any = np.minimum(*sizes)
+    return changed._replace(
+        inner_stash_bytes=inner,
+        input_grad_workspace_bytes=_if_any(
+            changes.input_grad_workspace_bytes, totals.input_grad_workspace_bytes
+        ),
+        first_backward_bytes=_if_any(changes.first_backward_bytes, totals.first_backward_bytes),
+    )
+
+
+def _if_any(own: Any, plain: Any) -> Any:
+    """Bytes under the chosen policies, or the plain ones where they were not counted."""
     # Plain numbers stay plain: a plan's file has them.
-    plain, own = rooms
-    room: Any = np.where(own > 0, own, plain) if isinstance(plain, np.ndarray) else own or plain
-    return changed._replace(inner_stash_bytes=inner, input_grad_workspace_bytes=room)
+    return np.where(own > 0, own, plain) if isinstance(plain, np.ndarray) else own or plain
 
 
 def apply_linear_changes(totals: StageTotals[Q], changes: PolicyChanges[Q]) -> StageTotals[Q]:
-    """`apply_changes` without `inner_stash_bytes` and the workspace in I, which no affine expression gives."""
+    """`apply_changes` without `inner_stash_bytes` and the workspaces in I and in the first backward.
+
+    No affine expression gives these.
+    """
     return totals._replace(
         forward_time=totals.forward_time + changes.forward_wait,
         backward_time=totals.backward_time + changes.extra_time - changes.forward_wait,

@@ -19,13 +19,18 @@ from autopart.activations.changes import PolicyChanges
 from autopart.activations.frontier import Growth, most_points
 from autopart.activations.points import Points
 from autopart.activations.policies import may_offload
-from autopart.cost.memory import memory, total
+from autopart.cost.made_gradients import has_all_in_flight, rows_of
+from autopart.cost.memory import memory, moving_bytes, total
 from autopart.cost.memory_limits import Limits, fits_on_ranks, keeps_limits, limits_of
 from autopart.cost.on_ranks import on_ranks
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.records.cluster import HostLink, host_share, slowest_speed
 from autopart.records.layouts import Layout, own_microbatches
+from autopart.records.peak_bytes import Peak, at_peak
 from autopart.records.problem import Problem
+from autopart.records.training import makes_gradients
+from autopart.schedules.classic_rows import classic_rows
+from autopart.schedules.in_flight import row_at
 from autopart.units import Q
 
 Bools = npt.NDArray[np.bool_]
@@ -72,6 +77,62 @@ def kept_bytes(problem: Problem, place: StagePlace, totals: StageTotals[Q]) -> Q
     return total(memory(totals, problem, place.replicas, place.limits.in_flight))
 
 
+class Beside(NamedTuple):
+    """A stage's peak bytes where all layers keep their stash, without workspace, in each of several terms."""
+
+    bytes: tuple[Any, ...]
+    """For each term, numbers or arrays with an entry for each of several stages."""
+    in_flight: tuple[int, ...]
+    """For each term the microbatches in flight."""
+    first: tuple[bool, ...]
+    """For each term whether the first backward runs, with the gradients that it has made."""
+
+    def at(self, places: Any) -> "Beside":
+        """The stages at some places."""
+        return self._replace(bytes=tuple(one[places] for one in self.bytes))
+
+
+def counts_first(problem: Problem, place: StagePlace) -> bool:
+    """Whether a stage's first backward counts apart."""
+    own = has_all_in_flight(problem, place.replicas, place.limits.in_flight)
+    return own and makes_gradients(problem.training)
+
+
+def beside_workspace(problem: Problem, place: StagePlace, totals: StageTotals[Q]) -> Beside:
+    """The terms whose largest is `kept_bytes`, without workspace (autopart/cost/made_gradients.py)."""
+    kept, in_flight = kept_bytes(problem, place, totals), place.limits.in_flight
+    if not counts_first(problem, place):
+        return in_one_term(kept, totals, in_flight)
+    sizes = [moving_bytes(totals, problem, place.replicas, in_flight)]
+    rows = rows_of(problem, place.replicas, in_flight)
+    beside: Any = kept - _sum(at_peak(rows, sizes))
+    terms = [row_at(rows, 0), row_at(rows, 1)]
+    counts = [in_flight, in_flight]
+    if in_flight > 1:
+        terms.append(classic_rows(in_flight - 1))
+        counts.append(in_flight - 1)
+    first = (False, True, False)[: len(terms)]
+    rooms = (totals.first_backward_bytes if own else totals.workspace_bytes for own in first)
+    return Beside(
+        tuple(
+            beside + _sum(at_peak(term, sizes)) - room
+            for term, room in zip(terms, rooms, strict=True)
+        ),
+        tuple(counts),
+        first,
+    )
+
+
+def in_one_term(kept: Any, totals: StageTotals[Any], in_flight: int) -> Beside:
+    """The bytes where all gradients count at every place."""
+    return Beside((kept - totals.workspace_bytes,), (in_flight,), (False,))
+
+
+def _sum(peak: Peak[Q]) -> Any:
+    summed: Any = sum(peak)
+    return summed
+
+
 @overload
 def changes_policies(kept: float, must: bool, limits: Limits) -> bool: ...
 @overload
@@ -84,28 +145,30 @@ def changes_policies(kept: float | Array, must: bool | Bools, limits: Limits) ->
     return must | (kept > limits.device_bytes)
 
 
-def best_point(points: Points, beside: float, limits: Limits) -> int:
-    """The place among `points` that one stage takes (2), (3).
-
-    `beside` are the peak bytes where all layers keep their stash, without the workspace.
-    """
+def best_point(points: Points, beside: Beside, limits: Limits) -> int:
+    """The place among `points` that one stage takes (2), (3)."""
     changes = PolicyChanges(*(getattr(points, name) for name in PolicyChanges._fields))
     count = np.array([len(points.extra_time)])
-    return int(best_points(changes, count, np.array([beside]), limits)[0])
+    alone = beside._replace(bytes=tuple(np.array([one]) for one in beside.bytes))
+    return int(best_points(changes, count, alone, limits)[0])
 
 
 def best_points(
-    points: PolicyChanges[Array], counts: Array, beside: Array, limits: Limits
+    points: PolicyChanges[Array], counts: Array, beside: Beside, limits: Limits
 ) -> npt.NDArray[np.int64]:
     """The places among `points` that several stages take (2), (3).
 
-    `points` has the stages' frontiers one after the other, `counts` their lengths, and `beside` for each stage the
-    bytes as in `best_point`. Each frontier has the point with the fewest extra seconds first.
+    `points` has the stages' frontiers one after the other, and `counts` their lengths. Each frontier has the point with the fewest extra seconds first.
     """
     # Step 1: each point's bytes, and whether it fits.
     on_host = limits.in_flight * points.host_bytes
-    on_device = (
-        np.repeat(beside, counts) + points.workspace_bytes - limits.in_flight * points.freed_bytes
+    on_device: Array = np.maximum.reduce(
+        [
+            np.repeat(own, counts)
+            + (points.first_backward_bytes if first else points.workspace_bytes)
+            - number * points.freed_bytes
+            for own, number, first in zip(*beside, strict=True)
+        ]
     )
     fits = keeps_limits(on_device, on_host, limits)
     if limits.host_bytes is not None:

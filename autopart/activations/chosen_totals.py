@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.activations.changes import CHANGED_FIELDS, apply_changes
+from autopart.activations.chooser import Beside
 from autopart.activations.stage_frontiers import StageFrontiers
 from autopart.cost.memory_limits import Limits
 from autopart.cost.stage_totals import Array, StageTotals
@@ -25,10 +26,10 @@ def with_chosen_points(
     totals: StageTotals[Array],
     asked: npt.NDArray[np.bool_],
     frontiers: StageFrontiers,
-    kept: Array,
+    beside: Beside,
     limits: Limits,
 ) -> StageTotals[Array]:
-    """`totals` with the best point for each stage that is asked for; `kept` as in `changes_policies`."""
+    """`totals` with the best point for each stage that is asked for; `beside` has matrices."""
     at = np.nonzero(asked)
     if not len(at[0]):
         return totals
@@ -36,7 +37,8 @@ def with_chosen_points(
     # Step 1: the totals for the asked stages, one after the other.
     own = totals._replace(**{name: matrix[at] for name, matrix in full.items()})
     # Step 2: each stage's point, and its changes.
-    points = frontiers.best(at[0], at[1], (kept - totals.workspace_bytes)[at], limits)
+    whole = beside._replace(bytes=tuple(np.broadcast_to(one, asked.shape) for one in beside.bytes))
+    points = frontiers.best(at[0], at[1], whole.at(at), limits)
     changed = apply_changes(own, points)
     # Step 3: back into the matrices.
     return totals._replace(

@@ -8,6 +8,8 @@ Symbols   l        a layer on the stage, in the order of execution
                    that its backward leaves waiting for an earlier layer
           w_l      its workspace, with gradients that lie in the stage while it runs
           r_l      bytes that its policy adds to w_l while it runs (autopart/activations/stage_layers.py)
+          m_l      gradient bytes that its first backward leaves, and of each tied parameter whose first layer on
+                   the stage it is
           h_l      bytes inside it that stay from I to W, where the backward is split
           c_l      seconds to copy its stash to the host, or back
           p        stash bytes in the last offloaded layer before l; 0 where there is none
@@ -39,10 +41,17 @@ I, whatever their policies are. With w_l and r_l as they are in I, the workspace
 and at least the same sum over all layers with w = r = 0. W needs the same bytes under every policy. Stash returns within
 I, so only I's own seconds hide it: B_l are the seconds of I then.
 
+**First backwards.** A stage's first backward makes the gradients, which stay. So its workspace, with them, is
+
+    z = max over l:  w_l + r_l + p + m_l - Σ (k_j - m_j) over the layers j behind l                      (4)
+
+and at least the same sum over all layers (autopart/cost/workspaces.py). It counts where all microbatches of a rank are in flight
+before its first backward.
+
 **The frontier.** A point is one choice of policies for the stage's first layers. It has
 
     the seconds that it adds: waits in both directions and all x_l        the bytes that it frees
-    u        v        p        t in forward and in backward                        the bytes on the host
+    u        v        z        p        t in forward and in backward                        the bytes on the host
     the number of layers that do not keep their stash
 
 The frontier grows layer by layer (Nemhauser and Ullmann, Management Science 15, 1969). Each point is continued with
@@ -110,6 +119,8 @@ class Growth(NamedTuple):
     """How many points are followed for each stage."""
     split: bool = False
     """Whether backwards may be split, so that v counts."""
+    first: bool = False
+    """Whether z counts."""
     apart: bool = False
     """Whether forward seconds and backward seconds count apart."""
 
@@ -147,11 +158,16 @@ class Growth(NamedTuple):
             room = layer.input_grad_workspace_bytes + policy.returned_bytes
             room = room + policy.input_grad_recompute_bytes + points.transit_bytes
             in_input_grad = np.maximum(in_input_grad - policy.kept_bytes + layer.left_bytes, room)
+        first = points.first_backward_bytes
+        if self.first:
+            first = np.maximum(first - policy.kept_bytes + layer.waiting_bytes, here)
+            first = first + layer.made_bytes
         moved = points._replace(
             extra_time=points.extra_time + policy.extra_time,
             freed_bytes=points.freed_bytes + policy.freed_bytes,
             workspace_bytes=np.maximum(before, here),
             input_grad_workspace_bytes=in_input_grad,
+            first_backward_bytes=first,
             leaving_time=leaving,
             coming_time=coming,
             changed_layers=points.changed_layers + (policy.name != "keep"),
@@ -192,6 +208,7 @@ class Growth(NamedTuple):
         """An order in which each point comes after all points that dominate it."""
         keys = [
             points.transit_bytes,
+            points.first_backward_bytes,
             points.input_grad_workspace_bytes,
             points.workspace_bytes,
             -points.freed_bytes,
@@ -215,6 +232,7 @@ class Growth(NamedTuple):
         for sizes in (
             points.workspace_bytes,
             points.input_grad_workspace_bytes,
+            points.first_backward_bytes,
             points.transit_bytes,
         ):
             if sizes.any():

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from autopart.cost.stage_totals import Array
 from autopart.records.peak_bytes import summed_bytes
 from autopart.schedules.encoding import I, W
-from autopart.schedules.in_flight import KINDS, STASH, InFlight
+from autopart.schedules.in_flight import FIRST, KINDS, MADE, STASH, InFlight
 
 
 class Moments(NamedTuple):
@@ -61,6 +61,9 @@ def bytes_at_moments(moments: Moments, sizes: Array, lasting: Array, last_work: 
     rows = moments.in_flight
     counts = rows.counts.reshape(len(rows.op), -1)
     moving = summed_bytes(counts, sizes.reshape(len(KINDS) * sizes.shape[1], -1))
+    # A first backward has the workspace of any other, and all gradients count from its start on.
+    made = sizes[MADE][rows.column]
+    moving = moving + np.where((rows.op == FIRST)[:, None], made, 0)
     # No policy changes the workspace in W.
     moving = moving + np.where((rows.op == W)[:, None], last_work[rows.column], 0)
     return np.maximum.reduceat(moving[moments.order], moments.begins, axis=0) + lasting

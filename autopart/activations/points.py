@@ -24,6 +24,8 @@ class Points(NamedTuple):
     """u, in bytes."""
     input_grad_workspace_bytes: Array
     """v, in bytes; 0 where backwards are whole."""
+    first_backward_bytes: Array
+    """z, in bytes; 0 where no stage has all its microbatches in flight before its first backward."""
     transit_bytes: Array
     """p: stash bytes in the last offloaded layer."""
     leaving_time: Array
@@ -43,7 +45,7 @@ def no_layers(*, with_policies: bool = False) -> Points:
     seconds, sizes = np.zeros(1), np.zeros(1, dtype=np.int64)
     chosen = np.zeros(1, dtype=object) if with_policies else None
     return Points(
-        seconds, seconds, sizes, sizes, sizes, sizes, seconds, seconds, sizes, sizes, chosen
+        seconds, seconds, sizes, sizes, sizes, sizes, sizes, seconds, seconds, sizes, sizes, chosen
     )
 
 

@@ -104,7 +104,7 @@ def bytes_beside(
         use = memory(totals, problem, rank.replicas, 0)
         lasting = lasting + sum(np.atleast_1d(getattr(use, kind)) for kind in LASTING)
         on_host = on_host + np.atleast_1d(use.host)
-        moving = microbatch_bytes(totals)
+        moving = microbatch_bytes(totals, problem.training)
         sizes.append([np.atleast_1d(each) for each in by_kind(moving)])
     last = np.array([np.atleast_1d(totals.weight_grad_workspace_bytes) for totals in own])
     beside = bytes_at_moments(rank.moments, np.array(sizes).swapaxes(0, 1), lasting, last)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopart.activations.changes import PolicyChanges
-from autopart.activations.chooser import best_points
+from autopart.activations.chooser import Beside, best_points
 from autopart.activations.frontier import Growth
 from autopart.activations.points import Points, no_layers
 from autopart.activations.stage_layers import StageLayer, StageLayers
@@ -49,17 +49,18 @@ class StageFrontiers:
         """For each frontier the place in `_whole` where its points begin; then where the last ones end."""
 
     def best(
-        self, starts: Whole, ends: Whole, beside: Array, limits: Limits
+        self, starts: Whole, ends: Whole, beside: Beside, limits: Limits
     ) -> PolicyChanges[Array]:
         """The changes at the best point, for some stages between cuts; `beside` as in `best_points`."""
         places = self.numbers(starts, ends)
         # Stages with the same frontier and the same bytes beside it take the same point: each is chosen once.
-        alike, group = np.unique(np.stack([places, beside]), axis=1, return_inverse=True)
+        alike, group = np.unique(np.stack([places, *beside.bytes]), axis=1, return_inverse=True)
         counts = np.diff(self._first)[alike[0]]
         begins = np.cumsum(counts) - counts
         at = np.arange(counts.sum()) + np.repeat(self._first[alike[0]] - begins, counts)
         points = PolicyChanges(*(column[at] for column in self._whole))
-        chosen = best_points(points, counts, alike[1], limits)[np.ravel(group)]
+        unlike = beside._replace(bytes=tuple(alike[1:]))
+        chosen = best_points(points, counts, unlike, limits)[np.ravel(group)]
         return PolicyChanges(*(column[chosen] for column in points))
 
     def numbers(self, starts: Whole, ends: Whole) -> Whole:

@@ -17,6 +17,7 @@ from autopart.activations.policies import (
     may_offload,
 )
 from autopart.cost.links import StashCopies, stash_copies
+from autopart.cost.stage_totals import layer_sizes
 from autopart.cost.transients import (
     WaitingGradient,
     gradients_in_whole_backward,
@@ -75,6 +76,8 @@ class StageLayer(NamedTuple):
     """The same as `workspace_bytes` in I, where the backward is split."""
     left_bytes: int
     """Bytes inside the layer that stay from I to W; its whole stash where the profile does not say."""
+    made_bytes: int
+    """Gradient bytes that its first backward leaves, also of each tied parameter whose first layer here it is."""
     policies: tuple[LayerPolicy, ...]
 
 
@@ -101,6 +104,8 @@ class _StageFigures(NamedTuple):
     """The same in I, which makes no sums of tied gradients."""
     sent: int
     """Bytes in results that the layer keeps itself and the stage sends on."""
+    made: int
+    """Gradient bytes of tied parameters whose first layer on the stage it is."""
 
 
 class StageLayers:
@@ -131,6 +136,9 @@ class StageLayers:
         self._tied = [
             (sorted({place[name] for name in tied.layers}), tied.grad_bytes) for tied in graph.tied
         ]
+        self._unscattered = [tied.unscattered_grad_bytes or 0 for tied in graph.tied]
+        sizes = layer_sizes(graph)
+        self._made_alone = (sizes.grad_bytes + sizes.unscattered_grad_bytes).tolist()
         self._made: dict[tuple[int, _StageFigures, PolicyName | None], StageLayer] = {}
 
     @functools.cached_property
@@ -184,6 +192,11 @@ class StageLayers:
                 for readers, size in self._results[at]
                 if not all(is_inside[other] for other in readers)
             ),
+            made=sum(
+                size + rest
+                for (holders, size), rest in zip(self._tied, self._unscattered, strict=True)
+                if at in holders and not any(is_inside[other] for other in holders if other < at)
+            ),
         )
 
     def _stage_layer(self, at: int, around: _StageFigures, given: PolicyName | None) -> StageLayer:
@@ -216,6 +229,7 @@ class StageLayers:
             waiting_bytes=around.waits,
             input_grad_workspace_bytes=in_input_grad,
             left_bytes=layer.stash_bytes - split.less_bytes,
+            made_bytes=self._made_alone[at] + around.made,
             policies=tuple(useful or policies),
         )
 

@@ -27,6 +27,7 @@ from autopart.bounds.any_order_formulas import (
 from autopart.bounds.microbatch_path import Matrix, MicrobatchPath, always_sent
 from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import one_in_flight
+from autopart.cost.made_gradients import made_gradients
 from autopart.cost.memory import memory, total
 from autopart.cost.on_ranks import on_replicas
 from autopart.cost.repeated_ties import without_shared_state
@@ -58,6 +59,8 @@ class _Stages(NamedTuple):
     """Bytes that do not change within a step."""
     workspace: Matrix
     """Transient bytes in F."""
+    made: Matrix
+    """Parameter gradients that the step makes."""
 
 
 class PathBounds:
@@ -126,6 +129,7 @@ class PathBounds:
             stash,
             total(use) - moving,
             use.workspace,
+            made_gradients(once, problem.training),
         )
         return _Stages(*(np.broadcast_to(each, cuts.nested.shape) for each in shown))
 
@@ -217,7 +221,8 @@ class PathBounds:
                 bounds = memory_bounds(_at(path, s), fewest, most, own_end, split=self.split)
                 worst = np.maximum.reduce(np.broadcast_arrays(worst, *bounds))
             worst = np.where(fits, worst, np.inf)
-        return worst
+        # At the end of the step all gradients are there.
+        return np.where(free >= found.made[:, list(own)].sum(axis=1), worst, np.inf)
 
 
 def _groups(stage_ranks: StageRanks) -> list[list[int]]:

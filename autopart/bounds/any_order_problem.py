@@ -49,7 +49,7 @@ def _quick(problem: Problem, bounds: AnyOrderBounds) -> Iterator[tuple[float, in
     for r in range(1, min(gpus, problem.num_microbatches) + 1):
         if problem.num_microbatches % r or demands.num_replicas not in (None, r):
             continue
-        needed, most = least_bytes(problem, r), min(gpus // r, stages)
+        needed, most = least_bytes(problem, r, any_order=True), min(gpus // r, stages)
         for groups, step in enumerate(bounds.steps(most, r).tolist(), 1):
             if needed <= usable * groups:
                 yield step, groups, r

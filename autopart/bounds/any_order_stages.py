@@ -17,6 +17,7 @@ from autopart.bounds.microbatch_path import LayoutPaths, Mask, Matrix, always_se
 from autopart.bounds.one_at_a_time import one_at_a_time_bounds
 from autopart.cost.cuts import Cuts, allowed
 from autopart.cost.in_flight import one_in_flight
+from autopart.cost.made_gradients import made_gradients
 from autopart.cost.memory import memory, total
 from autopart.cost.memory_limits import free_bytes
 from autopart.cost.on_ranks import on_ranks
@@ -114,15 +115,18 @@ def _most_in_flight(
     """For every [i, j], the most microbatches whose stash fits, and whether one fits.
 
     State and all other memory is counted beside one microbatch in its F, when no message need
-    be there. Policies free as much stash as they can.
+    be there, and no gradient. Behind the last backward all gradients are there. Whole backwards of two microbatches
+    or more have them in the last one too, with its stash. Policies free as much stash as they can.
     """
     n, ranks = own_microbatches(layout, stage), layout.stage_ranks[stage]
     totals = freest_totals(problem, layout, cuts)
-    with_one = total(memory(totals, problem, len(ranks), one_in_flight()))
-    free = free_bytes(problem.cluster, ranks, with_one)
+    use = memory(totals, problem, len(ranks), one_in_flight())
+    free = free_bytes(problem.cluster, ranks, total(use))
+    in_last = use.sends if n > 1 and not split else use.sends + use.stash + use.workspace
+    behind = free + in_last - made_gradients(totals, problem.training)
     stash = totals.stash_bytes
     if split:
         stash = np.minimum(stash, totals.waiting_bytes)
     room = free + totals.stash_bytes
     in_flight = np.where(stash > 0, room // np.maximum(stash, 1), n)
-    return np.maximum(in_flight, 1).astype(np.float64), free >= 0
+    return np.maximum(in_flight, 1).astype(np.float64), (free >= 0) & (behind >= 0)

@@ -4,7 +4,8 @@ Symbols   l, s, r, g    a layer, a stage, a rank, a place in the order of a rank
           f, i, w, u    seconds of l in F, in I (or in the whole backward, with w = 0), in W, and for its update
           x, k          seconds that a policy adds to i, and stash bytes that it keeps inside l
           c             seconds of one copy of its stash to the host, or back; 0 where it stays
-          state, v      bytes of l that last for the step, and bytes in values that its backward needs, each value at the
+          state, d      bytes of l that last for the step, and gradients that its stage's first backward makes
+          v             bytes in values that its backward needs, each value at the
                         first such layer: there it is received, or made and kept; state that may be on the host is no part
           n[g, s]       microbatches of s whose stash is there at g
           m             microbatches that a rank runs on each of its stages;  a(r)  the first stage of rank r
@@ -13,7 +14,7 @@ For each rank every order of actions and each choice of policies has
 
     step >= sum of f over stages ahead of a(r) + m sum of (f + i + x + w) over its own ones + u                       (1)
     step >= sum of (f + i + x) over stages ahead of a(r) + m sum of (f + i + x) over its own ones                     (2)
-    room(g) >= sum over its own layers of  state + n[g, s] (k + v)                       for each place g             (3)
+    room(g) >= sum over its own layers of  state + n[g, s] (k + v), and d behind the first backward    for each place g   (3)
     step >= sum of f over stages ahead of a(r) + m sum of 2 c over its own ones                                       (4)
 
 (1) and (2) are those of autopart/bounds/any_order_formulas.py. (3) leaves out what else is there. Room is the rank's
@@ -52,8 +53,9 @@ from autopart.bounds.order_paths import MOST_ACTIONS, ActionSeconds, OrderGraph,
 from autopart.bounds.policy_costs import PolicyCosts, policy_costs
 from autopart.bounds.price_rows import Rows, fullest_places, path_rows, rank_rows
 from autopart.cost.cuts import Cuts
+from autopart.cost.made_gradients import lasting_gradients, made_gradients
 from autopart.cost.stage_totals import layer_sizes
-from autopart.cost.syncs import gradient_bytes, update_share
+from autopart.cost.syncs import update_share
 from autopart.cost.transients import has_split_backward
 from autopart.records.cluster import fastest_speed
 from autopart.records.layouts import Layout, one_replica, own_microbatches
@@ -130,8 +132,9 @@ class _Prices:
         self.update = sizes.update_time / speed / sharing
         stepped = sizes.num_trainable / sharing * state_bytes(problem.training)
         stepped = stepped * (True not in optimizer_places(problem.demands))
-        gradients = gradient_bytes(sizes, problem.training) + sizes.unscattered_grad_bytes
+        gradients = lasting_gradients(sizes, problem.training)
         self.state = sizes.weight_bytes + gradients + stepped
+        self.made = made_gradients(sizes, problem.training).astype(float)
         self.values = sizes.needed_value_bytes.astype(float)
         known = has_split_backward(problem.graph)
         self.left = (sizes.waiting_bytes if known else sizes.stash_bytes).astype(float)
@@ -148,7 +151,7 @@ class _Prices:
 
     def _join_equal_layers(self) -> Numbers:
         """How many layers each entry stands for, once equal layers have one entry together."""
-        names = ("forward", "weights", "gradient", "update", "state", "values", "left")
+        names = ("forward", "weights", "gradient", "update", "state", "made", "values", "left")
         own = [getattr(self, name) for name in names]
         columns = np.column_stack([*own, *(each for policy in self.policies for each in policy)])
         _, first, counts = np.unique(columns, axis=0, return_index=True, return_counts=True)
@@ -223,11 +226,13 @@ class _Prices:
         # Step 1: the price of each layer on each stage, under each policy.
         gradient, extra = weight @ self.loads.gradient, weight @ self.loads.extra
         stash, state = per_byte @ rows.stash, per_byte @ rows.own
+        made = per_byte @ rows.made
         cost = np.outer(self.forward, weight @ self.loads.forward)
         cost += np.outer(self.gradient, gradient) + np.outer(
             self.weights, weight @ self.loads.weights
         )
         cost += np.outer(self.update, weight @ self.loads.update) + np.outer(self.state, state)
+        cost += np.outer(self.made, made)
         cost += np.outer(self.values, stash) + np.outer(self.left, per_byte @ rows.waiting)
         every = np.array(
             [
@@ -257,7 +262,7 @@ class _Prices:
             loads + self.loads.weights @ seconds.weights + self.loads.update @ (self.update @ on)
         )
         used = rows.own @ (self.state @ on) + rows.stash @ (self.values @ on + kept)
-        used = used + rows.waiting @ (self.left @ on)
+        used = used + rows.waiting @ (self.left @ on) + rows.made @ (self.made @ on)
         seconds = seconds._replace(gradient=seconds.gradient + added)
         return _Spread(bound, loads / self.second, (used - rows.room) / self.byte, seconds)
 

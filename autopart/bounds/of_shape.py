@@ -6,7 +6,7 @@ per replica:
     step >= the work of all stages together              autopart/bounds/shared_work.py          (6)
     step >= m (f + b)_l + (f + b) over all layers before l, for each layer l                     (7)
     step >= T' + (m - 1) max(f, b)_l     for each layer l                                        (8)
-    k * memory >= all state + all stash inside layers + k * reserve                              (9)
+    k * memory >= all state + all stash inside layers + k * reserve   (gradients: `least_bytes`)  (9)
     step >= T' + 2 k o + (m - y) (w + 2 o) + (y - 1) (share w + o)                               (11)
 
 In (11) y = min(k, m), and some stage has w seconds of work: among the j k + 1 layers with most work
@@ -39,7 +39,7 @@ from autopart.cost.memory import largest_part
 from autopart.cost.syncs import gradient_bytes, update_share
 from autopart.records.cluster import fastest_places, fastest_speed, largest_memory
 from autopart.records.problem import BIDIRECTIONAL, CLASSIC, LENDING, Problem, splits_backward
-from autopart.records.training import state_bytes
+from autopart.records.training import makes_gradients, state_bytes
 from autopart.schedules.actions import microbatches_per_replica
 
 
@@ -145,10 +145,11 @@ def _on_different_gpus(problem: Problem, places: int, replicas: int, m: int) -> 
     return float(both.sum()) / max(rates)
 
 
-def least_bytes(problem: Problem, replicas: int) -> int:
-    """Bytes for the whole model's state and one microbatch's inner stash.
+def least_bytes(problem: Problem, replicas: int, *, any_order: bool = False) -> int:
+    """Bytes for the whole model's state, its gradients and one microbatch's inner stash.
 
-    Each tied parameter counts once. Where two pipelines share their ranks, a microbatch is on one of
+    Where a step's first backward makes the gradients, a rank under GPipe or 1F1B has both in its last backward, if it is not its
+    first one. Else each rank has room for the larger of both. `any_order` says whether all orders count. Each tied parameter counts once. Where two pipelines share their ranks, a microbatch is on one of
     the two ranks of each stage, and state on both: half of its stash counts.
     """
     graph, training = problem.graph, problem.training
@@ -166,5 +167,11 @@ def least_bytes(problem: Problem, replicas: int) -> int:
     state = 0 if on_host else stepped * state_bytes(training)
     stash = sum(la.stash_bytes for la in graph.layers) - sum(most_freed(graph, problem.demands))
     inner = stash + sum(v.bytes for v in graph.values if v.kept_by)
-    both_ways = not set(problem.demands.schedules).isdisjoint(BIDIRECTIONAL)
-    return weights + gradients + state + (inner // 2 if both_ways else inner)
+    names = problem.demands.schedules
+    both_ways = not set(names).isdisjoint(BIDIRECTIONAL)
+    inner = inner // 2 if both_ways else inner
+    classic = not any_order and set(names) <= set(CLASSIC)
+    several = microbatches_per_replica(problem.num_microbatches, replicas) > 1
+    if not makes_gradients(training) or (classic and several):
+        return weights + gradients + state + inner
+    return weights + state + max(gradients, inner)

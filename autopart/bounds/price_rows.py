@@ -16,7 +16,7 @@ from autopart.cost.stage_totals import Array
 from autopart.records.layouts import Layout, own_microbatches
 from autopart.records.problem import Problem
 from autopart.schedules.encoding import I, W
-from autopart.schedules.in_flight import STASH, WAITING
+from autopart.schedules.in_flight import MADE, STASH, WAITING
 
 Numbers = npt.NDArray[np.float64]
 
@@ -28,6 +28,8 @@ class FullestPlaces(NamedTuple):
     """n, shape (places, stages)."""
     waiting: Numbers
     """Microbatches that wait for W, shape (places, stages)."""
+    made: Numbers
+    """1 where the gradients of a stage exist, shape (places, stages)."""
     own: Numbers
     """1 where a stage is on the rank, shape (places, stages)."""
     room: Numbers
@@ -55,14 +57,14 @@ def fullest_places(
     stages, nested = len(layout.stage_ranks), cuts.nested
     totals, cluster = cuts.totals, problem.cluster
     whole = _least(totals.workspace_bytes, nested)
-    works = [whole, whole, whole, whole]
+    works = [whole, whole, whole, whole, whole]
     works[I] = _least(totals.input_grad_workspace_bytes, nested)
     works[W] = _least(totals.weight_grad_workspace_bytes, nested)
     found: list[tuple[Array, ...]] = []
     for in_flight in ranks_in_flight(layout).values():
         own = list(in_flight.stages)
-        counts = np.zeros((2, len(in_flight.op), stages))
-        counts[:, :, own] = in_flight.counts[:, [STASH, WAITING]].swapaxes(0, 1)
+        counts = np.zeros((3, len(in_flight.op), stages))
+        counts[:, :, own] = in_flight.counts[:, [STASH, WAITING, MADE]].swapaxes(0, 1)
         on = np.zeros_like(counts[0])
         on[:, own] = 1.0
         room = cluster.memory_bytes - cluster.reserve_bytes - np.array(works)[in_flight.op]

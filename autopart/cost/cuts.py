@@ -186,6 +186,7 @@ def _totals(graph: LayerGraph, stages: StagesBetweenCuts) -> StageTotals[Array]:
     work = workspaces(graph, stages)
     return totals._replace(
         workspace_bytes=work.whole,
+        first_backward_bytes=work.first_backward,
         widest_trainable=stages.largest(layer_sizes(graph).trained_elements),
         waiting_bytes=_waiting(graph, stages, totals.stash_bytes),
         input_grad_workspace_bytes=work.input_grad,

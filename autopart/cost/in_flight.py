@@ -11,6 +11,8 @@ from autopart.schedules.actions import Schedule, StageRanks
 from autopart.schedules.catalogue import make_schedule
 from autopart.schedules.encoding import F
 from autopart.schedules.in_flight import (
+    KINDS,
+    OUTPUTS,
     STASH,
     WAITING,
     InFlight,
@@ -84,6 +86,7 @@ def stages_in_flight(schedule: Schedule, stage_ranks: StageRanks) -> tuple[InFli
 
 
 def one_in_flight() -> InFlight:
-    """One microbatch in its F: every order keeps that for each stage at some moment."""
-    counts = np.array([[[1], [0], [0], [0], [0], [1]]])
+    """One microbatch in its F: every order keeps that for each stage at some moment, with no gradients yet."""
+    counts = np.zeros((1, len(KINDS), 1), dtype=np.int64)
+    counts[0, [STASH, OUTPUTS]] = 1
     return InFlight((0,), np.array([0]), np.array([F]), np.array([-1]), counts)

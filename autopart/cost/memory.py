@@ -12,8 +12,15 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
+from autopart.cost.made_gradients import (
+    first_backward,
+    has_all_in_flight,
+    lasting_gradients,
+    made_gradients,
+    rows_of,
+)
 from autopart.cost.stage_totals import StageTotals
-from autopart.cost.syncs import gradient_bytes, update_share
+from autopart.cost.syncs import update_share
 from autopart.records.peak_bytes import (
     MicrobatchBytes,
     at_peak,
@@ -30,17 +37,16 @@ from autopart.records.prediction import (
     StagePrediction,
 )
 from autopart.records.problem import Problem
-from autopart.records.training import master_bytes, optimizer_bytes, state_bytes
-from autopart.schedules.actions import Schedule, StageRanks, microbatches_per_replica
-from autopart.schedules.encoding import OPS, B, F
-from autopart.schedules.in_flight import (
-    MAX_SENDS,
-    STASH,
-    InFlight,
-    classic_rows,
-    in_flight_by_rank,
-    row_at,
+from autopart.records.training import (
+    Training,
+    master_bytes,
+    optimizer_bytes,
+    state_bytes,
 )
+from autopart.schedules.actions import Schedule, StageRanks, microbatches_per_replica
+from autopart.schedules.classic_rows import classic_rows
+from autopart.schedules.encoding import OPS, B, F
+from autopart.schedules.in_flight import STASH, InFlight, in_flight_by_rank, row_at
 from autopart.units import Q
 
 
@@ -93,14 +99,14 @@ def memory_with_state(
     """
     training = problem.training
     own = microbatches_per_replica(problem.num_microbatches, replicas)
-    rows = classic_rows(in_flight) if isinstance(in_flight, int) else in_flight
-    peak = at_peak(at or rows, [microbatch_bytes(totals)])
+    rows = rows_of(problem, replicas, in_flight) if isinstance(in_flight, int) else in_flight
+    peak = at_peak(at or rows, [moving_bytes(totals, problem, replicas, in_flight)])
     offloaded = in_flight
     if not isinstance(in_flight, int):
         offloaded = int(in_flight.counts[:, STASH].sum(axis=1).max())
     return Memory(
         weights=totals.weight_bytes,
-        gradients=gradient_bytes(totals, training) + totals.unscattered_grad_bytes,
+        gradients=lasting_gradients(totals, training) + peak.gradients,
         master=on_device * master_bytes(training),
         optimizer=on_device * optimizer_bytes(training),
         versions=0 * totals.weight_bytes,
@@ -114,8 +120,23 @@ def memory_with_state(
     )
 
 
-def microbatch_bytes(totals: StageTotals[Q]) -> MicrobatchBytes[Q]:
-    """A stage's bytes that change within a step, for one microbatch."""
+def moving_bytes(
+    totals: StageTotals[Q], problem: Problem, replicas: int, in_flight: int | InFlight
+) -> MicrobatchBytes[Q]:
+    """`microbatch_bytes` of a stage alone on its ranks, whose first backward is known layer by layer."""
+    sizes = microbatch_bytes(totals, problem.training)
+    if isinstance(in_flight, int) and has_all_in_flight(problem, replicas, in_flight):
+        sizes = sizes._replace(first_backward=first_backward(totals, problem.training))
+    return sizes
+
+
+def microbatch_bytes(totals: StageTotals[Q], training: Training) -> MicrobatchBytes[Q]:
+    """A stage's bytes that change within a step, for one microbatch.
+
+    On ranks with several stages, and where orders count, all gradients are taken to be there when the first backward
+    begins.
+    """
+    made = made_gradients(totals, training)
     return MicrobatchBytes(
         stash=totals.stash_bytes,
         waiting=totals.waiting_bytes,
@@ -126,6 +147,8 @@ def microbatch_bytes(totals: StageTotals[Q]) -> MicrobatchBytes[Q]:
         input_grad_workspace=totals.input_grad_workspace_bytes,
         weight_grad_workspace=totals.weight_grad_workspace_bytes,
         outputs=totals.output_bytes,
+        made=made,
+        first_backward=totals.workspace_bytes + made,
     )
 
 
@@ -138,15 +161,6 @@ def largest_part(count: Q, parts: int) -> Q:
     return count if parts == 1 else -(-whole // parts)
 
 
-def sends_in_flight(totals: StageTotals[Q], most: int) -> list[Q]:
-    """Bytes of messages under way under GPipe or 1F1B, with 0, 1, … `most` microbatches in flight.
-
-    They are the only bytes of a stage that are not linear in the number in flight. From `MAX_SENDS` + 1 on they stay.
-    """
-    own = [microbatch_bytes(totals)]
-    return [at_peak(classic_rows(y), own).sends for y in range(min(most, MAX_SENDS + 1) + 1)]
-
-
 def total(use: MemoryUse | Memory[Q]) -> Q:
     """All bytes on a rank's device together."""
     summed: Any = sum(getattr(use, kind) for kind in ON_DEVICE)
@@ -155,10 +169,14 @@ def total(use: MemoryUse | Memory[Q]) -> Q:
 
 def with_versions(stage: StagePrediction, in_flight: int, copies: int) -> MemoryUse:
     """A stage's memory with other microbatches in flight and further copies for its weights."""
-    peak = at_peak(classic_rows(in_flight), [sizes_of(stage)])
+    moving = sizes_of(stage)
+    peak = at_peak(classic_rows(in_flight), [moving])
     return msgspec.structs.replace(
         stage.memory,
+        gradients=moving.made or stage.memory.gradients,
         stash=peak.stash,
+        workspace=moving.workspace,
+        receives=peak.receives,
         sends=peak.sends,
         loss_stash=stage.memory.loss_stash // stage.in_flight * in_flight,
         versions=copies * stage.memory.weights,
@@ -203,9 +221,15 @@ def rank_memory(
     }
 
 
-def repeated_bytes(use: Memory[float], once: Memory[float]) -> RepeatedBytes | msgspec.UnsetType:
-    """The difference between a stage's memory, and its memory `once` an earlier stage has the tied parameters."""
+def repeated_bytes(
+    use: Memory[float], once: Memory[float], gradients: float
+) -> RepeatedBytes | msgspec.UnsetType:
+    """The difference between a stage's memory, and its memory `once` other stages have the tied parameters.
+
+    `gradients` is the difference in gradients, which may not be there at the peak.
+    """
     less = {kind: int(getattr(use, kind) - getattr(once, kind)) for kind in (*REPEATED, "host")}
+    less["gradients"] = int(gradients)
     return RepeatedBytes(**less) if any(less.values()) else UNSET
 
 
@@ -223,10 +247,15 @@ def _together(own: Sequence[StagePrediction], in_flight: InFlight) -> MemoryUse:
     state -= sum(stage.repeated.host for stage in own if stage.repeated is not UNSET)
     # Step 3: shares for recomputation and loss, at most the workspace at that place.
     widest = max(uses, key=lambda use: use.workspace)
+    lasting = lasting_bytes(own)
+    lasting["gradients"] += peak.gradients
     return MemoryUse(
-        **lasting_bytes(own),
+        **lasting,
         host=state + int((kept @ hosted).max()),
-        **peak._asdict(),
+        stash=peak.stash,
+        workspace=peak.workspace,
+        receives=peak.receives,
+        sends=peak.sends,
         reserve=max(use.reserve for use in uses),
         recomputed=min(widest.recomputed, peak.workspace),
         loss_stash=sum(
@@ -244,10 +273,10 @@ def bytes_beside_stash(stages: Sequence[StagePrediction], *, split: bool) -> int
     whether backwards may be split.
     """
     uses = [stage.memory for stage in stages]
-    lasting = sum(lasting_bytes(stages).values())
     moving = [sizes_of(stage) for stage in stages]
+    lasting = sum(lasting_bytes(stages).values()) + sum(own.made for own in moving)
     # No result need be on its way, so it counts as nothing.
-    messages = [at_peak(classic_rows(1), [own._replace(outputs=0)]) for own in moving]
+    messages = [at_peak(classic_rows(1), [own._replace(outputs=0, made=0)]) for own in moving]
     ops = range(len(OPS)) if split else (F, B)
     work = max(workspace_of(own, op) for own in moving for op in ops)
     reserve = max(use.reserve for use in uses)

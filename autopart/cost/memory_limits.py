@@ -135,7 +135,9 @@ def most_missing(
         on = [s for s, ranks in enumerate(layout.stage_ranks) if rank in ranks]
         lasting = sum(getattr(uses[s], kind) for s in on for kind in LASTING)
         # Step 2: the most that the order keeps for all stages together, stash that other ranks lend, and one reserve.
-        moving = bytes_at_places(in_flight, [microbatch_bytes(all_totals[s]) for s in on])
+        moving = bytes_at_places(
+            in_flight, [microbatch_bytes(all_totals[s], problem.training) for s in on]
+        )
         kept = sum(borrowed[s] for s in on)
         peak: Array = lasting + moving.max(axis=0) + kept + problem.cluster.reserve_bytes
         # Step 3: the smallest GPU on this place in all replicas.

@@ -1,8 +1,9 @@
 """Tied parameters that several stages on one rank have: the rank has them once.
 
 Each stage counts a tied parameter in its own totals (autopart/cost/stage_totals.py). On a rank with several of
-these stages the first one has the weights, the gradient and the optimizer's state. The totals of the others
-leave them out where the rank's bytes are added up, and only there: seconds do not change.
+these stages the first one has the weights and the optimizer's state. The totals of the others leave them out where
+the rank's bytes are added up, and only there: seconds do not change. The last one has the gradient: its backward comes
+first, and gradients count from there on (autopart/cost/made_gradients.py).
 """
 
 from collections.abc import Sequence
@@ -26,33 +27,37 @@ def without_repeats(
     all_totals: Sequence[StageTotals[Any]],
     copies: npt.NDArray[np.bool_],
 ) -> list[StageTotals[Any]]:
-    """Each stage's totals without the tied parameters that an earlier stage on all its ranks has.
+    """Each stage's totals without the tied parameters that an earlier stage on all its ranks has, or a later one.
 
     `copies` says which stages have a copy of each tied parameter, shape (..., tied parameters, stages). The
     totals are arrays with an entry for each partition, or numbers where `copies` has two dimensions.
     """
     if not problem.graph.tied:
         return list(all_totals)
-    return [
-        _without(problem, totals, again)
-        for totals, again in zip(all_totals, _repeats(stage_ranks, copies), strict=True)
-    ]
-
-
-def _repeats(stage_ranks: StageRanks, copies: npt.NDArray[np.bool_]) -> list[list[Any]]:
-    """For each stage and each tied parameter, 1 where an earlier stage on its ranks has a copy too."""
-    found: list[list[Any]] = []
-    for stage in range(len(stage_ranks)):
-        earlier = earlier_on_ranks(stage_ranks, stage)
-        before = copies[..., earlier].any(axis=-1) & copies[..., stage]
-        found.append([before[..., number].astype(np.int64) for number in range(before.shape[-1])])
+    found: list[StageTotals[Any]] = []
+    for stage, totals in enumerate(all_totals):
+        again = _repeats(copies, stage, earlier_on_ranks(stage_ranks, stage))
+        to_come = _repeats(copies, stage, later_on_ranks(stage_ranks, stage))
+        found.append(_without(problem, totals, again, to_come))
     return found
+
+
+def _repeats(copies: npt.NDArray[np.bool_], stage: int, others: Sequence[int]) -> list[Any]:
+    """For each tied parameter, 1 where a stage and one of the others have a copy."""
+    both = copies[..., list(others)].any(axis=-1) & copies[..., stage]
+    return [both[..., number].astype(np.int64) for number in range(both.shape[-1])]
 
 
 def earlier_on_ranks(stage_ranks: StageRanks, stage: int) -> list[int]:
     """The earlier stages on all ranks of a stage."""
     ranks = set(stage_ranks[stage])
     return [s for s in range(stage) if ranks <= set(stage_ranks[s])]
+
+
+def later_on_ranks(stage_ranks: StageRanks, stage: int) -> list[int]:
+    """The later stages on all ranks of a stage."""
+    ranks = set(stage_ranks[stage])
+    return [s for s in range(stage + 1, len(stage_ranks)) if ranks <= set(stage_ranks[s])]
 
 
 def without_shared_state(
@@ -64,24 +69,40 @@ def without_shared_state(
     """
     if not problem.graph.tied or not has_virtual_stages(layout):
         return totals
-    return _without(problem, totals, shared_ties(problem, cuts))
+    shared = shared_ties(problem, cuts)
+    return _without(problem, totals, shared, shared)
 
 
-def _without(problem: Problem, totals: StageTotals[Q], left_out: Sequence[Any]) -> StageTotals[Q]:
-    less: StageTotals[Any] = without_state(problem, totals, left_out)
+def _without(
+    problem: Problem,
+    totals: StageTotals[Q],
+    left_out: Sequence[Any],
+    without_gradients: Sequence[Any],
+) -> StageTotals[Q]:
+    less: StageTotals[Any] = without_state(problem, totals, left_out, without_gradients)
     widest: Any = np.minimum(less.widest_trainable, less.num_trainable)
     return less._replace(widest_trainable=widest)
 
 
 def without_state(
-    problem: Problem, totals: StageTotals[Q], left_out: Sequence[Any]
+    problem: Problem,
+    totals: StageTotals[Q],
+    left_out: Sequence[Any],
+    without_gradients: Sequence[Any],
 ) -> StageTotals[Q]:
-    """The totals without state of some tied parameters, also as expressions; the widest layer stays as it is."""
+    """The totals without state and gradients of some tied parameters, also as expressions.
+
+    The widest layer stays as it is. Gradients that are summed in another dtype are there all the time: they count by elements,
+    and so with the state.
+    """
     weights: Any = totals.weight_bytes
     unscattered: Any = totals.unscattered_grad_bytes
+    gradients: Any = totals.grad_bytes
     for tied, out in zip(problem.graph.tied, left_out, strict=True):
         weights = weights - out * tied.param_bytes
+    for tied, out in zip(problem.graph.tied, without_gradients, strict=True):
+        gradients = gradients - out * tied.grad_bytes
         unscattered = unscattered - out * (tied.unscattered_grad_bytes or 0)
     return without_ties(problem, totals, left_out)._replace(
-        weight_bytes=weights, unscattered_grad_bytes=unscattered
+        weight_bytes=weights, grad_bytes=gradients, unscattered_grad_bytes=unscattered
     )

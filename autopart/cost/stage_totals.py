@@ -61,6 +61,8 @@ class StageTotals(NamedTuple, Generic[Q]):
     """Stash that every larger stage keeps too; at most the stage's own stash."""
     workspace_bytes: Q
     """Transient bytes in F and in a whole backward."""
+    first_backward_bytes: Q
+    """Transient bytes in the stage's first whole backward, with the gradients that it has made so far."""
     input_bytes: Q
     """Bytes that the stage reads from the batch for one microbatch."""
     received: Traffic[Q]
@@ -236,6 +238,7 @@ def plain_totals(graph: LayerGraph, sums: StageSums[Q]) -> StageTotals[Q]:
         stash_bytes=inner + received.bytes,
         inner_stash_bytes=inner,
         workspace_bytes=none,
+        first_backward_bytes=none,
         input_bytes=none + sum(i.bytes * copy for i, copy in zip(graph.inputs, reads, strict=True)),
         received=received,
         sent=sent,

@@ -9,6 +9,17 @@ Symbols   l, h      layers on a stage, in the order of execution
     workspace = max over l of  own_l - sum over h behind l of (less_h - wait_h)                          (1)
 
 It is at least the same sum over all layers, with own = 0: after I, the bytes for W are left.
+
+A stage's first backward also makes the parameter gradients, which stay:
+
+          make_l    gradient bytes of l, and of each tied parameter whose first layer on the stage is l
+
+    first = max over l of  own_l + make_l - sum over h behind l of (less_h - wait_h - make_h)            (2)
+
+and at least the same sum over all layers. Nothing is missing: own_l was measured where l's gradients existed already, so it has
+room for each new gradient until that is added. In the first backward the new one stays instead, and all that l
+has made by then is at most make_l. The layers behind l have made theirs. A tied parameter's gradient is made once its
+first layer on the stage has run its backward: before, its parts are among own and wait.
 """
 
 import functools
@@ -19,7 +30,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from autopart.cost.stage_totals import layer_sizes
 from autopart.cost.stages import Places, StagesBetweenCuts
+from autopart.cost.tied_gradients import TiedGradients, behind_each
 from autopart.cost.transients import (
     Transient,
     WaitingGradient,
@@ -29,7 +42,7 @@ from autopart.cost.transients import (
     weight_grad_transients,
     whole_transients,
 )
-from autopart.records.layer_graph import LayerGraph, positions
+from autopart.records.layer_graph import LayerGraph
 
 Whole = npt.NDArray[np.int64]
 
@@ -43,12 +56,22 @@ class Workspaces(NamedTuple):
     """In I."""
     weight_grad: Whole
     """In W."""
+    first_backward: Whole
+    """In a stage's first whole backward, with the gradients that it has made so far."""
 
 
 def workspaces(graph: LayerGraph, stages: StagesBetweenCuts) -> Workspaces:
     """The workspaces for stages in a row or in pairs."""
-    whole, input_grad, weight_grad = _tables(graph)
-    return Workspaces(*_largest(graph, stages, (whole, input_grad, weight_grad)))
+    whole = _tables(graph)[0]
+    sizes = layer_sizes(graph)
+    gradients = sizes.grad_bytes + sizes.unscattered_grad_bytes
+    first = whole._replace(
+        most=whole.most + gradients,
+        less=whole.less - gradients,
+        backward=whole.backward + gradients,
+        makes_tied=bool(graph.tied),
+    )
+    return Workspaces(*_largest(graph, stages, (*_tables(graph), first)))
 
 
 def workspace_without(graph: LayerGraph, stages: StagesBetweenCuts, layers: Sequence[int]) -> Whole:
@@ -71,6 +94,8 @@ class _TransientTable(NamedTuple):
     """1 where `backward` is known, else 0: then `most` includes all gradients."""
     leaves_tied: bool
     """Whether gradients for tied parameters wait for earlier layers and are summed; I and W leave none."""
+    makes_tied: bool = False
+    """Whether gradients for tied parameters are made and stay."""
 
 
 class _Gradients(NamedTuple):
@@ -153,24 +178,26 @@ def _whole(numbers: Sequence[int]) -> Whole:
 def _largest(
     graph: LayerGraph, stages: StagesBetweenCuts, tables: Sequence[_TransientTable]
 ) -> list[Whole]:
-    """(1) for each table."""
-    simple = not any(
-        table.leaves_tied or table.counted.any() or table.less.any() for table in tables
-    )
-    if simple:
-        return [stages.largest(table.most) for table in tables]
-    return _Peaks(graph, stages, tables).largest()
+    """(1) or (2) for each table."""
+    others = [table for table in tables if not _is_simple(table)]
+    found = iter(_Peaks(graph, stages, others).largest() if others else ())
+    return [stages.largest(t.most) if _is_simple(t) else next(found) for t in tables]
+
+
+def _is_simple(table: _TransientTable) -> bool:
+    """Whether a stage's largest transient is the largest of its layers' own."""
+    return not (table.leaves_tied or table.counted.any() or table.less.any())
 
 
 class _Peaks:
-    """The terms in (1), as sums over the layers ahead of each cut."""
+    """The terms in (1) and (2), as sums over the layers ahead of each cut."""
 
     def __init__(
         self, graph: LayerGraph, stages: StagesBetweenCuts, tables: Sequence[_TransientTable]
     ) -> None:
         self.stages, self.tables = stages, tables
-        self.tied = [_Tied(graph, stages, number) for number in range(len(graph.tied))]
-        self.behind = [_behind(stages.ahead_as_numbers * table.less) for table in tables]
+        self.tied = [TiedGradients(graph, stages, number) for number in range(len(graph.tied))]
+        self.behind = [behind_each(stages.ahead_as_numbers * table.less) for table in tables]
         counted = any(table.counted.any() for table in tables)
         self.gradients = _CutGradients(_gradients(graph), stages) if counted else None
         sums = _tied_sums(graph) if counted else None
@@ -203,6 +230,8 @@ class _Peaks:
         bytes_left = 0 - self.stages.between(self.behind[number][:, 0])
         if self.tables[number].leaves_tied:
             bytes_left = bytes_left + sum(tied.at_the_end(self.stages) for tied in self.tied)
+        if self.tables[number].makes_tied:
+            bytes_left = bytes_left + sum(tied.made_at_the_end(self.stages) for tied in self.tied)
         return bytes_left
 
     def _while_running(
@@ -217,37 +246,9 @@ class _Peaks:
         bytes_above = own - places.inside(self.behind[number][:, 1:])
         if table.leaves_tied:
             bytes_above = bytes_above + sum(tied.while_running(places) for tied in self.tied)
+        if table.makes_tied:
+            bytes_above = bytes_above + sum(tied.made_while_running(places) for tied in self.tied)
         return bytes_above
-
-
-def _behind(per_layer: Whole) -> Whole:
-    """For each cut, sums over the layers ahead of it: over all, then for each layer over the layers behind it."""
-    cuts, layers = per_layer.shape
-    behind = np.zeros((cuts, layers + 1), dtype=np.int64)
-    np.cumsum(per_layer[:, ::-1], axis=1, out=behind[:, -2::-1])
-    return behind
-
-
-class _Tied:
-    """Waiting gradients for one tied parameter: B leaves one in each of its layers on a stage, except the first."""
-
-    def __init__(self, graph: LayerGraph, stages: StagesBetweenCuts, number: int) -> None:
-        place, tied = positions(graph), graph.tied[number]
-        holds = np.zeros(len(graph.layers), dtype=np.int64)
-        holds[[place[name] for name in tied.layers]] = 1
-        self.grad_bytes = tied.grad_bytes
-        self.behind = _behind(stages.ahead_as_numbers * holds)
-        """For each cut the parameter's layers ahead: all, then for each layer the ones behind it."""
-
-    def at_the_end(self, stages: StagesBetweenCuts) -> Whole:
-        return self.grad_bytes * np.maximum(stages.between(self.behind[:, 0]) - 1, 0)
-
-    def while_running(self, places: Places) -> Whole:
-        behind = places.inside(self.behind[:, 1:])
-        first = self.behind[:, 0]
-        whole = first[places.end] - first[places.start]
-        # Where all its layers on the stage lie behind, the first one leaves nothing waiting.
-        return self.grad_bytes * np.maximum(behind - (behind == whole), 0)
 
 
 class _CutGradients:

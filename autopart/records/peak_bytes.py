@@ -12,11 +12,19 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from autopart.records.prediction import LASTING, REPEATED, MemoryUse, MovingBytes, RepeatedBytes
+from autopart.records.prediction import (
+    LASTING,
+    REPEATED,
+    MemoryUse,
+    MovingBytes,
+    RepeatedBytes,
+)
 from autopart.schedules.encoding import OPS, B, I, W
 from autopart.schedules.in_flight import (
     ACTIVATIONS,
+    FIRST,
     GRADIENTS,
+    MADE,
     OUTPUTS,
     SENT,
     STASH,
@@ -52,11 +60,23 @@ class MicrobatchBytes(NamedTuple, Generic[Q]):
     """Transient bytes in W."""
     outputs: Q
     """Result bytes that the stage sends and does not keep."""
+    made: Q
+    """Parameter gradients, where they do not exist before the first backward; else 0."""
+    first_backward: Q
+    """Transient bytes in the first backward, with the parameter gradients that it has made so far."""
 
 
 def by_kind(own: MicrobatchBytes[Q]) -> tuple[Q, ...]:
     """The bytes for each of the counted `KINDS`, in their order."""
-    return own.stash, own.waiting, own.activations, own.gradients, own.sent, own.outputs
+    return (
+        own.stash,
+        own.waiting,
+        own.activations,
+        own.gradients,
+        own.made,
+        own.sent,
+        own.outputs,
+    )
 
 
 class StageBytes(Protocol):
@@ -73,16 +93,26 @@ class StageBytes(Protocol):
 
 
 def sizes_of(stage: StageBytes) -> MicrobatchBytes[int]:
-    """One stage's sizes, as its plan predicts them."""
-    return MicrobatchBytes(stage.stash_bytes, **msgspec.structs.asdict(stage.moving))
+    """One stage's sizes, as its plan predicts them, with a tied parameter's gradient once on its ranks."""
+    own = MicrobatchBytes(stage.stash_bytes, **msgspec.structs.asdict(stage.moving))
+    if not own.made or stage.repeated is msgspec.UNSET:
+        return own
+    made = own.made - stage.repeated.gradients
+    return own._replace(made=made, first_backward=own.workspace + made)
 
 
 def lasting_bytes(own: Sequence[StageBytes]) -> dict[str, int]:
-    """Bytes by kind that do not change within a step, on a rank with these stages: a tied parameter once."""
+    """Bytes by kind that do not change within a step, on a rank with these stages: a tied parameter once.
+
+    Gradients are among them where they exist before the first backward too.
+    """
     found = {kind: sum(getattr(stage.memory, kind) for stage in own) for kind in LASTING}
     for stage in own:
         if stage.repeated is not msgspec.UNSET:
             found |= {kind: found[kind] - getattr(stage.repeated, kind) for kind in REPEATED}
+        if stage.moving.made:
+            again = 0 if stage.repeated is msgspec.UNSET else stage.repeated.gradients
+            found["gradients"] -= stage.memory.gradients - again
     return found
 
 
@@ -93,6 +123,8 @@ class Peak(NamedTuple, Generic[Q]):
     workspace: Q
     receives: Q
     sends: Q
+    gradients: Q
+    """Parameter gradients, where they are made within the step."""
 
 
 def at_peak(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[Q]]) -> Peak[Q]:
@@ -122,7 +154,7 @@ def bytes_at_places(in_flight: InFlight, sizes: Sequence[MicrobatchBytes[Any]]) 
     moving = np.array([[np.atleast_1d(each) for each in own] for own in kinds]).swapaxes(0, 1)
     counts = in_flight.counts.reshape(len(in_flight.op), -1)
     work = np.array(
-        [[np.atleast_1d(workspace_of(own, op)) for op in range(len(OPS))] for own in sizes]
+        [[np.atleast_1d(workspace_of(own, op)) for op in range(len(OPS) + 1)] for own in sizes]
     )
     found = summed_bytes(counts, moving.reshape(counts.shape[1], -1))
     found += work[in_flight.column, in_flight.op]
@@ -163,6 +195,7 @@ def _bytes_at(
         workspace=workspace,
         receives=activations + gradients,
         sends=_sends(counts, sizes),
+        gradients=_summed(counts[MADE], [stage.made for stage in sizes]),
     )
 
 
@@ -195,7 +228,9 @@ def _larger(one: Peak[Q], other: Peak[Q]) -> Peak[Q]:
 
 
 def workspace_of(stage: MicrobatchBytes[Q], op: int) -> Q:
-    """Transient bytes during an action; `op` is F, B, I or W as a number."""
+    """Transient bytes during an action; `op` is F, B, I or W as a number, or `FIRST`."""
+    if op == FIRST:
+        return stage.first_backward
     if op == I:
         return stage.input_grad_workspace
     return stage.weight_grad_workspace if op == W else stage.workspace

@@ -15,7 +15,7 @@ class MemoryUse(
     weights: Bytes
     """Weights and the model's buffers."""
     gradients: Bytes
-    """Gradients, in the precision in which they are summed."""
+    """Gradients, in the precision in which they are summed; 0 where the peak comes before the first backward."""
     master: Bytes
     """Master copies: float32 copies that the optimizer steps in place of 16-bit weights."""
     optimizer: Bytes
@@ -25,7 +25,7 @@ class MemoryUse(
     stash: Bytes
     """Stash, over all microbatches in flight."""
     workspace: Bytes
-    """Transient bytes while one action runs."""
+    """Transient bytes while one action runs; in the first backward also gradients that it has made."""
     receives: Bytes
     """Buffers for messages that arrive: the next activations and gradients."""
     sends: Bytes
@@ -70,11 +70,16 @@ REPEATED = ("weights", "gradients", "master", "optimizer")
 """The kinds on the device that a rank has once for a tied parameter in several of its stages."""
 
 LASTING = tuple(kind for kind in ON_DEVICE if kind not in (*MOVING, "reserve"))
-"""The kinds that do not change within a step. A rank has them for each of its stages."""
+"""The kinds that do not change within a step. A rank has them for each of its stages.
+
+Gradients are among them for frameworks that keep room for them all the time. Elsewhere they are `MovingBytes.made`."""
 
 
 class RepeatedBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bytes of tied parameters that an earlier stage on a stage's ranks has too. A rank has them once."""
+    """Bytes of tied parameters that an earlier stage on a stage's ranks has too; gradients: a later stage.
+
+    A rank has them once. A later stage's backward comes first, so a gradient counts from there on.
+    """
 
     weights: Bytes
     """Weights."""
@@ -107,6 +112,10 @@ class MovingBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Transient bytes in W."""
     outputs: Bytes = 0
     """Result bytes that F sends to the next stage, and that no backward on the stage needs."""
+    made: Bytes = 0
+    """Gradient bytes that a step's first backward on the stage makes; 0 where their room is there before."""
+    first_backward: Bytes = 0
+    """Transient bytes in that backward, with the gradients that it has made so far."""
 
 
 class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,7 +152,7 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     memory: MemoryUse
     """Bytes at the rank's peak, by kind, as if it had this stage alone."""
     repeated: RepeatedBytes | msgspec.UnsetType = msgspec.UNSET
-    """The part of `memory` that an earlier stage on the stage's ranks has too; absent without any."""
+    """The part of `memory` that another stage on the stage's ranks has too; absent without any."""
     peak_bytes: Bytes
     """Peak device bytes, as if the rank had this stage alone."""
 

@@ -113,6 +113,15 @@ def _known_sync(word: str) -> Sync:
     raise AutopartError(f"unknown sync '{word}'; known: {', '.join(SYNCS)}")
 
 
+def makes_gradients(training: Training) -> bool:
+    """Whether a step's first backward makes the gradients, as the executor's does, and its update frees them.
+
+    Frameworks with a sync of their own, or with sums in another dtype, keep room for gradients all the time.
+    """
+    own = training.sync in ("end", "overlap")
+    return own and training.gradient_dtype == weight_dtype(training)
+
+
 def weight_dtype(training: Training) -> str:
     """The weights' dtype."""
     return training.precision.removesuffix(MIXED)

@@ -119,8 +119,10 @@ def _arrows(timeline: Timeline) -> Iterator[Event]:
 
 def _memory_events(curve: MemoryCurve, rank: int) -> Iterator[Event]:
     times: Sequence[float] = curve.times.tolist()
-    columns = [curve.stash.tolist(), curve.workspace.tolist(), curve.messages.tolist()]
-    names = ("stash", "workspace", "messages")
+    made = curve.gradients + curve.constant["gradients"]
+    changes = (curve.stash, curve.workspace, curve.messages, made)
+    columns = [own.tolist() for own in changes]
+    names = ("stash", "workspace", "messages", "gradients")
     for place, time in enumerate(times):
         # Several changes at one time are one event: only the last of them counts.
         if place + 1 == len(times) or times[place + 1] > time:

@@ -155,6 +155,19 @@ def paired_forwards(order: Sequence[Action]) -> list[int]:
     return found
 
 
+def first_backwards(order: Sequence[Action]) -> dict[int, int]:
+    """For stages in an order the place where their parameter gradients begin to exist: of a B, an I, or a pair.
+
+    A stage without a place begins together with an earlier stage: the gradients of all later ones count then.
+    """
+    pairs = {at + 1 for at in paired_forwards(order)}
+    found: dict[int, int] = {}
+    for at, action in enumerate(order):
+        if action.op in "BI" and (not found or action.stage < min(found)):
+            found[action.stage] = at - (at in pairs)
+    return found
+
+
 def has_pairs(schedule: Schedule) -> bool:
     """Whether some rank runs an overlapped pair."""
     return any(map(paired_forwards, schedule))

@@ -11,21 +11,24 @@ The counts follow from the orders alone; no time matters.
   same rank stays until that stage's backward is done.
 - An overlapped pair counts as its forward and then its backward: at the forward, the backward's
   stash is still there. The transient bytes of both exist at once.
+- Made: a stage's parameter gradients do not exist before its first backward or I, and stay from then on.
+  That backward makes them layer by layer: it stands as `FIRST` and counts them itself. Before an I or an
+  overlapped pair they count whole. A tied parameter's gradient belongs to the rank's last stage with it
+  (autopart/cost/repeated_ties.py), so a backward counts for all later stages on its rank too.
 - Lent: stash does not count from the action after the one beside its L up to the one before that
   beside its T (`lending`). The places that a rank keeps for others are no counts.
 - Outputs: a forward's result counts from the start of F until `MAX_SENDS` further messages are sent,
   or its own gradient is back. A result for a stage on the same rank joins that stage's stash.
 """
 
-import functools
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from autopart.schedules.actions import Action, Schedule, StageRanks
-from autopart.schedules.encoding import Actions, B, IntArray, encode, every_action, takers
+from autopart.schedules.actions import Action, Schedule, StageRanks, first_backwards
+from autopart.schedules.encoding import OPS, Actions, IntArray, encode, every_action, takers
 from autopart.schedules.lending import away
 from autopart.schedules.rounds import rounds
 from autopart.stopping.time_limit import check_time
@@ -33,16 +36,20 @@ from autopart.stopping.time_limit import check_time
 MAX_SENDS = 2
 """Sends that may be in transit at once. The next one waits until the oldest is received."""
 
-KINDS = ("stash", "waiting", "activations", "gradients", "sent", "outputs")
+KINDS = ("stash", "waiting", "activations", "gradients", "made", "sent", "outputs")
 """The counts for each stage.
 
 Stash: microbatches past F and before the end of B or I.
 Waiting: microbatches past I and before the end of W.
 Activations and gradients: messages that have room to arrive.
+Made: 1 where the stage's parameter gradients exist.
 Sent: gradients that are made and not yet gone.
 Outputs: results of forwards for the next stage that are not yet gone.
 """
-STASH, WAITING, ACTIVATIONS, GRADIENTS, SENT, OUTPUTS = range(len(KINDS))
+STASH, WAITING, ACTIVATIONS, GRADIENTS, MADE, SENT, OUTPUTS = range(len(KINDS))
+
+FIRST = len(OPS)
+"""The op of a stage's first backward, which makes the parameter gradients. Elsewhere it is a B."""
 
 MOST_ROWS = 2000
 """With more rows, rows below others are kept: comparing all pairs would take too long."""
@@ -56,28 +63,11 @@ class InFlight(NamedTuple):
     column: IntArray
     """The column whose action runs at each place, shape (places,)."""
     op: IntArray
-    """The op of that action as a number, shape (places,)."""
+    """The op of that action as a number, or `FIRST`, shape (places,)."""
     beside: IntArray
     """The column whose backward runs beside it in an overlapped pair, -1 without; shape (places,)."""
     counts: IntArray
     """The counts at each place, shape (places, kinds, columns)."""
-
-
-@functools.lru_cache(maxsize=1024)
-def classic_rows(microbatches: int) -> InFlight:
-    """The places where a stage may peak under GPipe or 1F1B, with at most `microbatches` in flight.
-
-    The next activation and a gradient have arrived, and at most `MAX_SENDS` messages are in transit.
-    One row each has 0, 1, … gradients among them. A result that a running F makes comes on top, but
-    no microbatch has more than one. Where all in transit are gradients, a backward runs.
-    """
-    rows = [
-        [microbatches, 0, 1, 1, sent, min(microbatches, MAX_SENDS - sent + 1)]
-        for sent in range(MAX_SENDS)
-    ]
-    counts = np.array([*rows, [microbatches, 0, 1, 1, MAX_SENDS, 0]])[:, :, None]
-    none = np.full(len(counts), -1)
-    return InFlight((0,), np.zeros(len(counts), int), np.full(len(counts), B), none, counts)
 
 
 def row_at(in_flight: InFlight, row: int) -> InFlight:
@@ -164,7 +154,11 @@ class _Counting:
         now = np.zeros((len(KINDS), len(column)), dtype=np.int64)
         rows = np.zeros((len(order), *now.shape), dtype=np.int64)
         sends: deque[Action] = deque()
+        begins = {at: stage for stage, at in first_backwards(order).items()}
         for at, action in enumerate(order):
+            if at in begins:
+                # A whole backward counts its own gradients itself.
+                _make_gradients(now, column, begins[at] + (action.op == "B"))
             # Step 1: make room for the messages that are sent by now.
             for taker in posts[at]:
                 arriving = self.each[taker]
@@ -172,6 +166,8 @@ class _Counting:
                 now[kind, column[arriving.stage]] += 1
             # Step 2: run the action, and note the counts while it runs.
             rows[at] = self._through(now, column, first + at, action, sends)
+            if at in begins:
+                _make_gradients(now, column, begins[at])
         if self.away:
             # A rank that lends has one stage.
             rows[:, STASH, 0] -= self.away[first : first + len(order)]
@@ -227,6 +223,12 @@ class _Counting:
         return [s for s, ranks in enumerate(self.stage_ranks) if rank in ranks]
 
 
+def _make_gradients(now: IntArray, column: dict[int, int], first: int) -> None:
+    """Count the gradients of all stages on the rank from stage `first` on."""
+    for stage, own in column.items():
+        now[MADE, own] |= stage >= first
+
+
 def _largest(stages: tuple[int, ...], actions: Actions, rank: int, counts: IntArray) -> InFlight:
     """The distinct rows.
 
@@ -235,6 +237,9 @@ def _largest(stages: tuple[int, ...], actions: Actions, rank: int, counts: IntAr
     first, stop = actions.first[rank : rank + 2]
     stage, op = np.divmod(actions.kind[first:stop], 4)
     column = np.searchsorted(stages, stage)
+    order = actions.schedule[rank]
+    whole = [at for at in first_backwards(order).values() if order[at].op == "B"]
+    op[whole] = FIRST
     pairs = actions.pairs[(actions.pairs >= first) & (actions.pairs < stop)] - first
     beside = np.full(len(op), -1)
     beside[pairs] = column[pairs + 1]

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.records.peak_bytes import StageBytes, lasting_bytes, sizes_of, workspace_of
-from autopart.schedules.actions import StageRanks, paired_forwards
+from autopart.schedules.actions import StageRanks, first_backwards, paired_forwards
 from autopart.schedules.encoding import OPS, B, F, I, IntArray, W
 from autopart.schedules.in_flight import (
     ACTIVATIONS,
+    FIRST,
     GRADIENTS,
+    MADE,
     OUTPUTS,
     SENT,
     in_flight_at_each_action,
@@ -36,20 +38,26 @@ class MemoryCurve(NamedTuple):
     """Transient bytes from each time on."""
     messages: IntArray
     """Bytes for arriving messages, and for sent gradients and results that are not gone."""
+    gradients: IntArray
+    """Parameter gradients from each time on, where the step makes them; a first backward's workspace has its own."""
     constant: dict[str, int]
     """Bytes by kind that never change, over all stages on the rank; the reserve counts once."""
 
     @property
+    def moving(self) -> IntArray:
+        """Bytes that change within a step, from each time on."""
+        return self.stash + self.workspace + self.messages + self.gradients
+
+    @property
     def peak_bytes(self) -> int:
         """The largest sum over all kinds at one time."""
-        moving = int((self.stash + self.workspace + self.messages).max(initial=0))
-        return moving + sum(self.constant.values())
+        return int(self.moving.max(initial=0)) + sum(self.constant.values())
 
 
 def memory_over_time(
     timeline: Timeline, ranks: StageRanks, stages: Sequence[StageBytes]
 ) -> tuple[MemoryCurve, ...]:
-    """The bytes on every rank: stash, the running action's workspace, messages and constant bytes.
+    """The bytes on every rank: stash, the running action's workspace, messages, gradients and constant bytes.
 
     `ranks` has the ranks for each stage, and `stages` their bytes.
     """
@@ -58,7 +66,7 @@ def memory_over_time(
     for rank in range(len(timeline.actions.schedule)):
         own = [stage for stage, on in zip(stages, ranks, strict=True) if rank in on]
         events = (
-            *_action_events(timeline, rank, stages, _messages(rows[rank], own)),
+            *_action_events(timeline, rank, stages, _counted(rows[rank], own)),
             _lending_events(timeline, rank, stages),
         )
         curves.append(_curve(np.concatenate(events), _constant(own)))
@@ -72,25 +80,28 @@ def _constant(own: Sequence[StageBytes]) -> dict[str, int]:
     }
 
 
-def _messages(rows: IntArray, own: Sequence[StageBytes]) -> IntArray:
-    """Message bytes while each action on the rank runs, shape (actions,)."""
+def _counted(rows: IntArray, own: Sequence[StageBytes]) -> IntArray:
+    """Message bytes and gradients while each action on the rank runs, shape (actions, 2)."""
     sizes = [sizes_of(stage) for stage in own]
-    return sum(
+    none = np.zeros(len(rows), dtype=np.int64)
+    messages = sum(
         rows[:, ACTIVATIONS, at] * of.activations
         + rows[:, GRADIENTS, at] * of.gradients
         + rows[:, SENT, at] * of.sent
         + rows[:, OUTPUTS, at] * of.outputs
         for at, of in enumerate(sizes)
-    ) + np.zeros(len(rows), dtype=np.int64)
+    )
+    made = sum(rows[:, MADE, at] * of.made for at, of in enumerate(sizes))
+    return np.column_stack([none + messages, none + made])
 
 
 def _action_events(
-    timeline: Timeline, rank: int, stages: Sequence[StageBytes], messages: IntArray
+    timeline: Timeline, rank: int, stages: Sequence[StageBytes], counted: IntArray
 ) -> tuple[FloatArray, FloatArray]:
     """Changes where the rank's actions start, and where they end, one row each.
 
-    The columns are seconds, the turn among equal seconds, and changes in stash, workspace and
-    messages.
+    The columns are seconds, the turn among equal seconds, and changes in stash, workspace,
+    messages and gradients. The update frees the gradients.
     """
     first, stop = timeline.actions.first[rank : rank + 2]
     kinds = timeline.actions.kind[first:stop]
@@ -98,8 +109,16 @@ def _action_events(
     # its end.
     sizes = [sizes_of(stage) for stage in stages]
     room = np.array([workspace_of(of, op) for of in sizes for op in range(len(OPS))])[kinds]
+    order = timeline.actions.schedule[rank]
+    messages, made = counted.T
+    after = made.copy()
+    for at in first_backwards(order).values():
+        if order[at].op == "B":
+            own = sizes[order[at].stage]
+            room[at] = workspace_of(own, FIRST)
+            after[at] += own.made
     # In an overlapped pair the forward's time is the pair's, so both workspaces count there.
-    forwards = np.array(paired_forwards(timeline.actions.schedule[rank]), dtype=np.int64)
+    forwards = np.array(paired_forwards(order), dtype=np.int64)
     room[forwards] += room[forwards + 1]
     freed = np.array(
         [
@@ -113,13 +132,14 @@ def _action_events(
     ends = np.array(timeline.times.end[first:stop])
     # Step 2: at equal seconds, an action ends before the next one starts.
     turn = 2 * np.arange(len(kinds))
-    # Step 3: messages change at the start of an action. After the last action none are left.
-    more = np.diff(messages, prepend=0)
-    none = np.zeros_like(more)
-    none[-1:] = messages[-1:]
+    # Step 3: messages and gradients change at the start of an action. After the last action no messages are left. A
+    # first backward counts its own gradients until it ends.
+    more, left = np.diff(messages, prepend=0), np.zeros_like(made)
+    left[-1:] = messages[-1:]
+    before = np.concatenate([[0], after[:-1]])[: len(made)]
     return (
-        np.column_stack([starts, turn, taken, room, more]).astype(np.float64),
-        np.column_stack([ends, turn + 1, -freed, -room, -none]).astype(np.float64),
+        np.column_stack([starts, turn, taken, room, more, made - before]).astype(np.float64),
+        np.column_stack([ends, turn + 1, -freed, -room, -left, after - made]).astype(np.float64),
     )
 
 
@@ -136,15 +156,15 @@ def _lending_events(timeline: Timeline, rank: int, stages: Sequence[StageBytes])
         start, end = timeline.times.moves[beside]
         turn, stash = 2 * (beside - first), stages[action.stage].stash_bytes
         if action.op == "L":
-            rows.append((max(end, timeline.times.end[beside]), turn + 1.5, -stash, 0, 0))
+            rows.append((max(end, timeline.times.end[beside]), turn + 1.5, -stash, 0, 0, 0))
         else:
-            rows.append((start, turn - 0.5, stash, 0, 0))
-    return np.array(rows, dtype=np.float64).reshape(-1, 5)
+            rows.append((start, turn - 0.5, stash, 0, 0, 0))
+    return np.array(rows, dtype=np.float64).reshape(-1, 6)
 
 
 def _curve(events: FloatArray, constant: dict[str, int]) -> MemoryCurve:
     # Sort by seconds, then by turn, and add the changes up.
     order = np.lexsort((events[:, 1], events[:, 0]))
     changes = np.cumsum(events[order, 2:], axis=0).astype(np.int64)
-    stash, workspace, messages = changes.T
-    return MemoryCurve(events[order, 0], stash, workspace, messages, constant)
+    stash, workspace, messages, gradients = changes.T
+    return MemoryCurve(events[order, 0], stash, workspace, messages, gradients, constant)

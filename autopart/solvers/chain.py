@@ -31,8 +31,20 @@ class MemoryLimit:
     """Stage bytes with nothing in flight."""
     stash: Sizes | Array
     """Bytes per microbatch in flight."""
-    sends: Sequence[Array] = ()
+    beside: Sequence[Array] = ()
     """Bytes beyond these with 0, 1, … microbatches in flight, as matrices. The last one holds for more."""
+    most: int | None = None
+    """All microbatches of a rank. With as many in flight, `all_at_once` holds in place of `beside`."""
+    all_at_once: Array | None = None
+
+    def number_of(self, in_flight: int) -> int:
+        """The number of `beside` that holds; -1 for none, or for `all_at_once`."""
+        alone = self.most is not None and in_flight >= self.most
+        return -1 if alone else min(in_flight, len(self.beside) - 1)
+
+    def beside_in_flight(self, number: int) -> Sizes | Array | None:
+        """The bytes with a number from `number_of`."""
+        return self.beside[number] if number >= 0 else self.all_at_once
 
 
 @dataclass(frozen=True, slots=True)

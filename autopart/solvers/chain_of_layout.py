@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autopart.cost.bytes_by_number import bytes_by_number
 from autopart.cost.in_flight import microbatches_in_flight
-from autopart.cost.memory import memory, sends_in_flight, total
 from autopart.cost.stage_times import cut_links, traffic_times
 from autopart.cost.stage_totals import Array, StageTotals
 from autopart.records.cluster import Link
 from autopart.records.layouts import Layout
 from autopart.records.problem import Problem
+from autopart.schedules.actions import microbatches_per_replica
 from autopart.solvers.chain import Chain, MemoryLimit
 
 
@@ -40,8 +41,8 @@ def chain_of(
     share = send_share if cluster.sends_overlap else 1.0
     work = totals.forward_time[0] + totals.backward_time[0]
     in_flight = tuple(microbatches_in_flight(layout, stage) for stage in range(stages))
-    nothing_in_flight = total(memory(totals, problem, len(layout.stage_ranks[0]), 0))
-    first, *more = sends_in_flight(totals, max(in_flight))
+    replicas = len(layout.stage_ranks[0])
+    sizes = bytes_by_number(totals, problem, replicas, max(in_flight))
     return LayoutChain(
         chain=Chain(
             work=np.asarray(work, dtype=float),
@@ -52,9 +53,11 @@ def chain_of(
             overhead=2 * cluster.action_overhead,
             memory=MemoryLimit(
                 cluster.memory_bytes,
-                nothing_in_flight - first,
+                sizes.fixed,
                 totals.stash_bytes,
-                (first, *more),
+                sizes.beside,
+                microbatches_per_replica(problem.num_microbatches, replicas),
+                sizes.all_at_once,
             ),
         ),
         links=tuple(kinds.index(link) for link in links),

@@ -80,7 +80,7 @@ class FittingRows:
 
     def within(self, in_flight: int, layers: int) -> int:
         """Ends for the stages with `layers` layers that fit, as bits; all bits where all fit."""
-        room, stash, always = self._sizes(layers, min(in_flight, len(self.memory.sends) - 1))
+        room, stash, always = self._sizes(layers, self.memory.number_of(in_flight))
         if in_flight <= always:
             return EVERY
         return _as_bits(stash * in_flight <= room) << layers
@@ -106,19 +106,20 @@ class FittingRows:
             - 1
         )
 
-    def _sizes(self, layers: int, sends: int) -> tuple[Array, Array, float]:
-        """The room beside the state and the messages number `sends`, and the stash, by the stages' ends."""
-        if (layers, sends) not in self.lengths:
+    def _sizes(self, layers: int, number: int) -> tuple[Array, Array, float]:
+        """The room beside the state and the bytes number `number`, and the stash, by the stages' ends."""
+        if (layers, number) not in self.lengths:
             room = self.memory.capacity - _of_length(self.memory.state, layers)
-            if sends >= 0:
-                room = room - _of_length(self.memory.sends[sends], layers)
+            beside = self.memory.beside_in_flight(number)
+            if beside is not None:
+                room = room - _of_length(beside, layers)
             stash = _of_length(self.memory.stash, layers)
             some = stash > 0
             # One less than the quotient, because the quotient is rounded.
             always = float((room[some] / stash[some]).min(initial=np.inf)) - 1
             fits = always if (room >= 0).all() else -np.inf
-            self.lengths[layers, sends] = room, stash, fits
-        return self.lengths[layers, sends]
+            self.lengths[layers, number] = room, stash, fits
+        return self.lengths[layers, number]
 
 
 def _longest(state: Array, stash: Array, capacity: int, in_flight: Sequence[int]) -> dict[int, int]:

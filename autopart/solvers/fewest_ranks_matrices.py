@@ -20,8 +20,15 @@ class BytesMatrices(NamedTuple):
     ranks."""
     limit: float
     """Bytes on one rank."""
-    sends: Sequence[Floats | float] = (0.0,)
-    """Bytes at [start, end] beyond these with 0, 1, … microbatches in flight. The last one holds for more."""
+    beside: Sequence[Sequence[Floats | float]] = ((0.0,),)
+    """For each choice, or for all, bytes at [start, end] beyond these with 0, 1, … microbatches in flight.
+
+    The last one holds for more.
+    """
+    all_at_once: Sequence[Floats | float] = ()
+    """For each choice, the same with all its microbatches in flight; empty where that changes nothing."""
+    most: Sequence[int] = ()
+    """For each choice, all its microbatches."""
 
 
 class SecondsMatrices:
@@ -48,7 +55,10 @@ class SecondsMatrices:
             shape = self.matrices.shape[1:]
             self.fixed = _by_end([np.broadcast_to(fixed, shape) for fixed in memory.fixed])
             self.stash = _by_end([memory.stash])[0]
-            self.sends = _by_end([np.broadcast_to(sends, shape) for sends in memory.sends])
+            self.beside = [
+                _by_end([np.broadcast_to(b, shape) for b in own]) for own in memory.beside
+            ]
+            self.all_at_once = [_by_end([np.broadcast_to(b, shape)])[0] for b in memory.all_at_once]
 
     def seconds_of(self, stage: DownsetStage) -> float:
         """Seconds that one stage takes."""
@@ -85,8 +95,17 @@ class SecondsMatrices:
         assert self.memory is not None
         in_flight = np.array([self.memory.in_flight(choice, later) for choice in choices.tolist()])
         stash = in_flight[:, None, None] * self.stash[ends, starts]
-        sends = self.sends[np.minimum(in_flight, len(self.sends) - 1)[:, None], ends, starts]
-        return self.fixed[choices[:, None], ends, starts] + stash + sends
+        pairs = zip(choices.tolist(), in_flight.tolist(), strict=True)
+        every = np.broadcast_to(ends, (len(choices), ends.shape[-1]))
+        beside = [self._beside(*pair)[own, starts] for own, pair in zip(every, pairs, strict=True)]
+        return self.fixed[choices[:, None], ends, starts] + stash + np.stack(beside)
+
+    def _beside(self, choice: int, in_flight: int) -> Floats:
+        """The bytes at [end, start] beyond the fixed ones and the stash."""
+        if self.all_at_once and self.memory and in_flight >= self.memory.most[choice]:
+            return self.all_at_once[choice]
+        own = self.beside[choice if len(self.beside) > 1 else 0]
+        return own[min(in_flight, len(own) - 1)]
 
 
 def _by_end(matrices: Sequence[Floats]) -> Floats:

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from autopart.activations.best_totals import least_totals_on_replicas
+from autopart.cost.bytes_by_number import bytes_by_number
 from autopart.cost.cuts import Cuts, all_cuts, partition_of
 from autopart.cost.links import link_across
-from autopart.cost.memory import memory, sends_in_flight, total
 from autopart.cost.memory_limits import Limits
 from autopart.cost.on_ranks import on_replicas
 from autopart.cost.stage_syncs import time_after_backward
@@ -132,13 +132,15 @@ def _memory(problem: Problem, cuts: Cuts, counts: list[int]) -> BytesMatrices:
 
     limits = Limits(m, problem.cluster.memory_bytes, host_share(problem.cluster))
     least = least_totals_on_replicas(problem, cuts, 1, limits)
-    sends = sends_in_flight(least, m)
+    sizes = [bytes_by_number(least, problem, r, m) for r in counts]
     return BytesMatrices(
-        fixed=[total(memory(least, problem, r, 0)) - sends[0] + 0.0 for r in counts],
+        fixed=[own.fixed + 0.0 for own in sizes],
         stash=least.stash_bytes + 0.0,
         in_flight=in_flight,
         limit=float(problem.cluster.memory_bytes),
-        sends=[under_way + 0.0 for under_way in sends],
+        beside=[[b + 0.0 for b in sizes[0].beside]],
+        all_at_once=[own.all_at_once + 0.0 for own in sizes],
+        most=[microbatches_per_replica(m, r) for r in counts],
     )
 
 

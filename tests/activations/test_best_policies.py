@@ -14,6 +14,7 @@ from autopart.activations.policies import (
     StagePolicies,
 )
 from autopart.cost.cuts import all_cuts
+from autopart.cost.memory import memory, total
 from autopart.errors import InfeasibleError
 from autopart.pricing import compile_layout, fits, predict, price, price_paths
 from autopart.records.cluster import host_share
@@ -56,7 +57,7 @@ def test_the_matrix_over_all_cuts_equals_single_stages(seed: int, demands: Deman
             all_totals = with_best_policies(asked, layout, cuts, stage)
             if fits_alone(asked, stages[stage]):
                 assert stages[stage].stash_bytes == all_totals.stash_bytes[i, j]
-                assert stages[stage].memory.workspace == all_totals.workspace_bytes[i, j]
+                assert stages[stage].moving.workspace == all_totals.workspace_bytes[i, j]
                 assert stages[stage].forward_time == pytest.approx(all_totals.forward_time[i, j])
                 assert stages[stage].backward_time == pytest.approx(all_totals.backward_time[i, j])
                 hosted = stages[stage].in_flight * all_totals.host_bytes[i, j]
@@ -64,8 +65,9 @@ def test_the_matrix_over_all_cuts_equals_single_stages(seed: int, demands: Deman
             else:
                 least = least_totals(asked, layout, cuts, stage)
                 in_flight = stages[stage].in_flight
-                saved = stages[stage].memory.stash + stages[stage].memory.workspace
-                assert saved == in_flight * least.stash_bytes[i, j] + least.workspace_bytes[i, j]
+                replicas = len(layout.stage_ranks[stage])
+                fewest = total(memory(least, asked, replicas, in_flight))
+                assert stages[stage].peak_bytes == np.broadcast_to(fewest, cuts.nested.shape)[i, j]
         if fits(asked, decision):
             steps = price_paths(asked, layout, compile_layout(layout), cuts, [path])
             assert steps[0] == pytest.approx(decision.prediction.step_time)

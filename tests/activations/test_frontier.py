@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from autopart.activations.chooser import best_point
+from autopart.activations.chooser import Beside, best_point
 from autopart.activations.frontier import Growth, frontier, most_points
 from autopart.activations.points import Points
 from autopart.activations.policies import (
@@ -323,9 +323,10 @@ def test_equal_seconds_are_decided_by_fewer_offloaded_bytes_then_fewer_changed_l
             needed = own.room - in_flight * own.freed
             costs = (own.forward + own.backward, own.hosted, sum(map(len, policies[:3])))
             tried[needed] = min(costs, tried.get(needed, costs))
+        beside = Beside((0,), (in_flight,), (False,))
         for limit in tried:
             best = min(costs for needed, costs in tried.items() if needed <= limit)
-            chosen = points.chosen[best_point(points, 0, Limits(in_flight, limit, None))]
+            chosen = points.chosen[best_point(points, beside, Limits(in_flight, limit, None))]
             policies = policies_of_bits(members, chosen)
             own = by_hand(graph, members, policies, host)
             found = (own.forward + own.backward, own.hosted, sum(map(len, policies[:3])))

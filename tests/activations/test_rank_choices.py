@@ -72,7 +72,7 @@ def peak_of(
         points, at = pairs[column]
         in_w = 5
         whole, half = points.workspace_bytes[at], points.input_grad_workspace_bytes[at]
-        work = (whole, whole, half, in_w)[op]
+        work = (whole, whole, half, in_w, whole)[op]
         most = max(
             most, int(sum(n * own for n, own in zip(counts[STASH], kept, strict=True)) + work)
         )

@@ -75,6 +75,7 @@ def test_many_partitions_side_by_side_equal_each_alone(seed: int) -> None:
             assert on_host == totals[stage].host_bytes[row]
             assert own.stash_bytes == totals[stage].stash_bytes[row]
             assert own.memory.workspace <= max(
+                own.moving.first_backward,
                 totals[stage].workspace_bytes[row],
                 totals[stage].input_grad_workspace_bytes[row],
                 totals[stage].weight_grad_workspace_bytes[row],

@@ -132,7 +132,7 @@ def test_precision_and_optimizer_set_the_state_per_trained_element() -> None:
 def test_zero1_shares_state_and_update_and_leaves_the_sync_time() -> None:
     asked, plain = _trained(zero1=True), _trained()
     assert [_state(asked, r)[1:] for r in (1, 2, 3, 8)] == [(28, 56), (16, 32), (12, 24), (4, 8)]
-    assert _state(plain, 8) == _state(plain, 1)
+    assert _state(plain, 8)[1:] == _state(plain, 1)[1:]
     layout = Layout(schedule="1f1b", stage_ranks=((0, 1),), num_microbatches=4)
     (shared,), syncs = predict(asked, layout, ((0,),))
     (whole,), before = predict(plain, layout, ((0,),))

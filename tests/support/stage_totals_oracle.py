@@ -83,6 +83,7 @@ def _stage_totals(
         stash_bytes=stash,
         inner_stash_bytes=inner,
         workspace_bytes=largest_transient(whole, tied_gradients(graph, own)),
+        first_backward_bytes=_first_backward(graph, own, whole),
         widest_trainable=max(la.num_trainable for la in layers),
         input_bytes=sum(i.bytes for i in read),
         host_bytes=0,
@@ -102,6 +103,29 @@ def _stage_totals(
         * counts_gradients(graph),
         output_bytes=sum(v.bytes for v, last in made_here if last > stage and v.name not in needed),
     )
+
+
+def _first_backward(graph: LayerGraph, own: Sequence[int], whole: Sequence[Transient]) -> int:
+    """The most above the stash in the first backward: layer by layer from the last one, with gradients that stay."""
+    place = positions(graph)
+    above, most = 0, 0
+    waits = tied_gradients(graph, own)
+    for at in reversed(range(len(own))):
+        # A tied parameter's gradient is made with the first of its layers here.
+        layer = graph.layers[own[at]]
+        alone = layer.grad_bytes + (layer.unscattered_grad_bytes or 0)
+        for tied in graph.tied:
+            holders = {place[name] for name in tied.layers}.intersection(own)
+            if own[at] in holders:
+                whole_tied = tied.grad_bytes + (tied.unscattered_grad_bytes or 0)
+                alone -= whole_tied * (own[at] != min(holders))
+        most = (
+            max(most, above + whole[at].most_bytes + alone)
+            if at < len(own) - 1
+            else (whole[at].most_bytes + alone)
+        )
+        above += alone + waits[at] - whole[at].less_bytes
+    return max(most, above)
 
 
 def _waiting(layers: Sequence[Layer], stash: int) -> int:

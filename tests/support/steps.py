@@ -85,6 +85,8 @@ def random_stage(rng: random.Random) -> StagePrediction:
     moving = {kind: rng.randint(0, 9) for kind in MovingBytes.__struct_fields__}
     # If more bytes wait for W than the stash has, I has made them: they are part of its workspace.
     moving["input_grad_workspace"] += max(0, moving["waiting"] - stash)
+    # At the end of the first backward its gradients are there.
+    moving["first_backward"] += moving["made"]
     forward = rng.randint(0, 4)
     return stage(
         forward,

@@ -32,7 +32,7 @@
     const x = Array.from(a.memory_at.subarray(first, stop), (tick) => (tick / 2 ** 28) * about.seconds);
     x.unshift(0);
     x.push(about.seconds);
-    const moving = { stash: a.memory_stash, workspace: a.memory_workspace, buffers: a.memory_messages };
+    const moving = { stash: a.memory_stash, workspace: a.memory_workspace, buffers: a.memory_messages, gradients: a.memory_gradients };
     const data = ["weights", "gradients", "optimizer", "reserve", "stash", "workspace", "buffers"].map((name) => {
       const always = (about.constant[name] || [])[place] || 0, own = moving[name];
       const y = x.map(() => always / scale);

@@ -42,11 +42,12 @@ class _Curve(NamedTuple):
     stash: Numbers
     workspace: Numbers
     messages: Numbers
+    gradients: Numbers
 
 
 def _thinned(curve: MemoryCurve, makespan: float) -> _Curve:
     """The curve's largest place in each of `BINS` stretches, and its last one; all where there are few."""
-    whole = curve.stash + curve.workspace + curve.messages
+    whole = curve.moving
     kept = np.arange(len(whole))
     if len(whole) > 2 * BINS:
         stretch = np.minimum((curve.times / (makespan or 1.0) * BINS).astype(int), BINS - 1)
@@ -54,7 +55,8 @@ def _thinned(curve: MemoryCurve, makespan: float) -> _Curve:
         last_of = np.flatnonzero(np.diff(stretch[order], append=BINS))
         ends = np.flatnonzero(np.diff(stretch, append=BINS))
         kept = np.unique(np.concatenate([order[last_of], ends]))
-    return _Curve(curve.times[kept], curve.stash[kept], curve.workspace[kept], curve.messages[kept])
+    moving = (curve.stash, curve.workspace, curve.messages, curve.gradients)
+    return _Curve(curve.times[kept], *(own[kept] for own in moving))
 
 
 def pack_curves(contents: PageContents, packed: Packed) -> dict[str, object]:
@@ -62,7 +64,7 @@ def pack_curves(contents: PageContents, packed: Packed) -> dict[str, object]:
     makespan, ranks = contents.timeline.makespan, drawn_ranks(contents)
     curves = [_thinned(contents.curves[rank], makespan) for rank in ranks]
     packed.add("memory_at", np.concatenate([ticks(c.times, makespan) for c in curves]))
-    for kind in ("stash", "workspace", "messages"):
+    for kind in ("stash", "workspace", "messages", "gradients"):
         together = np.concatenate([getattr(c, kind) for c in curves])
         packed.add(f"memory_{kind}", together.astype(np.float32))
     constant = [contents.curves[rank].constant for rank in ranks]
@@ -118,7 +120,7 @@ def heat_chart(contents: PageContents) -> Chart:
 
 def _shares(curve: MemoryCurve, bins: Numbers, limit: int) -> Numbers:
     """The most bytes in each stretch, as a share of the limit."""
-    whole = curve.stash + curve.workspace + curve.messages + sum(curve.constant.values())
+    whole = curve.moving + sum(curve.constant.values())
     place = np.maximum(np.searchsorted(curve.times, bins, side="right") - 1, 0)
     found = whole[place].astype(float)
     stretch = np.searchsorted(bins, curve.times, side="right") - 1
@@ -233,7 +235,7 @@ def _curve_table(contents: PageContents, ranks: Sequence[int]) -> str:
     rows: list[tuple[object, ...]] = []
     for rank in ranks:
         curve = contents.curves[rank]
-        whole = curve.stash + curve.workspace + curve.messages
+        whole = curve.moving
         place = int(np.argmax(whole))
         always = sum(curve.constant.values())
         limit = smallest_memory(contents.plan.cluster, (rank,))

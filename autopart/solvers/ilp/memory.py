@@ -12,6 +12,7 @@ from autopart.activations.moments import moments_of
 from autopart.activations.policies import optimizer_places
 from autopart.cost.in_flight import ranks_in_flight
 from autopart.cost.lending import borrowed_bytes
+from autopart.cost.made_gradients import rows_of
 from autopart.cost.memory import (
     Memory,
     largest_part,
@@ -20,7 +21,7 @@ from autopart.cost.memory import (
     total,
 )
 from autopart.cost.memory_limits import limits_of
-from autopart.cost.repeated_ties import earlier_on_ranks, without_state
+from autopart.cost.repeated_ties import earlier_on_ranks, later_on_ranks, without_state
 from autopart.cost.stage_totals import StageTotals
 from autopart.cost.syncs import update_share
 from autopart.records.cluster import host_share, smallest_memory
@@ -28,8 +29,9 @@ from autopart.records.layouts import Layout, pipelines_together
 from autopart.records.peak_bytes import by_kind, workspace_of
 from autopart.records.prediction import LASTING
 from autopart.records.problem import Problem
+from autopart.schedules.classic_rows import classic_rows
 from autopart.schedules.encoding import OPS, B
-from autopart.schedules.in_flight import InFlight, classic_rows, row_at
+from autopart.schedules.in_flight import InFlight, row_at
 from autopart.solvers.ilp.placement import Placement, sum_of
 from autopart.stopping.time_limit import check_time
 from autopart.units import Quantity
@@ -41,7 +43,7 @@ class _StageSizes(NamedTuple):
     kinds: Sequence[Quantity]
     """For each of the counted kinds the bytes of one microbatch."""
     works: Sequence[Quantity]
-    """For each kind of action its transient bytes."""
+    """For each kind of action its transient bytes; last for a first backward."""
 
 
 class MemoryConstraints:
@@ -58,7 +60,8 @@ class MemoryConstraints:
         """Limit a stage under GPipe or 1F1B, alone on its ranks."""
         limits = limits_of(self.problem, self.layout, stage)
         state = self._state_of(stage, totals)
-        rows = classic_rows(limits.in_flight)
+        replicas = len(self.layout.stage_ranks[stage])
+        rows = rows_of(self.problem, replicas, limits.in_flight)
         uses = [
             self._memory(stage, totals, state, row_at(rows, row), limits.in_flight)
             for row in range(len(rows.counts))
@@ -93,20 +96,29 @@ class MemoryConstraints:
             self._bound_host(rank, in_flight, uses, all_totals)
 
     def _without_repeats(self, stage: int, totals: StageTotals[Quantity]) -> StageTotals[Quantity]:
-        """A stage's totals without the state of tied parameters that an earlier stage on its ranks has."""
-        earlier = earlier_on_ranks(self.layout.stage_ranks, stage)
-        if not earlier or not self.problem.graph.tied:
+        """A stage's totals without state of tied parameters that an earlier stage on its ranks has.
+
+        Gradients that a later stage has are left out too.
+        """
+        ranks = self.layout.stage_ranks
+        earlier, later = earlier_on_ranks(ranks, stage), later_on_ranks(ranks, stage)
+        if not (earlier or later) or not self.problem.graph.tied:
             return totals
-        left_out: list[Any] = []
+        again = self._repeated("repeated", stage, earlier)
+        return without_state(self.problem, totals, again, self._repeated("made", stage, later))
+
+    def _repeated(self, name: str, stage: int, others: Sequence[int]) -> list[Any]:
+        """For each tied parameter at most 1 where a stage and one of the others have it, else 0."""
+        found: list[Any] = []
         for number, tied in enumerate(self.problem.graph.tied):
-            again: Any = self.program.add_variable(f"repeated_{number}_{stage}", 0, 1)
-            for stages in ([stage], earlier):
-                places = (self.placement.position[name] for name in tied.layers)
+            again: Any = self.program.add_variable(f"{name}_{number}_{stage}", 0, 1)
+            for stages in ([stage], others):
+                places = (self.placement.position[layer] for layer in tied.layers)
                 self.program += again <= sum_of(
                     self.placement.on(at, s) for at in places for s in stages
                 )  # (31)
-            left_out.append(again)
-        return without_state(self.problem, totals, left_out)
+            found.append(again)
+        return found
 
     def _bound_places(
         self,
@@ -151,9 +163,9 @@ class MemoryConstraints:
             self.program += hosted <= min(share, 1), f"on_host_{place}_of_{rank}"  # (20)
 
     def _sizes_of(self, stage: int, totals: StageTotals[Quantity]) -> _StageSizes:
-        moving = microbatch_bytes(totals)
+        moving = microbatch_bytes(totals, self.problem.training)
         kinds = [self._as_variable(f"{at}_{stage}", own) for at, own in enumerate(by_kind(moving))]
-        works = [workspace_of(moving, op) for op in range(len(OPS))]
+        works = [workspace_of(moving, op) for op in range(len(OPS) + 1)]
         return _StageSizes(kinds, works)
 
     def _as_variable(self, name: str, own: Quantity) -> Quantity:

@@ -92,6 +92,9 @@ class PolicyConstraints:
             input_grad_workspace_bytes=self._workspace("in_i", self._needs_in_i, self._behind_in_i)
             if self.in_input_grad
             else 0,
+            first_backward_bytes=self._workspace("first", self._needs, self._behind_in_first)
+            if self.gradients.made
+            else 0,
             host_bytes=sum_of(policy.moved_bytes * y for policy, y in chosen if policy.moved_bytes),
         )
 
@@ -192,6 +195,10 @@ class PolicyConstraints:
         return self._kept_behind(at) - sum_of(
             own.grad_bytes * own.waits for own in self.gradients.tied if own.layer > at
         )
+
+    def _behind_in_first(self, at: int) -> Quantity:
+        """The same in a first backward, which leaves the gradients that it makes (33)."""
+        return self._behind(at) - self.gradients.made[at]
 
     def _behind_in_i(self, at: int) -> Quantity:
         """The same in I, after which some bytes stay until W."""

@@ -46,7 +46,12 @@ Under schedules other than GPipe and 1F1B, memory is that of each rank along its
     (30) lasting[r] + Σ counts[g, i, s] size[i, s] + the running action's workspace <= memory per GPU     for each g
     (31) repeated[t, s] <= Σ x[l, s];  repeated[t, s] <= Σ x[l, s'] over earlier stages s' on all ranks of s
                                                    for the layers l of tied t: a rank has its state once
+         made[t, s] likewise with later stages for its gradient
     (32) away[s] <= stepped[s] - widest[s] + M few[s];  away[s] <= M (1 - few[s])
+
+Where a stage under GPipe or 1F1B has all its microbatches in flight before its first backward:
+    (33) first[s] >= (7) or (16) + Σ over j from l on: grad bytes_j x[j, s] + Σ over t: grad bytes_t done[t, l, s]
+         done[t, l, s] >= x[j, s] - Σ x[u, s]      for the layers j of tied t from l on; u: those ahead of l
 
 z is whole. The variables c, kept, only, any, work, again, waits, relays and T are continuous. (8), (9) and (30) push each
 down, and at whole z the smallest value that (4)-(7) and (13)-(29) allow is the exact one. The cumulative z make
@@ -54,7 +59,7 @@ precedence (2) tight in the relaxation.
 
 HiGHS solves the program through PuLP. On a time-out the best solution so far is taken. Derivation: docs/solvers.md.
 
-(1)-(4) and (10) stand in placement.py, (5), (6) and (25) in sums.py, (7), (23), (24), (26) and (27) in transients.py,
+(1)-(4) and (10) stand in placement.py, (5), (6) and (25) in sums.py, (7), (23), (24), (26), (27) and (33) in transients.py,
 (13)-(19) and (28) in policies.py, (8), (12), (20)-(22) and (29)-(32) in memory.py, the others here.
 """
 
@@ -65,6 +70,7 @@ import pulp
 
 from autopart.activations.best_policies import best_policies, totals_with_policies
 from autopart.activations.changes import apply_linear_changes
+from autopart.activations.chooser import counts_first, place_of
 from autopart.activations.policies import has_policies, leaves_choice
 from autopart.activations.stage_layers import stage_layers
 from autopart.cost.cuts import stage_totals
@@ -80,6 +86,7 @@ from autopart.solvers.ilp.placement import Placement, sum_of
 from autopart.solvers.ilp.policies import PolicyConstraints
 from autopart.solvers.ilp.sums import ExpressionSums
 from autopart.solvers.ilp.transients import (
+    kept_first_backward,
     kept_workspace,
     kept_workspace_in_input_grad,
     stage_gradients,
@@ -220,7 +227,7 @@ class _Program:
         """A stage's totals as expressions, under the policies that the program chooses."""
         problem, placement = self.problem, self.placement
         totals = plain_totals(problem.graph, ExpressionSums(placement, stage))
-        gradients = stage_gradients(placement, stage)
+        gradients = stage_gradients(placement, stage, first=self._counts_first(stage))
         split = splits_backward(self.layout.schedule)
         if split:
             totals = totals._replace(
@@ -230,6 +237,9 @@ class _Program:
         if not leaves_choice(problem.demands) or not has_policies(self.layout.schedule):
             return totals._replace(
                 workspace_bytes=kept_workspace(placement, stage, gradients),
+                first_backward_bytes=kept_first_backward(placement, stage, gradients)
+                if gradients.made
+                else 0,
                 input_grad_workspace_bytes=kept_workspace_in_input_grad(placement, stage, gradients)
                 if split
                 else 0,
@@ -242,5 +252,12 @@ class _Program:
             self.program, stage, on, layers, gradients, in_input_grad
         ).changes()
         return apply_linear_changes(totals, changes)._replace(
-            input_grad_workspace_bytes=changes.input_grad_workspace_bytes
+            input_grad_workspace_bytes=changes.input_grad_workspace_bytes,
+            first_backward_bytes=changes.first_backward_bytes,
         )
+
+    def _counts_first(self, stage: int) -> bool:
+        """Whether the first backward of a stage counts apart."""
+        if self.layout.schedule not in CLASSIC:
+            return False
+        return counts_first(self.problem, place_of(self.problem, self.layout, stage))

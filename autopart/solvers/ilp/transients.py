@@ -1,6 +1,6 @@
 """Waiting gradients and workspace on one stage, as constraints in an integer program.
 
-autopart/solvers/ilp/program.py has the symbols, and constraints (7), (23), (24), (26) and (27).
+autopart/solvers/ilp/program.py has the symbols, and constraints (7), (23), (24), (26), (27) and (33).
 """
 
 from collections.abc import Sequence
@@ -43,10 +43,12 @@ class StageGradients(NamedTuple):
     """The same in I, which makes no sums of tied gradients."""
     results: Sequence[Sequence[tuple[int, Quantity]]]
     """For each layer the results that it keeps itself: bytes, and whether the stage sends them on."""
+    made: Sequence[Quantity] = ()
+    """For each layer the parameter gradients that a first backward has made with it (33); empty where none counts."""
 
 
-def stage_gradients(placement: Placement, stage: int) -> StageGradients:
-    """Add the variables in (23) and (24) for one stage."""
+def stage_gradients(placement: Placement, stage: int, *, first: bool = False) -> StageGradients:
+    """Add the variables in (23) and (24) for one stage; with `first` also those in (33)."""
     numbers = {value.name: number for number, value in enumerate(placement.graph.values)}
     tied = _waiting_tied(placement, stage)
     pending, in_input_grad = _pending(placement, stage)
@@ -54,13 +56,22 @@ def stage_gradients(placement: Placement, stage: int) -> StageGradients:
         [(v.bytes, placement.crosses(numbers[v.name], stage)) for v in own]
         for own in own_results(placement.graph)
     ]
-    return StageGradients(tied, pending, in_input_grad, results)
+    made = _made(placement, stage) if first else ()
+    return StageGradients(tied, pending, in_input_grad, results, made)
 
 
 def kept_workspace(placement: Placement, stage: int, gradients: StageGradients) -> Quantity:
     """Workspace on a stage whose layers all keep their stash: work[s] in (7)."""
     layers = whole_transients(placement.graph)
     return _workspace(placement, stage, "work", layers, gradients.pending, gradients.tied)
+
+
+def kept_first_backward(placement: Placement, stage: int, gradients: StageGradients) -> Quantity:
+    """Workspace in the first backward of such a stage, with the gradients that it has made (33)."""
+    layers = whole_transients(placement.graph)
+    return _workspace(
+        placement, stage, "first", layers, gradients.pending, gradients.tied, gradients.made
+    )
 
 
 def kept_workspace_in_input_grad(
@@ -109,19 +120,24 @@ def _workspace(
     layers: Sequence[Transient],
     pending: Sequence[Quantity],
     tied: Sequence[WaitingTied],
+    made: Sequence[Quantity] = (),
 ) -> Quantity:
     """The largest transient among a stage's layers that keep their stash, in one kind of action."""
     program = placement.program
     variable: Any = program.add_variable(f"{kind}_{stage}", 0)
     # The variable counts in units of the largest transient, so that coefficients are near 1.
     scale = max(max(layer.most_bytes, layer.backward_bytes or 0) for layer in layers) or 1
+    if made:
+        scale += sum(la.grad_bytes for la in placement.graph.layers)
     if any(layer.less_bytes < 0 for layer in layers):
         # More stays from I to W than there was stash. So all layers together may need the most.
         program += variable >= 0 - _less(placement, stage, layers, -1, scale)  # (26)
     for at, layer in enumerate(layers):
         behind = _less(placement, stage, layers, at, scale)
         waits = sum_of(own.grad_bytes / scale * own.waits for own in tied if own.layer > at)
-        if layer.most_bytes:
+        if made:
+            waits = waits + made[at] * (1 / scale)
+        if layer.most_bytes or made:
             here = layer.most_bytes / scale * placement.on(at, stage)
             program += variable >= here + waits - behind  # (7), (26)
         if layer.backward_bytes is not None:
@@ -140,6 +156,26 @@ def _less(
         for place, other in enumerate(layers)
         if place > at and other.less_bytes
     )
+
+
+def _made(placement: Placement, stage: int) -> list[Quantity]:
+    """For each layer the parameter gradients that are made once its backward and those behind it have run."""
+    graph, program = placement.graph, placement.program
+    sizes = layer_sizes(graph)
+    alone = (sizes.grad_bytes + sizes.unscattered_grad_bytes).tolist()
+    found: list[Quantity] = []
+    for at in range(len(alone)):
+        own = [size * placement.on(l, stage) for l, size in enumerate(alone[at:], start=at) if size]
+        for number, tied in enumerate(graph.tied):
+            holders = {placement.position[name] for name in tied.layers}
+            variable: Any = program.add_variable(f"done_{number}_{at}_{stage}", 0, 1)
+            ahead = sum_of(placement.on(l, stage) for l in holders if l < at)
+            for l in holders:
+                if l >= at:
+                    program += variable >= placement.on(l, stage) - ahead  # (33)
+            own.append((tied.grad_bytes + (tied.unscattered_grad_bytes or 0)) * variable)
+        found.append(sum_of(own))
+    return found
 
 
 def _waiting_tied(placement: Placement, stage: int) -> list[WaitingTied]:

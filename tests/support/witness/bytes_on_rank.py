@@ -33,6 +33,12 @@ def shard(count: int, training: Training, replicas: int) -> int:
     return -(-count // replicas) if training.zero1 else count
 
 
+def always_has_gradients(training: Training) -> bool:
+    """Whether gradients have room all the time: sums in another dtype, or a framework's sync."""
+    own = training.precision.removesuffix("-mixed")
+    return training.gradient_dtype != own or training.sync not in ("end", "overlap")
+
+
 def lasting(
     figures: StageFigures, training: Training, replicas: int, own_microbatches: int, hosted: bool
 ) -> int:
@@ -40,8 +46,11 @@ def lasting(
     elements = figures.widest if hosted else figures.trained
     return (
         figures.weights
-        + summed_gradients(training, figures.gradients, figures.trained)
-        + figures.unscattered
+        + always_has_gradients(training)
+        * (
+            summed_gradients(training, figures.gradients, figures.trained)
+            + figures.unscattered
+        )
         + shard(elements, training, replicas) * state_per_element(training)
         + own_microbatches * figures.inputs
     )
@@ -58,10 +67,15 @@ class Moving(NamedTuple):
     outputs: int
     transient: Mapping[str, int]
     """For each op."""
+    made: int
+    """Gradients that do not exist before the first backward."""
+    first: int
+    """Transient bytes in the first backward, with the gradients that it has made."""
 
 
-def moving(figures: StageFigures) -> Moving:
+def moving(figures: StageFigures, training: Training) -> Moving:
     """The bytes where layers keep their stash."""
+    always = always_has_gradients(training)
     return Moving(
         stash=figures.stash,
         waiting=figures.waiting,
@@ -75,16 +89,33 @@ def moving(figures: StageFigures) -> Moving:
             "I": figures.input_grad_workspace,
             "W": figures.weight_grad_workspace,
         },
+        made=0 if always else figures.gradients + figures.unscattered,
+        first=figures.workspace if always else figures.first_backward,
     )
 
 
-def classic_peak(own: Moving, in_flight: int) -> int:
+def classic_peak(own: Moving, in_flight: int, microbatches: int) -> int:
     """The most that moves under GPipe and 1F1B: one activation, one gradient, and two messages on their way.
 
-    A running forward has made a result besides, but no microbatch has two.
+    A running forward has made a result besides, but no microbatch has two. Where all microbatches are in flight at once, the
+    first backward has no gradients from before, and behind it one less is in flight. No activation comes then.
     """
+    if in_flight < microbatches:
+        return _with_gradients(own, in_flight)
+    here = in_flight * own.stash + own.gradient
+    return max(
+        here + own.transient["F"] + min(in_flight, 3) * own.outputs,
+        here + own.first + min(in_flight, 2) * own.outputs,
+        _with_gradients(own, in_flight - 1) if in_flight > 1 else 0,
+    )
+
+
+def _with_gradients(own: Moving, in_flight: int) -> int:
+    """The most where backwards run between forwards."""
     two, three = min(in_flight, 2), min(in_flight, 3)
-    away = max(2 * own.sent, own.sent + two * own.outputs, three * own.outputs)
+    away = max(own.made + own.sent + two * own.outputs, three * own.outputs)
+    if in_flight == 1:
+        away = max(away, own.made + 2 * own.sent)
     return in_flight * own.stash + own.transient["B"] + own.activation + own.gradient + away
 
 
@@ -95,12 +126,20 @@ class Moment(NamedTuple):
     op: str
     counts: tuple[tuple[int, ...], ...]
     """Stash, waiting for W, activations, gradients, sent gradients, results."""
+    made: tuple[bool, ...]
+    """For each stage whether its parameter gradients are there, or made in this action."""
 
 
-def moving_peak(moments: Sequence[Moment], own: Sequence[Moving], stages: Sequence[int]) -> int:
-    """The most that moves on a rank, over all moments; `own` has an entry for each of its stages."""
+def moving_peak(
+    moments: Sequence[Moment], own: Sequence[Moving], stages: Sequence[int], made: Sequence[int]
+) -> int:
+    """The most that moves on a rank, over all moments; `own` has an entry for each of its stages.
+
+    `made` has the gradients of each, those of a tied parameter once.
+    """
     return max(
         own[stages.index(moment.stage)].transient[moment.op]
+        + sum(size * there for size, there in zip(made, moment.made, strict=True))
         + sum(
             stash * one.stash
             + waiting * one.waiting
@@ -178,7 +217,10 @@ def _moments(
             under_way.remove((stage, "F", microbatch))
             own[5] -= 1
         here = [(now[one][0] - away[place] * (one == stage), *now[one][1:]) for one in stages]
-        found[Moment(stage, op, tuple(here))] = None
+        # A backward is behind the later stages' ones for the same microbatch, so it stands for them too.
+        begun = [s for s, kind, _ in order[: place + 1] if kind in "BI"]
+        made = tuple(any(one >= s for s in begun) for one in stages)
+        found[Moment(stage, op, tuple(here), made)] = None
         if op == "W":
             own[1] -= 1
         elif op != "F":

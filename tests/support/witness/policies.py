@@ -10,6 +10,7 @@ from autopart.records.problem import Demands
 from tests.support.witness.graphs import Facts
 from tests.support.witness.stages import (
     StageFigures,
+    first_backward,
     gradients_beside,
     input_grad_transient,
     layer_workspace,
@@ -30,6 +31,8 @@ class PolicyFigures(NamedTuple):
     workspace: int
     input_grad_workspace: int
     """Transient bytes in I."""
+    first_backward: int
+    """Transient bytes in the first backward, with the gradients that it has made."""
     host: int
     """Stash in host memory for one microbatch."""
 
@@ -108,12 +111,14 @@ def with_policies(
     stays = [_stays(facts, members, at, own) for at, own in zip(members, policies, strict=True)]
     freed = sum(facts.layers[at].stash_bytes - own for at, own in zip(members, stays, strict=True))
     forward, backward = _seconds(facts, members, policies, where)
+    needs = _needs(facts, members, policies)
     return PolicyFigures(
         policies=tuple(policies),
         forward=forward,
         backward=backward,
         stash=figures.stash - freed,
-        workspace=_workspace(facts, members, policies, stays),
+        workspace=_workspace(facts, members, needs, stays),
+        first_backward=first_backward(facts, members, needs, stays),
         input_grad_workspace=_input_grad_workspace(facts, members, policies, stays),
         host=sum(
             facts.layers[at].stash_bytes
@@ -144,12 +149,20 @@ def _stays(facts: Facts, members: Sequence[int], at: int, policy: str) -> int:
 
 
 def _workspace(
-    facts: Facts, members: Sequence[int], policies: Sequence[str], stays: Sequence[int]
+    facts: Facts, members: Sequence[int], needs: Sequence[int], stays: Sequence[int]
 ) -> int:
-    """The largest transient above the whole stash, with stash that returns and stash in transit."""
+    """The largest transient above the whole stash."""
     peaks = [tied_gradients_beside(facts, members, members[0] - 1) - sum(stays)]
+    for place, (at, need) in enumerate(zip(members, needs, strict=True)):
+        peaks.append(need - sum(stays[place + 1 :]) + tied_gradients_beside(facts, members, at))
+    return max(peaks)
+
+
+def _needs(facts: Facts, members: Sequence[int], policies: Sequence[str]) -> list[int]:
+    """Each layer's transient, with stash that returns and stash in transit."""
+    found: list[int] = []
     transit = 0
-    for place, (at, policy) in enumerate(zip(members, policies, strict=True)):
+    for at, policy in zip(members, policies, strict=True):
         layer = facts.layers[at]
         own = layer_workspace(facts, members, at, sums_tied=True)
         returned = layer.stash_bytes - _again(layer, policy)[1]
@@ -158,11 +171,10 @@ def _workspace(
             own = max(layer.workspace_bytes, layer.backward_workspace_bytes)
             own += gradients_beside(facts, members, at) + _sent_results(facts, members, at)
             own += tied_sum(facts, members, at)
-        behind = sum(stays[place + 1 :]) - tied_gradients_beside(facts, members, at)
-        peaks.append(own + returned + transit - behind)
+        found.append(own + returned + transit)
         if policy == "offload":
             transit = layer.stash_bytes
-    return max(peaks)
+    return found
 
 
 def _input_grad_workspace(

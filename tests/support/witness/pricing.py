@@ -370,9 +370,26 @@ class Pricer:
         self, own: Sequence[int], moments: Sequence[Moment], stages: Mapping[int, OnRanks]
     ) -> int:
         reserve = self.problem.cluster.reserve_bytes
-        moving_bytes = moving_peak(moments, [stages[s].moved for s in own], own)
+        moving_bytes = moving_peak(
+            moments, [stages[s].moved for s in own], own, self._made([stages[s] for s in own])
+        )
         lasts = sum(stages[s].peak - reserve for s in own) + reserve
         return moving_bytes + lasts - self._counted_twice([stages[s] for s in own]).device
+
+    def _made(self, on_rank: Sequence[OnRanks]) -> list[int]:
+        """The gradients of a rank's stages; a tied parameter's with the last one, whose backward comes first."""
+        found = [one.moved.made for one in on_rank]
+        for number, layers in enumerate(self.facts.tied):
+            holders = [
+                at
+                for at, one in enumerate(on_rank)
+                if set(layers).intersection(one.figures.members)
+            ]
+            for at in holders[:-1]:
+                tied = self.problem.graph.tied[number]
+                whole = tied.grad_bytes + (tied.unscattered_grad_bytes or 0)
+                found[at] -= whole * (found[at] > 0)
+        return found
 
     def _counted_twice(self, on_rank: Sequence[OnRanks]) -> StateBytes:
         """State of tied parameters that more than one of a rank's stages counts, beyond the first."""
@@ -525,15 +542,18 @@ class Spot(NamedTuple):
 
     def changed(self, figures: StageFigures, own: PolicyFigures, hosted: bool) -> OnRanks:
         """The stage under one combination of policies."""
-        moved = moving(figures)._replace(stash=own.stash, transient={"B": own.workspace})
-        device = classic_peak(moved, self.in_flight)
+        kept = moving(figures, self.problem.training)
+        first = own.first_backward if kept.made else own.workspace
+        transient = dict.fromkeys("FB", own.workspace)
+        moved = kept._replace(stash=own.stash, transient=transient, first=first)
+        device = classic_peak(moved, self.in_flight, self.own_microbatches)
         host = self.in_flight * own.host
         once = own.forward, own.backward
         return self._placed(figures, once, device, host, own.policies, hosted=hosted)
 
     def moved(self, figures: StageFigures, own: PolicyFigures, hosted: bool) -> OnRanks:
         """The stage under one combination of policies, without bytes that move."""
-        kept = moving(figures)
+        kept = moving(figures, self.problem.training)
         whole = dict.fromkeys("FB", own.workspace) | {"I": own.input_grad_workspace}
         moved = kept._replace(stash=own.stash, transient={**kept.transient, **whole})
         once = own.forward, own.backward
@@ -570,7 +590,7 @@ class Spot(NamedTuple):
             policies=policies,
             hosted=hosted,
             replicas=self.replicas,
-            moved=moving(figures),
+            moved=moving(figures, training),
         )
 
     def fits(self, one: OnRanks) -> bool:

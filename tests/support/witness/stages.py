@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from autopart.records.layer_graph import Layer
+from autopart.records.layer_graph import Layer, TiedParameter
 from tests.support.witness.graphs import Crossing, Facts, members_of
 
 
@@ -29,6 +29,8 @@ class StageFigures(NamedTuple):
     workspace: int
     input_grad_workspace: int
     weight_grad_workspace: int
+    first_backward: int
+    """Transient bytes in the first backward, with the gradients that it has made."""
     received: Crossing
     sent: Crossing
     relayed: int
@@ -69,6 +71,12 @@ def stage_figures(facts: Facts, before: int, after: int) -> StageFigures:
         workspace=workspace(facts, members),
         input_grad_workspace=_input_grad_workspace(facts, members),
         weight_grad_workspace=_weight_grad_workspace(facts, members),
+        first_backward=first_backward(
+            facts,
+            members,
+            own=[layer_workspace(facts, members, at, sums_tied=True) for at in members],
+            stays=[facts.layers[at].stash_bytes for at in members],
+        ),
         received=facts.crossing(before),
         sent=facts.crossing(after),
         relayed=_relayed(facts, members, before, after),
@@ -180,6 +188,37 @@ def workspace(facts: Facts, members: Sequence[int]) -> int:
         for at in (least, *members)
     ]
     return max(peaks)
+
+
+def first_backward(
+    facts: Facts, members: Sequence[int], own: Sequence[int], stays: Sequence[int]
+) -> int:
+    """The most above the whole stash while the first backward runs, last layer first, and once it has ended.
+
+    `own` has each layer's transient, and `stays` the stash that it frees. The gradients that are made stay: those of
+    layers that have run or run now, and those of tied parameters with no layer left on the stage.
+    """
+    peaks: list[int] = []
+    for place in range(-1, len(members)):
+        at = members[place] if place >= 0 else members[0] - 1
+        made = 0
+        for other in members:
+            layer = facts.layers[other]
+            alone = layer.grad_bytes + (layer.unscattered_grad_bytes or 0)
+            for one, holders in zip(facts.graph.tied, facts.tied, strict=True):
+                alone -= _whole_gradient(one) * (other in holders)
+            made += alone * (other >= at)
+        for one, holders in zip(facts.graph.tied, facts.tied, strict=True):
+            here = [holder for holder in holders if holder in members]
+            made += _whole_gradient(one) * (bool(here) and all(holder >= at for holder in here))
+        running = own[place] if place >= 0 else 0
+        gone = sum(stays[place + 1 :])
+        peaks.append(running + made + tied_gradients_beside(facts, members, at) - gone)
+    return max(peaks)
+
+
+def _whole_gradient(tied: TiedParameter) -> int:
+    return tied.grad_bytes + (tied.unscattered_grad_bytes or 0)
 
 
 def _input_grad_workspace(facts: Facts, members: Sequence[int]) -> int:

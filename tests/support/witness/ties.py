@@ -6,7 +6,12 @@ from typing import NamedTuple
 from autopart.records.layer_graph import TiedParameter
 from autopart.records.problem import Problem
 from autopart.records.training import Training
-from tests.support.witness.bytes_on_rank import shard, state_per_element, summed_gradients
+from tests.support.witness.bytes_on_rank import (
+    always_has_gradients,
+    shard,
+    state_per_element,
+    summed_gradients,
+)
 from tests.support.witness.graphs import Facts, members_of
 from tests.support.witness.hidden_syncs import Own, call_seconds
 from tests.support.witness.placements import Place
@@ -45,8 +50,10 @@ def state_beyond_first(
     """
     trained = sum(one.num_trainable for one in again)
     weights = sum(one.param_bytes for one in again)
-    gradients = summed_gradients(training, sum(one.grad_bytes for one in again), trained)
-    gradients += sum(one.unscattered_grad_bytes or 0 for one in again)
+    gradients = 0
+    if always_has_gradients(training):
+        gradients = summed_gradients(training, sum(one.grad_bytes for one in again), trained)
+        gradients += sum(one.unscattered_grad_bytes or 0 for one in again)
     left, size = figures.trained - trained, state_per_element(training)
 
     def less(before: int, after: int) -> int:
