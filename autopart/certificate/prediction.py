@@ -48,6 +48,11 @@ def check_prediction(given: PlanProblem) -> None:
     """Raise PlanError, with the place, where a predicted number is not reproduced."""
     ours, theirs = predict_again(given), given.plan.prediction
     difference = _difference(msgspec.to_builtins(ours), msgspec.to_builtins(theirs), "")
+    if difference and _counts_gradients_always(theirs):
+        raise PlanError(
+            "the prediction is not reproduced: an older autopart counted gradients before a step's first backward too "
+            f"({difference}); solve the plan again with autopart solve"
+        )
     if difference:
         raise PlanError(
             f"the prediction is not reproduced: {difference}; a plan of an older autopart must be solved again"
@@ -60,6 +65,12 @@ def check_prediction(given: PlanProblem) -> None:
                 f"the prediction is not reproduced: stage {at} holds {list(stage.held)}, recomputed {list(held)}"
             )
     _check_without_cap(given.plan)
+
+
+def _counts_gradients_always(prediction: Prediction) -> bool:
+    """Whether no stage says what its first backward needs, as before gradients counted from there on."""
+    moving = [stage.moving for stage in prediction.stages]
+    return any(own.workspace for own in moving) and not any(own.first_backward for own in moving)
 
 
 def _check_without_cap(plan: Plan) -> None:

@@ -230,3 +230,15 @@ def test_a_size_scaled_from_another_profile_than_the_nearest_is_refused():
     check = verify(msgspec.structs.replace(plan, sizes=(first, own, far)), profiles)[-1]
     assert check.name == "profile" and not check.passed
     assert "scaled from 1, but the nearest profile has 4" in check.detail
+
+
+def test_a_plan_that_counts_gradients_before_the_first_backward_is_told_what_changed():
+    replace = msgspec.structs.replace
+    older = tuple(
+        replace(one, moving=replace(one.moving, made=0, first_backward=0))
+        for one in PLAN.prediction.stages
+    )
+    plan = replace(PLAN, prediction=replace(PLAN.prediction, stages=older))
+    (failed,) = [check for check in verify(plan, PROFILE) if not check.passed]
+    assert "counted gradients before a step's first backward" in failed.detail
+    assert "solve the plan again with autopart solve" in failed.detail
