@@ -28,13 +28,28 @@ Leaves = Mapping[str, torch.Tensor]
 """One microbatch's batch tensors, by input name."""
 
 
+class _Loss(NamedTuple):
+    """The place of a microbatch's loss in autograd's graph; the number itself is free after its forward."""
+
+    edge: GradientEdge
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, loss: torch.Tensor) -> "_Loss | None":
+        """None where the loss depends on nothing that is trained."""
+        if not loss.requires_grad:
+            return None
+        return cls(get_gradient_edge(loss), loss.shape, loss.dtype)
+
+
 class _Waiting(NamedTuple):
     """A microbatch between its forward and its backward."""
 
     received: tuple[torch.Tensor, ...]
     edges: tuple[GradientEdge | None, ...]
     """The places in autograd's graph where the outputs' gradients enter, in their order."""
-    loss: torch.Tensor | None
+    loss: _Loss | None
     """The output of the last stage; None on others."""
     held: tuple[torch.Tensor, ...]
     """Outputs that stay until the backward is done."""
@@ -126,7 +141,7 @@ class TorchStage(PipelineStage):
             outputs = self.forward_one_chunk(microbatch, (), inputs)
         self.output_chunks.clear()
         self.fwd_cache.clear()
-        loss = outputs[0] if self.is_last else None
+        loss = _Loss.of(outputs[0]) if self.is_last else None
         edges = () if self.is_last else _edges(outputs, self.program.output_meta)
         names = zip(self.program.outputs, outputs, strict=True)
         held = tuple(output.detach() for name, output in names if name in self.held)
@@ -195,8 +210,9 @@ class TorchStage(PipelineStage):
         # An output without an edge depends on nothing that is trained.
         pairs = zip(edges, gradients, strict=False)
         roots = [(edge, gradient) for edge, gradient in pairs if edge is not None]
-        if loss is not None and loss.requires_grad:
-            torch.autograd.backward(loss * loss_scale)
+        if loss is not None:
+            own = torch.full(loss.shape, loss_scale, dtype=loss.dtype, device=self.device)
+            torch.autograd.backward([loss.edge], [own])
         elif roots:
             torch.autograd.backward([edge for edge, _ in roots], [given for _, given in roots])
         of_received = [tensor.grad for tensor in received]

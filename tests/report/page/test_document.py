@@ -119,7 +119,7 @@ def test_the_memory_of_a_page_peaks_as_the_simulator_says() -> None:
     first = 0
     for place, (rank, stop) in enumerate(zip(about["ranks"], about["ends"], strict=True)):
         moving = np.zeros(stop - first)
-        for kind in ("stash", "workspace", "messages"):
+        for kind in ("stash", "workspace", "messages", "gradients"):
             moving += arrays[f"memory_{kind}"][first:stop]
         always = sum(values[place] for values in about["constant"].values())
         peak = contents.curves[rank].peak_bytes
