@@ -14,18 +14,16 @@ as many are there again behind the first backward: then all gradients count. On 
 other orders, all gradients of a stage count as soon as its first backward begins.
 """
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from autopart.cost.stage_totals import StageTotals
-from autopart.cost.syncs import Trained, gradient_bytes
+from autopart.cost.syncs import Q_co, Trained, gradient_bytes
 from autopart.records.problem import Problem
 from autopart.records.training import Training, makes_gradients
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.classic_rows import all_at_once, classic_rows
 from autopart.schedules.in_flight import InFlight
 from autopart.units import Q
-
-Q_co = TypeVar("Q_co", covariant=True)
 
 
 class Gradients(Trained[Q_co], Protocol[Q_co]):

@@ -47,10 +47,7 @@ def lasting(
     return (
         figures.weights
         + always_has_gradients(training)
-        * (
-            summed_gradients(training, figures.gradients, figures.trained)
-            + figures.unscattered
-        )
+        * (summed_gradients(training, figures.gradients, figures.trained) + figures.unscattered)
         + shard(elements, training, replicas) * state_per_element(training)
         + own_microbatches * figures.inputs
     )
