@@ -95,8 +95,11 @@ def _with_shared_state(
     problem: Problem, graph: LayerGraph, at: int, sharing: Sharing, took: _Seconds
 ) -> Layer:
     layer, d = graph.layers[at], sharing.parts
+
     # Blocking sends leave nothing hidden.
-    longest = (lambda a, b: max(a, b)) if problem.cluster.sends_overlap else (lambda a, b: a + b)
+    def longest(compute: float, messages: float) -> float:
+        return max(compute, messages) if problem.cluster.sends_overlap else compute + messages
+
     forward = longest(layer.forward_time, took.gather)
     back = layer.input_grad_time + layer.weight_grad_time
     whole = longest(back, took.gather + took.scatter)
