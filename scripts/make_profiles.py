@@ -16,6 +16,8 @@ from typing import NamedTuple
 from autopart.cli.main import exit_code
 
 FOLDER = Path(__file__).parent.parent / "profiles"
+TARGET = "torch"
+"""The framework whose kernels the analytic profiles count: eager PyTorch, which `autopart run` uses too."""
 
 
 class Model(NamedTuple):
@@ -61,7 +63,7 @@ class File(NamedTuple):
         model = MODELS[self.model]
         return [
             *("profile", f"zoo:{self.model}", "--device"),
-            *(("cpu",) if self.device == "cpu" else ("meta", "--gpu", self.device)),
+            *(("cpu",) if self.device == "cpu" else ("meta", "--gpu", self.device, "--target", TARGET)),
             *("--dtype", model.dtype, "--microbatch-size", str(self.microbatch_size)),
             *(("--tensor", model.degrees) if model.degrees else ()),
             *("-o", str(folder / self.name)),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import msgspec
 import typer
 
 from autopart.cli.console import print_result, warn
@@ -193,8 +194,9 @@ def _calibrated(device: str | None, threads: int, limit: float, asked: KernelOpt
     kind, name = chosen_device(device)
     gpu = known_gpu(kind, name, asked.gpu)
     dtype = asked.dtype or ("float32" if kind == "cpu" else "bfloat16")
-    measured = measure_kernels(kind, dtype, threads, limit)
+    measured, pace = measure_kernels(kind, dtype, threads, limit)
     made, fitted = calibrate_from_kernels(measured, f"kernels on {name}", gpu, dtype, target)
+    made = msgspec.structs.replace(made, pace=pace or msgspec.UNSET)
     check_calibration(made, gpu)
     return Calibrated(made, fitted.stretches)
 

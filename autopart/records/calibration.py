@@ -14,6 +14,7 @@ from autopart.errors import ClusterError
 from autopart.records.files import read_file, write_record
 from autopart.records.gpu import Gpu
 from autopart.records.kernels import KINDS, Kernels, peak_bandwidth, peak_flops
+from autopart.records.pace import Pace
 from autopart.text import counted
 from autopart.units import Count, PositiveCount, Seconds, format_share
 
@@ -62,7 +63,8 @@ class MeasuredKernel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     operation: str = ""
     """The operation, such as `layer_norm backward`; empty in a table typed by hand."""
     shape: tuple[PositiveCount, ...]
-    """Product: rows, columns, depth. Convolution: samples, channels, side. Attention: heads, length, width. Others: rows, columns."""
+    """Product: rows, columns, depth; batched: their number first. Convolution: samples, channels, side. Attention: heads, length,
+    width. Others: rows, columns."""
     amount: Annotated[float, msgspec.Meta(ge=0.0)]
     """Floating-point operations, or moved bytes of memory and random kernels."""
     seconds: Seconds
@@ -90,6 +92,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The models behind the rows; null for single kernels, whose range is that of `measured`."""
     measured: tuple[MeasuredKernel, ...] = ()
     """The measured kernels, for a calibration from single kernels."""
+    pace: Pace | msgspec.UnsetType = msgspec.UNSET
+    """The machine's pace between the kernels; absent where it was not measured."""
     created: str = ""
     """Time of creation (ISO 8601, UTC)."""
 

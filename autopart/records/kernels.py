@@ -46,6 +46,18 @@ class Peaks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Bytes per second of streaming operations, from caches too."""
 
 
+class OwnRate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The rate of one operation that a calibration measured by its name."""
+
+    share: Share
+    """Share of the peak operations per second that it reaches."""
+    depth: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Depth (terms per sum) at which it reaches half of its share."""
+    start: Seconds = 0.0
+    """Seconds that it takes besides its work and `kernel_time`, such as a convolution that brings its operands into a layout of
+    its own."""
+
+
 class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the kernels of an analytic profile were timed."""
 
@@ -61,6 +73,10 @@ class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Seconds that each kernel takes besides its work."""
     host_time: Seconds = 8e-6
     """Seconds of the host per operation. A pass over a layer takes no less than its operations times this."""
+    rates: dict[str, OwnRate] | msgspec.UnsetType = msgspec.UNSET
+    """Rates of single products and attention kernels, by their names in torch, where they were measured.
+
+    All others reach the share of their kind."""
     bandwidths: dict[str, Share] | msgspec.UnsetType = msgspec.UNSET
     """Shares of the memory bandwidth that single operations reach, by their names in torch, where they were measured.
 
@@ -192,11 +208,14 @@ def with_peaks(
     """
     if gpu.name != "cpu":
         return kernels
-    own, single = kernels.shares, kernels.bandwidths or {}
+    own, single, rates = kernels.shares, kernels.bandwidths or {}, kernels.rates or {}
     flops, bandwidth = peak_flops(gpu, kernels, dtype, dtype), peak_bandwidth(gpu, kernels)
     least = best or (flops, bandwidth)
     peaks = Peaks(
-        flops=max(least[0], flops * max(own.products, own.attention)),
+        flops=max(
+            least[0],
+            flops * max(own.products, own.attention, *(one.share for one in rates.values())),
+        ),
         memory_bandwidth=max(least[1], bandwidth * max(own.memory, own.random, *single.values())),
     )
     of_flops, of_bandwidth = flops / peaks.flops, bandwidth / peaks.memory_bandwidth
@@ -206,10 +225,27 @@ def with_peaks(
         memory=own.memory * of_bandwidth,
         random=own.random * of_bandwidth,
     )
-    scaled = {name: share * of_bandwidth for name, share in single.items()}
     return msgspec.structs.replace(
-        kernels, peaks=peaks, shares=shares, bandwidths=scaled or msgspec.UNSET
+        kernels,
+        peaks=peaks,
+        shares=shares,
+        rates={
+            name: msgspec.structs.replace(one, share=one.share * of_flops)
+            for name, one in rates.items()
+        }
+        or msgspec.UNSET,
+        bandwidths={name: share * of_bandwidth for name, share in single.items()} or msgspec.UNSET,
     )
+
+
+def rate_of(kernels: Kernels, kind: Literal["products", "attention"], operation: str) -> OwnRate:
+    """The rate of a product or of attention: its own where it was measured, else that of its kind."""
+    own = None if kernels.rates is msgspec.UNSET else kernels.rates.get(operation)
+    if own is not None:
+        return own
+    if kind == "products":
+        return OwnRate(share=kernels.shares.products, depth=kernels.depth)
+    return OwnRate(share=kernels.shares.attention)
 
 
 def share_of(kernels: Kernels, operation: str) -> float:

@@ -6,7 +6,7 @@ import msgspec
 from rich.console import RenderableType
 
 from autopart.records.calibration import Calibration, described, range_of_kernels
-from autopart.records.kernels import KINDS, kernels_of, peak_bandwidth, peak_flops
+from autopart.records.kernels import KINDS, OwnRate, kernels_of, peak_bandwidth, peak_flops
 from autopart.records.known_gpus import find_gpu
 from autopart.report.columns import add_number, add_text, new_table, plain
 from autopart.units import format_share, format_time
@@ -61,6 +61,10 @@ def _lines(own: Calibration) -> list[str]:
         lines.append(
             f"shares are of measured peak rates: {peaks.flops / 1e9:,.1f} GFLOP/s and {peaks.memory_bandwidth / 1e9:,.1f} GB/s"
         )
+    rates = own.kernels.rates
+    if rates is not msgspec.UNSET:
+        shares = ", ".join(f"{name} {_rate(one)}" for name, one in rates.items())
+        lines.append(f"shares of the rate by operation: {shares}")
     single = own.kernels.bandwidths
     if single is not msgspec.UNSET:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in single.items())
@@ -73,3 +77,10 @@ def _lines(own: Calibration) -> list[str]:
             f"{format_time(own.kernels.kernel_time)} per kernel, {format_time(own.kernels.host_time)} of the host per operation"
         )
     return lines
+
+
+def _rate(one: OwnRate) -> str:
+    """`60.3% (half at depth 64, 150 µs to start)`."""
+    more = [f"half at depth {one.depth}"] if one.depth else []
+    more += [f"{format_time(one.start)} to start"] if one.start else []
+    return f"{one.share:.1%}" + (f" ({', '.join(more)})" if more else "")

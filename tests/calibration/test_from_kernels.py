@@ -13,7 +13,7 @@ from autopart.records.calibration import (
     notes_on_kernels,
     range_of_kernels,
 )
-from autopart.records.kernels import Peaks, peak_bandwidth, peak_flops
+from autopart.records.kernels import Peaks, kernels_of, peak_bandwidth, peak_flops
 from autopart.records.known_gpus import find_gpu
 
 CPU, A100 = find_gpu("cpu"), find_gpu("a100-sxm-80gb")
@@ -26,32 +26,37 @@ STREAMS = [(rows, 512) for rows in (256, 512, 1024)]
 
 
 def readings(
-    half_depth: float = 0.0, start: float = CALL, size: int = 1, bytes_each: int = 4
+    half_depth: float = 0.0, start: float = STEP, size: int = 1, bytes_each: int = 4
 ) -> list[MeasuredKernel]:
     """What a device with the rates above would take. Work is counted by hand."""
     found = [
         MeasuredKernel(kind="launch", operation=name, shape=(8, 8), amount=0.0, seconds=seconds)
-        for name, seconds in (("small call", start), ("small step", STEP))
+        for name, seconds in (("small call", CALL), ("small step", STEP))
     ]
 
-    def add(kind: str, name: str, shape: tuple[int, ...], work: float, rate: float) -> None:
+    def add(
+        kind: str, name: str, shape: tuple[int, ...], work: float, rate: float, operands: float = 0
+    ) -> None:
         row = MeasuredKernel(
             kind=kind,  # pyright: ignore[reportArgumentType]
             operation=name,
             shape=shape,
             amount=work,
-            seconds=work / rate + start,
+            # A core that computes also waits for operands.
+            seconds=work / rate + bytes_each * operands / COPY_RATE + start,
         )
         found.append(row)
 
     for rows, columns, depth in PRODUCTS:
         shape = (size * rows, size * columns, depth)
         rate = PRODUCT_RATE * depth / (depth + half_depth)
-        add("products", "product", shape, 2.0 * shape[0] * shape[1] * depth, rate)
+        operands = shape[0] * depth + depth * shape[1] + shape[0] * shape[1]
+        add("products", "product", shape, 2.0 * shape[0] * shape[1] * depth, rate, operands)
     for heads, length, width in ATTENTION:
         # Scores and their sum with the values; a causal mask halves both.
         work = 2.0 * heads * length * length * width
-        add("attention", "attention", (heads, length, width), work, ATTENTION_RATE)
+        operands = heads * length * (4 * width + 1)
+        add("attention", "attention", (heads, length, width), work, ATTENTION_RATE, operands)
     for rows, columns in STREAMS:
         elements = float(size * rows * columns)
         shape = (size * rows, columns)
@@ -94,13 +99,16 @@ def test_the_file_says_its_device_its_rows_and_its_range(of_cpu: Calibration) ->
 
 def test_a_depth_at_which_products_are_slow_is_found() -> None:
     own = [(rows, 256, depth) for rows in (64, 256) for depth in (32, 64, 256, 1024)]
+    streaming = kernels_of(CPU, "torch").shares.memory * CPU.memory_bandwidth
     rows = [
         MeasuredKernel(
             kind="products",
             operation="product",
             shape=shape,
             amount=2.0 * shape[0] * shape[1] * shape[2],
-            seconds=2.0 * shape[0] * shape[1] * (shape[2] + 64) / PRODUCT_RATE + 4e-6,
+            seconds=2.0 * shape[0] * shape[1] * (shape[2] + 64) / PRODUCT_RATE
+            + 4 * (shape[0] * shape[2] + shape[2] * shape[1] + shape[0] * shape[1]) / streaming
+            + 4e-6,
         )
         for shape in own
     ]
@@ -108,6 +116,43 @@ def test_a_depth_at_which_products_are_slow_is_found() -> None:
     assert made.kernels.depth == 64
     flops = peak_flops(CPU, made.kernels, "float32", "float32")
     assert made.kernels.shares.products * flops == pytest.approx(PRODUCT_RATE, rel=0.02)
+
+
+@pytest.mark.parametrize("backward", ["", " backward"])
+def test_a_convolution_on_a_cpu_has_a_rate_a_depth_and_a_start_of_its_own(backward: str) -> None:
+    rate, half, start, engine = 80e9, 128, 1e-4, 9e-5
+    rows = [
+        MeasuredKernel(kind="launch", operation=name, shape=(8, 8), amount=0.0, seconds=seconds)
+        for name, seconds in (
+            ("small call", CALL),
+            ("small gradient", CALL + engine),
+            ("small step", STEP),
+        )
+    ]
+    streaming = kernels_of(CPU, "torch").shares.memory * CPU.memory_bandwidth
+    for samples, channels, side in ((4, 8, 32), (4, 16, 32), (4, 64, 16), (2, 128, 16)):
+        depth, image = 9 * channels, samples * channels * side * side
+        weight, times = channels * depth, 2 if backward else 1
+        work = 2.0 * times * image * depth
+        # Forward: image, weight and result. Backward: two gradients more, and not the result.
+        operands = 2 * image + weight if not backward else 3 * image + 2 * weight
+        seconds = work * (depth + half) / depth / rate + 4 * operands / streaming + start + STEP
+        seconds += engine if backward else 0.0
+        row = MeasuredKernel(
+            kind="products",
+            operation=f"convolution{backward}",
+            shape=(samples, channels, side),
+            amount=work,
+            seconds=seconds,
+        )
+        rows.append(row)
+    made, _ = calibrate_from_kernels(rows, "a core", CPU, "float32", "torch")
+    assert made.kernels.rates is not msgspec.UNSET and made.fit is not None
+    (own,) = made.kernels.rates.values()
+    assert (own.depth, own.start) == (half, start)
+    flops = peak_flops(CPU, made.kernels, "float32", "float32")
+    assert own.share * flops == pytest.approx(rate, rel=1e-6)
+    assert made.fit.worst_error < 1e-6
 
 
 def test_beside_a_gpu_launches_are_the_hosts_and_shares_are_of_its_datasheet() -> None:

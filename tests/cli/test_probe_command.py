@@ -140,7 +140,7 @@ def test_kernels_become_a_calibration_for_profiles(
 ) -> None:
     def recorded(device: str, dtype: str, threads: int, limit: float) -> object:
         assert (device, dtype, threads, limit) == ("cpu", "float32", 1, 120.0)
-        return tuple(readings())
+        return kernels.KernelReadings(tuple(readings()), None)
 
     monkeypatch.setattr(kernels, "measure_kernels", recorded)
     outcome = cli("probe", "--kernels", "--device", "cpu")

@@ -30,6 +30,10 @@ class GridSizes(NamedTuple):
 
     products: tuple[int, ...]
     """Rows, columns and depths."""
+    linears: tuple[tuple[int, int, int], ...]
+    """Rows, columns and depths of layers with weight and bias."""
+    batches: tuple[tuple[int, int, int, int], ...]
+    """Batched products: how many, rows, columns and depths."""
     convolutions: tuple[tuple[int, int, int], ...]
     attention: tuple[tuple[int, int, int], ...]
     streams: tuple[tuple[int, int], ...]
@@ -37,12 +41,26 @@ class GridSizes(NamedTuple):
 
 _ON_CPU = GridSizes(
     products=(64, 256, 1024),
-    convolutions=((4, 16, 32), (4, 64, 16), (2, 64, 64)),
+    linears=((256, 128, 128), (256, 512, 128), (512, 256, 256), (128, 256, 1024), (512, 2048, 128)),
+    batches=((16, 64, 64, 32), (16, 128, 128, 64), (4, 128, 512, 128)),
+    convolutions=(
+        (4, 8, 64),
+        (4, 16, 16),
+        (4, 16, 32),
+        (4, 32, 8),
+        (4, 64, 4),
+        (4, 64, 16),
+        (4, 128, 4),
+        (4, 128, 16),
+        (2, 64, 64),
+    ),
     attention=((16, 64, 32), (16, 128, 64), (4, 512, 64)),
     streams=((256, 128), (256, 1024), (1024, 1024), (4096, 1024)),
 )
 _ON_GPU = GridSizes(
     products=(512, 2048, 8192),
+    linears=((2048, 2048, 2048), (4096, 8192, 2048), (8192, 4096, 4096)),
+    batches=((32, 1024, 1024, 64), (32, 2048, 2048, 128)),
     convolutions=((8, 64, 56), (8, 256, 28), (32, 256, 56)),
     attention=((32, 1024, 64), (32, 2048, 128), (32, 8192, 128)),
     # Beyond every GPU's cache, so that no rate passes the memory's.
@@ -50,13 +68,14 @@ _ON_GPU = GridSizes(
 )
 _PLAIN = ("add", "copy")
 _WITH_BACKWARD = (
-    "gelu", "silu", "relu", "layer_norm", "batch_norm", "softmax", "cross_entropy", "embedding",
+    "gelu", "gelu_tanh", "silu", "relu", "layer_norm", "batch_norm", "softmax", "cross_entropy", "embedding",
+    "max_pool",
 )  # fmt: skip
-PLAIN_STREAMS = (*_PLAIN, "relu", "embedding")
+PLAIN_STREAMS = (*_PLAIN, "relu")
 """Operations that compute next to nothing: all that no probe names stream as they do."""
 _SMALL = (8, 8)
-CALL, STEP = "small call", "small step"
-"""Launches: one small operation alone, and the step of a small block, whose operations autograd starts as well."""
+CALL, GRADIENT, STEP = "small call", "small gradient", "small step"
+"""Launches: one small operation alone, its gradient alone, and the step of a small block, whose operations autograd starts as well."""
 
 
 def operations(device: str) -> list[Operation]:
@@ -69,6 +88,10 @@ def operations(device: str) -> list[Operation]:
         for columns in own
         for depth in own
     ]
+    for shape in sizes.linears:
+        found += _both("linear", "products", shape)
+    for shape in sizes.batches:
+        found += _both("batched", "products", shape)
     for shape in sizes.convolutions:
         found += _both("convolution", "products", shape)
     for shape in sizes.attention:
@@ -80,7 +103,7 @@ def operations(device: str) -> list[Operation]:
         found.append(Operation("dropout", "random", shape))
     on_cpu = device == "cpu"
     least_first = sorted(found, key=lambda one: work_of(costs_of(one, torch.float32, on_cpu), one))
-    return [*(Operation(name, "launch", _SMALL) for name in (CALL, STEP)), *least_first]
+    return [*(Operation(name, "launch", _SMALL) for name in (CALL, GRADIENT, STEP)), *least_first]
 
 
 def work_of(costs: Sequence[OpCost], operation: Operation) -> float:
@@ -97,24 +120,35 @@ def costs_of(operation: Operation, dtype: torch.dtype, on_cpu: bool) -> list[OpC
     with FusedOps(dropout=not on_cpu), OpCosts() as costs:
         action = prepared(operation, dtype, torch.device("meta"))
         costs.take()
-        action()
+        action.run()
         return costs.take()
 
 
-def prepared(operation: Operation, dtype: torch.dtype, device: torch.device) -> Action:
-    """An action that runs the operation once, on tensors that exist already."""
+class Prepared(NamedTuple):
+    """An operation on tensors that exist already."""
+
+    run: Action
+    """Runs the operation once."""
+    received: torch.Tensor
+    """The operand that the operation before it makes in a step: its input, or the gradient of its result."""
+
+
+def prepared(operation: Operation, dtype: torch.dtype, device: torch.device) -> Prepared:
+    """The operation, ready to run."""
     name, _, backward = operation.name.partition(" ")
     if operation.name == STEP:
         return _small_step(dtype, device)
+    if operation.name == GRADIENT:
+        name, backward = "small", "backward"
     build = _BUILD.get(name, _stream)
     inputs, run = build(name, operation.shape, dtype, device)
     if backward != "backward":
-        return run
+        return Prepared(run, inputs[0])
     for tensor in inputs:
         tensor.requires_grad_()
     result = run()
     ahead = torch.ones_like(result)
-    return lambda: torch.autograd.grad(result, inputs, ahead, retain_graph=True)
+    return Prepared(lambda: torch.autograd.grad(result, inputs, ahead, retain_graph=True), ahead)
 
 
 def _both(name: str, kind: Kind, shape: tuple[int, ...]) -> list[Operation]:
@@ -132,6 +166,26 @@ def _product(_: str, shape: Sequence[int], dtype: torch.dtype, device: torch.dev
     rows, columns, depth = shape
     a, b = _numbers((rows, depth), dtype, device), _numbers((depth, columns), dtype, device)
     return (a, b), lambda: torch.mm(a, b)
+
+
+def _batched(_: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Built:
+    count, rows, columns, depth = shape
+    a = _numbers((count, rows, depth), dtype, device)
+    b = _numbers((count, depth, columns), dtype, device)
+    return (a, b), lambda: torch.bmm(a, b)
+
+
+def _linear(_: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Built:
+    rows, columns, depth = shape
+    x, weight = _numbers((rows, depth), dtype, device), _numbers((columns, depth), dtype, device)
+    bias = _numbers((columns,), dtype, device)
+    return (x, weight, bias), lambda: F.linear(x, weight, bias)
+
+
+def _max_pool(_: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Built:
+    rows, columns = shape
+    images = _numbers((max(1, rows // 64), 64, columns), dtype, device).unflatten(-1, (-1, 16))
+    return (images,), lambda: F.max_pool2d(images, 2)
 
 
 def _convolution(_: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Built:
@@ -167,9 +221,10 @@ def _stream(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.d
     x = _numbers(shape, dtype, device)
     runs: dict[str, Callable[[], torch.Tensor]] = {
         "add": lambda: x + x,
-        "small": lambda: x + x,
+        "small": lambda: x * 2.0,
         "copy": x.clone,
         "gelu": lambda: F.gelu(x),
+        "gelu_tanh": lambda: F.gelu(x, approximate="tanh"),
         "silu": lambda: F.silu(x),
         "relu": lambda: F.relu(x),
         "batch_norm": lambda: F.batch_norm(x, None, None, training=True),
@@ -182,14 +237,17 @@ def _stream(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.d
 
 _BUILD: dict[str, Callable[[str, Sequence[int], torch.dtype, torch.device], Built]] = {
     "product": _product,
+    "linear": _linear,
+    "batched": _batched,
     "convolution": _convolution,
     "attention": _attention,
     "embedding": _embedding,
     "cross_entropy": _cross_entropy,
+    "max_pool": _max_pool,
 }
 
 
-def _small_step(dtype: torch.dtype, device: torch.device) -> Action:
+def _small_step(dtype: torch.dtype, device: torch.device) -> Prepared:
     """Forward and backward of a block so small that only the cost of its operations counts."""
     x, up, down = (_numbers(_SMALL, dtype, device).requires_grad_() for _ in range(3))
     ahead = torch.ones(_SMALL, dtype=dtype, device=device)
@@ -199,4 +257,4 @@ def _small_step(dtype: torch.dtype, device: torch.device) -> Action:
         result = x + F.linear(F.gelu(F.linear(normed, up)), down)
         return torch.autograd.grad(result, (x, up, down), ahead)
 
-    return step
+    return Prepared(step, x)

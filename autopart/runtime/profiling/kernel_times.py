@@ -14,7 +14,9 @@ Symbols   f, b        floating-point operations and moved bytes of one operation
     memory      b / (g M) + o                     with g of the operation itself, where a calibration measured it
     pass over a layer = max( sum over its operations,  their number x h )
 
-The host runs ahead of the device, so its time is a floor under the sum, not under each operation. A product's result is
+On a CPU products and attention take the sum of both terms, not the longer one: the core that computes also waits for operands
+from beyond its caches, and copies them into the order in which it computes. A calibration may give an operation a share and a
+start of its own there. The host runs ahead of the device, so its time is a floor under the sum, not under each operation. A product's result is
 cut into tiles. Each of P multiprocessors computes one tile at a time, so the last wave may be partly empty:
 
     u = rows x columns / (waves x P x tile),   waves = ceil(tiles / P)
@@ -29,7 +31,13 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from autopart.records.gpu import Gpu
-from autopart.records.kernels import Kernels, peak_bandwidth, peak_flops, share_of
+from autopart.records.kernels import (
+    Kernels,
+    peak_bandwidth,
+    peak_flops,
+    rate_of,
+    share_of,
+)
 from autopart.runtime.profiling.op_costs import OpCost
 from autopart.runtime.profiling.op_kinds import ProductShape
 
@@ -96,21 +104,29 @@ def _bounds_of(cost: OpCost, gpu: Gpu, kernels: Kernels, dtype: str) -> _Bounds:
     rate, bandwidth = peak_flops(gpu, kernels, dtype, name), peak_bandwidth(gpu, kernels)
     streaming = shares.memory * bandwidth
     memory, after = cost.moved_bytes / streaming, kernels.kernel_time
+    if gpu.name == "cpu" and cost.kind in ("products", "attention"):
+        memory, after = 0.0, after + memory
     match cost.kind:
         case "products":
-            use = product_use(cost.product, gpu.multiprocessors, kernels.depth)
+            own = rate_of(kernels, "products", cost.name)
+            after += own.start
+            # Tiles of a GPU's backward are other ones than those of the forward.
+            tiled = gpu.multiprocessors > 0 and cost.name == "convolution_backward"
+            product = None if tiled else cost.product
+            use = product_use(product, gpu.multiprocessors, own.depth)
             if cost.summed_bytes and kernels.accumulation == "separate":
                 # The product is written. An operation of its own reads it and the sum, and writes the sum.
                 after += 3 * cost.summed_bytes / streaming + kernels.kernel_time
-            return _Bounds(cost.flops / (shares.products * use * rate), memory, after)
+            return _Bounds(cost.flops / (own.share * use * rate), memory, after)
         case "attention":
             flops = cost.flops / 2 if cost.causal else cost.flops
-            return _Bounds(flops / (shares.attention * rate), memory, after)
+            own = rate_of(kernels, "attention", cost.name)
+            return _Bounds(flops / (own.share * rate), memory, after + own.start)
         case "random":
             return _Bounds(0.0, cost.moved_bytes / (shares.random * bandwidth), after)
         case _:
-            own = share_of(kernels, cost.name)
-            return _Bounds(0.0, cost.moved_bytes / (own * bandwidth), after)
+            share = share_of(kernels, cost.name)
+            return _Bounds(0.0, cost.moved_bytes / (share * bandwidth), after)
 
 
 @functools.lru_cache(maxsize=4096)

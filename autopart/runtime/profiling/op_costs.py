@@ -91,7 +91,7 @@ class OpCost(NamedTuple):
     causal: bool = False
     """Whether fused attention leaves out what a causal mask hides."""
     name: str = ""
-    """Its name in torch, without its overload."""
+    """Its name in torch, without its overload; `gelu tanh` for the approximation, which takes longer on a CPU."""
 
 
 class OpCosts(TorchDispatchMode):
@@ -128,7 +128,7 @@ class OpCosts(TorchDispatchMode):
                 product=product,
                 summed_bytes=self._summed_bytes(packet, operands),
                 causal=is_causal(packet, args, kwargs),
-                name=str(getattr(packet, "__name__", "")),
+                name=_name(packet, kwargs),
             )
             self.seen.note_work(cost.kind, cost.flops, cost.moved_bytes)
             self._costs.append(cost)
@@ -137,6 +137,11 @@ class OpCosts(TorchDispatchMode):
     def _summed_bytes(self, packet: Any, operands: Sequence[torch.Tensor]) -> int:
         adds = packet in (aten.add_, aten.addmm_) and id(operands[0]) in self._sums
         return _touched_bytes(operands[0]) if adds else 0
+
+
+def _name(packet: Any, kwargs: dict[str, Any]) -> str:
+    name = str(getattr(packet, "__name__", ""))
+    return f"{name} tanh" if kwargs.get("approximate") == "tanh" else name
 
 
 def _flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:

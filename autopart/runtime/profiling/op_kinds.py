@@ -34,9 +34,9 @@ def kind_of(packet: Any) -> OpKind:
 
 
 def product_of(packet: Any, operands: Sequence[torch.Tensor], result: Any) -> ProductShape | None:
-    """Return the shape of a product. None for other operations, and for the backward of a convolution.
+    """Return the shape of a product; None for other operations.
 
-    A convolution is the product of its patches with its weight: a row per place in the result.
+    A convolution is the product of its patches with its weight: a row per place in the result. Its backward has the same shape.
     """
     name = _name(packet)
     if name in ("mm", "addmm"):
@@ -50,6 +50,11 @@ def product_of(packet: Any, operands: Sequence[torch.Tensor], result: Any) -> Pr
         columns = int(weight.shape[0])
         depth = weight.numel() // max(1, columns)
         return ProductShape(1, result.numel() // max(1, columns), columns, depth)
+    if name == "convolution_backward":
+        ahead, _, weight = operands[:3]
+        columns = int(weight.shape[0])
+        depth = weight.numel() // max(1, columns)
+        return ProductShape(1, ahead.numel() // max(1, columns), columns, depth)
     return None
 
 

@@ -11,6 +11,7 @@ from autopart.records.known_gpus import find_gpu
 from autopart.runtime.probing import kernels
 from autopart.runtime.probing.kernel_operations import (
     CALL,
+    GRADIENT,
     STEP,
     Operation,
     costs_of,
@@ -26,6 +27,9 @@ from autopart.runtime.profiling.profiler import profile_model
     [
         (Operation("product", "products", (8, 16, 32)), 2 * 8 * 16 * 32),
         (Operation("convolution", "products", (2, 3, 5)), 2 * 2 * 25 * 3 * 9 * 3),
+        (Operation("linear", "products", (8, 16, 32)), 2 * 8 * 16 * 32),
+        (Operation("linear backward", "products", (8, 16, 32)), 4 * 8 * 16 * 32),
+        (Operation("batched", "products", (3, 8, 16, 32)), 2 * 3 * 8 * 16 * 32),
         (Operation("attention", "attention", (4, 16, 8)), 2 * 4 * 16 * 16 * 8),
         (Operation("copy", "memory", (4, 8)), 2 * 4 * 8 * 4),
         (Operation("gelu backward", "memory", (4, 8)), 3 * 4 * 8 * 4),
@@ -40,7 +44,7 @@ def test_work_is_counted_as_by_hand(operation: Operation, work: int) -> None:
 def test_operations_run_where_their_tensors_are() -> None:
     for name, kind in (("layer_norm backward", "memory"), ("cross_entropy", "memory")):
         action = prepared(Operation(name, kind, (4, 8)), torch.float32, torch.device("cpu"))  # pyright: ignore[reportArgumentType]
-        for leaf in pytree.tree_leaves(action()):
+        for leaf in pytree.tree_leaves(action.run()):
             assert leaf.device.type == "cpu" and bool(torch.isfinite(leaf).all())
 
 
@@ -48,7 +52,7 @@ def test_operations_run_where_their_tensors_are() -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_each_device_has_a_grid_of_products_and_every_kind(device: str) -> None:
     own = operations(device)
-    assert [one.name for one in own[:2]] == [CALL, STEP]
+    assert [one.name for one in own[:3]] == [CALL, GRADIENT, STEP]
     assert {one.kind for one in own} == {"launch", "products", "attention", "memory", "random"}
     assert len({one.shape for one in own if one.name == "product"}) == 27
     if device == "cuda":
@@ -68,7 +72,8 @@ def test_a_limit_that_no_product_meets_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_this_cpu_gives_a_calibration_that_profiles_take(monkeypatch: pytest.MonkeyPatch) -> None:
     some = [one for one in operations("cpu") if one.shape[0] <= 256][:40]
     monkeypatch.setattr(kernels, "operations", {"cpu": some}.__getitem__)
-    measured = kernels.measure_kernels("cpu", "float32", torch.get_num_threads(), 600.0)
+    measured, pace = kernels.measure_kernels("cpu", "float32", torch.get_num_threads(), 600.0)
+    assert pace is not None and pace.samples == len(some) // 10
     assert len(measured) == len(some) and all(one.seconds > 0.0 for one in measured)
     gpu = find_gpu("cpu")
     made, _ = calibrate_from_kernels(measured, "kernels on this CPU", gpu, "float32", "torch")
