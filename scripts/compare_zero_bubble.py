@@ -1,6 +1,6 @@
 """Steps and memory of zero bubble's four models, from calibrated analytic profiles, beside the published ones.
 
-    python scripts/compare_zero_bubble.py --profiles FOLDER [--data DATA]
+    python scripts/compare_zero_bubble.py --profiles FOLDER [--data DATA] [--published-sends]
 
 FOLDER has the profiles that `compare_analytic.py --only zero-bubble` made. Their calibration has the rows of 1.5B and 6.2B
 alone. The middle one of three blocks is repeated. Embedding and head count as a block each, and stages have equally many.
@@ -8,6 +8,8 @@ alone. The middle one of three blocks is repeated. Embedding and head count as a
 Published steps (Qi et al., arXiv 2401.10241): spans from Tables 5 and 9, m (F + I + W) / (1 - rate), without the optimizer; and
 Table 4's samples per GPU and second for 1F1B and 1F1B-I, with it. Published memory: Table 4, the most of any rank; that of ZB-1p
 stands for ZB-H1, which keeps as many microbatches. Sends are priced on `dgx-a100`, while the paper's nodes have RoCE.
+
+With --published-sends each send takes the seconds of Table 9.
 
 Every predicted figure is analytic; nothing was measured here.
 """
@@ -25,6 +27,7 @@ from repeated_blocks import block_of, with_blocks
 
 from autopart.cost.in_flight import stages_in_flight
 from autopart.pricing import predict, simulated
+from autopart.records.cluster import Cluster, Link
 from autopart.records.known_clusters import find_preset, preset_cluster
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.layouts import Layout, Partition
@@ -37,6 +40,8 @@ SCHEDULES = {"1F1B": "1f1b", "1F1B-I": "interleaved-1f1b", "ZB-H1": "zb-h1"}
 MEMORY_OF = {"1F1B": "1F1B", "1F1B-I": "1F1B-I", "ZB-H1": "ZB-1p"}
 """The column of Table 4 with a schedule's memory."""
 _ROOM = 1 << 46
+_BYTES, _LENGTH = 2, 1024
+"""Bytes of an element in bfloat16, and tokens of a sample."""
 
 
 class Predicted(NamedTuple):
@@ -63,15 +68,28 @@ def partition_of(graph: LayerGraph, blocks: int, stages: int) -> Partition:
     return tuple(map(tuple, found))
 
 
+def with_sends(cluster: Cluster, model: Mapping[str, int], seconds: float) -> Cluster:
+    """The cluster with plain links on which the value between two stages takes `seconds`."""
+    moved = _BYTES * model["microbatch"] * _LENGTH * model["hidden"]
+    link = Link(bandwidth=moved / seconds, latency=0.0)
+    return msgspec.structs.replace(cluster, intra_node=link, inter_node=link, network=None)
+
+
 def predicted(
-    profile: Profile, model: Mapping[str, int], name: str, microbatches: int
+    profile: Profile,
+    model: Mapping[str, int],
+    name: str,
+    microbatches: int,
+    send: float | None = None,
 ) -> Predicted:
-    """The step of a schedule on one pipeline over `p` GPUs."""
+    """The step of a schedule on one pipeline over `p` GPUs; a send takes `send` seconds, or what `dgx-a100` takes."""
     ranks, blocks = model["p"], model["layers"]
     each = (blocks + 2) // ranks if name == "1F1B-I" else 1
     whole = with_blocks(profile, blocks)
     cluster = preset_cluster(find_preset("dgx-a100"), max(1, ranks // 8))
     cluster = msgspec.structs.replace(cluster, memory_bytes=_ROOM)
+    if send is not None:
+        cluster = with_sends(cluster, model, send)
     problem = Problem(
         graph=whole.graph,
         cluster=cluster,
@@ -102,6 +120,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=DATA / "published")
     parser.add_argument("--profiles", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--published-sends", action="store_true")
     asked = parser.parse_args()
     content: dict[str, Any] = json.loads((asked.data / "zero_bubble.json").read_text("utf-8"))
     rates, worst = content["table5_bubble_rate"], {"span": 0.0, "step": 0.0, "memory": 0.0}
@@ -112,7 +131,8 @@ def main() -> None:
         for schedule in SCHEDULES:
             spans, steps, peak = [], [], 0
             for row, (count, times) in enumerate(content["table9_ms"][name].items()):
-                found = predicted(profile, model, schedule, int(count))
+                send = times[3] * 1e-3 if asked.published_sends else None
+                found = predicted(profile, model, schedule, int(count), send)
                 rate = rates[name][count][rates["columns"].index(schedule)]
                 spans.append(found.span / (int(count) * sum(times[:3]) * 1e-3 / (1 - rate)) - 1)
                 peak = max(peak, found.peak)

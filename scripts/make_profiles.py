@@ -63,7 +63,11 @@ class File(NamedTuple):
         model = MODELS[self.model]
         return [
             *("profile", f"zoo:{self.model}", "--device"),
-            *(("cpu",) if self.device == "cpu" else ("meta", "--gpu", self.device, "--target", TARGET)),
+            *(
+                ("cpu",)
+                if self.device == "cpu"
+                else ("meta", "--gpu", self.device, "--target", TARGET)
+            ),
             *("--dtype", model.dtype, "--microbatch-size", str(self.microbatch_size)),
             *(("--tensor", model.degrees) if model.degrees else ()),
             *("-o", str(folder / self.name)),

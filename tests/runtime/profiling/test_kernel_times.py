@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from autopart.records.gpu import Gpu
-from autopart.records.kernels import Kernels, Shares
+from autopart.records.kernels import Kernels, OwnRate, Shares
 from autopart.runtime.profiling.kernel_times import (
     kernel_pair_seconds,
     kernel_seconds,
@@ -51,6 +51,19 @@ def test_each_kind_reaches_its_own_share() -> None:
     assert seconds(cost(10**9, 1, "attention", causal=True)) == pytest.approx(2.0)
     assert seconds(cost(0, 10**8)) == pytest.approx(1.25)
     assert seconds(cost(0, 10**8, "random")) == pytest.approx(10.0)
+
+
+def test_a_cpu_adds_the_seconds_of_operands_and_those_of_an_operation_with_its_own_rate() -> None:
+    cpu = msgspec.structs.replace(GPU, name="cpu", multiprocessors=0)
+    product = cost(10**9, 10**8, "products", product=ProductShape(1, 8, 8, 64), name="addmm")
+    assert kernel_seconds([product], cpu, KERNELS, "float32") == pytest.approx(2.0 + 1.25)
+    own = msgspec.structs.replace(
+        KERNELS, rates={"addmm": OwnRate(share=0.25, depth=64, start=0.5)}
+    )
+    # A quarter of the rate, and half of it at this depth.
+    assert kernel_seconds([product], cpu, own, "float32") == pytest.approx(8.0 + 1.25 + 0.5)
+    other = product._replace(name="mm")
+    assert kernel_seconds([other], cpu, own, "float32") == pytest.approx(2.0 + 1.25)
 
 
 def test_the_host_is_a_floor_under_the_pass_and_not_under_each_operation() -> None:
