@@ -1,0 +1,82 @@
+"""The pass's attention beside torch's own context parallelism, on two processes with gloo."""
+
+import math
+
+import pytest
+import torch
+
+from autopart.records.rank_group import Group
+from autopart.runtime.sharding.context.causal import causal_attention
+from autopart.runtime.sharding.context.exchange import gather_positions, own_chunks
+from autopart.runtime.sharding.counted import count_collectives
+from autopart.runtime.sharding.group_graphs import graphs_of
+from autopart.runtime.sharding.groups import ThreadRanks, registered
+from tests.support.runtime.context_models import CausalAttention, Decoder
+from tests.support.runtime.rank_pool import RankPool
+from tests.support.runtime.sharded_models import small_model
+from tests.support.runtime.torch_context import TorchsAttention, torchs_attention
+
+pytestmark = pytest.mark.slow
+
+SHAPE = (2, 2, 8, 4)
+"""Samples, heads, positions, width of a head: keys and values of `CausalAttention`."""
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    return tuple(
+        torch.randn(SHAPE, generator=generator, dtype=torch.float64, requires_grad=True)
+        for _ in range(4)
+    )
+
+
+@pytest.fixture
+def torchs(two_ranks: RankPool, whole: tuple[torch.Tensor, ...]) -> list[TorchsAttention]:
+    *tensors, weights = (x.detach() for x in whole)
+    return two_ranks.call(torchs_attention, tuple(tensors), weights)
+
+
+def test_each_rank_has_torchs_rows_and_gradients(
+    torchs: list[TorchsAttention], whole: tuple[torch.Tensor, ...]
+) -> None:
+    group = ThreadRanks(2)
+    found: dict[int, tuple[torch.Tensor, ...]] = {}
+
+    def work(rank: int) -> None:
+        own = [own_chunks(x.detach(), 2, 1, 2, rank).requires_grad_() for x in whole]
+        query, key, value, weights = own
+        keys, values = gather_positions((key, value), (2, 2), (1, 1), 2, "group")
+        output = causal_attention(query, keys, values, 0.0, None, False, 2, "group")
+        gradients = torch.autograd.grad((output * weights).sum(), (query, key, value))
+        found[rank] = (output.detach(), *gradients)
+
+    with registered("group", group):
+        group.run(work)
+    for rank, theirs in enumerate(torchs):
+        for own, other in zip(found[rank], (theirs.output, *theirs.gradients), strict=True):
+            torch.testing.assert_close(own, other.double(), rtol=0, atol=1e-5)
+
+
+def test_the_forward_s_collectives_are_torchs_in_kind_bytes_and_number(
+    torchs: list[TorchsAttention],
+) -> None:
+    """Keys and values are gathered in one message on both sides.
+
+    In its backward torch gathers them again, and hands gradients around in c messages of the rank's own keys and values.
+    Here they stay, and one reduce-scatter of the same bytes adds the gradients up.
+    """
+    case = small_model(Decoder(CausalAttention("fused")))
+    graphs = graphs_of(case.captured, Group(context=2))
+    listed = count_collectives(graphs, graphs.local(0))["block"]
+    forward = [(one.kind, one.bytes) for one in listed if one.phase == "forward"]
+    backward = [(one.kind, one.bytes) for one in listed if one.phase == "input_grad"]
+    size = 2 * 8 * math.prod(SHAPE)  # keys and values in float64
+    for theirs in torchs:
+        assert theirs.forward == [("all_gather_into_tensor", size)]
+        assert forward == [("all_gather", size)]
+        names = [name for name, _ in theirs.backward]
+        assert names.count("all_gather_into_tensor") == 1
+        assert sum(n for name, n in theirs.backward if name.startswith("all_to_all")) == size
+        assert backward == [("reduce_scatter", size)]
+        assert theirs.counted["all_gather_into_tensor"] == 1
