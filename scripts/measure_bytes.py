@@ -2,6 +2,7 @@
 
     python scripts/measure_bytes.py
     python scripts/measure_bytes.py zoo:gpt2-tiny zoo:encdec-tiny --plans zbv "four stages on two ranks"
+    python scripts/measure_bytes.py zoo:gpt2-tiny zoo:llama-tiny --plans zero2 zero3 --microbatches 16
     python scripts/measure_bytes.py --tables rows.jsonl
 
 Each model is cut into stages with equal numbers of layers, so the cuts depend on no measured time. Each rank
@@ -43,6 +44,7 @@ MODELS = (
 )
 INTERLEAVED = {"schedule": "interleaved-1f1b", "num_stages": 4, "stages_per_rank": 2}
 IN_A_V = {"schedule": "zbv", "num_stages": 4}
+SHARED = {"num_stages": 2, "shard_degree": 2}
 PLANS: Mapping[str, Mapping[str, Any]] = {
     "1f1b": {"schedule": "1f1b", "num_stages": 2},
     "gpipe": {"schedule": "gpipe", "num_stages": 2},
@@ -52,6 +54,12 @@ PLANS: Mapping[str, Mapping[str, Any]] = {
     "zb-h1": {"schedule": "zb-h1", "num_stages": 2},
     "zbv": IN_A_V,
     "zbv, recomputed": {**IN_A_V, "recompute": "always"},
+    "zero2": {**SHARED, "schedule": "1f1b", "shard": "zero2"},
+    "zero2, one sum": {**SHARED, "schedule": "1f1b", "shard": "zero2", "sync": "fsdp2"},
+    "zero2, zb-h1": {**SHARED, "schedule": "zb-h1", "shard": "zero2"},
+    "zero3": {**SHARED, "schedule": "1f1b", "shard": "zero3"},
+    "zero3, recomputed": {**SHARED, "schedule": "1f1b", "shard": "zero3", "recompute": "always"},
+    "zero3, zb-h1": {**SHARED, "schedule": "zb-h1", "shard": "zero3"},
 }
 """Demands for each plan."""
 
@@ -93,7 +101,8 @@ def _measured(asked: argparse.Namespace) -> Iterator[Row]:
             model, microbatch_size=asked.microbatch_size, repeats=1, warmup=0
         )
         for name in asked.plans:
-            cluster = autopart.cluster_of("cpu", gpus=4 if name == "four ranks" else 2)
+            has_four = name == "four ranks" or "shard" in PLANS[name]
+            cluster = autopart.cluster_of("cpu", gpus=4 if has_four else 2)
             try:
                 plan = autopart.solve(
                     profile,

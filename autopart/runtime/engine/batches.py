@@ -35,7 +35,8 @@ def own_samples(batch: Batch, size: int, part: SamplePart) -> Batch:
 
     def own(leaf: Any) -> Any:
         has_samples = isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == size
-        return part.own(leaf) if has_samples else leaf
+        # A copy: a view would keep the samples of all processes.
+        return part.own(leaf).clone() if has_samples else leaf
 
     return cast(Batch, pytree.tree_map(own, batch))
 

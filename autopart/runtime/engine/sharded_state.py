@@ -153,9 +153,12 @@ class StageState:
         self._release_all()
         self._running = None
 
-    def deferred(self, works: Sequence[DeferredWork]) -> list[DeferredWork]:
-        """The works of a W, each with its units open; a unit is closed where the next work does not add to it."""
-        return [work._replace(run=partial(self._run_work, work)) for work in works]
+    def surround(self, works: list[DeferredWork]) -> None:
+        """Let each work of a W find its units open; a unit is closed where the next work does not add to it.
+
+        The list is changed in place: a work's tensors must be freed once it ran.
+        """
+        works[:] = [work._replace(run=partial(self._run_work, work)) for work in works]
 
     def end_weights(self) -> None:
         """End a W: scatter the gradients of its last units, and those that its I has left."""

@@ -66,8 +66,8 @@ class StageBlocks(Protocol):
         """Surround a backward, or with `defers` an I."""
         ...
 
-    def deferred(self, works: Sequence[DeferredWork]) -> list[DeferredWork]:
-        """The works of a W."""
+    def surround(self, works: list[DeferredWork]) -> None:
+        """Surround each work of a W."""
         ...
 
     def end_weights(self) -> None:
@@ -187,7 +187,8 @@ class TorchStage(PipelineStage):
         if self.state is None:
             run_deferred(works, self.made)
             return
-        run_deferred(self.state.deferred(works))
+        self.state.surround(works)
+        run_deferred(works)
         self.state.end_weights()
 
     def forget(self, microbatch: int) -> None:
