@@ -5,19 +5,19 @@ docs/sharding.md derives the formulas.
 
 Symbols   W, g      bytes of a layer's weights, and of its trained gradients, as they are without sharding
           r         gradient bytes in the dtype in which gradients are summed
-          W+, r+    the larger one of the two neighbours with parameters, in the order of execution
+          W+, r+    those of the nearest layer behind that has parameters, W- those of the one before
 
     bytes that stay      zero2: gradients, master copies and optimizer state / d
                          zero3: weights / d too
                          a sum once per step: gradients stay whole until then
     forward              zero3: gathers W beneath compute;  transient W + W+
-    backward             zero3: gathers W again;            transient W + W+
-                         scatters r beneath compute;        transient g + max(r, r+)
+    backward             zero3: gathers W again;            transient W + W-
+                         scatters r beneath compute;        transient g + r+ + r+ / d
     once per step        zero2: gathers g, the trained weights
                          a sum once per step: scatters r
 
 The layer that runs is whole. So is the next one, which is gathered beneath it, and the gradients of the last one,
-which are scattered beneath it. Their places depend on no cut, so each sum over layers stays a sum.
+which are scattered beneath it into a d-th. Their places depend on no cut, so each sum over layers stays a sum.
 """
 
 import itertools
@@ -81,11 +81,13 @@ def _layer(
     layer, d = graph.layers[at], group.data
     tied = [one for one in graph.tied if layer.name in one.layers]
     unshared = layer.unshared_update_time or 0.0
-    weights = beside.weights(at) if group.shard == "zero3" else 0
-    gradients = beside.gradients(at) if group.reduce == "microbatch" else 0
+    in_forward, weights = beside.weights(at) if group.shard == "zero3" else (0, 0)
+    gradients = beside.gradients(at, d) if group.reduce == "microbatch" else 0
     waiting = beside.waiting(at, d)
     backward = layer.backward_workspace_bytes
     in_backward = weights + gradients + waiting
+    if backward is None:
+        in_forward = max(in_forward, in_backward)
     grads = _part(layer.grad_bytes, [one.grad_bytes for one in tied], d)
     trained = _part(layer.num_trainable, [one.num_trainable for one in tied], d)
     split = layer.split_backward
@@ -98,7 +100,7 @@ def _layer(
         grad_bytes=grads,
         num_trainable=trained,
         unscattered_grad_bytes=_unscattered(layer, grads, trained, group, training),
-        workspace_bytes=layer.workspace_bytes + (weights if backward is not None else in_backward),
+        workspace_bytes=layer.workspace_bytes + in_forward,
         backward_workspace_bytes=None if backward is None else backward + in_backward,
         split_backward=split and _split(split, weights, gradients),
     )
@@ -161,17 +163,19 @@ class _Transients:
     def _nearer(self, last: int, at: int) -> int:
         return at if self._weights[at] else last
 
-    def weights(self, at: int) -> int:
-        """Weights of the layer and of the neighbour that is gathered beneath it."""
-        return self._weights[at] + self._beside(self._weights, at)
+    def weights(self, at: int) -> tuple[int, int]:
+        """Weights of the layer and of the one gathered beneath it, in forward and in backward."""
+        own, before, behind = self._weights[at], self._before[at], self._behind[at]
+        return (
+            own + (self._weights[behind] if behind != at else 0),
+            own + (self._weights[before] if before != at else 0),
+        )
 
-    def gradients(self, at: int) -> int:
-        """Gradients of the layer, and those that are scattered beneath it."""
-        return self._grads[at] + max(self._summed[at], self._beside(self._summed, at))
-
-    def _beside(self, sizes: list[int], at: int) -> int:
-        neighbours = [other for other in (self._before[at], self._behind[at]) if other != at]
-        return max((sizes[other] for other in neighbours), default=0)
+    def gradients(self, at: int, d: int) -> int:
+        """Gradients of the layer, and those that are scattered beneath it, with their part of the sum."""
+        behind = self._behind[at]
+        scattered = self._summed[behind] if behind != at else 0
+        return self._grads[at] + scattered + -(-scattered // d)
 
     def waiting(self, at: int, d: int) -> int:
         """Bytes by which whole gradients of tied parameters, which wait for an earlier layer, exceed their parts.

@@ -9,7 +9,7 @@ from autopart.exporters import automodel, deepspeed, megatron, primus, serving, 
 from autopart.exporters.exported import Exported
 from autopart.exporters.layer_order import check_layer_order
 from autopart.exporters.model_units import Renaming, UnitStage, units_of
-from autopart.exporters.sharded_state import refuse_sharded_state
+from autopart.exporters.sharded_state import refuse_sharded_state, refuse_unlike_fsdp
 from autopart.exporters.torch import module as torch_module
 from autopart.records.frameworks import EXECUTOR, FRAMEWORKS, Framework
 from autopart.records.plan import Plan
@@ -128,6 +128,8 @@ def export_plan(
         )
     if asked.no_sharded_state:
         refuse_sharded_state(plan, asked.framework.title, asked.no_sharded_state)
+    else:
+        refuse_unlike_fsdp(plan, asked.framework.title)
     if asked.no_tensor_groups and group_size(plan.group) > 1:
         raise ExportRefused(
             f"the plan has {group_name(plan.group)}, and {asked.no_tensor_groups}; the nearest "

@@ -257,7 +257,7 @@ def test_tables_name_the_group_and_files_keep_it(tmp_path: Path):
 
 def test_exports_refuse_zero3_by_name():
     plan = solved(num_stages=2, shard_degree=2)
-    for target in ("torch", "megatron", "deepspeed", "vllm"):
+    for target in ("torch", "torchtitan", "megatron", "deepspeed", "vllm"):
         with pytest.raises(ExportRefused, match="the plan has zero3 over 2 GPUs, and"):
             export_plan(plan, target)
 

@@ -18,7 +18,6 @@ from autopart.exporters.pipeline_shape import (
     refuse_split_tied,
     shape_of,
 )
-from autopart.exporters.sharded_state import refuse_unlike_fsdp
 from autopart.records.plan import Plan, follows_its_name, schedule_of
 from autopart.schedules.actions import Schedule
 from autopart.schedules.torch_names import TORCH_NAMES, csv_of, takes
@@ -75,7 +74,6 @@ def shape_under_fsdp(plan: Plan, stages: Sequence[UnitStage], framework: str) ->
     other units than decoder layers are recomputed, a parameter is tied over stages, a backward is
     split, or one rank has all stages.
     """
-    refuse_unlike_fsdp(plan, framework)
     shape = shape_of(plan, framework)
     refuse_single_rank(shape, framework)
     refuse_split_tied(plan, framework)

@@ -23,7 +23,6 @@ layers of the whole model read. So all ranks that hold a tied parameter divide i
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import nn
@@ -96,10 +95,10 @@ class ShardedState:
 
     def _units_by_layer(self, program: StageProgram) -> dict[str, tuple[StateUnit, ...]]:
         own = stage_parameters(program)
+        names = {layer: sorted(program.parameters_of.get(layer, ())) for layer in program.layers}
         return {
-            layer: tuple(dict.fromkeys(self._unit_of[id(own[name])] for name in sorted(names)))
+            layer: tuple(dict.fromkeys(self._unit_of[id(own[name])] for name in names[layer]))
             for layer in program.layers
-            if (names := program.parameters_of.get(layer))
         }
 
 
@@ -115,8 +114,10 @@ class StageState:
         self._rank, self._of_layers = rank, of_layers
         self.units = tuple(dict.fromkeys(unit for units in of_layers.values() for unit in units))
         order = list(of_layers)
-        self._next = dict(pairwise(order))
-        self._last = {after: layer for layer, after in pairwise(order)}
+        self._next = _nearest(order, of_layers)
+        self._last = _nearest(order[::-1], of_layers)
+        self._first_reader = {u: layer for layer in order[::-1] for u in of_layers[layer]}
+        """Autograd adds a parameter's gradients up, and gives them where its first reader's backward runs."""
         self._running: str | None = None
         self._defers = False
         self._closing: Sequence[StateUnit] = ()
@@ -149,7 +150,8 @@ class StageState:
         self._running, self._defers = None, defers
         yield
         self._finish(None)
-        self._start_close([])
+        if not self._rank.per_step and not self._defers:
+            self.end_weights()
         self._release_all()
         self._running = None
 
@@ -161,14 +163,16 @@ class StageState:
         works[:] = [work._replace(run=partial(self._run_work, work)) for work in works]
 
     def end_weights(self) -> None:
-        """End a W: scatter the gradients of its last units, and those that its I has left."""
+        """Scatter the gradients of a backward's or W's last units, and those that an I has left."""
         if self._rank.per_step:
             return
         for unit in self.units:
             if unit.has_gradients:
                 unit.open()
                 self._start_close([unit])
-        self._start_close([])
+        for unit in self._closing:
+            self.close(unit)
+        self._closing = ()
 
     def close(self, unit: StateUnit) -> None:
         """Scatter a unit's gradients, and tell who waits for them."""
@@ -178,6 +182,8 @@ class StageState:
 
     def _start_close(self, units: Sequence[StateUnit]) -> None:
         """Start to scatter the gradients of some units, once those before have arrived."""
+        if not units:
+            return
         for unit in self._closing:
             self.close(unit)
         self._closing = units
@@ -187,9 +193,7 @@ class StageState:
     def _run_work(self, work: DeferredWork) -> None:
         units = {self._rank.unit_of(parameter) for parameter in work.parameters}
         if not self._rank.per_step:
-            ended = [unit for unit in self.units if unit.is_open and unit not in units]
-            if ended:
-                self._start_close(ended)
+            self._start_close([u for u in self.units if u.is_open and u not in units])
         for unit in units:
             unit.open()
         work.run()
@@ -203,7 +207,8 @@ class StageState:
         self._gather(layer, self._last.get(layer))
         if self._rank.per_step or not self._defers:
             for unit in self._of_layers[layer]:
-                unit.open()
+                if self._first_reader[unit] == layer:
+                    unit.open()
 
     def _finish(self, coming: str | None) -> None:
         """End the backward of the running layer, where `coming` is the next one."""
@@ -214,7 +219,8 @@ class StageState:
         if self._rank.per_step or self._defers:
             return
         stay = () if coming is None else self._of_layers[coming]
-        self._start_close([unit for unit in self._of_layers[layer] if unit not in stay])
+        own = self._of_layers[layer]
+        self._start_close([unit for unit in own if unit.is_open and unit not in stay])
 
     def _gather(self, layer: str, then: str | None) -> None:
         for unit in self._of_layers[layer]:
@@ -231,6 +237,16 @@ class StageState:
     def _release_all(self) -> None:
         for unit in self.units:
             unit.release()
+
+
+def _nearest(order: Sequence[str], of_layers: Mapping[str, Sequence[StateUnit]]) -> dict[str, str]:
+    """For each layer the nearest one behind it in `order` that has units."""
+    found, nearest = dict[str, str](), None
+    for layer in reversed(order):
+        if nearest is not None:
+            found[layer] = nearest
+        nearest = layer if of_layers[layer] else nearest
+    return found
 
 
 def _readers(programs: Sequence[StageProgram]) -> dict[str, frozenset[str]]:

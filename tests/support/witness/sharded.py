@@ -136,15 +136,15 @@ def _bytes(training: Training, graph: LayerGraph, at: int, sharing: Sharing) -> 
         return sum((size + d - 1) // d for size in (own, *(getattr(t, name) for t in in_ties)))
 
     # Neighbours: the nearest layer with parameters on either side.
-    others = [
+    before, behind = (
         next((graph.layers[i] for i in way if graph.layers[i].param_bytes), None)
         for way in (range(at - 1, -1, -1), range(at + 1, len(graph.layers)))
-    ]
-    near = [one for one in others if one is not None]
-    weights = layer.param_bytes + max((one.param_bytes for one in near), default=0)
-    weights = weights if sharing.weights else 0
-    gradients = layer.grad_bytes
-    gradients += max(_summed(training, one) for one in (layer, *near))
+    )
+    ahead = layer.param_bytes + (behind.param_bytes if behind else 0)
+    weights = layer.param_bytes + (before.param_bytes if before else 0)
+    ahead, weights = (ahead, weights) if sharing.weights else (0, 0)
+    leaving = _summed(training, behind) if behind else 0
+    gradients = layer.grad_bytes + leaving + (leaving + d - 1) // d
     gradients = 0 if sharing.once else gradients
     waits = 0
     for one in graph.tied:
@@ -157,7 +157,8 @@ def _bytes(training: Training, graph: LayerGraph, at: int, sharing: Sharing) -> 
     found: dict[str, object] = {
         "grad_bytes": part("grad_bytes"),
         "num_trainable": part("num_trainable"),
-        "workspace_bytes": layer.workspace_bytes + (in_backward if apart is None else weights),
+        "workspace_bytes": layer.workspace_bytes
+        + (max(ahead, in_backward) if apart is None else ahead),
     }
     if apart is not None:
         found["backward_workspace_bytes"] = apart + in_backward
