@@ -22,6 +22,9 @@ from autopart.units import parse_share
 EXAMPLE = "autopart profile zoo:gpt2-tiny --microbatch-size 4 -o gpt2.json"
 
 
+_MOST_POSITIONS = 1 << 24
+
+
 def _degrees(option: str, text: str | None) -> tuple[int, ...]:
     """Return the degrees in text such as `1,2,4`. Raises UsageError for other text."""
     if text is None:
@@ -37,6 +40,14 @@ class DeviceOptions:
     """The device, its precision, and the size of a microbatch."""
 
     microbatch_size: Annotated[int, typer.Option(min=1, help="Samples per microbatch.")] = 1
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=_MOST_POSITIONS,
+            help="Positions per sequence of tokens; default: those of the model's example.",
+        ),
+    ] = None
     dtype: Annotated[
         Literal["float32", "float64", "bfloat16", "float16"] | None,
         typer.Option(
@@ -164,6 +175,7 @@ def command(
         profile = profile_model(
             model,
             microbatch_size=device_options.microbatch_size,
+            sequence_length=device_options.sequence_length,
             dtype=device_options.dtype,
             device=device_options.device,
             gpu=device_options.gpu,

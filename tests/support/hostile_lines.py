@@ -75,7 +75,7 @@ VERBS = {
             "--repeats": ("0", "-1", "nan", "", "many"), "--max-spread": NUMBER,
             "--granularity": CHOICE, "--threads": ("0", "-1", "nan", "", "99999999999999999999"),
             "--tensor": (*DEGREE, ",", "2,", "2,2", "3"), "--target": CHOICE, "--calibrate": INPUT,
-            "--context": (*DEGREE, ",", "2,", "2,2", "3"),
+            "--context": (*DEGREE, ",", "2,", "2,2", "3"), "--sequence-length": (*COUNT, "7"),
         },
         (("profile {} --warmup 0 --repeats 1 -o new.json", MODEL),),
     ),
@@ -167,7 +167,7 @@ VERBS = {
             "--pin": PIN, "--same-stage": PAIR, "--different-stage": PAIR, "--solver": CHOICE,
             "--time-limit": NUMBER, "--memory-sweep": ("0", "1", "-1", "nan", "", "many"),
             "--output": OUTPUT, "--tensor": (*DEGREE, "per_stage", "per-stage,2"), "--sequence-parallel": CHOICE,
-            "--context": (*DEGREE, ",", "2,", "2,2", "3"),
+            "--context": (*DEGREE, ",", "2,", "2,2", "3"), "--sequence-length": (*COUNT, "7"),
         },
     ),
     "size": Verb(
