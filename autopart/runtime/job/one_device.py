@@ -127,7 +127,7 @@ def _notes(plan: Plan, steps: int) -> tuple[str, ...]:
         return notes
     with_them = format_time(plan.prediction.step_time)
     return (
-        f"{group_name(plan.group)}: each rank is the first GPU of its tensor group, alone; all seconds, also the "
+        f"{group_name(plan.group)}: each rank is the first GPU of its group, alone; all seconds, also the "
         f"predicted ones, are without the group's collectives (with them the predicted step is {with_them})",
         *notes,
     )

@@ -170,7 +170,30 @@ def test_the_bytes_of_a_tensor_group_s_first_gpu_are_within_5_percent_and_never_
         run = run_on_one_device(plan, llama, steps=1, device="cpu")
         errors = [rank.error for rank in judge(plan, run).ranks]
         assert all(error is not None and 0.0 <= error <= 0.05 for error in errors), (words, errors)
-        listed = next(v for v in own.variants if v.sequence_parallel == (splits == "on"))
+        listed = next(v for v in own.variants if v.group.sequence_parallel == (splits == "on"))
+        assert run.collectives == listed.collectives
+
+
+@pytest.mark.slow
+def test_the_bytes_of_a_context_group_s_first_gpu_are_within_5_percent_and_never_above() -> None:
+    own = profile_model(GPT2, microbatch_size=2, repeats=1, warmup=0, tensor=(2,), context=(2,))
+    for words in (
+        {"schedule": "zb-h1", "num_stages": 2, "tensor": 1},
+        {"schedule": "1f1b", "num_stages": 2, "recompute": "always", "tensor": 1},
+        {"schedule": "1f1b", "num_stages": 1, "tensor": 2},
+    ):
+        plan = solve(
+            own,
+            cluster_of("cpu", gpus=4),
+            num_microbatches=4,
+            num_replicas=1,
+            context=2,
+            **words,  # type: ignore[arg-type]
+        )
+        run = run_on_one_device(plan, GPT2, steps=1, device="cpu")
+        errors = [rank.error for rank in judge(plan, run).ranks]
+        assert all(error is not None and 0.0 <= error <= 0.05 for error in errors), (words, errors)
+        listed = next(v for v in own.variants if v.group == plan.group)
         assert run.collectives == listed.collectives
 
 
