@@ -118,6 +118,7 @@ def predict(
             memory(once[stage], problem, replicas, kept[stage]),
             whole_gradients(totals, problem.training)
             - whole_gradients(once[stage], problem.training),
+            totals.stash_bytes - once[stage].stash_bytes,
         )
         stages.append(msgspec.structs.replace(one, repeated=again))
     lending = with_lending(problem.cluster, layout, stages)

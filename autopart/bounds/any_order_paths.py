@@ -30,7 +30,7 @@ from autopart.cost.in_flight import one_in_flight
 from autopart.cost.made_gradients import made_gradients
 from autopart.cost.memory import memory, total
 from autopart.cost.on_ranks import on_replicas
-from autopart.cost.repeated_ties import without_shared_state
+from autopart.cost.repeated_ties import is_behind, without_shared_state
 from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links, traffic_times
 from autopart.cost.sync_rules import RULES
@@ -115,6 +115,9 @@ class PathBounds:
         use = memory(once, problem, len(ranks), one_in_flight())
         moving = use.stash + use.workspace + use.receives + use.sends + use.reserve
         stash = freest.stash_bytes
+        if is_behind(self.layout.stage_ranks, stage):
+            # The stage ahead may have all that comes in.
+            stash = np.maximum(stash - freest.received.bytes, 0)
         if self.split:
             stash = np.minimum(stash, cuts.totals.waiting_bytes)
         unshared = without_shared_ties(problem, cuts, totals)

@@ -41,7 +41,7 @@ from autopart.cost.cuts import Cuts
 from autopart.cost.in_flight import one_in_flight
 from autopart.cost.memory import memory, total
 from autopart.cost.on_ranks import on_ranks
-from autopart.cost.repeated_ties import without_shared_state
+from autopart.cost.repeated_ties import least_on_ranks, without_shared_state
 from autopart.cost.stage_syncs import time_after_backward
 from autopart.cost.stage_times import cut_links
 from autopart.cost.sync_rules import RULES
@@ -89,7 +89,7 @@ class RankLoads:
 
     def __init__(self, problem: Problem, layout: Layout, cuts: Cuts, *, split: bool) -> None:
         self.problem, self.layout, self.cuts, self.split = problem, layout, cuts, split
-        self._freest = freest_totals(problem, layout, cuts)
+        self._freest = least_on_ranks(layout, freest_totals(problem, layout, cuts))
         groups: dict[tuple[int, ...], list[int]] = {}
         for stage, ranks in enumerate(layout.stage_ranks):
             groups.setdefault(tuple(sorted(ranks)), []).append(stage)

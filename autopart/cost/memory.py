@@ -222,14 +222,14 @@ def rank_memory(
 
 
 def repeated_bytes(
-    use: Memory[float], once: Memory[float], gradients: float
+    use: Memory[float], once: Memory[float], gradients: float, stash: float
 ) -> RepeatedBytes | msgspec.UnsetType:
-    """The difference between a stage's memory, and its memory `once` other stages have the tied parameters.
+    """The difference between a stage's memory, and its memory `once` other stages have what they share.
 
-    `gradients` is the difference in gradients, which may not be there at the peak.
+    `gradients` is the difference in gradients, which may not be there at the peak, and `stash` that of one microbatch.
     """
     less = {kind: int(getattr(use, kind) - getattr(once, kind)) for kind in (*REPEATED, "host")}
-    less["gradients"] = int(gradients)
+    less |= {"gradients": int(gradients), "stash": int(stash)}
     return RepeatedBytes(**less) if any(less.values()) else UNSET
 
 

@@ -93,9 +93,12 @@ class StageBytes(Protocol):
 
 
 def sizes_of(stage: StageBytes) -> MicrobatchBytes[int]:
-    """One stage's sizes, as its plan predicts them, with a tied parameter's gradient once on its ranks."""
+    """One stage's sizes, as its plan predicts them, without what other stages on its ranks have."""
     own = MicrobatchBytes(stage.stash_bytes, **msgspec.structs.asdict(stage.moving))
-    if not own.made or stage.repeated is msgspec.UNSET:
+    if stage.repeated is msgspec.UNSET:
+        return own
+    own = own._replace(stash=own.stash - stage.repeated.stash)
+    if not own.made:
         return own
     made = own.made - stage.repeated.gradients
     return own._replace(made=made, first_backward=own.workspace + made)

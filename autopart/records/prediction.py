@@ -76,7 +76,7 @@ Gradients are among them for frameworks that keep room for them all the time. El
 
 
 class RepeatedBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bytes of tied parameters that an earlier stage on a stage's ranks has too; gradients: a later stage.
+    """Bytes of tied parameters and values that an earlier stage on a stage's ranks has too; gradients: a later stage.
 
     A rank has them once. A later stage's backward comes first, so a gradient counts from there on.
     """
@@ -91,6 +91,8 @@ class RepeatedBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Optimizer state on the device, without master copies."""
     host: Bytes
     """Master copies and optimizer state in host memory."""
+    stash: Bytes = 0
+    """Values for one microbatch that the stage ahead hands over on the same ranks, and keeps itself."""
 
 
 class MovingBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

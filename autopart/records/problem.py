@@ -95,6 +95,12 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The rank groups to choose from; absent where each rank is one GPU."""
 
 
+def keeps_all_stash(demands: Demands) -> bool:
+    """Whether every layer must keep its stash on the device."""
+    named = demands.recompute_layers or demands.selective_layers or demands.offload_layers
+    return demands.recompute == "never" and demands.offload == "never" and not named
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A layer graph to be cut for a cluster."""
 

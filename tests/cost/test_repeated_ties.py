@@ -126,3 +126,21 @@ def test_a_parameter_of_three_stages_counts_with_the_first():
     )
     assert [own.num_trainable for own in once] == [17, 20, 5, 13]
     assert [own.widest_trainable for own in once] == [17, 20, 5, 13]
+
+
+@pytest.mark.parametrize("recompute", ["never", "auto"])
+def test_values_between_stages_of_one_rank_count_once_where_all_stash_stays(recompute: str):
+    asked = _problem(Training(), tied=False, last=13)
+    # Layer b keeps its result for its backward, and c keeps it too.
+    values = tuple(
+        msgspec.structs.replace(own, bytes=100, kept_by=("b", "c")) if own.producer == "b" else own
+        for own in asked.graph.values
+    )
+    demands = msgspec.structs.replace(asked.demands, recompute=recompute)
+    graph = msgspec.structs.replace(asked.graph, values=values)
+    asked = msgspec.structs.replace(asked, graph=graph, demands=demands)
+    whole = stage_totals(asked.graph, PARTITION)
+    once = without_repeats(asked, IN_A_V, whole, copies_of(asked.graph, PARTITION))
+    handed = 100 if recompute == "never" else 0
+    assert whole[2].stash_bytes - once[2].stash_bytes == handed
+    assert all(once[s].stash_bytes == whole[s].stash_bytes for s in (0, 1, 3))

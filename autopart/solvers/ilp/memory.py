@@ -21,7 +21,13 @@ from autopart.cost.memory import (
     total,
 )
 from autopart.cost.memory_limits import limits_of
-from autopart.cost.repeated_ties import earlier_on_ranks, later_on_ranks, without_state
+from autopart.cost.repeated_ties import (
+    earlier_on_ranks,
+    later_on_ranks,
+    shares_values,
+    without_handed_over,
+    without_state,
+)
 from autopart.cost.stage_totals import StageTotals
 from autopart.cost.syncs import update_share
 from autopart.records.cluster import host_share, smallest_memory
@@ -77,6 +83,13 @@ class MemoryConstraints:
     def bound_ranks(self, all_totals: Sequence[StageTotals[Quantity]]) -> None:
         """Limit each rank with all its stages, at each place of its order where it may keep the most."""
         empty = row_at(classic_rows(0), 0)
+        ranks_of = self.layout.stage_ranks
+        all_totals = [
+            without_handed_over(all_totals[s - 1], totals)
+            if shares_values(self.problem, ranks_of, s)
+            else totals
+            for s, totals in enumerate(all_totals)
+        ]
         all_totals = [self._without_repeats(s, totals) for s, totals in enumerate(all_totals)]
         uses = [
             self._memory(stage, totals, self._state_of(stage, totals), empty, 0)

@@ -284,7 +284,7 @@ class Pricer:
         every = self.every_choice(setting, ready, place, cuts)
         return [
             min(
-                self._peak_of_rank(own, moments, dict(zip(own, stages, strict=True)))
+                self._peak_of_rank(own, moments, dict(zip(own, stages, strict=True)), ready.seen)
                 for stages in itertools.product(*(every[s] for s in own))
             )
             for own, moments in ready.moments
@@ -340,7 +340,7 @@ class Pricer:
         if ready.in_flight:
             return [stage.peak for stage in stages]
         peaks = [
-            self._peak_of_rank(own, moments, dict(enumerate(stages)))
+            self._peak_of_rank(own, moments, dict(enumerate(stages)), ready.seen)
             for own, moments in ready.moments
         ]
         for stage, count in enumerate(ready.places):
@@ -367,14 +367,31 @@ class Pricer:
         return found
 
     def _peak_of_rank(
-        self, own: Sequence[int], moments: Sequence[Moment], stages: Mapping[int, OnRanks]
+        self,
+        own: Sequence[int],
+        moments: Sequence[Moment],
+        stages: Mapping[int, OnRanks],
+        slots: Sequence[tuple[int, ...]],
     ) -> int:
         reserve = self.problem.cluster.reserve_bytes
-        moving_bytes = moving_peak(
-            moments, [stages[s].moved for s in own], own, self._made([stages[s] for s in own])
-        )
+        moved: list[Moving] = []
+        for s in own:
+            one = stages[s].moved
+            if s and slots[s - 1] == slots[s] and not self._may_free():
+                # Values that the stage ahead keeps are there already, and longer.
+                before = stages[s - 1].figures
+                one = one._replace(stash=one.stash - (before.sent.bytes - before.outputs))
+            moved.append(one)
+        moving_bytes = moving_peak(moments, moved, own, self._made([stages[s] for s in own]))
         lasts = sum(stages[s].peak - reserve for s in own) + reserve
         return moving_bytes + lasts - self._counted_twice([stages[s] for s in own]).device
+
+    def _may_free(self) -> bool:
+        """Whether any layer may run again or lie on the host."""
+        asked = self.problem.demands
+        words = (asked.recompute, asked.offload)
+        lists = (asked.recompute_layers, asked.selective_layers, asked.offload_layers)
+        return any(word != "never" for word in words) or any(lists)
 
     def _made(self, on_rank: Sequence[OnRanks]) -> list[int]:
         """The gradients of a rank's stages; a tied parameter's with the last one, whose backward comes first."""
