@@ -14,13 +14,18 @@ def sharing(
     reduce: Reduce = "microbatch",
     tensor: int = 1,
     sequence_parallel: bool = False,
+    context: int = 1,
 ) -> Plan:
     """The plan with rank groups whose processes each have as many samples as one rank of `plan`."""
-    cluster = msgspec.structs.replace(
-        plan.cluster, gpus_per_node=plan.cluster.gpus_per_node * data * tensor
-    )
+    size = plan.cluster.gpus_per_node * data * tensor * context
+    cluster = msgspec.structs.replace(plan.cluster, gpus_per_node=size)
     group = Group(
-        tensor=tensor, sequence_parallel=sequence_parallel, data=data, shard=shard, reduce=reduce
+        tensor=tensor,
+        sequence_parallel=sequence_parallel,
+        context=context,
+        data=data,
+        shard=shard,
+        reduce=reduce,
     )
     return msgspec.structs.replace(
         plan, group=group, cluster=cluster, microbatch_size=plan.microbatch_size * data

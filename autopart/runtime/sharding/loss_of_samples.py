@@ -17,6 +17,8 @@ from torch import fx
 
 from autopart.errors import ModelError
 from autopart.runtime.capture.capture import Captured
+from autopart.runtime.sharding.collectives import reduce
+from autopart.runtime.sharding.context.rules.sums import mean_over_positions, sums_over_positions
 from autopart.runtime.sharding.cross_entropy import MEAN, SUM, sharded_cross_entropy
 from autopart.runtime.sharding.shard_groups import shard_group_named
 
@@ -71,7 +73,10 @@ def split_loss(captured: Captured, degree: int) -> float:
     on_samples = _reached_from_batch(graph)
     kind = _kind_of(loss, on_samples)
     for node in graph.nodes:
-        if node in on_samples and _counts_rows(node):
+        if node in on_samples and node.target is mean_over_positions:
+            node.args = (degree, *node.args)
+            node.target = mean_over_samples_and_positions
+        elif node in on_samples and _counts_rows(node):
             node.args = (node.target is sharded_cross_entropy, degree, *node.args)
             node.target = mean_over_samples
     captured.module.recompile()
@@ -102,6 +107,15 @@ def mean_over_samples(
     return total * (degree / shard_group_named(SAMPLES).sum(count)).to(total.dtype)
 
 
+def mean_over_samples_and_positions(
+    degree: int, total: torch.Tensor, count: torch.Tensor, group: str
+) -> torch.Tensor:
+    """Return the same from the sum and the count of a context rank's rows."""
+    sums = sums_over_positions(total, count, group)
+    rows = shard_group_named(SAMPLES).sum(sums[1].to(torch.float64))
+    return (sums[0] * (degree / rows).to(sums.dtype)).to(total.dtype)
+
+
 def _counts_rows(node: fx.Node) -> bool:
     """Whether a node is a mean over the rows whose label is not ignored."""
     if node.target is sharded_cross_entropy:
@@ -117,6 +131,9 @@ def _kind_of(node: fx.Node, on_samples: set[fx.Node]) -> _Kind:
     """How the value of all samples follows from those of the parts. Raises ModelError where it does not."""
     if node not in on_samples:
         return "equal"
+    if node.target is reduce:
+        # A sum over context ranks is one over positions: it is linear in the part's own.
+        return _kind_of(node.all_input_nodes[0], on_samples)
     found = _kind_of_loss(node)
     if found is None:
         packet, read = _packet(node), [n for n in node.all_input_nodes if n in on_samples]
@@ -134,6 +151,8 @@ def _kind_of(node: fx.Node, on_samples: set[fx.Node]) -> _Kind:
 def _kind_of_loss(node: fx.Node) -> _Kind | None:
     """The kind of an operation that joins samples; None for others."""
     packet = _packet(node)
+    if node.target is mean_over_positions:
+        return "mean"
     if node.target is sharded_cross_entropy or packet in _LOSSES:
         reduction = node.args[2] if packet is None else _argument(node, "reduction")
         if packet is aten.cross_entropy_loss and _argument(node, "weight") is not None:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from autopart.records.plan import Plan
+from autopart.records.rank_group import Reduce, Shard
 from autopart.records.run_result import CheckResult
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.schedules.catalogue import KINDS, make_schedule
@@ -15,6 +16,7 @@ from tests.support.places import MODELS
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.tensor_runs import run_groups, run_without_group_sums
+from tests.support.sharded_plans import sharing
 from tests.support.tensor_plans import in_groups
 
 pytestmark = pytest.mark.slow
@@ -99,6 +101,23 @@ def test_zero1_shares_the_state_of_equal_places(four_ranks: RankPool, sync: str)
     plan = of_shape(GPT2, "2 replicas x c 2")
     training = msgspec.structs.replace(plan.training, zero1=True, sync=sync)
     checked(four_ranks, msgspec.structs.replace(plan, training=training))
+
+
+@pytest.mark.parametrize(
+    ("model", "shard", "reduce"),
+    [
+        (GPT2, "zero3", "microbatch"),
+        pytest.param(GPT2, "zero2", "step", marks=pytest.mark.long),
+        pytest.param(LLAMA, "zero2", "microbatch", marks=pytest.mark.long),
+        pytest.param("zoo:mlp-tiny", "zero3", "step", marks=pytest.mark.long),
+    ],
+)
+def test_context_and_shard_degree_train_together(
+    four_ranks: RankPool, model: str, shard: Shard, reduce: Reduce
+) -> None:
+    """The loss counts the targets of all samples and positions."""
+    plan = plan_for(model, captured(model, 1, "float32"), (), microbatch_size=1)
+    checked(four_ranks, sharing(plan, 2, shard, reduce=reduce, context=2))
 
 
 @pytest.mark.parametrize("shape", ["t 2 x c 2", *long_tests("2 stages x c 2", "c 4")])

@@ -70,13 +70,18 @@ def cut_element_loss(graph: ContextBuilder, node: fx.Node) -> None:
 
 
 def mean_over_positions(total: torch.Tensor, count: torch.Tensor, group: str) -> torch.Tensor:
-    """Return the ranks' sum of `total`, divided by their sum of `count`, in one message.
+    """Return the ranks' sum of `total`, divided by their sum of `count`, in one message."""
+    sums = sums_over_positions(total, count, group)
+    return (sums[0] / sums[1]).to(total.dtype)
 
-    Both are summed in float32 for narrower dtypes: counts up to 2**24 per sum are exact.
+
+def sums_over_positions(total: torch.Tensor, count: torch.Tensor, group: str) -> torch.Tensor:
+    """Return the ranks' sums of both, as two numbers, in float32 for narrower dtypes.
+
+    Counts up to 2**24 per sum are exact.
     """
     wide = torch.promote_types(total.dtype, torch.float32)
-    both = reduce(torch.stack([total.to(wide), count.to(wide)]), group)
-    return (both[0] / both[1]).to(total.dtype)
+    return reduce(torch.stack([total.to(wide), count.to(wide)]), group)
 
 
 def cut_class_loss(graph: ContextBuilder, node: fx.Node) -> None:
