@@ -8,7 +8,7 @@ With several degrees some places exist in some groups only. Then all processes a
 (`autopart/runtime/engine/group_part.py`).
 """
 
-# pyright: reportPrivateImportUsage=false
+# pyright: reportPrivateImportUsage=false, reportPrivateUsage=false
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import distributed
+from torch.utils._python_dispatch import _disable_current_modes
 
 from autopart.errors import RunError, UsageError
 from autopart.records.plan import Plan, num_ranks
@@ -180,7 +181,9 @@ def _process_group(
 
 
 def _with_samples(exchange: Callable[[], object]) -> object:
-    return with_other_rank(exchange, None, "a collective of its rank group")
+    # gloo scatters by an all-reduce of copies. A count of tensors leaves them out, as it leaves out all scratch memory.
+    with _disable_current_modes():
+        return with_other_rank(exchange, None, "a collective of its rank group")
 
 
 class _WithSamples(TensorGroup):

@@ -9,7 +9,7 @@ into given memory, so no copy of the weights or gradients exists beside them.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import distributed
@@ -105,14 +105,16 @@ class ProcessShards(ShardGroup):
 
     def start_gather(self, whole: torch.Tensor, own: torch.Tensor) -> UnderWay:
         """Start an all-gather."""
-        work = self._group._allgather_base(whole, own, AllgatherOptions())
-        return _Guarded(work, self._call)
+        return self._started(lambda: self._group._allgather_base(whole, own, AllgatherOptions()))
 
     def start_scatter(self, own: torch.Tensor, whole: torch.Tensor) -> UnderWay:
         """Start a reduce-scatter."""
         options = ReduceScatterOptions()
         options.reduceOp = distributed.ReduceOp(distributed.ReduceOp.SUM)
-        return _Guarded(self._group._reduce_scatter_base(own, whole, options), self._call)
+        return self._started(lambda: self._group._reduce_scatter_base(own, whole, options))
+
+    def _started(self, start: Callable[[], object]) -> UnderWay:
+        return _Guarded(cast(UnderWay, self._call(start)), self._call)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Run an all-reduce."""

@@ -148,8 +148,10 @@ class StateUnit:
             self.start_close()
         if self._closing is None:
             return []
-        work, summed, _, used = self._closing
+        work, summed, gradient, used = self._closing
         work.wait()
+        # The transport's own thread may keep the tensor for a moment more, but not its memory.
+        RESIZE(gradient, 0)
         self._closing, made = None, list[nn.Parameter]()
         for name, at in zip(self.parameters, self._ranges, strict=True):
             if name in used:
