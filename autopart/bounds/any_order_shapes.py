@@ -214,6 +214,8 @@ class AnyOrderBounds:
         update = self.update / update_share(training, replicas)
         per_byte = _sync_seconds_per_byte(self.problem, replicas)
         own = update + per_byte * synced_bytes(layer_sizes(graph), training)
+        if not graph.tied:
+            return own, float(own.sum())
         tied = sum(synced_bytes(parameter, training) for parameter in graph.tied)
         for_tied = _tied_seconds_per_byte(self.problem, replicas, per_byte)
         return own, float(own.sum()) + for_tied * tied
