@@ -52,11 +52,14 @@ def moments_of(in_flight: InFlight) -> Moments:
     )
 
 
-def bytes_at_moments(moments: Moments, sizes: Array, lasting: Array, last_work: Array) -> Array:
+def bytes_at_moments(
+    moments: Moments, sizes: Array, lasting: Array, last_work: Array, relayed: Array
+) -> Array:
     """c, shape (moments, partitions), for several partitions side by side.
 
     `sizes` has each stage's bytes for the kinds in `KINDS`, shape (kinds, stages, partitions). `lasting` are the bytes
-    that do not change within a step, and `last_work` each stage's workspace in W.
+    that do not change within a step, and `last_work` each stage's workspace in W. `relayed` are gradients that pass through each stage: other actions
+    have room for copies of them.
     """
     rows = moments.in_flight
     counts = rows.counts.reshape(len(rows.op), -1)
@@ -64,6 +67,7 @@ def bytes_at_moments(moments: Moments, sizes: Array, lasting: Array, last_work: 
     # A first backward has the workspace of any other, and all gradients count from its start on.
     made = sizes[MADE][rows.column]
     moving = moving + np.where((rows.op == FIRST)[:, None], made, 0)
-    # No policy changes the workspace in W.
-    moving = moving + np.where((rows.op == W)[:, None], last_work[rows.column], 0)
+    # No policy changes the workspace in W, nor these copies.
+    in_w = (rows.op == W)[:, None]
+    moving = moving + np.where(in_w, last_work[rows.column], relayed[rows.column])
     return np.maximum.reduceat(moving[moments.order], moments.begins, axis=0) + lasting

@@ -107,7 +107,11 @@ def bytes_beside(
         moving = microbatch_bytes(totals, problem.training)
         sizes.append([np.atleast_1d(each) for each in by_kind(moving)])
     last = np.array([np.atleast_1d(totals.weight_grad_workspace_bytes) for totals in own])
-    beside = bytes_at_moments(rank.moments, np.array(sizes).swapaxes(0, 1), lasting, last)
+    relayed = np.array(
+        [np.broadcast_to(totals.relayed_grad_bytes, last[0].shape) for totals in own]
+    )
+    every = np.array(sizes).swapaxes(0, 1)
+    beside = bytes_at_moments(rank.moments, every, lasting, last, relayed)
     share = host_share(problem.cluster)
     return [
         RankBytes(column, rank.limit, int(hosted), share)

@@ -126,7 +126,8 @@ def moving_bytes(
     """`microbatch_bytes` of a stage alone on its ranks, whose first backward is known layer by layer."""
     sizes = microbatch_bytes(totals, problem.training)
     if isinstance(in_flight, int) and has_all_in_flight(problem, replicas, in_flight):
-        sizes = sizes._replace(first_backward=first_backward(totals, problem.training))
+        first = first_backward(totals, problem.training) + totals.relayed_grad_bytes
+        sizes = sizes._replace(first_backward=first)
     return sizes
 
 
@@ -137,18 +138,20 @@ def microbatch_bytes(totals: StageTotals[Q], training: Training) -> MicrobatchBy
     begins.
     """
     made = made_gradients(totals, training)
+    # Autograd copies gradients that only pass through, while the backward runs.
+    workspace = totals.workspace_bytes + totals.relayed_grad_bytes
     return MicrobatchBytes(
         stash=totals.stash_bytes,
         waiting=totals.waiting_bytes,
         activations=totals.received.bytes,
-        gradients=totals.sent.grad_bytes + totals.relayed_grad_bytes,
+        gradients=totals.sent.grad_bytes,
         sent=totals.received.grad_bytes,
-        workspace=totals.workspace_bytes,
-        input_grad_workspace=totals.input_grad_workspace_bytes,
+        workspace=workspace,
+        input_grad_workspace=totals.input_grad_workspace_bytes + totals.relayed_grad_bytes,
         weight_grad_workspace=totals.weight_grad_workspace_bytes,
         outputs=totals.output_bytes,
         made=made,
-        first_backward=totals.workspace_bytes + made,
+        first_backward=workspace + made,
     )
 
 

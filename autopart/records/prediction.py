@@ -103,11 +103,11 @@ class MovingBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     activations: Bytes = 0
     """Bytes received from the previous stage."""
     gradients: Bytes = 0
-    """Bytes received from the next stage, and copies for gradients that are passed on unchanged."""
+    """Gradient bytes received from the next stage."""
     sent: Bytes = 0
     """Gradient bytes sent to the previous stage."""
     workspace: Bytes = 0
-    """Transient bytes in F and in B."""
+    """Transient bytes in F and in B, and copies of gradients that the stage passes on unchanged."""
     input_grad_workspace: Bytes = 0
     """Transient bytes in I."""
     weight_grad_workspace: Bytes = 0

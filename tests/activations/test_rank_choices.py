@@ -95,7 +95,8 @@ def beside_of(moments: Moments, stash: Sequence[int]) -> np.ndarray:
     sizes = np.zeros((len(COUNTED), stages, 1), dtype=np.int64)
     sizes[STASH, :, 0] = stash
     last = np.full((stages, 1), 5)
-    return bytes_at_moments(moments, sizes, np.zeros(1, dtype=np.int64), last)[:, 0]
+    none = np.zeros(1, dtype=np.int64)
+    return bytes_at_moments(moments, sizes, none, last, 0 * last)[:, 0]
 
 
 def effort(stages: Sequence[StagePoints], places: tuple[int, ...]) -> tuple[float, int]:

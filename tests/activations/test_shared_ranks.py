@@ -76,6 +76,7 @@ def test_many_partitions_side_by_side_equal_each_alone(seed: int) -> None:
             assert own.stash_bytes == totals[stage].stash_bytes[row]
             assert own.memory.workspace <= max(
                 own.moving.first_backward,
+                own.moving.input_grad_workspace,
                 totals[stage].workspace_bytes[row],
                 totals[stage].input_grad_workspace_bytes[row],
                 totals[stage].weight_grad_workspace_bytes[row],

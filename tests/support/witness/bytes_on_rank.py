@@ -77,17 +77,17 @@ def moving(figures: StageFigures, training: Training) -> Moving:
         stash=figures.stash,
         waiting=figures.waiting,
         activation=figures.received.bytes,
-        gradient=figures.sent.gradient_bytes + figures.relayed,
+        gradient=figures.sent.gradient_bytes,
         sent=figures.received.gradient_bytes,
         outputs=figures.outputs,
         transient={
-            "F": figures.workspace,
-            "B": figures.workspace,
-            "I": figures.input_grad_workspace,
+            "F": figures.workspace + figures.relayed,
+            "B": figures.workspace + figures.relayed,
+            "I": figures.input_grad_workspace + figures.relayed,
             "W": figures.weight_grad_workspace,
         },
         made=0 if always else figures.gradients + figures.unscattered,
-        first=figures.workspace if always else figures.first_backward,
+        first=figures.relayed + (figures.workspace if always else figures.first_backward),
     )
 
 

@@ -561,7 +561,8 @@ class Spot(NamedTuple):
         """The stage under one combination of policies."""
         kept = moving(figures, self.problem.training)
         first = own.first_backward if kept.made else own.workspace
-        transient = dict.fromkeys("FB", own.workspace)
+        transient = dict.fromkeys("FB", own.workspace + figures.relayed)
+        first += figures.relayed
         moved = kept._replace(stash=own.stash, transient=transient, first=first)
         device = classic_peak(moved, self.in_flight, self.own_microbatches)
         host = self.in_flight * own.host
@@ -571,7 +572,9 @@ class Spot(NamedTuple):
     def moved(self, figures: StageFigures, own: PolicyFigures, hosted: bool) -> OnRanks:
         """The stage under one combination of policies, without bytes that move."""
         kept = moving(figures, self.problem.training)
-        whole = dict.fromkeys("FB", own.workspace) | {"I": own.input_grad_workspace}
+        passing = figures.relayed
+        whole = dict.fromkeys("FB", own.workspace + passing)
+        whole["I"] = own.input_grad_workspace + passing
         moved = kept._replace(stash=own.stash, transient={**kept.transient, **whole})
         once = own.forward, own.backward
         placed = self._placed(figures, once, 0, 0, own.policies, hosted=hosted)
