@@ -167,6 +167,8 @@ class Pipeline(PipelinePart):
         ModelError if a batch has other shapes than the plan, LostRank if another rank is gone.
         """
         parts = self._parts(batch)
+        # The caller's own optimizer may have stepped this process's parts.
+        self.executor.written()
         shards = self.executor.shards
         with nullcontext() if shards is None else shards.exchanging():
             share = self.executor.step(

@@ -12,6 +12,7 @@ from torch import nn
 import autopart
 from autopart.errors import UsageError
 from autopart.records.plan import Plan, save_plan
+from autopart.records.rank_group import Shard
 from autopart.runtime.models.model import build_training_model
 from autopart.runtime.models.model_file import load_model
 from tests.support.long_tests import long_tests
@@ -19,6 +20,7 @@ from tests.support.runtime.own_loop import Loop, plain
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.tensor_runs import loaded_shards, loop_in_groups
+from tests.support.sharded_plans import sharing
 from tests.support.tensor_plans import in_groups, ranks_for, with_own_degrees
 
 LLAMA = "zoo:llama-tiny"
@@ -65,6 +67,30 @@ def test_a_loop_clips_and_accumulates_as_with_the_plain_model(
         assert trained.losses == pytest.approx(wanted.losses, rel=1e-5)
         assert trained.norms == pytest.approx(wanted.norms, rel=1e-5)
     assert wanted.norms[0] > 0.2  # so that the clipping changes the second step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [*long_tests("zero3"), "zero2"])
+def test_a_loop_with_shared_state_clips_and_accumulates_as_with_the_plain_model(
+    two_ranks: RankPool, shard: Shard
+) -> None:
+    plan = plan_for(LLAMA, captured(LLAMA, 1, "float32"), (), microbatch_size=1)
+    plan = sharing(plan, 2, shard)
+    loop = Loop(max_norm=0.1, accumulate=2, whole_batches=True, scale=8.0)
+    wanted = plain(plan, loop)
+    for trained in two_ranks.call(loop_in_groups, plan, loop):
+        assert trained.losses == pytest.approx(wanted.losses, rel=1e-5)
+        assert trained.norms == pytest.approx(wanted.norms, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [*long_tests("zero2"), "zero3"])
+def test_whole_tensors_and_parts_are_loaded_as_a_process_s_parts(
+    two_ranks: RankPool, shard: Shard
+) -> None:
+    plan = plan_for(LLAMA, captured(LLAMA, 1, "float32"), (), microbatch_size=1)
+    whole = build_training_model(load_model(LLAMA), dtype="float32", seed=0).model.state_dict()
+    assert all(two_ranks.call(loaded_shards, sharing(plan, 2, shard), whole))
 
 
 @pytest.mark.slow
