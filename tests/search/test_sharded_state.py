@@ -86,7 +86,7 @@ def test_no_claim_on_sharded_state_is_false(seed: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", seeds(0, 6))
+@pytest.mark.parametrize("block", seeds(0, 2))
 def test_no_claim_on_more_sharded_state_is_false(block: int):
     broken = [
         (seed, claim)
