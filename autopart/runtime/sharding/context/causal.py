@@ -10,7 +10,8 @@ as in blockwise and ring attention (Liu et al., 2023). The backward of a block n
 its likelihoods are exp(score - l). No mask exists anywhere. All ranks compute (2c - 1) rectangles and 2 triangles of
 chunks, which is half of their rows times all keys.
 
-On a device without torch's flash kernels, and with dropout, a mask of the rank's rows is written out.
+Elsewhere than on a CPU, and with dropout, each chunk calls torch's attention with a lower right causal bias: kernels that know
+it write no mask out, others a mask of the chunk's rows.
 """
 
 # pyright: reportPrivateUsage=false
@@ -18,7 +19,10 @@ On a device without torch's flash kernels, and with dropout, a mask of the rank'
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import custom_op
+from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from autopart.runtime.sharding.groups import group_named
 
@@ -42,25 +46,34 @@ def causal_attention(
     attend = aten.scaled_dot_product_attention.default
     if query.shape[-2] == key.shape[-2]:
         return attend(query, key, value, None, dropout, True, scale=scale, enable_gqa=enable_gqa)
+    has_no_numbers = query.is_meta or isinstance(query, FakeTensor)
     is_fused = (
-        not dropout
+        (has_no_numbers or (query.device.type == "cpu" and not dropout))
         and query.dim() == 4
-        and query.device.type in ("cpu", "meta")
         and query.shape[-1] == value.shape[-1]
         and (enable_gqa or query.shape[1] == key.shape[1])
     )
     if is_fused:
         return _CausalRows.apply(query, key, value, scale, degree, group)  # pyright: ignore[reportReturnType]
-    mask = rows_mask(key.shape[-2], query.device, degree, group_named(group).rank())
-    return attend(query, key, value, mask, dropout, False, scale=scale, enable_gqa=enable_gqa)
+    size, rank = key.shape[-2] // (2 * degree), group_named(group).rank()
+    found: list[torch.Tensor] = []
+    for own, chunk in zip(query.chunk(2, -2), (rank, 2 * degree - 1 - rank), strict=True):
+        keys, values = (x.narrow(-2, 0, (chunk + 1) * size) for x in (key, value))
+        bias = _lower_right(size, keys, has_no_numbers=has_no_numbers)
+        mixed = functional.scaled_dot_product_attention(
+            own, keys, values, bias, dropout, scale=scale, enable_gqa=enable_gqa
+        )
+        found.append(mixed)
+    return torch.cat(found, -2)
 
 
-def rows_mask(size: int, device: torch.device, degree: int, rank: int) -> torch.Tensor:
-    """Return which of `size` keys each of the rank's rows may read."""
-    keys = torch.arange(size, device=device)
-    chunk = keys.view(2 * degree, -1)
-    rows = torch.cat([chunk[rank], chunk[2 * degree - 1 - rank]])
-    return rows[:, None] >= keys
+def _lower_right(size: int, keys: torch.Tensor, *, has_no_numbers: bool) -> torch.Tensor:
+    """Return the mask of a chunk's rows: on a GPU, one that its kernels know."""
+    count = keys.shape[-2]
+    if keys.is_cuda and not has_no_numbers:
+        return causal_lower_right(size, count)
+    mask = torch.ones(size, count, dtype=torch.bool, device=keys.device)
+    return mask.tril(count - size)
 
 
 class _Block(NamedTuple):

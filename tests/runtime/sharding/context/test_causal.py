@@ -30,7 +30,7 @@ class RankOf(LoneRank):
 def test_a_ranks_rows_and_gradients_are_those_of_the_whole(
     degree: int, rank: int, dropout: float
 ) -> None:
-    """With dropout, of a probability that drops nothing, the mask is written out."""
+    """With dropout, of a probability that drops nothing, chunks call torch's attention with a bias."""
     torch.manual_seed(0)
     query, key, value = (
         torch.randn(2, heads, 16, 6, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)
