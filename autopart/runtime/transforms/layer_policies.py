@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from autopart.errors import PlanError
-from autopart.runtime.capture.stage_modules import AFTER, StageProgram
+from autopart.runtime.capture.stage_modules import AFTER, StageProgram, port
 from autopart.runtime.models.attributes import lookup
 from autopart.runtime.transforms.offload import HostStash, LayerStash
 from autopart.runtime.transforms.recomputed_layer import RecomputedLayer, can_keep_products
@@ -79,8 +79,16 @@ def apply_policies(program: StageProgram, policies: Mapping[str, Policy]) -> Non
 
 
 def in_layer_order(program: StageProgram) -> None:
-    """Sort the stage's graph so that the nodes of each layer follow each other, in place."""
+    """Sort the stage's graph so that the nodes of each layer follow each other, in place.
+
+    A received value's port stays where the value is first read: backward then passes it early.
+    """
     _rebuild(program, {})
+    graph = program.module.graph
+    place = {node: at for at, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.target is port and node.users and node.all_input_nodes[0].op == "placeholder":
+            min(node.users, key=place.__getitem__).prepend(node)
 
 
 def _rebuild(program: StageProgram, policies: Mapping[str, Policy]) -> None:

@@ -45,6 +45,7 @@ def test_parameters_with_gradient_hooks_are_refused() -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_tied_parameter_is_a_unit_of_its_own_on_each_rank() -> None:
     captured = capture("zoo:gpt2-tiny")
     names = [layer.name for layer in captured.layers]
