@@ -74,8 +74,8 @@ So for each limit in bytes the frontier has a choice with the fewest busy second
 moves the fewest bytes and changes the fewest layers.
 
 For identical layers only two things matter: how many have each policy, and how far apart the offloaded ones lie. All
-other choices have the same point and are dropped. Layers that all differ can have 2^n points. Past `most_points` an
-even selection stays, which has both ends. Each added layer takes O(points²), in blocks.
+other choices have the same point and are dropped. Layers that all differ can have 2^n points, and so can equal ones where
+z counts. Past `most_points`, or `FIRST_POINTS` with z, an even selection stays, which has both ends. Each added layer takes O(points²), in blocks.
 """
 
 import functools
@@ -92,6 +92,8 @@ from autopart.records.layer_graph import Layer
 
 FEW_KINDS = 8
 """Kinds of layers up to which few stages differ. Then more points of each can be followed."""
+FIRST_POINTS = 512
+"""The most points where first backwards count: z tells many more points apart, and time grows with their square."""
 BLOCK = 256
 """Points that are compared at once with the points that stay."""
 ROUNDING = 1e-12
@@ -123,6 +125,11 @@ class Growth(NamedTuple):
     """Whether z counts."""
     apart: bool = False
     """Whether forward seconds and backward seconds count apart."""
+
+    @property
+    def most_followed(self) -> int:
+        """The most points that stay."""
+        return min(self.most_points, FIRST_POINTS) if self.first else self.most_points
 
     def grow(self, points: Points, layer: StageLayer, at: int = 0) -> Points:
         """The frontier with one more layer, number `at` on the stage."""
@@ -188,7 +195,7 @@ class Growth(NamedTuple):
         )
 
     def undominated(self, points: Points) -> Points:
-        """The points that no other one dominates, at most `most_points`."""
+        """The points that no other one dominates, at most `most_followed`."""
         # Step 1: an order in which points only dominate later ones.
         points = points_at(points, self._order(points))
         left = np.zeros(0, dtype=np.int64)
@@ -200,8 +207,8 @@ class Growth(NamedTuple):
             among = np.triu(self._dominated(points, block, block), 1)
             left = np.concatenate([left, block[~among.any(axis=0)]])
         # Step 3: too many points are thinned out evenly.
-        if len(left) > self.most_points:
-            left = even_places(left, points.freed_bytes, self.most_points)
+        if len(left) > self.most_followed:
+            left = even_places(left, points.freed_bytes, self.most_followed)
         return points_at(points, left)
 
     def _order(self, points: Points) -> Array:

@@ -1,11 +1,11 @@
 """The assumptions behind a lower bound, in words: the choices that are open, and those made."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
-from autopart.activations.frontier import most_points
+from autopart.activations.frontier import FIRST_POINTS, most_points
 from autopart.activations.policies import (
     has_policies,
     leaves_choice,
@@ -18,6 +18,7 @@ from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
 from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, PAIRED, Demands, Problem
 from autopart.records.rank_group import Group, StageDegrees, context_degree, tensor_degree
+from autopart.records.training import makes_gradients
 from autopart.text import counted, in_words
 
 
@@ -146,8 +147,16 @@ def _policies_allowed(problem: Problem) -> str:
         rule = ", the busy seconds of each stage fewest" if may_offload(demands) and classic else ""
         if rule and classic != set(demands.schedules):
             rule += f" under {in_words(sorted(classic))}"
-        said += f" ({most_points(problem.graph.layers)} choices per stage{rule})"
+        said += f" ({_choices(problem, classic)} choices per stage{rule})"
     return said + _schedules_without_policies(demands)
+
+
+def _choices(problem: Problem, classic: Collection[str]) -> str:
+    """How many choices of policies each stage has; fewer where its first backward counts apart."""
+    most = most_points(problem.graph.layers)
+    if most <= FIRST_POINTS or not classic or not makes_gradients(problem.training):
+        return str(most)
+    return f"{most}, or {FIRST_POINTS} with all microbatches in flight at once,"
 
 
 def _schedules_without_policies(demands: Demands) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autopart.activations.chooser import Beside, best_point
-from autopart.activations.frontier import Growth, frontier, most_points
+from autopart.activations.frontier import FIRST_POINTS, Growth, frontier, most_points
 from autopart.activations.points import Points
 from autopart.activations.policies import (
     StagePolicies,
@@ -393,3 +393,14 @@ def test_a_recomputed_layer_keeps_no_second_copy_of_a_stored_input() -> None:
         step = StageLayers(graph, RECOMPUTE, None).in_stage(2, [True] * 3)
         freed += [policy.freed_bytes for policy in step.policies if policy.name == "recompute"]
     assert freed == [50 - 8, 50]
+
+
+def test_fewer_points_are_followed_where_first_backwards_count() -> None:
+    # Seconds rise with freed bytes, so no point dominates another.
+    freed = np.arange(2000)
+    columns = dict.fromkeys(Points._fields, np.zeros(2000))
+    points = Points(**(columns | {"extra_time": freed / 1e9, "freed_bytes": freed, "chosen": None}))
+    assert len(Growth(most_points=4096).undominated(points).freed_bytes) == 2000
+    kept = Growth(most_points=4096, first=True).undominated(points).freed_bytes
+    assert len(kept) == FIRST_POINTS
+    assert {0, 1999} <= set(kept.tolist())
