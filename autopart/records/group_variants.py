@@ -12,7 +12,7 @@ import msgspec
 from autopart.errors import ProfileError
 from autopart.records.graph_check import check_graph
 from autopart.records.layer_graph import LayerGraph, positions
-from autopart.records.rank_group import Among, Group, group_name, places_among
+from autopart.records.rank_group import Among, Group, group_name, is_tensor_only, places_among
 from autopart.text import counted
 from autopart.units import MOST_BYTES, Bytes
 
@@ -22,10 +22,11 @@ Phase = Literal["forward", "input_grad", "weight_grad", "step"]
 class Collective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One collective of a layer among GPUs of its rank group."""
 
-    kind: Literal["all_reduce", "all_gather", "reduce_scatter"]
+    kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
     """The collective."""
     bytes: Bytes
-    """Bytes of the whole tensor, before a reduce-scatter or behind an all-gather."""
+    """Bytes of the whole tensor, before a reduce-scatter or behind an all-gather; of all that a GPU sends in an all-to-all,
+    with what it keeps."""
     phase: Phase
     """The part of the layer that it belongs to. "step" runs once per batch, the others per microbatch."""
     beneath: Literal["weight_grad"] | None = None
@@ -33,7 +34,7 @@ class Collective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     recomputed: bool = False
     """Whether a collective of the forward runs again where the layer is recomputed, as a whole or selectively."""
     among: Among | msgspec.UnsetType = msgspec.UNSET
-    """The GPUs that it joins: those that share a tensor, a sequence or the state; absent for a tensor."""
+    """The GPUs that it joins: those that share a tensor, a sequence, experts or the state; absent for a tensor."""
 
 
 class LayerCollectives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,9 +63,9 @@ def groups_listed(variants: Sequence[GroupVariant]) -> str:
     """The degrees that a profile has, such as "1, 2, 2 with sequence parallelism, context degree 2"."""
     own = sorted(
         (one.group for one in variants),
-        key=lambda one: (one.context, one.tensor, one.sequence_parallel),
+        key=lambda one: (one.context, one.expert, one.tensor, one.sequence_parallel),
     )
-    names = [group_name(one).removeprefix("tensor degree " * (one.context == 1)) for one in own]
+    names = [group_name(one).removeprefix("tensor degree " * is_tensor_only(one)) for one in own]
     return ", ".join(["1", *names])
 
 

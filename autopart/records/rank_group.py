@@ -1,9 +1,10 @@
-"""Rank groups: the GPUs that run a stage's replica together, as a grid of tensor, context and data degrees.
+"""Rank groups: the GPUs that run a stage's replica together, as a grid of tensor, context, expert and data degrees.
 
-A group lies inside one node. Its GPU at place (i, j, k) has number (i x context + j) x tensor + k, for i < data,
-j < context and k < tensor. A plan counts groups as ranks.
+A group lies inside one node. Its GPU at place (h, i, j, k) has number ((h x expert + i) x context + j) x tensor + k, for
+h < data, i < expert, j < context and k < tensor. A plan counts groups as ranks.
 """
 
+import math
 from typing import Annotated, Literal
 
 import msgspec
@@ -19,7 +20,7 @@ MOST_DEGREE = 4096
 Degree = Annotated[int, msgspec.Meta(ge=1, le=MOST_DEGREE)]
 Shard = Literal["zero2", "zero3"]
 Reduce = Literal["microbatch", "step"]
-Among = Literal["tensor", "context", "data"]
+Among = Literal["tensor", "context", "expert", "data"]
 
 
 class Group(
@@ -33,6 +34,8 @@ class Group(
     """Whether they also split the sequence where layers need no whole tensors."""
     context: Degree = 1
     """Context degree: GPUs that each have their part of every sequence, and whole weights."""
+    expert: Degree = 1
+    """Expert degree: GPUs that each have their part of a microbatch's samples, and of the experts."""
     data: Degree = 1
     """Shard degree: GPUs that each have their part of a microbatch's samples, and of the state."""
     shard: Shard | msgspec.UnsetType = msgspec.UNSET
@@ -65,12 +68,16 @@ MaybeGroup = Group | msgspec.UnsetType
 
 def group_size(group: MaybeGroup) -> int:
     """GPUs per rank, from 1 on."""
-    return group.tensor * group.context * group.data if isinstance(group, Group) else 1
+    if not isinstance(group, Group):
+        return 1
+    return group.tensor * group.context * group.expert * group.data
 
 
-def degrees_of(group: MaybeGroup) -> tuple[int, int]:
-    """The tensor degree and the context degree, from 1 on."""
-    return (group.tensor, group.context) if isinstance(group, Group) else (1, 1)
+def degrees_of(group: MaybeGroup) -> tuple[int, int, int]:
+    """The tensor degree, the context degree and the expert degree, from 1 on."""
+    if not isinstance(group, Group):
+        return 1, 1, 1
+    return group.tensor, group.context, group.expert
 
 
 def tensor_group(degree: int, *, sequence_parallel: bool) -> MaybeGroup:
@@ -95,13 +102,16 @@ def context_degree(group: MaybeGroup) -> int:
     return group.context if isinstance(group, Group) else 1
 
 
+def expert_degree(group: MaybeGroup) -> int:
+    """GPUs that divide each layer's experts, from 1 on."""
+    return group.expert if isinstance(group, Group) else 1
+
+
 def without_shard(group: MaybeGroup) -> MaybeGroup:
     """The group whose GPUs share no samples and no state: unset where that is one GPU."""
-    if not isinstance(group, Group) or group.tensor * group.context == 1:
+    if not isinstance(group, Group) or math.prod(degrees_of(group)) == 1:
         return msgspec.UNSET
-    return Group(
-        tensor=group.tensor, sequence_parallel=group.sequence_parallel, context=group.context
-    )
+    return msgspec.structs.replace(group, data=1, shard=msgspec.UNSET, reduce=msgspec.UNSET)
 
 
 def samples_per_gpu(microbatch_size: int, group: MaybeGroup) -> int:
@@ -111,7 +121,7 @@ def samples_per_gpu(microbatch_size: int, group: MaybeGroup) -> int:
 
 def is_tensor_only(group: MaybeGroup) -> bool:
     """Whether a group is a tensor group, or one GPU."""
-    return not isinstance(group, Group) or group.context == group.data == 1
+    return not isinstance(group, Group) or group.context == group.expert == group.data == 1
 
 
 def group_name(group: MaybeGroup) -> str:
@@ -125,6 +135,8 @@ def group_name(group: MaybeGroup) -> str:
         )
     if group.context > 1:
         parts.append(f"context degree {group.context}")
+    if group.expert > 1:
+        parts.append(f"expert degree {group.expert}")
     if isinstance(group.shard, str):
         once = " with one sum per step" * (group.reduce == "step")
         parts.append(f"{group.shard} over {counted(group.data, 'GPU')}{once}")
@@ -137,7 +149,10 @@ def places_among(group: Group, among: Among) -> range:
         return range(group.tensor)
     if among == "context":
         return range(0, group.tensor * group.context, group.tensor)
-    return range(0, group_size(group), group.tensor * group.context)
+    if among == "expert":
+        stride = group.tensor * group.context
+        return range(0, stride * group.expert, stride)
+    return range(0, group_size(group), math.prod(degrees_of(group)))
 
 
 def check_fits_node(size: int, cluster: Cluster, *, only_tensor: bool = True) -> None:

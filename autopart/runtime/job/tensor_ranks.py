@@ -218,6 +218,12 @@ class _WithSamples(TensorGroup):
         """Return the sum over the rank group of the part that belongs to the caller."""
         return self._whole.reduce_scatter(parts)
 
+    def all_to_all(
+        self, parts: Sequence[torch.Tensor], sizes: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        """Return the part for the caller from every process of the rank group."""
+        return self._whole.all_to_all(parts, sizes)
+
     def part(self, stride: int, degree: int) -> TensorGroup:
         """Return a part of those with the same samples."""
         return self._layers.part(stride, degree)
@@ -242,6 +248,14 @@ class _MortalRanks(ProcessRanks):
     def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the sum of the caller's part."""
         return with_other_rank(lambda: super(_MortalRanks, self).reduce_scatter(parts), None, _WHAT)
+
+    def all_to_all(
+        self, parts: Sequence[torch.Tensor], sizes: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        """Return the part for this process from every rank."""
+        return with_other_rank(
+            lambda: super(_MortalRanks, self).all_to_all(parts, sizes), None, _WHAT
+        )
 
 
 def agree_in_group(

@@ -121,7 +121,7 @@ def train(
     rank 0, raises RunError if a check fails.
     """
     degrees = degrees_of(group_of_rank(plan, place.rank))
-    with nullcontext() if place.tensor is None else exchanging(*degrees, place.tensor.of_layers):
+    with nullcontext() if place.tensor is None else exchanging(degrees, place.tensor.of_layers):
         run = _Run(plan, settings, place, status_board, report)
         mine = run.steps()
     status_board.waiting("the end of the run", None)

@@ -14,14 +14,13 @@ import torch
 from torch import fx, nn
 
 from autopart.errors import ModelError
+from autopart.records.rank_group import degrees_of, group_size
 from autopart.runtime.capture.autocast import entered
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.sharding.context.causal import causal_attention
 from autopart.runtime.sharding.context.draws import FIRST_GIVEN_OF, draw_causal_attention
-from autopart.runtime.sharding.context.states import CONTEXT
-from autopart.runtime.sharding.group_graphs import GroupGraphs
-from autopart.runtime.sharding.groups import ThreadRanks, registered
-from autopart.runtime.sharding.local_graph import GROUP
+from autopart.runtime.sharding.group_graphs import GroupGraphs, exchanging
+from autopart.runtime.sharding.groups import ThreadRanks
 from autopart.runtime.sharding.local_model import whole_tensor
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.shard import ShardedGraph
@@ -95,6 +94,8 @@ def _whole_gradients(
     """Return the whole gradient as each context rank has it: one where they sum it."""
     t, context = graphs.tensor_degree, graphs.context
     of_ranks = [local[i : i + t] for i in range(0, len(local), t)]
+    if context is not None and name in context.shards:
+        of_ranks = [[torch.cat(same) for same in zip(*of_ranks, strict=True)]]
     if context is not None and name in context.partial_parameters:
         of_ranks = [[torch.stack(same).sum(0) for same in zip(*of_ranks, strict=True)]]
     if graphs.sharded is None:
@@ -136,11 +137,10 @@ def _local_runs(
     leaves: Sequence[torch.Tensor],
     is_wide: bool,
 ) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
-    t, c = graphs.tensor_degree, graphs.context_degree
-    places = range(t * c)
-    models = [_plain(graphs.module(place % t, state), is_wide) for place in places]
+    size = group_size(graphs.group)
+    models = [_plain(graphs.module(place, state), is_wide) for place in range(size)]
     losses: dict[int, torch.Tensor] = {}
-    group = ThreadRanks(t * c)
+    group = ThreadRanks(size)
 
     def work(rank: int) -> None:
         with entered(graphs.captured.autocast):
@@ -148,9 +148,9 @@ def _local_runs(
         loss.backward()
         losses[rank] = loss.detach()
 
-    with registered(GROUP, group.part(1, t)), registered(CONTEXT, group.part(t, c)):
+    with exchanging(degrees_of(graphs.group), group):
         group.run(work)
-    return [losses[place] for place in places], [
+    return [losses[place] for place in range(size)], [
         _gradients(dict(model.named_parameters())) for model in models
     ]
 

@@ -15,8 +15,9 @@ from autopart.runtime.models.attributes import lookup
 from autopart.runtime.sharding.collectives import copy, gather, reduce, scatter, take
 from autopart.runtime.sharding.context.exchange import gather_positions
 from autopart.runtime.sharding.context.rules.sums import mean_over_positions
-from autopart.runtime.sharding.context.states import CONTEXT
+from autopart.runtime.sharding.context.states import CONTEXT, EXPERT
 from autopart.runtime.sharding.cross_entropy import sharded_cross_entropy
+from autopart.runtime.sharding.experts.exchange import from_experts, gather_counts, to_experts
 from autopart.runtime.sharding.group_graphs import GroupGraphs
 from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.nodes import nodes_with_gradient, operation_name
@@ -24,7 +25,7 @@ from autopart.runtime.sharding.rules.contractions import GROUPED
 
 PRODUCTS = frozenset({"linear", "addmm", "mm", "matmul", "bmm", "einsum", *GROUPED})
 VIEWS = frozenset({"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"})
-Kind = Literal["all_reduce", "all_gather", "reduce_scatter"]
+Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 LOSS_EXCHANGES = 3
 """All-reduces of one number per row in a sharded cross-entropy: maximum, target's logit, sum."""
 
@@ -47,7 +48,11 @@ def count_collectives(graphs: GroupGraphs, local: Captured) -> Mapping[str, tupl
     stops at the last kept tensor.
     """
     graph = local.module.graph
-    degrees = {GROUP: graphs.tensor_degree, CONTEXT: graphs.context_degree}
+    degrees = {
+        GROUP: graphs.tensor_degree,
+        CONTEXT: graphs.context_degree,
+        EXPERT: graphs.expert_degree,
+    }
     trained = nodes_with_gradient(local.module)
     last = _last_keepers(local, graphs)
     found: dict[str, list[Collective]] = {layer.name: [] for layer in local.layers}
@@ -83,6 +88,10 @@ def _of_forward(
         yield listed("all_gather", _bytes(node))
     elif node.target is gather_positions:
         yield listed("all_gather", _gathered_bytes(node, degrees))
+    elif node.target in (to_experts, from_experts):
+        yield listed("all_to_all", _bytes(node))
+    elif node.target is gather_counts:
+        yield listed("all_gather", _bytes(node))
     elif node.target is mean_over_positions:
         value = node.meta["val"]
         yield listed("all_reduce", 2 * max(4, value.element_size()))
@@ -114,6 +123,8 @@ def _of_backward(node: fx.Node, degrees: Mapping[str, int]) -> Iterator[Collecti
     elif node.target is gather_positions:
         size = _gathered_bytes(node, degrees)
         yield Collective(kind="reduce_scatter", bytes=size, phase=phase, among=among)
+    elif node.target in (to_experts, from_experts):
+        yield Collective(kind="all_to_all", bytes=_bytes(node), phase=phase, among=among)
     elif node.target in (scatter, take):
         size = _bytes(node) * degrees[_group(node)]
         yield Collective(kind="all_gather", bytes=size, phase=phase, among=among)
@@ -125,12 +136,15 @@ def _group(node: fx.Node) -> str:
 
 
 def _among(node: fx.Node) -> Among | msgspec.UnsetType:
-    return "context" if node.args and node.args[-1] == CONTEXT else msgspec.UNSET
+    last = node.args[-1] if node.args else None
+    if last == CONTEXT:
+        return "context"
+    return "expert" if last == EXPERT else msgspec.UNSET
 
 
 def _gathered_bytes(node: fx.Node, degrees: Mapping[str, int]) -> int:
     """Bytes of all tensors that one message gathers, with all their positions."""
-    return sum(_bytes(one) for one in node.all_input_nodes) * degrees[CONTEXT]
+    return sum(_bytes(one) for one in node.all_input_nodes) * degrees[_group(node)]
 
 
 def _feeds_product(node: fx.Node) -> bool:
@@ -163,7 +177,8 @@ def _once_a_step(graphs: GroupGraphs, local: Captured) -> Iterator[tuple[str, Co
             if name in of_positions:
                 over_context += parameter.nbytes
         if over_context:
-            one = Collective(kind="all_reduce", bytes=over_context, phase="step", among="context")
+            among = "expert" if graphs.expert_degree > 1 else "context"
+            one = Collective(kind="all_reduce", bytes=over_context, phase="step", among=among)
             yield layer.name, one
         if size:
             yield layer.name, Collective(kind="all_reduce", bytes=size, phase="step")

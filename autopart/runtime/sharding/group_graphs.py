@@ -1,6 +1,6 @@
-"""The local graphs of a group of t x c ranks: the tensor pass, and the context pass over its result.
+"""The local graphs of a group of ranks: the tensor pass, and the context or expert pass over its result.
 
-Place p of the group has tensor rank p mod t and context rank p div t.
+Place p of the group has tensor rank p mod t. Its context rank, or its expert rank, is p div t.
 """
 
 from collections.abc import Generator, Mapping
@@ -10,11 +10,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
+from autopart.errors import ModelError
 from autopart.records.rank_group import Group, MaybeGroup, degrees_of
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.models.attributes import attach, is_persistent, lookup
-from autopart.runtime.sharding.context.cut import ContextGraph, context_module, cut_context
-from autopart.runtime.sharding.context.states import CONTEXT
+from autopart.runtime.sharding.context.cut import (
+    ContextGraph,
+    context_module,
+    cut_context,
+    cut_samples,
+)
+from autopart.runtime.sharding.context.states import CONTEXT, EXPERT
 from autopart.runtime.sharding.groups import LoneRank, TensorGroup, registered
 from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.local_model import local_model, local_module
@@ -23,13 +29,13 @@ from autopart.runtime.sharding.shard import ShardedGraph, shard_graph
 
 @dataclass(frozen=True, slots=True)
 class GroupGraphs:
-    """A captured model divided over a group: by tensors, by positions, or both."""
+    """A captured model divided over a group: by tensors, by positions or experts, or both."""
 
     captured: Captured
     sharded: ShardedGraph | None = None
     """None with tensor degree 1."""
     context: ContextGraph | None = None
-    """The context pass over a tensor rank's local graph; None with context degree 1."""
+    """The context or expert pass over a tensor rank's local graph; None with degree 1 of both."""
 
     @property
     def tensor_degree(self) -> int:
@@ -39,28 +45,45 @@ class GroupGraphs:
     @property
     def context_degree(self) -> int:
         """Ranks that share each sequence."""
-        return 1 if self.context is None else self.context.degree
+        return self._degree_of(CONTEXT)
+
+    @property
+    def expert_degree(self) -> int:
+        """Ranks that share each layer's experts."""
+        return self._degree_of(EXPERT)
+
+    @property
+    def group(self) -> Group:
+        """The degrees as a rank group, of at least 2 GPUs."""
+        return Group(
+            tensor=self.tensor_degree, context=self.context_degree, expert=self.expert_degree
+        )
+
+    def _degree_of(self, group: str) -> int:
+        return self.context.degree if self.context and self.context.group == group else 1
 
     @property
     def name(self) -> str:
         """The degrees, for a message."""
         words = [] if self.sharded is None else [f"tensor parallel degree {self.sharded.degree}"]
-        words += [] if self.context is None else [f"context degree {self.context.degree}"]
+        words += [] if self.context is None else [f"{self.context.group} degree {self.context.degree}"]
         return ", ".join(words)
 
     def module(self, rank: int, state: Mapping[str, torch.Tensor]) -> fx.GraphModule:
-        """Return the local graph of tensor rank `rank`, with parameters of its own.
+        """Return the local graph of place `rank`, with parameters of its own.
 
         `state` has whole parameters and buffers by name. The captured model's stand in for others.
         """
         if self.sharded is None:
             module = _own_tensors(self.captured.module, state)
         else:
-            module = local_module(self.sharded, rank, state)
-        return module if self.context is None else context_module(self.context, module)
+            module = local_module(self.sharded, rank % self.sharded.degree, state)
+        if self.context is None:
+            return module
+        return context_module(self.context, module, rank // self.tensor_degree)
 
     def local(self, rank: int) -> Captured:
-        """Return the local graph of tensor rank `rank` as a captured model, with parameters of its own.
+        """Return the local graph of place `rank` as a captured model, with parameters of its own.
 
         Parameters have the captured model's values; whole ones share its memory.
         """
@@ -73,42 +96,53 @@ class GroupGraphs:
 
     def alone(self) -> AbstractContextManager[None]:
         """Return a block in which the graphs run as place 0 without the others."""
-        if self.tensor_degree * self.context_degree == 1:
+        if self.context is None and self.sharded is None:
             return nullcontext()
-        return lone_place(Group(tensor=self.tensor_degree, context=self.context_degree))
+        return lone_place(self.group)
 
 
 def graphs_of(captured: Captured, group: Group) -> GroupGraphs:
-    """Return the local graphs for a rank group's tensor and context degrees.
+    """Return the local graphs for a rank group's tensor, context and expert degrees.
 
     Raises ModelError where the model cannot be divided so.
     """
+    if group.context > 1 and group.expert > 1:
+        raise ModelError(
+            f"context degree {group.context} beside expert degree {group.expert}: one of them must be 1"
+        )
     sharded, splits = None, group.sequence_parallel
     if group.tensor > 1:
         sharded = shard_graph(captured, group.tensor, sequence_parallel=splits)
-    if group.context == 1:
+    if group.context * group.expert == 1:
         return GroupGraphs(captured, sharded)
     base = captured if sharded is None else local_model(sharded, 0)
     with registered(GROUP, LoneRank(group.tensor)):
+        if group.expert > 1:
+            return GroupGraphs(captured, sharded, cut_samples(base, group.expert))
         return GroupGraphs(captured, sharded, cut_context(base, group.context))
 
 
 @contextmanager
 def lone_place(group: MaybeGroup) -> Generator[None]:
     """In this block, local graphs run as place 0 without the others: collectives move nothing."""
-    tensor, context = degrees_of(group)
-    with registered(GROUP, LoneRank(tensor)), registered(CONTEXT, LoneRank(context)):
+    with ExitStack() as stack:
+        for name, degree in zip((GROUP, CONTEXT, EXPERT), degrees_of(group), strict=True):
+            stack.enter_context(registered(name, LoneRank(degree)))
         yield
 
 
 @contextmanager
-def exchanging(tensor: int, context: int, ranks: TensorGroup) -> Generator[None]:
-    """In this block, local graphs exchange through the ranks of a rank group, each kind through its part."""
+def exchanging(degrees: tuple[int, int, int], ranks: TensorGroup) -> Generator[None]:
+    """In this block, local graphs exchange through the ranks of a rank group, each kind through its part.
+
+    `degrees` are the tensor, context and expert degree.
+    """
+    stride = 1
     with ExitStack() as stack:
-        if tensor > 1:
-            stack.enter_context(registered(GROUP, ranks.part(1, tensor)))
-        if context > 1:
-            stack.enter_context(registered(CONTEXT, ranks.part(tensor, context)))
+        for name, degree in zip((GROUP, CONTEXT, EXPERT), degrees, strict=True):
+            if degree > 1:
+                stack.enter_context(registered(name, ranks.part(stride, degree)))
+            stride *= degree
         yield
 
 

@@ -53,6 +53,12 @@ class TensorGroup(ABC):
         """Return the sum over the ranks of the part that belongs to the caller."""
 
     @abstractmethod
+    def all_to_all(
+        self, parts: Sequence[torch.Tensor], sizes: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        """Return the part for the caller from every rank; `sizes` has the rows of each. One part goes to each rank."""
+
+    @abstractmethod
     def part(self, stride: int, degree: int) -> "TensorGroup":
         """Return the group of those `degree` ranks that stand `stride` apart and include the caller."""
 
@@ -83,6 +89,12 @@ class LoneRank(TensorGroup):
     def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the first part."""
         return parts[0].clone()
+
+    def all_to_all(
+        self, parts: Sequence[torch.Tensor], sizes: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        """Return the parts as they are."""
+        return parts
 
     def part(self, stride: int, degree: int) -> TensorGroup:
         """Return rank 0 of `degree`."""
@@ -134,6 +146,17 @@ class ProcessRanks(TensorGroup):
         result = torch.empty_like(given[0])
         self._group.reduce_scatter([result], [given]).wait()
         return result
+
+    def all_to_all(
+        self, parts: Sequence[torch.Tensor], sizes: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        """Return the part for this process from every rank."""
+        given = torch.cat([part.contiguous() for part in parts])
+        found = given.new_empty(sum(sizes), *given.shape[1:])
+        own = [len(part) for part in parts]
+        options = distributed.AllToAllOptions()
+        self._group.alltoall_base(found, given, list(sizes), own, options).wait()
+        return found.split(list(sizes))
 
 
 T = TypeVar("T")
@@ -197,6 +220,12 @@ class ThreadRanks(TensorGroup):
         """Return the sum of the calling thread's part."""
         return self.part(1, self._degree).reduce_scatter(parts)
 
+    def all_to_all(
+        self, parts: Sequence[torch.Tensor], sizes: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        """Return the part for the calling thread from every thread."""
+        return self.part(1, self._degree).all_to_all(parts, sizes)
+
     def exchanged(self, tensors: Sequence[torch.Tensor], read: Callable[[Given], T]) -> T:
         """Give tensors to all threads, and return what `read` makes of those of all."""
         self._given[self.rank()] = tensors
@@ -243,6 +272,15 @@ class _ThreadPart(TensorGroup):
         rank = self.rank()
         return self._threads.exchanged(
             parts, lambda given: torch.stack([of_rank[rank] for of_rank in self._own(given)]).sum(0)
+        )
+
+    def all_to_all(
+        self, parts: Sequence[torch.Tensor], sizes: Sequence[int]
+    ) -> Sequence[torch.Tensor]:
+        """Return the part for the calling thread from every thread of its part."""
+        rank = self.rank()
+        return self._threads.exchanged(
+            parts, lambda given: [of_rank[rank].clone() for of_rank in self._own(given)]
         )
 
     def _own(self, given: Given) -> Given:

@@ -31,10 +31,10 @@ class Case(NamedTuple):
 
 
 @cache
-def known_model(name: str) -> Case:
-    """A model of the zoo, or a model file, with microbatches of two samples."""
+def known_model(name: str, samples: int = 2) -> Case:
+    """A model of the zoo, or a model file, with microbatches of some samples."""
     source = load_model(name)
-    model, batch = build_training_model(source), example_batch(source, 2)
+    model, batch = build_training_model(source), example_batch(source, samples)
     captured = capture_model(model, batch)
     return Case(captured, tuple(batch_leaves(captured, batch).values()))
 

@@ -16,16 +16,18 @@ from torch import fx
 
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.sharding.captured_nodes import CapturedNodes
-from autopart.runtime.sharding.collectives import reduce
+from autopart.runtime.sharding.collectives import own_part, reduce
 from autopart.runtime.sharding.context.draws import draw_own_positions
 from autopart.runtime.sharding.context.exchange import gather_positions, own_positions
 from autopart.runtime.sharding.context.states import (
     CONTEXT,
+    EXPERT,
     ContextRefused,
     OwnCounts,
     Rows,
     State,
     check_length,
+    check_samples,
 )
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.own_draws import own_draws
@@ -38,9 +40,21 @@ Convert = Callable[[fx.Node], fx.Node]
 class ContextBuilder(CapturedNodes):
     """One attempt. The rules call these methods; `ContextRefused` ends the pass."""
 
-    def __init__(self, captured: Captured, degree: int, chosen: Mapping[str, Rows]) -> None:
+    def __init__(
+        self,
+        captured: Captured,
+        degree: int,
+        chosen: Mapping[str, Rows],
+        experts: Mapping[str, int] | None = None,
+    ) -> None:
+        """With `experts`, the samples are cut, and the parameters in `experts`. Without them, the sequences."""
         super().__init__(captured)
         self.degree = degree
+        self.experts = {} if experts is None else experts
+        self.group = CONTEXT if experts is None else EXPERT
+        """The name of the group in which the ranks exchange."""
+        self.samples: set[int] = set()
+        """Sizes of the dimensions of samples."""
         self.chosen = chosen
         """Whole nodes of which each rank computes its positions only."""
         self.graph = fx.Graph()
@@ -57,6 +71,7 @@ class ContextBuilder(CapturedNodes):
         """Why the graph is not exact, as long as a value is computed whole."""
         self._local: dict[fx.Node, fx.Node] = {}
         self._formed: dict[tuple[object, ...], fx.Node] = {}
+        self._helpers: dict[str, fx.Node] = {}
 
     def rows(self, node: fx.Node) -> Rows | None:
         """Return where a node's positions stand; None for a whole one."""
@@ -69,7 +84,11 @@ class ContextBuilder(CapturedNodes):
 
     def root(self, size: int, dim: int, what: str) -> Rows:
         """Return the rows of a new sequence along `dim`."""
-        check_length(size, self.degree, what)
+        if self.group == CONTEXT:
+            check_length(size, self.degree, what)
+        else:
+            check_samples(size, self.degree)
+        self.samples.add(size)
         self.has_roots = True
         return Rows(dim, size)
 
@@ -99,7 +118,7 @@ class ContextBuilder(CapturedNodes):
             given = node.args[5:] if node.target is own_draws else node.args
             given = (*given, *node.kwargs.values())
             own = [demands[n] if isinstance(n, fx.Node) else None for n in given]
-            draw_own_positions(new, own, rows, self.degree)
+            draw_own_positions(new, own, rows, (self.degree, self.group))
         return new
 
     def put_whole(self, node: fx.Node) -> None:
@@ -109,7 +128,7 @@ class ContextBuilder(CapturedNodes):
     def put_sum(self, node: fx.Node, target: Any, args: tuple[Any, ...], **kwargs: Any) -> None:
         """Write a result that is summed over the ranks."""
         own = self._emit(node, target, args, kwargs, f"{node.name}__own")
-        self.put(node, None, reduce, (own, CONTEXT))
+        self.put(node, None, reduce, (own, self.group))
 
     def emit_copied(self, node: fx.Node, convert: Convert) -> fx.Node:
         """Write the same operation with converted inputs, as a helper for `node`."""
@@ -142,7 +161,7 @@ class ContextBuilder(CapturedNodes):
             if state.plain != want.plain:
                 self.fail(at, f"reads '{node.name}' at other positions")
             return self._local[node]
-        if state is not None or want.kind == "pool":
+        if state is not None or want.kind in ("pool", "sent"):
             self.fail(at, f"reads '{node.name}' beside the positions of single ranks")
         is_new = self.reads.setdefault((node, at), want) == want
         if not is_new:
@@ -151,9 +170,36 @@ class ContextBuilder(CapturedNodes):
             self.unsound = f"{self.described(at)} reads '{node.name}' beside slices of the sequence"
         key = (node, self.layer(at), want.plain)
         if key not in self._formed:
-            args = (self._local[node], want.dim, want.outer, self.degree, CONTEXT)
+            if want.kind == "experts":
+                args = (self._local[node], want.dim, (), self.degree, self.group)
+                self._formed[key] = self.emit(at, own_part, *args)
+                return self._formed[key]
+            args = (self._local[node], want.dim, want.outer, self.degree, self.group)
             self._formed[key] = self.emit(at, own_positions, *args)
         return self._formed[key]
+
+    def helper(self, at: fx.Node, target: Any, x: fx.Node, *args: Any) -> fx.Node:
+        """Return `target(x, *args)` in the ranks' group, once per layer; `x` is a node of the captured graph or a helper."""
+        own = self._local.get(x, x)
+        key = (target, own, self.layer(at), *args)
+        if key not in self._formed:
+            self._formed[key] = self.emit(at, target, own, *args, self.degree, self.group)
+            self._formed[key].meta[READS_NOTHING] = True
+            self._helpers[self._formed[key].name] = self._formed[key]
+        return self._formed[key]
+
+    def sum_over_ranks(self, node: fx.Node, at: fx.Node) -> None:
+        """Let the ranks' sum stand for a node from here on. It is whole."""
+        self._local[node], self.states[node] = self.emit(at, reduce, self._local[node], self.group), None
+        self.whole_nodes.add(self._local[node])
+
+    def named(self, name: str) -> fx.Node:
+        """Return a helper by its name."""
+        return self._helpers[name]
+
+    def replace(self, node: fx.Node, state: Rows, new: fx.Node) -> None:
+        """Let `new` stand for a node from here on, in another state."""
+        self._local[node], self.states[node] = new, state
 
     def gathered(self, nodes: Sequence[fx.Node], at: fx.Node) -> list[fx.Node]:
         """Return cut values with all their positions, in one message; readers' gradients are summed."""
@@ -161,10 +207,10 @@ class ContextBuilder(CapturedNodes):
         if key not in self._formed:
             rows = [self.rows(n) for n in nodes]
             for node, own in zip(nodes, rows, strict=True):
-                if own is None or own.kind == "pool" or own.slices > 1 or own.refers:
+                if own is None or own.kind != "chunks" or own.slices > 1 or own.refers:
                     self.fail(at, f"needs all positions of '{node.name}', which cannot be gathered")
             dims, outers = [r.dim for r in rows if r], [r.outer for r in rows if r]
-            args = ([self._local[n] for n in nodes], dims, outers, self.degree, CONTEXT)
+            args = ([self._local[n] for n in nodes], dims, outers, self.degree, self.group)
             self._formed[key] = self.emit(at, gather_positions, *args)
             self._formed[key].meta[READS_NOTHING] = True
         return [
@@ -180,9 +226,10 @@ class ContextBuilder(CapturedNodes):
 
     def fail(self, at: fx.Node, reason: str) -> NoReturn:
         """End the pass."""
+        what = "sequence" if self.group == CONTEXT else "microbatch"
         raise ContextRefused(
-            f"context degree {self.degree}: {self.described(at)} {reason}, so its sequence cannot be cut; "
-            "use context degree 1"
+            f"{self.group} degree {self.degree}: {self.described(at)} {reason}, so its {what} cannot be cut; "
+            f"use {self.group} degree 1"
         )
 
     def _emit(
@@ -208,7 +255,7 @@ class ContextBuilder(CapturedNodes):
 
     def put_root(self, node: fx.Node, rows: Rows) -> None:
         """Take the rank's positions of an input that the graph has just written whole."""
-        args = (self._local[node], rows.dim, rows.outer, self.degree, CONTEXT)
+        args = (self._local[node], rows.dim, rows.outer, self.degree, self.group)
         self._local[node] = self.emit(node, own_positions, *args)
         self.states[node] = rows
 

@@ -14,15 +14,11 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from autopart.runtime.sharding.context.causal import causal_attention
-from autopart.runtime.sharding.context.exchange import own_chunks, put_chunks
-from autopart.runtime.sharding.context.states import CONTEXT, Rows
+from autopart.runtime.sharding.context.exchange import Place, own_chunks, put_chunks
+from autopart.runtime.sharding.context.states import Rows
 from autopart.runtime.sharding.groups import group_named
 from autopart.runtime.sharding.own_draws import FIRST_GIVEN, Cut, own_draws, own_stream
 from autopart.runtime.transforms.seeded_draws import SeededDraws
-
-Place = tuple[int, int]
-"""The dimension of the positions, and the elements of it outside them."""
-
 
 def draw_positions(
     operation: Callable[..., Any],
@@ -47,13 +43,13 @@ def draw_positions(
         with own_stream(own, device):
             return operation(*args, **kwargs)
     given = [
-        value if place is None else _in_whole(value, place, degree, own)
+        value if place is None else _in_whole(value, place, degree, own, group)
         for value, place in zip((*args, *kwargs.values()), places, strict=True)
     ]
     named = dict(zip(kwargs, given[len(args) :], strict=True))
     made = operation(*given[: len(args)], **named)
     return pytree.tree_map_only(
-        torch.Tensor, lambda whole: own_chunks(whole, *result, degree, own), made
+        torch.Tensor, lambda whole: own_chunks(whole, result, degree, own, group), made
     )
 
 
@@ -91,15 +87,15 @@ def draw_own_positions(
     node: fx.Node,
     rows: Sequence[Rows | None],
     result: Rows,
-    degree: int,
+    ranks: tuple[int, str],
     of_slices: tuple[Any, ...] | None = None,
 ) -> None:
     """Let a node of a local graph draw for the rank's positions; `rows` are those of its arguments.
 
-    `of_slices` has the arguments of `own_draws` behind its operation, for a slice of a tensor group.
+    `ranks` has their number and the name of their group. `of_slices` has the arguments of `own_draws` behind its operation, for a slice of a tensor group.
     """
     places = tuple(None if one is None else (one.dim, one.outer) for one in rows)
-    own = (places, (result.dim, result.outer), degree, CONTEXT)
+    own = (places, (result.dim, result.outer), *ranks)
     if node.target is own_draws:
         operation, cuts, cut, ranks, group, *given = node.args
         node.args = (operation, *own, cuts, cut, ranks, group, *given)
@@ -129,9 +125,11 @@ def draw_causal_attention(
     return draw_positions_of_slices(*own, *of_slices, *args)
 
 
-def _in_whole(x: torch.Tensor, place: Place, degree: int, rank: int) -> torch.Tensor:
+def _in_whole(
+    x: torch.Tensor, place: Place, degree: int, rank: int, group: str
+) -> torch.Tensor:
     shape = list(x.shape)
     shape[place[0]] *= degree
     whole = x.new_zeros(shape)
-    put_chunks(whole, x, *place, degree, rank)
+    put_chunks(whole, x, place, degree, rank, group)
     return whole

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.library import custom_op
 
+from autopart.runtime.sharding.context.states import chunks_of
 from autopart.runtime.sharding.groups import group_named
 
 
@@ -33,7 +34,7 @@ def gather_chunks(
     for place, (x, dim, outer) in enumerate(zip(xs, dims, outers, strict=True)):
         whole = x.new_empty(_whole_shape(x, dim, degree))
         for rank in range(degree):
-            put_chunks(whole, given[rank][place].view(x.shape), dim, outer, degree, rank)
+            put_chunks(whole, given[rank][place].view(x.shape), (dim, outer), degree, rank, group)
         wholes.append(whole)
     return wholes
 
@@ -45,7 +46,7 @@ def scatter_chunks(
     """Return the caller's chunks of the ranks' sums of `xs`, in one message."""
     ranks = group_named(group)
     own = [
-        [own_chunks(x, d, o, degree, rank) for x, d, o in zip(xs, dims, outers, strict=True)]
+        [own_chunks(x, (d, o), degree, rank, group) for x, d, o in zip(xs, dims, outers, strict=True)]
         for rank in range(1 if ranks.is_alone else degree)
     ]
     if ranks.is_alone:
@@ -73,26 +74,33 @@ def _(
     ]
 
 
-def own_chunks(x: torch.Tensor, dim: int, outer: int, degree: int, rank: int) -> torch.Tensor:
-    """Return the rank's two chunks of a whole tensor, as a new one."""
-    chunks = x.unflatten(dim, (outer, 2 * degree, -1))
-    both = [chunks.select(dim + 1, place) for place in (rank, 2 * degree - 1 - rank)]
-    return torch.stack(both, dim + 1).flatten(dim, dim + 2)
+Place = tuple[int, int]
+"""The dimension of the positions, and the elements of it outside them."""
+
+
+def own_chunks(x: torch.Tensor, place: Place, degree: int, rank: int, group: str) -> torch.Tensor:
+    """Return the rank's chunks of a whole tensor, as a new one."""
+    dim, outer = place
+    count, own = chunks_of(group, degree, rank)
+    chunks = x.unflatten(dim, (outer, count, -1))
+    return torch.stack([chunks.select(dim + 1, c) for c in own], dim + 1).flatten(dim, dim + 2)
 
 
 def put_chunks(
-    whole: torch.Tensor, own: torch.Tensor, dim: int, outer: int, degree: int, rank: int
+    whole: torch.Tensor, own: torch.Tensor, place: Place, degree: int, rank: int, group: str
 ) -> None:
-    """Write a rank's two chunks into the whole tensor."""
-    chunks = whole.unflatten(dim, (outer, 2 * degree, -1))
-    halves = own.unflatten(dim, (outer, 2, -1))
-    chunks.select(dim + 1, rank).copy_(halves.select(dim + 1, 0))
-    chunks.select(dim + 1, 2 * degree - 1 - rank).copy_(halves.select(dim + 1, 1))
+    """Write a rank's chunks into the whole tensor."""
+    dim, outer = place
+    count, places = chunks_of(group, degree, rank)
+    chunks = whole.unflatten(dim, (outer, count, -1))
+    parts = own.unflatten(dim, (outer, len(places), -1))
+    for at, chunk in enumerate(places):
+        chunks.select(dim + 1, chunk).copy_(parts.select(dim + 1, at))
 
 
 def own_positions(x: torch.Tensor, dim: int, outer: int, degree: int, group: str) -> torch.Tensor:
     """Take the rank's chunks of a whole tensor. The gradient is partial: zero outside them."""
-    return own_chunks(x, dim, outer, degree, group_named(group).rank())
+    return own_chunks(x, (dim, outer), degree, group_named(group).rank(), group)
 
 
 def gather_positions(

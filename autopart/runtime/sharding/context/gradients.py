@@ -1,4 +1,4 @@
-"""Where partial gradients are summed over the context ranks.
+"""Where partial gradients are summed over the context or expert ranks.
 
 A whole value that work on a rank's positions reads has a partial gradient on each rank: the ranks' sum is its gradient. A
 backward is linear in the gradient that it gets, and whole operations have equal operands on all ranks. So the sum may be
@@ -16,13 +16,12 @@ from collections.abc import Collection
 from torch import fx
 
 from autopart.runtime.sharding.collectives import copy
-from autopart.runtime.sharding.context.states import CONTEXT
 from autopart.runtime.sharding.nodes import nodes_with_gradient
 from autopart.runtime.transforms.recomputed_layer import READS_NOTHING
 
 
 def sum_gradients(
-    module: fx.GraphModule, whole: Collection[fx.Node], layer_of: dict[str, str]
+    module: fx.GraphModule, whole: Collection[fx.Node], layer_of: dict[str, str], group: str
 ) -> frozenset[str]:
     """Write the sums that cannot wait into the graph. Returns the parameters whose gradients stay partial."""
     trained, partial = nodes_with_gradient(module), set[fx.Node]()
@@ -38,7 +37,7 @@ def sum_gradients(
             continue
         is_sum = any(n in trained and n not in whole for n in node.all_input_nodes)
         if partially and (is_sum or len(partially) < len(readers)):
-            _copy(module.graph, node, partially, whole, layer_of)
+            _copy(module.graph, node, partially, whole, layer_of, group)
         elif partially:
             partial.add(node)
     found: set[str] = set()
@@ -48,7 +47,7 @@ def sum_gradients(
             found.add(name)
             continue
         for node, those in reads:
-            _copy(module.graph, node, those, whole, layer_of)
+            _copy(module.graph, node, those, whole, layer_of, group)
     return frozenset(found)
 
 
@@ -62,11 +61,12 @@ def _copy(
     readers: list[fx.Node],
     whole: Collection[fx.Node],
     layer_of: dict[str, str],
+    group: str,
 ) -> None:
     """Let readers take the value through a copy, one in each layer. Of several results, each is copied."""
     if node.op != "get_attr" and node.meta.get("val") is None:
         for one in readers:
-            _copy(graph, one, list(one.users), whole, layer_of)
+            _copy(graph, one, list(one.users), whole, layer_of, group)
         return
     copies: dict[str | None, fx.Node] = {}
     places = {n: place for place, n in enumerate(graph.nodes)}
@@ -75,7 +75,7 @@ def _copy(
         if layer not in copies:
             with graph.inserting_before(reader):
                 new = graph.create_node(
-                    "call_function", copy, (node, CONTEXT), {}, f"{node.name}__copy"
+                    "call_function", copy, (node, group), {}, f"{node.name}__copy"
                 )
             new.meta = {READS_NOTHING: True, "val": node.meta.get("val")}
             if layer is not None:

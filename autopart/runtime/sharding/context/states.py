@@ -1,7 +1,9 @@
-"""States of the context pass: how a rank's local value relates to the whole one.
+"""States of the context and the expert pass: how a rank's local value relates to the whole one.
 
 The positions of a sequence are divided into 2c equal chunks. Rank i of c has chunks i and 2c - 1 - i, in this
 order. Under a causal mask, all ranks then have equal work.
+
+In the expert pass the samples of a microbatch stand for the positions. Rank i of e has the i-th of e equal parts.
 """
 
 import math
@@ -10,9 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from autopart.errors import ModelError
+from autopart.text import counted
 
 CONTEXT = "context"
 """The name under which local graphs expect the group of their context ranks."""
+EXPERT = "expert"
+"""The name under which local graphs expect the group of their expert ranks."""
+
+
+def chunks_of(group: str, degree: int, rank: int) -> tuple[int, tuple[int, ...]]:
+    """Return how many chunks a whole dimension has, and which are the rank's."""
+    if group == EXPERT:
+        return degree, (rank,)
+    return 2 * degree, (rank, 2 * degree - 1 - rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +40,16 @@ class Rows:
     """Positions of the whole sequence."""
     outer: int = 1
     """Elements of the dimension outside the positions."""
-    kind: Literal["chunks", "pool"] = "chunks"
-    """pool: the entries of the rank's own tokens, in an order that depends on the data."""
+    kind: Literal["chunks", "pool", "experts", "sent"] = "chunks"
+    """pool: the entries of the rank's own tokens, in an order that depends on the data. experts: a dimension of
+    experts, of which each rank has its slice, for the samples of all. sent: the entries of all ranks for the
+    rank's own experts; their number is the pool's if all experts have equally many."""
     slices: int = 1
     """Ranks of a tensor group that have a slice each of the rank's chunks (sequence parallelism)."""
     refers: "Reference | None" = None
     """For places in a dimension that is itself cut: that dimension. Places count in the local one."""
+    counts: str = ""
+    """For sent entries: the node that has their numbers."""
 
     def at(self, dim: int) -> "Rows":
         """The same positions along another dimension."""
@@ -85,6 +101,16 @@ def viewed(rows: Rows, before: Sequence[int], after: Sequence[int]) -> Rows | No
             return replace(rows, dim=dim, outer=outer)
         prefix *= size
     return None
+
+
+def check_samples(size: int, degree: int) -> None:
+    """Raise ContextRefused where the samples of a microbatch do not fall into e equal parts."""
+    if size % degree:
+        able = [str(d) for d in range(2, size + 1) if size % d == 0]
+        raise ContextRefused(
+            f"expert degree {degree}: a microbatch has {counted(size, 'sample')}, which {degree} GPUs do not share "
+            f"equally; use another microbatch size, or degree {' or '.join(able) or '1'}"
+        )
 
 
 def check_length(size: int, degree: int, what: str) -> None:

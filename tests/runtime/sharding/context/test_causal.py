@@ -39,9 +39,9 @@ def test_a_ranks_rows_and_gradients_are_those_of_the_whole(
         query, key, value, is_causal=True, enable_gqa=True
     )
     weights = torch.randn(2, 4, 16 // degree, 6, dtype=torch.float64)
-    expected = own_chunks(whole, 2, 1, degree, rank)
+    expected = own_chunks(whole, (2, 1), degree, rank, CONTEXT)
     with registered("group", RankOf(degree, rank)):
-        own = own_chunks(query, 2, 1, degree, rank)
+        own = own_chunks(query, (2, 1), degree, rank, CONTEXT)
         found = causal_attention(own, key, value, dropout, None, True, degree, "group")
         gradients = torch.autograd.grad((found * weights).sum(), (query, key, value))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

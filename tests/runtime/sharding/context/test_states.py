@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autopart.runtime.sharding.context.exchange import own_chunks, put_chunks
-from autopart.runtime.sharding.context.states import Rows, check_length, viewed
+from autopart.runtime.sharding.context.states import CONTEXT, Rows, check_length, viewed
 
 BEFORE = [(3, 8, 5), (3, 8, 10), (24, 5), (8, 15), (1, 8, 1, 6), (3, 8, 2, 5)]
 AFTER = [
@@ -58,14 +58,14 @@ def test_the_ranks_chunks_are_all_of_a_tensor(degree: int) -> None:
     whole = torch.randn(2, 3 * 8 * 2, 5)
     again = torch.zeros_like(whole)
     for rank in range(degree):
-        own = own_chunks(whole, 1, 3, degree, rank)
+        own = own_chunks(whole, (1, 3), degree, rank, CONTEXT)
         assert own.shape == (2, 48 // degree, 5)
-        put_chunks(again, own, 1, 3, degree, rank)
+        put_chunks(again, own, (1, 3), degree, rank, CONTEXT)
     assert torch.equal(again, whole)
 
 
 def test_a_rank_has_a_chunk_from_each_end() -> None:
-    found = [own_chunks(torch.arange(8), 0, 1, 2, rank).tolist() for rank in range(2)]
+    found = [own_chunks(torch.arange(8), (0, 1), 2, rank, CONTEXT).tolist() for rank in range(2)]
     assert found == [[0, 1, 6, 7], [2, 3, 4, 5]]
 
 

@@ -14,7 +14,7 @@ from autopart.runtime.sharding.context.arguments import arguments
 from autopart.runtime.sharding.context.builder import ContextBuilder, is_random
 from autopart.runtime.sharding.context.causal import causal_attention
 from autopart.runtime.sharding.context.draws import draw_own_positions
-from autopart.runtime.sharding.context.states import CONTEXT, Rows
+from autopart.runtime.sharding.context.states import Rows
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.own_draws import FIRST_GIVEN, own_draws
 
@@ -39,6 +39,9 @@ def cut_attention(graph: ContextBuilder, node: fx.Node) -> None:
     given = _given(node)
     query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
     rows, dims = graph.rows(query), len(graph.shape(query))
+    if rows is not None and rows.dim < dims - 2:
+        _attend_alone(graph, node, rows.plain, [query, key, value, mask])
+        return
     if rows is None or rows.plain != Rows(dims - 2, graph.shape(query)[-2]):
         graph.fail(node, "does not have its rows along one sequence")
     is_causal, dropout = bool(given["is_causal"]), float(given["dropout_p"])
@@ -49,7 +52,7 @@ def cut_attention(graph: ContextBuilder, node: fx.Node) -> None:
     scale, shares = given["scale"], bool(given["enable_gqa"])
     masked = None if mask is None else _mask_rows(graph, mask, rows)
     if is_causal:
-        args = (own, keys, values, dropout, scale, shares, graph.degree, CONTEXT)
+        args = (own, keys, values, dropout, scale, shares, graph.degree, graph.group)
         new = graph.put(node, rows, causal_attention, args)
         given_rows: list[Rows | None] = [rows, *(None for _ in args[1:])]
     else:
@@ -60,7 +63,20 @@ def cut_attention(graph: ContextBuilder, node: fx.Node) -> None:
         given_rows = [rows, None, None, masked, None, None, None, None]
     if is_random(node):
         of_slices = _slices(node, 3 if is_causal else 4) if node.target is own_draws else None
-        draw_own_positions(new, given_rows, rows, graph.degree, of_slices)
+        draw_own_positions(new, given_rows, rows, (graph.degree, graph.group), of_slices)
+
+
+def _attend_alone(
+    graph: ContextBuilder, node: fx.Node, rows: Rows, tensors: list[fx.Node | None]
+) -> None:
+    """Attend inside each of the rank's samples: nothing meets between samples."""
+    demands: dict[fx.Node, Rows | None] = {}
+    for x in tensors:
+        if x is not None:
+            shape = graph.shape(x)
+            dim = rows.dim - (len(graph.shape(node)) - len(shape))
+            demands[x] = None if dim < 0 or shape[dim] == 1 else rows.at(dim)
+    graph.put_on_rows(node, rows, demands)
 
 
 _ARGUMENTS = 8

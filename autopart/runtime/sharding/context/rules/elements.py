@@ -16,6 +16,7 @@ from autopart.runtime.sharding.nodes import operation_name
 
 Demands = Mapping[fx.Node, Rows | None]
 
+_VIEWS = frozenset({"slice", "select", "transpose", "permute", "unsqueeze", "squeeze"})
 _KEEP_REFERENCES = frozenset({"to", "_to_copy", "clone", "contiguous", "detach", "alias"})
 
 
@@ -37,9 +38,16 @@ def element_demands(graph: ContextBuilder, node: fx.Node, rows: Rows) -> Demands
         shape = graph.shape(operand)
         dim = rows.dim - (len(graph.shape(node)) - len(shape))
         found[operand] = None if dim < 0 or shape[dim] == 1 else rows.plain.at(dim)
-        if place == 0 and writes(node) and graph.states.get(operand) is None:
+        if place == 0 and writes(node) and graph.states.get(viewed_tensor(operand)) is None:
             graph.unsound = f"{graph.described(node)} writes into the whole '{operand.name}'"
     return found
+
+
+def viewed_tensor(node: fx.Node) -> fx.Node:
+    """Return the tensor of which a node is a view, through ranges and moved dimensions; else the node itself."""
+    while operation_name(node) in _VIEWS and isinstance(source := node.args[0], fx.Node):
+        node = source
+    return node
 
 
 def _referring(graph: ContextBuilder, node: fx.Node, rows: Rows) -> Rows:

@@ -85,7 +85,9 @@ def following(node: fx.Node) -> Following | None:
     return _ELEMENT if is_pointwise(node) or name in _MORE else None
 
 
-_MORE = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "floor_divide"})
+_MORE = frozenset(
+    {"zeros_like", "ones_like", "full_like", "empty_like", "floor_divide", "copy_"}
+)
 
 
 def _created_forth(graph: ContextBuilder, node: fx.Node) -> Rows | None:
@@ -146,7 +148,7 @@ def choose(attempt: ContextBuilder) -> dict[str, Rows]:
         wants = wanted.get(node, [])
         rule = following(node)
         is_one = wants and wants[0] is not None and all(want == wants[0] for want in wants)
-        is_free = node.name not in ordered or node.target in _LIKE
+        is_free = node.name not in ordered or elements.viewed_tensor(node).target in _LIKE
         if is_one and rule is not None and is_free and not writes(node) and not is_random(node):
             rows = wants[0]
             assert rows is not None

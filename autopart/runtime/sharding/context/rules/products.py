@@ -15,7 +15,7 @@ from torch import fx
 
 from autopart.runtime.sharding.collectives import reduce
 from autopart.runtime.sharding.context.builder import ContextBuilder, is_counts
-from autopart.runtime.sharding.context.states import CONTEXT, Rows
+from autopart.runtime.sharding.context.states import Rows
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.rules.contractions import (
     Product,
@@ -55,7 +55,7 @@ def cut_product(graph: ContextBuilder, node: fx.Node) -> None:
         graph.put_sum(node, target, args)
         return
     own = graph.emit(node, target, *args)
-    total = graph.emit(node, reduce, own, CONTEXT)
+    total = graph.emit(node, reduce, own, graph.group)
     graph.put(node, None, aten.add.Tensor, (total, graph.whole(product.bias, node)))
 
 

@@ -7,9 +7,10 @@ entries. Their order is another one than in the whole model, and each token gets
 - The sorted values are a *pool*. The places say where its entries stood; they *refer* to that dimension.
 - Places divided by the entries per token refer to the tokens.
 - Reading a cut dimension at places that refer to it gives a pool, and writing to such places gives rows again.
-- Numbers of entries per expert are a rank's own counts, which only its pool may read.
+- Numbers of entries per expert are a rank's own counts. Only its pool may read them so. Other readers, such as balance
+  losses, get their sum over the ranks.
 
-All other work on pools, places and counts is refused.
+All other work on pools and places is refused.
 """
 
 import math
@@ -17,7 +18,7 @@ import math
 from torch import fx
 
 from autopart.runtime.sharding.context.arguments import arguments, dimension
-from autopart.runtime.sharding.context.builder import ContextBuilder
+from autopart.runtime.sharding.context.builder import ContextBuilder, is_counts
 from autopart.runtime.sharding.context.states import OwnCounts, Reference, Rows
 from autopart.runtime.sharding.nodes import operation_name
 
@@ -47,12 +48,15 @@ def cut_counts(graph: ContextBuilder, node: fx.Node) -> None:
     graph.put_copied(node, OwnCounts(), graph.local)
 
 
-def cut_of_counts(graph: ContextBuilder, node: fx.Node) -> None:
-    """Running sums and casts of a rank's own counts."""
-    able = operation_name(node) in ("cumsum", "to", "_to_copy", "clone")
-    if not able or len(node.all_input_nodes) > 1:
-        graph.fail(node, "reads how many tokens a rank sends to each expert")
-    graph.put_copied(node, OwnCounts(), graph.local)
+def cut_of_counts(graph: ContextBuilder, node: fx.Node) -> bool:
+    """Running sums and casts of a rank's own counts. For others, the counts are summed over the ranks: returns False."""
+    if operation_name(node) in ("cumsum", "to", "_to_copy", "clone"):
+        graph.put_copied(node, OwnCounts(), graph.local)
+        return True
+    for one in node.all_input_nodes:
+        if is_counts(graph.states[one]):
+            graph.sum_over_ranks(one, node)
+    return False
 
 
 def cut_index(graph: ContextBuilder, node: fx.Node) -> None:

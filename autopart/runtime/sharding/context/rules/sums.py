@@ -14,7 +14,7 @@ from autopart.runtime.sharding.collectives import reduce
 from autopart.runtime.sharding.context.arguments import arguments, dimension
 from autopart.runtime.sharding.context.builder import ContextBuilder
 from autopart.runtime.sharding.context.rules.elements import row_wise
-from autopart.runtime.sharding.context.states import CONTEXT, Rows
+from autopart.runtime.sharding.context.states import Rows
 from autopart.runtime.sharding.cross_entropy import MEAN, SUM, sharded_cross_entropy
 from autopart.runtime.sharding.nodes import operation_name
 
@@ -46,7 +46,7 @@ def cut_sum(graph: ContextBuilder, node: fx.Node) -> None:
 def _average(graph: ContextBuilder, node: fx.Node, own: fx.Node) -> None:
     """Replace a mean over the rank's positions by the mean over all."""
     share = graph.emit(node, aten.div.Tensor, own, graph.degree)
-    graph.put(node, None, reduce, (share, CONTEXT))
+    graph.put(node, None, reduce, (share, graph.group))
 
 
 def cut_element_loss(graph: ContextBuilder, node: fx.Node) -> None:
@@ -66,7 +66,7 @@ def cut_element_loss(graph: ContextBuilder, node: fx.Node) -> None:
     if given.get("reduction", MEAN) == MEAN:
         _average(graph, node, local)
         return
-    graph.put(node, None, reduce, (local, CONTEXT))
+    graph.put(node, None, reduce, (local, graph.group))
 
 
 def mean_over_positions(total: torch.Tensor, count: torch.Tensor, group: str) -> torch.Tensor:
@@ -111,7 +111,7 @@ def cut_class_loss(graph: ContextBuilder, node: fx.Node) -> None:
     total = graph.emit(node, node.target, *args)
     is_counted = graph.emit(node, aten.ne.Scalar, of_target, given["ignore_index"])
     count = graph.emit(node, aten.sum.default, is_counted)
-    graph.put(node, None, mean_over_positions, (total, count, CONTEXT))
+    graph.put(node, None, mean_over_positions, (total, count, graph.group))
 
 
 def _loss_arguments(node: fx.Node) -> dict[str, Any]:

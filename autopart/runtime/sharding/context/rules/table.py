@@ -10,7 +10,8 @@ from autopart.runtime.sharding.context.rules import routing, sums
 from autopart.runtime.sharding.context.rules.attention import cut_attention, is_attention
 from autopart.runtime.sharding.context.rules.following import following
 from autopart.runtime.sharding.context.rules.products import cut_product
-from autopart.runtime.sharding.context.states import Rows
+from autopart.runtime.sharding.context.states import CONTEXT, EXPERT, Rows
+from autopart.runtime.sharding.experts.rules import cut_experts
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.rules.contractions import GROUPED
 
@@ -31,7 +32,10 @@ RULES: dict[str, Rule] = {
 
 def write(graph: ContextBuilder, node: fx.Node) -> None:
     """Write the local counterpart of a node, whatever it is. Raises ContextRefused."""
-    if node.op in ("placeholder", "get_attr"):
+    if node.op == "get_attr" and str(node.target) in graph.experts:
+        experts = Rows(0, graph.experts[str(node.target)], kind="experts")
+        graph.put_copied(node, experts, graph.local)
+    elif node.op in ("placeholder", "get_attr"):
         graph.put_copied(node, None, graph.local)
         _cut_input(graph, node)
     elif node.name in graph.chosen:
@@ -48,9 +52,13 @@ def write(graph: ContextBuilder, node: fx.Node) -> None:
 
 
 def _cut_input(graph: ContextBuilder, node: fx.Node) -> None:
-    """Cut an input of embeddings (batch, sequence, width) along its sequence."""
+    """Cut an input of embeddings (batch, sequence, width) along its sequence, or any numbers along the batch."""
     value = node.meta.get("val") if node.op == "placeholder" else None
-    if value is not None and value.is_floating_point() and value.dim() == 3:
+    if value is None or not value.is_floating_point():
+        return
+    if graph.group == EXPERT and value.dim() > 1:
+        graph.put_root(node, graph.root(value.shape[0], 0, f"input '{node.name}'"))
+    elif graph.group == CONTEXT and value.dim() == 3:
         graph.put_root(node, graph.root(value.shape[1], 1, f"input '{node.name}'"))
 
 
@@ -63,14 +71,19 @@ def _write_uncut(graph: ContextBuilder, node: fx.Node) -> None:
         return
     table = node.args[0]
     assert isinstance(index, fx.Node) and isinstance(table, fx.Node)
-    rows = graph.root(graph.shape(index)[1], 1, f"'{index.name}', which '{node.name}' looks up,")
+    dim = int(graph.group == CONTEXT)
+    size = graph.shape(index)[dim]
+    rows = graph.root(size, dim, f"'{index.name}', which '{node.name}' looks up,")
     graph.put_on_rows(node, rows, {table: None, index: rows})
 
 
 def _write_cut(graph: ContextBuilder, node: fx.Node) -> None:
     name = operation_name(node)
+    if graph.group == EXPERT and cut_experts(graph, node):
+        return
     if any(is_counts(graph.states[n]) for n in node.all_input_nodes) and name not in GROUPED:
-        routing.cut_of_counts(graph, node)
+        if not routing.cut_of_counts(graph, node):
+            write(graph, node)
     elif is_attention(node):
         cut_attention(graph, node)
     elif name in ("sort", "argsort") and routing.cut_sort(graph, node):
@@ -107,6 +120,9 @@ def _cut_scatter(graph: ContextBuilder, node: fx.Node) -> None:
     x, dim, ranks = node.args[:3]
     assert isinstance(x, fx.Node) and isinstance(ranks, int)
     rows = graph.rows(x)
+    if rows is not None and graph.group == EXPERT and dim != rows.dim:
+        graph.put_copied(node, rows, graph.local)
+        return
     is_sequence = rows is not None and dim == rows.dim and rows == Rows(rows.dim, rows.size)
     if rows is None or not is_sequence or rows.size % (graph.degree * ranks):
         graph.fail(node, "slices another dimension than the sequence")
@@ -118,6 +134,9 @@ def _cut_gather(graph: ContextBuilder, node: fx.Node) -> None:
     x, dim, _, ranks = node.args[:4]
     assert isinstance(x, fx.Node)
     rows = graph.rows(x)
+    if rows is not None and graph.group == EXPERT and dim != rows.dim:
+        graph.put_copied(node, rows, graph.local)
+        return
     if rows is None or dim != rows.dim or rows.slices != ranks:
         graph.fail(node, "gathers another dimension than the sequence")
     graph.put_copied(node, Rows(rows.dim, rows.size), graph.local)

@@ -1,0 +1,1 @@
+"""Expert parallelism: what the pass over a microbatch's samples does with experts."""
