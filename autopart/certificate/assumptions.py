@@ -17,7 +17,13 @@ from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
 from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, PAIRED, Demands, Problem
-from autopart.records.rank_group import Group, StageDegrees, context_degree, tensor_degree
+from autopart.records.rank_group import (
+    Group,
+    StageDegrees,
+    context_degree,
+    expert_degree,
+    tensor_degree,
+)
 from autopart.records.training import makes_gradients
 from autopart.text import counted, in_words
 
@@ -63,6 +69,8 @@ def _groups(demands: Demands, sizes: Sequence[SearchedSize]) -> str:
         said[0] += f" {' and '.join(words[own] for own in sorted(split))} sequence parallelism"
     if demand.context is not msgspec.UNSET:
         said.append(_listed("context", {context_degree(size.group) for size in one}))
+    if demand.expert is not msgspec.UNSET:
+        said.append(_listed("expert", {expert_degree(size.group) for size in one}))
     if isinstance(demand.shard, tuple):
         said.append(_state_shared(demand.shard, groups))
     return f"{', '.join(said)} on GPUs of one node, {_own_degrees(sizes)}"

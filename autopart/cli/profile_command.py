@@ -118,7 +118,7 @@ class MeasuringOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorOptions:
-    """The tensor and context degrees for which one rank's layers are profiled too."""
+    """The tensor, context and expert degrees for which one rank's layers are profiled too."""
 
     tensor: Annotated[
         str | None,
@@ -139,6 +139,14 @@ class TensorOptions:
         typer.Option(
             metavar="DEGREES",
             help="Profile the layers of one of c ranks that share each sequence, too, for these context "
+            "degrees, such as 2,4; also with each tensor degree.",
+        ),
+    ] = None
+    expert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEGREES",
+            help="Profile the layers of one of e ranks that share experts and samples, too, for these expert "
             "degrees, such as 2,4; also with each tensor degree.",
         ),
     ] = None
@@ -190,6 +198,7 @@ def command(
             pairs=measuring_options.pairs,
             tensor=_degrees("--tensor", tensor_options.tensor),
             context=_degrees("--context", tensor_options.context),
+            expert=_degrees("--expert", tensor_options.expert),
             sequence_parallel=tensor_options.sequence_parallel,
             progress=progress,
         )

@@ -98,6 +98,13 @@ class PipelineOptions:
             help="GPUs of a node that divide each sequence; auto: every degree in the profile.",
         ),
     ] = "1"
+    expert: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N,N,...",
+            help="GPUs of a node that divide samples and experts; auto: every degree in the profile.",
+        ),
+    ] = "1"
     pin: Annotated[
         list[str] | None,
         typer.Option(metavar="LAYER=STAGE", help="Put a layer on a stage, counted from 0."),
@@ -248,6 +255,7 @@ def solve_options(
         tensor=stages.tensor,
         sequence_parallel=stages.sequence_parallel,
         context=stages.context,
+        expert=stages.expert,
         shard=training.shard,
         shard_degree=training.shard_degree,
         pins=_pins(stages.pin or []),

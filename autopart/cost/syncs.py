@@ -113,9 +113,8 @@ def all_reduce_price(cluster: Cluster, ranks: Sequence[int]) -> CallPrice:
 
 
 def _on_link(link: Link, num_ranks: int, collective: CollectiveName) -> RingOnLink:
-    return RingOnLink(
-        link, num_ranks, 0.5 if collective in ("all_gather", "reduce_scatter") else 1.0
-    )
+    once = ("all_gather", "reduce_scatter", "all_to_all")
+    return RingOnLink(link, num_ranks, 0.5 if collective in once else 1.0)
 
 
 def call_price(cluster: Cluster, ranks: Sequence[int], collective: CollectiveName) -> CallPrice:

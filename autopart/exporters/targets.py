@@ -126,6 +126,11 @@ def export_plan(
             f"the plan has {group_name(plan.group)}, and an export for {target} has no context degree; the nearest "
             "plan has --context 1"
         )
+    if isinstance(plan.group, Group) and plan.group.expert > 1:
+        raise ExportRefused(
+            f"the plan has {group_name(plan.group)}, and an export for {target} has no expert degree; the nearest "
+            "plan has --expert 1"
+        )
     if asked.no_sharded_state:
         refuse_sharded_state(plan, asked.framework.title, asked.no_sharded_state)
     else:

@@ -35,6 +35,8 @@ class Framework(NamedTuple):
     """The kinds of sharded state inside a group that its export takes: zero2, zero3."""
     context: bool = False
     """Whether its export takes a context degree."""
+    expert: bool = False
+    """Whether its export takes an expert degree."""
 
 
 def _whole() -> tuple[str, ...]:

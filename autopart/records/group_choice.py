@@ -1,6 +1,5 @@
 """The rank groups that a user asks for, and those that are searched."""
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -16,6 +15,7 @@ from autopart.records.rank_group import (
     MaybeGroup,
     check_fits_node,
     context_degree,
+    expert_degree,
     group_name,
     group_size,
     tensor_degree,
@@ -38,6 +38,8 @@ class GroupDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """True where each stage may have a tensor degree of its own; absent where the plan has one degree."""
     context: tuple[Degree, ...] | msgspec.UnsetType | None = msgspec.UNSET
     """The context degrees to choose from; null for any, also 1; absent for 1."""
+    expert: tuple[Degree, ...] | msgspec.UnsetType | None = msgspec.UNSET
+    """The expert degrees to choose from; null for any, also 1; absent for 1."""
     shard: tuple[Sharding, ...] | msgspec.UnsetType = msgspec.UNSET
     """The kinds of sharded state to choose from; absent where the training alone says it."""
     shard_degree: Degree | msgspec.UnsetType = msgspec.UNSET
@@ -75,6 +77,7 @@ def variant_of(profile: Profile, group: MaybeGroup) -> GroupVariant | None:
     asked = f" --tensor {group.tensor}" * (group.tensor > 1)
     asked += " --sequence-parallel" * group.sequence_parallel
     asked += f" --context {group.context}" * (group.context > 1)
+    asked += f" --expert {group.expert}" * (group.expert > 1)
     raise _not_profiled(profile, group_name(group), asked)
 
 
@@ -96,50 +99,65 @@ def searched_groups(
         return (msgspec.UNSET,)
     if cluster.gpus:
         raise AutopartError(_UNEQUAL[is_tensor_demand(demand)])
-    wanted = demand.context or ((1,) if demand.context is msgspec.UNSET else None)
+    contexts, experts = _wanted(demand.context), _wanted(demand.expert)
     groups = [msgspec.UNSET, *(variant.group for variant in profile.variants)]
     able = [
         group
         for group in groups
         if demand.tensor in (None, tensor_degree(group))
-        and (wanted is None or context_degree(group) in wanted)
+        and (contexts is None or context_degree(group) in contexts)
+        and (experts is None or expert_degree(group) in experts)
         and (tensor_degree(group) == 1 or demand.sequence_parallel in (None, _splits(group)))
     ]
     if not [group for group in able if isinstance(group, Group)] and _asks_above_1(demand):
-        raise _missing(profile, demand, wanted)
+        raise _missing(profile, demand)
     fitting = [one for one in able if cluster.gpus_per_node % group_size(one) == 0]
-    if not fitting or (demand.tensor is not None and wanted is not None and len(wanted) == 1):
+    are_fixed = all(degrees is not None and len(degrees) == 1 for degrees in (contexts, experts))
+    if not fitting or (demand.tensor is not None and are_fixed):
         check_fits_node(group_size(able[0]), cluster, only_tensor=is_tensor_demand(demand))
     return tuple(
-        sorted(fitting, key=lambda one: (tensor_degree(one), _splits(one), context_degree(one)))
+        sorted(
+            fitting,
+            key=lambda one: (
+                tensor_degree(one),
+                _splits(one),
+                context_degree(one),
+                expert_degree(one),
+            ),
+        )
     )
 
 
 _UNEQUAL = {
     True: "a tensor degree needs equal GPUs, and these are listed, each with its own; leave --tensor out",
-    False: "a rank group needs equal GPUs, and these are listed, each with its own; leave --context and --shard out",
+    False: "a rank group needs equal GPUs, and these are listed, each with its own; leave --context, --expert and --shard out",
 }
 
 
 def is_tensor_demand(demand: GroupDemand) -> bool:
     """Whether a demand is on tensor degrees alone."""
-    return demand.context is msgspec.UNSET and demand.shard is msgspec.UNSET
+    return demand.context is demand.expert is demand.shard is msgspec.UNSET
 
 
 def _asks_above_1(demand: GroupDemand) -> bool:
     """Whether a demand asks for a variant, though degree 1 may do too."""
-    return (
-        demand.tensor != 1 or demand.context is None or demand.context not in (msgspec.UNSET, (1,))
+    return demand.tensor != 1 or any(
+        degrees not in (msgspec.UNSET, (1,)) for degrees in (demand.context, demand.expert)
     )
+
+
+def _wanted(
+    degrees: tuple[int, ...] | msgspec.UnsetType | None,
+) -> tuple[int, ...] | None:
+    """The degrees to choose from; None for any."""
+    return (1,) if degrees is msgspec.UNSET else degrees
 
 
 def _splits(group: MaybeGroup) -> bool:
     return isinstance(group, Group) and group.sequence_parallel
 
 
-def _missing(
-    profile: Profile, demand: GroupDemand, contexts: Sequence[int] | None
-) -> AutopartError:
+def _missing(profile: Profile, demand: GroupDemand) -> AutopartError:
     """The error where a profile has no such degrees, with the command that adds them."""
     split, degree = demand.sequence_parallel is True, demand.tensor
     said: list[str] = []
@@ -147,10 +165,12 @@ def _missing(
     if degree != 1:
         said.append(f"tensor degree {degree or 'above 1'}" + " with sequence parallelism" * split)
         asked = f" --tensor {degree or '2,4,8'}" + " --sequence-parallel" * split
-    if contexts is None or max(contexts) > 1:
-        listed = "above 1" if contexts is None else " or ".join(map(str, contexts))
-        said.append(f"context degree {listed}")
-        asked += f" --context {','.join(map(str, contexts or (2, 4, 8)))}"
+    for kind, given in (("context", demand.context), ("expert", demand.expert)):
+        degrees = _wanted(given)
+        if degrees is None or max(degrees) > 1:
+            listed = "above 1" if degrees is None else " or ".join(map(str, degrees))
+            said.append(f"{kind} degree {listed}")
+            asked += f" --{kind} {','.join(map(str, degrees or (2, 4, 8)))}"
     return _not_profiled(profile, " and ".join(said), asked)
 
 

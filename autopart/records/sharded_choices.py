@@ -14,6 +14,7 @@ from autopart.records.rank_group import (
     Reduce,
     Shard,
     context_degree,
+    expert_degree,
     group_size,
     tensor_degree,
 )
@@ -61,6 +62,7 @@ def _sharded(base: MaybeGroup, shard: Shard, degree: int, training: Training) ->
         tensor=tensor_degree(base),
         sequence_parallel=isinstance(base, Group) and base.sequence_parallel,
         context=context_degree(base),
+        expert=expert_degree(base),
         data=degree,
         shard=shard,
         reduce=reduce,

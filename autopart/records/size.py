@@ -58,6 +58,8 @@ class SizedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Tensor degree; the largest one where stages have their own."""
     context: PositiveCount = 1
     """Context degree."""
+    expert: PositiveCount = 1
+    """Expert degree."""
     shard_degree: PositiveCount = 1
     """Shard degree; 1 without sharded state."""
     schedule: str

@@ -46,6 +46,7 @@ def plan_line(own: SizedPlan) -> str:
     parts = [f"{own.num_stages} x {own.num_replicas}"]
     parts += [f"tensor {own.tensor}"] if own.tensor > 1 else []
     parts += [f"context {own.context}"] if own.context > 1 else []
+    parts += [f"expert {own.expert}"] if own.expert > 1 else []
     parts += [f"shard {own.shard_degree}"] if own.shard_degree > 1 else []
     parts += [own.schedule, counted(own.microbatch_size, "sample")]
     parts += [f"{own.recomputed} recomputed"] if own.recomputed else []

@@ -140,8 +140,8 @@ def _group(options: SolveOptions) -> GroupDemand | msgspec.UnsetType:
     if asked == PER_STAGE:
         if others:
             raise AutopartError(
-                f"--tensor {PER_STAGE} gives stages tensor degrees of their own, and --context and --shard have one "
-                "group for all stages; write --tensor auto, or leave both out"
+                f"--tensor {PER_STAGE} gives stages tensor degrees of their own, and --context, --expert and --shard have one "
+                "group for all stages; write --tensor auto, or leave the others out"
             )
         return GroupDemand(sequence_parallel=SEQUENCE_PARALLEL[split], per_stage=True)
     if asked != "auto" and not (asked.isdecimal() and 1 <= int(asked) <= MOST_DEGREE):
@@ -159,13 +159,13 @@ def _group(options: SolveOptions) -> GroupDemand | msgspec.UnsetType:
 
 
 def _context_and_shard(options: SolveOptions) -> dict[str, Any]:
-    """The context degrees and the sharded state that the user asks for; empty where neither is."""
+    """The context and expert degrees, and the sharded state, that the user asks for; empty where neither is."""
     found: dict[str, Any] = {}
-    degrees = str(options.context)
-    if degrees == "auto":
-        found["context"] = None
-    elif degrees != "1":
-        found["context"] = _context_degrees(degrees)
+    for kind, typed in (("context", str(options.context)), ("expert", str(options.expert))):
+        if typed == "auto":
+            found[kind] = None
+        elif typed != "1":
+            found[kind] = _degrees(kind, typed)
     kinds = sharding_kinds(options.shard)
     chosen = kinds not in (("none",), ("zero1",))
     if options.zero1 and chosen:
@@ -198,16 +198,16 @@ def sharding_kinds(typed: str) -> tuple[Sharding, ...]:
     return tuple(kind for kind in SHARDINGS if kind in words)
 
 
-def _context_degrees(typed: str) -> tuple[int, ...]:
+def _degrees(kind: str, typed: str) -> tuple[int, ...]:
     """Read "1,2,4". Raises AutopartError on anything else."""
     parts = typed.split(",")
     if not all(part.isdecimal() and 1 <= int(part) <= MOST_DEGREE for part in parts):
         raise AutopartError(
-            f"'{typed}' are no context degrees; write auto, or numbers such as 1,2,4"
+            f"'{typed}' are no {kind} degrees; write auto, or numbers such as 1,2,4"
         )
     degrees = tuple(map(int, parts))
     if len(set(degrees)) < len(degrees):
-        raise AutopartError(f"--context {typed}: give each degree once")
+        raise AutopartError(f"--{kind} {typed}: give each degree once")
     return degrees
 
 

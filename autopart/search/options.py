@@ -57,6 +57,8 @@ class SolveOptions:
     context: str = "1"
     """GPUs that each have their part of every sequence (context degrees), with commas between, or `auto`: every degree
     of the profile that divides the GPUs of a node with the other degrees."""
+    expert: str = "1"
+    """GPUs that each have their part of a microbatch's samples and of the experts (expert degrees), as `context`."""
     shard: str = "none"
     """State that GPUs share: `none`; `zero1`, as `zero1=True`; `zero2`: gradients and optimizer state over the GPUs of
     a group; `zero3`: weights, too. Several with commas between are searched, and with `auto` all that the target has."""
@@ -130,6 +132,7 @@ class SolveKeywords(TypedDict, total=False):
     tensor: int | str
     sequence_parallel: str
     context: str
+    expert: str
     shard: str
     shard_degree: int | None
     pins: Mapping[str, int] | None

@@ -8,7 +8,7 @@ from autopart.errors import AutopartError, InfeasibleError, NoPlanFound
 from autopart.records.plan import Plan
 from autopart.records.plan_degrees import stage_groups
 from autopart.records.profile import profile_hash
-from autopart.records.rank_group import context_degree, shard_degree, tensor_degree
+from autopart.records.rank_group import context_degree, expert_degree, shard_degree, tensor_degree
 from autopart.records.size import (
     MARKS,
     FewestGpus,
@@ -179,6 +179,7 @@ def sized_plans(
             num_replicas=max(len(stage.ranks) for stage in plan.stages),
             tensor=max(map(tensor_degree, stage_groups(plan))),
             context=context_degree(plan.group),
+            expert=expert_degree(plan.group),
             shard_degree=shard_degree(plan.group),
             schedule=plan.schedule,
             microbatch_size=plan.microbatch_size,

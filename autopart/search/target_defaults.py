@@ -78,7 +78,7 @@ def _shard(options: SolveOptions, framework: Framework) -> str:
 
 
 def _check_groups(options: SolveOptions, framework: Framework) -> None:
-    """Raise AutopartError where the framework has no sharded state, or no context degree, that is asked for."""
+    """Raise AutopartError where the framework has no sharded state, or no context or expert degree, that is asked for."""
     able = framework.sharded_state
     wanted = {"zero2", "zero3"}.intersection(options.shard.split(","))
     if not wanted.issubset(able):
@@ -86,6 +86,11 @@ def _check_groups(options: SolveOptions, framework: Framework) -> None:
         raise AutopartError(
             f"--shard {options.shard} is for autopart run: the export for {framework.title} takes {listed}; leave out "
             "--target, or take one of these"
+        )
+    if options.expert != "1" and not framework.expert:
+        raise AutopartError(
+            f"--expert {options.expert} is for autopart run: the export for {framework.title} has no expert degree; "
+            "leave out --target or --expert"
         )
     if options.context != "1" and not framework.context:
         raise AutopartError(

@@ -108,10 +108,12 @@ def test_a_framework_takes_the_tensor_groups_that_solve_plans_for_it(target: str
         refusal(split(plan), target)
 
 
+@pytest.mark.parametrize("kind", ["context", "expert"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_frameworks_refuse_a_context_degree(target: str) -> None:
-    plan = msgspec.structs.replace(language_plan([2, 2]), group=Group(context=2))
+def test_frameworks_refuse_context_and_expert_degrees(target: str, kind: str) -> None:
+    group = Group(context=2) if kind == "context" else Group(expert=2)
+    plan = msgspec.structs.replace(language_plan([2, 2]), group=group)
     message = refusal(plan, target)
     assert message.startswith(
-        f"the plan has context degree 2, and an export for {target} has no context degree"
+        f"the plan has {kind} degree 2, and an export for {target} has no {kind} degree"
     )

@@ -27,6 +27,9 @@ def test_the_places_of_a_group_have_the_tensor_degree_fastest():
     assert list(places_among(GRID, "tensor")) == [places[0, 0, k] for k in range(2)]
     assert list(places_among(GRID, "context")) == [places[0, j, 0] for j in range(3)]
     assert list(places_among(GRID, "data")) == [places[i, 0, 0] for i in range(4)]
+    experts = Group(tensor=2, expert=3, data=4, shard="zero2", reduce="microbatch")
+    assert list(places_among(experts, "expert")) == [places[0, j, 0] for j in range(3)]
+    assert list(places_among(experts, "data")) == [places[i, 0, 0] for i in range(4)]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,7 @@ def test_the_places_of_a_group_have_the_tensor_degree_fastest():
         (msgspec.UNSET, "tensor degree 1"),
         (Group(tensor=2, sequence_parallel=True), "tensor degree 2 with sequence parallelism"),
         (Group(context=2), "context degree 2"),
+        (Group(tensor=2, expert=4), "tensor degree 2, expert degree 4"),
         (GRID, "tensor degree 2, context degree 3, zero3 over 4 GPUs"),
         (Group(data=2, shard="zero2", reduce="step"), "zero2 over 2 GPUs with one sum per step"),
     ],
@@ -46,6 +50,11 @@ def test_a_group_has_a_name_for_each_degree_above_1(group: Group, name: str):
 def test_only_tensor_groups_are_tensor_only():
     assert is_tensor_only(msgspec.UNSET) and is_tensor_only(Group(tensor=4))
     assert not is_tensor_only(Group(tensor=4, context=2)) and not is_tensor_only(GRID)
+
+
+def test_a_group_has_a_context_or_an_expert_degree():
+    with pytest.raises(ValueError, match="one of them must be 1"):
+        Group(context=2, expert=2)
 
 
 def test_a_tensor_degree_of_1_is_no_group():

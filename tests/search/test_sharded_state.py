@@ -79,6 +79,25 @@ def with_contexts(profile: Profile, *degrees: int) -> Profile:
 CONTEXTS = with_contexts(GIVEN, 2, 4)
 
 
+def with_experts(profile: Profile) -> Profile:
+    """The profile of contexts with each context degree as an expert degree, too, which sends tokens."""
+    found = list(profile.variants)
+    for variant in profile.variants:
+        degree = variant.group.context
+        if degree > 1:
+            group = msgspec.structs.replace(variant.group, context=1, expert=degree)
+            sent = Collective(kind="all_to_all", bytes=4, phase="forward", among="expert")
+            own = tuple(
+                LayerCollectives(layer=one.layer, collectives=(sent, sent))
+                for one in variant.collectives
+            )
+            found.append(msgspec.structs.replace(variant, group=group, collectives=own))
+    return msgspec.structs.replace(profile, variants=tuple(found))
+
+
+EXPERTS = with_experts(CONTEXTS)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_no_claim_on_sharded_state_is_false(seed: int):
     """The witness prices each kind and degree from its own formulas, with every partition, placement and schedule."""
@@ -172,6 +191,9 @@ def test_each_kind_keeps_less_than_the_one_before():
         ({"tensor": "per-stage"}, "--tensor per-stage gives stages tensor degrees of their own"),
         ({"target": "megatron"}, "the export for Megatron-Core takes none, zero1; leave out"),
         ({"shard": "none", "context": "2", "target": "torch"}, "has no context degree; leave out"),
+        ({"shard": "none", "expert": "2", "target": "torch"}, "has no expert degree; leave out"),
+        ({"shard": "none", "expert": "2,2"}, "--expert 2,2: give each degree once"),
+        ({"shard": "none", "expert": "2,4"}, "no expert degree 2 or 4, .* test --expert 2,4$"),
         (
             {"shard": "none", "context": "two"},
             "'two' are no context degrees; write auto, or numbers",
@@ -205,7 +227,7 @@ def test_different_gpus_share_no_state():
         GpuGroup(count=2, name=name, memory_bytes=1 << 40, speed=speed)
         for name, speed in (("a", 1.0), ("b", 0.5))
     )
-    with pytest.raises(AutopartError, match="leave --context and --shard out"):
+    with pytest.raises(AutopartError, match="leave --context, --expert and --shard out"):
         solve(GIVEN, cluster(1, 4, gpus=kinds), num_microbatches=4, shard="zero2")
 
 
@@ -221,9 +243,25 @@ def test_context_degrees_are_searched_with_the_others():
     assert "context degree 2" in plan_title(one)
 
 
+def test_expert_degrees_are_searched_with_the_others():
+    plan = solved(EXPERTS, gpus=8, expert="auto", context="1,2", tensor="auto", shard="auto")
+    assert all(check.passed for check in verify(plan, EXPERTS))
+    groups = [size.group for size in plan.sizes if isinstance(size.group, Group)]
+    assert Group(tensor=2, expert=2, data=2, shard="zero3", reduce="microbatch") in groups
+    pairs = [(1, 1), (2, 1), (1, 2), (1, 4)]
+    assert {(g.tensor, g.context, g.expert) for g in groups} == {
+        (t, c, e) for t in (1, 2) for c, e in pairs
+    }
+    assert "every expert degree in 1, 2, 4" in plan.certificate.assumes
+    one = solved(EXPERTS, gpus=8, expert="4", shard="none")
+    assert one.group == Group(expert=4) and "expert degree 4" in plan_title(one)
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        {"given": EXPERTS, "shard": "none", "expert": "1,2"},
+        {"given": EXPERTS, "shard": "zero3", "expert": "auto", "tensor": 2},
         {"shard": "auto"},
         {"shard": "zero2", "shard_degree": 2, "tensor": "auto"},
         {"shard": "zero3, none"},

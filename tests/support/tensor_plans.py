@@ -9,12 +9,19 @@ from autopart.records.rank_group import Group
 
 
 def in_groups(
-    plan: Plan, degree: int, *, sequence_parallel: bool = False, context: int = 1
+    plan: Plan,
+    degree: int,
+    *,
+    sequence_parallel: bool = False,
+    context: int = 1,
+    expert: int = 1,
 ) -> Plan:
-    """The plan with groups of tensor degree `degree`, and of a context degree, as its ranks."""
-    size = plan.cluster.gpus_per_node * degree * context
+    """The plan with groups of tensor degree `degree`, and of a context or expert degree, as its ranks."""
+    size = plan.cluster.gpus_per_node * degree * context * expert
     cluster = msgspec.structs.replace(plan.cluster, gpus_per_node=size)
-    group = Group(tensor=degree, sequence_parallel=sequence_parallel, context=context)
+    group = Group(
+        tensor=degree, sequence_parallel=sequence_parallel, context=context, expert=expert
+    )
     return msgspec.structs.replace(plan, group=group, cluster=cluster)
 
 

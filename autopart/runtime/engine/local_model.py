@@ -1,5 +1,6 @@
 """The captured model as one process runs it: local graphs at the tensor degrees of the plan's stages."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from autopart.records.plan_degrees import (
     rank_sizes,
     stage_groups,
 )
-from autopart.records.rank_group import Group, group_size
+from autopart.records.rank_group import Group, degrees_of, group_size
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.engine.group_part import DataPart, GroupPart, OneWorld
@@ -89,7 +90,7 @@ def local_model_of(
             raise UsageError(
                 f"rank {rank} of the plan needs a rank group of {counted(group_size(own), 'process', 'processes')}"
             )
-        if own.tensor * own.context > 1:
+        if math.prod(degrees_of(own)) > 1:
             local, shards = local_part(captured, own, group.of_layers)
             states[own.tensor] = shards.states
         if group.of_samples is not None:

@@ -11,6 +11,7 @@ are left out, as in a profile: they take no time and no memory.
 # pyright: reportPrivateImportUsage=false
 
 import gc
+import math
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
@@ -24,7 +25,7 @@ from autopart.fidelity.pace import notes_on_pace
 from autopart.records.group_variants import LayerCollectives
 from autopart.records.plan import Plan, cast_of, num_ranks
 from autopart.records.plan_degrees import samples_per_process
-from autopart.records.rank_group import Group, group_name, group_size
+from autopart.records.rank_group import Group, degrees_of, group_name, group_size
 from autopart.records.run_result import OneDeviceResult
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
@@ -160,7 +161,7 @@ def _prepare(plan: Plan, source: ModelSource, seed: int) -> _Model:
     collectives: tuple[LayerCollectives, ...] = ()
     group = NO_GROUPS
     if isinstance(plan.group, Group):
-        if plan.group.tensor * plan.group.context > 1:
+        if math.prod(degrees_of(plan.group)) > 1:
             graphs = graphs_of(captured, plan.group)
             captured = graphs.local(0)
             collectives = layer_collectives(graphs, captured)

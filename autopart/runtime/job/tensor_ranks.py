@@ -10,6 +10,7 @@ With several degrees some places exist in some groups only. Then all processes a
 
 # pyright: reportPrivateImportUsage=false, reportPrivateUsage=false
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -140,7 +141,7 @@ def meet_rank_group(
     own = distributed.PrefixStore(f"samples/{at.group}/{place}", store)
     shares = _process_group(own, samples, group.data, backend, timeout)
     layers = whole
-    if group.tensor * group.context > 1:
+    if math.prod(degrees_of(group)) > 1:
         own = distributed.PrefixStore(f"tensor/{at.group}/{samples}", store)
         layers = _meet_layers(own, GroupPlace(0, place), degrees_of(group), backend, timeout)
     return _WithSamples(whole, layers, ProcessShards(shares, _with_samples))
@@ -149,22 +150,24 @@ def meet_rank_group(
 def _meet_layers(
     store: distributed.Store,
     at: GroupPlace,
-    degrees: tuple[int, int],
+    degrees: tuple[int, int, int],
     backend: str,
     timeout: timedelta,
 ) -> TensorGroup:
-    """Return the processes that share layers, by tensors and positions, with a part for each of both degrees."""
-    tensor, context = degrees
+    """Return the processes that share layers, by tensors, positions or experts, with a part for each degree."""
+    size = math.prod(degrees)
+    stride = 1
     own = distributed.PrefixStore(f"tensor/{at.group}", store)
     parts: dict[tuple[int, int], TensorGroup] = {}
-    for stride, degree in ((1, tensor), (tensor, context)):
-        if 1 < degree < tensor * context:
+    for degree in degrees:
+        if 1 < degree < size:
             number = at.place // stride % degree
             name = f"part/{stride}/{at.place - number * stride}"
             part = distributed.PrefixStore(name, own)
             made = _process_group(part, number, degree, backend, timeout)
             parts[stride, degree] = _MortalRanks(made)
-    return _MortalRanks(_process_group(own, at.place, tensor * context, backend, timeout), parts)
+        stride *= degree
+    return _MortalRanks(_process_group(own, at.place, size, backend, timeout), parts)
 
 
 def _process_group(

@@ -15,6 +15,7 @@ from autopart.runtime.profiling.options import ProfileOptions
 from autopart.runtime.profiling.profiled_model import ProfiledModel, local_profiled
 from autopart.runtime.profiling.whole_model import graph_forward
 from autopart.runtime.sharding.check import check_group
+from autopart.runtime.sharding.context.states import ContextRefused
 from autopart.runtime.sharding.counted import layer_collectives
 from autopart.runtime.sharding.group_graphs import GroupGraphs, graphs_of
 from autopart.runtime.sharding.shard import ShardedGraph, WholeOperation
@@ -33,12 +34,22 @@ def measure_variants(
     notes: list[str] = []
     for group in _wanted(options):
         steps.next(f"{group_name(group)}: shards")
-        graphs = graphs_of(profiled.captured, group)
+        try:
+            graphs = graphs_of(profiled.captured, group)
+        except ContextRefused as error:
+            if group.tensor * group.expert in (group.tensor, group.expert):
+                raise
+            notes.append(f"{group_name(group)} is left out: {error}")
+            continue
         if gpu is None:
             check_group(graphs, profiled.leaves)
         variants.append(_variant(profiled, graphs, group, options, gpu, steps))
-        is_first = not group.sequence_parallel and group.context == 1
+        is_first = not group.sequence_parallel and group.context * group.expert == 1
         notes += _reasons(graphs.sharded) if is_first and graphs.sharded is not None else []
+    if experts := [str(degree) for degree in options.expert if degree > 1]:
+        notes.append(
+            f"expert degree {', '.join(experts)}: times assume balanced load: each GPU's experts get equally many tokens"
+        )
     return tuple(variants), tuple(notes)
 
 
@@ -48,15 +59,16 @@ def num_variants(options: ProfileOptions) -> int:
 
 
 def _wanted(options: ProfileOptions) -> list[Group]:
-    """Each tensor degree, each context degree, and both together."""
+    """Each tensor degree, each context or expert degree, and tensor degrees together with these."""
     words = (False, True) if options.sequence_parallel else (False,)
     tensors = [(1, False), *((t, word) for t in options.tensor if t > 1 for word in words)]
-    contexts = [1, *(c for c in options.context if c > 1)]
+    others = [(1, 1), *((c, 1) for c in options.context if c > 1)]
+    others += [(1, e) for e in options.expert if e > 1]
     return [
-        Group(tensor=t, sequence_parallel=word, context=c)
-        for c in contexts
+        Group(tensor=t, sequence_parallel=word, context=c, expert=e)
+        for c, e in others
         for t, word in tensors
-        if t * c > 1
+        if t * c * e > 1
     ]
 
 

@@ -61,6 +61,8 @@ class ProfileOptions:
     """Whether each degree above 1 is profiled with sequence parallelism as well."""
     context: tuple[int, ...] = ()
     """Context degrees for which one rank's layers are profiled too, alone and with each tensor degree."""
+    expert: tuple[int, ...] = ()
+    """Expert degrees for which one rank's layers are profiled too, alone and with each tensor degree."""
     pairs: bool = False
     """Whether each layer's forward is timed beside its backward too, for overlapped pairs."""
     progress: ProgressListener | None = None
@@ -86,6 +88,7 @@ class ProfileKeywords(TypedDict, total=False):
     tensor: tuple[int, ...]
     sequence_parallel: bool
     context: tuple[int, ...]
+    expert: tuple[int, ...]
     pairs: bool
     progress: ProgressListener | None
 
@@ -148,8 +151,12 @@ def _check_kernels(options: ProfileOptions, gpu: Gpu | None) -> None:
         )
 
 
+def _degrees_asked(options: ProfileOptions) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return ("tensor", options.tensor), ("context", options.context), ("expert", options.expert)
+
+
 def _check_degrees(options: ProfileOptions) -> None:
-    for kind, degrees in (("tensor", options.tensor), ("context", options.context)):
+    for kind, degrees in _degrees_asked(options):
         for place, degree in enumerate(degrees):
             if not 1 <= degree <= MOST_DEGREE:
                 raise UsageError(f"--{kind} {degree}: a {kind} degree is 1 to {MOST_DEGREE}")

@@ -20,10 +20,10 @@ from autopart.runtime.capture.capture import Captured
 from autopart.runtime.sharding.context.causal import causal_attention
 from autopart.runtime.sharding.context.draws import FIRST_GIVEN_OF, draw_causal_attention
 from autopart.runtime.sharding.group_graphs import GroupGraphs, exchanging
-from autopart.runtime.sharding.groups import ThreadRanks
 from autopart.runtime.sharding.local_model import whole_tensor
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.shard import ShardedGraph
+from autopart.runtime.sharding.thread_ranks import ThreadRanks
 
 WIDE_BYTES = 1 << 30
 """Largest parameters, in their own dtype, for which the check computes in float64."""

@@ -26,6 +26,14 @@ from autopart.runtime.sharding.rules.contractions import GROUPED
 PRODUCTS = frozenset({"linear", "addmm", "mm", "matmul", "bmm", "einsum", *GROUPED})
 VIEWS = frozenset({"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"})
 Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+_OF_RESULT: dict[object, Kind] = {
+    reduce: "all_reduce",
+    gather: "all_gather",
+    gather_counts: "all_gather",
+    to_experts: "all_to_all",
+    from_experts: "all_to_all",
+}
+"""Functions with a collective in their forward whose bytes are those of their result."""
 LOSS_EXCHANGES = 3
 """All-reduces of one number per row in a sharded cross-entropy: maximum, target's logit, sum."""
 
@@ -80,18 +88,12 @@ def _of_forward(
             kind=kind, bytes=size, phase="forward", recomputed=recomputed, among=among
         )
 
-    if node.target is reduce:
-        yield listed("all_reduce", _bytes(node))
+    if node.target in _OF_RESULT:
+        yield listed(_OF_RESULT[node.target], _bytes(node))
     elif node.target is scatter:
         yield listed("reduce_scatter", _bytes(node) * degrees[_group(node)])
-    elif node.target is gather:
-        yield listed("all_gather", _bytes(node))
     elif node.target is gather_positions:
         yield listed("all_gather", _gathered_bytes(node, degrees))
-    elif node.target in (to_experts, from_experts):
-        yield listed("all_to_all", _bytes(node))
-    elif node.target is gather_counts:
-        yield listed("all_gather", _bytes(node))
     elif node.target is mean_over_positions:
         value = node.meta["val"]
         yield listed("all_reduce", 2 * max(4, value.element_size()))

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx, nn
 
-from autopart.errors import ModelError
 from autopart.records.rank_group import Group, MaybeGroup, degrees_of
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.models.attributes import attach, is_persistent, lookup
@@ -66,7 +65,9 @@ class GroupGraphs:
     def name(self) -> str:
         """The degrees, for a message."""
         words = [] if self.sharded is None else [f"tensor parallel degree {self.sharded.degree}"]
-        words += [] if self.context is None else [f"{self.context.group} degree {self.context.degree}"]
+        words += (
+            [] if self.context is None else [f"{self.context.group} degree {self.context.degree}"]
+        )
         return ", ".join(words)
 
     def module(self, rank: int, state: Mapping[str, torch.Tensor]) -> fx.GraphModule:
@@ -106,10 +107,6 @@ def graphs_of(captured: Captured, group: Group) -> GroupGraphs:
 
     Raises ModelError where the model cannot be divided so.
     """
-    if group.context > 1 and group.expert > 1:
-        raise ModelError(
-            f"context degree {group.context} beside expert degree {group.expert}: one of them must be 1"
-        )
     sharded, splits = None, group.sequence_parallel
     if group.tensor > 1:
         sharded = shard_graph(captured, group.tensor, sequence_parallel=splits)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
-from autopart.records.rank_group import Group
+from autopart.records.rank_group import Group, degrees_of
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.sharding.group_graphs import GroupGraphs, exchanging, graphs_of
 from autopart.runtime.sharding.groups import TensorGroup
@@ -31,29 +31,32 @@ class RankShards:
             sharded = replace(sharded, captured=empty)
         self._sharded = sharded
         self._of_positions = frozenset[str]() if context is None else context.partial_parameters
-        self._tensor, self._context = graphs.tensor_degree, graphs.context_degree
+        self._degrees = degrees_of(graphs.group)
+        self._tensor = graphs.tensor_degree
+        self._others = 1 if context is None else context.degree
+        """Context ranks or expert ranks."""
+        self._experts = {} if context is None else dict(context.shards)
         self._ranks = ranks
         self._tensor_ranks = ranks.part(1, self._tensor) if sharded is not None else ranks
         self.rank = ranks.rank()
         """The rank inside its group, from 0."""
-        self.degree = self._tensor * self._context
+        self.degree = self._tensor * self._others
         """The ranks of the group."""
         self.states: Mapping[str, ShardState] = {} if sharded is None else sharded.states
         """How tensor ranks hold each value, by the captured node's name."""
 
     def exchanging(self) -> AbstractContextManager[None]:
         """Return a block in which local graphs exchange through this rank's group."""
-        return exchanging(self._tensor, self._context, self._ranks)
+        return exchanging(self._degrees, self._ranks)
 
     def sum_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Replace each gradient that ranks of the group hold in parts by its sum. Collective in the group.
 
         The ranks run one graph, so either all have a gradient for a parameter, or none has.
         """
-        # Step 1: all parameters that only work on positions reads, over the context ranks.
+        # Step 1: all parameters that only work on positions, or on samples, reads, over the context or expert ranks.
         for name in sorted(self._of_positions & parameters.keys()):
-            ranks = self._ranks.part(self._tensor, self._context)
-            _sum_in_place(parameters[name].grad, ranks)
+            _sum_in_place(parameters[name].grad, self._other_ranks())
         if self._sharded is None:
             return
         # Step 2: whole parameters that only sharded work reads.
@@ -73,6 +76,8 @@ class RankShards:
         found: dict[str, torch.Tensor] = {}
         for name in sorted(tensors):
             local = tensors[name].detach()
+            if name in self._experts:
+                local = torch.cat(list(self._other_ranks().all_gather(local)))
             if self._sharded is None or name not in self._sharded.shards:
                 found[name] = local
             else:
@@ -84,7 +89,7 @@ class RankShards:
         """Return the factor for squares of this rank's gradient, so that the group's sum counts each element once."""
         shard = self._shard(name)
         copies = self._tensor if shard is None else shard.copies
-        return 1 / (copies * self._context)
+        return 1 / (copies * (1 if name in self._experts else self._others))
 
     def sum_over_group(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over the group's ranks. Collective in the group."""
@@ -95,13 +100,21 @@ class RankShards:
         shard, shape = self._shard(name), list(local)
         if shard is not None:
             shape[shard.dim] *= self._tensor // shard.copies
+        if name in self._experts:
+            shape[0] *= self._others
         return torch.Size(shape)
 
     def own_part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
         """Return the rank's part of a whole parameter, or of its optimizer state, which have `whole_shape`."""
         shard = self._shard(name)
         own = 0 if shard is None else self._tensor_ranks.rank()
-        return local_tensor(whole, shard, self._tensor, own)
+        of_tensor = local_tensor(whole, shard, self._tensor, own)
+        expert = self._experts.get(name)
+        place = 0 if expert is None else self._other_ranks().rank()
+        return local_tensor(of_tensor, expert, self._others, place)
+
+    def _other_ranks(self) -> TensorGroup:
+        return self._ranks.part(self._tensor, self._others)
 
     def _shard(self, name: str) -> ParameterShard | None:
         return None if self._sharded is None else self._sharded.shards.get(name)
@@ -115,4 +128,4 @@ def _sum_in_place(gradient: torch.Tensor | None, ranks: TensorGroup) -> None:
 def local_part(captured: Captured, group: Group, ranks: TensorGroup) -> tuple[Captured, RankShards]:
     """Return one rank's local graph of a captured model, and its shards, in a rank group."""
     graphs = graphs_of(captured, group)
-    return graphs.local(ranks.rank() % group.tensor), RankShards(graphs, ranks)
+    return graphs.local(ranks.rank()), RankShards(graphs, ranks)

@@ -18,7 +18,7 @@ from autopart.runtime.job.tensor_ranks import (
     place_in_plan,
 )
 from autopart.runtime.models.model import TrainingModel
-from autopart.runtime.sharding.groups import ThreadRanks
+from autopart.runtime.sharding.thread_ranks import ThreadRanks
 from tests.support.runtime.plans import two_stage_plan
 from tests.support.tensor_plans import in_groups
 

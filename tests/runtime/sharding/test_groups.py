@@ -7,7 +7,8 @@ import torch
 
 from autopart.errors import RunError
 from autopart.runtime.sharding.collectives import copy, gather, reduce, scatter, take
-from autopart.runtime.sharding.groups import LoneRank, ThreadRanks, group_named, registered
+from autopart.runtime.sharding.groups import LoneRank, group_named, registered
+from autopart.runtime.sharding.thread_ranks import ThreadRanks
 
 
 def test_threads_sum_and_gather_in_the_order_of_ranks() -> None:

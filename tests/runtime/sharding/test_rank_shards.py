@@ -10,10 +10,11 @@ from autopart.records.rank_group import Group
 from autopart.runtime.capture.capture import Captured, capture_model
 from autopart.runtime.models.model import TrainingModel
 from autopart.runtime.sharding.group_graphs import GroupGraphs
-from autopart.runtime.sharding.groups import LoneRank, ThreadRanks
+from autopart.runtime.sharding.groups import LoneRank
 from autopart.runtime.sharding.rank_shards import RankShards, local_part
 from autopart.runtime.sharding.shard import ShardedGraph
 from autopart.runtime.sharding.states import ParameterShard
+from autopart.runtime.sharding.thread_ranks import ThreadRanks
 
 WIDTH = 16
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from autopart.runtime.sharding.groups import ThreadRanks
 from autopart.runtime.sharding.shard_groups import ShardGroup, UnderWay
+from autopart.runtime.sharding.thread_ranks import ThreadRanks
 
 
 class _Over:

@@ -1,7 +1,7 @@
 """Random cases by seed, with the words that `solve` takes for them."""
 
 import random
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -12,7 +12,7 @@ from tests.support.problems import profile
 from tests.support.witness.draws import Style, draw_problem, rescaled, with_memory
 from tests.support.witness.optimum import low_memory
 from tests.support.witness.sharded import Sharing, problem_of_shards
-from tests.support.witness.tensor import draw_contexts, draw_variants, gpus_of, problem_of_degree
+from tests.support.witness.tensor import draw_others, draw_variants, gpus_of, problem_of_degree
 
 ONE_NODE = ((1, 1), (1, 2), (1, 3), (1, 4))
 NODES = ((2, 1), (2, 2), (3, 1), (2, 3), (3, 2), (3, 3))
@@ -209,14 +209,22 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
     training = msgspec.structs.replace(problem.training, zero1=False)
     problem = msgspec.structs.replace(problem, training=training)
     variants = draw_variants(rng, problem.graph, [2]) if rng.random() < 0.4 else ()
-    contexts = rng.random() < 0.4
-    if contexts:
-        tensors = [1, 2] if variants else [1]
-        variants += tuple(draw_contexts(rng, problem.graph, t) for t in tensors)
+    drawn: set[str] = set()
+    kinds_of_groups: tuple[Literal["context", "expert"], ...] = ("context", "expert")
+    for kind in kinds_of_groups:
+        if rng.random() < 0.35:
+            drawn.add(kind)
+            tensors = [1, 2] if variants else [1]
+            variants += tuple(draw_others(rng, problem.graph, t, kind) for t in tensors)
     bases: list[GroupVariant | None] = [None]
     bases += sorted(
         variants,
-        key=lambda one: (one.group.tensor, one.group.sequence_parallel, one.group.context),
+        key=lambda one: (
+            one.group.tensor,
+            one.group.sequence_parallel,
+            one.group.context,
+            one.group.expert,
+        ),
     )
     found: list[Problem] = []
     for base in bases:
@@ -239,7 +247,8 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
     words = {
         "shard": "auto" if len(kinds) > 1 else kinds[0],
         "tensor": "auto" if any(one.group.tensor > 1 for one in variants) else 1,
-        "context": "auto" if contexts else "1",
+        "context": "auto" if "context" in drawn else "1",
+        "expert": "auto" if "expert" in drawn else "1",
         "num_microbatches": problem.num_microbatches,
         "zero1": False,
     }

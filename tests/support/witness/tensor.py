@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -32,20 +33,22 @@ def draw_variants(
     )
 
 
-def draw_contexts(rng: random.Random, graph: LayerGraph, tensor: int) -> GroupVariant:
-    """A variant with context degree 2 beside a tensor degree, whose collectives join either kind of GPUs."""
+def draw_others(
+    rng: random.Random, graph: LayerGraph, tensor: int, kind: Literal["context", "expert"]
+) -> GroupVariant:
+    """A variant with degree 2 of a kind beside a tensor degree, whose collectives join either kind of GPUs."""
     listed: list[LayerCollectives] = []
     for layer in graph.layers:
         own = _collectives(rng, layer.name)
         joined = tuple(
-            msgspec.structs.replace(one, among="context")
-            if tensor == 1 or rng.random() < 0.5
-            else one
+            msgspec.structs.replace(one, among=kind) if tensor == 1 or rng.random() < 0.5 else one
             for one in own.collectives
         )
         listed.append(LayerCollectives(layer=layer.name, collectives=joined))
     return GroupVariant(
-        group=Group(tensor=tensor, context=2),
+        group=Group(tensor=tensor, context=2)
+        if kind == "context"
+        else Group(tensor=tensor, expert=2),
         graph=_shard(rng, graph, 2 * tensor),
         collectives=tuple(listed),
     )
@@ -109,7 +112,7 @@ def _collective(rng: random.Random) -> Collective:
     phases: list[Phase] = ["forward", "input_grad", "input_grad", "weight_grad", "step"]
     phase = rng.choice(phases)
     return Collective(
-        kind=rng.choice(["all_reduce", "all_gather", "reduce_scatter"]),
+        kind=rng.choice(["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]),
         bytes=rng.randrange(40),
         phase=phase,
         beneath="weight_grad" if phase == "input_grad" and rng.random() < 0.6 else None,
@@ -137,7 +140,7 @@ def problem_of_degree(problem: Problem, variant: GroupVariant) -> Problem:
 
 def gpus_of(group: Group | None) -> int:
     """GPUs of a group without sharded state."""
-    return 1 if group is None else group.tensor * group.context
+    return 1 if group is None else group.tensor * group.context * group.expert
 
 
 def cluster_of_group(cluster: Cluster, size: int) -> Cluster:
@@ -195,7 +198,7 @@ def layer_with_collectives(
     }
     for one in collectives:
         assert group is not None
-        count = group.context if one.among == "context" else group.tensor
+        count = {"context": group.context, "expert": group.expert}.get(str(one.among), group.tensor)
         took = collective_seconds(problem, one, count)
         spent["beneath" if one.beneath else one.phase] += took
         spent["again"] += took if one.recomputed else 0.0
@@ -229,4 +232,8 @@ def _seconds(cluster: Cluster, one: Collective, degree: int) -> float:
     together = [0] * degree
     if one.kind == "all_reduce":
         return all_reduce_seconds(cluster, together, one.bytes)
+    if one.kind == "all_to_all":
+        # Each GPU sends all but its own part over its links, to all others at once.
+        kept = one.bytes / degree
+        return cluster.network.start + (one.bytes - kept) / cluster.network.ring_bandwidth
     return cluster.network.start + ring_turn_seconds(cluster, together, one.bytes)

@@ -7,6 +7,7 @@ for which, so that a second attempt can compute no more than the chunks (`follow
 
 # pyright: reportPrivateUsage=false
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -87,7 +88,7 @@ class ContextBuilder(CapturedNodes):
         if self.group == CONTEXT:
             check_length(size, self.degree, what)
         else:
-            check_samples(size, self.degree)
+            check_samples(size, self.degree, math.gcd(*self.experts.values()))
         self.samples.add(size)
         self.has_roots = True
         return Rows(dim, size)
@@ -190,7 +191,10 @@ class ContextBuilder(CapturedNodes):
 
     def sum_over_ranks(self, node: fx.Node, at: fx.Node) -> None:
         """Let the ranks' sum stand for a node from here on. It is whole."""
-        self._local[node], self.states[node] = self.emit(at, reduce, self._local[node], self.group), None
+        self._local[node], self.states[node] = (
+            self.emit(at, reduce, self._local[node], self.group),
+            None,
+        )
         self.whole_nodes.add(self._local[node])
 
     def named(self, name: str) -> fx.Node:

@@ -20,6 +20,7 @@ from autopart.runtime.sharding.groups import group_named
 from autopart.runtime.sharding.own_draws import FIRST_GIVEN, Cut, own_draws, own_stream
 from autopart.runtime.transforms.seeded_draws import SeededDraws
 
+
 def draw_positions(
     operation: Callable[..., Any],
     places: Sequence[Place | None],
@@ -125,9 +126,7 @@ def draw_causal_attention(
     return draw_positions_of_slices(*own, *of_slices, *args)
 
 
-def _in_whole(
-    x: torch.Tensor, place: Place, degree: int, rank: int, group: str
-) -> torch.Tensor:
+def _in_whole(x: torch.Tensor, place: Place, degree: int, rank: int, group: str) -> torch.Tensor:
     shape = list(x.shape)
     shape[place[0]] *= degree
     whole = x.new_zeros(shape)

@@ -46,7 +46,10 @@ def scatter_chunks(
     """Return the caller's chunks of the ranks' sums of `xs`, in one message."""
     ranks = group_named(group)
     own = [
-        [own_chunks(x, (d, o), degree, rank, group) for x, d, o in zip(xs, dims, outers, strict=True)]
+        [
+            own_chunks(x, (d, o), degree, rank, group)
+            for x, d, o in zip(xs, dims, outers, strict=True)
+        ]
         for rank in range(1 if ranks.is_alone else degree)
     ]
     if ranks.is_alone:

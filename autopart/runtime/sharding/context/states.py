@@ -103,10 +103,13 @@ def viewed(rows: Rows, before: Sequence[int], after: Sequence[int]) -> Rows | No
     return None
 
 
-def check_samples(size: int, degree: int) -> None:
-    """Raise ContextRefused where the samples of a microbatch do not fall into e equal parts."""
+def check_samples(size: int, degree: int, experts: int) -> None:
+    """Raise ContextRefused where the samples of a microbatch do not fall into e equal parts.
+
+    `experts` is what all degrees must divide too.
+    """
     if size % degree:
-        able = [str(d) for d in range(2, size + 1) if size % d == 0]
+        able = [str(d) for d in range(2, size + 1) if size % d == experts % d == 0]
         raise ContextRefused(
             f"expert degree {degree}: a microbatch has {counted(size, 'sample')}, which {degree} GPUs do not share "
             f"equally; use another microbatch size, or degree {' or '.join(able) or '1'}"

@@ -101,7 +101,9 @@ def _write_dense(graph: ContextBuilder, node: fx.Node, product: Product, letter:
             if sample in product.output:
                 samples = rows.plain.at(product.output.index(sample))
         if letter in letters:
-            own = graph.emit(node, own_part, own, letters.index(letter), (), graph.degree, graph.group)
+            own = graph.emit(
+                node, own_part, own, letters.index(letter), (), graph.degree, graph.group
+            )
         local.append(own)
     if product.bias is not None:
         graph.fail(node, "adds a bias to experts")

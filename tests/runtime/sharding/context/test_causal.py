@@ -11,6 +11,7 @@ from autopart.runtime.sharding.context.causal import (
     causal_rows_backward,
 )
 from autopart.runtime.sharding.context.exchange import own_chunks
+from autopart.runtime.sharding.context.states import CONTEXT
 from autopart.runtime.sharding.groups import LoneRank, registered
 
 

@@ -10,7 +10,8 @@ from autopart.runtime.sharding.context.causal import causal_attention
 from autopart.runtime.sharding.context.exchange import gather_positions, own_chunks
 from autopart.runtime.sharding.counted import count_collectives
 from autopart.runtime.sharding.group_graphs import graphs_of
-from autopart.runtime.sharding.groups import ThreadRanks, registered
+from autopart.runtime.sharding.groups import registered
+from autopart.runtime.sharding.thread_ranks import ThreadRanks
 from tests.support.runtime.context_models import CausalAttention, Decoder
 from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.sharded_models import small_model

@@ -1,0 +1,90 @@
+"""Plans with an expert degree train as the plain model, on four processes."""
+
+from functools import cache
+
+import msgspec
+import pytest
+
+from autopart.records.plan import Plan
+from autopart.records.run_result import CheckResult
+from autopart.runtime.engine.run_settings import RunSettings
+from tests.support.long_tests import long_tests
+from tests.support.places import MODELS
+from tests.support.runtime.plans import capture, plan_for
+from tests.support.runtime.rank_pool import RankPool
+from tests.support.runtime.tensor_runs import run_groups, run_without_group_sums
+from tests.support.tensor_plans import in_groups
+
+pytestmark = pytest.mark.slow
+
+captured = cache(capture)
+
+MOE = "zoo:moe-tiny"
+HF_MIXTRAL = str(MODELS / "hf_mixtral.py")
+ALL = [MOE, HF_MIXTRAL, str(MODELS / "hf_qwen3_moe.py"), str(MODELS / "hf_deepseek_v3.py")]
+SHAPES: dict[str, tuple[int, int, tuple[float, ...], int]] = {
+    "2 stages x e 2": (1, 2, (0.5,), 1),
+    "e 4": (1, 4, (), 1),
+    "t 2 x e 2": (2, 2, (), 1),
+    "2 replicas x e 2": (1, 2, (), 2),
+}
+"""Tensor degree, expert degree, cuts and replicas, each for four processes."""
+IN_CI = {(MOE, "2 stages x e 2"), (HF_MIXTRAL, "t 2 x e 2")}
+
+
+def of_shape(model: str, shape: str, *, splits: bool = False) -> Plan:
+    """A plan for four processes whose ranks are groups with an expert degree."""
+    if "hf_" in model:
+        pytest.importorskip("transformers")
+    tensor, expert, cuts, replicas = SHAPES[shape]
+    plan = plan_for(
+        model, captured(model, 4, "float32"), cuts, replicas=replicas, microbatch_size=4
+    )
+    return in_groups(plan, tensor, expert=expert, sequence_parallel=splits)
+
+
+def checked(pool: RankPool, plan: Plan) -> CheckResult:
+    """The check after two steps; it raises if anything differs from the plain model."""
+    settings = RunSettings(model=plan.origin.model, steps=2, check=True)
+    result = pool.call(run_groups, plan, settings)[0]
+    assert result is not None and result.check is not None
+    assert result.check.losses <= 1e-5 and result.check.gradients <= 1e-5, result.check
+    return result.check
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        pytest.param(m, s, marks=() if (m, s) in IN_CI else pytest.mark.long)
+        for m in ALL
+        for s in SHAPES
+    ],
+)
+def test_expert_groups_train_as_the_plain_model(
+    four_ranks: RankPool, model: str, shape: str
+) -> None:
+    checked(four_ranks, of_shape(model, shape))
+
+
+@pytest.mark.parametrize("policy", ["recompute", *long_tests("selective", "offload")])
+def test_activation_policies_run_on_experts(four_ranks: RankPool, policy: str) -> None:
+    """A recomputed layer sends its tokens to their experts again."""
+    plan = of_shape(HF_MIXTRAL, "2 stages x e 2")
+    stages = tuple(
+        msgspec.structs.replace(s, **{policy: tuple(n for n in s.layers if n != "loss")})
+        for s in plan.stages
+    )
+    checked(four_ranks, msgspec.structs.replace(plan, stages=stages))
+
+
+def test_zero1_shares_the_state_of_equal_places(four_ranks: RankPool) -> None:
+    plan = of_shape(MOE, "2 replicas x e 2")
+    training = msgspec.structs.replace(plan.training, zero1=True, sync="overlap")
+    checked(four_ranks, msgspec.structs.replace(plan, training=training))
+
+
+def test_the_check_misses_the_sums_over_a_group(four_ranks: RankPool) -> None:
+    plan = of_shape(MOE, "2 stages x e 2")
+    settings = RunSettings(model=MOE, steps=1, check=True)
+    said = four_ranks.call(run_without_group_sums, plan, settings)[0]
+    assert "differs from the plain model" in said
