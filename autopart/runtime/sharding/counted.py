@@ -14,10 +14,14 @@ from autopart.runtime.capture.capture import Captured
 from autopart.runtime.models.attributes import lookup
 from autopart.runtime.sharding.collectives import copy, gather, reduce, scatter, take
 from autopart.runtime.sharding.context.exchange import gather_positions
+from autopart.runtime.sharding.context.expert_exchange import (
+    from_experts,
+    gather_counts,
+    to_experts,
+)
 from autopart.runtime.sharding.context.rules.sums import mean_over_positions
 from autopart.runtime.sharding.context.states import CONTEXT, EXPERT
 from autopart.runtime.sharding.cross_entropy import sharded_cross_entropy
-from autopart.runtime.sharding.experts.exchange import from_experts, gather_counts, to_experts
 from autopart.runtime.sharding.group_graphs import GroupGraphs
 from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.nodes import nodes_with_gradient, operation_name

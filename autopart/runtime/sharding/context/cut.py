@@ -17,11 +17,11 @@ from autopart.runtime.models.attributes import attach, is_persistent, lookup
 from autopart.runtime.sharding.captured_nodes import CapturedNodes
 from autopart.runtime.sharding.context.arguments import writes
 from autopart.runtime.sharding.context.builder import ContextBuilder
+from autopart.runtime.sharding.context.expert_weights import expert_weights
 from autopart.runtime.sharding.context.gradients import sum_gradients
 from autopart.runtime.sharding.context.rules.following import choose
 from autopart.runtime.sharding.context.rules.table import write
 from autopart.runtime.sharding.context.states import ContextRefused, Rows, State
-from autopart.runtime.sharding.experts.weights import expert_weights
 from autopart.runtime.sharding.groups import LoneRank, registered
 from autopart.runtime.sharding.local_model import described, local_tensor, observe
 from autopart.runtime.sharding.shard import check_open
@@ -72,7 +72,7 @@ def _cut(captured: Captured, degree: int, experts: Mapping[str, int] | None) -> 
     if len(attempt.samples) > 1 and experts is not None:
         sizes = " and ".join(str(size) for size in sorted(attempt.samples))
         raise ContextRefused(
-            f"expert degree {degree}: inputs have {sizes} samples; use expert degree 1"
+            f"expert degree {degree}: inputs have different numbers of samples: {sizes}; use expert degree 1"
         )
     if not attempt.has_roots and experts is not None:
         raise ContextRefused(

@@ -88,15 +88,15 @@ def draw_own_positions(
     node: fx.Node,
     rows: Sequence[Rows | None],
     result: Rows,
-    ranks: tuple[int, str],
+    members: tuple[int, str],
     of_slices: tuple[Any, ...] | None = None,
 ) -> None:
     """Let a node of a local graph draw for the rank's positions; `rows` are those of its arguments.
 
-    `ranks` has their number and the name of their group. `of_slices` has the arguments of `own_draws` behind its operation, for a slice of a tensor group.
+    `members` has the number of the ranks and the name of their group. `of_slices` has the arguments of `own_draws` behind its operation, for a slice of a tensor group.
     """
     places = tuple(None if one is None else (one.dim, one.outer) for one in rows)
-    own = (places, (result.dim, result.outer), *ranks)
+    own = (places, (result.dim, result.outer), *members)
     if node.target is own_draws:
         operation, cuts, cut, ranks, group, *given = node.args
         node.args = (operation, *own, cuts, cut, ranks, group, *given)

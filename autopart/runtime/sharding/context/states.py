@@ -111,8 +111,8 @@ def check_samples(size: int, degree: int, experts: int) -> None:
     if size % degree:
         able = [str(d) for d in range(2, size + 1) if size % d == experts % d == 0]
         raise ContextRefused(
-            f"expert degree {degree}: a microbatch has {counted(size, 'sample')}, which {degree} GPUs do not share "
-            f"equally; use another microbatch size, or degree {' or '.join(able) or '1'}"
+            f"expert degree {degree}: a microbatch has {counted(size, 'sample')}, which {counted(degree, 'GPU')} do not "
+            f"share equally; use another microbatch size, or degree {' or '.join(able) or '1'}"
         )
 
 

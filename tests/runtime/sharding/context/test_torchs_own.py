@@ -45,7 +45,7 @@ def test_each_rank_has_torchs_rows_and_gradients(
     found: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def work(rank: int) -> None:
-        own = [own_chunks(x.detach(), 2, 1, 2, rank).requires_grad_() for x in whole]
+        own = [own_chunks(x.detach(), (2, 1), 2, rank, "group").requires_grad_() for x in whole]
         query, key, value, weights = own
         keys, values = gather_positions((key, value), (2, 2), (1, 1), 2, "group")
         output = causal_attention(query, keys, values, 0.0, None, False, 2, "group")

@@ -14,7 +14,7 @@ from autopart.runtime.sharding.context.arguments import arguments
 from autopart.runtime.sharding.context.builder import ContextBuilder, is_random
 from autopart.runtime.sharding.context.causal import causal_attention
 from autopart.runtime.sharding.context.draws import draw_own_positions
-from autopart.runtime.sharding.context.states import Rows
+from autopart.runtime.sharding.context.states import EXPERT, Rows
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.own_draws import FIRST_GIVEN, own_draws
 
@@ -39,7 +39,7 @@ def cut_attention(graph: ContextBuilder, node: fx.Node) -> None:
     given = _given(node)
     query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
     rows, dims = graph.rows(query), len(graph.shape(query))
-    if rows is not None and rows.dim < dims - 2:
+    if rows is not None and graph.group == EXPERT and rows.dim < dims - 2:
         _attend_alone(graph, node, rows.plain, [query, key, value, mask])
         return
     if rows is None or rows.plain != Rows(dims - 2, graph.shape(query)[-2]):

@@ -8,10 +8,10 @@ from autopart.runtime.sharding.collectives import gather, scatter
 from autopart.runtime.sharding.context.builder import ContextBuilder, is_counts
 from autopart.runtime.sharding.context.rules import routing, sums
 from autopart.runtime.sharding.context.rules.attention import cut_attention, is_attention
+from autopart.runtime.sharding.context.rules.experts import cut_experts
 from autopart.runtime.sharding.context.rules.following import following
 from autopart.runtime.sharding.context.rules.products import cut_product
 from autopart.runtime.sharding.context.states import CONTEXT, EXPERT, Rows
-from autopart.runtime.sharding.experts.rules import cut_experts
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.rules.contractions import GROUPED
 

@@ -14,15 +14,15 @@ from torch import fx
 
 from autopart.runtime.sharding.collectives import own_part, scatter
 from autopart.runtime.sharding.context.builder import ContextBuilder, is_counts, is_random
-from autopart.runtime.sharding.context.rules.following import following
-from autopart.runtime.sharding.context.states import Rows
-from autopart.runtime.sharding.experts.exchange import (
+from autopart.runtime.sharding.context.expert_exchange import (
     from_experts,
     gather_counts,
     own_ends,
     to_experts,
 )
-from autopart.runtime.sharding.experts.weights import PRODUCTS, expert_letter
+from autopart.runtime.sharding.context.expert_weights import PRODUCTS, expert_letter
+from autopart.runtime.sharding.context.rules.following import following
+from autopart.runtime.sharding.context.states import Rows
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.rules.contractions import (
     GROUPED,

@@ -2,13 +2,13 @@
 
 import torch
 
-from autopart.runtime.sharding.context.states import EXPERT
-from autopart.runtime.sharding.experts.exchange import (
+from autopart.runtime.sharding.context.expert_exchange import (
     from_experts,
     gather_counts,
     own_ends,
     to_experts,
 )
+from autopart.runtime.sharding.context.states import EXPERT
 from autopart.runtime.sharding.groups import LoneRank, registered
 from autopart.runtime.sharding.thread_ranks import ThreadRanks
 

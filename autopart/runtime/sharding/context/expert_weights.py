@@ -16,6 +16,7 @@ from autopart.runtime.sharding.context.states import ContextRefused
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.rules.contractions import GROUPED, Product, product_of
 from autopart.runtime.sharding.rules.shapes import permuted
+from autopart.text import counted
 
 PRODUCTS = frozenset({"einsum", "bmm", "matmul", *GROUPED})
 _MOVES = frozenset({"transpose", "permute", "t", "movedim"})
@@ -48,7 +49,8 @@ def expert_weights(graph: CapturedNodes, degree: int) -> dict[str, int]:
         name = next(name for name, size in found.items() if size % degree)
         able = [str(d) for d in range(2, common + 1) if common % d == 0]
         raise ContextRefused(
-            f"expert degree {degree}: '{name}' has {found[name]} experts, which {degree} GPUs do not share equally; "
+            f"expert degree {degree}: '{name}' has {counted(found[name], 'expert')}, which {counted(degree, 'GPU')} do not "
+            f"share equally; "
             f"use expert degree {' or '.join(able) or '1'}"
         )
     return found
