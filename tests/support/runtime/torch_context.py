@@ -15,6 +15,7 @@ from torch.distributed.tensor.experimental._context_parallel import _attention a
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopart.runtime.sharding.context.exchange import own_chunks
+from autopart.runtime.sharding.context.states import CONTEXT
 
 aten = torch.ops.aten
 
@@ -53,8 +54,8 @@ def torchs_attention(
     """Causal attention of whole (query, key, value), as one process of the pool; gradients are for weighted sums."""
     group, size = distributed.group.WORLD, distributed.get_world_size()
     assert group is not None
-    query, key, value = (own_chunks(x, 2, 1, size, process) for x in tensors)
-    gradient = own_chunks(weights, 2, 1, size, process)
+    query, key, value = (own_chunks(x, (2, 1), size, process, CONTEXT) for x in tensors)
+    gradient = own_chunks(weights, (2, 1), size, process, CONTEXT)
     ring.set_rotate_method("allgather")
     assert ring._cp_options.enable_load_balance
     with CommDebugMode() as counts, _Collectives() as forward:
