@@ -107,8 +107,8 @@ def samples_per_process(plan: OwnPlan) -> int:
     size, rest = divmod(plan.microbatch_size, data_degree(plan))
     if rest:
         raise PlanError(
-            f"the plan's microbatches have {counted(plan.microbatch_size, 'sample')}, which {data_degree(plan)} "
-            "GPUs cannot share equally; solve with a microbatch size that is a multiple of the shard degree"
+            f"the plan's microbatches have {counted(plan.microbatch_size, 'sample')}, which "
+            f"{counted(data_degree(plan), 'GPU')} cannot share equally; solve with a microbatch size that is a multiple of the shard degree"
         )
     return size
 

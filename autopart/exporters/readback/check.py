@@ -150,7 +150,7 @@ def _sharded_state(shape: Shape, rebuilt: Rebuilt) -> list[Check]:
     if shape.shard_degree == rebuilt.shard_degree == 1:
         return []
     told = [
-        f"{counted(replicas, 'replica')} of {degree} processes that share state, weights "
+        f"{counted(replicas, 'replica')} of {counted(degree, 'process', 'processes')} that share state, weights "
         + ("gathered through the step" if keeps else "gathered for each microbatch")
         for degree, replicas, keeps in (built, wanted)
     ]
