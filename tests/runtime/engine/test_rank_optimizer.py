@@ -55,8 +55,8 @@ def test_an_optimizer_that_needs_whole_matrices_cannot_have_shards():
 
 
 def test_of_stages_with_one_parameter_the_first_says_where_its_state_lies():
-    def program(*parameters: nn.Parameter) -> SimpleNamespace:
-        module = nn.ParameterDict({f"p{at}": each for at, each in enumerate(parameters)})
+    def program(**parameters: nn.Parameter) -> SimpleNamespace:
+        module = nn.ParameterDict(parameters)
         return SimpleNamespace(module=module, parameters=tuple(module))
 
     shared, own = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(5))
@@ -68,10 +68,11 @@ def test_of_stages_with_one_parameter_the_first_says_where_its_state_lies():
         )
         executor = SimpleNamespace(
             # The later stage comes first.
-            programs={2: program(shared, own), 0: program(shared)},
+            programs={2: program(shared=shared, own=own), 0: program(shared=shared)},
             parameters={"shared": shared, "own": own},
             shared=(),
             device=torch.device("cpu"),
+            written=lambda: None,
         )
         of = msgspec.structs.replace(plan, stages=stages)
         optimizer = rank_optimizer(of, executor, "sgd-momentum", None)  # type: ignore[arg-type]
@@ -88,7 +89,11 @@ def test_parameters_have_master_copies_if_the_plan_says_so(precision: str, copie
     training = make_training("bfloat16", precision=precision)
     weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     executor = SimpleNamespace(
-        programs={}, parameters={"w": weight}, shared=(), device=torch.device("cpu")
+        programs={},
+        parameters={"w": weight},
+        shared=(),
+        device=torch.device("cpu"),
+        written=lambda: None,
     )
     of = msgspec.structs.replace(plan, training=training)
     optimizer = rank_optimizer(of, executor, "sgd", None)  # type: ignore[arg-type]
