@@ -15,14 +15,16 @@ def sharing(
     tensor: int = 1,
     sequence_parallel: bool = False,
     context: int = 1,
+    expert: int = 1,
 ) -> Plan:
     """The plan with rank groups whose processes each have as many samples as one rank of `plan`."""
-    size = plan.cluster.gpus_per_node * data * tensor * context
+    size = plan.cluster.gpus_per_node * data * tensor * context * expert
     cluster = msgspec.structs.replace(plan.cluster, gpus_per_node=size)
     group = Group(
         tensor=tensor,
         sequence_parallel=sequence_parallel,
         context=context,
+        expert=expert,
         data=data,
         shard=shard,
         reduce=reduce,

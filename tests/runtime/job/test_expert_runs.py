@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from autopart.records.plan import Plan
+from autopart.records.rank_group import Shard
 from autopart.records.run_result import CheckResult
 from autopart.runtime.engine.run_settings import RunSettings
 from tests.support.long_tests import long_tests
@@ -13,6 +14,7 @@ from tests.support.places import MODELS
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.tensor_runs import run_groups, run_without_group_sums
+from tests.support.sharded_plans import sharing
 from tests.support.tensor_plans import in_groups
 
 pytestmark = pytest.mark.slow
@@ -81,6 +83,14 @@ def test_zero1_shares_the_state_of_equal_places(four_ranks: RankPool) -> None:
     plan = of_shape(MOE, "2 replicas x e 2")
     training = msgspec.structs.replace(plan.training, zero1=True, sync="overlap")
     checked(four_ranks, msgspec.structs.replace(plan, training=training))
+
+
+@pytest.mark.parametrize("shard", ["zero3", *long_tests("zero2")])
+def test_experts_and_sharded_state_run_together(four_ranks: RankPool, shard: Shard) -> None:
+    """Each process has a fourth of the samples, half of the experts, and half of their state."""
+    pytest.importorskip("transformers")
+    plan = plan_for(HF_MIXTRAL, captured(HF_MIXTRAL, 2, "float32"), ())
+    checked(four_ranks, sharing(plan, 2, shard, expert=2))
 
 
 def test_the_check_misses_the_sums_over_a_group(four_ranks: RankPool) -> None:

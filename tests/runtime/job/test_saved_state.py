@@ -21,7 +21,7 @@ from tests.support.sharded_plans import sharing
 from tests.support.tensor_plans import in_groups
 
 captured = cache(capture)
-LLAMA, GPT2 = "zoo:llama-tiny", "zoo:gpt2-tiny"
+LLAMA, GPT2, MOE = "zoo:llama-tiny", "zoo:gpt2-tiny", "zoo:moe-tiny"
 
 
 def placed(model: str, degree: int, num_stages: int, replicas: int = 1, **of_groups: bool) -> Plan:
@@ -104,6 +104,17 @@ def test_a_run_continues_with_a_context_degree_in_place_of_replicas(
     whole = losses(four_ranks, first, 4)
     half = losses(four_ranks, first, 2, save=folder)
     rest = losses(four_ranks, second, 2, load=folder)
+    assert [*half, *rest] == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_continues_without_an_expert_degree(two_ranks: RankPool, tmp_path: Path) -> None:
+    """Each process saves whole experts, and the pipeline loads those of its stage."""
+    folder = str(tmp_path / "saved")
+    first, second = in_groups(placed(MOE, 1, 1), 1, expert=2), placed(MOE, 1, 2)
+    whole = losses(two_ranks, second, 4)
+    half = losses(two_ranks, first, 2, save=folder)
+    rest = losses(two_ranks, second, 2, load=folder)
     assert [*half, *rest] == pytest.approx(whole, rel=1e-5)
 
 
