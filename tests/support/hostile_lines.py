@@ -168,7 +168,7 @@ VERBS = {
             "--pin": PIN, "--same-stage": PAIR, "--different-stage": PAIR, "--solver": CHOICE,
             "--time-limit": NUMBER, "--memory-sweep": ("0", "1", "-1", "nan", "", "many"),
             "--output": OUTPUT, "--tensor": (*DEGREE, "per_stage", "per-stage,2"), "--sequence-parallel": CHOICE,
-            "--context": (*DEGREE, ",", "2,", "2,2", "3"), "--sequence-length": (*COUNT, "7"),
+            "--context": (*DEGREE, ",", "2,", "2,2", "3"),
             "--expert": (*DEGREE, ",", "2,", "2,2", "3"),
         },
     ),
