@@ -32,9 +32,9 @@ def searched_choices(
     """The choices for microbatches of the profile's size, of which a step has `num_microbatches`.
 
     A group with shard degree d runs d such microbatches together. So d divides them, and d times the group without it
-    divides a node. Empty where the demand leaves no such d. Raises AutopartError as `searched_groups` does.
+    divides a node. An expert degree divides the profile's samples. Empty where the demand leaves no such degrees. Raises AutopartError as `searched_groups` does.
     """
-    bases = searched_groups(profile, cluster, demand)
+    bases = able_to_share_samples(searched_groups(profile, cluster, demand), profile)
     if not isinstance(demand, GroupDemand) or not isinstance(demand.shard, tuple):
         return tuple(GroupChoice(base) for base in bases)
     found: list[GroupChoice] = []
@@ -52,6 +52,21 @@ def searched_choices(
             else:
                 found += [GroupChoice(_sharded(base, word, d, training)) for d in degrees]
     return tuple(found)
+
+
+def able_to_share_samples(groups: Sequence[MaybeGroup], profile: Profile) -> tuple[MaybeGroup, ...]:
+    """The groups whose expert degree divides the profile's samples: a profile may be scaled to fewer."""
+    return tuple(one for one in groups if profile.microbatch_size % expert_degree(one) == 0)
+
+
+def no_expert_degree(groups: Sequence[MaybeGroup], samples: int) -> AutopartError:
+    """The error where no expert degree divides the samples of a microbatch."""
+    degrees = sorted({expert_degree(one) for one in groups})
+    listed = " or ".join(map(str, degrees))
+    return AutopartError(
+        f"expert degree {listed} does not divide a microbatch of {counted(samples, 'sample')}; take a --microbatch-size "
+        f"that is a multiple of {degrees[0]}"
+    )
 
 
 def _sharded(base: MaybeGroup, shard: Shard, degree: int, training: Training) -> Group:

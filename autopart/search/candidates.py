@@ -32,7 +32,12 @@ from autopart.records.rank_group import (
     group_size,
     is_tensor_only,
 )
-from autopart.records.sharded_choices import no_shard_degree, searched_choices
+from autopart.records.sharded_choices import (
+    able_to_share_samples,
+    no_expert_degree,
+    no_shard_degree,
+    searched_choices,
+)
 from autopart.search.infeasible import why_infeasible
 from autopart.search.remedies import some_plan_fits
 from autopart.stage_degrees.problem import (
@@ -91,6 +96,8 @@ def candidates(sized: Sequence[Sized], problems: Sequence[Problem]) -> list[Sear
     first, demand = problems[0], problems[0].demands.group
     if not found and isinstance(demand, GroupDemand):
         bases = searched_groups(sized[0].profile, first.cluster, demand)
+        if not able_to_share_samples(bases, sized[0].profile):
+            raise no_expert_degree(bases, sized[0].profile.microbatch_size)
         raise no_shard_degree(bases, first.cluster, demand, first.num_microbatches)
     return found
 

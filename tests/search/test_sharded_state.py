@@ -80,7 +80,7 @@ CONTEXTS = with_contexts(GIVEN, 2, 4)
 
 
 def with_experts(profile: Profile) -> Profile:
-    """The profile of contexts with each context degree as an expert degree, too, which sends tokens."""
+    """The profile with microbatches of 4, and with each context degree as an expert degree, too, which sends tokens."""
     found = list(profile.variants)
     for variant in profile.variants:
         degree = variant.group.context
@@ -92,7 +92,7 @@ def with_experts(profile: Profile) -> Profile:
                 for one in variant.collectives
             )
             found.append(msgspec.structs.replace(variant, group=group, collectives=own))
-    return msgspec.structs.replace(profile, variants=tuple(found))
+    return msgspec.structs.replace(profile, microbatch_size=4, variants=tuple(found))
 
 
 EXPERTS = with_experts(CONTEXTS)
@@ -192,6 +192,14 @@ def test_each_kind_keeps_less_than_the_one_before():
         ({"target": "megatron"}, "the export for Megatron-Core takes none, zero1; leave out"),
         ({"shard": "none", "context": "2", "target": "torch"}, "has no context degree; leave out"),
         ({"shard": "none", "expert": "2", "target": "torch"}, "has no expert degree; leave out"),
+        (
+            {
+                "given": msgspec.structs.replace(EXPERTS, microbatch_size=2),
+                "expert": "4",
+                "shard": "none",
+            },
+            "expert degree 4 does not divide a microbatch of 2 samples; take a --microbatch-size",
+        ),
         ({"shard": "none", "expert": "2,2"}, "--expert 2,2: give each degree once"),
         ({"shard": "none", "expert": "2,4"}, "no expert degree 2 or 4, .* test --expert 2,4$"),
         (

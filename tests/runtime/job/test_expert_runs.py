@@ -79,6 +79,7 @@ def test_activation_policies_run_on_experts(four_ranks: RankPool, policy: str) -
     checked(four_ranks, msgspec.structs.replace(plan, stages=stages))
 
 
+@pytest.mark.long
 def test_zero1_shares_the_state_of_equal_places(four_ranks: RankPool) -> None:
     plan = of_shape(MOE, "2 replicas x e 2")
     training = msgspec.structs.replace(plan.training, zero1=True, sync="overlap")

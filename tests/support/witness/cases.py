@@ -216,6 +216,9 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
             drawn.add(kind)
             tensors = [1, 2] if variants else [1]
             variants += tuple(draw_others(rng, problem.graph, t, kind) for t in tensors)
+    if "expert" in drawn:
+        # Each of the two GPUs has a sample.
+        problem = msgspec.structs.replace(problem, microbatch_size=2)
     bases: list[GroupVariant | None] = [None]
     bases += sorted(
         variants,

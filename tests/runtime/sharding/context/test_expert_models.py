@@ -17,13 +17,22 @@ pytestmark = pytest.mark.slow
 MOE = "zoo:moe-tiny"
 MIXTRAL, QWEN3 = "tests/support/models/hf_mixtral.py", "tests/support/models/hf_qwen3_moe.py"
 DEEPSEEK = "tests/support/models/hf_deepseek_v3.py"
+IN_CI = [
+    (MOE, (2, 2, True)),
+    (MIXTRAL, (2, 2, True)),
+    (QWEN3, (1, 4, False)),
+    (DEEPSEEK, (1, 2, False)),
+]
 
 
 @pytest.mark.parametrize(
-    ("tensor", "expert", "splits"),
-    [(1, 2, False), pytest.param(1, 4, False, marks=pytest.mark.long), (2, 2, True)],
+    ("model", "tensor", "expert", "splits"),
+    [
+        pytest.param(model, *grid, marks=() if (model, grid) in IN_CI else pytest.mark.long)
+        for model in (MOE, MIXTRAL, QWEN3, DEEPSEEK)
+        for grid in ((1, 2, False), (1, 4, False), (2, 2, True))
+    ],
 )
-@pytest.mark.parametrize("model", [MOE, MIXTRAL, QWEN3, DEEPSEEK])
 def test_the_ranks_together_have_the_models_loss_and_gradients(
     model: str, tensor: int, expert: int, splits: bool
 ) -> None:
