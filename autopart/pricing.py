@@ -70,7 +70,7 @@ from autopart.records.prediction import (
     SyncParts,
 )
 from autopart.records.problem import Objective, Problem
-from autopart.schedules.actions import Schedule
+from autopart.schedules.actions import Schedule, first_orders
 from autopart.schedules.catalogue import make_schedule
 from autopart.schedules.in_flight import InFlight
 from autopart.simulator.compiled import step_times
@@ -210,7 +210,7 @@ def price(
         in_flight = stages_in_flight(schedule, shown.stage_ranks)
     policies = given
     if policies is None:
-        own = first_orders(layout, orders) if orders else None
+        own = first_orders(layout.stage_ranks, orders) if orders else None
         policies = best_policies(problem, layout, partition, own)
     stages, syncs = predict(problem, layout, partition, policies, in_flight)
     prediction = simulated(problem.cluster, layout, stages, syncs, orders, problem.objective)
@@ -434,9 +434,9 @@ def _simulated_orders(layout: Layout, orders: Schedule) -> tuple[Layout, Schedul
     if not replicas_alike(layout):
         return layout, orders
     count = len(layout.stage_ranks[0])
-    first = first_orders(layout, orders)
+    first = first_orders(layout.stage_ranks, orders)
     # Replica r of R runs microbatches r, r + R, ...: the same order for each of them.
-    alike = all(first_orders(layout, orders, at) == first for at in range(1, count))
+    alike = all(first_orders(layout.stage_ranks, orders, at) == first for at in range(1, count))
     return (one_replica(layout), first) if alike else (layout, orders)
 
 
@@ -448,13 +448,3 @@ def _seen(layout: Layout, shown: Layout, ranks: tuple[int, ...]) -> tuple[int, .
     for own, seen in zip(layout.stage_ranks, shown.stage_ranks, strict=True):
         found.update(seen[at % len(seen)] for at, rank in enumerate(own) if rank in asked)
     return tuple(sorted(found))
-
-
-def first_orders(layout: Layout, orders: Schedule, replica: int = 0) -> Schedule:
-    """The orders of the first replica or of another one, its ranks and microbatches numbered from 0."""
-    count = len(layout.stage_ranks[0])
-    ranks = dict.fromkeys(own[replica] for own in layout.stage_ranks)
-    return tuple(
-        tuple(a._replace(microbatch=(a.microbatch - replica) // count) for a in orders[rank])
-        for rank in ranks
-    )

@@ -51,7 +51,7 @@ import numpy.typing as npt
 from autopart.activations.policies import chooses_by_rank, optimizer_places
 from autopart.bounds.order_paths import MOST_ACTIONS, ActionSeconds, OrderGraph, OrderPaths
 from autopart.bounds.policy_costs import PolicyCosts, policy_costs
-from autopart.bounds.price_rows import Rows, fullest_places, path_rows, rank_rows
+from autopart.bounds.price_rows import PriceRows, fullest_places, path_rows, rank_rows
 from autopart.cost.cuts import Cuts
 from autopart.cost.made_gradients import lasting_gradients, made_gradients
 from autopart.cost.stage_totals import layer_sizes
@@ -214,7 +214,7 @@ class _Prices:
     def _add(self, paths: OrderPaths) -> None:
         """Add (5) for some paths."""
         added = path_rows(self.problem, paths)
-        self.loads = Rows(*map(np.concatenate, zip(self.loads, added, strict=True)))
+        self.loads = PriceRows(*map(np.concatenate, zip(self.loads, added, strict=True)))
 
     def _bound(self, weight: Numbers, price: Numbers, warmth: float) -> "_Spread":
         """The bound, and layers spread over stages.

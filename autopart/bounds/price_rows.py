@@ -36,7 +36,7 @@ class FullestPlaces(NamedTuple):
     """Shape (places,)."""
 
 
-class Rows(NamedTuple):
+class PriceRows(NamedTuple):
     """How often each stage's seconds count in each row, shape (rows, stages)."""
 
     forward: Numbers
@@ -75,7 +75,7 @@ def fullest_places(
     return FullestPlaces(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
 
-def rank_rows(problem: Problem, layout: Layout, *, copied: bool) -> Rows:
+def rank_rows(problem: Problem, layout: Layout, *, copied: bool) -> PriceRows:
     """(1), then (2), for all ranks; then (4), where any layer may be copied beside compute."""
     first_stages = _first_stages(layout)
     stages, count = len(layout.stage_ranks), own_microbatches(layout, 0)
@@ -97,17 +97,17 @@ def rank_rows(problem: Problem, layout: Layout, *, copied: bool) -> Rows:
         parts.append((ahead, none, none, none, here, none))
         counts.append(ahead.sum(axis=1))
     rows = [np.concatenate(own) for own in zip(*parts, strict=True)]
-    return Rows(*rows, fixed=fixed * np.concatenate(counts))
+    return PriceRows(*rows, fixed=fixed * np.concatenate(counts))
 
 
-def path_rows(problem: Problem, paths: OrderPaths) -> Rows:
+def path_rows(problem: Problem, paths: OrderPaths) -> PriceRows:
     """(5) for some paths."""
     link = problem.cluster.host_link
     apart = link is not None and not link.overlaps
     extra = np.minimum(paths.forward, paths.gradient) if apart else paths.gradient
     none = np.zeros(paths.forward.shape)
     fixed = problem.cluster.action_overhead * paths.actions
-    return Rows(paths.forward, paths.gradient, paths.weights, paths.ends, none, extra, fixed)
+    return PriceRows(paths.forward, paths.gradient, paths.weights, paths.ends, none, extra, fixed)
 
 
 def _first_stages(layout: Layout) -> list[list[int]]:

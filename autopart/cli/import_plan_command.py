@@ -13,12 +13,12 @@ from autopart.cli.console import print_result, warn
 from autopart.cli.export_options import TargetName
 from autopart.cli.option_groups import with_groups
 from autopart.cli.output_files import check_may_write
+from autopart.cli.policy_options import PolicyOptions
 from autopart.cli.profile_reasons import reasons_from
 from autopart.cli.shared_options import AsJson, usage_checked
 from autopart.cli.solve_options import (
     GlobalBatch,
     PipelineOptions,
-    PolicyOptions,
     SequenceParallel,
     TrainingOptions,
     solve_options,

@@ -12,12 +12,12 @@ from autopart.cli.chosen_cluster import notes_on
 from autopart.cli.console import print_result, progress_bar, say, warn
 from autopart.cli.option_groups import with_groups
 from autopart.cli.output_files import check_may_write
+from autopart.cli.policy_options import PolicyOptions
 from autopart.cli.profile_reasons import reasons_from
 from autopart.cli.shared_options import AsJson
 from autopart.cli.size_options import SizingOptions, parse_prices, size_options
 from autopart.cli.solve_options import (
     PipelineOptions,
-    PolicyOptions,
     TrainingOptions,
     solve_options,
 )

@@ -12,12 +12,12 @@ from autopart.cli.cluster_options import ClusterOptions
 from autopart.cli.console import print_result, say, warn
 from autopart.cli.option_groups import with_groups
 from autopart.cli.output_files import check_may_write
+from autopart.cli.policy_options import PolicyOptions
 from autopart.cli.profile_reasons import reasons_from
 from autopart.cli.search_line import search_line
 from autopart.cli.shared_options import AsJson
 from autopart.cli.solve_options import (
     PipelineOptions,
-    PolicyOptions,
     TrainingOptions,
     solve_options,
 )

@@ -44,7 +44,7 @@ CollectiveName = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_a
 """`sharded_sync` is ZeRO-1's: a reduce-scatter, then an all-gather of as many bytes."""
 
 
-class Group(NamedTuple):
+class GroupShape(NamedTuple):
     """The shape of a group of ranks."""
 
     ranks: int
@@ -124,14 +124,14 @@ def fabric_of(cluster: Cluster) -> Fabric | None:
     return Fabric(network, cluster.gpus_per_node, cluster.num_nodes)
 
 
-def shape_of(nodes: Sequence[int]) -> Group:
+def shape_of(nodes: Sequence[int]) -> GroupShape:
     """The shape of a group whose ranks lie on these nodes, one entry per rank."""
     counts = Counter(nodes)
-    return Group(len(nodes), len(counts), min(counts.values()))
+    return GroupShape(len(nodes), len(counts), min(counts.values()))
 
 
 @functools.lru_cache(maxsize=4096)
-def price_of(fabric: Fabric, collective: CollectiveName, group: Group) -> Fastest:
+def price_of(fabric: Fabric, collective: CollectiveName, group: GroupShape) -> Fastest:
     """The price of a collective among the ranks of one group."""
     if group.ranks == 1:
         return NOTHING
@@ -173,17 +173,17 @@ def _least_pieces(
     return _least(p for one in groups for p in price_of(fabric, collective, one).pieces).pieces
 
 
-def _groups(fabric: Fabric, ranks: int, fewest_nodes: int) -> Iterator[Group]:
+def _groups(fabric: Fabric, ranks: int, fewest_nodes: int) -> Iterator[GroupShape]:
     """Every shape of so many ranks on at least `fewest_nodes` nodes."""
     room, num_nodes = fabric.gpus_per_node, fabric.num_nodes
     for nodes in range(max(fewest_nodes, math.ceil(ranks / room)), min(ranks, num_nodes) + 1):
         for fewest in range(1, ranks // nodes + 1):
             # The other nodes must hold the rest; a node alone has all ranks.
             if ranks - fewest <= (nodes - 1) * room:
-                yield Group(ranks, nodes, fewest)
+                yield GroupShape(ranks, nodes, fewest)
 
 
-def _ring(fabric: Fabric, group: Group, turns: int) -> Affine:
+def _ring(fabric: Fabric, group: GroupShape, turns: int) -> Affine:
     network, (n, k, g) = fabric.network, group
     bandwidth = math.inf
     if g > 1 or k < n:
@@ -196,7 +196,7 @@ def _ring(fabric: Fabric, group: Group, turns: int) -> Affine:
     return Affine(network.start + turns * latency, turns * (n - 1) / n / bandwidth)
 
 
-def _tree(fabric: Fabric, group: Group) -> Iterator[Affine]:
+def _tree(fabric: Fabric, group: GroupShape) -> Iterator[Affine]:
     """The tree's seconds, where there is one."""
     network, (_, k, g) = fabric.network, group
     switched = network.switch_bandwidth is not None and g >= network.switch_ranks
@@ -215,7 +215,7 @@ def _tree(fabric: Fabric, group: Group) -> Iterator[Affine]:
     yield Affine(start + 2 * math.ceil(math.log2(k)) * network.hop, per_byte)
 
 
-def _all_to_all(fabric: Fabric, group: Group) -> Affine:
+def _all_to_all(fabric: Fabric, group: GroupShape) -> Affine:
     network, (n, k, g) = fabric.network, group
     over = (n - g) / n / (network.all_to_all_efficiency * fabric.share(1))
     start = network.start + (n - g) * network.peer + (network.hop if k > 1 else 0.0)

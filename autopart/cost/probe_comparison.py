@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from autopart.cost.collectives import Fabric, Group, fabric_of, price_of
+from autopart.cost.collectives import Fabric, GroupShape, fabric_of, price_of
 from autopart.cost.links import link_across, link_off_rail, send_time
 from autopart.cost.probed_network import shares_rails
 from autopart.records.cluster import Cluster, Link
@@ -49,7 +49,9 @@ def _link(cluster: Cluster, one: SendReadings) -> Link:
 
 
 def _collectives(fabric: Fabric, one: CollectiveReadings) -> Iterator[MessageComparison]:
-    price = price_of(fabric, one.collective, Group(one.ranks, one.nodes, one.ranks // one.nodes))
+    price = price_of(
+        fabric, one.collective, GroupShape(one.ranks, one.nodes, one.ranks // one.nodes)
+    )
     groups = f"{one.at_once} x " if one.at_once > 1 else ""
     what = (
         f"{one.collective.replace('_', '-')}, {groups}{counted(one.ranks, 'rank')} on "

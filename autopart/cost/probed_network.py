@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from autopart.cost.collectives import CollectiveName, Fabric, Group, price_of
+from autopart.cost.collectives import CollectiveName, Fabric, GroupShape, price_of
 from autopart.records.network import Network
 from autopart.records.readings import CollectiveReadings, NetworkReadings, SendReadings
 
@@ -54,7 +54,7 @@ class _Shape(NamedTuple):
     """All measured times of one collective over one shape of group."""
 
     collective: CollectiveName
-    group: Group
+    group: GroupShape
     num_bytes: Vector
     seconds: Vector
 
@@ -75,7 +75,7 @@ def fit_network(
     shapes = [
         _Shape(
             one.collective,
-            Group(one.ranks, one.nodes, one.ranks // one.nodes),
+            GroupShape(one.ranks, one.nodes, one.ranks // one.nodes),
             np.array([float(r.num_bytes) for r in one.readings]),
             np.array([r.time for r in one.readings]),
         )

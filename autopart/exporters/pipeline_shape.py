@@ -6,9 +6,8 @@ from typing import Literal, NamedTuple
 
 from autopart.errors import ExportRefused
 from autopart.records.plan import Plan, schedule_of, stage_ranks
-from autopart.records.plan_degrees import data_degree
 from autopart.records.problem import LENDING
-from autopart.records.rank_group import Group
+from autopart.records.rank_group import Group, shard_degree
 from autopart.schedules.actions import Schedule
 from autopart.schedules.placements import loop, wave
 from autopart.text import counted
@@ -90,7 +89,7 @@ def shape_of(plan: Plan, framework: str) -> Shape:
         pipelines,
         tensor.tensor if isinstance(tensor, Group) else 1,
         isinstance(tensor, Group) and tensor.sequence_parallel,
-        data_degree(plan),
+        shard_degree(plan.group),
     )
 
 

@@ -132,7 +132,9 @@ def _check_collectives(variant: GroupVariant, where: str) -> None:
                 raise ProfileError(f"{place} is hidden beneath W, but belongs to {one.phase}")
             among = one.among
             if isinstance(among, str) and len(places_among(variant.group, among)) == 1:
-                raise ProfileError(f"{place} joins {among} GPUs, and the group has one")
+                raise ProfileError(
+                    f"{place} is among '{among}', and the group has {among} degree 1"
+                )
             if one.recomputed and one.phase != "forward":
                 raise ProfileError(f"{place} is recomputed, but belongs to {one.phase}")
     total = sum(one.bytes for own in variant.collectives for one in own.collectives)

@@ -13,6 +13,7 @@ from autopart.records.rank_group import (
     group_name,
     group_size,
     is_tensor_only,
+    shard_degree,
 )
 from autopart.text import counted
 
@@ -97,18 +98,13 @@ def group_of_rank(plan: OwnPlan, rank: int) -> MaybeGroup:
     return plan.group
 
 
-def data_degree(plan: OwnPlan) -> int:
-    """How many processes of a rank share a microbatch's samples and the state; 1 where none do."""
-    return plan.group.data if isinstance(plan.group, Group) else 1
-
-
 def samples_per_process(plan: OwnPlan) -> int:
     """Samples of a microbatch on one process. Raises PlanError where the processes of a rank cannot share them."""
-    size, rest = divmod(plan.microbatch_size, data_degree(plan))
+    size, rest = divmod(plan.microbatch_size, shard_degree(plan.group))
     if rest:
         raise PlanError(
             f"the plan's microbatches have {counted(plan.microbatch_size, 'sample')}, which "
-            f"{counted(data_degree(plan), 'GPU')} cannot share equally; solve with a microbatch size that is a multiple of the shard degree"
+            f"{counted(shard_degree(plan.group), 'GPU')} cannot share equally; solve with a microbatch size that is a multiple of the shard degree"
         )
     return size
 
@@ -136,7 +132,7 @@ def check_one_gpu_per_rank(plan: OwnPlan, what: str) -> None:
     """Raise PlanError where the plan's ranks are groups, and `what` cannot have these."""
     if max(rank_sizes(plan)) > 1:
         raise PlanError(
-            f"the plan has {degrees_name(plan)}, and {what} has no {_kind(plan)} groups yet; "
+            f"the plan has {degrees_name(plan)}, and {what} takes no {_kind(plan)} group yet; "
             "solve with --tensor 1 for a plan that it takes"
         )
 

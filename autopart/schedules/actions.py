@@ -208,3 +208,16 @@ def microbatches_per_replica(num_microbatches: int, replicas: int, replica: int 
 def rank_of(ranks: Sequence[int], microbatch: int) -> int:
     """The rank that runs `microbatch` on a stage with replicas on `ranks`."""
     return ranks[microbatch % len(ranks)]
+
+
+def first_orders(stage_ranks: StageRanks, orders: Schedule, replica: int = 0) -> Schedule:
+    """The orders of the first replica or of another one, its ranks and microbatches numbered from 0.
+
+    All stages have equally many replicas, each on ranks of its own.
+    """
+    count = len(stage_ranks[0])
+    ranks = dict.fromkeys(own[replica] for own in stage_ranks)
+    return tuple(
+        tuple(a._replace(microbatch=(a.microbatch - replica) // count) for a in orders[rank])
+        for rank in ranks
+    )

@@ -20,7 +20,7 @@ from autopart.activations.policies import StagePolicies, leaves_choice
 from autopart.bounds.any_order_partition import least_step
 from autopart.certificate.fastest_choices import fastest_of_orders
 from autopart.errors import ScheduleError
-from autopart.pricing import Decision, first_orders, fits, price
+from autopart.pricing import Decision, fits, price
 from autopart.records.layouts import (
     Layout,
     Partition,
@@ -29,7 +29,7 @@ from autopart.records.layouts import (
 )
 from autopart.records.plan import OrderSource
 from autopart.records.problem import BIDIRECTIONAL, CLASSIC, CUSTOM, LENDING, PAIRED, Problem
-from autopart.schedules.actions import Schedule, parse_order
+from autopart.schedules.actions import Schedule, first_orders, parse_order
 from autopart.schedules.catalogue import KINDS, make_schedule
 from autopart.schedules.named.one_f_one_b import stage_orders, usual_warmups
 from autopart.schedules.turns import in_turns
@@ -140,7 +140,7 @@ def with_faster_policies(problem: Problem, decision: Decision) -> Decision | Non
     if orders is None or not opens_policies(problem):
         return None
     step = decision.prediction.step_time if fits(problem, decision) else float("inf")
-    own = first_orders(layout, orders)
+    own = first_orders(layout.stage_ranks, orders)
     choice = fastest_of_orders(problem, layout, partition, own, step)
     if choice.policies is None or choice.step >= step * (1 - ROUNDING):
         return None

@@ -10,9 +10,10 @@ import msgspec
 from autopart.bounds.any_order_partition import least_step
 from autopart.cost.cuts import partition_of
 from autopart.errors import InfeasibleError
-from autopart.pricing import Decision, first_orders, fits
+from autopart.pricing import Decision, fits
 from autopart.records.layouts import Partition, StageRanks, layouts
 from autopart.records.problem import CUSTOM
+from autopart.schedules.actions import first_orders
 from autopart.search.aimed_partitions import Candidate, aimed_partitions, paths_near
 from autopart.search.incumbent import ROUNDING
 from autopart.search.joint_choices import (
@@ -235,7 +236,7 @@ def _going_on(found: LayoutSearch, own: Decision) -> Candidate:
     assert own.orders is not None
     layout, partition, policies = own.layout, own.partition, own.policies
     task = order_problem(found.problem, layout, partition, split=True, policies=policies)
-    given = Given("policies for orders", first_orders(layout, own.orders))
+    given = Given("policies for orders", first_orders(layout.stage_ranks, own.orders))
     known = Known(own.prediction.rank_peak_bytes, given, policies)
     return Candidate(least_step(task), layout, partition, known)
 

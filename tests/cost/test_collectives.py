@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from autopart.cost.collectives import (
     CollectiveName,
     Fabric,
-    Group,
+    GroupShape,
     fabric_of,
     least_price,
     price_of,
@@ -29,7 +29,7 @@ COLLECTIVES: tuple[CollectiveName, ...] = (
 def seconds(preset: str, collective: CollectiveName, ranks: int, nodes: int, size: float) -> float:
     fabric = fabric_of(preset_cluster(find_preset(preset), nodes))
     assert fabric is not None
-    return price_of(fabric, collective, Group(ranks, nodes, ranks // nodes)).seconds(size)
+    return price_of(fabric, collective, GroupShape(ranks, nodes, ranks // nodes)).seconds(size)
 
 
 CITED: tuple[tuple[str, CollectiveName, int, int, int, float], ...] = (
@@ -94,7 +94,7 @@ def fabrics(draw: st.DrawFn) -> Fabric:
     return Fabric(network, room, draw(st.integers(1, 5)))
 
 
-def every_group(fabric: Fabric, ranks: int, fewest_nodes: int = 1) -> set[Group]:
+def every_group(fabric: Fabric, ranks: int, fewest_nodes: int = 1) -> set[GroupShape]:
     """The shapes of all ways to put so many ranks on the nodes, by trying all."""
     counts = itertools.product(range(fabric.gpus_per_node + 1), repeat=fabric.num_nodes)
     return {
@@ -210,7 +210,7 @@ def test_a_ring_without_a_switch_on_one_node_is_the_ring_of_the_links():
     network = Network(
         rails=1, rail_bandwidth=1e9, ring_bandwidth=100.0, start=0.0, step=0.5, hop=9.0
     )
-    price = price_of(Fabric(network, 8, 1), "all_reduce", Group(8, 1, 8))
+    price = price_of(Fabric(network, 8, 1), "all_reduce", GroupShape(8, 1, 8))
     assert price.seconds(800) == pytest.approx(14 * 0.5 + 14 * 100 / 100)
 
 
@@ -234,10 +234,10 @@ def test_serial_steps_of_a_ring_over_nodes_take_a_hop_each():
     )  # fmt: skip
     fabric = Fabric(network, 4, 2)
     for ranks, per_node, steps in ((8, 4, 7), (2, 1, 1)):
-        group = Group(ranks, 2, per_node)
+        group = GroupShape(ranks, 2, per_node)
         assert price_of(fabric, "all_gather", group).seconds(0.0) == pytest.approx(0.04 * steps)
         assert price_of(fabric, "all_reduce", group).seconds(0.0) == pytest.approx(0.08 * steps)
-    inside = price_of(fabric, "all_gather", Group(4, 1, 4))
+    inside = price_of(fabric, "all_gather", GroupShape(4, 1, 4))
     assert inside.seconds(0.0) == pytest.approx(3e-4)
 
 
@@ -245,10 +245,10 @@ def test_serial_steps_of_a_ring_over_nodes_take_a_hop_each():
 def test_without_trees_an_all_reduce_over_nodes_is_two_turns_around_the_ring(nodes: int):
     network = Network(rails=4, rail_bandwidth=1e9, ring_bandwidth=1e10, trees=False)
     fabric = Fabric(network, 4, nodes)
-    group = Group(4 * nodes, nodes, 4)
+    group = GroupShape(4 * nodes, nodes, 4)
     once = price_of(fabric, "all_gather", group).seconds(1e9)
     twice = price_of(fabric, "all_reduce", group).seconds(1e9)
     assert twice == pytest.approx(2 * once - network.start)
     # A switch inside a node is no tree between nodes.
     switched = Fabric(msgspec.structs.replace(network, switch_bandwidth=9e10, switch_ranks=4), 4, 1)
-    assert price_of(switched, "all_reduce", Group(4, 1, 4)).seconds(1e9) < 0.03
+    assert price_of(switched, "all_reduce", GroupShape(4, 1, 4)).seconds(1e9) < 0.03

@@ -6,7 +6,7 @@ import random
 import msgspec
 import pytest
 
-from autopart.cost.collectives import Fabric, Group, price_of
+from autopart.cost.collectives import Fabric, GroupShape, price_of
 from autopart.cost.probed_network import fit_network, rails_of, shares_rails
 from autopart.records.known_clusters import PRESETS
 from autopart.records.network import Network
@@ -56,7 +56,11 @@ def test_the_figures_that_made_noisy_times_come_back(seed: int, trees: bool) -> 
     assert found.slowdown == pytest.approx(asked.slowdown)
     assert found.hop == pytest.approx(asked.hop, rel=0.2)
     # Groups that no reading has are priced as by the network that made the times.
-    for shape in (Group(3 * nodes, nodes, 3), Group(per_node + 1, 2, 1), Group(3, 1, 3)):
+    for shape in (
+        GroupShape(3 * nodes, nodes, 3),
+        GroupShape(per_node + 1, 2, 1),
+        GroupShape(3, 1, 3),
+    ):
         for collective in COLLECTIVES:
             for size in (3 * MiB, 100 * MiB):
                 prices = [

@@ -164,7 +164,7 @@ def test_variants_with_a_context_degree_survive_a_file_and_have_a_hash_of_their_
 
 
 def test_collectives_are_among_gpus_that_the_group_has(tmp_path: Path):
-    with pytest.raises(ProfileError, match=r"collective 0 of layer 'a' joins context GPUs, and"):
+    with pytest.raises(ProfileError, match=r"collective 0 of layer 'a' is among .context., and"):
         save_profile(with_variants(variant(collectives=of(among="context"))), tmp_path / "p.json")
 
 

@@ -114,6 +114,6 @@ def test_more_gpus_than_the_cluster_has_are_refused():
 
 def test_what_has_no_tensor_groups_refuses_several_degrees():
     with pytest.raises(
-        PlanError, match="the plan has tensor degrees 1/2, and it has no tensor groups"
+        PlanError, match="the plan has tensor degrees 1/2, and it takes no tensor group"
     ):
         check_one_gpu_per_rank(by_hand((2,), (1, 2)), "it")

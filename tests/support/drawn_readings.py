@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from autopart.cost.collectives import Fabric, Group, price_of
+from autopart.cost.collectives import Fabric, GroupShape, price_of
 from autopart.records.network import Network
 from autopart.records.readings import (
     CollectiveReadings,
@@ -42,7 +42,7 @@ def readings_of(
         noisy = seconds * (1 + rng.uniform(-noise, noise))
         return Reading(num_bytes=size, time=noisy, spread=0.0, count=5)
 
-    def seconds(one: Measured, group: Group, at_once: int, size: int) -> float:
+    def seconds(one: Measured, group: GroupShape, at_once: int, size: int) -> float:
         rails = network.rails
         busy = at_once * group.per_node
         shared = Fabric(network, per_node, num_nodes)
@@ -68,7 +68,9 @@ def readings_of(
                 nodes=nodes,
                 at_once=at_once,
                 readings=tuple(
-                    reading(size, seconds(one, Group(ranks, nodes, ranks // nodes), at_once, size))
+                    reading(
+                        size, seconds(one, GroupShape(ranks, nodes, ranks // nodes), at_once, size)
+                    )
                     for size in SIZES
                 ),
             )

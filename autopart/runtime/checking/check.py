@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import distributed
 
-from autopart.runtime.checking.reference_run import Reference, Tensors
+from autopart.runtime.checking.reference_run import ReferenceRun, Tensors
 from autopart.runtime.models.precision import double
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
@@ -65,7 +65,7 @@ class Deviation(NamedTuple):
 class CheckRecord:
     """The comparison so far; only rank 0 has one."""
 
-    reference: Reference
+    reference: ReferenceRun
     dtype: str
     steps: int
     optimizer: str

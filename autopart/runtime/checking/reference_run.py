@@ -20,7 +20,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class ReferenceRun:
     """Results from the plain model; all tensors are on the CPU."""
 
     losses: tuple[float, ...]
@@ -50,7 +50,7 @@ def run_reference(
     note: Callable[[str], None],
     autocast: torch.dtype | None = None,
     history: Callable[[Mapping[str, torch.nn.Parameter], PlainOptimizer], History] | None = None,
-) -> Reference:
+) -> ReferenceRun:
     """Train the user's module on one process.
 
     Each step accumulates gradients over its microbatches, with each loss divided by their number.
@@ -88,7 +88,7 @@ def run_reference(
         if step == 0:
             first = copies(parameters)
         past.updated((step + 1) * num_microbatches)
-    return Reference(
+    return ReferenceRun(
         losses=tuple(losses),
         loss_dtype=loss_dtype,
         gradients=gradients,

@@ -7,8 +7,7 @@ import msgspec
 
 from autopart.errors import UsageError
 from autopart.records.plan import Plan
-from autopart.records.plan_degrees import data_degree
-from autopart.records.rank_group import group_name
+from autopart.records.rank_group import group_name, shard_degree
 from autopart.runtime.engine.asynchronous_rules import check_optimizer, default_optimizer
 from autopart.runtime.engine.plan_match import Backend
 from autopart.runtime.update.optimizer import LEARNING_RATES
@@ -131,7 +130,7 @@ def check_settings(settings: RunSettings) -> None:
 
 def check_compiler_fits(plan: Plan, settings: RunSettings) -> None:
     """Raise UsageError where stages would be compiled whose weights come and go."""
-    if settings.compile and data_degree(plan) > 1:
+    if settings.compile and shard_degree(plan.group) > 1:
         raise UsageError(
             f"the plan has {group_name(plan.group)}, and a compiled stage reads its weights all at once; leave out "
             "--compile, or solve with --shard none"

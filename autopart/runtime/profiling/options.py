@@ -164,7 +164,7 @@ def _check_degrees(options: ProfileOptions) -> None:
                 raise UsageError(f"--{kind} has {degree} twice")
         if options.compile and any(degree > 1 for degree in degrees):
             raise UsageError(
-                f"--{kind} profiles graphs with collectives, which --compile does not take; drop one"
+                f"--compile does not take graphs with collectives, which --{kind} makes; drop one"
             )
     if options.sequence_parallel and not any(degree > 1 for degree in options.tensor):
         raise UsageError("--sequence-parallel needs --tensor with a degree above 1")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autopart.records.run_result import CheckResult
-from autopart.runtime.checking.reference_run import Reference
+from autopart.runtime.checking.reference_run import ReferenceRun
 from tests.support.runtime.on_ranks import checked
 from tests.support.runtime.rank_pool import RankPool
 
@@ -16,11 +16,11 @@ NOISE = torch.tensor([3e-9, -1e-9])
 LOSSES = (2.0, 1.8)
 
 
-def reference() -> Reference:
+def reference() -> ReferenceRun:
     """Two SGD steps for a weight, and for a key bias whose true gradient is zero."""
     first, last = WEIGHT - 0.1 * GRADIENT, WEIGHT - 0.2 * GRADIENT
     zero = torch.zeros(2)
-    return Reference(
+    return ReferenceRun(
         losses=LOSSES,
         loss_dtype=torch.float32,
         gradients={"weight": GRADIENT, "key.bias": NOISE},

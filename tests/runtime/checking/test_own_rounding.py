@@ -9,7 +9,7 @@ from autopart.errors import RunError
 from autopart.records.run_result import CheckResult
 from autopart.runtime.checking.check import CheckRecord, Deviation
 from autopart.runtime.checking.own_rounding import gradients_in_float64
-from autopart.runtime.checking.reference_run import Reference
+from autopart.runtime.checking.reference_run import ReferenceRun
 from autopart.runtime.checking.verdict import outcome
 from autopart.zoo.source import ModelSource
 
@@ -19,7 +19,7 @@ PLAIN = torch.tensor([0.5, -1.0])
 def verdict(apart: float, own: float) -> CheckResult:
     """The verdict on a gradient that differs by `apart`, and whose plain one by `own` from float64."""
     zero = {"weight": torch.zeros(2)}
-    reference = Reference((1.0,), torch.float32, {"weight": PLAIN}, zero, zero, zero, {})
+    reference = ReferenceRun((1.0,), torch.float32, {"weight": PLAIN}, zero, zero, zero, {})
     check = CheckRecord(
         reference, "float32", 1, "sgd", 0.1, in_float64=lambda: {"weight": PLAIN.double() + own}
     )

@@ -17,7 +17,7 @@ from autopart.records.run_result import CheckResult, RunResult
 from autopart.runtime.capture.capture import batch_leaves
 from autopart.runtime.capture.stage_modules import StageProgram, TensorMeta, split_stages
 from autopart.runtime.checking import check as checks
-from autopart.runtime.checking.reference_run import Reference
+from autopart.runtime.checking.reference_run import ReferenceRun
 from autopart.runtime.checking.verdict import outcome
 from autopart.runtime.engine import asynchronous
 from autopart.runtime.engine.assembly import make_executor
@@ -320,7 +320,7 @@ def saved_and_resumed(rank: int, plans: Sequence[Plan]) -> tuple[list[float], li
 
 def checked(
     rank: int,
-    reference: Reference,
+    reference: ReferenceRun,
     tensors: Sequence[dict[str, dict[str, torch.Tensor]]],
     losses: Sequence[float],
     optimizer: str,

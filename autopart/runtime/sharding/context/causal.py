@@ -16,6 +16,7 @@ it write no mask out, others a mask of the chunk's rows.
 
 # pyright: reportPrivateUsage=false
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -131,13 +132,13 @@ def causal_rows_backward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    output: torch.Tensor,
-    logarithm: torch.Tensor,
+    forward: Sequence[torch.Tensor],
     scale: float | None,
     degree: int,
     group: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of query, key and value."""
+    """Return the gradients of query, key and value; `forward` has what the forward returned."""
+    output, logarithm = forward
     found = (torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value))
     for blocks in _blocks(key.shape[2], degree, group_named(group).rank()):
         for b in blocks:
@@ -175,8 +176,7 @@ def _(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    output: torch.Tensor,
-    logarithm: torch.Tensor,
+    forward: Sequence[torch.Tensor],
     scale: float | None,
     degree: int,
     group: str,
@@ -202,7 +202,8 @@ class _CausalRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        found = causal_rows_backward(gradients[0], *ctx.saved_tensors, *ctx.places)
+        query, key, value, *forward = ctx.saved_tensors
+        found = causal_rows_backward(gradients[0], query, key, value, forward, *ctx.places)
         return *found, None, None, None
 
 

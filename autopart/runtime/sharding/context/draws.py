@@ -60,17 +60,16 @@ def draw_positions_of_slices(
     result: Place,
     degree: int,
     group: str,
-    cuts: Sequence[Cut | None],
-    cut: Cut,
-    ranks: int,
-    tensor_group: str,
+    of_slices: tuple[Sequence[Cut | None], Cut, int, str],
     *args: Any,
     **kwargs: Any,
 ) -> Any:
     """Return the same for a slice of a tensor group, whose own numbers `own_draws` draws.
 
-    A slice is one of the context rank's positions. So the slices are put together first.
+    `of_slices` has the slices of the arguments and of the result, the number of the group's ranks and its name. A slice
+    is one of the context rank's positions. So the slices are put together first.
     """
+    cuts, cut, ranks, tensor_group = of_slices
     own = (operation, places, result, degree, group)
     given = (*(None for _ in own), *cuts)
     return own_draws(draw_positions, given, cut, ranks, tensor_group, *own, *args, **kwargs)
@@ -79,7 +78,7 @@ def draw_positions_of_slices(
 FIRST_GIVEN_OF: dict[object, int] = {
     own_draws: FIRST_GIVEN,
     draw_positions: 5,
-    draw_positions_of_slices: 9,
+    draw_positions_of_slices: 6,
 }
 """Place of the operation's first argument among those of each function that draws."""
 
@@ -99,14 +98,14 @@ def draw_own_positions(
     own = (places, (result.dim, result.outer), *members)
     if node.target is own_draws:
         operation, cuts, cut, ranks, group, *given = node.args
-        node.args = (operation, *own, cuts, cut, ranks, group, *given)
+        node.args = (operation, *own, (cuts, cut, ranks, group), *given)
         node.target = draw_positions_of_slices
     elif node.target is causal_attention:
         node.target = draw_causal_attention
         node.args = (*own, of_slices, *node.args)
     else:
         assert isinstance(node.target, torch._ops.OpOverload)
-        slices = () if of_slices is None else of_slices
+        slices = () if of_slices is None else (of_slices,)
         node.args = (node.target, *own, *slices, *node.args)
         node.target = draw_positions if of_slices is None else draw_positions_of_slices
 
@@ -123,7 +122,7 @@ def draw_causal_attention(
     own = (causal_attention, places, result, degree, group)
     if of_slices is None:
         return draw_positions(*own, *args)
-    return draw_positions_of_slices(*own, *of_slices, *args)
+    return draw_positions_of_slices(*own, of_slices, *args)
 
 
 def _in_whole(x: torch.Tensor, place: Place, degree: int, rank: int, group: str) -> torch.Tensor:
