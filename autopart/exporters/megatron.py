@@ -12,6 +12,12 @@ from types import MappingProxyType
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
+from autopart.exporters.megatron_groups import (
+    group_arguments,
+    group_fields,
+    group_notes,
+    refuse_groups,
+)
 from autopart.exporters.model_units import (
     EMBEDDING,
     HEAD,
@@ -58,6 +64,7 @@ def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) 
     """
     shape = megatron_shape(plan, stages, _NAME)
     refuse_orders(plan, shape, _NAME)
+    refuse_groups(shape)
     sizes = [len(blocks(stage.units)) for stage in stages]
     selects = selects_all(stages, _NAME)
     recompute = _prefixes(stages)
@@ -68,7 +75,8 @@ def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) 
             "stages recompute different numbers of layers, which Megatron-Core supports from 0.13 on; "
             f"the nearest plan recomputes the first {counted(max(recompute), 'layer')} on every stage"
         )
-    notes = (*rank_notes(shape), *_empty_notes(sizes), *((SELECTIVE_NOTE,) if selects else ()))
+    notes = (*rank_notes(shape), *group_notes(plan, shape), *_empty_notes(sizes))
+    notes += (SELECTIVE_NOTE,) if selects else ()
     if common is None:
         notes += ("call autopart_recompute.configure from the model provider, for every stage",)
     settings = SELECTIVE if selects else _first_layers(common)
@@ -207,13 +215,10 @@ def _arguments(
     lines = [
         f"--num-layers {sum(sizes)}",
         f"--pipeline-model-parallel-size {shape.num_ranks}",
-        f"--micro-batch-size {plan.microbatch_size}",
+        f"--micro-batch-size {plan.microbatch_size // shape.expert_degree}",
         f"--global-batch-size {per_step}",
+        *group_arguments(shape),
     ]
-    if shape.tensor_degree > 1:
-        lines.append(f"--tensor-model-parallel-size {shape.tensor_degree}")
-    if shape.sequence_parallel:
-        lines.append("--sequence-parallel")
     for name, value in split.items():
         if name == "layout":
             lines.append(f"--pipeline-model-parallel-layout '{value}'")
@@ -257,7 +262,7 @@ def _yaml(
         f"pipeline_model_parallel_size: {shape.num_ranks}\n"
         f"virtual_pipeline_model_parallel_size: {virtual}\n"
     )
-    text += tensor_fields(shape)
+    text += group_fields(shape)
     text += "pipeline_model_parallel_layout:\n"
     for index, stage in enumerate(stages):
         items = ["embedding"] * (index == 0) + ["decoder"] * len(blocks(stage.units))
@@ -270,16 +275,6 @@ def recompute_fields(settings: Mapping[str, str]) -> str:
     """The YAML lines for `settings`; the modules are a list."""
     lists = {"recompute_modules": f"[{', '.join(MODULES)}]"}
     return "".join(f"{name}: {lists.get(name, value)}\n" for name, value in settings.items())
-
-
-def tensor_fields(shape: Shape) -> str:
-    """The YAML lines for tensor groups; empty without them."""
-    if shape.tensor_degree == 1:
-        return ""
-    return (
-        f"tensor_model_parallel_size: {shape.tensor_degree}\n"
-        f"sequence_parallel: {str(shape.sequence_parallel).lower()}\n"
-    )
 
 
 def _recompute_module(plan: Plan, shape: Shape, recompute: Sequence[int]) -> str:

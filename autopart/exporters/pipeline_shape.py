@@ -1,13 +1,14 @@
 """A pipeline as frameworks ask for it: ranks, replicas, orders and memory."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from autopart.errors import ExportRefused
 from autopart.records.plan import Plan, schedule_of, stage_ranks
 from autopart.records.problem import LENDING
-from autopart.records.rank_group import Group, shard_degree
+from autopart.records.rank_group import Group, context_degree, expert_degree, shard_degree
 from autopart.schedules.actions import Schedule
 from autopart.schedules.placements import loop, wave
 from autopart.text import counted
@@ -32,11 +33,17 @@ class Shape(NamedTuple):
     """Whether tensor groups split the sequence too."""
     shard_degree: int = 1
     """Processes of a rank that share its samples and state."""
+    context_degree: int = 1
+    """GPUs of a rank that divide each sequence."""
+    expert_degree: int = 1
+    """GPUs of a rank that divide its samples and each layer's experts."""
 
     @property
     def gpus_per_rank(self) -> int:
         """GPUs of one rank."""
-        return self.tensor_degree * self.shard_degree
+        return math.prod(
+            (self.tensor_degree, self.context_degree, self.expert_degree, self.shard_degree)
+        )
 
     @property
     def num_gpus(self) -> int:
@@ -90,6 +97,8 @@ def shape_of(plan: Plan, framework: str) -> Shape:
         tensor.tensor if isinstance(tensor, Group) else 1,
         isinstance(tensor, Group) and tensor.sequence_parallel,
         shard_degree(plan.group),
+        context_degree(plan.group),
+        expert_degree(plan.group),
     )
 
 

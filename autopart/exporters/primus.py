@@ -14,8 +14,8 @@ from autopart.exporters.megatron import (
     megatron_shape,
     recompute_fields,
     refuse_orders,
-    tensor_fields,
 )
+from autopart.exporters.megatron_groups import tensor_fields
 from autopart.exporters.model_units import UnitStage, blocks
 from autopart.exporters.pipeline_shape import Shape, rank_notes
 from autopart.exporters.selective import selects_all

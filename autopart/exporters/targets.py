@@ -14,7 +14,7 @@ from autopart.exporters.torch import module as torch_module
 from autopart.records.frameworks import EXECUTOR, FRAMEWORKS, Framework
 from autopart.records.plan import Plan
 from autopart.records.plan_degrees import degrees_name, has_several_degrees
-from autopart.records.rank_group import Group, group_name, group_size
+from autopart.records.rank_group import context_degree, expert_degree, group_name, group_size
 from autopart.records.training import DEFAULT_SYNC
 from autopart.units import format_time
 
@@ -121,16 +121,16 @@ def export_plan(
             f"the plan has {degrees_name(plan)}, and {target} has one degree for all stages; the nearest "
             "plan has --tensor auto"
         )
-    if isinstance(plan.group, Group) and plan.group.context > 1:
-        raise ExportRefused(
-            f"the plan has {group_name(plan.group)}, and an export for {target} has no context degree; the nearest "
-            "plan has --context 1"
-        )
-    if isinstance(plan.group, Group) and plan.group.expert > 1:
-        raise ExportRefused(
-            f"the plan has {group_name(plan.group)}, and an export for {target} has no expert degree; the nearest "
-            "plan has --expert 1"
-        )
+    degrees = {
+        "context": (context_degree(plan.group), asked.framework.context),
+        "expert": (expert_degree(plan.group), asked.framework.expert),
+    }
+    for kind, (degree, is_able) in degrees.items():
+        if degree > 1 and not is_able:
+            raise ExportRefused(
+                f"the plan has {group_name(plan.group)}, and an export for {target} has no {kind} degree; the nearest "
+                f"plan has --{kind} 1; --to megatron takes this plan"
+            )
     if asked.no_sharded_state:
         refuse_sharded_state(plan, asked.framework.title, asked.no_sharded_state)
     else:

@@ -37,6 +37,8 @@ class Framework(NamedTuple):
     """Whether its export takes a context degree."""
     expert: bool = False
     """Whether its export takes an expert degree."""
+    splits_beside_experts: bool = False
+    """Whether it trains a mixture of experts in tensor groups only with sequence parallelism."""
 
 
 def _whole() -> tuple[str, ...]:
@@ -55,6 +57,7 @@ FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
         ),
         "megatron": Framework(
             "Megatron-Core", "megatron", schedules=MEGATRON_SCHEDULES, sums_in_float32=("bfloat16",),
+            context=True, expert=True, splits_beside_experts=True,
         ),
         "deepspeed": Framework(
             "DeepSpeed", "deepspeed", schedules=("1f1b",), tensor_groups="none",

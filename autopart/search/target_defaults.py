@@ -54,6 +54,13 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
         tensor = 1
     if framework.tensor_groups == "whole sequences" and split == "auto" and str(tensor) != "1":
         split = "off"
+    if (
+        framework.splits_beside_experts
+        and options.expert != "1"
+        and split == "auto"
+        and str(tensor) != "1"
+    ):
+        split = "on"
     _check_groups(options, framework)
     return dataclasses.replace(
         options,

@@ -8,7 +8,6 @@ import yaml
 
 from autopart.exporters.targets import TARGETS, export_plan
 from autopart.records.plan import Plan
-from autopart.records.rank_group import Group
 from tests.exporters.test_targets import files, refusal
 from tests.support.exporters.language import language_plan
 from tests.support.tensor_plans import in_groups
@@ -106,14 +105,3 @@ def test_a_framework_takes_the_tensor_groups_that_solve_plans_for_it(target: str
         export_plan(split(plan), target)
     else:
         refusal(split(plan), target)
-
-
-@pytest.mark.parametrize("kind", ["context", "expert"])
-@pytest.mark.parametrize("target", TARGETS)
-def test_frameworks_refuse_context_and_expert_degrees(target: str, kind: str) -> None:
-    group = Group(context=2) if kind == "context" else Group(expert=2)
-    plan = msgspec.structs.replace(language_plan([2, 2]), group=group)
-    message = refusal(plan, target)
-    assert message.startswith(
-        f"the plan has {kind} degree 2, and an export for {target} has no {kind} degree"
-    )

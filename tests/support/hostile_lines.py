@@ -313,6 +313,7 @@ WHOLE = (
     "solve --profile profile.json --gpus 2 --context 2 --target torchtitan -o new.json", "solve --profile profile.json --gpus 2 --shard zero3 --batch 3 -o new.json",
     "solve --profile profile.json --gpus 2 --context auto --shard auto --tensor auto -o new.json",
     "solve --profile profile.json --gpus 2 --expert 2 -o new.json", "solve --profile profile.json --gpus 2 --expert 2 --target megatron -o new.json",
+    "solve --profile profile.json --gpus 2 --context 2 --target megatron -o new.json", "solve --profile profile.json --gpus 2 --expert auto --target primus -o new.json",
     "solve --profile profile.json --gpus 2 --expert auto --tensor per-stage -o new.json",
     "validate", "validate plan.json", "validate plan.json model.py --one-device --local",
     "validate plan.json model.py --trace profile.json", "export", "export plan.json", "export --to torch",

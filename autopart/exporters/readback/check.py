@@ -18,7 +18,14 @@ from autopart.exporters.targets import export_plan, units_for
 from autopart.records.check import Check
 from autopart.records.files import write_file
 from autopart.records.plan import Plan
-from autopart.records.rank_group import group_name, tensor_group
+from autopart.records.rank_group import (
+    Among,
+    Group,
+    MaybeGroup,
+    group_name,
+    places_among,
+    tensor_group,
+)
 from autopart.schedules.actions import Schedule, format_order
 from autopart.stopping.signals import temporary_folder
 from autopart.text import counted
@@ -77,6 +84,7 @@ def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) ->
         _orders(orders_of_one_replica(plan, shape, target), rebuilt),
         *_tensor_groups(shape, rebuilt),
         *_sharded_state(shape, rebuilt),
+        *_process_groups(plan.group, shape, rebuilt),
     )
 
 
@@ -157,6 +165,50 @@ def _sharded_state(shape: Shape, rebuilt: Rebuilt) -> list[Check]:
     if wanted != built:
         return [Check("sharded state", False, f"{told[0]}; planned {told[1]}")]
     return [Check("sharded state", True, f"{told[1]}, as planned")]
+
+
+def _process_groups(group: MaybeGroup, shape: Shape, rebuilt: Rebuilt) -> list[Check]:
+    """The checks of context and expert groups; none where neither side has any."""
+    kinds: dict[Among, tuple[tuple[int, ...], ...]] = {
+        "context": rebuilt.context_groups,
+        "expert": rebuilt.expert_groups,
+    }
+    checks: list[Check] = []
+    for kind, built in kinds.items():
+        wanted = _groups_in_plan(group, kind, shape)
+        if wanted == tuple(sorted(built)) == ():
+            continue
+        if wanted != tuple(sorted(built)):
+            told = f"{_first_group(built)}, planned {_first_group(wanted)}"
+            checks.append(Check(f"{kind} groups", False, told))
+            continue
+        told = f"{counted(len(wanted), 'group')} of {counted(len(wanted[0]), 'GPU')}, as planned"
+        checks.append(Check(f"{kind} groups", True, told))
+    return checks
+
+
+def _groups_in_plan(group: MaybeGroup, kind: Among, shape: Shape) -> tuple[tuple[int, ...], ...]:
+    """The plan's groups of one kind, with GPUs numbered rank group after rank group; empty for a degree of 1."""
+    if not isinstance(group, Group):
+        return ()
+    first = places_among(group, kind)
+    if len(first) == 1:
+        return ()
+    # A place and the first set's places differ in this degree alone. So each set is the first one, moved.
+    size, covers = shape.gpus_per_rank, first.step * len(first)
+    starts = [at for at in range(size) if at % covers < first.step]
+    return tuple(
+        tuple(base + start + place for place in first)
+        for base in range(0, shape.num_gpus, size)
+        for start in starts
+    )
+
+
+def _first_group(groups: Sequence[Sequence[int]]) -> str:
+    """The first group and their number, in words."""
+    if not groups:
+        return "no groups"
+    return f"{counted(len(groups), 'group')}, the first of GPUs {', '.join(map(str, groups[0]))}"
 
 
 def _listed(units: Sequence[str]) -> str:

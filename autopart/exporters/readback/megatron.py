@@ -1,5 +1,6 @@
 """Readback by Megatron-Core: the layout through `TransformerConfig`, and its schedule's own table."""
 
+import inspect
 import shlex
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,7 @@ def rebuild(folder: Path, shape: Shape) -> Rebuilt:
     )
     size = config.virtual_pipeline_model_parallel_size or 1
     units = [_units(config, stage, size) for stage in range(size * shape.num_ranks)]
-    recompute = _recompute(folder, config, units, shape.num_ranks)
-    orders = tuple(_order(rank, size, shape) for rank in range(shape.num_ranks))
-    _tell_megatron(None, None, None)
-    groups = (config.tensor_model_parallel_size, config.sequence_parallel)
-    return Rebuilt(tuple(units), recompute, orders, *groups, _partly(config, units))
+    return _rebuilt(folder, arguments, config, units, shape)
 
 
 def rebuild_without_layout(folder: Path, shape: Shape) -> Rebuilt:
@@ -50,11 +47,37 @@ def rebuild_without_layout(folder: Path, shape: Shape) -> Rebuilt:
         first = ("embedding",) if state.is_pipeline_first_stage() else ()
         last = ("norm", "head") if state.is_pipeline_last_stage() else ()
         units.append((*first, *layers, *last))
-    recompute = _recompute(folder, config, units, shape.num_ranks)
-    orders = tuple(_order(rank, 1, shape) for rank in range(shape.num_ranks))
+    return _rebuilt(folder, arguments, config, units, shape)
+
+
+def _rebuilt(
+    folder: Path,
+    arguments: dict[str, str],
+    config: Any,
+    units: list[tuple[str, ...]],
+    shape: Shape,
+) -> Rebuilt:
+    """The pipeline whose stages have these units."""
+    size = len(units) // shape.num_ranks
+    microbatches = _microbatches(arguments, config, shape.num_replicas)
+    orders = tuple(
+        _order(rank, size, shape.num_ranks, microbatches) for rank in range(shape.num_ranks)
+    )
     _tell_megatron(None, None, None)
-    groups = (config.tensor_model_parallel_size, config.sequence_parallel)
-    return Rebuilt(tuple(units), recompute, orders, *groups, _partly(config, units))
+    return Rebuilt(
+        tuple(units),
+        _recompute(folder, config, units, shape.num_ranks),
+        orders,
+        config.tensor_model_parallel_size,
+        config.sequence_parallel,
+        _partly(config, units),
+        context_groups=_process_groups(
+            config, "cp", config.context_parallel_size, shape.num_replicas
+        ),
+        expert_groups=_process_groups(
+            config, "ep", config.expert_model_parallel_size, shape.num_replicas
+        ),
+    )
 
 
 def _arguments(text: str) -> dict[str, str]:
@@ -82,6 +105,8 @@ def _config(arguments: dict[str, str], **fields: Any) -> Any:
         "num-layers",
         "pipeline-model-parallel-size",
         "tensor-model-parallel-size",
+        "context-parallel-size",
+        "expert-model-parallel-size",
         "recompute-num-layers",
     )
     for name in numbers:
@@ -90,6 +115,14 @@ def _config(arguments: dict[str, str], **fields: Any) -> Any:
     for name in ("recompute-granularity", "recompute-method"):
         if name in arguments:
             fields[name.replace("-", "_")] = arguments[name]
+    if "cp-comm-type" in arguments:
+        fields["cp_comm_type"] = arguments["cp-comm-type"]
+    if "expert-model-parallel-size" in arguments:
+        # The user has the number of experts. Any multiple of the degree will do here.
+        fields["num_moe_experts"] = 2 * int(arguments["expert-model-parallel-size"])
+        fields["moe_token_dispatcher_type"] = arguments["moe-token-dispatcher-type"]
+        fields["moe_grouped_gemm"] = "moe-grouped-gemm" in arguments
+        fields["add_bias_linear"] = False
     if "recompute-modules" in arguments:
         fields["recompute_modules"] = arguments["recompute-modules"].split()
     return framework_module("megatron.core.transformer.transformer_config").TransformerConfig(
@@ -158,10 +191,34 @@ def _tell_megatron(num_ranks: int | None, rank: int | None, size: int | None) ->
     return state
 
 
-def _order(rank: int, size: int, shape: Shape) -> Order:
+def _microbatches(arguments: dict[str, str], config: Any, num_replicas: int) -> int:
+    """The microbatches per step and replica, by Megatron's own calculator."""
+    # Megatron's data-parallel size counts every process of an expert group.
+    data = num_replicas * config.expert_model_parallel_size
+    module = framework_module("megatron.core.num_microbatches_calculator")
+    sizes = [int(arguments[f"{name}-batch-size"]) for name in ("global", "micro")]
+    return module.ConstantNumMicroBatchesCalculator(*sizes, data, False, 0).get()
+
+
+def _process_groups(
+    config: Any, kind: str, degree: int, num_replicas: int
+) -> tuple[tuple[int, ...], ...]:
+    """The context (`cp`) or expert (`ep`) groups that Megatron makes; empty for a degree of 1."""
+    if degree == 1:
+        return ()
+    state = framework_module("megatron.core.parallel_state")
+    order = inspect.signature(state.initialize_model_parallel).parameters["order"].default
+    # Megatron has one generator for experts, whose context size is 1, and one for all else.
+    t, k = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
+    sizes = {"tp": t, "pp": k, "dp": num_replicas, "cp": 1, "ep": 1, kind: degree}
+    return tuple(
+        tuple(group) for group in state.RankGenerator(order=order, **sizes).get_ranks(kind)
+    )
+
+
+def _order(rank: int, size: int, k: int, m: int) -> Order:
     """The order in `forward_backward_pipelining_with(out)_interleaving`: warm-up, pairs, rest."""
     schedules = framework_module("megatron.core.pipeline_parallel.schedules")
-    k, m = shape.num_ranks, shape.num_microbatches
     # Step 1: all forwards and backwards in table order. Backwards visit the stages in reverse.
     table = schedules.get_schedule_table(m, size, k)
     forwards = [Action(part * k + rank, "F", at) for at, part in table]

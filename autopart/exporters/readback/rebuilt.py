@@ -33,6 +33,10 @@ class Rebuilt(NamedTuple):
     """Replicas of these groups; 1 too where the reader does not tell replicas from groups."""
     keeps_weights: bool = False
     """Whether their weights stay gathered through a step."""
+    context_groups: tuple[tuple[int, ...], ...] = ()
+    """The processes of each context group; empty without a context degree."""
+    expert_groups: tuple[tuple[int, ...], ...] = ()
+    """The processes of each expert group; empty without an expert degree."""
 
 
 def installed(package: str, versions: Sequence[str]) -> tuple[str, str]:

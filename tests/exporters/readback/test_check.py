@@ -121,9 +121,8 @@ def test_the_check_fails_for_another_plans_export(
     blocks = range(6) if read_version(target) in ALL_OR_NONE else (0, 2, 5)
     (check,) = swapped(monkeypatch, plan, recomputing(plan, *blocks), target)
     assert check.name == "recompute" and "layers.0, " in check.detail
-    if target != "megatron":  # its arguments have microbatches only as part of the global batch
-        other = language_plan([2, 3, 1], num_microbatches=9)
-        assert [c.name for c in swapped(monkeypatch, plan, other, target)] == ["orders"]
+    other = language_plan([2, 3, 1], num_microbatches=9)
+    assert [c.name for c in swapped(monkeypatch, plan, other, target)] == ["orders"]
 
 
 @pytest.mark.parametrize(
