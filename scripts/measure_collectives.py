@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autopart.cost.collectives import CollectiveName, Fabric, Group, price_of
+from autopart.cost.collectives import CollectiveName, Fabric, GroupShape, price_of
 from autopart.records.known_clusters import EFA_HOP, NIC_100G, PRESETS
 from autopart.records.network import Network
 
@@ -87,7 +87,7 @@ class Row(NamedTuple):
     system: str
     gpu: str
     collective: CollectiveName
-    group: Group
+    group: GroupShape
     num_bytes: float
     seconds: float
     network: dict[str, Any]
@@ -116,7 +116,7 @@ def rows_of(path: Path) -> Iterator[Row]:
                 # As many adapters were used as GPUs.
                 room = network["rails"] = ranks // nodes
             yield Row(
-                system, line["gpu"], collective, Group(ranks, nodes, ranks // nodes),
+                system, line["gpu"], collective, GroupShape(ranks, nodes, ranks // nodes),
                 float(line["bytes"]), float(line["time_us"]) * 1e-6, network, room,
             )  # fmt: skip
 

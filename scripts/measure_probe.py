@@ -22,7 +22,7 @@ import torch
 from measure_two_hosts import Host, on_both, probe_hosts, say, two_hosts
 from torch import distributed
 
-from autopart.cost.collectives import Group, fabric_of, price_of
+from autopart.cost.collectives import GroupShape, fabric_of, price_of
 from autopart.records.cluster import Cluster
 from autopart.records.probe import ProbeSummary
 from autopart.runtime.probing.network import ALL_GATHER
@@ -128,7 +128,7 @@ def _report(asked: argparse.Namespace, probed: ProbeSummary, measured: dict[str,
 def _predicted(cluster: Cluster, collective: str, ranks: int, num_bytes: int) -> float:
     fabric = fabric_of(cluster)
     assert fabric is not None and collective in ("all_reduce", "all_gather")
-    return float(price_of(fabric, collective, Group(ranks, 2, ranks // 2)).seconds(num_bytes))
+    return float(price_of(fabric, collective, GroupShape(ranks, 2, ranks // 2)).seconds(num_bytes))
 
 
 if __name__ == "__main__":

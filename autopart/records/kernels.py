@@ -218,23 +218,31 @@ def with_peaks(
         ),
         memory_bandwidth=max(least[1], bandwidth * max(own.memory, own.random, *single.values())),
     )
-    of_flops, of_bandwidth = flops / peaks.flops, bandwidth / peaks.memory_bandwidth
+
+    def of_peak(rate: float, peak: float) -> float:
+        # The highest rate is the peak, and rounding may leave it just above.
+        return min(1.0, rate / peak)
+
     shares = Shares(
-        products=own.products * of_flops,
-        attention=own.attention * of_flops,
-        memory=own.memory * of_bandwidth,
-        random=own.random * of_bandwidth,
+        products=of_peak(own.products * flops, peaks.flops),
+        attention=of_peak(own.attention * flops, peaks.flops),
+        memory=of_peak(own.memory * bandwidth, peaks.memory_bandwidth),
+        random=of_peak(own.random * bandwidth, peaks.memory_bandwidth),
     )
     return msgspec.structs.replace(
         kernels,
         peaks=peaks,
         shares=shares,
         rates={
-            name: msgspec.structs.replace(one, share=one.share * of_flops)
+            name: msgspec.structs.replace(one, share=of_peak(one.share * flops, peaks.flops))
             for name, one in rates.items()
         }
         or msgspec.UNSET,
-        bandwidths={name: share * of_bandwidth for name, share in single.items()} or msgspec.UNSET,
+        bandwidths={
+            name: of_peak(share * bandwidth, peaks.memory_bandwidth)
+            for name, share in single.items()
+        }
+        or msgspec.UNSET,
     )
 
 

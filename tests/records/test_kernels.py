@@ -1,9 +1,20 @@
 """The tables of the kernel model."""
 
+from random import Random
+
+import msgspec
 import pytest
 
 from autopart.errors import ClusterError
-from autopart.records.kernels import KINDS, PRODUCT_SHARES, TARGETS, kernels_of, stretched
+from autopart.records.kernels import (
+    KINDS,
+    PRODUCT_SHARES,
+    TARGETS,
+    Shares,
+    kernels_of,
+    stretched,
+    with_peaks,
+)
 from autopart.records.known_gpus import GPUS, find_gpu
 
 
@@ -33,3 +44,13 @@ def test_a_pace_divides_a_share() -> None:
     slower = stretched(table, "memory", 2.0)
     assert slower.shares.memory == table.shares.memory / 2
     assert slower.shares.products == table.shares.products
+
+
+def test_the_highest_share_of_a_cpu_is_1_whatever_is_rounded() -> None:
+    gpu, random = find_gpu("cpu"), Random(1)
+    for _ in range(200):
+        shares = Shares(**{name: random.uniform(0.1, 9.0) for name in Shares.__struct_fields__})
+        kernels = msgspec.structs.replace(kernels_of(gpu, "torch"), shares=shares)
+        own = with_peaks(kernels, gpu, "float32", (1.0, 1.0)).shares
+        assert max(own.memory, own.random) == pytest.approx(1.0, rel=1e-9)
+        assert max(own.products, own.attention, own.memory, own.random) <= 1.0
