@@ -78,7 +78,6 @@ def command(
     profiles = [load_profile(path) for asked in named for path in profile_files(asked)]
     cluster = chosen_cluster(cluster_options, profiles[0])
     options = solve_options(pipeline_options, policy_options, training_options)
-    _tell_target(options, cluster, profiles[0])
     label = ", ".join(map(str, named))
     if memory_sweep is not None:
         # One Ctrl-C ends the search at every size.
@@ -91,11 +90,13 @@ def command(
                 memory_sweep,
                 options.time_limit,
             )
+        _tell_target(options, cluster, profiles[0])
         swept = sweep_summary(label, len(profiles[0].graph.layers), points)
         warn(notes_on(profiles[0], cluster))
         print_result(swept, sweep_table(swept), as_json=as_json)
         return
     plan, left = _searched(profiles, cluster, options)
+    _tell_target(options, cluster, profiles[0])
     save_plan(plan, output)
     beside = baselines(profiles, plan, time_limit=_baseline_limit(left))
     batch_given = options.global_batch is not None

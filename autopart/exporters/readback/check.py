@@ -167,6 +167,10 @@ def _sharded_state(shape: Shape, rebuilt: Rebuilt) -> list[Check]:
     return [Check("sharded state", True, f"{told[1]}, as planned")]
 
 
+_GROUPS: dict[Among, str] = {"context": "context groups", "expert": "expert groups"}
+"""The names of the checks."""
+
+
 def _process_groups(group: MaybeGroup, shape: Shape, rebuilt: Rebuilt) -> list[Check]:
     """The checks of context and expert groups; none where neither side has any."""
     kinds: dict[Among, tuple[tuple[int, ...], ...]] = {
@@ -175,15 +179,15 @@ def _process_groups(group: MaybeGroup, shape: Shape, rebuilt: Rebuilt) -> list[C
     }
     checks: list[Check] = []
     for kind, built in kinds.items():
-        wanted = _groups_in_plan(group, kind, shape)
+        wanted, name = _groups_in_plan(group, kind, shape), _GROUPS[kind]
         if wanted == tuple(sorted(built)) == ():
             continue
         if wanted != tuple(sorted(built)):
             told = f"{_first_group(built)}, planned {_first_group(wanted)}"
-            checks.append(Check(f"{kind} groups", False, told))
+            checks.append(Check(name, False, told))
             continue
         told = f"{counted(len(wanted), 'group')} of {counted(len(wanted[0]), 'GPU')}, as planned"
-        checks.append(Check(f"{kind} groups", True, told))
+        checks.append(Check(name, True, told))
     return checks
 
 
