@@ -96,7 +96,6 @@ def command(
         print_result(swept, sweep_table(swept), as_json=as_json)
         return
     plan, left = _searched(profiles, cluster, options)
-    _tell_target(options, cluster, profiles[0])
     save_plan(plan, output)
     beside = baselines(profiles, plan, time_limit=_baseline_limit(left))
     batch_given = options.global_batch is not None
@@ -125,7 +124,7 @@ def _newest_here() -> Path:
 def _searched(
     profiles: Sequence[Profile], cluster: Cluster, options: SolveOptions
 ) -> tuple[Plan, float]:
-    """The best plan, and the seconds that the time limit leaves.
+    """The best plan, and the seconds that the time limit leaves. What the target fixes is told once a plan is found.
 
     A first Ctrl-C ends the search with the best plan so far; it leaves no time.
     """
@@ -138,6 +137,7 @@ def _searched(
     if interrupt.asked:
         seconds = plan.origin.solve_seconds
         say(f"interrupted after {seconds:.1f} s: the best plan so far, with the gap proven so far")
+    _tell_target(options, cluster, profiles[0])
     return plan, left
 
 
