@@ -12,8 +12,10 @@ from tests.support.runtime.shard_threads import ThreadPlaces
 
 def parameters() -> dict[str, nn.Parameter]:
     """Nine elements, which no two places share equally."""
-    torch.manual_seed(0)
-    return {"a": nn.Parameter(torch.randn(2, 3)), "b": nn.Parameter(torch.randn(3))}
+    # A generator of its own: threads make their parameters side by side.
+    own = torch.Generator().manual_seed(0)
+    sizes = {"a": (2, 3), "b": (3,)}
+    return {n: nn.Parameter(torch.randn(size, generator=own)) for n, size in sizes.items()}
 
 
 def loss(own: dict[str, nn.Parameter], x: torch.Tensor) -> torch.Tensor:
