@@ -5,13 +5,12 @@ decides what happens: real ranks exchange, threads in one process exchange, or n
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import distributed
 
-from autopart.errors import RunError
+from autopart.runtime.sharding.registry import Registry
 from autopart.runtime.sharding.shard_groups import ShardGroup
 
 
@@ -154,24 +153,8 @@ class ProcessRanks(TensorGroup):
         return found.split(list(sizes))
 
 
-_REGISTERED: dict[str, TensorGroup] = {}
-
-
-def group_named(name: str) -> TensorGroup:
-    """Return the registered group. Raises RunError where there is none."""
-    if name not in _REGISTERED:
-        raise RunError(f"no group of ranks is registered as '{name}'; register it before the run")
-    return _REGISTERED[name]
-
-
-@contextmanager
-def registered(name: str, group: TensorGroup) -> Generator[None]:
-    """In this block, local graphs that name `name` exchange through `group`."""
-    before = _REGISTERED.get(name)
-    _REGISTERED[name] = group
-    try:
-        yield
-    finally:
-        del _REGISTERED[name]
-        if before is not None:
-            _REGISTERED[name] = before
+_REGISTRY = Registry[TensorGroup]()
+group_named = _REGISTRY.named
+"""The registered group with a name. Raises RunError where there is none."""
+registered = _REGISTRY.registered
+"""A block in which local graphs that name `name` exchange through `group`."""

@@ -37,3 +37,16 @@ def nodes_with_gradient(module: fx.GraphModule) -> set[fx.Node]:
         if is_trained:
             found.add(node)
     return found
+
+
+def reads_batch(node: fx.Node) -> bool:
+    """Tell whether a node depends on an input of the graph, as positions and other constants do not."""
+    seen, waiting = {node}, [node]
+    while waiting:
+        one = waiting.pop()
+        if one.op == "placeholder":
+            return True
+        new = [n for n in one.all_input_nodes if n not in seen]
+        seen.update(new)
+        waiting += new
+    return False

@@ -7,15 +7,14 @@ into given memory, so no copy of the weights or gradients exists beside them.
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import distributed
 from torch._C._distributed_c10d import AllgatherOptions, ReduceScatterOptions
 
-from autopart.errors import RunError
+from autopart.runtime.sharding.registry import Registry
 
 T = TypeVar("T")
 
@@ -131,24 +130,8 @@ class _Guarded:
         self._call(self._work.wait)
 
 
-_REGISTERED: dict[str, ShardGroup] = {}
-
-
-def shard_group_named(name: str) -> ShardGroup:
-    """Return the registered group. Raises RunError where there is none."""
-    if name not in _REGISTERED:
-        raise RunError(f"no processes are registered as '{name}'; register them before the run")
-    return _REGISTERED[name]
-
-
-@contextmanager
-def shards_registered(name: str, group: ShardGroup) -> Generator[None]:
-    """In this block, graphs that name `name` exchange through `group`."""
-    before = _REGISTERED.get(name)
-    _REGISTERED[name] = group
-    try:
-        yield
-    finally:
-        del _REGISTERED[name]
-        if before is not None:
-            _REGISTERED[name] = before
+_REGISTRY = Registry[ShardGroup]()
+shard_group_named = _REGISTRY.named
+"""The registered group with a name. Raises RunError where there is none."""
+shards_registered = _REGISTRY.registered
+"""A block in which graphs that name `name` exchange through `group`."""

@@ -11,7 +11,7 @@ from torch import fx
 from autopart.runtime.sharding.collectives import own_rows
 from autopart.runtime.sharding.cross_entropy import MEAN, sharded_cross_entropy
 from autopart.runtime.sharding.local_graph import GROUP, LocalGraph
-from autopart.runtime.sharding.nodes import kept_by_plan, operation_name
+from autopart.runtime.sharding.nodes import kept_by_plan, operation_name, reads_batch
 from autopart.runtime.sharding.states import REPLICATED, sharded
 
 aten = torch.ops.aten
@@ -67,22 +67,10 @@ def _stays_whole(graph: LocalGraph, node: fx.Node, table: fx.Node, index: fx.Nod
     is_asked = style == "rowwise"
     if rows % graph.degree or (rows < LEAST_ROWS * graph.degree and not is_asked):
         return f"'{table.target}' has {rows} rows, not a multiple of {graph.degree} that is large"
-    if not is_asked and not _reads_batch(index):
+    if not is_asked and not reads_batch(index):
         return "a table of positions is small and the same for all microbatches"
     padding = node.args[2] if len(node.args) > 2 else node.kwargs.get("padding_idx", -1)
     return None if padding == -1 else "its padding row has no gradient"
-
-
-def _reads_batch(index: fx.Node) -> bool:
-    seen, waiting = {index}, [index]
-    while waiting:
-        node = waiting.pop()
-        if node.op == "placeholder":
-            return True
-        new = [n for n in node.all_input_nodes if n not in seen]
-        seen.update(new)
-        waiting += new
-    return False
 
 
 def shard_cross_entropy(graph: LocalGraph, node: fx.Node) -> None:

@@ -12,7 +12,7 @@ from autopart.runtime.sharding.context.rules.experts import cut_experts
 from autopart.runtime.sharding.context.rules.following import following
 from autopart.runtime.sharding.context.rules.products import cut_product
 from autopart.runtime.sharding.context.states import CONTEXT, EXPERT, Rows
-from autopart.runtime.sharding.nodes import operation_name
+from autopart.runtime.sharding.nodes import operation_name, reads_batch
 from autopart.runtime.sharding.rules.contractions import GROUPED
 
 Rule = Callable[[ContextBuilder, fx.Node], None]
@@ -65,7 +65,7 @@ def _cut_input(graph: ContextBuilder, node: fx.Node) -> None:
 def _write_uncut(graph: ContextBuilder, node: fx.Node) -> None:
     """Write a whole operation. An embedding of tokens (batch, sequence) from the batch starts a sequence."""
     index = node.args[1] if operation_name(node) == "embedding" else None
-    is_root = isinstance(index, fx.Node) and len(graph.shape(index)) == 2 and _reads_batch(index)
+    is_root = isinstance(index, fx.Node) and len(graph.shape(index)) == 2 and reads_batch(index)
     if not is_root:
         graph.put_whole(node)
         return
@@ -140,15 +140,3 @@ def _cut_gather(graph: ContextBuilder, node: fx.Node) -> None:
     if rows is None or dim != rows.dim or rows.slices != ranks:
         graph.fail(node, "gathers another dimension than the sequence")
     graph.put_copied(node, Rows(rows.dim, rows.size), graph.local)
-
-
-def _reads_batch(index: fx.Node) -> bool:
-    seen, waiting = {index}, [index]
-    while waiting:
-        node = waiting.pop()
-        if node.op == "placeholder":
-            return True
-        new = [n for n in node.all_input_nodes if n not in seen]
-        seen.update(new)
-        waiting += new
-    return False
