@@ -23,7 +23,7 @@ from autopart.exporters.torch.schedules import (
     torch_schedule,
 )
 from autopart.records.plan import Plan
-from autopart.records.plan_degrees import samples_per_process
+from autopart.records.rank_group import samples_per_gpu
 from autopart.text import counted
 
 VERSIONS = ("0.7.0",)
@@ -58,10 +58,10 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
         f"  activation_checkpointing: {'full' if recomputes else 'false'}\n"
         "  pipeline:\n"
         f"    pp_schedule: {schedule.name}\n{csv}"
-        f"    pp_microbatch_size: {samples_per_process(plan)}\n"
+        f"    pp_microbatch_size: {samples_per_gpu(plan.microbatch_size, plan.group)}\n"
         f"    module_fqns_per_model_part: [\n{_indented(names)}    ]\n"
         "step_scheduler:\n"
-        f"  local_batch_size: {samples_per_process(plan) * shape.num_microbatches}\n"
+        f"  local_batch_size: {samples_per_gpu(plan.microbatch_size, plan.group) * shape.num_microbatches}\n"
         f"  global_batch_size: {plan.microbatch_size * plan.num_microbatches}\n"
     )
     return Exported({"autopart_automodel.yaml": text, **schedule.files}, notes)

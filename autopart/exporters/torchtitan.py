@@ -30,7 +30,7 @@ from autopart.exporters.torch.schedules import (
     torch_schedule,
 )
 from autopart.records.plan import Plan
-from autopart.records.plan_degrees import samples_per_process
+from autopart.records.rank_group import samples_per_gpu
 from autopart.schedules.placements import loop, wave
 from autopart.text import counted
 
@@ -97,7 +97,7 @@ def _python(
         data="".join(f"    parallelism.{line}\n" for line in _data(plan, shape)),
         schedule=schedule.name,
         csv=repr(CSV_FILE) if schedule.csv is not None else "None",
-        microbatch_size=samples_per_process(plan),
+        microbatch_size=samples_per_gpu(plan.microbatch_size, plan.group),
         num_microbatches=shape.num_microbatches,
     )
 
@@ -171,13 +171,13 @@ def _toml(
     csv = f'pipeline_parallel_schedule_csv = "{CSV_FILE}"\n' if schedule.csv is not None else ""
     return (
         comments(plan, notes) + "\n[training]\n"
-        f"local_batch_size = {samples_per_process(plan) * shape.num_microbatches}\n\n"
+        f"local_batch_size = {samples_per_gpu(plan.microbatch_size, plan.group) * shape.num_microbatches}\n\n"
         "[parallelism]\n"
         f"pipeline_parallel_degree = {shape.num_ranks}\n"
         + "".join(f"{line}\n" for line in _data(plan, shape))
         + (f"tensor_parallel_degree = {shape.tensor_degree}\n" if shape.tensor_degree > 1 else "")
         + f'pipeline_parallel_schedule = "{schedule.name}"\n{csv}'
-        f"pipeline_parallel_microbatch_size = {samples_per_process(plan)}\n"
+        f"pipeline_parallel_microbatch_size = {samples_per_gpu(plan.microbatch_size, plan.group)}\n"
         f"module_fqns_per_model_part = [\n{rows(names)}]\n\n"
         f"[activation_checkpoint]\n{_mode(shape, stages)}"
     )

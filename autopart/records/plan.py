@@ -249,7 +249,7 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
     if isinstance(plan.group, Group) and plan.microbatch_size % plan.group.data:
         raise PlanError(
             f"{where}: microbatches of {counted(plan.microbatch_size, 'sample')} cannot be divided over the "
-            f"{counted(plan.group.data, 'GPU')} that share the state"
+            f"{counted(plan.group.data, 'GPU')} that share the state; solve with a microbatch size that is a multiple"
         )
     beyond = max(rank for stage in plan.stages for rank in stage.ranks)
     check_room(plan, where)

@@ -13,7 +13,6 @@ from autopart.records.rank_group import (
     group_name,
     group_size,
     is_tensor_only,
-    shard_degree,
 )
 from autopart.text import counted
 
@@ -96,17 +95,6 @@ def group_of_rank(plan: OwnPlan, rank: int) -> MaybeGroup:
         if rank in stage.ranks:
             return group
     return plan.group
-
-
-def samples_per_process(plan: OwnPlan) -> int:
-    """Samples of a microbatch on one process. Raises PlanError where the processes of a rank cannot share them."""
-    size, rest = divmod(plan.microbatch_size, shard_degree(plan.group))
-    if rest:
-        raise PlanError(
-            f"the plan's microbatches have {counted(plan.microbatch_size, 'sample')}, which "
-            f"{counted(shard_degree(plan.group), 'GPU')} cannot share equally; solve with a microbatch size that is a multiple of the shard degree"
-        )
-    return size
 
 
 def degrees_name(plan: OwnPlan) -> str:

@@ -9,7 +9,6 @@ from torch.utils import _pytree as pytree
 
 from autopart.errors import UsageError
 from autopart.records.plan import Plan
-from autopart.records.plan_degrees import samples_per_process
 from autopart.records.rank_group import Group, group_size
 from autopart.runtime.models.model import Batch
 from autopart.runtime.transforms.seeded_draws import SamplePart
@@ -17,11 +16,7 @@ from autopart.text import counted
 
 
 def samples_of_place(plan: Plan, place: int) -> SamplePart | None:
-    """The part of each microbatch's samples at a place of a rank group; None where all have all.
-
-    Raises PlanError where the group cannot share them equally.
-    """
-    samples_per_process(plan)
+    """The part of each microbatch's samples at a place of a rank group; None where all have all."""
     if not isinstance(plan.group, Group) or plan.group.data == 1:
         return None
     return SamplePart(place // (group_size(plan.group) // plan.group.data), plan.group.data)

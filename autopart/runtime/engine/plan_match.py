@@ -8,7 +8,6 @@ from torch.fx.node import Argument, map_aggregate
 
 from autopart.errors import ExportRefused, ModelError, PlanError
 from autopart.records.plan import Plan, check_plan
-from autopart.records.plan_degrees import samples_per_process
 from autopart.records.rank_group import group_name, samples_per_gpu, shard_degree
 from autopart.records.torch_replicas import replicas_of
 from autopart.records.training import weight_dtype
@@ -87,8 +86,7 @@ def check_can_run(plan: Plan, backend: Backend = "autopart") -> None:
 
 
 def _check_sharing(plan: Plan, backend: Backend) -> None:
-    """Raise PlanError where the ranks share state, and cannot share each microbatch's samples, or the backend."""
-    samples_per_process(plan)
+    """Raise PlanError where the ranks share state, and the backend cannot."""
     if backend == "torch" and shard_degree(plan.group) > 1:
         raise PlanError(
             f"the plan has {group_name(plan.group)}, and torch's schedules gather no weights; leave --backend out, or "

@@ -24,8 +24,7 @@ from autopart.errors import ModelError, UsageError
 from autopart.fidelity.pace import notes_on_pace
 from autopart.records.group_variants import LayerCollectives
 from autopart.records.plan import Plan, cast_of, num_ranks
-from autopart.records.plan_degrees import samples_per_process
-from autopart.records.rank_group import Group, degrees_of, group_name, group_size
+from autopart.records.rank_group import Group, degrees_of, group_name, group_size, samples_per_gpu
 from autopart.records.run_result import OneDeviceResult
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
@@ -174,7 +173,13 @@ def _prepare(plan: Plan, source: ModelSource, seed: int) -> _Model:
 def _captured(plan: Plan, source: ModelSource, device: str, seed: int) -> Captured:
     dtype = cast_of(plan)
     built = build_training_model(source, dtype=dtype, device=device, seed=seed)
-    batch = example_batch(source, samples_per_process(plan), dtype=dtype, device=device, seed=seed)
+    batch = example_batch(
+        source,
+        samples_per_gpu(plan.microbatch_size, plan.group),
+        dtype=dtype,
+        device=device,
+        seed=seed,
+    )
     captured = capture_for_plan(plan, built, batch)
     if device == "meta" and _has_opaque_parts(captured.module):
         raise ModelError(f"{source.name}: some modules are not captured")

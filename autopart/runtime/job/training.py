@@ -20,9 +20,8 @@ from autopart.records.plan_degrees import (
     has_several_degrees,
     num_processes,
     rank_sizes,
-    samples_per_process,
 )
-from autopart.records.rank_group import degrees_of
+from autopart.records.rank_group import degrees_of, samples_per_gpu
 from autopart.records.run_result import CheckResult, RunResult
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram
@@ -268,7 +267,7 @@ class _Run:
     def _captured(self, source: ModelSource) -> Captured:
         plan, seed = self._plan, self._settings.seed
         self._status_board.working("building the model", SETTING_UP)
-        dtype, size = cast_of(plan), samples_per_process(plan)
+        dtype, size = cast_of(plan), samples_per_gpu(plan.microbatch_size, plan.group)
         # Autocast casts other operations on a CPU than on a GPU. So the model is captured on the
         # kind of device that runs it.
         device = "cpu" if self._autocast is None else str(self._place.device)
