@@ -176,6 +176,8 @@ def _missing(profile: Profile, demand: GroupDemand) -> AutopartError:
 
 def _not_profiled(profile: Profile, wanted: str, asked: str) -> AutopartError:
     own = groups_listed(profile.variants)
+    if not wanted.startswith("tensor"):
+        own = f"tensor degree{'s' * (own != '1')} {own}"
     return AutopartError(
         f"the profile has no {wanted}, only {own}; profile the model again: autopart profile "
         f"{profile.source.model}{asked}"

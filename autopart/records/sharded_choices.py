@@ -103,7 +103,12 @@ def no_shard_degree(
         )
     listed = ", ".join(map(str, able))
     if isinstance(asked, int) and asked not in able:
-        return AutopartError(f"shard degree {asked} does not divide {groups}; {listed} do")
+        size = min(map(group_size, bases))
+        held = counted(cluster.gpus_per_node // size, "group")
+        of_node = room if size == 1 else f"{held} of {counted(size, 'GPU')}"
+        return AutopartError(
+            f"shard degree {asked} does not divide the {of_node} of a node; {listed} do"
+        )
     wanted = f"shard degree {asked}" if isinstance(asked, int) else f"none of {listed}"
     return AutopartError(
         f"{wanted} does not divide the {counted(num_microbatches, 'microbatch')} of the profile's size in a step; "

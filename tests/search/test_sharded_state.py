@@ -173,9 +173,9 @@ def test_each_kind_keeps_less_than_the_one_before():
         ({"zero1": True}, "--zero1 shares optimizer state over replicas, and --shard zero3"),
         ({"shard": "none", "shard_degree": 2}, "--shard-degree 2 needs sharded state in a group"),
         ({"shard_degree": 1}, "--shard-degree 1: write a number from 2 on"),
-        ({"shard_degree": 3}, "shard degree 3 does not divide groups of 1 GPU on nodes of 4 GPUs"),
+        ({"shard_degree": 3}, "shard degree 3 does not divide the 4 GPUs of a node"),
         ({"shard_degree": 3}, "; 2, 4 do$"),
-        ({"shard_degree": 4, "tensor": 2}, "groups of 2 GPUs on nodes of 4 GPUs; 2 do"),
+        ({"shard_degree": 4, "tensor": 2}, "the 2 groups of 2 GPUs of a node; 2 do"),
         (
             {"gpus": 1},
             "sharded state needs at least 2 GPUs of a node that share it; groups of 1 GPU",
@@ -207,7 +207,10 @@ def test_each_kind_keeps_less_than_the_one_before():
             "'two' are no context degrees; write auto, or numbers",
         ),
         ({"shard": "none", "context": "2,2"}, "--context 2,2: give each degree once"),
-        ({"shard": "none", "context": "2"}, "has no context degree 2, only 1, 2, 2 with sequence"),
+        (
+            {"shard": "none", "context": "2"},
+            "no context degree 2, only tensor degrees 1, 2, 2 with",
+        ),
         ({"shard": "none", "context": "2,4"}, "autopart profile test --context 2,4$"),
         ({"shard": "none", "context": "auto"}, "the profile has no context degree above 1"),
         (
