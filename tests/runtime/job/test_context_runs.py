@@ -7,7 +7,6 @@ import pytest
 
 from autopart.records.plan import Plan
 from autopart.records.rank_group import Reduce, Shard
-from autopart.records.run_result import CheckResult
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.schedules.catalogue import KINDS, make_schedule
 from tests.support.long_tests import long_tests
@@ -15,7 +14,7 @@ from tests.support.pictures import place_stages
 from tests.support.places import MODELS
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
-from tests.support.runtime.tensor_runs import run_groups, run_without_group_sums
+from tests.support.runtime.tensor_runs import checked, run_without_group_sums, with_policy
 from tests.support.sharded_plans import sharing
 from tests.support.tensor_plans import in_groups
 
@@ -44,24 +43,6 @@ def of_shape(model: str, shape: str, *, splits: bool = False) -> Plan:
     tensor, context, cuts, replicas = SHAPES[shape]
     plan = plan_for(model, captured(model, 2, "float32"), cuts, replicas=replicas)
     return in_groups(plan, tensor, context=context, sequence_parallel=splits)
-
-
-def with_policy(plan: Plan, policy: str) -> Plan:
-    """The plan with all layers except the loss under the policy."""
-    stages = tuple(
-        msgspec.structs.replace(s, **{policy: tuple(n for n in s.layers if n != "loss")})
-        for s in plan.stages
-    )
-    return msgspec.structs.replace(plan, stages=stages)
-
-
-def checked(pool: RankPool, plan: Plan) -> CheckResult:
-    """The check after two steps; it raises if anything differs from the plain model."""
-    settings = RunSettings(model=plan.origin.model, steps=2, check=True)
-    result = pool.call(run_groups, plan, settings)[0]
-    assert result is not None and result.check is not None
-    assert result.check.losses <= 1e-5 and result.check.gradients <= 1e-5, result.check
-    return result.check
 
 
 @pytest.mark.parametrize(

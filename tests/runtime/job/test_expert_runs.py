@@ -7,13 +7,12 @@ import pytest
 
 from autopart.records.plan import Plan
 from autopart.records.rank_group import Shard
-from autopart.records.run_result import CheckResult
 from autopart.runtime.engine.run_settings import RunSettings
 from tests.support.long_tests import long_tests
 from tests.support.places import MODELS
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
-from tests.support.runtime.tensor_runs import run_groups, run_without_group_sums
+from tests.support.runtime.tensor_runs import checked, run_without_group_sums, with_policy
 from tests.support.sharded_plans import sharing
 from tests.support.tensor_plans import in_groups
 
@@ -45,15 +44,6 @@ def of_shape(model: str, shape: str, *, splits: bool = False) -> Plan:
     return in_groups(plan, tensor, expert=expert, sequence_parallel=splits)
 
 
-def checked(pool: RankPool, plan: Plan) -> CheckResult:
-    """The check after two steps; it raises if anything differs from the plain model."""
-    settings = RunSettings(model=plan.origin.model, steps=2, check=True)
-    result = pool.call(run_groups, plan, settings)[0]
-    assert result is not None and result.check is not None
-    assert result.check.losses <= 1e-5 and result.check.gradients <= 1e-5, result.check
-    return result.check
-
-
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
@@ -72,11 +62,7 @@ def test_expert_groups_train_as_the_plain_model(
 def test_activation_policies_run_on_experts(four_ranks: RankPool, policy: str) -> None:
     """A recomputed layer sends its tokens to their experts again."""
     plan = of_shape(HF_MIXTRAL, "2 stages x e 2")
-    stages = tuple(
-        msgspec.structs.replace(s, **{policy: tuple(n for n in s.layers if n != "loss")})
-        for s in plan.stages
-    )
-    checked(four_ranks, msgspec.structs.replace(plan, stages=stages))
+    checked(four_ranks, with_policy(plan, policy))
 
 
 @pytest.mark.long

@@ -8,15 +8,14 @@ import pytest
 
 from autopart.records.plan import Plan
 from autopart.records.rank_group import Reduce, Shard
-from autopart.records.run_result import CheckResult
-from autopart.runtime.engine.run_settings import RunKeywords, RunSettings
+from autopart.runtime.engine.run_settings import RunKeywords
 from autopart.schedules.catalogue import KINDS, make_schedule
 from tests.support.long_tests import long_tests
 from tests.support.pictures import place_stages
 from tests.support.places import MODELS
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
-from tests.support.runtime.tensor_runs import run_groups
+from tests.support.runtime.tensor_runs import checked, with_policy
 from tests.support.sharded_plans import sharing
 
 captured = cache(capture)
@@ -37,17 +36,6 @@ def of_shape(model: str, shape: str, shard: Shard = "zero3", reduce: Reduce = "m
         model, captured(model, 1, "float32"), cuts, replicas=replicas, microbatch_size=1
     )
     return sharing(plan, data, shard, reduce=reduce)
-
-
-def checked(pool: RankPool, plan: Plan, **options: object) -> CheckResult:
-    """The check after two steps; it raises if anything differs from the plain model."""
-    keywords: RunKeywords = {"steps": 2, "check": True, **options}  # pyright: ignore
-    settings = RunSettings(model=plan.origin.model, **keywords)
-    result = pool.call(run_groups, plan, settings)[0]
-    assert result is not None and result.check is not None
-    assert result.check.losses <= 1e-5 and result.check.gradients <= 1e-5
-    assert result.check.num_parameters > 5
-    return result.check
 
 
 def runs() -> list[object]:
@@ -118,11 +106,7 @@ def test_every_kind_of_schedule_runs_with_shared_state(
 @pytest.mark.parametrize("policy", [*long_tests("selective", "offload"), "recompute"])
 def test_activation_policies_run_with_shared_state(four_ranks: RankPool, policy: str) -> None:
     plan = of_shape(LLAMA, "2 stages x 2")
-    stages = tuple(
-        msgspec.structs.replace(s, **{policy: tuple(n for n in s.layers if n != "loss")})
-        for s in plan.stages
-    )
-    checked(four_ranks, msgspec.structs.replace(plan, stages=stages))
+    checked(four_ranks, with_policy(plan, policy))
 
 
 @pytest.mark.slow

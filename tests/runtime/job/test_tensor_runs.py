@@ -16,7 +16,7 @@ from tests.support.pictures import place_stages
 from tests.support.places import MODELS
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
-from tests.support.runtime.tensor_runs import run_groups, run_without_group_sums
+from tests.support.runtime.tensor_runs import run_groups, run_without_group_sums, with_policy
 from tests.support.tensor_plans import in_groups
 
 captured = cache(capture)
@@ -45,15 +45,6 @@ def of_shape(model: str, shape: str) -> Plan:
         pytest.importorskip("transformers")
     _, cuts, replicas = SHAPES[shape]
     return plan_for(model, captured(model, 2, "float32"), cuts, replicas=replicas)
-
-
-def with_policy(plan: Plan, policy: str) -> Plan:
-    """The plan with all layers except the loss under the policy."""
-    stages = tuple(
-        msgspec.structs.replace(s, **{policy: tuple(n for n in s.layers if n != "loss")})
-        for s in plan.stages
-    )
-    return msgspec.structs.replace(plan, stages=stages)
 
 
 def checked(pool: RankPool, plan: Plan, degree: int, *, sequence_parallel: bool) -> CheckResult:

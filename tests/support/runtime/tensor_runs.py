@@ -1,4 +1,4 @@
-"""Runs of plans with a tensor degree on a pool of ranks."""
+"""Runs of plans with rank groups on a pool of ranks."""
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
+import msgspec
 import pytest
 import torch
 from torch import distributed, nn
@@ -14,14 +15,15 @@ from torch.distributed.distributed_c10d import _get_default_store
 from autopart.errors import AutopartError, UsageError
 from autopart.records.plan import Plan, num_ranks
 from autopart.records.plan_degrees import has_several_degrees, num_processes, rank_sizes
-from autopart.records.run_result import RunResult
-from autopart.runtime.engine.run_settings import RunSettings
+from autopart.records.run_result import CheckResult, RunResult
+from autopart.runtime.engine.run_settings import RunKeywords, RunSettings
 from autopart.runtime.job.status_board import StatusBoard
 from autopart.runtime.job.tensor_ranks import GroupPlace, meet_group, meet_rank_group, place_in_plan
 from autopart.runtime.job.training import Place, train
 from autopart.runtime.sharding.groups import TensorGroup
 from autopart.runtime.sharding.rank_shards import RankShards
 from tests.support.runtime.own_loop import Loop, Trained, optimizer_of, pipeline_of, trained
+from tests.support.runtime.rank_pool import RankPool
 
 _WAIT = timedelta(seconds=500)
 _calls = 0
@@ -119,3 +121,23 @@ def run_without_group_sums(process: int, plan: Plan, settings: RunSettings) -> s
         return error_of_groups(process, plan, settings)
     finally:
         RankShards.sum_gradients = kept
+
+
+def checked(pool: RankPool, plan: Plan, **options: object) -> CheckResult:
+    """The check after two steps on a pool of ranks, with further options of a run; it raises if anything differs from the plain model."""
+    keywords: RunKeywords = {"steps": 2, "check": True, **options}  # pyright: ignore
+    settings = RunSettings(model=plan.origin.model, **keywords)
+    result = pool.call(run_groups, plan, settings)[0]
+    assert result is not None and result.check is not None
+    assert result.check.losses <= 1e-5 and result.check.gradients <= 1e-5
+    assert result.check.num_parameters > 5
+    return result.check
+
+
+def with_policy(plan: Plan, policy: str) -> Plan:
+    """The plan with all layers except the loss under the policy."""
+    stages = tuple(
+        msgspec.structs.replace(s, **{policy: tuple(n for n in s.layers if n != "loss")})
+        for s in plan.stages
+    )
+    return msgspec.structs.replace(plan, stages=stages)
