@@ -57,6 +57,10 @@ QUICK = {
     "--recompute auto --recompute-layer blocks.3 --keep-layer blocks.5 --offload-layer blocks.9",
     "llama_megatron": "--profile llama-8b.json --gpus 4 --stages 4 --schedule 1f1b --global-batch 16 "
     "--precision bfloat16 --optimizer sgd",
+    "moe_expert": "--profile moe-expert.json --gpu h100-sxm --gpus 4 --stages 2 --expert 2 --target megatron "
+    "--global-batch 16",
+    "gpt2_context": "--profile gpt2-context.json --gpu h100-sxm --gpus 4 --stages 2 --context 2 --target megatron "
+    "--global-batch 16",
     "llama_infeasible": "--profile llama-8b.json --gpus 8 --nodes 2 --memory 4GiB --recompute auto",
 }
 """The name of each quick case, with its options for `solve`."""
@@ -87,6 +91,8 @@ EXPORTS = {
     "gpt2_v": ("torch",),
     "llama_recompute": ("torch", "torchtitan", "vllm"),
     "gpt2_interleaved": ("torch",),
+    "moe_expert": ("megatron",),
+    "gpt2_context": ("megatron",),
     "llama_selective": ("torchtitan", "megatron", "deepspeed", "automodel", "primus"),
     "llama_megatron": (
         "torch",
