@@ -104,3 +104,12 @@ def test_an_unknown_framework_is_refused_with_the_known_ones() -> None:
         AutopartError, match="unknown --target 'jax'; known: torch, torchtitan, meg"
     ):
         made("jax")
+
+
+def test_megatron_splits_the_sequence_in_tensor_groups_beside_experts() -> None:
+    def splits(**said: Any) -> str:
+        return made("megatron", **said).sequence_parallel
+
+    assert splits(tensor="2", expert="2") == splits(tensor="auto", expert="auto") == "on"
+    assert splits(tensor="2", expert="2", sequence_parallel="off") == "off"
+    assert splits(tensor="2") == splits(expert="2") == "auto"
