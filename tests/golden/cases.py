@@ -23,6 +23,9 @@ from autopart.cli.main import exit_code
 HERE = Path(__file__).parent
 EXPECTED = HERE / "expected"
 PROFILES = HERE / "profiles"
+"""Profiles of version 1."""
+GROUPS = HERE / "groups"
+"""Profiles with context and expert degrees."""
 
 CLOCKED = {"solve_seconds", "seconds", "autopart", "version"}
 """Keys whose values depend on the clock or on the release."""
@@ -145,7 +148,7 @@ def _folder() -> Iterator[Path]:
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for path in PROFILES.glob("*.json"):
+        for path in (*PROFILES.glob("*.json"), *GROUPS.glob("*.json")):
             shutil.copy(path, folder)
         save_profile(sample_profile(), folder / "sample.json")
         os.chdir(folder)
