@@ -1,6 +1,7 @@
 """Hugging Face's `Trainer` under a plan: the same arguments, callbacks, logs and checkpoints."""
 
 import copy
+import os
 from collections.abc import Mapping, Sized
 from typing import Any
 
@@ -73,6 +74,9 @@ class PipelineTrainer(Trainer):
         # The plan was made from the model as it is; the trainer would turn its cache off.
         own.use_cache = getattr(getattr(model, "config", None), "use_cache", own.use_cache)
         super().__init__(model=model, args=own, **keywords)
+        if own.output_dir:
+            # `Trainer` makes it on rank 0 alone; the others look into it for a checkpoint.
+            os.makedirs(own.output_dir, exist_ok=True)
         self.accelerator.evaluates = self.eval_dataset is not None
 
     def create_accelerator_and_postprocess(self) -> None:

@@ -9,6 +9,7 @@ from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.trainers import (
     Log,
     Tokens,
+    last_checkpoint,
     plain_trainer,
     plan_of,
     planned_trainer,
@@ -55,6 +56,11 @@ def test_losses_norms_rates_and_evaluations_are_those_of_the_plain_trainer(
     equal(whole[-4:], log[-4:])
     again = two_ranks.call(planned_trainer, plan_of(0.7), tmp_path / "again", mine)
     equal(again[0], log)
+
+
+def test_each_rank_can_look_for_a_checkpoint(two_ranks: RankPool, tmp_path: Path) -> None:
+    """Rank 1 looked into a folder that rank 0 had not made yet."""
+    assert two_ranks.call(last_checkpoint, plan_of(), tmp_path) == [None, None]
 
 
 def test_a_plan_continues_from_a_checkpoint_of_the_plain_trainer(

@@ -140,6 +140,20 @@ def _logged(
     return [{k: v for k, v in line.items() if k in kept} for line in trainer.state.log_history]
 
 
+def last_checkpoint(rank: int, plan: Plan, folder: Path) -> str | None:
+    """The newest checkpoint in a new folder that only this rank's trainer makes."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from autopart.trainers.with_transformers import PipelineTrainer
+
+    own = folder / str(rank)
+    with as_under_torchrun(rank, len(plan.orders)):
+        PipelineTrainer(
+            plan, gpt2(), arguments(own), train_dataset=Tokens(8), eval_dataset=Tokens(8)
+        )
+        return get_last_checkpoint(own)
+
+
 def trainer_complaints(
     rank: int, plan: Plan, folder: Path, cases: list[dict[str, Any]]
 ) -> list[str]:
