@@ -12,7 +12,7 @@ from autopart.activations.policies import (
     may_offload,
 )
 from autopart.bounds.rank_assignments import takes_gpus_in_order
-from autopart.records.group_choice import GroupDemand, Sharding
+from autopart.records.group_choice import GroupDemand, Sharding, is_tensor_demand
 from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
 from autopart.records.plan import SearchedSize
@@ -73,7 +73,8 @@ def _groups(demands: Demands, sizes: Sequence[SearchedSize]) -> str:
         said.append(_listed("expert", {expert_degree(size.group) for size in one}))
     if isinstance(demand.shard, tuple):
         said.append(_state_shared(demand.shard, groups))
-    return f"{', '.join(said)} on GPUs of one node, {_own_degrees(sizes)}"
+    nodes = "one node" if is_tensor_demand(demand) else "one node or of whole nodes"
+    return f"{', '.join(said)} on GPUs of {nodes}, {_own_degrees(sizes)}"
 
 
 def _listed(kind: str, degrees: set[int]) -> str:

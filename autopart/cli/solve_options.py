@@ -96,14 +96,14 @@ class PipelineOptions:
         str,
         typer.Option(
             metavar="auto|N,N,...",
-            help="GPUs of a node that divide each sequence; auto: every degree in the profile.",
+            help="GPUs that divide each sequence; auto: every degree in the profile.",
         ),
     ] = "1"
     expert: Annotated[
         str,
         typer.Option(
             metavar="auto|N,N,...",
-            help="GPUs of a node that divide samples and experts; auto: every degree in the profile.",
+            help="GPUs that divide samples and experts; auto: every degree in the profile.",
         ),
     ] = "1"
     pin: Annotated[
@@ -161,8 +161,8 @@ class TrainingOptions:
         str,
         typer.Option(
             metavar="auto|none,zero1,zero2,zero3",
-            help="State that GPUs share: zero1: replicas share optimizer state (--zero1); zero2: GPUs of a node "
-            "that divide a microbatch share gradients, too; zero3: and weights; auto: all are searched.",
+            help="State that GPUs share: zero1: replicas share optimizer state (--zero1); zero2: GPUs that "
+            "divide a microbatch share gradients, too; zero3: and weights; auto: all are searched.",
         ),
     ] = "none"
     shard_degree: Annotated[

@@ -1,11 +1,12 @@
 """Rank groups as ranks: the layers with their collectives, and the cluster with fewer, larger ranks.
 
-With groups of g GPUs, rank q stands for GPUs q g … q g + g - 1 of one node. All GPUs of a group do equal work, and
+With groups of g GPUs, rank q stands for GPUs q g … q g + g - 1, a part of one node or whole nodes. All GPUs of a group do equal work, and
 each sends to the GPU at its own place in another group. So one GPU per group, at one place, stands for all. What
 follows is an ordinary problem over these GPUs, and every formula and bound holds for it as it stands:
 
     layers    F, I and W of one GPU, with the seconds of its collectives inside the group
-    cluster   G / g ranks per node; each has one GPU's memory, links and share of the host and of the rails
+    cluster   G / g ranks per node, or one per g / G nodes; each has one GPU's memory, links and share of the host
+              and of the rails
 
 Symbols   C    seconds of a layer's collectives of I beneath W;  W  its weight gradients
           e    their exposed part in a whole backward: max(0, C - W) with Megatron's collectives, else C
@@ -56,12 +57,14 @@ def problem_of_groups(problem: Problem, variant: GroupVariant | None) -> Problem
 
 
 def cluster_of_groups(cluster: Cluster, size: int) -> Cluster:
-    """The cluster whose ranks are groups of so many equal GPUs; they fill each node."""
+    """The cluster whose ranks are groups of so many equal GPUs; they fill each node, or each is whole nodes."""
     if size == 1:
         return cluster
-    groups, share = cluster.gpus_per_node // size, host_share(cluster)
+    share, nodes = host_share(cluster), max(1, size // cluster.gpus_per_node)
+    groups = max(1, cluster.gpus_per_node // size)
     return msgspec.structs.replace(
         cluster,
+        num_nodes=cluster.num_nodes // nodes,
         gpus_per_node=groups,
         host_memory_bytes=None if share is None else share * groups,
         network=_network_of_groups(cluster, size),
@@ -72,10 +75,12 @@ def _network_of_groups(cluster: Cluster, size: int) -> Network | None:
     """The network of the GPUs at one place of each group: their own share of a node's rails.
 
     Two groups share a rail where all their GPUs do. Where no number of rails says this, each group has its own.
+    A group of whole nodes has a GPU at each place of a node, so sends keep to their rail.
     """
-    network, groups = cluster.network, cluster.gpus_per_node // size
+    network = cluster.network
     if network is None:
         return None
+    groups, size = max(1, cluster.gpus_per_node // size), min(size, cluster.gpus_per_node)
     near = rails_of(cluster, np.arange(cluster.gpus_per_node)).reshape(groups, size)
     _, numbers = np.unique(near, axis=0, return_inverse=True)
     rails = int(numbers.max()) + 1
@@ -91,7 +96,7 @@ def _network_of_groups(cluster: Cluster, size: int) -> Network | None:
 
 
 def layers_of_group(variant: GroupVariant, cluster: Cluster, training: Training) -> LayerGraph:
-    """A variant's layers with the seconds of their collectives, on the first GPUs of a node."""
+    """A variant's layers with the seconds of their collectives, on the first GPUs of a cluster."""
     # `on_ranks` divides layer times by this speed later. Collectives are not slowed down by compute.
     speed = slowest_speed(cluster, ())
     own = collective_times(variant.collectives, cluster, variant.group, scale=speed)
@@ -132,7 +137,10 @@ class CollectiveTimes(NamedTuple):
 def collective_times(
     collectives: Iterable[LayerCollectives], cluster: Cluster, group: Group, *, scale: float = 1.0
 ) -> dict[str, CollectiveTimes]:
-    """For each layer with collectives their seconds times `scale`, on the first GPUs of a node."""
+    """For each layer with collectives their seconds times `scale`, on the first GPUs of a cluster.
+
+    Every other group lies on its nodes as the first one does.
+    """
 
     def seconds(one: Collective) -> float:
         among = "tensor" if one.among is msgspec.UNSET else one.among

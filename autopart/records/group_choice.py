@@ -7,17 +7,16 @@ import msgspec
 from autopart.errors import AutopartError
 from autopart.records.cluster import Cluster
 from autopart.records.group_variants import GroupVariant, groups_listed
+from autopart.records.groups_on_nodes import check_fits_nodes, fits_nodes
 from autopart.records.layer_graph import LayerGraph
 from autopart.records.profile import Profile
 from autopart.records.rank_group import (
     Degree,
     Group,
     MaybeGroup,
-    check_fits_node,
     context_degree,
     expert_degree,
     group_name,
-    group_size,
     tensor_degree,
     without_shard,
 )
@@ -92,8 +91,8 @@ def searched_groups(
 ) -> tuple[MaybeGroup, ...]:
     """The groups without sharded state that a demand leaves, smallest first; only one GPU where nothing is asked.
 
-    Any degree stands for the profile's degrees that divide a node's GPUs. Raises AutopartError where the profile,
-    or a node, does not have the degrees that are asked for.
+    Any degree stands for the profile's degrees that fill nodes. Raises AutopartError where the profile,
+    or the cluster, does not have the degrees that are asked for.
     """
     if not isinstance(demand, GroupDemand):
         return (msgspec.UNSET,)
@@ -111,10 +110,10 @@ def searched_groups(
     ]
     if not [group for group in able if isinstance(group, Group)] and _asks_above_1(demand):
         raise _missing(profile, demand)
-    fitting = [one for one in able if cluster.gpus_per_node % group_size(one) == 0]
+    fitting = [one for one in able if fits_nodes(one, cluster)]
     are_fixed = all(degrees is not None and len(degrees) == 1 for degrees in (contexts, experts))
     if not fitting or (demand.tensor is not None and are_fixed):
-        check_fits_node(group_size(able[0]), cluster, only_tensor=is_tensor_demand(demand))
+        check_fits_nodes(able[0], cluster)
     return tuple(
         sorted(
             fitting,

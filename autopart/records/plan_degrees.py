@@ -6,10 +6,10 @@ from typing import Protocol
 
 from autopart.errors import AutopartError, PlanError
 from autopart.records.cluster import Cluster, num_gpus
+from autopart.records.groups_on_nodes import check_fits_nodes
 from autopart.records.rank_group import (
     Group,
     MaybeGroup,
-    check_fits_node,
     group_name,
     group_size,
     is_tensor_only,
@@ -131,12 +131,12 @@ def _kind(plan: OwnPlan) -> str:
 
 
 def check_room(plan: OwnPlan, where: str) -> None:
-    """Raise PlanError where a node cannot be filled with the plan's rank groups, or ranks are too many."""
+    """Raise PlanError where nodes cannot be filled with the plan's rank groups, or ranks are too many."""
     for group in sorted(set(stage_groups(plan)), key=group_size):
         if group_size(group) > 1 and plan.cluster.gpus:
             raise PlanError(f"{where}: {group_name(group)} needs equal GPUs")
         try:
-            check_fits_node(group_size(group), plan.cluster, only_tensor=is_tensor_only(group))
+            check_fits_nodes(group, plan.cluster)
         except AutopartError as error:
             raise PlanError(f"{where}: {error}") from None
     room = num_gpus(plan.cluster) // group_size(plan.group)

@@ -1,6 +1,6 @@
 """Rank groups: the GPUs that run a stage's replica together, as a grid of tensor, context, expert and data degrees.
 
-A group lies inside one node. Its GPU at place (h, i, j, k) has number ((h x expert + i) x context + j) x tensor + k, for
+A group is an even part of a node, or whole nodes (autopart/records/groups_on_nodes.py). Its GPU at place (h, i, j, k) has number ((h x expert + i) x context + j) x tensor + k, for
 h < data, i < expert, j < context and k < tensor. A plan counts groups as ranks.
 """
 
@@ -9,8 +9,6 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from autopart.errors import AutopartError
-from autopart.records.cluster import Cluster
 from autopart.text import counted
 from autopart.units import PositiveCount
 
@@ -155,16 +153,3 @@ def places_among(group: Group, among: Among) -> range:
         stride = group.tensor * group.context
         return range(0, stride * group.expert, stride)
     return range(0, group_size(group), math.prod(degrees_of(group)))
-
-
-def check_fits_node(size: int, cluster: Cluster, *, only_tensor: bool = True) -> None:
-    """Raise AutopartError unless groups of so many GPUs fill a node."""
-    room = cluster.gpus_per_node
-    if room % size:
-        able = ", ".join(str(t) for t in range(1, room + 1) if room % t == 0)
-        kind = "tensor" if only_tensor else "rank"
-        what = "the tensor degree" if only_tensor else "the product of its degrees"
-        raise AutopartError(
-            f"a {kind} group of {counted(size, 'GPU')} does not fill a node of {counted(room, 'GPU')}: {what} "
-            f"must divide the GPUs of a node, as {able} do"
-        )

@@ -7,6 +7,7 @@ import msgspec
 from autopart.errors import AutopartError
 from autopart.records.cluster import Cluster
 from autopart.records.group_choice import GroupChoice, GroupDemand, searched_groups
+from autopart.records.groups_on_nodes import shard_degrees
 from autopart.records.profile import Profile
 from autopart.records.rank_group import (
     Group,
@@ -32,7 +33,7 @@ def searched_choices(
     """The choices for microbatches of the profile's size, of which a step has `num_microbatches`.
 
     A group with shard degree d runs d such microbatches together. So d divides them, and d times the group without it
-    divides a node. An expert degree divides the profile's samples. Empty where the demand leaves no such degrees. Raises AutopartError as `searched_groups` does.
+    fills a part of a node or whole nodes. An expert degree divides the profile's samples. Empty where the demand leaves no such degrees. Raises AutopartError as `searched_groups` does.
     """
     bases = able_to_share_samples(searched_groups(profile, cluster, demand), profile)
     if not isinstance(demand, GroupDemand) or not isinstance(demand.shard, tuple):
@@ -41,7 +42,7 @@ def searched_choices(
     for base in bases:
         degrees = [
             d
-            for d in _degrees(base, cluster)
+            for d in shard_degrees(base, cluster)
             if demand.shard_degree in (msgspec.UNSET, d) and num_microbatches % d == 0
         ]
         for word in demand.shard:
@@ -84,36 +85,29 @@ def _sharded(base: MaybeGroup, shard: Shard, degree: int, training: Training) ->
     )
 
 
-def _degrees(base: MaybeGroup, cluster: Cluster) -> list[int]:
-    """The shard degrees with which a group fills a node."""
-    most = cluster.gpus_per_node // group_size(base)
-    return [d for d in range(2, most + 1) if most % d == 0]
-
-
 def no_shard_degree(
     bases: Sequence[MaybeGroup], cluster: Cluster, demand: GroupDemand, num_microbatches: int
 ) -> AutopartError:
-    """The error where no shard degree is left, with those that divide a node, or the batches that would do."""
-    able = sorted({d for base in bases for d in _degrees(base, cluster)})
-    asked, room = demand.shard_degree, counted(cluster.gpus_per_node, "GPU")
-    groups = f"groups of {counted(min(map(group_size, bases)), 'GPU')} on nodes of {room}"
+    """The error where no shard degree is left, with those that fill nodes, or the batches that would do."""
+    able = sorted({d for base in bases for d in shard_degrees(base, cluster)})
+    asked, size = demand.shard_degree, min(map(group_size, bases))
+    nodes = f"{counted(cluster.num_nodes, 'node')} of {counted(cluster.gpus_per_node, 'GPU')}"
     if not able:
         return AutopartError(
-            f"sharded state needs at least 2 GPUs of a node that share it; {groups} leave none"
+            f"sharded state needs at least 2 GPUs that share it; groups of {counted(size, 'GPU')} on {nodes} leave none"
         )
     listed = ", ".join(map(str, able))
     if isinstance(asked, int) and asked not in able:
-        size = min(map(group_size, bases))
-        held = counted(cluster.gpus_per_node // size, "group")
-        of_node = room if size == 1 else f"{held} of {counted(size, 'GPU')}"
+        of_groups = "" if size == 1 else f" with groups of {counted(size, 'GPU')}"
         return AutopartError(
-            f"shard degree {asked} does not divide the {of_node} of a node; {listed} do"
+            f"shard degree {asked}{of_groups} fills no part of a node and no whole nodes of {nodes}; {listed} do"
         )
-    wanted = f"shard degree {asked}" if isinstance(asked, int) else f"none of {listed}"
-    return AutopartError(
-        f"{wanted} does not divide the {counted(num_microbatches, 'microbatch')} of the profile's size in a step; "
-        "take another --global-batch or a smaller --microbatch-size"
+    wanted = (
+        f"shard degree {asked} does not divide"
         if isinstance(asked, int)
-        else f"{wanted}, the shard degrees that divide a node, divides the {counted(num_microbatches, 'microbatch')} "
-        "of the profile's size in a step; take another --global-batch or a smaller --microbatch-size"
+        else f"none of {listed}, the shard degrees that fill {nodes}, divides"
+    )
+    return AutopartError(
+        f"{wanted} the {counted(num_microbatches, 'microbatch')} of the profile's size in a step; take another "
+        "--global-batch or a smaller --microbatch-size"
     )

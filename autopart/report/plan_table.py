@@ -103,7 +103,7 @@ def _own_gpus(plan: Plan, stage: Stage) -> tuple[str, str]:
 def nodes_of(plan: Plan, ranks: tuple[int, ...]) -> list[int]:
     """The nodes that hold `ranks` of a plan, each once."""
     gpus, per_node = gpus_of_ranks(rank_sizes(plan)), plan.cluster.gpus_per_node
-    return sorted({gpus[rank].start // per_node for rank in ranks})
+    return sorted({gpu // per_node for rank in ranks for gpu in gpus[rank]})
 
 
 VERBS = {
@@ -205,8 +205,10 @@ def _tensor_lines(plan: Plan) -> list[str]:
     t = group_size(plan.group)
     if t == 1:
         return []
+    nodes = t // plan.cluster.gpus_per_node
+    where = f", on {counted(nodes, 'node')}" if nodes > 1 else " of a node"
     return [
-        f"{group_name(plan.group)}: rank q is the GPUs {t} q to {t} q + {t - 1} of a node; seconds and "
+        f"{group_name(plan.group)}: rank q is the GPUs {t} q to {t} q + {t - 1}{where}; seconds and "
         "bytes are those of one of them"
     ]
 

@@ -1,8 +1,8 @@
 """Plans and lower bounds for one GPU kind, over numbers of GPUs.
 
 GPUs may stay idle. So every plan on n whole nodes is a plan on more of them, with the same step. The best step
-thus never grows with the number of whole nodes, and a lower bound for one number holds for all smaller ones. A
-part of a node has links and a share of its host's memory of its own. So parts are bounded one by one.
+thus never grows with the number of whole nodes, and a lower bound for one number holds for all smaller ones. Groups on several
+nodes divide the nodes. Where they are searched, this holds for multiples of n alone. A part of a node has links and a share of its host's memory of its own. So parts are bounded one by one.
 """
 
 import math
@@ -78,6 +78,12 @@ class CountState:
         return self.found is not None and self.found.step < seconds
 
 
+def _may_leave_nodes(options: SolveOptions) -> bool:
+    """Whether rank groups on several nodes are searched."""
+    words = {options.context, options.expert, options.shard}
+    return not words <= {"1", "none", "zero1", "none,zero1"}
+
+
 class KindSearch:
     """All numbers of GPUs of one kind."""
 
@@ -98,9 +104,13 @@ class KindSearch:
         return (own, count) if own >= found else (found, best)
 
     def holds_plans_of(self, more: GpuCount, fewer: GpuCount) -> bool:
-        """Whether each plan on `fewer` GPUs is one on `more`: both are whole nodes."""
+        """Whether each plan on `fewer` GPUs is one on `more`: both are whole nodes, which groups divide alike."""
         each = self.kind.node.gpus_per_node
-        return more.gpus >= fewer.gpus and more.gpus % each == 0 == fewer.gpus % each
+        if more.gpus % each or fewer.gpus % each:
+            return False
+        if _may_leave_nodes(self.options):
+            return more.gpus % fewer.gpus == 0
+        return more.gpus >= fewer.gpus
 
     def search(self, count: GpuCount, beat: float, seconds: float) -> None:
         """Search for a plan on a number of GPUs that takes less than `beat` seconds, for so many seconds."""

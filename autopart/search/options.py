@@ -56,14 +56,14 @@ class SolveOptions:
     """Whether degrees above 1 have sequence parallelism: `on`, `off`, or `auto`: both."""
     context: str = "1"
     """GPUs that each have their part of every sequence (context degrees), with commas between, or `auto`: every degree
-    of the profile that divides the GPUs of a node with the other degrees."""
+    of the profile that fills nodes with the other degrees."""
     expert: str = "1"
     """GPUs that each have their part of a microbatch's samples and of the experts (expert degrees), as `context`."""
     shard: str = "none"
     """State that GPUs share: `none`; `zero1`, as `zero1=True`; `zero2`: gradients and optimizer state over the GPUs of
     a group; `zero3`: weights, too. Several with commas between are searched, and with `auto` all that the target has."""
     shard_degree: int | None = None
-    """GPUs of a group that share state under zero2 and zero3. None: every number that fills a node is searched."""
+    """GPUs of a group that share state under zero2 and zero3. None: every number that fills nodes is searched."""
     pins: Mapping[str, int] | None = None
     """The stage for each pinned layer, counted from 0."""
     same_stage: Sequence[Sequence[str]] = ()

@@ -10,11 +10,12 @@ from autopart.errors import AutopartError, PlanError
 from autopart.pricing import Decision, minimised
 from autopart.records.cluster import Cluster, num_gpus
 from autopart.records.group_choice import variant_of
+from autopart.records.groups_on_nodes import check_fits_nodes
 from autopart.records.microbatch_sizes import at_sizes
 from autopart.records.plan import Plan, check_plan
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile
-from autopart.records.rank_group import StageDegrees, check_fits_node, tensor_group
+from autopart.records.rank_group import StageDegrees, tensor_group
 from autopart.search.candidates import SearchedProblem
 from autopart.search.demands import make_problem
 from autopart.search.incumbent import Outcome
@@ -54,8 +55,9 @@ def plan_of_degrees(
     of_gpus = _problem(profile, cluster, options)
     split = options.sequence_parallel == "on"
     for degree in degrees:
-        variant_of(profile, tensor_group(degree, sequence_parallel=split))
-        check_fits_node(degree, of_gpus.cluster)
+        group = tensor_group(degree, sequence_parallel=split)
+        variant_of(profile, group)
+        check_fits_nodes(group, of_gpus.cluster)
     chosen = StageDegrees(degrees=tuple(sorted(set(degrees))), sequence_parallel=split)
     problem = problem_of_degrees(of_gpus, profile, chosen)
     partition = tuple(tuple(range(start, end)) for start, end in itertools.pairwise(edges))

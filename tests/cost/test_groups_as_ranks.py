@@ -86,6 +86,87 @@ def test_groups_sync_and_send_as_the_gpus_at_each_of_their_places(
         assert (link.bandwidth, link.latency) == pytest.approx((slowest.bandwidth, slowest.latency))
 
 
+@pytest.mark.parametrize("network", [False, True])
+@pytest.mark.parametrize(("gpus", "nodes"), [(2, 4), (2, 2), (4, 3), (8, 1)])
+def test_groups_of_whole_nodes_sync_and_send_as_the_gpus_at_each_of_their_places(
+    gpus: int, nodes: int, *, network: bool
+):
+    rng = random.Random(f"{gpus} {nodes} {network}")
+    for _ in range(20):
+        real = msgspec.structs.replace(
+            drawn_cluster(rng, gpus, network=network), num_nodes=5 * nodes
+        )
+        degree = gpus * nodes
+        groups = cluster_of_groups(real, degree)
+        assert (groups.num_nodes, groups.gpus_per_node) == (5, 1)
+        assert host_share(groups) == host_share(real)
+        taken, size = rng.sample(range(5), 4), rng.uniform(1, 1e9)
+        here, there = tuple(taken[:2]), tuple(taken[2:])
+        training = Training(zero1=rng.random() < 0.5)
+        (link,) = cut_links(groups, (here, there))
+        for place in rng.sample(range(degree), min(3, degree)):
+            own, other = (alone(ranks, degree, place) for ranks in (here, there))
+            assert sync_price(groups, here, training).seconds(size) == pytest.approx(
+                sync_price(real, own, training).seconds(size)
+            )
+            (each,) = cut_links(real, (own, other))
+            assert link is not None and each is not None
+            assert (link.bandwidth, link.latency) == pytest.approx((each.bandwidth, each.latency))
+
+
+TWO_NODES = cluster(
+    2,
+    4,
+    intra_node=Link(bandwidth=8.0),
+    inter_node=Link(bandwidth=1.0, latency=0.5),
+    network=Network(
+        rails=2,
+        rail_bandwidth=10.0,
+        ring_bandwidth=100.0,
+        start=1.0,
+        step=0.01,
+        hop=0.25,
+        peer=0.125,
+        all_to_all_efficiency=0.5,
+    ),
+)
+"""Two nodes of four GPUs: each GPU has 5 bytes per second of the rails, and a node 20."""
+
+
+@pytest.mark.parametrize(
+    ("group", "among", "kind", "seconds"),
+    [
+        # A ring over four GPUs of each node: 7/8 of the bytes at 20 per second; six steps and one hop.
+        ({"context": 8}, "context", "all_gather", 1 + 6 * 0.01 + 0.25 + 7 / 8 * 80 / 20),
+        # Tensor degree 4 leaves one GPU per node: half of the bytes at its own 5 per second.
+        ({"tensor": 4, "context": 2}, "context", "all_gather", 1 + 0.25 + 1 / 2 * 80 / 5),
+        # Two GPUs per node, with the rails of two: 10 bytes per second.
+        ({"tensor": 2, "context": 4}, "context", "reduce_scatter", 1 + 0.27 + 3 / 4 * 80 / 10),
+        # Each GPU sends 4 of 8 parts to the other node, over half of its 5 per second.
+        ({"expert": 8}, "expert", "all_to_all", 1 + 4 * 0.125 + 0.25 + 4 / 8 * 80 / 2.5),
+        # Context ranks share a node, and the two GPUs that share state are on two nodes.
+        ({"context": 4, "data": 2}, "data", "all_gather", 1 + 0.25 + 1 / 2 * 80 / 5),
+        ({"context": 4, "data": 2}, "context", "all_gather", 1 + 3 * 0.01 + 3 / 4 * 80 / 100),
+    ],
+)
+def test_a_collective_of_a_group_on_two_nodes_is_priced_by_their_rails(
+    group: dict[str, int], among: Any, kind: Any, seconds: float
+):
+    shared: dict[str, Any] = {"shard": "zero3", "reduce": "step"} if "data" in group else {}
+    one = Collective(kind=kind, bytes=80, phase="step", among=among)
+    listed = [LayerCollectives(layer="a", collectives=(one,))]
+    times = collective_times(listed, TWO_NODES, Group(**group, **shared))
+    assert times["a"].step == pytest.approx(seconds)
+
+
+def test_without_a_network_a_group_on_two_nodes_has_a_ring_over_the_link_between_them():
+    one = Collective(kind="all_gather", bytes=80, phase="step", among="context")
+    on = msgspec.structs.replace(TWO_NODES, network=None)
+    listed = [LayerCollectives(layer="a", collectives=(one,))]
+    times = collective_times(listed, on, Group(context=8))
+    assert times["a"].step == pytest.approx(7 * (0.5 + 80 / 8 / 1.0))
+
+
 def test_rails_that_groups_share_in_part_count_as_rails_of_their_own():
     # GPUs 0 to 7 lie at rails 0 0 0 1 1 1 2 2: groups of two share rail 0 and rail 1 in part.
     real = cluster(2, 8, network=Network(rails=3, rail_bandwidth=8e9, ring_bandwidth=1e11))

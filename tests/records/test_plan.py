@@ -97,7 +97,7 @@ def test_a_plan_of_version_3_loads_without_a_group(tmp_path: Path):
         ({"tensor": 3}, "a tensor group of 3 GPUs does not fill a node"),
         ({"tensor": 2}, r"orders? for \d tensor group"),
         (
-            {"tensor": 3, "context": 2},
+            {"context": 6},
             "a rank group of 6 GPUs does not fill a node of 2 GPUs: the pro",
         ),
         ({"context": 2}, r"orders? for \d rank group"),

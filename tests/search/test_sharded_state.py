@@ -24,7 +24,7 @@ from tests.support.plan_kinds import ROW
 from tests.support.problems import cluster
 from tests.support.seeds import seeds
 from tests.support.tensor_profiles import shard_of, with_degrees
-from tests.support.witness.cases import draw_case
+from tests.support.witness.cases import SHARDED, draw_case
 from tests.support.witness.claims import judge
 
 LINKS = {"intra_node": Link(bandwidth=2000.0), "inter_node": Link(bandwidth=20.0)}
@@ -104,13 +104,19 @@ def test_no_claim_on_sharded_state_is_false(seed: int):
     assert judge(draw_case("sharded state", seed)).broken == ()
 
 
+@pytest.mark.parametrize("seed", range(16))
+def test_no_claim_on_groups_over_several_nodes_is_false(seed: int):
+    assert judge(draw_case("groups on several nodes", seed)).broken == ()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", seeds(0, 2))
-def test_no_claim_on_more_sharded_state_is_false(block: int):
+@pytest.mark.parametrize("kind", SHARDED)
+def test_no_claim_on_more_sharded_state_is_false(kind: str, block: int):
     broken = [
         (seed, claim)
         for seed in range(1000 + 50 * block, 1050 + 50 * block)
-        for claim in judge(draw_case("sharded state", seed), any_order=seed % 5 == 0).broken
+        for claim in judge(draw_case(kind, seed), any_order=seed % 5 == 0).broken
     ]
     assert broken == []
 
@@ -123,11 +129,32 @@ def test_a_group_runs_as_many_microbatches_together_as_it_has_gpus():
     assert all(check.passed for check in verify(plan, GIVEN))
 
 
+def test_a_group_may_be_whole_nodes(tmp_path: Path):
+    """Context degree 4 and shard degree 2 fill four nodes of two GPUs; the expert degree 4 fills two."""
+    plan = solved(CONTEXTS, nodes=4, gpus=2, context="4", shard_degree=2)
+    assert plan.group == Group(context=4, data=2, shard="zero3", reduce="microbatch")
+    assert [stage.ranks for stage in plan.stages] == [(0,)]
+    assert "rank q is the GPUs 8 q to 8 q + 7, on 4 nodes;" in " ".join(figures(plan))
+    assert "on GPUs of one node or of whole nodes" in plan.certificate.assumes
+    save_plan(plan, tmp_path / "plan.json")
+    again = load_plan(tmp_path / "plan.json")
+    assert all(check.passed for check in verify(again, CONTEXTS))
+    experts = solved(EXPERTS, nodes=4, gpus=2, expert="4", shard="none")
+    assert max(rank for stage in experts.stages for rank in stage.ranks) < 2
+    assert all(check.passed for check in verify(experts, EXPERTS))
+
+
+def test_state_over_more_nodes_takes_less_memory():
+    inside, over = (solved(nodes=2, shard_degree=d, num_stages=1) for d in (4, 8))
+    assert [len(plan.stages[0].ranks) for plan in (inside, over)] == [2, 1]
+    assert over.prediction.stages[0].memory.optimizer < inside.prediction.stages[0].memory.optimizer
+
+
 def test_auto_searches_every_kind_and_degree_and_is_never_worse():
     plan = solved(shard="auto", tensor="auto", sequence_parallel="off", nodes=2)
     assert [(size.group, size.zero1) for size in plan.sizes] == [
-        *_choices(1, (2, 4)),
-        *_choices(2, (2,)),
+        *_choices(1, (2, 4, 8)),
+        *_choices(2, (2, 4)),
     ]
     assert all(check.passed for check in verify(plan, GIVEN))
     for shard in ("none", "zero1", "zero2", "zero3"):
@@ -173,16 +200,20 @@ def test_each_kind_keeps_less_than_the_one_before():
         ({"zero1": True}, "--zero1 shares optimizer state over replicas, and --shard zero3"),
         ({"shard": "none", "shard_degree": 2}, "--shard-degree 2 needs sharded state in a group"),
         ({"shard_degree": 1}, "--shard-degree 1: write a number from 2 on"),
-        ({"shard_degree": 3}, "shard degree 3 does not divide the 4 GPUs of a node"),
+        ({"shard_degree": 3}, "shard degree 3 fills no part of a node and no whole nodes of 1 no"),
         ({"shard_degree": 3}, "; 2, 4 do$"),
-        ({"shard_degree": 4, "tensor": 2}, "the 2 groups of 2 GPUs of a node; 2 do"),
+        ({"shard_degree": 3, "nodes": 6}, "of 6 nodes of 4 GPUs; 2, 4, 8, 12, 24 do$"),
+        (
+            {"shard_degree": 4, "tensor": 2},
+            "shard degree 4 with groups of 2 GPUs fills no part of a node and no .*; 2 do",
+        ),
         (
             {"gpus": 1},
-            "sharded state needs at least 2 GPUs of a node that share it; groups of 1 GPU",
+            "sharded state needs at least 2 GPUs that share it; groups of 1 GPU on 1 node of",
         ),
         (
             {"num_microbatches": 3},
-            "none of 2, 4, the shard degrees that divide a node, divides the 3",
+            "none of 2, 4, the shard degrees that fill 1 node of 4 GPUs, divides the 3",
         ),
         (
             {"num_microbatches": 6, "shard_degree": 4},
@@ -219,7 +250,15 @@ def test_each_kind_keeps_less_than_the_one_before():
         ),
         (
             {"given": CONTEXTS, "context": "4", "tensor": 2, "shard": "none", "gpus": 12},
-            "must divide the GPUs of a node, as 1, 2, 3, 4, 6, 12 do",
+            "must divide the GPUs of a node, as 1, 2, 3, 4, 6, 12 do$",
+        ),
+        (
+            {"given": CONTEXTS, "context": "4", "shard": "none", "gpus": 2, "nodes": 3},
+            "a rank group of 4 GPUs does not fill a node of 2 GPUs: the product .* or be whole nodes, as 6 do$",
+        ),
+        (
+            {"tensor": 2, "gpus": 1, "nodes": 4},
+            "a tensor group of 2 GPUs does not fill a node of 1 GPU: the tensor degree must",
         ),
         (
             {"given": CONTEXTS, "context": "8", "tensor": 2, "shard": "none"},

@@ -179,3 +179,14 @@ def test_what_was_not_decided_in_time_is_told() -> None:
 def test_a_question_that_makes_no_sense_is_refused(keywords: dict[str, object], said: str) -> None:
     with pytest.raises(autopart.UsageError, match=said):
         small_case(**keywords)
+
+
+def test_a_number_that_groups_do_not_divide_excludes_no_smaller_one() -> None:
+    """A group with shard degree 2 is two nodes of one GPU: it divides 2 and 4 of them, and not 3."""
+    found = small_case(shard="zero3", shard_degree=2).sizing
+    assert [own.gpus for own in found.front] == [2, 4]
+    bounds = {row.gpus: row.lower_bound for row in found.counts}
+    steps = {own.gpus: own.step_time for own in found.front}
+    for gpus, step in steps.items():
+        bound = bounds[gpus]
+        assert bound is not None and bound <= step * (1 + EQUAL)

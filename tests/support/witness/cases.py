@@ -8,6 +8,7 @@ import msgspec
 from autopart.records.group_variants import GroupVariant
 from autopart.records.problem import SCHEDULES, Problem
 from autopart.records.profile import Profile
+from autopart.records.rank_group import Group
 from tests.support.problems import profile
 from tests.support.witness.draws import Style, draw_problem, rescaled, with_memory
 from tests.support.witness.optimum import low_memory
@@ -23,6 +24,9 @@ SPREADS = ((1, 4), (2, 2), (2, 2), (2, 3), (3, 2), (4, 1))
 
 DIVISIBLE = ((1, 2), (1, 4), (2, 2), (2, 2), (1, 6), (2, 4))
 """Nodes that tensor groups can fill."""
+
+NODES_OF_GROUPS = ((2, 1), (4, 1), (2, 2), (2, 2), (3, 2), (2, 3))
+"""Few GPUs on several nodes."""
 
 KINDS: dict[str, Style] = {
     "one node": Style(shapes=ONE_NODE),
@@ -92,6 +96,7 @@ KINDS: dict[str, Style] = {
     "tensor degrees": Style(shapes=DIVISIBLE, most_layers=4),
     "tensor degrees per stage": Style(shapes=DIVISIBLE, most_layers=4),
     "sharded state": Style(shapes=DIVISIBLE, most_layers=4),
+    "groups on several nodes": Style(shapes=NODES_OF_GROUPS, most_layers=3),
     "every order": Style(shapes=FEW_GPUS[:4], most_layers=4, most_microbatches=2),
     "every order, policies": Style(
         policies=True, shapes=(*FEW_GPUS[:2], (2, 1)), most_layers=3, most_microbatches=2
@@ -104,8 +109,8 @@ EVERY_ORDER = ("every order", "every order, policies", "period, every order")
 
 WITH_DEGREES = ("tensor degrees", "tensor degrees per stage")
 """The kinds whose profiles have tensor variants."""
-SHARDED = "sharded state"
-"""The kind whose ranks may be groups that share state."""
+SHARDED = ("sharded state", "groups on several nodes")
+"""The kinds whose ranks may be groups that share state."""
 
 
 class Case(NamedTuple):
@@ -157,7 +162,7 @@ def draw_case(kind: str, seed: int) -> Case:
     problems = (problem,)
     if kind == "sizes":
         problems = tuple(rescaled(rng, problem, size) for size in rng.choice([(1, 2), (1, 2, 4)]))
-    if kind == SHARDED:
+    if kind in SHARDED:
         return _with_shards(rng, Case(seed, kind, problems))
     if kind in WITH_DEGREES:
         return _with_degrees(rng, Case(seed, kind, problems))
@@ -171,7 +176,7 @@ def _style_of(rng: random.Random, kind: str) -> Style:
         style = _mixture(rng, style)
         if style.network and (style.uneven or style.mixed_gpus):
             style = style._replace(shapes=SPREADS)
-    elif kind in WITH_DEGREES or kind == SHARDED:
+    elif kind in WITH_DEGREES or kind in SHARDED:
         style = _with_groups(rng, kind, style)
     elif style.mirrored:
         # Where the memory of GPUs differs, a search cannot tell that no plan exists.
@@ -203,7 +208,9 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
     (problem,) = case.problems
     kinds = rng.choice([("zero2",), ("zero3",), ("none", "zero1", "zero2", "zero3")])
     gpus, batch = problem.cluster.gpus_per_node, problem.num_microbatches
-    wanted = rng.choice([d for d in range(2, gpus + 1) if gpus % d == 0])
+    wanted = rng.choice(
+        [d for d in range(2, gpus * problem.cluster.num_nodes + 1) if _is_filled(d, problem)]
+    )
     if batch % wanted:
         problem = msgspec.structs.replace(problem, num_microbatches=wanted * (1 + batch // 3))
     training = msgspec.structs.replace(problem.training, zero1=False)
@@ -211,14 +218,15 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
     variants = draw_variants(rng, problem.graph, [2]) if rng.random() < 0.4 else ()
     drawn: set[str] = set()
     kinds_of_groups: tuple[Literal["context", "expert"], ...] = ("context", "expert")
+    degree = rng.choice([2, 4]) if case.kind == "groups on several nodes" else 2
     for kind in kinds_of_groups:
         if rng.random() < 0.35:
             drawn.add(kind)
             tensors = [1, 2] if variants else [1]
-            variants += tuple(draw_others(rng, problem.graph, t, kind) for t in tensors)
+            variants += tuple(draw_others(rng, problem.graph, t, kind, degree) for t in tensors)
     if "expert" in drawn:
-        # Each of the two GPUs has a sample.
-        problem = msgspec.structs.replace(problem, microbatch_size=2)
+        # Each of these GPUs has a sample.
+        problem = msgspec.structs.replace(problem, microbatch_size=degree)
     bases: list[GroupVariant | None] = [None]
     bases += sorted(
         variants,
@@ -232,9 +240,10 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
     found: list[Problem] = []
     for base in bases:
         size = 1 if base is None else gpus_of(base.group)
-        if gpus % size:
+        if base is not None and not _fills_nodes(base.group, problem):
             continue
-        degrees = [d for d in range(2, gpus + 1) if gpus % (size * d) == 0]
+        most = gpus * problem.cluster.num_nodes // size
+        degrees = [d for d in range(2, most + 1) if _is_filled(size * d, problem)]
         for kind in kinds:
             if kind in ("none", "zero1"):
                 own = replace_training(problem, zero1=kind == "zero1")
@@ -257,6 +266,19 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
     }
     # The profile is that of one GPU, so the problem with one GPU per rank comes first.
     return Case(case.seed, case.kind, (problem, *found), variants, words)
+
+
+def _fills_nodes(group: Group, problem: Problem) -> bool:
+    """Whether a node holds tensor groups without a rest, and the cluster groups of this kind."""
+    gpus = problem.cluster.gpus_per_node
+    return gpus % group.tensor == 0 and _is_filled(gpus_of(group), problem)
+
+
+def _is_filled(size: int, problem: Problem) -> bool:
+    """Whether a node is cut into so many GPUs without a rest, or the cluster into so many nodes."""
+    gpus, nodes = problem.cluster.gpus_per_node, problem.cluster.num_nodes
+    whole, rest = divmod(size, gpus)
+    return gpus % size == 0 or (rest == 0 and nodes % whole == 0)
 
 
 def replace_training(problem: Problem, *, zero1: bool) -> Problem:

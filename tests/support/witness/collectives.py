@@ -49,6 +49,20 @@ def ring_turn_seconds(cluster: Cluster, nodes: Sequence[int], size: float) -> fl
     return _turns(cluster, nodes, size, 1)
 
 
+def exchange_seconds(cluster: Cluster, nodes: Sequence[int], size: float) -> float:
+    """An all-to-all: each rank sends a part to every other one, those of other nodes over its own share of rails."""
+    network, part = cluster.network, size / len(nodes)
+    assert network is not None
+    beside = _fewest(nodes)
+    away = len(nodes) - beside
+    latency = network.start + away * network.peer
+    if len(set(nodes)) > 1:
+        latency += network.hop
+    inside = (beside - 1) * part / network.ring_bandwidth
+    outside = away * part / _per_gpu(cluster, network) / network.all_to_all_efficiency
+    return latency + (inside if inside > outside else outside)
+
+
 def _turns(cluster: Cluster, nodes: Sequence[int], size: float, turns: int) -> float:
     """Turns around a ring that goes through all ranks of one node after the other."""
     network, used = cluster.network, set(nodes)

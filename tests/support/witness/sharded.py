@@ -3,6 +3,7 @@
 Everything is worked out layer by layer, in fractions of whole tensors, and nothing of autopart/cost is used.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -36,7 +37,8 @@ def problem_of_shards(problem: Problem, variant: GroupVariant | None, sharing: S
     graph = problem.graph if variant is None else variant.graph
     group = None if variant is None else variant.group
     listed = {} if variant is None else {v.layer: v.collectives for v in variant.collectives}
-    cuts = [_in_parts(problem, graph, at, sharing) for at in range(len(graph.layers))]
+    sharers = [gpus_of(group) * part for part in range(sharing.parts)]
+    cuts = [_in_parts(problem, graph, at, sharing, sharers) for at in range(len(graph.layers))]
     layers = tuple(
         layer_with_collectives(
             problem,
@@ -66,14 +68,16 @@ class _Seconds(NamedTuple):
     per_step: float
 
 
-def _in_parts(problem: Problem, graph: LayerGraph, at: int, sharing: Sharing) -> _Seconds:
+def _in_parts(
+    problem: Problem, graph: LayerGraph, at: int, sharing: Sharing, sharers: Sequence[int]
+) -> _Seconds:
     layer = graph.layers[at]
 
     def seconds(kind: str, size: int) -> float:
         if not size:
             return 0.0
         one = Collective(kind=kind, bytes=size, phase="step")  # pyright: ignore[reportArgumentType]
-        return collective_seconds(problem, one, sharing.parts)
+        return collective_seconds(problem, one, sharers)
 
     summed = _summed(problem.training, layer)
     scatter = seconds("reduce_scatter", summed) if layer.grad_bytes else 0.0

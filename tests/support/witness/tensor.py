@@ -13,7 +13,12 @@ from autopart.records.layer_graph import Layer, LayerGraph, Recompute
 from autopart.records.network import Network
 from autopart.records.problem import Problem
 from autopart.records.rank_group import Group
-from tests.support.witness.collectives import all_reduce_seconds, ring_seconds, ring_turn_seconds
+from tests.support.witness.collectives import (
+    all_reduce_seconds,
+    exchange_seconds,
+    ring_seconds,
+    ring_turn_seconds,
+)
 
 
 def draw_variants(
@@ -34,9 +39,13 @@ def draw_variants(
 
 
 def draw_others(
-    rng: random.Random, graph: LayerGraph, tensor: int, kind: Literal["context", "expert"]
+    rng: random.Random,
+    graph: LayerGraph,
+    tensor: int,
+    kind: Literal["context", "expert"],
+    degree: int,
 ) -> GroupVariant:
-    """A variant with degree 2 of a kind beside a tensor degree, whose collectives join either kind of GPUs."""
+    """A variant with a degree of a kind beside a tensor degree, whose collectives join either kind of GPUs."""
     listed: list[LayerCollectives] = []
     for layer in graph.layers:
         own = _collectives(rng, layer.name)
@@ -46,10 +55,10 @@ def draw_others(
         )
         listed.append(LayerCollectives(layer=layer.name, collectives=joined))
     return GroupVariant(
-        group=Group(tensor=tensor, context=2)
+        group=Group(tensor=tensor, context=degree)
         if kind == "context"
-        else Group(tensor=tensor, expert=2),
-        graph=_shard(rng, graph, 2 * tensor),
+        else Group(tensor=tensor, expert=degree),
+        graph=_shard(rng, graph, degree * tensor),
         collectives=tuple(listed),
     )
 
@@ -144,13 +153,32 @@ def gpus_of(group: Group | None) -> int:
 
 
 def cluster_of_group(cluster: Cluster, size: int) -> Cluster:
-    """The cluster over one GPU of each group of so many."""
+    """The cluster over one GPU of each group of so many. Groups larger than a node are whole nodes."""
+    if size > cluster.gpus_per_node:
+        return _one_gpu_of_nodes(cluster, size // cluster.gpus_per_node)
     groups, host = cluster.gpus_per_node // size, cluster.host_memory_bytes
     return msgspec.structs.replace(
         cluster,
         gpus_per_node=groups,
         host_memory_bytes=None if host is None else host // cluster.gpus_per_node * groups,
         network=cluster.network and _network(cluster.network, cluster.gpus_per_node, size),
+    )
+
+
+def _one_gpu_of_nodes(cluster: Cluster, nodes: int) -> Cluster:
+    """One GPU for so many nodes each, with its own share of its node's rails and of the host."""
+    gpus, host, network = cluster.gpus_per_node, cluster.host_memory_bytes, cluster.network
+    if network is not None:
+        own = network.rails * network.rail_bandwidth / gpus
+        network = msgspec.structs.replace(
+            network, rails=1, rail_bandwidth=own, switch_bandwidth=None
+        )
+    return msgspec.structs.replace(
+        cluster,
+        num_nodes=cluster.num_nodes // nodes,
+        gpus_per_node=1,
+        host_memory_bytes=None if host is None else host // gpus,
+        network=network,
     )
 
 
@@ -198,8 +226,7 @@ def layer_with_collectives(
     }
     for one in collectives:
         assert group is not None
-        count = {"context": group.context, "expert": group.expert}.get(str(one.among), group.tensor)
-        took = collective_seconds(problem, one, count)
+        took = collective_seconds(problem, one, joined_gpus(group, str(one.among)))
         spent["beneath" if one.beneath else one.phase] += took
         spent["again"] += took if one.recomputed else 0.0
     hidden = min(spent["beneath"], could_hide) if problem.training.sync == "megatron" else 0.0
@@ -220,20 +247,28 @@ def layer_with_collectives(
     )
 
 
-def collective_seconds(problem: Problem, one: Collective, degree: int) -> float:
-    """Seconds among so many GPUs of a node, which compute does not slow down."""
-    return _seconds(problem.cluster, one, degree) / problem.cluster.compute_slowdown
+def joined_gpus(group: Group, among: str) -> list[int]:
+    """The GPUs of the first group that a collective joins: tensor ranks side by side, then context, then expert ranks."""
+    if among == "context":
+        return [group.tensor * place for place in range(group.context)]
+    if among == "expert":
+        return [group.tensor * group.context * place for place in range(group.expert)]
+    return list(range(group.tensor))
 
 
-def _seconds(cluster: Cluster, one: Collective, degree: int) -> float:
+def collective_seconds(problem: Problem, one: Collective, gpus: Sequence[int]) -> float:
+    """Seconds among some GPUs, which compute does not slow down."""
+    nodes = [gpu // problem.cluster.gpus_per_node for gpu in gpus]
+    return _seconds(problem.cluster, one, nodes) / problem.cluster.compute_slowdown
+
+
+def _seconds(cluster: Cluster, one: Collective, nodes: Sequence[int]) -> float:
     share = 1.0 if one.kind == "all_reduce" else 0.5
     if cluster.network is None:
-        return share * ring_seconds(cluster.intra_node, one.bytes, degree)
-    together = [0] * degree
+        link = cluster.intra_node if len(set(nodes)) == 1 else cluster.inter_node
+        return share * ring_seconds(link, one.bytes, len(nodes))
     if one.kind == "all_reduce":
-        return all_reduce_seconds(cluster, together, one.bytes)
+        return all_reduce_seconds(cluster, nodes, one.bytes)
     if one.kind == "all_to_all":
-        # Each GPU sends all but its own part over its links, to all others at once.
-        kept = one.bytes / degree
-        return cluster.network.start + (one.bytes - kept) / cluster.network.ring_bandwidth
-    return cluster.network.start + ring_turn_seconds(cluster, together, one.bytes)
+        return exchange_seconds(cluster, nodes, one.bytes)
+    return cluster.network.start + ring_turn_seconds(cluster, nodes, one.bytes)
