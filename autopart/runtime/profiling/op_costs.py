@@ -23,6 +23,7 @@ from autopart.runtime.profiling.op_kinds import (
     ProductShape,
     SeenKernels,
     is_causal,
+    is_grouped,
     kind_of,
     product_of,
 )
@@ -156,10 +157,23 @@ def _flops(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
         return sdpa_flop_count(*(tensor.shape for tensor in args[:3]))
     if name == f"{CAUSAL_ROWS}_backward":
         return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))
+    if is_grouped(packet):
+        return _grouped_flops(name, *(one for one in args if isinstance(one, torch.Tensor)))
     # Torch's registry has no in-place operations: `addmm_` counts as `addmm`.
     plain = getattr(aten, packet.__name__.removesuffix("_"), packet)
     count = flop_registry.get(packet) or flop_registry.get(plain)
     return 0 if count is None else int(count(*args, **kwargs, out_val=result))
+
+
+def _grouped_flops(name: str, a: torch.Tensor, b: torch.Tensor, *_: torch.Tensor) -> int:
+    """Return the FLOPs of products with one matrix per expert, which torch's registry lacks.
+
+    Each row, column or term belongs to one expert, so there is one product of the whole `a` for all experts together.
+    """
+    together = 2 * a.shape[-2] * a.shape[-1] * b.shape[-1]
+    each = a.shape[0] if a.ndim == b.ndim == 3 else 1
+    # Transformers' backward makes the gradients of both operands.
+    return together * each * (2 if name.endswith("_backward") else 1)
 
 
 def _moved_bytes(

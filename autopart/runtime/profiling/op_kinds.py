@@ -28,9 +28,14 @@ def kind_of(packet: Any) -> OpKind:
     name = _name(packet)
     if name.startswith(_ATTENTION):
         return "attention"
-    if name in _PRODUCTS or name.startswith("_grouped_mm"):
+    if name in _PRODUCTS or is_grouped(packet):
         return "products"
     return "random" if name in _RANDOM else "memory"
+
+
+def is_grouped(packet: Any) -> bool:
+    """Tell whether an operation is a product with one matrix per expert: torch's own, or transformers' for a CPU."""
+    return _name(packet).startswith(("_grouped_mm", "grouped_mm_fallback"))
 
 
 def product_of(packet: Any, operands: Sequence[torch.Tensor], result: Any) -> ProductShape | None:

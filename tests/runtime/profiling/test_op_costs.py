@@ -1,5 +1,6 @@
 """FLOPs and bytes of single operations, by hand."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -82,3 +83,34 @@ def test_the_rate_is_that_of_the_first_floating_operand() -> None:
         _ = torch.ones(4, dtype=torch.bfloat16) * 2
         torch.arange(3)
         assert [cost.dtype for cost in costs.take()][-2:] == [torch.bfloat16, torch.float32]
+
+
+def test_products_of_sorted_rows_with_one_matrix_per_expert_count_each_row_once() -> None:
+    x = torch.randn(32, 16, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(4, 16, 24, dtype=torch.bfloat16, requires_grad=True)
+    ends = torch.tensor([8, 8, 20, 32], dtype=torch.int32)
+    with OpCosts() as costs:
+        y = torch._grouped_mm(x, weight, ends)
+        forward = costs.take()
+        y.backward(torch.ones_like(y))
+        backward = costs.take()
+    assert sum(cost.flops for cost in forward) == 2 * 32 * 16 * 24
+    assert sum(cost.flops for cost in backward) == 2 * (2 * 32 * 16 * 24)
+    assert {cost.kind for cost in forward} == {"products"}
+
+
+@pytest.mark.slow
+def test_transformers_own_products_of_sorted_rows_count_alike() -> None:
+    """Transformers runs them on a CPU, and in dtypes that torch's kernel does not take."""
+    pytest.importorskip("transformers.integrations.moe")
+    x, weight = torch.randn(32, 16, requires_grad=True), torch.randn(4, 16, 24, requires_grad=True)
+    ends = torch.tensor([8, 8, 20, 32], dtype=torch.int32)
+    with OpCosts() as costs:
+        y = torch.ops.transformers.grouped_mm_fallback(x, weight, ends)
+        forward = costs.take()
+        y.backward(torch.ones_like(y))
+        backward = costs.take()
+    products = [cost for cost in forward if cost.kind == "products"]
+    assert sum(cost.flops for cost in products) == 2 * 32 * 16 * 24
+    grouped = [cost for cost in backward if cost.name == "grouped_mm_fallback_backward"]
+    assert sum(cost.flops for cost in grouped) == 2 * (2 * 32 * 16 * 24)
