@@ -34,6 +34,8 @@ class FusedOps(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _ATTENTION and _has_fused_attention(*args, **kwargs):
             return _attention(*args, **kwargs)
+        if self._dropout and func in _ATTENTION and _has_efficient_attention(*args, **kwargs):
+            return _efficient_attention(*args, **kwargs)
         if self._dropout and func in _DROPOUT and _is_meta(args):
             return _dropout(func, *args, **kwargs)
         if func in _SQUARES and _is_meta(args):
@@ -54,6 +56,20 @@ def _has_fused_attention(
     return plain and (attn_mask is None or not attn_mask.requires_grad)
 
 
+def _has_efficient_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *_: Any,
+    **__: Any,
+) -> bool:
+    """Whether values have another width than keys, as in DeepSeek's attention: the memory-efficient kernel takes both."""
+    alike = query.dim() == 4 and query.shape[1] == key.shape[1] == value.shape[1]
+    widths = query.shape[-1] != value.shape[-1]
+    return query.is_meta and alike and widths and (attn_mask is None or not attn_mask.requires_grad)
+
+
 def _attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -64,15 +80,40 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        added = torch.zeros_like(attn_mask, dtype=query.dtype)
-        attn_mask = added.masked_fill_(attn_mask.logical_not(), float("-inf"))
+    attn_mask = _as_added(attn_mask, query)
     # The CPU's flash kernel has the GPU kernel's shapes, takes a mask, and needs no GPU for a
     # trace. Dropout inside the GPU's kernel keeps only a seed.
     output, _ = aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
     )
     return output
+
+
+def _efficient_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    added = _as_added(attn_mask, query)
+    if added is not None:
+        added = added.expand(*query.shape[:-1], key.shape[-2])
+    output, *_ = aten._scaled_dot_product_efficient_attention(
+        query, key, value, added, True, 0.0, is_causal, scale=scale
+    )
+    return output
+
+
+def _as_added(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
+    """A mask as numbers that are added to the scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    added = torch.zeros_like(mask, dtype=query.dtype)
+    return added.masked_fill_(mask.logical_not(), float("-inf"))
 
 
 def _is_meta(args: tuple[Any, ...]) -> bool:

@@ -44,6 +44,8 @@ def product_of(packet: Any, operands: Sequence[torch.Tensor], result: Any) -> Pr
     A convolution is the product of its patches with its weight: a row per place in the result. Its backward has the same shape.
     """
     name = _name(packet)
+    if name == "_grouped_mm":
+        return _grouped(*operands[:2], result)
     if name in ("mm", "addmm"):
         a, b = operands[-2:]
         return ProductShape(1, a.shape[0], b.shape[1], a.shape[1])
@@ -63,6 +65,18 @@ def product_of(packet: Any, operands: Sequence[torch.Tensor], result: Any) -> Pr
     return None
 
 
+def _grouped(a: torch.Tensor, b: torch.Tensor, result: torch.Tensor) -> ProductShape:
+    """The shape of a product with a matrix for each group, at equal groups: rows, columns or the depth are divided among them."""
+    rows, depth, columns = a.shape[-2], a.shape[-1], b.shape[-1]
+    if a.dim() == b.dim() == 2:
+        groups = result.shape[0]
+        return ProductShape(groups, rows, columns, depth // groups)
+    groups = (b if a.dim() == 2 else a).shape[0]
+    if a.dim() == 2:
+        return ProductShape(groups, rows // groups, columns, depth)
+    return ProductShape(groups, rows, columns if b.dim() == 3 else columns // groups, depth)
+
+
 def is_causal(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Tell whether a fused attention kernel has a causal mask of its own."""
     name = _name(packet)
@@ -70,7 +84,8 @@ def is_causal(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
         return False
     if "causal_rows" in name:
         return True
-    place = 7 if name.endswith("_backward") else 4
+    forward, backward = (6, 11) if "efficient" in name else (4, 7)
+    place = backward if name.endswith("_backward") else forward
     return bool(kwargs.get("is_causal", args[place] if len(args) > place else False))
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from autopart.runtime.measuring.saved_tensors import SavedStorages
 from autopart.runtime.profiling.fused_ops import FusedOps
+from autopart.runtime.profiling.op_costs import OpCosts
 
 
 def _meta(*shape: int) -> torch.Tensor:
@@ -89,3 +90,22 @@ def test_real_tensors_are_left_alone() -> None:
     x = torch.ones(1000, requires_grad=True)
     with FusedOps():
         assert _kept(lambda: F.dropout(x, 0.5)) == 4000
+
+
+@pytest.mark.parametrize("mask", [None, torch.bool, torch.bfloat16])
+def test_values_of_another_width_than_keys_have_fused_attention_too(
+    mask: torch.dtype | None,
+) -> None:
+    """DeepSeek's heads have keys of 192 and values of 128 elements: no score matrix is kept, and the flops are those of both widths."""
+    query, key = (torch.empty(1, 2, 64, 24, device="meta", requires_grad=True) for _ in range(2))
+    value = torch.empty(1, 2, 64, 16, device="meta", requires_grad=True)
+    hidden = None if mask is None else torch.empty(1, 1, 64, 64, device="meta", dtype=mask)
+    with OpCosts() as costs, FusedOps():
+        output = F.scaled_dot_product_attention(query, key, value, hidden, is_causal=mask is None)
+        (own,) = [one for one in costs.take() if one.kind == "attention"]
+        output.backward(torch.empty_like(output))
+        (back,) = [one for one in costs.take() if one.kind == "attention"]
+    assert output.shape == (1, 2, 64, 16)
+    assert own.flops == 2 * 2 * 64 * 64 * (24 + 16)
+    assert back.flops == 2 * 2 * 64 * 64 * (3 * 24 + 2 * 16)
+    assert own.causal is back.causal is (mask is None)

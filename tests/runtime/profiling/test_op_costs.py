@@ -114,3 +114,17 @@ def test_transformers_own_products_of_sorted_rows_count_alike() -> None:
     assert sum(cost.flops for cost in products) == 2 * 32 * 16 * 24
     grouped = [cost for cost in backward if cost.name == "grouped_mm_fallback_backward"]
     assert sum(cost.flops for cost in grouped) == 2 * (2 * 32 * 16 * 24)
+
+
+def test_a_product_with_a_matrix_per_expert_has_the_shape_of_equal_groups() -> None:
+    """Backward has a product of the same rows for x, and one over the rows of each expert for its weight."""
+    x = torch.empty(64, 32, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.empty(4, 32, 48, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    with OpCosts() as costs:
+        y = torch._grouped_mm(x, weight, torch.empty(4, device="meta", dtype=torch.int32))
+        forward = costs.take()
+        y.backward(torch.empty_like(y))
+        backward = costs.take()
+    assert [cost.product for cost in forward] == [(4, 16, 48, 32)]
+    shapes = {cost.product for cost in backward if cost.kind == "products"}
+    assert shapes == {(4, 16, 32, 48), (4, 32, 48, 16)}
