@@ -5,6 +5,12 @@ For each stage AutoModel keeps the modules in a list, like torchtitan, by their 
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
+from autopart.exporters.fsdp_groups import (
+    demand_notes,
+    refuse_split_expert_groups,
+    samples_per_process,
+    wider_state_note,
+)
 from autopart.exporters.model_units import (
     EMBEDDING,
     HEAD,
@@ -23,7 +29,7 @@ from autopart.exporters.torch.schedules import (
     torch_schedule,
 )
 from autopart.records.plan import Plan
-from autopart.records.rank_group import samples_per_gpu
+from autopart.records.rank_group import Group
 from autopart.text import counted
 
 VERSIONS = ("0.7.0",)
@@ -31,6 +37,15 @@ _NAME = "NeMo AutoModel"
 EXCHANGES_NOTE = (
     "NeMo AutoModel's tensor groups exchange more than the plan predicts: an input's gradient once per "
     "weight that reads it, and the whole logits, which take memory on each GPU of the last stage"
+)
+
+DISPATCH_NOTE = (
+    "the plan sends each token to the GPUs of its experts: set model.backend.dispatcher to deepep in the recipe; torch "
+    "there gathers all tokens of an expert group"
+)
+SUMS_NOTE = (
+    "NeMo AutoModel sums the gradients of replicas in each microbatch too, and the plan once per step: the step takes "
+    "longer than predicted"
 )
 
 
@@ -43,6 +58,7 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     shape = shape_under_fsdp(plan, stages, _NAME)
     _refuse_few_microbatches(plan, shape)
     _refuse_sequence_parallel(shape)
+    refuse_split_expert_groups(shape, _NAME, "--to megatron takes this plan")
     schedule = torch_schedule(plan, shape, _NAME)
     refuse_selective(
         stages, f"{_NAME}'s selective mode keeps attention and runs every second product again"
@@ -53,15 +69,15 @@ def export_to_automodel(plan: Plan, stages: tuple[UnitStage, ...], version: str)
     notes = _notes(plan, shape, schedule)
     text = (
         f"{comments(plan, notes)}distributed:\n"
-        f"  dp_size: {shape.num_replicas * shape.shard_degree}\n{_shards(shape)}"
-        f"  pp_size: {shape.num_ranks}\n{_tensor(shape)}"
+        f"  dp_size: {shape.num_replicas * shape.shard_degree * shape.expert_degree}\n{_shards(plan, shape)}"
+        f"  pp_size: {shape.num_ranks}\n{_tensor(shape)}{_groups(shape)}"
         f"  activation_checkpointing: {'full' if recomputes else 'false'}\n"
         "  pipeline:\n"
         f"    pp_schedule: {schedule.name}\n{csv}"
-        f"    pp_microbatch_size: {samples_per_gpu(plan.microbatch_size, plan.group)}\n"
+        f"    pp_microbatch_size: {samples_per_process(plan, shape)}\n"
         f"    module_fqns_per_model_part: [\n{_indented(names)}    ]\n"
         "step_scheduler:\n"
-        f"  local_batch_size: {samples_per_gpu(plan.microbatch_size, plan.group) * shape.num_microbatches}\n"
+        f"  local_batch_size: {samples_per_process(plan, shape) * shape.num_microbatches}\n"
         f"  global_batch_size: {plan.microbatch_size * plan.num_microbatches}\n"
     )
     return Exported({"autopart_automodel.yaml": text, **schedule.files}, notes)
@@ -77,7 +93,7 @@ def _refuse_few_microbatches(plan: Plan, shape: Shape) -> None:
 
 
 def _notes(plan: Plan, shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]:
-    notes = rank_notes(shape)
+    notes = (*rank_notes(shape), *wider_state_note(plan, shape, _NAME), *demand_notes(shape))
     if shape.num_replicas > 1 and shape.shard_degree == 1:
         notes += (
             f"{_NAME} shards each stage's parameters over its replicas (FSDP): they take less memory "
@@ -86,20 +102,43 @@ def _notes(plan: Plan, shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]
         )
     if shape.tensor_degree > 1:
         notes += (EXCHANGES_NOTE,)
+    if shape.expert_degree > 1:
+        notes += (DISPATCH_NOTE,)
+    if _scatters_each(plan) and shape.num_replicas > 1:
+        notes += (SUMS_NOTE,)
     if schedule.csv is not None:
         notes += (CSV_NOTE,)
     return notes
 
 
-def _shards(shape: Shape) -> str:
+def _scatters_each(plan: Plan) -> bool:
+    """Whether gradients are scattered in each microbatch, as with zero3."""
+    return isinstance(plan.group, Group) and plan.group.reduce == "microbatch"
+
+
+def _shards(plan: Plan, shape: Shape) -> str:
     """The settings of groups that share state; empty without them.
 
-    Gathered weights stay through the step, and gradients are scattered at its end.
+    Gathered weights stay through the step, and gradients are scattered at its end. With a sync in each
+    microbatch AutoModel's own stages free weights after each backward too, which is zero3.
     """
-    if shape.shard_degree == 1:
+    if shape.shard_degree * shape.context_degree * shape.expert_degree == 1:
         return ""
-    replicate = f"  dp_replicate_size: {shape.num_replicas}\n" if shape.num_replicas > 1 else ""
-    return f"{replicate}  reshard_after_forward: false\n  defer_fsdp_grad_sync: true\n"
+    many = shape.num_replicas > 1 and shape.shard_degree > 1
+    replicate = f"  dp_replicate_size: {shape.num_replicas}\n" if many else ""
+    each = str(_scatters_each(plan)).lower()
+    once = str(not _scatters_each(plan)).lower()
+    return f"{replicate}  reshard_after_forward: {each}\n  defer_fsdp_grad_sync: {once}\n"
+
+
+def _groups(shape: Shape) -> str:
+    """The settings of context and expert groups; empty without them.
+
+    AutoModel's ring attention gathers keys and values (`cp_rotate_method="allgather"`), and gives each rank chunks i and
+    2c - 1 - i of 2c.
+    """
+    text = f"  cp_size: {shape.context_degree}\n" if shape.context_degree > 1 else ""
+    return text + (f"  ep_size: {shape.expert_degree}\n" if shape.expert_degree > 1 else "")
 
 
 def _tensor(shape: Shape) -> str:

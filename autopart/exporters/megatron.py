@@ -64,7 +64,7 @@ def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) 
     """
     shape = megatron_shape(plan, stages, _NAME)
     refuse_orders(plan, shape, _NAME)
-    refuse_groups(shape)
+    refuse_groups(shape, _NAME)
     sizes = [len(blocks(stage.units)) for stage in stages]
     selects = selects_all(stages, _NAME)
     recompute = _prefixes(stages)

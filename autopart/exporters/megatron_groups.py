@@ -18,12 +18,12 @@ DISPATCHER = "alltoall"
 """The exchange of tokens that plans with an expert degree are priced for."""
 
 
-def refuse_groups(shape: Shape) -> None:
+def refuse_groups(shape: Shape, framework: str) -> None:
     """Raise ExportRefused where Megatron-Core refuses the degrees together."""
     if shape.expert_degree > 1 and shape.tensor_degree > 1 and not shape.sequence_parallel:
         raise ExportRefused(
             f"the plan has tensor degree {shape.tensor_degree} and expert degree {shape.expert_degree} without "
-            "sequence parallelism, and Megatron-Core trains a mixture of experts in tensor groups only with it; the "
+            f"sequence parallelism, and {framework} trains a mixture of experts in tensor groups only with it; the "
             "nearest plan has --sequence-parallel on"
         )
 

@@ -15,7 +15,7 @@ from autopart.exporters.megatron import (
     recompute_fields,
     refuse_orders,
 )
-from autopart.exporters.megatron_groups import tensor_fields
+from autopart.exporters.megatron_groups import group_fields, group_notes, refuse_groups
 from autopart.exporters.model_units import UnitStage, blocks
 from autopart.exporters.pipeline_shape import Shape, rank_notes
 from autopart.exporters.selective import selects_all
@@ -34,6 +34,7 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
     """Write `autopart_primus.yaml`, overrides for a pre-training module; raises ExportRefused."""
     shape = megatron_shape(plan, stages, _NAME)
     algorithm = _algorithm(plan, shape)
+    refuse_groups(shape, _NAME)
     chosen = [str(number) for stage in stages for number in blocks(stage.recompute)]
     recompute = (
         "recompute_granularity: full\nrecompute_method: null\n"
@@ -44,15 +45,15 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
     selects = selects_all(stages, _NAME)
     if selects:
         recompute = recompute_fields(SELECTIVE)
-    notes = (*rank_notes(shape), *((SELECTIVE_NOTE,) if selects else ()))
+    notes = (*rank_notes(shape), *group_notes(plan, shape), *((SELECTIVE_NOTE,) if selects else ()))
     notes += ("this file is not tested with Primus: try a few steps first",)
     text = (
         f"{comments(plan, notes)}"
         f"use_distributed_optimizer: {str(plan.training.zero1).lower()}\n"
-        f"pipeline_model_parallel_size: {shape.num_ranks}\n{tensor_fields(shape)}"
+        f"pipeline_model_parallel_size: {shape.num_ranks}\n{group_fields(shape)}"
         f'pipeline_model_parallel_layout: "{layout_of(stages)}"\n{algorithm}'
         f"num_layers: {sum(len(blocks(stage.units)) for stage in stages)}\n"
-        f"micro_batch_size: {plan.microbatch_size}\n"
+        f"micro_batch_size: {plan.microbatch_size // shape.expert_degree}\n"
         f"global_batch_size: {plan.microbatch_size * plan.num_microbatches}\n{recompute}"
     )
     return Exported({"autopart_primus.yaml": text}, notes)

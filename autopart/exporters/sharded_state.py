@@ -1,15 +1,21 @@
-"""Rank groups that share samples and state, in the words of frameworks.
+"""Rank groups that share samples and state, as frameworks take them.
 
 Under torch's pipelining FSDP2 keeps gradients whole until a step's last backward, and weights gathered after each
-backward (`PipelineStage.backward_maybe_with_nosync`). So it runs zero2 with one sum per step, and nothing else.
+backward (`PipelineStage.backward_maybe_with_nosync`). Frameworks that change one of these take zero3 too.
 """
+
+from collections.abc import Mapping
 
 from autopart.errors import ExportRefused
 from autopart.records.plan import Plan
-from autopart.records.rank_group import Group, group_name
+from autopart.records.rank_group import Group, Reduce, Shard, group_name
+
+Taken = Mapping[Shard, tuple[Reduce, ...]]
+"""For each kind of sharded state that an export takes, when gradients may be scattered."""
 
 TAKERS = "--to torchtitan and --to automodel take zero2 with --sync fsdp2"
-_NEAREST = "the nearest plan has --shard zero2 and --sync fsdp2"
+_WHEN: Mapping[Reduce, str] = {"microbatch": "in each microbatch", "step": "once per step"}
+_SYNCS: Mapping[Reduce, str] = {"microbatch": "--sync end", "step": "--sync fsdp2"}
 
 
 def refuse_sharded_state(plan: Plan, framework: str, reason: str) -> None:
@@ -21,18 +27,15 @@ def refuse_sharded_state(plan: Plan, framework: str, reason: str) -> None:
         )
 
 
-def refuse_unlike_fsdp(plan: Plan, framework: str) -> None:
-    """Raise ExportRefused where FSDP2 under torch's pipelining shares state in another way than the plan."""
+def refuse_other_sums(plan: Plan, framework: str, taken: Taken) -> None:
+    """Raise ExportRefused where a framework scatters gradients at another time than the plan."""
     group = plan.group
-    if not isinstance(group, Group) or group.data == 1:
+    if not isinstance(group, Group) or not isinstance(group.shard, str):
         return
-    if group.shard == "zero3":
+    assert isinstance(group.reduce, str)
+    able = taken[group.shard]
+    if group.reduce not in able:
         raise ExportRefused(
-            f"the plan has {group_name(group)}, and {framework} runs torch's pipelining, which leaves weights "
-            f"gathered after each backward; {_NEAREST}"
-        )
-    if group.reduce == "microbatch":
-        raise ExportRefused(
-            f"the plan scatters gradients in each microbatch, and {framework} runs torch's pipelining, which "
-            f"scatters them once per step; {_NEAREST}"
+            f"the plan scatters gradients {_WHEN[group.reduce]}, and {framework} scatters them {_WHEN[able[0]]} under "
+            f"{group.shard}; the nearest plan has --shard {group.shard} and {_SYNCS[able[0]]}"
         )

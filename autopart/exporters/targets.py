@@ -9,7 +9,7 @@ from autopart.exporters import automodel, deepspeed, megatron, primus, serving, 
 from autopart.exporters.exported import Exported
 from autopart.exporters.layer_order import check_layer_order
 from autopart.exporters.model_units import Renaming, UnitStage, units_of
-from autopart.exporters.sharded_state import refuse_sharded_state, refuse_unlike_fsdp
+from autopart.exporters.sharded_state import Taken, refuse_other_sums, refuse_sharded_state
 from autopart.exporters.torch import module as torch_module
 from autopart.records.frameworks import EXECUTOR, FRAMEWORKS, Framework
 from autopart.records.plan import Plan
@@ -39,6 +39,8 @@ class Target(NamedTuple):
     """The reason why a rank cannot be a tensor group; empty where it can."""
     no_sharded_state: str = ""
     """The reason why the processes of a rank cannot share its state; empty where they can."""
+    sharded_state: Taken = MappingProxyType({})
+    """The kinds of sharded state that they can have."""
 
 
 _TORCH = "torch's, or a CSV"
@@ -63,6 +65,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "torchtitan": Target(
             FRAMEWORKS["torchtitan"], torchtitan.VERSIONS, _WHOLE, "any, or a V of 2",
             "any layers, whole or except products (0.2.2: every n-th)", torchtitan.export_to_torchtitan,
+            sharded_state={"zero2": ("step",), "zero3": ("step",)},
         ),
         "megatron": Target(
             FRAMEWORKS["megatron"], megatron.VERSIONS, "1f1b, interleaved-1f1b", "any",
@@ -78,6 +81,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "automodel": Target(
             FRAMEWORKS["automodel"], automodel.VERSIONS, _WHOLE, "any, or a V of 2",
             "all or none", automodel.export_to_automodel,
+            sharded_state={"zero2": ("step",), "zero3": ("microbatch",)},
         ),
         "primus": Target(
             FRAMEWORKS["primus"], primus.VERSIONS, "1f1b, interleaved-1f1b, zb-h1, zbv", "any, or a V of 2",
@@ -129,12 +133,12 @@ def export_plan(
         if degree > 1 and not is_able:
             raise ExportRefused(
                 f"the plan has {group_name(plan.group)}, and an export for {target} has no {kind} degree; the nearest "
-                f"plan has --{kind} 1; --to megatron takes this plan"
+                f"plan has --{kind} 1; --to megatron and --to torchtitan take this plan"
             )
     if asked.no_sharded_state:
         refuse_sharded_state(plan, asked.framework.title, asked.no_sharded_state)
     else:
-        refuse_unlike_fsdp(plan, asked.framework.title)
+        refuse_other_sums(plan, asked.framework.title, asked.sharded_state)
     if asked.no_tensor_groups and group_size(plan.group) > 1:
         raise ExportRefused(
             f"the plan has {group_name(plan.group)}, and {asked.no_tensor_groups}; the nearest "

@@ -13,6 +13,12 @@ from string import Template
 
 from autopart.errors import ExportRefused
 from autopart.exporters.exported import Exported
+from autopart.exporters.fsdp_groups import (
+    demand_notes,
+    refuse_split_expert_groups,
+    samples_per_process,
+    wider_state_note,
+)
 from autopart.exporters.model_units import (
     EMBEDDING,
     HEAD,
@@ -29,8 +35,16 @@ from autopart.exporters.torch.schedules import (
     shape_under_fsdp,
     torch_schedule,
 )
+from autopart.exporters.torchtitan_groups import (
+    data_settings,
+    degree_parts,
+    gather_files,
+    group_settings,
+    older_group_settings,
+    refuse_in_older,
+    tensor_settings,
+)
 from autopart.records.plan import Plan
-from autopart.records.rank_group import samples_per_gpu
 from autopart.schedules.placements import loop, wave
 from autopart.text import counted
 
@@ -38,6 +52,7 @@ VERSIONS = ("0.3.0", "0.2.2")
 _HEADS = {"0.3.0": "lm_head", "0.2.2": "output"}
 _NAME = "torchtitan"
 _OWN_SELECTIVE = 'torchtitan 0.2.2 keeps attention and runs every second product again (selective_ac_option "op")'
+_SPLIT_TAKERS = "--to megatron takes this plan, and --target-version 0.2.2 a tensor degree beside an expert degree"
 SPMD_NOTE = (
     'under torch 2.13 set parallelism.spmd_backend = "partial_dtensor": its FSDP does not read the '
     "shards of torchtitan's default"
@@ -52,8 +67,9 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
     shape = shape_under_fsdp(plan, stages, _NAME)
     schedule = torch_schedule(plan, shape, _NAME)
     names = [[_named(unit, version) for unit in stage.units] for stage in stages]
-    notes = rank_notes(shape)
+    notes = (*rank_notes(shape), *wider_state_note(plan, shape, _NAME), *demand_notes(shape))
     if version == "0.2.2":
+        refuse_in_older(plan)
         if shape.tensor_degree > 1 and not shape.sequence_parallel:
             raise ExportRefused(
                 "torchtitan 0.2.2 has tensor parallelism with sequence parallelism only; solve with "
@@ -63,11 +79,13 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
         text = _toml(plan, shape, schedule, names, stages, notes)
         file = "autopart_titan.toml"
     else:
+        refuse_split_expert_groups(shape, f"{_NAME} 0.3", _SPLIT_TAKERS)
         meshes = max(shape.gpus_per_rank, shape.num_replicas) > 1
         notes += (SPMD_NOTE,) if meshes else ()
         text = _python(plan, shape, schedule, names, stages)
         file = "autopart_titan.py"
-    return Exported({file: text, **schedule.files, **selective_files(plan, stages)}, notes)
+    more = schedule.files | selective_files(plan, stages) | gather_files(plan)
+    return Exported({file: text, **more}, notes)
 
 
 def _named(unit: str, version: str) -> str:
@@ -86,18 +104,21 @@ def _python(
     recompute = [f"layers.{index}" for stage in stages for index in blocks(stage.recompute)]
     selective = [f"layers.{index}" for stage in stages for index in blocks(stage.selective)]
     return template.substitute(
-        _selective_parts(selective),
+        _selective_parts(selective) | degree_parts(plan, shape),
         mark=mark(plan),
         num_ranks=shape.num_gpus,
-        tensor="".join(f"    parallelism.{line}\n" for line in _tensor(shape)),
+        tensor="".join(
+            f"    parallelism.{line}\n"
+            for line in (*tensor_settings(shape), *group_settings(shape))
+        ),
         stages="[\n" + rows(names) + "]",
         num_layers=sum(len(blocks(stage.units)) for stage in stages),
         recompute=json.dumps(recompute),
         degree=shape.num_ranks,
-        data="".join(f"    parallelism.{line}\n" for line in _data(plan, shape)),
+        data="".join(f"    parallelism.{line}\n" for line in data_settings(plan, shape)),
         schedule=schedule.name,
         csv=repr(CSV_FILE) if schedule.csv is not None else "None",
-        microbatch_size=samples_per_gpu(plan.microbatch_size, plan.group),
+        microbatch_size=samples_per_process(plan, shape),
         num_microbatches=shape.num_microbatches,
     )
 
@@ -124,41 +145,6 @@ def _selective_parts(layers: list[str]) -> dict[str, str]:
     }
 
 
-def _data(plan: Plan, shape: Shape) -> list[str]:
-    """The settings of replicas, which are alike in TOML and Python.
-
-    A group with zero2 is FSDP2's shard mesh, and replicas are its replicate mesh. With ZeRO-1 FSDP2 shards weights, gradients and optimizer state. It gathers the weights once per step, and reduces the gradients
-    after the last microbatch, as the plan's sync and memory count them.
-    """
-    replicas = shape.num_replicas
-    if shape.shard_degree > 1:
-        return [
-            f"data_parallel_replicate_degree = {replicas}",
-            f"data_parallel_shard_degree = {shape.shard_degree}",
-            'fsdp_reshard_after_forward = "never"',
-        ]
-    if replicas == 1 or not plan.training.zero1:
-        return [
-            f"data_parallel_replicate_degree = {replicas}",
-            "data_parallel_shard_degree = 1",
-        ]
-    return [
-        "data_parallel_replicate_degree = 1",
-        f"data_parallel_shard_degree = {replicas}",
-        'fsdp_reshard_after_forward = "never"',
-    ]
-
-
-def _tensor(shape: Shape) -> list[str]:
-    """The settings of tensor groups; none without them."""
-    if shape.tensor_degree == 1:
-        return []
-    return [
-        f"tensor_parallel_degree = {shape.tensor_degree}",
-        f"enable_sequence_parallel = {shape.sequence_parallel}",
-    ]
-
-
 def _toml(
     plan: Plan,
     shape: Shape,
@@ -171,13 +157,14 @@ def _toml(
     csv = f'pipeline_parallel_schedule_csv = "{CSV_FILE}"\n' if schedule.csv is not None else ""
     return (
         comments(plan, notes) + "\n[training]\n"
-        f"local_batch_size = {samples_per_gpu(plan.microbatch_size, plan.group) * shape.num_microbatches}\n\n"
+        f"local_batch_size = {samples_per_process(plan, shape) * shape.num_microbatches}\n\n"
         "[parallelism]\n"
         f"pipeline_parallel_degree = {shape.num_ranks}\n"
-        + "".join(f"{line}\n" for line in _data(plan, shape))
+        + "".join(f"{line}\n" for line in data_settings(plan, shape))
         + (f"tensor_parallel_degree = {shape.tensor_degree}\n" if shape.tensor_degree > 1 else "")
+        + "".join(f"{line}\n" for line in older_group_settings(shape))
         + f'pipeline_parallel_schedule = "{schedule.name}"\n{csv}'
-        f"pipeline_parallel_microbatch_size = {samples_per_gpu(plan.microbatch_size, plan.group)}\n"
+        f"pipeline_parallel_microbatch_size = {samples_per_process(plan, shape)}\n"
         f"module_fqns_per_model_part = [\n{rows(names)}]\n\n"
         f"[activation_checkpoint]\n{_mode(shape, stages)}"
     )

@@ -37,8 +37,8 @@ class Framework(NamedTuple):
     """Whether its export takes a context degree."""
     expert: bool = False
     """Whether its export takes an expert degree."""
-    splits_beside_experts: bool = False
-    """Whether it trains a mixture of experts in tensor groups only with sequence parallelism."""
+    beside_experts: Literal["any", "split sequences", "none"] = "any"
+    """The tensor groups whose ranks may have an expert degree; `split sequences`: with sequence parallelism."""
 
 
 def _whole() -> tuple[str, ...]:
@@ -53,22 +53,23 @@ FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
     {
         "torch": Framework("torch.distributed.pipelining", tensor_groups="none"),
         "torchtitan": Framework(
-            "torchtitan", "fsdp2", schedules=_whole(), sums_in_float32=HALF, sharded_state=("zero2",),
+            "torchtitan", "fsdp2", schedules=_whole(), sums_in_float32=HALF,
+            sharded_state=("zero2", "zero3"), context=True, expert=True, beside_experts="none",
         ),
         "megatron": Framework(
             "Megatron-Core", "megatron", schedules=MEGATRON_SCHEDULES, sums_in_float32=("bfloat16",),
-            context=True, expert=True, splits_beside_experts=True,
+            context=True, expert=True, beside_experts="split sequences",
         ),
         "deepspeed": Framework(
             "DeepSpeed", "deepspeed", schedules=("1f1b",), tensor_groups="none",
         ),
         "automodel": Framework(
             "NeMo AutoModel", "fsdp2", schedules=_whole(), shards=True, tensor_groups="whole sequences",
-            sharded_state=("zero2",),
+            sharded_state=("zero2",), context=True, expert=True, beside_experts="none",
         ),
         "primus": Framework(
             "AMD Primus", "megatron", schedules=(*MEGATRON_SCHEDULES, "zb-h1", "zbv"),
-            sums_in_float32=("bfloat16",),
+            sums_in_float32=("bfloat16",), context=True, expert=True, beside_experts="split sequences",
         ),
         "vllm": Framework("vLLM (serving)", sends="buffered"),
         "device-map": Framework(

@@ -24,11 +24,15 @@ def target_table() -> Table:
 
 
 def communication_table() -> Table:
-    """One row for each framework: how it syncs and sends, in words for `solve`, and its tensor groups."""
-    table = new_table("how each syncs and sends")
-    for heading in ("--to", "--sync", "--sends", "tensor groups"):
+    """One row for each framework: how it syncs and sends, in words for `solve`, and its rank groups."""
+    table = new_table("how each syncs and sends, and its rank groups")
+    headings = ("--to", "--sync", "--sends", "tensor groups", "other degrees", "sharded state")
+    for heading in headings:
         add_text(table, heading)
     for name, target in TARGETS.items():
         own = target.framework
-        table.add_row(name, own.sync, own.sends, own.tensor_groups)
+        degrees = ["context"] * own.context + ["expert"] * own.expert
+        kinds = ", ".join(target.sharded_state)
+        row = (own.sync, own.sends, own.tensor_groups, ", ".join(degrees) or "-", kinds or "-")
+        table.add_row(name, *row)
     return table

@@ -49,18 +49,7 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
     dtype_of_sums = options.gradient_dtype
     if dtype_of_sums is None and dtype in framework.sums_in_float32:
         dtype_of_sums = "float32"
-    tensor, split = options.tensor, options.sequence_parallel
-    if framework.tensor_groups == "none" and tensor == "auto":
-        tensor = 1
-    if framework.tensor_groups == "whole sequences" and split == "auto" and str(tensor) != "1":
-        split = "off"
-    if (
-        framework.splits_beside_experts
-        and options.expert != "1"
-        and split == "auto"
-        and str(tensor) != "1"
-    ):
-        split = "on"
+    tensor, split = _tensor_groups(options, framework)
     _check_groups(options, framework)
     return dataclasses.replace(
         options,
@@ -73,6 +62,21 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
         tensor=tensor,
         sequence_parallel=split,
     )
+
+
+def _tensor_groups(options: SolveOptions, framework: Framework) -> tuple[str | int, str]:
+    """The tensor degree and the sequence parallelism to choose from, as far as the framework runs them."""
+    tensor, split = options.tensor, options.sequence_parallel
+    if framework.tensor_groups == "none" and tensor == "auto":
+        tensor = 1
+    if framework.tensor_groups == "whole sequences" and split == "auto" and str(tensor) != "1":
+        split = "off"
+    if options.expert != "1":
+        if framework.beside_experts == "none" and tensor == "auto":
+            tensor = 1
+        if framework.beside_experts == "split sequences" and split == "auto" and str(tensor) != "1":
+            split = "on"
+    return tensor, split
 
 
 def _shard(options: SolveOptions, framework: Framework) -> str:

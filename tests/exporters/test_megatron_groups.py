@@ -114,4 +114,4 @@ def test_a_framework_takes_the_degrees_that_solve_plans_for_it(target: str, kind
     assert message.startswith(
         f"the plan has {kind} degree 2, and an export for {target} has no {kind} degree"
     )
-    assert message.endswith("--to megatron takes this plan")
+    assert message.endswith("--to megatron and --to torchtitan take this plan")

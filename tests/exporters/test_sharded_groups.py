@@ -37,11 +37,16 @@ def test_automodel_gets_shard_and_replicate_sizes(replicas: int, replicate: int 
 
 
 @pytest.mark.parametrize("target", ["torchtitan", "automodel"])
-def test_fsdp_in_pipelines_takes_zero2_with_one_sum_per_step_alone(target: str) -> None:
-    plan = language_plan([2, 2])
-    assert "leaves weights gathered" in refusal(sharing(plan, 2, "zero3", reduce="step"), target)
-    message = refusal(sharing(plan, 2, "zero2"), target)
-    assert "scatters them once per step; the nearest plan has --shard zero2" in message
+def test_fsdp_in_pipelines_sums_gradients_once_per_step_under_zero2(target: str) -> None:
+    message = refusal(sharing(language_plan([2, 2]), 2, "zero2"), target)
+    assert "scatters them once per step under zero2; the nearest plan has --shard zero2" in message
+    assert message.endswith("--sync fsdp2")
+
+
+def test_automodel_sums_gradients_in_each_microbatch_under_zero3() -> None:
+    message = refusal(sharing(language_plan([2, 2]), 2, "zero3", reduce="step"), "automodel")
+    assert "scatters them in each microbatch under zero3; the nearest plan" in message
+    assert message.endswith("--sync end")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ QUICK = {
     "--global-batch 16",
     "gpt2_context": "--profile gpt2-context.json --gpu h100-sxm --gpus 4 --stages 2 --context 2 --target megatron "
     "--global-batch 16",
+    "llama_zero3": "--profile llama-8b.json --gpus 8 --stages 2 --shard zero3 --target torchtitan "
+    "--global-batch 32",
     "llama_infeasible": "--profile llama-8b.json --gpus 8 --nodes 2 --memory 4GiB --recompute auto",
 }
 """The name of each quick case, with its options for `solve`."""
@@ -94,8 +96,9 @@ EXPORTS = {
     "gpt2_v": ("torch",),
     "llama_recompute": ("torch", "torchtitan", "vllm"),
     "gpt2_interleaved": ("torch",),
-    "moe_expert": ("megatron",),
-    "gpt2_context": ("megatron",),
+    "moe_expert": ("megatron", "torchtitan", "automodel", "primus"),
+    "gpt2_context": ("megatron", "primus"),
+    "llama_zero3": ("torchtitan",),
     "llama_selective": ("torchtitan", "megatron", "deepspeed", "automodel", "primus"),
     "llama_megatron": (
         "torch",

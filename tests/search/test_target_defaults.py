@@ -106,6 +106,20 @@ def test_an_unknown_framework_is_refused_with_the_known_ones() -> None:
         made("jax")
 
 
+@pytest.mark.parametrize("target", ["torchtitan", "automodel"])
+def test_fsdp_frameworks_have_no_tensor_groups_beside_experts(target: str) -> None:
+    def degree(**asked: Any) -> int | str:
+        return made(target, **asked).tensor
+
+    assert degree(tensor="auto", expert="2") == degree(tensor="auto", expert="auto") == 1
+    assert degree(tensor="auto") == "auto" and degree(tensor=2, expert="2") == 2
+
+
+def test_torchtitan_offers_zero2_and_zero3() -> None:
+    assert made("torchtitan", shard="auto").shard == "none,zero1,zero2,zero3"
+    assert made("automodel", shard="auto").shard == "zero1,zero2"
+
+
 def test_megatron_splits_the_sequence_in_tensor_groups_beside_experts() -> None:
     def splits(**said: Any) -> str:
         return made("megatron", **said).sequence_parallel

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autopart.exporters.pipeline_shape import Shape
+from autopart.exporters.readback.process_meshes import Groups, groups_along, pretended_processes
 from autopart.exporters.readback.rebuilt import Rebuilt, framework_module
 from autopart.exporters.readback.torch_orders import RankMesh, parts_for_stages, torch_orders
 
@@ -56,14 +57,25 @@ def rebuild(folder: Path, shape: Shape) -> Rebuilt:
 
 
 def _mesh(parsed: dict[str, Any], shape: Shape) -> dict[str, Any]:
-    """The shard and replicate degrees, and whether FSDP2 keeps weights gathered; nothing without groups."""
+    """The degrees and groups of AutoModel's own meshes, and whether FSDP2 keeps weights gathered."""
+    sizes, strategy = parsed["parallelism_sizes"], parsed["strategy_config"]
+    meshes = framework_module("nemo_automodel.components.distributed.mesh_utils")
+    context: Groups = ()
+    experts: Groups = ()
+    # The mesh of experts has the processes of one pipeline rank. Act as the first process of each in turn.
+    for first in range(0, shape.num_gpus, shape.num_gpus // shape.num_ranks):
+        with pretended_processes(shape.num_gpus, first):
+            made = meshes._create_device_meshes(strategy, sizes, world_size=shape.num_gpus)
+            context = groups_along(made[0], "cp")
+            experts += groups_along(made[1], "ep") if made[1] is not None else ()
+    found: dict[str, Any] = {"context_groups": context, "expert_groups": experts}
     if shape.shard_degree == 1:
-        return {}
+        return found
     replicas = parsed["dp_replicate_size"] or 1
-    return {
-        "shard_degree": parsed["dp_size"] // replicas,
+    return found | {
+        "shard_degree": parsed["dp_size"] // replicas // parsed["ep_size"],
         "num_replicas": replicas,
-        "keeps_weights": parsed["strategy_config"].reshard_after_forward is False,
+        "keeps_weights": strategy.reshard_after_forward is False,
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from autopart.errors import UsageError
+from autopart.errors import ExportRefused, UsageError
 from autopart.exporters.exported import Exported
 from autopart.exporters.model_units import Renaming, UnitStage
 from autopart.exporters.pipeline_shape import Shape, orders_of_one_replica, shape_of
@@ -66,8 +66,8 @@ def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) ->
         raise UsageError(
             f"exports to '{target}' have no reader; targets with one are {', '.join(READERS)}"
         )
-    # Step 1: export for the installed version. A plan that is refused needs no installed package.
-    export_plan(plan, target, renamings=renamings)
+    # Step 1: export for the installed version. A plan that all versions refuse needs no installed package.
+    _refuse_in_all_versions(plan, target, renamings)
     framework, version = installed(READERS[target].package, tuple(READERS[target].rebuilds))
     exported = export_plan(plan, target, version=version, renamings=renamings)
     # Step 2: let the framework read the files. It gets the pipeline's shape, never the plan.
@@ -83,9 +83,21 @@ def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) ->
         _recompute(stages, rebuilt),
         _orders(orders_of_one_replica(plan, shape, target), rebuilt),
         *_tensor_groups(shape, rebuilt),
-        *_sharded_state(shape, rebuilt),
+        *_sharded_state(plan.group, shape, rebuilt),
         *_process_groups(plan.group, shape, rebuilt),
     )
+
+
+def _refuse_in_all_versions(plan: Plan, target: str, renamings: Sequence[Renaming]) -> None:
+    """Raise ExportRefused, as the newest version does, where each version refuses the plan."""
+    refusals: list[ExportRefused] = []
+    for version in READERS[target].rebuilds:
+        try:
+            export_plan(plan, target, version=version, renamings=renamings)
+        except ExportRefused as refused:
+            refusals.append(refused)
+    if len(refusals) == len(READERS[target].rebuilds):
+        raise refusals[0]
 
 
 def _write(exported: Exported, folder: Path) -> None:
@@ -151,9 +163,10 @@ def _tensor_groups(shape: Shape, rebuilt: Rebuilt) -> list[Check]:
     return [Check("tensor groups", True, f"{names[1]}, as planned")]
 
 
-def _sharded_state(shape: Shape, rebuilt: Rebuilt) -> list[Check]:
+def _sharded_state(group: MaybeGroup, shape: Shape, rebuilt: Rebuilt) -> list[Check]:
     """The check of groups that share state; none where neither side has any."""
-    wanted = (shape.shard_degree, shape.num_replicas, True)
+    keeps_weights = not (isinstance(group, Group) and group.shard == "zero3")
+    wanted = (shape.shard_degree, shape.num_replicas, keeps_weights)
     built = (rebuilt.shard_degree, rebuilt.num_replicas, rebuilt.keeps_weights)
     if shape.shard_degree == rebuilt.shard_degree == 1:
         return []

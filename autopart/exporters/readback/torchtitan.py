@@ -5,11 +5,13 @@ Its own function cuts a small Llama without data, and torch makes the orders.
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autopart.exporters.pipeline_shape import Shape
+from autopart.exporters.readback.process_meshes import groups_along, pretended_processes
 from autopart.exporters.readback.rebuilt import Rebuilt, exported_module, framework_module
 from autopart.exporters.readback.torch_orders import RankMesh, parts_for_stages, torch_orders
 
@@ -19,7 +21,7 @@ _NAMES = {"tok_embeddings": "embedding", "lm_head": "head", "output": "head"}
 def rebuild(folder: Path, shape: Shape) -> Rebuilt:
     """The modules that remain on every stage after the exported `apply`."""
     exported = exported_module(folder / "autopart_titan.py")
-    config = exported.apply(_debug_config(exported.NUM_LAYERS))
+    config = exported.apply(_debug_config(exported.NUM_LAYERS, experts=shape.expert_degree))
     pipelining = framework_module("torchtitan.distributed.pipeline_parallel")
     with framework_module("torch").device("meta"):
         whole = config.model_spec.model.build()
@@ -88,36 +90,67 @@ def _rebuilt(
     # Version 0.2.2 has no setting: it always splits the sequence.
     splits = degree > 1 and getattr(parallel, "enable_sequence_parallel", True)
     built = tuple(units[stage] for stage in sorted(units))
-    mesh = _mesh(parallel, shape)
-    return Rebuilt(built, frozenset(chosen), orders, degree, splits, frozenset(partly), *mesh)
+    return Rebuilt(
+        built,
+        frozenset(chosen),
+        orders,
+        degree,
+        splits,
+        frozenset(partly),
+        **_mesh(parallel, shape),
+    )
 
 
-def _mesh(parallel: Any, shape: Shape) -> tuple[int, int, bool]:
-    """The shard and replicate degrees of torchtitan's own mesh, and whether FSDP2 keeps weights gathered."""
-    if shape.shard_degree == 1:
-        return 1, 1, False
-    dims = framework_module("torchtitan.distributed").ParallelDims
-    fields = {f.name for f in dataclasses.fields(dims)}
+def _mesh(parallel: Any, shape: Shape) -> dict[str, Any]:
+    """The degrees and groups of torchtitan's own meshes, and whether FSDP2 keeps weights gathered."""
+    module = framework_module("torchtitan.distributed.parallel_dims")
+    fields = {f.name for f in dataclasses.fields(module.ParallelDims)}
     given = {
         "dp_replicate": parallel.data_parallel_replicate_degree,
         "dp_shard": parallel.data_parallel_shard_degree,
         "cp": parallel.context_parallel_degree,
         "tp": parallel.tensor_parallel_degree,
         "pp": parallel.pipeline_parallel_degree,
-        "ep": 1,
-        "etp": 1,
+        "ep": parallel.expert_parallel_degree,
+        "etp": getattr(parallel, "expert_tensor_parallel_degree", 1),
         "world_size": shape.num_gpus,
         "spmd_backend": getattr(parallel, "spmd_backend", "partial_dtensor"),
     }
-    mesh = dims(**{name: value for name, value in given.items() if name in fields})
-    policy, reshards = parallel.fsdp_reshard_after_forward, True
+    dims = module.ParallelDims(**{name: value for name, value in given.items() if name in fields})
+    with pretended_processes(shape.num_gpus), _meshes_on_cpu(module):
+        dims.build_mesh()
+        meshes = dims._global_meshes
+        found: dict[str, Any] = {
+            "context_groups": groups_along(meshes["dataloading"], "cp"),
+            "expert_groups": groups_along(meshes["sparse"], "ep"),
+        }
+    if shape.shard_degree == 1:
+        return found
+    return found | {
+        "shard_degree": dims.dp_shard // dims.ep,
+        "num_replicas": dims.dp_replicate,
+        "keeps_weights": not _reshards(parallel.fsdp_reshard_after_forward),
+    }
+
+
+def _reshards(policy: str) -> bool:
+    """Whether FSDP2 frees weights after each forward, under a pipeline."""
     if importlib.util.find_spec("torchtitan.distributed.fsdp") is None:
         # Version 0.2.2 decides inside `apply_fsdp`: never, and by default in pipelines.
-        reshards = policy == "always"
-    else:
-        reader = framework_module("torchtitan.distributed.fsdp")
-        reshards = reader.get_fsdp_reshard_after_forward_policy(policy, True)
-    return mesh.dp_shard, mesh.dp_replicate, not reshards
+        return policy == "always"
+    reader = framework_module("torchtitan.distributed.fsdp")
+    return reader.get_fsdp_reshard_after_forward_policy(policy, True)
+
+
+@contextmanager
+def _meshes_on_cpu(module: Any) -> Generator[None]:
+    """Make torchtitan build its meshes without a GPU: it chooses CUDA on every machine."""
+    real = module.device_type
+    module.device_type = "cpu"
+    try:
+        yield
+    finally:
+        module.device_type = real
 
 
 def _count_from_one() -> None:
@@ -127,10 +160,14 @@ def _count_from_one() -> None:
         policies._layer_sac_count = 0
 
 
-def _debug_config(num_layers: int) -> Any:
-    """torchtitan's small Llama with the given number of layers."""
-    registry = framework_module("torchtitan.models.llama3.config_registry")
-    config = registry.llama3_debugmodel()
+def _debug_config(num_layers: int, *, experts: int) -> Any:
+    """torchtitan's small Llama with the given number of layers, or its Qwen3 with so many experts."""
+    if experts == 1:
+        registry = framework_module("torchtitan.models.llama3.config_registry")
+        config = registry.llama3_debugmodel()
+    else:
+        registry = framework_module("torchtitan.models.qwen3.config_registry")
+        config = registry.qwen3_moe_debug()
     layers = config.model_spec.model.layers
     config.model_spec.model.layers = (layers * (1 + num_layers // len(layers)))[:num_layers]
     return config

@@ -18,6 +18,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.readback import trained
+from tests.support.readback.gathered import GatheredWeights
 
 VOCABULARY, LENGTH, STEPS, LEARNING_RATE = 32, 6, 2, 0.1
 
@@ -122,6 +123,7 @@ def main(folder: Path) -> None:
     built.build(model_of(num_layers), loss_fn=loss_fn, parallelize_fn=parallelize)
     forwards: dict[str, int] = {}
     count_forwards(built.parts, forwards)
+    gathered = GatheredWeights(built.info.stages)
     named = [item for part in built.parts for item in part.named_parameters()]
     optimizer = torch.optim.SGD([p for _, p in named], lr=LEARNING_RATE)
     losses = []
@@ -138,6 +140,7 @@ def main(folder: Path) -> None:
         optimizer.step()
         if found is not None:
             losses.append(sum(loss.item() for loss in found) / ids.numel())
+    gathered.save(folder)
     rank = dist.get_rank()
     trained.save(folder / f"rank{rank}.pt", losses, named, forwards)
     if rank == 0:

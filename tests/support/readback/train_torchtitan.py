@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopart.exporters.readback.rebuilt import exported_module
 from tests.support.readback import trained
+from tests.support.readback.gathered import GatheredWeights
 
 LENGTH, STEPS, LEARNING_RATE = 8, 2, 0.1
 
@@ -242,6 +243,8 @@ def main(folder: Path) -> None:
     config, losses = planned_config(folder), []
     trainer = build_trainer(config, losses)
     forwards = count_forwards(trainer.model_parts)
+    schedule = trainer.pp_schedule
+    gathered = GatheredWeights(getattr(schedule, "_stages", None) or [schedule._stage])
     products = Products()
     replica = dist.get_rank() // config.parallelism.tensor_parallel_degree % replicas_of(config)
     for step in range(STEPS):
@@ -253,6 +256,7 @@ def main(folder: Path) -> None:
     rank = dist.get_rank()
     if rank == 0:  # without the head
         forwards["products"] = products.count
+    gathered.save(folder)
     own = losses if trainer.pp_has_last_stage else []
     trained.save(folder / f"rank{rank}.pt", own, named, forwards)
     if rank == 0:
