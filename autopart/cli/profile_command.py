@@ -147,7 +147,7 @@ class TensorOptions:
         typer.Option(
             metavar="DEGREES",
             help="Profile the layers of one of e ranks that share experts and samples, too, for these expert "
-            "degrees, such as 2,4; also with each tensor degree.",
+            "degrees, such as 2,4; also with each tensor and context degree.",
         ),
     ] = None
 

@@ -5,6 +5,9 @@ plan numbers the GPUs of a group in this order too. So only ranks can stand else
 
 Each GPU of an expert group is a data-parallel process for Megatron. So R replicas of expert degree e are R x e of them,
 with an e-th of the plan's microbatch each. Expert gradients are summed over the R replicas, all others over R x e.
+
+With both degrees Megatron makes expert groups of e consecutive GPUs, whatever the context degree. The plan's stand c apart.
+Each GPU sends as many bytes to as many others in both, so the export says this in a note.
 """
 
 from autopart.errors import ExportRefused
@@ -81,6 +84,11 @@ def group_notes(plan: Plan, shape: Shape) -> tuple[str, ...]:
         notes.append(
             f"expert degree {e} needs your --num-experts, a multiple of {e}, and --disable-bias-linear for grouped "
             "GEMMs; no --moe-expert-capacity-factor, as the plan drops no token"
+        )
+    if c > 1 and e > 1:
+        notes.append(
+            f"Megatron-Core makes expert groups of {e} consecutive GPUs, and the plan's GPUs of an expert group stand "
+            f"{c} context ranks apart: messages are as large in both"
         )
     if plan.training.zero1 and c * e > 1:
         which = "weights without experts" if e > 1 else "all weights"

@@ -52,7 +52,10 @@ VERSIONS = ("0.3.0", "0.2.2")
 _HEADS = {"0.3.0": "lm_head", "0.2.2": "output"}
 _NAME = "torchtitan"
 _OWN_SELECTIVE = 'torchtitan 0.2.2 keeps attention and runs every second product again (selective_ac_option "op")'
-_SPLIT_TAKERS = "--to megatron takes this plan, and --target-version 0.2.2 a tensor degree beside an expert degree"
+_TO_MEGATRON = "--to megatron takes this plan"
+_SPLIT_TAKERS = (
+    f"{_TO_MEGATRON}, and --target-version 0.2.2 a tensor degree beside an expert degree"
+)
 SPMD_NOTE = (
     'under torch 2.13 set parallelism.spmd_backend = "partial_dtensor": its FSDP does not read the '
     "shards of torchtitan's default"
@@ -75,6 +78,8 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
                 "torchtitan 0.2.2 has tensor parallelism with sequence parallelism only; solve with "
                 "--sequence-parallel on, or take --target-version 0.3.0"
             )
+        # This version shards experts in tensor groups as the plan does.
+        refuse_split_expert_groups(shape._replace(tensor_degree=1), f"{_NAME} 0.2.2", _TO_MEGATRON)
         notes += (CSV_NOTE,) if schedule.csv is not None else ()
         text = _toml(plan, shape, schedule, names, stages, notes)
         file = "autopart_titan.toml"

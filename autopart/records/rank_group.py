@@ -46,8 +46,6 @@ class Group(
             raise ValueError("a rank group of 1 GPU: leave the group out")
         if self.sequence_parallel and self.tensor == 1:
             raise ValueError("sequence_parallel needs a tensor degree above 1")
-        if self.context > 1 and self.expert > 1:
-            raise ValueError("context and expert above 1: one of them must be 1")
         sharded = self.shard is not msgspec.UNSET
         if sharded != (self.data > 1) or sharded != (self.reduce is not msgspec.UNSET):
             raise ValueError("data above 1, shard and reduce stand together, or none of them")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from autopart.errors import ExportRefused
 from autopart.exporters.targets import export_plan
 from autopart.records.plan import Plan
 from tests.exporters.test_megatron_groups import with_samples
@@ -143,3 +144,14 @@ def test_automodel_syncs_in_each_microbatch_under_zero3() -> None:
     assert found["dp_replicate_size"] == 2
     notes = export_plan(plan, "automodel").notes
     assert any("gradients of replicas in each microbatch too" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("target", "version"), [("torchtitan", None), ("torchtitan", "0.2.2"), ("automodel", None)]
+)
+def test_context_groups_inside_expert_groups_are_refused(target: str, version: str | None) -> None:
+    plan = with_samples(in_groups(language_plan([2, 2]), 1, context=2, expert=2), 8)
+    with pytest.raises(
+        ExportRefused, match=r"context groups would lie inside them; .* --context 1"
+    ):
+        export_plan(plan, target, version=version)

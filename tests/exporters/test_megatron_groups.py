@@ -56,6 +56,18 @@ def test_megatron_gets_the_expert_degree_with_its_samples_per_process(version: s
         assert fields["expert_model_parallel_size"] == 4 and fields["moe_grouped_gemm"] is True
 
 
+def test_megatron_gets_both_degrees_and_a_note_on_its_expert_groups() -> None:
+    plan = with_samples(in_groups(language_plan([2, 2]), 1, context=4, expert=2), 8)
+    exported = export_plan(plan, "megatron")
+    given = arguments(exported)
+    assert given["--context-parallel-size"] == "4"
+    assert given["--expert-model-parallel-size"] == "2"
+    # Two processes with 4 samples each run the 8 microbatches.
+    assert given["--micro-batch-size"] == "4" and given["--global-batch-size"] == "64"
+    told = "expert groups of 2 consecutive GPUs, and the plan's GPUs of an expert group stand 4 context"
+    assert any(told in note for note in exported.notes)
+
+
 def test_a_plan_without_these_degrees_has_no_word_of_them() -> None:
     text = "".join(files(language_plan([2, 2]), "megatron").values())
     assert not any(word in text for word in ("context", "cp", "expert", "moe"))

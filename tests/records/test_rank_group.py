@@ -52,9 +52,13 @@ def test_only_tensor_groups_are_tensor_only():
     assert not is_tensor_only(Group(tensor=4, context=2)) and not is_tensor_only(GRID)
 
 
-def test_a_group_has_a_context_or_an_expert_degree():
-    with pytest.raises(ValueError, match="one of them must be 1"):
-        Group(context=2, expert=2)
+def test_context_ranks_stand_inside_expert_ranks():
+    """Places (expert, context, tensor): the last runs fastest."""
+    group = Group(tensor=2, context=3, expert=4)
+    assert group_size(group) == 24
+    assert group_name(group) == "tensor degree 2, context degree 3, expert degree 4"
+    assert list(places_among(group, "context")) == [0, 2, 4]
+    assert list(places_among(group, "expert")) == [0, 6, 12, 18]
 
 
 def test_a_tensor_degree_of_1_is_no_group():

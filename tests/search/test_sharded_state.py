@@ -1,5 +1,7 @@
 """Plans with sharded state and context degrees, against trying everything, and what `solve` says about them."""
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +82,25 @@ CONTEXTS = with_contexts(GIVEN, 2, 4)
 
 
 def with_experts(profile: Profile) -> Profile:
-    """The profile with microbatches of 4, and with each context degree as an expert degree, too, which sends tokens."""
+    """The profile with microbatches of 4, and with each context degree as an expert degree, too, which sends tokens.
+
+    Each stands beside context degree 2 as well.
+    """
     found = list(profile.variants)
     for variant in profile.variants:
         degree = variant.group.context
         if degree > 1:
-            group = msgspec.structs.replace(variant.group, context=1, expert=degree)
             sent = Collective(kind="all_to_all", bytes=4, phase="forward", among="expert")
-            own = tuple(
-                LayerCollectives(layer=one.layer, collectives=(sent, sent))
-                for one in variant.collectives
-            )
-            found.append(msgspec.structs.replace(variant, group=group, collectives=own))
+            for context in {1, min(2, degree)}:
+                group = msgspec.structs.replace(variant.group, context=context, expert=degree)
+                own = tuple(
+                    LayerCollectives(
+                        layer=one.layer,
+                        collectives=(sent, sent) if context == 1 else (*one.collectives, sent),
+                    )
+                    for one in variant.collectives
+                )
+                found.append(msgspec.structs.replace(variant, group=group, collectives=own))
     return msgspec.structs.replace(profile, microbatch_size=4, variants=tuple(found))
 
 
@@ -298,13 +307,16 @@ def test_expert_degrees_are_searched_with_the_others():
     assert all(check.passed for check in verify(plan, EXPERTS))
     groups = [size.group for size in plan.sizes if isinstance(size.group, Group)]
     assert Group(tensor=2, expert=2, data=2, shard="zero3", reduce="microbatch") in groups
-    pairs = [(1, 1), (2, 1), (1, 2), (1, 4)]
+    degrees = itertools.product((1, 2), (1, 2), (1, 2, 4))
     assert {(g.tensor, g.context, g.expert) for g in groups} == {
-        (t, c, e) for t in (1, 2) for c, e in pairs
+        one for one in degrees if math.prod(one) <= 8
     }
     assert "every expert degree in 1, 2, 4" in plan.certificate.assumes
     one = solved(EXPERTS, gpus=8, expert="4", shard="none")
     assert one.group == Group(expert=4) and "expert degree 4" in plan_title(one)
+    both = solved(EXPERTS, gpus=8, expert="2", context="2", shard="none")
+    assert both.group == Group(context=2, expert=2)
+    assert "context degree 2, expert degree 2" in plan_title(both)
 
 
 @pytest.mark.parametrize(

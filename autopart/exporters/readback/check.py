@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import msgspec
+
 from autopart.errors import ExportRefused, UsageError
 from autopart.exporters.exported import Exported
 from autopart.exporters.model_units import Renaming, UnitStage
@@ -208,6 +210,9 @@ def _groups_in_plan(group: MaybeGroup, kind: Among, shape: Shape) -> tuple[tuple
     """The plan's groups of one kind, with GPUs numbered rank group after rank group; empty for a degree of 1."""
     if not isinstance(group, Group):
         return ()
+    if kind == "expert" and group.expert > 1:
+        # Megatron makes expert groups of consecutive GPUs, as an export's note says.
+        group = msgspec.structs.replace(group, context=1)
     first = places_among(group, kind)
     if len(first) == 1:
         return ()

@@ -208,9 +208,10 @@ def _process_groups(
         return ()
     state = framework_module("megatron.core.parallel_state")
     order = inspect.signature(state.initialize_model_parallel).parameters["order"].default
-    # Megatron has one generator for experts, whose context size is 1, and one for all else.
+    # Megatron has one generator for experts, whose context size is 1, and one for all else. The other degree counts as data.
     t, k = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
-    sizes = {"tp": t, "pp": k, "dp": num_replicas, "cp": 1, "ep": 1, kind: degree}
+    both = config.context_parallel_size * config.expert_model_parallel_size
+    sizes = {"tp": t, "pp": k, "dp": num_replicas * both // degree, "cp": 1, "ep": 1, kind: degree}
     return tuple(
         tuple(group) for group in state.RankGenerator(order=order, **sizes).get_ranks(kind)
     )

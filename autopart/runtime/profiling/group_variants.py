@@ -37,7 +37,8 @@ def measure_variants(
         try:
             graphs = graphs_of(profiled.captured, group)
         except ContextRefused as error:
-            if group.tensor * group.expert in (group.tensor, group.expert):
+            # Expert degrees beside others are asked for by the product of two options.
+            if group.expert == 1 or group.tensor * group.context == 1:
                 raise
             notes.append(f"{group_name(group)} is left out: {error}")
             continue
@@ -59,14 +60,15 @@ def num_variants(options: ProfileOptions) -> int:
 
 
 def _wanted(options: ProfileOptions) -> list[Group]:
-    """Each tensor degree, each context or expert degree, and tensor degrees together with these."""
+    """Each tensor, context and expert degree, alone and together with the others."""
     words = (False, True) if options.sequence_parallel else (False,)
     tensors = [(1, False), *((t, word) for t in options.tensor if t > 1 for word in words)]
-    others = [(1, 1), *((c, 1) for c in options.context if c > 1)]
-    others += [(1, e) for e in options.expert if e > 1]
+    contexts = [1, *(c for c in options.context if c > 1)]
+    experts = [1, *(e for e in options.expert if e > 1)]
     return [
         Group(tensor=t, sequence_parallel=word, context=c, expert=e)
-        for c, e in others
+        for e in experts
+        for c in contexts
         for t, word in tensors
         if t * c * e > 1
     ]

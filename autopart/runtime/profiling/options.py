@@ -62,7 +62,7 @@ class ProfileOptions:
     context: tuple[int, ...] = ()
     """Context degrees for which one rank's layers are profiled too, alone and with each tensor degree."""
     expert: tuple[int, ...] = ()
-    """Expert degrees for which one rank's layers are profiled too, alone and with each tensor degree."""
+    """Expert degrees for which one rank's layers are profiled too, alone and with each tensor and context degree."""
     pairs: bool = False
     """Whether each layer's forward is timed beside its backward too, for overlapped pairs."""
     progress: ProgressListener | None = None

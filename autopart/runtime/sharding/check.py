@@ -65,7 +65,7 @@ def check_shards(sharded: ShardedGraph, leaves: Sequence[torch.Tensor]) -> Shard
 
 
 def check_group(graphs: GroupGraphs, leaves: Sequence[torch.Tensor]) -> ShardCheck:
-    """Compare as `check_shards` does, for ranks that share layers by tensors, positions or both."""
+    """Compare as `check_shards` does, for ranks that share layers by tensors, positions or experts."""
     captured = graphs.captured
     dtype, is_wide = _dtype(captured)
     state = {
@@ -91,16 +91,27 @@ def check_group(graphs: GroupGraphs, leaves: Sequence[torch.Tensor]) -> ShardChe
 def _whole_gradients(
     graphs: GroupGraphs, name: str, local: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Return the whole gradient as each context rank has it: one where they sum it."""
-    t, context = graphs.tensor_degree, graphs.context
+    """Return the whole gradient as each context and expert rank has it: one where they sum it."""
+    t, c = graphs.tensor_degree, graphs.context_degree
     of_ranks = [local[i : i + t] for i in range(0, len(local), t)]
-    if context is not None and name in context.shards:
-        of_ranks = [[torch.cat(same) for same in zip(*of_ranks, strict=True)]]
-    if context is not None and name in context.partial_parameters:
-        of_ranks = [[torch.stack(same).sum(0) for same in zip(*of_ranks, strict=True)]]
+    # The context ranks of one expert rank follow each other.
+    if graphs.context is not None and name in graphs.context.partial_parameters:
+        of_ranks = [_summed(of_ranks[i : i + c]) for i in range(0, len(of_ranks), c)]
+        c = 1
+    if graphs.experts is not None and name in graphs.experts.shards:
+        of_ranks = [
+            [torch.cat(same) for same in zip(*of_ranks[j::c], strict=True)] for j in range(c)
+        ]
+    elif graphs.experts is not None and name in graphs.experts.partial_parameters:
+        of_ranks = [_summed(of_ranks[j::c]) for j in range(c)]
     if graphs.sharded is None:
         return [one[0] for one in of_ranks]
     return [whole_tensor(graphs.sharded, name, one, is_gradient=True) for one in of_ranks]
+
+
+def _summed(of_ranks: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+    """Return the sum over ranks for each tensor rank."""
+    return [torch.stack(same).sum(0) for same in zip(*of_ranks, strict=True)]
 
 
 def _judge(graphs: GroupGraphs, result: ShardCheck) -> None:

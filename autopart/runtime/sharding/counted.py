@@ -1,5 +1,6 @@
 """The collectives of a local graph, layer by layer: kind, bytes, phase, and what hides them."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -166,11 +167,10 @@ def _once_a_step(graphs: GroupGraphs, local: Captured) -> Iterator[tuple[str, Co
 
     A tied parameter counts in its first layer.
     """
-    sharded, context = graphs.sharded, graphs.context
-    of_positions = frozenset[str]() if context is None else context.partial_parameters
+    sharded, passes = graphs.sharded, (graphs.context, graphs.experts)
     seen: set[str] = set()
     for layer in local.layers:
-        size = over_context = 0
+        size, over = 0, Counter[Among]()
         for name in layer.parameters:
             shard = None if sharded is None else sharded.shards.get(name)
             is_shared = shard is not None and shard.copies > 1
@@ -180,11 +180,11 @@ def _once_a_step(graphs: GroupGraphs, local: Captured) -> Iterator[tuple[str, Co
             seen.add(name)
             if is_shared or (sharded is not None and name in sharded.partial_parameters):
                 size += parameter.nbytes
-            if name in of_positions:
-                over_context += parameter.nbytes
-        if over_context:
-            among = "expert" if graphs.expert_degree > 1 else "context"
-            one = Collective(kind="all_reduce", bytes=over_context, phase="step", among=among)
+            for one in passes:
+                if one is not None and name in one.partial_parameters:
+                    over["context" if one.group == CONTEXT else "expert"] += parameter.nbytes
+        for among, partial in over.items():
+            one = Collective(kind="all_reduce", bytes=partial, phase="step", among=among)
             yield layer.name, one
         if size:
             yield layer.name, Collective(kind="all_reduce", bytes=size, phase="step")

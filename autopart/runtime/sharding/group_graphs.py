@@ -1,6 +1,6 @@
-"""The local graphs of a group of ranks: the tensor pass, and the context or expert pass over its result.
+"""The local graphs of a group of ranks: the tensor pass, the expert pass over its result, and the context pass over that.
 
-Place p of the group has tensor rank p mod t. Its context rank, or its expert rank, is p div t.
+Place p of the group has tensor rank p mod t, context rank (p div t) mod c, and expert rank p div (t c).
 """
 
 from collections.abc import Generator, Mapping
@@ -28,13 +28,15 @@ from autopart.runtime.sharding.shard import ShardedGraph, shard_graph
 
 @dataclass(frozen=True, slots=True)
 class GroupGraphs:
-    """A captured model divided over a group: by tensors, by positions or experts, or both."""
+    """A captured model divided over a group: by tensors, by experts, and by positions."""
 
     captured: Captured
     sharded: ShardedGraph | None = None
     """None with tensor degree 1."""
+    experts: ContextGraph | None = None
+    """The expert pass over a tensor rank's local graph; None with expert degree 1."""
     context: ContextGraph | None = None
-    """The context or expert pass over a tensor rank's local graph; None with degree 1 of both."""
+    """The context pass over the local graph of an expert and tensor rank; None with context degree 1."""
 
     @property
     def tensor_degree(self) -> int:
@@ -44,12 +46,12 @@ class GroupGraphs:
     @property
     def context_degree(self) -> int:
         """Ranks that share each sequence."""
-        return self._degree_of(CONTEXT)
+        return 1 if self.context is None else self.context.degree
 
     @property
     def expert_degree(self) -> int:
         """Ranks that share each layer's experts."""
-        return self._degree_of(EXPERT)
+        return 1 if self.experts is None else self.experts.degree
 
     @property
     def group(self) -> Group:
@@ -58,16 +60,16 @@ class GroupGraphs:
             tensor=self.tensor_degree, context=self.context_degree, expert=self.expert_degree
         )
 
-    def _degree_of(self, group: str) -> int:
-        return self.context.degree if self.context and self.context.group == group else 1
+    @property
+    def _passes(self) -> list[ContextGraph]:
+        """The passes over a tensor rank's local graph, in their order."""
+        return [one for one in (self.experts, self.context) if one is not None]
 
     @property
     def name(self) -> str:
         """The degrees, for a message."""
         words = [] if self.sharded is None else [f"tensor parallel degree {self.sharded.degree}"]
-        words += (
-            [] if self.context is None else [f"{self.context.group} degree {self.context.degree}"]
-        )
+        words += [f"{one.group} degree {one.degree}" for one in self._passes]
         return ", ".join(words)
 
     def module(self, rank: int, state: Mapping[str, torch.Tensor]) -> fx.GraphModule:
@@ -79,17 +81,22 @@ class GroupGraphs:
             module = _own_tensors(self.captured.module, state)
         else:
             module = local_module(self.sharded, rank % self.sharded.degree, state)
-        if self.context is None:
-            return module
-        return context_module(self.context, module, rank // self.tensor_degree)
+        for one in self._passes:
+            module = context_module(one, module, self._rank_in(one, rank))
+        return module
+
+    def _rank_in(self, one: ContextGraph, place: int) -> int:
+        """The rank of a place among those of a pass."""
+        rank = place // self.tensor_degree
+        return rank % one.degree if one is self.context else rank // self.context_degree
 
     def local(self, rank: int) -> Captured:
         """Return the local graph of place `rank` as a captured model, with parameters of its own.
 
         Parameters have the captured model's values; whole ones share its memory.
         """
-        if self.context is not None:
-            return replace(self.context.local, module=self.module(rank, {}))
+        if passes := self._passes:
+            return replace(passes[-1].local, module=self.module(rank, {}))
         if self.sharded is not None:
             return local_model(self.sharded, rank)
         # Ranks that share state alone run the captured graph.
@@ -97,7 +104,7 @@ class GroupGraphs:
 
     def alone(self) -> AbstractContextManager[None]:
         """Return a block in which the graphs run as place 0 without the others."""
-        if self.context is None and self.sharded is None:
+        if not self._passes and self.sharded is None:
             return nullcontext()
         return lone_place(self.group)
 
@@ -113,10 +120,14 @@ def graphs_of(captured: Captured, group: Group) -> GroupGraphs:
     if group.context * group.expert == 1:
         return GroupGraphs(captured, sharded)
     base = captured if sharded is None else local_model(sharded, 0)
-    with registered(GROUP, LoneRank(group.tensor)):
+    experts = context = None
+    with registered(GROUP, LoneRank(group.tensor)), registered(EXPERT, LoneRank(group.expert)):
         if group.expert > 1:
-            return GroupGraphs(captured, sharded, cut_samples(base, group.expert))
-        return GroupGraphs(captured, sharded, cut_context(base, group.context))
+            experts = cut_samples(base, group.expert)
+            base = experts.local
+        if group.context > 1:
+            context = cut_context(base, group.context)
+    return GroupGraphs(captured, sharded, experts, context)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ things remain for the step: gradients that several ranks hold in parts, and whol
 comparison with the plain model.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -25,22 +26,21 @@ class RankShards:
 
     def __init__(self, graphs: GroupGraphs, ranks: TensorGroup) -> None:
         # The captured module would keep the whole weights alive.
-        sharded, context = graphs.sharded, graphs.context
+        sharded, experts, context = graphs.sharded, graphs.experts, graphs.context
         if sharded is not None:
             empty = replace(sharded.captured, module=fx.GraphModule({}, fx.Graph()))
             sharded = replace(sharded, captured=empty)
         self._sharded = sharded
         self._of_positions = frozenset[str]() if context is None else context.partial_parameters
+        self._of_samples = frozenset[str]() if experts is None else experts.partial_parameters
         self._degrees = degrees_of(graphs.group)
-        self._tensor = graphs.tensor_degree
-        self._others = 1 if context is None else context.degree
-        """Context ranks or expert ranks."""
-        self._experts = {} if context is None else dict(context.shards)
+        self._tensor, self._context, self._expert = self._degrees
+        self._experts = {} if experts is None else dict(experts.shards)
         self._ranks = ranks
         self._tensor_ranks = ranks.part(1, self._tensor) if sharded is not None else ranks
         self.rank = ranks.rank()
         """The rank inside its group, from 0."""
-        self.degree = self._tensor * self._others
+        self.degree = math.prod(self._degrees)
         """The ranks of the group."""
         self.states: Mapping[str, ShardState] = {} if sharded is None else sharded.states
         """How tensor ranks hold each value, by the captured node's name."""
@@ -54,9 +54,12 @@ class RankShards:
 
         The ranks run one graph, so either all have a gradient for a parameter, or none has.
         """
-        # Step 1: all parameters that only work on positions, or on samples, reads, over the context or expert ranks.
+        # Step 1: all parameters that only work on positions reads, over the context ranks; then those that only work on
+        # samples reads, over the expert ranks. Weights with experts are among the first alone.
         for name in sorted(self._of_positions & parameters.keys()):
-            _sum_in_place(parameters[name].grad, self._other_ranks())
+            _sum_in_place(parameters[name].grad, self._ranks.part(self._tensor, self._context))
+        for name in sorted(self._of_samples & parameters.keys()):
+            _sum_in_place(parameters[name].grad, self._expert_ranks())
         if self._sharded is None:
             return
         # Step 2: whole parameters that only sharded work reads.
@@ -77,7 +80,7 @@ class RankShards:
         for name in sorted(tensors):
             local = tensors[name].detach()
             if name in self._experts:
-                local = torch.cat(list(self._other_ranks().all_gather(local)))
+                local = torch.cat(list(self._expert_ranks().all_gather(local)))
             if self._sharded is None or name not in self._sharded.shards:
                 found[name] = local
             else:
@@ -89,7 +92,7 @@ class RankShards:
         """Return the factor for squares of this rank's gradient, so that the group's sum counts each element once."""
         shard = self._shard(name)
         copies = self._tensor if shard is None else shard.copies
-        return 1 / (copies * (1 if name in self._experts else self._others))
+        return 1 / (copies * self._context * (1 if name in self._experts else self._expert))
 
     def sum_over_group(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over the group's ranks. Collective in the group."""
@@ -101,7 +104,7 @@ class RankShards:
         if shard is not None:
             shape[shard.dim] *= self._tensor // shard.copies
         if name in self._experts:
-            shape[0] *= self._others
+            shape[0] *= self._expert
         return torch.Size(shape)
 
     def own_part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
@@ -110,11 +113,11 @@ class RankShards:
         own = 0 if shard is None else self._tensor_ranks.rank()
         of_tensor = local_tensor(whole, shard, self._tensor, own)
         expert = self._experts.get(name)
-        place = 0 if expert is None else self._other_ranks().rank()
-        return local_tensor(of_tensor, expert, self._others, place)
+        place = 0 if expert is None else self._expert_ranks().rank()
+        return local_tensor(of_tensor, expert, self._expert, place)
 
-    def _other_ranks(self) -> TensorGroup:
-        return self._ranks.part(self._tensor, self._others)
+    def _expert_ranks(self) -> TensorGroup:
+        return self._ranks.part(self._tensor * self._context, self._expert)
 
     def _shard(self, name: str) -> ParameterShard | None:
         return None if self._sharded is None else self._sharded.shards.get(name)

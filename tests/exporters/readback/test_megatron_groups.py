@@ -47,6 +47,24 @@ def test_megatron_makes_the_groups_of_the_plan(
     assert check.detail.endswith(f"the first of GPUs {second}")
 
 
+@pytest.mark.parametrize(("context", "expert"), [(2, 2), (2, 4), (4, 2)])
+@pytest.mark.parametrize(("tensor", "replicas"), [(1, 1), (1, 2), (2, 3)])
+def test_megatron_makes_both_kinds_of_groups_together(
+    needs: Needs, context: int, expert: int, tensor: int, replicas: int
+) -> None:
+    """Each in as many groups as the plan has. Those of experts are consecutive, as a note of the export says."""
+    needs("megatron")
+    plan = with_samples(language_plan([2, 2, 2], replicas=replicas), 8)
+    plan = in_groups(plan, tensor, sequence_parallel=tensor > 1, context=context, expert=expert)
+    checks = check_export(plan, "megatron")
+    assert all(check.passed for check in checks), checks
+    gpus = 3 * replicas * tensor * context * expert
+    assert [(check.name, check.detail) for check in checks[-2:]] == [
+        (f"{kind} groups", f"{gpus // degree} groups of {degree} GPUs, as planned")
+        for kind, degree in (("context", context), ("expert", expert))
+    ]
+
+
 def test_the_check_finds_a_process_with_the_whole_groups_samples(
     needs: Needs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,7 +223,9 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
         if rng.random() < 0.35:
             drawn.add(kind)
             tensors = [1, 2] if variants else [1]
-            variants += tuple(draw_others(rng, problem.graph, t, kind, degree) for t in tensors)
+            variants += tuple(draw_others(rng, problem.graph, t, (kind,), degree) for t in tensors)
+    if len(drawn) == len(kinds_of_groups):
+        variants += (draw_others(rng, problem.graph, 1, kinds_of_groups, degree),)
     if "expert" in drawn:
         # Each of these GPUs has a sample.
         problem = msgspec.structs.replace(problem, microbatch_size=degree)

@@ -42,23 +42,23 @@ def draw_others(
     rng: random.Random,
     graph: LayerGraph,
     tensor: int,
-    kind: Literal["context", "expert"],
+    kinds: Sequence[Literal["context", "expert"]],
     degree: int,
 ) -> GroupVariant:
-    """A variant with a degree of a kind beside a tensor degree, whose collectives join either kind of GPUs."""
+    """A variant with a degree of one or both kinds beside a tensor degree, whose collectives join any kind of GPUs."""
     listed: list[LayerCollectives] = []
     for layer in graph.layers:
         own = _collectives(rng, layer.name)
         joined = tuple(
-            msgspec.structs.replace(one, among=kind) if tensor == 1 or rng.random() < 0.5 else one
+            msgspec.structs.replace(one, among=rng.choice(kinds))
+            if tensor == 1 or rng.random() < 0.5
+            else one
             for one in own.collectives
         )
         listed.append(LayerCollectives(layer=layer.name, collectives=joined))
     return GroupVariant(
-        group=Group(tensor=tensor, context=degree)
-        if kind == "context"
-        else Group(tensor=tensor, expert=degree),
-        graph=_shard(rng, graph, degree * tensor),
+        group=Group(tensor=tensor, **dict.fromkeys(kinds, degree)),
+        graph=_shard(rng, graph, degree ** len(kinds) * tensor),
         collectives=tuple(listed),
     )
 

@@ -60,10 +60,10 @@ def test_dense_experts_gather_tokens_and_scatter_sums() -> None:
     assert kinds["reduce_scatter", "forward", tokens] == 1
     assert kinds["reduce_scatter", "input_grad", tokens] == 1
     assert kinds["all_gather", "input_grad", tokens] == 1
-    assert graphs.context is not None
+    assert graphs.experts is not None
     experts = [f"blocks.{i}.experts.{name}" for i in range(4) for name in ("up", "down")]
-    assert set(graphs.context.shards) == set(experts)
-    assert graphs.context.partial_parameters.isdisjoint(experts)
+    assert set(graphs.experts.shards) == set(experts)
+    assert graphs.experts.partial_parameters.isdisjoint(experts)
 
 
 @pytest.mark.parametrize("model", [MIXTRAL, QWEN3, DEEPSEEK])

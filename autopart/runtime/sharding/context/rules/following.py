@@ -13,8 +13,10 @@ from torch import fx
 from autopart.runtime.sharding.collectives import copy, own_part, own_rows, reduce, take
 from autopart.runtime.sharding.context.arguments import arguments, writes
 from autopart.runtime.sharding.context.builder import ContextBuilder, is_random
+from autopart.runtime.sharding.context.exchange import own_positions
 from autopart.runtime.sharding.context.rules import elements, shapes
-from autopart.runtime.sharding.context.states import Rows
+from autopart.runtime.sharding.context.rules.samples import fewer_samples, more_samples
+from autopart.runtime.sharding.context.states import EXPERT, Rows
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.own_draws import own_draws
 from autopart.runtime.sharding.rules.pointwise import is_pointwise
@@ -77,6 +79,8 @@ def following(node: fx.Node) -> Following | None:
         return _ELEMENT
     if node.target in (own_part, take):
         return _OWN_PART
+    if node.target is own_positions and node.args[-1] == EXPERT:
+        return _OWN_SAMPLES
     if node.target in _LIKE:
         return _CREATION
     name = operation_name(node)
@@ -128,6 +132,24 @@ def _part_back(graph: ContextBuilder, node: fx.Node, rows: Rows) -> Demands | No
 
 
 _OWN_PART = Following(_part_forth, _part_back)
+
+
+def _samples_forth(graph: ContextBuilder, node: fx.Node) -> Rows | None:
+    """The positions of an expert rank's own samples."""
+    x, dim, outer, degree, _ = node.args
+    assert isinstance(x, fx.Node)
+    rows = graph.rows(x)
+    return None if rows is None else fewer_samples(rows, dim, outer, degree)  # pyright: ignore[reportArgumentType]
+
+
+def _samples_back(graph: ContextBuilder, node: fx.Node, rows: Rows) -> Demands | None:
+    x, dim, outer, degree, _ = node.args
+    assert isinstance(x, fx.Node)
+    before = more_samples(rows, dim, outer, degree)  # pyright: ignore[reportArgumentType]
+    return None if before is None else {x: before}
+
+
+_OWN_SAMPLES = Following(_samples_forth, _samples_back)
 
 
 def choose(attempt: ContextBuilder) -> dict[str, Rows]:

@@ -11,6 +11,7 @@ from autopart.runtime.sharding.context.rules.attention import cut_attention, is_
 from autopart.runtime.sharding.context.rules.experts import cut_experts
 from autopart.runtime.sharding.context.rules.following import following
 from autopart.runtime.sharding.context.rules.products import cut_product
+from autopart.runtime.sharding.context.rules.samples import cut_exchange
 from autopart.runtime.sharding.context.states import CONTEXT, EXPERT, Rows
 from autopart.runtime.sharding.nodes import operation_name, reads_batch
 from autopart.runtime.sharding.rules.contractions import GROUPED
@@ -80,6 +81,8 @@ def _write_uncut(graph: ContextBuilder, node: fx.Node) -> None:
 def _write_cut(graph: ContextBuilder, node: fx.Node) -> None:
     name = operation_name(node)
     if graph.group == EXPERT and cut_experts(graph, node):
+        return
+    if graph.group == CONTEXT and cut_exchange(graph, node):
         return
     if any(is_counts(graph.states[n]) for n in node.all_input_nodes) and name not in GROUPED:
         if not routing.cut_of_counts(graph, node):
