@@ -3,8 +3,15 @@
 import msgspec
 
 from autopart.bounds.objectives import TOLERANCE
-from autopart.certificate.plan_problem import PlanProblem, layout_of, partition_of, policies_of
+from autopart.certificate.plan_problem import (
+    PlanProblem,
+    layout_of,
+    own_entry,
+    partition_of,
+    policies_of,
+)
 from autopart.certificate.stage_degrees import places_in_space
+from autopart.certificate.state_actions import RankState, with_state_actions
 from autopart.cost.in_flight import stages_in_flight
 from autopart.cost.stage_times import plan_minimised
 from autopart.cost.transients import held_results
@@ -41,7 +48,10 @@ def predict_again(given: PlanProblem) -> Prediction:
     policies = policies_of(plan, graph)
     stages, syncs = predict(given.problem, layout, partition, policies, in_flight)
     # Step 2: simulate the step with them.
-    return simulated(given.problem.cluster, layout, stages, syncs, orders, plan.objective)
+    found = simulated(given.problem.cluster, layout, stages, syncs, orders, plan.objective)
+    # Step 3: say which parts of it are gathers and sums of shared state.
+    state = RankState(given.sized(own_entry(plan)).profile, plan.group, plan.cluster)
+    return with_state_actions(found, state, given.problem, layout, partition, policies)
 
 
 def check_prediction(given: PlanProblem) -> None:

@@ -17,6 +17,7 @@ from autopart.report.step_table import (
     asynchronous_table,
     fill_lines,
     idle_table,
+    message_lines,
     noise_lines,
     rank_table,
 )
@@ -75,7 +76,11 @@ def command(
         asynchronous=asynchronous_summary(shown) if asynchronous else (),
         fill=fill,
     )
-    lines = [*fill_lines(summary), *(noise_lines(drawn, timeline.makespan) if drawn else [])]
+    lines = [
+        *message_lines(summary),
+        *fill_lines(summary),
+        *(noise_lines(drawn, timeline.makespan) if drawn else []),
+    ]
     if trace_file is not None:
         lines.append(f"trace written to {trace_file}")
     tables = [rank_table(summary), idle_table(summary)]

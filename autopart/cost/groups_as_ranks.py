@@ -102,7 +102,7 @@ def layers_of_group(variant: GroupVariant, cluster: Cluster, training: Training)
     own = collective_times(variant.collectives, cluster, variant.group, scale=speed)
     layers = tuple(
         _with_collectives(
-            _beneath_compute(layer, own[layer.name], overlaps=cluster.sends_overlap),
+            beneath_compute(layer, own[layer.name], overlaps=cluster.sends_overlap),
             own[layer.name],
             could_hide=layer.weight_grad_time if training.sync in HIDING else 0.0,
         )
@@ -132,6 +132,10 @@ class CollectiveTimes(NamedTuple):
     """Those that gather weights beneath the backward."""
     scatter: float = 0.0
     """Those that scatter gradients beneath the backward."""
+    step_gather: float = 0.0
+    """The part of `step` that gathers weights."""
+    step_scatter: float = 0.0
+    """The part of `step` that scatters gradients."""
 
 
 def collective_times(
@@ -167,6 +171,8 @@ def collective_times(
             gather_forward=total(phase="forward", sharded=True),
             gather_backward=total(phase="input_grad", sharded=True),
             scatter=total(phase="weight_grad", sharded=True),
+            step_gather=total(phase="step", among="data", kind="all_gather"),
+            step_scatter=total(phase="step", among="data", kind="reduce_scatter"),
         )
 
     return {own.layer: times(own) for own in collectives if own.collectives}
@@ -197,7 +203,7 @@ def _with_collectives(layer: Layer, own: CollectiveTimes, *, could_hide: float) 
     )
 
 
-def _beneath_compute(layer: Layer, own: CollectiveTimes, *, overlaps: bool) -> Layer:
+def beneath_compute(layer: Layer, own: CollectiveTimes, *, overlaps: bool) -> Layer:
     """The layer with the exposed part of gathers and scatters; see the formulas above.
 
     `overlaps` says whether messages run beside compute.

@@ -21,7 +21,8 @@ which are scattered beneath it into a d-th. Their places depend on no cut, so ea
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -42,9 +43,6 @@ def sharded_variant(
 
     `graph` and `collectives` are those of the same group without sharded state, for its own samples.
     """
-    beside = _Transients(graph, training)
-    layers = tuple(_layer(graph, at, group, training, beside) for at in range(len(graph.layers)))
-    tied = tuple(_tied(one, group, training) for one in graph.tied)
     own = {one.layer: one.collectives for one in collectives}
     summed = tuple(
         LayerCollectives(
@@ -54,8 +52,54 @@ def sharded_variant(
         for layer in graph.layers
         if layer.param_bytes or layer.name in own
     )
-    sharded = msgspec.structs.replace(graph, layers=layers, tied=tied)
+    sharded = sharded_layers(graph, group, training)
     return GroupVariant(group=group, graph=sharded, collectives=summed)
+
+
+Whole = Literal["weights", "gradients"]
+
+
+def sharded_layers(
+    graph: LayerGraph,
+    group: Group,
+    training: Training,
+    whole: Collection[Whole] = ("weights", "gradients"),
+) -> LayerGraph:
+    """The layers of one GPU; transient bytes count only the `whole` weights and gradients that are named."""
+    beside = _Transients(graph, training)
+    layers = tuple(
+        _layer(graph, at, group, training, _whole_bytes(beside, at, group, whole))
+        for at in range(len(graph.layers))
+    )
+    tied = tuple(_tied(one, group, training) for one in graph.tied)
+    return msgspec.structs.replace(graph, layers=layers, tied=tied)
+
+
+class _WholeBytes(NamedTuple):
+    """Bytes that are whole while one layer runs."""
+
+    in_forward: int
+    """Weights in forward."""
+    weights: int
+    """Weights in backward."""
+    gradients: int
+    """Gradients in a backward or W."""
+    waiting: int
+    """Further gradients of tied parameters, in a whole backward."""
+
+
+def _whole_bytes(
+    beside: "_Transients", at: int, group: Group, whole: Collection[Whole]
+) -> _WholeBytes:
+    d, gathers = group.data, group.shard == "zero3" and "weights" in whole
+    in_forward, weights = beside.weights(at) if gathers else (0, 0)
+    scatters = group.reduce == "microbatch" and "gradients" in whole
+    return _WholeBytes(
+        in_forward,
+        weights,
+        gradients=beside.gradients(at, d) if scatters else 0,
+        waiting=beside.waiting(at, d) if "gradients" in whole else 0,
+    )
 
 
 def _collectives(layer: Layer, group: Group, training: Training) -> Iterator[Collective]:
@@ -75,15 +119,13 @@ def _collectives(layer: Layer, group: Group, training: Training) -> Iterator[Col
 
 
 def _layer(
-    graph: LayerGraph, at: int, group: Group, training: Training, beside: "_Transients"
+    graph: LayerGraph, at: int, group: Group, training: Training, whole: _WholeBytes
 ) -> Layer:
     """A layer with its part of the state, and transient bytes for what is whole for a while."""
     layer, d = graph.layers[at], group.data
     tied = [one for one in graph.tied if layer.name in one.layers]
     unshared = layer.unshared_update_time or 0.0
-    in_forward, weights = beside.weights(at) if group.shard == "zero3" else (0, 0)
-    gradients = beside.gradients(at, d) if group.reduce == "microbatch" else 0
-    waiting = beside.waiting(at, d)
+    in_forward, weights, gradients, waiting = whole
     backward = layer.backward_workspace_bytes
     in_backward = weights + gradients + waiting
     if backward is None:

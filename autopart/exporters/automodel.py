@@ -20,6 +20,7 @@ from autopart.exporters.model_units import (
 )
 from autopart.exporters.pipeline_shape import Shape, rank_notes
 from autopart.exporters.selective import refuse_selective
+from autopart.exporters.sharded_state import gather_notes
 from autopart.exporters.text import comments, rows
 from autopart.exporters.torch.schedules import (
     CSV_FILE,
@@ -93,7 +94,12 @@ def _refuse_few_microbatches(plan: Plan, shape: Shape) -> None:
 
 
 def _notes(plan: Plan, shape: Shape, schedule: TorchSchedule) -> tuple[str, ...]:
-    notes = (*rank_notes(shape), *wider_state_note(plan, shape, _NAME), *demand_notes(shape))
+    notes = (
+        *rank_notes(shape),
+        *gather_notes(plan),
+        *wider_state_note(plan, shape, _NAME),
+        *demand_notes(shape),
+    )
     if shape.num_replicas > 1 and shape.shard_degree == 1:
         notes += (
             f"{_NAME} shards each stage's parameters over its replicas (FSDP): they take less memory "

@@ -7,8 +7,14 @@ backward (`PipelineStage.backward_maybe_with_nosync`). Frameworks that change on
 from collections.abc import Mapping
 
 from autopart.errors import ExportRefused
-from autopart.records.plan import Plan
+from autopart.records.plan import Plan, schedule_of
 from autopart.records.rank_group import Group, Reduce, Shard, group_name
+from autopart.schedules.state_actions import (
+    TORCHS_ACTIVE_STAGES,
+    StateRules,
+    with_state_actions,
+)
+from autopart.text import counted
 
 Taken = Mapping[Shard, tuple[Reduce, ...]]
 """For each kind of sharded state that an export takes, when gradients may be scattered."""
@@ -39,3 +45,25 @@ def refuse_other_sums(plan: Plan, framework: str, taken: Taken) -> None:
             f"the plan scatters gradients {_WHEN[group.reduce]}, and {framework} scatters them {_WHEN[able[0]]} under "
             f"{group.shard}; the nearest plan has --shard {group.shard} and {_SYNCS[able[0]]}"
         )
+
+
+def gather_notes(plan: Plan) -> tuple[str, ...]:
+    """A note where torch's schedules gather sharded weights of a stage more than once per step."""
+    stays = isinstance(plan.group, Group) and plan.group.shard == "zero2"
+    if not (stays or plan.training.zero1):
+        return ()
+    rules = StateRules(
+        shares_weights=False, sums_each_microbatch=False, active_stages=TORCHS_ACTIVE_STAGES
+    )
+    most, stages = 0, 0
+    for order in schedule_of(plan):
+        gathers = [a for a in with_state_actions(order, rules) if a[1] == "UNSHARD"]
+        own = len({action.stage for action in order})
+        if len(gathers) - own > most - stages:
+            most, stages = len(gathers), own
+    if most == stages:
+        return ()
+    return (
+        f"torch keeps {counted(TORCHS_ACTIVE_STAGES, 'stage')} of a rank gathered: a rank with {counted(stages, 'stage')} gathers weights "
+        f"{most} times per step, and the prediction has {stages} gathers",
+    )

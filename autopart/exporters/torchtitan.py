@@ -27,6 +27,7 @@ from autopart.exporters.model_units import (
 )
 from autopart.exporters.pipeline_shape import Shape, rank_notes
 from autopart.exporters.selective import refuse_selective, selective_files
+from autopart.exporters.sharded_state import gather_notes
 from autopart.exporters.text import comments, mark, rows
 from autopart.exporters.torch.schedules import (
     CSV_FILE,
@@ -70,7 +71,12 @@ def export_to_torchtitan(plan: Plan, stages: tuple[UnitStage, ...], version: str
     shape = shape_under_fsdp(plan, stages, _NAME)
     schedule = torch_schedule(plan, shape, _NAME)
     names = [[_named(unit, version) for unit in stage.units] for stage in stages]
-    notes = (*rank_notes(shape), *wider_state_note(plan, shape, _NAME), *demand_notes(shape))
+    notes = (
+        *rank_notes(shape),
+        *gather_notes(plan),
+        *wider_state_note(plan, shape, _NAME),
+        *demand_notes(shape),
+    )
     if version == "0.2.2":
         refuse_in_older(plan)
         if shape.tensor_degree > 1 and not shape.sequence_parallel:

@@ -18,6 +18,7 @@ from autopart.records.prediction import (
     MemoryUse,
     MovingBytes,
     RepeatedBytes,
+    StateActions,
 )
 from autopart.schedules.encoding import OPS, B, I, W
 from autopart.schedules.in_flight import (
@@ -90,6 +91,8 @@ class StageBytes(Protocol):
     def memory(self) -> MemoryUse: ...
     @property
     def repeated(self) -> RepeatedBytes | msgspec.UnsetType: ...
+    @property
+    def state(self) -> StateActions | msgspec.UnsetType: ...
 
 
 def sizes_of(stage: StageBytes) -> MicrobatchBytes[int]:

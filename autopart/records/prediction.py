@@ -120,6 +120,42 @@ class MovingBytes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Transient bytes in that backward, with the gradients that it has made so far."""
 
 
+class StateMessages(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Gathers of weights and sums of gradients in one kind of action, or once per step. Absent means 0."""
+
+    gather_time: Seconds = 0.0
+    """Seconds of its gathers, one after the other."""
+    reduction_time: Seconds = 0.0
+    """Seconds of its sums, one after the other."""
+    exposed_gather_time: Seconds = 0.0
+    """The part of the action's seconds in which gathers are hidden by no compute."""
+    exposed_reduction_time: Seconds = 0.0
+    """The same for sums."""
+    gathered_bytes: Bytes = 0
+    """The part of the action's workspace that whole weights need."""
+    reducing_bytes: Bytes = 0
+    """The part that whole gradients, and gradients on their way, need."""
+
+
+class StateActions(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """A stage's gathers of weights and sums of gradients among GPUs that share its state, for one microbatch."""
+
+    forward: StateMessages = StateMessages()
+    """Those of F."""
+    backward: StateMessages = StateMessages()
+    """Those of a whole backward."""
+    input_grad: StateMessages = StateMessages()
+    """Those of I."""
+    weight_grad: StateMessages = StateMessages()
+    """Those of W."""
+    step: StateMessages = StateMessages()
+    """Those once per step, in `update_time`: sums come before the optimizer's step, gathers behind it."""
+
+
 class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Predicted seconds and bytes for one rank with one stage."""
 
@@ -141,6 +177,8 @@ class StagePrediction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Seconds to send one microbatch's gradients to the previous stage; 0 on the first stage."""
     update_time: Seconds
     """Seconds per batch for the optimizer's step."""
+    state: StateActions | msgspec.UnsetType = msgspec.UNSET
+    """Gathers and sums where GPUs of a rank share state; absent elsewhere. Their seconds and bytes count in other fields."""
     lend_time: Seconds | msgspec.UnsetType = msgspec.UNSET
     """Seconds to lend one microbatch's stash, and to take it back. Absent where the stage lends none."""
     in_flight: PositiveCount

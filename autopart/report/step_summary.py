@@ -1,5 +1,8 @@
 """The JSON document for a simulated step. Times are seconds, sizes are bytes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
 
 from autopart.cost.asynchronous import price_asynchronous
@@ -9,6 +12,13 @@ from autopart.simulator.idle import Cause, Idle, idle_pieces, sums_by_cause
 from autopart.simulator.memory import MemoryCurve, memory_over_time
 from autopart.simulator.noise import Distribution
 from autopart.simulator.period import period_of_plan
+from autopart.simulator.state_actions import (
+    ExposedTimes,
+    StateSlice,
+    exposed_times,
+    has_state_actions,
+    state_slices,
+)
 from autopart.simulator.timeline import Timeline, rank_slices, rank_spans, used_ranks
 
 
@@ -34,6 +44,21 @@ class IdleSummary(msgspec.Struct, frozen=True, kw_only=True):
     """When the interval ends, in seconds."""
 
 
+class StateSliceSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The gathers or reductions of one action, or of one stage once per step, in seconds since the step began."""
+
+    action: str
+    """The state action in torch's words: `0UNSHARD` gathers weights, `0REDUCE_GRAD` reduces gradients."""
+    beneath: str | None
+    """The action beneath which it runs; null once per step."""
+    start: float
+    """When it starts, in seconds."""
+    end: float
+    """When it ends, in seconds."""
+    exposed_time: float
+    """Seconds of it that compute does not hide."""
+
+
 class RankSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One step on one rank."""
 
@@ -42,11 +67,17 @@ class RankSummary(msgspec.Struct, frozen=True, kw_only=True):
     stages: tuple[int, ...]
     """Stages on this rank, counted from 0."""
     busy_time: float
-    """Seconds that all actions take together."""
+    """Seconds that all actions take together, without gathers and reductions that compute does not hide."""
     sync_time: float
     """Seconds that all gradient syncs take together."""
     update_time: float
     """Seconds that the optimizer step takes."""
+    gather_time: float | msgspec.UnsetType = msgspec.UNSET
+    """Seconds of gathers that compute does not hide, in actions and once per step. Absent without sharded state."""
+    reduction_time: float | msgspec.UnsetType = msgspec.UNSET
+    """The same for reductions."""
+    hidden_message_time: float | msgspec.UnsetType = msgspec.UNSET
+    """Seconds of gathers and reductions beneath compute. Absent without sharded state."""
     idle_time: float
     """Seconds in which the rank is idle."""
     idle_times: dict[Cause, float]
@@ -59,6 +90,8 @@ class RankSummary(msgspec.Struct, frozen=True, kw_only=True):
     """All actions on the rank, in their order. Both actions of an overlapped pair have all its time."""
     idle: tuple[IdleSummary, ...]
     """All idle intervals on the rank, in their order."""
+    state_actions: tuple[StateSliceSummary, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Gathers and reductions, in their order. Absent without sharded state."""
 
 
 class NoiseSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,12 +253,14 @@ def _rank_summary(
     sync = sum(one.end - one.start for one in timeline.syncs[rank])
     update = timeline.rank_end[rank] - timeline.sync_end[rank]
     causes = sums_by_cause(idle)
+    messages = state_slices(plan, timeline, rank)
+    exposed = exposed_times(messages)
     return RankSummary(
         rank=rank,
         stages=tuple(places),
-        busy_time=busy,
+        busy_time=busy - sum(exposed.in_actions.values()),
         sync_time=sync,
-        update_time=update,
+        update_time=update - sum(exposed.once_per_step.values()),
         idle_time=sum(causes.values()),
         idle_times=causes,
         in_flight=timeline.in_flight[rank],
@@ -234,4 +269,24 @@ def _rank_summary(
             SliceSummary(action=str(one.action), start=one.start, end=one.end) for one in slices
         ),
         idle=tuple(IdleSummary(cause=span.cause, start=span.start, end=span.end) for span in idle),
+        **_state_fields(messages, exposed) if has_state_actions(plan) else {},
     )
+
+
+def _state_fields(messages: Sequence[StateSlice], exposed: ExposedTimes) -> dict[str, Any]:
+    """The fields of a rank for its gathers and reductions."""
+    return {
+        "gather_time": exposed.total("UNSHARD"),
+        "reduction_time": exposed.total("REDUCE_GRAD"),
+        "hidden_message_time": sum(max(0.0, s.end - s.start - s.exposed) for s in messages),
+        "state_actions": tuple(
+            StateSliceSummary(
+                action=one.name,
+                beneath=None if one.action is None else str(one.action),
+                start=one.start,
+                end=one.end,
+                exposed_time=one.exposed,
+            )
+            for one in messages
+        ),
+    }

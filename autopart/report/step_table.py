@@ -1,12 +1,14 @@
 """A simulated step on the terminal."""
 
+from collections.abc import Sequence
+
 import msgspec
 from rich.table import Table
 
 from autopart.report.columns import add_number, add_text, new_table, sizes, times
 from autopart.report.labels import ranks_label
-from autopart.report.step_summary import NoiseSummary, SimulateSummary
-from autopart.simulator.idle import CAUSES, Cause
+from autopart.report.step_summary import NoiseSummary, RankSummary, SimulateSummary
+from autopart.simulator.idle import CAUSES, ROUNDING, Cause
 from autopart.text import counted
 from autopart.units import format_share, format_time
 
@@ -18,6 +20,7 @@ def rank_table(step: SimulateSummary) -> Table:
         ("busy", times([rank.busy_time for rank in ranks])),
         ("sync", times([rank.sync_time for rank in ranks])),
         ("update", times([rank.update_time for rank in ranks])),
+        *_message_columns(ranks),
         ("idle", times([rank.idle_time for rank in ranks])),
     ]
     peak_unit, peaks = sizes([rank.peak_bytes for rank in ranks])
@@ -42,6 +45,29 @@ def rank_table(step: SimulateSummary) -> Table:
             peaks[place],
         )
     return table
+
+
+def _message_columns(ranks: Sequence[RankSummary]) -> list[tuple[str, tuple[str, list[str]]]]:
+    """Columns for gathers and reductions that compute does not hide; none without sharded state."""
+    gathers = [rank.gather_time for rank in ranks if rank.gather_time is not msgspec.UNSET]
+    sums = [rank.reduction_time for rank in ranks if rank.reduction_time is not msgspec.UNSET]
+    return [("gather", times(gathers)), ("reduce", times(sums))] if gathers else []
+
+
+def message_lines(step: SimulateSummary) -> list[str]:
+    """A line on gathers and reductions beneath compute; none without sharded state."""
+    hidden = [
+        (rank.hidden_message_time, rank.rank)
+        for rank in step.ranks
+        if rank.hidden_message_time is not msgspec.UNSET
+    ]
+    if not hidden:
+        return []
+    most, rank = max(hidden)
+    said = "gather, reduce: seconds of gathers and reductions that compute does not hide"
+    if most <= ROUNDING * step.makespan:
+        return [said]
+    return [f"{said}; up to {format_time(most)} more run beneath compute, on rank {rank}"]
 
 
 def asynchronous_table(step: SimulateSummary, samples: int) -> Table:

@@ -1,7 +1,7 @@
 """A simulated step as a Chrome trace, which Perfetto and chrome://tracing open.
 
 Each rank is a process. Its threads hold actions, gradient syncs with the optimizer step, idle time by
-cause, and the sends on each link. Arrows lead from a result to the action that awaited it. A counter
+cause, gathers and reductions of sharded state, and the sends on each link. Arrows lead from a result to the action that awaited it. A counter
 shows the rank's bytes by kind. Times are microseconds.
 """
 
@@ -13,11 +13,12 @@ import msgspec
 from autopart.records.plan import Plan, stage_ranks
 from autopart.simulator.idle import Idle, idle_pieces
 from autopart.simulator.memory import MemoryCurve, memory_over_time
+from autopart.simulator.state_actions import has_state_actions, optimizer_span, state_slices
 from autopart.simulator.timeline import Timeline, rank_spans, used_ranks
 
 FORMAT = "autopart-trace"
 ACTIONS, SYNCS, IDLE, SENDS = range(4)
-"""Threads in each process. Sends over link number i are thread `SENDS` + i."""
+"""Threads in each process. Sends over link number i are thread `SENDS` + i, and the last one is `messages_thread`."""
 
 Event = dict[str, Any]
 """One entry in `traceEvents`, as the Trace Event Format defines it."""
@@ -28,7 +29,8 @@ def trace(plan: Plan, timeline: Timeline) -> bytes:
     curves = memory_over_time(timeline, stage_ranks(plan), plan.prediction.stages)
     ranks, idle = used_ranks(timeline), idle_pieces(timeline)
     events = [
-        *(e for rank in ranks for e in _rank_events(timeline, rank, idle[rank])),
+        *(e for rank in ranks for e in _rank_events(plan, timeline, rank, idle[rank])),
+        *(e for rank in ranks for e in _state_events(plan, timeline, rank)),
         *_send_events(timeline, overlap=plan.cluster.sends_overlap),
         *_arrows(timeline),
         *(e for rank in ranks for e in _memory_events(curves[rank], rank)),
@@ -45,6 +47,8 @@ def trace(plan: Plan, timeline: Timeline) -> bytes:
 def _names(plan: Plan, timeline: Timeline) -> Iterator[Event]:
     used = used_ranks(timeline)
     threads = {ACTIONS: "actions", SYNCS: "syncs and update", IDLE: "idle"}
+    if has_state_actions(plan):
+        threads[messages_thread(timeline)] = "gathers and reductions"
     named: dict[int, dict[int, str]] = {rank: dict(threads) for rank in used}
     for place, (sender, receiver) in enumerate(timeline.actions.links):
         named[sender][SENDS + place] = f"sends to rank {receiver}"
@@ -78,7 +82,9 @@ def slice_event(
     }
 
 
-def _rank_events(timeline: Timeline, rank: int, idle: Sequence[Idle]) -> Iterator[Event]:
+def _rank_events(
+    plan: Plan, timeline: Timeline, rank: int, idle: Sequence[Idle]
+) -> Iterator[Event]:
     for span in rank_spans(timeline, rank):
         # Of an overlapped pair the first entries are its forward's.
         about = span.actions[0]._asdict()
@@ -87,11 +93,27 @@ def _rank_events(timeline: Timeline, rank: int, idle: Sequence[Idle]) -> Iterato
         yield slice_event(span.name, span.op, rank, ACTIONS, span.start, span.end, **about)
     for sync, start, end in timeline.syncs[rank]:
         yield slice_event(f"sync {sync}", "sync", rank, SYNCS, start, end)
-    start, end = timeline.sync_end[rank], timeline.rank_end[rank]
+    start, end = optimizer_span(plan, timeline, rank)
     if end > start:
         yield slice_event("optimizer step", "update", rank, SYNCS, start, end)
     for span in idle:
         yield slice_event(span.cause, "idle", rank, IDLE, span.start, span.end)
+
+
+def messages_thread(timeline: Timeline) -> int:
+    """The thread of gathers and reductions in each process."""
+    return SENDS + len(timeline.actions.links)
+
+
+def _state_events(plan: Plan, timeline: Timeline, rank: int) -> Iterator[Event]:
+    """Gathers and reductions, in the words of torch."""
+    thread = messages_thread(timeline)
+    for one in state_slices(plan, timeline, rank):
+        about: dict[str, object] = {"exposed_us": one.exposed * 1e6}
+        if one.action is not None:
+            about["beneath"] = str(one.action)
+        kind = "gather" if one.op == "UNSHARD" else "reduction"
+        yield slice_event(one.name, kind, rank, thread, one.start, one.end, **about)
 
 
 def _send_events(timeline: Timeline, *, overlap: bool) -> Iterator[Event]:
@@ -120,13 +142,19 @@ def _arrows(timeline: Timeline) -> Iterator[Event]:
 def _memory_events(curve: MemoryCurve, rank: int) -> Iterator[Event]:
     times: Sequence[float] = curve.times.tolist()
     made = curve.gradients + curve.constant["gradients"]
-    changes = (curve.stash, curve.workspace, curve.messages, made)
-    columns = [own.tolist() for own in changes]
-    names = ("stash", "workspace", "messages", "gradients")
+    changes = {
+        "stash": curve.stash,
+        "workspace": curve.workspace,
+        "messages": curve.messages,
+        "gradients": made,
+    }
+    shared = {"whole weights": curve.gathered, "whole gradients": curve.reducing}
+    changes |= {name: own for name, own in shared.items() if own.any()}
+    columns = {name: own.tolist() for name, own in changes.items()}
     for place, time in enumerate(times):
         # Several changes at one time are one event: only the last of them counts.
         if place + 1 == len(times) or times[place + 1] > time:
-            changing = {name: of[place] for name, of in zip(names, columns, strict=True)}
+            changing = {name: of[place] for name, of in columns.items()}
             args = {**curve.constant, **changing}
             yield {
                 "name": "memory",

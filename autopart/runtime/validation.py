@@ -7,6 +7,7 @@ from autopart.cost.without_collectives import without_collectives
 from autopart.fidelity.compare import Fidelity, judge, with_stages
 from autopart.records.plan import Plan, check_plan, load_plan
 from autopart.records.plan_degrees import check_one_degree
+from autopart.records.rank_group import Group
 from autopart.records.run_result import OneDeviceResult, RunResult
 from autopart.runtime.engine.run_settings import RunKeywords, RunSettings, check_settings
 from autopart.runtime.job.launch import run_with_settings
@@ -76,6 +77,6 @@ def validate_plan(
         run = run_with_settings(loaded, settings, report)
     if run is None:
         return None
-    if isinstance(run, OneDeviceResult) and run.collectives:
+    if isinstance(run, OneDeviceResult) and isinstance(loaded.group, Group):
         loaded = with_stages(loaded, without_collectives(loaded, run.collectives))
     return Validation(run, judge(loaded, run), loaded)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from autopart.certificate.certificate import certificate
+from autopart.certificate.state_actions import RankState, with_state_actions
 from autopart.cost.transients import held_results
 from autopart.pricing import Decision, minimised
 from autopart.records.cluster import Cluster
@@ -57,7 +58,14 @@ def written_plan(
         stages=_stages(searched[at], best),
         schedule=best.layout.schedule,
         orders=orders_of(best.orders) if best.orders else _named_orders(best.layout),
-        prediction=best.prediction,
+        prediction=with_state_actions(
+            best.prediction,
+            RankState(own.profile, searched[at].group, cluster),
+            problem,
+            best.layout,
+            best.partition,
+            best.policies,
+        ),
         certificate=certificate(
             problem,
             minimised(problem, best.prediction, best.layout.stage_ranks),

@@ -4,6 +4,9 @@ A microbatch's stash stays from when F starts until B ends. Where the backward i
 that W needs stay until W ends. The bytes while an action runs depend on the order alone
 (`schedules.in_flight`), and not on any time. Stash that is lent is left out while it is away; the
 places that a rank keeps for others are constant.
+
+Where GPUs share weights, an action gathers them as it starts and releases them as it ends. Of its workspace,
+the bytes of whole weights, and of gradients that are whole or on their way, count apart.
 """
 
 from collections.abc import Sequence
@@ -24,7 +27,11 @@ from autopart.schedules.in_flight import (
     in_flight_at_each_action,
 )
 from autopart.simulator.costs import FloatArray
+from autopart.simulator.state_actions import messages_of
 from autopart.simulator.timeline import Timeline
+
+_KINDS = ("stash", "workspace", "gathered", "reducing", "messages", "gradients")
+"""The kinds of bytes that change, in the columns of events."""
 
 
 class MemoryCurve(NamedTuple):
@@ -35,7 +42,11 @@ class MemoryCurve(NamedTuple):
     stash: IntArray
     """Stash bytes from each time on."""
     workspace: IntArray
-    """Transient bytes from each time on."""
+    """Other transient bytes from each time on."""
+    gathered: IntArray
+    """Transient bytes of whole weights that the rank's GPUs share."""
+    reducing: IntArray
+    """Transient bytes of whole gradients that they share, and of gradients on their way."""
     messages: IntArray
     """Bytes for arriving messages, and for sent gradients and results that are not gone."""
     gradients: IntArray
@@ -46,7 +57,8 @@ class MemoryCurve(NamedTuple):
     @property
     def moving(self) -> IntArray:
         """Bytes that change within a step, from each time on."""
-        return self.stash + self.workspace + self.messages + self.gradients
+        transient = self.workspace + self.gathered + self.reducing
+        return self.stash + transient + self.messages + self.gradients
 
     @property
     def peak_bytes(self) -> int:
@@ -100,8 +112,8 @@ def _action_events(
 ) -> tuple[FloatArray, FloatArray]:
     """Changes where the rank's actions start, and where they end, one row each.
 
-    The columns are seconds, the turn among equal seconds, and changes in stash, workspace,
-    messages and gradients. The update frees the gradients.
+    The columns are seconds, the turn among equal seconds, and changes in the kinds of `_KINDS`. The update frees the
+    gradients.
     """
     first, stop = timeline.actions.first[rank : rank + 2]
     kinds = timeline.actions.kind[first:stop]
@@ -117,9 +129,13 @@ def _action_events(
             own = sizes[order[at].stage]
             room[at] = workspace_of(own, FIRST)
             after[at] += own.made
+    whole = _whole_bytes(stages, kinds, room)
     # In an overlapped pair the forward's time is the pair's, so both workspaces count there.
     forwards = np.array(paired_forwards(order), dtype=np.int64)
-    room[forwards] += room[forwards + 1]
+    for own_room in (room, *whole):
+        own_room[forwards] += own_room[forwards + 1]
+    gathered, reducing = whole
+    rest = room - gathered - reducing
     freed = np.array(
         [
             {B: of.stash, I: of.stash - of.waiting, W: of.waiting}.get(op, 0)
@@ -138,9 +154,23 @@ def _action_events(
     left[-1:] = messages[-1:]
     before = np.concatenate([[0], after[:-1]])[: len(made)]
     return (
-        np.column_stack([starts, turn, taken, room, more, made - before]).astype(np.float64),
-        np.column_stack([ends, turn + 1, -freed, -room, -left, after - made]).astype(np.float64),
+        np.column_stack(
+            [starts, turn, taken, rest, gathered, reducing, more, made - before]
+        ).astype(np.float64),
+        np.column_stack(
+            [ends, turn + 1, -freed, -rest, -gathered, -reducing, -left, after - made]
+        ).astype(np.float64),
     )
+
+
+def _whole_bytes(
+    stages: Sequence[StageBytes], kinds: IntArray, room: IntArray
+) -> tuple[IntArray, IntArray]:
+    """The parts of each action's workspace `room` for whole weights, and for gradients: at most all of it."""
+    of = [messages_of(stage.state, op) for stage in stages for op in OPS]
+    gathered = np.minimum(np.array([own.gathered_bytes for own in of])[kinds], room)
+    reducing = np.minimum(np.array([own.reducing_bytes for own in of])[kinds], room - gathered)
+    return gathered, reducing
 
 
 def _lending_events(timeline: Timeline, rank: int, stages: Sequence[StageBytes]) -> FloatArray:
@@ -150,21 +180,23 @@ def _lending_events(timeline: Timeline, rank: int, stages: Sequence[StageBytes])
     """
     first = timeline.actions.first[rank]
     rows: list[tuple[float, ...]] = []
+    others = [0] * (len(_KINDS) - 1)
     for mover, action, beside in timeline.actions.moves:
         if mover != rank:
             continue
         start, end = timeline.times.moves[beside]
         turn, stash = 2 * (beside - first), stages[action.stage].stash_bytes
         if action.op == "L":
-            rows.append((max(end, timeline.times.end[beside]), turn + 1.5, -stash, 0, 0, 0))
+            gone = max(end, timeline.times.end[beside])
+            rows.append((gone, turn + 1.5, -stash, *others))
         else:
-            rows.append((start, turn - 0.5, stash, 0, 0, 0))
-    return np.array(rows, dtype=np.float64).reshape(-1, 6)
+            rows.append((start, turn - 0.5, stash, *others))
+    return np.array(rows, dtype=np.float64).reshape(-1, 2 + len(_KINDS))
 
 
 def _curve(events: FloatArray, constant: dict[str, int]) -> MemoryCurve:
     # Sort by seconds, then by turn, and add the changes up.
     order = np.lexsort((events[:, 1], events[:, 0]))
     changes = np.cumsum(events[order, 2:], axis=0).astype(np.int64)
-    stash, workspace, messages, gradients = changes.T
-    return MemoryCurve(events[order, 0], stash, workspace, messages, gradients, constant)
+    kinds = dict(zip(_KINDS, changes.T, strict=True))
+    return MemoryCurve(times=events[order, 0], constant=constant, **kinds)

@@ -79,3 +79,26 @@ def seconds(stage: StagePrediction) -> dict[str, float]:
     """The stage's seconds by name; it lends no stash."""
     fields = msgspec.structs.asdict(stage).items()
     return {name: time for name, time in fields if "time" in name and name != "lend_time"}
+
+
+@pytest.mark.parametrize("options", [{}, {"sync": "fsdp2"}, {"recompute": "always"}], ids=str)
+@pytest.mark.parametrize(
+    ("shard", "overlaps"), [("zero2", True), ("zero3", True), ("zero3", False)]
+)
+def test_messages_of_sharded_state_go_too(options: dict[str, str], shard: str, *, overlaps: bool):
+    """Against the prediction where the links of a node take no time."""
+    sample = sample_profile()
+    on = replace(
+        sample_cluster(gpus_per_node=4), intra_node=Link(bandwidth=1e9), sends_overlap=overlaps
+    )
+    words = {"shard": shard, "shard_degree": 2, "num_stages": 1, "num_replicas": 1, **options}
+    plan = solve(sample, on, num_microbatches=4, **words)  # type: ignore[arg-type]
+    at_once = replace(on, intra_node=Link(bandwidth=1e30, latency=0.0))
+    silent = predict_again(PlanProblem(replace(plan, cluster=at_once), [sample]))
+    found = without_collectives(plan, ())
+    assert found != plan.prediction.stages
+    for one, expected in zip(found, silent.stages, strict=True):
+        assert one.state is msgspec.UNSET
+        for name in ("forward", "backward", "weight_grad", "split", "update", "busy"):
+            field = f"{name}_time"
+            assert getattr(one, field) == pytest.approx(getattr(expected, field), abs=1e-12), field

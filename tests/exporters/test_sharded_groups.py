@@ -1,5 +1,6 @@
 """Exports of plans whose ranks share samples and state: settings of FSDP2, and refusals."""
 
+import re
 import tomllib
 
 import pytest
@@ -57,3 +58,21 @@ def test_other_targets_refuse_shared_state_with_their_reason(target: str) -> Non
     message = refusal(plan, target)
     assert message.startswith("the plan has zero2 over 2 GPUs")
     assert TARGETS[target].no_sharded_state in message and "--shard none" in message
+
+
+@pytest.mark.parametrize("target", ["torchtitan", "automodel"])
+def test_a_note_says_where_torch_gathers_weights_again(target: str) -> None:
+    few = language_plan([1] * 6, 2, "interleaved-1f1b")
+    many = language_plan([1] * 8, 2, "interleaved-1f1b")
+    notes = [
+        [note for note in export_plan(plan, target).notes if note.startswith("torch keeps 3")]
+        for plan in (
+            many,
+            sharing(few, 2, "zero2", reduce="step"),
+            sharing(many, 2, "zero2", reduce="step"),
+        )
+    ]
+    assert notes[:2] == [[], []]
+    (note,) = notes[2]
+    said = "a rank with 4 stages gathers weights [0-9]+ times per step, and the prediction has 4 gathers"
+    assert re.search(said, note)

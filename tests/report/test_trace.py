@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 
+from autopart.records.cluster import Link
 from autopart.records.plan import Plan, stage_ranks
 from autopart.records.prediction import ON_DEVICE
-from autopart.report.trace import ACTIONS, IDLE, SENDS, trace
+from autopart.report.trace import ACTIONS, IDLE, SENDS, messages_thread, trace
+from autopart.search.planner import solve
 from autopart.simulator.idle import idle_times
 from autopart.simulator.memory import memory_over_time
 from autopart.simulator.timeline import Timeline, rank_slices, simulate_plan, used_ranks
+from tests.support.plan_kinds import ROW
+from tests.support.problems import cluster
 from tests.support.samples import sample_plan
 
 PHASES = {"M": "args", "X": "dur", "s": "id", "f": "id", "C": "args"}
@@ -77,6 +81,29 @@ def test_the_counter_s_kinds_add_up_to_the_peak() -> None:
         assert max(sum(kinds.values()) for kinds in counted) <= curves[rank].peak_bytes
         assert set(counted[0]) == {*ON_DEVICE, "messages"} - {"receives", "sends"}
         assert max(kinds["stash"] for kinds in counted) == curves[rank].stash.max()
+
+
+@pytest.mark.parametrize("shard", ["zero2", "zero3"])
+def test_gathers_and_reductions_of_sharded_state_have_a_thread_of_their_own(shard: str) -> None:
+    on = cluster(1, 4, intra_node=Link(bandwidth=12.0))
+    plan = solve(ROW, on, num_microbatches=4, num_stages=2, shard=shard, sync="fsdp2")
+    timeline = simulate_plan(plan)
+    events = json.loads(trace(plan, timeline))["traceEvents"]
+    thread = messages_thread(timeline)
+    own = [e for e in events if e["ph"] == "X" and e["tid"] == thread and e["pid"] == 1]
+    assert {e["name"] for e in own} == {"1UNSHARD", "1REDUCE_GRAD"}
+    assert all(
+        ("beneath" in e["args"]) is (e["name"] == "1UNSHARD" and shard == "zero3") for e in own
+    )
+    (update,) = [e for e in events if e["name"] == "optimizer step" and e["pid"] == 1]
+    state: Any = plan.prediction.stages[1].state
+    once = state.step.gather_time + state.step.reduction_time
+    spent = timeline.rank_end[1] - timeline.sync_end[1]
+    assert update["dur"] == pytest.approx(1e6 * (spent - once))
+    named = {e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert "gathers and reductions" in named
+    counted = [e["args"] for e in events if e["ph"] == "C"]
+    assert all(("whole weights" in kinds) is (shard == "zero3") for kinds in counted)
 
 
 def test_every_rank_is_a_process_with_a_name() -> None:

@@ -189,7 +189,7 @@ VERBS = {
         },
         (("size --profile {} --tokens 1e6 --gpu cpu=0.1 --global-batch 8 --time-limit 1", INPUT[:6]),),
     ),
-    "show": Verb("show plan.json", {}, (("show {}", INPUT), ("show --memory --json {}", INPUT))),
+    "show": Verb("show plan.json", {}, (("show {}", INPUT), ("show --memory --json {}", INPUT), ("show --orders --json {}", INPUT))),
     "report": Verb(
         "report plan.json --profile profile.json --time-limit 1 -o new.json",
         {"--profile": INPUT, "--run": INPUT, "--size": INPUT, "--time-limit": NUMBER, "--output": OUTPUT},

@@ -32,14 +32,16 @@
     const x = Array.from(a.memory_at.subarray(first, stop), (tick) => (tick / 2 ** 28) * about.seconds);
     x.unshift(0);
     x.push(about.seconds);
-    const moving = { stash: a.memory_stash, workspace: a.memory_workspace, buffers: a.memory_messages, gradients: a.memory_gradients };
-    const data = ["weights", "gradients", "optimizer", "reserve", "stash", "workspace", "buffers"].map((name) => {
+    const moving = { stash: a.memory_stash, workspace: a.memory_workspace, buffers: a.memory_messages, gradients: a.memory_gradients,
+      gathered: a.memory_gathered, reducing: a.memory_reducing };
+    const words = { gathered: "whole weights", reducing: "whole gradients" };
+    const data = ["weights", "gradients", "optimizer", "reserve", "stash", "workspace", "gathered", "reducing", "buffers"].map((name) => {
       const always = (about.constant[name] || [])[place] || 0, own = moving[name];
       const y = x.map(() => always / scale);
       if (own) for (let at = first; at < stop; at++) y[at - first + 1] = (always + own[at]) / scale;
       if (own && stop > first) y[y.length - 1] = y[y.length - 2];
       return { name, x, y, stackgroup: "all", mode: "lines", line: { shape: "hv", width: 0, color: `var(--memory-${name})` },
-        fillcolor: `var(--memory-${name})`, hovertemplate: `${name} %{y:.2f} ${unit}<extra></extra>` };
+        fillcolor: `var(--memory-${name})`, hovertemplate: `${words[name] || name} %{y:.2f} ${unit}<extra></extra>` };
     }).filter((one) => one.y.some((value) => value > 0));
     return { data, layout: { height: 340, hovermode: "x unified", xaxis: { title: { text: "seconds since the step began" } },
       yaxis: { title: { text: unit }, rangemode: "tozero" },

@@ -29,6 +29,14 @@ GROUPS = {
     "reserve": "reserve",
 }
 """The words of the page for `COLUMNS`."""
+SHARED = {
+    "gathered": ("whole weights", "whole weights of layers that run"),
+    "reducing": (
+        "whole gradients",
+        "gradients that are whole, or on their way, while a layer runs",
+    ),
+}
+"""The words for bytes that are whole for a while, where GPUs share state."""
 BINS = 400
 """Stretches of a step in which a curve keeps its largest place alone."""
 HEAT_BINS = 240
@@ -43,6 +51,8 @@ class _Curve(NamedTuple):
     workspace: Numbers
     messages: Numbers
     gradients: Numbers
+    gathered: Numbers
+    reducing: Numbers
 
 
 def _thinned(curve: MemoryCurve, makespan: float) -> _Curve:
@@ -55,8 +65,7 @@ def _thinned(curve: MemoryCurve, makespan: float) -> _Curve:
         last_of = np.flatnonzero(np.diff(stretch[order], append=BINS))
         ends = np.flatnonzero(np.diff(stretch, append=BINS))
         kept = np.unique(np.concatenate([order[last_of], ends]))
-    moving = (curve.stash, curve.workspace, curve.messages, curve.gradients)
-    return _Curve(curve.times[kept], *(own[kept] for own in moving))
+    return _Curve(curve.times[kept], *(getattr(curve, kind)[kept] for kind in _Curve._fields[1:]))
 
 
 def pack_curves(contents: PageContents, packed: Packed) -> dict[str, object]:
@@ -64,9 +73,10 @@ def pack_curves(contents: PageContents, packed: Packed) -> dict[str, object]:
     makespan, ranks = contents.timeline.makespan, drawn_ranks(contents)
     curves = [_thinned(contents.curves[rank], makespan) for rank in ranks]
     packed.add("memory_at", np.concatenate([ticks(c.times, makespan) for c in curves]))
-    for kind in ("stash", "workspace", "messages", "gradients"):
+    for kind in _Curve._fields[1:]:
         together = np.concatenate([getattr(c, kind) for c in curves])
-        packed.add(f"memory_{kind}", together.astype(np.float32))
+        if kind not in SHARED or together.any():
+            packed.add(f"memory_{kind}", together.astype(np.float32))
     constant = [contents.curves[rank].constant for rank in ranks]
     parts = {
         "weights": ("weights", "versions"),
@@ -188,6 +198,7 @@ def memory_figures(contents: PageContents) -> list[Figure]:
         )
         + f'<p class="controls"><label>Memory by kind on rank <select id="memory-rank">{options}</select></label></p>'
         + legend
+        + _shared_legend(contents)
         + chart_html(
             "memory",
             "Bytes on one rank over the step, stacked by kind, with the limit as a line",
@@ -229,6 +240,16 @@ def _legend(groups: Sequence[RankMemory]) -> str:
         for name, kinds in there.items()
     ]
     return legend_html("Kinds of bytes", entries)
+
+
+def _shared_legend(contents: PageContents) -> str:
+    """The kinds of bytes that are whole for a while; empty where no rank has any."""
+    there = [
+        (f"memory-{kind}", *words)
+        for kind, words in SHARED.items()
+        if any(getattr(contents.curves[rank], kind).any() for rank in drawn_ranks(contents))
+    ]
+    return legend_html("Parts of the workspace, apart over time", there) if there else ""
 
 
 def _curve_table(contents: PageContents, ranks: Sequence[int]) -> str:

@@ -17,7 +17,7 @@ page.timeline = (function () {
   function named(item) {
     const a = page.arrays, kind = names[a.kind[item]];
     if (kind === "FB") return `${a.stage[item]}F${a.microbatch[item]};${a.other_stage[item]}B${a.other_microbatch[item]}`;
-    if (kind === "sync" || kind === "update" || idle[a.kind[item]]) return kind;
+    if (["sync", "update", "gather", "reduction"].includes(kind) || idle[a.kind[item]]) return kind;
     return `${a.stage[item]}${kind}${a.microbatch[item]}`;
   }
   function sentence(lane, item) {

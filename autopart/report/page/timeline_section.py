@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autopart.records.plan import Plan
 from autopart.report.page.contents import PageContents, drawn_ranks
 from autopart.report.page.html_text import Column, Figure, escape, legend_html, table_html
 from autopart.report.page.packed import Packed, ticks
-from autopart.schedules.actions import parse_action
+from autopart.schedules.actions import Action, parse_action
 from autopart.simulator.idle import CAUSES, Cause, Idle, sums_by_cause
+from autopart.simulator.state_actions import exposed_times, optimizer_span, state_slices
 from autopart.simulator.timeline import Timeline, rank_spans
 from autopart.text import counted
 from autopart.units import format_share, format_time
@@ -27,6 +29,8 @@ WORK: dict[str, str] = {
     "FB": "forward beside a backward",
     "sync": "gradient sync",
     "update": "optimizer step",
+    "gather": "gather of weights that compute does not hide",
+    "reduction": "reduction of gradients that compute does not hide",
     "wait": "waiting, as measured",
 }
 """The busy kinds of a lane, and their words. `wait` is for measured lanes alone."""
@@ -71,13 +75,14 @@ def lanes_of(contents: PageContents) -> list[Lane]:
     measured = () if contents.measured is None else contents.measured.run.trace
     found: list[Lane] = []
     for rank in drawn_ranks(contents):
-        found.append(Lane(rank, False, _predicted(contents.timeline, contents.idle[rank], rank)))
+        found.append(Lane(rank, False, _predicted(contents, rank)))
         if rank < len(measured) and measured[rank]:
             found.append(Lane(rank, True, tuple(_measured(contents, rank))))
     return found
 
 
-def _predicted(timeline: Timeline, idle: Sequence[Idle], rank: int) -> tuple[Item, ...]:
+def _predicted(contents: PageContents, rank: int) -> tuple[Item, ...]:
+    plan, timeline, idle = contents.plan, contents.timeline, contents.idle[rank]
     items = [Item(start, end, _NUMBER[f"idle {cause}"]) for start, end, cause in _joined(idle)]
     for span in rank_spans(timeline, rank):
         first, last = span.actions[0], span.actions[-1]
@@ -85,10 +90,24 @@ def _predicted(timeline: Timeline, idle: Sequence[Idle], rank: int) -> tuple[Ite
         kind = _NUMBER[span.op]
         items.append(Item(span.start, span.end, kind, first.stage, first.microbatch, *other))
     items += [Item(start, end, _NUMBER["sync"]) for _, start, end in timeline.syncs[rank]]
-    synced, done = timeline.sync_end[rank], timeline.rank_end[rank]
-    if done > synced:
-        items.append(Item(synced, done, _NUMBER["update"]))
+    start, done = optimizer_span(plan, timeline, rank)
+    if done > start:
+        items.append(Item(start, done, _NUMBER["update"]))
+    items += _message_items(plan, timeline, rank)
     return tuple(sorted(items))
+
+
+def _message_items(plan: Plan, timeline: Timeline, rank: int) -> Iterator[Item]:
+    """Exposed gathers and reductions. Those of an action are drawn at the end of its compute."""
+    until: dict[Action, float] = {}
+    for one in reversed(state_slices(plan, timeline, rank)):
+        kind = _NUMBER["gather" if one.op == "UNSHARD" else "reduction"]
+        if one.action is None:
+            yield Item(one.start, one.end, kind)
+        elif one.exposed > 0:
+            end = until.get(one.action, one.made)
+            until[one.action] = end - one.exposed
+            yield Item(end - one.exposed, end, kind, one.action.stage, one.action.microbatch)
 
 
 def _joined(idle: Sequence[Idle]) -> Iterator[Idle]:
@@ -224,6 +243,10 @@ def _kinds_of_work(contents: PageContents) -> set[str]:
     found = {span.op for rank in ranks for span in rank_spans(timeline, rank)}
     found |= {"sync" for rank in ranks if timeline.syncs[rank]}
     found |= {"update" for rank in ranks if timeline.rank_end[rank] > timeline.sync_end[rank]}
+    for rank in ranks:
+        shown = exposed_times(state_slices(contents.plan, timeline, rank))
+        found |= {"gather"} if shown.total("UNSHARD") else set()
+        found |= {"reduction"} if shown.total("REDUCE_GRAD") else set()
     return found | ({"wait", "update"} if contents.measured is not None else set())
 
 
