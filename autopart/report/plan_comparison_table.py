@@ -12,6 +12,7 @@ from autopart.report.columns import add_number, add_text, new_table, sizes, time
 from autopart.report.labels import chosen_label
 from autopart.report.plan_table import peak_bytes
 from autopart.search.plan_comparison import ComparedPlan, training_seconds
+from autopart.simulator.idle import CAUSES
 from autopart.text import counted
 from autopart.units import format_change, format_gap, format_share, format_time
 
@@ -142,9 +143,11 @@ def idle_table(compared: Sequence[ComparedPlan], paths: Sequence[str]) -> Table:
     add_text(table, "cause")
     for path in paths:
         add_number(table, path)
-    for cause in compared[0].idle:
+    for cause in CAUSES:
+        # A plan without sharded state has no entry for that cause.
         shares = [
-            one.idle[cause] / whole if (whole := _rank_seconds(one)) else 0.0 for one in compared
+            one.idle.get(cause, 0.0) / whole if (whole := _rank_seconds(one)) else 0.0
+            for one in compared
         ]
         if any(shares):
             table.add_row(cause, *map(format_share, shares))

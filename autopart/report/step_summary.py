@@ -8,7 +8,7 @@ import msgspec
 from autopart.cost.asynchronous import price_asynchronous
 from autopart.records.plan import Plan, stage_ranks
 from autopart.simulator.fill import fill_idle
-from autopart.simulator.idle import Cause, Idle, idle_pieces, sums_by_cause
+from autopart.simulator.idle import Cause, Idle, idle_pieces, shown_causes, sums_by_cause
 from autopart.simulator.memory import MemoryCurve, memory_over_time
 from autopart.simulator.noise import Distribution
 from autopart.simulator.period import period_of_plan
@@ -81,7 +81,7 @@ class RankSummary(msgspec.Struct, frozen=True, kw_only=True):
     idle_time: float
     """Seconds in which the rank is idle."""
     idle_times: dict[Cause, float]
-    """Idle seconds by cause."""
+    """Idle seconds by cause; shared state only with sharded state."""
     in_flight: int
     """Most microbatches in flight at once, counted once for each stage on the rank."""
     peak_bytes: int
@@ -262,7 +262,7 @@ def _rank_summary(
         sync_time=sync,
         update_time=update - sum(exposed.once_per_step.values()),
         idle_time=sum(causes.values()),
-        idle_times=causes,
+        idle_times={cause: causes[cause] for cause in shown_causes(timeline)},
         in_flight=timeline.in_flight[rank],
         peak_bytes=curve.peak_bytes,
         slices=tuple(

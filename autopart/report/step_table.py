@@ -107,7 +107,7 @@ def asynchronous_table(step: SimulateSummary, samples: int) -> Table:
 def idle_table(step: SimulateSummary) -> Table:
     """One row for each rank: idle time by cause. Causes that no rank has are left out."""
     found: list[Cause] = [
-        cause for cause in CAUSES if any(rank.idle_times[cause] for rank in step.ranks)
+        cause for cause in CAUSES if any(rank.idle_times.get(cause) for rank in step.ranks)
     ]
     unit, totals = times([rank.idle_time for rank in step.ranks])
     table = new_table(f"idle time by cause, {unit}" if found else "no rank is ever idle")

@@ -13,10 +13,9 @@ from autopart.simulator.idle import CAUSES, idle_times
 from autopart.simulator.state_actions import (
     exposed_times,
     has_state_actions,
-    optimizer_span,
     state_slices,
 )
-from autopart.simulator.timeline import RankSpan, Timeline, rank_spans, used_ranks
+from autopart.simulator.timeline import RankSpan, Timeline, optimizer_span, rank_spans, used_ranks
 from autopart.text import counted
 from autopart.units import format_share, format_time
 
@@ -109,7 +108,7 @@ def _row(plan: Plan, timeline: Timeline, rank: int, scale: _Scale) -> Text:
     for _, start, stop in timeline.syncs[rank]:
         sync = _span(start, stop, scale)
         row = _paint(row, sync, "~" * len(sync), "magenta")
-    update = _span(*optimizer_span(plan, timeline, rank), scale)
+    update = _span(*optimizer_span(timeline, rank), scale)
     row = _paint(row, update, "+" * len(update), "")
     for one in state_slices(plan, timeline, rank):
         if one.action is None:

@@ -13,8 +13,8 @@ import msgspec
 from autopart.records.plan import Plan, stage_ranks
 from autopart.simulator.idle import Idle, idle_pieces
 from autopart.simulator.memory import MemoryCurve, memory_over_time
-from autopart.simulator.state_actions import has_state_actions, optimizer_span, state_slices
-from autopart.simulator.timeline import Timeline, rank_spans, used_ranks
+from autopart.simulator.state_actions import has_state_actions, state_slices
+from autopart.simulator.timeline import Timeline, optimizer_span, rank_spans, used_ranks
 
 FORMAT = "autopart-trace"
 ACTIONS, SYNCS, IDLE, SENDS = range(4)
@@ -29,7 +29,7 @@ def trace(plan: Plan, timeline: Timeline) -> bytes:
     curves = memory_over_time(timeline, stage_ranks(plan), plan.prediction.stages)
     ranks, idle = used_ranks(timeline), idle_pieces(timeline)
     events = [
-        *(e for rank in ranks for e in _rank_events(plan, timeline, rank, idle[rank])),
+        *(e for rank in ranks for e in _rank_events(timeline, rank, idle[rank])),
         *(e for rank in ranks for e in _state_events(plan, timeline, rank)),
         *_send_events(timeline, overlap=plan.cluster.sends_overlap),
         *_arrows(timeline),
@@ -82,9 +82,7 @@ def slice_event(
     }
 
 
-def _rank_events(
-    plan: Plan, timeline: Timeline, rank: int, idle: Sequence[Idle]
-) -> Iterator[Event]:
+def _rank_events(timeline: Timeline, rank: int, idle: Sequence[Idle]) -> Iterator[Event]:
     for span in rank_spans(timeline, rank):
         # Of an overlapped pair the first entries are its forward's.
         about = span.actions[0]._asdict()
@@ -93,7 +91,7 @@ def _rank_events(
         yield slice_event(span.name, span.op, rank, ACTIONS, span.start, span.end, **about)
     for sync, start, end in timeline.syncs[rank]:
         yield slice_event(f"sync {sync}", "sync", rank, SYNCS, start, end)
-    start, end = optimizer_span(plan, timeline, rank)
+    start, end = optimizer_span(timeline, rank)
     if end > start:
         yield slice_event("optimizer step", "update", rank, SYNCS, start, end)
     for span in idle:

@@ -22,7 +22,7 @@ from autopart.search.plan_comparison import training_seconds
 from autopart.search.planner import solve_with_options
 from autopart.search.what_if import Change, Scenario, ScenarioAnswer, solved_again
 from autopart.simulator.critical_path import PathPiece, critical_path
-from autopart.simulator.idle import CAUSES, Cause, idle_pieces, sums_by_cause
+from autopart.simulator.idle import Cause, idle_pieces, shown_causes, sums_by_cause
 from autopart.simulator.timeline import simulate_plan
 from autopart.stopping.time_limit import deadline_in, time_left
 
@@ -72,7 +72,9 @@ def explain_plan(
     asked = list(scenarios) or list(usual_scenarios(plan))
     timeline = simulate_plan(plan)
     idle = [sums_by_cause(pieces) for pieces in idle_pieces(timeline)]
-    whole: dict[Cause, float] = {cause: sum(one[cause] for one in idle) for cause in CAUSES}
+    whole: dict[Cause, float] = {
+        cause: sum(one[cause] for one in idle) for cause in shown_causes(timeline)
+    }
     move = None if scenarios else _best_move(plan, profiles, time_left(until) / 2)
     outcomes: list[ScenarioAnswer] = []
     for at, scenario in enumerate(asked):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from autopart.cost.stage_times import plan_minimised
 from autopart.errors import PlanError
 from autopart.records.plan import POLICY_LISTS, Plan
-from autopart.simulator.idle import CAUSES, Cause, idle_times
+from autopart.simulator.idle import Cause, idle_times, shown_causes
 from autopart.simulator.timeline import simulate_plan
 
 
@@ -91,5 +91,6 @@ def _policies(plan: Plan) -> dict[str, str]:
 
 
 def _idle(plan: Plan) -> dict[Cause, float]:
-    ranks = idle_times(simulate_plan(plan))
-    return {cause: sum(one[cause] for one in ranks) for cause in CAUSES}
+    timeline = simulate_plan(plan)
+    ranks = idle_times(timeline)
+    return {cause: sum(one[cause] for one in ranks) for cause in shown_causes(timeline)}

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from autopart.records.prediction import StateActions, StateMessages
 from autopart.schedules.encoding import Actions, B, F, I, W
 
 FloatArray = npt.NDArray[np.float64]
@@ -107,6 +108,19 @@ class KindCosts(NamedTuple):
     """Send seconds for the result; 0 for W, which sends nothing."""
     lending: Mapping[int, Time]
     """By stage that lends stash, the seconds that one L or T takes."""
+
+
+_MESSAGES = {"F": "forward", "B": "backward", "I": "input_grad", "W": "weight_grad"}
+
+
+def messages_of(state: StateActions | msgspec.UnsetType, op: str) -> StateMessages:
+    """The gathers and reductions of one kind of action on a stage; none without sharded state."""
+    return getattr(state, _MESSAGES[op]) if isinstance(state, StateActions) else StateMessages()
+
+
+def exposed_seconds(own: StateMessages) -> float:
+    """Seconds of gathers and reductions that compute does not hide."""
+    return own.exposed_gather_time + own.exposed_reduction_time
 
 
 def action_time(stage: StageCosts[Time], op: int) -> Time:

@@ -7,12 +7,12 @@ starts when its rank is free, or when an awaited result arrives, whichever is la
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from autopart.schedules.encoding import Actions
-from autopart.simulator.clock import Times
-from autopart.simulator.timeline import Timeline
+from autopart.simulator.timeline import Timeline, optimizer_span
 
-Use = Literal["compute", "send", "sync", "update", "wait"]
-"""What seconds of the path are spent on. `wait` is the rest, such as a send that waits for its receiver."""
+Use = Literal["compute", "send", "sync", "update", "wait", "shared state"]
+"""What seconds of the path are spent on. `wait` is the rest, such as a send that waits for its receiver.
+
+`shared state` are gathers and reductions that compute does not hide."""
 
 
 class PathPiece(NamedTuple):
@@ -35,9 +35,12 @@ def critical_path(timeline: Timeline) -> tuple[PathPiece, ...]:
     ends = timeline.rank_end
     rank = max(range(len(ends)), key=ends.__getitem__)
     pieces: list[PathPiece] = []
-    _take(pieces, timeline.sync_end[rank], ends[rank], "update", -1, rank)
+    start, end = optimizer_span(timeline, rank)
+    _take(pieces, end, ends[rank], "shared state", -1, rank)
+    _take(pieces, start, end, "update", -1, rank)
+    _take(pieces, timeline.sync_end[rank], start, "shared state", -1, rank)
     rank, until = _before_syncs(timeline, rank, pieces)
-    _walk(timeline.actions, timeline.times, rank, until, pieces)
+    _walk(timeline, rank, until, pieces)
     return tuple(reversed(pieces))
 
 
@@ -60,8 +63,10 @@ def _before_syncs(timeline: Timeline, rank: int, pieces: list[PathPiece]) -> tup
     return awaited, until
 
 
-def _walk(actions: Actions, times: Times, rank: int, until: float, pieces: list[PathPiece]) -> None:
+def _walk(timeline: Timeline, rank: int, until: float, pieces: list[PathPiece]) -> None:
     """Add the pieces before `until`, the end of the last action on `rank`, latest first."""
+    actions, times = timeline.actions, timeline.times
+    exposed = timeline.exposed or (0.0,) * actions.num_actions
     awaited: list[tuple[int, int]] = list(zip(actions.need.tolist(), actions.second, strict=False))
     arrival = [*times.arrival, 0.0]
     kinds: Sequence[int] = actions.kind.tolist()
@@ -74,7 +79,9 @@ def _walk(actions: Actions, times: Times, rank: int, until: float, pieces: list[
         computed = min(until, times.end[at], times.send_start[at])
         _take(pieces, computed, until, "send", stage, own)
         start = times.start[at]
-        _take(pieces, start, min(computed, until), "compute", stage, own)
+        hidden = max(start, computed - exposed[at])
+        _take(pieces, hidden, computed, "shared state", -1, own)
+        _take(pieces, start, hidden, "compute", stage, own)
         # Step 2: the later one of the rank's action before and the awaited result; a pair awaits two.
         free = 0.0 if at in firsts else times.end[at - 1]
         need = max(awaited[at], key=arrival.__getitem__)

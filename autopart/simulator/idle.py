@@ -8,7 +8,8 @@ that it awaits.
    the Y or Z that the walk has come to.
 1. Y's result is in transit, or queues for its link: **send**. Where sends do not overlap compute,
    Y's rank is busy with the send.
-2. Y is running: a wait for **compute**.
+2. Y is running: a wait for **compute**. The last seconds of its compute are **shared state**: those of gathers and
+   reductions that compute does not hide. The same holds for actions in 4.
 3. Y has not started because its own input is missing: the walk goes on from Y.
 4. Y has its input, but its rank runs another action: a wait for **compute**.
 5. Y has its input, and its rank is idle because an action Z stands before Y: the walk goes on from
@@ -18,7 +19,7 @@ Waits for compute have three names:
 
 - **Fill** comes before the rank's first action.
 - **Imbalance** covers the earliest seconds after it: as many as the rank has less work than the
-  busiest rank. Work is the time that its actions take in the step.
+  busiest rank. Work is the time that its actions take in the step, without gathers and reductions that show.
 - **Dependency latency** covers the rest. The rank waits, but other ranks have no more work than it
   has.
 
@@ -35,7 +36,10 @@ floats they do so up to `ROUNDING` times the makespan.
 """
 
 from collections.abc import Iterator
+from operator import sub
 from typing import Literal, NamedTuple, get_args
+
+import numpy as np
 
 from autopart.schedules.encoding import Actions
 from autopart.simulator.clock import held_until
@@ -51,6 +55,7 @@ Cause = Literal[
     "lending",
     "sync",
     "memory cap",
+    "shared state",
 ]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 ROUNDING = 1e-9
@@ -80,7 +85,7 @@ def idle_pieces(timeline: Timeline) -> tuple[tuple[Idle, ...], ...]:
     A rank without actions has none.
     """
     walk = _Causes(timeline)
-    busy = busy_times(timeline.actions, timeline.times)
+    busy = _work(timeline)
     pieces: list[tuple[Idle, ...]] = [()] * len(busy)
     last = max((timeline.times.end[i - 1] for i in timeline.actions.first[1:] if i), default=0.0)
     for rank in used_ranks(timeline):
@@ -102,6 +107,20 @@ def idle_pieces(timeline: Timeline) -> tuple[tuple[Idle, ...], ...]:
         # Step 4: after the last action come drain and sync.
         pieces[rank] = (*before, *within, *_after_actions(timeline, rank, free, last))
     return tuple(pieces)
+
+
+def _work(timeline: Timeline) -> list[float]:
+    """The seconds of each rank's actions, without exposed gathers and reductions."""
+    busy = busy_times(timeline.actions, timeline.times)
+    if not timeline.exposed:
+        return busy
+    each = np.split(np.array(timeline.exposed), timeline.actions.first[1:-1])
+    return [own - float(less.sum()) for own, less in zip(busy, each, strict=True)]
+
+
+def shown_causes(timeline: Timeline) -> tuple[Cause, ...]:
+    """The causes that a timeline may have: shared state only where the GPUs of a rank share it."""
+    return CAUSES if timeline.exposed else tuple(c for c in CAUSES if c != "shared state")
 
 
 def idle_times(timeline: Timeline) -> tuple[dict[Cause, float], ...]:
@@ -173,6 +192,9 @@ class _Causes:
         self.capped = capped_times(actions, times)
         self.firsts = frozenset(actions.first)
         self.held = held_until(times)
+        # From here to `computed` an action waits for its own gathers and reductions.
+        exposed = timeline.exposed or (0.0,) * actions.num_actions
+        self.hidden = list(map(max, times.start, map(sub, self.computed, exposed)))
 
     def _awaited(self, actions: Actions) -> list[int]:
         """What each action awaits; for an overlapped pair's forward what arrives last for the pair."""
@@ -225,6 +247,7 @@ class _Causes:
             # Step 2: before that the result was in transit, and before that it was being computed.
             computed, begun = self.computed[awaited], self.start[awaited]
             high = _take(found, "send", max(low, computed), high)
+            high = _take(found, "shared state", max(low, self.hidden[awaited]), high)
             high = _take(found, _COMPUTE, max(low, begun), high)
             # Step 3: still earlier, the awaited action had not started. Explain its delay instead.
             action = awaited
@@ -251,8 +274,12 @@ class _Causes:
                 open_.append((after, idle_from, high))
             if idle_from == low:
                 return
-            # Step 2: while the action before runs, the wait is for compute.
-            high = _take(found, _COMPUTE, max(low, self.start[before]), min(high, idle_from))
+            # Step 2: while the action before runs, the wait is for compute, but for its messages.
+            high = min(high, idle_from)
+            if self.hidden[before] < self.computed[before]:
+                high = _take(found, _COMPUTE, max(low, self.computed[before]), high)
+                high = _take(found, "shared state", max(low, self.hidden[before]), high)
+            high = _take(found, _COMPUTE, max(low, self.start[before]), high)
             after = before
 
 

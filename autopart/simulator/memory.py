@@ -26,8 +26,7 @@ from autopart.schedules.in_flight import (
     SENT,
     in_flight_at_each_action,
 )
-from autopart.simulator.costs import FloatArray
-from autopart.simulator.state_actions import messages_of
+from autopart.simulator.costs import FloatArray, messages_of
 from autopart.simulator.timeline import Timeline
 
 _KINDS = ("stash", "workspace", "gathered", "reducing", "messages", "gradients")

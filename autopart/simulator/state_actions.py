@@ -18,11 +18,8 @@ from autopart.records.prediction import StateActions, StateMessages
 from autopart.schedules.actions import Action
 from autopart.schedules.encoding import OPS
 from autopart.schedules.state_actions import StateOp
-from autopart.simulator.costs import action_time, pair_time
-from autopart.simulator.timeline import RankSpan, Timeline, rank_spans
-
-_FIELDS = {"F": "forward", "B": "backward", "I": "input_grad", "W": "weight_grad"}
-_NOTHING = StateMessages()
+from autopart.simulator.costs import action_time, messages_of, pair_time
+from autopart.simulator.timeline import RankSpan, Timeline, optimizer_span, rank_spans
 
 
 class StateSlice(NamedTuple):
@@ -80,13 +77,6 @@ def exposed_times(slices: tuple[StateSlice, ...]) -> ExposedTimes:
     return found
 
 
-def optimizer_span(plan: Plan, timeline: Timeline, rank: int) -> tuple[float, float]:
-    """When one rank's optimizer steps start and end, without the gathers and reductions around them."""
-    steps = [step for _, step in _steps(plan, rank)]
-    start = timeline.sync_end[rank] + sum(step.reduction_time for step in steps)
-    return start, timeline.rank_end[rank] - sum(step.gather_time for step in steps)
-
-
 def _results(timeline: Timeline, rank: int) -> list[float]:
     """When each span's compute ends, before any send that its rank waits for."""
     first, stop = timeline.actions.first[rank : rank + 2]
@@ -127,7 +117,7 @@ def _behind(plan: Plan, timeline: Timeline, rank: int) -> Iterator[StateSlice]:
             end = start + step.reduction_time
             yield StateSlice(at, "REDUCE_GRAD", start, end, end, step.exposed_reduction_time)
             start = end
-    _, start = optimizer_span(plan, timeline, rank)
+    _, start = optimizer_span(timeline, rank)
     for at, step in own:
         if step.gather_time:
             end = start + step.gather_time
@@ -143,10 +133,3 @@ def _steps(plan: Plan, rank: int) -> list[tuple[int, StateMessages]]:
         for at, (stage, ranks) in places
         if rank in ranks and isinstance(stage.state, StateActions)
     ]
-
-
-def messages_of(state: object, op: str) -> StateMessages:
-    """The messages of one kind of action on a stage with these state actions; none without them."""
-    if not isinstance(state, StateActions):
-        return _NOTHING
-    return getattr(state, _FIELDS[op])

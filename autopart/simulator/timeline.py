@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.records.prediction import StateActions
 from autopart.records.shown import html_of
 from autopart.schedules.actions import Action, Schedule, StageRanks, paired_forwards
-from autopart.schedules.encoding import Actions, B, F, W, encode
+from autopart.schedules.encoding import OPS, Actions, B, F, W, encode
 from autopart.simulator.clock import Times, last_ends, run
-from autopart.simulator.costs import StageCosts, kind_costs
+from autopart.simulator.costs import StageCosts, exposed_seconds, kind_costs, messages_of
 from autopart.simulator.syncs import (
     Slices,
     SyncCost,
@@ -67,6 +69,12 @@ class Timeline(NamedTuple):
     """Idle share of rank-seconds, over the ranks in use: no compute, no sync, no update."""
     in_flight: tuple[int, ...]
     """The most microbatches in flight on each rank: past F, with B or W not ended."""
+    exposed: tuple[float, ...] = ()
+    """For each action the seconds of gathers and reductions that compute does not hide, drawn at the end of its compute.
+
+    Empty without sharded state. An overlapped pair's stand with its forward."""
+    around_update: tuple[tuple[float, float], ...] = ()
+    """For each rank the seconds of reductions right before its optimizer step, and of gathers right behind it. Empty too."""
 
     def _repr_html_(self) -> str:
         """The timeline in a notebook."""
@@ -86,6 +94,12 @@ def rank_slices(timeline: Timeline, rank: int) -> tuple[Slice, ...]:
     for forward in paired_forwards(order):
         starts[forward + 1], ends[forward] = starts[forward], ends[forward + 1]
     return tuple(map(Slice, order, starts, ends))
+
+
+def optimizer_span(timeline: Timeline, rank: int) -> tuple[float, float]:
+    """When one rank's optimizer step starts and ends, without gathers and reductions around it."""
+    before, behind = timeline.around_update[rank] if timeline.around_update else (0.0, 0.0)
+    return timeline.sync_end[rank] + before, timeline.rank_end[rank] - behind
 
 
 def rank_spans(timeline: Timeline, rank: int) -> tuple[RankSpan, ...]:
@@ -110,7 +124,39 @@ def used_ranks(timeline: Timeline) -> list[int]:
 def simulate_plan(plan: Plan) -> Timeline:
     """Run the plan's orders on paper, with the stage times in its prediction."""
     predicted = plan.prediction
-    return simulate_with(plan, predicted.stages, predicted.syncs, plan.cluster.action_overhead)
+    found = simulate_with(plan, predicted.stages, predicted.syncs, plan.cluster.action_overhead)
+    states = [stage.state for stage in predicted.stages]
+    if not any(isinstance(state, StateActions) for state in states):
+        return found
+    return found._replace(
+        exposed=_exposed(found.actions, states),
+        around_update=_around_update(states, stage_ranks(plan), len(found.rank_end)),
+    )
+
+
+States = Sequence[StateActions | msgspec.UnsetType]
+"""The gathers and reductions of each stage."""
+
+
+def _exposed(actions: Actions, states: States) -> tuple[float, ...]:
+    by_kind = [exposed_seconds(messages_of(state, op)) for state in states for op in OPS]
+    found = np.array(by_kind)[actions.kind]
+    found[actions.pairs] += found[actions.pairs + 1]
+    found[actions.pairs + 1] = 0.0
+    return tuple(found.tolist())
+
+
+def _around_update(
+    states: States, ranks: StageRanks, num_ranks: int
+) -> tuple[tuple[float, float], ...]:
+    before, behind = [0.0] * num_ranks, [0.0] * num_ranks
+    for state, own in zip(states, ranks, strict=True):
+        if not isinstance(state, StateActions):
+            continue
+        for rank in own:
+            before[rank] += state.step.reduction_time
+            behind[rank] += state.step.gather_time
+    return tuple(zip(before, behind, strict=True))
 
 
 def simulate_with(

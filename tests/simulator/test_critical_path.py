@@ -53,6 +53,24 @@ def test_the_path_of_a_slow_last_stage_is_its_work_between_one_fill_and_one_drai
     assert timeline.makespan == 42.0
 
 
+def test_gathers_and_reductions_on_the_path_are_told() -> None:
+    line = [(0,), (1,)]
+    stages = [stage(1.0, 2.0, update_time=1.0), stage(1.0, 2.0)]
+    timeline = simulate(
+        make_schedule("gpipe", line, 1), line, stages, (), action_overhead=0.0, sends_overlap=True
+    )
+    # 0F0, 0B0, 1F0, 1B0; reductions right before the update, gathers right behind it.
+    shown = timeline._replace(
+        exposed=(0.25, 0.5, 0.0, 0.75), around_update=((0.125, 0.25), (0.0, 0.0))
+    )
+    pieces = critical_path(shown)
+    assert [(piece.use, piece.end - piece.start) for piece in pieces] == [
+        ("compute", 0.75), ("shared state", 0.25), ("compute", 1.0), ("compute", 1.25), ("shared state", 0.75),
+        ("compute", 1.5), ("shared state", 0.5), ("shared state", 0.125), ("update", 0.625), ("shared state", 0.25),
+    ]  # fmt: skip
+    check(shown)
+
+
 def test_sends_on_the_path_are_told() -> None:
     line = [(0,), (1,)]
     stages = [stage(1.0, 2.0, send_time=0.5), stage(1.0, 2.0, send_back_time=0.25)]

@@ -6,7 +6,7 @@ import pytest
 
 from autopart.records.prediction import StagePrediction, Sync
 from autopart.schedules.catalogue import make_schedule
-from autopart.simulator.idle import CAUSES, ROUNDING, idle_pieces, idle_times
+from autopart.simulator.idle import CAUSES, ROUNDING, idle_pieces, idle_times, shown_causes
 from autopart.simulator.timeline import (
     Timeline,
     busy_times,
@@ -90,11 +90,44 @@ def test_idle_seconds_after_the_last_action_have_the_cause_sync():
     assert causes(timeline, 1) == {"fill": 1.0, "drain": 2.0, "sync": 0.5}
 
 
+def showing(timeline: Timeline, rng: random.Random) -> Timeline:
+    """The timeline with drawn gathers and reductions that show at the end of each action."""
+    lengths = zip(timeline.times.start, timeline.times.end, strict=True)
+    return timeline._replace(
+        exposed=tuple(float(rng.randint(0, int(end - start))) for start, end in lengths)
+    )
+
+
+def test_a_wait_for_another_rank_that_waits_for_its_gather_is_shared_state():
+    timeline = run("gpipe", 1, [stage(1.0, 2.0), stage(1.0, 2.0)])
+    # 0F0, 0B0, 1F0, 1B0.
+    shown = timeline._replace(exposed=(0.25, 0.0, 0.0, 0.5))
+    assert causes(shown, 0) == {"dependency latency": 2.5, "shared state": 0.5}
+    assert causes(shown, 1) == {"fill": 0.75, "shared state": 0.25, "drain": 2.0}
+    spans = [(one.start, one.end) for one in idle_pieces(shown)[0] if one.cause == "shared state"]
+    assert spans == [(3.5, 4.0)]
+    assert "shared state" in shown_causes(shown) and "shared state" not in shown_causes(timeline)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_shared_state_takes_its_seconds_from_waits_for_compute_alone(seed: int):
+    rng = random.Random(seed)
+    plain = random_step(rng).simulate()
+    shown = showing(plain, rng)
+    for before, now in zip(idle_times(plain), idle_times(shown), strict=True):
+        for cause in ("send", "lending", "memory cap", "drain", "sync"):
+            assert before[cause] == now[cause]
+        assert sum(before.values()) == sum(now.values())
+        assert now["fill"] <= before["fill"] and not before["shared state"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", seeds(4, 10))
 def test_causes_add_up_to_the_idle_time_exactly_and_their_spans_fill_the_gaps(part: int):
     for seed in range(100 * part, 100 * part + 100):
-        timeline = random_step(random.Random(seed)).simulate()
+        rng = random.Random(seed)
+        timeline = random_step(rng).simulate()
+        timeline = showing(timeline, rng) if seed % 2 else timeline
         busy = busy_times(timeline.actions, timeline.times)
         for rank in used_ranks(timeline):
             occupied = busy[rank] + sync_time(timeline.syncs[rank])

@@ -16,8 +16,8 @@ from autopart.report.page.html_text import Column, Figure, escape, legend_html, 
 from autopart.report.page.packed import Packed, ticks
 from autopart.schedules.actions import Action, parse_action
 from autopart.simulator.idle import CAUSES, Cause, Idle, sums_by_cause
-from autopart.simulator.state_actions import exposed_times, optimizer_span, state_slices
-from autopart.simulator.timeline import Timeline, rank_spans
+from autopart.simulator.state_actions import exposed_times, state_slices
+from autopart.simulator.timeline import Timeline, optimizer_span, rank_spans
 from autopart.text import counted
 from autopart.units import format_share, format_time
 
@@ -43,6 +43,7 @@ MEANINGS: dict[Cause, str] = {
     "lending": "stash moves to or from its partner",
     "sync": "others finish their syncs and updates",
     "memory cap": "a forward waits, since memory is full",
+    "shared state": "another rank waits for its own gathers and reductions",
 }
 KINDS = (*WORK, *(f"idle {cause}" for cause in CAUSES))
 """The kinds of an item, by the number that the page's script knows."""
@@ -90,7 +91,7 @@ def _predicted(contents: PageContents, rank: int) -> tuple[Item, ...]:
         kind = _NUMBER[span.op]
         items.append(Item(span.start, span.end, kind, first.stage, first.microbatch, *other))
     items += [Item(start, end, _NUMBER["sync"]) for _, start, end in timeline.syncs[rank]]
-    start, done = optimizer_span(plan, timeline, rank)
+    start, done = optimizer_span(timeline, rank)
     if done > start:
         items.append(Item(start, done, _NUMBER["update"]))
     items += _message_items(plan, timeline, rank)
