@@ -13,12 +13,15 @@ from autopart.cli.option_groups import with_groups
 from autopart.cli.output_files import check_may_replace
 from autopart.cli.shared_options import AsJson
 from autopart.errors import UsageError
+from autopart.exporters.accelerate import layer_classes
 from autopart.exporters.model_units import parse_renaming
 from autopart.exporters.targets import export_plan
 from autopart.exporters.torch.self_check import check_export
+from autopart.records.built_in_profiles import profile_files
 from autopart.records.files import write_file
 from autopart.records.frameworks import FRAMEWORKS
 from autopart.records.plan import Plan, load_plan
+from autopart.records.profile import load_profile
 from autopart.report.plan_summary import ExportSummary
 from autopart.report.target_table import communication_table, target_table
 from autopart.simulator.timeline import simulate_plan
@@ -59,7 +62,13 @@ def command(
             "--check is for --to torch; autopart verify PLAN --target checks other exports"
         )
     named, asked = tuple(map(parse_renaming, target_options.renamings or ())), load_plan(plan)
-    made = export_plan(asked, target, version=target_options.target_version, renamings=named)
+    made = export_plan(
+        asked,
+        target,
+        version=target_options.target_version,
+        renamings=named,
+        classes=_classes(target_options, asked),
+    )
     files = {output / name: text for name, text in made.files.items()}
     for path, text in files.items():
         check_may_replace(path, text)
@@ -76,6 +85,15 @@ def command(
     )
     lines = [f"written: {path}" for path in files] + ([] if said is None else [said])
     print_result(summary, *lines, as_json=as_json)
+
+
+def _classes(options: TargetOptions, plan: Plan) -> tuple[str, ...]:
+    """The classes of the plan's layers, where its profile is given."""
+    if options.profile is None:
+        return ()
+    if options.target != "accelerate":
+        raise UsageError("--profile is for --to accelerate; other targets take none")
+    return layer_classes(plan, load_profile(profile_files(options.profile)[0]))
 
 
 def _show_frameworks(*, as_json: bool) -> None:

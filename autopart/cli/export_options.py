@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 import typer
 
 TargetName = Literal[
-    "torch", "torchtitan", "megatron", "deepspeed", "automodel", "primus", "vllm", "device-map"
+    "torch",
+    "torchtitan",
+    "megatron",
+    "deepspeed",
+    "automodel",
+    "accelerate",
+    "primus",
+    "vllm",
+    "device-map",
 ]
 
 
@@ -27,6 +35,12 @@ class TargetOptions:
             "--map",
             metavar="LAYER=UNIT",
             help="Rename layers, such as transformer.h.{i}=layers.{i}.",
+        ),
+    ] = None
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="The plan's profile, which names the classes of layers that --to accelerate wraps."
         ),
     ] = None
     output: Annotated[

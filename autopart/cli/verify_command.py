@@ -9,6 +9,7 @@ from autopart.certificate.verify import verify
 from autopart.cli.console import print_result
 from autopart.cli.shared_options import AsJson, PlanFile
 from autopart.errors import UsageError
+from autopart.exporters.accelerate import layer_classes
 from autopart.exporters.model_units import parse_renaming
 from autopart.exporters.readback.check import check_export
 from autopart.records.built_in_profiles import profile_files
@@ -20,7 +21,7 @@ from autopart.report.plan_summary import verify_summary
 
 EXAMPLE = "autopart verify plan.json --profile gpt2-tiny-cpu-mb1.json"
 
-TargetName = Literal["torchtitan", "megatron", "deepspeed", "automodel"]
+TargetName = Literal["torchtitan", "megatron", "deepspeed", "automodel", "accelerate"]
 
 
 def command(
@@ -54,12 +55,14 @@ def command(
     if not profiles and target is None:
         raise UsageError("name something to check against: --profile FILE, or --target FRAMEWORK")
     checks = ()
-    if profiles:
+    given = [load_profile(p) for one in profiles for p in profile_files(one)]
+    if given:
         asked = read_file(plan, Plan, FORMAT, VERSION)
-        checks = verify(asked, [load_profile(p) for one in profiles for p in profile_files(one)])
+        checks = verify(asked, given)
     if target is not None:
-        named = tuple(map(parse_renaming, renamings or ()))
-        checks += check_export(load_plan(plan), target, named)
+        named, read = tuple(map(parse_renaming, renamings or ())), load_plan(plan)
+        classes = layer_classes(read, given[0]) if given and target == "accelerate" else ()
+        checks += check_export(read, target, named, classes)
     named_profiles = ", ".join(map(str, profiles)) or None
     against = " and ".join(name for name in (named_profiles, target) if name is not None)
     summary = verify_summary(checks, str(plan), named_profiles, target)

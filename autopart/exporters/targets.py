@@ -5,7 +5,15 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from autopart.errors import ExportRefused, UsageError
-from autopart.exporters import automodel, deepspeed, megatron, primus, serving, torchtitan
+from autopart.exporters import (
+    accelerate,
+    automodel,
+    deepspeed,
+    megatron,
+    primus,
+    serving,
+    torchtitan,
+)
 from autopart.exporters.exported import Exported
 from autopart.exporters.layer_order import check_layer_order
 from autopart.exporters.model_units import Renaming, UnitStage, units_of
@@ -35,6 +43,8 @@ class Target(NamedTuple):
     """Whether layers may have any name, because the user's model is a list."""
     of_layers: Callable[[Plan, str], Exported] | None = None
     """The exporter that uses the plan's own layer names; None for others."""
+    of_classes: Callable[[Plan, tuple[UnitStage, ...], str, Sequence[str]], Exported] | None = None
+    """The exporter that also names the classes of layers; None for others."""
     no_tensor_groups: str = ""
     """The reason why a rank cannot be a tensor group; empty where it can."""
     no_sharded_state: str = ""
@@ -83,6 +93,11 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             "all or none", automodel.export_to_automodel,
             sharded_state={"zero2": ("step",), "zero3": ("microbatch",)},
         ),
+        "accelerate": Target(
+            FRAMEWORKS["accelerate"], accelerate.VERSIONS, "-", "1 stage", "all layers or none", takes_any_unit=True,
+            of_classes=accelerate.export_to_accelerate,
+            sharded_state={"zero2": ("step", "microbatch"), "zero3": ("step", "microbatch")},
+        ),
         "primus": Target(
             FRAMEWORKS["primus"], primus.VERSIONS, "1f1b, interleaved-1f1b, zb-h1, zbv", "any, or a V of 2",
             "any layers, or parts of all layers", primus.export_to_primus, no_sharded_state=_MEGATRON_FSDP,
@@ -102,11 +117,17 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
 
 
 def export_plan(
-    plan: Plan, target: str, *, version: str | None = None, renamings: Sequence[Renaming] = ()
+    plan: Plan,
+    target: str,
+    *,
+    version: str | None = None,
+    renamings: Sequence[Renaming] = (),
+    classes: Sequence[str] = (),
 ) -> Exported:
     """Export a plan: the files that carry it out in a framework, and notes.
 
-    `renamings` map layers to the framework's units, before the built-in rules for usual names.
+    `renamings` map layers to the framework's units, before the built-in rules for usual names. `classes` are those of
+    the layers, for a framework that wraps them by their classes.
 
     Raises ExportRefused where the framework cannot express the plan; the error names the nearest
     plan that it can. Raises UsageError on an unknown target or version, and PlanError where the
@@ -145,7 +166,9 @@ def export_plan(
             "plan has --tensor 1"
         )
     check_layer_order(plan)
-    if asked.of_units is not None:
+    if asked.of_classes is not None:
+        exported = asked.of_classes(plan, units_for(plan, target, renamings), written, classes)
+    elif asked.of_units is not None:
         exported = asked.of_units(plan, units_for(plan, target, renamings), written)
     else:
         assert asked.of_layers is not None

@@ -33,6 +33,10 @@ class Framework(NamedTuple):
     """Whether a rank may be a tensor group; `whole sequences`: without sequence parallelism."""
     sharded_state: tuple[str, ...] = ()
     """The kinds of sharded state inside a group that its export takes: zero2, zero3."""
+    unsharded: bool = True
+    """Whether its export takes plans without sharded state."""
+    stages: int | None = None
+    """The number of stages that it runs; None for any."""
     context: bool = False
     """Whether its export takes a context degree."""
     expert: bool = False
@@ -66,6 +70,10 @@ FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
         "automodel": Framework(
             "NeMo AutoModel", "fsdp2", schedules=_whole(), shards=True, tensor_groups="whole sequences",
             sharded_state=("zero2",), context=True, expert=True, beside_experts="none",
+        ),
+        "accelerate": Framework(
+            "Hugging Face accelerate", "fsdp2", schedules=("gpipe", "1f1b"), tensor_groups="whole sequences",
+            sharded_state=("zero2", "zero3"), unsharded=False, stages=1, context=True,
         ),
         "primus": Framework(
             "AMD Primus", "megatron", schedules=(*MEGATRON_SCHEDULES, "zb-h1", "zbv"),

@@ -18,6 +18,7 @@ OPTIONS = {
     "tensor": "--tensor",
     "sequence_parallel": "--sequence-parallel",
     "shard": "--shard",
+    "num_stages": "--stages",
 }
 """The options that a framework may fix, by the field's name."""
 
@@ -59,6 +60,7 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
         gradient_dtype=dtype_of_sums,
         zero1=options.zero1 or (framework.shards and options.shard in ("none", "zero1")),
         shard=_shard(options, framework),
+        num_stages=options.num_stages or framework.stages,
         tensor=tensor,
         sequence_parallel=split,
     )
@@ -81,11 +83,13 @@ def _tensor_groups(options: SolveOptions, framework: Framework) -> tuple[str | i
 
 def _shard(options: SolveOptions, framework: Framework) -> str:
     """The kinds of sharded state to choose from, as far as the framework has them."""
-    if options.shard != "auto":
+    if framework.unsharded and options.shard != "auto":
         return options.shard
-    return ",".join(("zero1",) if framework.shards else ("none", "zero1")) + "".join(
-        f",{kind}" for kind in framework.sharded_state
-    )
+    if not framework.unsharded:
+        said = options.shard in ("auto", "none") and not options.zero1
+        return ",".join(framework.sharded_state) if said else options.shard
+    plain = ("zero1",) if framework.shards else ("none", "zero1")
+    return ",".join((*plain, *framework.sharded_state))
 
 
 def _check_groups(options: SolveOptions, framework: Framework) -> None:

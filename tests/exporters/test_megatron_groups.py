@@ -9,6 +9,7 @@ from autopart.exporters.megatron import VERSIONS
 from autopart.exporters.targets import TARGETS, export_plan
 from autopart.records.plan import Plan
 from tests.exporters.test_targets import files, refusal
+from tests.exporters.test_tensor_degrees import STAGED
 from tests.support.exporters.language import language_plan
 from tests.support.tensor_plans import in_groups
 
@@ -114,7 +115,7 @@ def test_megatron_refuses_experts_in_tensor_groups_without_sequence_parallelism(
 
 
 @pytest.mark.parametrize("kind", ["context", "expert"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", STAGED)
 def test_a_framework_takes_the_degrees_that_solve_plans_for_it(target: str, kind: str) -> None:
     context, expert = (2, 1) if kind == "context" else (1, 2)
     plan = in_groups(language_plan([2, 2]), 1, context=context, expert=expert)

@@ -18,7 +18,12 @@ from tests.support.hostile_names import HOSTILE, OBEYED
 
 HALF = len(HOSTILE) // 2
 RENAMINGS = tuple(Renaming(name, f"layers.{i}") for i, name in enumerate(HOSTILE))
-VERSIONS = [(name, version) for name, target in TARGETS.items() for version in target.versions]
+VERSIONS = [
+    (name, version)
+    for name, target in TARGETS.items()
+    for version in target.versions
+    if target.framework.stages is None
+]
 
 
 def hostile_plan(name: str) -> Plan:

@@ -66,6 +66,7 @@ QUICK = {
     "--global-batch 16",
     "llama_zero3": "--profile llama-8b.json --gpus 8 --stages 2 --shard zero3 --target torchtitan "
     "--global-batch 32",
+    "llama_fsdp": "--profile llama-8b.json --gpus 8 --memory 140GiB --target accelerate --global-batch 32",
     "llama_infeasible": "--profile llama-8b.json --gpus 8 --nodes 2 --memory 4GiB --recompute auto",
 }
 """The name of each quick case, with its options for `solve`."""
@@ -99,6 +100,7 @@ EXPORTS = {
     "moe_expert": ("megatron", "torchtitan", "automodel", "primus"),
     "gpt2_context": ("megatron", "primus"),
     "llama_zero3": ("torchtitan",),
+    "llama_fsdp": ("accelerate",),
     "llama_selective": ("torchtitan", "megatron", "deepspeed", "automodel", "primus"),
     "llama_megatron": (
         "torch",

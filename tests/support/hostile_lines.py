@@ -252,9 +252,9 @@ VERBS = {
         "export plan.json --to torch -o out",
         {
             "--to": CHOICE, "--target-version": TEXT, "--output": ("", "text.txt", "profile.json/x", "/proc/none"),
-            "--map": (*PAIR, "=", "a{i}=b", "{i}{i}=b", "nobody=head"), "--model": MODEL[:4],
+            "--map": (*PAIR, "=", "a{i}=b", "{i}{i}=b", "nobody=head"), "--model": MODEL[:4], "--profile": INPUT[:8],
         },
-        (("export {} --to torch -o out", INPUT), ("export {} --to device-map -o out", INPUT[:8])),
+        (("export {} --to torch -o out", INPUT), ("export plan.json --to accelerate --profile {} -o out", INPUT[:8]), ("export {} --to device-map -o out", INPUT[:8])),
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from autopart.errors import ExportRefused, UsageError
 from autopart.exporters.exported import Exported
 from autopart.exporters.model_units import Renaming, UnitStage
 from autopart.exporters.pipeline_shape import Shape, orders_of_one_replica, shape_of
-from autopart.exporters.readback import automodel, deepspeed, megatron, torchtitan
+from autopart.exporters.readback import accelerate, automodel, deepspeed, megatron, torchtitan
 from autopart.exporters.readback.rebuilt import Rebuilt, installed
 from autopart.exporters.targets import export_plan, units_for
 from autopart.records.check import Check
@@ -42,6 +42,8 @@ class Reader(NamedTuple):
     """The package's name in the registry."""
     rebuilds: Mapping[str, Callable[[Path, Shape], Rebuilt]]
     """The function for each exported version; it reads the files in a folder."""
+    has_stages: bool = True
+    """Whether it cuts a model into stages; else each process has the whole model."""
 
 
 READERS: Mapping[str, Reader] = MappingProxyType(
@@ -54,12 +56,17 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         ),
         "deepspeed": Reader("deepspeed", {"0.19.8": deepspeed.rebuild}),
         "automodel": Reader("nemo-automodel", {"0.7.0": automodel.rebuild}),
+        "accelerate": Reader("accelerate", {"1.15.0": accelerate.rebuild}, has_stages=False),
     }
 )
 
 
-def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) -> tuple[Check, ...]:
+def check_export(
+    plan: Plan, target: str, renamings: Sequence[Renaming] = (), classes: Sequence[str] = ()
+) -> tuple[Check, ...]:
     """Export for the installed version, let the framework read the files, and compare.
+
+    `renamings` and `classes` are those of the export.
 
     Raises ExportRefused where the plan cannot be exported. Raises UsageError where the framework
     has no reader, is not installed, or has an unsupported version.
@@ -71,7 +78,7 @@ def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) ->
     # Step 1: export for the installed version. A plan that all versions refuse needs no installed package.
     _refuse_in_all_versions(plan, target, renamings)
     framework, version = installed(READERS[target].package, tuple(READERS[target].rebuilds))
-    exported = export_plan(plan, target, version=version, renamings=renamings)
+    exported = export_plan(plan, target, version=version, renamings=renamings, classes=classes)
     # Step 2: let the framework read the files. It gets the pipeline's shape, never the plan.
     shape = shape_of(plan, target)
     with temporary_folder("autopart-readback-") as folder:
@@ -79,11 +86,17 @@ def check_export(plan: Plan, target: str, renamings: Sequence[Renaming] = ()) ->
         rebuilt = READERS[target].rebuilds[version](folder, shape)
     # Step 3: compare its pipeline with the plan.
     stages = units_for(plan, target, renamings)
+    if READERS[target].has_stages:
+        compared = (
+            _layers(stages, rebuilt),
+            _recompute(stages, rebuilt),
+            _orders(orders_of_one_replica(plan, shape, target), rebuilt),
+        )
+    else:
+        compared = _whole_model(stages, rebuilt, classes)
     return (
         Check("framework", True, framework),
-        _layers(stages, rebuilt),
-        _recompute(stages, rebuilt),
-        _orders(orders_of_one_replica(plan, shape, target), rebuilt),
+        *compared,
         *_tensor_groups(shape, rebuilt),
         *_sharded_state(plan.group, shape, rebuilt),
         *_process_groups(plan.group, shape, rebuilt),
@@ -148,6 +161,20 @@ def _orders(wanted: Schedule, rebuilt: Rebuilt) -> Check:
     return Check(
         "orders", True, f"{counted(sum(map(len, wanted)), 'action')} per replica, as planned"
     )
+
+
+def _whole_model(
+    stages: Sequence[UnitStage], rebuilt: Rebuilt, classes: Sequence[str]
+) -> tuple[Check, Check]:
+    """The checks of the layers that are wrapped, and recomputed, in a model without stages."""
+    told = ", ".join(rebuilt.wrapped) or "those that the model says"
+    same = rebuilt.wrapped == tuple(classes)
+    asked = ", ".join(classes) or "those that the model says"
+    wrapped = f"wraps {told}" + (", as planned" if same else f"; planned {asked}")
+    wanted, built = any(stage.recompute for stage in stages), bool(rebuilt.recompute)
+    words = {True: "all wrapped layers", False: "none"}
+    recompute = words[built] + (", as planned" if wanted == built else f"; planned {words[wanted]}")
+    return Check("layers", same, wrapped), Check("recompute", wanted == built, recompute)
 
 
 def _tensor_groups(shape: Shape, rebuilt: Rebuilt) -> list[Check]:

@@ -37,6 +37,8 @@ class Rebuilt(NamedTuple):
     """The processes of each context group; empty without a context degree."""
     expert_groups: tuple[tuple[int, ...], ...] = ()
     """The processes of each expert group; empty without an expert degree."""
+    wrapped: tuple[str, ...] = ()
+    """The classes of the layers that are gathered one by one; empty where the model says it."""
 
 
 def installed(package: str, versions: Sequence[str]) -> tuple[str, str]:
