@@ -12,6 +12,7 @@ from autopart.activations.policies import (
     may_offload,
 )
 from autopart.bounds.rank_assignments import takes_gpus_in_order
+from autopart.records.expert_load import load_in_words
 from autopart.records.group_choice import GroupDemand, Sharding, is_tensor_demand
 from autopart.records.layer_graph import is_chain
 from autopart.records.layouts import MOST_STAGES_PER_RANK
@@ -71,6 +72,8 @@ def _groups(demands: Demands, sizes: Sequence[SearchedSize]) -> str:
         said.append(_listed("context", {context_degree(size.group) for size in one}))
     if demand.expert is not msgspec.UNSET:
         said.append(_listed("expert", {expert_degree(size.group) for size in one}))
+    if demand.imbalance is not msgspec.UNSET:
+        said.append(f"expert ranks with {load_in_words(demand.imbalance)}")
     if isinstance(demand.shard, tuple):
         said.append(_state_shared(demand.shard, groups))
     nodes = "one node" if is_tensor_demand(demand) else "one node or of whole nodes"

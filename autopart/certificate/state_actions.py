@@ -11,18 +11,18 @@ import msgspec
 
 from autopart.activations.best_policies import totals_with_policies
 from autopart.activations.policies import StagePolicies
-from autopart.cost.chosen_groups import chosen_variant
+from autopart.cost.chosen_groups import chosen_variant, unsharded_variant
 from autopart.cost.groups_as_ranks import layers_of_group
 from autopart.cost.sharded_state import Whole, sharded_layers
 from autopart.cost.stage_totals import StageTotals
 from autopart.cost.state_messages import ActionMessages, Messages, StateMessageTimes
 from autopart.records.cluster import Cluster
-from autopart.records.group_choice import variant_of
+from autopart.records.group_choice import load_of
 from autopart.records.layouts import Layout, Partition
 from autopart.records.prediction import Prediction, StateActions, StateMessages
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile
-from autopart.records.rank_group import Group, MaybeGroup, without_shard
+from autopart.records.rank_group import Group, MaybeGroup
 
 
 class RankState(NamedTuple):
@@ -50,10 +50,11 @@ def with_state_actions(
     group = state.group
     if not isinstance(group, Group) or group.data == 1:
         return prediction
-    variant = chosen_variant(state.profile, group, problem.training)
+    assumed = load_of(problem.demands.group, group)
+    variant = chosen_variant(state.profile, group, problem.training, assumed)
     assert variant is not None
     times = StateMessageTimes(variant, state.cluster)
-    plain = variant_of(state.profile, without_shard(group))
+    plain = unsharded_variant(state.profile, group, assumed)
     graph = state.profile.graph if plain is None else plain.graph
 
     def totals(*whole: Whole) -> list[StageTotals[float]]:

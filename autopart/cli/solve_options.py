@@ -9,7 +9,9 @@ import typer
 from autopart.cli.export_options import TargetName
 from autopart.cli.policy_options import PolicyOptions
 from autopart.cli.shared_options import usage_checked
+from autopart.records.expert_load import MEASURED, LayerLoad
 from autopart.records.problem import Objective
+from autopart.records.run_result import load_run_result
 from autopart.records.training import MOMENTS
 from autopart.search.demands import known_schedules
 from autopart.search.options import SolveOptions
@@ -106,6 +108,14 @@ class PipelineOptions:
             help="GPUs that divide samples and experts; auto: every degree in the profile.",
         ),
     ] = "1"
+    expert_imbalance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|measured|FILE",
+            help="Load of the fullest expert rank divided by the mean: a number; the profile's; or that of a run, from "
+            "its --json. Default: balanced.",
+        ),
+    ] = None
     pin: Annotated[
         list[str] | None,
         typer.Option(metavar="LAYER=STAGE", help="Put a layer on a stage, counted from 0."),
@@ -216,6 +226,7 @@ def solve_options(
         sequence_parallel=stages.sequence_parallel,
         context=stages.context,
         expert=stages.expert,
+        expert_imbalance=_imbalance(stages.expert_imbalance),
         shard=training.shard,
         shard_degree=training.shard_degree,
         pins=_pins(stages.pin or []),
@@ -238,6 +249,16 @@ def solve_options(
         bucket_bytes=training.sync_bucket,
         sends=training.sends,
     )
+
+
+def _imbalance(text: str | None) -> float | str | Sequence[LayerLoad] | None:
+    """Read a number, `measured`, or the file of a run. Raises FileError where a file is no run."""
+    if text is None or text == MEASURED:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return load_run_result(text).expert_loads
 
 
 def _replicas(text: str) -> int | None:

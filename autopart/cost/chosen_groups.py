@@ -4,7 +4,14 @@ import msgspec
 
 from autopart.cost.groups_as_ranks import problem_of_groups
 from autopart.cost.sharded_state import sharded_variant
-from autopart.records.group_choice import GroupChoice, has_sharding_choice, variant_of
+from autopart.cost.uneven_experts import with_load
+from autopart.records.expert_load import AssumedLoad
+from autopart.records.group_choice import (
+    GroupChoice,
+    has_sharding_choice,
+    load_of,
+    variant_of,
+)
 from autopart.records.group_variants import GroupVariant
 from autopart.records.problem import Problem
 from autopart.records.profile import Profile
@@ -28,14 +35,29 @@ def problem_of_choice(problem: Problem, profile: Profile, choice: GroupChoice) -
             microbatch_size=problem.microbatch_size * group.data,
             num_microbatches=problem.num_microbatches // group.data,
         )
-    return problem_of_groups(problem, chosen_variant(profile, group, problem.training))
+    assumed = load_of(problem.demands.group, group)
+    variant = chosen_variant(profile, group, problem.training, assumed)
+    return problem_of_groups(problem, variant)
 
 
-def chosen_variant(profile: Profile, group: MaybeGroup, training: Training) -> GroupVariant | None:
-    """The layers of one GPU in a group, with sharded state computed; None for one GPU."""
-    base = variant_of(profile, without_shard(group))
+def chosen_variant(
+    profile: Profile,
+    group: MaybeGroup,
+    training: Training,
+    assumed: AssumedLoad | msgspec.UnsetType,
+) -> GroupVariant | None:
+    """The layers of one GPU in a group, under the assumed load and with sharded state; None for one GPU."""
+    base = unsharded_variant(profile, group, assumed)
     if not isinstance(group, Group) or group.data == 1:
         return base
     if base is None:
         return sharded_variant(profile.graph, (), group, training)
     return sharded_variant(base.graph, base.collectives, group, training)
+
+
+def unsharded_variant(
+    profile: Profile, group: MaybeGroup, assumed: AssumedLoad | msgspec.UnsetType
+) -> GroupVariant | None:
+    """The layers of one GPU in a group under the assumed load, with whole state; None for one GPU."""
+    base = variant_of(profile, without_shard(group))
+    return base and with_load(base, assumed)

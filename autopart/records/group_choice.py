@@ -6,6 +6,7 @@ import msgspec
 
 from autopart.errors import AutopartError
 from autopart.records.cluster import Cluster
+from autopart.records.expert_load import AssumedLoad
 from autopart.records.group_variants import GroupVariant, groups_listed
 from autopart.records.groups_on_nodes import check_fits_nodes, fits_nodes
 from autopart.records.layer_graph import LayerGraph
@@ -39,6 +40,9 @@ class GroupDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The context degrees to choose from; null for any, also 1; absent for 1."""
     expert: tuple[Degree, ...] | msgspec.UnsetType | None = msgspec.UNSET
     """The expert degrees to choose from; null for any, also 1; absent for 1."""
+    imbalance: AssumedLoad | msgspec.UnsetType = msgspec.UNSET
+    """How uneven the loads of expert ranks are assumed to be: one imbalance for all layers, "measured" for the profile's own, or
+    those of each layer in a run; absent for balanced load."""
     shard: tuple[Sharding, ...] | msgspec.UnsetType = msgspec.UNSET
     """The kinds of sharded state to choose from; absent where the training alone says it."""
     shard_degree: Degree | msgspec.UnsetType = msgspec.UNSET
@@ -48,6 +52,15 @@ class GroupDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def has_sharding_choice(demand: GroupDemand | msgspec.UnsetType) -> bool:
     """Whether a demand says which state may be shared; else the training alone says it."""
     return isinstance(demand, GroupDemand) and demand.shard is not msgspec.UNSET
+
+
+def load_of(
+    demand: GroupDemand | msgspec.UnsetType, group: MaybeGroup
+) -> AssumedLoad | msgspec.UnsetType:
+    """The load that a demand assumes for a group's expert ranks; unset for balanced load, and without such ranks."""
+    if not isinstance(demand, GroupDemand) or expert_degree(group) == 1:
+        return msgspec.UNSET
+    return demand.imbalance
 
 
 class GroupChoice(NamedTuple):

@@ -10,8 +10,9 @@ from typing import Literal
 import msgspec
 
 from autopart.errors import ProfileError
+from autopart.records.expert_load import Imbalance, LayerLoad, check_load
 from autopart.records.graph_check import check_graph
-from autopart.records.layer_graph import LayerGraph, positions
+from autopart.records.layer_graph import Layer, LayerGraph, positions
 from autopart.records.rank_group import Among, Group, group_name, is_tensor_only, places_among
 from autopart.text import counted
 from autopart.units import MOST_BYTES, Bytes
@@ -46,6 +47,15 @@ class LayerCollectives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Its collectives, in the order in which they run."""
 
 
+class LoadedLayers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Layers with experts as a GPU runs them that gets more entries than the others of its group."""
+
+    imbalance: Imbalance
+    """The imbalance: its entries divided by the mean."""
+    layers: tuple[Layer, ...]
+    """The layers that exchange entries of experts, under this load."""
+
+
 class GroupVariant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The layers as one GPU of a rank group runs them."""
 
@@ -57,6 +67,17 @@ class GroupVariant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     A value's bytes are the bytes that one GPU sends: 1/t where tensor degree t splits the sequence."""
     collectives: tuple[LayerCollectives, ...] = ()
     """The collectives of each layer that has some."""
+    loaded: LoadedLayers | msgspec.UnsetType = msgspec.UNSET
+    """The layers that exchange entries of experts under another load; in `graph` all loads are equal.
+
+    Absent where nothing is exchanged, and in older profiles."""
+    loads: tuple[LayerLoad, ...] | msgspec.UnsetType = msgspec.UNSET
+    """The imbalance of these layers on the example batch; absent where the model did not run."""
+
+
+def exchanges_entries(own: LayerCollectives) -> bool:
+    """Whether a layer sends entries of tokens to the ranks of their experts."""
+    return any(one.kind == "all_to_all" and one.among == "expert" for one in own.collectives)
 
 
 def groups_listed(variants: Sequence[GroupVariant]) -> str:
@@ -86,6 +107,7 @@ def check_variants(graph: LayerGraph, variants: Sequence[GroupVariant], where: s
         check_graph(variant.graph, place)
         _check_same_items(graph, variant.graph, place)
         _check_collectives(variant, place)
+        _check_loads(variant, place)
 
 
 def _check_same_items(graph: LayerGraph, own: LayerGraph, where: str) -> None:
@@ -115,6 +137,34 @@ def _items(graph: LayerGraph) -> Iterator[list[tuple[object, ...]]]:
     yield [(v.name, v.producer, v.consumers, v.has_gradient) for v in graph.values]
     yield [(one.name, one.consumers) for one in graph.inputs]
     yield [(one.name, one.layers) for one in graph.tied]
+
+
+def _check_loads(variant: GroupVariant, where: str) -> None:
+    """Raise ProfileError where loaded layers are no layers of the variant, or an imbalance is impossible."""
+    own = {layer.name: layer.kind for layer in variant.graph.layers}
+    if variant.loaded is not msgspec.UNSET:
+        share, listed = variant.loaded.imbalance, variant.loaded.layers
+        if not 1 < share <= variant.group.expert:
+            raise ProfileError(
+                f"{where}: loaded layers have an imbalance of {share:g}; it is above 1, and at most the expert degree"
+            )
+        loaded: dict[str, Layer] = {}
+        for layer in listed:
+            if own.get(layer.name) != layer.kind or layer.name in loaded:
+                raise ProfileError(
+                    f"{where}: loaded layer '{layer.name}' is unknown, of another kind, or stands twice"
+                )
+            loaded[layer.name] = layer
+        layers = tuple(loaded.get(layer.name, layer) for layer in variant.graph.layers)
+        check_graph(
+            msgspec.structs.replace(variant.graph, layers=layers), f"{where}: loaded layers"
+        )
+    for one in () if variant.loads is msgspec.UNSET else variant.loads:
+        if one.layer not in own or one.expert != variant.group.expert:
+            raise ProfileError(
+                f"{where}: an imbalance is for layer '{one.layer}' with expert degree {one.expert}"
+            )
+        check_load(one, where)
 
 
 def _check_collectives(variant: GroupVariant, where: str) -> None:

@@ -213,14 +213,9 @@ def scale_profile(profile: Profile, microbatch_size: int) -> Profile:
     where = f"microbatches of {microbatch_size}"
     check_graph(graph, where)
     check_variants(graph, variants, where)
-    return msgspec.structs.replace(
-        profile,
-        microbatch_size=microbatch_size,
-        graph=graph,
-        variants=variants,
-        whole=None,
-        warnings=(*profile.warnings, scaled),
-    )
+    warnings = (*profile.warnings, scaled)
+    made = {"graph": graph, "variants": variants, "whole": None, "warnings": warnings}
+    return msgspec.structs.replace(profile, microbatch_size=microbatch_size, **made)
 
 
 def _scaled(graph: LayerGraph, share: float) -> LayerGraph:
@@ -251,7 +246,12 @@ def _scaled_variant(variant: GroupVariant, share: float) -> GroupVariant:
         )
         for own in variant.collectives
     )
-    return msgspec.structs.replace(variant, graph=_scaled(variant.graph, share), collectives=scaled)
+    loaded = variant.loaded
+    if loaded is not msgspec.UNSET:
+        more = tuple(_scaled_layer(layer, share) for layer in loaded.layers)
+        loaded = msgspec.structs.replace(loaded, layers=more)
+    graph = _scaled(variant.graph, share)
+    return msgspec.structs.replace(variant, graph=graph, collectives=scaled, loaded=loaded)
 
 
 def _scaled_collective(one: Collective, share: float) -> Collective:

@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 
 from autopart.errors import FileError
+from autopart.records.expert_load import LayerLoad
 from autopart.records.files import decode_json, read_content
 from autopart.records.group_variants import LayerCollectives
 from autopart.records.pace import Pace, PaceComparison
@@ -222,6 +223,10 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Weight versions in an asynchronous run. `step_times` then go from batch to batch."""
     trace: tuple[tuple[RunSlice, ...], ...] = ()
     """For each rank its actions in the last step."""
+    expert_loads: tuple[LayerLoad, ...] = ()
+    """The imbalance of each layer's expert ranks over the run; empty where no entries are exchanged.
+
+    It stands for every degree that divides the experts: the run knows how many entries each expert had."""
     notes: tuple[str, ...] = ()
     """Remarks on the figures."""
 

@@ -6,6 +6,8 @@ import msgspec
 
 from autopart.cost.stage_times import plan_bottleneck
 from autopart.records.check import Check
+from autopart.records.expert_load import AssumedLoad
+from autopart.records.group_choice import load_of
 from autopart.records.plan import Plan, SearchedSize, Stage
 from autopart.records.plan_degrees import gpus_of_ranks, has_several_degrees, rank_sizes
 from autopart.records.prediction import MemoryUse
@@ -78,6 +80,8 @@ class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Samples per microbatch."""
     group: MaybeGroup = msgspec.UNSET
     """The rank group; absent for one GPU. With g GPUs in each, rank q is the GPUs q x g … q x g + g - 1."""
+    expert_imbalance: AssumedLoad | msgspec.UnsetType = msgspec.UNSET
+    """How uneven the loads of expert ranks are assumed to be; absent for balanced load."""
     sizes: tuple[SearchedSize, ...]
     """All microbatch sizes and rank groups that were searched."""
     stages: tuple[StageSummary, ...]
@@ -206,6 +210,7 @@ def plan_summary(plan: Plan, path: str) -> PlanSummary:
         num_microbatches=plan.num_microbatches,
         microbatch_size=plan.microbatch_size,
         group=plan.group,
+        expert_imbalance=load_of(plan.demands.group, plan.group),
         sizes=plan.sizes,
         stages=stage_summaries(plan),
     )

@@ -8,6 +8,8 @@ from rich.table import Table
 from autopart.cost.stage_syncs import exposed_time
 from autopart.cost.stage_times import plan_bottleneck, plan_minimised
 from autopart.records.cluster import Cluster, num_gpus
+from autopart.records.expert_load import load_in_words
+from autopart.records.group_choice import load_of
 from autopart.records.microbatch_sizes import ASSUMPTION
 from autopart.records.plan import Plan, Stage, schedule_of
 from autopart.records.plan_degrees import (
@@ -17,7 +19,7 @@ from autopart.records.plan_degrees import (
     rank_sizes,
 )
 from autopart.records.problem import CUSTOM
-from autopart.records.rank_group import group_name, group_size, samples_per_gpu
+from autopart.records.rank_group import expert_degree, group_name, group_size, samples_per_gpu
 from autopart.report.columns import add_number, add_text, new_table, plain, sizes, times
 from autopart.report.labels import chosen_label, layers_label, ranks_label
 from autopart.report.made_by import made_by
@@ -209,7 +211,12 @@ def _tensor_lines(plan: Plan) -> list[str]:
     where = f", on {counted(nodes, 'node')}" if nodes > 1 else " of a node"
     return [
         f"{group_name(plan.group)}: rank q is the GPUs {t} q to {t} q + {t - 1}{where}; seconds and "
-        "bytes are those of one of them"
+        "bytes are those of one of them",
+        *(
+            [f"expert ranks: {load_in_words(load_of(plan.demands.group, plan.group))} is assumed"]
+            if expert_degree(plan.group) > 1
+            else []
+        ),
     ]
 
 

@@ -15,6 +15,7 @@ def run_report(run: RunResult) -> RenderableType:
     """A stage table, measured and predicted; lines for the step, the losses and the check."""
     lines = [_step_line(run), *pace_lines(run.pace), *_sync_lines(run), _loss_line(run)]
     lines += [f"peak: {run.memory}", *run.notes]
+    lines += _load_lines(run)
     if run.asynchronous is not None:
         lines += asynchronous_lines(run.asynchronous)
     if run.check is not None:
@@ -86,6 +87,21 @@ def _sync_lines(run: RunResult) -> list[str]:
     return [
         f"gradient sums {format_time(hidden + exposed)} per step, {format_share(share)} of it hidden beside actions"
     ]
+
+
+def _load_lines(run: RunResult) -> list[str]:
+    """The imbalance of expert ranks at each degree that divides the experts, in the most uneven layer and as a mean."""
+    degrees = sorted({one.expert for one in run.expert_loads})
+    lines: list[str] = []
+    for degree in degrees:
+        own = [one for one in run.expert_loads if one.expert == degree]
+        worst = max(own, key=lambda one: one.imbalance)
+        mean = sum(one.imbalance for one in own) / len(own)
+        lines.append(
+            f"expert degree {degree}: the fullest rank has {mean:.3g} times the mean load, "
+            f"{worst.imbalance:.3g} times in {worst.layer}"
+        )
+    return lines
 
 
 def _speed(run: RunResult) -> str:

@@ -34,6 +34,7 @@ from autopart.records.rank_group import MOST_DEGREE
 from autopart.records.training import DEFAULT_SYNC, make_training
 from autopart.schedules.actions import microbatches_per_replica
 from autopart.schedules.catalogue import KINDS
+from autopart.search.assumed_load import assumed_load
 from autopart.search.options import PER_STAGE, SolveOptions
 from autopart.search.target_defaults import with_target
 from autopart.stopping.time_limit import MOST_ACTIONS
@@ -166,6 +167,9 @@ def _context_and_shard(options: SolveOptions) -> dict[str, Any]:
             found[kind] = None
         elif typed != "1":
             found[kind] = _degrees(kind, typed)
+    load = assumed_load(options)
+    if load is not msgspec.UNSET:
+        found["imbalance"] = load
     kinds = sharding_kinds(options.shard)
     chosen = kinds not in (("none",), ("zero1",))
     if options.zero1 and chosen:

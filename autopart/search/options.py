@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
+from autopart.records.expert_load import LayerLoad
+
 PER_STAGE = "per-stage"
 """The word for a tensor degree of each stage's own."""
 
@@ -59,6 +61,9 @@ class SolveOptions:
     of the profile that fills nodes with the other degrees."""
     expert: str = "1"
     """GPUs that each have their part of a microbatch's samples and of the experts (expert degrees), as `context`."""
+    expert_imbalance: float | str | Sequence[LayerLoad] | None = None
+    """How uneven the loads of expert ranks are: the fullest divided by the mean, `measured` for the profile's figures, or
+    `expert_loads` of a run. None: balanced."""
     shard: str = "none"
     """State that GPUs share: `none`; `zero1`, as `zero1=True`; `zero2`: gradients and optimizer state over the GPUs of
     a group; `zero3`: weights, too. Several with commas between are searched, and with `auto` all that the target has."""
@@ -133,6 +138,7 @@ class SolveKeywords(TypedDict, total=False):
     sequence_parallel: str
     context: str
     expert: str
+    expert_imbalance: float | str | Sequence[LayerLoad] | None
     shard: str
     shard_degree: int | None
     pins: Mapping[str, int] | None

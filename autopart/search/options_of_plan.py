@@ -68,6 +68,8 @@ def _group(demands: Demands) -> dict[str, Any]:
         found["context"] = "auto" if asked.context is None else ",".join(map(str, asked.context))
     if asked.expert is not msgspec.UNSET:
         found["expert"] = "auto" if asked.expert is None else ",".join(map(str, asked.expert))
+    if asked.imbalance is not msgspec.UNSET:
+        found["expert_imbalance"] = asked.imbalance
     if isinstance(asked.shard, tuple):
         found["shard"] = ",".join(asked.shard)
     if isinstance(asked.shard_degree, int):

@@ -30,7 +30,7 @@ def solved(link: str, **options: Any) -> Plan:
 
 def variant(plan: Plan) -> GroupVariant:
     """The layers of one GPU, without any message."""
-    found = chosen_variant(GIVEN, plan.group, plan.training)
+    found = chosen_variant(GIVEN, plan.group, plan.training, msgspec.UNSET)
     assert found is not None
     return found
 

@@ -6,11 +6,13 @@ import msgspec
 import pytest
 
 from autopart.errors import FileError, ProfileError
+from autopart.records.expert_load import LayerLoad
 from autopart.records.files import encode
 from autopart.records.group_variants import (
     Collective,
     GroupVariant,
     LayerCollectives,
+    LoadedLayers,
     check_variants,
     groups_listed,
 )
@@ -18,8 +20,10 @@ from autopart.records.layer_graph import LayerGraph
 from autopart.records.microbatch_sizes import check_same_model, scale_profile
 from autopart.records.profile import Profile, load_profile, profile_hash, save_profile
 from autopart.records.rank_group import Group
+from tests.support.expert_profiles import LOADED, with_experts
 from tests.support.problems import chain_graph, layer, profile
 
+LOAD = LayerLoad(layer="experts", expert=2, imbalance=1.5, largest=1.6)
 WHOLE = chain_graph(layer("a", stash_bytes=8), layer("b"))
 SHARD = chain_graph(layer("a", stash_bytes=4), layer("b", forward_time=0.5))
 SUM = Collective(kind="all_reduce", bytes=100, phase="forward", recomputed=True)
@@ -172,3 +176,48 @@ def test_a_profile_has_no_sharded_state(tmp_path: Path):
     sharded = Group(tensor=2, data=2, shard="zero2", reduce="step")
     with pytest.raises(ProfileError, match="a profile has no variant with sharded state"):
         save_profile(with_variants(variant(sharded)), tmp_path / "p.json")
+
+
+def test_a_profile_with_loads_survives_its_file(tmp_path: Path):
+    made = with_experts(loads=[LOAD])
+    save_profile(made, tmp_path / "profile.json")
+    assert load_profile(tmp_path / "profile.json") == made
+
+
+def test_a_variant_without_loads_keeps_the_hash_of_older_profiles():
+    # Written before profiles had loads.
+    assert b"load" not in encode(with_variants(variant()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"imbalance": 2.5}, "loaded layers have an imbalance of 2.5; it is above 1, and at most"),
+        ({"imbalance": 1.0}, "loaded layers have an imbalance of 1; it is above 1"),
+        ({"layers": (layer("other"),)}, "loaded layer 'other' is unknown, of another kind"),
+        (
+            {"layers": (LOADED, LOADED)},
+            "loaded layer 'experts' is unknown, of another kind, or stands",
+        ),
+        (
+            {"layers": (msgspec.structs.replace(LOADED, grad_bytes=100),)},
+            "loaded layers: layer 'experts' has 100 bytes of gradients",
+        ),
+    ],
+)
+def test_impossible_loaded_layers_are_found(changed: dict[str, Any], message: str):
+    made = with_experts()
+    (one,) = made.variants
+    given: dict[str, Any] = {"imbalance": 2.0, "layers": (LOADED,)}
+    loaded = LoadedLayers(**(given | changed))
+    with pytest.raises(ProfileError, match=message):
+        check_variants(made.graph, (msgspec.structs.replace(one, loaded=loaded),), "file")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"layer": "other"}, {"expert": 4}, {"imbalance": 1.7}, {"largest": 2.5}]
+)
+def test_impossible_loads_are_found(changed: dict[str, Any]):
+    made = with_experts(loads=[msgspec.structs.replace(LOAD, **changed)])
+    with pytest.raises(ProfileError, match="imbalance"):
+        check_variants(made.graph, made.variants, "file")

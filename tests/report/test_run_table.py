@@ -4,6 +4,7 @@ import re
 import msgspec
 from rich.console import Console
 
+from autopart.records.expert_load import LayerLoad
 from autopart.records.run_result import CheckResult, RunResult, StageRun
 from autopart.report.run_table import check_lines, run_report
 from tests.support.samples import sample_plan
@@ -105,3 +106,13 @@ def test_notes_name_tensors_that_were_not_compared() -> None:
     lines = check_lines(noted)
     assert "12 parameters and 3 buffers" in lines[0]
     assert lines[-1] == "  dropout was switched off"
+
+
+def test_the_loads_of_expert_ranks_stand_by_degree() -> None:
+    loads = [
+        LayerLoad(layer=name, expert=e, imbalance=h, largest=e)
+        for name, e, h in [("a", 2, 1.2), ("b", 2, 1.4), ("a", 4, 3.0)]
+    ]
+    text = " ".join(_printed(_result(expert_loads=tuple(loads))).split())
+    assert "expert degree 2: the fullest rank has 1.3 times the mean load, 1.4 times in b" in text
+    assert "expert degree 4: the fullest rank has 3 times the mean load, 3 times in a" in text

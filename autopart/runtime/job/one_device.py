@@ -17,14 +17,25 @@ from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
+import msgspec
 import torch
 from torch import distributed, fx
 
+from autopart.cost.uneven_experts import exchanged
 from autopart.errors import ModelError, UsageError
 from autopart.fidelity.pace import notes_on_pace
+from autopart.records.expert_load import load_in_words
+from autopart.records.group_choice import load_of
 from autopart.records.group_variants import LayerCollectives
 from autopart.records.plan import Plan, cast_of, num_ranks
-from autopart.records.rank_group import Group, degrees_of, group_name, group_size, samples_per_gpu
+from autopart.records.rank_group import (
+    Group,
+    degrees_of,
+    expert_degree,
+    group_name,
+    group_size,
+    samples_per_gpu,
+)
 from autopart.records.run_result import OneDeviceResult
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
@@ -96,7 +107,7 @@ def run_on_one_device(
     alike = [first_of.setdefault(_stages_on(plan, r), r) for r in range(num_ranks(plan))]
     used = [rank for stages, rank in first_of.items() if stages]
     done: dict[int, RankRun] = {}
-    with _group_of_one(), lone_place(plan.group):
+    with _group_of_one(), lone_place(plan.group, _load(plan)):
         found = _prepare(plan, load_model(model), seed)
         # A rank that keeps another's stash runs after it: it then knows the stash's size.
         for place, rank in enumerate(sorted(used, key=lambda rank: _stages_on(plan, rank))):
@@ -125,12 +136,22 @@ def _notes(plan: Plan, steps: int) -> tuple[str, ...]:
     notes = ("one step only: its time includes first allocations",) if steps == 1 else ()
     if group_size(plan.group) == 1:
         return notes
+    assumed = load_of(plan.demands.group, plan.group)
+    if assumed is not msgspec.UNSET and not isinstance(assumed, float):
+        said = f"the plan assumes {load_in_words(assumed)} of experts; each rank has the mean load here"
+        notes = (said, *notes)
     with_them = format_time(plan.prediction.step_time)
     return (
         f"{group_name(plan.group)}: each rank is the first GPU of its group, alone; all seconds, also the "
         f"predicted ones, are without the group's collectives (with them the predicted step is {with_them})",
         *notes,
     )
+
+
+def _load(plan: Plan) -> float:
+    """The load of the rank's experts: the plan's, where it assumes one for all layers, else the mean."""
+    assumed = load_of(plan.demands.group, plan.group)
+    return min(assumed, expert_degree(plan.group)) if isinstance(assumed, float) else 1.0
 
 
 def planned_optimizer(plan: Plan) -> str:
@@ -163,7 +184,8 @@ def _prepare(plan: Plan, source: ModelSource, seed: int) -> _Model:
         if math.prod(degrees_of(plan.group)) > 1:
             graphs = graphs_of(captured, plan.group)
             captured = graphs.local(0)
-            collectives = layer_collectives(graphs, captured)
+            balanced = layer_collectives(graphs, captured)
+            collectives = tuple(exchanged(own, _load(plan)) for own in balanced)
         if plan.group.data > 1:
             group = GroupPart(data=data_part(plan.group, captured, LonePlace(plan.group.data)))
     data = Microbatches(plan, source, captured, seed)

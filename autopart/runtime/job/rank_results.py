@@ -8,6 +8,7 @@ from typing import NamedTuple, get_args
 
 import torch
 
+from autopart.records.expert_load import LayerLoad
 from autopart.records.pace import Pace
 from autopart.records.plan import Plan, schedule_of, stage_ranks
 from autopart.records.run_result import ActionTimes, RankStep, RunSlice, StageRun
@@ -16,6 +17,7 @@ from autopart.runtime.measuring.clock import MeasuredAction
 from autopart.runtime.measuring.message_times import message_times
 from autopart.runtime.measuring.step_trace import StepTrace
 from autopart.runtime.measuring.stopwatch import summarize
+from autopart.runtime.sharding.context.expert_loads import ExpertLoads, LoadSum, loads_of
 from autopart.schedules.actions import Op
 from autopart.text import counted
 
@@ -48,6 +50,17 @@ class RankRun(NamedTuple):
     """The machine's pace before, between and after the steps."""
     update_losses: tuple[float, ...] = ()
     """The rank's share of each update's mean loss, in a run without flushes."""
+    loads: tuple[LoadSum, ...] = ()
+    """The imbalance of its expert ranks over all microbatches; empty where they exchange no entries."""
+
+
+def loads_of_run(plan: Plan, runs: Iterable[RankRun]) -> tuple[LayerLoad, ...]:
+    """The imbalance of each layer over all microbatches of all replicas, in the order of the stages."""
+    together = ExpertLoads()
+    for run in runs:
+        together.add(run.loads)
+    place = {name: at for at, name in enumerate(la for stage in plan.stages for la in stage.layers)}
+    return tuple(sorted(loads_of(together.sums()), key=lambda one: (place[one.layer], one.expert)))
 
 
 def losses_of(runs: Sequence[RankRun]) -> tuple[float, ...]:

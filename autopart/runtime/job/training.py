@@ -56,6 +56,7 @@ from autopart.runtime.job.rank_results import (
     StepRun,
     device_name,
     last_slices,
+    loads_of_run,
     losses_of,
     rank_step,
     run_notes,
@@ -72,6 +73,7 @@ from autopart.runtime.measuring.stash_meter import StashMeter
 from autopart.runtime.measuring.tensor_bytes import most_tensor_bytes
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
+from autopart.runtime.sharding.context.expert_loads import noted_loads
 from autopart.runtime.sharding.group_graphs import exchanging
 from autopart.runtime.sharding.groups import TensorGroup
 from autopart.runtime.transforms.seeded_parts import Parts, parts_of
@@ -206,10 +208,11 @@ class _Run:
             # No rank waits for data, nor samples its pace, between two steps.
             self._status_board.working("the data of the run")
             self._ready = [self._microbatches(executor, step) for step in range(count)]
-        for step in range(count):
-            if step and not self._back_to_back:
-                pace.between(step - 1)
-            done.append(self._metered(executor, step, meter))
+        with noted_loads() as noted:
+            for step in range(count):
+                if step and not self._back_to_back:
+                    pace.between(step - 1)
+                done.append(self._metered(executor, step, meter))
         pace.all_turns()
         peak = peak_bytes(self._place.device)
         if self._comparison is not None:
@@ -218,7 +221,8 @@ class _Run:
             self._status_board.working("saving the state", SETTING_UP)
             save_state(self._settings.save, executor, self._optimizer, self._names)
         counted = self._counted(executor, peak) if self._settings.count_bytes else None
-        return RankRun(tuple(done), peak, meter.most_bytes, tensor_bytes=counted, pace=pace.pace())
+        own = RankRun(tuple(done), peak, meter.most_bytes, tensor_bytes=counted, pace=pace.pace())
+        return own._replace(loads=noted.sums())
 
     def result(self, runs: Sequence[RankRun]) -> RunResult:
         """The result from all ranks' measurements; raises RunError if the check fails."""
@@ -252,6 +256,7 @@ class _Run:
             ranks=ranks,
             asynchronous=asynchronous,
             trace=tuple(map(last_slices, runs)),
+            expert_loads=loads_of_run(plan, runs),
             notes=(
                 *run_notes(runs, self._settings, rank_sizes(plan)),
                 *([BACK_TO_BACK] if self._back_to_back else []),

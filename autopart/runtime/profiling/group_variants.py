@@ -6,8 +6,11 @@ beside the layers. Where the device computes, all local graphs together are firs
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from autopart.records.gpu import Gpu
-from autopart.records.group_variants import GroupVariant
+from autopart.records.group_variants import GroupVariant, LoadedLayers, exchanges_entries
+from autopart.records.layer_graph import Layer
 from autopart.records.rank_group import Group, group_name
 from autopart.runtime.measuring.progress import StepCounter
 from autopart.runtime.profiling.measured_graph import measure_graph
@@ -15,12 +18,15 @@ from autopart.runtime.profiling.options import ProfileOptions
 from autopart.runtime.profiling.profiled_model import ProfiledModel, local_profiled
 from autopart.runtime.profiling.whole_model import graph_forward
 from autopart.runtime.sharding.check import check_group
+from autopart.runtime.sharding.context.expert_loads import loads_of, noted_loads
 from autopart.runtime.sharding.context.states import ContextRefused
 from autopart.runtime.sharding.counted import layer_collectives
 from autopart.runtime.sharding.group_graphs import GroupGraphs, graphs_of
 from autopart.runtime.sharding.shard import ShardedGraph, WholeOperation
 
 _MOST_REASONS = 4
+_MEASURED_LOAD = 2
+"""The imbalance at which layers with experts are measured, beside balanced load."""
 
 
 def measure_variants(
@@ -42,14 +48,19 @@ def measure_variants(
                 raise
             notes.append(f"{group_name(group)} is left out: {error}")
             continue
-        if gpu is None:
-            check_group(graphs, profiled.leaves)
-        variants.append(_variant(profiled, graphs, group, options, gpu, steps))
+        with noted_loads() as noted:
+            if gpu is None:
+                check_group(graphs, profiled.leaves)
+        variant = _variant(profiled, graphs, group, options, gpu, steps)
+        if loads := loads_of(noted.sums(), (group.expert,)):
+            variant = msgspec.structs.replace(variant, loads=loads)
+        variants.append(variant)
         is_first = not group.sequence_parallel and group.context * group.expert == 1
         notes += _reasons(graphs.sharded) if is_first and graphs.sharded is not None else []
     if experts := [str(degree) for degree in options.expert if degree > 1]:
         notes.append(
-            f"expert degree {', '.join(experts)}: times assume balanced load: each GPU's experts get equally many tokens"
+            f"expert degree {', '.join(experts)}: times are for balanced load, where each GPU's experts get equally many "
+            "tokens; solve with --expert-imbalance for others"
         )
     return tuple(variants), tuple(notes)
 
@@ -86,9 +97,25 @@ def _variant(
     own = local_profiled(profiled, local)
     with graphs.alone():
         measured = measure_graph(own, graph_forward(own), options, gpu, steps)
-    return GroupVariant(
-        group=group, graph=measured.graph, collectives=layer_collectives(graphs, local)
-    )
+    collectives = layer_collectives(graphs, local)
+    variant = GroupVariant(group=group, graph=measured.graph, collectives=collectives)
+    exchanging = {one.layer for one in collectives if exchanges_entries(one)}
+    if not exchanging:
+        return variant
+    # Another point of the line on which every load lies (autopart/cost/uneven_experts.py). A device has memory for few
+    # times the entries.
+    load = float(group.expert if gpu else min(group.expert, _MEASURED_LOAD))
+    steps.add(2 if gpu else options.warmup + options.repeats + 3 + options.compile)
+    with graphs.alone(load):
+        more = measure_graph(own, graph_forward(own), options, gpu, steps)
+    layers = (layer for layer in more.graph.layers if layer.name in exchanging)
+    loaded = LoadedLayers(imbalance=load, layers=tuple(map(_without_references, layers)))
+    return msgspec.structs.replace(variant, loaded=loaded)
+
+
+def _without_references(layer: Layer) -> Layer:
+    """The layer as it stands alone."""
+    return msgspec.structs.replace(layer, same_as=None)
 
 
 def _reasons(sharded: ShardedGraph) -> Sequence[str]:

@@ -102,11 +102,11 @@ class GroupGraphs:
         # Ranks that share state alone run the captured graph.
         return self.captured
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Return a block in which the graphs run as place 0 without the others."""
+    def alone(self, load: float = 1.0) -> AbstractContextManager[None]:
+        """Return a block in which the graphs run as place 0 without the others; `load` as for `lone_place`."""
         if not self._passes and self.sharded is None:
             return nullcontext()
-        return lone_place(self.group)
+        return lone_place(self.group, load)
 
 
 def graphs_of(captured: Captured, group: Group) -> GroupGraphs:
@@ -131,11 +131,14 @@ def graphs_of(captured: Captured, group: Group) -> GroupGraphs:
 
 
 @contextmanager
-def lone_place(group: MaybeGroup) -> Generator[None]:
-    """In this block, local graphs run as place 0 without the others: collectives move nothing."""
+def lone_place(group: MaybeGroup, load: float = 1.0) -> Generator[None]:
+    """In this block, local graphs run as place 0 without the others: collectives move nothing.
+
+    Its experts get `load` times as many entries as it sends.
+    """
     with ExitStack() as stack:
         for name, degree in zip((GROUP, CONTEXT, EXPERT), degrees_of(group), strict=True):
-            stack.enter_context(registered(name, LoneRank(degree)))
+            stack.enter_context(registered(name, LoneRank(degree, load)))
         yield
 
 

@@ -19,6 +19,8 @@ class TensorGroup(ABC):
 
     is_alone: bool = False
     """Whether no other rank exists: collectives then move nothing."""
+    load: float = 1.0
+    """Entries that a rank alone gets for its experts, for each that it sends."""
 
     @property
     def of_layers(self) -> "TensorGroup":
@@ -65,8 +67,8 @@ class LoneRank(TensorGroup):
 
     is_alone = True
 
-    def __init__(self, degree: int) -> None:
-        self._degree = degree
+    def __init__(self, degree: int, load: float = 1.0) -> None:
+        self._degree, self.load = degree, load
 
     def rank(self) -> int:
         """Return 0."""

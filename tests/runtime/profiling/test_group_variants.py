@@ -2,22 +2,31 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
+import torch
 
+from autopart.cost.uneven_experts import with_load
 from autopart.errors import ModelError, UsageError
 from autopart.records.layer_graph import Layer, LayerGraph
 from autopart.records.profile import Profile, load_profile, save_profile
+from autopart.records.rank_group import Group
+from autopart.runtime.models.model import build_training_model, example_batch
+from autopart.runtime.models.model_file import load_model
+from autopart.runtime.profiling.fused_ops import FusedOps
 from autopart.runtime.profiling.layer_bytes import measure_layer_bytes, whole_stash_bytes
 from autopart.runtime.profiling.profiled_model import local_profiled, prepare_model
 from autopart.runtime.profiling.profiler import profile_model
 from autopart.runtime.profiling.whole_model import graph_forward, saved_bytes
 from autopart.runtime.sharding import local_graph
+from autopart.runtime.sharding.group_graphs import graphs_of
 from autopart.runtime.sharding.groups import LoneRank, registered
 from autopart.runtime.sharding.local_graph import GROUP
 from autopart.runtime.sharding.local_model import local_model
 from autopart.runtime.sharding.shard import shard_graph
 from tests.support.long_tests import long_tests
 from tests.support.places import SCRIPTS
+from tests.support.runtime.routing import LAYERS, SKEWED, entries_by_hand, fullest_share
 
 GPT2, LLAMA, MLP = "zoo:gpt2-tiny", "zoo:llama-tiny", "zoo:mlp-tiny"
 MOE, ENCDEC = "zoo:moe-tiny", "zoo:encdec-tiny"
@@ -158,3 +167,44 @@ def test_options_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         profile_model(MLP, tensor=tensor, **others)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_bytes_at_another_load_are_those_of_a_rank_that_has_it() -> None:
+    """Half of the experts' ranks get 1.5 times the mean: an independent measurement beside the line through 1 and 2."""
+    pytest.importorskip("transformers")
+    (variant,) = profile_model(
+        SKEWED, microbatch_size=4, device="meta", gpu="h100-sxm", expert=(2,)
+    ).variants
+    profiled = prepare_model(SKEWED, 4, dtype=None, device="meta", granularity="block")
+    graphs = graphs_of(profiled.captured, Group(expert=2))
+    own = local_profiled(profiled, graphs.local(0))
+    with graphs.alone(1.5), FusedOps(dropout=True):
+        found = measure_layer_bytes(own.programs, own.state, torch.device("meta"))
+    priced = with_load(variant, 1.5).graph.layers
+    assert [layer.stash_bytes for layer in priced] == [one.stash_bytes for one in found.layers]
+    for layer, one in zip(priced, found.layers, strict=True):
+        assert layer.workspace_bytes >= one.workspace_bytes
+        assert layer.backward_workspace_bytes is not None
+        assert layer.backward_workspace_bytes >= one.backward_workspace_bytes
+    assert variant.loaded is not msgspec.UNSET and variant.loads is msgspec.UNSET
+    assert [layer.name for layer in variant.loaded.layers] == ["model.layers.1", "model.layers.2"]
+    # The experts' products for 2 samples of 16 tokens with 2 experts each, of width 32 and 16.
+    products = 2 * 64 * (32 * 32 + 16 * 32)
+    for layer in variant.loaded.layers:
+        assert layer.forward_flops - block(variant.graph, layer.name).forward_flops == products
+
+
+@pytest.mark.slow
+def test_a_device_that_runs_the_model_measures_its_imbalance() -> None:
+    pytest.importorskip("transformers")
+    (variant,) = profile_model(SKEWED, microbatch_size=2, warmup=0, repeats=1, expert=(2,)).variants
+    source = load_model(SKEWED)
+    plain = build_training_model(source).model
+    by_hand = entries_by_hand(plain, [example_batch(source, 2)])
+    assert variant.loads is not msgspec.UNSET
+    assert [one.layer for one in variant.loads] == list(LAYERS)
+    for one in variant.loads:
+        share = fullest_share(by_hand[one.layer][0], 2)
+        assert one.expert == 2 and share > 1.1
+        assert one.imbalance == one.largest == pytest.approx(share)

@@ -1,6 +1,7 @@
 """Random cases by seed, with the words that `solve` takes for them."""
 
 import random
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -11,6 +12,7 @@ from autopart.records.profile import Profile
 from autopart.records.rank_group import Group
 from tests.support.problems import profile
 from tests.support.witness.draws import Style, draw_problem, rescaled, with_memory
+from tests.support.witness.loads import draw_loaded, under_load
 from tests.support.witness.optimum import low_memory
 from tests.support.witness.sharded import Sharing, problem_of_shards
 from tests.support.witness.tensor import draw_others, draw_variants, gpus_of, problem_of_degree
@@ -229,9 +231,10 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
     if "expert" in drawn:
         # Each of these GPUs has a sample.
         problem = msgspec.structs.replace(problem, microbatch_size=degree)
+    imbalance, load, variants = _with_loads(rng, variants)
     bases: list[GroupVariant | None] = [None]
     bases += sorted(
-        variants,
+        (under_load(one, imbalance) for one in variants),
         key=lambda one: (
             one.group.tensor,
             one.group.sequence_parallel,
@@ -265,7 +268,7 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
         "expert": "auto" if "expert" in drawn else "1",
         "num_microbatches": problem.num_microbatches,
         "zero1": False,
-    }
+    } | load
     # The profile is that of one GPU, so the problem with one GPU per rank comes first.
     return Case(case.seed, case.kind, (problem, *found), variants, words)
 
@@ -281,6 +284,18 @@ def _is_filled(size: int, problem: Problem) -> bool:
     gpus, nodes = problem.cluster.gpus_per_node, problem.cluster.num_nodes
     whole, rest = divmod(size, gpus)
     return gpus % size == 0 or (rest == 0 and nodes % whole == 0)
+
+
+def _with_loads(
+    rng: random.Random, variants: tuple[GroupVariant, ...]
+) -> tuple[Fraction, dict[str, Any], tuple[GroupVariant, ...]]:
+    """An imbalance of experts and its word, and the variants with a second load; 1 where some exchange no entries."""
+    loaded = tuple(draw_loaded(rng, one) for one in variants)
+    able = [one.loaded is not msgspec.UNSET for one in loaded if one.group.expert > 1]
+    if not able or not all(able) or rng.random() < 0.3:
+        return Fraction(1), {}, loaded
+    found = Fraction(rng.choice([5, 6, 7, 8]), 4)
+    return found, {"expert_imbalance": float(found)}, loaded
 
 
 def replace_training(problem: Problem, *, zero1: bool) -> Problem:

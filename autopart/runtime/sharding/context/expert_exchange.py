@@ -9,28 +9,32 @@ experts. So the entries for one rank are consecutive, and one all-to-all brings 
 | `from_experts` | all-to-all back, to the places where the entries stood | all-to-all |
 
 How many entries each expert gets from each rank is exchanged first (`gather_counts`). A rank alone stands for balanced
-load: it gets as many entries as it sends, equally many for each of its experts.
+load: it gets as many entries as it sends, equally many for each of its experts. With a `load` of its group it gets so many
+times more, copies of its own.
 """
 
 from typing import Any
 
 import torch
 
+from autopart.runtime.sharding.context.expert_loads import note_counts
 from autopart.runtime.sharding.groups import TensorGroup, group_named
 
 
-def gather_counts(ends: torch.Tensor, degree: int, group: str) -> torch.Tensor:
+def gather_counts(ends: torch.Tensor, layer: str, degree: int, group: str) -> torch.Tensor:
     """Return how many entries each rank (row) has for each expert (column); `ends` has where the own ones end."""
     own = torch.diff(ends.to(torch.int64), prepend=ends.new_zeros(1, dtype=torch.int64))
-    return torch.stack(list(group_named(group).all_gather(own)))
+    counts = torch.stack(list(group_named(group).all_gather(own)))
+    note_counts(layer, counts)
+    return counts
 
 
 def own_ends(counts: torch.Tensor, entries: int, degree: int, group: str) -> torch.Tensor:
     """Return where the entries of each of the rank's experts end; alone, of `entries` that are balanced."""
     ranks = group_named(group)
     if ranks.is_alone:
-        experts = counts.shape[1] // degree
-        shares = torch.arange(1, experts + 1, device=counts.device) * entries // experts
+        experts, arrived = counts.shape[1] // degree, round(ranks.load * entries)
+        shares = torch.arange(1, experts + 1, device=counts.device) * arrived // experts
         return shares.to(torch.int32)
     return _of_own_experts(counts, degree, ranks.rank()).sum(0).cumsum(0).to(torch.int32)
 
@@ -65,8 +69,17 @@ def _moved(
     ranks = group_named(group)
     if ranks.is_alone:
         # The entries that arrive are written in the order of the experts.
-        return x.clone(memory_format=torch.contiguous_format)
+        return _alone(x, ranks.load if to else 1 / ranks.load)
     return _sent(x, counts, degree, ranks) if to else _returned(x, counts, degree, ranks)
+
+
+def _alone(x: torch.Tensor, load: float) -> torch.Tensor:
+    """Return `load` times as many rows, copies of those of `x`."""
+    if load == 1:
+        return x.clone(memory_format=torch.contiguous_format)
+    rows = round(load * x.shape[0])
+    whole, rest = divmod(rows, x.shape[0])
+    return torch.cat([*[x] * whole, x[:rest]])
 
 
 def _sent(x: torch.Tensor, counts: torch.Tensor, degree: int, ranks: TensorGroup) -> torch.Tensor:

@@ -36,7 +36,7 @@ def entries(rank: int) -> torch.Tensor:
 
 def exchange(rank: int, degree: int) -> tuple[torch.Tensor, ...]:
     own = entries(rank).requires_grad_()
-    counts = gather_counts(COUNTS[rank].cumsum(0).to(torch.int32), degree, EXPERT)
+    counts = gather_counts(COUNTS[rank].cumsum(0).to(torch.int32), "layer", degree, EXPERT)
     there = to_experts(own, counts, degree, EXPERT)
     back = from_experts(there * 2, counts, degree, EXPERT)
     weights = torch.arange(back.numel(), dtype=torch.float64).view_as(back)
@@ -66,8 +66,21 @@ def test_runs_of_several_experts_join_the_ranks() -> None:
 
 def test_a_rank_alone_stands_for_balanced_load() -> None:
     with registered(EXPERT, LoneRank(2)):
-        counts = gather_counts(torch.tensor([5, 5, 6, 12], dtype=torch.int32), 2, EXPERT)
+        counts = gather_counts(torch.tensor([5, 5, 6, 12], dtype=torch.int32), "layer", 2, EXPERT)
         assert counts.shape == (2, 4)
         assert own_ends(counts, 12, 2, EXPERT).tolist() == [6, 12]
         own = torch.randn(12, 3)
         assert to_experts(own, counts, 2, EXPERT).shape == own.shape
+
+
+def test_a_rank_alone_may_get_more_entries_than_it_sends() -> None:
+    with registered(EXPERT, LoneRank(4, load=2.5)):
+        counts = gather_counts(torch.tensor([1, 2, 3, 5], dtype=torch.int32), "layer", 4, EXPERT)
+        assert own_ends(counts, 5, 4, EXPERT).tolist() == [12]
+        own = torch.randn(5, 3, requires_grad=True)
+        there = to_experts(own, counts, 4, EXPERT)
+        assert there.shape == (12, 3) and there[5:10].equal(own)
+        back = from_experts(there, counts, 4, EXPERT)
+        assert back.equal(own)
+        back.sum().backward()
+        assert own.grad is not None and own.grad.equal(torch.ones(5, 3))

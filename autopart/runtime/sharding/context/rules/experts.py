@@ -129,7 +129,7 @@ def _write_grouped(graph: ContextBuilder, node: fx.Node) -> None:
         graph.fail(node, f"reads '{weight.name}', which is no parameter with experts")
     if not is_counts(graph.states[offsets]) or rows is None or rows.dim != 0:
         graph.fail(node, "has experts whose rows are not those of a rank's tokens")
-    counts = graph.helper(node, gather_counts, offsets)
+    counts = graph.helper(node, gather_counts, offsets, graph.layer(node) or "")
     if rows.kind == "pool":
         own, entries = graph.helper(node, to_experts, x, counts), rows.size
         state = Rows(0, entries, kind="sent", counts=counts.name)
