@@ -5,11 +5,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from autopart.records.plan import load_plan
+from autopart.records.plan import load_plan, save_plan
 from autopart.records.prediction import ON_DEVICE
 from autopart.records.profile import save_profile
+from autopart.records.rank_group import Shard
 from tests.support.places import SCHEMAS
 from tests.support.samples import sample_profile
+from tests.support.sharded_plans import sample_sharded_plan
 
 Cli = Callable[..., object]
 
@@ -39,6 +41,27 @@ def test_show_memory_names_every_byte_of_every_rank(cli: Cli, plan_file: Path) -
     assert shown == {rank for rank, peak in enumerate(peaks) if peak}
     for words in ("optimizer state", "stash of all microbatches in flight", "peak"):
         assert words in outcome.err and words in cli("show", "plan.json", "--memory").out
+
+
+@pytest.mark.parametrize("shard", ["zero2", "zero3"])
+def test_gathers_and_reductions_are_shown_by_order_and_by_seconds(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: Shard
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = sample_sharded_plan(shard)
+    save_plan(plan, tmp_path / "plan.json")
+    orders = cli("show", "plan.json", "--orders", "--json").document
+    jsonschema.validate(orders, _schema("orders-summary"))
+    assert [one["order"].split()[0] for one in orders["ranks"]] == ["0UNSHARD", "1UNSHARD"]
+    said = cli("show", "plan.json").out
+    assert "sharded state: gathers" in said and "< gather, > reduction" in said
+    step = cli("simulate", "plan.json", "--json").document
+    jsonschema.validate(step, _schema("simulate-summary"))
+    names = ("busy_time", "sync_time", "update_time", "gather_time", "reduction_time", "idle_time")
+    for rank in step["ranks"]:
+        assert sum(rank[name] for name in names) == pytest.approx(step["makespan"])
+        assert rank["gather_time"] > 0 and rank["reduction_time"] > 0
+    assert "gather, reduce: seconds" in cli("simulate", "plan.json").out
 
 
 def test_show_draws_as_wide_as_the_terminal(

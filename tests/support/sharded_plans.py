@@ -1,9 +1,22 @@
 """Plans whose ranks share samples and state."""
 
+import functools
+
 import msgspec
 
+from autopart.records.cluster import Link
 from autopart.records.plan import Plan
 from autopart.records.rank_group import Group, Reduce, Shard
+from autopart.search.planner import solve
+from tests.support.samples import sample_cluster, sample_profile
+
+
+@functools.cache
+def sample_sharded_plan(shard: Shard) -> Plan:
+    """The planner's plan for `sample_profile` in two stages over 2 GPUs each, whose messages show."""
+    on = sample_cluster(gpus_per_node=4)
+    on = msgspec.structs.replace(on, intra_node=Link(bandwidth=1e7), sends_overlap=True)
+    return solve(sample_profile(), on, num_microbatches=8, num_stages=2, shard=shard)
 
 
 def sharing(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from autopart.records.cluster import UNLIMITED
+from autopart.records.rank_group import Shard
 from autopart.report.page.charts import plotly_source
 from autopart.report.page.document import page_html
 from autopart.report.page.html_text import Column, json_script, table_html
@@ -15,11 +16,13 @@ from autopart.report.page.timeline_section import KINDS
 from autopart.search.memory_sweep import SweepPoint
 from autopart.search.plans_beside import PlansBeside
 from autopart.simulator.idle import idle_times
+from autopart.simulator.state_actions import exposed_times, state_slices
 from autopart.simulator.timeline import rank_slices, simulate_plan
 from tests.support.hostile_names import HOSTILE, OBEYED, renamed
 from tests.support.measured_runs import as_predicted
 from tests.support.pages import Reader, contents_of, words
 from tests.support.samples import NAMES, sample_graph, sample_plan
+from tests.support.sharded_plans import sample_sharded_plan
 
 BAD = "</script><img src=x onerror=alert(1)>"
 
@@ -126,6 +129,31 @@ def test_the_memory_of_a_page_peaks_as_the_simulator_says() -> None:
         assert float(moving.max()) + always == peak <= plan.prediction.rank_peak_bytes[rank]
         first = stop
     assert set(about["limits"]) == {1 << 30}
+
+
+@pytest.mark.parametrize("shard", ["zero2", "zero3"])
+def test_a_page_draws_gathers_and_reductions_that_no_compute_hides(shard: Shard) -> None:
+    plan = sample_sharded_plan(shard)
+    contents, timeline = contents_of(plan), simulate_plan(plan)
+    reader = Reader(page_html(contents))
+    about, arrays = reader.data["timeline"], reader.arrays
+    scale, first = about["seconds"] / TICKS, 0
+    for (rank, _), stop in zip(about["lanes"], about["ends"], strict=True):
+        kinds = np.array(KINDS)[arrays["kind"][first:stop]]
+        lengths = arrays["length"][first:stop] * scale
+        exposed = exposed_times(state_slices(plan, timeline, rank))
+        for kind, op in (("gather", "UNSHARD"), ("reduction", "REDUCE_GRAD")):
+            assert lengths[kinds == kind].sum() == pytest.approx(exposed.total(op), abs=100 * scale)  # type: ignore[arg-type]
+            assert exposed.total(op) > 0  # type: ignore[arg-type]
+        first = stop
+    moving = sum(arrays[name] for name in arrays if re.match("memory_(?!at)", name))
+    always = sum(values[0] for values in reader.data["memory"]["constant"].values())
+    assert float(moving[: reader.data["memory"]["ends"][0]].max()) + always == pytest.approx(
+        contents.curves[0].peak_bytes, rel=1e-6
+    )
+    assert ("memory_gathered" in arrays) is (shard == "zero3")
+    assert "reduction of gradients that compute does not hide" in reader.text
+    assert ("whole weights" in reader.text) is (shard == "zero3")
 
 
 def test_a_run_has_lanes_and_a_section() -> None:
