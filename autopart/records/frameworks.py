@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from autopart.records.cluster import Sends
+from autopart.records.rank_group import Shard
 from autopart.records.training import HALF, Sync
 from autopart.schedules.catalogue import KINDS
 
@@ -31,7 +32,7 @@ class Framework(NamedTuple):
     """Whether replicas always share a stage's optimizer state, as with ZeRO-1."""
     tensor_groups: Literal["any", "whole sequences", "none"] = "any"
     """Whether a rank may be a tensor group; `whole sequences`: without sequence parallelism."""
-    sharded_state: tuple[str, ...] = ()
+    sharded_state: tuple[Shard, ...] = ()
     """The kinds of sharded state inside a group that its export takes: zero2, zero3."""
     unsharded: bool = True
     """Whether its export takes plans without sharded state."""

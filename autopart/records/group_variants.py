@@ -81,12 +81,16 @@ def exchanges_entries(own: LayerCollectives) -> bool:
 
 
 def groups_listed(variants: Sequence[GroupVariant]) -> str:
-    """The degrees that a profile has, such as "1, 2, 2 with sequence parallelism, context degree 2"."""
+    """The degrees that a profile has, such as "1, 2, context degree 2, tensor degree 2 and context degree 2"."""
     own = sorted(
         (one.group for one in variants),
         key=lambda one: (one.context, one.expert, one.tensor, one.sequence_parallel),
     )
-    names = [group_name(one).removeprefix("tensor degree " * is_tensor_only(one)) for one in own]
+    words = [group_name(one).replace(", ", " and ") for one in own]
+    names = [
+        name.removeprefix("tensor degree " * is_tensor_only(one))
+        for one, name in zip(own, words, strict=True)
+    ]
     return ", ".join(["1", *names])
 
 

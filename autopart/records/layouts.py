@@ -9,6 +9,7 @@ import numpy as np
 from autopart.errors import InfeasibleError
 from autopart.records.both_ways import both_ways_would_do
 from autopart.records.cluster import Cluster, group_of, num_gpus
+from autopart.records.group_choice import GroupDemand
 from autopart.records.lending import lending_would_do
 from autopart.records.problem import BIDIRECTIONAL, CUSTOM, LENDING, Demands, Problem
 from autopart.schedules.actions import microbatches_per_replica
@@ -108,9 +109,15 @@ def shapes(problem: Problem) -> list[tuple[int, int]]:
         raise InfeasibleError(
             f"{counted(demands.num_replicas or 1, 'replica')} cannot be made: they must divide the "
             f"{counted(problem.num_microbatches, 'microbatch')}, and {counted(demands.num_stages or 1, 'stage')} "
-            f"for each must have room on {counted(gpus, 'GPU')}"
+            f"for each must have room on {_ranks_in_words(problem)}"
         )
     return allowed
+
+
+def _ranks_in_words(problem: Problem) -> str:
+    """The ranks of a problem, which are GPUs where no rank group is asked for."""
+    are_groups = isinstance(problem.demands.group, GroupDemand)
+    return counted(num_gpus(problem.cluster), "rank group" if are_groups else "GPU")
 
 
 def check_num_stages(problem: Problem) -> None:
@@ -121,7 +128,7 @@ def check_num_stages(problem: Problem) -> None:
         limit = (
             f"the model has {counted(layers, 'layer')}"
             if layers < gpus
-            else f"the cluster has {counted(gpus, 'GPU')}"
+            else f"the cluster has {_ranks_in_words(problem)}"
         )
         error = InfeasibleError(
             f"{counted(demanded, 'stage')} cannot be made: {limit}; ask for at most {counted(min(layers, gpus), 'stage')}"

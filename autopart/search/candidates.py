@@ -12,8 +12,7 @@ import msgspec
 
 from autopart.activations.demands import checked_policies
 from autopart.cost.chosen_groups import problem_of_choice
-from autopart.cost.cuts import all_cuts
-from autopart.errors import AutopartError, InfeasibleError
+from autopart.errors import AutopartError
 from autopart.records.group_choice import (
     GroupChoice,
     GroupDemand,
@@ -21,32 +20,20 @@ from autopart.records.group_choice import (
     has_sharding_choice,
     searched_groups,
 )
-from autopart.records.layouts import check_num_stages, shapes
 from autopart.records.microbatch_sizes import Sized
-from autopart.records.plan import SolverName
 from autopart.records.problem import Problem
-from autopart.records.rank_group import (
-    MaybeGroup,
-    StageDegrees,
-    group_name,
-    group_size,
-    is_tensor_only,
-)
+from autopart.records.rank_group import MaybeGroup, StageDegrees
 from autopart.records.sharded_choices import (
     able_to_share_samples,
     no_expert_degree,
     no_shard_degree,
     searched_choices,
 )
-from autopart.search.infeasible import why_infeasible
-from autopart.search.remedies import some_plan_fits
 from autopart.stage_degrees.problem import (
     DegreesProblem,
     problem_of_degrees,
     searched_stage_degrees,
 )
-from autopart.stopping.time_limit import OutOfTime
-from autopart.text import counted
 
 
 class SearchedProblem(NamedTuple):
@@ -110,54 +97,3 @@ def candidate(sized: Sized, choice: GroupChoice, problem: Problem) -> SearchedPr
     except AutopartError as error:
         raise AutopartError(f"{choice_name(choice)}: {error}") from None
     return SearchedProblem(sized, choice.group, groups)
-
-
-def why_none_fits(searched: Sequence[SearchedProblem], solver: SolverName) -> InfeasibleError:
-    """The error where no candidate has a plan: that of the degree which needs the least memory.
-
-    Only the first microbatch size is looked at.
-    """
-    first = [one for one in searched if one.sized is searched[0].sized and one.of_degrees is None]
-    errors = [(one, _why(one, solver)) for one in first]
-    known = [pair for pair in errors if pair[1].least_bytes is not None] or errors[-1:]
-    best, error = min(known, key=lambda pair: pair[1].least_bytes or 0)
-    if len(first) == 1 and group_size(best.group) == 1:
-        return _with_degree_to_try(best, error)
-    tried = ", ".join(dict.fromkeys(str(group_size(one.group)) for one in first))
-    if not all(is_tensor_only(one.group) for one in first):
-        tried = counted(len(first), "rank group")
-    return InfeasibleError(
-        f"{group_name(best.group)}, which needs the least memory of {tried}: {error}"
-        if len(first) > 1
-        else f"{group_name(best.group)}: {error}",
-        error.least_bytes,
-    )
-
-
-def _with_degree_to_try(asked: SearchedProblem, error: InfeasibleError) -> InfeasibleError:
-    """The error, with the smallest tensor degree of the profile that would do, where the user asked for none."""
-    problem = asked.problem
-    asked_for = isinstance(problem.demands.group, GroupDemand)
-    if asked_for or problem.cluster.gpus or not asked.sized.profile.variants:
-        return error
-    for tensor in searched_groups(asked.sized.profile, problem.cluster, GroupDemand())[1:]:
-        try:
-            other = candidate(asked.sized, GroupChoice(tensor), problem).problem
-            would_do = some_plan_fits(other, all_cuts(other.graph))
-        except (AutopartError, OutOfTime):
-            continue
-        if would_do:
-            return InfeasibleError(
-                f"{error}; --tensor {group_size(tensor)} would do", error.least_bytes
-            )
-    return error
-
-
-def _why(searched: SearchedProblem, solver: SolverName) -> InfeasibleError:
-    """The error where one problem has no plan: no shape, or too little memory."""
-    problem = searched.problem
-    try:
-        (check_num_stages if problem.demands.replicas_per_stage else shapes)(problem)
-    except InfeasibleError as error:
-        return error
-    return why_infeasible(problem, solver, group_size(searched.group))

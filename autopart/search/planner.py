@@ -18,14 +18,17 @@ from autopart.records.group_choice import GroupChoice
 from autopart.records.microbatch_sizes import at_sizes, samples
 from autopart.records.plan import SOLVERS, Plan, SolverName
 from autopart.records.plan_degrees import stage_groups
+from autopart.records.problem import Problem
 from autopart.records.profile import Profile
-from autopart.records.rank_group import group_size
-from autopart.search.candidates import SearchedProblem, candidate, candidates, why_none_fits
+from autopart.records.rank_group import Shard, group_size
+from autopart.search.candidates import SearchedProblem, candidate, candidates
 from autopart.search.demands import make_problem
+from autopart.search.group_remedies import why_none_fits
 from autopart.search.infeasible import all_tried, only_partition_is_full, why_infeasible
 from autopart.search.layout_search import BASELINES
 from autopart.search.microbatch_sizes import NOTHING, AnyProblem, SizeOutcomes, search_sizes
 from autopart.search.options import SolveKeywords, SolveOptions
+from autopart.search.target_defaults import able_kinds
 from autopart.search.written_plan import searched_sizes, written_plan
 from autopart.stopping.ctrl_c import Interrupt, stop_on_interrupt
 from autopart.stopping.time_limit import (
@@ -80,7 +83,7 @@ def _solve(
     asked = question_of(profile, cluster, options)
     searched, solver = asked.searched, asked.solver
     if all(one.of_degrees is None and only_partition_is_full(one.problem) for one in searched):
-        raise why_none_fits(searched, solver)
+        raise why_none_fits(searched, solver, asked.plain, asked.kinds)
     found = search_sizes(asked.problems, solver, deadline)
     if found.best is not None:
         return plan_of_outcomes(asked, found, began)
@@ -89,7 +92,7 @@ def _solve(
     late = passed(deadline)
     if found.certain or solver in BASELINES or (not late and all_sizes_tried(searched, found)):
         with limited(deadline):
-            raise why_none_fits(searched, solver)
+            raise why_none_fits(searched, solver, asked.plain, asked.kinds)
     where = f" within {options.time_limit:g} s" if late else ""
     raise NoPlanFound(
         f"no plan was found{where}, and bounds do not exclude one: {found.progress}; try a larger "
@@ -105,6 +108,10 @@ class Question(NamedTuple):
     solver: SolverName
     cluster: Cluster
     """The cluster, with one GPU per rank."""
+    plain: Problem
+    """The problem at the first microbatch size, with one GPU per rank."""
+    kinds: tuple[Shard, ...]
+    """The kinds of sharded state that the plan may have, by the target."""
 
     @property
     def problems(self) -> list[AnyProblem]:
@@ -127,7 +134,8 @@ def question_of(
         for one in sized
     ]
     solver = _solver_name(options.solver)
-    return Question(candidates(sized, problems), solver, problems[0].cluster)
+    searched, first = candidates(sized, problems), problems[0]
+    return Question(searched, solver, first.cluster, first, able_kinds(options.target))
 
 
 def all_sizes_tried(searched: Sequence[SearchedProblem], found: SizeOutcomes) -> bool:
@@ -181,7 +189,7 @@ def _baseline(own: SearchedProblem, cluster: Cluster, solver: SolverName) -> Pla
     except InfeasibleError as error:
         return str(error)
     if outcomes.best is not None:
-        return plan_of_outcomes(Question([own], solver, cluster), outcomes, began)
+        return plan_of_outcomes(Question([own], solver, cluster, own.problem, ()), outcomes, began)
     try:
         check_time()
     except OutOfTime:

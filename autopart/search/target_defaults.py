@@ -6,7 +6,9 @@ from autopart.errors import AutopartError
 from autopart.records.cluster import Cluster
 from autopart.records.demands import able_schedules
 from autopart.records.frameworks import FRAMEWORKS, Framework
+from autopart.records.group_choice import SHARDINGS
 from autopart.records.problem import CLASSIC, SCHEDULES
+from autopart.records.rank_group import Shard
 from autopart.search.options import PER_STAGE, SolveOptions
 
 OPTIONS = {
@@ -94,24 +96,31 @@ def _shard(options: SolveOptions, framework: Framework) -> str:
 
 def _check_groups(options: SolveOptions, framework: Framework) -> None:
     """Raise AutopartError where the framework has no sharded state, or no context or expert degree, that is asked for."""
-    able = framework.sharded_state
-    wanted = {"zero2", "zero3"}.intersection(options.shard.split(","))
-    if not wanted.issubset(able):
-        listed = ", ".join(("none", "zero1", *able))
+    kinds = (*(("none", "zero1") if framework.unsharded else ()), *framework.sharded_state)
+    wanted = [word for word in options.shard.split(",") if word in SHARDINGS]
+    if options.shard != "none" and not set(wanted) <= set(kinds):
+        names = [name for name, one in FRAMEWORKS.items() if set(wanted) <= {*one.sharded_state}]
         raise AutopartError(
-            f"--shard {options.shard} is for autopart run: the export for {framework.title} takes {listed}; leave out "
-            "--target, or take one of these"
+            f"--shard {options.shard}: the export for {framework.title} takes {', '.join(kinds)}; take one of these, "
+            "leave out --target"
+            + f", or take another one, such as {', '.join(names)}"
+            * bool(names)
         )
-    if options.expert != "1" and not framework.expert:
-        raise AutopartError(
-            f"--expert {options.expert} is for autopart run: the export for {framework.title} has no expert degree; "
-            "leave out --target or --expert"
-        )
-    if options.context != "1" and not framework.context:
-        raise AutopartError(
-            f"--context {options.context} is for autopart run: the export for {framework.title} has no context degree; "
-            "leave out --target or --context"
-        )
+    for word, asked, able in (
+        ("expert", options.expert, framework.expert),
+        ("context", options.context, framework.context),
+    ):
+        if asked != "1" and not able:
+            names = ", ".join(name for name, one in FRAMEWORKS.items() if getattr(one, word))
+            raise AutopartError(
+                f"--{word} {asked}: the export for {framework.title} has no {word} degree; leave out --target or --{word}, "
+                f"or take another target, such as {names}"
+            )
+
+
+def able_kinds(target: str | None) -> tuple[Shard, ...]:
+    """The kinds of sharded state inside a group that a plan for the target may have."""
+    return ("zero2", "zero3") if target is None else FRAMEWORKS[target].sharded_state
 
 
 def target_line(options: SolveOptions, cluster: Cluster, dtype: str) -> str | None:

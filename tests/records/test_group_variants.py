@@ -164,7 +164,7 @@ def test_variants_with_a_context_degree_survive_a_file_and_have_a_hash_of_their_
     save_profile(made, tmp_path / "p.json")
     assert load_profile(tmp_path / "p.json") == made
     assert profile_hash(made) != profile_hash(with_variants(variant()))
-    assert groups_listed(made.variants) == "1, 2, tensor degree 2, context degree 2"
+    assert groups_listed(made.variants) == "1, 2, tensor degree 2 and context degree 2"
 
 
 def test_collectives_are_among_gpus_that_the_group_has(tmp_path: Path):
