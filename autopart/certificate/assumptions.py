@@ -23,6 +23,7 @@ from autopart.records.rank_group import (
     StageDegrees,
     context_degree,
     expert_degree,
+    has_ring,
     tensor_degree,
 )
 from autopart.records.training import makes_gradients
@@ -69,7 +70,9 @@ def _groups(demands: Demands, sizes: Sequence[SearchedSize]) -> str:
         words = {True: "with", False: "without"}
         said[0] += f" {' and '.join(words[own] for own in sorted(split))} sequence parallelism"
     if demand.context is not msgspec.UNSET:
-        said.append(_listed("context", {context_degree(size.group) for size in one}))
+        rings = {has_ring(group) for group in groups if group.context > 1}
+        words = " with ring exchange" * (True in rings) + " or without" * (len(rings) > 1)
+        said.append(_listed("context", {context_degree(size.group) for size in one}) + words)
     if demand.expert is not msgspec.UNSET:
         said.append(_listed("expert", {expert_degree(size.group) for size in one}))
     if demand.imbalance is not msgspec.UNSET:

@@ -101,6 +101,13 @@ class PipelineOptions:
             help="GPUs that divide each sequence; auto: every degree in the profile.",
         ),
     ] = "1"
+    context_exchange: Annotated[
+        Literal["auto", "ring", "gather"],
+        typer.Option(
+            help="How those GPUs exchange keys and values: block by block around a ring, or in one "
+            "gather; auto: both are tried."
+        ),
+    ] = "auto"
     expert: Annotated[
         str,
         typer.Option(
@@ -225,6 +232,7 @@ def solve_options(
         tensor=stages.tensor,
         sequence_parallel=stages.sequence_parallel,
         context=stages.context,
+        context_exchange=stages.context_exchange,
         expert=stages.expert,
         expert_imbalance=_imbalance(stages.expert_imbalance),
         shard=training.shard,

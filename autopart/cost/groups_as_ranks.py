@@ -18,13 +18,14 @@ layers need them: that of the next layer beneath this one. A layer like this one
 
     F  max(F, x_F)      whole backward  max(I + W, x_I + x_W)      I  max(I, x_I)      W  max(W, x_W)
 
+The messages of a ring that attention hides (autopart/cost/rings.py) are on the same links, and count to x_F and x_I.
 and what recomputing the forward adds hides them too. Where sends keep ranks busy, messages are added instead.
 
 Megatron starts these collectives before W. The executor waits for each before it goes on, and so hides none; nor
 do frameworks on DTensor, whose products compute W together with I.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
@@ -32,9 +33,10 @@ import numpy as np
 
 from autopart.cost.contention import contended
 from autopart.cost.rails import rails_of
+from autopart.cost.rings import RingTimes, ring_times
 from autopart.cost.syncs import call_price
 from autopart.records.cluster import Cluster, host_share, slowest_speed
-from autopart.records.group_variants import Collective, GroupVariant, LayerCollectives
+from autopart.records.group_variants import Collective, GroupVariant, LayerCollectives, Phase
 from autopart.records.layer_graph import Layer, LayerGraph, Recompute
 from autopart.records.network import Network
 from autopart.records.problem import Problem
@@ -136,6 +138,12 @@ class CollectiveTimes(NamedTuple):
     """The part of `step` that gathers weights."""
     step_scatter: float = 0.0
     """The part of `step` that scatters gradients."""
+    hidden_forward: float = 0.0
+    """Those of a ring that attention's forward hides; `forward` has the others."""
+    hidden_backward: float = 0.0
+    """Those of a ring that attention's backward hides; `input_grad` has the others."""
+    hidden_again: float = 0.0
+    """The part of `hidden_forward` that a recomputed layer sends again."""
 
 
 def collective_times(
@@ -147,19 +155,27 @@ def collective_times(
     """
 
     def seconds(one: Collective) -> float:
+        if one.kind == "ring":
+            return scale * _ring(one, cluster, group).exposed
         among = "tensor" if one.among is msgspec.UNSET else one.among
         price = call_price(cluster, places_among(group, among), one.kind)
         return scale * price.seconds(float(one.bytes))
 
     def times(own: LayerCollectives) -> CollectiveTimes:
-        def total(*, sharded: bool = False, **fields: Any) -> float:
-            alike = (
+        def alike(*, sharded: bool = False, **fields: Any) -> Iterator[Collective]:
+            return (
                 one
                 for one in own.collectives
                 if all(getattr(one, name) == fields[name] for name in fields)
                 and (one.among == "data" and one.phase != "step") is sharded
             )
-            return sum(map(seconds, alike), 0.0)
+
+        def total(*, sharded: bool = False, **fields: Any) -> float:
+            return sum(map(seconds, alike(sharded=sharded, **fields)), 0.0)
+
+        def hidden(phase: Phase, **fields: Any) -> float:
+            rings = alike(kind="ring", phase=phase, **fields)
+            return scale * sum((_ring(one, cluster, group).hidden for one in rings), 0.0)
 
         return CollectiveTimes(
             forward=total(phase="forward"),
@@ -173,9 +189,16 @@ def collective_times(
             scatter=total(phase="weight_grad", sharded=True),
             step_gather=total(phase="step", among="data", kind="all_gather"),
             step_scatter=total(phase="step", among="data", kind="reduce_scatter"),
+            hidden_forward=hidden("forward"),
+            hidden_backward=hidden("input_grad"),
+            hidden_again=hidden("forward", recomputed=True),
         )
 
     return {own.layer: times(own) for own in collectives if own.collectives}
+
+
+def _ring(one: Collective, cluster: Cluster, group: Group) -> RingTimes:
+    return ring_times(one, cluster, places_among(group, "context"))
 
 
 def _with_collectives(layer: Layer, own: CollectiveTimes, *, could_hide: float) -> Layer:
@@ -208,24 +231,27 @@ def beneath_compute(layer: Layer, own: CollectiveTimes, *, overlaps: bool) -> La
 
     `overlaps` says whether messages run beside compute.
     """
-    gather, both = own.gather_backward, own.gather_backward + own.scatter
-    if not own.gather_forward + both:
+    if not own.gather_forward + own.gather_backward + own.scatter:
         return layer
+    # A ring's messages are on the same links.
+    gather_forward = own.gather_forward + own.hidden_forward
+    gather = own.gather_backward + own.hidden_backward
+    both = gather + own.scatter
 
     def together(compute: float, messages: float) -> float:
         return max(compute, messages) if overlaps else compute + messages
 
     backward = layer.input_grad_time + layer.weight_grad_time
     in_split = layer.input_grad_time + layer.split_time
-    forward, whole = together(layer.forward_time, own.gather_forward), together(backward, both)
+    forward, whole = together(layer.forward_time, gather_forward), together(backward, both)
     alone, weights = together(in_split, gather), together(layer.weight_grad_time, own.scatter)
 
     def run_again(of: Recompute | None) -> Recompute | None:
         """The forward that runs again hides more of them; the same seconds serve whole and split backwards."""
         if of is None:
             return None
-        in_whole = together(backward + of.extra_time, both) - whole
-        in_halves = together(in_split + of.extra_time, gather) - alone
+        in_whole = together(backward + of.extra_time, both + own.hidden_again) - whole
+        in_halves = together(in_split + of.extra_time, gather + own.hidden_again) - alone
         return msgspec.structs.replace(of, extra_time=max(in_whole, in_halves))
 
     added = forward - layer.forward_time + whole - backward

@@ -15,8 +15,8 @@ from autopart.exporters.pipeline_shape import Shape
 from autopart.records.plan import Plan
 from autopart.text import counted
 
-CONTEXT_GATHER = "all_gather"
-"""The exchange of keys and values that plans with a context degree are priced for."""
+CONTEXT_EXCHANGES = {False: "all_gather", True: "p2p"}
+"""Megatron's exchange of keys and values, by whether the plan has a ring. Its ring hides sends beneath attention too."""
 DISPATCHER = "alltoall"
 """The exchange of tokens that plans with an expert degree are priced for."""
 
@@ -40,7 +40,7 @@ def group_arguments(shape: Shape) -> list[str]:
         lines.append("--sequence-parallel")
     if shape.context_degree > 1:
         lines.append(f"--context-parallel-size {shape.context_degree}")
-        lines.append(f"--cp-comm-type {CONTEXT_GATHER}")
+        lines.append(f"--cp-comm-type {CONTEXT_EXCHANGES[shape.has_ring]}")
     if shape.expert_degree > 1:
         lines.append(f"--expert-model-parallel-size {shape.expert_degree}")
         lines.append(f"--moe-token-dispatcher-type {DISPATCHER}")
@@ -52,7 +52,8 @@ def group_fields(shape: Shape) -> str:
     """The YAML lines for the degrees above 1; empty without them."""
     text = tensor_fields(shape)
     if shape.context_degree > 1:
-        text += f"context_parallel_size: {shape.context_degree}\ncp_comm_type: {CONTEXT_GATHER}\n"
+        text += f"context_parallel_size: {shape.context_degree}\n"
+        text += f"cp_comm_type: {CONTEXT_EXCHANGES[shape.has_ring]}\n"
     if shape.expert_degree > 1:
         text += (
             f"expert_model_parallel_size: {shape.expert_degree}\n"

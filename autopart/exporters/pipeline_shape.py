@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from autopart.errors import ExportRefused
 from autopart.records.plan import Plan, schedule_of, stage_ranks
 from autopart.records.problem import LENDING
-from autopart.records.rank_group import Group, context_degree, expert_degree, shard_degree
+from autopart.records.rank_group import Group, context_degree, expert_degree, has_ring, shard_degree
 from autopart.schedules.actions import Schedule
 from autopart.schedules.placements import loop, wave
 from autopart.text import counted
@@ -35,6 +35,8 @@ class Shape(NamedTuple):
     """Processes of a rank that share its samples and state."""
     context_degree: int = 1
     """GPUs of a rank that divide each sequence."""
+    has_ring: bool = False
+    """Whether those GPUs pass keys and values around a ring."""
     expert_degree: int = 1
     """GPUs of a rank that divide its samples and each layer's experts."""
 
@@ -98,6 +100,7 @@ def shape_of(plan: Plan, framework: str) -> Shape:
         isinstance(tensor, Group) and tensor.sequence_parallel,
         shard_degree(plan.group),
         context_degree(plan.group),
+        has_ring(plan.group),
         expert_degree(plan.group),
     )
 

@@ -22,7 +22,13 @@ from autopart.exporters.torch import module as torch_module
 from autopart.records.frameworks import EXECUTOR, FRAMEWORKS, Framework
 from autopart.records.plan import Plan
 from autopart.records.plan_degrees import degrees_name, has_several_degrees
-from autopart.records.rank_group import context_degree, expert_degree, group_name, group_size
+from autopart.records.rank_group import (
+    context_degree,
+    expert_degree,
+    group_name,
+    group_size,
+    has_ring,
+)
 from autopart.records.training import DEFAULT_SYNC
 from autopart.units import format_time
 
@@ -146,16 +152,7 @@ def export_plan(
             f"the plan has {degrees_name(plan)}, and {target} has one degree for all stages; the nearest "
             "plan has --tensor auto"
         )
-    degrees = {
-        "context": (context_degree(plan.group), asked.framework.context),
-        "expert": (expert_degree(plan.group), asked.framework.expert),
-    }
-    for kind, (degree, is_able) in degrees.items():
-        if degree > 1 and not is_able:
-            raise ExportRefused(
-                f"the plan has {group_name(plan.group)}, and an export for {target} has no {kind} degree; the nearest "
-                f"plan has --{kind} 1; --to megatron and --to torchtitan take this plan"
-            )
+    _refuse_degrees(plan, target, asked.framework)
     if asked.no_sharded_state:
         refuse_sharded_state(plan, asked.framework.title, asked.no_sharded_state)
     else:
@@ -175,6 +172,25 @@ def export_plan(
         exported = asked.of_layers(plan, written)
     notes = (*exported.notes, *_sync_notes(plan, target), *_period_notes(plan, target))
     return exported._replace(notes=notes)
+
+
+def _refuse_degrees(plan: Plan, target: str, framework: Framework) -> None:
+    """Raise ExportRefused for a degree, or an exchange of keys and values, that an export does not have."""
+    degrees = {
+        "context": (context_degree(plan.group), framework.context),
+        "expert": (expert_degree(plan.group), framework.expert),
+    }
+    for kind, (degree, is_able) in degrees.items():
+        if degree > 1 and not is_able:
+            raise ExportRefused(
+                f"the plan has {group_name(plan.group)}, and an export for {target} has no {kind} degree; the nearest "
+                f"plan has --{kind} 1; --to megatron and --to torchtitan take this plan"
+            )
+    if has_ring(plan.group) and not framework.ring:
+        raise ExportRefused(
+            f"the plan has {group_name(plan.group)}, and an export for {target} gathers keys and values; the nearest plan "
+            "has --context-exchange gather; --to megatron takes this plan"
+        )
 
 
 def _sync_notes(plan: Plan, target: str) -> list[str]:

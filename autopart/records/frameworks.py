@@ -40,6 +40,8 @@ class Framework(NamedTuple):
     """The number of stages that it runs; None for any."""
     context: bool = False
     """Whether its export takes a context degree."""
+    ring: bool = False
+    """Whether its context ranks may pass keys and values around a ring; all may gather them."""
     expert: bool = False
     """Whether its export takes an expert degree."""
     beside_experts: Literal["any", "split sequences", "none"] = "any"
@@ -63,7 +65,7 @@ FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
         ),
         "megatron": Framework(
             "Megatron-Core", "megatron", schedules=MEGATRON_SCHEDULES, sums_in_float32=("bfloat16",),
-            context=True, expert=True, beside_experts="split sequences",
+            context=True, ring=True, expert=True, beside_experts="split sequences",
         ),
         "deepspeed": Framework(
             "DeepSpeed", "deepspeed", schedules=("1f1b",), tensor_groups="none",
@@ -78,7 +80,7 @@ FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
         ),
         "primus": Framework(
             "AMD Primus", "megatron", schedules=(*MEGATRON_SCHEDULES, "zb-h1", "zbv"),
-            sums_in_float32=("bfloat16",), context=True, expert=True, beside_experts="split sequences",
+            sums_in_float32=("bfloat16",), context=True, ring=True, expert=True, beside_experts="split sequences",
         ),
         "vllm": Framework("vLLM (serving)", sends="buffered"),
         "device-map": Framework(

@@ -18,6 +18,7 @@ from autopart.records.rank_group import (
     context_degree,
     expert_degree,
     group_name,
+    has_ring,
     tensor_degree,
     without_shard,
 )
@@ -25,6 +26,10 @@ from autopart.records.rank_group import (
 Sharding = Literal["none", "zero1", "zero2", "zero3"]
 """Which state GPUs share: none, or ZeRO's stage. ZeRO-1 is shared by replicas, the others inside a group."""
 SHARDINGS: tuple[Sharding, ...] = ("none", "zero1", "zero2", "zero3")
+
+
+Exchange = Literal["ring", "gather"]
+"""How context ranks exchange keys and values: block by block around a ring, or in one all-gather."""
 
 
 class GroupDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +43,8 @@ class GroupDemand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """True where each stage may have a tensor degree of its own; absent where the plan has one degree."""
     context: tuple[Degree, ...] | msgspec.UnsetType | None = msgspec.UNSET
     """The context degrees to choose from; null for any, also 1; absent for 1."""
+    exchange: Exchange | msgspec.UnsetType = msgspec.UNSET
+    """How context ranks exchange keys and values; absent for either."""
     expert: tuple[Degree, ...] | msgspec.UnsetType | None = msgspec.UNSET
     """The expert degrees to choose from; null for any, also 1; absent for 1."""
     imbalance: AssumedLoad | msgspec.UnsetType = msgspec.UNSET
@@ -118,6 +125,7 @@ def searched_groups(
         for group in groups
         if demand.tensor in (None, tensor_degree(group))
         and (contexts is None or context_degree(group) in contexts)
+        and (context_degree(group) == 1 or demand.exchange in (msgspec.UNSET, _exchange(group)))
         and (experts is None or expert_degree(group) in experts)
         and (tensor_degree(group) == 1 or demand.sequence_parallel in (None, _splits(group)))
     ]
@@ -134,6 +142,7 @@ def searched_groups(
                 tensor_degree(one),
                 _splits(one),
                 context_degree(one),
+                has_ring(one),
                 expert_degree(one),
             ),
         )
@@ -165,6 +174,10 @@ def _wanted(
     return (1,) if degrees is msgspec.UNSET else degrees
 
 
+def _exchange(group: MaybeGroup) -> Exchange:
+    return "ring" if has_ring(group) else "gather"
+
+
 def _splits(group: MaybeGroup) -> bool:
     return isinstance(group, Group) and group.sequence_parallel
 
@@ -181,7 +194,8 @@ def _missing(profile: Profile, demand: GroupDemand) -> AutopartError:
         degrees = _wanted(given)
         if degrees is None or max(degrees) > 1:
             listed = "above 1" if degrees is None else " or ".join(map(str, degrees))
-            said.append(f"{kind} degree {listed}")
+            ring = " with ring exchange" * (kind == "context" and demand.exchange == "ring")
+            said.append(f"{kind} degree {listed}{ring}")
             asked += f" --{kind} {','.join(map(str, degrees or (2, 4, 8)))}"
     return _not_profiled(profile, " and ".join(said), asked)
 

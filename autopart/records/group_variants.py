@@ -13,9 +13,16 @@ from autopart.errors import ProfileError
 from autopart.records.expert_load import Imbalance, LayerLoad, check_load
 from autopart.records.graph_check import check_graph
 from autopart.records.layer_graph import Layer, LayerGraph, positions
-from autopart.records.rank_group import Among, Group, group_name, is_tensor_only, places_among
+from autopart.records.rank_group import (
+    Among,
+    Group,
+    group_name,
+    has_ring,
+    is_tensor_only,
+    places_among,
+)
 from autopart.text import counted
-from autopart.units import MOST_BYTES, Bytes
+from autopart.units import MOST_BYTES, Bytes, Seconds
 
 Phase = Literal["forward", "input_grad", "weight_grad", "step"]
 
@@ -23,8 +30,9 @@ Phase = Literal["forward", "input_grad", "weight_grad", "step"]
 class Collective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One collective of a layer among GPUs of its rank group."""
 
-    kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
-    """The collective."""
+    kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ring"]
+    """The collective. In a ring, each GPU hands its block of the tensor on until all have had it; in a backward, the
+    blocks' gradients follow them."""
     bytes: Bytes
     """Bytes of the whole tensor, before a reduce-scatter or behind an all-gather; of all that a GPU sends in an all-to-all,
     with what it keeps."""
@@ -36,6 +44,8 @@ class Collective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Whether a collective of the forward runs again where the layer is recomputed, as a whole or selectively."""
     among: Among | msgspec.UnsetType = msgspec.UNSET
     """The GPUs that it joins: those that share a tensor, a sequence, experts or the state; absent for a tensor."""
+    compute_time: Seconds | msgspec.UnsetType = msgspec.UNSET
+    """Seconds of the attention that runs block by block beneath a ring's messages; absent for other kinds."""
 
 
 class LayerCollectives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,7 +94,13 @@ def groups_listed(variants: Sequence[GroupVariant]) -> str:
     """The degrees that a profile has, such as "1, 2, context degree 2, tensor degree 2 and context degree 2"."""
     own = sorted(
         (one.group for one in variants),
-        key=lambda one: (one.context, one.expert, one.tensor, one.sequence_parallel),
+        key=lambda one: (
+            one.context,
+            has_ring(one),
+            one.expert,
+            one.tensor,
+            one.sequence_parallel,
+        ),
     )
     words = [group_name(one).replace(", ", " and ") for one in own]
     names = [
@@ -191,8 +207,22 @@ def _check_collectives(variant: GroupVariant, where: str) -> None:
                 )
             if one.recomputed and one.phase != "forward":
                 raise ProfileError(f"{place} is recomputed, but belongs to {one.phase}")
+            if fault := _fault_of_ring(one, variant.group):
+                raise ProfileError(f"{place} {fault}")
     total = sum(one.bytes for own in variant.collectives for one in own.collectives)
     if total > MOST_BYTES:
         raise ProfileError(
             f"{where}: its collectives have {counted(total, 'byte')} in all; at most {MOST_BYTES} are planned for"
         )
+
+
+def _fault_of_ring(one: Collective, group: Group) -> str | None:
+    """What contradicts itself in a ring, or in another collective with a ring's field; None where nothing does."""
+    if one.kind != "ring":
+        has_field = one.compute_time is not msgspec.UNSET
+        return f"is no ring, but {one.kind} with a compute_time" if has_field else None
+    if one.among != "context" or not has_ring(group):
+        return "is a ring, which only context ranks with ring exchange have"
+    if one.phase not in ("forward", "input_grad") or one.beneath is not None:
+        return "is a ring, which belongs to forward or input_grad, beneath its attention"
+    return "is a ring without compute_time" if one.compute_time is msgspec.UNSET else None

@@ -257,7 +257,8 @@ def _scaled_variant(variant: GroupVariant, share: float) -> GroupVariant:
 def _scaled_collective(one: Collective, share: float) -> Collective:
     if one.phase == "step":
         return one
-    return msgspec.structs.replace(one, bytes=_scaled_bytes(one.bytes, share))
+    more = {"compute_time": share * one.compute_time} if isinstance(one.compute_time, float) else {}
+    return msgspec.structs.replace(one, bytes=_scaled_bytes(one.bytes, share), **more)
 
 
 def _scaled_layer(layer: Layer, share: float) -> Layer:

@@ -32,6 +32,8 @@ class Group(
     """Whether they also split the sequence where layers need no whole tensors."""
     context: Degree = 1
     """Context degree: GPUs that each have their part of every sequence, and whole weights."""
+    exchange: Literal["ring"] | msgspec.UnsetType = msgspec.UNSET
+    """How they exchange keys and values: around a ring in as many turns as there are GPUs. Absent for one gather."""
     expert: Degree = 1
     """Expert degree: GPUs that each have their part of a microbatch's samples, and of the experts."""
     data: Degree = 1
@@ -46,6 +48,8 @@ class Group(
             raise ValueError("a rank group of 1 GPU: leave the group out")
         if self.sequence_parallel and self.tensor == 1:
             raise ValueError("sequence_parallel needs a tensor degree above 1")
+        if self.exchange is not msgspec.UNSET and self.context == 1:
+            raise ValueError("exchange needs a context degree above 1")
         sharded = self.shard is not msgspec.UNSET
         if sharded != (self.data > 1) or sharded != (self.reduce is not msgspec.UNSET):
             raise ValueError("data above 1, shard and reduce stand together, or none of them")
@@ -100,6 +104,11 @@ def context_degree(group: MaybeGroup) -> int:
     return group.context if isinstance(group, Group) else 1
 
 
+def has_ring(group: MaybeGroup) -> bool:
+    """Whether keys and values go around a ring of the GPUs that divide each sequence."""
+    return isinstance(group, Group) and group.exchange == "ring"
+
+
 def expert_degree(group: MaybeGroup) -> int:
     """GPUs that divide each layer's experts, from 1 on."""
     return group.expert if isinstance(group, Group) else 1
@@ -132,7 +141,7 @@ def group_name(group: MaybeGroup) -> str:
             f"tensor degree {group.tensor}" + " with sequence parallelism" * group.sequence_parallel
         )
     if group.context > 1:
-        parts.append(f"context degree {group.context}")
+        parts.append(f"context degree {group.context}" + " with ring exchange" * has_ring(group))
     if group.expert > 1:
         parts.append(f"expert degree {group.expert}")
     if isinstance(group.shard, str):

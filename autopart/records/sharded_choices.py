@@ -78,6 +78,7 @@ def _sharded(base: MaybeGroup, shard: Shard, degree: int, training: Training) ->
         tensor=tensor_degree(base),
         sequence_parallel=isinstance(base, Group) and base.sequence_parallel,
         context=context_degree(base),
+        exchange=base.exchange if isinstance(base, Group) else msgspec.UNSET,
         expert=expert_degree(base),
         data=degree,
         shard=shard,

@@ -133,6 +133,10 @@ SEQUENCE_PARALLEL = {"auto": None, "on": True, "off": False}
 """The words for sequence parallelism: any, with it, without it."""
 
 
+EXCHANGES = ("auto", "ring", "gather")
+"""The words for the exchange of keys and values: either, or one of the two."""
+
+
 def _group(options: SolveOptions) -> GroupDemand | msgspec.UnsetType:
     """The tensor degrees that the user asks for; unset for 1."""
     asked = str(options.tensor)
@@ -170,6 +174,7 @@ def _context_and_shard(options: SolveOptions) -> dict[str, Any]:
     load = assumed_load(options)
     if load is not msgspec.UNSET:
         found["imbalance"] = load
+    found |= _exchange(options, has_context="context" in found)
     kinds = sharding_kinds(options.shard)
     chosen = kinds not in (("none",), ("zero1",))
     if options.zero1 and chosen:
@@ -188,6 +193,18 @@ def _context_and_shard(options: SolveOptions) -> dict[str, Any]:
             raise AutopartError(f"--shard-degree {options.shard_degree}: write a number from 2 on")
         found["shard_degree"] = options.shard_degree
     return found
+
+
+def _exchange(options: SolveOptions, *, has_context: bool) -> dict[str, Any]:
+    """The exchange of keys and values that the user asks for; empty for either."""
+    exchange = _known(options.context_exchange, EXCHANGES, "--context-exchange")
+    if exchange == "auto":
+        return {}
+    if not has_context:
+        raise AutopartError(
+            f"--context-exchange {exchange} is for GPUs that divide each sequence; ask for them: --context auto"
+        )
+    return {"exchange": exchange}
 
 
 def sharding_kinds(typed: str) -> tuple[Sharding, ...]:

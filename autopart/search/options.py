@@ -59,6 +59,8 @@ class SolveOptions:
     context: str = "1"
     """GPUs that each have their part of every sequence (context degrees), with commas between, or `auto`: every degree
     of the profile that fills nodes with the other degrees."""
+    context_exchange: str = "auto"
+    """How they exchange keys and values: `ring`, `gather`, or `auto`: both."""
     expert: str = "1"
     """GPUs that each have their part of a microbatch's samples and of the experts (expert degrees), as `context`."""
     expert_imbalance: float | str | Sequence[LayerLoad] | None = None
@@ -137,6 +139,7 @@ class SolveKeywords(TypedDict, total=False):
     tensor: int | str
     sequence_parallel: str
     context: str
+    context_exchange: str
     expert: str
     expert_imbalance: float | str | Sequence[LayerLoad] | None
     shard: str

@@ -66,6 +66,8 @@ def _group(demands: Demands) -> dict[str, Any]:
     }
     if asked.context is not msgspec.UNSET:
         found["context"] = "auto" if asked.context is None else ",".join(map(str, asked.context))
+    if isinstance(asked.exchange, str):
+        found["context_exchange"] = asked.exchange
     if asked.expert is not msgspec.UNSET:
         found["expert"] = "auto" if asked.expert is None else ",".join(map(str, asked.expert))
     if asked.imbalance is not msgspec.UNSET:

@@ -21,6 +21,7 @@ OPTIONS = {
     "sequence_parallel": "--sequence-parallel",
     "shard": "--shard",
     "num_stages": "--stages",
+    "context_exchange": "--context-exchange",
 }
 """The options that a framework may fix, by the field's name."""
 
@@ -65,6 +66,7 @@ def with_target(options: SolveOptions, cluster: Cluster, dtype: str) -> SolveOpt
         num_stages=options.num_stages or framework.stages,
         tensor=tensor,
         sequence_parallel=split,
+        context_exchange=_exchange(options, framework),
     )
 
 
@@ -92,6 +94,18 @@ def _shard(options: SolveOptions, framework: Framework) -> str:
         return ",".join(framework.sharded_state) if said else options.shard
     plain = ("zero1",) if framework.shards else ("none", "zero1")
     return ",".join((*plain, *framework.sharded_state))
+
+
+def _exchange(options: SolveOptions, framework: Framework) -> str:
+    """The exchange of keys and values to choose, as far as the framework has it."""
+    if framework.ring or options.context == "1":
+        return options.context_exchange
+    if options.context_exchange == "ring":
+        raise AutopartError(
+            f"--context-exchange ring is for autopart run: the export for {framework.title} gathers keys and values; "
+            "leave out --target or --context-exchange"
+        )
+    return "gather"
 
 
 def _check_groups(options: SolveOptions, framework: Framework) -> None:

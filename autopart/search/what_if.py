@@ -32,6 +32,7 @@ WORDS = {
     "sequence-parallel": "sequence_parallel",
     "tensor": "tensor",
     "context": "context",
+    "context-exchange": "context_exchange",
     "shard": "shard",
 }
 """Options that take a word, by the field of `SolveOptions`."""

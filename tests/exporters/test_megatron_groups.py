@@ -27,19 +27,21 @@ def arguments(exported: Exported) -> dict[str, str]:
     return {words[0]: " ".join(words[1:]) for words in given}
 
 
+@pytest.mark.parametrize(("ring", "exchange"), [(False, "all_gather"), (True, "p2p")])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_megatron_gets_the_context_degree(version: str) -> None:
-    plan = in_groups(language_plan([2, 2], replicas=2), 2, sequence_parallel=True, context=4)
+def test_megatron_gets_the_context_degree(version: str, ring: bool, exchange: str) -> None:
+    plan = language_plan([2, 2], replicas=2)
+    plan = in_groups(plan, 2, sequence_parallel=True, context=4, ring=ring)
     exported = export_plan(plan, "megatron", version=version)
     given = arguments(exported)
-    assert given["--context-parallel-size"] == "4" and given["--cp-comm-type"] == "all_gather"
+    assert given["--context-parallel-size"] == "4" and given["--cp-comm-type"] == exchange
     assert given["--tensor-model-parallel-size"] == "2" and "--sequence-parallel" in given
     assert given["--micro-batch-size"] == str(plan.microbatch_size)
     assert any("--seq-length must be a multiple of 8" in note for note in exported.notes)
     assert "multiple of 8" in exported.files["autopart_megatron.sh"]
     if version == VERSIONS[0]:
         fields = yaml.safe_load(exported.files["autopart_megatron.yaml"])
-        assert (fields["context_parallel_size"], fields["cp_comm_type"]) == (4, "all_gather")
+        assert (fields["context_parallel_size"], fields["cp_comm_type"]) == (4, exchange)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -221,3 +221,42 @@ def test_impossible_loads_are_found(changed: dict[str, Any]):
     made = with_experts(loads=[msgspec.structs.replace(LOAD, **changed)])
     with pytest.raises(ProfileError, match="imbalance"):
         check_variants(made.graph, made.variants, "file")
+
+
+RING = Collective(kind="ring", bytes=8, phase="forward", among="context", compute_time=0.5)
+WITH_RING = Group(context=2, exchange="ring")
+
+
+def of_ring(group: Group = WITH_RING, **changed: Any) -> GroupVariant:
+    one = msgspec.structs.replace(RING, **changed)
+    return variant(group, collectives=(LayerCollectives(layer="a", collectives=(one,)),))
+
+
+def test_a_ring_is_scaled_with_its_attention():
+    """Both exchanges of one degree stand beside each other in a file."""
+    scaled = scale_profile(
+        with_variants(variant(Group(context=2), collectives=()), of_ring()),
+        3 * profile(WHOLE).microbatch_size,
+    )
+    assert (
+        groups_listed(scaled.variants) == "1, context degree 2, context degree 2 with ring exchange"
+    )
+    (own,) = scaled.variants[1].collectives
+    assert own.collectives == (msgspec.structs.replace(RING, bytes=24, compute_time=1.5),)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"compute_time": msgspec.UNSET}, "is a ring without compute_time"),
+        ({"kind": "all_gather"}, "is no ring, but all_gather with a compute_time"),
+        ({"group": Group(context=2)}, "which only context ranks with ring exchange have"),
+        ({"group": Group(tensor=2, context=2, exchange="ring"), "among": "tensor"}, "only context"),
+        ({"phase": "weight_grad"}, "which belongs to forward or input_grad"),
+        ({"phase": "input_grad", "beneath": "weight_grad"}, "beneath its attention"),
+    ],
+)
+def test_a_ring_that_contradicts_itself_is_refused(changed: dict[str, Any], message: str):
+    check_variants(WHOLE, [of_ring()], "p.json")
+    with pytest.raises(ProfileError, match=rf"collective 0 of layer 'a' .*{message}"):
+        check_variants(WHOLE, [of_ring(**changed)], "p.json")

@@ -10,6 +10,7 @@ from autopart.records.rank_group import (
     Group,
     group_name,
     group_size,
+    has_ring,
     is_tensor_only,
     places_among,
     tensor_group,
@@ -38,6 +39,7 @@ def test_the_places_of_a_group_have_the_tensor_degree_fastest():
         (msgspec.UNSET, "tensor degree 1"),
         (Group(tensor=2, sequence_parallel=True), "tensor degree 2 with sequence parallelism"),
         (Group(context=2), "context degree 2"),
+        (Group(context=2, exchange="ring"), "context degree 2 with ring exchange"),
         (Group(tensor=2, expert=4), "tensor degree 2, expert degree 4"),
         (GRID, "tensor degree 2, context degree 3, zero3 over 4 GPUs"),
         (Group(data=2, shard="zero2", reduce="step"), "zero2 over 2 GPUs with one sum per step"),
@@ -59,6 +61,13 @@ def test_context_ranks_stand_inside_expert_ranks():
     assert group_name(group) == "tensor degree 2, context degree 3, expert degree 4"
     assert list(places_among(group, "context")) == [0, 2, 4]
     assert list(places_among(group, "expert")) == [0, 6, 12, 18]
+
+
+def test_a_ring_needs_a_context_degree():
+    with pytest.raises(ValueError, match="exchange needs a context degree above 1"):
+        Group(tensor=2, exchange="ring")
+    assert not has_ring(msgspec.UNSET) and not has_ring(Group(context=2))
+    assert has_ring(Group(context=2, exchange="ring"))
 
 
 def test_a_tensor_degree_of_1_is_no_group():

@@ -20,11 +20,15 @@ from autopart.records.plan import Plan, check_plan, load_plan, save_plan
 from autopart.records.profile import Profile
 from autopart.records.rank_group import Group
 from autopart.report.plan_table import figures, plan_title
+from autopart.search.options import SolveOptions
 from autopart.search.options_of_plan import options_of
 from autopart.search.planner import baselines, solve, solve_with_options
+from autopart.search.target_defaults import with_target
+from tests.support.exporters.language import language_plan
 from tests.support.plan_kinds import ROW
 from tests.support.problems import cluster
 from tests.support.seeds import seeds
+from tests.support.tensor_plans import in_groups
 from tests.support.tensor_profiles import shard_of, with_degrees
 from tests.support.witness.cases import SHARDED, draw_case
 from tests.support.witness.claims import judge
@@ -79,6 +83,30 @@ def with_contexts(profile: Profile, *degrees: int) -> Profile:
 
 
 CONTEXTS = with_contexts(GIVEN, 2, 4)
+
+
+def with_rings(profile: Profile, attention: float) -> Profile:
+    """The profile with a ring beside each gather, and so many seconds of attention beneath it."""
+    found = list(profile.variants)
+    for variant in profile.variants:
+        if variant.group.context > 1:
+            own = tuple(
+                LayerCollectives(
+                    layer=one.layer,
+                    collectives=tuple(
+                        msgspec.structs.replace(
+                            c, kind="ring", bytes=5 * c.bytes, compute_time=attention
+                        )
+                        if c.kind == "all_gather"
+                        else c
+                        for c in one.collectives
+                    ),
+                )
+                for one in variant.collectives
+            )
+            group = msgspec.structs.replace(variant.group, exchange="ring")
+            found.append(msgspec.structs.replace(variant, group=group, collectives=own))
+    return msgspec.structs.replace(profile, variants=tuple(found))
 
 
 def with_experts(profile: Profile) -> Profile:
@@ -246,6 +274,19 @@ def test_each_kind_keeps_less_than_the_one_before():
             {"shard": "none", "context": "two"},
             "'two' are no context degrees; write auto, or numbers",
         ),
+        (
+            {"shard": "none", "context_exchange": "ring"},
+            "--context-exchange ring is for GPUs that divide each sequence; ask for them: --context auto",
+        ),
+        ({"context": "2", "context_exchange": "bus"}, "unknown --context-exchange 'bus'"),
+        (
+            {"given": CONTEXTS, "shard": "none", "context": "2", "context_exchange": "ring"},
+            "no context degree 2 with ring exchange, only .*--context 2$",
+        ),
+        (
+            {"context": "2", "context_exchange": "ring", "target": "torchtitan", "shard": "none"},
+            "--context-exchange ring is for autopart run: the export for torchtitan gathers keys",
+        ),
         ({"shard": "none", "context": "2,2"}, "--context 2,2: give each degree once"),
         (
             {"shard": "none", "context": "2"},
@@ -288,6 +329,47 @@ def test_different_gpus_share_no_state():
     )
     with pytest.raises(AutopartError, match="leave --context, --expert and --shard out"):
         solve(GIVEN, cluster(1, 4, gpus=kinds), num_microbatches=4, shard="zero2")
+
+
+@pytest.mark.parametrize(("attention", "has_ring"), [(1.0, True), (0.0, False)])
+def test_the_cheaper_exchange_is_chosen(attention: float, has_ring: bool) -> None:
+    """The ring has five times the bytes of the gather. Attention hides all of them or nothing."""
+    given = with_rings(CONTEXTS, attention)
+    plan = solved(given, context="2", shard="none", gpus=2)
+    assert plan.group == Group(context=2, exchange="ring" if has_ring else msgspec.UNSET)
+    assert "context degree 2 with ring exchange or without" in plan.certificate.assumes
+    assert all(check.passed for check in verify(plan, given))
+    steps = {
+        word: solved(given, context="2", context_exchange=word, shard="none", gpus=2)
+        for word in ("ring", "gather")
+    }
+    assert [steps[w].group.exchange for w in steps] == ["ring", msgspec.UNSET]  # pyright: ignore
+    assert plan.prediction.step_time == min(p.prediction.step_time for p in steps.values())
+    assert "with ring exchange on" in steps["ring"].certificate.assumes
+    assert "ring" not in steps["gather"].certificate.assumes
+    assert options_of(steps["ring"]).context_exchange == "ring"
+    assert all(check.passed for one in steps.values() for check in verify(one, given))
+
+
+@pytest.mark.parametrize(("target", "exchange"), [("torchtitan", "gather"), ("megatron", "auto")])
+def test_a_target_that_only_gathers_fixes_the_exchange(target: str, exchange: str) -> None:
+    options = SolveOptions(context="2", shard="none", target=target)
+    assert with_target(options, cluster(1, 4), "float32").context_exchange == exchange
+
+
+def test_only_targets_with_a_ring_take_one() -> None:
+    plan = in_groups(language_plan([2, 2]), 1, context=2, ring=True)
+    for target in ("torchtitan", "automodel"):
+        with pytest.raises(ExportRefused, match=r"with ring exchange, .* gathers keys and values"):
+            export_plan(plan, target)
+    assert export_plan(plan, "primus").files
+
+
+def test_a_ring_shares_state_too() -> None:
+    plan = solved(with_rings(CONTEXTS, 1.0), gpus=8, context="2", shard="zero3")
+    assert isinstance(plan.group, Group)
+    assert (plan.group.exchange, plan.group.shard) == ("ring", "zero3")
+    assert all(check.passed for check in verify(plan, with_rings(CONTEXTS, 1.0)))
 
 
 def test_context_degrees_are_searched_with_the_others():

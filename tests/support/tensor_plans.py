@@ -14,13 +14,18 @@ def in_groups(
     *,
     sequence_parallel: bool = False,
     context: int = 1,
+    ring: bool = False,
     expert: int = 1,
 ) -> Plan:
     """The plan with groups of tensor degree `degree`, and of a context or expert degree, as its ranks."""
     size = plan.cluster.gpus_per_node * degree * context * expert
     cluster = msgspec.structs.replace(plan.cluster, gpus_per_node=size)
     group = Group(
-        tensor=degree, sequence_parallel=sequence_parallel, context=context, expert=expert
+        tensor=degree,
+        sequence_parallel=sequence_parallel,
+        context=context,
+        exchange="ring" if ring else msgspec.UNSET,
+        expert=expert,
     )
     return msgspec.structs.replace(plan, group=group, cluster=cluster)
 

@@ -34,6 +34,7 @@ from autopart.records.rank_group import (
     expert_degree,
     group_name,
     group_size,
+    has_ring,
     samples_per_gpu,
 )
 from autopart.records.run_result import OneDeviceResult
@@ -144,7 +145,16 @@ def _notes(plan: Plan, steps: int) -> tuple[str, ...]:
     return (
         f"{group_name(plan.group)}: each rank is the first GPU of its group, alone; all seconds, also the "
         f"predicted ones, are without the group's collectives (with them the predicted step is {with_them})",
+        *_notes_on_rings(plan),
         *notes,
+    )
+
+
+def _notes_on_rings(plan: Plan) -> tuple[str, ...]:
+    if not (has_ring(plan.group) and plan.cluster.sends_overlap):
+        return ()
+    return (
+        "the plan does not say which part of a ring's messages attention hides, so predicted seconds keep the rest",
     )
 
 

@@ -34,7 +34,7 @@ from autopart.records.plan_degrees import (
 from autopart.records.rank_group import Group, degrees_of, group_size
 from autopart.runtime.engine.failures import LostRank
 from autopart.runtime.engine.transfers import with_other_rank
-from autopart.runtime.sharding.groups import ProcessRanks, TensorGroup
+from autopart.runtime.sharding.groups import Arrival, ProcessRanks, TensorGroup
 from autopart.runtime.sharding.shard_groups import ProcessShards, ShardGroup
 from autopart.text import counted
 
@@ -227,6 +227,10 @@ class _WithSamples(TensorGroup):
         """Return the part for the caller from every process of the rank group."""
         return self._whole.all_to_all(parts, sizes)
 
+    def shift(self, tensor: torch.Tensor, by: int) -> Arrival:
+        """Hand a tensor on around the rank group."""
+        return self._whole.shift(tensor, by)
+
     def part(self, stride: int, degree: int) -> TensorGroup:
         """Return a part of those with the same samples."""
         return self._layers.part(stride, degree)
@@ -259,6 +263,11 @@ class _MortalRanks(ProcessRanks):
         return with_other_rank(
             lambda: super(_MortalRanks, self).all_to_all(parts, sizes), None, _WHAT
         )
+
+    def shift(self, tensor: torch.Tensor, by: int) -> Arrival:
+        """Hand a tensor on around the ranks."""
+        arrived = with_other_rank(lambda: super(_MortalRanks, self).shift(tensor, by), None, _WHAT)
+        return lambda: with_other_rank(arrived, None, _WHAT)
 
 
 def agree_in_group(

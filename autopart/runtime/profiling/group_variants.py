@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from autopart.records.gpu import Gpu
-from autopart.records.group_variants import GroupVariant, LoadedLayers, exchanges_entries
-from autopart.records.layer_graph import Layer
+from autopart.records.group_variants import GroupVariant, exchanges_entries
 from autopart.records.rank_group import Group, group_name
 from autopart.runtime.measuring.progress import StepCounter
 from autopart.runtime.profiling.measured_graph import measure_graph
+from autopart.runtime.profiling.measured_variants import MeasuredVariant
 from autopart.runtime.profiling.options import ProfileOptions
 from autopart.runtime.profiling.profiled_model import ProfiledModel, local_profiled
+from autopart.runtime.profiling.ring_variants import ring_variant
 from autopart.runtime.profiling.whole_model import graph_forward
 from autopart.runtime.sharding.check import check_group
 from autopart.runtime.sharding.context.expert_loads import loads_of, noted_loads
@@ -23,6 +24,7 @@ from autopart.runtime.sharding.context.states import ContextRefused
 from autopart.runtime.sharding.counted import layer_collectives
 from autopart.runtime.sharding.group_graphs import GroupGraphs, graphs_of
 from autopart.runtime.sharding.shard import ShardedGraph, WholeOperation
+from autopart.text import counted
 
 _MOST_REASONS = 4
 _MEASURED_LOAD = 2
@@ -51,10 +53,14 @@ def measure_variants(
         with noted_loads() as noted:
             if gpu is None:
                 check_group(graphs, profiled.leaves)
-        variant = _variant(profiled, graphs, group, options, gpu, steps)
-        if loads := loads_of(noted.sums(), (group.expert,)):
-            variant = msgspec.structs.replace(variant, loads=loads)
-        variants.append(variant)
+        found = _measured(profiled, graphs, group, options, gpu, steps)
+        own = [found.variant()]
+        if group.context > 1:
+            ring, why = _with_ring(profiled, found, options, gpu, steps)
+            own += ring
+            notes += why
+        loads = loads_of(noted.sums(), (group.expert,))
+        variants += [msgspec.structs.replace(v, loads=loads) for v in own] if loads else own
         is_first = not group.sequence_parallel and group.context * group.expert == 1
         notes += _reasons(graphs.sharded) if is_first and graphs.sharded is not None else []
     if experts := [str(degree) for degree in options.expert if degree > 1]:
@@ -85,37 +91,51 @@ def _wanted(options: ProfileOptions) -> list[Group]:
     ]
 
 
-def _variant(
+def _measured(
     profiled: ProfiledModel,
     graphs: GroupGraphs,
     group: Group,
     options: ProfileOptions,
     gpu: Gpu | None,
     steps: StepCounter,
-) -> GroupVariant:
-    local = graphs.local(0)
-    own = local_profiled(profiled, local)
+) -> MeasuredVariant:
+    own = local_profiled(profiled, graphs.local(0))
     with graphs.alone():
         measured = measure_graph(own, graph_forward(own), options, gpu, steps)
-    collectives = layer_collectives(graphs, local)
-    variant = GroupVariant(group=group, graph=measured.graph, collectives=collectives)
-    exchanging = {one.layer for one in collectives if exchanges_entries(one)}
-    if not exchanging:
-        return variant
+    found = MeasuredVariant(group, graphs, own, measured)
+    if not any(map(exchanges_entries, layer_collectives(graphs, own.captured))):
+        return found
     # Another point of the line on which every load lies (autopart/cost/uneven_experts.py). A device has memory for few
     # times the entries.
     load = float(group.expert if gpu else min(group.expert, _MEASURED_LOAD))
     steps.add(2 if gpu else options.warmup + options.repeats + 3 + options.compile)
     with graphs.alone(load):
         more = measure_graph(own, graph_forward(own), options, gpu, steps)
-    layers = (layer for layer in more.graph.layers if layer.name in exchanging)
-    loaded = LoadedLayers(imbalance=load, layers=tuple(map(_without_references, layers)))
-    return msgspec.structs.replace(variant, loaded=loaded)
+    return found._replace(load=load, loaded=more)
 
 
-def _without_references(layer: Layer) -> Layer:
-    """The layer as it stands alone."""
-    return msgspec.structs.replace(layer, same_as=None)
+def _with_ring(
+    profiled: ProfiledModel,
+    found: MeasuredVariant,
+    options: ProfileOptions,
+    gpu: Gpu | None,
+    steps: StepCounter,
+) -> tuple[list[GroupVariant], list[str]]:
+    """Return the same degrees with ring exchange, or none where no attention has a ring; and which layers gather."""
+    group = msgspec.structs.replace(found.group, exchange="ring")
+    try:
+        graphs = graphs_of(profiled.captured, group)
+    except ContextRefused as error:
+        return [], [f"ring exchange is left out: {error}"]
+    steps.add(1)
+    steps.next(f"{group_name(group)}: shards")
+    if gpu is None:
+        check_group(graphs, profiled.leaves)
+    assert graphs.context is not None
+    left = list(graphs.context.gathering.items())
+    more = f" (and {counted(len(left) - 1, 'more operation')})" * (len(left) > 1)
+    notes = [f"{group_name(group)}: {left[0][0]} {left[0][1]}{more}, and gathers"] if left else []
+    return [ring_variant(profiled, found, graphs, options, gpu, steps)], notes
 
 
 def _reasons(sharded: ShardedGraph) -> Sequence[str]:

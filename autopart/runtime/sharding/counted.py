@@ -20,6 +20,7 @@ from autopart.runtime.sharding.context.expert_exchange import (
     gather_counts,
     to_experts,
 )
+from autopart.runtime.sharding.context.ring import ring_attention
 from autopart.runtime.sharding.context.rules.sums import mean_over_positions
 from autopart.runtime.sharding.context.states import CONTEXT, EXPERT
 from autopart.runtime.sharding.cross_entropy import sharded_cross_entropy
@@ -30,7 +31,7 @@ from autopart.runtime.sharding.rules.contractions import GROUPED
 
 PRODUCTS = frozenset({"linear", "addmm", "mm", "matmul", "bmm", "einsum", *GROUPED})
 VIEWS = frozenset({"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze"})
-Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+Kind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ring"]
 _OF_RESULT: dict[object, Kind] = {
     reduce: "all_reduce",
     gather: "all_gather",
@@ -99,6 +100,8 @@ def _of_forward(
         yield listed("reduce_scatter", _bytes(node) * degrees[_group(node)])
     elif node.target is gather_positions:
         yield listed("all_gather", _gathered_bytes(node, degrees))
+    elif node.target is ring_attention:
+        yield listed("ring", _ring_bytes(node, degrees))
     elif node.target is mean_over_positions:
         value = node.meta["val"]
         yield listed("all_reduce", 2 * max(4, value.element_size()))
@@ -130,6 +133,8 @@ def _of_backward(node: fx.Node, degrees: Mapping[str, int]) -> Iterator[Collecti
     elif node.target is gather_positions:
         size = _gathered_bytes(node, degrees)
         yield Collective(kind="reduce_scatter", bytes=size, phase=phase, among=among)
+    elif node.target is ring_attention:
+        yield Collective(kind="ring", bytes=_ring_bytes(node, degrees), phase=phase, among=among)
     elif node.target in (to_experts, from_experts):
         yield Collective(kind="all_to_all", bytes=_bytes(node), phase=phase, among=among)
     elif node.target in (scatter, take):
@@ -152,6 +157,12 @@ def _among(node: fx.Node) -> Among | msgspec.UnsetType:
 def _gathered_bytes(node: fx.Node, degrees: Mapping[str, int]) -> int:
     """Bytes of all tensors that one message gathers, with all their positions."""
     return sum(_bytes(one) for one in node.all_input_nodes) * degrees[_group(node)]
+
+
+def _ring_bytes(node: fx.Node, degrees: Mapping[str, int]) -> int:
+    """Bytes of the keys and values of all blocks."""
+    operands = node.args[1:3]
+    return degrees[_group(node)] * sum(_bytes(x) for x in operands if isinstance(x, fx.Node))
 
 
 def _feeds_product(node: fx.Node) -> bool:

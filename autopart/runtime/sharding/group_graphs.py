@@ -7,10 +7,11 @@ from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
+import msgspec
 import torch
 from torch import fx, nn
 
-from autopart.records.rank_group import Group, MaybeGroup, degrees_of
+from autopart.records.rank_group import Group, MaybeGroup, degrees_of, has_ring
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.models.attributes import attach, is_persistent, lookup
 from autopart.runtime.sharding.context.cut import (
@@ -57,7 +58,10 @@ class GroupGraphs:
     def group(self) -> Group:
         """The degrees as a rank group, of at least 2 GPUs."""
         return Group(
-            tensor=self.tensor_degree, context=self.context_degree, expert=self.expert_degree
+            tensor=self.tensor_degree,
+            context=self.context_degree,
+            exchange="ring" if self.context is not None and self.context.ring else msgspec.UNSET,
+            expert=self.expert_degree,
         )
 
     @property
@@ -126,7 +130,7 @@ def graphs_of(captured: Captured, group: Group) -> GroupGraphs:
             experts = cut_samples(base, group.expert)
             base = experts.local
         if group.context > 1:
-            context = cut_context(base, group.context)
+            context = cut_context(base, group.context, ring=has_ring(group))
     return GroupGraphs(captured, sharded, experts, context)
 
 

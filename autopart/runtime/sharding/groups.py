@@ -5,13 +5,16 @@ decides what happens: real ranks exchange, threads in one process exchange, or n
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import distributed
 
 from autopart.runtime.sharding.registry import Registry
 from autopart.runtime.sharding.shard_groups import ShardGroup
+
+Arrival = Callable[[], torch.Tensor]
+"""Waits for a tensor that is on its way, and returns it."""
 
 
 class TensorGroup(ABC):
@@ -55,6 +58,13 @@ class TensorGroup(ABC):
         """Return the part for the caller from every rank; `sizes` has the rows of each. One part goes to each rank."""
 
     @abstractmethod
+    def shift(self, tensor: torch.Tensor, by: int) -> Arrival:
+        """Start to send a tensor to the rank `by` places on in the ring, and to receive that of the rank `by` before.
+
+        The tensor may not change before the other one has arrived.
+        """
+
+    @abstractmethod
     def part(self, stride: int, degree: int) -> "TensorGroup":
         """Return the group of those `degree` ranks that stand `stride` apart and include the caller."""
 
@@ -91,6 +101,11 @@ class LoneRank(TensorGroup):
     ) -> Sequence[torch.Tensor]:
         """Return the parts as they are."""
         return parts
+
+    def shift(self, tensor: torch.Tensor, by: int) -> Arrival:
+        """Return a copy of the tensor itself."""
+        own = tensor.clone()
+        return lambda: own
 
     def part(self, stride: int, degree: int) -> TensorGroup:
         """Return rank 0 of `degree`."""
@@ -153,6 +168,26 @@ class ProcessRanks(TensorGroup):
         options = distributed.AllToAllOptions()
         self._group.alltoall_base(found, given, list(sizes), own, options).wait()
         return found.split(list(sizes))
+
+    def shift(self, tensor: torch.Tensor, by: int) -> Arrival:
+        """Send and receive in one call, in which no rank waits for another's receive before its own."""
+        size, rank = self._group.size(), self._group.rank()
+        given = tensor.contiguous()
+        found = torch.empty_like(given)
+
+        def only(other: int) -> list[int]:
+            return [given.numel() if place == other % size else 0 for place in range(size)]
+
+        options = distributed.AllToAllOptions()
+        work = self._group.alltoall_base(
+            found.view(-1), given.view(-1), only(rank - by), only(rank + by), options
+        )
+
+        def arrived() -> torch.Tensor:
+            work.wait()
+            return found
+
+        return arrived
 
 
 _REGISTRY = Registry[TensorGroup]()

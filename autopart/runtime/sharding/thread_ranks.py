@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from autopart.runtime.sharding.groups import TensorGroup
+from autopart.runtime.sharding.groups import Arrival, TensorGroup
 
 WAIT_SECONDS = 600.0
 """The longest time for which a thread waits for the others."""
@@ -77,6 +77,10 @@ class ThreadRanks(TensorGroup):
         """Return the part for the calling thread from every thread."""
         return self.part(1, self._degree).all_to_all(parts, sizes)
 
+    def shift(self, tensor: torch.Tensor, by: int) -> Arrival:
+        """Hand a tensor on around all threads."""
+        return self.part(1, self._degree).shift(tensor, by)
+
     def exchanged(self, tensors: Sequence[torch.Tensor], read: Callable[[Given], T]) -> T:
         """Give tensors to all threads, and return what `read` makes of those of all."""
         self._given[self.rank()] = tensors
@@ -133,6 +137,14 @@ class _ThreadPart(TensorGroup):
         return self._threads.exchanged(
             parts, lambda given: [of_rank[rank].clone() for of_rank in self._own(given)]
         )
+
+    def shift(self, tensor: torch.Tensor, by: int) -> Arrival:
+        """Hand a tensor on around the part."""
+        source = (self.rank() - by) % self._degree
+        found = self._threads.exchanged(
+            (tensor,), lambda given: self._own(given)[source][0].clone()
+        )
+        return lambda: found
 
     def _own(self, given: Given) -> Given:
         first = self._threads.rank() - self.rank() * self._stride

@@ -36,13 +36,13 @@ SHAPES: dict[str, tuple[int, int, tuple[float, ...], int]] = {
 IN_CI = {(GPT2, "2 stages x c 2"), (LLAMA, "t 2 x c 2")}
 
 
-def of_shape(model: str, shape: str, *, splits: bool = False) -> Plan:
+def of_shape(model: str, shape: str, *, splits: bool = False, ring: bool = False) -> Plan:
     """A plan for four processes whose ranks are groups with a context degree."""
     if "hf_" in model:
         pytest.importorskip("transformers")
     tensor, context, cuts, replicas = SHAPES[shape]
     plan = plan_for(model, captured(model, 2, "float32"), cuts, replicas=replicas)
-    return in_groups(plan, tensor, context=context, sequence_parallel=splits)
+    return in_groups(plan, tensor, context=context, sequence_parallel=splits, ring=ring)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,29 @@ def test_context_groups_train_as_the_plain_model(
     four_ranks: RankPool, model: str, shape: str
 ) -> None:
     checked(four_ranks, of_shape(model, shape, splits=shape.startswith("t 2")))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (LLAMA, "c 4"),
+        *(
+            pytest.param(m, s, marks=pytest.mark.long)
+            for m in (GPT2, LLAMA, "zoo:moe-tiny", "zoo:encdec-tiny")
+            for s in SHAPES
+            if (m, s) != (LLAMA, "c 4")
+        ),
+    ],
+)
+def test_rings_train_as_the_plain_model(four_ranks: RankPool, model: str, shape: str) -> None:
+    checked(four_ranks, of_shape(model, shape, splits=shape.startswith("t 2"), ring=True))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("policy", ["recompute", "selective", "offload"])
+def test_activation_policies_run_beside_rings(four_ranks: RankPool, policy: str) -> None:
+    """A recomputed layer turns its ring once more."""
+    checked(four_ranks, with_policy(of_shape(GPT2, "2 stages x c 2", ring=True), policy))
 
 
 @pytest.mark.parametrize("schedule", ["zbv", *long_tests("gpipe", "zb-h1", "interleaved-1f1b")])

@@ -178,9 +178,15 @@ def test_the_bytes_of_a_tensor_group_s_first_gpu_are_within_5_percent_and_never_
 def test_the_bytes_of_a_context_group_s_first_gpu_are_within_5_percent_and_never_above() -> None:
     own = profile_model(GPT2, microbatch_size=2, repeats=1, warmup=0, tensor=(2,), context=(2,))
     for words in (
-        {"schedule": "zb-h1", "num_stages": 2, "tensor": 1},
-        {"schedule": "1f1b", "num_stages": 2, "recompute": "always", "tensor": 1},
-        {"schedule": "1f1b", "num_stages": 1, "tensor": 2},
+        {"schedule": "zb-h1", "num_stages": 2, "tensor": 1, "context_exchange": "gather"},
+        {
+            "schedule": "1f1b",
+            "num_stages": 2,
+            "recompute": "always",
+            "tensor": 1,
+            "context_exchange": "ring",
+        },
+        {"schedule": "1f1b", "num_stages": 1, "tensor": 2, "context_exchange": "ring"},
     ):
         plan = solve(
             own,
@@ -194,7 +200,16 @@ def test_the_bytes_of_a_context_group_s_first_gpu_are_within_5_percent_and_never
         errors = [rank.error for rank in judge(plan, run).ranks]
         assert all(error is not None and 0.0 <= error <= 0.05 for error in errors), (words, errors)
         listed = next(v for v in own.variants if v.group == plan.group)
-        assert run.collectives == listed.collectives
+        # Only a profile knows the seconds of attention beneath a ring.
+        assert run.collectives == tuple(
+            msgspec.structs.replace(
+                one,
+                collectives=tuple(
+                    msgspec.structs.replace(c, compute_time=msgspec.UNSET) for c in one.collectives
+                ),
+            )
+            for one in listed.collectives
+        )
 
 
 @pytest.mark.slow

@@ -8,21 +8,28 @@ from tests.support.runtime.sharded_models import LENGTH, VOCABULARY, WIDTH, head
 
 
 class CausalAttention(nn.Module):
-    """Causal attention by torch's kernel ("fused"), with written-out scores, or under a mask of positions."""
+    """Causal attention by torch's kernel, with written-out scores, or under a mask of positions.
+
+    By the kernel it is "fused", with dropout ("dropped"), or with "wide values".
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        self.query, self.key, self.value = (nn.Linear(WIDTH, size) for size in (WIDTH, 8, 8))
+        widths = (WIDTH, 8, 16 if kind == "wide values" else 8)
+        self.query, self.key, self.value = (nn.Linear(WIDTH, size) for size in widths)
+        self.out = nn.Linear(2 * WIDTH, WIDTH) if kind == "wide values" else nn.Identity()
         self.bias = nn.Parameter(torch.randn(LENGTH) / 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        query, key, value = (heads(f(x), 4) for f in (self.query, self.key, self.value))
+        query, key = (heads(f(x), 4) for f in (self.query, self.key))
+        value = heads(self.value(x), 8 if self.kind == "wide values" else 4)
         places = torch.arange(x.shape[1])
         distance = places[:, None] - places
-        if self.kind == "fused":
+        if self.kind in ("fused", "dropped", "wide values"):
+            dropout = 0.1 if self.kind == "dropped" else 0.0
             mixed = functional.scaled_dot_product_attention(
-                query, key, value, is_causal=True, enable_gqa=True
+                query, key, value, dropout_p=dropout, is_causal=True, enable_gqa=True
             )
         elif self.kind == "masked":
             mixed = functional.scaled_dot_product_attention(
@@ -33,7 +40,18 @@ class CausalAttention(nn.Module):
             scores = query @ key.transpose(2, 3) / 2 + self.bias[distance.abs()]
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
             mixed = scores.masked_fill(~mask, float("-inf")).softmax(-1) @ value
-        return x + mixed.transpose(1, 2).flatten(2)
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class TwoAttentions(nn.Module):
+    """Causal attention by torch's kernel, then under a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = CausalAttention("fused"), CausalAttention("masked")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
 
 
 class Decoder(nn.Module):

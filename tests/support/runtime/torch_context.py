@@ -49,14 +49,17 @@ class _Collectives(TorchDispatchMode):
 
 
 def torchs_attention(
-    process: int, tensors: tuple[torch.Tensor, ...], weights: torch.Tensor
+    process: int, tensors: tuple[torch.Tensor, ...], weights: torch.Tensor, rotation: str
 ) -> TorchsAttention:
-    """Causal attention of whole (query, key, value), as one process of the pool; gradients are for weighted sums."""
+    """Causal attention of whole (query, key, value), as one process of the pool; gradients are for weighted sums.
+
+    `rotation` is torch's word for the exchange of keys and values: allgather, or alltoall for a ring.
+    """
     group, size = distributed.group.WORLD, distributed.get_world_size()
     assert group is not None
     query, key, value = (own_chunks(x, (2, 1), size, process, CONTEXT) for x in tensors)
     gradient = own_chunks(weights, (2, 1), size, process, CONTEXT)
-    ring.set_rotate_method("allgather")
+    ring.set_rotate_method(rotation)
     assert ring._cp_options.enable_load_balance
     with CommDebugMode() as counts, _Collectives() as forward:
         output, logarithm, *_ = ring._templated_ring_attention(

@@ -14,6 +14,7 @@ from tests.support.problems import profile
 from tests.support.witness.draws import Style, draw_problem, rescaled, with_memory
 from tests.support.witness.loads import draw_loaded, under_load
 from tests.support.witness.optimum import low_memory
+from tests.support.witness.rings import draw_rings
 from tests.support.witness.sharded import Sharing, problem_of_shards
 from tests.support.witness.tensor import draw_others, draw_variants, gpus_of, problem_of_degree
 
@@ -228,6 +229,7 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
             variants += tuple(draw_others(rng, problem.graph, t, (kind,), degree) for t in tensors)
     if len(drawn) == len(kinds_of_groups):
         variants += (draw_others(rng, problem.graph, 1, kinds_of_groups, degree),)
+    variants += draw_rings(rng, variants)
     if "expert" in drawn:
         # Each of these GPUs has a sample.
         problem = msgspec.structs.replace(problem, microbatch_size=degree)
@@ -239,6 +241,7 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
             one.group.tensor,
             one.group.sequence_parallel,
             one.group.context,
+            one.group.exchange == "ring",
             one.group.expert,
         ),
     )

@@ -12,10 +12,12 @@ from autopart.records.group_variants import Collective, GroupVariant
 from autopart.records.layer_graph import Layer, LayerGraph, Recompute, TiedParameter
 from autopart.records.problem import Problem
 from autopart.records.training import Training
+from tests.support.witness.rings import beneath_attention
 from tests.support.witness.tensor import (
     cluster_of_group,
     collective_seconds,
     gpus_of,
+    joined_gpus,
     layer_with_collectives,
 )
 
@@ -39,6 +41,10 @@ def problem_of_shards(problem: Problem, variant: GroupVariant | None, sharing: S
     listed = {} if variant is None else {v.layer: v.collectives for v in variant.collectives}
     sharers = [gpus_of(group) * part for part in range(sharing.parts)]
     cuts = [_in_parts(problem, graph, at, sharing, sharers) for at in range(len(graph.layers))]
+    for at, layer in enumerate(graph.layers):
+        if group is not None and (cuts[at].gather or cuts[at].scatter):
+            joined, own = joined_gpus(group, "context"), listed.get(layer.name, ())
+            cuts[at] = cuts[at]._replace(rings=beneath_attention(problem, own, joined))
     layers = tuple(
         layer_with_collectives(
             problem,
@@ -66,6 +72,8 @@ class _Seconds(NamedTuple):
     gather: float
     scatter: float
     per_step: float
+    rings: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Those of rings beneath attention, which share the links: forward, backward, and a forward that runs again."""
 
 
 def _in_parts(
@@ -104,18 +112,20 @@ def _with_shared_state(
     def longest(compute: float, messages: float) -> float:
         return max(compute, messages) if problem.cluster.sends_overlap else compute + messages
 
-    forward = longest(layer.forward_time, took.gather)
+    of_forward, of_back, again_too = took.rings
+    forward = longest(layer.forward_time, took.gather + of_forward)
     back = layer.input_grad_time + layer.weight_grad_time
-    whole = longest(back, took.gather + took.scatter)
-    in_i = longest(layer.input_grad_time + layer.split_time, took.gather)
+    whole = longest(back, took.gather + took.scatter + of_back)
+    in_i = longest(layer.input_grad_time + layer.split_time, took.gather + of_back)
     in_w = longest(layer.weight_grad_time, took.scatter)
 
     def again(own: Recompute | None) -> Recompute | None:
         if own is None:
             return None
-        as_whole = longest(back + own.extra_time, took.gather + took.scatter) - whole
+        on_links = took.gather + of_back + again_too
+        as_whole = longest(back + own.extra_time, on_links + took.scatter) - whole
         in_split = layer.input_grad_time + layer.split_time + own.extra_time
-        as_split = longest(in_split, took.gather) - in_i
+        as_split = longest(in_split, on_links) - in_i
         return Recompute(extra_time=max(as_whole, as_split), stash_bytes=own.stash_bytes)
 
     alone = layer.unshared_update_time or 0.0

@@ -19,6 +19,7 @@ from tests.support.witness.collectives import (
     ring_seconds,
     ring_turn_seconds,
 )
+from tests.support.witness.rings import ring_seconds_of
 
 
 def draw_variants(
@@ -226,7 +227,11 @@ def layer_with_collectives(
     }
     for one in collectives:
         assert group is not None
-        took = collective_seconds(problem, one, joined_gpus(group, str(one.among)))
+        joined = joined_gpus(group, str(one.among))
+        if one.kind == "ring":
+            took = ring_seconds_of(problem, one, joined).above
+        else:
+            took = collective_seconds(problem, one, joined)
         spent["beneath" if one.beneath else one.phase] += took
         spent["again"] += took if one.recomputed else 0.0
     hidden = min(spent["beneath"], could_hide) if problem.training.sync == "megatron" else 0.0

@@ -47,10 +47,16 @@ class ContextBuilder(CapturedNodes):
         degree: int,
         chosen: Mapping[str, Rows],
         experts: Mapping[str, int] | None = None,
+        *,
+        ring: bool = False,
     ) -> None:
         """With `experts`, the samples are cut, and the parameters in `experts`. Without them, the sequences."""
         super().__init__(captured)
         self.degree = degree
+        self.ring = ring
+        """Whether keys and values go around a ring where attention can take them so."""
+        self.gathering: dict[str, str] = {}
+        """Why an operation gathers all the same, by its description."""
         self.experts = {} if experts is None else experts
         self.group = CONTEXT if experts is None else EXPERT
         """The name of the group in which the ranks exchange."""
@@ -207,6 +213,8 @@ class ContextBuilder(CapturedNodes):
 
     def gathered(self, nodes: Sequence[fx.Node], at: fx.Node) -> list[fx.Node]:
         """Return cut values with all their positions, in one message; readers' gradients are summed."""
+        if self.ring:
+            self.gathering.setdefault(self.described(at), "reads all positions at once")
         key = ("gather", *nodes, self.layer(at))
         if key not in self._formed:
             rows = [self.rows(n) for n in nodes]

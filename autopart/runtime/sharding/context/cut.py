@@ -8,7 +8,7 @@ values that nobody reads whole.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import fx, nn
 
@@ -19,6 +19,7 @@ from autopart.runtime.sharding.context.arguments import writes
 from autopart.runtime.sharding.context.builder import ContextBuilder
 from autopart.runtime.sharding.context.expert_weights import expert_weights
 from autopart.runtime.sharding.context.gradients import sum_gradients
+from autopart.runtime.sharding.context.ring import ring_attention
 from autopart.runtime.sharding.context.rules.following import choose
 from autopart.runtime.sharding.context.rules.table import write
 from autopart.runtime.sharding.context.states import ContextRefused, Rows, State
@@ -45,15 +46,19 @@ class ContextGraph:
     """Parameters whose gradients differ: their sum over the ranks is due once a step."""
     states: Mapping[str, State]
     """How each local value relates to the whole one, by the captured node's name."""
+    ring: bool = False
+    """Whether keys and values go around a ring."""
+    gathering: Mapping[str, str] = field(default_factory=dict)
+    """With a ring, the operations that gather all the same, and why."""
 
 
-def cut_context(captured: Captured, degree: int) -> ContextGraph:
-    """Return the local graph for `degree` ranks, of at least 2.
+def cut_context(captured: Captured, degree: int, *, ring: bool = False) -> ContextGraph:
+    """Return the local graph for `degree` ranks, of at least 2, with keys and values around a `ring` where this can be.
 
     Where `captured` is a tensor rank's local graph, its group must be registered. Raises ContextRefused where the
-    sequence cannot be cut, with the layer and the operation.
+    sequence cannot be cut, with the layer and the operation, and where no attention can have a ring.
     """
-    return _cut(captured, degree, None)
+    return _cut(captured, degree, None, ring=ring)
 
 
 def cut_samples(captured: Captured, degree: int) -> ContextGraph:
@@ -65,10 +70,12 @@ def cut_samples(captured: Captured, degree: int) -> ContextGraph:
     return _cut(captured, degree, experts)
 
 
-def _cut(captured: Captured, degree: int, experts: Mapping[str, int] | None) -> ContextGraph:
+def _cut(
+    captured: Captured, degree: int, experts: Mapping[str, int] | None, *, ring: bool = False
+) -> ContextGraph:
     what = "context" if experts is None else "expert"
     check_open(captured, f"{what} parallelism")
-    attempt = _attempt(captured, degree, {}, experts)
+    attempt = _attempt(captured, degree, {}, experts, ring=ring)
     if len(attempt.samples) > 1 and experts is not None:
         sizes = " and ".join(str(size) for size in sorted(attempt.samples))
         raise ContextRefused(
@@ -85,7 +92,9 @@ def _cut(captured: Captured, degree: int, experts: Mapping[str, int] | None) -> 
             "that an embedding reads, or from inputs (batch, sequence, width); use context degree 1"
         )
     if chosen := choose(attempt):
-        attempt = _attempt(captured, degree, chosen, experts)
+        attempt = _attempt(captured, degree, chosen, experts, ring=ring)
+    if ring:
+        _check_ring(attempt)
     if attempt.unsound is not None:
         raise ContextRefused(
             f"{what} degree {degree}: {attempt.unsound}, so nothing can be cut; use {what} degree 1"
@@ -108,6 +117,19 @@ def _cut(captured: Captured, degree: int, experts: Mapping[str, int] | None) -> 
         local=described(captured, module, layer_of),
         partial_parameters=partial,
         states={node.name: state for node, state in attempt.states.items()},
+        ring=ring,
+        gathering=attempt.gathering,
+    )
+
+
+def _check_ring(attempt: ContextBuilder) -> None:
+    """Raise ContextRefused where nothing goes around the ring."""
+    if attempt.graph.find_nodes(op="call_function", target=ring_attention):
+        return
+    reasons = [f"{what} {why}" for what, why in attempt.gathering.items()]
+    raise ContextRefused(
+        f"context degree {attempt.degree}: no attention can pass keys and values around a ring"
+        f"{f': {reasons[0]}' if reasons else ''}; gather them"
     )
 
 
@@ -122,8 +144,10 @@ def _attempt(
     degree: int,
     chosen: Mapping[str, Rows],
     experts: Mapping[str, int] | None,
+    *,
+    ring: bool,
 ) -> ContextBuilder:
-    attempt = ContextBuilder(captured, degree, chosen, experts)
+    attempt = ContextBuilder(captured, degree, chosen, experts, ring=ring)
     for node in captured.module.graph.nodes:
         write(attempt, node)
     return attempt

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,8 @@ from autopart.records.rank_group import Group
 from autopart.runtime.sharding.check import check_group
 from autopart.runtime.sharding.collectives import copy
 from autopart.runtime.sharding.context.exchange import gather_positions, own_positions
-from autopart.runtime.sharding.context.states import CONTEXT
+from autopart.runtime.sharding.context.ring import ring_attention
+from autopart.runtime.sharding.context.states import CONTEXT, ContextRefused
 from autopart.runtime.sharding.group_graphs import GroupGraphs, graphs_of
 from tests.support.runtime.context_models import (
     Accumulated,
@@ -26,14 +28,18 @@ from tests.support.runtime.context_models import (
     SequenceFirst,
     SortedExperts,
     SortedTokens,
+    TwoAttentions,
 )
 from tests.support.runtime.sharded_models import Attention, Case, small_model
 
 ROUNDING = 1e-11
 
 
-def checked(case: Case, *, context: int = 2, tensor: int = 1, splits: bool = False) -> GroupGraphs:
-    group = Group(tensor=tensor, context=context, sequence_parallel=splits)
+def checked(
+    case: Case, *, context: int = 2, tensor: int = 1, splits: bool = False, ring: bool = False
+) -> GroupGraphs:
+    exchange = "ring" if ring else msgspec.UNSET
+    group = Group(tensor=tensor, context=context, sequence_parallel=splits, exchange=exchange)
     graphs = graphs_of(case.captured, group)
     found = check_group(graphs, case.leaves)
     assert found.dtype == torch.float64
@@ -78,6 +84,52 @@ def test_repeated_keys_are_gathered_before_they_are_repeated() -> None:
         if node.target is gather_positions
     ]
     assert sizes == [[2, 2]]  # key-value heads
+
+
+@pytest.mark.parametrize("kind", ["plain", "repeated", "fused split"])
+def test_keys_and_values_go_around_a_ring(kind: str) -> None:
+    """Repeated heads are not sent: the kernel repeats them."""
+    shared = 2 if kind == "repeated" else 4
+    graphs = checked(small_model(Decoder(Attention(kind, key_value_heads=shared))), ring=True)
+    assert count(graphs, gather_positions) == 0 and count(graphs, ring_attention) == 1
+    assert graphs.context is not None and graphs.context.gathering == {}
+    (node,) = graphs.context.local.module.graph.find_nodes(
+        op="call_function", target=ring_attention
+    )
+    assert [x.meta["val"].shape[1] for x in node.args[1:3]] == [shared] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tensor", "splits"), [(1, False), (2, False), (2, True)])
+def test_a_causal_ring_is_exact_with_a_tensor_degree_too(tensor: int, splits: bool) -> None:
+    case = small_model(Decoder(CausalAttention("fused")))
+    checked(case, tensor=tensor, splits=splits, ring=True)
+
+
+def test_what_cannot_have_a_ring_gathers_and_is_named() -> None:
+    graphs = checked(small_model(Decoder(TwoAttentions())), ring=True)
+    assert count(graphs, gather_positions) == 1 and count(graphs, ring_attention) == 1
+    assert graphs.context is not None
+    assert graphs.context.gathering == {
+        "layer 'block': scaled_dot_product_attention": "has a mask of its own"
+    }
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (CausalAttention("masked"), "layer 'block': scaled_dot_product_attention has a mask of"),
+        (CausalAttention("written out"), "layer 'block': matmul reads all positions at once"),
+        (CausalAttention("dropped"), "layer 'block': scaled_dot_product_attention has dropout"),
+        (CausalAttention("wide values"), "scaled_dot_product_attention has queries and values of"),
+    ],
+)
+def test_a_ring_without_attention_that_can_have_one_is_refused(
+    block: nn.Module, reason: str
+) -> None:
+    case = small_model(Decoder(block))
+    with pytest.raises(ContextRefused, match=rf"^context degree 2: no attention .*{reason}"):
+        graphs_of(case.captured, Group(context=2, exchange="ring"))
 
 
 def test_positions_follow_the_split() -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import msgspec
 import pytest
 
 from autopart.errors import ModelError
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.slow
 GPT2, LLAMA, MOE, ENCDEC = "zoo:gpt2-tiny", "zoo:llama-tiny", "zoo:moe-tiny", "zoo:encdec-tiny"
 HF_LLAMA, HF_GPT2 = "tests/support/models/hf_llama.py", "tests/support/models/hf_gpt2.py"
 HF_QWEN3, HF_MIXTRAL = "tests/support/models/hf_qwen3.py", "tests/support/models/hf_mixtral.py"
+PHASES = ("forward", "input_grad")
 MODELS = [GPT2, LLAMA, MOE, ENCDEC, "zoo:mlp-tiny", HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL]
 
 
@@ -61,6 +63,34 @@ def test_a_block_gathers_keys_and_values_in_one_message(model: str) -> None:
         own = sum(state[parameter].nbytes for parameter in layer.parameters)
         assert [one.bytes for one in found[name] if one.phase == "step"] == [own]
     assert graphs.context.partial_parameters == set(state)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "context"), [(1, 4), pytest.param(2, 2, marks=pytest.mark.long)]
+)
+@pytest.mark.parametrize("model", [GPT2, LLAMA, MOE, ENCDEC])
+def test_rings_have_the_models_loss_and_gradients(model: str, tensor: int, context: int) -> None:
+    """The encoder-decoder has a ring where its decoder reads itself."""
+    case = known_model(model)
+    group = Group(tensor=tensor, context=context, sequence_parallel=tensor > 1, exchange="ring")
+    graphs = graphs_of(case.captured, group)
+    found = check_group(graphs, case.leaves)
+    assert found.loss_error < 1e-13 and found.gradient_error < 1e-11, found
+    assert graphs.context is not None
+    assert bool(graphs.context.gathering) == (model == ENCDEC)
+
+
+def test_a_block_s_ring_has_the_bytes_of_the_gather() -> None:
+    case = known_model(LLAMA)
+    listed: list[dict[str, list[tuple[str, int]]]] = []
+    for exchange in (msgspec.UNSET, "ring"):
+        graphs = graphs_of(case.captured, Group(context=2, exchange=exchange))
+        found = count_collectives(graphs, graphs.local(0))["blocks.1"]
+        listed.append({p: [(o.kind, o.bytes) for o in found if o.phase == p] for p in PHASES})
+    gather, ring = listed
+    (size,) = {size for _, size in gather["forward"]}
+    assert gather == {"forward": [("all_gather", size)], "input_grad": [("reduce_scatter", size)]}
+    assert ring == {"forward": [("ring", size)], "input_grad": [("ring", size)]}
 
 
 def test_images_have_no_sequence() -> None:

@@ -8,9 +8,10 @@ import torch
 from autopart.records.rank_group import Group
 from autopart.runtime.sharding.context.causal import causal_attention
 from autopart.runtime.sharding.context.exchange import gather_positions, own_chunks
+from autopart.runtime.sharding.context.ring import ring_attention
 from autopart.runtime.sharding.counted import count_collectives
 from autopart.runtime.sharding.group_graphs import graphs_of
-from autopart.runtime.sharding.groups import registered
+from autopart.runtime.sharding.groups import Arrival, LoneRank, registered
 from autopart.runtime.sharding.thread_ranks import ThreadRanks
 from tests.support.runtime.context_models import CausalAttention, Decoder
 from tests.support.runtime.rank_pool import RankPool
@@ -34,12 +35,19 @@ def whole() -> tuple[torch.Tensor, ...]:
 
 @pytest.fixture
 def torchs(two_ranks: RankPool, whole: tuple[torch.Tensor, ...]) -> list[TorchsAttention]:
+    return torchs_with(two_ranks, whole, "allgather")
+
+
+def torchs_with(
+    ranks: RankPool, whole: tuple[torch.Tensor, ...], rotation: str
+) -> list[TorchsAttention]:
     *tensors, weights = (x.detach() for x in whole)
-    return two_ranks.call(torchs_attention, tuple(tensors), weights)
+    return ranks.call(torchs_attention, tuple(tensors), weights, rotation)
 
 
+@pytest.mark.parametrize("has_ring", [False, True])
 def test_each_rank_has_torchs_rows_and_gradients(
-    torchs: list[TorchsAttention], whole: tuple[torch.Tensor, ...]
+    torchs: list[TorchsAttention], whole: tuple[torch.Tensor, ...], has_ring: bool
 ) -> None:
     group = ThreadRanks(2)
     found: dict[int, tuple[torch.Tensor, ...]] = {}
@@ -47,8 +55,11 @@ def test_each_rank_has_torchs_rows_and_gradients(
     def work(rank: int) -> None:
         own = [own_chunks(x.detach(), (2, 1), 2, rank, "group").requires_grad_() for x in whole]
         query, key, value, weights = own
-        keys, values = gather_positions((key, value), (2, 2), (1, 1), 2, "group")
-        output = causal_attention(query, keys, values, 0.0, None, False, 2, "group")
+        if has_ring:
+            output = ring_attention(query, key, value, True, None, 2, "group")
+        else:
+            keys, values = gather_positions((key, value), (2, 2), (1, 1), 2, "group")
+            output = causal_attention(query, keys, values, 0.0, None, False, 2, "group")
         gradients = torch.autograd.grad((output * weights).sum(), (query, key, value))
         found[rank] = (output.detach(), *gradients)
 
@@ -83,3 +94,36 @@ def test_the_forward_s_collectives_are_torchs_in_kind_bytes_and_number(
         assert handed == [size // 2] * 2
         assert backward == [("reduce_scatter", size)]
         assert theirs.counted == {"all_gather_into_tensor": 1, "all_to_all_single": 2}
+
+
+class Counting(LoneRank):
+    """A lone rank that notes the bytes that it would send."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.sent: list[int] = []
+
+    def shift(self, tensor: torch.Tensor, by: int) -> Arrival:
+        self.sent.append(tensor.nbytes)
+        return super().shift(tensor, by)
+
+
+def test_the_ring_s_messages_are_torchs_but_for_the_gradients_way_home(
+    two_ranks: RankPool, whole: tuple[torch.Tensor, ...]
+) -> None:
+    """Torch begins its backward with the rank's own block, so its gradients need one more message to come home."""
+    block = 2 * 8 * math.prod(SHAPE) // 2
+    own = [own_chunks(x.detach(), (2, 1), 2, 0, "group").requires_grad_() for x in whole[:3]]
+    ranks = Counting()
+    with registered("group", ranks):
+        output = ring_attention(own[0], own[1], own[2], True, None, 2, "group")
+        forward = list(ranks.sent)
+        output.sum().backward()
+        backward = ranks.sent[len(forward) :]
+    for theirs in torchs_with(two_ranks, whole, "alltoall"):
+        assert theirs.forward == [("all_to_all_single", block)]
+        # Torch adds gradients up in float32: half of the bytes.
+        home = [("all_to_all_single", block // 2)] * 2
+        assert theirs.backward == [("all_to_all_single", block), *home]
+        assert theirs.counted == {"all_to_all_single": 3}
+    assert forward == [block] and backward == [block, block]

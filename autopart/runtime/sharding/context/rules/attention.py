@@ -2,7 +2,7 @@
 
 A row of the output is softmax(q k' / sqrt(d) + mask) v of that row's q and mask, and of all k and v. So a rank needs
 its rows of q and of the mask, and whole k and v, which it gathers in one message. The gradients of k and v are sums over
-all rows, and so over all ranks: a reduce-scatter.
+all rows, and so over all ranks: a reduce-scatter. With a ring, k and v come block by block (`context/ring.py`).
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ from autopart.runtime.sharding.context.arguments import arguments
 from autopart.runtime.sharding.context.builder import ContextBuilder, is_random
 from autopart.runtime.sharding.context.causal import causal_attention
 from autopart.runtime.sharding.context.draws import draw_own_positions
+from autopart.runtime.sharding.context.rules.ring import Chain, put_ring
 from autopart.runtime.sharding.context.states import EXPERT, Rows
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.own_draws import FIRST_GIVEN, own_draws
@@ -47,7 +48,10 @@ def cut_attention(graph: ContextBuilder, node: fx.Node) -> None:
     is_causal, dropout = bool(given["is_causal"]), float(given["dropout_p"])
     if is_causal and graph.shape(query)[-2] != graph.shape(key)[-2]:
         graph.fail(node, "has a causal mask over sequences of two lengths")
-    keys, values = _whole_keys(graph, node, key, value)
+    chains = (_before_repeats(graph, node, key), _before_repeats(graph, node, value))
+    if graph.ring and put_ring(graph, node, rows, given, chains):
+        return
+    keys, values = _whole_keys(graph, node, chains)
     own = graph.own(query, node, rows)
     scale, shares = given["scale"], bool(given["enable_gqa"])
     masked = None if mask is None else _mask_rows(graph, mask, rows)
@@ -107,10 +111,9 @@ def _mask_rows(graph: ContextBuilder, mask: fx.Node, rows: Rows) -> Rows | None:
 
 
 def _whole_keys(
-    graph: ContextBuilder, node: fx.Node, key: fx.Node, value: fx.Node
+    graph: ContextBuilder, node: fx.Node, chains: tuple[Chain, Chain]
 ) -> tuple[fx.Node, fx.Node]:
     """Return keys and values with all positions. Repetitions for query heads are made behind the gather."""
-    chains = [_before_repeats(graph, node, operand) for operand in (key, value)]
     cut = [chain[0] for chain in chains if graph.rows(chain[0]) is not None]
     different = list(dict.fromkeys(cut))
     found = dict(zip(different, graph.gathered(different, node), strict=True)) if cut else {}
