@@ -11,6 +11,7 @@ from autopart.report.memory_table import memory_of_ranks, rank_memory_report
 from autopart.report.order_lines import order_lines, orders_summary
 from autopart.report.plan_summary import MemorySummary, plan_summary
 from autopart.report.plan_table import plan_report, plan_title
+from autopart.report.rank_grid import rank_grid_table
 from autopart.report.timeline import idle_line, state_line, timeline_text
 from autopart.simulator.timeline import simulate_plan
 
@@ -48,4 +49,6 @@ def command(
     drawing = timeline_text(shown, timeline, console.width)
     summary = plan_summary(shown, str(plan))
     lines = [line for line in (idle_line(timeline), state_line(shown, timeline)) if line]
-    print_result(summary, plan_report(shown), drawing, *lines, as_json=as_json, console=console)
+    grid = rank_grid_table(shown)
+    parts = (plan_report(shown), *(() if grid is None else (grid,)), drawing, *lines)
+    print_result(summary, *parts, as_json=as_json, console=console)

@@ -45,7 +45,7 @@ def refuse_split_expert_groups(shape: Shape, framework: str, takers: str) -> Non
         if shape.expert_degree > 1 and degree > 1:
             raise ExportRefused(
                 f"the plan has {kind} degree {degree} and expert degree {shape.expert_degree}, and the expert groups of "
-                f"{framework} are consecutive processes, so its {kind} groups would lie inside them; the nearest plan "
+                f"{framework} are consecutive processes, so groups of a {kind} degree would lie inside them; the nearest plan "
                 f"has --{kind} 1; {takers}"
             )
 

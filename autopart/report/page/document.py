@@ -28,6 +28,7 @@ from autopart.report.page.memory_section import (
 from autopart.report.page.model_section import model_figure
 from autopart.report.page.network_section import network_figure
 from autopart.report.page.packed import Packed, compressed_script
+from autopart.report.page.rank_section import rank_figures
 from autopart.report.page.size_section import size_chart, size_figure
 from autopart.report.page.time_section import has_sweep, splits_chart, sweep_chart, time_figures
 from autopart.report.page.timeline_section import pack_lanes, timeline_figure
@@ -79,6 +80,7 @@ def sections_of(contents: PageContents) -> list[Figure]:
         model_figure(contents),
         *memory_figures(contents),
         network_figure(contents),
+        *rank_figures(contents),
     ]
     if contents.measured is not None:
         sections.insert(1, measured_figure(contents.measured))
