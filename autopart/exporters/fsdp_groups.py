@@ -40,12 +40,15 @@ def samples_per_process(plan: Plan, shape: Shape) -> int:
 
 def refuse_split_expert_groups(shape: Shape, framework: str, takers: str) -> None:
     """Raise ExportRefused where the framework's expert groups would be other GPUs than the plan's."""
-    inside = {"tensor": shape.tensor_degree, "context": shape.context_degree}
-    for kind, degree in inside.items():
+    inside = {
+        "tensor": ("tensor groups", shape.tensor_degree),
+        "context": ("context groups", shape.context_degree),
+    }
+    for kind, (groups, degree) in inside.items():
         if shape.expert_degree > 1 and degree > 1:
             raise ExportRefused(
                 f"the plan has {kind} degree {degree} and expert degree {shape.expert_degree}, and the expert groups of "
-                f"{framework} are consecutive processes, so groups of a {kind} degree would lie inside them; the nearest plan "
+                f"{framework} are consecutive processes, so its {groups} would lie inside them; the nearest plan "
                 f"has --{kind} 1; {takers}"
             )
 
