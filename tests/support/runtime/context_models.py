@@ -69,6 +69,22 @@ class Decoder(nn.Module):
         return self.head(self.norm(self.block(x)))
 
 
+class WrittenKeys(nn.Module):
+    """Attention whose keys are written in two parts into a new tensor, as DeepSeek-V3's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (heads(f(x), 4) for f in (self.query, self.key, self.value))
+        joined = torch.empty(key.shape, dtype=key.dtype)
+        joined[..., :1].copy_(key[..., 1:2])
+        joined[..., 1:].copy_(key[..., 1:])
+        mixed = functional.scaled_dot_product_attention(query, joined, value, is_causal=True)
+        return x + mixed.transpose(1, 2).flatten(2)
+
+
 class Pooled(nn.Module):
     """Each token is scaled by a gate that reads the mean over the sequence."""
 

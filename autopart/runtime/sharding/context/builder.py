@@ -74,6 +74,8 @@ class ContextBuilder(CapturedNodes):
         self.reads: dict[tuple[fx.Node, fx.Node], Rows | None] = {}
         """How a node reads a whole one: its own positions, or all (None)."""
         self.has_roots = False
+        self.written: set[fx.Node] = set()
+        """Whole tensors into which work on a rank's positions writes, so that their readers may want these positions only."""
         self.unsound: str | None = None
         """Why the graph is not exact, as long as a value is computed whole."""
         self._local: dict[fx.Node, fx.Node] = {}

@@ -17,6 +17,7 @@ from autopart.runtime.sharding.context.exchange import gather_positions, own_pos
 from autopart.runtime.sharding.context.ring import ring_attention
 from autopart.runtime.sharding.context.states import CONTEXT, ContextRefused
 from autopart.runtime.sharding.group_graphs import GroupGraphs, graphs_of
+from autopart.runtime.sharding.nodes import operation_name
 from tests.support.runtime.context_models import (
     Accumulated,
     BatchNormed,
@@ -29,6 +30,7 @@ from tests.support.runtime.context_models import (
     SortedExperts,
     SortedTokens,
     TwoAttentions,
+    WrittenKeys,
 )
 from tests.support.runtime.sharded_models import Attention, Case, small_model
 
@@ -130,6 +132,19 @@ def test_a_ring_without_attention_that_can_have_one_is_refused(
     case = small_model(Decoder(block))
     with pytest.raises(ContextRefused, match=rf"^context degree 2: no attention .*{reason}"):
         graphs_of(case.captured, Group(context=2, exchange="ring"))
+
+
+@pytest.mark.parametrize("ring", [False, True])
+def test_keys_that_are_written_into_a_new_tensor_are_rows_of_it(ring: bool) -> None:
+    graphs = checked(small_model(Decoder(WrittenKeys())), ring=ring)
+    assert graphs.context is not None
+    made = [
+        node.meta["val"].shape[2]
+        for node in graphs.context.local.module.graph.nodes
+        if operation_name(node) == "empty"
+    ]
+    assert made == [4]
+    assert count(graphs, gather_positions) == (not ring)
 
 
 def test_positions_follow_the_split() -> None:

@@ -18,7 +18,10 @@ GPT2, LLAMA, MOE, ENCDEC = "zoo:gpt2-tiny", "zoo:llama-tiny", "zoo:moe-tiny", "z
 HF_LLAMA, HF_GPT2 = "tests/support/models/hf_llama.py", "tests/support/models/hf_gpt2.py"
 HF_QWEN3, HF_MIXTRAL = "tests/support/models/hf_qwen3.py", "tests/support/models/hf_mixtral.py"
 PHASES = ("forward", "input_grad")
-MODELS = [GPT2, LLAMA, MOE, ENCDEC, "zoo:mlp-tiny", HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL]
+HF_DEEPSEEK = "tests/support/models/hf_deepseek_v3.py"
+MODELS = [
+    GPT2, LLAMA, MOE, ENCDEC, "zoo:mlp-tiny", HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL, HF_DEEPSEEK,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,9 @@ def test_the_ranks_together_have_the_models_loss_and_gradients(
     assert found.loss_error < 1e-13 and found.gradient_error < 1e-11, found
 
 
-@pytest.mark.parametrize("model", [GPT2, LLAMA, HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL])
+@pytest.mark.parametrize(
+    "model", [GPT2, LLAMA, HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL, HF_DEEPSEEK]
+)
 def test_a_block_gathers_keys_and_values_in_one_message(model: str) -> None:
     """Its gradients are scattered in one, and all its parameters are summed once a step."""
     case = known_model(model)

@@ -14,6 +14,7 @@ from autopart.runtime.sharding.context.arguments import arguments
 from autopart.runtime.sharding.context.builder import ContextBuilder, is_random
 from autopart.runtime.sharding.context.causal import causal_attention
 from autopart.runtime.sharding.context.draws import draw_own_positions
+from autopart.runtime.sharding.context.rules.elements import viewed_tensor
 from autopart.runtime.sharding.context.rules.ring import Chain, put_ring
 from autopart.runtime.sharding.context.states import EXPERT, Rows
 from autopart.runtime.sharding.nodes import operation_name
@@ -136,7 +137,12 @@ def _before_repeats(graph: ContextBuilder, node: fx.Node, operand: fx.Node) -> l
 def _repeated(
     graph: ContextBuilder, node: fx.Node, gathered: fx.Node | None, chain: list[fx.Node]
 ) -> fx.Node:
-    found = graph.whole(chain[0], node) if gathered is None else gathered
+    if gathered is None and viewed_tensor(chain[0]) in graph.written:
+        # Rows were written into a new tensor. A second attempt has these rows of it alone, and gathers them.
+        dims, size = len(graph.shape(chain[0])), graph.shape(chain[0])[-2]
+        found = graph.own(chain[0], node, Rows(dims - 2, size))
+    else:
+        found = graph.whole(chain[0], node) if gathered is None else gathered
     for one in chain[1:]:
         assert callable(one.target)
         found = graph.emit(one, one.target, found, *one.args[1:])

@@ -40,6 +40,7 @@ def element_demands(graph: ContextBuilder, node: fx.Node, rows: Rows) -> Demands
         found[operand] = None if dim < 0 or shape[dim] == 1 else rows.plain.at(dim)
         if place == 0 and writes(node) and graph.states.get(viewed_tensor(operand)) is None:
             graph.unsound = f"{graph.described(node)} writes into the whole '{operand.name}'"
+            graph.written.add(viewed_tensor(operand))
     return found
 
 
