@@ -3,6 +3,7 @@
 import msgspec
 
 from autopart.cost.groups_as_ranks import problem_of_groups
+from autopart.cost.paired_exchanges import parts_beneath
 from autopart.cost.sharded_state import sharded_variant
 from autopart.cost.uneven_experts import with_load
 from autopart.records.expert_load import AssumedLoad
@@ -37,7 +38,8 @@ def problem_of_choice(problem: Problem, profile: Profile, choice: GroupChoice) -
         )
     assumed = load_of(problem.demands.group, group)
     variant = chosen_variant(profile, group, problem.training, assumed)
-    return problem_of_groups(problem, variant)
+    balanced = variant_of(profile, without_shard(group))
+    return problem_of_groups(problem, variant, parts_beneath(balanced, assumed, problem.training))
 
 
 def chosen_variant(

@@ -25,16 +25,18 @@ Megatron starts these collectives before W. The executor waits for each before i
 do frameworks on DTensor, whose products compute W together with I.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from autopart.cost.contention import contended
+from autopart.cost.paired_exchanges import with_overlapped_pair
 from autopart.cost.rails import rails_of
 from autopart.cost.rings import RingTimes, ring_times
 from autopart.cost.syncs import call_price
+from autopart.cost.uneven_experts import ExpertsPart
 from autopart.records.cluster import Cluster, host_share, slowest_speed
 from autopart.records.group_variants import Collective, GroupVariant, LayerCollectives, Phase
 from autopart.records.layer_graph import Layer, LayerGraph, Recompute
@@ -47,13 +49,20 @@ HIDING = ("megatron",)
 """The values of `--sync` whose frameworks run collectives of I beside W."""
 
 
-def problem_of_groups(problem: Problem, variant: GroupVariant | None) -> Problem:
-    """The problem whose ranks are a variant's rank groups; the problem itself without one."""
+def problem_of_groups(
+    problem: Problem,
+    variant: GroupVariant | None,
+    parts: Mapping[str, ExpertsPart] | None = None,
+) -> Problem:
+    """The problem whose ranks are a variant's rank groups; the problem itself without one.
+
+    `parts` has the experts' parts of layers, where overlapped pairs hide all-to-alls (`parts_beneath`).
+    """
     if variant is None:
         return problem
     return msgspec.structs.replace(
         problem,
-        graph=layers_of_group(variant, problem.cluster, problem.training),
+        graph=layers_of_group(variant, problem.cluster, problem.training, parts),
         cluster=cluster_of_groups(problem.cluster, group_size(variant.group)),
     )
 
@@ -97,7 +106,12 @@ def _network_of_groups(cluster: Cluster, size: int) -> Network | None:
     )
 
 
-def layers_of_group(variant: GroupVariant, cluster: Cluster, training: Training) -> LayerGraph:
+def layers_of_group(
+    variant: GroupVariant,
+    cluster: Cluster,
+    training: Training,
+    parts: Mapping[str, ExpertsPart] | None = None,
+) -> LayerGraph:
     """A variant's layers with the seconds of their collectives, on the first GPUs of a cluster."""
     # `on_ranks` divides layer times by this speed later. Collectives are not slowed down by compute.
     speed = slowest_speed(cluster, ())
@@ -112,6 +126,11 @@ def layers_of_group(variant: GroupVariant, cluster: Cluster, training: Training)
         else layer
         for layer in contended(variant.graph, cluster).layers
     )
+    if parts is not None and cluster.sends_overlap:
+        layers = tuple(
+            with_overlapped_pair(layer, parts.get(layer.name), _exchanges(own.get(layer.name)))
+            for layer in layers
+        )
     return msgspec.structs.replace(variant.graph, layers=layers)
 
 
@@ -144,6 +163,10 @@ class CollectiveTimes(NamedTuple):
     """Those of a ring that attention's backward hides; `input_grad` has the others."""
     hidden_again: float = 0.0
     """The part of `hidden_forward` that a recomputed layer sends again."""
+    entries_forward: float = 0.0
+    """The part of `forward` that exchanges entries of experts."""
+    entries_backward: float = 0.0
+    """The part of `input_grad` that exchanges entries of experts."""
 
 
 def collective_times(
@@ -192,6 +215,8 @@ def collective_times(
             hidden_forward=hidden("forward"),
             hidden_backward=hidden("input_grad"),
             hidden_again=hidden("forward", recomputed=True),
+            entries_forward=total(phase="forward", among="expert", kind="all_to_all"),
+            entries_backward=total(phase="input_grad", among="expert", kind="all_to_all"),
         )
 
     return {own.layer: times(own) for own in collectives if own.collectives}
@@ -199,6 +224,11 @@ def collective_times(
 
 def _ring(one: Collective, cluster: Cluster, group: Group) -> RingTimes:
     return ring_times(one, cluster, places_among(group, "context"))
+
+
+def _exchanges(own: CollectiveTimes | None) -> ExpertsPart:
+    """Seconds of a layer's all-to-alls among experts."""
+    return ExpertsPart(own.entries_forward, own.entries_backward) if own else ExpertsPart(0.0, 0.0)
 
 
 def _with_collectives(layer: Layer, own: CollectiveTimes, *, could_hide: float) -> Layer:
@@ -209,7 +239,7 @@ def _with_collectives(layer: Layer, own: CollectiveTimes, *, could_hide: float) 
         """Both kinds of recompute run collectives again: only results of products are kept."""
         return of and msgspec.structs.replace(of, extra_time=of.extra_time + own.recomputed)
 
-    # A pair saves no more with collectives than without.
+    # A pair saves no more with collectives than without, unless the framework overlaps those of experts.
     added = own.forward + own.input_grad + exposed + own.weight_grad
     return msgspec.structs.replace(
         layer,

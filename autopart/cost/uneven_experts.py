@@ -71,6 +71,33 @@ def with_load(variant: GroupVariant, assumed: AssumedLoad | msgspec.UnsetType) -
     )
 
 
+class ExpertsPart(NamedTuple):
+    """Seconds of one layer's F and B that belong to its experts."""
+
+    forward: float
+    backward: float
+
+
+def experts_parts(
+    variant: GroupVariant, assumed: AssumedLoad | msgspec.UnsetType
+) -> dict[str, ExpertsPart]:
+    """For each loaded layer the experts' part under a load: h (x_k - x_1) / (k - 1). `variant` has balanced load."""
+    line = {} if variant.loaded is msgspec.UNSET else _line(variant.graph, variant.loaded)
+    measured = () if variant.loads is msgspec.UNSET else variant.loads
+    found: dict[str, ExpertsPart] = {}
+    for name, own in line.items():
+        h = 1.0
+        if assumed is not msgspec.UNSET:
+            h = uneven(assumed, name, variant.group.expert, measured).of_seconds
+        least, most = own.balanced, own.loaded
+        backward = most.input_grad_time - least.input_grad_time
+        backward += most.weight_grad_time - least.weight_grad_time
+        share = h / (own.k - 1)
+        forward = max(0.0, most.forward_time - least.forward_time)
+        found[name] = ExpertsPart(share * forward, share * max(0.0, backward))
+    return found
+
+
 def exchanged(own: LayerCollectives, imbalance: float) -> LayerCollectives:
     """The layer's collectives as the fullest GPU has them: more entries in the all-to-alls among experts."""
     return LayerCollectives(

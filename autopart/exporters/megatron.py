@@ -31,6 +31,7 @@ from autopart.exporters.model_units import (
 from autopart.exporters.pipeline_shape import Shape, rank_notes, refuse_single_rank, shape_of
 from autopart.exporters.selective import selects_all
 from autopart.exporters.text import comments, mark
+from autopart.records.frameworks import FRAMEWORKS
 from autopart.records.plan import Plan, follows_its_name
 from autopart.text import counted
 
@@ -63,8 +64,8 @@ def export_to_megatron(plan: Plan, stages: tuple[UnitStage, ...], version: str) 
     ExportRefused where Megatron cannot run the plan.
     """
     shape = megatron_shape(plan, stages, _NAME)
-    refuse_orders(plan, shape, _NAME)
-    refuse_groups(shape, _NAME)
+    refuse_orders(plan, shape, _NAME, FRAMEWORKS["megatron"].pairs_with_experts)
+    refuse_groups(plan, shape, _NAME)
     sizes = [len(blocks(stage.units)) for stage in stages]
     selects = selects_all(stages, _NAME)
     recompute = _prefixes(stages)
@@ -110,9 +111,14 @@ def _repeated(count: int) -> str:
     return "t" if count == 1 else f"t*{count}" if count else ""
 
 
-def refuse_orders(plan: Plan, shape: Shape, framework: str) -> None:
-    """Raise ExportRefused unless the plan's orders match one of Megatron's two schedules."""
+def refuse_orders(plan: Plan, shape: Shape, framework: str, pairs: tuple[str, ...] = ()) -> None:
+    """Raise ExportRefused unless the plan's orders match one of Megatron's two schedules.
+
+    `pairs` are further schedules, with overlapped pairs, for ranks with several stages.
+    """
     wanted = "1f1b" if shape.stages_per_rank == 1 else "interleaved-1f1b"
+    if plan.schedule in pairs and shape.stages_per_rank > 1:
+        wanted = plan.schedule
     if shape.placement != "loop":
         raise ExportRefused(
             f"the plan's stages form a V, and {framework} puts stage s on rank s mod k; the nearest "
@@ -217,7 +223,7 @@ def _arguments(
         f"--pipeline-model-parallel-size {shape.num_ranks}",
         f"--micro-batch-size {plan.microbatch_size // shape.expert_degree}",
         f"--global-batch-size {per_step}",
-        *group_arguments(shape),
+        *group_arguments(plan, shape),
     ]
     for name, value in split.items():
         if name == "layout":
@@ -262,7 +268,7 @@ def _yaml(
         f"pipeline_model_parallel_size: {shape.num_ranks}\n"
         f"virtual_pipeline_model_parallel_size: {virtual}\n"
     )
-    text += group_fields(shape)
+    text += group_fields(plan, shape)
     text += "pipeline_model_parallel_layout:\n"
     for index, stage in enumerate(stages):
         items = ["embedding"] * (index == 0) + ["decoder"] * len(blocks(stage.units))

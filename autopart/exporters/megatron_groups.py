@@ -13,6 +13,8 @@ Each GPU sends as many bytes to as many others in both, so the export says this 
 from autopart.errors import ExportRefused
 from autopart.exporters.pipeline_shape import Shape
 from autopart.records.plan import Plan
+from autopart.records.problem import PAIRED
+from autopart.records.training import HALF
 from autopart.text import counted
 
 CONTEXT_EXCHANGES = {False: "all_gather", True: "p2p"}
@@ -21,8 +23,9 @@ DISPATCHER = "alltoall"
 """The exchange of tokens that plans with an expert degree are priced for."""
 
 
-def refuse_groups(shape: Shape, framework: str) -> None:
-    """Raise ExportRefused where Megatron-Core refuses the degrees together."""
+def refuse_groups(plan: Plan, shape: Shape, framework: str) -> None:
+    """Raise ExportRefused where Megatron-Core refuses the degrees together, or overlapped pairs beside them."""
+    _refuse_pairs(plan, shape, framework)
     if shape.expert_degree > 1 and shape.tensor_degree > 1 and not shape.sequence_parallel:
         raise ExportRefused(
             f"the plan has tensor degree {shape.tensor_degree} and expert degree {shape.expert_degree} without "
@@ -31,7 +34,7 @@ def refuse_groups(shape: Shape, framework: str) -> None:
         )
 
 
-def group_arguments(shape: Shape) -> list[str]:
+def group_arguments(plan: Plan, shape: Shape) -> list[str]:
     """The arguments for the degrees above 1."""
     lines: list[str] = []
     if shape.tensor_degree > 1:
@@ -45,10 +48,12 @@ def group_arguments(shape: Shape) -> list[str]:
         lines.append(f"--expert-model-parallel-size {shape.expert_degree}")
         lines.append(f"--moe-token-dispatcher-type {DISPATCHER}")
         lines.append("--moe-grouped-gemm")
+    if plan.schedule in PAIRED:
+        lines.append("--overlap-moe-expert-parallel-comm")
     return lines
 
 
-def group_fields(shape: Shape) -> str:
+def group_fields(plan: Plan, shape: Shape) -> str:
     """The YAML lines for the degrees above 1; empty without them."""
     text = tensor_fields(shape)
     if shape.context_degree > 1:
@@ -59,6 +64,8 @@ def group_fields(shape: Shape) -> str:
             f"expert_model_parallel_size: {shape.expert_degree}\n"
             f"moe_token_dispatcher_type: {DISPATCHER}\nmoe_grouped_gemm: true\n"
         )
+    if plan.schedule in PAIRED:
+        text += "overlap_moe_expert_parallel_comm: true\n"
     return text
 
 
@@ -70,6 +77,22 @@ def tensor_fields(shape: Shape) -> str:
         f"tensor_model_parallel_size: {shape.tensor_degree}\n"
         f"sequence_parallel: {str(shape.sequence_parallel).lower()}\n"
     )
+
+
+def _refuse_pairs(plan: Plan, shape: Shape, framework: str) -> None:
+    """Raise ExportRefused where Megatron-Core cannot run the plan's overlapped pairs."""
+    if plan.schedule not in PAIRED:
+        return
+    if shape.expert_degree == 1:
+        raise ExportRefused(
+            f"the plan runs {plan.schedule}, and {framework} runs a forward beside a backward only for the all-to-alls of "
+            f"an expert degree above 1; the nearest plan has --schedule {plan.schedule.removeprefix('paired-')}"
+        )
+    if not plan.training.precision.startswith(HALF):
+        raise ExportRefused(
+            f"the plan trains in {plan.training.precision}, and {framework} overlaps all-to-alls of experts in bfloat16 or "
+            "float16 only; profile with --dtype bfloat16"
+        )
 
 
 def group_notes(plan: Plan, shape: Shape) -> tuple[str, ...]:
@@ -85,6 +108,11 @@ def group_notes(plan: Plan, shape: Shape) -> tuple[str, ...]:
         notes.append(
             f"expert degree {e} needs your --num-experts, a multiple of {e}, and --disable-bias-linear for grouped "
             "GEMMs; no --moe-expert-capacity-factor, as the plan drops no token"
+        )
+    if plan.schedule in PAIRED:
+        notes.append(
+            "--overlap-moe-expert-parallel-comm needs --bf16 or --fp16, PyTorch 2.6 or newer, and no --moe-shared-expert-overlap; "
+            "set CUDA_DEVICE_MAX_CONNECTIONS to 32 on GPUs before Blackwell"
         )
     if c > 1 and e > 1:
         notes.append(

@@ -34,7 +34,7 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
     """Write `autopart_primus.yaml`, overrides for a pre-training module; raises ExportRefused."""
     shape = megatron_shape(plan, stages, _NAME)
     algorithm = _algorithm(plan, shape)
-    refuse_groups(shape, _NAME)
+    refuse_groups(plan, shape, _NAME)
     chosen = [str(number) for stage in stages for number in blocks(stage.recompute)]
     recompute = (
         "recompute_granularity: full\nrecompute_method: null\n"
@@ -50,7 +50,7 @@ def export_to_primus(plan: Plan, stages: tuple[UnitStage, ...], version: str) ->
     text = (
         f"{comments(plan, notes)}"
         f"use_distributed_optimizer: {str(plan.training.zero1).lower()}\n"
-        f"pipeline_model_parallel_size: {shape.num_ranks}\n{group_fields(shape)}"
+        f"pipeline_model_parallel_size: {shape.num_ranks}\n{group_fields(plan, shape)}"
         f'pipeline_model_parallel_layout: "{layout_of(stages)}"\n{algorithm}'
         f"num_layers: {sum(len(blocks(stage.units)) for stage in stages)}\n"
         f"micro_batch_size: {plan.microbatch_size // shape.expert_degree}\n"

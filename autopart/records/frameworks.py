@@ -44,6 +44,8 @@ class Framework(NamedTuple):
     """Whether its context ranks may pass keys and values around a ring; all may gather them."""
     expert: bool = False
     """Whether its export takes an expert degree."""
+    pairs_with_experts: tuple[str, ...] = ()
+    """The schedules with overlapped pairs that it runs with an expert degree: all-to-alls of one microbatch run beside the other."""
     beside_experts: Literal["any", "split sequences", "none"] = "any"
     """The tensor groups whose ranks may have an expert degree; `split sequences`: with sequence parallelism."""
 
@@ -66,6 +68,7 @@ FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
         "megatron": Framework(
             "Megatron-Core", "megatron", schedules=MEGATRON_SCHEDULES, sums_in_float32=("bfloat16",),
             context=True, ring=True, expert=True, beside_experts="split sequences",
+            pairs_with_experts=("paired-interleaved-1f1b",),
         ),
         "deepspeed": Framework(
             "DeepSpeed", "deepspeed", schedules=("1f1b",), tensor_groups="none",

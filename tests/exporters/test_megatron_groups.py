@@ -130,3 +130,41 @@ def test_a_framework_takes_the_degrees_that_solve_plans_for_it(target: str, kind
         f"the plan has {kind} degree 2, and an export for {target} has no {kind} degree"
     )
     assert message.endswith("--to megatron and --to torchtitan take this plan")
+
+
+def paired(schedule: str = "paired-interleaved-1f1b", *, expert: int = 2) -> Plan:
+    """A plan in bfloat16 with overlapped pairs, two stages on each of two ranks."""
+    per_rank = 1 if schedule == "paired-1f1b" else 2
+    plan = with_samples(language_plan([2] * 2 * per_rank, 2, schedule), 4)
+    training = msgspec.structs.replace(plan.training, precision="bfloat16-mixed")
+    plan = msgspec.structs.replace(plan, training=training)
+    return in_groups(plan, 1, expert=expert) if expert > 1 else plan
+
+
+def test_megatron_gets_overlapped_pairs_beside_experts() -> None:
+    exported = export_plan(paired(), "megatron")
+    assert "--overlap-moe-expert-parallel-comm" in arguments(exported)
+    fields = yaml.safe_load(exported.files["autopart_megatron.yaml"])
+    assert fields["overlap_moe_expert_parallel_comm"] is True
+    assert any("needs --bf16 or --fp16" in note for note in exported.notes)
+    plain = export_plan(with_samples(in_groups(language_plan([2, 2]), 1, expert=2), 8), "megatron")
+    assert "--overlap-moe-expert-parallel-comm" not in arguments(plain)
+
+
+@pytest.mark.parametrize(
+    ("plan", "target", "message"),
+    [
+        (paired(expert=1), "megatron", "only for the all-to-alls of an expert degree above 1"),
+        (paired("paired-1f1b"), "megatron", "this plan runs paired-1f1b; the nearest plan has"),
+        (paired(), "primus", "this plan runs paired-interleaved-1f1b"),
+        (
+            msgspec.structs.replace(
+                paired(), training=msgspec.structs.replace(paired().training, precision="float32")
+            ),
+            "megatron",
+            "trains in float32, and Megatron-Core overlaps all-to-alls of experts in bfloat16",
+        ),
+    ],
+)
+def test_pairs_that_megatron_cannot_run_are_refused(plan: Plan, target: str, message: str) -> None:
+    assert message in refusal(plan, target)

@@ -111,3 +111,32 @@ def test_one_gpu_per_rank_has_no_uneven_loads():
 def test_impossible_loads_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(AutopartError, match=message):
         solved(**options)
+
+
+def test_a_plan_for_megatron_runs_all_to_alls_beneath_the_other_microbatch(tmp_path: Path):
+    variant = GIVEN.variants[0]
+    graph = msgspec.structs.replace(
+        variant.graph,
+        layers=tuple(
+            msgspec.structs.replace(one, pair_time=3.0 if one.name == "dense" else 6.0)
+            for one in variant.graph.layers
+        ),
+    )
+    assert variant.loaded is not msgspec.UNSET
+    loaded = tuple(msgspec.structs.replace(one, pair_time=8.75) for one in variant.loaded.layers)
+    variant = msgspec.structs.replace(
+        variant,
+        graph=graph,
+        loaded=msgspec.structs.replace(variant.loaded, layers=loaded),
+    )
+    timed = msgspec.structs.replace(GIVEN, graph=graph, variants=(variant,))
+    words: dict[str, Any] = {"schedule": "paired-1f1b", "num_stages": 1, "num_microbatches": 8}
+    hidden = solved(timed, sync="megatron", **words)
+    in_series = solved(timed, sync="end", **words)
+    # Of 2 s of all-to-alls in a pair of F and B all run beneath compute.
+    assert hidden.prediction.stages[0].pair_saving == pytest.approx(2.0)
+    assert in_series.prediction.stages[0].pair_saving == pytest.approx(0.0)
+    # All but the first forward and the last backward are in pairs.
+    saved = in_series.prediction.step_time - hidden.prediction.step_time
+    assert saved == pytest.approx(7 * 2.0)
+    assert all(check.passed for check in verify(hidden, [timed]))

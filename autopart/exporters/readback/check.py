@@ -28,7 +28,7 @@ from autopart.records.rank_group import (
     places_among,
     tensor_group,
 )
-from autopart.schedules.actions import Schedule, format_order
+from autopart.schedules.actions import Order, Schedule, format_order
 from autopart.stopping.signals import temporary_folder
 from autopart.text import counted
 
@@ -155,12 +155,16 @@ def _orders(wanted: Schedule, rebuilt: Rebuilt) -> Check:
             return Check(
                 "orders",
                 False,
-                f"rank {rank} of a replica runs {format_order(theirs[:6])} …, planned "
-                f"{format_order(order[:6])} …",
+                f"rank {rank} of a replica runs {_begin(theirs)} …, planned {_begin(order)} …",
             )
     return Check(
         "orders", True, f"{counted(sum(map(len, wanted)), 'action')} per replica, as planned"
     )
+
+
+def _begin(order: Order) -> str:
+    """The first words of an order; a pair is one."""
+    return " ".join(format_order(order).split()[:6])
 
 
 def _whole_model(

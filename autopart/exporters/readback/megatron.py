@@ -7,7 +7,7 @@ from typing import Any
 
 from autopart.exporters.pipeline_shape import Shape
 from autopart.exporters.readback.rebuilt import Rebuilt, exported_module, framework_module
-from autopart.schedules.actions import Action, Order
+from autopart.schedules.actions import Action, Order, PairedForward
 
 
 def rebuild(folder: Path, shape: Shape) -> Rebuilt:
@@ -61,7 +61,8 @@ def _rebuilt(
     size = len(units) // shape.num_ranks
     microbatches = _microbatches(arguments, config, shape.num_replicas)
     orders = tuple(
-        _order(rank, size, shape.num_ranks, microbatches) for rank in range(shape.num_ranks)
+        _order(rank, size, shape.num_ranks, microbatches, pairs=_overlaps(config))
+        for rank in range(shape.num_ranks)
     )
     _tell_megatron(None, None, None)
     return Rebuilt(
@@ -123,6 +124,8 @@ def _config(arguments: dict[str, str], **fields: Any) -> Any:
         fields["moe_token_dispatcher_type"] = arguments["moe-token-dispatcher-type"]
         fields["moe_grouped_gemm"] = "moe-grouped-gemm" in arguments
         fields["add_bias_linear"] = False
+    if "overlap-moe-expert-parallel-comm" in arguments:
+        fields |= {"overlap_moe_expert_parallel_comm": True, "bf16": True}
     if "recompute-modules" in arguments:
         fields["recompute_modules"] = arguments["recompute-modules"].split()
     return framework_module("megatron.core.transformer.transformer_config").TransformerConfig(
@@ -217,8 +220,16 @@ def _process_groups(
     )
 
 
-def _order(rank: int, size: int, k: int, m: int) -> Order:
-    """The order in `forward_backward_pipelining_with(out)_interleaving`: warm-up, pairs, rest."""
+def _overlaps(config: Any) -> bool:
+    """Whether each forward behind the warm-up runs beside a backward; older versions never do."""
+    return bool(getattr(config, "overlap_moe_expert_parallel_comm", False))
+
+
+def _order(rank: int, size: int, k: int, m: int, *, pairs: bool) -> Order:
+    """The order in `forward_backward_pipelining_with(out)_interleaving`: warm-up, pairs, rest.
+
+    With `pairs` those two run at once, and Megatron warms up for one forward more.
+    """
     schedules = framework_module("megatron.core.pipeline_parallel.schedules")
     # Step 1: all forwards and backwards in table order. Backwards visit the stages in reverse.
     table = schedules.get_schedule_table(m, size, k)
@@ -226,8 +237,9 @@ def _order(rank: int, size: int, k: int, m: int) -> Order:
     backwards = [Action((size - 1 - part) * k + rank, "B", at) for at, part in table]
     # Step 2: warm-up forwards, then pairs of forward and backward, then the remaining backwards.
     _tell_megatron(k, rank, size)
-    warmup = schedules.get_pp_rank_microbatches(m, size, k)[2]
+    more = {"overlap_moe_expert_parallel_comm": True} if pairs else {}
+    warmup = schedules.get_pp_rank_microbatches(m, size, k, **more)[2]
     order = forwards[:warmup]
     for forward, backward in zip(forwards[warmup:], backwards, strict=False):
-        order += [forward, backward]
+        order += [PairedForward(*forward) if pairs else forward, backward]
     return (*order, *backwards[len(forwards) - warmup :])

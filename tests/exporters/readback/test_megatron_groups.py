@@ -15,7 +15,7 @@ from autopart.records.check import Check
 from autopart.records.plan import Plan
 from tests.exporters.readback.conftest import Needs
 from tests.exporters.readback.test_check import swapped
-from tests.exporters.test_megatron_groups import with_samples
+from tests.exporters.test_megatron_groups import paired, with_samples
 from tests.support.exporters.language import language_plan
 from tests.support.tensor_plans import in_groups
 
@@ -109,3 +109,24 @@ def test_only_transformer_engine_has_attention_with_a_context_degree(needs: Need
     attention = framework_module("megatron.core.transformer.dot_product_attention")
     with pytest.raises(AssertionError, match="only supported by TEDotProductAttention"):
         attention.DotProductAttention(made, 1, None, "self")
+
+
+def test_megatron_runs_the_plans_overlapped_pairs(
+    needs: Needs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own warm-up is one forward longer then, and each later forward runs beside a backward."""
+    needs("megatron", "0.16")
+    plan = paired()
+    checks = check_export(plan, "megatron")
+    assert all(check.passed for check in checks), checks
+    assert any(";" in order for order in plan.orders)
+
+    def export_without(*given: Any, **named: Any) -> Exported:
+        exported = export_plan(*given, **named)
+        words = "    --overlap-moe-expert-parallel-comm\n"
+        files = {name: text.replace(words, "") for name, text in exported.files.items()}
+        return exported._replace(files=files)
+
+    monkeypatch.setattr(readback, "export_plan", export_without)
+    failed = [check.name for check in check_export(plan, "megatron") if not check.passed]
+    assert failed == ["orders"]
