@@ -16,8 +16,8 @@ from typing import Protocol
 from autopart.bounds.any_cuts import class_bounds
 from autopart.bounds.any_order_shapes import Shape
 from autopart.bounds.bottleneck import shape_bottlenecks, stage_bottlenecks
+from autopart.bounds.glance import shape_bounds
 from autopart.bounds.of_layout import LayoutBounds, is_needed, layout_bounds
-from autopart.bounds.of_shape import quick_bounds
 from autopart.bounds.open_replicas import MOST_COUNTS, least_step_of_any_cuts, open_counts
 from autopart.bounds.rank_assignments import (
     Assigned,
@@ -172,7 +172,7 @@ def bottleneck_bounds(problem: Problem, layout: Layout, cuts: Cuts) -> LayoutBou
     return LayoutBounds(stage_bottlenecks(problem, layout, cuts))
 
 
-STEP = ShapedObjective(attained=False, of_shapes=quick_bounds, of_layout=layout_bounds)
+STEP = ShapedObjective(attained=False, of_shapes=shape_bounds, of_layout=layout_bounds)
 """The simulated step, where all stages have equally many replicas.
 
 The period has the same functions: they read the problem's objective where its bounds are others."""

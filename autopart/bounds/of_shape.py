@@ -28,6 +28,7 @@ Bounds for every order stand in autopart/bounds/any_order_shapes.py.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -145,8 +146,31 @@ def _on_different_gpus(problem: Problem, places: int, replicas: int, m: int) -> 
     return float(both.sum()) / max(rates)
 
 
+class LeastBytes(NamedTuple):
+    """The fewest bytes of the whole model, over all ranks of a pipeline."""
+
+    state: int
+    """Weights, buffers, master copies and optimizer state."""
+    gradients: int
+    inner: int
+    """One microbatch's stash that no policy frees, and the values that are kept."""
+    together: bool
+    """Whether some rank has its gradients and a microbatch's stash at once; else room for the larger of both."""
+
+    @property
+    def whole(self) -> int:
+        """All of them."""
+        both = self.gradients + self.inner
+        return self.state + (both if self.together else max(self.gradients, self.inner))
+
+
 def least_bytes(problem: Problem, replicas: int, *, any_order: bool = False) -> int:
-    """Bytes for the whole model's state, its gradients and one microbatch's inner stash.
+    """Bytes for the whole model's state, its gradients and one microbatch's inner stash."""
+    return least_parts(problem, replicas, any_order=any_order).whole
+
+
+def least_parts(problem: Problem, replicas: int, *, any_order: bool = False) -> LeastBytes:
+    """The parts of `least_bytes`.
 
     Where a step's first backward makes the gradients, a rank under GPipe or 1F1B has both in its last backward, if it is not its
     first one. Else each rank has room for the larger of both. `any_order` says whether all orders count. Each tied parameter counts once. Where two pipelines share their ranks, a microbatch is on one of
@@ -172,6 +196,5 @@ def least_bytes(problem: Problem, replicas: int, *, any_order: bool = False) -> 
     inner = inner // 2 if both_ways else inner
     classic = not any_order and set(names) <= set(CLASSIC)
     several = microbatches_per_replica(problem.num_microbatches, replicas) > 1
-    if not makes_gradients(training) or (classic and several):
-        return weights + gradients + state + inner
-    return weights + state + max(gradients, inner)
+    together = not makes_gradients(training) or (classic and several)
+    return LeastBytes(weights + state, gradients, inner, together)

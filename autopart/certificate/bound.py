@@ -8,13 +8,14 @@ its open partitions simulated.
 import itertools
 import math
 
+from autopart.bounds.glance import least_at_a_glance
 from autopart.bounds.objectives import TOLERANCE, objective_of
 from autopart.certificate.apart import may_be_faster_apart
 from autopart.certificate.fastest_choices import least_steps
 from autopart.cost.cuts import all_cuts, cuts_along
 from autopart.errors import InfeasibleError, PlanError
 from autopart.pricing import compile_layout
-from autopart.records.layouts import Layout, Partition
+from autopart.records.layouts import Layout, Partition, shapes
 from autopart.records.problem import CUSTOM, Problem
 
 AT_ONCE = 4096
@@ -30,6 +31,8 @@ def check_bound(problem: Problem, value: float, simulated: int) -> None:
     if not value >= 0:
         raise PlanError(f"a bound of {value} s is no number from 0 on")
     try:
+        if not simulated and shapes(problem) and value <= least_at_a_glance(problem) < math.inf:
+            return
         _check(problem, value, simulated)
     except InfeasibleError as error:
         # Of no plan at all every bound is true and says nothing. So only "no plan" may be claimed.

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from autopart.bounds.any_order_problem import any_order_bound
+from autopart.bounds.glance import least_at_a_glance
 from autopart.certificate.assumptions import assumptions
 from autopart.records.plan import Certificate, SearchedSize
 from autopart.records.problem import CUSTOM, Problem
@@ -51,7 +52,20 @@ def _over_every_order(
     """
     if CUSTOM in problem.demands.schedules or problem.objective == "bottleneck":
         return bound
-    return min(bound, *map(_any_order, every_size))
+    # The bound of a problem that says more at a glance changes nothing.
+    least = bound
+    for glance, problem_of_size in sorted(
+        ((_glance(one), one) for one in every_size), key=lambda pair: pair[0]
+    ):
+        if glance < least:
+            least = min(least, _any_order(problem_of_size))
+    return least
+
+
+def _glance(problem: Problem | DegreesProblem) -> float:
+    if isinstance(problem, DegreesProblem):
+        return 0.0
+    return least_at_a_glance(problem, any_order=True)
 
 
 def _any_order(problem: Problem | DegreesProblem) -> float:

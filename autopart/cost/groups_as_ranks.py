@@ -25,6 +25,7 @@ Megatron starts these collectives before W. The executor waits for each before i
 do frameworks on DTensor, whose products compute W together with I.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -172,11 +173,9 @@ class CollectiveTimes(NamedTuple):
 def collective_times(
     collectives: Iterable[LayerCollectives], cluster: Cluster, group: Group, *, scale: float = 1.0
 ) -> dict[str, CollectiveTimes]:
-    """For each layer with collectives their seconds times `scale`, on the first GPUs of a cluster.
+    """For each layer with collectives their seconds times `scale`, on the first group's GPUs; all groups lie alike."""
 
-    Every other group lies on its nodes as the first one does.
-    """
-
+    @functools.cache
     def seconds(one: Collective) -> float:
         if one.kind == "ring":
             return scale * _ring(one, cluster, group).exposed
@@ -184,11 +183,13 @@ def collective_times(
         price = call_price(cluster, places_among(group, among), one.kind)
         return scale * price.seconds(float(one.bytes))
 
-    def times(own: LayerCollectives) -> CollectiveTimes:
+    # Blocks repeat: layers with equal collectives share their seconds.
+    @functools.cache
+    def times(collectives: tuple[Collective, ...]) -> CollectiveTimes:
         def alike(*, sharded: bool = False, **fields: Any) -> Iterator[Collective]:
             return (
                 one
-                for one in own.collectives
+                for one in collectives
                 if all(getattr(one, name) == fields[name] for name in fields)
                 and (one.among == "data" and one.phase != "step") is sharded
             )
@@ -219,7 +220,7 @@ def collective_times(
             entries_backward=total(phase="input_grad", among="expert", kind="all_to_all"),
         )
 
-    return {own.layer: times(own) for own in collectives if own.collectives}
+    return {own.layer: times(own.collectives) for own in collectives if own.collectives}
 
 
 def _ring(one: Collective, cluster: Cluster, group: Group) -> RingTimes:

@@ -8,6 +8,7 @@ A layer graph with too many cuts has no list of all partitions. There the propos
 graph's own order, and the integer program looks at all others.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -67,7 +68,6 @@ class LayoutSearch:
         self.solver: SolverName = solver
         self.objective = searched_objective(problem)
         self.best = Incumbent(self.objective, solver, beat)
-        self.cuts: Cuts = all_cuts(problem.graph)
         self.custom = CUSTOM in problem.demands.schedules
         self.looks_for_leanest = True
         """Whether a layout without a known plan gets its leanest partition; a start needs no plan."""
@@ -79,6 +79,11 @@ class LayoutSearch:
         """Partitions that closing has simulated."""
         self.least_of: dict[Layout, dict[Inside, float | None]] = {}
         """Seconds that no partition can beat, for each node of a layout's tree of assignments."""
+
+    @functools.cached_property
+    def cuts(self) -> Cuts:
+        """The cuts of the graph; a search that ends with quick bounds needs none."""
+        return all_cuts(self.problem.graph)
 
     def out_of_time(self) -> bool:
         """Whether the deadline has passed with something found or to beat.

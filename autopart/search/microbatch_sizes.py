@@ -10,7 +10,7 @@ lower bound over all sizes.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from autopart.errors import InfeasibleError
 from autopart.pricing import minimised
@@ -18,6 +18,7 @@ from autopart.records.plan import SolverName
 from autopart.records.problem import Problem
 from autopart.search.branch_and_bound import BranchAndBound
 from autopart.search.incumbent import Outcome
+from autopart.search.many_choices import ManySearches
 from autopart.search.phases import PhasedSearch, run_phase
 from autopart.search.stage_degrees import DegreesSearch
 from autopart.search.uneven_replicas import UnevenSearch
@@ -29,6 +30,10 @@ NOTHING = float("inf")
 
 SHARE_OF_BEST_SIZE = 0.75
 """Part of a phase's time for the most promising size, where others follow."""
+
+
+MOST_SIDE_BY_SIDE = 24
+"""Problems that are searched side by side; more of them are searched one by one, the least bound first."""
 
 
 class SizeOutcomes(NamedTuple):
@@ -60,6 +65,8 @@ def search_sizes(
     searched for, and no lower bound goes beyond them. Raises InfeasibleError where the demands leave no
     shape at any size.
     """
+    if len(problems) > MOST_SIDE_BY_SIDE and _are_equal_in_kind(problems):
+        return _search_many(problems, solver, deadline, beat)
     with limited(deadline):
         try:
             searches = _searches(problems, solver)
@@ -79,10 +86,32 @@ def search_sizes(
             else search.outcome()
             for search in searches
         )
+    return _best_of(problems, outcomes, " and ".join(search.progress for search in able))
+
+
+def _best_of(
+    problems: Sequence[AnyProblem], outcomes: Sequence[Outcome], progress: str
+) -> SizeOutcomes:
     values = [value_of(problem, one) for problem, one in zip(problems, outcomes, strict=True)]
     best = min(range(len(values)), key=values.__getitem__)
-    progress = " and ".join(search.progress for search in able)
-    return SizeOutcomes(outcomes, best if values[best] < NOTHING else None, progress)
+    return SizeOutcomes(tuple(outcomes), best if values[best] < NOTHING else None, progress)
+
+
+def _are_equal_in_kind(problems: Sequence[AnyProblem]) -> TypeGuard[Sequence[Problem]]:
+    """Whether all problems have equal replicas, and one tensor degree for all stages."""
+    return all(isinstance(one, Problem) and not one.demands.replicas_per_stage for one in problems)
+
+
+def _search_many(
+    problems: Sequence[Problem], solver: SolverName, deadline: float, beat: float
+) -> SizeOutcomes:
+    """`search_sizes` where the problems are too many to be searched side by side."""
+    with limited(deadline):
+        many = ManySearches(problems, solver, beat)
+        many.run(deadline)
+        if len(many.errors) == len(problems):
+            raise many.errors[0]
+        return _best_of(problems, many.outcomes(), many.progress)
 
 
 def _searches(

@@ -1,0 +1,17 @@
+"""A search that takes many problems one by one, the least bound first, finds what a search side by side finds."""
+
+import pytest
+
+from autopart.search import microbatch_sizes
+from tests.support.seeds import seeds
+from tests.support.witness.cases import draw_case
+from tests.support.witness.claims import judge
+
+
+@pytest.mark.parametrize("kind", ["sharded state", "groups on several nodes", "sizes"])
+@pytest.mark.parametrize("seed", seeds(0, 10, slow=6))
+def test_no_claim_is_false_where_problems_are_searched_one_by_one(
+    kind: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(microbatch_sizes, "MOST_SIDE_BY_SIDE", 1)
+    assert judge(draw_case(kind, seed)).broken == ()
