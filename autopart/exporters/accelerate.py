@@ -23,6 +23,8 @@ from autopart.text import counted
 VERSIONS = ("1.15.0",)
 FILE = "autopart_accelerate.yaml"
 _NAME = "Hugging Face accelerate"
+_EXCHANGES = {False: "allgather", True: "alltoall"}
+"""torch's exchange of keys and values, by whether the plan has a ring. Its all-to-all passes them on, block by block."""
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -61,9 +63,8 @@ def _settings(plan: Plan, shape: Shape, classes: Sequence[str], *, recomputes: b
     machines = -(-shape.num_gpus // plan.cluster.gpus_per_node)
     mixed = _PRECISIONS[weight_dtype(plan.training)] if has_master_copies(plan.training) else "no"
     wrapped = f"  fsdp_transformer_layer_cls_to_wrap: {','.join(classes)}\n" if classes else ""
-    exchange = (
-        "  parallelism_config_cp_comm_strategy: allgather\n" if shape.context_degree > 1 else ""
-    )
+    words = f"  parallelism_config_cp_comm_strategy: {_EXCHANGES[shape.has_ring]}\n"
+    exchange = words if shape.context_degree > 1 else ""
     return (
         "compute_environment: LOCAL_MACHINE\n"
         "distributed_type: FSDP\n"

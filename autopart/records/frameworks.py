@@ -79,7 +79,7 @@ FRAMEWORKS: Mapping[str, Framework] = MappingProxyType(
         ),
         "accelerate": Framework(
             "Hugging Face accelerate", "fsdp2", schedules=("gpipe", "1f1b"), tensor_groups="whole sequences",
-            sharded_state=("zero2", "zero3"), unsharded=False, stages=1, context=True,
+            sharded_state=("zero2", "zero3"), unsharded=False, stages=1, context=True, ring=True,
         ),
         "primus": Framework(
             "AMD Primus", "megatron", schedules=(*MEGATRON_SCHEDULES, "zb-h1", "zbv"),

@@ -45,6 +45,10 @@ def test_degrees_inside_a_group_are_written_too() -> None:
     degrees = settings(whole_model("zero3", tensor=2, context=2))["parallelism_config"]
     assert degrees["parallelism_config_tp_size"] == degrees["parallelism_config_cp_size"] == 2
     assert degrees["parallelism_config_cp_comm_strategy"] == "allgather"
+    plan = whole_model("zero3", context=2)
+    ring = msgspec.structs.replace(plan.group, exchange="ring")  # pyright: ignore
+    degrees = settings(msgspec.structs.replace(plan, group=ring))["parallelism_config"]
+    assert degrees["parallelism_config_cp_comm_strategy"] == "alltoall"
     notes = " ".join(export_plan(whole_model("zero3", tensor=2, context=2), "accelerate").notes)
     assert "shares the state of all weights over 8 GPUs, and the plan shares it over 4" in notes
     assert "tp_plan='auto'" in notes and "a multiple of 4" in notes

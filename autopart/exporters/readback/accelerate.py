@@ -16,8 +16,8 @@ from autopart.exporters.readback.rebuilt import Rebuilt, framework_module
 
 def rebuild(folder: Path, shape: Shape) -> Rebuilt:
     """The degrees, the groups, and what FSDP2 keeps and wraps."""
-    plugin, degrees = settings(folder, shape.num_gpus)
-    with pretended_processes(shape.num_gpus):
+    plugin, degrees = settings(folder)
+    with pretended_processes(degrees.total_size):
         mesh = degrees.build_device_mesh("cpu")
         context = groups_along(mesh, "cp") if degrees.cp_enabled else ()
     return Rebuilt(
@@ -29,12 +29,13 @@ def rebuild(folder: Path, shape: Shape) -> Rebuilt:
         num_replicas=degrees.dp_replicate_size,
         keeps_weights=not plugin.reshard_after_forward,
         context_groups=context,
+        num_processes=degrees.total_size,
         wrapped=tuple(plugin.transformer_cls_names_to_wrap or ()),
     )
 
 
-def settings(folder: Path, num_gpus: int) -> tuple[Any, Any]:
-    """accelerate's FSDP plugin and its degrees, as each of `num_gpus` processes would make them."""
+def settings(folder: Path) -> tuple[Any, Any]:
+    """accelerate's FSDP plugin and its degrees, as each process would make them."""
     launch = framework_module("accelerate.commands.launch")
     file = str(folder / "autopart_accelerate.yaml")
     words = ["--config_file", file, "--main_process_port", "0", "train.py"]
@@ -44,7 +45,7 @@ def settings(folder: Path, num_gpus: int) -> tuple[Any, Any]:
         plugin = framework_module("accelerate.utils").FullyShardedDataParallelPlugin()
         degrees = framework_module("accelerate.parallelism_config").ParallelismConfig()
     assert plugin.fsdp_version == 2
-    assert degrees.total_size == asked.num_processes == num_gpus
+    assert degrees.total_size == asked.num_processes
     return plugin, degrees
 
 

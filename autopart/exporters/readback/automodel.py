@@ -60,15 +60,20 @@ def _mesh(parsed: dict[str, Any], shape: Shape) -> dict[str, Any]:
     """The degrees and groups of AutoModel's own meshes, and whether FSDP2 keeps weights gathered."""
     sizes, strategy = parsed["parallelism_sizes"], parsed["strategy_config"]
     meshes = framework_module("nemo_automodel.components.distributed.mesh_utils")
+    world = parsed["dp_size"] * parsed["cp_size"] * parsed["tp_size"] * parsed["pp_size"]
     context: Groups = ()
     experts: Groups = ()
     # The mesh of experts has the processes of one pipeline rank. Act as the first process of each in turn.
-    for first in range(0, shape.num_gpus, shape.num_gpus // shape.num_ranks):
-        with pretended_processes(shape.num_gpus, first):
-            made = meshes._create_device_meshes(strategy, sizes, world_size=shape.num_gpus)
+    for first in range(0, world, world // parsed["pp_size"]):
+        with pretended_processes(world, first):
+            made = meshes._create_device_meshes(strategy, sizes, world_size=world)
             context = groups_along(made[0], "cp")
             experts += groups_along(made[1], "ep") if made[1] is not None else ()
-    found: dict[str, Any] = {"context_groups": context, "expert_groups": experts}
+    found: dict[str, Any] = {
+        "context_groups": context,
+        "expert_groups": experts,
+        "num_processes": world,
+    }
     if shape.shard_degree == 1:
         return found
     replicas = parsed["dp_replicate_size"] or 1

@@ -94,12 +94,16 @@ def check_export(
         )
     else:
         compared = _whole_model(stages, rebuilt, classes)
-    return (
+    checks = (
         Check("framework", True, framework),
         *compared,
         *_tensor_groups(shape, rebuilt),
         *_sharded_state(plan.group, shape, rebuilt),
         *_process_groups(plan.group, shape, rebuilt),
+    )
+    # Where degrees differ, their own checks have said so.
+    return (
+        checks if not all(check.passed for check in checks) else checks + _processes(shape, rebuilt)
     )
 
 
@@ -179,6 +183,16 @@ def _whole_model(
     words = {True: "all wrapped layers", False: "none"}
     recompute = words[built] + (", as planned" if wanted == built else f"; planned {words[wanted]}")
     return Check("layers", same, wrapped), Check("recompute", wanted == built, recompute)
+
+
+def _processes(shape: Shape, rebuilt: Rebuilt) -> tuple[Check, ...]:
+    """The failed check of the number of processes; none where it is the plan's, or is not told."""
+    if rebuilt.num_processes in (None, shape.num_gpus):
+        return ()
+    told = (
+        f"{counted(rebuilt.num_processes or 0, 'process', 'processes')}, planned {shape.num_gpus}"
+    )
+    return (Check("processes", False, told),)
 
 
 def _tensor_groups(shape: Shape, rebuilt: Rebuilt) -> list[Check]:

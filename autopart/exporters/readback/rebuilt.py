@@ -37,6 +37,8 @@ class Rebuilt(NamedTuple):
     """The processes of each context group; empty without a context degree."""
     expert_groups: tuple[tuple[int, ...], ...] = ()
     """The processes of each expert group; empty without an expert degree."""
+    num_processes: int | None = None
+    """Processes in all; None where the reader does not tell."""
     wrapped: tuple[str, ...] = ()
     """The classes of the layers that are gathered one by one; empty where the model says it."""
 

@@ -5,6 +5,7 @@ Its own function cuts a small Llama without data, and torch makes the orders.
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +106,15 @@ def _mesh(parallel: Any, shape: Shape) -> dict[str, Any]:
     """The degrees and groups of torchtitan's own meshes, and whether FSDP2 keeps weights gathered."""
     module = framework_module("torchtitan.distributed.parallel_dims")
     fields = {f.name for f in dataclasses.fields(module.ParallelDims)}
+    world = math.prod(
+        (
+            parallel.data_parallel_replicate_degree,
+            parallel.data_parallel_shard_degree,
+            parallel.context_parallel_degree,
+            parallel.tensor_parallel_degree,
+            parallel.pipeline_parallel_degree,
+        )
+    )
     given = {
         "dp_replicate": parallel.data_parallel_replicate_degree,
         "dp_shard": parallel.data_parallel_shard_degree,
@@ -113,16 +123,17 @@ def _mesh(parallel: Any, shape: Shape) -> dict[str, Any]:
         "pp": parallel.pipeline_parallel_degree,
         "ep": parallel.expert_parallel_degree,
         "etp": getattr(parallel, "expert_tensor_parallel_degree", 1),
-        "world_size": shape.num_gpus,
+        "world_size": world,
         "spmd_backend": getattr(parallel, "spmd_backend", "partial_dtensor"),
     }
     dims = module.ParallelDims(**{name: value for name, value in given.items() if name in fields})
-    with pretended_processes(shape.num_gpus), _meshes_on_cpu(module):
+    with pretended_processes(world), _meshes_on_cpu(module):
         dims.build_mesh()
         meshes = dims._global_meshes
         found: dict[str, Any] = {
             "context_groups": groups_along(meshes["dataloading"], "cp"),
             "expert_groups": groups_along(meshes["sparse"], "ep"),
+            "num_processes": world,
         }
     if shape.shard_degree == 1:
         return found

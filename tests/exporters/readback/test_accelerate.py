@@ -51,7 +51,7 @@ def test_accelerate_wraps_the_layers_of_a_model(
     plan = whole_model(shard, replicas=2)
     for name, text in export_plan(plan, "accelerate", classes=("GPT2Block",)).files.items():
         (tmp_path / name).write_text(text)
-    plugin, degrees = settings(tmp_path, 8)
+    plugin, degrees = settings(tmp_path)
     sizes = {"n_layer": 3, "n_head": 2, "n_embd": 16, "vocab_size": 32, "n_positions": 8}
     words = {"bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **words))

@@ -107,7 +107,10 @@ def swapped(monkeypatch: pytest.MonkeyPatch, plan: Plan, other: Plan, target: st
     return [check for check in check_export(plan, target) if not check.passed]
 
 
-@pytest.mark.parametrize("target", READERS)
+STAGED = [target for target, reader in READERS.items() if reader.has_stages]
+
+
+@pytest.mark.parametrize("target", STAGED)
 def test_the_check_fails_for_another_plans_export(
     needs: Needs, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,10 +198,20 @@ def test_frameworks_read_shard_and_replicate_degrees(
     )
     *_, last = check_export(asked, target)
     assert last.name == "sharded state" and last.passed and "2 processes" in last.detail
-    if target == "automodel":
-        # torchtitan's mesh refuses degrees that do not fill its processes.
-        (check,) = swapped(monkeypatch, asked, other, target)
-        assert check.name == "sharded state" and "4 processes" in check.detail
+    (check,) = swapped(monkeypatch, asked, other, target)
+    assert check.name == "sharded state" and "4 processes" in check.detail
+
+
+@pytest.mark.parametrize("target", ["torchtitan", "automodel"])
+def test_the_check_counts_processes(
+    needs: Needs, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(target)
+    asked, other = (language_plan([2, 1], replicas=replicas) for replicas in (2, 4))
+    found = swapped(monkeypatch, asked, other, target)
+    assert [check for check in found if check.name == "processes"] == [
+        Check("processes", False, "8 processes, planned 4")
+    ]
 
 
 def test_megatron_refuses_a_layout_without_one_layer(
@@ -220,12 +233,15 @@ def test_a_missing_framework_or_version_is_wrong_usage(
     def nothing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
+    plan = language_plan([1, 1])
+    if not READERS[target].has_stages:
+        plan = sharing(language_plan([2], 1), 2, "zero3", reduce="step")
     monkeypatch.setattr(importlib.metadata, "version", nothing)
     with pytest.raises(UsageError, match=r"is not installed beside autopart: pip install"):
-        check_export(language_plan([1, 1]), target)
+        check_export(plan, target)
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.1")
     with pytest.raises(UsageError, match=r"0\.1 is installed, and exports are written for"):
-        check_export(language_plan([1, 1]), target)
+        check_export(plan, target)
 
 
 def test_targets_without_a_reader_and_refused_plans_raise() -> None:
