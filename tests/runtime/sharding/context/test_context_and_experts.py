@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from torch import nn
 
 from autopart.errors import ModelError
 from autopart.records.rank_group import Group
@@ -12,7 +13,8 @@ from autopart.runtime.sharding.context.rules.samples import fewer_samples, more_
 from autopart.runtime.sharding.context.states import Rows
 from autopart.runtime.sharding.counted import count_collectives
 from autopart.runtime.sharding.group_graphs import graphs_of
-from tests.support.runtime.sharded_models import known_model
+from tests.support.runtime.context_models import Decoder, SortedExperts
+from tests.support.runtime.sharded_models import known_model, small_model
 
 MOE = "zoo:moe-tiny"
 MIXTRAL, QWEN3 = "tests/support/models/hf_mixtral.py", "tests/support/models/hf_qwen3_moe.py"
@@ -88,6 +90,16 @@ def test_a_degree_that_does_not_divide_is_named() -> None:
         graphs_of(case.captured, Group(context=2, expert=4))
     with pytest.raises(ModelError, match=r"^context degree 5: .* is no multiple of 10"):
         graphs_of(case.captured, Group(context=5, expert=2))
+
+
+@pytest.mark.slow
+def test_random_numbers_of_layers_are_refused_with_both_degrees() -> None:
+    pytest.importorskip("transformers")
+    case = small_model(Decoder(nn.Sequential(SortedExperts(), nn.Dropout(0.5))))
+    graphs_of(case.captured, Group(expert=2))
+    with pytest.raises(ModelError, match=r"^context degree 2: .* draws random numbers") as error:
+        graphs_of(case.captured, Group(context=2, expert=2))
+    assert str(error.value).endswith("; use context degree 1")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from torch import fx
 
 from autopart.runtime.sharding.collectives import scatter
 from autopart.runtime.sharding.context.builder import ContextBuilder, is_counts
+from autopart.runtime.sharding.context.draws import draw_positions, draw_positions_of_slices
 from autopart.runtime.sharding.context.exchange import gather_positions
 from autopart.runtime.sharding.context.expert_exchange import (
     from_experts,
@@ -31,6 +32,8 @@ from autopart.runtime.sharding.context.states import EXPERT, OwnCounts, Rows
 
 def cut_exchange(graph: ContextBuilder, node: fx.Node) -> bool:
     """Write an exchange of expert ranks. Returns False for other work."""
+    if node.target in (draw_positions, draw_positions_of_slices):
+        graph.fail(node, "draws random numbers for the samples of an expert rank")
     rule = _RULES.get(node.target)
     if rule is None or node.args[-1] != EXPERT:
         return False
