@@ -34,7 +34,7 @@ def preload() -> None:
 
     # Without a GPU torchtitan still chooses CUDA. Its other modules copy these names on import.
     utils.device_type, utils.device_module = "cpu", torch.cpu
-    for name in ("models.llama3.config_registry", "trainer"):
+    for name in ("models.llama3.config_registry", "models.qwen3.config_registry", "trainer"):
         importlib.import_module(f"torchtitan.{name}")
 
 
@@ -42,9 +42,14 @@ def planned_config(folder: Path) -> Any:
     """torchtitan's debug model with the plan's layers, in float32, under the exported `apply`."""
     from torchtitan.models.common.attention import ScaledDotProductAttention
     from torchtitan.models.llama3.config_registry import llama3_debugmodel
+    from torchtitan.models.qwen3.config_registry import qwen3_moe_debug
 
     autopart_titan = exported_module(folder / "autopart_titan.py")
     config = llama3_debugmodel()
+    if "expert_parallel_degree" in (folder / "autopart_titan.py").read_text():
+        config = qwen3_moe_debug()
+        # torchtitan multiplies in bfloat16 by experts, whose rounding would hide differences.
+        torch.Tensor.bfloat16 = torch.Tensor.float  # pyright: ignore[reportAttributeAccessIssue]
     count, layers = autopart_titan.NUM_LAYERS, config.model_spec.model.layers
     config.model_spec.model.layers = (layers * count)[:count]
     for layer in layers:  # FlexAttention has no backward on a CPU
