@@ -3,7 +3,7 @@
     python scripts/measure_fidelity.py --cluster cluster.json
     python scripts/measure_fidelity.py zoo:gpt2-tiny zoo:unet-tiny --plans balanced deep --steps 20
     python scripts/measure_fidelity.py --one-device --steps 3
-    python scripts/measure_fidelity.py zoo:llama-tiny zoo:gpt2-tiny --plans tensor
+    python scripts/measure_fidelity.py --groups --cluster cluster.json
     python scripts/measure_fidelity.py --rows rows.jsonl
 
 Each model is profiled with one thread, and solved for two ranks in each of PLANS. Each plan runs
@@ -18,7 +18,8 @@ One JSON line per plan goes to standard output as soon as the plan is done. A ta
 the median and the worst error of the step, and the bytes at the peak. It also checks the order: two
 plans for one model that are predicted more than 10 % apart should come in that order.
 
-`--rows` prints the table for earlier lines. For a plan with several lines it takes the medians of
+`--groups` runs both ranks as one group, with tensor, context and expert degree 2, zero2 and zero3. A model that cannot be
+divided so is left out. `--rows` prints the table for earlier lines. For a plan with several lines it takes the medians of
 the predicted and of the measured seconds. With `--one-device` each rank runs alone in this process.
 No step is timed then, only core time per action, and bytes. Other processes do not change these.
 """
@@ -60,11 +61,17 @@ PLANS: Mapping[str, Mapping[str, Any]] = {
     "zero bubble": {"schedule": "zb-h1", "num_stages": 2},
     "replicas": {"schedule": "1f1b", "num_stages": 1, "num_replicas": 2},
     "tensor": {"schedule": "1f1b", "num_stages": 1, "tensor": 2},
+    "context": {"schedule": "1f1b", "num_stages": 1, "context": "2"},
+    "expert": {"schedule": "1f1b", "num_stages": 1, "expert": "2"},
+    "zero2": {"schedule": "1f1b", "num_stages": 1, "shard": "zero2", "shard_degree": 2},
+    "zero3": {"schedule": "1f1b", "num_stages": 1, "shard": "zero3", "shard_degree": 2},
 }
-"""Demands for each plan. `unbalanced` also pins layers after the first quarter on the last stage.
-
-`tensor` runs only where it is asked for, because some models shard no weight."""
-USUAL = tuple(name for name in PLANS if name != "tensor")
+"""Demands for each plan. `unbalanced` also pins layers after the first quarter on the last stage."""
+DEGREES = ("tensor", "context", "expert")
+"""The plans whose profile needs a variant of the same name."""
+GROUPS = (*DEGREES, "zero2", "zero3")
+USUAL = tuple(name for name in PLANS if name not in GROUPS)
+GROUP_MODELS = ("zoo:gpt2-tiny", "zoo:llama-tiny", "zoo:moe-tiny")
 
 DIFFERENT = 0.10
 """Steps of one model predicted further apart than this share must come in that order."""
@@ -95,8 +102,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--plans", nargs="+", default=USUAL, choices=list(PLANS))
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--plans", nargs="+", choices=list(PLANS))
+    parser.add_argument("--groups", action="store_true", help="plans whose ranks are one group")
     parser.add_argument("--cluster", type=Path, help="file from 'autopart probe'")
     parser.add_argument("--microbatch-size", type=int, default=4)
     parser.add_argument("--microbatches", type=int, default=8)
@@ -113,15 +121,19 @@ def _measured(asked: argparse.Namespace):
         if asked.cluster
         else autopart.cluster_of("cpu", gpus=2)
     )
-    for model in asked.models:
-        profile = _profile(model, asked)
-        for name in asked.plans:
+    models = asked.models or (GROUP_MODELS if asked.groups else MODELS)
+    for model in models:
+        profiles: dict[str, autopart.Profile] = {}
+        for name in asked.plans or (GROUPS if asked.groups else USUAL):
+            degree = name if name in DEGREES else ""
             try:
-                plan = _plan(profile, cluster, name, asked.microbatches)
-            except autopart.InfeasibleError as error:
+                if degree not in profiles:
+                    profiles[degree] = _profile(model, asked, degree)
+                plan = _plan(profiles[degree], cluster, name, asked.microbatches)
+                row = _at_the_same_pace(model, name, plan, asked)
+            except autopart.AutopartError as error:
                 sys.stderr.write(f"{model}, {name}: {error}\n")
                 continue
-            row = _at_the_same_pace(model, name, plan, asked)
             sys.stdout.write(json.dumps(row) + "\n")
             sys.stdout.flush()
             yield row
@@ -143,13 +155,11 @@ def _medians(rows: list[Row]) -> Row:
     return found
 
 
-def _profile(model: str, asked: argparse.Namespace) -> autopart.Profile:
+def _profile(model: str, asked: argparse.Namespace, degree: str) -> autopart.Profile:
     torch.set_num_threads(1)
+    degrees: dict[str, Any] = {degree: (2,)} if degree else {}
     return autopart.profile_model(
-        model,
-        microbatch_size=asked.microbatch_size,
-        repeats=asked.repeats,
-        tensor=(2,) if "tensor" in asked.plans else (),
+        model, microbatch_size=asked.microbatch_size, repeats=asked.repeats, **degrees
     )
 
 
