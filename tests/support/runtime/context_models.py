@@ -8,7 +8,7 @@ from tests.support.runtime.sharded_models import LENGTH, VOCABULARY, WIDTH, head
 
 
 class CausalAttention(nn.Module):
-    """Causal attention by torch's kernel, with written-out scores, or under a mask of positions.
+    """Causal attention by torch's kernel, with written-out scores, or under a mask of the last 5 positions or of all.
 
     By the kernel it is "fused", with dropout ("dropped"), or with "wide values".
     """
@@ -31,9 +31,10 @@ class CausalAttention(nn.Module):
             mixed = functional.scaled_dot_product_attention(
                 query, key, value, dropout_p=dropout, is_causal=True, enable_gqa=True
             )
-        elif self.kind == "masked":
+        elif self.kind in ("masked", "causal mask"):
+            nearest = distance < (5 if self.kind == "masked" else LENGTH)
             mixed = functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=distance >= 0, enable_gqa=True
+                query, key, value, attn_mask=(distance >= 0) & nearest, enable_gqa=True
             )
         else:
             key, value = (y.repeat_interleave(2, 1) for y in (key, value))

@@ -13,6 +13,7 @@ from autopart.errors import ModelError
 from autopart.records.rank_group import Group
 from autopart.runtime.sharding.check import check_group
 from autopart.runtime.sharding.collectives import copy
+from autopart.runtime.sharding.context.causal import causal_attention
 from autopart.runtime.sharding.context.exchange import gather_positions, own_positions
 from autopart.runtime.sharding.context.ring import ring_attention
 from autopart.runtime.sharding.context.states import CONTEXT, ContextRefused
@@ -132,6 +133,15 @@ def test_a_ring_without_attention_that_can_have_one_is_refused(
     case = small_model(Decoder(block))
     with pytest.raises(ContextRefused, match=rf"^context degree 2: no attention .*{reason}"):
         graphs_of(case.captured, Group(context=2, exchange="ring"))
+
+
+@pytest.mark.parametrize("ring", [False, True])
+def test_a_written_out_causal_mask_is_left_out(ring: bool) -> None:
+    graphs = checked(small_model(Decoder(CausalAttention("causal mask"))), ring=ring)
+    assert count(graphs, ring_attention if ring else causal_attention) == 1
+    assert graphs.context is not None
+    values = [node.meta["val"] for node in graphs.context.local.module.graph.nodes]
+    assert not any(x is not None and x.dtype == torch.bool and x.dim() > 1 for x in values)
 
 
 @pytest.mark.parametrize("ring", [False, True])

@@ -10,6 +10,7 @@ from autopart.records.rank_group import Group
 from autopart.runtime.sharding.check import check_group
 from autopart.runtime.sharding.counted import count_collectives
 from autopart.runtime.sharding.group_graphs import graphs_of
+from tests.support.long_tests import long_tests
 from tests.support.runtime.sharded_models import known_model
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,17 @@ def test_a_block_gathers_keys_and_values_in_one_message(model: str) -> None:
 @pytest.mark.parametrize(
     ("tensor", "context"), [(1, 4), pytest.param(2, 2, marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize("model", [GPT2, LLAMA, MOE, ENCDEC])
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPT2,
+        LLAMA,
+        MOE,
+        ENCDEC,
+        HF_DEEPSEEK,
+        *long_tests(HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL),
+    ],
+)
 def test_rings_have_the_models_loss_and_gradients(model: str, tensor: int, context: int) -> None:
     """The encoder-decoder has a ring where its decoder reads itself."""
     case = known_model(model)

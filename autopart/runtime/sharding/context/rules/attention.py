@@ -15,6 +15,7 @@ from autopart.runtime.sharding.context.builder import ContextBuilder, is_random
 from autopart.runtime.sharding.context.causal import causal_attention
 from autopart.runtime.sharding.context.draws import draw_own_positions
 from autopart.runtime.sharding.context.rules.elements import viewed_tensor
+from autopart.runtime.sharding.context.rules.masks import is_causal_mask
 from autopart.runtime.sharding.context.rules.ring import Chain, put_ring
 from autopart.runtime.sharding.context.states import EXPERT, Rows
 from autopart.runtime.sharding.nodes import operation_name
@@ -38,7 +39,7 @@ def is_attention(node: fx.Node) -> bool:
 
 def cut_attention(graph: ContextBuilder, node: fx.Node) -> None:
     """Attend from the rank's rows."""
-    given = _given(node)
+    given = _with_causal_mask(graph, node, _given(node))
     query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
     rows, dims = graph.rows(query), len(graph.shape(query))
     if rows is not None and graph.group == EXPERT and rows.dim < dims - 2:
@@ -94,6 +95,19 @@ def _slices(node: fx.Node, tensors: int) -> tuple[Any, ...]:
     assert isinstance(cuts, tuple)
     first = [*cuts, *(None for _ in range(_ARGUMENTS))][:tensors]
     return ((*first, *(None for _ in range(_ARGUMENTS - tensors))), *rest)
+
+
+def _with_causal_mask(
+    graph: ContextBuilder, node: fx.Node, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of attention, with a causal mask of its own in place of one that is written out."""
+    mask, lengths = given["attn_mask"], {graph.shape(given[x])[-2] for x in ("query", "key")}
+    if mask is None or given["is_causal"] or graph.group == EXPERT or is_random(node):
+        return given
+    is_square = lengths == {graph.shape(mask)[-1]}
+    if not is_square or not is_causal_mask(graph, mask):
+        return given
+    return given | {"attn_mask": None, "is_causal": True}
 
 
 def _given(node: fx.Node) -> dict[str, Any]:

@@ -89,7 +89,11 @@ def following(node: fx.Node) -> Following | None:
     return _ELEMENT if is_pointwise(node) or name in _MORE else None
 
 
-_MORE = frozenset({"zeros_like", "ones_like", "full_like", "empty_like", "floor_divide", "copy_"})
+_MORE = frozenset(
+    {
+        "zeros_like", "ones_like", "full_like", "empty_like", "floor_divide", "copy_", "__and__", "__or__",
+    }
+)  # fmt: skip
 
 
 def _created_forth(graph: ContextBuilder, node: fx.Node) -> Rows | None:
