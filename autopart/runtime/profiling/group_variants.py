@@ -68,7 +68,8 @@ def measure_variants(
             f"expert degree {', '.join(experts)}: times are for balanced load, where each GPU's experts get equally many "
             "tokens; solve with --expert-imbalance for others"
         )
-    return tuple(variants), tuple(notes)
+    # Degrees beside others may leave a ring out for one reason.
+    return tuple(variants), tuple(dict.fromkeys(notes))
 
 
 def num_variants(options: ProfileOptions) -> int:
