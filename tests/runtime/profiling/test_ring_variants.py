@@ -44,6 +44,10 @@ def test_a_ring_keeps_one_block_in_place_of_all(llama: Profile) -> None:
     keys = listed(gather, "blocks.1")[0].bytes
     less = layer(gather, "blocks.1").stash_bytes - layer(ring, "blocks.1").stash_bytes
     assert less == keys - keys // degree
+    # Recomputed layers keep neither.
+    own, other = layer(gather, "blocks.1"), layer(ring, "blocks.1")
+    assert own.recompute is not None and own.recompute == other.recompute
+    assert own.selective is not None and own.selective == other.selective
     assert [one.bytes for one in listed(ring, "blocks.1") if one.kind == "ring"] == [keys, keys]
 
 
