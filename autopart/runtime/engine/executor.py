@@ -34,8 +34,6 @@ class Executor(StepExecutor):
         self._transfers = transfers
         self._moves = moves or StashMoves()
         self._pairs = side_by_side(part.device)
-        if part.state is not None:
-            part.state.gather_ahead([event for event in program if isinstance(event, Action)])
         # A stage's gradients are complete after its last B or W.
         makes = [event for event in program if isinstance(event, Action) and event.op in "BW"]
         self._last = set({action.stage: action for action in makes}.values())

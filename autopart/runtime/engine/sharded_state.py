@@ -9,8 +9,6 @@
 
 At most one layer's gradients are on their way, beneath the next layer.
 
-The last layer of an action leaves the first layer of the next one gathered, where there is room (`gathers_ahead`).
-
 *Claim:* a backward that reaches a layer's results has run all later layers. *Proof.* Autograd runs the ready
 operation that was recorded last. A layer's operations were recorded after those of earlier layers. Where an
 operation of a later layer were not run yet, follow the operations that it waits for: each was recorded later still.
@@ -29,16 +27,14 @@ from functools import partial
 import torch
 from torch import nn
 
+from autopart.errors import ModelError
 from autopart.runtime.capture.stage_modules import StageProgram
-from autopart.runtime.engine.gathers_ahead import gathers_ahead
 from autopart.runtime.engine.group_part import DataPart
-from autopart.runtime.engine.rank_units import parameter_bytes, rank_units
 from autopart.runtime.engine.stage import stage_parameters
 from autopart.runtime.transforms.layer_borders import mark_borders
 from autopart.runtime.transforms.split_backward import DeferredWork
 from autopart.runtime.update.gradient_sum import Made
 from autopart.runtime.update.state_units import StateUnit
-from autopart.schedules.actions import Action
 
 
 class ShardedState:
@@ -57,8 +53,10 @@ class ShardedState:
         self.data = part
         self.per_step = part.reduce == "step"
         """Whether gradients stay whole until the step's end."""
+        readers = _readers(programs)
         named = {n: p for program in stages.values() for n, p in stage_parameters(program).items()}
-        self.units = rank_units(named, programs, part)
+        _check_no_hooks(named)
+        self.units = _units(named, readers, part)
         self._unit_of = {id(p): unit for unit in self.units for p in unit.parameters.values()}
         self.parameters: dict[str, nn.Parameter] = {
             name: part for unit in self.units for name, part in unit.parts.items()
@@ -68,15 +66,7 @@ class ShardedState:
             index: StageState(self, program, self._units_by_layer(program))
             for index, program in stages.items()
         }
-        self._sizes = parameter_bytes(programs)
         self._unit_by_name = {name: unit for unit in self.units for name in unit.parameters}
-
-    def gather_ahead(self, order: Sequence[Action]) -> None:
-        """From now on start an action's first gather beneath the action before it in the rank's order, where there is room."""
-        layers = {index: stage.layers for index, stage in self.stages.items()}
-        for action, (stage, layer) in gathers_ahead(order, layers, self._sizes).items():
-            units = self.stages[stage].units_of(layer)
-            self.stages[action.stage].ahead[action.op == "F", action.microbatch] = units
 
     def unit(self, name: str) -> StateUnit:
         """The unit that has the parameter."""
@@ -122,10 +112,6 @@ class StageState:
         of_layers: Mapping[str, Sequence[StateUnit]],
     ) -> None:
         self._rank, self._of_layers = rank, of_layers
-        self.ahead: dict[tuple[bool, int], Sequence[StateUnit]] = {}
-        """Units of the rank's next action, which the last layer of a forward (True) or backward leaves gathered, by
-        microbatch."""
-        self._ahead: Sequence[StateUnit] = ()
         self.units = tuple(dict.fromkeys(unit for units in of_layers.values() for unit in units))
         order = list(of_layers)
         self._next = _nearest(order, of_layers)
@@ -140,15 +126,6 @@ class StageState:
         """Told about each part parameter that got a gradient."""
         mark_borders(program, of_layers.keys(), self)
 
-    @property
-    def layers(self) -> list[str]:
-        """The layers that have units, in order."""
-        return [layer for layer, units in self._of_layers.items() if units]
-
-    def units_of(self, layer: str) -> Sequence[StateUnit]:
-        """The units of a layer."""
-        return self._of_layers[layer]
-
     def before(self, layer: str) -> None:
         """Gather the layer's weights, and start to gather those of the next one."""
         self._running = layer
@@ -162,17 +139,15 @@ class StageState:
                 tensor.register_hook(partial(self._arrived, layer))
 
     @contextmanager
-    def forward(self, microbatch: int) -> Generator[None]:
+    def forward(self) -> Generator[None]:
         """Surround a microbatch's forward on the stage."""
-        self._ahead = self.ahead.get((True, microbatch), ())
         yield
         self._release_all()
 
     @contextmanager
-    def backward(self, microbatch: int, *, defers: bool) -> Generator[None]:
+    def backward(self, *, defers: bool) -> Generator[None]:
         """Surround a microbatch's backward, or with `defers` its I."""
         self._running, self._defers = None, defers
-        self._ahead = self.ahead.get((False, microbatch), ())
         yield
         self._finish(None)
         if not self._rank.per_step and not self._defers:
@@ -250,19 +225,18 @@ class StageState:
     def _gather(self, layer: str, then: str | None) -> None:
         for unit in self._of_layers[layer]:
             unit.gather()
-        for unit in self._ahead if then is None else self._of_layers[then]:
+        for unit in self._of_layers[then] if then is not None else ():
             unit.start_gather()
 
     def _release(self, layer: str, coming: str | None) -> None:
-        stay = self._ahead if coming is None else self._of_layers[coming]
+        stay = () if coming is None else self._of_layers[coming]
         for unit in self._of_layers[layer]:
             if unit not in stay:
                 unit.release()
 
     def _release_all(self) -> None:
         for unit in self.units:
-            if unit not in self._ahead:
-                unit.release()
+            unit.release()
 
 
 def _nearest(order: Sequence[str], of_layers: Mapping[str, Sequence[StateUnit]]) -> dict[str, str]:
@@ -273,3 +247,35 @@ def _nearest(order: Sequence[str], of_layers: Mapping[str, Sequence[StateUnit]])
             found[layer] = nearest
         nearest = layer if of_layers[layer] else nearest
     return found
+
+
+def _readers(programs: Sequence[StageProgram]) -> dict[str, frozenset[str]]:
+    """The layers of the whole model that read each parameter."""
+    found: dict[str, set[str]] = {}
+    for program in programs:
+        for layer, names in program.parameters_of.items():
+            for name in names:
+                found.setdefault(name, set()).add(layer)
+    return {name: frozenset(layers) for name, layers in found.items()}
+
+
+def _units(
+    named: Mapping[str, nn.Parameter], readers: Mapping[str, frozenset[str]], part: DataPart
+) -> list[StateUnit]:
+    """Units of parameters with the same readers, dtype and use, in one order on all processes."""
+    groups: dict[tuple[object, ...], dict[str, nn.Parameter]] = {}
+    for name in sorted(named):
+        parameter = named[name]
+        key = (readers[name], parameter.dtype, parameter.requires_grad)
+        groups.setdefault(key, {})[name] = parameter
+    keeps = part.shard == "zero2"
+    return [StateUnit(of, part.group, keeps_weights=keeps) for of in groups.values()]
+
+
+def _check_no_hooks(named: Mapping[str, nn.Parameter]) -> None:
+    hooked = [n for n, p in named.items() if p._backward_hooks or p._post_accumulate_grad_hooks]
+    if hooked:
+        raise ModelError(
+            f"parameter '{hooked[0]}' has a gradient hook, and with sharded state no process has its whole "
+            "gradient; remove the hook, or solve with --shard none"
+        )

@@ -58,11 +58,11 @@ class _Waiting(NamedTuple):
 class StageBlocks(Protocol):
     """What surrounds the actions of a stage whose state is sharded (`sharded_state.StageState`)."""
 
-    def forward(self, microbatch: int) -> AbstractContextManager[None]:
+    def forward(self) -> AbstractContextManager[None]:
         """Surround a forward."""
         ...
 
-    def backward(self, microbatch: int, *, defers: bool) -> AbstractContextManager[None]:
+    def backward(self, *, defers: bool) -> AbstractContextManager[None]:
         """Surround a backward, or with `defers` an I."""
         ...
 
@@ -137,7 +137,7 @@ class TorchStage(PipelineStage):
             if movable is not None:
                 around.enter_context(movable)
             if self.state is not None:
-                around.enter_context(self.state.forward(microbatch))
+                around.enter_context(self.state.forward())
             outputs = self.forward_one_chunk(microbatch, (), inputs)
         self.output_chunks.clear()
         self.fwd_cache.clear()
@@ -171,7 +171,7 @@ class TorchStage(PipelineStage):
             if self._host:
                 around.enter_context(self._host.backward(microbatch))
             if self.state is not None:
-                around.enter_context(self.state.backward(microbatch, defers=defers))
+                around.enter_context(self.state.backward(defers=defers))
             if defers:
                 around.enter_context(defer(self._deferred.setdefault(microbatch, [])))
             of_received = self._backward(microbatch, gradients, loss_scale)
