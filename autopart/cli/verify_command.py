@@ -15,7 +15,7 @@ from autopart.exporters.readback.check import check_export
 from autopart.records.built_in_profiles import profile_files
 from autopart.records.files import read_file
 from autopart.records.plan import FORMAT, VERSION, Plan, load_plan
-from autopart.records.profile import load_profile
+from autopart.records.profile import Profile, load_profile
 from autopart.report.check_table import check_table
 from autopart.report.plan_summary import verify_summary
 
@@ -55,9 +55,10 @@ def command(
     if not profiles and target is None:
         raise UsageError("name something to check against: --profile FILE, or --target FRAMEWORK")
     checks = ()
-    given = [load_profile(p) for one in profiles for p in profile_files(one)]
-    if given:
+    given: list[Profile] = []
+    if profiles:
         asked = read_file(plan, Plan, FORMAT, VERSION)
+        given = [load_profile(p) for one in profiles for p in profile_files(one)]
         checks = verify(asked, given)
     if target is not None:
         named, read = tuple(map(parse_renaming, renamings or ())), load_plan(plan)
