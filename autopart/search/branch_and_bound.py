@@ -34,7 +34,8 @@ from autopart.search import every_assignment
 from autopart.search.closing import Raised
 from autopart.search.first_orders import propose_first_orders
 from autopart.search.incumbent import Incumbent, Outcome
-from autopart.search.layout_search import ACTIONS, LayoutSearch, OpenLayout
+from autopart.search.layout_search import ACTIONS, LayoutSearch
+from autopart.search.open_layout import OpenLayout
 from autopart.search.own_orders import propose_own_orders
 from autopart.search.own_pairs import propose_own_pairs
 from autopart.search.phases import (

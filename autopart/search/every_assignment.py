@@ -28,9 +28,10 @@ from autopart.records.layouts import Layout
 from autopart.records.problem import CLASSIC, CUSTOM
 from autopart.search import closing
 from autopart.search.closing import Closed, Raised
-from autopart.search.layout_search import ACTIONS, BASELINES, LayoutSearch, OpenLayout
+from autopart.search.layout_search import ACTIONS, BASELINES, LayoutSearch
 from autopart.search.likely_assignments import likely_layouts
 from autopart.search.nearby_cuts import improve_nearby
+from autopart.search.open_layout import OpenLayout
 from autopart.solvers import cuts_dp
 from autopart.stopping.time_limit import check_time, passed
 

@@ -11,7 +11,7 @@ graph's own order, and the integer program looks at all others.
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,13 +48,6 @@ AT_HAND = 4
 """Layouts whose bounds and compiled schedules are kept for the next question."""
 
 Made = TypeVar("Made")
-
-
-class OpenLayout(NamedTuple):
-    """A layout, and seconds that no partition in it can beat."""
-
-    bound: float
-    layout: Layout
 
 
 class LayoutSearch:

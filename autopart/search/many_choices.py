@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from autopart.bounds.glance import least_at_a_glance
 from autopart.errors import InfeasibleError
+from autopart.records.layouts import shapes
 from autopart.records.plan import SolverName
 from autopart.records.problem import Problem
 from autopart.search.branch_and_bound import BranchAndBound
@@ -45,21 +46,27 @@ class ManySearches:
         self.bounds = [0.0] * len(problems)
         """For each problem seconds that none of its plans can beat."""
         self.errors: dict[int, InfeasibleError] = {}
-        """Problems whose demands leave no shape."""
+        """Problems whose demands leave no shape. They have no bound, also where the search ends before their turn."""
+        for at, problem in enumerate(problems):
+            try:
+                shapes(problem)
+            except InfeasibleError as error:
+                self.errors[at], self.bounds[at] = error, math.inf
 
     def run(self, deadline: float) -> None:
         """Search until a deadline."""
         try:
             for at, problem in enumerate(self.problems):
                 check_time()
-                self.bounds[at] = least_at_a_glance(problem)
+                if at not in self.errors:
+                    self.bounds[at] = least_at_a_glance(problem)
             self._search(deadline_in(SHARE_OF_SEARCH * time_left(deadline)))
             self._close(deadline)
         except OutOfTime:
             return
 
     def _search(self, until: float) -> None:
-        waiting = [(bound, at) for at, bound in enumerate(self.bounds)]
+        waiting = [(bound, at) for at, bound in enumerate(self.bounds) if at not in self.errors]
         heapq.heapify(waiting)
         begun: dict[int, BranchAndBound] = {}
         while waiting and not passed(until):
@@ -73,12 +80,7 @@ class ManySearches:
                 if search.unvisited < self.value:
                     heapq.heappush(waiting, (max(bound, search.unvisited), at))
                 continue
-            try:
-                search = begun[at] = BranchAndBound(self.problems[at], self.solver, self.value)
-            except InfeasibleError as error:
-                self.errors[at] = error
-                self.bounds[at] = math.inf
-                continue
+            search = begun[at] = BranchAndBound(self.problems[at], self.solver, self.value)
             self.bounds[at] = max(bound, search.quick_bound)
             heapq.heappush(waiting, (self.bounds[at], at))
 

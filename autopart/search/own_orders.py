@@ -21,9 +21,10 @@ from autopart.search.joint_choices import (
     opens_policies,
     with_faster_policies,
 )
-from autopart.search.layout_search import LayoutSearch, OpenLayout
+from autopart.search.layout_search import LayoutSearch
 from autopart.search.likely_assignments import likely_layouts
 from autopart.search.objectives import Path
+from autopart.search.open_layout import OpenLayout
 from autopart.search.order_decisions import with_orders
 from autopart.solvers.orders.of_layout import Known, order_problem, orders_of_layout
 from autopart.solvers.orders.starts import Given

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from autopart.bounds.of_layout import LayoutBounds
 from autopart.search.every_assignment import bounds_of_root
-from autopart.search.layout_search import LayoutSearch, OpenLayout
+from autopart.search.layout_search import LayoutSearch
+from autopart.search.open_layout import OpenLayout
 from autopart.stopping.time_limit import deadline_in, passed, time_left
 
 HALVINGS = 7

@@ -147,10 +147,10 @@ def _action_events(
     ends = np.array(timeline.times.end[first:stop])
     # Step 2: at equal seconds, an action ends before the next one starts.
     turn = 2 * np.arange(len(kinds))
-    # Step 3: messages and gradients change at the start of an action. After the last action no messages are left. A
-    # first backward counts its own gradients until it ends.
-    more, left = np.diff(messages, prepend=0), np.zeros_like(made)
-    left[-1:] = messages[-1:]
+    # Step 3: new messages count from an action's start, and those that it used go at its end. So no sum between two
+    # actions is above that of the next one. A first backward counts its own gradients until it ends.
+    kept = np.minimum(messages, np.append(messages[1:], 0)) if len(messages) else messages
+    more, left = messages - np.append(0, kept)[:-1], messages - kept
     before = np.concatenate([[0], after[:-1]])[: len(made)]
     return (
         np.column_stack(

@@ -15,3 +15,9 @@ def test_no_claim_is_false_where_problems_are_searched_one_by_one(
 ) -> None:
     monkeypatch.setattr(microbatch_sizes, "MOST_SIDE_BY_SIDE", 1)
     assert judge(draw_case(kind, seed)).broken == ()
+
+
+@pytest.mark.slow
+def test_a_choice_without_a_layout_has_no_bound() -> None:
+    """Its turn never came, and it got the best value as its bound."""
+    assert judge(draw_case("groups on several nodes", 1178)).broken == ()

@@ -17,14 +17,12 @@ from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
-import msgspec
 import torch
 from torch import distributed, fx
 
 from autopart.cost.uneven_experts import exchanged
 from autopart.errors import ModelError, UsageError
 from autopart.fidelity.pace import notes_on_pace
-from autopart.records.expert_load import load_in_words
 from autopart.records.group_choice import load_of
 from autopart.records.group_variants import LayerCollectives
 from autopart.records.plan import Plan, cast_of, num_ranks
@@ -32,9 +30,6 @@ from autopart.records.rank_group import (
     Group,
     degrees_of,
     expert_degree,
-    group_name,
-    group_size,
-    has_ring,
     samples_per_gpu,
 )
 from autopart.records.run_result import OneDeviceResult
@@ -48,6 +43,7 @@ from autopart.runtime.engine.microbatches import Microbatches
 from autopart.runtime.engine.plan_match import capture_for_plan
 from autopart.runtime.engine.rank_optimizer import rank_optimizer
 from autopart.runtime.job.fake_neighbours import NEIGHBOURS, FakePartners, give_weights
+from autopart.runtime.job.one_device_notes import notes_of
 from autopart.runtime.job.rank_results import (
     RankRun,
     StepRun,
@@ -67,7 +63,6 @@ from autopart.runtime.sharding.counted import layer_collectives
 from autopart.runtime.sharding.group_graphs import graphs_of, lone_place
 from autopart.runtime.sharding.shard_groups import LonePlace
 from autopart.runtime.update.optimizer import LEARNING_RATES, Optimizer
-from autopart.units import format_time
 from autopart.zoo.source import ModelSource
 
 
@@ -129,32 +124,7 @@ def run_on_one_device(
         memory=how_counted(where),
         trace=tuple(last_slices(done[r]) if r in done else () for r in range(num_ranks(plan))),
         collectives=found.collectives,
-        notes=(*_notes(plan, steps), *notes_on_pace(plan, ranks)),
-    )
-
-
-def _notes(plan: Plan, steps: int) -> tuple[str, ...]:
-    notes = ("one step only: its time includes first allocations",) if steps == 1 else ()
-    if group_size(plan.group) == 1:
-        return notes
-    assumed = load_of(plan.demands.group, plan.group)
-    if assumed is not msgspec.UNSET and not isinstance(assumed, float):
-        said = f"the plan assumes {load_in_words(assumed)} of experts; each rank has the mean load here"
-        notes = (said, *notes)
-    with_them = format_time(plan.prediction.step_time)
-    return (
-        f"{group_name(plan.group)}: each rank is the first GPU of its group, alone; all seconds, also the "
-        f"predicted ones, are without the group's collectives (with them the predicted step is {with_them})",
-        *_notes_on_rings(plan),
-        *notes,
-    )
-
-
-def _notes_on_rings(plan: Plan) -> tuple[str, ...]:
-    if not (has_ring(plan.group) and plan.cluster.sends_overlap):
-        return ()
-    return (
-        "the plan does not say which part of a ring's messages attention hides, so predicted seconds keep the rest",
+        notes=(*notes_of(plan, steps), *notes_on_pace(plan, ranks)),
     )
 
 
