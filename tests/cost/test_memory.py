@@ -93,6 +93,11 @@ def test_the_simulated_peak_equals_the_memory_model(seed: int) -> None:
         assert most - own.memory.receives - own.memory.sends <= peak <= most
 
 
+def test_messages_go_at_the_end_of_the_action_that_used_them() -> None:
+    """V-Min's I leaves 44 bytes more for its W; the gradient that it used stayed beside them until the next action."""
+    test_the_simulated_peak_equals_the_memory_model(143)
+
+
 @pytest.mark.parametrize("seed", seeds(30, 300))
 def test_no_simulated_peak_exceeds_the_memory_model(seed: int) -> None:
     asked, layout, partition = _drawn(seed, same_workspace=False)

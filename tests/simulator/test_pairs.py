@@ -58,6 +58,7 @@ def test_a_pair_starts_when_both_inputs_are_there_and_hands_both_results_over_at
         "sync": 0.0,
         "memory cap": 0.0,
         "lending": 0.0,
+        "shared state": 0.0,
     }
 
 
