@@ -45,7 +45,8 @@ def product_of(packet: Any, operands: Sequence[torch.Tensor], result: Any) -> Pr
     """
     name = _name(packet)
     if name == "_grouped_mm":
-        return _grouped(*operands[:2], result)
+        a, b = operands[:2]
+        return _grouped(a, b, result)
     if name in ("mm", "addmm"):
         a, b = operands[-2:]
         return ProductShape(1, a.shape[0], b.shape[1], a.shape[1])
