@@ -33,7 +33,7 @@ def assumed_load(options: SolveOptions) -> AssumedLoad | msgspec.UnsetType:
     most = _largest_degree(options.expert)
     if not 1 <= asked <= most:
         raise AutopartError(
-            f"--expert-imbalance {asked:g}: the fullest of {most} GPUs has from 1 to {most} times the mean"
+            f"--expert-imbalance {asked:g}: the fullest GPU has from 1 to {most} times the mean load with expert degree {most}"
         )
     return float(asked) if asked > 1 else msgspec.UNSET
 

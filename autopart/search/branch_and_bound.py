@@ -15,9 +15,8 @@ Where a plan may have orders of its own, named schedules are the start
 (autopart/search/own_orders.py). The lower bound is then the smallest that holds for every order on
 some placement, and nothing is listed.
 
-The search runs in phases (autopart/search/phases.py). A problem with fewer choices comes first: its
-best plan is the start. A phase that runs out of time leaves its shapes and layouts open. The lower
-bound is then the smallest of their bounds.
+The search runs in phases (autopart/search/phases.py). Fewer choices come first: their best plan is the start. A
+phase that runs out of time leaves shapes and layouts open. The lower bound is then the least of their bounds.
 """
 
 import contextlib

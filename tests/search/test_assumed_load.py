@@ -92,9 +92,9 @@ def test_one_gpu_per_rank_has_no_uneven_loads():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"expert_imbalance": 0.9}, "0.9: the fullest of 2 GPUs has from 1 to 2 times the mean"),
-        ({"expert_imbalance": 3}, "3: the fullest of 2 GPUs has from 1 to 2 times the mean"),
-        ({"expert_imbalance": float("nan")}, "nan: the fullest of 2 GPUs has from 1 to 2"),
+        ({"expert_imbalance": 0.9}, "0.9: the fullest GPU has from 1 to 2 times the mean"),
+        ({"expert_imbalance": 3}, "3: the fullest GPU has from 1 to 2 times the mean"),
+        ({"expert_imbalance": float("nan")}, "nan: the fullest GPU has from 1 to 2"),
         ({"expert_imbalance": 1.5, "expert": "1"}, "ask for some with --expert auto"),
         ({"expert_imbalance": "much"}, "'much': write a number from 1 on, measured, or the file"),
         ({"expert_imbalance": ()}, "the run exchanged no entries of experts"),
