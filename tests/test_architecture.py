@@ -1,6 +1,7 @@
 """The rules of the house, read from the source: who may import whom, and where words may go."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,7 +84,11 @@ class Module(NamedTuple):
     name: str
     """`autopart.solvers.cuts_dp`."""
     path: Path
-    tree: ast.Module
+
+    @property
+    def tree(self) -> ast.Module:
+        """What the file says; parsed once, when a test first asks."""
+        return _parsed(self.path)
 
     @property
     def room(self) -> str:
@@ -91,12 +96,17 @@ class Module(NamedTuple):
         return self.name.partition(".")[2].partition(".")[0]
 
 
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _modules() -> list[Module]:
     found: list[Module] = []
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found.append(Module(name, path, ast.parse(path.read_text(encoding="utf-8"))))
+        found.append(Module(name, path))
     return found
 
 

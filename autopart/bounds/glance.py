@@ -12,7 +12,8 @@ Symbols   T    forward and backward of one microbatch over all layers, on the fa
                  (1 + 1 / (1 + (k - m + 1) / (c (m - 1)))) (T + E)          where 1 < m <= k
 
     stash inside L <= k Z - S - v - max(0, k - n) w - (G where a rank has gradients and stash at once)
-                   <= (Z - w) sum over s of 1 / min(k - s, m) - S / k          under GPipe and 1F1B
+                   <= (Z - w) sum over s of 1 / min(k - s, m) + (min(k, n) w - S) / k      under GPipe and 1F1B
+                   <= (k (Z - w) + min(k, n) w - S) / m                                    under GPipe
 
 *Proof.* The k groups run m microbatches through all layers. So one of them is busy for m (T + E) / k seconds or more. This holds for
 every order, for steps back to back and for the bottleneck.
@@ -20,7 +21,8 @@ every order, for steps back to back and for the bottleneck.
 At most n stages have no layer of L. On each other one, look at the backward of its last layer of L: the workspace of this layer is
 there, and all that the stage's layers of L keep for this microbatch. The sum over ranks is the first bound on the stash, as (9)
 in autopart/bounds/of_shape.py. Stage s of 1F1B then has y = min(k - s, m) <= k microbatches in flight, and GPipe's has m >= y. So its
-stash for one is at most (Z - w - S_s) / y <= (Z - w) / y - S_s / k. The sum over stages is the second bound.
+stash for one is at most (Z - w - S_s) / y <= (Z - w) / y - S_s / k. A stage without a layer of L has none of this stash and no such
+workspace: 0 <= (Z - S_s) / k <= (Z - w) / y + (w - S_s) / k. The sums over stages are the second bound, and with y = m the third.
 
 Under GPipe and 1F1B let D be the step less T + E, w_s the seconds of stage s, and c the least part that backwards have in a layer's
 seconds, 1/2 at least. By (4) in autopart/bounds/shared_work.py (m - k + s) w_s + sum over j > s of w_j <= D, where y < m. With m > k take these lines
@@ -29,57 +31,44 @@ k / (m - 1). So T + E <= D k / (m - 1). With m <= k the last m - 1 stages have T
 has (m - 1) c w_s <= D by (3). GPipe has (m - 1) w_s <= D for all. Recomputing is part of backwards, so c stays.
 
 E is the optimum of a linear program, in which a layer may have parts of its policies: increments of each layer's convex hull,
-those with the fewest seconds per byte first. Overlapped pairs shorten T by all that they could save. Syncs, sends and offload add seconds, and
+those with the fewest seconds per byte first (autopart/bounds/least_recomputing.py). Overlapped pairs shorten T by all that they could save. Syncs, sends and offload add seconds, and
 count nothing.
 """
 
-import itertools
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from autopart.activations.policies import allowed_policies, kept_inside
 from autopart.bounds.any_order_shapes import Shape
+from autopart.bounds.least_recomputing import least_recomputing
 from autopart.bounds.of_shape import LeastBytes, least_parts, quick_bounds
 from autopart.bounds.pair_savings import without_savings_if_paired
+from autopart.bounds.priced_shapes import PricedShapes, StageRoom
 from autopart.records.cluster import fastest_speed, largest_memory, num_gpus
 from autopart.records.layer_graph import Layer, LayerGraph
-from autopart.records.problem import BIDIRECTIONAL, CLASSIC, LENDING, Demands, Problem
+from autopart.records.problem import BIDIRECTIONAL, CLASSIC, LENDING, Problem
 from autopart.schedules.actions import microbatches_per_replica
 
+MOST_PRICED = 64
+"""Shapes with the least bounds, which are raised with prices of memory."""
 ROUNDING = 1e-9
 """Relative margin for sums that other bounds add up in another order."""
-
-
-class _Recomputing(NamedTuple):
-    """The fewest seconds for stash that is freed: points of a convex line."""
-
-    freed: npt.NDArray[np.float64]
-    seconds: npt.NDArray[np.float64]
-    stash: int
-    """Bytes where every layer keeps its stash."""
-
-    def least(self, room: float) -> float:
-        """The fewest seconds for stash of so many bytes; infinite where no policy frees enough."""
-        needed = self.stash - room
-        if needed <= 0:
-            return 0.0
-        if needed > self.freed[-1]:
-            return float("inf")
-        return float(np.interp(needed, self.freed, self.seconds))
 
 
 def shape_bounds(problem: Problem, shapes: Sequence[Shape]) -> dict[Shape, float | None]:
     """`quick_bounds`, or the bound above for the shape's own k and r where it is larger."""
     quick = quick_bounds(problem, shapes)
     glance = _Glance(problem, any_order=False)
-    return {
+    found = {
         (k, r): None if bound is None else glance.raised(k, r, bound)
         for (k, r), bound in quick.items()
     }
+    least = sorted((bound, shape) for shape, bound in found.items() if bound is not None)
+    for bound, shape in least[:MOST_PRICED]:
+        found[shape] = max(bound, glance.priced(*shape))
+    return found
 
 
 def least_at_a_glance(problem: Problem, *, any_order: bool = False) -> float:
@@ -108,7 +97,16 @@ class _Glance:
         self.large = _large_layers(problem.graph, classic=self.classic)
         # Where two pipelines share ranks, or ranks lend stash, the stash of one microbatch may lie elsewhere.
         apart = names.isdisjoint({*BIDIRECTIONAL, *LENDING})
-        self.policies = _recomputing(problem, self.large) if apart else None
+        inside = [layer for layer in problem.graph.layers if layer.name in self.large.names]
+        self.policies = least_recomputing(inside, problem.demands) if apart else None
+        self.prices: PricedShapes | None = None
+        if self.policies is not None and self.classic and problem.objective == "step":
+            room = StageRoom(
+                largest_memory(problem.cluster) - problem.cluster.reserve_bytes,
+                self.large.workspace,
+                self.large.others,
+            )
+            self.prices = PricedShapes(problem, np.array(passes), self.large.names, room)
         self._parts: dict[int, LeastBytes] = {}
 
     def raised(self, groups: int, replicas: int, bound: float) -> float | None:
@@ -134,6 +132,32 @@ class _Glance:
             return None
         seconds = turns * (self.work + extra) / fastest_speed(problem.cluster)
         return seconds * (1 - ROUNDING)
+
+    def priced(self, groups: int, replicas: int) -> float:
+        """The bound of autopart/bounds/priced_shapes.py; 0 where it says nothing."""
+        problem = self.problem
+        if self.prices is None:
+            return 0.0
+        seconds = self.prices.bound(groups, replicas)
+        return seconds / fastest_speed(problem.cluster) * (1 - ROUNDING)
+
+    def may_hold_gpipe(self, groups: int, replicas: int) -> bool:
+        """Whether all microbatches of a replica may have room at once."""
+        problem = self.problem
+        if self.policies is None:
+            return True
+        if replicas not in self._parts:
+            self._parts[replicas] = least_parts(problem, replicas, any_order=not self.classic)
+        m = microbatches_per_replica(problem.num_microbatches, replicas)
+        flying = [m] * groups
+        room = _room_in_flight(problem, self.large, self._parts[replicas].state, flying, m)
+        return self.policies.least(room) < float("inf")
+
+
+def shapes_without_gpipe(problem: Problem, shapes: Sequence[Shape]) -> frozenset[Shape]:
+    """The shapes on whose ranks GPipe never fits, by the third bound on the stash above."""
+    glance = _Glance(problem, any_order=False)
+    return frozenset(shape for shape in shapes if not glance.may_hold_gpipe(*shape))
 
 
 def _turns_of_classic(groups: int, m: int, share: float) -> float:
@@ -216,48 +240,16 @@ def _room(
     room = float(groups * usable - parts.state - parts.gradients * parts.together - large.kept)
     room -= max(0, groups - large.others) * large.workspace
     if in_flight is not None:
-        flying = np.minimum(np.arange(groups, 0, -1), in_flight)
-        room = min(room, alone * float((1 / flying).sum()) - parts.state / groups)
+        flying = [min(ahead, in_flight) for ahead in range(groups, 0, -1)]
+        room = min(room, _room_in_flight(problem, large, parts.state, flying, groups))
     return None if room < 0 else room
 
 
-def _recomputing(problem: Problem, large: _LargeLayers) -> _Recomputing:
-    """The seconds by bytes freed, over all layers of L."""
-    layers = [layer for layer in problem.graph.layers if layer.name in large.names]
-    steps = [step for layer in layers for step in _hull(layer, problem.demands)]
-    steps.sort(key=lambda step: step[1] / step[0])
-    freed, seconds = np.array([(0.0, 0.0), *steps]).T
-    stash = sum(layer.stash_bytes for layer in layers)
-    return _Recomputing(np.cumsum(freed), np.cumsum(seconds), stash)
-
-
-def _hull(layer: Layer, demands: Demands) -> list[tuple[float, float]]:
-    """Bytes and seconds of each piece of the lower convex line through a layer's policies, from the fewest freed bytes on."""
-    again = {"recompute": layer.recompute, "selective": layer.selective}
-    points: list[tuple[float, float]] = [(0.0, 0.0)]
-    for policy in allowed_policies(layer, demands):
-        of = again.get(policy)
-        extra = of.extra_time if of is not None else 0.0
-        points.append((float(layer.stash_bytes - kept_inside(layer, policy)), extra))
-    line: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
-        # A point that frees more in no more seconds makes the one before it needless; so does one below the line.
-        while line and (
-            line[-1][1] >= y
-            or (len(line) > 1 and _slope(line[-2], line[-1]) >= _slope(line[-1], (x, y)))
-        ):
-            if line[-1] == (0.0, 0.0) and y > 0:
-                break
-            line.pop()
-        line.append((x, y))
-    first = line[0]
-    free = [(first[0], 0.0)] if first[0] > 0 else []
-    return free + [
-        (there[0] - here[0], there[1] - here[1])
-        for here, there in itertools.pairwise(line)
-        if there[0] > here[0]
-    ]
-
-
-def _slope(here: tuple[float, float], there: tuple[float, float]) -> float:
-    return (there[1] - here[1]) / max(there[0] - here[0], 1e-300)
+def _room_in_flight(
+    problem: Problem, large: _LargeLayers, state: int, flying: Sequence[int], most: int
+) -> float:
+    """The second or third bound on the stash: `flying` microbatches on each stage, at most `most`."""
+    alone = largest_memory(problem.cluster) - problem.cluster.reserve_bytes - large.workspace
+    # Stages without large layers need no such workspace.
+    spared = min(len(flying), large.others) * large.workspace
+    return alone * sum(1 / own for own in flying) + (spared - state) / most

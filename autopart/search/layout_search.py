@@ -107,9 +107,9 @@ class LayoutSearch:
         """Whether a bound leaves better plans. An attained bound counts among equals too."""
         return self.objective.bounds.attained or least < self.best.value
 
-    def least(self, bounds: LayoutBounds) -> float | None:
+    def least(self, bounds: LayoutBounds, cuts: Cuts | None = None) -> float | None:
         """The smallest possible largest bound over the stages of a partition; None without one."""
-        path = cuts_dp.best_path(bounds.stages, self.cuts.nested)
+        path = cuts_dp.best_path(bounds.stages, (cuts or self.cuts).nested)
         return None if path is None else max(path.largest, bounds.whole)
 
     def close(self, layout: Layout, value: float, actions: int) -> Closed | None:

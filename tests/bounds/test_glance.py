@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 
-from autopart.bounds.glance import least_at_a_glance, shape_bounds
+from autopart.bounds.glance import least_at_a_glance, shape_bounds, shapes_without_gpipe
 from autopart.bounds.of_shape import quick_bounds
 from autopart.errors import InfeasibleError
 from autopart.records.layer_graph import Recompute
@@ -72,6 +72,53 @@ def test_stash_that_has_no_room_is_recomputed_where_that_is_cheapest():
     assert least_at_a_glance(asked) == pytest.approx(3 * (work + 1 + 2 / 2))
     kept = msgspec.structs.replace(asked.demands, recompute="never")
     assert least_at_a_glance(msgspec.structs.replace(asked, demands=kept)) == math.inf
+
+
+def test_a_stage_without_workspace_has_more_room_for_state():
+    """One stage fills its GPU with buffers, the other one with workspace: a bound took the workspace from both."""
+    layers = [
+        layer("state", buffer_bytes=950),
+        layer("workspace", workspace_bytes=900, stash_bytes=10),
+    ]
+    asked = problem(
+        chain_graph(*layers, num_bytes=1),
+        cluster=cluster(1, 2, memory_bytes=1000),
+        demands=Demands(num_stages=2, schedules=("1f1b", "gpipe")),
+        num_microbatches=2,
+    )
+    best = optimum(asked)
+    assert best is not None
+    assert least_at_a_glance(asked) <= best.value
+    assert not shapes_without_gpipe(asked, [(2, 1)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", [*range(200, 203), *seeds(3, 8, slow=6)[3:]])
+def test_gpipe_fits_on_no_shape_that_a_glance_excludes(kind: str, seed: int) -> None:
+    for asked in draw_case(kind, seed).searched:
+        if asked.demands.replicas_per_stage:
+            continue
+        alone = msgspec.structs.replace(asked.demands, schedules=("gpipe",))
+        try:
+            tried = shapes(msgspec.structs.replace(asked, demands=alone))
+        except InfeasibleError:
+            continue
+        for num_stages, num_replicas in shapes_without_gpipe(asked, tried):
+            own = msgspec.structs.replace(alone, num_stages=num_stages, num_replicas=num_replicas)
+            assert optimum(msgspec.structs.replace(asked, demands=own)) is None
+
+
+def test_gpipe_is_excluded_where_all_microbatches_have_no_room():
+    layers = [layer(f"l{at}", stash_bytes=100, workspace_bytes=0) for at in range(2)]
+    asked = problem(
+        chain_graph(*layers, num_bytes=1),
+        cluster=cluster(1, 2, memory_bytes=350),
+        demands=Demands(num_stages=2, schedules=("1f1b", "gpipe")),
+        num_microbatches=4,
+    )
+    assert shapes_without_gpipe(asked, [(2, 1)]) == {(2, 1)}
+    roomy = msgspec.structs.replace(asked, cluster=cluster(1, 2, memory_bytes=450))
+    assert not shapes_without_gpipe(roomy, [(2, 1)])
 
 
 def test_stages_with_equal_work_attain_the_bound_of_classic_schedules():
