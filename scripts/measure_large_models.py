@@ -10,10 +10,13 @@ each kind, and the last kind's inner block is repeated. They lie in FOLDER and a
 The plan is the best over every degree of the profile, with `--shard auto`, `--recompute auto`, 1F1B and GPipe. The published layout has its degrees,
 its stages and replicas, and ZeRO-1; cuts and recomputed layers are the best ones. Sources:
 
-    llama-405b     Llama Team (2024), arXiv 2407.21783, Table 4: tensor 8, 16 stages, 16,384 GPUs; at 131,072 tokens context 16
+    llama-405b     Llama Team (2024), arXiv 2407.21783, Table 4: tensor 8, 16 stages, 16,384 GPUs; at 131,072 tokens context 16.
+                   1,024 GPUs: NVIDIA NeMo, scripts/performance/recommended_model_configs/model_configs_h100.csv at 000e8c1:
+                   tensor 8, context 2, 8 stages (8 virtual ones per rank are left out)
     deepseek-v3    DeepSeek-AI (2024), arXiv 2412.19437, section 3.2: 16 stages, expert 64 over 8 nodes, ZeRO-1. Its DualPipe and its
                    FP8 are left out
-    mixtral-8x22b  remembered from recipes of NeMo: tensor 2, expert 8, 4 stages. No source was read
+    mixtral-8x22b  NVIDIA NeMo, nemo/collections/llm/recipes/mixtral_8x22b.py at 00138e2: tensor 2, context 2, expert 8, 4 stages
+                   on 128 GPUs; 14 virtual stages per rank are left out
 
 Time limits count seconds of the processor, so a busy machine changes little. One JSON line per row. Nothing was measured on a GPU.
 """
@@ -68,7 +71,7 @@ MODELS = {
         "llama_three_blocks.py:build_405b", 126, (4, 8), (8, 16), sequence_length=131072
     ),
     "mixtral-8x22b": Model(
-        "large_models.py:build_mixtral_8x22b", 56, (1, 2), expert=(4, 8), microbatch_size=8
+        "large_models.py:build_mixtral_8x22b", 56, (1, 2), (2,), (4, 8), microbatch_size=8
     ),
     "deepseek-v3": Model(
         "large_models.py:build_deepseek_v3",
@@ -95,14 +98,23 @@ class Row(NamedTuple):
 
 _LLAMA = {"tensor": 8, "sequence_parallel": "on", "num_stages": 16, "zero1": True}
 ROWS = {
-    "llama-405b:1024": Row(1024, 2048),
+    "llama-405b:1024": Row(
+        1024, 2048, _LLAMA | {"context": "2", "num_stages": 8, "num_replicas": 8}
+    ),
     "llama-405b:16384": Row(16384, 2048, _LLAMA | {"num_replicas": 128}),
     "llama-405b-128k:1024": Row(1024, 128),
     "llama-405b-128k:16384": Row(16384, 128, _LLAMA | {"context": "16", "num_replicas": 8}),
     "mixtral-8x22b:64": Row(
         64,
         256,
-        {"tensor": 2, "sequence_parallel": "on", "expert": "8", "num_stages": 4, "zero1": True},
+        {
+            "tensor": 2,
+            "sequence_parallel": "on",
+            "context": "2",
+            "expert": "8",
+            "num_stages": 4,
+            "zero1": True,
+        },
     ),
     "deepseek-v3:256": Row(256, 15360, sizes=(8, 64)),
     "deepseek-v3:2048": Row(

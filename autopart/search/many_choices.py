@@ -94,6 +94,9 @@ class ManySearches:
                 heapq.heappush(waiting, (self.bounds[at], at))
                 continue
             choice = begun[at]
+            if choice.least == math.inf and not choice.search.found.custom:
+                # Its last layout was visited out of turn.
+                continue
             if choice.search.found.custom:
                 self._run(at, choice.search, until)
                 left = choice.search.unvisited
