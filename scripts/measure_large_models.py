@@ -2,7 +2,8 @@
 
     python scripts/measure_large_models.py --profiles FOLDER
     python scripts/measure_large_models.py --profiles FOLDER --rows llama-405b:16384 mixtral-8x22b:64 --time-limit 55
-    python scripts/measure_large_models.py --profiles FOLDER --plans FOLDER && autopart verify FOLDER/llama-405b-1024-best.json
+    python scripts/measure_large_models.py --profiles FOLDER --plans FOLDER # keeps profiles too
+    autopart verify FOLDER/llama-405b-1024-best.json --profile FOLDER/llama-405b-profile.json
 
 Profiles are analytic, in bfloat16 on meta tensors, with the kernel model of `--target megatron`. They have three blocks, or three of
 each kind, and the last kind's inner block is repeated. They lie in FOLDER and are made where they are missing.
@@ -142,6 +143,9 @@ def main() -> None:
     time.perf_counter = processor_seconds()
     for name in asked.rows:
         profile = profile_of(name.partition(":")[0], asked.profiles)
+        if asked.plans is not None:
+            asked.plans.mkdir(exist_ok=True)
+            save_profile(profile, asked.plans / f"{name.partition(':')[0]}-profile.json")
         if not asked.published_only:
             _tell(best(name, profile, asked.time_limit), asked.plans)
         if ROWS[name].published is not None:
@@ -151,7 +155,6 @@ def main() -> None:
 def _tell(row: dict[str, Any], folder: Path | None) -> None:
     plan = row.pop("plan", None)
     if plan is not None and folder is not None:
-        folder.mkdir(exist_ok=True)
         save_plan(plan, folder / f"{row['row'].replace(':', '-')}-{row['layout']}.json")
     print(json.dumps(row), flush=True)
 

@@ -11,9 +11,10 @@ import itertools
 from autopart.bounds.glance import shapes_without_gpipe
 from autopart.bounds.rank_assignments import fastest_assigned
 from autopart.cost.cuts import cuts_along, list_all
-from autopart.records.layouts import Layout, layouts
+from autopart.records.layouts import Layout, Partition, layouts
 from autopart.search import every_assignment
 from autopart.search.branch_and_bound import BranchAndBound
+from autopart.search.likely_assignments import likely_layouts
 from autopart.search.open_layout import OpenLayout
 from autopart.stopping.time_limit import OutOfTime, check_time, limited
 
@@ -66,12 +67,24 @@ class LayoutsInOrder:
         problem, found = self.search.problem, self.search.found
         if len(layout.stage_ranks) == 1:
             # The two cuts of one stage are known. Bounds between all others would take seconds.
-            cuts = cuts_along(problem.graph, (tuple(range(len(problem.graph.layers))),))
+            cuts = cuts_along(problem.graph, self._whole)
             assigned = fastest_assigned(problem, layout)
             return found.least(found.objective.bounds.of_layout(*assigned, cuts), cuts)
         if not list_all(found.cuts, len(layout.stage_ranks)):
             return quick
         return every_assignment.least_of_root(found, layout)
+
+    @property
+    def _whole(self) -> Partition:
+        return (tuple(range(len(self.search.problem.graph.layers))),)
+
+    def _visit(self, place: OpenLayout) -> OpenLayout | None:
+        found, layout = self.search.found, place.layout
+        if len(layout.stage_ranks) > 1:
+            return every_assignment.visit(found, layout, place.bound)
+        for one in likely_layouts(found.problem, layout, None):
+            found.take(one, self._whole, "dp" if found.solver == "auto" else found.solver)
+        return place
 
     def visit_layout(self, until: float) -> None:
         """Try the proposals for the layout with the least bound. Out of time, it stays open."""
@@ -80,7 +93,7 @@ class LayoutsInOrder:
         search.found.deadline = until
         with limited(until):
             try:
-                visited = every_assignment.visit(search.found, place.layout, place.bound)
+                visited = self._visit(place)
             except OutOfTime:
                 return
         search.open.remove(place)
