@@ -19,7 +19,7 @@ from tests.support.seeds import seeds
 from tests.support.uneven_problems import random_lists, random_path, stages_along, uneven_problem
 
 
-@pytest.mark.parametrize("seed", seeds(40, 2500, slow=150))
+@pytest.mark.parametrize("seed", seeds(40, 2500, slow=95))
 def test_no_partition_is_faster_than_a_value_that_joined_lists_refute(seed: int):
     rng = random.Random(71_000 + seed)
     asked = uneven_problem(rng)

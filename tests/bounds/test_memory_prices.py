@@ -23,7 +23,7 @@ from tests.support.seeds import seeds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", seeds(0, 120, slow=10))
+@pytest.mark.parametrize("seed", seeds(0, 120, slow=5))
 def test_no_partition_under_any_policies_beats_the_bound(seed: int) -> None:
     asked, layout = drawn_layout(seed)
     cuts, stages = all_cuts(asked.graph), len(layout.stage_ranks)
@@ -41,7 +41,7 @@ def test_no_partition_under_any_policies_beats_the_bound(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", seeds(0, 120, slow=10))
+@pytest.mark.parametrize("seed", seeds(0, 120, slow=5))
 def test_no_partition_beats_the_bound_where_bytes_may_lie_on_the_host(seed: int) -> None:
     asked, layout = drawn_layout(seed, ON_HOSTS)
     cuts, stages = all_cuts(asked.graph), len(layout.stage_ranks)

@@ -38,7 +38,7 @@ def leaves_open(bounds: ReplicaBounds, layout: Layout, path: tuple[int, ...], va
     return True
 
 
-@pytest.mark.parametrize("seed", seeds(50, 3500, slow=200))
+@pytest.mark.parametrize("seed", seeds(50, 3500, slow=125))
 def test_no_partition_is_faster_than_its_replicas_waiting_says(seed: int):
     rng = random.Random(seed)
     asked = uneven_problem(rng)

@@ -16,6 +16,7 @@ from autopart.records.profile import Profile
 from autopart.records.rank_group import group_size
 from autopart.search.microbatch_sizes import search_sizes, value_of
 from tests.support.alterations import Alteration, alterations
+from tests.support.long_tests import long_tests
 from tests.support.plan_kinds import KINDS, plan_of_kind
 
 ANNOTATIONS = {
@@ -63,6 +64,22 @@ sizes, which may be higher.
 
 SLOW_KINDS = ("orders of their own under a memory limit",)
 """Some alterations of these plans take seconds."""
+
+IN_CI = (
+    "interleaved",
+    "zero bubble",
+    "replicas per stage",
+    "any tensor degree",
+    "bottleneck",
+    "selective recompute",
+    "everything at once",
+    "a size without a plan",
+    "pins",
+    "zero-1 in mixed precision",
+    "different GPUs",
+    "idle GPUs on a slow machine",
+)
+"""Kinds of plans. The slow tests take a third of their alterations."""
 
 SECONDS = 1.0
 """Time for each search; most need some milliseconds, and own orders as much as they get."""
@@ -131,7 +148,14 @@ def test_some_alterations_are_refused_or_harmless(kind: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [k for k in KINDS if not k.startswith("orders of their own")])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in IN_CI else long_tests(kind)[0]
+        for kind in KINDS
+        if not kind.startswith("orders of their own")
+    ],
+)
 def test_more_alterations_are_refused_or_harmless(kind: str):
     plan, profiles = plan_of_kind(kind)
     cases = list(alterations(json.loads(encode(plan))))

@@ -15,7 +15,7 @@ TABLES = {
     "tests.support.tried.hostile_control": hostile_control.MODELS,
     "tests.support.tried.hostile_structure": hostile_structure.MODELS,
 }
-EACH = 12
+EACH = 24
 """Every so-manieth model is a slow test, the others are long ones."""
 
 

@@ -97,9 +97,17 @@ def test_seconds_times_two_give_twice_the_answer_to_the_last_digit(kind: str, bl
             assert slow.stages == plan.stages and slow.orders == plan.orders, seed
 
 
+def kinds_and_blocks() -> list[object]:
+    """Each kind with each block. The first block of every second kind is a slow test, and the second of the others."""
+    return [
+        pytest.param(kind, block, marks=() if block == at % 2 else pytest.mark.long)
+        for at, kind in enumerate((*KINDS, "mixtures"))
+        for block in range(9)
+    ]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", (*KINDS, "mixtures"))
-@pytest.mark.parametrize("block", seeds(1, 9, slow=2))
+@pytest.mark.parametrize(("kind", "block"), kinds_and_blocks())
 def test_names_and_the_order_of_lists_do_not_matter(kind: str, block: int):
     for seed in seeds_of(block):
         problem = drawn(kind, 70_000 + seed)

@@ -25,6 +25,7 @@ from autopart.search.options_of_plan import options_of
 from autopart.search.planner import baselines, solve, solve_with_options
 from autopart.search.target_defaults import with_target
 from tests.support.exporters.language import language_plan
+from tests.support.long_tests import long_tests
 from tests.support.plan_kinds import ROW
 from tests.support.problems import cluster
 from tests.support.seeds import seeds
@@ -148,7 +149,7 @@ def test_no_claim_on_groups_over_several_nodes_is_false(seed: int):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", seeds(0, 2))
-@pytest.mark.parametrize("kind", SHARDED)
+@pytest.mark.parametrize("kind", [*long_tests(*SHARDED[:-1]), SHARDED[-1]])
 def test_no_claim_on_more_sharded_state_is_false(kind: str, block: int):
     broken = [
         (seed, claim)

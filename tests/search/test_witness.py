@@ -9,6 +9,7 @@ import pytest
 
 from autopart import pricing
 from autopart.cost.stage_times import bottleneck_time
+from tests.support.long_tests import long_tests
 from tests.support.seeds import seeds
 from tests.support.witness.cases import EVERY_ORDER, KINDS, draw_case
 from tests.support.witness.claims import SAME, judge
@@ -105,8 +106,31 @@ def test_gpus_of_one_kind_on_one_node_are_alike(per_node: int, groups: tuple[int
             assert places(gpus, slots).keys() == all_places(gpus, slots)
 
 
+RESEMBLED = (
+    "one node",
+    "nodes",
+    "policies",
+    "replicas per stage",
+    "policies, V",
+    "other schedules",
+    "mirrored",
+    "period",
+    "sizes",
+    "networks",
+    "hidden syncs",
+    "every order",
+    "tensor degrees",
+    "tensor degrees per stage",
+    "sharded state",
+    "groups on several nodes",
+)
+"""Kinds that another kind includes, or that other tests judge. Their cases are long tests."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [*(kind for kind in KINDS if kind not in RESEMBLED), *long_tests(*RESEMBLED)]
+)
 @pytest.mark.parametrize("block", seeds(1, 11, slow=1))
 def test_no_claim_of_the_planner_is_false(kind: str, block: int):
     """A plan is found where one exists, and no bound lies above the best of all plans.

@@ -13,6 +13,7 @@ from autopart.runtime.checking.weight_history import WeightHistory
 from autopart.runtime.engine.run_settings import RunSettings
 from tests.runtime.engine.test_asynchronous import LINE
 from tests.runtime.engine.test_placements import plan
+from tests.support.long_tests import long_tests
 from tests.support.runtime.on_ranks import run, run_with_still_older_weights
 from tests.support.runtime.rank_pool import RankPool
 
@@ -107,7 +108,7 @@ def test_state_on_the_host_steps_each_weight_version(two_ranks: RankPool):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", [*long_tests("sgd"), "adamw"])
 def test_buffers_and_tied_weights_in_float32_are_compared(two_ranks: RankPool, optimizer: str):
     """AdamW turns noise into full steps, so the check compares distances from the start."""
     for model, buffers in [("zoo:resnet-tiny", True), ("zoo:gpt2-tiny", False)]:

@@ -21,7 +21,11 @@ NAN_PARAMETER, NAN_LOSS = f"{FILE}:nan_parameter", f"{FILE}:log_of_negative"
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        (NAN_PARAMETER, "parameter 'blocks.1.bias' contains NaN before any step"),
+        pytest.param(
+            NAN_PARAMETER,
+            "parameter 'blocks.1.bias' contains NaN before any step",
+            marks=pytest.mark.long,
+        ),
         (NAN_LOSS, "the loss is nan on the example batch"),
     ],
 )

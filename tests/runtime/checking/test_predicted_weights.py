@@ -12,8 +12,6 @@ from tests.support.long_tests import long_tests
 from tests.support.runtime.on_ranks import run, run_with_longer_predictions
 from tests.support.runtime.rank_pool import RankPool
 
-PREDICTED = ["spectrain", "xpipe", "pipeoptim"]
-
 
 def checked(pool: RankPool, of: Plan, name: str, **options: object) -> CheckResult:
     """The check after three batches; it raises if anything differs."""
@@ -35,7 +33,7 @@ def test_a_run_on_two_ranks_equals_the_plain_model_with_the_same_predictions(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PREDICTED)
+@pytest.mark.parametrize("name", [*long_tests("spectrain"), "xpipe", "pipeoptim"])
 @pytest.mark.parametrize("n", [*long_tests(2, 3), 5])
 def test_a_run_on_four_ranks_equals_the_plain_model_with_the_same_predictions(
     four_ranks: RankPool, name: str, n: int

@@ -55,10 +55,10 @@ def test_noise_dropout_and_stochastic_depth_are_equal_in_both_models(two_ranks: 
 @pytest.mark.parametrize(
     ("policy", "backend"),
     [
-        ("recompute", "autopart"),
+        pytest.param("recompute", "autopart", marks=pytest.mark.long),
         ("recompute", "torch"),
         ("selective", "autopart"),
-        ("offload", "autopart"),
+        pytest.param("offload", "autopart", marks=pytest.mark.long),
     ],
 )
 def test_layers_that_run_again_draw_the_same_numbers(
@@ -105,8 +105,8 @@ def test_a_model_that_skips_its_layers_by_chance_is_cut_and_passes(two_ranks: Ra
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
-        pytest.param("pythons_numbers", "recompute"),
-        ("wandering", ""),
+        pytest.param("pythons_numbers", "recompute", marks=pytest.mark.long),
+        pytest.param("wandering", "", marks=pytest.mark.long),
         ("wandering", "recompute"),
     ],
 )

@@ -121,7 +121,7 @@ def test_2bw_sums_the_gradients_of_tied_weights(four_ranks: RankPool):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["pipedream", "pipedream-2bw"])
+@pytest.mark.parametrize("schedule", ["pipedream", *long_tests("pipedream-2bw")])
 def test_recomputed_layers_use_the_weights_of_their_first_forward(
     two_ranks: RankPool, schedule: str
 ):

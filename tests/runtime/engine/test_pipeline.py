@@ -10,6 +10,7 @@ import torch
 from autopart.records.plan import Plan
 from tests.runtime.engine.test_placements import LOOP, PIPEDREAM, Ranks, V
 from tests.runtime.engine.test_placements import plan as placed
+from tests.support.long_tests import long_tests
 from tests.support.runtime.own_loop import (
     Loop,
     Trained,
@@ -138,9 +139,7 @@ def another(of: Plan, ranks: Ranks, cuts: Sequence[float]) -> Plan:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "model", ["zoo:mlp-tiny", pytest.param("zoo:gpt2-tiny", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("model", [*long_tests("zoo:mlp-tiny"), "zoo:gpt2-tiny"])
 def test_training_continues_from_a_checkpoint_under_another_plan(
     two_ranks: RankPool, tmp_path: Path, model: str
 ):

@@ -149,7 +149,10 @@ def test_each_stage_has_its_own_times(two_ranks: RankPool):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [[[0], [1]], V], ids=["single", "V"])
+@pytest.mark.parametrize(
+    "ranks",
+    [pytest.param([[0], [1]], id="single", marks=pytest.mark.long), pytest.param(V, id="V")],
+)
 def test_split_backwards_train_as_the_plain_model(two_ranks: RankPool, ranks: Ranks):
     result = checked(two_ranks, plan("zoo:gpt2-tiny", ranks, split_backward=True))
     ops = {slice.action.lstrip("0123456789")[0] for of in result.trace for slice in of}
@@ -214,14 +217,14 @@ def test_every_named_schedule_trains_as_the_plain_model_on_two_ranks(
     checked(two_ranks, named(name, 2, edge(name, 2, which)))
 
 
+ON_FOUR_RANKS = ("interleaved-1f1b", "zb-h2", "v-half", "hanayo")
+"""Schedules of slow tests. The others are long tests here."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [*long_tests("fewest"), "above the stages"])
 @pytest.mark.parametrize(
-    "name",
-    [
-        name if at % 3 == 0 else pytest.param(name, marks=pytest.mark.long)
-        for at, name in enumerate(NAMED)
-    ],
+    "name", [*ON_FOUR_RANKS, *long_tests(*(name for name in NAMED if name not in ON_FOUR_RANKS))]
 )
 def test_every_named_schedule_trains_as_the_plain_model_on_four_ranks(
     four_ranks: RankPool, name: str, which: str
@@ -292,7 +295,7 @@ def test_any_valid_order_on_any_placement_trains_the_same(
     ("ranks", "split"),
     [
         pytest.param(LOOP, True, id="loop-split"),
-        pytest.param(V, False, id="V-whole"),
+        pytest.param(V, False, id="V-whole", marks=pytest.mark.long),
         pytest.param(LOOP, False, id="loop-whole", marks=pytest.mark.long),
         pytest.param(V, True, id="V-split", marks=pytest.mark.long),
     ],

@@ -50,7 +50,11 @@ def checked(pool: RankPool, of: Plan, **options: object) -> RunResult:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "schedule"),
-    [(GPT2, "zb-h1"), (MLP, "1f1b"), pytest.param(LLAMA, "zb-h2", marks=pytest.mark.long)],
+    [
+        (GPT2, "zb-h1"),
+        pytest.param(MLP, "1f1b", marks=pytest.mark.long),
+        pytest.param(LLAMA, "zb-h2", marks=pytest.mark.long),
+    ],
 )
 def test_steps_back_to_back_train_as_the_plain_model(
     two_ranks: RankPool, model: str, schedule: str

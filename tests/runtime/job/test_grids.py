@@ -14,9 +14,7 @@ from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.tensor_runs import run_groups
 
 IN_CI = {
-    Grid(DENSE, "sequence parallel", "sequence parallel"),
     Grid(DENSE, "sequence parallel", "context"),
-    Grid(MIXTURE, "context", "expert"),
     Grid(MIXTURE, "expert", "zero3"),
 }
 """The grids of slow tests. All others are long ones."""

@@ -14,6 +14,7 @@ from autopart.records.plan import Plan
 from autopart.runtime.engine.run_settings import RunSettings, check_settings
 from autopart.runtime.job.launch import run_plan
 from autopart.runtime.job.saved_state import check_folder_to_save
+from tests.support.long_tests import long_tests
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 from tests.support.runtime.tensor_runs import error_of_groups, run_groups
@@ -66,7 +67,7 @@ def test_a_run_continues_with_another_tensor_degree(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first_shares", [True, False])
+@pytest.mark.parametrize("first_shares", [True, *long_tests(False)])
 def test_a_run_continues_with_shared_state_and_without(
     two_ranks: RankPool, tmp_path: Path, first_shares: bool
 ) -> None:

@@ -142,27 +142,31 @@ def test_every_policy_keeps_less_than_the_one_before():
         assert list(stashes) == sorted(set(stashes), reverse=True)
 
 
-IN_CI = (
-    ("zoo:gpt2-tiny", "1f1b"),
-    ("zoo:gpt2-tiny", "interleaved-1f1b"),
-    ("zoo:unet-tiny", "1f1b"),
-)
+IN_CI = {
+    ("zoo:gpt2-tiny", "1f1b"): ("keep", "offload"),
+    ("zoo:gpt2-tiny", "interleaved-1f1b"): ("recompute", "selective"),
+    ("zoo:unet-tiny", "1f1b"): ("recompute", "offload"),
+}
+"""The policies of slow tests, for each model and schedule."""
 
 
-def models_and_schedules() -> list[object]:
-    """Two models are slow tests under 1F1B, one of them under interleaved 1F1B too. The others are long tests."""
+def examples() -> list[object]:
+    """Every model, schedule and policy. All that `IN_CI` does not name are long tests."""
     return [
-        (model, schedule)
-        if (model, schedule) in IN_CI
-        else pytest.param(model, schedule, marks=pytest.mark.long)
+        pytest.param(
+            model,
+            schedule,
+            policy,
+            marks=() if policy in IN_CI.get((model, schedule), ()) else pytest.mark.long,
+        )
         for model in ("zoo:gpt2-tiny", *ZOO)
         for schedule in SCHEDULES
+        for policy in POLICIES
     ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("model", "schedule"), models_and_schedules())
+@pytest.mark.parametrize(("model", "schedule", "policy"), examples())
 def test_stages_of_every_example_keep_the_predicted_bytes(
     two_ranks: RankPool, model: str, schedule: str, policy: str
 ):
@@ -170,7 +174,7 @@ def test_stages_of_every_example_keep_the_predicted_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["keep", "selective", *long_tests("recompute", "offload")])
 @pytest.mark.parametrize("model", [*long_tests(*HUGGING_FACE[:-1]), HUGGING_FACE[-1]])
 def test_stages_of_hugging_face_models_keep_the_predicted_bytes(
     two_ranks: RankPool, model: str, policy: str

@@ -48,10 +48,15 @@ def test_the_ranks_together_have_the_models_loss_and_gradients(
 @pytest.mark.parametrize(
     ("model", "degree", "most"),
     [
-        (GPT2, 2, 0.505), (GPT2, 4, 0.257), (LLAMA, 2, 0.501), (LLAMA, 4, 0.258),
-        (MOE, 2, 0.505), (MOE, 4, 0.258), (ENCDEC, 2, 0.504), (ENCDEC, 4, 0.256),
-        (MLP, 2, 0.502), (MLP, 4, 0.253), (HF_LLAMA, 2, 0.502), (HF_GPT2, 2, 0.513),
-        (HF_QWEN3, 2, 0.502), (HF_MIXTRAL, 2, 0.502), (HF_MIXTRAL, 4, 0.262),
+        (GPT2, 4, 0.257), (LLAMA, 2, 0.501), (MOE, 4, 0.258), (ENCDEC, 2, 0.504),
+        (MLP, 4, 0.253), (HF_GPT2, 2, 0.513), (HF_QWEN3, 2, 0.502), (HF_MIXTRAL, 4, 0.262),
+        *(
+            pytest.param(*one, marks=pytest.mark.long)
+            for one in (
+                (GPT2, 2, 0.505), (LLAMA, 4, 0.258), (MOE, 2, 0.505), (ENCDEC, 4, 0.256),
+                (MLP, 2, 0.502), (HF_LLAMA, 2, 0.502), (HF_MIXTRAL, 2, 0.502),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_a_rank_has_its_share_of_the_parameters(model: str, degree: int, most: float) -> None:
@@ -97,8 +102,19 @@ def test_sequence_parallelism_replaces_each_all_reduce_by_a_pair(model: str) -> 
     assert len(norms) == BLOCKS[model] + 1
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("model", [GPT2, LLAMA, MOE, ENCDEC])
+@pytest.mark.parametrize(
+    ("model", "sequence_parallel"),
+    [
+        (GPT2, False),
+        (LLAMA, False),
+        (MOE, True),
+        (ENCDEC, True),
+        *(
+            pytest.param(model, splits, marks=pytest.mark.long)
+            for model, splits in ((GPT2, True), (LLAMA, True), (MOE, False), (ENCDEC, False))
+        ),
+    ],
+)
 def test_every_block_has_megatrons_collectives(model: str, *, sequence_parallel: bool) -> None:
     """Two regions per block, three with cross-attention. Each has one collective per direction, or one pair.
 

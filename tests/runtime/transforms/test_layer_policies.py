@@ -398,8 +398,10 @@ def with_policies(of: Plan) -> Plan:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "split_backward"),
-    [([[0], [1]], False), (V, True)],
-    ids=["whole", "V with split backwards"],
+    [
+        pytest.param([[0], [1]], False, id="whole", marks=pytest.mark.long),
+        pytest.param(V, True, id="V with split backwards"),
+    ],
 )
 def test_a_plan_with_recomputed_and_offloaded_layers_trains_as_the_plain_model(
     two_ranks: RankPool, ranks: Ranks, split_backward: bool

@@ -59,7 +59,7 @@ def test_two_replicas_train_as_the_plain_model_and_say_what_was_hidden(two_ranks
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", [*long_tests("1f1b"), "zb-h1", *long_tests("gpipe")])
-@pytest.mark.parametrize("model", [GPT2, "zoo:encdec-tiny"])
+@pytest.mark.parametrize("model", [*long_tests(GPT2), "zoo:encdec-tiny"])
 def test_split_backwards_and_tied_weights_train_as_the_plain_model(
     four_ranks: RankPool, schedule: str, model: str
 ):

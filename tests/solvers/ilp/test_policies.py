@@ -105,7 +105,7 @@ def policies_found(
     return decision.policies
 
 
-@pytest.mark.parametrize("block", seeds(0, 25, slow=5))
+@pytest.mark.parametrize("block", seeds(0, 25, slow=3))
 def test_partition_and_policies_in_the_integer_program_equal_trying_everything(block: int) -> None:
     changes = 0
     for seed in range(20 * block, 20 * block + 20):

@@ -170,7 +170,7 @@ def _periods(asked: Problem, decision: Decision, stages: list[int]) -> float:
     return total
 
 
-@pytest.mark.parametrize("block", seeds(1, 30, slow=4))
+@pytest.mark.parametrize("block", seeds(1, 30, slow=3))
 def test_the_integer_program_under_each_schedule_equals_trying_everything(block: int) -> None:
     """All named single-direction schedules with policies, and those in both directions or with lent stash without."""
     changes = asked_for = 0

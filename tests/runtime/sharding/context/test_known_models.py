@@ -16,13 +16,11 @@ from tests.support.runtime.sharded_models import known_model
 pytestmark = pytest.mark.slow
 
 GPT2, LLAMA, MOE, ENCDEC = "zoo:gpt2-tiny", "zoo:llama-tiny", "zoo:moe-tiny", "zoo:encdec-tiny"
+MLP = "zoo:mlp-tiny"
 HF_LLAMA, HF_GPT2 = "tests/support/models/hf_llama.py", "tests/support/models/hf_gpt2.py"
 HF_QWEN3, HF_MIXTRAL = "tests/support/models/hf_qwen3.py", "tests/support/models/hf_mixtral.py"
 PHASES = ("forward", "input_grad")
 HF_DEEPSEEK = "tests/support/models/hf_deepseek_v3.py"
-MODELS = [
-    GPT2, LLAMA, MOE, ENCDEC, "zoo:mlp-tiny", HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL, HF_DEEPSEEK,
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -34,7 +32,13 @@ MODELS = [
         (2, 2, True),
     ],
 )
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(ENCDEC, MLP, HF_GPT2, HF_MIXTRAL, HF_DEEPSEEK),
+        *long_tests(GPT2, LLAMA, MOE, HF_LLAMA, HF_QWEN3),
+    ],
+)
 def test_the_ranks_together_have_the_models_loss_and_gradients(
     model: str, tensor: int, context: int, splits: bool
 ) -> None:
@@ -46,7 +50,8 @@ def test_the_ranks_together_have_the_models_loss_and_gradients(
 
 
 @pytest.mark.parametrize(
-    "model", [GPT2, LLAMA, HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL, HF_DEEPSEEK]
+    "model",
+    [GPT2, HF_QWEN3, HF_MIXTRAL, HF_DEEPSEEK, *long_tests(LLAMA, HF_LLAMA, HF_GPT2)],
 )
 def test_a_block_gathers_keys_and_values_in_one_message(model: str) -> None:
     """Its gradients are scattered in one, and all its parameters are summed once a step."""
@@ -77,12 +82,10 @@ def test_a_block_gathers_keys_and_values_in_one_message(model: str) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        GPT2,
-        LLAMA,
         MOE,
         ENCDEC,
         HF_DEEPSEEK,
-        *long_tests(HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL),
+        *long_tests(GPT2, LLAMA, HF_LLAMA, HF_GPT2, HF_QWEN3, HF_MIXTRAL),
     ],
 )
 def test_rings_have_the_models_loss_and_gradients(model: str, tensor: int, context: int) -> None:
