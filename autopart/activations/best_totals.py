@@ -10,7 +10,6 @@ certificate says so.
 """
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +36,17 @@ from autopart.activations.policies import (
 )
 from autopart.activations.stage_frontiers import StageFrontiers
 from autopart.activations.stage_layers import stage_layers
+from autopart.activations.totals_keys import (
+    ANYWHERE,
+    Ends,
+    FrontierKey,
+    TotalsKey,
+    without_graph,
+)
 from autopart.cost.cuts import Cuts
 from autopart.cost.memory import memory, total
 from autopart.cost.memory_limits import Limits
 from autopart.cost.stage_totals import Array, StageTotals
-from autopart.records.cluster import HostLink, host_share
 from autopart.records.layouts import Layout
 from autopart.records.problem import CLASSIC, Demands, Problem
 
@@ -55,11 +60,13 @@ def with_best_policies(
     """`cuts.totals` as stage `stage` in a layout, under the best policies there.
 
     Stages that may keep all their stash have their plain totals, and so have stages that fit under no policies. Where
-    the stages of a rank choose together, no stage has best policies of its own.
+    the stages of a rank choose together, no stage has best policies of its own. The first stage begins at the first
+    cut, and the last one ends at the last cut: only these have best policies there.
     """
     if layout.schedule not in CLASSIC or not leaves_choice(problem.demands):
         return cuts.totals
-    return best_totals(cuts).best(problem, layout, stage)
+    ends = Ends(first=stage == 0, last=stage == len(layout.stage_ranks) - 1)
+    return best_totals(cuts).best(problem, layout, stage, ends)
 
 
 def least_totals(problem: Problem, layout: Layout, cuts: Cuts, stage: int) -> StageTotals[Array]:
@@ -82,53 +89,30 @@ def least_totals_on_replicas(
     return best_totals(cuts).least(problem, replicas, limits)
 
 
-class _FrontierKey(NamedTuple):
-    """Everything in a problem that its frontiers depend on, except the graph."""
-
-    demands: Demands
-    host_link: HostLink | None
-    hosted: bool
-    """Whether host memory is limited."""
-    speed: float | None
-    """None where only bytes count."""
-    split: bool
-    """Whether backwards may be split."""
-    apart: bool
-    """Whether forward and backward seconds count apart."""
-    first: bool
-    """Whether first backwards count apart."""
-
-
-class _TotalsKey(NamedTuple):
-    """Everything in a problem and a layout that totals depend on, except the graph."""
-
-    problem: tuple[object, ...]
-    place: StagePlace
-    on_host: bool | None
-    """Whether optimizer state lies on the host; None for each stage's better place."""
-    least: bool
-    """Whether only bytes count."""
-
-
 class BestTotals:
     """Totals for the stages between some cuts, in each place that was asked for."""
 
     def __init__(self, cuts: Cuts) -> None:
         self.cuts = cuts
-        self._totals: dict[_TotalsKey, StageTotals[Array]] = {}
-        self._frontiers: dict[_FrontierKey, StageFrontiers] = {}
+        self._totals: dict[TotalsKey, StageTotals[Array]] = {}
+        self._frontiers: dict[FrontierKey, StageFrontiers] = {}
         self._freed: dict[Demands, tuple[Array, npt.NDArray[np.bool_]]] = {}
 
-    def best(self, problem: Problem, layout: Layout, stage: int) -> StageTotals[Array]:
-        """Totals under each stage's best policies, with optimizer state in the better place."""
+    def best(
+        self, problem: Problem, layout: Layout, stage: int, ends: Ends = ANYWHERE
+    ) -> StageTotals[Array]:
+        """Totals under each stage's best policies, with optimizer state in the better place.
+
+        Stages that do not reach `ends` keep their plain totals.
+        """
         place = place_of(problem, layout, stage)
         places = [
-            self._best_in_place(problem, place, on_host)
+            self._best_in_place(problem, place, on_host, ends)
             for on_host in optimizer_places(problem.demands)
         ]
         if len(places) == 1:
             return places[0]
-        key = _TotalsKey(_without_graph(problem), place, None, least=False)
+        key = TotalsKey(without_graph(problem), place, None, least=False, ends=ends)
         if key not in self._totals:
             self._keep(
                 key, in_chosen_places(better_on_host(problem, layout, stage, *places), *places)
@@ -142,7 +126,7 @@ class BestTotals:
 
         Optimizer state lies in the first allowed place in which the stage fits.
         """
-        key = _TotalsKey((split, *_without_graph(problem)), place, None, least=False)
+        key = TotalsKey((split, *without_graph(problem)), place, None, least=False)
         if key not in self._totals:
             places = [
                 self._in_share(problem, place, on_host, split=split)
@@ -183,9 +167,9 @@ class BestTotals:
         return in_chosen_places(there & ((size_there < size) | ~here), *places)
 
     def _best_in_place(
-        self, problem: Problem, place: StagePlace, on_host: bool
+        self, problem: Problem, place: StagePlace, on_host: bool, ends: Ends
     ) -> StageTotals[Array]:
-        key = _TotalsKey(_without_graph(problem), place, on_host, least=False)
+        key = TotalsKey(without_graph(problem), place, on_host, least=False, ends=ends)
         if key not in self._totals:
             totals = self._plain(on_host)
             kept = kept_bytes(problem, place, totals)
@@ -193,6 +177,10 @@ class BestTotals:
             # A stage that does not fit with all possible stash freed fits under no policies.
             may_fit = kept - place.limits.in_flight * freed <= place.limits.device_bytes
             asked = self.cuts.nested & may_fit & changes_policies(kept, must, place.limits)
+            if ends.first:
+                asked[1:] = False
+            if ends.last:
+                asked[:, :-1] = False
             frontiers = self._frontiers_of(problem, place.speed, place)
             beside = beside_workspace(problem, place, totals)
             self._keep(key, with_chosen_points(totals, asked, frontiers, beside, place.limits))
@@ -201,7 +189,7 @@ class BestTotals:
     def _least_in_place(
         self, problem: Problem, place: StagePlace, on_host: bool
     ) -> StageTotals[Array]:
-        key = _TotalsKey(_without_graph(problem), place, on_host, least=True)
+        key = TotalsKey(without_graph(problem), place, on_host, least=True)
         if key not in self._totals:
             totals, frontiers = self._plain(on_host), self._frontiers_of(problem, None, place)
             beside = beside_workspace(problem, place, totals)
@@ -221,7 +209,7 @@ class BestTotals:
         """The frontiers on ranks with one speed whose stages choose together, with whole or split backwards."""
         link = shared_link(problem)
         growth = shared_growth(problem, split=split)
-        key = _FrontierKey(
+        key = FrontierKey(
             problem.demands,
             link,
             growth.hosted,
@@ -241,7 +229,7 @@ class BestTotals:
         cluster, demands = problem.cluster, problem.demands
         first = counts_first(problem, place)
         hosted = cluster.host_memory_bytes is not None
-        key = _FrontierKey(
+        key = FrontierKey(
             demands, cluster.host_link, hosted, speed, split=False, apart=False, first=first
         )
         if key not in self._frontiers:
@@ -263,7 +251,7 @@ class BestTotals:
             )
         return self._freed[demands]
 
-    def _keep(self, key: _TotalsKey, totals: StageTotals[Array]) -> None:
+    def _keep(self, key: TotalsKey, totals: StageTotals[Array]) -> None:
         """Keep totals, and drop all others where they are too many; frontiers stay."""
         self._totals[key] = totals
         if len(self._totals) * self.cuts.nested.size > KEPT_ENTRIES:
@@ -274,20 +262,3 @@ class BestTotals:
 def best_totals(cuts: Cuts) -> BestTotals:
     """The totals that belong to some cuts, kept as long as the cuts themselves (`all_cuts`)."""
     return BestTotals(cuts)
-
-
-def _without_graph(problem: Problem) -> tuple[object, ...]:
-    """All fields in a problem that totals depend on, except the graph, which its cuts stand for.
-
-    Totals do not depend on nodes, nor on the links between ranks.
-    """
-    names = [name for name in problem.__struct_fields__ if name not in ("graph", "cluster")]
-    linked = (
-        "num_nodes", "gpus_per_node", "intra_node", "inter_node", "network", "host_memory_bytes",
-    )  # fmt: skip
-    cluster = [name for name in problem.cluster.__struct_fields__ if name not in linked]
-    return (
-        *(getattr(problem, name) for name in names),
-        *(getattr(problem.cluster, name) for name in cluster),
-        host_share(problem.cluster),
-    )

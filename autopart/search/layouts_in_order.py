@@ -9,12 +9,10 @@ import heapq
 import itertools
 
 from autopart.bounds.glance import shapes_without_gpipe
-from autopart.bounds.rank_assignments import fastest_assigned
-from autopart.cost.cuts import cuts_along, list_all
-from autopart.records.layouts import Layout, Partition, layouts
+from autopart.cost.cuts import list_all
+from autopart.records.layouts import layouts
 from autopart.search import every_assignment
 from autopart.search.branch_and_bound import BranchAndBound
-from autopart.search.likely_assignments import likely_layouts
 from autopart.search.open_layout import OpenLayout
 from autopart.stopping.time_limit import OutOfTime, check_time, limited
 
@@ -50,7 +48,10 @@ class LayoutsInOrder:
                     check_time()
                     if layout.schedule == "gpipe" and shape in self._without_gpipe:
                         continue
-                    least = self._least_of(layout, bound)
+                    listed = list_all(search.found.cuts, len(layout.stage_ranks))
+                    least = (
+                        every_assignment.least_of_root(search.found, layout) if listed else bound
+                    )
                     if least is not None:
                         places.append(OpenLayout(max(least, bound), layout))
             except OutOfTime:
@@ -62,30 +63,6 @@ class LayoutsInOrder:
         at = search.num_visited
         search.unvisited = search.shapes[at][0] if at < len(search.shapes) else float("inf")
 
-    def _least_of(self, layout: Layout, quick: float) -> float | None:
-        """Seconds that no partition of a layout beats; None where nothing fits."""
-        problem, found = self.search.problem, self.search.found
-        if len(layout.stage_ranks) == 1:
-            # The two cuts of one stage are known. Bounds between all others would take seconds.
-            cuts = cuts_along(problem.graph, self._whole)
-            assigned = fastest_assigned(problem, layout)
-            return found.least(found.objective.bounds.of_layout(*assigned, cuts), cuts)
-        if not list_all(found.cuts, len(layout.stage_ranks)):
-            return quick
-        return every_assignment.least_of_root(found, layout)
-
-    @property
-    def _whole(self) -> Partition:
-        return (tuple(range(len(self.search.problem.graph.layers))),)
-
-    def _visit(self, place: OpenLayout) -> OpenLayout | None:
-        found, layout = self.search.found, place.layout
-        if len(layout.stage_ranks) > 1:
-            return every_assignment.visit(found, layout, place.bound)
-        for one in likely_layouts(found.problem, layout, None):
-            found.take(one, self._whole, "dp" if found.solver == "auto" else found.solver)
-        return place
-
     def visit_layout(self, until: float) -> None:
         """Try the proposals for the layout with the least bound. Out of time, it stays open."""
         search = self.search
@@ -93,7 +70,7 @@ class LayoutsInOrder:
         search.found.deadline = until
         with limited(until):
             try:
-                visited = self._visit(place)
+                visited = every_assignment.visit(search.found, place.layout, place.bound)
             except OutOfTime:
                 return
         search.open.remove(place)
