@@ -36,7 +36,7 @@ from autopart.cost.contention import contended
 from autopart.cost.paired_exchanges import with_overlapped_pair
 from autopart.cost.rails import rails_of
 from autopart.cost.rings import RingTimes, ring_times
-from autopart.cost.syncs import call_price
+from autopart.cost.syncs import group_call_price
 from autopart.cost.uneven_experts import ExpertsPart
 from autopart.records.cluster import Cluster, host_share, slowest_speed
 from autopart.records.group_variants import Collective, GroupVariant, LayerCollectives, Phase
@@ -180,7 +180,7 @@ def collective_times(
         if one.kind == "ring":
             return scale * _ring(one, cluster, group).exposed
         among = "tensor" if one.among is msgspec.UNSET else one.among
-        price = call_price(cluster, places_among(group, among), one.kind)
+        price = group_call_price(cluster, places_among(group, among), one.kind)
         return scale * price.seconds(float(one.bytes))
 
     # Blocks repeat: layers with equal collectives share their seconds.

@@ -17,6 +17,7 @@ from autopart.cost.links import send_time
 from autopart.cost.probed_network import fit_network, rails_of
 from autopart.cost.syncs import all_reduce_time
 from autopart.records.cluster import Cluster, HostLink, Link
+from autopart.records.measured_collectives import MeasuredCollective, MeasuredCollectives
 from autopart.records.network import Network
 from autopart.records.probe import LinkReadings, Probe
 from autopart.records.readings import NetworkReadings, Reading
@@ -103,7 +104,28 @@ def cluster_of_probe(probe: Probe) -> Cluster:
 
 def _link_of(measured: LinkReadings) -> Link:
     link = fit_link(measured.readings)
-    return msgspec.structs.replace(link, all_reduce_factor=all_reduce_factor(link, measured))
+    return msgspec.structs.replace(
+        link,
+        all_reduce_factor=all_reduce_factor(link, measured),
+        collectives=_collectives_of(measured),
+    )
+
+
+def _collectives_of(measured: LinkReadings) -> MeasuredCollectives | msgspec.UnsetType:
+    """A line through each collective's times."""
+    found = {one.collective: one.readings for one in measured.collectives}
+    if measured.all_reduce_ranks < 2 or not found:
+        return msgspec.UNSET
+    lines = {
+        name: fit_link(own) for name, own in {**found, "all_reduce": measured.all_reduce}.items()
+    }
+    return MeasuredCollectives(
+        ranks=measured.all_reduce_ranks,
+        **{
+            name: MeasuredCollective(latency=line.latency, bandwidth=line.bandwidth)
+            for name, line in lines.items()
+        },
+    )
 
 
 def _network_of(probe: Probe) -> Network | None:

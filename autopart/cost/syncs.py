@@ -12,6 +12,8 @@ nodes that the ranks lie on. autopart/cost/stage_syncs.py says which part is exp
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
+from msgspec import UNSET
+
 from autopart.cost.collectives import (
     Affine,
     AnyPlacement,
@@ -127,6 +129,23 @@ def call_price(cluster: Cluster, ranks: Sequence[int], collective: CollectiveNam
         counts = range(len(ranks), len(ranks) + 1)
         return least_price(fabric, collective, counts, min(2, len(set(nodes))))
     return price_of(fabric, collective, shape_of(nodes))
+
+
+def group_call_price(
+    cluster: Cluster, ranks: Sequence[int], collective: CollectiveName
+) -> CallPrice:
+    """The price of one collective inside a rank group: as measured, where a link has no network record.
+
+    Syncs of stages keep the ring's form: bounds over assignments of ranks rest on it.
+    """
+    link = slowest_link(cluster, tuple(ranks))
+    if cluster.network is not None or link.collectives is UNSET or collective == "sharded_sync":
+        return call_price(cluster, ranks, collective)
+    # A ring over n ranks has n - 1 steps, and sends (n - 1) / n of the bytes.
+    own, measured = getattr(link.collectives, collective), link.collectives.ranks
+    steps = (len(ranks) - 1) / (measured - 1)
+    part = (1 - 1 / len(ranks)) / (1 - 1 / measured)
+    return Fastest((Affine(own.latency * steps, part / own.bandwidth),))
 
 
 def least_sync_price(cluster: Cluster, counts: range, training: Training) -> SyncPrice:

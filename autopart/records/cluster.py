@@ -14,15 +14,10 @@ from autopart.errors import ClusterError
 from autopart.records.files import read_file, write_record
 from autopart.records.gpu import Gpu
 from autopart.records.known_gpus import find_gpu
+from autopart.records.measured_collectives import Bandwidth, MeasuredCollectives
 from autopart.records.network import Network, check_network
 from autopart.text import counted
-from autopart.units import (
-    LEAST_BANDWIDTH,
-    MOST_BANDWIDTH,
-    Bytes,
-    PositiveCount,
-    Seconds,
-)
+from autopart.units import Bytes, PositiveCount, Seconds
 
 FORMAT = "autopart-cluster"
 VERSION = 1
@@ -34,10 +29,6 @@ MOST_FACTOR = 1e6
 UNLIMITED = 1 << 60
 """Bytes on one GPU: more than any model needs."""
 
-Bandwidth = Annotated[
-    float,
-    msgspec.Meta(ge=LEAST_BANDWIDTH, le=MOST_BANDWIDTH, description="bytes per second"),
-]
 Factor = Annotated[float, msgspec.Meta(ge=1 / MOST_FACTOR, le=MOST_FACTOR)]
 
 INTER_NODE_BANDWIDTH = 25e9
@@ -63,6 +54,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Seconds that a send takes besides the time for its bytes."""
     all_reduce_factor: Factor = 1.0
     """All-reduce time over this link, divided by the time that a ring with its sends takes."""
+    collectives: MeasuredCollectives | msgspec.UnsetType = msgspec.UNSET
+    """The collectives inside rank groups over this link; without them each is part of a ring."""
 
 
 class HostLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

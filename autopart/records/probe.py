@@ -8,7 +8,13 @@ from typing import Literal
 import msgspec
 
 from autopart.records.cluster import Cluster
-from autopart.records.readings import MessageComparison, NetworkReadings, Reading, Share
+from autopart.records.readings import (
+    CollectiveReadings,
+    MessageComparison,
+    NetworkReadings,
+    Reading,
+    Share,
+)
 from autopart.units import Bytes, Count, PositiveCount, Seconds
 
 
@@ -22,6 +28,8 @@ class LinkReadings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """All-reduces over the link."""
     all_reduce_ranks: Count = 0
     """Number of ranks in each all-reduce."""
+    collectives: tuple[CollectiveReadings, ...] = ()
+    """The other collectives over the link, among as many ranks."""
     hidden: Share = 0.0
     """Share of a send that vanishes beside compute that takes as long as the send."""
 

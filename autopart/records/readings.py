@@ -11,7 +11,7 @@ from autopart.units import Bytes, PositiveCount, Seconds
 
 Share = Annotated[float, msgspec.Meta(description="share, 1 is all")]
 Path = Literal["same node", "same rail", "other rail"]
-Measured = Literal["all_reduce", "all_gather", "all_to_all"]
+Measured = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from msgspec import UNSET
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -74,6 +75,12 @@ def _add_link(table: Table, where: str, kind: LinkReadings, link: Link) -> None:
     ranks = kind.all_reduce_ranks
     predicted = [float(all_reduce_time(link, r.num_bytes, ranks)) for r in kind.all_reduce]
     _add_rows(table, f"all-reduce of {ranks}", kind.all_reduce, predicted)
+    for one in kind.collectives:
+        assert link.collectives is not UNSET
+        line = getattr(link.collectives, one.collective)
+        predicted = [line.latency + r.num_bytes / line.bandwidth for r in one.readings]
+        name = one.collective.replace("_", "-")
+        _add_rows(table, f"{name} of {one.ranks}", one.readings, predicted)
 
 
 def _add_rows(

@@ -15,10 +15,11 @@ from autopart.cost.groups_as_ranks import (
 )
 from autopart.cost.on_ranks import on_replicas
 from autopart.cost.stage_times import cut_links
-from autopart.cost.syncs import all_reduce_price, call_price, sync_price
+from autopart.cost.syncs import all_reduce_price, call_price, group_call_price, sync_price
 from autopart.records.cluster import Cluster, Link, host_share
 from autopart.records.group_variants import Collective, GroupVariant, LayerCollectives
 from autopart.records.layer_graph import Recompute
+from autopart.records.measured_collectives import MeasuredCollective, MeasuredCollectives
 from autopart.records.network import Network
 from autopart.records.rank_group import Group
 from autopart.records.training import Sync, Training
@@ -288,3 +289,29 @@ def test_a_collective_joins_the_gpus_of_its_own_degree(among: Any, gpus: tuple[i
     times = collective_times([LayerCollectives(layer="a", collectives=(one,))], real, group)
     own = times["a"]
     assert own.forward + own.gather_forward == call_price(real, gpus, "all_gather").seconds(1e9)
+
+
+def test_measured_collectives_price_a_group_and_leave_syncs_as_they_are():
+    """Among 4 ranks a ring has 3 steps in place of 1, and each rank sends 3/4 of its bytes in place of 1/2."""
+    line = MeasuredCollective(latency=0.5, bandwidth=10.0)
+    measured = MeasuredCollectives(
+        ranks=2,
+        all_reduce=MeasuredCollective(latency=1.0, bandwidth=20.0),
+        all_gather=line,
+        reduce_scatter=MeasuredCollective(latency=0.25, bandwidth=5.0),
+        all_to_all=MeasuredCollective(bandwidth=40.0),
+    )
+    ring = Link(bandwidth=100.0, latency=0.1)
+    link = msgspec.structs.replace(ring, collectives=measured)
+    plain, real = (cluster(1, 4, intra_node=own, inter_node=own) for own in (ring, link))
+    kinds = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+    two, four = (
+        [group_call_price(real, range(n), kind).seconds(80.0) for kind in kinds] for n in (2, 4)
+    )
+    assert two == pytest.approx([1 + 4, 0.5 + 8, 0.25 + 16, 2])
+    assert four == pytest.approx([3 + 6, 1.5 + 12, 0.75 + 24, 3])
+    for zero1 in (False, True):
+        training = Training(zero1=zero1)
+        assert sync_price(real, (0, 1), training).seconds(80.0) == pytest.approx(
+            sync_price(plain, (0, 1), training).seconds(80.0)
+        )

@@ -15,8 +15,9 @@ from autopart.cost.probed_cluster import (
 )
 from autopart.cost.syncs import all_reduce_time
 from autopart.records.cluster import Link, check_cluster, load_cluster, save_cluster
+from autopart.records.measured_collectives import MeasuredCollectives
 from autopart.records.probe import LinkReadings, Probe
-from autopart.records.readings import Reading
+from autopart.records.readings import CollectiveReadings, Reading
 
 SIZES = (4, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20)
 
@@ -103,6 +104,39 @@ def test_no_link_on_a_grid_fits_better(seed: int) -> None:
         for share in (0.0, 0.7, 0.85, 1.0, 1.15, 1.3):
             other = Link(bandwidth=factor * 1e8, latency=share * 3e-4)
             assert best <= log_deviation(other, readings) + 1e-9
+
+
+def test_each_collective_has_the_line_through_its_own_times(tmp_path) -> None:
+    lines = {
+        "all_gather": Link(bandwidth=1e8, latency=2e-4),
+        "reduce_scatter": Link(bandwidth=5e7, latency=3e-4),
+        "all_to_all": Link(bandwidth=2e8, latency=1e-4),
+    }
+    probe = probe_of()
+    assert probe.intra_node is not None
+    measured = msgspec.structs.replace(
+        probe.intra_node,
+        collectives=tuple(
+            CollectiveReadings(
+                collective=name, ranks=2, nodes=1, at_once=1, readings=readings_of(line)
+            )
+            for name, line in lines.items()
+        ),
+    )
+    made = cluster_of_probe(msgspec.structs.replace(probe, intra_node=measured))
+    found = made.intra_node.collectives
+    assert isinstance(found, MeasuredCollectives)
+    assert found.ranks == 2
+    for name, line in lines.items():
+        own = getattr(found, name)
+        assert own.bandwidth == pytest.approx(line.bandwidth)
+        assert own.latency == pytest.approx(line.latency)
+    for reading in probe.intra_node.all_reduce:
+        seconds = found.all_reduce.latency + reading.num_bytes / found.all_reduce.bandwidth
+        assert seconds == pytest.approx(reading.time)
+    assert made.inter_node.collectives is msgspec.UNSET
+    save_cluster(made, tmp_path / "cluster.json")
+    assert load_cluster(tmp_path / "cluster.json") == made
 
 
 def test_a_probe_gives_a_cluster_that_is_equal_after_save_and_load(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Messages between ranks, as the executor sends them, and all-reduces over ranks.
+"""Messages between ranks, as the executor sends them, and collectives over ranks.
 
 Pairs of ranks that share no node are measured at once, other pairs in turn. The slowest pair
 counts. The receiver has already waited for a while, as in a pipeline. A sleeping processor reacts
@@ -11,16 +11,18 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import distributed
 
 from autopart.records.probe import LinkReadings
-from autopart.records.readings import Reading
+from autopart.records.readings import CollectiveReadings, Measured, Reading
 from autopart.runtime.engine.gloo_threads import let_compute_go_first
 from autopart.runtime.engine.transfers import with_other_rank
 from autopart.runtime.measuring.clock import clock_of
 from autopart.runtime.measuring.fixed_work import TransformerMlp
+from autopart.runtime.probing.collective_calls import call_of
 from autopart.runtime.probing.ranks import Ranks
 from autopart.runtime.probing.samples import LONGEST, repetitions, slowest, timed
 
@@ -59,7 +61,7 @@ def pairs_across(ranks: Ranks) -> Turns:
 def measure_links(
     ranks: Ranks, turns: Turns, reduced_over: Sequence[Sequence[int]]
 ) -> LinkReadings | None:
-    """Measure messages between the pairs, and all-reduces over this rank's group.
+    """Measure messages between the pairs, and collectives over this rank's group.
 
     None where there are no pairs. Every rank must call this.
     """
@@ -72,11 +74,17 @@ def measure_links(
                 mine |= _messages(ranks, pair)
         ranks.wait("messages between other ranks")
     readings = slowest(ranks.gather(mine, "the times of messages"))
+    times, size = _collectives(ranks, reduced_over), len(reduced_over[0])
+    nodes = len({rank // ranks.per_node for rank in reduced_over[0]})
     return LinkReadings(
         readings=readings,
         num_pairs=sum(map(len, turns)),
-        all_reduce=_all_reduces(ranks, reduced_over),
-        all_reduce_ranks=len(reduced_over[0]),
+        all_reduce=times.pop("all_reduce"),
+        all_reduce_ranks=size,
+        collectives=tuple(
+            CollectiveReadings(collective=kind, ranks=size, nodes=nodes, at_once=1, readings=own)
+            for kind, own in times.items()
+        ),
         hidden=_hidden(ranks, turns[0][0], readings),
     )
 
@@ -140,23 +148,33 @@ def _agreed_count(ranks: Ranks, pair: Pair, count: int) -> int:
     return int(said.item())
 
 
-def _all_reduces(ranks: Ranks, groups: Sequence[Sequence[int]]) -> tuple[Reading, ...]:
-    """Measure all-reduces and return the slowest rank's times, by size."""
+def _collectives(
+    ranks: Ranks, groups: Sequence[Sequence[int]]
+) -> dict[Measured, tuple[Reading, ...]]:
+    """Measure collectives over this rank's group and return the slowest rank's times, by size."""
+    own, members = own_group(ranks, groups), len(groups[0])
+    kinds = get_args(Measured)
+    return {kind: _times_of(ranks, kind, own, members) for kind in kinds}
+
+
+def _times_of(
+    ranks: Ranks, kind: Measured, own: distributed.ProcessGroup, members: int
+) -> tuple[Reading, ...]:
     mine: dict[int, list[float]] = {}
-    own = own_group(ranks, groups)
+    name = kind.replace("_", "-")
     for size in REDUCED:
-        tensor = torch.zeros(size // 4, device=ranks.device)
-        reduce = partial(_reduce, tensor, own)
-        reduce()
-        ranks.wait("the all-reduces of other ranks")
-        trial = max(ranks.gather(timed(reduce, ranks.device), "the times of all-reduces"))
+        call = call_of(kind, size, members, ranks.device, own)
+        run = partial(with_other_rank, call, None, name)
+        run()
+        ranks.wait(f"another rank's {name}")
+        trial = max(ranks.gather(timed(run, ranks.device), f"the times of {name}"))
         mine[size] = []
         for _ in range(repetitions(trial)):
-            ranks.wait("the all-reduces of other ranks")
-            mine[size].append(timed(reduce, ranks.device))
+            ranks.wait(f"another rank's {name}")
+            mine[size].append(timed(run, ranks.device))
         if trial > LONGEST:
             break
-    return slowest(ranks.gather(mine, "the times of all-reduces"))
+    return slowest(ranks.gather(mine, f"the times of {name}"))
 
 
 def own_group(ranks: Ranks, groups: Sequence[Sequence[int]]) -> distributed.ProcessGroup:
@@ -166,10 +184,6 @@ def own_group(ranks: Ranks, groups: Sequence[Sequence[int]]) -> distributed.Proc
     own = next(group for group, on in zip(made, groups, strict=True) if ranks.rank in on)
     assert isinstance(own, distributed.ProcessGroup)
     return own
-
-
-def _reduce(tensor: torch.Tensor, group: distributed.ProcessGroup) -> None:
-    with_other_rank(partial(distributed.all_reduce, tensor, group=group), None, "an all-reduce")
 
 
 def _hidden(ranks: Ranks, pair: Pair, readings: Sequence[Reading]) -> float:

@@ -21,12 +21,12 @@ from autopart.errors import RunError
 from autopart.records.readings import (
     CollectiveReadings,
     ComputeReadings,
-    Measured,
     NetworkReadings,
     Reading,
     SendReadings,
 )
 from autopart.runtime.engine.transfers import with_other_rank
+from autopart.runtime.probing.collective_calls import call_of
 from autopart.runtime.probing.compute_beside import measure_compute
 from autopart.runtime.probing.groups import GroupTask, SendTask, tasks
 from autopart.runtime.probing.links import own_group, receive_message, send_message
@@ -35,12 +35,6 @@ from autopart.runtime.probing.ranks import Ranks
 from autopart.runtime.probing.samples import reading, timed
 from autopart.units import format_bytes
 
-ALL_GATHER: Callable[..., object] = next(
-    getattr(distributed, name)
-    for name in ("all_gather_single", "all_gather_into_tensor")
-    if hasattr(distributed, name)
-)
-"""The all-gather into one tensor, which needs no copy; torch renamed it in 2.13."""
 SIZES = (64 << 10, *(1 << power for power in range(20, 31, 2)))
 """Bytes of a message: 64 KiB, and from 1 MiB to 1 GiB by 4."""
 _FEWEST, _MOST = 3, 20
@@ -147,7 +141,7 @@ def _collective(ranks: Ranks, task: GroupTask, share: _Share) -> CollectiveReadi
     def prepare(size: int) -> Callable[[], object]:
         if not taking_part:
             return _nothing
-        run = _runner(task.collective, size, len(task.groups[0]), ranks.device, group)
+        run = call_of(task.collective, size, len(task.groups[0]), ranks.device, group)
         return partial(with_other_rank, run, None, str(task))
 
     readings = _by_size(ranks, task, share, prepare)
@@ -159,27 +153,6 @@ def _collective(ranks: Ranks, task: GroupTask, share: _Share) -> CollectiveReadi
         at_once=task.at_once,
         readings=readings,
     )
-
-
-def _runner(
-    collective: Measured,
-    size: int,
-    members: int,
-    device: torch.device,
-    group: distributed.ProcessGroup,
-) -> Callable[[], object]:
-    """Return a call of the collective over `size` bytes: those that each rank has in the end."""
-    each = max(1, size // 4 // members)
-    result = torch.zeros(each * members, device=device)
-    match collective:
-        case "all_reduce":
-            return partial(distributed.all_reduce, result, group=group)
-        case "all_gather":
-            own = torch.zeros(each, device=device)
-            return partial(ALL_GATHER, result, own, group=group)
-        case _:
-            own = torch.zeros_like(result)
-            return partial(distributed.all_to_all_single, result, own, group=group)
 
 
 def _by_size(

@@ -11,6 +11,7 @@ from autopart.records.problem import SCHEDULES, Problem
 from autopart.records.profile import Profile
 from autopart.records.rank_group import Group
 from tests.support.problems import profile
+from tests.support.witness.collectives import draw_measured
 from tests.support.witness.draws import Style, draw_problem, rescaled, with_memory
 from tests.support.witness.loads import draw_loaded, under_load
 from tests.support.witness.optimum import low_memory
@@ -206,6 +207,21 @@ def _with_degrees(rng: random.Random, case: Case) -> Case:
     return case._replace(problems=(problem, *own), variants=variants)
 
 
+def _with_measured_collectives(seed: int, problem: Problem) -> Problem:
+    """The problem on links with measured collectives, for every third seed without a network record."""
+    cluster = problem.cluster
+    if seed % 3 or cluster.network is not None:
+        return problem
+    # Numbers of their own: the other draws of a seed stay as they were.
+    rng = random.Random(seed)
+    inside, across = (
+        msgspec.structs.replace(link, collectives=draw_measured(rng))
+        for link in (cluster.intra_node, cluster.inter_node)
+    )
+    own = msgspec.structs.replace(cluster, intra_node=inside, inter_node=across)
+    return msgspec.structs.replace(problem, cluster=own)
+
+
 def _with_shards(rng: random.Random, case: Case) -> Case:
     """The case with some kinds of sharded state, and a problem for each group and kind, in the planner's order."""
     (problem,) = case.problems
@@ -218,6 +234,7 @@ def _with_shards(rng: random.Random, case: Case) -> Case:
         problem = msgspec.structs.replace(problem, num_microbatches=wanted * (1 + batch // 3))
     training = msgspec.structs.replace(problem.training, zero1=False)
     problem = msgspec.structs.replace(problem, training=training)
+    problem = _with_measured_collectives(case.seed, problem)
     variants = draw_variants(rng, problem.graph, [2]) if rng.random() < 0.4 else ()
     drawn: set[str] = set()
     kinds_of_groups: tuple[Literal["context", "expert"], ...] = ("context", "expert")

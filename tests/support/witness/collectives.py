@@ -1,8 +1,10 @@
 """Seconds of syncs on a cluster with a network record, written from docs/cost-model.md."""
 
+import random
 from collections.abc import Sequence
 
 from autopart.records.cluster import Cluster, Link
+from autopart.records.measured_collectives import MeasuredCollective, MeasuredCollectives
 from autopart.records.network import Network
 
 
@@ -100,3 +102,35 @@ def ring_seconds(link: Link, size: float, ranks: int) -> float:
     """An all-reduce over one link, on a cluster without a network record."""
     steps = 2 * (ranks - 1)
     return steps * (link.latency + size / ranks / link.bandwidth) * link.all_reduce_factor
+
+
+def measured_seconds(measured: MeasuredCollectives, kind: str, size: float, ranks: int) -> float:
+    """A collective as a probe measured it among some ranks: each step of a ring takes as long among others."""
+    line = {
+        "all_reduce": measured.all_reduce,
+        "all_gather": measured.all_gather,
+        "reduce_scatter": measured.reduce_scatter,
+        "all_to_all": measured.all_to_all,
+    }[kind]
+    step = line.latency / (measured.ranks - 1)
+    # Among p ranks each one sends (p - 1) / p of its bytes.
+    sent = size * (ranks - 1) / ranks
+    sent_then = (measured.ranks - 1) / measured.ranks
+    return step * (ranks - 1) + sent / sent_then / line.bandwidth
+
+
+def draw_measured(rng: random.Random) -> MeasuredCollectives:
+    """Lines that no ring has."""
+    lines = (
+        MeasuredCollective(
+            latency=rng.choice([0.0, 0.03]), bandwidth=rng.choice([3.0, 40.0, 500.0])
+        )
+        for _ in range(4)
+    )
+    return MeasuredCollectives(
+        ranks=rng.choice([2, 3, 4]),
+        all_reduce=next(lines),
+        all_gather=next(lines),
+        reduce_scatter=next(lines),
+        all_to_all=next(lines),
+    )

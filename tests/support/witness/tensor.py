@@ -16,6 +16,7 @@ from autopart.records.rank_group import Group
 from tests.support.witness.collectives import (
     all_reduce_seconds,
     exchange_seconds,
+    measured_seconds,
     ring_seconds,
     ring_turn_seconds,
 )
@@ -271,6 +272,8 @@ def _seconds(cluster: Cluster, one: Collective, nodes: Sequence[int]) -> float:
     share = 1.0 if one.kind == "all_reduce" else 0.5
     if cluster.network is None:
         link = cluster.intra_node if len(set(nodes)) == 1 else cluster.inter_node
+        if link.collectives:
+            return measured_seconds(link.collectives, one.kind, one.bytes, len(nodes))
         return share * ring_seconds(link, one.bytes, len(nodes))
     if one.kind == "all_reduce":
         return all_reduce_seconds(cluster, nodes, one.bytes)
