@@ -38,8 +38,8 @@ from autopart.activations.stage_frontiers import StageFrontiers
 from autopart.activations.stage_layers import stage_layers
 from autopart.activations.totals_keys import (
     ANYWHERE,
-    Ends,
     FrontierKey,
+    GraphEnds,
     TotalsKey,
     without_graph,
 )
@@ -65,7 +65,7 @@ def with_best_policies(
     """
     if layout.schedule not in CLASSIC or not leaves_choice(problem.demands):
         return cuts.totals
-    ends = Ends(first=stage == 0, last=stage == len(layout.stage_ranks) - 1)
+    ends = GraphEnds(first=stage == 0, last=stage == len(layout.stage_ranks) - 1)
     return best_totals(cuts).best(problem, layout, stage, ends)
 
 
@@ -99,7 +99,7 @@ class BestTotals:
         self._freed: dict[Demands, tuple[Array, npt.NDArray[np.bool_]]] = {}
 
     def best(
-        self, problem: Problem, layout: Layout, stage: int, ends: Ends = ANYWHERE
+        self, problem: Problem, layout: Layout, stage: int, ends: GraphEnds = ANYWHERE
     ) -> StageTotals[Array]:
         """Totals under each stage's best policies, with optimizer state in the better place.
 
@@ -167,7 +167,7 @@ class BestTotals:
         return in_chosen_places(there & ((size_there < size) | ~here), *places)
 
     def _best_in_place(
-        self, problem: Problem, place: StagePlace, on_host: bool, ends: Ends
+        self, problem: Problem, place: StagePlace, on_host: bool, ends: GraphEnds
     ) -> StageTotals[Array]:
         key = TotalsKey(without_graph(problem), place, on_host, least=False, ends=ends)
         if key not in self._totals:

@@ -7,14 +7,14 @@ from autopart.records.cluster import HostLink, host_share
 from autopart.records.problem import Demands, Problem
 
 
-class Ends(NamedTuple):
+class GraphEnds(NamedTuple):
     """Which ends of the graph a stage must reach."""
 
     first: bool = False
     last: bool = False
 
 
-ANYWHERE = Ends()
+ANYWHERE = GraphEnds()
 
 
 class FrontierKey(NamedTuple):
@@ -43,7 +43,7 @@ class TotalsKey(NamedTuple):
     """Whether optimizer state lies on the host; None for each stage's better place."""
     least: bool
     """Whether only bytes count."""
-    ends: Ends = ANYWHERE
+    ends: GraphEnds = ANYWHERE
     """The stages whose policies are chosen."""
 
 

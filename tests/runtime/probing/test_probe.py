@@ -57,7 +57,20 @@ def test_messages_become_a_link_that_all_ranks_agree_on(two_ranks: RankPool, per
     assert found.bandwidth == pytest.approx(told.LINK.bandwidth, rel=1e-9)
     assert found.latency == pytest.approx(told.LINK.latency, rel=1e-9)
     (reduced,) = first.all_reduce
-    assert (reduced.num_bytes, reduced.time) == (1 << 16, pytest.approx(told.ALL_REDUCE))
+    assert (reduced.num_bytes, reduced.time) == (
+        1 << 16,
+        pytest.approx(told.COLLECTIVES["all_reduce"]),
+    )
+    assert [one.collective for one in first.collectives] == [
+        "all_gather",
+        "reduce_scatter",
+        "all_to_all",
+    ]
+    for one in first.collectives:
+        assert (one.ranks, one.nodes) == (2, 1 if per_node == 2 else 2)
+        (own,) = one.readings
+        assert own.num_bytes == 1 << 16
+        assert own.time == pytest.approx(told.COLLECTIVES[one.collective])
     assert first.hidden == 0.0  # compute and messages took their times one after the other
 
 

@@ -1,6 +1,6 @@
 """Measurements that ranks in a pool make for tests of the probe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,7 +12,7 @@ from autopart.errors import AutopartError
 from autopart.records.cluster import Link
 from autopart.records.probe import LinkReadings
 from autopart.records.profile import Profile
-from autopart.records.readings import Reading
+from autopart.records.readings import Measured, Reading
 from autopart.runtime.engine import rank_executor
 from autopart.runtime.engine.program_loop import ProgramLoop
 from autopart.runtime.measuring.fixed_work import TransformerMlp
@@ -37,8 +37,15 @@ class ToldTime:
     """
 
     LINK = Link(bandwidth=2e9, latency=3e-4)
-    ALL_REDUCE, BLOCK = 5e-3, 2e-3
-    """Seconds of any all-reduce, and of a block of compute."""
+    BLOCK = 2e-3
+    """Seconds of a block of compute."""
+    COLLECTIVES: Mapping[Measured, float] = {
+        "all_reduce": 5e-3,
+        "all_gather": 4e-3,
+        "reduce_scatter": 9e-3,
+        "all_to_all": 1e-3,
+    }
+    """Seconds of a collective of any size."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -54,6 +61,12 @@ class ToldTime:
             self.now += self.LINK.latency + message.nbytes / self.LINK.bandwidth + waits
 
         return moved
+
+    def collective(self, of: Callable[..., Callable[[], object]]) -> Callable[..., Any]:
+        def made(kind: Measured, *given: Any) -> Callable[[], object]:
+            return self.after(of(kind, *given), self.COLLECTIVES[kind])
+
+        return made
 
     def after(self, of: Callable[..., Any], seconds: float) -> Callable[..., Any]:
         def moved(*given: Any) -> Any:
@@ -75,7 +88,7 @@ def link(rank: int, per_node: int) -> LinkReadings | None:
         patch.setattr(links, "send_message", time.message(links.send_message))
         # The other rank pauses before it answers.
         patch.setattr(links, "receive_message", time.message(links.receive_message, links.WAITED))
-        patch.setattr(links, "_reduce", time.after(links._reduce, time.ALL_REDUCE))
+        patch.setattr(links, "call_of", time.collective(links.call_of))
         patch.setattr(links, "_stream", time.after(links._stream, time.BLOCK))
         block = links.TransformerMlp
         patch.setattr(block, "run", time.after(block.run, time.BLOCK))
