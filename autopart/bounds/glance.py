@@ -117,11 +117,9 @@ class _Glance:
     def least(self, groups: int, replicas: int) -> float | None:
         """The bound above; None where the shape's ranks do not hold the model."""
         problem = self.problem
-        if replicas not in self._parts:
-            self._parts[replicas] = least_parts(problem, replicas, any_order=not self.classic)
         m = microbatches_per_replica(problem.num_microbatches, replicas)
         flying = m if self.classic else None
-        room = _room(problem, self.large, self._parts[replicas], groups, flying)
+        room = _room(problem, self.large, self._least_parts(replicas), groups, flying)
         if room is None and self.policies is not None:
             return None
         turns = m / groups
@@ -132,6 +130,12 @@ class _Glance:
             return None
         seconds = turns * (self.work + extra) / fastest_speed(problem.cluster)
         return seconds * (1 - ROUNDING)
+
+    def _least_parts(self, replicas: int) -> LeastBytes:
+        if replicas not in self._parts:
+            own = least_parts(self.problem, replicas, any_order=not self.classic)
+            self._parts[replicas] = own
+        return self._parts[replicas]
 
     def priced(self, groups: int, replicas: int) -> float:
         """The bound of autopart/bounds/priced_shapes.py; 0 where it says nothing."""
@@ -146,11 +150,9 @@ class _Glance:
         problem = self.problem
         if self.policies is None:
             return True
-        if replicas not in self._parts:
-            self._parts[replicas] = least_parts(problem, replicas, any_order=not self.classic)
         m = microbatches_per_replica(problem.num_microbatches, replicas)
         flying = [m] * groups
-        room = _room_in_flight(problem, self.large, self._parts[replicas].state, flying, m)
+        room = _room_in_flight(problem, self.large, self._least_parts(replicas).state, flying, m)
         return self.policies.least(room) < float("inf")
 
 

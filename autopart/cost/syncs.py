@@ -25,6 +25,7 @@ from autopart.cost.collectives import (
     shape_of,
 )
 from autopart.records.cluster import Cluster, Link, slowest_link
+from autopart.records.measured_collectives import MeasuredCollectives
 from autopart.records.training import WIDTHS, Training, weight_dtype
 from autopart.units import Q, Quantity
 
@@ -141,10 +142,17 @@ def group_call_price(
     link = slowest_link(cluster, tuple(ranks))
     if cluster.network is not None or link.collectives is UNSET or collective == "sharded_sync":
         return call_price(cluster, ranks, collective)
+    return measured_price(link.collectives, len(ranks), collective)
+
+
+def measured_price(
+    measured: MeasuredCollectives, num_ranks: int, collective: CollectiveName
+) -> Fastest:
+    """The price of a measured collective among so many ranks."""
     # A ring over n ranks has n - 1 steps, and sends (n - 1) / n of the bytes.
-    own, measured = getattr(link.collectives, collective), link.collectives.ranks
-    steps = (len(ranks) - 1) / (measured - 1)
-    part = (1 - 1 / len(ranks)) / (1 - 1 / measured)
+    own = getattr(measured, collective)
+    steps = (num_ranks - 1) / (measured.ranks - 1)
+    part = (1 - 1 / num_ranks) / (1 - 1 / measured.ranks)
     return Fastest((Affine(own.latency * steps, part / own.bandwidth),))
 
 

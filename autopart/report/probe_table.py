@@ -8,7 +8,7 @@ from rich.table import Table
 
 from autopart.cost.links import send_time
 from autopart.cost.probe_comparison import error_of
-from autopart.cost.syncs import all_reduce_time
+from autopart.cost.syncs import all_reduce_time, measured_price
 from autopart.records.cluster import Cluster, HostLink, Link
 from autopart.records.network import Network
 from autopart.records.probe import LinkReadings, Probe, ProbeSummary
@@ -77,8 +77,8 @@ def _add_link(table: Table, where: str, kind: LinkReadings, link: Link) -> None:
     _add_rows(table, f"all-reduce of {ranks}", kind.all_reduce, predicted)
     for one in kind.collectives:
         assert link.collectives is not UNSET
-        line = getattr(link.collectives, one.collective)
-        predicted = [line.latency + r.num_bytes / line.bandwidth for r in one.readings]
+        price = measured_price(link.collectives, one.ranks, one.collective)
+        predicted = [price.seconds(float(r.num_bytes)) for r in one.readings]
         name = one.collective.replace("_", "-")
         _add_rows(table, f"{name} of {one.ranks}", one.readings, predicted)
 
