@@ -1,6 +1,6 @@
 """The check: does the pipeline compute the same as the plain model, tensor by tensor?
 
-    gradients of the first step    max |mine - plain| <= t max |plain|, or rounding
+    gradients of the first step    max |mine - plain| <= t max |plain|, or rounding; after clipping
     parameters after that step     the same (not with AdamW)
     parameters after n steps       rms(mine - plain) <= n d rms(plain - start)
     losses                         |mine - plain| <= t |plain| + n d |plain - first|
@@ -116,7 +116,7 @@ class CheckRecord:
 
 
 def compare_gradients(check: CheckRecord | None, gradients: Tensors) -> None:
-    """Compare gradients after the first step's backward. Collective: each rank gives its
+    """Compare gradients after the first step's backward and after clipping. Collective: each rank gives its
     gradients."""
     # Step 1: compare each rank's gradients; a gradient that the plain model lacks counts as zero.
     for rank, name, mine in collect(gradients):

@@ -89,7 +89,7 @@ class Comparison:
             yield
 
     def gradients(self) -> None:
-        """Compare gradients after the first step's backward."""
+        """Compare gradients after the first step's backward, and after clipping."""
         self._waiting("the comparison of gradients", None)
         self._compare(checks.compare_gradients, self._gradients())
 
@@ -232,7 +232,9 @@ def train_plain(
             history=None if rules is None else partial(_history, rules, stages),
         )
     batches = partial(data.batch, 0, device=device)
-    in_float64 = partial(gradients_in_float64, source, settings.seed, batches, size, device)
+    in_float64 = partial(
+        gradients_in_float64, source, settings.seed, batches, size, device, settings.clip_norm
+    )
     is_plain = dtype == "float32" and autocast is None and rules is None
     return CheckRecord(
         in_float64=in_float64 if is_plain else None,

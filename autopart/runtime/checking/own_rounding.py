@@ -23,11 +23,17 @@ TIMES = 4.0
 
 
 def gradients_in_float64(
-    source: ModelSource, seed: int, batches: Callable[[int], Batch], count: int, device: str
+    source: ModelSource,
+    seed: int,
+    batches: Callable[[int], Batch],
+    count: int,
+    device: str,
+    clip_norm: float | None,
 ) -> Tensors:
     """Return the gradients of the first step in float64, from the same weights and batches.
 
-    `batches(m)` is microbatch m of `count`. Empty where the model does not run in float64.
+    `batches(m)` is microbatch m of `count`. `clip_norm` is the largest norm of all gradients together, if any. Empty
+    where the model does not run in float64.
     """
 
     def wide(leaf: object) -> object:
@@ -40,7 +46,9 @@ def gradients_in_float64(
             lambda _, m: pytree.tree_map(wide, batches(m)),
             steps=1,
             num_microbatches=count,
-            optimizer=lambda trained: PlainOptimizer("sgd", trained, 0.0, has_masters=False),
+            optimizer=lambda trained: PlainOptimizer(
+                "sgd", trained, 0.0, has_masters=False, clip_norm=clip_norm
+            ),
             note=lambda _: None,
         ).gradients
     except Exception:  # user code in another dtype may raise anything

@@ -45,10 +45,13 @@ class PlainOptimizer:
         masters = [master for _, master in self._pairs]
         self._torch = _torch_optimizer(name, masters, lr)
 
-    def step(self) -> None:
-        """Apply the gradients, then clear them."""
+    def clip(self) -> None:
+        """Scale the gradients down to the largest norm, where there is one. Call it before `step`."""
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+
+    def step(self) -> None:
+        """Apply the gradients, then clear them."""
         for parameter, master in self._pairs:
             if master is not parameter and parameter.grad is not None:
                 master.grad = parameter.grad.float()

@@ -27,7 +27,7 @@ class ReferenceRun:
     """Mean loss per step."""
     loss_dtype: torch.dtype
     gradients: Tensors
-    """Gradients in the first step; parameters without a gradient are missing."""
+    """Gradients in the first step, after clipping; parameters without a gradient are missing."""
     start: Tensors
     """Parameters before the first step."""
     first: Tensors
@@ -81,6 +81,7 @@ def run_reference(
             total += loss.item()
             loss_dtype = loss.dtype
         losses.append(total)
+        stepper.clip()
         if step == 0:
             gradients = copies({n: p.grad for n, p in parameters.items() if p.grad is not None})
         # Step 2: update the parameters.

@@ -380,11 +380,11 @@ class _Run:
         clock.wait()
         time_taken = time.perf_counter() - begin
         loss = executor.whole_loss(loss)
-        if comparison is not None:
-            comparison.gradients()
         if self._settings.clip_norm is not None:
             status_board.waiting("the norm of all gradients", None)
             clip(executor, self._settings.clip_norm)
+        if comparison is not None:
+            comparison.gradients()
         status_board.working("the optimizer's step")
         update_time = _timed_update(self._optimizer, clock)
         if comparison is not None:

@@ -1,6 +1,5 @@
 """The check finds each way of breaking the executor: no false pass."""
 
-from collections.abc import Iterable, Sequence
 from functools import cache
 
 import msgspec
@@ -8,7 +7,7 @@ import pytest
 
 from autopart.records.plan import Plan
 from autopart.runtime.engine.run_settings import RunSettings
-from tests.support.long_tests import long_tests
+from tests.support.long_tests import long_except
 from tests.support.runtime.broken_executors import FAULTS, complaint_with
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
@@ -55,6 +54,8 @@ def plan(kind: str) -> Plan:
         "offloaded layers": lambda: planned(PERCEPTRON, policy="offload"),
         "split backwards": lambda: planned(PERCEPTRON, schedule="zb-h1"),
         "no flushes": lambda: planned(PERCEPTRON),
+        "clipped gradients": lambda: planned(PERCEPTRON),
+        "sums beside backwards": lambda: planned(PERCEPTRON, (), replicas=2),
     }[kind]()
 
 
@@ -73,6 +74,9 @@ BREAKS = {
     "message of another microbatch": "two stages",
     "missing sum of gradients": "replicas",
     "mean in place of a sum": "a tied head",
+    "sum that begins before the last backward": "sums beside backwards",
+    "norm that leaves out one rank": "clipped gradients",
+    "gradients that are not clipped": "clipped gradients",
     "missing gather of shards": "shards",
     "missing sum of shards": "shards",
     "other random numbers in the second run": "random layers that run again",
@@ -90,6 +94,8 @@ FAULTS_IN_CI = (
     "gradients that are not cleared",
     "weights one version too old",
     "swapped stages",
+    "norm that leaves out one rank",
+    "sum that begins before the last backward",
     "missing gather of shards",
     "other random numbers in the second run",
     "other numbers of python in the second run",
@@ -106,28 +112,28 @@ WORKING_IN_CI = (
     "batch norms that run again",
     "offloaded layers",
     "no flushes",
+    "clipped gradients",
 )
 """Kinds of plans that pass in these slow tests. Slow tests elsewhere train the other kinds."""
 
 
-def some(names: Iterable[str], in_ci: Sequence[str]) -> list[object]:
-    """The names; those that `in_ci` lacks are marked long."""
-    return [name if name in in_ci else long_tests(name)[0] for name in names]
-
-
 def complaints(pool: RankPool, kind: str, fault: str) -> list[str]:
     of = plan(kind)
-    name = "pipedream" if kind == "no flushes" else None
-    settings = RunSettings(model=of.origin.model, check=True, steps=2, asynchronous=name)
+    options: dict[str, object] = {
+        "no flushes": {"asynchronous": "pipedream"},
+        "clipped gradients": {"clip_norm": 0.1},
+        "sums beside backwards": {"sync": "overlap"},
+    }.get(kind, {})
+    settings = RunSettings(model=of.origin.model, check=True, steps=2, **options)  # pyright: ignore
     return pool.call(complaint_with, of, settings, fault)
 
 
-@pytest.mark.parametrize("kind", some(sorted(set(BREAKS.values())), WORKING_IN_CI))
+@pytest.mark.parametrize("kind", long_except(sorted(set(BREAKS.values())), WORKING_IN_CI))
 def test_an_executor_that_works_passes(two_ranks: RankPool, kind: str):
     assert complaints(two_ranks, kind, "") == ["", ""]
 
 
-@pytest.mark.parametrize("fault", some(FAULTS, FAULTS_IN_CI))
+@pytest.mark.parametrize("fault", long_except(FAULTS, FAULTS_IN_CI))
 def test_the_check_finds_a_broken_executor(two_ranks: RankPool, fault: str):
     said, _ = complaints(two_ranks, BREAKS[fault], fault)
     assert "the pipeline differs from the plain model" in said, said

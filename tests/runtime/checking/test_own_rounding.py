@@ -50,7 +50,7 @@ def test_gradients_in_float64_come_from_the_same_weights_and_batches():
         name="linear", build_model=lambda: nn.Linear(4, 4), example_inputs=lambda n: (inputs,),
         example_target=lambda n: target, loss_fn=F.mse_loss,
     )  # fmt: skip
-    found = gradients_in_float64(source, 7, lambda m: ((inputs,), target), 2, "cpu")
+    found = gradients_in_float64(source, 7, lambda m: ((inputs,), target), 2, "cpu", None)
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = nn.Linear(4, 4).double()

@@ -1,56 +1,30 @@
-"""Executors that are broken on purpose, each in one way, for tests of the check.
+"""Faults of schedules, messages, updates, recomputation and offload, for tests of the check."""
 
-A fault is a function that replaces attributes of the executor on this rank. `complaint_with` runs a
-checked plan with it and undoes the replacements.
-"""
-
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import distributed
 
 from autopart.records.plan import Plan
 from autopart.runtime.engine import asynchronous, local_model, rank_executor
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.engine.stage import TorchStage
+from autopart.runtime.job import training
 from autopart.runtime.transforms import offload, recomputed_layer
-from autopart.runtime.update import gradient_sum
+from autopart.runtime.update import gradient_sum, overlapped_sum
 from autopart.runtime.update.optimizer import Optimizer
 from autopart.runtime.update.zero_shards import ZeroSharding
+from tests.support.runtime.faults import Faults, Replace, collector, on_rank_1, with_fault
 from tests.support.runtime.on_ranks import complaint_of
 
-Replace = Callable[[Any, str, Any], None]
-"""Replaces an attribute until the run is over."""
-
-FAULTS: dict[str, Callable[[Replace], None]] = {}
+FAULTS: Faults = {}
+_fault = collector(FAULTS)
 
 
 def complaint_with(rank: int, plan: Plan, settings: RunSettings, fault: str) -> str:
     """The error of a run with a broken executor on this rank, empty without one."""
-    kept: list[tuple[Any, str, Any]] = []
-
-    def replace(owner: Any, name: str, value: Any) -> None:
-        kept.append((owner, name, getattr(owner, name)))
-        setattr(owner, name, value)
-
-    try:
-        if fault:
-            FAULTS[fault](replace)
-        return complaint_of(rank, plan, settings)
-    finally:
-        for owner, name, value in reversed(kept):
-            setattr(owner, name, value)
-
-
-def _fault(broken: Callable[[Replace], None]) -> Callable[[Replace], None]:
-    FAULTS[broken.__name__.strip("_").replace("_", " ")] = broken
-    return broken
-
-
-def _on_rank_1() -> bool:
-    return distributed.get_rank() == 1
+    return with_fault(FAULTS[fault] if fault else None, complaint_of, rank, plan, settings)
 
 
 @_fault
@@ -104,7 +78,7 @@ def _dropped_gradient_of_one_parameter(replace: Replace) -> None:
 
     def forgetful(self: Any, *given: Any, **how: Any) -> Any:
         loss = step(self, *given, **how)
-        if _on_rank_1():
+        if on_rank_1():
             next(iter(self.parameters.values())).grad = None
         return loss
 
@@ -116,7 +90,7 @@ def _dropped_update_of_one_rank(replace: Replace) -> None:
     step = Optimizer.step
 
     def lazy(self: Optimizer) -> None:
-        if not _on_rank_1():
+        if not on_rank_1():
             return step(self)
         for parameter in self._trained:
             parameter.grad = None
@@ -148,7 +122,7 @@ def _stale_weights(replace: Replace) -> None:
         now = [p.detach().clone() for p in parameters]
         for p in parameters:
             start.setdefault(id(p), p.detach().clone())
-        if m == 3 and _on_rank_1():
+        if m == 3 and on_rank_1():
             for p in parameters:
                 p.data.copy_(start[id(p)])
         made = forward(self, m, *given)
@@ -206,6 +180,35 @@ def _message_of_another_microbatch(replace: Replace) -> None:
 @_fault
 def _missing_sum_of_gradients(replace: Replace) -> None:
     replace(gradient_sum.GradientSum, "run", lambda self: None)
+
+
+@_fault
+def _sum_that_begins_before_the_last_backward(replace: Replace) -> None:
+    """Of the second step on, buckets go out first. The last backward then adds to sums."""
+    sending = overlapped_sum._StageSum.sending
+
+    @contextmanager
+    def early(self: Any) -> Generator[Any]:
+        self.send_rest()
+        with sending(self):
+            yield None
+
+    replace(overlapped_sum._StageSum, "sending", early)
+
+
+@_fault
+def _norm_that_leaves_out_one_rank(replace: Replace) -> None:
+    whole = rank_executor.RankExecutor.sum_over_processes
+
+    def without(self: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return whole(self, torch.zeros_like(tensor) if on_rank_1() else tensor)
+
+    replace(rank_executor.RankExecutor, "sum_over_processes", without)
+
+
+@_fault
+def _gradients_that_are_not_clipped(replace: Replace) -> None:
+    replace(training, "clip", lambda executor, max_norm: None)
 
 
 @_fault

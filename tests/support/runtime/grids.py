@@ -5,6 +5,8 @@ twice makes its degree 4. So no pair can be forgotten: the pairs are computed fr
 """
 
 import itertools
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -29,6 +31,8 @@ class Choice(NamedTuple):
     tensor: int = 1
     sequence_parallel: bool = False
     context: int = 1
+    ring: bool = False
+    """Whether context ranks exchange around a ring."""
     expert: int = 1
     data: int = 1
     shard: Shard | None = None
@@ -80,27 +84,36 @@ GRIDS = [*pairs(DENSE), *pairs(MIXTURE)]
 
 def plan_of(grid: Grid) -> Plan:
     """A plan for four processes, of 16 samples in 4 microbatches per step."""
-    one, two = CHOICES[grid.first], CHOICES[grid.second]
-    data, replicas, stages = (
-        a * b
-        for a, b in ((one.data, two.data), (one.replicas, two.replicas), (one.stages, two.stages))
-    )
-    shard = one.shard or two.shard
-    cuts = [stage / stages for stage in range(1, stages)]
+    return plan_of_choices(grid.model, [CHOICES[grid.first], CHOICES[grid.second]])
+
+
+def plan_of_choices(model: str, choices: Sequence[Choice]) -> Plan:
+    """A plan for the product of the choices' degrees, of 16 samples in 4 microbatches per step."""
+
+    def degree(of: Callable[[Choice], int]) -> int:
+        return math.prod(map(of, choices))
+
+    data, stages = degree(lambda c: c.data), degree(lambda c: c.stages)
     own = SAMPLES // data
     plan = plan_for(
-        grid.model,
-        captured(grid.model, own, "float32"),
-        cuts,
-        replicas=replicas,
+        model,
+        captured(model, own, "float32"),
+        [stage / stages for stage in range(1, stages)],
+        replicas=degree(lambda c: c.replicas),
         microbatch_size=own,
     )
-    degrees = {"tensor": one.tensor * two.tensor, "context": one.context * two.context}
-    degrees |= {"expert": one.expert * two.expert, "data": data}
-    if replicas * stages < 4:
+    degrees = {
+        "tensor": degree(lambda c: c.tensor),
+        "context": degree(lambda c: c.context),
+        "expert": degree(lambda c: c.expert),
+        "data": data,
+    }
+    if math.prod(degrees.values()) > 1:
+        shard = next((c.shard for c in choices if c.shard), None)
         group = Group(
             **degrees,
-            sequence_parallel=one.sequence_parallel or two.sequence_parallel,
+            sequence_parallel=any(c.sequence_parallel for c in choices),
+            exchange="ring" if any(c.ring for c in choices) else msgspec.UNSET,
             shard=shard or msgspec.UNSET,
             reduce="microbatch" if shard else msgspec.UNSET,
         )
@@ -109,5 +122,5 @@ def plan_of(grid: Grid) -> Plan:
         plan = msgspec.structs.replace(
             plan, group=group, cluster=cluster, microbatch_size=own * data
         )
-    training = msgspec.structs.replace(plan.training, zero1=one.zero1 or two.zero1)
+    training = msgspec.structs.replace(plan.training, zero1=any(c.zero1 for c in choices))
     return msgspec.structs.replace(plan, training=training)
