@@ -52,7 +52,17 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     most_params: PositiveCount
     """Parameters of the largest model."""
     microbatch_sizes: tuple[PositiveCount, ...]
-    """Samples per microbatch, in order."""
+    """Samples per microbatch, at least one size, the smallest first."""
+
+    def __post_init__(self) -> None:
+        if not self.microbatch_sizes or list(self.microbatch_sizes) != sorted(
+            self.microbatch_sizes
+        ):
+            raise ValueError(
+                "microbatch_sizes has at least one size, and the smallest stands first"
+            )
+        if self.least_params > self.most_params:
+            raise ValueError("least_params is above most_params")
 
 
 class MeasuredKernel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,7 +109,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def load_calibration(path: Path | str) -> Calibration:
-    """Read a calibration file; raises FileError, or ClusterError for rates that no device has."""
+    """Read a calibration file; raises FileError. `check_calibration` looks at its rates."""
     return read_file(Path(path), Calibration, FORMAT, VERSION)
 
 

@@ -32,6 +32,18 @@ def check_graph(graph: LayerGraph, where: str = "layer graph") -> None:
     _check_names_known(graph, place, where)
     _check_storage(graph, where)
     _check_sums(graph, where)
+    _check_readers(graph, place, where)
+    for layer in graph.layers:
+        _check_pair_time(layer, where)
+        if layer.grad_bytes > layer.param_bytes:
+            raise ProfileError(
+                f"{where}: layer '{layer.name}' has {counted(layer.grad_bytes, 'byte')} of gradients but "
+                f"only {counted(layer.param_bytes, 'byte')} of parameters"
+            )
+
+
+def _check_readers(graph: LayerGraph, place: dict[str, int], where: str) -> None:
+    """Raise ProfileError where no layer reads a value or tied parameter, or a value goes back."""
     for value in graph.values:
         if not value.consumers:
             raise ProfileError(f"{where}: value '{value.name}' has no consumers; leave it out")
@@ -41,12 +53,10 @@ def check_graph(graph: LayerGraph, where: str = "layer graph") -> None:
                     f"{where}: value '{value.name}' goes from layer '{value.producer}' back to "
                     f"'{consumer}'; layers must stand in a topological order"
                 )
-    for layer in graph.layers:
-        _check_pair_time(layer, where)
-        if layer.grad_bytes > layer.param_bytes:
+    for tied in graph.tied:
+        if not tied.layers:
             raise ProfileError(
-                f"{where}: layer '{layer.name}' has {counted(layer.grad_bytes, 'byte')} of gradients but "
-                f"only {counted(layer.param_bytes, 'byte')} of parameters"
+                f"{where}: tied parameter '{tied.name}' is read by no layer; leave it out"
             )
 
 

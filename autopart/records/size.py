@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from autopart.errors import FileError
 from autopart.records.files import read_file, write_record
 from autopart.units import MOST_AMOUNT, Bytes, Count, PositiveCount, Seconds
 
@@ -163,8 +164,16 @@ class Sizing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def load_sizing(path: Path | str) -> Sizing:
-    """Read a sizing's file; raises FileError."""
-    return read_file(Path(path), Sizing, FORMAT, VERSION)
+    """Read a sizing's file; raises FileError, also where it speaks of GPU kinds that it does not list."""
+    sizing = read_file(Path(path), Sizing, FORMAT, VERSION)
+    listed = {kind.gpu for kind in sizing.kinds}
+    for place in ("front", "counts"):
+        for at, one in enumerate(getattr(sizing, place)):
+            if one.gpu not in listed:
+                raise FileError(
+                    f"{path}: $.{place}[{at}].gpu: '{one.gpu}' is none of the file's GPU kinds"
+                )
+    return sizing
 
 
 def save_sizing(sizing: Sizing, path: Path | str) -> None:

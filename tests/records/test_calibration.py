@@ -81,6 +81,22 @@ def test_a_measured_kernel_without_a_rate_or_beyond_the_peak_is_refused(
         check_calibration(msgspec.structs.replace(OWN, measured=(kernel,)), A100)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("microbatch_sizes", [], "at least one size"),
+        ("microbatch_sizes", [2, 1], "the smallest stands first"),
+        ("least_params", 10**11, "least_params is above most_params"),
+    ],
+)
+def test_an_impossible_range_is_refused(tmp_path: Path, key: str, value: object, said: str) -> None:
+    made = msgspec.to_builtins(OWN)
+    made["validity"][key] = value
+    (tmp_path / "c.json").write_bytes(msgspec.json.encode(made))
+    with pytest.raises(FileError, match=rf"{said}.*\$\.validity"):
+        load_calibration(tmp_path / "c.json")
+
+
 def test_a_model_outside_of_the_range_is_named() -> None:
     assert notes_on_range(OWN, 5 * 10**9, 1) == ()
     larger, microbatch = notes_on_range(OWN, 2 * 10**10, 4)

@@ -9,7 +9,7 @@ import pytest
 from autopart.errors import FileError, ProfileError
 from autopart.records.files import encode
 from autopart.records.graph_check import MOST_LAYERS, check_graph
-from autopart.records.layer_graph import LayerGraph, Value
+from autopart.records.layer_graph import LayerGraph, TiedParameter, Value
 from autopart.records.profile import (
     WholeModel,
     load_profile,
@@ -138,6 +138,12 @@ def test_values_that_contradict_each_other_are_refused(values: list[dict[str, An
     made = tuple(Value(**(plain | {"name": f"v{at}"} | one)) for at, one in enumerate(values))
     with pytest.raises(ProfileError, match=message):
         check_graph(LayerGraph(layers=ROW.layers, values=made))
+
+
+def test_a_tied_parameter_that_no_layer_reads_is_refused():
+    tied = TiedParameter(name="w", layers=(), param_bytes=8, grad_bytes=8, num_trainable=2)
+    with pytest.raises(ProfileError, match="tied parameter 'w' is read by no layer; leave it out"):
+        check_graph(LayerGraph(layers=ROW.layers, tied=(tied,)))
 
 
 def test_absurd_numbers_of_layers_and_of_trained_elements_are_refused(tmp_path: Path):

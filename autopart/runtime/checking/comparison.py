@@ -51,6 +51,11 @@ _OTHER_ORDER = (
     "float32; autopart profile --tensor checks the shards in float64"
 )
 
+_OWN_SAMPLES = (
+    "the processes of a rank divide the samples of a microbatch, so a layer in which samples meet sees only its own; "
+    "solve with --shard none"
+)
+
 
 class Comparison:
     """One rank's part of a check. All ranks must call the same methods at the same points."""
@@ -74,6 +79,8 @@ class Comparison:
         self._parts = parts
         self._seeded = SeededDraws(samples) if draws else None
         self._check, self._executor, self._waiting = check, executor, waiting
+        self._reason = _OTHER_ORDER if samples is None else _OWN_SAMPLES
+        """Why a rank group may differ from the plain model."""
         # Of each tensor group one process compares, with the whole tensors of all.
         self._compares = executor.is_first_place
         self._has_buffers = all(len(stage.ranks) == 1 for stage in plan.stages) and samples is None
@@ -163,7 +170,7 @@ class Comparison:
         except RunError as error:
             if self._executor.shards is None:
                 raise
-            raise RunError(f"{error}; {_OTHER_ORDER}") from None
+            raise RunError(f"{error}; {self._reason}") from None
 
     def _gradients(self) -> Tensors:
         self._executor.complete_gradients()

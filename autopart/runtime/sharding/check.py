@@ -1,17 +1,19 @@
 """The numeric check: the local graphs of a whole group together against the captured graph.
 
-The ranks are threads in this process. Dropout is left out on both sides, since ranks draw numbers of
-their own. Where memory allows, both sides compute in float64: an error of the rules is then far
+The ranks are threads in this process. Dropout is left out on both sides. All other random operations draw equal numbers
+on both sides, as in a checked run (`seeded_draws`). Where memory allows, both sides compute in float64: an error of the rules is then far
 above rounding, and no ReLU stands at its kink.
 """
 
 # pyright: reportPrivateUsage=false
 
+import threading
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopart.errors import ModelError
 from autopart.records.rank_group import degrees_of, group_size
@@ -24,6 +26,7 @@ from autopart.runtime.sharding.local_model import whole_tensor
 from autopart.runtime.sharding.nodes import operation_name
 from autopart.runtime.sharding.shard import ShardedGraph
 from autopart.runtime.sharding.thread_ranks import ThreadRanks
+from autopart.runtime.transforms.seeded_draws import SeededDraws, draws
 
 WIDE_BYTES = 1 << 30
 """Largest parameters, in their own dtype, for which the check computes in float64."""
@@ -35,6 +38,8 @@ TOLERANCES = {
 }
 """Largest difference relative to the largest gradient. In narrow dtypes it only finds gross errors."""
 
+_DROPOUTS = ("dropout", "native_dropout", "scaled_dot_product_attention")
+"""Operations whose probability the check sets to 0."""
 LEAST_SHARE = 1e-4
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -73,8 +78,10 @@ def check_group(graphs: GroupGraphs, leaves: Sequence[torch.Tensor]) -> ShardChe
         for name, value in _tensors(captured.module).items()
     }
     inputs = [x.double() if is_wide and x.is_floating_point() else x for x in leaves]
-    loss, gradients = _captured_run(captured, state, inputs, is_wide)
-    losses, local = _local_runs(graphs, state, inputs, is_wide)
+    with SeededDraws() as seeded:
+        seeded.start(0, is_backward=False)
+        loss, gradients = _captured_run(captured, state, inputs, is_wide)
+        losses, local = _local_runs(graphs, state, inputs, is_wide, seeded)
     error, worst = 0.0, ""
     least = LEAST_SHARE * max(float(own.abs().max()) for own in gradients.values() if own.numel())
     for name, own in gradients.items():
@@ -147,16 +154,18 @@ def _local_runs(
     state: Mapping[str, torch.Tensor],
     leaves: Sequence[torch.Tensor],
     is_wide: bool,
+    seeded: SeededDraws,
 ) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
     size = group_size(graphs.group)
     models = [_plain(graphs.module(place, state), is_wide) for place in range(size)]
     losses: dict[int, torch.Tensor] = {}
-    group = ThreadRanks(size)
+    group, drawing = ThreadRanks(size), threading.Lock()
 
     def work(rank: int) -> None:
-        with entered(graphs.captured.autocast):
-            loss = models[rank](*leaves)
-        loss.backward()
+        with _InThread(seeded, drawing):
+            with entered(graphs.captured.autocast):
+                loss = models[rank](*leaves)
+            loss.backward()
         losses[rank] = loss.detach()
 
     with exchanging(degrees_of(graphs.group), group):
@@ -164,6 +173,27 @@ def _local_runs(
     return [losses[place] for place in range(size)], [
         _gradients(dict(model.named_parameters())) for model in models
     ]
+
+
+class _InThread(TorchDispatchMode):
+    """Seeds the draws of one thread. A mode holds for one thread, and the generators are those of all threads."""
+
+    def __init__(self, seeded: SeededDraws, drawing: threading.Lock) -> None:
+        super().__init__()
+        self._seeded, self._drawing = seeded, drawing
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if not draws(func, args, given):
+            return func(*args, **given)
+        with self._drawing:
+            return self._seeded.__torch_dispatch__(func, types, args, given)
 
 
 def _gradients(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
@@ -185,29 +215,35 @@ def _relative(found: torch.Tensor, expected: torch.Tensor, least: float) -> floa
 def _plain(module: fx.GraphModule, is_wide: bool) -> fx.GraphModule:
     """Return the same graph, over the same tensors, with every probability of dropout 0.
 
-    Where `is_wide`, operations that name a narrow dtype name float64.
+    Other random operations stay: on slices they draw for the whole value. Where `is_wide`, operations that name a narrow dtype name float64.
     """
     graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in module.graph.nodes:
         new = env[node] = graph.node_copy(node, env.__getitem__)
-        if new.target is draw_causal_attention:
-            new.target, new.args = causal_attention, new.args[5:]
-        if new.target in FIRST_GIVEN_OF:
-            operation, new.args = new.args[0], new.args[FIRST_GIVEN_OF[new.target] :]
-            assert isinstance(operation, torch._ops.OpOverload)
-            new.target = operation
-        if operation_name(new) in ("dropout", "native_dropout"):
-            new.args = (new.args[0], 0.0, *new.args[2:])
-        if operation_name(new) == "scaled_dot_product_attention":
-            if len(new.args) > 4:
-                new.args = (*new.args[:4], 0.0, *new.args[5:])
-            elif "dropout_p" in new.kwargs:
-                new.kwargs = {**new.kwargs, "dropout_p": 0.0}
-        if new.target is causal_attention:
-            new.args = (*new.args[:3], 0.0, *new.args[4:])
+        _leave_out_dropout(new)
         if is_wide:
             new.args, new.kwargs = fx.node.map_aggregate((new.args, new.kwargs), _wide)  # pyright: ignore
     return fx.GraphModule(module, graph)
+
+
+def _leave_out_dropout(node: fx.Node) -> None:
+    """Set the probability of a dropout to 0. It then draws nothing, and needs no numbers of the whole value."""
+    if node.target is draw_causal_attention:
+        node.target, node.args = causal_attention, node.args[5:]
+    if node.target in FIRST_GIVEN_OF:
+        operation, given = node.args[0], node.args[FIRST_GIVEN_OF[node.target] :]
+        assert isinstance(operation, torch._ops.OpOverload)
+        if operation._schema.name.partition("::")[2] in _DROPOUTS:
+            node.target, node.args = operation, given
+    if operation_name(node) in ("dropout", "native_dropout"):
+        node.args = (node.args[0], 0.0, *node.args[2:])
+    if operation_name(node) == "scaled_dot_product_attention":
+        if len(node.args) > 4:
+            node.args = (*node.args[:4], 0.0, *node.args[5:])
+        elif "dropout_p" in node.kwargs:
+            node.kwargs = {**node.kwargs, "dropout_p": 0.0}
+    if node.target is causal_attention:
+        node.args = (*node.args[:3], 0.0, *node.args[4:])
 
 
 def _tensors(module: fx.GraphModule) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 
 from autopart.runtime.sharding.registry import Registry
-from autopart.runtime.sharding.shard_groups import ShardGroup
+from autopart.runtime.sharding.shard_groups import ShardGroup, real_numbers
 
 Arrival = Callable[[], torch.Tensor]
 """Waits for a tensor that is on its way, and returns it."""
@@ -141,21 +141,21 @@ class ProcessRanks(TensorGroup):
         how = distributed.ReduceOp.MAX if operation == "max" else distributed.ReduceOp.SUM
         options = distributed.AllreduceOptions()
         options.reduceOp = distributed.ReduceOp(how)
-        self._group.allreduce([result], options).wait()
+        self._group.allreduce([real_numbers(result)], options).wait()
         return result
 
     def all_gather(self, tensor: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return every rank's tensor."""
         own = tensor.contiguous()
         found = [torch.empty_like(own) for _ in range(self._group.size())]
-        self._group.allgather([found], [own]).wait()
+        self._group.allgather([[*map(real_numbers, found)]], [real_numbers(own)]).wait()
         return found
 
     def reduce_scatter(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the sum of the caller's part."""
         given = [part.contiguous() for part in parts]
         result = torch.empty_like(given[0])
-        self._group.reduce_scatter([result], [given]).wait()
+        self._group.reduce_scatter([real_numbers(result)], [[*map(real_numbers, given)]]).wait()
         return result
 
     def all_to_all(
@@ -166,7 +166,8 @@ class ProcessRanks(TensorGroup):
         found = given.new_empty(sum(sizes), *given.shape[1:])
         own = [len(part) for part in parts]
         options = distributed.AllToAllOptions()
-        self._group.alltoall_base(found, given, list(sizes), own, options).wait()
+        real = real_numbers(found), real_numbers(given)
+        self._group.alltoall_base(*real, list(sizes), own, options).wait()
         return found.split(list(sizes))
 
     def shift(self, tensor: torch.Tensor, by: int) -> Arrival:
@@ -174,14 +175,13 @@ class ProcessRanks(TensorGroup):
         size, rank = self._group.size(), self._group.rank()
         given = tensor.contiguous()
         found = torch.empty_like(given)
+        there, here = real_numbers(found).view(-1), real_numbers(given).view(-1)
 
         def only(other: int) -> list[int]:
-            return [given.numel() if place == other % size else 0 for place in range(size)]
+            return [here.numel() if place == other % size else 0 for place in range(size)]
 
         options = distributed.AllToAllOptions()
-        work = self._group.alltoall_base(
-            found.view(-1), given.view(-1), only(rank - by), only(rank + by), options
-        )
+        work = self._group.alltoall_base(there, here, only(rank - by), only(rank + by), options)
 
         def arrived() -> torch.Tensor:
             work.wait()

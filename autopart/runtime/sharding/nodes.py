@@ -31,12 +31,22 @@ def nodes_with_gradient(module: fx.GraphModule) -> set[fx.Node]:
         if node.op == "get_attr":
             is_trained = isinstance(value, nn.Parameter) and value.requires_grad
         else:
-            is_float = value is None or value.is_floating_point() or value.is_complex()
+            is_float = (
+                not _is_number(node)
+                if value is None
+                else value.is_floating_point() or value.is_complex()
+            )
             is_detached = operation_name(node) == "detach"
             is_trained = is_float and not is_detached and not found.isdisjoint(node.all_input_nodes)
         if is_trained:
             found.add(node)
     return found
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Tell whether an operation returns no tensor, but a number such as a size."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not any("Tensor" in str(one.type) for one in schema.returns)
 
 
 def reads_batch(node: fx.Node) -> bool:

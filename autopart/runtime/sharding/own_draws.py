@@ -7,7 +7,7 @@ layer that runs again in backward restores the common stream, and with it the se
 
 In a check the plain model's numbers are drawn (`seeded_draws`): the slice is put into a whole value, the
 operation draws for the whole, and the rank takes its slice of the result. The operation works on each
-slice alone, so zeros may stand for the slices of other ranks.
+slice alone, so the rank's own one may stand for those of other ranks. An operation may refuse zeros there.
 """
 
 # pyright: reportPrivateUsage=false
@@ -58,7 +58,7 @@ def own_draws(
         with own_stream(ranks.rank() // copies, next(_tensors(args)).device):
             return operation(*args, **kwargs)
     given = [
-        value if cut is None else _in_whole(value, cut, degree, ranks.rank())
+        value if cut is None else _in_whole(value, cut, degree)
         for value, cut in zip((*args, *kwargs.values()), cuts, strict=True)
     ]
     named = dict(zip(kwargs, given[len(args) :], strict=True))
@@ -99,12 +99,10 @@ def own_stream(number: int, device: torch.device) -> Generator[None]:
         generator.set_state(before)
 
 
-def _in_whole(x: torch.Tensor, cut: Cut, degree: int, rank: int) -> torch.Tensor:
-    """Return a whole value with the slice in its place, and zeros elsewhere."""
+def _in_whole(x: torch.Tensor, cut: Cut, degree: int) -> torch.Tensor:
+    """Return a whole value in which the slice stands for those of all ranks."""
     dim, parts, copies = cut
-    slices = [torch.zeros_like(x) for _ in range(degree // copies)]
-    slices[rank // copies] = x
-    return joined_slices(slices, dim, tuple(parts))
+    return joined_slices([x] * (degree // copies), dim, tuple(parts))
 
 
 def _own(whole: torch.Tensor, cut: Cut, degree: int, rank: int) -> torch.Tensor:

@@ -19,6 +19,11 @@ from autopart.runtime.sharding.registry import Registry
 T = TypeVar("T")
 
 
+def real_numbers(tensor: torch.Tensor) -> torch.Tensor:
+    """Return complex numbers as pairs of real ones, in the same memory: no backend sends complex ones."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 class UnderWay(Protocol):
     """A collective that runs in the background."""
 
@@ -104,20 +109,22 @@ class ProcessShards(ShardGroup):
 
     def start_gather(self, whole: torch.Tensor, own: torch.Tensor) -> UnderWay:
         """Start an all-gather."""
-        return self._started(lambda: self._group._allgather_base(whole, own, AllgatherOptions()))
+        given = real_numbers(whole), real_numbers(own)
+        return self._started(lambda: self._group._allgather_base(*given, AllgatherOptions()))
 
     def start_scatter(self, own: torch.Tensor, whole: torch.Tensor) -> UnderWay:
         """Start a reduce-scatter."""
         options = ReduceScatterOptions()
         options.reduceOp = distributed.ReduceOp(distributed.ReduceOp.SUM)
-        return self._started(lambda: self._group._reduce_scatter_base(own, whole, options))
+        given = real_numbers(own), real_numbers(whole)
+        return self._started(lambda: self._group._reduce_scatter_base(*given, options))
 
     def _started(self, start: Callable[[], object]) -> UnderWay:
         return _Guarded(cast(UnderWay, self._call(start)), self._call)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Run an all-reduce."""
-        self._call(lambda: self._group.allreduce([tensor]).wait())
+        self._call(lambda: self._group.allreduce([real_numbers(tensor)]).wait())
         return tensor
 
 

@@ -52,12 +52,13 @@ class SamplePart(NamedTuple):
         return pytree.tree_map(self.in_whole, args)
 
     def in_whole(self, value: Any) -> Any:
-        """A tensor for all samples, with zeros for those of other parts; other values are as they are."""
+        """A tensor for all samples, in which the own ones stand for those of other parts; other values are as they are.
+
+        Zeros would not do: an operation may refuse them, as torch's multinomial does.
+        """
         if not isinstance(value, torch.Tensor) or not value.ndim:
             return value
-        parts = [torch.zeros_like(value)] * self.among
-        parts[self.place] = value
-        return torch.cat(parts)
+        return torch.cat([value] * self.among)
 
     def own(self, value: Any) -> Any:
         """The own part of a tensor for all samples."""

@@ -1,34 +1,36 @@
 """The formats of the files that a user hands in: valid seeds, their loaders, and command lines."""
 
+import contextlib
 import functools
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from autopart.calibration.from_steps import read_runs
+from autopart.errors import UsageError
+from autopart.importers.megatron import units_of_layout
+from autopart.importers.texts import (
+    file_text,
+    layout_text,
+    stages_of_device_map,
+    units_of_modules,
+    units_of_partition,
+    units_of_parts,
+)
 from autopart.peers.dnn_partitioning import file as dnn_file
 from autopart.peers.formats import import_profile
 from autopart.peers.piper import file as piper_file
+from autopart.records.calibration import check_calibration, load_calibration
 from autopart.records.cluster import cluster_of, load_cluster
-from autopart.records.files import decode_json, encode, read_content
-from autopart.records.mixed_cluster import mixed_cluster
+from autopart.records.files import encode
+from autopart.records.known_gpus import find_gpu
 from autopart.records.plan import load_plan
 from autopart.records.profile import load_profile
-from autopart.records.run_result import RunResult
-from tests.support.measured_runs import as_predicted
+from autopart.records.run_result import load_run_result
+from autopart.records.size import load_sizing
+from tests.support.fuzz import seed_files
 from tests.support.plan_kinds import plan_of_kind
-from tests.support.samples import sample_profile
-
-PLANS = (
-    "two stages, two replicas, two nodes",
-    "zero bubble",
-    "a V",
-    "replicas per stage",
-    "everything at once",
-    "different GPUs",
-)
-"""Kinds of plans whose files are seeds."""
 
 
 class Format(NamedTuple):
@@ -44,25 +46,48 @@ class Format(NamedTuple):
     """Reads a file. Its results are checked by the witness."""
     verbs: tuple[str, ...]
     """Command lines that read the file. `good-…` are valid files beside it."""
-
-
-def _run_result(path: Path) -> list[Any]:
-    return [decode_json(read_content(path), RunResult, str(path))]
+    is_usage: bool = False
+    """Whether the file stands for an option's value, so that a refusal is a usage error."""
 
 
 def _piper(path: Path) -> list[Any]:
     return [piper_file.read(path), import_profile("piper", path)]
 
 
+def _calibration(path: Path) -> list[Any]:
+    found = load_calibration(path)
+    check_calibration(found, find_gpu(found.gpu))
+    return [found]
+
+
 def _dnn(path: Path) -> list[Any]:
     return [dnn_file.read(path), import_profile("dnn-partitioning", path)]
+
+
+def _layout(path: Path) -> list[Any]:
+    """What each framework's reader makes of a layout; raises UsageError where none can read it."""
+    text, graph = file_text(path), seed_files.profiles()[0].graph
+    readers: list[Callable[[], Any]] = [
+        lambda: units_of_layout(layout_text(text)),
+        lambda: units_of_modules(text),
+        lambda: units_of_parts(graph, text),
+        lambda: units_of_partition(text),
+        lambda: stages_of_device_map(graph, text),
+    ]
+    found: list[Any] = []
+    for read in readers:
+        with contextlib.suppress(UsageError):
+            found.append(read())
+    if not found:
+        raise UsageError(f"{path}: no framework has such a layout")
+    return found
 
 
 SOLVE = "solve --time-limit 1 -o out.json"
 
 FORMATS = {
     "profile": Format(
-        28, "profile.json", lambda: [encode(one) for one in _profiles()],
+        28, "profile.json", lambda: [encode(one) for one in seed_files.profiles()],
         lambda path: [load_profile(path)],
         (
             f"{SOLVE} --profile profile.json --cluster good-cluster.json",
@@ -73,10 +98,19 @@ FORMATS = {
             f"{SOLVE} --gpus 2 --gpu h100-sxm --objective bottleneck",
             "verify good-plan.json --profile profile.json",
             "simulate good-plan.json --noise profile --profile profile.json --draws 9",
+            f"{SOLVE} --profile profile.json --gpus 4 --gpu h100-sxm --tensor auto --schedule zb-h1,1f1b",
+            f"{SOLVE} --profile profile.json --gpus 4 --gpu h100-sxm --context auto --expert auto",
+            f"{SOLVE} --profile profile.json --gpus 4 --gpu h100-sxm --expert 2 --expert-imbalance measured",
+            f"{SOLVE} --profile profile.json --cluster dgx-h100 --gpus 4 --shard auto --json",
+            "scale-profile profile.json --microbatch 6 -o out-scaled.json",
+            "size --profile profile.json --tokens 1e6 --tokens-per-sample 1 --gpu h100-sxm=2 --most-gpus 4 "
+            "--global-batch 8 --time-limit 1 -o out-size.json",
+            "explain good-plan.json --profile profile.json --time-limit 1",
+            "report good-plan.json --profile profile.json --time-limit 1 -o out.html",
         ),
     ),
     "plan": Format(
-        36, "plan.json", lambda: [encode(plan_of_kind(kind)[0]) for kind in PLANS],
+        36, "plan.json", lambda: [encode(one) for one in seed_files.plans()],
         lambda path: [load_plan(path)],
         (
             "show plan.json",
@@ -92,20 +126,29 @@ FORMATS = {
             "export plan.json --to device-map -o out-map",
             "export plan.json --to primus -o out-primus",
             "verify plan.json --profile good-profile.json --json",
+            "show plan.json --orders",
+            "compare plan.json good-plan.json",
+            "explain plan.json --profile good-profile.json --time-limit 1",
+            "report plan.json -o out.html",
+            "export plan.json --to automodel -o out-automodel",
+            "export plan.json --to accelerate -o out-accelerate",
+            "export plan.json --to vllm -o out-vllm",
         ),
     ),
     "cluster": Format(
         12, "cluster.json",
-        lambda: [encode(cluster_of("h100-sxm", 4, 2)), encode(_mixed())],
+        lambda: [encode(one) for one in seed_files.clusters()],
         lambda path: [load_cluster(path)],
         (
             f"{SOLVE} --profile good-profile.json --cluster cluster.json",
             f"{SOLVE} --profile good-profile.json --cluster cluster.json --replicas per-stage --json",
             f"{SOLVE} --profile good-profile.json --cluster cluster.json --gpus 2 --schedule zb-h1",
+            f"{SOLVE} --profile good-groups.json --cluster cluster.json --tensor auto --shard auto",
+            f"{SOLVE} --profile good-groups.json --cluster cluster.json --context auto --expert auto",
         ),
     ),
     "piper": Format(
-        7, "piper.json", lambda: [json.dumps(_piper_net(seed)).encode() for seed in range(3)],
+        7, "piper.json", lambda: [json.dumps(seed_files.piper_net(seed)).encode() for seed in range(3)],
         _piper,
         (
             "bottleneck piper piper.json",
@@ -114,7 +157,7 @@ FORMATS = {
         ),
     ),
     "dnn-partitioning": Format(
-        7, "dnn.json", lambda: [json.dumps(_dnn_graph(seed)).encode() for seed in range(3)],
+        7, "dnn.json", lambda: [json.dumps(seed_files.dnn_graph(seed)).encode() for seed in range(3)],
         _dnn,
         (
             "bottleneck dnn-partitioning dnn.json --time-limit 1",
@@ -123,7 +166,7 @@ FORMATS = {
         ),
     ),
     "pipedream": Format(
-        6, "graph.txt", lambda: [_text_graph(seed) for seed in range(3)],
+        6, "graph.txt", lambda: [seed_files.text_graph(seed) for seed in range(3)],
         lambda path: [import_profile("pipedream", path)],
         (
             "bottleneck pipedream graph.txt --gpus 4 --bandwidth 1GB/s --time-limit 1",
@@ -133,12 +176,38 @@ FORMATS = {
         ),
     ),
     "dapple": Format(
-        2, "net-3-pbs-8.txt", lambda: [_text_graph(seed) for seed in range(3, 5)],
+        2, "net-3-pbs-8.txt", lambda: [seed_files.text_graph(seed) for seed in range(3, 5)],
         lambda path: [import_profile("dapple", path)],
         ("import dapple net-3-pbs-8.txt -o out-profile.json",),
     ),
     "run result": Format(
-        2, "run.json", lambda: [encode(as_predicted(plan_of_kind(PLANS[0])[0]))], _run_result, ()
+        3, "run.json", lambda: [encode(one) for one in seed_files.runs()],
+        lambda path: [load_run_result(path)],
+        (
+            "report good-plan.json --run run.json -o out.html",
+            f"{SOLVE} --profile good-groups.json --gpus 2 --gpu h100-sxm --expert 2 --expert-imbalance run.json",
+        ),
+    ),
+    "calibration": Format(
+        3, "calibration.json", lambda: [encode(one) for one in seed_files.calibrations()],
+        _calibration,
+        ("profile zoo:mlp-tiny --device meta --gpu a100-sxm-80gb --dtype bfloat16 --calibrate calibration.json "
+         "-o out-profile.json",),
+    ),
+    "sizing": Format(
+        2, "size.json", lambda: [encode(one) for one in seed_files.sizings()],
+        lambda path: [load_sizing(path)],
+        ("report good-plan.json --size size.json -o out.html",),
+    ),
+    "steps": Format(1, "runs.csv", lambda: list(seed_files.STEPS), lambda path: [*read_runs(path)], ()),
+    "layout": Format(
+        3, "layout.txt", lambda: list(seed_files.LAYOUTS), _layout,
+        tuple(
+            f"import-plan {framework} --file layout.txt --profile gpt2-1.3b-h100-sxm-mb1 --gpus 4 --nodes 1 "
+            "--time-limit 0.1 -o out.json"
+            for framework in ("megatron", "torchtitan", "deepspeed", "vllm", "device-map")
+        ),
+        is_usage=True,
     ),
 }  # fmt: skip
 """Each format by its name."""
@@ -147,90 +216,10 @@ FORMATS = {
 @functools.cache
 def good_files() -> dict[str, bytes]:
     """Valid files that stand beside a mutant, by name."""
-    plan, profiles = plan_of_kind(PLANS[0])
+    plan, profiles = plan_of_kind(seed_files.FIRST)
     return {
         "good-profile.json": encode(profiles[0]),
+        "good-groups.json": encode(seed_files.in_groups()),
         "good-plan.json": encode(plan),
         "good-cluster.json": encode(cluster_of("h100-sxm", 4, 2)),
     }
-
-
-def _profiles() -> list[Any]:
-    return [sample_profile(), *(plan_of_kind(kind)[1][0] for kind in PLANS[:1])]
-
-
-def _mixed() -> Any:
-    return mixed_cluster([("h100-sxm", 2), ("l40s", 2)], "h100-sxm", "float32")
-
-
-def _edges(rng: random.Random, count: int) -> list[tuple[int, int]]:
-    """A chain with some skips."""
-    chain = [(v - 1, v) for v in range(1, count)]
-    return chain + [(u, v) for v in range(count) for u in range(v - 1) if rng.random() < 0.2]
-
-
-def _piper_net(seed: int) -> Any:
-    rng = random.Random(seed)
-    edges = _edges(rng, 5)
-
-    def choice(name: str, time: float, stash: float, node: int) -> Any:
-        return {
-            "id": name,
-            "timePerSample": time,
-            "parameterSize": 40.0,
-            "memoryUsageA": stash,
-            "memoryUsageB": 10.0,
-            "syncTimeFw": {str(u): 3.0 for u, v in edges if v == node},
-            "syncTimeBw": {str(v): 3.0 for u, v in edges if u == node},
-        }
-
-    def node(v: int) -> Any:
-        pair = [choice("vanilla", 3.0 + v, 9.0, v), choice("again", 4.0 + v, 1.0, v)]
-        return {"id": v, "name": f"n{v}", "TMPCs": {"1": pair, "2": pair[:1]}}
-
-    return {
-        "maxMemoryPerDevice": 1000.0,
-        "maxDevices": 4,
-        "bandwidth": 100.0,
-        "mbsInBatch": 4,
-        "nodes": [node(v) for v in range(5)],
-        "edges": [{"sourceId": u, "destId": v, "communicationCost": 5.0} for u, v in edges],
-    }
-
-
-def _dnn_graph(seed: int) -> Any:
-    rng = random.Random(seed)
-    edges, count = _edges(rng, 4), 4
-    both = [(u, v) for u, v in edges] + [(count + v, count + u) for u, v in edges]
-    both += [(count - 1, 2 * count - 1)]
-    return {
-        "maxSizePerFPGA": 100.0,
-        "maxFPGAs": 2,
-        "maxCPUs": 1,
-        "nodes": [
-            {
-                "id": v,
-                "fpgaLatency": 2.0,
-                "cpuLatency": 20.0,
-                "supportedOnFpga": True,
-                "isBackwardNode": v >= count,
-                "colorClass": v % count,
-                "size": 5.0,
-                "name": f"n{v}",
-            }
-            for v in range(2 * count)
-        ],
-        "edges": [{"sourceId": u, "destId": v, "cost": 0.5, "size": 8.0} for u, v in both],
-    }
-
-
-def _text_graph(seed: int) -> bytes:
-    rng = random.Random(seed)
-    nodes = [
-        f"node{v} -- Linear(in={v}, out=3) -- forward_compute_time={1.5 + v}, "
-        f"backward_compute_time={2.5 + v}, activation_size={'[8.0; 8.0]' if v == 2 else 64.0}, "
-        f"parameter_size={100.0 * v}"
-        for v in range(6)
-    ]
-    nodes[0] = nodes[0].replace("Linear", "Input")
-    return "\n".join(nodes + [f"\tnode{u} -- node{v}" for u, v in _edges(rng, 6)]).encode()

@@ -93,7 +93,7 @@ class Session:
                 every = self._verb_every * (1 if kind == "accepted" else 10)
                 if asked.verbs and kind in ("accepted", "refused") and rng.randrange(every) == 0:
                     verb = rng.choice(asked.verbs)
-                    kind, detail = self._verb(verb, kind, detail)
+                    kind, detail = self._verb(asked, verb, kind, detail)
         except _Overtime:
             kind, detail = "slow", f"over {MOST_SECONDS:g} s"
         except MemoryError as error:
@@ -116,7 +116,7 @@ class Session:
                 return "wrong", fault
         return "accepted", ""
 
-    def _verb(self, verb: str, kind: str, detail: str) -> tuple[str, str]:
+    def _verb(self, asked: Format, verb: str, kind: str, detail: str) -> tuple[str, str]:
         """The outcome of a command line."""
         out, err = io.StringIO(), io.StringIO()
         try:
@@ -131,8 +131,9 @@ class Session:
         if kind == "refused":
             # `verify` reads a plan undecided and finds its contradictions by its checks.
             fine = len(lines) == 1 or (verb.startswith("verify") and code == 1)
+            fine &= code in ((1, 2) if asked.is_usage else (1,))
             # A node without a choice for one device is no layer, and yet Piper's own planner takes it.
-            fine &= code == 1 or "a profile needs one" in detail
+            fine |= code == 0 and "a profile needs one" in detail
             return ("refused", detail) if fine else ("wrong", f"{detail}, and yet exit {code}")
         if code not in (0, 1) and not lines:
             return "escaped", f"exit code {code} without a word"

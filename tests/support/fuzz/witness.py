@@ -3,16 +3,21 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from autopart.records.calibration import Calibration
 from autopart.records.cluster import Cluster, load_cluster, save_cluster
+from autopart.records.expert_load import LayerLoad
+from autopart.records.layer_graph import LayerGraph
 from autopart.records.plan import Plan, load_plan, save_plan
 from autopart.records.profile import Profile, load_profile, profile_hash, save_profile
+from autopart.records.rank_group import Group
 from autopart.records.run_result import RunResult
+from autopart.records.size import Sizing
 from autopart.simulator.timeline import simulate_plan
 
 
@@ -37,8 +42,22 @@ def fault_of(record: object, scratch: Path) -> str | None:
             if load_cluster(scratch) != record:
                 return "saved and loaded, the cluster is another one"
             return _cluster_fault(record)
+        case RunResult():
+            return _loads_fault(record.expert_loads, None)
+        case Calibration():
+            shares = msgspec.to_builtins(record.kernels.shares).values()
+            return None if all(0 < share <= 1 for share in shares) else "a share is impossible"
+        case Sizing():
+            return _sizing_fault(record)
         case _:
             return None
+
+
+def _sizing_fault(sizing: Sizing) -> str | None:
+    kinds = {kind.gpu for kind in sizing.kinds}
+    if any(one.gpu not in kinds for one in sizing.front):
+        return "the front has a GPU that was not asked for"
+    return None
 
 
 def _numbers(tree: Any) -> Iterator[float]:
@@ -58,6 +77,19 @@ def _numbers(tree: Any) -> Iterator[float]:
 def _profile_fault(profile: Profile, scratch: Path) -> str | None:
     graph = profile.graph
     place = {layer.name: at for at, layer in enumerate(graph.layers)}
+    fault = _graph_fault(graph, place) or _variants_fault(profile, list(place))
+    if fault:
+        return fault
+    if sum(layer.stash_bytes + layer.param_bytes for layer in graph.layers) > 2**51:
+        return "the bytes are absurd"
+    save_profile(profile, scratch)
+    again = load_profile(scratch)
+    if again != profile or profile_hash(again) != profile_hash(profile):
+        return "saved and loaded, the profile is another one"
+    return None
+
+
+def _graph_fault(graph: LayerGraph, place: Mapping[str, int]) -> str | None:
     if not place or len(place) < len(graph.layers):
         return "layers are missing or stand twice"
     parts = {v.name: v.part_of for v in graph.values}
@@ -73,12 +105,41 @@ def _profile_fault(profile: Profile, scratch: Path) -> str | None:
             whole, steps = parts[whole], steps + 1
             if steps > len(parts):
                 return "values are part of each other"
-    if sum(layer.stash_bytes + layer.param_bytes for layer in graph.layers) > 2**51:
-        return "the bytes are absurd"
-    save_profile(profile, scratch)
-    again = load_profile(scratch)
-    if again != profile or profile_hash(again) != profile_hash(profile):
-        return "saved and loaded, the profile is another one"
+    return None
+
+
+def _variants_fault(profile: Profile, names: list[str]) -> str | None:
+    """Each rank group stands once, with the same layers, and its collectives are inside it."""
+    groups = [variant.group for variant in profile.variants]
+    if len(set(groups)) < len(groups):
+        return "a rank group stands twice"
+    for variant in profile.variants:
+        group = variant.group
+        if [layer.name for layer in variant.graph.layers] != names:
+            return "a variant has other layers"
+        if [v.name for v in variant.graph.values] != [v.name for v in profile.graph.values]:
+            return "a variant has other values"
+        if not {own.layer for own in variant.collectives} <= set(names):
+            return "collectives are for no layer"
+        degrees = {"expert": group.expert, "context": group.context}
+        all_own = [one for own in variant.collectives for one in own.collectives]
+        if any(degrees.get(str(one.among), 2) == 1 for one in all_own):
+            return "a group has collectives among ranks that it lacks"
+        if group.exchange != "ring" and any(one.kind == "ring" for one in all_own):
+            return "a group without a ring has one"
+        loads = [] if variant.loads is msgspec.UNSET else variant.loads
+        fault = _loads_fault(loads, names)
+        if fault:
+            return fault
+    return None
+
+
+def _loads_fault(loads: Sequence[LayerLoad], names: Collection[str] | None) -> str | None:
+    for load in loads:
+        if not 1 <= load.imbalance <= load.largest <= load.expert:
+            return f"an imbalance of {load.imbalance} with {load.expert} expert ranks"
+        if names is not None and load.layer not in names:
+            return "a load is for no layer"
     return None
 
 
@@ -98,7 +159,7 @@ def _plan_fault(plan: Plan, scratch: Path) -> str | None:
     if len(set(named)) < len(named) or not all(s.layers and s.ranks for s in plan.stages):
         return "a layer stands twice, or a stage is empty"
     gpus = plan.cluster.num_nodes * plan.cluster.gpus_per_node
-    if not 0 < len(plan.orders) <= gpus:
+    if not plan.orders or _gpus_used(plan) > gpus:
         return "there are more orders than GPUs"
     predicted = plan.prediction
     if len(predicted.stages) != len(plan.stages):
@@ -117,6 +178,22 @@ def _plan_fault(plan: Plan, scratch: Path) -> str | None:
     if not math.isfinite(simulate_plan(plan).makespan):
         return "the makespan is no number"
     return None
+
+
+def _gpus_used(plan: Plan) -> int:
+    """The GPUs of all ranks: as many as the plan's group has, or the stage's own one."""
+    sizes = [_size(plan.group)] * len(plan.orders)
+    for stage in plan.stages:
+        if stage.group is not msgspec.UNSET:
+            for rank in stage.ranks:
+                sizes[rank] = _size(stage.group)
+    return sum(sizes)
+
+
+def _size(group: object) -> int:
+    if not isinstance(group, Group):
+        return 1
+    return group.tensor * group.context * group.expert * group.data
 
 
 def _orders_fault(plan: Plan) -> str | None:

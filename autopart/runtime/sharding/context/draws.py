@@ -44,7 +44,7 @@ def draw_positions(
         with own_stream(own, device):
             return operation(*args, **kwargs)
     given = [
-        value if place is None else _in_whole(value, place, degree, own, group)
+        value if place is None else _in_whole(value, place, degree, group)
         for value, place in zip((*args, *kwargs.values()), places, strict=True)
     ]
     named = dict(zip(kwargs, given[len(args) :], strict=True))
@@ -125,9 +125,11 @@ def draw_causal_attention(
     return draw_positions_of_slices(*own, of_slices, *args)
 
 
-def _in_whole(x: torch.Tensor, place: Place, degree: int, rank: int, group: str) -> torch.Tensor:
+def _in_whole(x: torch.Tensor, place: Place, degree: int, group: str) -> torch.Tensor:
+    """Return a whole value in which the rank's chunks stand for those of all ranks, as an operation may refuse zeros."""
     shape = list(x.shape)
     shape[place[0]] *= degree
-    whole = x.new_zeros(shape)
-    put_chunks(whole, x, place, degree, rank, group)
+    whole = x.new_empty(shape)
+    for one in range(degree):
+        put_chunks(whole, x, place, degree, one, group)
     return whole
