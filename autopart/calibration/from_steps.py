@@ -36,6 +36,7 @@ from autopart.records.known_gpus import find_gpu
 from autopart.records.profile import Profile
 from autopart.search.planner import solve
 from autopart.text import counted
+from autopart.units import MOST_SECONDS
 
 COLUMNS = {
     "model": "",
@@ -197,8 +198,10 @@ def _run(row: Mapping[str, str | None], name: str) -> Run:
         seconds = float(given["seconds"])
     except ValueError:
         seconds = 0.0
-    if not 0.0 < seconds < float("inf"):
-        raise UsageError(f"{name}: seconds '{given['seconds']}' must be a number above 0")
+    if not 0.0 < seconds <= MOST_SECONDS:
+        raise UsageError(
+            f"{name}: seconds '{given['seconds']}' must be a number above 0, and at most {MOST_SECONDS:g}"
+        )
     if counts["gpus"] % (counts["tensor"] * counts["pipeline"]):
         raise UsageError(
             f"{name}: {counted(counts['gpus'], 'GPU')} cannot be shared by {counted(counts['pipeline'], 'stage')} of {counts['tensor']}"

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 
 from autopart.errors import FileError
-from autopart.records.expert_load import LayerLoad
+from autopart.records.expert_load import LayerLoad, check_load
 from autopart.records.files import decode_json, read_content
 from autopart.records.group_variants import LayerCollectives
 from autopart.records.pace import Pace, PaceComparison
@@ -259,9 +259,12 @@ class OneDeviceResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 def load_run_result(path: Path | str) -> RunResult:
-    """Read what `autopart run --json` printed; raises FileError on anything else."""
+    """Read what `autopart run --json` printed; raises FileError on anything else, and ProfileError for impossible loads."""
     content = read_content(Path(path))
     try:
-        return decode_json(content, RunResult, str(path))
+        found = decode_json(content, RunResult, str(path))
     except FileError as error:
         raise FileError(f"{error}; give what 'autopart run --json' printed") from None
+    for load in found.expert_loads:
+        check_load(load, str(path))
+    return found

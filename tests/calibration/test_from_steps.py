@@ -71,6 +71,10 @@ def test_24_rows_give_the_shares_back_that_made_them() -> None:
         (("model,gpus,batch", "m,1,1"), "it has no column seconds"),
         ((f"{HEAD},colour", "m,1,1,1,red"), "unknown column 'colour'"),
         ((HEAD, "m,1,1,0"), "line 2: seconds '0' must be a number above 0"),
+        (
+            (HEAD, "m,1,1,1e300"),
+            "line 2: seconds '1e300' must be a number above 0, and at most",
+        ),
         ((HEAD, "m,1,1,1", "m,1,1,nan"), "line 3: seconds 'nan'"),
         ((HEAD, "m,1,1,inf"), "seconds 'inf'"),
         ((HEAD, "m,0,1,1"), "gpus '0' must be a whole number of at least 1"),

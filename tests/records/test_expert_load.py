@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from autopart.errors import AutopartError, ProfileError
 from autopart.records.expert_load import LayerLoad, Uneven, check_load, load_in_words, uneven
+from autopart.records.run_result import load_run_result
+from tests.support.measured_runs import as_predicted
+from tests.support.plan_kinds import plan_of_kind
 
 ONE = LayerLoad(layer="a", expert=2, imbalance=1.25, largest=1.5)
 TWO = LayerLoad(layer="b", expert=2, imbalance=1.75, largest=2.0)
@@ -39,3 +44,13 @@ def test_assumptions_are_said_in_words():
     assert load_in_words(1.3) == "an imbalance of 1.3"
     assert load_in_words("measured") == "the profile's measured imbalance"
     assert load_in_words((ONE, TWO)) == "a run's measured imbalance, 1.25 to 1.75"
+
+
+def test_a_run_s_result_with_an_impossible_imbalance_is_refused(tmp_path: Path):
+    plan = plan_of_kind("two stages, two replicas, two nodes")[0]
+    result = as_predicted(
+        plan, expert_loads=(LayerLoad(layer="experts", expert=2, imbalance=2.5, largest=2.5),)
+    )
+    (tmp_path / "run.json").write_bytes(msgspec.json.encode(result))
+    with pytest.raises(ProfileError, match=r"run\.json: layer 'experts' has an imbalance of 2\.5"):
+        load_run_result(tmp_path / "run.json")
