@@ -1,6 +1,7 @@
 """Fixtures that all tests share, among them ranks: their start takes seconds."""
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -23,6 +24,16 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with their own time limit run first: they take longest, and no process waits for one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
+@pytest.fixture(autouse=True)
+def no_group_is_left() -> Iterator[None]:
+    """No test leaves torch's default process group to the next one, which could not make its own."""
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        pytest.fail("the test leaves torch's default process group in this process")
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from autopart.records.gpu import Gpu
 from autopart.records.kernels import KINDS, Kernels, peak_bandwidth, peak_flops
 from autopart.records.pace import Pace
 from autopart.text import counted
-from autopart.units import Count, PositiveCount, Seconds, format_share
+from autopart.units import MOST_AMOUNT, Count, PositiveCount, Seconds, format_share
 
 FORMAT = "autopart-calibration"
 VERSION = 1
-Error = Annotated[float, msgspec.Meta(ge=0.0)]
+Error = Annotated[float, msgspec.Meta(ge=0.0, le=MOST_AMOUNT)]
 BEYOND = 1.02
 """A measured rate may pass the datasheet's by so much: clocks and timers are not exact."""
 FAR_BEYOND = 4.0
@@ -75,7 +75,7 @@ class MeasuredKernel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     shape: tuple[PositiveCount, ...]
     """Product: rows, columns, depth; batched: their number first. Convolution: samples, channels, side. Attention: heads, length,
     width. Others: rows, columns."""
-    amount: Annotated[float, msgspec.Meta(ge=0.0)]
+    amount: Annotated[float, msgspec.Meta(ge=0.0, le=MOST_AMOUNT)]
     """Floating-point operations, or moved bytes of memory and random kernels."""
     seconds: Seconds
     """Median seconds of one call."""
