@@ -54,10 +54,23 @@ def plan_of(cut: float = 0.5, replicas: int = 1, microbatches: int = 4) -> Plan:
 
 
 @contextmanager
-def as_under_torchrun(rank: int, size: int) -> Generator[None]:
-    """What torchrun tells its processes, and no state of accelerate's before or after."""
+def fresh_accelerate() -> Generator[None]:
+    """In this block accelerate has no state from before. None stays behind it."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
+    states = (AcceleratorState, GradientState, PartialState)
+    for state in states:
+        state._reset_state()  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield
+    finally:
+        for state in states:
+            state._reset_state()  # pyright: ignore[reportPrivateUsage]
+
+
+@contextmanager
+def as_under_torchrun(rank: int, size: int) -> Generator[None]:
+    """What torchrun tells its processes, for one that has its process group already."""
     told = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -68,14 +81,10 @@ def as_under_torchrun(rank: int, size: int) -> Generator[None]:
         "TORCHELASTIC_RUN_ID": "none",
     }
     os.environ.update(told)
-    states = (AcceleratorState, GradientState, PartialState)
-    for state in states:
-        state._reset_state()  # pyright: ignore[reportPrivateUsage]
     try:
-        yield
+        with fresh_accelerate():
+            yield
     finally:
-        for state in states:
-            state._reset_state()  # pyright: ignore[reportPrivateUsage]
         for name in told:
             del os.environ[name]
 
@@ -221,7 +230,7 @@ def accelerated(
 def plain_accelerate(folder: Path, resume: Path | None = None) -> tuple[Log, list[str]]:
     from accelerate import Accelerator
 
-    with as_under_torchrun(0, 1):
+    with fresh_accelerate():
         return accelerated(
             lambda _: Accelerator(cpu=True, gradient_accumulation_steps=2), folder, resume
         )
