@@ -22,7 +22,7 @@ from autopart.runtime.engine.group_part import DataPart, GroupPart, OneWorld
 from autopart.runtime.engine.resharded_transfers import Shape, cuts_of
 from autopart.runtime.sharding.groups import TensorGroup
 from autopart.runtime.sharding.local_model import local_model
-from autopart.runtime.sharding.loss_of_samples import split_loss
+from autopart.runtime.sharding.loss_of_samples import check_samples_apart, split_loss
 from autopart.runtime.sharding.rank_shards import RankShards, local_part
 from autopart.runtime.sharding.resharding import Side
 from autopart.runtime.sharding.shard import shard_graph
@@ -94,6 +94,7 @@ def local_model_of(
             local, shards = local_part(captured, own, group.of_layers)
             states[own.tensor] = shards.states
         if group.of_samples is not None:
+            check_samples_apart(captured)
             data = data_part(own, local, group.of_samples)
     for tensor in {group_size(one): one for one in stage_groups(plan)}.values():
         if group_size(tensor) == group_size(own):

@@ -6,6 +6,9 @@
 
 The last is torch's cross-entropy, which leaves rows with `ignore_index` out. The count is one number, which the
 processes sum. All other losses are refused: such as one that multiplies two means, as balance losses of experts do.
+
+Samples must not meet before the loss. Two cases that are seen in the graph are refused: a product of two matrices that both
+come from the batch, and labels that do not come from it. A contrastive loss has both. Other cases are not seen.
 """
 
 # pyright: reportPrivateUsage=false
@@ -56,7 +59,17 @@ _LOSSES = frozenset(
         aten.kl_div,
     }
 )
+_PRODUCTS = frozenset({aten.mm, aten.matmul, aten.linear, aten.addmm})
 _BATCH_NORMS = frozenset({aten.batch_norm, aten.native_batch_norm, aten._native_batch_norm_legit})
+
+
+def check_samples_apart(captured: Captured) -> None:
+    """Raise ModelError where two matrices that come from the batch are multiplied. `captured` is no local graph."""
+    graph = captured.module.graph
+    on_samples = _reached_from_batch(graph)
+    for node in graph.nodes:
+        if _multiplies_samples(node, on_samples):
+            raise _refused(node, "it multiplies samples by samples")
 
 
 def split_loss(captured: Captured, degree: int) -> float:
@@ -116,6 +129,20 @@ def mean_over_samples_and_positions(
     return (sums[0] * (degree / rows).to(sums.dtype)).to(total.dtype)
 
 
+def _multiplies_samples(node: fx.Node, on_samples: set[fx.Node]) -> bool:
+    """Whether a node is the product of two matrices that come from the batch. A product per sample has a third dimension."""
+    if _packet(node) not in _PRODUCTS:
+        return False
+    at = 1 if _packet(node) is aten.addmm else 0
+    first, second = node.args[at : at + 2]
+    if first not in on_samples or second not in on_samples:
+        return False
+    assert isinstance(first, fx.Node) and isinstance(second, fx.Node)
+    # A linear's weight is a matrix, and its input has any number of dimensions.
+    is_flat = first.meta["val"].ndim == 2 or _packet(node) is aten.linear
+    return is_flat and second.meta["val"].ndim == 2
+
+
 def _counts_rows(node: fx.Node) -> bool:
     """Whether a node is a mean over the rows whose label is not ignored."""
     if node.target is sharded_cross_entropy:
@@ -134,7 +161,7 @@ def _kind_of(node: fx.Node, on_samples: set[fx.Node]) -> _Kind:
     if node.target is reduce:
         # A sum over context ranks is one over positions: it is linear in the part's own.
         return _kind_of(node.all_input_nodes[0], on_samples)
-    found = _kind_of_loss(node)
+    found = _kind_of_loss(node, on_samples)
     if found is None:
         packet, read = _packet(node), [n for n in node.all_input_nodes if n in on_samples]
         first = node.args[0] if node.args else None
@@ -148,7 +175,7 @@ def _kind_of(node: fx.Node, on_samples: set[fx.Node]) -> _Kind:
     return found
 
 
-def _kind_of_loss(node: fx.Node) -> _Kind | None:
+def _kind_of_loss(node: fx.Node, on_samples: set[fx.Node]) -> _Kind | None:
     """The kind of an operation that joins samples; None for others."""
     packet = _packet(node)
     if node.target is mean_over_positions:
@@ -157,6 +184,8 @@ def _kind_of_loss(node: fx.Node) -> _Kind | None:
         reduction = node.args[2] if packet is None else _argument(node, "reduction")
         if packet is aten.cross_entropy_loss and _argument(node, "weight") is not None:
             raise _refused(node, "its classes have weights")
+        if packet is aten.cross_entropy_loss and node.args[1] not in on_samples:
+            raise _refused(node, "its labels do not come from the batch")
         return "mean" if reduction == MEAN else "sum" if reduction == SUM else None
     if packet in (aten.mean, aten.sum) and node.meta["val"].ndim == 0:
         return "mean" if packet is aten.mean else "sum"

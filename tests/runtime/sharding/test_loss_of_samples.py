@@ -10,7 +10,7 @@ from torch.nn import functional
 from autopart.errors import ModelError
 from autopart.runtime.capture.capture import Captured, batch_leaves, capture_model
 from autopart.runtime.models.model import TrainingModel
-from autopart.runtime.sharding.loss_of_samples import SAMPLES, split_loss
+from autopart.runtime.sharding.loss_of_samples import SAMPLES, check_samples_apart, split_loss
 from autopart.runtime.sharding.shard_groups import LonePlace, shards_registered
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -90,6 +90,38 @@ def test_other_losses_are_refused_in_one_line(loss: Loss, said: str) -> None:
     with pytest.raises(ModelError, match=said) as told:
         split_loss(captured, 2)
     assert "\n" not in str(told.value) and "--shard none" in str(told.value)
+
+
+def contrastive(y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(y @ t.T, torch.arange(len(y)))
+
+
+def with_equal_labels(y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(y * t, torch.zeros(len(y), dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (contrastive, "'matmul' does not: it multiplies samples by samples"),
+        (lambda y, t: (y @ t.T).mean(), "multiplies samples by samples"),
+        (with_equal_labels, "its labels do not come from the batch"),
+    ],
+)
+def test_losses_in_which_samples_meet_are_refused(loss: Loss, said: str) -> None:
+    captured = captured_with(loss, (torch.randn(3, 3), torch.randn(3, 4)))
+    with pytest.raises(ModelError, match=said):
+        check_samples_apart(captured)
+        split_loss(captured, 2)
+
+
+def test_products_per_sample_are_no_products_of_samples() -> None:
+    def loss(y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return (y[:, :, None] @ t[:, None]).mean()
+
+    x, target = torch.randn(6, 3), torch.randn(6, 4)
+    check_samples_apart(captured_with(loss, (x[:3], target[:3])))
+    assert of_parts(loss, x, target) == pytest.approx(whole(loss, x, target), rel=1e-5)
 
 
 def test_classes_with_weights_and_batch_norms_are_refused() -> None:
