@@ -15,13 +15,13 @@ import msgspec
 
 from autopart.errors import ClusterError
 from autopart.records.gpu import Gpu
-from autopart.units import Seconds
+from autopart.units import MOST_AMOUNT, Count, Seconds
 
 Accumulation = Literal["separate", "fused"]
 KINDS = ("products", "attention", "memory", "random")
 """The kinds of kernels that have a share of a peak rate."""
 Share = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
-Rate = Annotated[float, msgspec.Meta(gt=0.0)]
+Rate = Annotated[float, msgspec.Meta(gt=0.0, le=MOST_AMOUNT)]
 
 
 class Shares(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,7 +51,7 @@ class OwnRate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     share: Share
     """Share of the peak operations per second that it reaches."""
-    depth: Annotated[int, msgspec.Meta(ge=0)] = 0
+    depth: Count = 0
     """Depth (terms per sum) at which it reaches half of its share."""
     start: Seconds = 0.0
     """Seconds that it takes besides its work and `kernel_time`, such as a convolution that brings its operands into a layout of
@@ -67,7 +67,7 @@ class Kernels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Whether a weight gradient is added to the sum by its product ("fused"), or by an operation of its own."""
     shares: Shares
     """Shares of the peak rates."""
-    depth: Annotated[int, msgspec.Meta(ge=0)] = 64
+    depth: Count = 64
     """Depth of a product (terms per sum) at which it reaches half of its share."""
     kernel_time: Seconds = 2e-6
     """Seconds that each kernel takes besides its work."""

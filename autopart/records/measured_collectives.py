@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from autopart.units import LEAST_BANDWIDTH, MOST_BANDWIDTH, Seconds
+from autopart.units import LARGEST, LEAST_BANDWIDTH, MOST_BANDWIDTH, Seconds
 
 Bandwidth = Annotated[
     float,
@@ -25,7 +25,7 @@ class MeasuredCollective(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 class MeasuredCollectives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The collectives among so many ranks."""
 
-    ranks: Annotated[int, msgspec.Meta(ge=2)]
+    ranks: Annotated[int, msgspec.Meta(ge=2, le=LARGEST)]
     all_reduce: MeasuredCollective
     all_gather: MeasuredCollective
     reduce_scatter: MeasuredCollective
