@@ -82,6 +82,10 @@ def check_group(graphs: GroupGraphs, leaves: Sequence[torch.Tensor]) -> ShardChe
         seeded.start(0, is_backward=False)
         loss, gradients = _captured_run(captured, state, inputs, is_wide)
         losses, local = _local_runs(graphs, state, inputs, is_wide, seeded)
+    if not loss.isfinite():
+        raise ModelError(
+            f"{graphs.name}: the model's own loss is {loss.item()}, so its shards cannot be compared; check weights and data"
+        )
     error, worst = 0.0, ""
     least = LEAST_SHARE * max(float(own.abs().max()) for own in gradients.values() if own.numel())
     for name, own in gradients.items():
