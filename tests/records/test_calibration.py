@@ -7,10 +7,7 @@ import pytest
 
 from autopart.errors import ClusterError, FileError
 from autopart.records.calibration import (
-    Calibration,
-    Fit,
     MeasuredKernel,
-    Validity,
     check_calibration,
     check_dtype,
     described,
@@ -18,26 +15,11 @@ from autopart.records.calibration import (
     notes_on_range,
     save_calibration,
 )
-from autopart.records.kernels import kernels_of
 from autopart.records.known_gpus import find_gpu
+from tests.support.fuzz.seed_files import calibrations
 
 A100 = find_gpu("a100-sxm-80gb")
-OWN = Calibration(
-    gpu="a100-sxm-80gb",
-    dtype="bfloat16",
-    kernels=kernels_of(A100, "megatron"),
-    source="steps",
-    made_from="runs.csv",
-    fit=Fit(
-        rows=24,
-        kinds=("products",),
-        mean_error=0.01,
-        worst_error=0.02,
-        held_out_error=0.031,
-        held_out_worst=0.05,
-    ),
-    validity=Validity(least_params=10**9, most_params=10**10, microbatch_sizes=(1, 2)),
-)
+OWN = calibrations()[0]
 
 
 def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
