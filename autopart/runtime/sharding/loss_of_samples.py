@@ -137,10 +137,14 @@ def _multiplies_samples(node: fx.Node, on_samples: set[fx.Node]) -> bool:
     first, second = node.args[at : at + 2]
     if first not in on_samples or second not in on_samples:
         return False
-    assert isinstance(first, fx.Node) and isinstance(second, fx.Node)
     # A linear's weight is a matrix, and its input has any number of dimensions.
-    is_flat = first.meta["val"].ndim == 2 or _packet(node) is aten.linear
-    return is_flat and second.meta["val"].ndim == 2
+    return _is_matrix(second) and (_packet(node) is aten.linear or _is_matrix(first))
+
+
+def _is_matrix(node: Any) -> bool:
+    """Whether a node's value is known to have two dimensions; results of code that no graph holds have no known value."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.ndim == 2
 
 
 def _counts_rows(node: fx.Node) -> bool:
