@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 
 META_KEY = "output_template"
@@ -38,6 +39,16 @@ class OutputTemplate:
         whole = pytree.tree_unflatten(self.leaves, self.structure)
         found, _ = pytree.tree_flatten_with_path(whole)
         return [path for path, leaf in found if isinstance(leaf, TensorShape)]
+
+
+def is_opaque(node: fx.Node) -> bool:
+    """Tell whether the node calls user code that was not captured."""
+    return node.op == "call_module" or META_KEY in node.meta
+
+
+def calls_opaque_code(module: fx.GraphModule) -> bool:
+    """Tell whether a graph calls user code that was not captured."""
+    return any(map(is_opaque, module.graph.nodes))
 
 
 def template_of(output: Any) -> OutputTemplate:

@@ -8,8 +8,8 @@ import torch
 from torch import distributed
 
 from autopart.cost.stage_syncs import RUN_BUCKET_BYTES
-from autopart.errors import UsageError
-from autopart.records.plan import Plan, Stage, schedule_of, stage_ranks
+from autopart.records.plan import Plan, schedule_of, stage_ranks
+from autopart.runtime.capture.call_outputs import calls_opaque_code
 from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.engine.asynchronous import AsynchronousExecutor
 from autopart.runtime.engine.asynchronous_rules import check_no_shared, rules_of
@@ -17,7 +17,8 @@ from autopart.runtime.engine.executor import Executor
 from autopart.runtime.engine.gloo_threads import let_compute_go_first
 from autopart.runtime.engine.group_part import NO_GROUPS, GroupPart
 from autopart.runtime.engine.lending import moves_of_rank, transfers_of_moves
-from autopart.runtime.engine.plan_match import Backend, check_can_run, place_on
+from autopart.runtime.engine.plan_match import Backend, check_can_run
+from autopart.runtime.engine.prepared_stages import prepare_stages
 from autopart.runtime.engine.rank_executor import RankPart, StepExecutor
 from autopart.runtime.engine.resharded_transfers import ReshardedTransfers
 from autopart.runtime.engine.sharded_state import ShardedState
@@ -26,15 +27,6 @@ from autopart.runtime.engine.torch_backend import TorchBackend, check_backwards
 from autopart.runtime.engine.transfers import BETWEEN_RANKS, Transfers, Transport
 from autopart.runtime.host_allocator import keep_freed_memory
 from autopart.runtime.measuring.watcher import Unwatched, Watcher
-from autopart.runtime.transforms.host_copies import HostCopies, host_copies_for
-from autopart.runtime.transforms.layer_policies import (
-    apply_policies,
-    offloading,
-    recomputing,
-    selective,
-)
-from autopart.runtime.transforms.offload import HostStash
-from autopart.runtime.transforms.split_backward import split_backwards
 from autopart.runtime.update.gradient_sum import (
     GradientSum,
     Holders,
@@ -180,15 +172,19 @@ def _part(
     """The part that belongs to `rank` (default: this rank), with the plan's policies applied."""
     keep_freed_memory(device)
     rank, ranks = _own_rank(group) if rank is None else rank, stage_ranks(plan)
+    # Policies replace graphs by calls, so this must come first.
+    use_varies = any(calls_opaque_code(program.module) for program in programs)
     mine = {index: programs[index] for index, of_stage in enumerate(ranks) if rank in of_stage}
-    hosts = _prepare(plan, mine, device)
-    state = None if group.data is None else ShardedState(mine, programs, group.data)
+    hosts = prepare_stages(plan, mine, device)
+    state = None
+    if group.data is not None:
+        state = ShardedState(mine, programs, group.data, use_varies=use_varies)
     parameters = _parameters(mine, state)
     part = RankPart(
         programs=mine,
         hosts=hosts,
         owned=_owned([program.parameters for program in programs], ranks, rank),
-        sums=_sums(holders, parameters, rank, group),
+        sums=_sums(holders, parameters, rank, group, use_varies=use_varies),
         num_microbatches=plan.num_microbatches,
         device=device,
         watcher=watcher or Unwatched(),
@@ -215,11 +211,16 @@ def _own_rank(group: GroupPart) -> int:
 
 
 def _sums(
-    holders: Sequence[Holders], parameters: NamedParameters, rank: int, group: GroupPart
+    holders: Sequence[Holders],
+    parameters: NamedParameters,
+    rank: int,
+    group: GroupPart,
+    *,
+    use_varies: bool,
 ) -> GradientSum:
-    if group.world is None:
-        return GradientSum(holders, parameters, rank)
-    return GradientSum(group.world.equal_holders(holders), parameters, group.world.process)
+    if group.world is not None:
+        holders, rank = group.world.equal_holders(holders), group.world.process
+    return GradientSum(holders, parameters, rank, use_varies=use_varies)
 
 
 def _ties(
@@ -229,29 +230,6 @@ def _ties(
         return None
     unequal = group.world.unequal_holders(holders)
     return UnequalTies(unequal, parameters, group.shards, group.world.process)
-
-
-def _prepare(
-    plan: Plan, programs: Mapping[int, StageProgram], device: torch.device
-) -> dict[int, HostStash | None]:
-    """Place each stage on the device, split its backwards and apply its activation policies.
-
-    Returns each stage's stash in host memory, None for stages without offloaded layers. Raises
-    UsageError if the model was captured under autocast for another kind of device.
-    """
-    copies, hosts = host_copies_for(device), dict[int, HostStash | None]()
-    split = {action.stage for order in schedule_of(plan) for action in order if action.op == "W"}
-    for index, program in programs.items():
-        if program.autocast is not None and program.autocast.device_type != device.type:
-            raise UsageError(
-                f"the model was captured under autocast on {program.autocast.device_type}, which casts "
-                f"other operations than autocast on {device.type}; move the model there first"
-            )
-        place_on(program.module, device)
-        if index in split:
-            split_backwards(program.module)
-        hosts[index] = _apply_policies(program, plan.stages[index], copies)
-    return hosts
 
 
 def _torch_stages(plan: Plan, part: RankPart) -> dict[int, TorchStage]:
@@ -274,17 +252,6 @@ def _torch_stages(plan: Plan, part: RankPart) -> dict[int, TorchStage]:
         if part.state is not None:
             stage.state = part.state.stages[index]
     return stages
-
-
-def _apply_policies(program: StageProgram, stage: Stage, copies: HostCopies) -> HostStash | None:
-    """Apply the policies that the plan names for the stage's layers; return their host stash."""
-    host = HostStash(copies) if stage.offload else None
-    policies = dict.fromkeys(stage.recompute, recomputing)
-    policies |= dict.fromkeys(stage.selective, selective)
-    if host is not None:
-        policies |= dict.fromkeys(stage.offload, offloading(host))
-    apply_policies(program, policies)
-    return host
 
 
 def _owned(

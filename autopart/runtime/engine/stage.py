@@ -56,7 +56,7 @@ class _Waiting(NamedTuple):
 
 
 class StageBlocks(Protocol):
-    """What surrounds the actions of a stage whose state is sharded (`sharded_state.StageState`)."""
+    """What surrounds the actions of a stage whose state is sharded (`sharded_stage.StageState`)."""
 
     def forward(self) -> AbstractContextManager[None]:
         """Surround a forward."""

@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import distributed, fx
+from torch import distributed
 
 from autopart.cost.uneven_experts import exchanged
 from autopart.errors import ModelError, UsageError
@@ -33,6 +33,7 @@ from autopart.records.rank_group import (
     samples_per_gpu,
 )
 from autopart.records.run_result import OneDeviceResult
+from autopart.runtime.capture.call_outputs import calls_opaque_code
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram, split_stages
 from autopart.runtime.engine.assembly import make_lone_executor
@@ -183,13 +184,9 @@ def _captured(plan: Plan, source: ModelSource, device: str, seed: int) -> Captur
         seed=seed,
     )
     captured = capture_for_plan(plan, built, batch)
-    if device == "meta" and _has_opaque_parts(captured.module):
+    if device == "meta" and calls_opaque_code(captured.module):
         raise ModelError(f"{source.name}: some modules are not captured")
     return captured
-
-
-def _has_opaque_parts(module: fx.GraphModule) -> bool:
-    return any(node.op == "call_module" for node in module.graph.nodes)
 
 
 def _run_rank(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from autopart.runtime.capture.call_outputs import calls_opaque_code
 from autopart.runtime.capture.stage_modules import split_layers
 from autopart.runtime.measuring.live_bytes import LiveStorages
 from autopart.runtime.measuring.saved_tensors import storage_bytes, storage_key, storage_keys
@@ -37,11 +38,7 @@ from autopart.runtime.transforms.layer_policies import (
     recomputing,
     selective,
 )
-from autopart.runtime.transforms.recomputed_layer import (
-    RecomputedLayer,
-    calls_opaque_code,
-    can_keep_products,
-)
+from autopart.runtime.transforms.recomputed_layer import RecomputedLayer, can_keep_products
 
 
 class RecomputeCost(NamedTuple):

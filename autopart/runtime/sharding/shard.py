@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from autopart.errors import ModelError
-from autopart.runtime.capture.call_outputs import META_KEY
+from autopart.runtime.capture.call_outputs import is_opaque
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.sharding.collectives import copy
 from autopart.runtime.sharding.local_graph import LocalGraph
@@ -121,7 +121,7 @@ def check_open(captured: Captured, what: str) -> None:
     """Raise ModelError for code that no graph holds, and for gradient hooks, which `what` does not take."""
     module = captured.module
     for node in module.graph.nodes:
-        if node.op == "call_module" or META_KEY in node.meta:
+        if is_opaque(node):
             layer = captured.layer_of.get(node.name, "the model")
             raise ModelError(
                 f"layer '{layer}' runs code that no graph holds, and {what} divides "

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from autopart.runtime.capture.call_outputs import META_KEY
+from autopart.runtime.capture.call_outputs import calls_opaque_code
 from autopart.runtime.measuring.saved_tensors import storage_keys
 from autopart.runtime.models.host_generators import HostGenerators, States
 
@@ -89,11 +89,6 @@ def can_keep_products(part: fx.GraphModule) -> bool:
             if not products.isdisjoint(storage_keys(written)):
                 return False
     return True
-
-
-def calls_opaque_code(part: fx.GraphModule) -> bool:
-    """Tell whether the part calls user code that was not captured."""
-    return any(node.op == "call_module" or META_KEY in node.meta for node in part.graph.nodes)
 
 
 def _examples(nodes: Iterable[fx.Node]) -> list[torch.Tensor]:

@@ -59,16 +59,26 @@ class GradientSum:
     is_late = True
     """Whether all sums follow all actions."""
 
-    def __init__(self, holders: Sequence[Holders], parameters: NamedParameters, rank: int) -> None:
-        """Collective: all ranks call this with equal `holders`, because it creates process
-        groups."""
+    def __init__(
+        self,
+        holders: Sequence[Holders],
+        parameters: NamedParameters,
+        rank: int,
+        *,
+        use_varies: bool = False,
+    ) -> None:
+        """With `use_varies`, each step may use other parameters.
+
+        Collective: all ranks call this with equal `holders`, because it creates process groups.
+        """
+        self.use_varies = use_varies
         self.shared: list[SharedParameters] = []
         """Parameters that this rank shares with others, grouped by their holders."""
         for ranks, names in holders:
             group = distributed.new_group(list(ranks))
             if rank in ranks:
                 trained = [parameters[n] for n in names if parameters[n].requires_grad]
-                self.shared.append(SharedParameters(group, trained))
+                self.shared.append(SharedParameters(group, trained, use_varies=use_varies))
 
     def beside(self, stage: int) -> AbstractContextManager[Made | None]:
         """In this block the stage's last backward runs. Here nothing is summed beside it."""
@@ -76,12 +86,17 @@ class GradientSum:
 
     def run(self) -> None:
         """Replace each shared gradient by its sum. Collective: all holders must call this."""
-        self.sum_now(lambda _: True)
+        self.agree_on_used()
+        self.sum_used(lambda _: True)
 
-    def sum_now(self, is_asked: Callable[[torch.nn.Parameter], bool]) -> None:
-        """Replace the asked gradients by their sums. Collective: all holders must call this."""
+    def agree_on_used(self) -> None:
+        """Find the parameters with a gradient on any holder. Collective: all holders must call this."""
         for shared in self.shared:
             shared.agree_on_used()
+
+    def sum_used(self, is_asked: Callable[[torch.nn.Parameter], bool]) -> None:
+        """Replace the asked gradients of used parameters by their sums. Collective: all holders must call this."""
+        for shared in self.shared:
             for bucket in buckets([p for p in shared.used if is_asked(p)]):
                 _sum_bucket(bucket, shared.group)
 
@@ -96,27 +111,38 @@ class GradientSum:
 class SharedParameters:
     """Parameters with equal holders, and these holders' process group."""
 
-    def __init__(self, group: object, parameters: list[torch.nn.Parameter]) -> None:
+    def __init__(
+        self, group: object, parameters: list[torch.nn.Parameter], *, use_varies: bool = False
+    ) -> None:
         assert isinstance(group, distributed.ProcessGroup)
         self.group = group
         self.parameters = parameters
         self.used: list[torch.nn.Parameter] = []
+        """Parameters with a gradient on any holder, as of the last agreement."""
+        self._use_varies = use_varies
         self._agreed = False
 
     def agree_on_used(self) -> None:
-        """Find the parameters with a gradient on any holder. Only the first call communicates.
+        """Find the parameters with a gradient on any holder. Collective: all holders must call this.
 
-        The graph is fixed, so the answer never changes. Parameters without any gradient keep None
-        instead of zero, because an optimizer with weight decay would shrink them.
+        Parameters without any gradient keep None instead of zero, because an optimizer with weight decay
+        would shrink them. A graph is fixed, and so is the answer: only the first call communicates. Code
+        that no graph holds may use other parameters in each step, so then each call does.
         """
         if self._agreed or not self.parameters:
             return
-        first = self.parameters[0]
-        has = torch.tensor([p.grad is not None for p in self.parameters], device=first.device)
-        count = has.to(torch.int32)
-        distributed.all_reduce(count, group=self.group)
-        self.used = [p for p, n in zip(self.parameters, count.tolist(), strict=True) if n]
-        self._agreed = True
+        has = [p.grad is not None for p in self.parameters]
+        self.used = on_any_holder(self.parameters, has, self.group)
+        self._agreed = not self._use_varies
+
+
+def on_any_holder(
+    parameters: Sequence[torch.nn.Parameter], has: Sequence[bool], group: distributed.ProcessGroup
+) -> list[torch.nn.Parameter]:
+    """The parameters for which `has` is true on any rank of the group. Collective over the group."""
+    count = torch.tensor(has, dtype=torch.int32, device=parameters[0].device)
+    distributed.all_reduce(count, group=group)
+    return [p for p, n in zip(parameters, count.tolist(), strict=True) if n]
 
 
 def buckets(

@@ -7,6 +7,9 @@ the second step on, a bucket is laid end to end and summed in the background as 
 gradients are complete. Buckets go out in their fixed order. Gradients become views into their
 bucket, so it needs no second copy of them.
 
+Where each step may use other parameters, no gradient is known to be complete before its block's end.
+All buckets go out then. Afterwards the replicas agree on the parameters that any of them used.
+
 Parameters that several stages hold are summed after all actions, as in the base class.
 """
 
@@ -25,6 +28,7 @@ from autopart.runtime.update.gradient_sum import (
     Made,
     NamedParameters,
     buckets,
+    on_any_holder,
 )
 
 
@@ -53,6 +57,7 @@ class OverlappedSum(GradientSum):
         `whole` sums after all actions. `stages` has all stages of the pipeline; where ranks are several processes, a
         stage has an entry for each place in their tensor groups.
         """
+        super().__init__((), {}, 0, use_varies=whole.use_varies)
         self.shared, rank = whole.shared, distributed.get_rank()
         self._stages: dict[int, _StageSum] = {}
         named = {stage.stage: stage.names for stage in stages}
@@ -64,7 +69,9 @@ class OverlappedSum(GradientSum):
             if rank in ranks:
                 own = [parameters[n] for n in names if homes[n] == 1]
                 trained = [p for p in own if p.requires_grad]
-                self._stages[index] = _StageSum(group, ranks[0], trained, bucket_bytes)
+                self._stages[index] = _StageSum(
+                    group, ranks[0], trained, bucket_bytes, use_varies=self.use_varies
+                )
         self._is_first = True
 
     @contextmanager
@@ -93,7 +100,8 @@ class OverlappedSum(GradientSum):
             stage.wait()
         # Step 2: parameters that several stages hold.
         early = {id(p) for stage in self._stages.values() for p in stage.parameters}
-        self.sum_now(lambda p: id(p) not in early)
+        self.agree_on_used()
+        self.sum_used(lambda p: id(p) not in early)
 
     def under_way(self) -> list[tuple[float, float]]:
         """When each bucket of the last step went out and was summed, on `time.perf_counter`'s clock."""
@@ -121,8 +129,13 @@ class _StageSum:
         source: int,
         parameters: Sequence[nn.Parameter],
         bucket_bytes: int,
+        *,
+        use_varies: bool,
     ) -> None:
         assert isinstance(group, distributed.ProcessGroup)
+        self._use_varies = use_varies
+        self._made: set[int] = set()
+        """Parameters whose gradients this replica made in the running step, where each step may use others."""
         self.group, self.parameters = group, list(parameters)
         self._source, self._bucket_bytes = source, bucket_bytes
         self._parts: dict[int, int] = {}
@@ -149,7 +162,8 @@ class _StageSum:
             yield made
         # A gradient that changed without a word is known to be complete at the block's end only.
         last = before | after
-        self._parts = {id(p): counts[id(p)] for p in self.parameters if _version(p) == last[id(p)]}
+        known = [] if self._use_varies else self.parameters
+        self._parts = {id(p): counts[id(p)] for p in known if _version(p) == last[id(p)]}
         place = {key: at for at, key in enumerate(after)}
         self._order.sort(key=lambda p: place.get(id(p), -1) if id(p) in self._parts else len(place))
 
@@ -161,7 +175,8 @@ class _StageSum:
         order = torch.tensor([number[id(p)] for p in self._order], device=self.parameters[0].device)
         distributed.broadcast(order, self._source, group=self.group)
         ordered = [self.parameters[at] for at in order.tolist()]
-        self._buckets = list(buckets([p for p in ordered if id(p) in used], self._bucket_bytes))
+        sent = [p for p in ordered if self._use_varies or id(p) in used]
+        self._buckets = list(buckets(sent, self._bucket_bytes))
 
     @contextmanager
     def sending(self) -> Generator[Made]:
@@ -193,6 +208,13 @@ class _StageSum:
                 gradient.copy_(part)
         self._times = [(bucket.sent, bucket.done) for bucket in self._sent]
         self._sent = []
+        if self._use_varies and self.parameters:
+            has = [id(p) in self._made for p in self.parameters]
+            used = set(map(id, on_any_holder(self.parameters, has, self.group)))
+            for parameter in self.parameters:
+                if id(parameter) not in used:
+                    parameter.grad = None
+            self._made = set()
 
     def times(self) -> Iterator[tuple[float, float]]:
         """When each bucket of the last step went out and was summed, where that is known."""
@@ -205,6 +227,7 @@ class _StageSum:
             bucket = self._buckets[len(self._sent)]
             if any(self._left.get(id(p), 0) for p in bucket):
                 return
+            self._made |= {id(p) for p in bucket if p.grad is not None}
             self._sent.append(_send(bucket, self.group))
 
 

@@ -18,11 +18,10 @@ class ScatteredSum(GradientSum):
 
     def run(self) -> None:
         """Replace this rank's elements by their sums. Collective: all holders must call this."""
-        for shared in self.shared:
-            shared.agree_on_used()
+        self.agree_on_used()
         self._sharding.scatter_sums({id(p) for shared in self.shared for p in shared.used})
         # Parameters that no ranks divide are summed whole.
-        self.sum_now(lambda parameter: not self._sharding.divides(parameter))
+        self.sum_used(lambda parameter: not self._sharding.divides(parameter))
 
     def complete(self) -> None:
         """Make all gradients whole. Collective."""

@@ -11,7 +11,7 @@ Then one reduce-scatter leaves each process its part of the sum.
 The optimizer steps *part parameters*: for each parameter the elements of it in this process's part, perhaps none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -42,11 +42,24 @@ class StateUnit:
     """Parameters with one dtype that are gathered and summed together."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], group: ShardGroup, *, keeps_weights: bool
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        group: ShardGroup,
+        *,
+        keeps_weights: bool,
+        use_varies: bool = False,
     ) -> None:
-        """Takes over the memory of `parameters`, in their order. With `keeps_weights` they stay whole."""
+        """Takes over the memory of `parameters`, in their order. With `keeps_weights` they stay whole.
+
+        With `use_varies`, a step may use a parameter on one process only. Then all parts get gradients, and
+        `settle` takes those away that no process made.
+        """
         self.parameters, self._group = dict(parameters), group
-        self._keeps = keeps_weights
+        self._keeps, self._use_varies = keeps_weights, use_varies
+        self.used: set[str] = set()
+        """Parameters that this process used since the last `settle`."""
+        self.is_settled = True
+        """Whether no gradients were summed since the last `settle`."""
         first = next(iter(parameters.values()))
         ends = accumulate((p.numel() for p in parameters.values()), initial=0)
         self._ranges = [_Range(*pair) for pair in pairwise(ends)]
@@ -153,12 +166,21 @@ class StateUnit:
         # The transport's own thread may keep the tensor for a moment more, but not its memory.
         RESIZE(gradient, 0)
         self._closing, made = None, list[nn.Parameter]()
+        self.used.update(used)
+        self.is_settled = not self._use_varies
         for name, at in zip(self.parameters, self._ranges, strict=True):
-            if name in used:
+            if name in used or self._use_varies:
                 part, own = self.parts[name], self._own_elements(summed, at)
                 part.grad = own if part.grad is None else part.grad.add_(own)
                 made.append(part)
         return made
+
+    def settle(self, used: Collection[str]) -> None:
+        """Take the gradients away from parts of parameters that no process used."""
+        for name, part in self.parts.items():
+            if name not in used:
+                part.grad = None
+        self.used, self.is_settled = set(), True
 
     def written(self) -> None:
         """Gather the weights that the optimizers of all processes stepped, where they stay. Collective."""

@@ -4,15 +4,19 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 from autopart.errors import ModelError
 from autopart.runtime.capture.stage_modules import split_stages
 from autopart.runtime.engine.group_part import DataPart
 from autopart.runtime.engine.sharded_state import ShardedState
+from autopart.runtime.models.model import TrainingModel
 from autopart.runtime.sharding.shard_groups import LonePlace
 from tests.support.runtime.fully_sharded import ours_and_fully_shards
+from tests.support.runtime.lone_groups import LateGroup
 from tests.support.runtime.plans import capture
 from tests.support.runtime.rank_pool import RankPool
+from tests.support.runtime.sharded_step import sharded_step
 
 MLP, LLAMA = "zoo:mlp-tiny", "zoo:llama-tiny"
 COUNT_BYTES = 8
@@ -33,6 +37,38 @@ def test_a_zero3_step_has_the_collectives_of_fully_shard(
         assert sum(theirs.bytes.values()) == 3 * layers * microbatches
         kinds = {kind: n for kind, n in ours.kinds.items() if "allreduce" not in kind}
         assert kinds == theirs.kinds and sum(kinds.values()) == 3 * layers
+
+
+class Passing(nn.Module):
+    """A layer without dropout returns its input as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.nothing = nn.Dropout(0.0)
+        self.third = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.third(self.nothing(self.second(self.first(x))))
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_a_layer_that_returns_its_input_ends_no_other_layer(*, splits: bool) -> None:
+    torch.manual_seed(0)
+    x, target = torch.randn(2, 4), torch.randn(2, 4)
+    model = TrainingModel(Passing(), nn.functional.mse_loss)
+    nn.functional.mse_loss(model.model(x), target).backward()
+    wanted = {
+        name: p.grad.clone() for name, p in model.model.named_parameters() if p.grad is not None
+    }
+    model.model.zero_grad()
+    part = DataPart(LateGroup(), "zero3", "microbatch", 1.0)
+    state = sharded_step(model, (x, target), (x, target), part, splits=splits)
+    assert wanted.keys() == state.parameters.keys()
+    for name, parameter in state.parameters.items():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.view_as(wanted[name]), wanted[name])
 
 
 def test_parameters_with_gradient_hooks_are_refused() -> None:

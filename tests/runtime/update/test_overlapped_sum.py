@@ -1,5 +1,6 @@
 """Gradient sums beside the last backward equal the sums at the end."""
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from autopart.records.run_result import RunResult
 from autopart.runtime.engine.run_settings import RunSettings
 from tests.support.long_tests import long_tests
 from tests.support.runtime.on_ranks import run
-from tests.support.runtime.overlapped_sums import sums_of_steps
+from tests.support.runtime.overlapped_sums import sums_of_steps, sums_of_varying_steps
 from tests.support.runtime.plans import capture, plan_for
 from tests.support.runtime.rank_pool import RankPool
 
@@ -35,6 +36,15 @@ def test_a_replica_without_microbatches_sends_zeros(two_ranks: RankPool):
     for rank in two_ranks.call(sums_of_steps, 1):
         assert [step["twice"] for step in rank] == [[4.0, 4.0]] * 3
         assert [step["silent"] for step in rank] == [[6.0, 6.0]] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_each_step_sums_the_gradients_that_any_rank_made(two_ranks: RankPool, *, overlaps: bool):
+    for first, second, third in two_ranks.call(partial(sums_of_varying_steps, overlaps=overlaps)):
+        assert first == {"a": [11.0, 11.0], "b": None}
+        assert second == {"a": [1.0, 1.0], "b": [10.0, 10.0]}
+        assert third == {"a": None, "b": [11.0, 11.0]}
 
 
 def overlapped(plan: Plan, **training: Any) -> Plan:

@@ -44,3 +44,26 @@ def _backward(parameters: dict[str, torch.nn.Parameter], factor: float) -> None:
     with torch.no_grad():
         assert silent.grad is not None
         silent.grad.add_(factor)
+
+
+def sums_of_varying_steps(rank: int, *, overlaps: bool) -> Gradients:
+    """Each step's gradients of two ranks, whose factors are 1 and 10. Steps and ranks use other parameters.
+
+    Both use `a` in the first step, and `b` in the third. In the second, rank 0 uses `a` and rank 1 uses `b`.
+    """
+    parameters = {name: torch.nn.Parameter(torch.ones(2)) for name in ("a", "b")}
+    sums = GradientSum([Holders((0, 1), ("a", "b"))], parameters, rank, use_varies=True)
+    if overlaps:
+        stages = [StageCopies(0, ("a", "b"), (0, 1))]
+        sums = OverlappedSum(sums, parameters, stages, bucket_bytes=8)
+    found: Gradients = []
+    for names in ("aa", "ab", "bb"):
+        with sums.beside(0):
+            (10.0**rank * parameters[names[rank]]).sum().backward()
+        sums.run()
+        found.append(
+            {n: None if p.grad is None else p.grad.tolist() for n, p in parameters.items()}
+        )
+        for parameter in parameters.values():
+            parameter.grad = None
+    return found

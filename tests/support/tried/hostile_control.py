@@ -173,6 +173,22 @@ def _numpy_skip(*given: Any) -> torch.Tensor:
     return x
 
 
+def _by_sample(*given: Any) -> torch.Tensor:
+    first, a, b, last, x = given
+    h = first(x)
+    h = torch.stack([a(h[i]) if x[i, 0] > 0 else b(h[i]) for i in range(len(x))])
+    return last(h)
+
+
+def _picked(*given: Any) -> torch.Tensor:
+    first, second, third, last, x = given
+    a = first(x)
+    b = second(x)
+    c = third(x)
+    picked = [a[i] if x[i, 0] > 0.4 else b[i] if x[i, 0] > -0.4 else c[i] for i in range(len(x))]
+    return last(torch.stack(picked))
+
+
 def _python_skip(*given: Any) -> torch.Tensor:
     *parts, x = given
     for part in parts:
@@ -285,6 +301,8 @@ MODELS: dict[str, Tried] = {
     "branch_in_the_root": whole(lambda a, b, x: b(a(x)) if x.sum() > -1e9 else a(x), block, block, one_layer=VALUES),
     "early_exit": whole(_exits, *FOUR),
     "routing_by_value": amid(Routed),
+    "weights_by_sample": whole(_by_sample, *FOUR),
+    "results_by_sample": whole(_picked, *FOUR),
     "loop_until_small": calling(_until_small, block),
     "loop_as_often_as_values_say": calling(_as_often, block),
     "selected_rows": calling(_selected, block, one_layer=VALUES),
