@@ -111,12 +111,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def trained(pool: RankPool, model: str, gpus: int, kind: str) -> RunResult:
     """The checked run of a plan; it raises where anything differs from the plain model.
 
-    There is a sample per GPU in each step, so most steps use some weights only.
+    AdamW moves weights without a gradient otherwise than those with a zero gradient.
     """
     size = 2 if "shard" in OPTIONS[kind] else 1
     given = profile_model(model, microbatch_size=size, warmup=0, repeats=1)
-    plan: Plan = solve(given, cluster_of("cpu", gpus=gpus), global_batch=4, **OPTIONS[kind])
-    settings = RunSettings(model=model, steps=STEPS, check=True)
+    plan: Plan = solve(given, cluster_of("cpu", gpus=gpus), global_batch=2 * gpus, **OPTIONS[kind])
+    settings = RunSettings(model=model, steps=STEPS, check=True, optimizer="adamw")
     results = pool.call(run if plan.group is None else run_groups, plan, settings)
     assert results[0] is not None
     return results[0]
