@@ -249,6 +249,7 @@ def _torch_stages(plan: Plan, part: RankPart) -> dict[int, TorchStage]:
     }
     for index, stage in stages.items():
         stage.held = plan.stages[index].held
+        stage.use_varies = part.sums.use_varies
         if part.state is not None:
             stage.state = part.state.stages[index]
     return stages

@@ -18,6 +18,7 @@ from torch.distributed.pipelining import PipelineStage
 
 from autopart.runtime.capture.autocast import entered
 from autopart.runtime.capture.stage_modules import StageProgram, TensorMeta
+from autopart.runtime.engine.no_gradient import is_no_gradient, no_gradient
 from autopart.runtime.transforms import seeded_draws
 from autopart.runtime.transforms.movable_stash import MovableStash
 from autopart.runtime.transforms.offload import HostStash
@@ -117,6 +118,8 @@ class TorchStage(PipelineStage):
         """Names of outputs that stay until their backward is done (`held` of a plan's stage)."""
         self.state: StageBlocks | None = None
         """Gathers weights and scatters gradients, where the rank's state is sharded."""
+        self.use_varies = False
+        """Whether each microbatch may use other weights and values."""
         self.made: Made | None = None
         """Told about each parameter whose gradient a deferred operation added to."""
         self._fix_metadata()
@@ -162,8 +165,8 @@ class TorchStage(PipelineStage):
 
         `gradients` are for the outputs that require gradients, in order. The last stage needs none,
         and multiplies its loss by `loss_scale`. Returns gradients for the received tensors that
-        require gradients; they are zero if nothing depends on the tensor. With `defers`, weight
-        gradients that can be deferred wait for `weight_backward`.
+        require gradients. Where nothing depends on the tensor they are zero, or with `use_varies`
+        `no_gradient`. With `defers`, weight gradients that can be deferred wait for `weight_backward`.
         """
         metas = self.program.received_meta
         seeded_draws.starts(microbatch, is_backward=True)
@@ -175,8 +178,9 @@ class TorchStage(PipelineStage):
             if defers:
                 around.enter_context(defer(self._deferred.setdefault(microbatch, [])))
             of_received = self._backward(microbatch, gradients, loss_scale)
+        nothing = no_gradient if self.use_varies else _zeros
         return tuple(
-            torch.zeros(meta.shape, dtype=meta.dtype, device=self.device) if grad is None else grad
+            nothing(meta.shape, meta.dtype, self.device) if grad is None else grad
             for grad, meta in zip(of_received, metas, strict=True)
             if meta.requires_grad
         )
@@ -210,7 +214,11 @@ class TorchStage(PipelineStage):
         received, edges, loss, _held = self._waiting.pop(microbatch)
         # An output without an edge depends on nothing that is trained.
         pairs = zip(edges, gradients, strict=False)
-        roots = [(edge, gradient) for edge, gradient in pairs if edge is not None]
+        roots = [
+            (edge, gradient)
+            for edge, gradient in pairs
+            if edge is not None and not (self.use_varies and is_no_gradient(gradient))
+        ]
         if loss is not None:
             own = torch.full(loss.shape, loss_scale, dtype=loss.dtype, device=self.device)
             torch.autograd.backward([loss.edge], [own])
@@ -247,6 +255,10 @@ def stage_buffers(program: StageProgram) -> dict[str, torch.Tensor]:
     """The stage's buffers by the user's names."""
     found = dict(program.module.named_buffers(remove_duplicate=False))
     return {name: found[name] for name in program.buffers}
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def examples(metas: Sequence[TensorMeta]) -> tuple[torch.Tensor, ...]:

@@ -10,16 +10,20 @@ from torch import nn
 from autopart.records.cluster import cluster_of
 from autopart.records.plan import Plan
 from autopart.records.run_result import RunResult
+from autopart.runtime.capture.capture import capture_model
+from autopart.runtime.capture.stage_modules import split_stages
 from autopart.runtime.engine.group_part import DataPart
+from autopart.runtime.engine.no_gradient import is_no_gradient, no_gradient
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.engine.sharded_state import ShardedState
+from autopart.runtime.engine.stage import TorchStage
 from autopart.runtime.models.model import TrainingModel
 from autopart.runtime.profiling.profiler import profile_model
 from autopart.search.planner import solve
 from tests.support.runtime.lone_groups import RecordedGroup
 from tests.support.runtime.on_ranks import run
 from tests.support.runtime.rank_pool import RankPool
-from tests.support.runtime.sharded_step import sharded_step
+from tests.support.runtime.sharded_step import lone_process, sharded_step
 from tests.support.runtime.tensor_runs import run_groups
 from tests.support.tried.trial import model_file
 
@@ -95,6 +99,49 @@ def test_weights_that_no_process_uses_keep_no_gradient() -> None:
         for name, parameter in state.parameters.items():
             unused = name.startswith("results.") and int(name.split(".")[1]) != place
             assert (parameter.grad is None) == unused, name
+
+
+@pytest.mark.parametrize("varies", [True, False])
+def test_weights_of_a_value_that_the_next_stage_does_not_use_keep_no_gradient(
+    *, varies: bool
+) -> None:
+    for place, feature in enumerate(SAMPLES):
+        example = torch.randn(1, WIDTH), torch.zeros(1, 1)
+        x = example[0].index_fill(1, torch.tensor([0]), feature)
+        model = TrainingModel(Picking(), nn.functional.mse_loss)
+        captured = capture_model(model, ((example[0],), example[1]), granularity="module")
+        names = [layer.name for layer in captured.layers]
+        cut = names.index("results.2.0")
+        programs = split_stages(captured, [names[:cut], names[cut:]])
+        leaves = dict(zip(split_stages(captured, [names])[0].inputs, (x, example[1]), strict=True))
+        with lone_process() as alone:
+            first, last = (
+                TorchStage(program, index, 2, 1, torch.device("cpu"), alone)
+                for index, program in enumerate(programs)
+            )
+            first.use_varies = last.use_varies = varies
+            last.forward(0, first.forward(0, (), leaves), leaves)
+            first.backward(0, last.backward(0, (), 1.0), 1.0)
+        for name, parameter in model.model.named_parameters():
+            unused = name.startswith("results.") and int(name.split(".")[1]) != place
+            zeros = not varies and not name.startswith("results.2")
+            assert (parameter.grad is None) == (unused and not zeros), name
+            assert parameter.grad is None or bool(parameter.grad.any()) == (not unused), name
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+)
+def test_no_gradient_is_told_from_every_other_gradient(dtype: torch.dtype) -> None:
+    shape, device = (2, 3), torch.device("cpu")
+    nothing = no_gradient(shape, dtype, device)
+    assert nothing.dtype == dtype and nothing.shape == shape and nothing.isnan().all()
+    assert is_no_gradient(nothing) and is_no_gradient(nothing.clone())
+    for other in (0.0, -0.0, float("nan"), float("inf"), 1.0):
+        assert not is_no_gradient(torch.full(shape, other, dtype=dtype))
+    assert not is_no_gradient(torch.full(shape, float("inf"), dtype=dtype) * 0)
+    nothing[0, 0] = 1.0
+    assert not is_no_gradient(nothing)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -1,6 +1,7 @@
 """A step of one microbatch on one stage with sharded state, in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import distributed
@@ -32,17 +33,24 @@ def sharded_step(
     if splits:
         assert split_backwards(programs[0].module)
     state = ShardedState({0: programs[0]}, programs, part, use_varies=varies)
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        alone = distributed.new_group([0])
-        assert isinstance(alone, distributed.ProcessGroup)
+    with lone_process() as alone:
         stage = TorchStage(programs[0], 0, 1, 1, torch.device("cpu"), alone)
         stage.state = state.stages[0]
         stage.forward(0, (), dict(zip(programs[0].inputs, given, strict=True)))
         stage.backward(0, (), 1.0, defers=splits)
         if splits:
             stage.weight_backward(0)
-    finally:
-        distributed.destroy_process_group()
     state.end_step()
     return state
+
+
+@contextmanager
+def lone_process() -> Generator[distributed.ProcessGroup]:
+    """A process group of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        alone = distributed.new_group([0])
+        assert isinstance(alone, distributed.ProcessGroup)
+        yield alone
+    finally:
+        distributed.destroy_process_group()
