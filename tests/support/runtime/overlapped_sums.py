@@ -27,11 +27,15 @@ def sums_of_steps(rank: int, idle: int = -1) -> Gradients:
                 _backward(parameters, 10.0**rank)
         distributed.barrier()
         sums.run()
-        found.append(
-            {n: None if p.grad is None else p.grad.tolist() for n, p in parameters.items()}
-        )
-        for parameter in parameters.values():
-            parameter.grad = None
+        found.append(_taken(parameters))
+    return found
+
+
+def _taken(parameters: dict[str, torch.nn.Parameter]) -> dict[str, list[float] | None]:
+    """The gradients, which are cleared."""
+    found = {n: None if p.grad is None else p.grad.tolist() for n, p in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
     return found
 
 
@@ -61,9 +65,5 @@ def sums_of_varying_steps(rank: int, *, overlaps: bool) -> Gradients:
         with sums.beside(0):
             (10.0**rank * parameters[names[rank]]).sum().backward()
         sums.run()
-        found.append(
-            {n: None if p.grad is None else p.grad.tolist() for n, p in parameters.items()}
-        )
-        for parameter in parameters.values():
-            parameter.grad = None
+        found.append(_taken(parameters))
     return found
