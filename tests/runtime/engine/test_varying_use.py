@@ -9,7 +9,6 @@ from torch import nn
 
 from autopart.records.cluster import cluster_of
 from autopart.records.plan import Plan
-from autopart.records.run_result import RunResult
 from autopart.runtime.capture.capture import capture_model
 from autopart.runtime.capture.stage_modules import split_stages
 from autopart.runtime.engine.group_part import DataPart
@@ -155,18 +154,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def trained(pool: RankPool, model: str, gpus: int, kind: str) -> RunResult:
-    """The checked run of a plan; it raises where anything differs from the plain model.
+def check_training(pool: RankPool, folder: Path, gpus: int, kind: str, name: str) -> None:
+    """Run a plan with a check; it raises where anything differs from the plain model.
 
     AdamW moves weights without a gradient otherwise than those with a zero gradient.
     """
+    model = model_file("tests.support.tried.hostile_control", name, folder)
+    # The fewer samples a step has, the fewer weights it uses: replicas have one sample each.
     size = 2 if "shard" in OPTIONS[kind] else 1
     given = profile_model(model, microbatch_size=size, warmup=0, repeats=1)
-    plan: Plan = solve(given, cluster_of("cpu", gpus=gpus), global_batch=2 * gpus, **OPTIONS[kind])
+    batch = size * gpus
+    plan: Plan = solve(given, cluster_of("cpu", gpus=gpus), global_batch=batch, **OPTIONS[kind])
     settings = RunSettings(model=model, steps=STEPS, check=True, optimizer="adamw")
-    results = pool.call(run if plan.group is None else run_groups, plan, settings)
-    assert results[0] is not None
-    return results[0]
+    result = pool.call(run if plan.group is None else run_groups, plan, settings)[0]
+    assert result is not None and result.check is not None
+    assert result.check.gradients <= 1e-5
 
 
 TWO_RANKS = ("replicas", "overlap", "zero1", "zero2", "zero3")
@@ -196,9 +198,7 @@ def cases(*kinds: str) -> list[object]:
 def test_steps_that_use_other_weights_train_as_the_plain_model(
     two_ranks: RankPool, tmp_path: Path, kind: str, name: str
 ) -> None:
-    model = model_file("tests.support.tried.hostile_control", name, tmp_path)
-    check = trained(two_ranks, model, 2, kind).check
-    assert check is not None and check.gradients <= 1e-5
+    check_training(two_ranks, tmp_path, 2, kind, name)
 
 
 @pytest.mark.slow
@@ -207,6 +207,4 @@ def test_steps_that_use_other_weights_train_as_the_plain_model(
 def test_four_processes_train_as_the_plain_model(
     four_ranks: RankPool, tmp_path: Path, kind: str, name: str
 ) -> None:
-    model = model_file("tests.support.tried.hostile_control", name, tmp_path)
-    check = trained(four_ranks, model, 4, kind).check
-    assert check is not None and check.gradients <= 1e-5
+    check_training(four_ranks, tmp_path, 4, kind, name)
