@@ -5,6 +5,7 @@
     parameters after n steps       rms(mine - plain) <= n d rms(plain - start)
     losses                         |mine - plain| <= t |plain| + n d |plain - first|
     buffers after the last step    as gradients (without replicas only)
+    gradients of each step         both models have one, or both have none; under SGD zeros may stand for none
 
 t is the tolerance and d the drift for the model's dtype; d is four times as large with AdamW.
 
@@ -32,6 +33,12 @@ from typing import NamedTuple
 import torch
 from torch import distributed
 
+from autopart.runtime.checking.gradient_kinds import (
+    KindsOfSteps,
+    UnequalKind,
+    gathered_kinds,
+    unequal_kinds,
+)
 from autopart.runtime.checking.reference_run import ReferenceRun, Tensors
 from autopart.runtime.models.precision import double
 
@@ -81,6 +88,8 @@ class CheckRecord:
     buffers: list[Deviation] = field(default_factory=list)
     draws: Counter[str] = field(default_factory=Counter[str])
     """Draws of random numbers on all ranks, by operation or generator."""
+    unequal_kinds: list[UnequalKind] = field(default_factory=list)
+    """Gradients that only one of both models has."""
 
     @property
     def tolerance(self) -> float:
@@ -175,6 +184,13 @@ def compare_draws(check: CheckRecord | None, draws: Mapping[str, int]) -> None:
     if check is not None:
         for of_rank in of_ranks:
             check.draws.update(of_rank)
+
+
+def compare_kinds(check: CheckRecord | None, kinds: KindsOfSteps) -> None:
+    """Compare which parameters have a gradient in each step. Collective: each rank gives its own."""
+    of_all = gathered_kinds(kinds)
+    if check is not None:
+        check.unequal_kinds = unequal_kinds(of_all, check.reference.kinds)
 
 
 def collect(tensors: Tensors) -> Iterator[tuple[int, str, torch.Tensor]]:

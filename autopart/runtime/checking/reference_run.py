@@ -8,6 +8,7 @@ import torch
 from autopart.errors import ModelError
 from autopart.runtime.capture.autocast import Autocast, autocast_of, entered
 from autopart.runtime.checking.dropout import DropNothing
+from autopart.runtime.checking.gradient_kinds import GradientKinds, KindsOfSteps
 from autopart.runtime.checking.plain_optimizer import PlainOptimizer
 from autopart.runtime.checking.weight_history import History, Newest
 from autopart.runtime.models.attributes import user_name
@@ -38,6 +39,8 @@ class ReferenceRun:
     """Buffers after the last step."""
     draws: Mapping[str, int] = field(default_factory=dict[str, int])
     """Draws of random numbers in all forwards, by operation or generator."""
+    kinds: KindsOfSteps = field(default_factory=dict[str, bytes])
+    """Which parameters had a gradient in each step."""
 
 
 def run_reference(
@@ -63,7 +66,7 @@ def run_reference(
     losses, loss_dtype = list[float](), torch.float32
     under = autocast_of(model, autocast)
     start = copies(parameters)
-    gradients, first = dict[str, torch.Tensor](), start
+    gradients, first, kinds = dict[str, torch.Tensor](), start, GradientKinds()
     for step in range(steps):
         # Step 1: accumulate gradients over the microbatches.
         total = 0.0
@@ -81,6 +84,7 @@ def run_reference(
             total += loss.item()
             loss_dtype = loss.dtype
         losses.append(total)
+        kinds.add(parameters)
         stepper.clip()
         if step == 0:
             gradients = copies({n: p.grad for n, p in parameters.items() if p.grad is not None})
@@ -98,6 +102,7 @@ def run_reference(
         last=first if steps == 1 else copies(parameters),
         buffers=copies({user_name(name): buffer for name, buffer in model.named_buffers()}),
         draws=dict(seeded.counts),
+        kinds=kinds.of_steps(),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from autopart.errors import RunError
 from autopart.records.run_result import CheckResult
 from autopart.runtime.checking.check import FLOOR_EPSILONS, CheckRecord, Deviation
+from autopart.runtime.checking.gradient_kinds import told
 from autopart.runtime.checking.own_rounding import allow_own_rounding
 
 
@@ -27,6 +28,7 @@ def outcome(
         wrong = _wrong(check, loss_deviations)
     if wrong:
         raise RunError(f"{_cause(check)}{_verdict(check, wrong)}")
+    notes = [*notes, *_compare_kinds(check)]
     gradient, parameter = _worst(check.gradients), _worst(check.parameters)
     return CheckResult(
         tolerance=check.tolerance,
@@ -64,6 +66,23 @@ def _check_finite(check: CheckRecord, losses: Sequence[float]) -> None:
                 f"the plain model's own loss of {check.step} {step + 1} is {plain} (the pipeline's "
                 f"{mine}), so nothing can be compared; check data, --lr and start values"
             )
+
+
+def _compare_kinds(check: CheckRecord) -> list[str]:
+    """A note where zeros stand for no gradient under SGD; none where both models have the same.
+
+    Raises RunError where the optimizer moves a parameter in one of both models only.
+    """
+    found = check.unequal_kinds
+    if not found:
+        return []
+    moving = [one for one in found if one.counts]
+    if moving or check.optimizer != "sgd":
+        raise RunError(
+            f"the pipeline differs from the plain model: {told(moving or found)}; {check.optimizer} moves a "
+            "parameter with a gradient only"
+        )
+    return [f"{told(found)}: equal under sgd, not with momentum or weight decay"]
 
 
 def _compare_losses(check: CheckRecord, losses: Sequence[float]) -> list[Deviation]:

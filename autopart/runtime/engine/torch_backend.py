@@ -55,6 +55,7 @@ class TorchBackend(StepExecutor):
                 [ranks[self._replica].index(r) for r in replicas[self._replica]],
                 group=groups[self._replica],
                 splits=_splits_backward(plan, index),
+                use_varies=part.sums.use_varies,
                 recorder=self._recorder,
                 device=part.device,
             )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch.distributed.pipelining import PipelineStage
 
 from autopart.runtime.capture.stage_modules import StageProgram
+from autopart.runtime.engine.no_gradient import is_no_gradient, no_gradient
 from autopart.runtime.engine.stage import ByName, examples
 from autopart.runtime.measuring.clock import DeviceClock
 from autopart.runtime.measuring.step_trace import Marks
@@ -57,8 +59,12 @@ class ActionRecorder:
 
 
 class ScheduledStage(PipelineStage):
-    """Stage `index` for torch's schedules. With `splits`, its split backwards defer weight
-    gradients."""
+    """Stage `index` for torch's schedules.
+
+    With `splits`, its split backwards defer weight gradients. With `use_varies`, each microbatch may
+    use other weights and values: a received value that was not used gets `no_gradient`. Torch would
+    send zeros, and AdamW would move the weights behind them.
+    """
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class ScheduledStage(PipelineStage):
         *,
         group: Any,
         splits: bool,
+        use_varies: bool,
         recorder: ActionRecorder,
         device: torch.device,
     ) -> None:
@@ -84,6 +91,8 @@ class ScheduledStage(PipelineStage):
         )
         self.stage_index_to_group_rank = dict(enumerate(stage_ranks))
         self._recorder = recorder
+        self._received_meta = program.received_meta
+        self._use_varies = use_varies
         self._deferred: list[DeferredWork] = []
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **options: Any) -> Any:
@@ -102,13 +111,27 @@ class ScheduledStage(PipelineStage):
         backward = super().backward_one_chunk
 
         def compute() -> None:
-            if self.dw_builder is None:
+            with nullcontext() if self.dw_builder is None else defer(self._deferred):
                 backward(bwd_chunk_id, loss, full_backward, last_backward)
-                return
-            with defer(self._deferred):
-                backward(bwd_chunk_id, loss, full_backward, last_backward)
+            if self._use_varies:
+                self._mark_unused(bwd_chunk_id)
 
         self._recorded("B" if full_backward else "I", bwd_chunk_id, compute)
+
+    def backward_maybe_with_nosync(
+        self, backward_type: Any, bwd_kwargs: dict[str, Any], last_backward: bool = False
+    ) -> Any:
+        """Torch's backward, without the outputs that the next stage did not use."""
+        backward, gradients = super().backward_maybe_with_nosync, bwd_kwargs["output_grads"]
+        if not self._use_varies or gradients is None:  # the last stage receives no gradients
+            return backward(backward_type, bwd_kwargs, last_backward)
+        pairs = zip(bwd_kwargs["stage_output"], gradients, strict=True)
+        used = [(out, grad) for out, grad in pairs if grad is not None and not is_no_gradient(grad)]
+        if not used:
+            return tuple(None for _ in bwd_kwargs["input_values"]), None
+        outputs, gradients = zip(*used, strict=True)
+        of_used = {**bwd_kwargs, "stage_output": outputs, "output_grads": gradients}
+        return backward(backward_type, of_used, last_backward)
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
         """Torch's weight-gradient half W, recorded."""
@@ -117,6 +140,16 @@ class ScheduledStage(PipelineStage):
 
     def _recorded(self, op: Op, microbatch: int, compute: Callable[[], Any]) -> Any:
         return self._recorder.record(self.stage_index, op, microbatch, compute)
+
+    def _mark_unused(self, microbatch: int) -> None:
+        """Put the tensor without a gradient where torch sends zeros."""
+        pairs = zip(self.bwd_cache[microbatch], self._received_meta, strict=True)
+        self.bwd_cache[microbatch] = tuple(
+            no_gradient(meta.shape, meta.dtype, self.device)
+            if gradient is None and meta.requires_grad
+            else gradient
+            for gradient, meta in pairs
+        )
 
     def _weight_backward(self) -> Callable[..., None]:
         deferred = list(self._deferred)

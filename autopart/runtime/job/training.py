@@ -26,8 +26,9 @@ from autopart.records.run_result import CheckResult, RunResult
 from autopart.runtime.capture.capture import Captured
 from autopart.runtime.capture.stage_modules import StageProgram
 from autopart.runtime.checking.check import CheckRecord
-from autopart.runtime.checking.comparison import Comparison, train_plain
+from autopart.runtime.checking.comparison import Comparison
 from autopart.runtime.checking.dropout import drop_nothing, may_draw_numbers
+from autopart.runtime.checking.plain_training import train_plain
 from autopart.runtime.engine.assembly import make_asynchronous_executor, make_executor
 from autopart.runtime.engine.asynchronous import AsynchronousExecutor
 from autopart.runtime.engine.batches import samples_of_place
@@ -383,6 +384,8 @@ class _Run:
         if self._settings.clip_norm is not None:
             status_board.waiting("the norm of all gradients", None)
             clip(executor, self._settings.clip_norm)
+        if self._comparison is not None:
+            self._comparison.note_kinds()
         if comparison is not None:
             comparison.gradients()
         status_board.working("the optimizer's step")

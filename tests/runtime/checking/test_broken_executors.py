@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 PERCEPTRON, GPT2, RESNET = "zoo:mlp-tiny", "zoo:gpt2-tiny", "zoo:resnet-tiny"
 DRAWING = "tests/support/models/drawing.py:diffusion"
 PYTHONS = "tests/support/models/drawing.py:pythons_numbers"
+PICKING = "tests/support/models/opaque.py:picking"
 
 IN_LOOP = {"ranks": [(0,), (1,), (0,), (1,)], "schedule": "interleaved-1f1b"}
 
@@ -52,6 +53,7 @@ def plan(kind: str) -> Plan:
         "layers that run again": lambda: planned(PERCEPTRON, policy="recompute"),
         "batch norms that run again": lambda: planned(RESNET, policy="recompute"),
         "offloaded layers": lambda: planned(PERCEPTRON, policy="offload"),
+        "values that pick layers": lambda: planned(PICKING),
         "split backwards": lambda: planned(PERCEPTRON, schedule="zb-h1"),
         "no flushes": lambda: planned(PERCEPTRON),
         "clipped gradients": lambda: planned(PERCEPTRON),
@@ -84,6 +86,7 @@ BREAKS = {
     "second run with another input": "layers that run again",
     "statistics that count twice": "batch norms that run again",
     "weight gradient that is left out": "split backwards",
+    "zeros in place of no gradient": "values that pick layers",
     "stash that comes back wrong": "offloaded layers",
 }
 """The kind of plan that each fault breaks."""
@@ -101,6 +104,7 @@ FAULTS_IN_CI = (
     "other numbers of python in the second run",
     "statistics that count twice",
     "weight gradient that is left out",
+    "zeros in place of no gradient",
     "stash that comes back wrong",
 )
 """Faults of slow tests. Between them they break losses, gradients, parameters and buffers."""
@@ -111,6 +115,7 @@ WORKING_IN_CI = (
     "layers with numbers of Python",
     "batch norms that run again",
     "offloaded layers",
+    "values that pick layers",
     "no flushes",
     "clipped gradients",
 )
@@ -122,6 +127,7 @@ def complaints(pool: RankPool, kind: str, fault: str) -> list[str]:
     options: dict[str, object] = {
         "no flushes": {"asynchronous": "pipedream"},
         "clipped gradients": {"clip_norm": 0.1},
+        "values that pick layers": {"optimizer": "adamw"},
         "sums beside backwards": {"sync": "overlap"},
     }.get(kind, {})
     settings = RunSettings(model=of.origin.model, check=True, steps=2, **options)  # pyright: ignore

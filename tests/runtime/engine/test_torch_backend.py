@@ -21,11 +21,14 @@ from tests.support.runtime.rank_pool import RankPool
 
 TWO = [[0], [1]]
 PAIRS = [[0, 1], [2, 3]]
+PICKING = "tests/support/models/opaque.py:picking"
 
 
-def checked(pool: RankPool, of: Plan, steps: int = 2) -> RunResult:
+def checked(pool: RankPool, of: Plan, steps: int = 2, optimizer: str = "sgd") -> RunResult:
     """The result of a checked run with torch's schedules."""
-    asked = RunSettings(model=of.origin.model, check=True, steps=steps, backend="torch")
+    asked = RunSettings(
+        model=of.origin.model, check=True, steps=steps, backend="torch", optimizer=optimizer
+    )
     result = pool.call(run, of, asked)[0]
     assert result.check is not None and result.check.gradients <= result.check.tolerance
     return result
@@ -64,6 +67,16 @@ def split_backwards_in_v() -> Schedule:
     inner = [Action(s, "F", m) for m in (1, 0) for s in (1, 2)]
     inner += [Action(s, op, m) for m in (1, 0) for s in (2, 1) for op in order[1:]]
     return tuple(outer), tuple(inner)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "splits"), [(TWO, False), (TWO, True), (V, False)])
+def test_a_value_that_no_stage_used_has_no_gradient(
+    two_ranks: RankPool, ranks: list[list[int]], *, splits: bool
+):
+    """Torch would send zeros, and AdamW would move the weights behind the value."""
+    of = plan(PICKING, ranks, num_microbatches=2, split_backward=splits)
+    checked(two_ranks, of, steps=3, optimizer="adamw")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,34 @@ def partly_used() -> nn.Module:
     return model
 
 
+class Gate(nn.Module):
+    """Lets values through where others are positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * (others > 0)
+
+
+class Signs(nn.Module):
+    """Only the signs of one layer's result count, so its weights get no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signs, self.values = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.gate, self.last = Gate(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        signs = self.signs(x)
+        return self.last(self.gate(self.values(x), signs))
+
+
+def signs() -> nn.Module:
+    return Signs()
+
+
 def with_dropout() -> nn.Module:
     return nn.Sequential(*(nn.Sequential(layer, nn.Dropout(0.5)) for layer in linears(4)))
 

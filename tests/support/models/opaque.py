@@ -42,6 +42,27 @@ def routed() -> nn.Module:
     return Routed()
 
 
+class Picking(nn.Module):
+    """Runs three layers, and picks the result of one by the value of a feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.results = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        a = self.results[0](h)
+        b = self.results[1](h)
+        c = self.results[2](h)
+        picked = a if x[0, 0] > 1.0 else b if x[0, 0] > 0.5 else c
+        return self.last(picked)
+
+
+def picking() -> nn.Module:
+    return Picking()
+
+
 class Skipping(nn.Module):
     """Skips layers by numpy's generator."""
 

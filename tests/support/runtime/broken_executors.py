@@ -8,6 +8,7 @@ import torch
 
 from autopart.records.plan import Plan
 from autopart.runtime.engine import asynchronous, local_model, rank_executor
+from autopart.runtime.engine import stage as stages
 from autopart.runtime.engine.run_settings import RunSettings
 from autopart.runtime.engine.stage import TorchStage
 from autopart.runtime.job import training
@@ -276,6 +277,11 @@ def _weight_gradient_that_is_left_out(replace: Replace) -> None:
             weight_backward(self, m)
 
     replace(TorchStage, "weight_backward", left_out)
+
+
+@_fault
+def _zeros_in_place_of_no_gradient(replace: Replace) -> None:
+    replace(stages, "no_gradient", lambda shape, dtype, device: torch.zeros(shape, dtype=dtype))
 
 
 @_fault

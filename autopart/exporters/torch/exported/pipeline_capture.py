@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
@@ -59,8 +60,11 @@ def capture(
     functions.replace_in(graph)
     named = [*wrapped.named_parameters(), *wrapped.named_buffers()]
     leaves = leaves_of(distinct)
-    for node, value in _fake_values(graph, leaves.values()).items():
+    values = _fake_values(graph, leaves.values())
+    reached = _reached_by_gradients(values[graph.graph.output_node().all_input_nodes[0]])
+    for node, value in values.items():
         node.meta["fake"] = value
+        node.meta["has_gradient"] = _is_reached(value, reached)
     for node, place in zip(graph.graph.find_nodes(op="placeholder"), leaves, strict=True):
         node.meta["place"] = place
     return graph, {id(value): name.removeprefix("model.") for name, value in named}
@@ -130,6 +134,32 @@ def _fake_values(graph: fx.GraphModule, leaves: Iterable[Any]) -> dict[fx.Node, 
     with mode, torch.enable_grad():
         FakeRun(graph).run(*map(fake, leaves), enable_io_processing=False)
     return values
+
+
+def _reached_by_gradients(loss: torch.Tensor) -> set[tuple[Any, int]]:
+    """The places in the autograd graph that the loss's gradient reaches: a function, and an output of it.
+
+    A value may require gradients and get none, for example where the loss needs only its sign.
+    """
+    if not loss.requires_grad:
+        return set()
+    edge = get_gradient_edge(loss)
+    reached, waiting, seen = {(edge.node, edge.output_nr)}, [edge.node], {edge.node}
+    while waiting:
+        for function, output in waiting.pop().next_functions:
+            if function is not None:
+                reached.add((function, output))
+                if function not in seen:
+                    seen.add(function)
+                    waiting.append(function)
+    return reached
+
+
+def _is_reached(value: Any, reached: set[tuple[Any, int]]) -> bool:
+    if not isinstance(value, torch.Tensor) or not value.requires_grad:
+        return False
+    edge = get_gradient_edge(value)
+    return (edge.node, edge.output_nr) in reached
 
 
 def compute_on(graph: fx.GraphModule, device: torch.device) -> None:

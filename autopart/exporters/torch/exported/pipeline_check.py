@@ -205,7 +205,10 @@ def _plain_loss(plain: nn.Module, loss_fn: Any, batch: list[Any], device: torch.
 def _compare(
     ours: Mapping[str, nn.Parameter], theirs: Mapping[str, torch.Tensor]
 ) -> list[Difference]:
-    """The difference of each gradient on this rank; a missing gradient counts as zero."""
+    """The difference of each gradient on this rank.
+
+    A missing gradient counts as zero, but differs from zeros: weight decay moves a weight with zeros.
+    """
     dtype = getattr(torch, DTYPE)
     largest = max((float(g.abs().max()) for g in theirs.values() if g.numel()), default=0.0)
     rounding, allowed = (
@@ -223,6 +226,9 @@ def _compare(
         is_known = math.isfinite(apart) and scale > 0.0
         size = 0.0 if is_rounding else apart / scale if is_known else math.inf
         found.append(Difference(f"the gradient of {name}", size, allowed))
+        if (parameter.grad is None) != (name not in theirs) and size <= allowed:
+            kinds = "none in place of zeros" if parameter.grad is None else "zeros in place of none"
+            found.append(Difference(f"the gradient of {name}, {kinds},", math.inf, allowed))
     return found
 
 

@@ -108,7 +108,12 @@ class StageModule(nn.Module):
 
     def forward(self, *received: torch.Tensor, **leaves: torch.Tensor) -> Any:
         outputs = self.cut(*_port(received), *(leaves[name][0] for name in self.leaves))
-        return torch.stack(outputs) if self.is_last else _port(outputs)
+        if self.is_last:
+            return torch.stack(outputs)
+        # A value without a gradient is detached. Torch would send zeros for it, and an optimizer with
+        # weight decay would move the weights behind it.
+        pairs = zip(outputs, self.output_examples, strict=True)
+        return _port([made if like.requires_grad else made.detach() for made, like in pairs])
 
     def weight_gradients(self) -> Callable[[], None]:
         """W for the backward that has just run: a call that adds its weight gradients."""
@@ -190,7 +195,7 @@ def _wanted(nodes: Sequence[fx.Node], index: int) -> set[fx.Node]:
 def _example(node: fx.Node) -> torch.Tensor:
     fake = node.meta["fake"]
     empty = torch.empty(fake.shape, dtype=fake.dtype, device="meta")
-    return empty.requires_grad_(fake.requires_grad)
+    return empty.requires_grad_(node.meta["has_gradient"])
 
 
 class _Port(torch.autograd.Function):

@@ -226,6 +226,20 @@ def test_missing_sums_and_random_numbers_of_second_runs_fail_the_check(
     assert said.startswith("error: the export differs"), said
 
 
+SIGNS = [["signs", "values"], ["gate", "last", "loss"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
+def test_zeros_in_place_of_no_gradient_fail_the_check(two_ranks: RankPool, schedule: str) -> None:
+    """Weight decay would move weights that the plain model leaves alone."""
+    model = f"{MODELS / 'awkward.py'}:signs"
+    assert sentence(two_ranks, plan(SIGNS, schedule), model).startswith("equal to the plain model")
+    zeros = ('node.meta["has_gradient"])', "fake.requires_grad)")
+    said = sentence(two_ranks, plan(SIGNS, schedule), model, zeros)
+    assert "the gradient of signs.weight, zeros in place of none, on rank 0" in said
+
+
 def written(folder: Path, files: Mapping[str, str]) -> Path:
     for name, text in files.items():
         (folder / name).write_text(text)

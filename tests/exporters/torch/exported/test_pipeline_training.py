@@ -75,6 +75,16 @@ def test_a_model_with_its_own_loss_and_shared_masks_trains(two_ranks: RankPool) 
 
 
 @pytest.mark.slow
+def test_weights_whose_values_do_not_count_keep_no_gradient(two_ranks: RankPool) -> None:
+    for layers in (
+        [["signs", "values"], ["gate", "last", "loss"]],
+        [["signs"], ["values", "gate", "last", "loss"]],
+    ):
+        plan = make_plan(layers, [(0,), (1,)], 3)
+        check_training(two_ranks, plan, f"{MODELS / 'awkward.py'}:signs")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_frozen_stages_scalar_inputs_flags_and_writes_in_place_train(
     two_ranks: RankPool, tmp_path: Path, schedule: str

@@ -5,7 +5,7 @@ import pytest
 from autopart.errors import ModelError
 from autopart.runtime.capture.capture import capture_model
 from autopart.runtime.capture.stage_modules import split_stages
-from autopart.runtime.checking.comparison import check_other
+from autopart.runtime.checking.plain_training import check_other
 from autopart.runtime.models.model import build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
 from tests.support.places import MODELS
