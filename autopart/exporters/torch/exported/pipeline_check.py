@@ -207,7 +207,8 @@ def _compare(
 ) -> list[Difference]:
     """The difference of each gradient on this rank.
 
-    A missing gradient counts as zero, but differs from zeros: weight decay moves a weight with zeros.
+    A missing gradient counts as zero. But zeros in place of none are a difference: weight decay
+    moves a weight with zeros.
     """
     dtype = getattr(torch, DTYPE)
     largest = max((float(g.abs().max()) for g in theirs.values() if g.numel()), default=0.0)

@@ -110,8 +110,8 @@ class StageModule(nn.Module):
         outputs = self.cut(*_port(received), *(leaves[name][0] for name in self.leaves))
         if self.is_last:
             return torch.stack(outputs)
-        # A value without a gradient is detached. Torch would send zeros for it, and an optimizer with
-        # weight decay would move the weights behind it.
+        # A value without a gradient is detached. Torch would send zeros for it, and weight decay
+        # would move the weights behind it.
         pairs = zip(outputs, self.output_examples, strict=True)
         return _port([made if like.requires_grad else made.detach() for made, like in pairs])
 
