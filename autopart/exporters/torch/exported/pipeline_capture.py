@@ -139,7 +139,8 @@ def _fake_values(graph: fx.GraphModule, leaves: Iterable[Any]) -> dict[fx.Node, 
 def _reached_by_gradients(loss: torch.Tensor) -> set[tuple[Any, int]]:
     """The places in the autograd graph that the loss's gradient reaches.
 
-    A place is a function and the number of its output. A value may require gradients and get none, for example where the loss needs only its sign.
+    A place is a function and the number of its output. A value may require gradients and get none,
+    for example where the loss needs only its sign.
     """
     if not loss.requires_grad:
         return set()
