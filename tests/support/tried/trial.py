@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from torch import nn
 
 from autopart.certificate.verify import verify
@@ -24,6 +25,7 @@ from tests.support.runtime.rank_pool import RankPool
 
 MICROBATCH = 2
 STEPS = 2
+SGD = RunSettings(model="", steps=STEPS, check=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,9 @@ def model_file(table: str, name: str, folder: Path) -> str:
     return str(path)
 
 
-def trial(model: str, pool: RankPool, dtype: str | None = None) -> Outcome:
+def trial(
+    model: str, pool: RankPool, dtype: str | None = None, settings: RunSettings = SGD
+) -> Outcome:
     """The outcome for the model that `model` names. An error without a line is raised as it is."""
     step, profile = "profile", None
     try:
@@ -80,14 +84,21 @@ def trial(model: str, pool: RankPool, dtype: str | None = None) -> Outcome:
         return _refused(step, error, profile)
     for check in verify(plan, profile):
         assert check.passed, check
-    lines = pool.call(line_of_run, plan, RunSettings(model=model, steps=STEPS, check=True))
+    lines = pool.call(line_of_run, plan, msgspec.structs.replace(settings, model=model))
     verdict = "refused by run" if any(lines) else "passed"
     return Outcome(verdict, next(filter(None, lines), ""), _layers(profile), profile.warnings)
 
 
-def check(table: str, name: str, tried: Tried, folder: Path, pool: RankPool) -> None:
+def check(
+    table: str,
+    name: str,
+    tried: Tried,
+    folder: Path,
+    pool: RankPool,
+    settings: RunSettings = SGD,
+) -> None:
     """Assert that a trial ends as its entry in the table says, in one line."""
-    outcome = trial(model_file(table, name, folder), pool, tried.dtype)
+    outcome = trial(model_file(table, name, folder), pool, tried.dtype, settings)
     assert "\n" not in outcome.line
     if tried.refused:
         assert outcome.verdict.startswith("refused"), outcome
