@@ -127,10 +127,10 @@ def complaints(pool: RankPool, kind: str, fault: str) -> list[str]:
     options: dict[str, object] = {
         "no flushes": {"asynchronous": "pipedream"},
         "clipped gradients": {"clip_norm": 0.1},
-        "values that pick layers": {"optimizer": "adamw"},
+        "values that pick layers": {"optimizer": "adamw", "steps": 12},
         "sums beside backwards": {"sync": "overlap"},
     }.get(kind, {})
-    settings = RunSettings(model=of.origin.model, check=True, steps=2, **options)  # pyright: ignore
+    settings = RunSettings(model=of.origin.model, check=True, **{"steps": 2, **options})  # pyright: ignore
     return pool.call(complaint_with, of, settings, fault)
 
 

@@ -55,7 +55,7 @@ class Picking(nn.Module):
         a = self.results[0](h)
         b = self.results[1](h)
         c = self.results[2](h)
-        picked = a if x[0, 0] > 1.0 else b if x[0, 0] > 0.5 else c
+        picked = a if x[0, 0] > 0.4 else b if x[0, 0] > -0.4 else c
         return self.last(picked)
 
 
