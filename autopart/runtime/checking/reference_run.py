@@ -81,8 +81,7 @@ def run_reference(
                 past.before_backward(number)
                 seeded_draws.starts(drawn, is_backward=True)
                 loss.backward()
-            total += loss.item()
-            loss_dtype = loss.dtype
+            total, loss_dtype = total + loss.item(), loss.dtype
         losses.append(total)
         kinds.add(parameters)
         stepper.clip()

@@ -55,12 +55,13 @@ class TorchBackend(StepExecutor):
                 [ranks[self._replica].index(r) for r in replicas[self._replica]],
                 group=groups[self._replica],
                 splits=_splits_backward(plan, index),
-                use_varies=part.sums.use_varies,
                 recorder=self._recorder,
                 device=part.device,
             )
             for index, program in self.programs.items()
         ]
+        for stage in self._stages:
+            stage.use_varies = part.sums.use_varies
         self._schedule = self._make_schedule(plan, replicas)
 
     @property

@@ -61,9 +61,8 @@ class ActionRecorder:
 class ScheduledStage(PipelineStage):
     """Stage `index` for torch's schedules.
 
-    With `splits`, its split backwards defer weight gradients. With `use_varies`, each microbatch may
-    use other weights and values: a received value that was not used gets `no_gradient`. Torch would
-    send zeros, and AdamW would move the weights behind them.
+    With `splits`, its split backwards defer weight gradients. With `use_varies`, a received value that
+    was not used gets `no_gradient`. Torch would send zeros, and AdamW would move the weights behind them.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class ScheduledStage(PipelineStage):
         *,
         group: Any,
         splits: bool,
-        use_varies: bool,
         recorder: ActionRecorder,
         device: torch.device,
     ) -> None:
@@ -92,7 +90,8 @@ class ScheduledStage(PipelineStage):
         self.stage_index_to_group_rank = dict(enumerate(stage_ranks))
         self._recorder = recorder
         self._received_meta = program.received_meta
-        self._use_varies = use_varies
+        self.use_varies = False
+        """Whether each microbatch may use other weights and values."""
         self._deferred: list[DeferredWork] = []
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **options: Any) -> Any:
@@ -113,7 +112,7 @@ class ScheduledStage(PipelineStage):
         def compute() -> None:
             with nullcontext() if self.dw_builder is None else defer(self._deferred):
                 backward(bwd_chunk_id, loss, full_backward, last_backward)
-            if self._use_varies:
+            if self.use_varies:
                 self._mark_unused(bwd_chunk_id)
 
         self._recorded("B" if full_backward else "I", bwd_chunk_id, compute)
@@ -123,7 +122,7 @@ class ScheduledStage(PipelineStage):
     ) -> Any:
         """Torch's backward, without the outputs that the next stage did not use."""
         backward, gradients = super().backward_maybe_with_nosync, bwd_kwargs["output_grads"]
-        if not self._use_varies or gradients is None:  # the last stage receives no gradients
+        if not self.use_varies or gradients is None:  # the last stage receives no gradients
             return backward(backward_type, bwd_kwargs, last_backward)
         pairs = zip(bwd_kwargs["stage_output"], gradients, strict=True)
         used = [(out, grad) for out, grad in pairs if grad is not None and not is_no_gradient(grad)]
