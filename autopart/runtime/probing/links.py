@@ -178,8 +178,14 @@ def _times_of(
 
 
 def own_group(ranks: Ranks, groups: Sequence[Sequence[int]]) -> distributed.ProcessGroup:
-    """Return the group that contains this rank. Every rank must create all groups."""
-    made = [distributed.new_group(list(group)) for group in groups]
+    """Return the group that contains this rank. Every rank must create all groups.
+
+    Raises LostRank where one is gone.
+    """
+    made = [
+        with_other_rank(partial(distributed.new_group, list(group)), None, "a group of ranks")
+        for group in groups
+    ]
     let_compute_go_first()
     own = next(group for group, on in zip(made, groups, strict=True) if ranks.rank in on)
     assert isinstance(own, distributed.ProcessGroup)

@@ -10,6 +10,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed
+
+from autopart.runtime.engine.failures import LostRank
+from autopart.runtime.probing.links import own_group
+from autopart.runtime.probing.ranks import Ranks
 
 
 def free_port() -> int:
@@ -61,3 +67,12 @@ def test_a_rank_killed_on_another_node_is_named_with_its_host(tmp_path: Path) ->
     assert len(told) == 1, said.read_text()
     assert told[0].startswith(f"error: rank 1 on host {socket.gethostname()} is gone")
     assert not (tmp_path / "cluster.json").exists()
+
+
+def test_a_rank_that_dies_while_groups_are_made_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(ranks: list[int]) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with Connection closed by peer")
+
+    monkeypatch.setattr(distributed, "new_group", closed)
+    with pytest.raises(LostRank, match="a group of ranks"):
+        own_group(Ranks(0, 2, 1, torch.device("cpu"), "gloo"), [[0, 1]])
