@@ -124,6 +124,79 @@ def test_any_valid_order_runs_with_blocking_sends(
         assert order == tuple(e for e in program if isinstance(e, Action))
 
 
+class FewSends:
+    """Ranks with at most `most` sends on their way, step by step.
+
+    A rank makes no room for messages between an action and its send before there is room for that send.
+    """
+
+    def __init__(self, programs: tuple[Program, ...], most: int) -> None:
+        self.programs, self.most = programs, most
+        self.at = [0] * len(programs)
+
+    def stuck(self) -> list[str]:
+        """Run as far as possible. Returns where each rank is stuck."""
+        while any(self._advance(rank) for rank in range(len(self.programs))):
+            pass
+        ends = zip(self.programs, self.at, strict=True)
+        return [f"{rank}: {p[i]}" for rank, (p, i) in enumerate(ends) if i < len(p)]
+
+    def _advance(self, rank: int) -> bool:
+        """Run one event of the rank, if it may run."""
+        place, program = self.at[rank], self.programs[rank]
+        if place == len(program):
+            return False
+        event = program[place]
+        if isinstance(event, Action):
+            may_run = self._is_there(rank, event)
+        else:
+            behind = next((e for e in program[place:] if not isinstance(e, Receive)), None)
+            may_run = not isinstance(behind, Send) or self._on_their_way(rank) < self.most
+        self.at[rank] += may_run
+        return may_run
+
+    def _done(self, rank: int, kind: type, other: int) -> list[Action]:
+        """The actions of the rank's sends to another rank, or of its receives from it, up to now."""
+        events = self.programs[rank][: self.at[rank]]
+        return [e.action for e in events if isinstance(e, kind) and e.other_rank == other]
+
+    def _on_their_way(self, rank: int) -> int:
+        """The rank's sends for which there is no room yet."""
+        others = range(len(self.programs))
+        made = ((self._done(rank, Send, o), self._done(o, Receive, rank)) for o in others)
+        return sum(max(0, len(sent) - len(room)) for sent, room in made)
+
+    def _is_there(self, rank: int, action: Action) -> bool:
+        """Whether the rank has the message that the action needs, if it needs one."""
+        for other in range(len(self.programs)):
+            room = self._done(rank, Receive, other)
+            if action in room:
+                return room.index(action) < len(self._done(other, Send, rank))
+        return True
+
+
+@pytest.mark.slow
+@given(schedules(), st.sampled_from([1, 2]))
+def test_any_valid_order_runs_where_the_oldest_send_goes_before_receives(
+    case: tuple[Schedule, list[list[int]]], most: int
+):
+    schedule, ranks = case
+    programs = write_messages(schedule, ranks, receives_first=True)
+    assert FewSends(programs, most).stuck() == []
+
+
+def test_ranks_that_wait_for_room_in_a_circle_are_stuck():
+    """Both ranks send their second result before they make room for the other's first."""
+    first, second = Action(0, "F", 0), Action(0, "F", 1)
+    theirs, later = Action(1, "F", 0), Action(1, "F", 1)
+    programs: tuple[Program, ...] = (
+        (first, Send(first, 1), second, Send(second, 1), Receive(later, 1)),
+        (theirs, Send(theirs, 0), later, Send(later, 0), Receive(second, 0)),
+    )
+    assert len(FewSends(programs, 1).stuck()) == 2
+    assert FewSends(programs, 2).stuck() == []
+
+
 def reader(sent: Action) -> tuple[int, bool, int]:
     """The stage that reads an action's results, whether in a forward, and the microbatch."""
     is_forward = sent.op == "F"

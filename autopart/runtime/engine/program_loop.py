@@ -10,7 +10,7 @@
 
 At most `MAX_SENDS` sends are in progress. A message has memory only from its receive to its action.
 So memory does not grow with the number of microbatches, except as the schedule's in-flight count
-does.
+does. Where receives stand before a send, that send counts before them, as in the predicted peak.
 """
 
 import time
@@ -59,9 +59,13 @@ class ProgramLoop:
     ) -> None:
         """Run all events. `compute` replaces the buffers' own; `update` runs the optimizer."""
         paired: Action | None = None
+        before_sends = receives_before_sends(program)
         for at, event in enumerate(program):
             if isinstance(event, Receive):
-                # Receives never block: they only allocate memory and tell the transport.
+                # Memory is allocated once the oldest send is gone, where a new one takes its place.
+                if at in before_sends:
+                    self._wait_for_sends(MAX_SENDS - 1)
+                # The receive itself never blocks: it only tells the transport.
                 self._buffers.post(event)
             elif isinstance(event, Send):
                 # A send starts in the background; too many in progress block the rank here.
@@ -150,3 +154,13 @@ class ProgramLoop:
         start = self._clock.mark()
         wait()
         self._marks.blocked.append((start, self._clock.mark()))
+
+
+def receives_before_sends(program: Program) -> frozenset[int]:
+    """The places of the receives in a program that stand before a send of the same action's results."""
+    found: set[int] = set()
+    for place in reversed(range(len(program) - 1)):
+        follows = isinstance(program[place + 1], Send) or place + 1 in found
+        if isinstance(program[place], Receive) and follows:
+            found.add(place)
+    return frozenset(found)

@@ -79,16 +79,8 @@ def apply_policies(program: StageProgram, policies: Mapping[str, Policy]) -> Non
 
 
 def in_layer_order(program: StageProgram) -> None:
-    """Sort the stage's graph so that the nodes of each layer follow each other, in place.
-
-    A received value's port stays where the value is first read: backward then passes it early.
-    """
+    """Sort the stage's graph so that the nodes of each layer follow each other, in place."""
     _rebuild(program, {})
-    graph = program.module.graph
-    place = {node: at for at, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        if node.target is port and node.users and node.all_input_nodes[0].op == "placeholder":
-            min(node.users, key=place.__getitem__).prepend(node)
 
 
 def _rebuild(program: StageProgram, policies: Mapping[str, Policy]) -> None:
@@ -110,7 +102,19 @@ def _rebuild(program: StageProgram, policies: Mapping[str, Policy]) -> None:
         env[node] = graph.node_copy(node, env.__getitem__)
     # Step 3: drop masks and the like that only layers with a policy read.
     _drop_unused(module.graph, graph, env)
+    _place_ports(graph)
     module.graph = graph
+
+
+def _place_ports(graph: fx.Graph) -> None:
+    """Move a received value's port to where the value is first read: backward then passes it early.
+
+    Its gradient is copied out of the larger tensor that it is part of, and that tensor is freed.
+    """
+    place = {node: at for at, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.target is port and node.users and node.all_input_nodes[0].op == "placeholder":
+            min(node.users, key=place.__getitem__).prepend(node)
 
 
 def _divide(

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autopart.errors import PlanError
 from autopart.records.plan import Plan
 from autopart.runtime.capture.capture import batch_leaves, capture_model
-from autopart.runtime.capture.stage_modules import StageProgram, split_stages
+from autopart.runtime.capture.stage_modules import StageProgram, port, split_stages
 from autopart.runtime.measuring.live_bytes import LiveStorages
 from autopart.runtime.models.model import TrainingModel, build_training_model, example_batch
 from autopart.runtime.models.model_file import load_model
@@ -379,6 +379,22 @@ def test_every_layer_of_a_model_takes_every_policy(model: str):
         apply_policies(program, {name: policies[(n + shift) % 3] for n, name in enumerate(names)})
         trained = run(program, leaves, host)
         torch.testing.assert_close(trained, plain, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("policy", [recomputing, selective])
+def test_the_gradient_of_a_skip_is_copied_before_earlier_layers_run_their_backward(policy: Policy):
+    """It is part of a larger tensor, which its copy frees."""
+    captured = capture("zoo:unet-tiny")
+    names = [layer.name for layer in captured.layers]
+    program = split_stages(captured, [names[:6], names[6:]])[1]
+    apply_policies(program, dict.fromkeys([n for n in names[6:] if n != "loss"], policy))
+    nodes = list(program.module.graph.nodes)
+    taken = [node for node in nodes if node.all_input_nodes[:1] and node.target is port]
+    received = [node for node in taken if node.all_input_nodes[0].op == "placeholder"]
+    assert len(received) == 4, "three skips, and the result of the layer before"
+    for node in received:
+        behind = nodes[nodes.index(node) + 1 :]
+        assert next(n for n in behind if n.target is not port) in node.users
 
 
 def with_policies(of: Plan) -> Plan:

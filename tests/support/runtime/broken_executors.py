@@ -191,6 +191,9 @@ def _sum_that_begins_before_the_last_backward(replace: Replace) -> None:
     @contextmanager
     def early(self: Any) -> Generator[Any]:
         self.send_rest()
+        # A sum that is still under way may read what the last backward adds.
+        for bucket in self._sent:
+            bucket.work.wait()
         with sending(self):
             yield None
 
