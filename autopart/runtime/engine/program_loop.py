@@ -10,9 +10,10 @@
 
 At most `MAX_SENDS` sends are in progress. A message has memory only from its receive to its action.
 So memory does not grow with the number of microbatches, except as the schedule's in-flight count
-does. Where receives stand before a send, that send counts before them, as in the predicted peak.
+does. What can be freed by then is freed before each group of receives, as in the predicted peak.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -59,13 +60,11 @@ class ProgramLoop:
     ) -> None:
         """Run all events. `compute` replaces the buffers' own; `update` runs the optimizer."""
         paired: Action | None = None
-        before_sends = receives_before_sends(program)
         for at, event in enumerate(program):
             if isinstance(event, Receive):
-                # Memory is allocated once the oldest send is gone, where a new one takes its place.
-                if at in before_sends:
-                    self._wait_for_sends(MAX_SENDS - 1)
-                # The receive itself never blocks: it only tells the transport.
+                if not at or not isinstance(program[at - 1], Receive):
+                    self._free_sent(program, at)
+                # The receive itself never blocks: it allocates memory and tells the transport.
                 self._buffers.post(event)
             elif isinstance(event, Send):
                 # A send starts in the background; too many in progress block the rank here.
@@ -133,9 +132,11 @@ class ProgramLoop:
     def _wait_for_sends(self, most: int) -> None:
         """Wait until at most `most` sends are in progress, oldest first."""
         while len(self._buffers.sends) > most:
-            send = self._buffers.sends.popleft()
-            self._watcher.waiting(f"{send.action}'s results being received", send.other_rank)
-            self._blocked(send.wait)
+            self._wait_for(self._buffers.sends.popleft())
+
+    def _wait_for(self, send: Message) -> None:
+        self._watcher.waiting(f"{send.action}'s results being received", send.other_rank)
+        self._blocked(send.wait)
 
     def _finish_move(self, move: Message | None) -> None:
         """Wait until the move is over; None where there is none."""
@@ -150,17 +151,26 @@ class ProgramLoop:
             self._watcher.waiting(f"the stash of rank {lender} going back", lender)
             self._blocked(self._moves.end)
 
+    def _free_sent(self, program: Program, at: int) -> None:
+        """Free what the receives from place `at` on replace. The peer has made room for it earlier.
+
+        A send that follows them takes the place of the oldest one. And a forward's result has long arrived where
+        its gradient is sent. It still counts as in progress, as in the predicted peak: otherwise an older send
+        would stay longer in its place.
+        """
+        group = list(itertools.takewhile(lambda e: isinstance(e, Receive), program[at:]))
+        behind = at + len(group)
+        if behind < len(program) and isinstance(program[behind], Send):
+            self._wait_for_sends(MAX_SENDS - 1)
+        needed = {e.action for e in group if isinstance(e, Receive) and e.action.op != "F"}
+        forwards = {Action(action.stage, "F", action.microbatch) for action in needed}
+        sends = self._buffers.sends
+        for place, send in enumerate(sends):
+            if send.action in forwards:
+                self._wait_for(send)
+                sends[place] = send._replace(tensors=(), works=())
+
     def _blocked(self, wait: Callable[[], None]) -> None:
         start = self._clock.mark()
         wait()
         self._marks.blocked.append((start, self._clock.mark()))
-
-
-def receives_before_sends(program: Program) -> frozenset[int]:
-    """The places of the receives in a program that stand before a send of the same action's results."""
-    found: set[int] = set()
-    for place in reversed(range(len(program) - 1)):
-        follows = isinstance(program[place + 1], Send) or place + 1 in found
-        if isinstance(program[place], Receive) and follows:
-            found.add(place)
-    return frozenset(found)

@@ -7,6 +7,7 @@ other.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,13 +16,14 @@ from torch import nn
 from autopart.errors import UsageError
 from autopart.runtime.transforms.host_copies import HostCopies
 from autopart.runtime.update.weight_prediction import WeightPrediction
-from autopart.runtime.update.zero_shards import HALF, Shard, ZeroSharding
+from autopart.runtime.update.zero_shards import HALF, Range, Shard, ZeroSharding
 
 LEARNING_RATES = {"adamw": 1e-3, "sgd-momentum": 1e-2, "adafactor": 1e-2, "sgd": 1e-2}
 """Learning rates when the caller gives none; `records.training.MOMENTS` has the same keys."""
 
-_NUM_GROUPS, _LEAST_GROUP_BYTES = 8, 1 << 20
-"""A step handles shards in about 8 groups, each with at least 1 MiB in master copies."""
+_NUM_GROUPS, _LEAST_GROUP_BYTES = 8, 1 << 16
+"""A step handles shards in about 8 groups, each with up to 64 KiB or more in master copies."""
+_FLOAT32_BYTES = 4
 
 _STATE_NAMES = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd-momentum": ("momentum_buffer",), "sgd": ()}
 """Torch's names for optimizer state that has one value per element."""
@@ -67,20 +69,24 @@ class Optimizer:
         self._sharding = sharding
         self._trained = [p for p in parameters if p.requires_grad]
         self._has_masters = has_masters
-        shards = sharding.shards(self._trained, has_masters=has_masters)
         on_host = {id(parameter) for parameter in hosted}
-        self._on_device = [shard for shard in shards if id(shard.parameter) not in on_host]
+        ranges = sharding.own_ranges(self._trained)
+        on_device = [own for own in ranges if id(own.parameter) not in on_host]
+        if has_masters and name != "adafactor":
+            on_device = _divided(on_device)
+        self._on_device = [_shard(own, has_masters=has_masters) for own in on_device]
         self._groups = _grouped(self._on_device)
         masters = [shard.master for shard in self._on_device]
         self._torch = _torch_optimizer(name, masters, self.lr) if masters else None
         self._prediction: WeightPrediction | None = None
-        self._masters: dict[int, nn.Parameter] = {}
+        hosted_shards = [
+            _shard(own, has_masters=has_masters) for own in ranges if id(own.parameter) in on_host
+        ]
         self._hosted = [
             _HostedShard(
                 shard, _torch_optimizer(name, [shard.master], self.lr), host_copies or HostCopies()
             )
-            for shard in shards
-            if id(shard.parameter) in on_host
+            for shard in hosted_shards
         ]
 
     @property
@@ -112,10 +118,14 @@ class Optimizer:
             parameter.grad = None
         # Step 2: step the shards on the device. Torch skips masters without a gradient, so only the
         # current group changes.
+        last = {id(shard.parameter): shard for shard in self._on_device}
         for group in self._groups:
             assert self._torch is not None
             for shard in group:
-                shard.load_gradient(gradients.pop(id(shard.parameter)))
+                key = id(shard.parameter)
+                shard.load_gradient(gradients[key])
+                if shard is last[key]:
+                    del gradients[key]
             self._torch.step()
             for shard in group:
                 shard.write_back()
@@ -138,8 +148,9 @@ class Optimizer:
         if self._prediction is None:
             assert self._torch is not None
             self._prediction = WeightPrediction(self._torch)
-            self._masters = {id(shard.parameter): shard.master for shard in self._on_device}
-        self._prediction.weights(self._masters[id(parameter)], updates, into)
+        for shard in self._on_device:
+            if shard.parameter is parameter:
+                self._prediction.weights(shard.master, updates, shard.elements_of(into))
 
     def state_dict(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
         """The optimizer state, with keys ``<parameter>.<state name>`` and ``step``.
@@ -148,16 +159,16 @@ class Optimizer:
         `parameters` must name all parameters of this optimizer. Collective with ZeRO sharding.
         Raises UsageError for Adafactor, whose state has other shapes.
         """
-        own = {id(shard.parameter): (shard, state) for shard, state in self._states()}
+        own = list(self._states())
         found = {"step": torch.tensor(self._steps)}
         for name in self.state_names:
             # Step 1: one whole tensor per parameter, with this rank's elements filled in.
             whole = {
                 id(p): torch.zeros_like(p, dtype=self._stepped_dtype(p)) for p in self._trained
             }
-            for key, (shard, state) in own.items():
+            for shard, state in own:
                 if name in state:
-                    shard.elements_of(whole[key]).copy_(state[name])
+                    shard.elements_of(whole[id(shard.parameter)]).copy_(state[name])
             # Step 2: fill in the elements of other ranks.
             self._sharding.gather(lambda p, made=whole: made[id(p)])
             found |= {f"{n}.{name}": whole[id(p)] for n, p in parameters.items() if id(p) in whole}
@@ -289,6 +300,30 @@ class _HostedShard:
             master.data = master.new_empty(0)
 
 
+def _shard(own: Range, *, has_masters: bool) -> Shard:
+    return Shard(*own, has_copy=has_masters and own.parameter.dtype in HALF)
+
+
+def _divided(ranges: Sequence[Range]) -> list[Range]:
+    """Divide large parameters in 16 bits into parts, none larger than a group's room.
+
+    The optimizer must update each element independently. Parts are views into a contiguous parameter.
+    """
+    copied = [own.stop - own.start for own in ranges if own.parameter.dtype in HALF]
+    most = _group_bytes(sum(copied) * _FLOAT32_BYTES) // _FLOAT32_BYTES
+    found: list[Range] = []
+    for parameter, start, stop in ranges:
+        divides = parameter.dtype in HALF and parameter.is_contiguous()
+        cuts = range(start, stop, most) if divides else [start]
+        found += [Range(parameter, a, b) for a, b in pairwise([*cuts, stop])]
+    return found
+
+
+def _group_bytes(master_bytes: int) -> int:
+    """Room for master copies in one group, where there are so many bytes of them."""
+    return max(_LEAST_GROUP_BYTES, -(-master_bytes // _NUM_GROUPS))
+
+
 def _grouped(shards: Sequence[Shard]) -> list[list[Shard]]:
     """Divide shards into groups that are stepped together.
 
@@ -297,8 +332,7 @@ def _grouped(shards: Sequence[Shard]) -> list[list[Shard]]:
     """
     if not any(shard.has_copy for shard in shards):
         return [list(shards)] if shards else []
-    capacity = sum(shard.master.nbytes for shard in shards) // _NUM_GROUPS
-    capacity = max(_LEAST_GROUP_BYTES, capacity)
+    capacity = _group_bytes(sum(shard.master.nbytes for shard in shards))
     groups: list[list[Shard]] = []
     free = 0
     for shard in shards:

@@ -19,6 +19,14 @@ from autopart.runtime.update.gradient_sum import SharedParameters, buckets
 HALF = (torch.bfloat16, torch.float16)
 
 
+class Range(NamedTuple):
+    """A parameter's elements `start` to `stop`."""
+
+    parameter: nn.Parameter
+    start: int
+    stop: int
+
+
 class Shard:
     """A parameter's elements `start` to `stop`, optionally with their float32 master copy."""
 
@@ -74,20 +82,13 @@ class ZeroSharding:
         ]
         self._ranges = {id(p): own for bucket in self._buckets for p, own in _own_ranges(bucket)}
 
-    def shards(
-        self, parameters: Sequence[nn.Parameter], *, has_masters: bool = True
-    ) -> list[Shard]:
-        """This rank's shards; a parameter that is not shared is one whole shard.
+    def own_ranges(self, parameters: Sequence[nn.Parameter]) -> list[Range]:
+        """This rank's elements of each parameter: all of one that is not shared.
 
-        With `has_masters`, shards in 16 bits have float32 master copies. Parameters without
-        elements on this rank have no shard.
+        Parameters without elements on this rank are left out.
         """
-        ranges = [(p, *self._ranges.get(id(p), (0, p.numel()))) for p in parameters]
-        return [
-            Shard(p, start, stop, has_copy=has_masters and p.dtype in HALF)
-            for p, start, stop in ranges
-            if start < stop
-        ]
+        ranges = [Range(p, *self._ranges.get(id(p), (0, p.numel()))) for p in parameters]
+        return [own for own in ranges if own.start < own.stop]
 
     def divides(self, parameter: nn.Parameter) -> bool:
         """Whether the parameter's holders divide its elements among them."""

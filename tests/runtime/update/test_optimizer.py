@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from autopart.records.training import MOMENTS
+from autopart.runtime.measuring.live_bytes import LiveStorages
 from autopart.runtime.transforms.host_copies import HostCopies, PendingCopies
 from autopart.runtime.update.optimizer import LEARNING_RATES, Optimizer
 from tests.support.runtime.on_ranks import shared_and_plain_steps
@@ -63,6 +64,51 @@ def test_without_master_copies_the_optimizer_steps_16_bit_parameters_directly():
     assert of.item() == 256.0, "each step is less than half of the last digit"
     assert [tensor.dtype for tensor in optimizer.state] == [torch.bfloat16]
     assert set(optimizer.state_dict({"w": of})) == {"step", "w.momentum_buffer"}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd-momentum", "sgd"])
+def test_a_large_parameter_in_16_bits_is_stepped_in_parts(name: str):
+    """A float32 gradient exists for an eighth of it at a time; the result is that of one step for all."""
+    torch.manual_seed(0)
+    size, gradients = 1 << 18, torch.randn(3, 1 << 18, dtype=torch.bfloat16)
+    large = nn.Parameter(torch.randn(512, 512, dtype=torch.bfloat16))
+    small = [nn.Parameter(part.clone()) for part in large.detach().flatten().split(1 << 13)]
+    optimizer, plain = Optimizer(name, [large], 0.1), Optimizer(name, small, 0.1)
+    for gradient in gradients:
+        large.grad = gradient.view(512, 512).clone()
+        for part, own in zip(small, gradient.split(1 << 13), strict=True):
+            part.grad = own.clone()
+        with LiveStorages() as live:
+            for tensor in (large, large.grad, *optimizer.state, *optimizer.counters):
+                live.ignore(tensor)
+            before = sum(tensor.nbytes for tensor in optimizer.state)
+            optimizer.step()
+        new_state = sum(tensor.nbytes for tensor in optimizer.state) - before
+        assert live.peak_bytes - new_state <= 4 * size / 8 + 100
+        plain.step()
+        assert torch.equal(large.detach().flatten(), torch.cat([p.detach() for p in small]))
+    state = optimizer.state_dict({"large": large})
+    assert all(value.shape == large.shape for key, value in state.items() if key != "step")
+    again = nn.Parameter(large.detach().clone())
+    loaded = Optimizer(name, [again], 0.1)
+    loaded.load_state_dict(
+        {key.replace("large", "again"): v for key, v in state.items()}, {"again": again}
+    )
+    for parameter, own in ((large, optimizer), (again, loaded)):
+        parameter.grad = gradients[0].view(512, 512).clone()
+        own.step()
+    assert torch.equal(large, again)
+
+
+def test_weights_of_a_parameter_in_parts_are_predicted_whole():
+    large = nn.Parameter(torch.randn(512, 512, dtype=torch.bfloat16))
+    optimizer = Optimizer("sgd-momentum", [large], 0.1)
+    large.grad = torch.ones_like(large)
+    optimizer.step()
+    into = torch.zeros_like(large)
+    optimizer.predict(large, 2, into)
+    masters = optimizer.state_dict({"large": large})["large.master"]
+    assert torch.equal(into, (masters - 2 * 0.1).bfloat16())
 
 
 def test_parameters_without_a_gradient_and_frozen_ones_do_not_change():

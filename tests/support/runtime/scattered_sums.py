@@ -45,7 +45,7 @@ def scattered_sums(rank: int) -> Scattered:
     with mock.patch.object(distributed, "all_reduce", counted):
         sums.run()
     own: Values = {}
-    ranges = {id(s.parameter): s for s in sharding.shards(list(parameters.values()))}
+    ranges = {id(s.parameter): s for s in sharding.own_ranges(list(parameters.values()))}
     for name, parameter in parameters.items():
         gradient, shard = parameter.grad, ranges.get(id(parameter))
         own[name] = None if gradient is None else [float("nan")] * parameter.numel()
