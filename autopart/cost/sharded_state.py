@@ -6,6 +6,7 @@ docs/sharding.md derives the formulas.
 Symbols   W, g      bytes of a layer's weights, and of its trained gradients, as they are without sharding
           r         gradient bytes in the dtype in which gradients are summed
           W+, r+    those of the nearest layer behind that has parameters, W- those of the one before
+              in W, r+ is that of the nearest layer behind that leaves weight gradients for W
 
     bytes that stay      zero2: gradients, master copies and optimizer state / d
                          zero3: weights / d too
@@ -83,7 +84,9 @@ class _WholeBytes(NamedTuple):
     weights: int
     """Weights in backward."""
     gradients: int
-    """Gradients in a backward or W."""
+    """Gradients in a whole backward."""
+    in_w: int
+    """Gradients in W."""
     waiting: int
     """Further gradients of tied parameters, in a whole backward."""
 
@@ -98,6 +101,7 @@ def _whole_bytes(
         in_forward,
         weights,
         gradients=beside.gradients(at, d) if scatters else 0,
+        in_w=beside.gradients_in_w(at, d) if scatters else 0,
         waiting=beside.waiting(at, d) if "gradients" in whole else 0,
     )
 
@@ -125,7 +129,7 @@ def _layer(
     layer, d = graph.layers[at], group.data
     tied = [one for one in graph.tied if layer.name in one.layers]
     unshared = layer.unshared_update_time or 0.0
-    in_forward, weights, gradients, waiting = whole
+    in_forward, weights, gradients, in_w, waiting = whole
     backward = layer.backward_workspace_bytes
     in_backward = weights + gradients + waiting
     if backward is None:
@@ -144,7 +148,7 @@ def _layer(
         unscattered_grad_bytes=_unscattered(layer, grads, trained, group, training),
         workspace_bytes=layer.workspace_bytes + in_forward,
         backward_workspace_bytes=None if backward is None else backward + in_backward,
-        split_backward=split and _split(split, weights, gradients),
+        split_backward=split and _split(split, weights, in_w),
     )
 
 
@@ -199,11 +203,21 @@ class _Transients:
         ]
         # The neighbours are the nearest layers with parameters: others need no gather.
         before = list(itertools.accumulate(range(len(layers)), self._nearer))
+        last = len(layers) - 1
         behind = [*itertools.accumulate(reversed(range(len(layers))), self._nearer)][::-1]
-        self._before, self._behind = [0, *before[:-1]], [*behind[1:], len(layers) - 1]
+        self._before, self._behind = [0, *before[:-1]], [*behind[1:], last]
+        # In W a layer without weight gradients of its own is passed over: its I has made them.
+        self._has_w = [
+            la.split_backward is None or la.split_backward.waiting_bytes for la in layers
+        ]
+        in_w = [*itertools.accumulate(reversed(range(len(layers))), self._nearer_in_w)][::-1]
+        self._behind_in_w = [*in_w[1:], last]
 
     def _nearer(self, last: int, at: int) -> int:
         return at if self._weights[at] else last
+
+    def _nearer_in_w(self, last: int, at: int) -> int:
+        return at if self._weights[at] and self._has_w[at] else last
 
     def weights(self, at: int) -> tuple[int, int]:
         """Weights of the layer and of the one gathered beneath it, in forward and in backward."""
@@ -215,7 +229,13 @@ class _Transients:
 
     def gradients(self, at: int, d: int) -> int:
         """Gradients of the layer, and those that are scattered beneath it, with their part of the sum."""
-        behind = self._behind[at]
+        return self._whole_gradients(at, self._behind[at], d)
+
+    def gradients_in_w(self, at: int, d: int) -> int:
+        """The same in W."""
+        return self._whole_gradients(at, self._behind_in_w[at], d)
+
+    def _whole_gradients(self, at: int, behind: int, d: int) -> int:
         scattered = self._summed[behind] if behind != at else 0
         return self._grads[at] + scattered + -(-scattered // d)
 

@@ -174,10 +174,14 @@ def peaks(drawn: Drawn) -> Peaks:
     except AutopartError as error:
         return Peaks(str(error))
     ranks = [(r.measured_bytes or 0, r.predicted_bytes) for r in judge(plan, run).ranks]
-    # Where a group shares samples, each microbatch's loss keeps their number.
-    left_out = 4 * plan.num_microbatches if "shard" in drawn.words else 0
+    # Sharded state: the loss keeps a number, and gradients of norms stay whole between I and W.
+    shares = "shard" in drawn.words
+    left_out = [
+        shares * (4 * plan.num_microbatches + predicted // 10_000) for _, predicted in ranks
+    ]
+    above = [measured - predicted for measured, predicted in ranks]
     return Peaks(
         "",
         tuple(predicted / measured - 1 for measured, predicted in ranks),
-        max(0, *(measured - predicted - left_out for measured, predicted in ranks)),
+        max(0, *(bytes_ - less for bytes_, less in zip(above, left_out, strict=True))),
     )

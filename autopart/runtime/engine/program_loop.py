@@ -15,7 +15,7 @@ does. What can be freed by then is freed before each group of receives, as in th
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from autopart.runtime.engine.buffers import Buffers, Tensors
 from autopart.runtime.engine.lending import StashMoves
@@ -78,6 +78,9 @@ class ProgramLoop:
                 self._act_together(event, paired, compute or self._buffers.compute)
             elif event.op in MOVES:
                 self._finish_move(self._moves.under_way)
+                if event.op == "L":
+                    # A result that is part of the stash leaves with it.
+                    self._free_results({event})
                 self._buffers.start_move(self._moves, event)
             elif event == paired:
                 # It ran beside its forward.
@@ -152,20 +155,27 @@ class ProgramLoop:
             self._blocked(self._moves.end)
 
     def _free_sent(self, program: Program, at: int) -> None:
-        """Free what the receives from place `at` on replace. The peer has made room for it earlier.
+        """Free what the receives from place `at` on replace.
 
         A send that follows them takes the place of the oldest one. And a forward's result has long arrived where
-        its gradient is sent. It still counts as in progress, as in the predicted peak: otherwise an older send
-        would stay longer in its place.
+        its gradient is sent.
         """
         group = list(itertools.takewhile(lambda e: isinstance(e, Receive), program[at:]))
         behind = at + len(group)
         if behind < len(program) and isinstance(program[behind], Send):
             self._wait_for_sends(MAX_SENDS - 1)
         needed = {e.action for e in group if isinstance(e, Receive) and e.action.op != "F"}
-        forwards = {Action(action.stage, "F", action.microbatch) for action in needed}
+        self._free_results(needed)
+
+    def _free_results(self, actions: Collection[Action]) -> None:
+        """Free the results that the forwards of these actions' microbatches have sent, once they have arrived.
+
+        Peers have made room for them earlier. The sends still count as in progress, as in the predicted peak:
+        otherwise an older one would stay longer in their place.
+        """
+        forwards = {Action(action.stage, "F", action.microbatch) for action in actions}
         sends = self._buffers.sends
-        for place, send in enumerate(sends):
+        for place, send in enumerate(list(sends)):
             if send.action in forwards:
                 self._wait_for(send)
                 sends[place] = send._replace(tensors=(), works=())

@@ -157,9 +157,15 @@ def _bytes(training: Training, graph: LayerGraph, at: int, sharing: Sharing) -> 
     ahead = layer.param_bytes + (behind.param_bytes if behind else 0)
     weights = layer.param_bytes + (before.param_bytes if before else 0)
     ahead, weights = (ahead, weights) if sharing.weights else (0, 0)
-    leaving = _summed(training, behind) if behind else 0
-    gradients = layer.grad_bytes + leaving + (leaving + d - 1) // d
-    gradients = 0 if sharing.once else gradients
+    # W passes over layers that leave nothing for it.
+    later = [la for la in graph.layers[at + 1 :] if la.param_bytes]
+    with_w = [la for la in later if la.split_backward is None or la.split_backward.waiting_bytes]
+
+    def beside(behind: Sequence[Layer]) -> int:
+        leaving = _summed(training, behind[0]) if behind else 0
+        return 0 if sharing.once else layer.grad_bytes + leaving + (leaving + d - 1) // d
+
+    gradients, in_w = beside(later), beside(with_w)
     waits = 0
     for one in graph.tied:
         places = sorted(i for i, la in enumerate(graph.layers) if la.name in one.layers)
@@ -182,7 +188,7 @@ def _bytes(training: Training, graph: LayerGraph, at: int, sharing: Sharing) -> 
         found["split_backward"] = msgspec.structs.replace(
             split,
             input_grad_workspace_bytes=split.input_grad_workspace_bytes + weights,
-            weight_grad_workspace_bytes=split.weight_grad_workspace_bytes + gradients,
+            weight_grad_workspace_bytes=split.weight_grad_workspace_bytes + in_w,
         )
     if sharing.once and layer.grad_bytes:
         less = msgspec.structs.replace(
