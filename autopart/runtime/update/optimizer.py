@@ -22,7 +22,7 @@ LEARNING_RATES = {"adamw": 1e-3, "sgd-momentum": 1e-2, "adafactor": 1e-2, "sgd":
 """Learning rates when the caller gives none; `records.training.MOMENTS` has the same keys."""
 
 _NUM_GROUPS, _LEAST_GROUP_BYTES = 8, 1 << 16
-"""A step handles shards in about 8 groups, each with up to 64 KiB or more in master copies."""
+"""A step handles shards in about 8 groups. Each has room for at least 64 KiB in master copies."""
 _FLOAT32_BYTES = 4
 
 _STATE_NAMES = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd-momentum": ("momentum_buffer",), "sgd": ()}

@@ -113,16 +113,7 @@ def test_a_receive_has_memory_once_the_oldest_send_is_gone() -> None:
     """Three results and all receives at once would need more bytes than any backward."""
     unet = "zoo:unet-tiny"
     own = _profiled(unet)
-    plan = solve(
-        own,
-        cluster_of("cpu", gpus=2),
-        num_microbatches=6,
-        num_replicas=1,
-        schedule="interleaved-1f1b",
-        num_stages=4,
-        stages_per_rank=2,
-        pins=_pins(own, (1, 5, 7, 2)),
-    )
+    plan = _in_a_loop(own, _pins(own, (1, 5, 7, 2)))
     found = judge(plan, run_on_one_device(plan, unet, steps=1, device="cpu"))
     errors = [rank.error for rank in found.ranks]
     assert all(error is not None and 0.0 <= error <= 0.03 for error in errors), errors
@@ -171,16 +162,7 @@ def test_a_first_stage_with_both_embeddings_sums_their_gradients(
     names = [layer.name for layer in translation.graph.layers if layer.name != "target_tokens"]
     names.insert(1, "target_tokens")
     stages = [stage for stage, count in enumerate(counts) for _ in range(count)]
-    plan = solve(
-        translation,
-        cluster_of("cpu", gpus=2),
-        num_microbatches=6,
-        num_replicas=1,
-        schedule="interleaved-1f1b",
-        num_stages=4,
-        stages_per_rank=2,
-        pins=dict(zip(names, stages, strict=True)),
-    )
+    plan = _in_a_loop(translation, dict(zip(names, stages, strict=True)))
     found = judge(plan, run_on_one_device(plan, "zoo:encdec-tiny", steps=1, device="cpu"))
     errors = [rank.error for rank in found.ranks]
     assert all(error is not None and 0.0 <= error <= 0.02 for error in errors), errors
@@ -320,6 +302,20 @@ def test_a_rank_holds_a_tied_parameter_of_two_stages_once(
     assert again is not msgspec.UNSET and again.weights > 0
     errors = [rank.error for rank in found.ranks]
     assert all(error is not None and 0.0 <= error <= most for error in errors), errors
+
+
+def _in_a_loop(profile: Profile, pins: dict[str, int]) -> Plan:
+    """Four stages on two ranks."""
+    return solve(
+        profile,
+        cluster_of("cpu", gpus=2),
+        num_microbatches=6,
+        num_replicas=1,
+        schedule="interleaved-1f1b",
+        num_stages=4,
+        stages_per_rank=2,
+        pins=pins,
+    )
 
 
 def _pins(profile: Profile, counts: tuple[int, ...]) -> dict[str, int]:
